@@ -1,0 +1,1 @@
+"""Sidecar: a rate-limit and auth decision service for API proxies."""

@@ -1,0 +1,1 @@
+"""Settings, wiring, the life of the process and the command line."""

@@ -1,0 +1,1 @@
+"""Pure values and rules. Standard library only; no I/O, no asyncio; time comes in as an argument."""

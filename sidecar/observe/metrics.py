@@ -1,0 +1,193 @@
+"""
+Every metric in one table, over one flat array of 64-bit integers.
+
+Label values come only from closed lists known at start, so each series has a fixed slot and the hot
+path counts with `values[slot] += 1`: no lock, no dict, no string. The array is any writable buffer
+of signed 64-bit integers; workers of a fleet put it into shared memory, so one process can add up
+all workers, and a dead worker's counts are not lost. Labels never come from a caller.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+
+class Kind(Enum):
+    """What a metric means to Prometheus."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """
+    One row of the table.
+
+    `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
+    of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    buckets_ns: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Slots that one series takes: 1, or for a histogram buckets + infinity + sum."""
+        return len(self.buckets_ns) + 2 if self.kind is Kind.HISTOGRAM else 1
+
+    @property
+    def series(self) -> tuple[tuple[str, ...], ...]:
+        """Every combination of label values, in slot order."""
+        return tuple(itertools.product(*(values for _, values in self.labels)))
+
+
+class MetricTable:
+    """Rows and the first slot of each; the layout depends on the rows alone."""
+
+    def __init__(self, specs: Sequence[MetricSpec]) -> None:
+        """
+        Lay out *specs* one after another.
+
+        Raises:
+            ValueError: two rows share a name.
+        """
+        self.specs = tuple(specs)
+        self._first: dict[str, int] = {}
+        self._spec: dict[str, MetricSpec] = {}
+        size = 0
+        for spec in self.specs:
+            if spec.name in self._first:
+                raise ValueError(f"two metrics named {spec.name}")
+            self._first[spec.name] = size
+            self._spec[spec.name] = spec
+            size += spec.width * len(spec.series)
+        self.size = size
+
+    def slot(self, name: str, *labels: str) -> int:
+        """
+        The slot of one series, to be kept by whoever counts it.
+
+        Raises:
+            KeyError: no such metric, or a label value outside its closed list.
+        """
+        spec = self._spec[name]
+        try:
+            return self._first[name] + spec.series.index(labels) * spec.width
+        except ValueError:
+            raise KeyError(f"metric {name} has no series {labels}") from None
+
+    def buckets_ns(self, name: str) -> tuple[int, ...]:
+        """The upper bounds of histogram *name*, in nanoseconds."""
+        return self._spec[name].buckets_ns
+
+
+class Metrics(Collector):
+    """One process's counts; also the collector that prometheus-client exposes."""
+
+    def __init__(self, table: MetricTable, values: memoryview | None = None) -> None:
+        """
+        Count into *values*: a writable buffer of `table.size` signed 64-bit integers ('q').
+
+        None = private memory of this process.
+        """
+        self.table = table
+        self.values = (
+            values if values is not None else memoryview(array("q", bytes(8 * table.size)))
+        )
+
+    def slot(self, name: str, *labels: str) -> int:
+        """See `MetricTable.slot`."""
+        return self.table.slot(name, *labels)
+
+    def add(self, name: str, *labels: str, by: int = 1) -> None:
+        """Count where speed does not matter; hot paths keep the slot instead."""
+        self.values[self.table.slot(name, *labels)] += by
+
+    def set(self, name: str, *labels: str, to: int) -> None:
+        """Set a gauge."""
+        self.values[self.table.slot(name, *labels)] = to
+
+    def value(self, name: str, *labels: str) -> int:
+        """Read one counter or gauge."""
+        return self.values[self.table.slot(name, *labels)]
+
+    def histogram(self, name: str, *labels: str) -> HistogramRecorder:
+        """A recorder for one histogram series."""
+        return HistogramRecorder(self.values, self.slot(name, *labels), self.table.buckets_ns(name))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family in table order."""
+        return collect(self.table, self.values)
+
+
+class HistogramRecorder:
+    """Adds observations in nanoseconds to one histogram series."""
+
+    __slots__ = ("_bounds", "_first", "_sum", "_values")
+
+    def __init__(self, values: memoryview, first: int, bounds: tuple[int, ...]) -> None:
+        """Write to *values* from slot *first* on: one slot a bucket, one for infinity, one for the sum."""
+        self._values = values
+        self._first = first
+        self._bounds = bounds
+        self._sum = first + len(bounds) + 1
+
+    def observe_ns(self, duration_ns: int) -> None:
+        """Count one observation; a bucket's bound belongs to it."""
+        self._values[self._first + bisect_left(self._bounds, duration_ns)] += 1
+        self._values[self._sum] += duration_ns
+
+
+def collect(table: MetricTable, values: Sequence[int] | memoryview) -> Iterator[Metric]:
+    """Turn one flat array into Prometheus metric families."""
+    for spec in table.specs:
+        yield _family(spec, table.slot(spec.name, *spec.series[0]), values)
+
+
+def _family(spec: MetricSpec, first: int, values: Sequence[int] | memoryview) -> Metric:
+    names = [name for name, _ in spec.labels]
+    if spec.kind is Kind.HISTOGRAM:
+        return _histogram_family(spec, names, first, values)
+    family: CounterMetricFamily | GaugeMetricFamily
+    if spec.kind is Kind.COUNTER:
+        family = CounterMetricFamily(spec.name, spec.help, labels=names)
+    else:
+        family = GaugeMetricFamily(spec.name, spec.help, labels=names)
+    for offset, labels in enumerate(spec.series):
+        family.add_metric(labels, values[first + offset])
+    return family
+
+
+def _histogram_family(
+    spec: MetricSpec, names: list[str], first: int, values: Sequence[int] | memoryview
+) -> Metric:
+    family = HistogramMetricFamily(spec.name, spec.help, labels=names)
+    for offset, labels in enumerate(spec.series):
+        start = first + offset * spec.width
+        total = 0
+        buckets = []
+        for index, bound in enumerate(spec.buckets_ns):
+            total += values[start + index]
+            buckets.append((f"{bound / 1e9:g}", float(total)))
+        total += values[start + len(spec.buckets_ns)]
+        buckets.append(("+Inf", float(total)))
+        family.add_metric(labels, buckets, sum_value=values[start + spec.width - 1] / 1e9)
+    return family

@@ -1,0 +1,1 @@
+"""What remembers: bucket stores and registries, their protocols, embedded and shared."""

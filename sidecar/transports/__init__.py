@@ -1,0 +1,1 @@
+"""Sockets and wire: listeners and the two gRPC servers that run the same handlers."""

@@ -1,0 +1,244 @@
+"""
+Where a server listens: reading an endpoint from text, binding it, and giving it up again.
+
+Both kinds of endpoint can be taken over by a new process while the old one still serves, so that a
+restart loses no request: a TCP port is shared by SO_REUSEPORT, the path of a Unix socket is replaced
+by rename(), which is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sidecar.transports.server import Endpoint, ListenError, TlsFiles
+
+UNIX_PATH_BYTES_MAX = 107
+"""`sun_path` of Linux is 108 bytes and ends with a zero byte (unix(7))."""
+
+UNIX_MODE = 0o660
+"""Owner and group may connect; see the systemd unit for the group."""
+
+BACKLOG = 1_024
+"""Connections that wait for accept(); past it the kernel lets clients try again."""
+
+
+def parse_endpoint(text: str, tls: TlsFiles | None = None) -> Endpoint:
+    """
+    Read 'host:port', '[v6]:port', 'unix:/path' or 'unix:@abstract'.
+
+    >>> parse_endpoint("[::1]:9191")
+    Endpoint(host='::1', port=9191, path='', tls=None)
+
+    Raises:
+        ListenError: *text* is none of these; says which part and what would be right.
+    """
+    if text.startswith("unix:"):
+        return Endpoint(path=_parse_unix_path(text), tls=tls)
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ListenError(f"endpoint '{text}': the port is missing; write 'host:port' or 'unix:/path'")
+    return Endpoint(host=_parse_host(text, host), port=_parse_port(text, port), tls=tls)
+
+
+def _parse_unix_path(text: str) -> str:
+    path = text.removeprefix("unix:")
+    if path.startswith("//"):  # gRPC's other spelling: unix:///path
+        path = "/" + path.lstrip("/")
+    if len(path) < 2 or path[0] not in "/@" or "\0" in path:
+        raise ListenError(f"endpoint '{text}': write 'unix:/absolute/path' or 'unix:@abstract-name'")
+    return path
+
+
+def _parse_host(text: str, host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            socket.inet_pton(socket.AF_INET6, host[1:-1])
+        except OSError:
+            raise ListenError(f"endpoint '{text}': {host} is not an IPv6 address") from None
+        return host[1:-1]
+    if ":" in host:
+        raise ListenError(f"endpoint '{text}': put an IPv6 address in brackets, such as '[::1]:9191'")
+    if not host or host == "*":
+        raise ListenError(
+            f"endpoint '{text}': the host is missing; write '127.0.0.1:9191', or '0.0.0.0:9191' for "
+            "every interface"
+        )
+    if not host.isprintable() or "/" in host or " " in host:
+        raise ListenError(f"endpoint '{text}': '{host}' is not a host name or an address")
+    return host
+
+
+def _parse_port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise ListenError(f"endpoint '{text}': port '{port}' is not a number from 0 (any free port) to 65535")
+    return int(port)
+
+
+@dataclass(slots=True)
+class Listener:
+    """
+    A bound socket that listens, and the endpoint with its real port.
+
+    The socket is non-blocking. `close` gives the endpoint up; it may be called again.
+    """
+
+    socket: socket.socket
+    endpoint: Endpoint
+    claim: UnixClaim | None = None
+
+    def close(self) -> None:
+        """Stop listening; a Unix path that is still ours is removed."""
+        if self.claim is not None:
+            self.claim.release()
+        self.socket.close()
+
+
+def bind(endpoint: Endpoint) -> Listener:
+    """
+    Bind *endpoint* and listen.
+
+    Raises:
+        ListenError: it cannot be bound; names it and says what to do.
+    """
+    try:
+        return _bind_unix(endpoint) if endpoint.path else _bind_tcp(endpoint)
+    except OSError as error:
+        raise listen_error(endpoint, error) from error
+
+
+def _bind_tcp(endpoint: Endpoint) -> Listener:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Accepted connections inherit it on Linux: an answer must not wait for the peer's ACK.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            # '[::]' means every interface, IPv4 too, whatever net.ipv6.bindv6only says.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return Listener(listening, replace(endpoint, port=listening.getsockname()[1]))
+
+
+def _bind_unix(endpoint: Endpoint) -> Listener:
+    staged = staged_path(endpoint)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # bind() gives the file the mode of its descriptor, less the umask: never open to all.
+        os.fchmod(listening.fileno(), UNIX_MODE)
+        listening.bind(staged.replace("@", "\0", 1) if staged.startswith("@") else staged)
+        # The path gets its name only when the socket listens: no client meets a refused connection.
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+        return Listener(listening, endpoint, publish(staged, endpoint))
+    except BaseException:
+        listening.close()
+        raise
+
+
+def staged_path(endpoint: Endpoint) -> str:
+    """
+    The name under which to bind the Unix socket of *endpoint* before `publish`.
+
+    An abstract name is its own staged path.
+
+    Raises:
+        ListenError: the path is too long, or something that is not a socket is in its place.
+        OSError: the directory is missing or closed to us.
+    """
+    path = endpoint.path
+    staged = path if path.startswith("@") else str(Path(path).with_name(f".{secrets.token_hex(4)}"))
+    length = max(len(os.fsencode(path)), len(os.fsencode(staged)))
+    if length > UNIX_PATH_BYTES_MAX:
+        raise ListenError(
+            f"cannot listen on {endpoint}: the path takes {length} bytes, a Unix socket's at most "
+            f"{UNIX_PATH_BYTES_MAX}; choose a shorter one"
+        )
+    if not path.startswith("@"):
+        _refuse_other_file(endpoint)
+    return staged
+
+
+def _refuse_other_file(endpoint: Endpoint) -> None:
+    try:
+        mode = Path(endpoint.path).lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            f"cannot listen on {endpoint}: the path exists and is not a socket; move it away or choose "
+            "another path"
+        )
+
+
+def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
+    """
+    Give the socket that listens on *staged* its mode and its real name, replacing a former socket.
+
+    Returns:
+        None for an abstract name: it vanishes with its socket.
+    """
+    if staged.startswith("@"):
+        return None
+    try:
+        Path(staged).chmod(UNIX_MODE)
+        status = Path(staged).lstat()
+        Path(staged).rename(endpoint.path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(staged).unlink()
+        raise
+    return UnixClaim(endpoint.path, status.st_dev, status.st_ino)
+
+
+@dataclass(slots=True)
+class UnixClaim:
+    """The path of a Unix socket and which file we put there."""
+
+    path: str
+    device: int
+    inode: int
+
+    def release(self) -> None:
+        """Remove the path, unless a successor has put its own socket there."""
+        with contextlib.suppress(OSError):
+            status = Path(self.path).lstat()
+            if (status.st_dev, status.st_ino) == (self.device, self.inode):
+                Path(self.path).unlink()
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "it is in use by another program; stop that program or choose another port",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address; use one that `ip address` lists",
+    errno.EACCES: "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE, a path needs a "
+    "directory that this user may write",
+    errno.EPERM: "permission denied; let this user write the directory, or choose another path",
+    errno.ENOENT: "its directory does not exist; create it first",
+    errno.ENOTDIR: "a part of its path is not a directory; choose another path",
+    errno.EROFS: "its file system is read-only; choose another path",
+    errno.EMFILE: "this process has no free file descriptor; raise its limit (ulimit -n)",
+}
+
+
+def listen_error(endpoint: Endpoint, error: OSError) -> ListenError:
+    """Say in words why *endpoint* cannot be bound and what to do about it."""
+    if isinstance(error, socket.gaierror):
+        remedy = f"the host name does not resolve ({error.strerror}); use an address or a known name"
+    else:
+        remedy = _REMEDIES.get(error.errno or 0, f"the system says: {error.strerror or error}")
+    return ListenError(f"cannot listen on {endpoint}: {remedy}")

@@ -39,7 +39,8 @@ class MetricSpec:
     One row of the table.
 
     `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
-    of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds.
+    of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` names
+    the combinations of label values that can occur; empty = all of them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class MetricSpec:
     help: str
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     buckets_ns: tuple[int, ...] = ()
+    only: tuple[tuple[str, ...], ...] = ()
 
     @property
     def width(self) -> int:
@@ -56,7 +58,7 @@ class MetricSpec:
     @property
     def series(self) -> tuple[tuple[str, ...], ...]:
         """Every combination of label values, in slot order."""
-        return tuple(itertools.product(*(values for _, values in self.labels)))
+        return self.only or tuple(itertools.product(*(values for _, values in self.labels)))
 
 
 class MetricTable:

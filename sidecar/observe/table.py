@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sidecar.domain.decisions import Reason, Verdict
 from sidecar.observe.metrics import Kind, MetricSpec, MetricTable
 
 CLOSE_REASONS = (
@@ -41,5 +42,27 @@ TRANSPORT_METRICS = (
     ),
 )
 
-TABLE = MetricTable((*TRANSPORT_METRICS,))
+DECISION_METRICS = (
+    MetricSpec(
+        "sidecar_decisions_total",
+        Kind.COUNTER,
+        "Decisions made, by verdict and reason.",
+        labels=(
+            ("verdict", tuple(verdict.value for verdict in Verdict)),
+            ("reason", tuple(reason.word for reason in Reason)),
+        ),
+        only=tuple((reason.verdict.value, reason.word) for reason in Reason),
+    ),
+    MetricSpec(
+        "sidecar_decision_duration_seconds",
+        Kind.HISTOGRAM,
+        "Time from a parsed request to its decision, a trip to the store included.",
+        buckets_ns=(
+            5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+            5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000,
+        ),
+    ),
+)  # fmt: skip
+
+TABLE = MetricTable((*DECISION_METRICS, *TRANSPORT_METRICS,))
 """Every metric of the program."""

@@ -1,0 +1,175 @@
+"""
+The words of an answer: status, headers and body, the same for every proxy dialect.
+
+Values that came from a request never get in here unescaped: every header value is printable ASCII
+by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticate), RFC 9457
+(problem+json), draft-ietf-httpapi-ratelimit-headers-10 (RateLimit fields).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import NamedTuple
+from urllib.parse import quote
+
+from sidecar.domain.decisions import Reason
+from sidecar.domain.policy import Evaluation
+
+Headers = list[tuple[str, str]]
+
+PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
+QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+_TITLES = {
+    Reason.MISSING_CREDENTIAL: "API key missing",
+    Reason.UNKNOWN_CREDENTIAL: "API key not accepted",
+    Reason.INTEGRATION_SUSPENDED: "Integration suspended",
+    Reason.IP_NOT_ALLOWED: "Address not allowed",
+    Reason.PATH_REFUSED: "Path refused",
+    Reason.SCOPE_MISSING: "Scope missing",
+    Reason.RATE_LIMITED: "Quota exceeded",
+    Reason.STORE_UNAVAILABLE: "Rate limits unavailable",
+    Reason.OVERLOADED: "Overloaded",
+    Reason.DRAINING: "Shutting down",
+}
+
+
+class Limits(NamedTuple):
+    """
+    The figures of the rate-limit headers, as text.
+
+    `limit` requests per minute; `remaining` whole tokens; `reset` Unix seconds, rounded up, at which
+    the bucket is full again; `retry_after` whole seconds to the next token, '' unless refused by it.
+    """
+
+    limit: str
+    remaining: str
+    reset: str
+    retry_after: str = ""
+
+
+class AnswerStyle(NamedTuple):
+    """How a configuration wants its answers."""
+
+    unauthenticated_status: int = 403
+    ietf_headers: bool = False
+    key_hint: str = "x-api-key: <key> or authorization: Bearer <key>"
+
+
+def header_value(text: str) -> str:
+    """
+    *text* as a safe header value: anything but printable ASCII, and '%', is percent-encoded UTF-8.
+
+    >>> header_value("Café 100%")
+    'Caf%C3%A9 100%25'
+    """
+    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~")
+
+
+def limit_headers(limits: Limits, style: AnswerStyle) -> Headers:
+    """The rate-limit headers of any answer to a known integration."""
+    headers = [
+        ("x-ratelimit-limit", limits.limit),
+        ("x-ratelimit-remaining", limits.remaining),
+        ("x-ratelimit-reset", limits.reset),
+    ]
+    if style.ietf_headers:
+        wait = f";t={limits.retry_after}" if limits.retry_after else ""
+        headers.append(("ratelimit-policy", f'"rpm";q={limits.limit};w=60'))
+        headers.append(("ratelimit", f'"rpm";r={limits.remaining}{wait}'))
+    return headers
+
+
+def identity_headers(evaluation: Evaluation, decision_id: str) -> Headers:
+    """What the upstream learns about an allowed caller."""
+    integration, credential = evaluation.integration, evaluation.credential
+    return [
+        ("x-integration-id", integration.id if integration else ""),
+        ("x-integration-name", header_value(integration.name) if integration else ""),
+        ("x-credential-id", credential.id if credential else ""),
+        ("x-decision-id", decision_id),
+    ]
+
+
+def http_status(reason: Reason, style: AnswerStyle) -> int:
+    """The HTTP status of an answer for this reason."""
+    return style.unauthenticated_status if reason.is_credential_fault else reason.http_status
+
+
+def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, style: AnswerStyle) -> Headers:
+    """The headers of a denial, without the body's."""
+    headers = limit_headers(limits, style) if limits is not None else []
+    if limits is not None and limits.retry_after:
+        headers.append(("retry-after", limits.retry_after))
+    if http_status(reason, style) == 401:
+        headers.append(("www-authenticate", 'Bearer realm="api"'))
+    headers += [
+        ("content-type", "application/problem+json"),
+        ("cache-control", "no-store"),
+        ("x-decision-id", decision_id),
+        ("x-auth-reason", reason.public_word),
+    ]
+    return headers
+
+
+def problem_body(
+    reason: Reason, evaluation: Evaluation, decision_id: str, limits: Limits | None, style: AnswerStyle
+) -> bytes:
+    """The body of a denial: what happened and what to do about it (RFC 9457)."""
+    public = Reason.UNKNOWN_CREDENTIAL if reason.public_word == "unknown_credential" else reason
+    limited = reason is Reason.RATE_LIMITED
+    problem: dict[str, object] = {
+        "type": QUOTA_EXCEEDED_TYPE if limited else PROBLEM_TYPE_PREFIX + public.word,
+        "title": _TITLES[public],
+        "status": http_status(reason, style),
+        "detail": _detail(public, evaluation, limits, style),
+        "reason": public.word,
+        "decision_id": decision_id,
+    }
+    if limited:
+        problem["violated-policies"] = ["rpm"]
+    return json.dumps(problem, ensure_ascii=True).encode()
+
+
+def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle) -> str:
+    match reason:
+        case Reason.MISSING_CREDENTIAL:
+            return f"Send your API key in the header {style.key_hint}."
+        case Reason.UNKNOWN_CREDENTIAL:
+            return (
+                "This API key is not accepted. Check that it is complete and current,"
+                " or ask your administrator for a new one."
+            )
+        case Reason.INTEGRATION_SUSPENDED:
+            return "An administrator has suspended this integration. Ask the platform's support why."
+        case Reason.IP_NOT_ALLOWED:
+            return (
+                f"Requests from {_address_text(evaluation.client_address)} are not on this integration's"
+                " IP allowlist. Call from a listed address or ask your administrator to add this one."
+            )
+        case Reason.PATH_REFUSED:
+            return (
+                "The path is ambiguous. Send it without '.', '..' or empty segments, backslashes, ';'"
+                " and encoded slashes, dots or percent signs."
+            )
+        case Reason.SCOPE_MISSING if evaluation.scope is not None:
+            return (
+                f"This call needs the scope {evaluation.scope}, which this integration does not have."
+                " Ask your administrator to add it."
+            )
+        case Reason.SCOPE_MISSING:
+            return "No rule of the platform opens this method and path to integrations. Check the URL."
+        case Reason.RATE_LIMITED if limits is not None:
+            return (
+                f"{limits.limit} requests per minute are allowed; retry in {limits.retry_after} s."
+                " X-RateLimit-Reset is the time at which your whole burst is available again."
+            )
+        case _:
+            return "The request could not be checked just now. Retry in a second."
+
+
+def _address_text(address: bytes | None) -> str:
+    if address is None:
+        return "an address that could not be established"
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)

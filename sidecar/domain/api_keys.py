@@ -1,0 +1,89 @@
+"""
+API keys: their format, their checksum, their digest. The secret itself is never stored.
+
+A key is `<prefix>_<credential id>_<secret><checksum>`, for example
+`sck_q2R8mW0bTz_` + 30 base62 characters (178 bits) + 6 base62 characters. The checksum is the
+CRC-32 of everything before it: it is no protection, it lets a typo be refused without a look-up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from typing import NamedTuple
+
+PREFIX = "sck"
+CREDENTIAL_ID_LENGTH = 10
+SECRET_LENGTH = 30
+CHECKSUM_LENGTH = 6
+KEY_LENGTH_MAX = 128
+CREDENTIAL_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+
+
+class ApiKeyError(ValueError):
+    """An API key is malformed: wrong shape, wrong characters or a wrong checksum."""
+
+
+class NewApiKey(NamedTuple):
+    """A fresh key, the only moment its secret exists outside the client."""
+
+    api_key: str
+    credential_id: str
+    digest: str
+
+
+def generate_api_key(prefix: str = PREFIX) -> NewApiKey:
+    """Draw a fresh key from the system's random source."""
+    credential_id = _random_base62(CREDENTIAL_ID_LENGTH)
+    body = f"{prefix}_{credential_id}_{_random_base62(SECRET_LENGTH)}"
+    api_key = body + checksum(body)
+    return NewApiKey(api_key, credential_id, digest_of(api_key))
+
+
+def credential_id_of(api_key: str) -> str:
+    """
+    Check the shape and checksum of *api_key* and return its public credential id, without a look-up.
+
+    Raises:
+        ApiKeyError: it cannot be one of our keys. The message never holds the key.
+    """
+    body = api_key[:-CHECKSUM_LENGTH]
+    parts = body.split("_")
+    if len(parts) != 3 or len(api_key) > KEY_LENGTH_MAX or not api_key.isascii():
+        raise ApiKeyError("an API key is <prefix>_<credential id>_<secret and checksum>")
+    if checksum(body) != api_key[-CHECKSUM_LENGTH:]:
+        raise ApiKeyError("the API key's checksum does not match: it is mistyped or cut off")
+    return parts[1]
+
+
+def digest_of(api_key: str) -> str:
+    """The digest that is stored instead of the key: 'sha256:' and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(api_key.encode()).hexdigest()
+
+
+def matches(api_key: str, digest: bytes) -> bool:
+    """Whether *api_key* has this raw SHA-256 *digest* (32 bytes); compared in constant time."""
+    return hmac.compare_digest(hashlib.sha256(api_key.encode()).digest(), digest)
+
+
+def checksum(body: str) -> str:
+    """
+    CRC-32 (zlib polynomial) of *body* as six base62 digits, padded with '0'.
+
+    >>> checksum("abcdefghijklmnopqrstuvwxyz0123")
+    '2LolCm'
+    """
+    rest, low = divmod(zlib.crc32(body.encode()), 3844)
+    high, middle = divmod(rest, 3844)
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
+
+
+def _random_base62(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))

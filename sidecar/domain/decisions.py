@@ -1,0 +1,95 @@
+"""Decisions: the closed lists of verdicts and reasons, and the record of one answer."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from enum import Enum
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+DECISION_ID_LENGTH = 22
+
+
+class Verdict(Enum):
+    """The three answers."""
+
+    ALLOW = "ALLOW"
+    DENY_403 = "DENY_403"
+    DENY_429 = "DENY_429"
+
+
+class Reason(Enum):
+    """
+    Why a decision is what it is: the same word in headers, logs, metrics and bodies.
+
+    `OK` is the reason of every ordinary allow; the others are the deny reasons of docs/behavior.md.
+    `verdict`, `http_status` and `grpc_code` (of CheckResponse.status) belong to the reason, so no
+    answer can pair a denial with code 0.
+    """
+
+    OK = ("ok", Verdict.ALLOW, 200, 0)
+    MISSING_CREDENTIAL = ("missing_credential", Verdict.DENY_403, 403, 16)
+    MALFORMED_CREDENTIAL = ("malformed_credential", Verdict.DENY_403, 403, 16)
+    UNKNOWN_CREDENTIAL = ("unknown_credential", Verdict.DENY_403, 403, 16)
+    EXPIRED_CREDENTIAL = ("expired_credential", Verdict.DENY_403, 403, 16)
+    INTEGRATION_SUSPENDED = ("integration_suspended", Verdict.DENY_403, 403, 7)
+    IP_NOT_ALLOWED = ("ip_not_allowed", Verdict.DENY_403, 403, 7)
+    PATH_REFUSED = ("path_refused", Verdict.DENY_403, 403, 7)
+    SCOPE_MISSING = ("scope_missing", Verdict.DENY_403, 403, 7)
+    RATE_LIMITED = ("rate_limited", Verdict.DENY_429, 429, 8)
+    STORE_UNAVAILABLE = ("store_unavailable", Verdict.DENY_403, 503, 14)
+    OVERLOADED = ("overloaded", Verdict.DENY_403, 503, 14)
+    DRAINING = ("draining", Verdict.DENY_403, 503, 14)
+
+    def __init__(self, word: str, verdict: Verdict, http_status: int, grpc_code: int) -> None:
+        """Spread the row over named attributes."""
+        self.word = word
+        self.verdict = verdict
+        self.http_status = http_status
+        self.grpc_code = grpc_code
+
+    @property
+    def is_credential_fault(self) -> bool:
+        """True when the caller is not known: `unauthenticated_status` applies, no limits are shown."""
+        return self.grpc_code == 16
+
+    @property
+    def public_word(self) -> str:
+        """
+        The reason as callers see it.
+
+        A malformed, unknown, revoked or expired key gets one and the same, so keys cannot be probed.
+        """
+        if self.is_credential_fault and self is not Reason.MISSING_CREDENTIAL:
+            return Reason.UNKNOWN_CREDENTIAL.word
+        return self.word
+
+
+class DecisionIds:
+    """
+    A source of unique decision ids, each `DECISION_ID_LENGTH` characters of [0-9a-z].
+
+    Ten random characters of the process (50 bits) and a counter of twelve hexadecimal digits:
+    unique over a fleet, and in the order in which one process decided.
+    """
+
+    __slots__ = ("_head", "_next")
+
+    def __init__(self, process_id: str | None = None) -> None:
+        """Start at 0; *process_id*, ten characters, replaces the random part in tests."""
+        self._head = process_id or "".join(secrets.choice(_ALPHABET) for _ in range(10))
+        self._next = itertools.count().__next__
+
+    def __call__(self) -> str:
+        """Return the next id."""
+        return f"{self._head}{self._next():012x}"
+
+
+def seconds_up(duration_us: int) -> int:
+    """Microseconds as whole seconds, rounded up."""
+    return -(-duration_us // 1_000_000)
+
+
+def retry_after_s(retry_after_us: int) -> int:
+    """`Retry-After` for a wait: whole seconds, rounded up, at least 1 (RFC 9110 10.2.3)."""
+    return max(1, seconds_up(retry_after_us))

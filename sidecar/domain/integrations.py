@@ -1,0 +1,109 @@
+"""
+Integrations: the client systems that own credentials, scopes, an allowlist and a quota.
+
+These are the records as administrators keep them. `snapshot` compiles them for decisions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
+from sidecar.domain.bucket import Quota
+from sidecar.domain.cidr import Cidr
+from sidecar.domain.scopes import Scope
+
+INTEGRATION_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_LENGTH_MAX = 128
+ALLOWLIST_ENTRIES_MAX = 50
+CREDENTIALS_MAX = 20
+DEFAULT_LIMIT_RPM = 60
+
+
+class IntegrationError(ValueError):
+    """An integration's record breaks a rule; the message names the field and the remedy."""
+
+
+class Status(Enum):
+    """Whether an integration may call at all."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """
+    One API key of an integration, without its secret.
+
+    `id` is public and stands in logs; `digest` is 'sha256:' and 64 hex digits; `expires_at_us` is
+    microseconds since the epoch, None = never.
+    """
+
+    id: str
+    digest: str
+    expires_at_us: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ids and digests that no key could have."""
+        if not CREDENTIAL_ID.fullmatch(self.id):
+            raise IntegrationError(f"credential id {self.id!r} must be 1-32 of 0-9, A-Z, a-z and '-'")
+        if not DIGEST.fullmatch(self.digest):
+            raise IntegrationError(
+                f"digest of credential {self.id!r} must be 'sha256:' and 64 lower-case hex digits;"
+                " 'sidecar keys new' prints one"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Integration:
+    """
+    One integration's record.
+
+    `rate_limit_rpm` 1 ... 10,000 requests per minute; `burst` None = the limit; `ip_allowlist` empty
+    = off. `generation` rises by one with every change of the record.
+    """
+
+    id: str
+    name: str
+    status: Status = Status.ACTIVE
+    scopes: frozenset[Scope] = frozenset()
+    rate_limit_rpm: int = DEFAULT_LIMIT_RPM
+    burst: int | None = None
+    ip_allowlist: tuple[Cidr, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+    generation: int = 1
+
+    def __post_init__(self) -> None:
+        """Hold the rules that a single record must keep."""
+        if not INTEGRATION_ID.fullmatch(self.id):
+            raise IntegrationError(
+                f"integration id {self.id!r} must be 1-64 of a-z, 0-9, '.', '_' and '-',"
+                " starting with a letter or digit"
+            )
+        if not 1 <= len(self.name) <= NAME_LENGTH_MAX or not self.name.isprintable():
+            raise IntegrationError(
+                f"name of {self.id!r} must be 1-{NAME_LENGTH_MAX} printable characters, not {self.name!r}"
+            )
+        if len(self.ip_allowlist) > ALLOWLIST_ENTRIES_MAX:
+            raise IntegrationError(
+                f"ip_allowlist of {self.id!r} has {len(self.ip_allowlist)} entries;"
+                f" at most {ALLOWLIST_ENTRIES_MAX} are allowed: merge neighbouring networks"
+            )
+        if len(self.credentials) > CREDENTIALS_MAX:
+            raise IntegrationError(
+                f"{self.id!r} has {len(self.credentials)} credentials; at most {CREDENTIALS_MAX}: revoke old ones"
+            )
+        _ = self.quota
+
+    @property
+    def quota(self) -> Quota:
+        """
+        The quota of its bucket.
+
+        Raises:
+            QuotaError: the limit or the burst is outside its range.
+        """
+        return Quota.per_minute(self.rate_limit_rpm, self.burst)

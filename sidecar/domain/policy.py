@@ -1,0 +1,141 @@
+"""
+The policy: API key, integration, suspension, IP allowlist, path, scope, in this order.
+
+`Policy.evaluate` says at once what the registry decides; what is left is to take from the bucket
+(`asked` 1) or, for a refusal that is answered with limits, to peek into it (`asked` 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
+from sidecar.domain.client_address import ClientAddressRule
+from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
+from sidecar.domain.decisions import Reason
+from sidecar.domain.paths import PathRefusedError, normalise_path
+from sidecar.domain.routes import RouteTable
+from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
+from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
+
+SCOPE_OVERRIDES_MAX = 1_024
+
+
+class AccessRequest(NamedTuple):
+    """
+    What a proxy asks about, whatever its dialect.
+
+    `path` is raw and may hold a query; `header` returns a request header by lower-case name, repeats
+    joined with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the
+    scope that the proxy's route asks for, '' = the route table decides.
+    """
+
+    method: str
+    path: str
+    header: Callable[[str], str | None]
+    peer: str
+    scope: str = ""
+
+
+class Evaluation(NamedTuple):
+    """
+    What the registry says about a request, before the bucket.
+
+    `reason` OK = allowed if the bucket admits it. `integration` None = the caller is not known.
+    `client_address` is packed, None = unknown or not looked at; `scope` is the scope asked for, None =
+    none needed or not looked at; `key_header` is the header to take away from the upstream.
+    """
+
+    reason: Reason
+    integration: CompiledIntegration | None = None
+    credential: CompiledCredential | None = None
+    key_header: str = ""
+    client_address: bytes | None = None
+    scope: Scope | None = None
+
+
+class Route(NamedTuple):
+    """What a route asks for: a scope, or None = any known, active integration may pass."""
+
+    scope: Scope | None
+
+
+class Policy:
+    """The rules of one configuration; the registry comes in as a snapshot with each request."""
+
+    __slots__ = ("_catalogue", "_overrides", "client_address", "routes", "sources")
+
+    def __init__(
+        self,
+        sources: CredentialSources,
+        client_address: ClientAddressRule,
+        routes: RouteTable[Route],
+        catalogue: ScopeCatalogue,
+    ) -> None:
+        """Keep the rules. A path that no route matches is denied: scope_missing."""
+        self.sources = sources
+        self.client_address = client_address
+        self.routes = routes
+        self._catalogue = catalogue
+        self._overrides: dict[str, Scope | None] = {}
+
+    def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
+        """Decide all that the registry decides; the first rule that fails gives the reason."""
+        try:
+            found = self.sources.find(request.header)
+            if found is None:
+                return _MISSING
+            api_key, key_header = found
+            credential = snapshot.credentials.get(credential_id_of(api_key))
+        except (AmbiguousCredentialError, ApiKeyError):
+            return _MALFORMED
+        if credential is None or not matches(api_key, credential.digest):
+            return _UNKNOWN
+        if credential.expires_at_us is not None and credential.expires_at_us <= now_us:
+            return Evaluation(Reason.EXPIRED_CREDENTIAL)
+        return self._evaluate_known(request, credential, key_header)
+
+    def _evaluate_known(
+        self, request: AccessRequest, credential: CompiledCredential, key_header: str
+    ) -> Evaluation:
+        integration = credential.integration
+        if integration.is_suspended:
+            return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_header)
+        address = None
+        if integration.allowlist is not None:
+            address = self.client_address.resolve(request.peer, request.header)
+            if address is None or not integration.allowlist.contains(address):
+                return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_header, address)
+        try:
+            path = normalise_path(request.path)
+        except PathRefusedError:
+            return Evaluation(Reason.PATH_REFUSED, integration, credential, key_header, address)
+        if request.scope:
+            scope = self._override(request.scope)
+            permitted = scope in integration.scopes
+        else:
+            route = self.routes.match(request.method, path)
+            scope = route.scope if route is not None else None
+            permitted = route is not None and (scope is None or scope in integration.scopes)
+        reason = Reason.OK if permitted else Reason.SCOPE_MISSING
+        return Evaluation(reason, integration, credential, key_header, address, scope)
+
+    def _override(self, text: str) -> Scope | None:
+        """The scope a proxy's route asks for; None = not a scope, which nobody has."""
+        try:
+            return self._overrides[text]
+        except KeyError:
+            pass
+        try:
+            scope = self._catalogue.parse(text)
+        except ScopeError:
+            scope = None
+        if len(self._overrides) < SCOPE_OVERRIDES_MAX:
+            self._overrides[text] = scope
+        return scope
+
+
+_MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
+_MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
+_UNKNOWN = Evaluation(Reason.UNKNOWN_CREDENTIAL)

@@ -1,0 +1,116 @@
+"""Scopes: what an integration may read or write, by category. The fifteen categories live here, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+class ScopeError(ValueError):
+    """A scope or a scope category is malformed, unknown or not allowed."""
+
+
+class Sensitivity(Enum):
+    """What kind of data a category holds, for reviews and reports."""
+
+    OPERATIONAL = "operational"
+    REGULATORY = "regulatory"
+    FINANCIAL = "financial"
+    PII = "pii"
+    ADMINISTRATIVE = "administrative"
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeCategory:
+    """One category: `name` as in scopes (lower case), `title` as people read it."""
+
+    name: str
+    title: str
+    sensitivity: Sensitivity = Sensitivity.OPERATIONAL
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could not stand in a scope."""
+        if not _NAME.fullmatch(self.name):
+            raise ScopeError(
+                f"category name {self.name!r} must be 1-32 of a-z, 0-9, '_' and '-', starting with a letter"
+            )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Scope:
+    """A permission, written `category:read` or `category:write`; write does not include read."""
+
+    category: str
+    access: str
+
+    def __str__(self) -> str:
+        """As it stands in configurations and answers."""
+        return f"{self.category}:{self.access}"
+
+
+DEFAULT_CATEGORIES: tuple[ScopeCategory, ...] = (
+    ScopeCategory("inventory", "Inventory"),
+    ScopeCategory("consumables", "Consumables"),
+    ScopeCategory("orders", "Orders"),
+    ScopeCategory("skus", "SKUs"),
+    ScopeCategory("equipment", "Equipment"),
+    ScopeCategory("sensors", "Sensors"),
+    ScopeCategory("taxonomies", "Taxonomies", read_only=True),
+    ScopeCategory("compliance", "Compliance", Sensitivity.REGULATORY),
+    ScopeCategory("reports", "Reports"),
+    ScopeCategory("quality", "Quality", read_only=True),
+    ScopeCategory("finance", "Finance", Sensitivity.FINANCIAL),
+    ScopeCategory("crm", "CRM", Sensitivity.PII),
+    ScopeCategory("tasks", "Tasks"),
+    ScopeCategory("activities", "Activities", read_only=True),
+    ScopeCategory("webhooks", "Webhooks", Sensitivity.ADMINISTRATIVE),
+)
+"""The platform's fifteen categories; a configuration may define others instead."""
+
+
+class ScopeCatalogue:
+    """The categories in force; parses and checks scopes against them."""
+
+    def __init__(self, categories: Iterable[ScopeCategory] = DEFAULT_CATEGORIES) -> None:
+        """
+        Index *categories* by name.
+
+        Raises:
+            ScopeError: a name stands twice.
+        """
+        self.categories: Mapping[str, ScopeCategory] = _by_name(categories)
+
+    def parse(self, text: str) -> Scope:
+        """
+        Read `category:read` or `category:write`.
+
+        >>> str(ScopeCatalogue().parse("orders:read"))
+        'orders:read'
+
+        Raises:
+            ScopeError: malformed, of an unknown category, or write on a read-only category.
+        """
+        name, colon, access = text.partition(":")
+        if not colon or access not in ("read", "write"):
+            raise ScopeError(f"scope {text!r} must be 'category:read' or 'category:write'")
+        category = self.categories.get(name)
+        if category is None:
+            known = ", ".join(self.categories)
+            raise ScopeError(f"scope {text!r} names the unknown category {name!r}; known: {known}")
+        if category.read_only and access == "write":
+            raise ScopeError(f"scope {text!r} asks write on the read-only category {category.title}")
+        return Scope(name, access)
+
+
+def _by_name(categories: Iterable[ScopeCategory]) -> dict[str, ScopeCategory]:
+    index: dict[str, ScopeCategory] = {}
+    for category in categories:
+        if category.name in index:
+            raise ScopeError(f"category {category.name!r} is defined twice")
+        index[category.name] = category
+    return index

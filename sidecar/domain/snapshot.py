@@ -1,0 +1,117 @@
+"""
+The registry compiled for decisions: an immutable view, swapped whole when the registry changes.
+
+Everything a decision would otherwise work out is worked out here once: credential index, digests as
+bytes, prefix tries, bucket sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sidecar.domain.bucket import BucketSet
+from sidecar.domain.integrations import Credential, Integration, IntegrationError, Status
+from sidecar.domain.prefix_trie import PrefixTrie
+
+
+class CompiledIntegration:
+    """
+    One integration, ready for decisions.
+
+    `allowlist` None = off. `fragments` is room for what services render once for this integration
+    and use until the snapshot is replaced; it is bounded by their closed lists of reasons.
+    """
+
+    __slots__ = (
+        "allowlist",
+        "buckets",
+        "fragments",
+        "generation",
+        "id",
+        "is_suspended",
+        "limit_rpm",
+        "name",
+        "record",
+        "scopes",
+    )
+
+    def __init__(self, record: Integration) -> None:
+        """Compile *record*."""
+        self.record = record
+        self.id = record.id
+        self.name = record.name
+        self.generation = record.generation
+        self.is_suspended = record.status is Status.SUSPENDED
+        self.scopes = record.scopes
+        self.limit_rpm = record.rate_limit_rpm
+        self.allowlist = PrefixTrie(record.ip_allowlist) if record.ip_allowlist else None
+        self.buckets = BucketSet(record.id, record.generation, (record.id,), (record.quota,))
+        self.fragments: dict[Any, Any] = {}
+
+
+class CompiledCredential:
+    """One credential, ready for comparison; `digest` is the raw SHA-256 (32 bytes)."""
+
+    __slots__ = ("digest", "expires_at_us", "id", "integration")
+
+    def __init__(self, record: Credential, integration: CompiledIntegration) -> None:
+        """Compile *record*, which belongs to *integration*."""
+        self.id = record.id
+        self.digest = bytes.fromhex(record.digest.removeprefix("sha256:"))
+        self.expires_at_us = record.expires_at_us
+        self.integration = integration
+
+
+class Snapshot:
+    """An immutable view of the whole registry."""
+
+    __slots__ = ("credentials", "integrations")
+
+    def __init__(
+        self,
+        integrations: Mapping[str, CompiledIntegration],
+        credentials: Mapping[str, CompiledCredential],
+    ) -> None:
+        """Keep the two indexes: integrations by id, credentials by their public id."""
+        self.integrations = integrations
+        self.credentials = credentials
+
+    @classmethod
+    def compile(cls, records: Iterable[Integration], previous: Snapshot | None = None) -> Snapshot:
+        """
+        Compile *records*; integrations whose record is equal in *previous* are taken over as they are.
+
+        Raises:
+            IntegrationError: two integrations share an id, or two credentials do.
+        """
+        known = previous.integrations if previous is not None else {}
+        integrations: dict[str, CompiledIntegration] = {}
+        credentials: dict[str, CompiledCredential] = {}
+        for record in records:
+            if record.id in integrations:
+                raise IntegrationError(f"two integrations have the id {record.id!r}: rename one")
+            compiled = known.get(record.id)
+            if compiled is None or compiled.record != record:
+                compiled = CompiledIntegration(record)
+            integrations[record.id] = compiled
+            _index_credentials(record, compiled, credentials)
+        return cls(integrations, credentials)
+
+    @classmethod
+    def empty(cls) -> Snapshot:
+        """A registry without integrations: every key is unknown."""
+        return cls({}, {})
+
+
+def _index_credentials(
+    record: Integration, compiled: CompiledIntegration, index: dict[str, CompiledCredential]
+) -> None:
+    for credential in record.credentials:
+        other = index.get(credential.id)
+        if other is not None:
+            raise IntegrationError(
+                f"credential id {credential.id!r} of {record.id!r} is also used by"
+                f" {other.integration.id!r}: credential ids are unique in a registry"
+            )
+        index[credential.id] = CompiledCredential(credential, compiled)

@@ -1,0 +1,197 @@
+"""
+Envoy's external authorization, `envoy.service.auth.v3.Authorization/Check`.
+
+A denial is always gRPC OK with a non-zero status code **and** a denied_response: Envoy lets a
+request through when either is missing. Messages come from xds-protos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.message import DecodeError
+
+from sidecar.domain.answers import (
+    AnswerStyle,
+    Headers,
+    Limits,
+    denial_headers,
+    http_status,
+    identity_headers,
+    limit_headers,
+    problem_body,
+)
+from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, retry_after_s, seconds_up
+from sidecar.domain.policy import AccessRequest
+from sidecar.rpc.calls import UnaryCall, UnaryMethod
+from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.services.decider import Decider, Decision
+from sidecar.services.templates import Template, compile_template
+
+CHECK = "/envoy.service.auth.v3.Authorization/Check"
+TEMPLATES_PER_INTEGRATION_MAX = 256
+TIMEOUT_S_DEFAULT = 1.0
+
+_OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+class ExtAuthzService:
+    """Answers Envoy's Check calls with the decisions of a `Decider`."""
+
+    def __init__(self, decider: Decider, style: AnswerStyle) -> None:
+        """Render answers in *style*."""
+        self._decider = decider
+        self._style = style
+        self._unknown_caller: dict[Reason, Template] = {}
+
+    def methods(self) -> tuple[UnaryMethod, ...]:
+        """The methods to bind to a transport."""
+        return (UnaryMethod(CHECK, self.check),)
+
+    def check(self, message: bytes, call: UnaryCall) -> bytes | None:
+        """
+        Handle one Check.
+
+        Raises:
+            RpcError: INTERNAL, the message is no CheckRequest.
+        """
+        try:
+            attributes = CheckRequest.FromString(message).attributes
+        except DecodeError:
+            raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
+        decision = self._decider.decide(access_request(attributes), call, partial(self._reply, call))
+        return None if decision is None else self.render(decision)
+
+    def _reply(self, call: UnaryCall, decision: Decision) -> None:
+        call.reply(self.render(decision))
+
+    def render(self, decision: Decision) -> bytes:
+        """A serialised CheckResponse for *decision*."""
+        taken = decision.taken
+        integration = decision.evaluation.integration
+        decision_id = decision.id.encode()
+        if integration is None:
+            return self._unknown_caller_template(decision) % {b"id": decision_id}
+        if taken is None or decision.reason is Reason.IP_NOT_ALLOWED:
+            # Faults are rare; a refused address stands in the text, so no template could be kept.
+            return check_response(decision, decision.id, limits_of(decision), self._style).SerializeToString()
+        remaining = b"%d" % taken.remaining
+        wait = b"%d" % retry_after_s(taken.retry_after_us) if not taken.remaining else b""
+        evaluation = decision.evaluation
+        key = (
+            decision.reason, evaluation.credential, evaluation.key_header, evaluation.scope,
+            len(remaining), len(wait),
+        )  # fmt: skip
+        template = integration.fragments.get(key)
+        if template is None:
+            template = self._compile(decision, len(remaining), len(wait))
+            if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
+                integration.fragments.clear()
+            integration.fragments[key] = template
+        return template % {
+            b"id": decision_id,
+            b"remaining": remaining,
+            b"reset": b"%d" % seconds_up(taken.reset_at_us),
+            b"wait": wait,
+        }
+
+    def _unknown_caller_template(self, decision: Decision) -> Template:
+        template = self._unknown_caller.get(decision.reason)
+        if template is None:
+            template = compile_template(
+                lambda values: check_response(decision, values["id"], None, self._style).SerializeToString(),
+                {"id": DECISION_ID_LENGTH},
+            )
+            self._unknown_caller[decision.reason] = template
+        return template
+
+    def _compile(self, decision: Decision, remaining_width: int, wait_width: int) -> Template:
+        integration = decision.evaluation.integration
+        limit = str(integration.limit_rpm) if integration else ""
+        widths = {"id": DECISION_ID_LENGTH, "remaining": remaining_width, "reset": 10, "wait": wait_width}
+
+        def render(values: Mapping[str, str]) -> bytes:
+            limits = Limits(limit, values["remaining"], values["reset"], values["wait"])
+            return check_response(decision, values["id"], limits, self._style).SerializeToString()
+
+        return compile_template(render, {name: width for name, width in widths.items() if width} | {"wait": wait_width})
+
+
+def access_request(attributes: AttributeContext) -> AccessRequest:
+    """
+    What Envoy asks, as the policy reads it.
+
+    `headers` holds repeats joined with ','; with `encode_raw_headers` it is empty and `header_map`
+    holds every header apart, so they are joined here.
+    """
+    http = attributes.request.http
+    headers = http.headers
+    if not headers and http.HasField("header_map"):
+        headers = _joined(http.header_map.headers)
+    return AccessRequest(
+        http.method,
+        http.path,
+        headers.get,
+        attributes.source.address.socket_address.address,
+        attributes.context_extensions.get("scope", ""),
+    )
+
+
+def _joined(headers: list[HeaderValue]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for header in headers:
+        name = header.key.lower()
+        value = header.raw_value.decode("latin-1") if header.raw_value else header.value
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
+
+
+def limits_of(decision: Decision) -> Limits | None:
+    """The figures of the rate-limit headers; None when no bucket was looked at."""
+    taken, integration = decision.taken, decision.evaluation.integration
+    if taken is None or integration is None:
+        return None
+    wait = "" if taken.remaining else str(retry_after_s(taken.retry_after_us))
+    return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
+
+
+def check_response(
+    decision: Decision, decision_id: str, limits: Limits | None, style: AnswerStyle
+) -> CheckResponse:
+    """The CheckResponse of *decision*, with *decision_id* and *limits* in place of its own."""
+    response = CheckResponse()
+    evaluation, reason = decision.evaluation, decision.reason
+    response.status.code = reason.grpc_code
+    if reason.grpc_code == 0:
+        allowed = response.ok_response
+        allowed.headers.extend(_options(identity_headers(evaluation, decision_id)))
+        allowed.headers_to_remove.append(evaluation.key_header)
+        if limits is not None:
+            allowed.response_headers_to_add.extend(_options(limit_headers(limits, style)))
+    else:
+        denied: DeniedHttpResponse = response.denied_response
+        denied.status.CopyFrom(HttpStatus(code=http_status(reason, style)))  # type: ignore[arg-type]
+        denied.headers.extend(_options(denial_headers(reason, decision_id, limits, style)))
+        denied.body = problem_body(reason, evaluation, decision_id, limits, style).decode()
+    response.dynamic_metadata.update(
+        {
+            "decision_id": decision_id,
+            "verdict": reason.verdict.value,
+            "reason": reason.word,
+            "integration": evaluation.integration.id if evaluation.integration else "",
+            "credential": evaluation.credential.id if evaluation.credential else "",
+        }
+    )
+    return response
+
+
+def _options(headers: Headers) -> list[HeaderValueOption]:
+    return [
+        HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=_OVERWRITE)
+        for name, value in headers
+    ]

@@ -1,0 +1,187 @@
+"""
+The reference gRPC server: the same handlers behind grpc.aio.
+
+It is slower by an order of magnitude than the fast transport and exists to check it: one conformance
+suite runs over both, and docs/conformance.md lists where they differ. It is also what to fall back
+on (`transport: grpcio`).
+
+grpc.aio binds its own sockets. A Unix socket is therefore bound under a staged name and renamed to
+its path, exactly as the fast transport does it: a successor replaces it atomically, and the server
+that gives way cannot remove what is no longer its own. TCP ports are shared by SO_REUSEPORT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+
+from sidecar.observe.metrics import Metrics
+from sidecar.rpc.calls import Method, method_table
+from sidecar.transports.listeners import UnixClaim, bind, listen_error, publish, staged_path
+from sidecar.transports.reference_calls import CallRunner, RunningCalls
+from sidecar.transports.reference_tls import server_credentials
+from sidecar.transports.server import Endpoint, ListenError, TransportLimits
+
+_TEARDOWN_S_MAX = 1.0
+"""How long core may take to close its connections once every call was cut off."""
+
+
+class _MethodTable(grpc.GenericRpcHandler[bytes, bytes]):
+    """Finds a method by its path, for every call: also those of methods that we do not have."""
+
+    def __init__(self, methods: Iterable[Method], runner: CallRunner) -> None:
+        self._handlers = {
+            path: runner.method_handler(method) for path, method in method_table(methods).items()
+        }
+        self._unknown = runner.unknown_method_handler()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """The handler of one call."""
+        return self._handlers.get(handler_call_details.method, self._unknown)
+
+
+class ReferenceGrpcServer:
+    """Serves a method table through grpc.aio; see `GrpcServer`."""
+
+    def __init__(
+        self,
+        methods: Iterable[Method],
+        endpoints: Sequence[Endpoint],
+        limits: TransportLimits,
+        metrics: Metrics,
+    ) -> None:
+        """Serve *methods* on *endpoints* within *limits*; nothing is bound before `start`."""
+        self._endpoints = tuple(endpoints)
+        self._limits = limits
+        self._runner = CallRunner(RunningCalls(limits.calls_max, metrics), limits)
+        self._table = _MethodTable(methods, self._runner)
+        self._server: grpc.aio.Server | None = None
+        self._claims: list[UnixClaim] = []
+
+    async def start(self) -> tuple[Endpoint, ...]:
+        """See `GrpcServer.start`."""
+        server = grpc.aio.server(options=channel_options(self._limits))
+        server.add_generic_rpc_handlers((self._table,))
+        staged: list[tuple[str, Endpoint]] = []
+        try:
+            endpoints = tuple(_add_port(server, endpoint, staged) for endpoint in self._endpoints)
+            await server.start()
+            for path, endpoint in staged:
+                self._publish(path, endpoint)
+        except BaseException:
+            self._release_claims()
+            _remove(path for path, _ in staged)
+            await server.stop(None)
+            raise
+        self._server = server
+        return endpoints
+
+    def _publish(self, staged: str, endpoint: Endpoint) -> None:
+        try:
+            claim = publish(staged, endpoint)
+        except OSError as error:
+            raise listen_error(endpoint, error) from error
+        if claim is not None:
+            self._claims.append(claim)
+
+    def _release_claims(self) -> None:
+        for claim in self._claims:
+            claim.release()
+        self._claims.clear()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `GrpcServer.drain`. An idle connection that must be closed by force cuts nothing off."""
+        self._release_claims()
+        if self._server is None:
+            return True
+        # Core gets more time than it may use, so that it is we who see whether time ran out.
+        stopping = asyncio.ensure_future(self._server.stop(timeout_s + 2 * _TEARDOWN_S_MAX))
+        done, _ = await asyncio.wait({stopping}, timeout=timeout_s)
+        is_clean = bool(done) or self._runner.open_calls == 0
+        if not done:
+            cutting = asyncio.ensure_future(self._server.stop(None))
+            await asyncio.wait({stopping, cutting}, timeout=_TEARDOWN_S_MAX)
+        self._server = None
+        return is_clean
+
+
+def channel_options(limits: TransportLimits) -> tuple[tuple[str, int], ...]:
+    """
+    The channel arguments of grpc-core that stand for *limits*.
+
+    Source: grpc/include/grpc/impl/channel_arg_names.h. Core adds +-10 % jitter to the age itself.
+    """
+    options = {
+        "grpc.so_reuseport": 1,
+        "grpc.max_receive_message_length": limits.message_bytes_max,
+        "grpc.max_send_message_length": -1,
+        # Between a soft and a hard limit core refuses by chance; equal, it refuses always.
+        "grpc.max_metadata_size": limits.header_list_bytes_max,
+        "grpc.absolute_max_metadata_size": limits.header_list_bytes_max,
+        "grpc.max_concurrent_streams": min(limits.streams_max, limits.calls_per_connection_max),
+        "grpc.max_allowed_incoming_connections": limits.connections_max,
+        # Calls that core holds until Python asks for them; past these it refuses by itself.
+        "grpc.server.max_pending_requests": limits.calls_max,
+        "grpc.server.max_pending_requests_hard_limit": limits.calls_max,
+        "grpc.server_handshake_timeout_ms": _ms(limits.handshake_timeout_s),
+        "grpc.http2.settings_timeout": _ms(limits.handshake_timeout_s),
+        "grpc.max_connection_idle_ms": _ms(limits.idle_timeout_s),
+        "grpc.keepalive_time_ms": _ms(limits.keepalive_interval_s),
+        "grpc.keepalive_timeout_ms": _ms(limits.keepalive_timeout_s),
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.min_ping_interval_without_data_ms": _ms(limits.ping_interval_min_s),
+        "grpc.http2.max_ping_strikes": 2,
+        # Bit 0 alone: identity. Answers are never compressed, compressed requests are refused.
+        "grpc.compression_enabled_algorithms_bitset": 1,
+        "grpc.max_connection_age_grace_ms": _ms(limits.connection_age_grace_s),
+    }
+    if limits.connection_age_max_s:
+        options["grpc.max_connection_age_ms"] = _ms(limits.connection_age_max_s)
+    return tuple(options.items())
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1_000))
+
+
+def _add_port(server: grpc.aio.Server, endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> Endpoint:
+    """Bind one endpoint; a Unix socket under a staged name, noted in *staged*."""
+    if endpoint.path:
+        try:
+            name = staged_path(endpoint)
+        except OSError as error:
+            raise listen_error(endpoint, error) from error
+        staged.append((name, endpoint))
+        address = f"unix-abstract:{quote(name[1:])}" if name.startswith("@") else f"unix:{quote(name)}"
+    else:
+        address = str(endpoint)
+    try:
+        if endpoint.tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, server_credentials(endpoint, endpoint.tls))
+    except RuntimeError as error:
+        raise _bind_error(endpoint) from error
+    return endpoint if endpoint.path else replace(endpoint, port=port)
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+
+
+def _bind_error(endpoint: Endpoint) -> ListenError:
+    """Why grpc.aio could not bind *endpoint*: it does not say, so try it ourselves and see."""
+    try:
+        bind(endpoint).close()
+    except ListenError as error:
+        return error
+    return ListenError(f"cannot listen on {endpoint}: grpc refused the address; see its log")

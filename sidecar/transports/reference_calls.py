@@ -1,0 +1,325 @@
+"""
+One call on the reference transport: the coroutine that grpc.aio runs and the call that a handler sees.
+
+Every method is registered as taking a stream of requests, also a unary one: only so does the
+coroutine learn that a call carried no message and can say so, where grpc.aio's own unary form leaves
+the caller without an answer. It costs nothing measurable, because only one message is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from sidecar.observe.metrics import Metrics
+from sidecar.rpc.calls import Method, StreamHandler, UnaryHandler, UnaryMethod
+from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.transports.server import TransportLimits
+
+_LOG = logging.getLogger(__name__)
+
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_DEADLINE_SLACK_S = 0.02
+"""Core's clock and the loop's differ by a few ms: a call cancelled this close to its deadline missed it."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Handler = TypeVar("Handler", UnaryHandler, StreamHandler)
+
+
+class RunningCalls:
+    """How many handlers run, how many may, and how calls ended."""
+
+    def __init__(self, calls_max: int, metrics: Metrics) -> None:
+        """Refuse more than *calls_max* handlers at a time; count into *metrics*."""
+        self.running = 0
+        self._calls_max = calls_max
+        self._values = metrics.values
+        self._running_slot = metrics.slot("sidecar_calls_running")
+        self._ended_slots = tuple(metrics.slot("sidecar_calls_total", str(int(code))) for code in StatusCode)
+
+    def begin(self) -> bool:
+        """Take a slot for one handler; False = all are taken."""
+        if self.running >= self._calls_max:
+            return False
+        self.running += 1
+        self._values[self._running_slot] += 1
+        return True
+
+    def end(self, code: StatusCode) -> None:
+        """Give the slot back; the call ended with *code*."""
+        self.running -= 1
+        self._values[self._running_slot] -= 1
+        self.count(code)
+
+    def count(self, code: StatusCode) -> None:
+        """Count a call that ended with *code*, with or without a handler."""
+        self._values[self._ended_slots[code]] += 1
+
+
+class _ReferenceCall(Generic[Handler]):
+    """What unary and streaming calls share: the handler's view, its slot, and how it ended."""
+
+    __slots__ = (
+        "_code",
+        "_context",
+        "_detail",
+        "_ended",
+        "_loop",
+        "_lost_code",
+        "_running",
+        "_waiter",
+        "deadline_s",
+        "is_cancelled",
+        "on_cancel",
+    )
+
+    def __init__(self, context: Context, running: RunningCalls) -> None:
+        """Hold a slot of *running* until the handler ends the call."""
+        self._context = context
+        self._running = running
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._code = StatusCode.OK
+        self._detail = ""
+        self._lost_code = StatusCode.CANCELLED
+        remaining_s: float | None = context.time_remaining()
+        self.deadline_s = None if remaining_s is None else self._loop.time() + remaining_s
+        self.on_cancel: Callable[[], None] | None = None
+        self.is_cancelled = False
+
+    def metadata(self, name: str) -> str | None:
+        """See `Call.metadata`; binary metadata, which grpc.aio has decoded, is base64 again."""
+        values = [
+            value if isinstance(value, str) else base64.b64encode(value).decode().rstrip("=")
+            for key, value in self._context.invocation_metadata() or ()
+            if key == name
+        ]
+        return ",".join(values) if values else None
+
+    def fail(self, code: StatusCode, detail: str) -> None:
+        """See `Call.fail`."""
+        if not self._ended:
+            self._code, self._detail = code, detail
+            self._end(code)
+
+    def _end(self, code: StatusCode) -> None:
+        self._ended = True
+        self._running.end(self._lost_code if self.is_cancelled else code)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def _lose_caller(self) -> None:
+        """The caller went away or its time is up: tell the handler, which still has to end the call."""
+        late = self.deadline_s is not None and self._loop.time() >= self.deadline_s - _DEADLINE_SLACK_S
+        self._lose(StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED)
+
+    def _lose(self, code: StatusCode) -> None:
+        if self.is_cancelled:
+            return
+        self.is_cancelled = True
+        self._lost_code = code
+        on_cancel, self.on_cancel = self.on_cancel, None
+        if on_cancel is None or self._ended:
+            return
+        try:
+            on_cancel()
+        except Exception:
+            _LOG.exception("an on_cancel callback failed")
+
+    def _failed(self, error: Exception) -> None:
+        """End the call as *error* says; only an RpcError's text is public."""
+        if isinstance(error, RpcError):
+            self.fail(error.code, error.detail)
+        else:
+            _LOG.error("a handler failed", exc_info=error)
+            self.fail(StatusCode.UNKNOWN, "")
+
+
+class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
+    """A call that waits for its one answer."""
+
+    __slots__ = ("_answer",)
+
+    _answer: bytes
+
+    def reply(self, message: bytes) -> None:
+        """See `UnaryCall.reply`."""
+        if not self._ended:
+            self._answer = message
+            self._end(StatusCode.OK)
+
+    async def serve(self, handle: UnaryHandler, message: bytes) -> bytes:
+        """Run *handle* and wait for the answer, its own or a later one."""
+        try:
+            answer = handle(message, self)
+        except Exception as error:
+            self._failed(error)
+        else:
+            if answer is not None:
+                self.reply(answer)
+        if not self._ended:
+            try:
+                await self._wait()
+            except asyncio.CancelledError:
+                self._lose_caller()
+                raise
+        if self._code is not StatusCode.OK:
+            await abort(self._context, self._code, self._detail)
+        return self._answer
+
+
+class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
+    """A call whose messages wait in a bounded queue for the peer to read them."""
+
+    __slots__ = ("_queue", "_queued_bytes", "_queued_bytes_max")
+
+    def __init__(self, context: Context, running: RunningCalls, queued_bytes_max: int) -> None:
+        """Give up a caller that leaves more than *queued_bytes_max* unread."""
+        super().__init__(context, running)
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._queued_bytes_max = queued_bytes_max
+
+    def send(self, message: bytes) -> None:
+        """See `StreamCall.send`."""
+        if self._ended or self.is_cancelled:
+            return
+        self._queued_bytes += len(message)
+        if self._queued_bytes > self._queued_bytes_max:
+            self._queue.clear()
+            self._detail = "the caller does not read its stream"
+            self._lose(StatusCode.RESOURCE_EXHAUSTED)
+        else:
+            self._queue.append(message)
+        self._wake()
+
+    def finish(self) -> None:
+        """See `StreamCall.finish`."""
+        if not self._ended:
+            self._end(StatusCode.OK)
+
+    async def serve(self, handle: StreamHandler, message: bytes) -> None:
+        """Run *handle* and pass on what it sends until the call ends."""
+        try:
+            handle(message, self)
+        except Exception as error:
+            self._failed(error)
+        try:
+            await self._pump()
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            self._lose_caller()
+            raise
+        code = self._lost_code if self.is_cancelled else self._code
+        if code is not StatusCode.OK:
+            await abort(self._context, code, self._detail)
+
+    async def _pump(self) -> None:
+        while True:
+            while self._queue:
+                message = self._queue.popleft()
+                await self._context.write(message)
+                self._queued_bytes -= len(message)
+            if self._ended or self.is_cancelled:
+                return
+            await self._wait()
+
+
+class CallRunner:
+    """Makes grpc.aio's method handlers of ours; each coroutine it starts is one call."""
+
+    def __init__(self, running: RunningCalls, limits: TransportLimits) -> None:
+        """Run at most as many handlers as *running* allows, within *limits*."""
+        self.open_calls = 0
+        self._running = running
+        self._limits = limits
+
+    def method_handler(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """What grpc.aio calls for *method*: raw bytes in, raw bytes out."""
+        if isinstance(method, UnaryMethod):
+            return grpc.stream_unary_rpc_method_handler(self._unary(method.handle))
+        return grpc.stream_stream_rpc_method_handler(self._stream(method.handle))
+
+    def unknown_method_handler(self) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Refuses a call of no method of ours, at once and counted."""
+
+        async def serve(_requests: object, context: Context) -> None:
+            self._running.count(StatusCode.UNIMPLEMENTED)
+            await abort(context, StatusCode.UNIMPLEMENTED, "no such method")
+
+        return grpc.stream_stream_rpc_method_handler(serve)
+
+    def _unary(self, handle: UnaryHandler) -> Callable[[object, Context], object]:
+        async def serve(_requests: object, context: Context) -> bytes:
+            self.open_calls += 1
+            try:
+                message = await self._receive(context)
+                if message is None:
+                    return b""
+                return await ReferenceUnaryCall(context, self._running).serve(handle, message)
+            finally:
+                self.open_calls -= 1
+
+        return serve
+
+    def _stream(self, handle: StreamHandler) -> Callable[[object, Context], object]:
+        queued_bytes_max = self._limits.write_buffer_bytes_max
+
+        async def serve(_requests: object, context: Context) -> None:
+            self.open_calls += 1
+            try:
+                message = await self._receive(context)
+                if message is not None:
+                    await ReferenceStreamCall(context, self._running, queued_bytes_max).serve(handle, message)
+            finally:
+                self.open_calls -= 1
+
+        return serve
+
+    async def _receive(self, context: Context) -> bytes | None:
+        """
+        Read the request and take a slot for its handler.
+
+        Returns:
+            None when the call was refused: the answer is on its way.
+        """
+        message: object = await context.read()
+        if not isinstance(message, bytes):  # grpc.aio.EOF
+            self._running.count(StatusCode.UNIMPLEMENTED)
+            await abort(context, StatusCode.UNIMPLEMENTED, "the call carried no message")
+            return None
+        if not self._running.begin():
+            self._running.count(StatusCode.RESOURCE_EXHAUSTED)
+            await abort(context, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
+            return None
+        return message
+
+
+async def abort(context: Context, code: StatusCode, detail: str) -> None:
+    """
+    End a call with a non-OK status; silent when its connection went first.
+
+    Raises:
+        AbortError: always when the status went out; grpc.aio waits for it.
+    """
+    try:
+        await context.abort(_GRPC_CODES[code], detail)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.InternalError:
+        _LOG.debug("a caller left before its status %s", code.name)

@@ -40,7 +40,7 @@ class Limits(NamedTuple):
     The figures of the rate-limit headers, as text.
 
     `limit` requests per minute; `remaining` whole tokens; `reset` Unix seconds, rounded up, at which
-    the bucket is full again; `retry_after` whole seconds to the next token, '' unless refused by it.
+    the bucket is full again; `retry_after` whole seconds to the next token, '' while there is one.
     """
 
     limit: str
@@ -100,8 +100,10 @@ def http_status(reason: Reason, style: AnswerStyle) -> int:
 def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, style: AnswerStyle) -> Headers:
     """The headers of a denial, without the body's."""
     headers = limit_headers(limits, style) if limits is not None else []
-    if limits is not None and limits.retry_after:
+    if limits is not None and reason is Reason.RATE_LIMITED:
         headers.append(("retry-after", limits.retry_after))
+    elif reason.http_status == 503:
+        headers.append(("retry-after", "1"))
     if http_status(reason, style) == 401:
         headers.append(("www-authenticate", 'Bearer realm="api"'))
     headers += [

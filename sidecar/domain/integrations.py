@@ -94,7 +94,8 @@ class Integration:
             )
         if len(self.credentials) > CREDENTIALS_MAX:
             raise IntegrationError(
-                f"{self.id!r} has {len(self.credentials)} credentials; at most {CREDENTIALS_MAX}: revoke old ones"
+                f"{self.id!r} has {len(self.credentials)} credentials;"
+                f" at most {CREDENTIALS_MAX}: revoke old ones"
             )
         _ = self.quota
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter_ns
-from typing import NamedTuple
+from time import monotonic, perf_counter_ns
+from typing import NamedTuple, TypeVar
 
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
@@ -24,7 +24,7 @@ class Decision(NamedTuple):
     taken: Taken | None
 
 
-DecisionDone = Callable[[Decision], None]
+Context = TypeVar("Context")
 
 
 class Decider:
@@ -59,11 +59,18 @@ class Decider:
         }
         self._duration = metrics.histogram("sidecar_decision_duration_seconds")
 
-    def decide(self, request: AccessRequest, timeout_s: float, done: DecisionDone) -> Decision | None:
+    def decide(
+        self,
+        request: AccessRequest,
+        deadline_s: float | None,
+        done: Callable[[Decision, Context], None],
+        context: Context,
+    ) -> Decision | None:
         """
-        Decide *request*: at once where the store needs no trip, else by calling *done* once.
+        Decide *request*: at once where the store needs no trip, else by `done(decision, context)`, once.
 
-        *timeout_s* is what the caller will still wait; the store gets no more than its own bound.
+        *deadline_s* is how long the caller will wait, on the monotonic clock, None = it does not say;
+        the store gets no more than its own bound.
         """
         started_ns = perf_counter_ns()
         evaluation = self.policy.evaluate(request, self.snapshot, self._clock_us())
@@ -76,9 +83,12 @@ class Decider:
             return self._settle(evaluation, outcome, started_ns)
 
         def settle(late: Taken | StoreFault) -> None:
-            done(self._settle(evaluation, late, started_ns))
+            done(self._settle(evaluation, late, started_ns), context)
 
-        self._store.take_later(integration.buckets, asked, min(timeout_s, self._store_timeout_s), settle)
+        timeout_s = self._store_timeout_s
+        if deadline_s is not None:
+            timeout_s = max(0.0, min(timeout_s, deadline_s - monotonic()))
+        self._store.take_later(integration.buckets, asked, timeout_s, settle)
         return None
 
     def _settle(self, evaluation: Evaluation, outcome: Taken | StoreFault, started_ns: int) -> Decision:

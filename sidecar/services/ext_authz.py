@@ -8,7 +8,6 @@ request through when either is missing. Messages come from xds-protos.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
@@ -35,7 +34,6 @@ from sidecar.services.templates import Template, compile_template
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 TEMPLATES_PER_INTEGRATION_MAX = 256
-TIMEOUT_S_DEFAULT = 1.0
 
 _OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
@@ -64,10 +62,10 @@ class ExtAuthzService:
             attributes = CheckRequest.FromString(message).attributes
         except DecodeError:
             raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
-        decision = self._decider.decide(access_request(attributes), call, partial(self._reply, call))
+        decision = self._decider.decide(access_request(attributes), call.deadline_s, self._reply, call)
         return None if decision is None else self.render(decision)
 
-    def _reply(self, call: UnaryCall, decision: Decision) -> None:
+    def _reply(self, decision: Decision, call: UnaryCall) -> None:
         call.reply(self.render(decision))
 
     def render(self, decision: Decision) -> bytes:
@@ -79,9 +77,9 @@ class ExtAuthzService:
             return self._unknown_caller_template(decision) % {b"id": decision_id}
         if taken is None or decision.reason is Reason.IP_NOT_ALLOWED:
             # Faults are rare; a refused address stands in the text, so no template could be kept.
-            return check_response(decision, decision.id, limits_of(decision), self._style).SerializeToString()
+            return _serialise(check_response(decision, decision.id, limits_of(decision), self._style))
         remaining = b"%d" % taken.remaining
-        wait = b"%d" % retry_after_s(taken.retry_after_us) if not taken.remaining else b""
+        wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us else b""
         evaluation = decision.evaluation
         key = (
             decision.reason, evaluation.credential, evaluation.key_header, evaluation.scope,
@@ -104,7 +102,7 @@ class ExtAuthzService:
         template = self._unknown_caller.get(decision.reason)
         if template is None:
             template = compile_template(
-                lambda values: check_response(decision, values["id"], None, self._style).SerializeToString(),
+                lambda values: _serialise(check_response(decision, values["id"], None, self._style)),
                 {"id": DECISION_ID_LENGTH},
             )
             self._unknown_caller[decision.reason] = template
@@ -117,9 +115,9 @@ class ExtAuthzService:
 
         def render(values: Mapping[str, str]) -> bytes:
             limits = Limits(limit, values["remaining"], values["reset"], values["wait"])
-            return check_response(decision, values["id"], limits, self._style).SerializeToString()
+            return _serialise(check_response(decision, values["id"], limits, self._style))
 
-        return compile_template(render, {name: width for name, width in widths.items() if width} | {"wait": wait_width})
+        return compile_template(render, widths)
 
 
 def access_request(attributes: AttributeContext) -> AccessRequest:
@@ -156,7 +154,7 @@ def limits_of(decision: Decision) -> Limits | None:
     taken, integration = decision.taken, decision.evaluation.integration
     if taken is None or integration is None:
         return None
-    wait = "" if taken.remaining else str(retry_after_s(taken.retry_after_us))
+    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us else ""
     return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
 
 
@@ -175,7 +173,7 @@ def check_response(
             allowed.response_headers_to_add.extend(_options(limit_headers(limits, style)))
     else:
         denied: DeniedHttpResponse = response.denied_response
-        denied.status.CopyFrom(HttpStatus(code=http_status(reason, style)))  # type: ignore[arg-type]
+        denied.status.CopyFrom(HttpStatus(code=http_status(reason, style)))
         denied.headers.extend(_options(denial_headers(reason, decision_id, limits, style)))
         denied.body = problem_body(reason, evaluation, decision_id, limits, style).decode()
     response.dynamic_metadata.update(
@@ -188,6 +186,11 @@ def check_response(
         }
     )
     return response
+
+
+def _serialise(response: CheckResponse) -> bytes:
+    message: bytes = response.SerializeToString()
+    return message
 
 
 def _options(headers: Headers) -> list[HeaderValueOption]:

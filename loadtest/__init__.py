@@ -1,0 +1,1 @@
+"""The load-test harness: measures what Sidecar claims, through the protocols its users speak."""

@@ -1,0 +1,39 @@
+"""`python -m loadtest.bench [NAME …]`: run the benchmarks, print the tables, write docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from loadtest.bench import decisions, memory, micro, trie
+from loadtest.bench.processes import BenchError
+from loadtest.bench.report import REPORT, Section, to_markdown
+
+BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
+    "decisions": decisions.run,
+    "micro": micro.run,
+    "trie": trie.run,
+    "memory": memory.run,
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all; only a whole run replaces the report in docs/."""
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        print(f"unknown benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
+        return 2
+    try:
+        sections = [section for name in names or BENCHMARKS for section in BENCHMARKS[name]()]
+    except BenchError as error:
+        print(error)
+        return 1
+    report = to_markdown(sections, "make bench")
+    print(report)
+    if not names:
+        REPORT.write_text(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""Servers and load generators as processes, each pinned to a core of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVER_CORE = 0
+LOAD_CORE = 1
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+RUN_TIMEOUT_S = 300.0
+
+
+class BenchError(Exception):
+    """A benchmark cannot run or measured something that is not what it claims to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSidecar:
+    """A sidecar process: its pid and where it listens."""
+
+    pid: int
+    grpc: str
+    admin: str
+
+    def rss_mb(self) -> float:
+        """Resident memory now, in MB (10^6 bytes)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        if match is None:
+            raise BenchError(f"no VmRSS of process {self.pid}")
+        return int(match.group(1)) * 1024 / 1e6
+
+    def cpu_s(self) -> float:
+        """Processor time used so far, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def metric(self, line_start: str) -> float:
+        """The value of the metric line that starts with *line_start*, or 0."""
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as response:
+            for line in response.read().decode().splitlines():
+                if line.startswith(line_start):
+                    return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_sidecar(config: Path, grpc: str, admin: str, core: int = SERVER_CORE) -> Iterator[RunningSidecar]:
+    """
+    Run `sidecar serve` on *config*, which makes it listen on *grpc* and *admin*, and wait until it is ready.
+
+    Raises:
+        BenchError: it does not become ready in time; holds what it printed.
+    """
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        sys.executable,
+        "-m",
+        "sidecar.app.cli",
+        "serve",
+        "--config",
+        str(config),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            _await_ready(process, admin, log.fileno())
+            yield RunningSidecar(process.pid, grpc, admin)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await_ready(process: subprocess.Popen[bytes], admin: str, log: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if _is_ready(admin):
+            return
+        time.sleep(0.05)
+    printed = os.pread(log, 1 << 20, 0).decode(errors="replace")
+    raise BenchError(f"the sidecar did not become ready (exit code {process.poll()}):\n{printed}")
+
+
+def _is_ready(admin: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{admin}/readyz", timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What h2load reports of one run."""
+
+    calls: int
+    calls_per_s: float
+    latencies_us: tuple[float, ...]
+
+    def percentile_us(self, share: float) -> float:
+        """The latency that *share* (0 ... 1) of the calls kept within."""
+        ordered = self.latencies_us
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def h2load(
+    target: str,
+    method: str,
+    body: bytes,
+    calls: int,
+    connections: int,
+    streams: int,
+    keep_latencies: bool = False,
+) -> Load:
+    """
+    Send *calls* unary gRPC calls over *connections* × *streams*; every call must succeed.
+
+    *keep_latencies* makes h2load log every call, which costs it time: not for throughput.
+
+    Raises:
+        BenchError: h2load is missing, or a call failed.
+    """
+    binary = shutil.which("h2load")
+    if binary is None:
+        raise BenchError("h2load is missing: apt-get install nghttp2-client")
+    with tempfile.TemporaryDirectory() as folder:
+        message = Path(folder, "message")
+        message.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
+        log = Path(folder, "latencies")
+        command = [
+            "taskset", "-c", str(LOAD_CORE), binary,
+            "-n", str(calls), "-c", str(connections), "-m", str(streams), "-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers",
+            *([f"--log-file={log}"] if keep_latencies else []), *_target(target, method),
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+        return _parse(result.stdout + result.stderr, calls, log)
+
+
+def _target(target: str, method: str) -> Sequence[str]:
+    if target.startswith("unix:"):
+        return [f"--base-uri={target}", f"http://localhost{method}"]
+    return [f"http://{target}{method}"]
+
+
+def _parse(output: str, calls: int, log: Path) -> Load:
+    rate = re.search(r"finished in .*?, ([\d.]+) req/s", output)
+    succeeded = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    if rate is None or succeeded is None or int(succeeded.group(1)) != calls:
+        raise BenchError(f"h2load did not get {calls} answers:\n{output[-2000:]}")
+    lines = log.read_text().splitlines() if log.exists() else []
+    return Load(calls, float(rate.group(1)), tuple(sorted(float(line.split("\t")[2]) for line in lines)))

@@ -1,0 +1,74 @@
+"""Result tables: the rows of one run, on the terminal and in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+REPORT = Path("docs/benchmarks.md")
+PACKAGES = ("grpcio", "ngh2", "uvloop", "protobuf", "redis", "hiredis", "pytricia")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured thing: what, the figure with its unit, and the ratio to what it is held against."""
+
+    what: str
+    figure: str
+    beside: str = ""
+    ratio: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One benchmark: its title, how it was done, its rows."""
+
+    title: str
+    method: str
+    rows: Sequence[Row]
+
+
+def to_markdown(sections: Sequence[Section], command: str) -> str:
+    """The whole report as Markdown; *command* repeats it."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `{command}`; run it again to repeat them. Ratios are within one run on one machine;",
+        "absolute figures hold for this machine only.",
+        "",
+        f"- {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, Python {platform.python_version()}",
+        f"- {_machine()}",
+        "- " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        "",
+    ]
+    for section in sections:
+        lines += [
+            f"## {section.title}",
+            "",
+            section.method,
+            "",
+            "| what | figure | beside | ratio |",
+            "|---|---|---|---|",
+        ]
+        lines += [f"| {row.what} | {row.figure} | {row.beside} | {row.ratio} |" for row in section.rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _commit() -> str:
+    result = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10
+    )
+    return result.stdout.strip() or "unknown"
+
+
+def _machine() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, one core for the server and one for the load"
+    return platform.machine()

@@ -1,0 +1,105 @@
+"""What the benchmarks ask: registries, configurations and Check messages as Envoy sends them."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sidecar.domain.api_keys import NewApiKey, generate_api_key
+
+CHECK = "/envoy.service.auth.v3.Authorization/Check"
+CLIENT_ADDRESS = "198.51.100.77"
+BURST = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder with sidecar.yaml and registry.yaml, and where that sidecar will listen."""
+
+    config: Path
+    grpc: str
+    admin: str
+    keys: tuple[NewApiKey, ...]
+
+
+def write_place(
+    folder: Path, grpc: str, admin: str, transport: str, integrations: int = 1, with_allowlist: int = 1
+) -> Place:
+    """
+    Write a configuration with *integrations*, the first *with_allowlist* of them with 50 CIDR entries.
+
+    The benchmark's client address is in the last entry; the burst is large, so calls are admitted.
+    """
+    keys = tuple(generate_api_key() for _ in range(integrations))
+    source = random.Random(1)
+    records = [
+        {
+            "id": f"bench-{number:05}",
+            "name": f"Benchmark {number}",
+            "scopes": ["orders:read", "inventory:read", "inventory:write"],
+            "rate_limit_rpm": 10_000,
+            "burst": BURST,
+            "ip_allowlist": _allowlist(source) if number < with_allowlist else [],
+            "credentials": [{"id": key.credential_id, "digest": key.digest}],
+        }
+        for number, key in enumerate(keys)
+    ]
+    (folder / "registry.yaml").write_text(yaml.safe_dump({"integrations": records}, sort_keys=False))
+    settings = {
+        "listen": {"grpc": [grpc], "admin": admin},
+        "transport": transport,
+        "client_ip": {"header": "x-client-ip"},
+        "registry": "registry.yaml",
+        "routes": [
+            {"methods": ["GET"], "path": "/v1/orders/{id}", "scope": "orders:read"},
+            {"methods": ["GET"], "path": "/v1/inventory/**", "scope": "inventory:read"},
+            {"methods": ["POST", "PUT"], "path": "/v1/inventory/**", "scope": "inventory:write"},
+        ],
+    }
+    config = folder / "sidecar.yaml"
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return Place(config, grpc, admin, keys)
+
+
+def check_config(place: Place) -> None:
+    """Let `sidecar check-config` judge the configuration before it is measured."""
+    command = [sys.executable, "-m", "sidecar.app.cli", "check-config", str(place.config)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def _allowlist(source: random.Random) -> list[str]:
+    networks = {f"10.{source.randrange(256)}.{source.randrange(256)}.0/24" for _ in range(60)}
+    return [*sorted(networks)[:49], "198.51.100.0/24"]
+
+
+def check_request(api_key: str, path: str = "/v1/orders/42?expand=lines") -> bytes:
+    """A Check as Envoy 1.40 sends it for a GET with the usual headers, about 400 bytes."""
+    request = CheckRequest()
+    attributes = request.attributes
+    attributes.source.address.socket_address.address = "10.0.0.9"
+    attributes.source.address.socket_address.port_value = 51234
+    attributes.destination.address.socket_address.address = "10.0.0.1"
+    attributes.destination.address.socket_address.port_value = 8080
+    attributes.request.time.CopyFrom(Timestamp(seconds=1_795_000_000, nanos=123_456_000))
+    http = attributes.request.http
+    http.id, http.method, http.path = "12345678901234567890", "GET", path
+    http.host, http.scheme, http.protocol = "api.example.com", "https", "HTTP/1.1"
+    http.headers.update(
+        {
+            "x-api-key": api_key,
+            "x-client-ip": CLIENT_ADDRESS,
+            "x-request-id": "3f0c1a52-58d5-4c9e-a3c5-3a4e55d6c3a7",
+            "x-forwarded-for": CLIENT_ADDRESS,
+        }
+    )
+    attributes.metadata_context.SetInParent()
+    attributes.route_metadata_context.SetInParent()
+    message: bytes = request.SerializeToString()
+    return message

@@ -31,8 +31,8 @@ def run() -> list[Section]:
         Section(
             "Full ext_authz decisions per second, one process on one core",
             "Key, allowlist of 50 entries, scope, bucket, headers, metrics; embedded store. h2load on the"
-            f" other core, {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS} rounds. Beside it: the"
-            " same service on `transport: grpcio`.",
+            f" other core, {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS} rounds."
+            " Beside it: the same service on `transport: grpcio`.",
             throughput,
         ),
         Section(
@@ -90,7 +90,7 @@ def confirm_allowed(place: Place, body: bytes) -> None:
         BenchError: the answer is anything else.
     """
     with grpc.insecure_channel(place.grpc) as channel:
-        response = CheckResponse.FromString(channel.unary_unary(CHECK)(body, timeout=5))
+        response = CheckResponse.FromString(channel.unary_unary(CHECK, None, None)(body, timeout=5))
     if response.status.code != 0 or len(response.ok_response.response_headers_to_add) < 3:
         raise BenchError(f"the benchmark's request is not allowed: {response}")
 

@@ -157,7 +157,8 @@ def h2load(
         log = Path(folder, "latencies")
         command = [
             "taskset", "-c", str(LOAD_CORE), binary,
-            "-n", str(calls), "-c", str(connections), "-m", str(streams), "-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers",
+            "-n", str(calls), "-c", str(connections), "-m", str(streams),
+            "-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers",
             *([f"--log-file={log}"] if keep_latencies else []), *_target(target, method),
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)

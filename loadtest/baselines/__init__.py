@@ -1,0 +1,1 @@
+"""Straightforward servers that do the same job, to hold Sidecar's figures against."""

@@ -1,1 +1,91 @@
+# Everything a developer does here, by name. `make` alone lists it.
+# Needs make, a POSIX shell and Python 3.11 or newer; everything else goes into .venv.
+
 .DEFAULT_GOAL := help
+.SUFFIXES:
+
+BIN := .venv/bin
+
+# Tests run in random order from one seed, which is printed; SEED= repeats a run.
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+# A test that hangs ends the run with every thread's stack instead of holding it up.
+PYTEST = $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
+	-o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true $(ARGS)
+
+.PHONY: help
+help: ## List these targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
+
+##@ Use
+.PHONY: setup run demo
+setup: ## Create .venv and install the sidecar into it; PYTHON= chooses the interpreter
+	@scripts/setup.sh runtime
+
+run: setup ## Start the sidecar with a demo registry; Ctrl-C stops it
+	@exec $(BIN)/sidecar serve --demo
+
+demo: setup-dev ## Watch a real Envoy enforce keys, scopes, addresses and limits
+	@exec $(BIN)/python -m deploy.demo
+
+##@ Test
+.PHONY: setup-dev setup-tests setup-bench
+setup-dev:
+	@scripts/setup.sh dev
+
+setup-tests: setup-dev
+	@scripts/system-packages.sh
+
+setup-bench: setup-tests
+	@scripts/setup.sh bench
+
+.PHONY: test test-unit test-property test-model test-conformance test-fault test-e2e test-house
+test: setup-tests ## Run every test; SEED= repeats an order, ARGS= goes to pytest
+	$(PYTEST) tests
+
+test-unit: setup-tests ## Run the unit tests
+test-property: setup-tests ## Run the property tests
+test-model: setup-tests ## Run the model tests
+test-conformance: setup-tests ## Run the wire tests of both transports, with real clients
+test-fault: setup-tests ## Run the fault tests: floods, slow peers, dead stores
+test-e2e: setup-tests ## Run the end-to-end tests, with a real Envoy
+test-house: setup-tests ## Run the tests of the code's own rules
+test-unit test-property test-model test-conformance test-fault test-e2e test-house:
+	$(PYTEST) tests/$(@:test-%=%)
+
+.PHONY: bench
+bench: setup-bench ## Measure, print the tables and write docs/benchmarks.md
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+##@ Develop
+.PHONY: fmt lint type check proto proto-check lock wheel clean
+fmt: setup-dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: setup-dev ## Look for faults and for unformatted code (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup-dev ## Check the types (mypy, strict)
+	$(BIN)/mypy
+	$(BIN)/mypy -p deploy.demo
+
+check: lint type proto-check test-house ## Everything that looks at the code without running it
+
+proto: setup-dev ## Generate the code of proto/ again
+	$(BIN)/python proto/generate.py
+
+proto-check: setup-dev ## Fail when the generated code is not what proto/ says
+	$(BIN)/python proto/generate.py --check
+
+lock: setup ## Pin the dependencies of pyproject.toml; ARGS=--upgrade takes newer ones
+	@scripts/lock.sh $(ARGS)
+
+wheel: setup-dev ## Build dist/*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## Remove .venv and everything that was built
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+#!/bin/sh
+# See to it that the programs which the tests run are there, and that pip cannot bring.
+#
+# Installs what is missing when it may (root, with apt-get); else says which command does it.
+set -eu
+
+# program:Debian and Ubuntu package
+NEEDED='h2load:nghttp2-client'
+
+missing=
+for pair in $NEEDED; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
+done
+[ -n "$missing" ] || exit 0
+
+install="apt-get install --yes --no-install-recommends$missing"
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    printf '%s\n' "The tests need programs that are not installed. As root, on Debian or Ubuntu:" "" \
+        "    apt-get update && $install" "" \
+        "Elsewhere, install what brings the commands:$(for pair in $NEEDED; do printf ' %s' "${pair%%:*}"; done)" >&2
+    exit 1
+fi
+echo "Installing for the tests:$missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT INT TERM
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086  # one word a package
+{ apt-get update && $install; } </dev/null >"$log" 2>&1 || { cat "$log" >&2; exit 1; }

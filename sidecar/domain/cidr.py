@@ -1,0 +1,230 @@
+"""
+IP addresses and CIDR blocks as small values.
+
+An address is its packed bytes, so that parsing it is one C call and comparing it another. There is one
+spelling of an IPv4 client: an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2, `::ffff:a.b.c.d`) is IPv4 from
+here on, and so is a block of such addresses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import TypeAlias
+
+Address: TypeAlias = bytes
+"""A packed address in network byte order: 4 bytes = IPv4, 16 bytes = IPv6 (never IPv4-mapped)."""
+
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+_MAPPED_BITS = 96
+_QUOTED_CHARS_MAX = 64  # errors quote at most this much of what they refuse
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
+_LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]")
+_WITH_PORT = re.compile(r"\[.*\]:[0-9]+|[0-9.]+:[0-9]+")
+
+
+class AddressError(ValueError):
+    """A text is no IP address; the message says why."""
+
+
+class CidrError(ValueError):
+    """A text is no CIDR block; the message says why and, where it can, what was meant."""
+
+
+def parse_address(text: str) -> Address:
+    """
+    Pack one IP address, as RFC 4291 2.2 and dotted quads write it.
+
+    >>> parse_address("10.1.2.3") == parse_address("::ffff:10.1.2.3") == bytes([10, 1, 2, 3])
+    True
+
+    Raises:
+        AddressError: anything else, also ports, brackets, zone ids and octets with leading zeros.
+    """
+    try:
+        if ":" not in text:
+            return inet_pton(AF_INET, text)
+        packed = inet_pton(AF_INET6, text)
+    except (OSError, ValueError):  # ValueError: NUL or a lone surrogate inside
+        raise AddressError(f"{_quoted(text)} is not an IP address{_address_fault(text)}") from None
+    return packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed
+
+
+def format_address(address: Address) -> str:
+    """
+    The canonical text of *address* (RFC 5952).
+
+    >>> format_address(parse_address("2001:DB8:0:0::0001"))
+    '2001:db8::1'
+    """
+    return str(ip_address(address))
+
+
+@dataclass(frozen=True, slots=True)
+class Cidr:
+    """
+    A block of addresses: all that share the first `length_bits` bits of `network`.
+
+    Raises:
+        CidrError: on construction, when the length does not fit or host bits are set.
+    """
+
+    network: Address
+    length_bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no block, so that equal blocks are always equal values."""
+        width_bits = len(self.network) * 8
+        if width_bits not in (32, 128):
+            raise CidrError(f"an address is 4 or 16 bytes, not {len(self.network)}")
+        if not 0 <= self.length_bits <= width_bits:
+            raise CidrError(f"prefix length {self.length_bits} is not within 0..{width_bits}")
+        if int.from_bytes(self.network) & _host_mask(width_bits, self.length_bits):
+            raise CidrError(_host_bits_fault(self.network, self.length_bits))
+
+    @property
+    def width_bits(self) -> int:
+        """32 for IPv4, 128 for IPv6."""
+        return len(self.network) * 8
+
+    def covers(self, other: Cidr) -> bool:
+        """True when every address of *other* is in this block (also when both are equal)."""
+        return self.length_bits <= other.length_bits and self.contains(other.network)
+
+    def contains(self, address: Address) -> bool:
+        """True when *address* is in this block; never across families."""
+        if len(address) != len(self.network):
+            return False
+        differing = int.from_bytes(address) ^ int.from_bytes(self.network)
+        return differing >> (self.width_bits - self.length_bits) == 0
+
+    def __str__(self) -> str:
+        """The canonical text, always with its length: '10.0.0.0/8'."""
+        return f"{format_address(self.network)}/{self.length_bits}"
+
+
+def block_of(address: Address, length_bits: int) -> Cidr:
+    """The block of *length_bits* that *address* is in."""
+    width_bits = len(address) * 8
+    number = int.from_bytes(address) & ~_host_mask(width_bits, length_bits)
+    return Cidr(number.to_bytes(len(address)), length_bits)
+
+
+def parse_cidr(text: str) -> Cidr:
+    """
+    Read 'address/length', or a bare address, which means that one address.
+
+    An IPv4-mapped block of 96 bits or more is the IPv4 block. A shorter IPv6 block never matches IPv4
+    clients, so '::/0' is every IPv6 client and no IPv4 one.
+
+    >>> str(parse_cidr("::ffff:10.0.0.0/104")), str(parse_cidr("2001:db8::1"))
+    ('10.0.0.0/8', '2001:db8::1/128')
+
+    Raises:
+        CidrError: the text is no block; host bits that are set get the two blocks probably meant.
+    """
+    address_text, slash, length_text = text.partition("/")
+    try:
+        address = parse_address(address_text)
+    except AddressError as error:
+        raise CidrError(f"{_quoted(text)} is not a CIDR block: {error}") from None
+    if not slash:
+        return Cidr(address, len(address) * 8)
+    length_bits = _parse_length(text, length_text, 128 if ":" in address_text else 32)
+    if len(address) == 4 and ":" in address_text:
+        if length_bits < _MAPPED_BITS:
+            raise CidrError(
+                f"{_quoted(text)} has host bits set; an IPv4-mapped block has a length of at least "
+                f"{_MAPPED_BITS}; write {format_address(address)} with an IPv4 length of 0..32"
+            )
+        length_bits -= _MAPPED_BITS
+    return Cidr(address, length_bits)
+
+
+def _parse_length(text: str, length_text: str, width_bits: int) -> int:
+    if not _LENGTH.fullmatch(length_text) or int(length_text) > width_bits:
+        hint = "; write a prefix length, not a netmask" if "." in length_text else ""
+        raise CidrError(
+            f"{_quoted(text)} is not a CIDR block: "
+            f"after the slash stands a whole number from 0 to {width_bits}{hint}"
+        )
+    return int(length_text)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """One entry of a list that adds nothing: entry number `index` is already within `within`."""
+
+    index: int
+    entry: Cidr
+    within: Cidr
+
+    def __str__(self) -> str:
+        """A sentence for a warning."""
+        if self.entry == self.within:
+            return f"{self.entry} is listed more than once"
+        return f"{self.entry} is already covered by {self.within}"
+
+
+def describe_overlaps(cidrs: Sequence[Cidr]) -> tuple[Overlap, ...]:
+    """
+    The entries that could be left out without changing the set, in list order; O(n log n).
+
+    Of equal entries the first is kept. A covered entry names the widest entry that covers it.
+    """
+    overlaps = []
+    widest: Cidr | None = None
+    latest: Cidr | None = None
+    # Sorted so that a block comes before all that it covers, and equal blocks in list order.
+    for index, entry in sorted(enumerate(cidrs), key=lambda item: (*_sort_key(item[1]), item[0])):
+        if entry == latest:
+            overlaps.append(Overlap(index, entry, entry))
+        elif widest is not None and widest.covers(entry):
+            overlaps.append(Overlap(index, entry, widest))
+        else:
+            widest = entry
+        latest = entry
+    return tuple(sorted(overlaps, key=lambda overlap: overlap.index))
+
+
+def _sort_key(cidr: Cidr) -> tuple[int, bytes, int]:
+    return len(cidr.network), cidr.network, cidr.length_bits
+
+
+def _host_mask(width_bits: int, length_bits: int) -> int:
+    return (1 << (width_bits - length_bits)) - 1
+
+
+def _host_bits_fault(address: Address, length_bits: int) -> str:
+    width_bits = len(address) * 8
+    host = format_address(address)
+    return (
+        f"{host}/{length_bits} has host bits set; "
+        f"did you mean {block_of(address, length_bits)} or {host}/{width_bits}?"
+    )
+
+
+def _address_fault(text: str) -> str:
+    """What is wrong with *text*, when it is one of the usual mistakes; else nothing."""
+    head = text[:_QUOTED_CHARS_MAX]
+    if not head:
+        return ": it is empty"
+    if head != head.strip():
+        return ": it has white space around it"
+    if "%" in head:
+        return ": zone ids are not allowed"
+    if _WITH_PORT.fullmatch(head):
+        return ": leave out the port"
+    if head.startswith("["):
+        return ": leave out the brackets"
+    if _LEADING_ZERO.search(head):
+        return ": an octet has a leading zero"
+    return ""
+
+
+def _quoted(text: str) -> str:
+    head = ascii(text[:_QUOTED_CHARS_MAX])
+    return head if len(text) <= _QUOTED_CHARS_MAX else f"{head}..."

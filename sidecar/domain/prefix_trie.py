@@ -1,0 +1,284 @@
+"""
+An immutable set of CIDR blocks that answers "is this address in it?" in a bounded number of steps.
+
+A burst trie (Heinz, Zobel, Williams 2002) over the bits of the address. A leaf is a *bucket*: a short
+sorted run of interval starts, searched by bisection in C. A bucket that would hold more than
+`BUCKET_MAX` starts bursts into a *table*, which is
+
+* path-compressed: the bits that all starts below it share are skipped;
+* level-compressed: the next bits, as many as the number of starts below it pays for, index it at once.
+
+Prefixes are pushed into the leaves when the set is built: between two neighbouring starts every address
+has the same longest prefix, and only that prefix's length is stored, one byte beside the start. So nested
+and neighbouring blocks merge, a match needs no way back up, and a skipped bit needs no second look: an
+address that leaves a table's skipped bits lies before or after all of its starts, and the bucket at that
+end gives the right answer.
+
+Why one layout serves both uses: an integration's allowlist (at most 50 blocks, so at most 101 starts) is
+a single bucket, two flat arrays of about a kilobyte in all; a list of a million is the same two arrays
+under some thousand tables. The depth is bounded by the width of the address, never by the number of
+prefixes.
+
+IPv6 addresses are two 64-bit numbers: a first trie over the high one; where blocks longer than /64 exist
+it links to a second trie over the low one. So both fit into plain arrays.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from itertools import groupby, pairwise
+from struct import Struct
+from sys import getsizeof
+from typing import NamedTuple
+
+from sidecar.domain.cidr import Address, Cidr, block_of
+
+BUCKET_MAX = 128
+"""Starts that one bucket holds before it bursts: 50 blocks make at most 101, so they stay one bucket."""
+
+_STARTS_PER_SLOT = 4  # of a new table, on average: more saves memory, less saves comparisons
+
+_NONE = 0  # code of an interval that no block covers; otherwise the block's length + 1 ...
+_LINK = 256  # ... or from here on: _LINK + the region of the second trie that decides
+
+_unpack_ipv4 = Struct(">I").unpack
+_unpack_ipv6 = Struct(">QQ").unpack
+
+
+class PrefixTrie:
+    """
+    A set of CIDR blocks, IPv4 and IPv6; duplicates count once.
+
+    >>> from sidecar.domain.cidr import parse_address, parse_cidr
+    >>> trie = PrefixTrie([parse_cidr("10.0.0.0/8"), parse_cidr("10.1.0.0/16")])
+    >>> trie.contains(parse_address("10.2.3.4")), str(trie.longest_match(parse_address("10.1.2.3")))
+    (True, '10.1.0.0/16')
+    """
+
+    __slots__ = ("_count", "_high", "_ipv4", "_low")
+
+    def __init__(self, cidrs: Iterable[Cidr] = ()) -> None:
+        """Build the set from *cidrs*, in any order; O(n log n)."""
+        ipv4: set[int] = set()
+        ipv6: set[int] = set()
+        for cidr in cidrs:
+            members = ipv4 if len(cidr.network) == 4 else ipv6
+            members.add(int.from_bytes(cidr.network) << 8 | cidr.length_bits)
+        self._count = len(ipv4) + len(ipv6)
+        self._ipv4 = _build_ipv4(sorted(ipv4)) if ipv4 else _EMPTY_IPV4
+        self._high, self._low = _build_ipv6(sorted(ipv6)) if ipv6 else (_EMPTY_IPV6, _EMPTY_IPV6)
+
+    def __len__(self) -> int:
+        """How many different blocks were given."""
+        return self._count
+
+    def contains(self, address: Address) -> bool:
+        """True when some block holds *address*."""
+        return (self._ipv4_code(address) if len(address) == 4 else self._ipv6_code(address)) != _NONE
+
+    def longest_match(self, address: Address) -> Cidr | None:
+        """The smallest block that holds *address*; None = no block does."""
+        code = self._ipv4_code(address) if len(address) == 4 else self._ipv6_code(address)
+        return None if code == _NONE else block_of(address, code - 1)
+
+    def size_bytes(self) -> int:
+        """Memory that this set holds on to, without the shared empty parts."""
+        parts = {id(part): part for part in (self._ipv4, self._high, self._low)}
+        own = [part for part in parts.values() if part not in (_EMPTY_IPV4, _EMPTY_IPV6)]
+        return getsizeof(self) + sum(part.size_bytes() for part in own)
+
+    def _ipv4_code(self, address: Address) -> int:
+        (key,) = _unpack_ipv4(address)
+        return self._ipv4.code(key)
+
+    def _ipv6_code(self, address: Address) -> int:
+        high, low = _unpack_ipv6(address)
+        code = self._high.code(high)
+        return code if code < _LINK else self._low.code(low, code - _LINK)
+
+
+class _Table(NamedTuple):
+    """
+    A burst bucket: slot i holds starts[offsets[i]:offsets[i + 1]].
+
+    `first` is the skipped bits followed by zeros, `shift` the number of bits below the slot's, `top` the
+    last slot, `tables` the slots that burst in their turn.
+    """
+
+    first: int
+    shift: int
+    top: int
+    offsets: array[int]
+    tables: dict[int, _Table]
+
+
+class _Level:
+    """
+    A trie over keys of 32 or 64 bits, made of regions that share their arrays.
+
+    `starts` holds region after region, ascending within each, every region beginning with 0; `codes` is
+    parallel to it. `offsets` and `tables` are those of a _Table whose slots are the regions; None for
+    `tables` = there is one region and it is one bucket.
+    """
+
+    __slots__ = ("codes", "offsets", "starts", "tables")
+
+    def __init__(self, starts: array[int], codes: array[int], offsets: array[int]) -> None:
+        """Take over the intervals of a finished sweep and burst what is too large for a bucket."""
+        self.starts = starts[:]  # a copy drops what appending allocated ahead
+        self.codes = array("B" if max(codes) < 256 else "I", codes)
+        self.offsets = offsets
+        one_bucket = len(offsets) == 2 and len(starts) <= BUCKET_MAX
+        self.tables = None if one_bucket else _burst_slots(self.starts, offsets)
+
+    def code(self, key: int, region: int = 0) -> int:
+        """The code of the interval of *region* that *key* is in."""
+        tables = self.tables
+        if tables is None:
+            return self.codes[bisect_right(self.starts, key) - 1]
+        offsets = self.offsets
+        low, high = offsets[region], offsets[region + 1]
+        while high - low > BUCKET_MAX:
+            first, shift, top, offsets, tables = tables[region]
+            region = (key ^ first) >> shift
+            if region > top:  # the key differs in a skipped bit
+                region = 0 if key < first else top
+            low, high = offsets[region], offsets[region + 1]
+        return self.codes[bisect_right(self.starts, key, low, high) - 1]
+
+    def size_bytes(self) -> int:
+        """Memory of this level."""
+        size = sum(getsizeof(part) for part in (self, self.starts, self.codes, self.offsets))
+        return size + (0 if self.tables is None else _tables_size_bytes(self.tables))
+
+
+def _tables_size_bytes(tables: dict[int, _Table]) -> int:
+    size = getsizeof(tables)
+    for table in tables.values():
+        size += getsizeof(table) + getsizeof(table.first) + getsizeof(table.offsets)
+        size += _tables_size_bytes(table.tables)
+    return size
+
+
+def _burst_slots(starts: array[int], offsets: array[int]) -> dict[int, _Table]:
+    """A table for every slot of *offsets* that is too large for a bucket."""
+    bounds = enumerate(pairwise(offsets))
+    return {slot: _burst(starts, low, high) for slot, (low, high) in bounds if high - low > BUCKET_MAX}
+
+
+def _burst(starts: array[int], low: int, high: int) -> _Table:
+    """
+    Spread starts[low:high] over a table.
+
+    The highest bit in which they differ is the first one the table looks at, so at least two slots are
+    in use and the recursion ends; with at least five bits to a table, after 13 of them at the most.
+    """
+    span_bits = (starts[low] ^ starts[high - 1]).bit_length()
+    bits = min(span_bits, ((high - low) // _STARTS_PER_SLOT).bit_length() - 1)
+    shift = span_bits - bits
+    first = starts[low] >> span_bits << span_bits
+    offsets = array("I", [low])
+    for slot in range(1, 1 << bits):
+        offsets.append(bisect_left(starts, first + (slot << shift), offsets[-1], high))
+    offsets.append(high)
+    return _Table(first, shift, (1 << bits) - 1, offsets[:], _burst_slots(starts, offsets))
+
+
+class _Sweep:
+    """
+    Turns nested blocks, the wider before the narrower, into disjoint intervals of one region at a time.
+
+    `open` are the blocks that hold the current position, outermost first, as (end, code).
+    """
+
+    def __init__(self, typecode: str) -> None:
+        """Begin without a region; *typecode* is that of the starts."""
+        self.starts = array(typecode)
+        self.codes = array("I")
+        self.offsets = array("I")
+        self.open: list[tuple[int, int]] = []
+
+    def begin_region(self, width_bits: int, base_code: int) -> int:
+        """Begin the next region, all of it under *base_code*, and return its number."""
+        self.offsets.append(len(self.starts))
+        self.starts.append(0)
+        self.codes.append(base_code)
+        self.open = [(1 << width_bits, base_code)]
+        return len(self.offsets) - 1
+
+    def cover(self, start: int, size: int, code: int) -> None:
+        """Lay *code* over start ... start + size - 1, which is within or after the block before it."""
+        self.close_until(start)
+        self._mark(start, code)
+        self.open.append((start + size, code))
+
+    def close_until(self, position: int) -> int:
+        """Leave the blocks that end at or before *position*; return the code that holds there."""
+        while len(self.open) > 1 and self.open[-1][0] <= position:
+            end, _ = self.open.pop()
+            outer_end, outer_code = self.open[-1]
+            if end < outer_end:
+                self._mark(end, outer_code)
+        return self.open[-1][1]
+
+    def end_region(self) -> None:
+        """Leave every block of the region."""
+        self.close_until(self.open[0][0])
+
+    def finish(self) -> _Level:
+        """The trie over all regions."""
+        self.offsets.append(len(self.starts))
+        return _Level(self.starts, self.codes, self.offsets)
+
+    def _mark(self, start: int, code: int) -> None:
+        """From *start* on *code* holds; a mark at the same place is replaced, an equal one continued."""
+        starts, codes = self.starts, self.codes
+        if starts[-1] == start:
+            if start == 0:  # the first interval of a region stays, whatever the one before holds
+                codes[-1] = code
+                return
+            starts.pop()
+            codes.pop()
+        if codes[-1] != code:
+            starts.append(start)
+            codes.append(code)
+
+
+def _build_ipv4(members: Iterable[int]) -> _Level:
+    """The trie of IPv4 *members*, each network << 8 | length, ascending."""
+    sweep = _Sweep("I")
+    sweep.begin_region(32, _NONE)
+    for member in members:
+        length_bits = member & 0xFF
+        sweep.cover(member >> 8, 1 << (32 - length_bits), length_bits + 1)
+    sweep.end_region()
+    return sweep.finish()
+
+
+def _build_ipv6(members: Iterable[int]) -> tuple[_Level, _Level]:
+    """The tries of the high and low halves of IPv6 *members*, each network << 8 | length, ascending."""
+    upper, lower = _Sweep("Q"), _Sweep("Q")
+    upper.begin_region(64, _NONE)
+    for high, group in groupby(members, key=lambda member: member >> 72):
+        is_linked = False
+        for member in group:
+            length_bits = member & 0xFF
+            if length_bits <= 64:
+                upper.cover(high, 1 << (64 - length_bits), length_bits + 1)
+                continue
+            if not is_linked:
+                is_linked = True
+                base_code = upper.close_until(high)
+                upper.cover(high, 1, _LINK + lower.begin_region(64, base_code))
+            low = member >> 8 & 0xFFFF_FFFF_FFFF_FFFF
+            lower.cover(low, 1 << (128 - length_bits), length_bits + 1)
+        if is_linked:
+            lower.end_region()
+    upper.end_region()
+    return upper.finish(), lower.finish() if lower.offsets else _EMPTY_IPV6
+
+
+_EMPTY_IPV4 = _build_ipv4(())
+_EMPTY_IPV6 = _Level(array("Q", [0]), array("I", [_NONE]), array("I", [0, 1]))

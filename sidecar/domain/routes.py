@@ -1,0 +1,324 @@
+"""
+The route table: which target a method and a path lead to.
+
+Routes are an ordered list and the first one that matches wins, as a reader of the list would expect. The
+table gives that answer without walking the list. It is compiled once to a trie over path segments, in
+which every node already stands for *all* routes that are still possible there, so a match follows one
+branch, never goes back, and takes one dictionary look-up per segment however many routes there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from sidecar.domain.paths import PathRefusedError, normalise_path
+
+T = TypeVar("T")
+
+EDGES_MAX = 200_000
+"""Edges of a compiled table. Ordinary lists need one per segment; only contrived ones multiply."""
+
+_PARAM = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+_METHOD = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2, without lower case
+_TAIL = "**"
+
+
+class RouteError(ValueError):
+    """A route cannot be used; the message says what is wrong with it and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePattern:
+    """
+    The paths that a route is for.
+
+    `segments` are literal text in the normal form of paths, or None for a parameter, which takes exactly
+    one segment that is not empty. `has_tail` = any number of segments may follow, also none. Patterns
+    that match the same paths are equal; `text` is how this one was written.
+    """
+
+    segments: tuple[str | None, ...]
+    has_tail: bool
+    text: str = field(compare=False)
+
+    def __str__(self) -> str:
+        """As it was written."""
+        return self.text
+
+
+def parse_route_path(text: str) -> RoutePattern:
+    """
+    Read '/literal/{param}/**'; a trailing slash means nothing, here as in the paths to match.
+
+    >>> parse_route_path("/v1/orders/{order_id}/**").segments
+    ('v1', 'orders', None)
+
+    Raises:
+        RouteError: the text is no pattern.
+    """
+    if not text.startswith("/"):
+        raise _fault(text, "it must start with '/'")
+    parts = text.removesuffix("/").split("/")[1:]
+    has_tail = bool(parts) and parts[-1] == _TAIL
+    segments: list[str | None] = []
+    names = set()
+    for part in parts[:-1] if has_tail else parts:
+        param = _PARAM.fullmatch(part)
+        if param is None:
+            segments.append(_parse_literal(text, part))
+            continue
+        if param[1] in names:
+            raise _fault(text, f"two parameters are named {param[1]!r}: rename one")
+        names.add(param[1])
+        segments.append(None)
+    return RoutePattern(tuple(segments), has_tail, text)
+
+
+def _parse_literal(text: str, part: str) -> str:
+    if part == _TAIL:
+        raise _fault(text, "'**' can only be the last segment")
+    if "*" in part:
+        raise _fault(
+            text, "'*' is no wildcard: write {name} for one segment or end with '/**' for any number"
+        )
+    if "{" in part or "}" in part:
+        raise _fault(text, "a parameter is a whole segment: {name} of letters, digits, '_' and '-'")
+    if part.startswith(":"):
+        raise _fault(text, f"write {{{part[1:] or 'name'}}} for a parameter, not {part!r}")
+    if "?" in part:
+        raise _fault(text, "a query cannot be part of a route: leave out all from '?' on")
+    if not part:
+        raise _fault(text, "it holds an empty segment ('//')")
+    try:
+        return normalise_path(f"/{part}")[1:]
+    except PathRefusedError as error:
+        raise _fault(text, f"segment {part!r}: {error}") from None
+
+
+def _fault(text: str, fault: str) -> RouteError:
+    return RouteError(f"route path {text!r}: {fault}")
+
+
+class RouteEntry(NamedTuple, Generic[T]):
+    """
+    One line of the list.
+
+    `methods` are upper case; empty, or with '*' in it, means every method. An entry for GET is also one
+    for HEAD (RFC 9110 9.3.2: the same request without a body); to treat HEAD differently, list it in an
+    earlier entry. OPTIONS is a method like any other.
+    """
+
+    methods: frozenset[str]
+    pattern: RoutePattern
+    target: T
+
+
+class ShadowedEntry(NamedTuple):
+    """Entry number `index` can never win: the entries numbered `by` come first wherever it matches."""
+
+    index: int
+    by: tuple[int, ...]
+
+
+class RouteTable(Generic[T]):
+    """An ordered list of entries, compiled."""
+
+    __slots__ = ("_shadowed", "_start")
+
+    def __init__(self, entries: Iterable[RouteEntry[T]]) -> None:
+        """
+        Compile *entries*; the earlier one wins.
+
+        Raises:
+            RouteError: a method is not upper case, or the patterns overlap in too many ways.
+        """
+        compiler = _Compiler(tuple(entries))
+        self._start = compiler.compile()
+        self._shadowed = compiler.shadowed()
+
+    def match(self, method: str, path: str) -> T | None:
+        """
+        The target of the first entry that matches; None = no entry does.
+
+        *path* is in the normal form of `normalise_path`; '/a/' is matched as '/a'. Methods are
+        case-sensitive (RFC 9110 9.1). One look-up per segment.
+        """
+        segments = path.split("/")
+        if not segments[-1]:
+            segments.pop()
+        state = self._start
+        for segment in segments:
+            edges = state.edges
+            if edges is None:
+                break
+            state = edges.get(segment, state.other)
+        return state.targets.get(method, state.default)
+
+    def shadowed(self) -> tuple[ShadowedEntry, ...]:
+        """The entries that no request can reach, in list order."""
+        return self._shadowed
+
+
+class _State(Generic[T]):
+    """
+    What is known after some segments of a path.
+
+    `edges` leads on by the next segment, `other` by any segment that is not in it; None for `edges` = no
+    further segment changes anything. If the path ends here, `targets` holds the winner by method and
+    `default` the winner for all other methods.
+    """
+
+    __slots__ = ("default", "edges", "other", "targets")
+
+    def __init__(self, targets: Mapping[str, T], default: T | None) -> None:
+        """Begin as a state that nothing leads out of."""
+        self.edges: dict[str, _State[T]] | None = None
+        self.other: _State[T] = self
+        self.targets = targets
+        self.default = default
+
+
+class _Node:
+    """
+    A node of the plain trie: one place in the patterns that share the segments up to here.
+
+    `ends` are the entries whose pattern ends here. A '**' is a node of its own (`tail`), which every
+    segment leads back to (`is_tail`).
+    """
+
+    __slots__ = ("ends", "is_tail", "literals", "param", "tail")
+
+    def __init__(self, is_tail: bool = False) -> None:
+        """Begin without children."""
+        self.literals: dict[str, _Node] = {}
+        self.param: _Node | None = None
+        self.tail: _Node | None = None
+        self.is_tail = is_tail
+        self.ends: list[int] = []
+
+
+_Nodes = frozenset[_Node]
+
+
+class _Compiler(Generic[T]):
+    """
+    Builds the plain trie, then merges what is possible at the same time (the subset construction).
+
+    A literal and a parameter beside it both match the same segment; walking the plain trie would have to
+    try both, at every level. So the states of the table are *sets* of nodes of the plain trie.
+    """
+
+    def __init__(self, entries: tuple[RouteEntry[T], ...]) -> None:
+        """Take *entries* in order."""
+        self._entries = entries
+        self._methods = [_expand_methods(entry) for entry in entries]
+        self._states: dict[_Nodes, _State[T]] = {}
+        self._pending: list[_Nodes] = []
+        self._edges = 0
+        self._reachable: set[int] = set()
+        self._hidden_by: dict[int, set[int]] = {index: set() for index in range(len(entries))}
+
+    def compile(self) -> _State[T]:
+        """The state before the first '/'."""
+        start = _Node()
+        root = start.literals[""] = _Node()
+        for index, entry in enumerate(self._entries):
+            _insert(root, entry.pattern, index)
+        start_state = self._state(frozenset([start]))
+        while self._pending:
+            self._connect(self._pending.pop())
+        return start_state
+
+    def shadowed(self) -> tuple[ShadowedEntry, ...]:
+        """After `compile`: the entries that won nowhere."""
+        return tuple(
+            ShadowedEntry(index, tuple(sorted(by)))
+            for index, by in self._hidden_by.items()
+            if index not in self._reachable
+        )
+
+    def _connect(self, nodes: _Nodes) -> None:
+        """Give the state of *nodes* its edges."""
+        state = self._states[nodes]
+        anyway: set[_Node] = set()
+        for node in nodes:
+            if node.param is not None:
+                _enter(node.param, anyway)
+            if node.is_tail:
+                anyway.add(node)
+        literals = {literal for node in nodes for literal in node.literals}
+        if not literals and anyway == nodes:
+            return
+        self._edges += len(literals) + 1
+        if self._edges > EDGES_MAX:
+            raise RouteError(
+                f"the routes overlap in too many ways (more than {EDGES_MAX:,} edges): use fewer "
+                "{param} segments beside literal ones, or end patterns earlier with '/**'"
+            )
+        state.other = self._state(frozenset(anyway))
+        state.edges = {}
+        for literal in literals:
+            following = set(anyway)
+            for node in nodes:
+                if literal in node.literals:
+                    _enter(node.literals[literal], following)
+            state.edges[literal] = self._state(frozenset(following))
+
+    def _state(self, nodes: _Nodes) -> _State[T]:
+        state = self._states.get(nodes)
+        if state is None:
+            winners, default = self._winners(sorted(index for node in nodes for index in node.ends))
+            targets = {method: self._entries[index].target for method, index in winners.items()}
+            state = _State(targets, None if default is None else self._entries[default].target)
+            self._states[nodes] = state
+            self._pending.append(nodes)
+        return state
+
+    def _winners(self, indexes: list[int]) -> tuple[dict[str, int], int | None]:
+        """Who wins, by method and for all other methods, among entries that match the same path."""
+        winners: dict[str, int] = {}
+        default: int | None = None
+        for index in indexes:
+            for method in self._methods[index]:
+                if default is None:
+                    winners.setdefault(method, index)
+                self._hidden_by[index].add(winners.get(method, default if default is not None else index))
+            if not self._methods[index]:
+                default = index if default is None else default
+                self._hidden_by[index].add(default)
+        self._reachable.update(winners.values(), () if default is None else (default,))
+        return winners, default
+
+
+def _expand_methods(entry: RouteEntry[T]) -> frozenset[str]:
+    """The methods of *entry*, with HEAD where GET is; empty = every method."""
+    for method in entry.methods:
+        if not _METHOD.fullmatch(method):
+            raise _fault(entry.pattern.text, f"method {method!r} must be upper case, such as 'GET', or '*'")
+    if "*" in entry.methods:
+        return frozenset()
+    return entry.methods | {"HEAD"} if "GET" in entry.methods else entry.methods
+
+
+def _insert(root: _Node, pattern: RoutePattern, index: int) -> None:
+    node = root
+    for segment in pattern.segments:
+        if segment is None:
+            node.param = node.param or _Node()
+            node = node.param
+        else:
+            node = node.literals.setdefault(segment, _Node())
+    if pattern.has_tail:
+        node.tail = node.tail or _Node(is_tail=True)
+        node = node.tail
+    node.ends.append(index)
+
+
+def _enter(node: _Node, nodes: set[_Node]) -> None:
+    """Add *node*, and its '**', which may match no segment at all."""
+    nodes.add(node)
+    if node.tail is not None:
+        nodes.add(node.tail)

@@ -33,7 +33,7 @@ _TEARDOWN_S_MAX = 1.0
 """How long core may take to close its connections once every call was cut off."""
 
 
-class _MethodTable(grpc.GenericRpcHandler[bytes, bytes]):
+class _MethodTable(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
     """Finds a method by its path, for every call: also those of methods that we do not have."""
 
     def __init__(self, methods: Iterable[Method], runner: CallRunner) -> None:

@@ -30,6 +30,8 @@ _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _DEADLINE_SLACK_S = 0.02
 """Core's clock and the loop's differ by a few ms: a call cancelled this close to its deadline missed it."""
 
+_OVERDUE = "the request did not arrive in time"
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = TypeVar("Handler", UnaryHandler, StreamHandler)
 
@@ -259,8 +261,7 @@ class CallRunner:
         """Refuses a call of no method of ours, at once and counted."""
 
         async def serve(_requests: object, context: Context) -> None:
-            self._running.count(StatusCode.UNIMPLEMENTED)
-            await abort(context, StatusCode.UNIMPLEMENTED, "no such method")
+            await self._refuse(context, StatusCode.UNIMPLEMENTED, "no such method")
 
         return grpc.stream_stream_rpc_method_handler(serve)
 
@@ -298,16 +299,43 @@ class CallRunner:
         Returns:
             None when the call was refused: the answer is on its way.
         """
-        message: object = await context.read()
+        message = await self._read(context)
         if not isinstance(message, bytes):  # grpc.aio.EOF
-            self._running.count(StatusCode.UNIMPLEMENTED)
-            await abort(context, StatusCode.UNIMPLEMENTED, "the call carried no message")
+            await self._refuse(context, StatusCode.UNIMPLEMENTED, "the call carried no message")
             return None
         if not self._running.begin():
-            self._running.count(StatusCode.RESOURCE_EXHAUSTED)
-            await abort(context, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
+            await self._refuse(context, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
             return None
         return message
+
+    async def _read(self, context: Context) -> object:
+        """
+        The request, or grpc.aio.EOF when the caller said that none will come.
+
+        Raises:
+            CancelledError: the caller went away, or took longer than `request_timeout_s`.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        overdue = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, task.cancel, _OVERDUE)
+        try:
+            return await context.read()
+        except asyncio.CancelledError as cancelled:
+            if _OVERDUE in cancelled.args:
+                task.uncancel()
+                await self._refuse(context, StatusCode.DEADLINE_EXCEEDED, _OVERDUE)
+            self._running.count(StatusCode.CANCELLED)
+            raise
+        finally:
+            overdue.cancel()
+
+    async def _refuse(self, context: Context, code: StatusCode, detail: str) -> None:
+        """End a call that has no handler; counted only if the status is ours and not core's."""
+        try:
+            await abort(context, code, detail)
+        except grpc.aio.AbortError:
+            self._running.count(code)
+            raise
 
 
 async def abort(context: Context, code: StatusCode, detail: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from sidecar.domain.paths import PathRefusedError, normalise_path
 
@@ -102,31 +102,28 @@ def _fault(text: str, fault: str) -> RouteError:
     return RouteError(f"route path {text!r}: {fault}")
 
 
-class RouteEntry(NamedTuple, Generic[T]):
-    """
-    One line of the list.
+RouteEntry: TypeAlias = tuple[frozenset[str], RoutePattern, T]
+"""
+One line of the list: methods, pattern, target.
 
-    `methods` are upper case; empty, or with '*' in it, means every method. An entry for GET is also one
-    for HEAD (RFC 9110 9.3.2: the same request without a body); to treat HEAD differently, list it in an
-    earlier entry. OPTIONS is a method like any other.
-    """
-
-    methods: frozenset[str]
-    pattern: RoutePattern
-    target: T
+Methods are upper case; empty, or with '*' in it, means every method. An entry for GET is also one for
+HEAD (RFC 9110 9.3.2: the same request without a body); to treat HEAD differently, list it in an earlier
+entry. OPTIONS is a method like any other.
+"""
 
 
-class ShadowedEntry(NamedTuple):
-    """Entry number `index` can never win: the entries numbered `by` come first wherever it matches."""
+@dataclass(frozen=True, slots=True)
+class UnreachableEntry:
+    """Entry number `index` can never win: the entries numbered `hidden_by` do, wherever it matches."""
 
     index: int
-    by: tuple[int, ...]
+    hidden_by: tuple[int, ...]
 
 
 class RouteTable(Generic[T]):
     """An ordered list of entries, compiled."""
 
-    __slots__ = ("_shadowed", "_start")
+    __slots__ = ("_start", "_unreachable")
 
     def __init__(self, entries: Iterable[RouteEntry[T]]) -> None:
         """
@@ -137,7 +134,7 @@ class RouteTable(Generic[T]):
         """
         compiler = _Compiler(tuple(entries))
         self._start = compiler.compile()
-        self._shadowed = compiler.shadowed()
+        self._unreachable = compiler.unreachable()
 
     def match(self, method: str, path: str) -> T | None:
         """
@@ -157,9 +154,9 @@ class RouteTable(Generic[T]):
             state = edges.get(segment, state.other)
         return state.targets.get(method, state.default)
 
-    def shadowed(self) -> tuple[ShadowedEntry, ...]:
+    def unreachable(self) -> tuple[UnreachableEntry, ...]:
         """The entries that no request can reach, in list order."""
-        return self._shadowed
+        return self._unreachable
 
 
 class _State(Generic[T]):
@@ -214,30 +211,30 @@ class _Compiler(Generic[T]):
     def __init__(self, entries: tuple[RouteEntry[T], ...]) -> None:
         """Take *entries* in order."""
         self._entries = entries
-        self._methods = [_expand_methods(entry) for entry in entries]
+        self._methods = [_expand_methods(methods, pattern) for methods, pattern, _ in entries]
         self._states: dict[_Nodes, _State[T]] = {}
         self._pending: list[_Nodes] = []
         self._edges = 0
-        self._reachable: set[int] = set()
-        self._hidden_by: dict[int, set[int]] = {index: set() for index in range(len(entries))}
+        # By entry: the entries that win where it matches.
+        self._won_by: tuple[set[int], ...] = tuple(set() for _ in entries)
 
     def compile(self) -> _State[T]:
         """The state before the first '/'."""
         start = _Node()
         root = start.literals[""] = _Node()
-        for index, entry in enumerate(self._entries):
-            _insert(root, entry.pattern, index)
+        for index, (_, pattern, _) in enumerate(self._entries):
+            _insert(root, pattern, index)
         start_state = self._state(frozenset([start]))
         while self._pending:
             self._connect(self._pending.pop())
         return start_state
 
-    def shadowed(self) -> tuple[ShadowedEntry, ...]:
+    def unreachable(self) -> tuple[UnreachableEntry, ...]:
         """After `compile`: the entries that won nowhere."""
         return tuple(
-            ShadowedEntry(index, tuple(sorted(by)))
-            for index, by in self._hidden_by.items()
-            if index not in self._reachable
+            UnreachableEntry(index, tuple(sorted(by)))
+            for index, by in enumerate(self._won_by)
+            if index not in by
         )
 
     def _connect(self, nodes: _Nodes) -> None:
@@ -271,8 +268,8 @@ class _Compiler(Generic[T]):
         state = self._states.get(nodes)
         if state is None:
             winners, default = self._winners(sorted(index for node in nodes for index in node.ends))
-            targets = {method: self._entries[index].target for method, index in winners.items()}
-            state = _State(targets, None if default is None else self._entries[default].target)
+            targets = {method: self._entries[index][2] for method, index in winners.items()}
+            state = _State(targets, None if default is None else self._entries[default][2])
             self._states[nodes] = state
             self._pending.append(nodes)
         return state
@@ -283,24 +280,24 @@ class _Compiler(Generic[T]):
         default: int | None = None
         for index in indexes:
             for method in self._methods[index]:
-                if default is None:
-                    winners.setdefault(method, index)
-                self._hidden_by[index].add(winners.get(method, default if default is not None else index))
+                winner = winners.get(method, default)
+                if winner is None:
+                    winner = winners[method] = index
+                self._won_by[index].add(winner)
             if not self._methods[index]:
                 default = index if default is None else default
-                self._hidden_by[index].add(default)
-        self._reachable.update(winners.values(), () if default is None else (default,))
+                self._won_by[index].add(default)
         return winners, default
 
 
-def _expand_methods(entry: RouteEntry[T]) -> frozenset[str]:
-    """The methods of *entry*, with HEAD where GET is; empty = every method."""
-    for method in entry.methods:
+def _expand_methods(methods: frozenset[str], pattern: RoutePattern) -> frozenset[str]:
+    """*methods*, with HEAD where GET is; empty = every method."""
+    for method in methods:
         if not _METHOD.fullmatch(method):
-            raise _fault(entry.pattern.text, f"method {method!r} must be upper case, such as 'GET', or '*'")
-    if "*" in entry.methods:
+            raise _fault(pattern.text, f"method {method!r} must be upper case, such as 'GET', or '*'")
+    if "*" in methods:
         return frozenset()
-    return entry.methods | {"HEAD"} if "GET" in entry.methods else entry.methods
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _insert(root: _Node, pattern: RoutePattern, index: int) -> None:

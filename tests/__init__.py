@@ -1,1 +1,1 @@
-"""The test suite: unit, property, model, conformance, fault, end-to-end and house tests."""
+"""The tests."""

@@ -101,7 +101,10 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
         now_us: the store's clock, read once per decision.
 
     Returns:
-        The outcome, and the level to store; None = store nothing.
+        The outcome, and the level to store; None = store nothing. A refused take changes no bucket. It
+        stores one only to rebase it: a level of another interval, or further ahead than an empty
+        bucket, is put in terms of this quota, else it would go on refilling by the terms it was
+        written in and the wait told here would not be enough.
 
     This is `draw_all` for one bucket and a cost of 1, and the whole of the embedded hot path.
     """
@@ -115,7 +118,9 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     remaining = room - admitted
     retry_after_us = 0 if remaining else reset_at_us + interval_us - burst * interval_us - now_us
     taken = Taken(admitted, remaining, retry_after_us, reset_at_us)
-    return taken, Level(reset_at_us, interval_us) if admitted else None
+    if admitted or (asked and level != (start_us, interval_us)):
+        return taken, Level(reset_at_us, interval_us)
+    return taken, None
 
 
 def draw_all(
@@ -133,7 +138,7 @@ def draw_all(
 
     Returns:
         The outcome in takes, `remaining` in tokens of the tightest bucket; and the levels to store,
-        None = store nothing.
+        None = store nothing. For a refused take see `draw`.
 
     Raises:
         QuotaError: asked or cost is outside its range.
@@ -153,9 +158,9 @@ def draw_all(
     waits = [_wait(reset, quota, cost, now_us) for reset, quota in zip(resets, quotas, strict=True)]
     retry_after_us = -1 if -1 in waits else max(waits)
     taken = Taken(admitted, min(rooms) - used, retry_after_us, max(resets))
-    if not admitted:
-        return taken, None
-    return taken, [Level(reset, quota.interval_us) for reset, quota in zip(resets, quotas, strict=True)]
+    if admitted or (asked and _is_rebased(levels, resets, quotas, now_us)):
+        return taken, [Level(reset, quota.interval_us) for reset, quota in zip(resets, quotas, strict=True)]
+    return taken, None
 
 
 def _start(level: Level | None, quota: Quota, now_us: int) -> int:
@@ -172,6 +177,16 @@ def _start(level: Level | None, quota: Quota, now_us: int) -> int:
         ahead_us = -(-ahead_us // level.interval_us)
         ahead_us = min(ahead_us, quota.burst) * quota.interval_us
     return now_us + min(ahead_us, quota.span_us)
+
+
+def _is_rebased(
+    levels: Sequence[Level | None], starts: Sequence[int], quotas: Sequence[Quota], now_us: int
+) -> bool:
+    """True when some bucket in use is stored in other terms than *starts* and *quotas*."""
+    return any(
+        level is not None and level.tat_us > now_us and level != (start, quota.interval_us)
+        for level, start, quota in zip(levels, starts, quotas, strict=True)
+    )
 
 
 def _wait(reset_at_us: int, quota: Quota, cost: int, now_us: int) -> int:
@@ -198,10 +213,15 @@ class BucketSet:
         One key and one quota a bucket.
 
         Raises:
-            QuotaError: no bucket, a different number of keys and quotas, or a cost out of range.
+            QuotaError: no bucket, a different number of keys and quotas, a key that stands twice (its
+                takes would be counted once) or a cost out of range.
         """
-        if not keys or len(keys) != len(quotas) or not 1 <= cost <= BURST_MAX:
-            raise QuotaError(f"buckets of {owner!r}: {len(keys)} keys, {len(quotas)} quotas, cost {cost}")
+        if not keys or len(keys) != len(quotas) or len(set(keys)) != len(keys) or not 1 <= cost <= BURST_MAX:
+            raise QuotaError(
+                f"buckets of {owner!r} need one quota for each of their different keys and a cost of"
+                f" 1..{BURST_MAX}; they have the keys {', '.join(keys)!r}, {len(quotas)} quotas and"
+                f" the cost {cost}"
+            )
         self.owner = owner
         self.generation = generation
         self.keys = tuple(keys)

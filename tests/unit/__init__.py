@@ -1,0 +1,1 @@
+"""Unit tests: one unit, no socket, no sleep."""

@@ -1,0 +1,170 @@
+"""The token bucket, by example. Its laws are in tests/property/test_bucket.py."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from sidecar.domain import bucket
+from sidecar.domain.bucket import (
+    ASKED_MAX,
+    BURST_MAX,
+    LIMIT_RPM_MAX,
+    BucketSet,
+    Level,
+    Quota,
+    QuotaError,
+    Taken,
+    draw,
+    draw_all,
+)
+
+SECOND_US = 1_000_000
+NOW_US = 1_764_000_000 * SECOND_US
+ONE_A_SECOND = Quota.per_minute(60, burst=3)
+
+
+def test_bucket__examples_in_its_docstrings() -> None:
+    """The examples in the module are true."""
+    assert doctest.testmod(bucket) == doctest.TestResults(failed=0, attempted=2)
+
+
+def test_quota__burst_defaults_to_the_limit() -> None:
+    """A quota without a burst lets a minute's worth through at once."""
+    assert Quota(interval_us=100_000, burst=600) == Quota.per_minute(600)
+
+
+def test_quota__interval_is_rounded_up() -> None:
+    """Seven a minute is a token every 8,571,428.57 µs, so 8,571,429."""
+    assert Quota.per_minute(7).interval_us == 8_571_429
+
+
+@pytest.mark.parametrize("limit_rpm", [-1, 0, LIMIT_RPM_MAX + 1])
+def test_quota__refuses_a_limit_out_of_range(limit_rpm: int) -> None:
+    """Limits are 1 ... 10,000 requests per minute, and the error says so."""
+    with pytest.raises(QuotaError, match=rf"1\.\.10000 requests per minute, not {limit_rpm}"):
+        Quota.per_minute(limit_rpm)
+
+
+@pytest.mark.parametrize("burst", [-1, 0, BURST_MAX + 1])
+def test_quota__refuses_a_burst_out_of_range(burst: int) -> None:
+    """Bursts are 1 ... 1,000,000 tokens, and the error says so."""
+    with pytest.raises(QuotaError, match=rf"burst must be 1\.\.1000000 tokens, not {burst}"):
+        Quota.per_minute(60, burst)
+
+
+@pytest.mark.parametrize("interval_us", [5_999, 60_000_001])
+def test_quota__refuses_an_interval_out_of_range(interval_us: int) -> None:
+    """An interval outside what limits can give would leave the arithmetic's bounds."""
+    with pytest.raises(QuotaError, match=rf"interval_us must be 6000\.\.60000000, not {interval_us}"):
+        Quota(interval_us, burst=1)
+
+
+def test_quota__span_is_the_time_to_fill() -> None:
+    """An empty bucket of three tokens, one a second, is full after three seconds."""
+    assert ONE_A_SECOND.span_us == 3 * SECOND_US
+
+
+def test_draw__a_bucket_empties_and_refills() -> None:
+    """Three takes pass, the fourth waits a second, and after the second it passes."""
+    taken, level = draw(None, ONE_A_SECOND, 3, NOW_US)
+    assert taken == Taken(3, 0, SECOND_US, NOW_US + 3 * SECOND_US)
+    refused, unchanged = draw(level, ONE_A_SECOND, 1, NOW_US + SECOND_US // 2)
+    assert refused == Taken(0, 0, SECOND_US // 2, NOW_US + 3 * SECOND_US)
+    assert unchanged is None
+    passed, _ = draw(level, ONE_A_SECOND, 1, NOW_US + SECOND_US)
+    assert passed == Taken(1, 0, SECOND_US, NOW_US + 4 * SECOND_US)
+
+
+def test_draw__a_level_in_the_past_is_a_full_bucket() -> None:
+    """What is stored of a bucket that has filled up again no longer matters."""
+    past = Level(NOW_US, ONE_A_SECOND.interval_us)
+    assert draw(None, ONE_A_SECOND, 1, NOW_US) == draw(past, ONE_A_SECOND, 1, NOW_US)
+
+
+def test_draw__a_raised_limit_helps_at_once() -> None:
+    """An exhausted bucket whose limit is raised lets the next take pass after the new, short wait."""
+    slow, fast = Quota.per_minute(1), Quota.per_minute(10_000, burst=1)
+    _, level = draw(None, slow, 1, NOW_US)
+    refused, rebased = draw(level, fast, 1, NOW_US)
+    assert refused == Taken(0, 0, 6_000, NOW_US + 6_000)
+    assert draw(rebased, fast, 1, NOW_US + 6_000)[0].admitted == 1
+
+
+def test_draw__a_lowered_burst_leaves_no_debt() -> None:
+    """A thousand used tokens under a burst of one are one used token, not a thousand seconds of waiting."""
+    wide, narrow = Quota.per_minute(60, burst=1_000), Quota.per_minute(60, burst=1)
+    _, level = draw(None, wide, 1_000, NOW_US)
+    refused, rebased = draw(level, narrow, 1, NOW_US)
+    assert refused == Taken(0, 0, SECOND_US, NOW_US + SECOND_US)
+    assert draw(rebased, narrow, 1, NOW_US + SECOND_US)[0].admitted == 1
+
+
+def test_draw__a_clock_that_stepped_back_an_hour_leaves_no_debt() -> None:
+    """The bucket is empty at worst, and refills from then on."""
+    hour_us = 3_600 * SECOND_US
+    _, level = draw(None, ONE_A_SECOND, 1, NOW_US + hour_us)
+    refused, rebased = draw(level, ONE_A_SECOND, 1, NOW_US)
+    assert refused == Taken(0, 0, SECOND_US, NOW_US + 3 * SECOND_US)
+    assert draw(rebased, ONE_A_SECOND, 1, NOW_US + SECOND_US)[0].admitted == 1
+
+
+def test_draw__a_peek_does_not_rebase() -> None:
+    """Looking stores nothing, whatever is stored."""
+    ahead = Level(NOW_US + 100 * SECOND_US, ONE_A_SECOND.interval_us)
+    assert draw(ahead, ONE_A_SECOND, 0, NOW_US)[1] is None
+    assert draw_all([ahead], [ONE_A_SECOND], 0, 1, NOW_US)[1] is None
+
+
+def test_draw_all__the_tightest_bucket_decides() -> None:
+    """A take that one bucket refuses takes nothing from the other."""
+    empty = Level(NOW_US + 3 * SECOND_US, ONE_A_SECOND.interval_us)
+    taken, to_store = draw_all([None, empty], [Quota.per_minute(600), ONE_A_SECOND], 1, 1, NOW_US)
+    assert taken == Taken(0, 0, SECOND_US, NOW_US + 3 * SECOND_US)
+    assert to_store is None
+
+
+def test_draw_all__a_refusal_may_rebase() -> None:
+    """A refused take over several buckets leaves each of them as it is, in terms of its quota."""
+    ahead = Level(NOW_US + 100 * SECOND_US, ONE_A_SECOND.interval_us)
+    used = Level(NOW_US + SECOND_US, ONE_A_SECOND.interval_us)
+    _, to_store = draw_all([ahead, used, None], [ONE_A_SECOND] * 3, 1, 1, NOW_US)
+    assert to_store == [
+        Level(NOW_US + 3 * SECOND_US, ONE_A_SECOND.interval_us),
+        used,
+        Level(NOW_US, ONE_A_SECOND.interval_us),
+    ]
+
+
+def test_draw_all__a_cost_above_the_burst_never_passes() -> None:
+    """Waiting cannot help a take that is larger than a full bucket: -1, not some number."""
+    taken, to_store = draw_all([None], [ONE_A_SECOND], 1, 4, NOW_US)
+    assert taken == Taken(0, 3, -1, NOW_US)
+    assert to_store is None
+
+
+@pytest.mark.parametrize(("asked", "cost"), [(-1, 1), (ASKED_MAX + 1, 1), (1, 0), (1, BURST_MAX + 1)])
+def test_draw_all__refuses_figures_out_of_range(asked: int, cost: int) -> None:
+    """A negative or monstrous take is an error, never arithmetic."""
+    with pytest.raises(QuotaError, match=f"not {asked} and {cost}"):
+        draw_all([None], [ONE_A_SECOND], asked, cost, NOW_US)
+
+
+@pytest.mark.parametrize(
+    ("keys", "quotas", "cost"),
+    [
+        ((), (), 1),
+        (("a",), (), 1),
+        (("a", "b"), (ONE_A_SECOND,), 1),
+        (("a", "a"), (ONE_A_SECOND, ONE_A_SECOND), 1),
+        (("a",), (ONE_A_SECOND,), 0),
+        (("a",), (ONE_A_SECOND,), BURST_MAX + 1),
+    ],
+)
+def test_bucket_set__refuses_what_no_store_could_take_from(
+    keys: tuple[str, ...], quotas: tuple[Quota, ...], cost: int
+) -> None:
+    """No bucket, keys without quotas, one key twice, or a cost out of range are errors at compile time."""
+    with pytest.raises(QuotaError, match="buckets of 'acme'"):
+        BucketSet("acme", 1, keys, quotas, cost)

@@ -40,6 +40,17 @@ TRANSPORT_METRICS = (
         "gRPC calls ended, by status code (0 = OK, also for denials).",
         labels=(("grpc_code", GRPC_CODES),),
     ),
+    MetricSpec(
+        "sidecar_accept_pauses_total",
+        Kind.COUNTER,
+        "Times that accepting paused for want of file descriptors or memory.",
+    ),
+    MetricSpec(
+        "sidecar_tls_reloads_total",
+        Kind.COUNTER,
+        "TLS files that changed and were loaded again; failed = the former ones stay in use.",
+        labels=(("result", ("ok", "failed")),),
+    ),
 )
 
 DECISION_METRICS = (
@@ -64,5 +75,10 @@ DECISION_METRICS = (
     ),
 )  # fmt: skip
 
-TABLE = MetricTable((*DECISION_METRICS, *TRANSPORT_METRICS,))
+TABLE = MetricTable(
+    (
+        *DECISION_METRICS,
+        *TRANSPORT_METRICS,
+    )
+)
 """Every metric of the program."""

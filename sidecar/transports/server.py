@@ -42,31 +42,57 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
-    """Every bound of the gRPC transports: sizes in bytes, times in seconds, rates per second."""
+    """
+    Every bound of the gRPC transports: sizes in bytes, times in seconds, rates per second.
 
-    message_bytes_max: int = 65_536
-    header_list_bytes_max: int = 8_192  # soft: the call fails; 4 x that kills the connection
-    header_fields_max: int = 64
-    streams_max: int = 1_024  # advertised; see facts on Envoy's first flight
-    calls_per_connection_max: int = 1_024  # running handlers
-    calls_max: int = 8_192  # running handlers of the process
-    connections_max: int = 4_096
-    buffered_bytes_per_connection_max: int = 4 << 20
-    buffered_bytes_max: int = 128 << 20
-    write_buffer_bytes_max: int = 1 << 20
-    handshake_timeout_s: float = 10.0
-    header_timeout_s: float = 5.0
-    request_timeout_s: float = 30.0
-    write_timeout_s: float = 20.0
-    idle_timeout_s: float = 300.0
-    keepalive_interval_s: float = 7_200.0
+    Time-outs other than a call's own deadline are looked at every `TransportLimits.check_interval_s`,
+    so they act up to that much later.
+    """
+
+    # One call.
+    message_bytes_max: int = 65_536  # refused when its 5-byte prefix is complete, before buffering
+    header_list_bytes_max: int = 8_192  # the call fails; 4 x that kills the connection (HPACK bombs)
+    header_fields_max: int = 64  # the call fails; 2 x that kills the connection
+    request_timeout_s: float = 30.0  # from the headers to the end of the request (slow uploads)
+    write_timeout_s: float = 20.0  # for the peer to take an answer (window never opened, data dribble)
+    stream_queue_bytes_max: int = 65_536  # of one server-streaming call that the peer does not read
+
+    # One connection.
+    streams_max: int = 1_024  # advertised; lower and Envoy's first flight is refused, see `engine`
+    calls_per_connection_max: int = 1_024  # handlers that have not ended (rapid reset)
+    calls_per_turn_max: int = 64  # new calls before other connections get their turn
+    buffered_bytes_per_connection_max: int = 4 << 20  # unfinished requests; also the receive window
+    write_buffer_bytes_max: int = 1 << 20  # answers the peer does not read
+    handshake_timeout_s: float = 10.0  # TLS; again from the preface to the SETTINGS ACK
+    header_timeout_s: float = 5.0  # for one frame or header block to arrive (slow-loris)
+    idle_timeout_s: float = 300.0  # without an open stream
+    keepalive_interval_s: float = 7_200.0  # without a byte: then a PING of ours (gRPC proposal A9)
     keepalive_timeout_s: float = 20.0
-    ping_interval_min_s: float = 10.0  # what clients may do, see gRPC proposal A8
-    connection_age_max_s: float = 0.0  # 0 = no limit; jittered by +-10 %
+    ping_interval_min_s: float = 10.0  # between a client's PINGs without answers (gRPC proposal A8)
+    connection_age_max_s: float = 0.0  # 0 = no limit; jittered by +-10 % (gRPC proposal A9)
     connection_age_grace_s: float = 30.0
-    drain_timeout_s: float = 10.0
-    resets_burst: int = 1_000  # early ends of streams; trusted proxies reset on every timeout
-    resets_per_s: int = 100
+    resets_burst: int = 1_000  # streams that the client ends or spoils early; a trusted proxy resets
+    resets_per_s: int = 100  # every call that times out, so for one raise both by a thousand
+
+    # The process.
+    calls_max: int = 8_192  # handlers that have not ended
+    connections_max: int = 4_096
+    connections_per_peer_max: int = 1_024  # of one IP address; Unix sockets are not counted
+    buffered_bytes_max: int = 128 << 20
+
+    @property
+    def check_interval_s(self) -> float:
+        """How often a connection's time-outs are looked at: a quarter second, or less for short ones."""
+        shortest_s = min(
+            self.request_timeout_s,
+            self.write_timeout_s,
+            self.handshake_timeout_s,
+            self.header_timeout_s,
+            self.idle_timeout_s,
+            self.keepalive_interval_s,
+            self.keepalive_timeout_s,
+        )
+        return max(0.01, min(0.25, shortest_s / 4))
 
 
 class GrpcServer(Protocol):

@@ -1,0 +1,124 @@
+"""
+Accepting connections on one listener, under the limits of the process.
+
+Accepting by hand rather than by `loop.create_server` gives four things: TLS handshakes count as
+connections from their first byte, the context is the current one for each, running out of file
+descriptors pauses instead of spinning, and a drain takes in what already waits in the backlog, which
+closing the listener would reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+
+from sidecar.observe.metrics import Metrics
+from sidecar.transports.fast.connection import Connection
+from sidecar.transports.fast.core import Core
+from sidecar.transports.listeners import Listener
+from sidecar.transports.tls import TlsContext
+
+ACCEPTS_PER_TURN = 64
+"""Connections taken in before others have their turn (connection churn)."""
+
+PAUSE_S = 0.5
+"""How long accepting rests when the process has no file descriptor left."""
+
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_log = logging.getLogger("sidecar.transports")
+
+
+class Acceptor:
+    """Takes in the connections of one listener."""
+
+    def __init__(self, core: Core, listener: Listener, tls: TlsContext | None, metrics: Metrics) -> None:
+        """Nothing is accepted before `start`."""
+        self._core = core
+        self._listener = listener
+        self._tls = tls
+        self._metrics = metrics
+        self._accepted_slot = metrics.slot("sidecar_connections_accepted_total")
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._pause = None
+        self._loop.add_reader(self._listener.socket, self._on_readable)
+
+    def stop(self) -> None:
+        """Take in what already waits, then give the endpoint up."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self._loop.remove_reader(self._listener.socket)
+        while self._accept():
+            pass
+        self._listener.close()
+
+    async def finish_handshakes(self) -> None:
+        """Wait until every accepted connection is served or has failed its handshake."""
+        while self._serving:
+            await asyncio.wait(self._serving)
+
+    def cancel_handshakes(self) -> None:
+        """Drop connections that are still shaking hands."""
+        for task in self._serving:
+            task.cancel()
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        """Take in one connection; False = none waits, or there is no room in the process."""
+        try:
+            accepted, address = self._listener.socket.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._rest(error)
+                return False
+            return True  # the client was gone again before accept (accept(2))
+        self._core.values[self._accepted_slot] += 1
+        self._admit(accepted, "" if self._listener.endpoint.path else address[0])
+        return True
+
+    def _rest(self, error: OSError) -> None:
+        self._metrics.add("sidecar_accept_pauses_total")
+        _log.error("accepting on %s pauses: %s", self._listener.endpoint, error.strerror)
+        self._loop.remove_reader(self._listener.socket)
+        self._pause = self._loop.call_later(PAUSE_S, self.start)
+
+    def _admit(self, accepted: socket.socket, peer: str) -> None:
+        core = self._core
+        if not core.admit(peer):
+            core.values[core.closed_slots["connection_limit"]] += 1
+            accepted.close()
+            return
+        task = self._loop.create_task(self._serve(accepted, peer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, accepted: socket.socket, peer: str) -> None:
+        """Hand the socket to a `Connection`; one task per connection, which ends with the handshake."""
+        accepted.setblocking(False)
+        connection = Connection(self._core, peer)
+        tls = None if self._tls is None else self._tls.current
+        limits = self._core.limits
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else limits.handshake_timeout_s,
+                ssl_shutdown_timeout=None if tls is None else limits.handshake_timeout_s,
+            )
+        except (OSError, asyncio.CancelledError):
+            # ssl.SSLError and TimeoutError are OSErrors. The loop has closed the socket.
+            connection.handshake_failed()

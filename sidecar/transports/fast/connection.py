@@ -1,0 +1,375 @@
+"""
+One client connection: bytes in from the socket, one write out per read, and every way it can end.
+
+It reads while the peer reads: when our writes pile up, reading stops, so nothing grows that the peer
+controls. Answers that come later, from many calls in one loop turn, leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import cast
+
+from sidecar.transports.fast.core import Core
+from sidecar.transports.fast.engine import (
+    ConnectionClosed,
+    DenialOfServiceError,
+    Event,
+    H2Error,
+    NGH2Error,
+    PingAcknowledged,
+    PingReceived,
+    SettingsAcknowledged,
+    SettingsReceived,
+    WindowUpdated,
+    goaway_frame,
+    open_http2,
+)
+from sidecar.transports.fast.lifetime import CALM_GRACE_S, Act, Lifetime, Phase, Step
+from sidecar.transports.fast.policing import Policing
+from sidecar.transports.fast.streams import Streams
+
+_DRAIN_PING = b"draining"
+_KEEPALIVE_PING = b"anyone??"
+
+_FLOOD_CODES = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
+"""What ngh2 closes with when one of its own rate limits is passed."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """
+    A connection from accept to close. Implements `streams.Wire` and `core.Peer`.
+
+    Once `_is_over`, all has been said: input is read and ignored, so that a TCP reset does not destroy
+    our last bytes under way, and the transport is closed when the peer has closed or after a second.
+    """
+
+    __slots__ = (
+        "_core",
+        "_http2",
+        "_is_flush_pending",
+        "_is_over",
+        "_is_reading",
+        "_lifetime",
+        "_peer",
+        "_policing",
+        "_reason",
+        "_streams",
+        "_tick",
+        "_transport",
+        "_unwritable_since_s",
+    )
+
+    def __init__(self, core: Core, peer: str = "") -> None:
+        """
+        A connection that `core.admit(peer)` has let in.
+
+        Nothing is sent before the transport is there.
+        """
+        now_s = core.loop.time()
+        self._core = core
+        self._peer = peer
+        self._http2 = open_http2(core.limits, core.h2_options)
+        self._policing = Policing(core.limits, now_s)
+        self._lifetime = Lifetime(core.limits, now_s, core.random.uniform(-0.1, 0.1))
+        self._streams = Streams(core, self._http2, self._policing, self)
+        self._transport = cast(asyncio.Transport, None)  # until connection_made
+        self._reason = ""
+        self._tick = 0
+        self._is_over = False
+        self._is_reading = True
+        self._is_flush_pending = False
+        self._unwritable_since_s: float | None = None
+
+    # The socket.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send our SETTINGS at once (RFC 9113 3.4); over TLS only when the client speaks h2."""
+        core = self._core
+        self._transport = cast(asyncio.Transport, transport)
+        core.connections.add(self)
+        ssl_object = transport.get_extra_info("ssl_object")
+        if ssl_object is not None and ssl_object.selected_alpn_protocol() != "h2":
+            self._abort("handshake")  # RFC 9113 3.3
+            return
+        self._transport.set_write_buffer_limits(high=core.limits.write_buffer_bytes_max // 4)
+        self._tick = core.wheel.add(core.loop.time() + core.check_interval_s, self)
+        self.flush()
+        if core.is_draining:
+            self.drain("drain")
+
+    def handshake_failed(self) -> None:
+        """The TLS handshake came to nothing; `connection_made` was never called."""
+        if not self._is_over:
+            self._reason = "handshake"
+            self.connection_lost(None)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The buffer that all connections share: it is empty again when `buffer_updated` returns."""
+        return self._core.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Handle what was read, and write what it brought about."""
+        if self._is_over:
+            return
+        core = self._core
+        lifetime = self._lifetime
+        now_s = lifetime.read_s = self._streams.now_s = core.loop.time()
+        self._is_flush_pending = True
+        try:
+            self._http2.receive_data(core.read_buffer[:nbytes])
+            events = self._http2.events()
+            if events:
+                lifetime.silent_since_s = None
+                self._streams.handle(events)
+            elif not lifetime.read_silently(now_s):
+                self.kill("header_timeout", H2Error.ENHANCE_YOUR_CALM)
+            self.flush()
+        except NGH2Error as error:
+            self._on_engine_error(error)
+        except Exception:
+            self._on_fault()
+
+    def eof_received(self) -> None:
+        """The peer closes: nothing we could still say would be read."""
+
+    def pause_writing(self) -> None:
+        """The peer does not read: neither do we."""
+        self._unwritable_since_s = self._core.loop.time()
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._unwritable_since_s = None
+        self._set_reading()
+        self.flush_soon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what runs and count why."""
+        core = self._core
+        self._is_over = True
+        core.connections.discard(self)
+        core.wheel.discard(self._tick, self)
+        self._streams.close()
+        core.leave(self._peer, self._reason or "peer")
+        core.on_connection_left()
+
+    def _set_reading(self) -> None:
+        wanted = self._is_over or (self._unwritable_since_s is None and not self._streams.has_backlog)
+        if wanted != self._is_reading and not self._transport.is_closing():
+            self._is_reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # One turn of the loop.
+
+    def flush(self) -> None:
+        """Write what is queued: once for all that this turn brought about."""
+        self._is_flush_pending = False
+        if self._is_over:
+            return
+        http2 = self._http2
+        if self._unwritable_since_s is None:
+            output = self._streams.take_output()
+            if output:
+                self._transport.write(output)
+            events = http2.events()
+            if events:
+                self._streams.handle(events)
+        if http2.queued_body_size() > self._core.limits.write_buffer_bytes_max:
+            self._abort("slow_reader")
+
+    def flush_soon(self) -> None:
+        """Flush at the end of this turn, unless that is going to happen anyway."""
+        if not self._is_flush_pending:
+            self._is_flush_pending = True
+            self._core.loop.call_soon(self._guarded, self.flush)
+
+    def resume_soon(self) -> None:
+        """Let other connections have their turn, then handle the rest of what was read."""
+        self._set_reading()
+        self._core.loop.call_soon(self._guarded, self._resume)
+
+    def _resume(self) -> None:
+        self._streams.now_s = self._core.loop.time()
+        self._is_flush_pending = True
+        self._streams.resume()
+        self.flush()
+        self._set_reading()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        if self._is_over:
+            return
+        try:
+            step()
+        except NGH2Error as error:
+            self._on_engine_error(error)
+        except Exception:
+            self._on_fault()
+
+    def _on_engine_error(self, error: NGH2Error) -> None:
+        """ngh2 has given up on the connection: it answers nothing any more and sends no GOAWAY."""
+        is_flood = isinstance(error, DenialOfServiceError)
+        code = H2Error.ENHANCE_YOUR_CALM if is_flood else H2Error.PROTOCOL_ERROR
+        self._end("flood" if is_flood else "protocol_error", goaway_frame(self._streams.last_stream_id, code))
+
+    def _on_fault(self) -> None:
+        self._core.log_fault("a connection")
+        self._end("internal", goaway_frame(self._streams.last_stream_id, H2Error.INTERNAL_ERROR))
+
+    # What is about the connection, not a stream.
+
+    def on_control(self, event: Event) -> None:
+        """Handle a rare event."""
+        streams = self._streams
+        kind = type(event)
+        is_fine = True
+        if kind is WindowUpdated:
+            is_fine = self._policing.window_update(streams.seen, streams.replies + streams.frames)
+        elif kind is SettingsReceived:
+            is_fine = self._policing.settings(streams.now_s)
+        elif kind is SettingsAcknowledged:
+            self._lifetime.has_settings_ack = True
+        elif kind is PingReceived:
+            sent = streams.replies + streams.frames + streams.statuses
+            if not self._policing.ping(streams.now_s, sent):
+                self.kill("too_many_pings", H2Error.ENHANCE_YOUR_CALM, b"too_many_pings")
+        elif kind is PingAcknowledged:
+            if cast(PingAcknowledged, event).opaque_data == _DRAIN_PING:
+                self._go_away()
+        elif kind is ConnectionClosed:
+            self._on_http2_closed(cast(ConnectionClosed, event))
+        if not is_fine:
+            self.kill("flood", H2Error.ENHANCE_YOUR_CALM)
+
+    def _on_http2_closed(self, event: ConnectionClosed) -> None:
+        """The last stream after a GOAWAY has ended, or the peer broke a rule: a GOAWAY is on its way."""
+        if event.error_code == H2Error.NO_ERROR:
+            self._end(self._reason or "peer")
+        else:
+            self._end("flood" if event.error_code in _FLOOD_CODES else "protocol_error")
+
+    # The end.
+
+    def drain(self, reason: str, cut_at_s: float = float("inf")) -> None:
+        """Ask the client to go elsewhere, finish what runs, close; cut at *cut_at_s* if need be."""
+        if not self._is_over and self._lifetime.drain(self._core.loop.time(), cut_at_s):
+            self._reason = reason
+            self._http2.send_shutdown_notice()
+            self._http2.ping(_DRAIN_PING)
+            self.flush_soon()
+
+    def _go_away(self) -> None:
+        """Second step of a drain: the client has seen the first, so it opens no new stream."""
+        if self._lifetime.phase is Phase.NOTICED:
+            self._lifetime.go_away()
+            self._http2.send_goaway(H2Error.NO_ERROR)
+            self.flush_soon()
+
+    def calm_down(self) -> None:
+        """
+        The peer spoils too many streams: finish what runs, serve nothing new, close.
+
+        Gentler than `kill`, because a proxy whose calls time out looks like rapid reset.
+        """
+        if not self._is_over and self._lifetime.phase in (Phase.SERVING, Phase.NOTICED):
+            self._lifetime.go_away(self._core.loop.time() + CALM_GRACE_S)
+            self._reason = "flood"
+            self._http2.send_goaway(H2Error.ENHANCE_YOUR_CALM)
+            self.flush_soon()
+
+    def kill(self, reason: str, code: H2Error, debug: bytes = b"") -> None:
+        """End the connection at once: what is answered is sent, then GOAWAY with *code*."""
+        if self._is_over:
+            return
+        try:
+            self._http2.send_goaway(code, debug_data=debug)
+            last_words = self._streams.take_output()
+        except NGH2Error:
+            last_words = goaway_frame(self._streams.last_stream_id, code)
+        self._end(reason, last_words)
+
+    def cut(self) -> bool:
+        """Close at once; True = an unanswered call or an untaken answer was cut off."""
+        if self._is_over:
+            cut_off = self._transport.get_write_buffer_size() > 0
+        else:
+            cut_off = self._streams.has_unanswered or self._http2.queued_body_size() > 0
+            last_words = b""
+            with contextlib.suppress(NGH2Error):
+                # Answers first: terminating drops what is still queued.
+                last_words = self._streams.take_output()
+                self._http2.terminate_connection(H2Error.NO_ERROR)
+                last_words += self._http2.data_to_send()
+            self._end(self._reason or "drain", last_words)
+        self._transport.close()
+        return cut_off
+
+    def abort(self) -> None:
+        """Close without a word, whatever is unwritten."""
+        self._abort(self._reason or "drain")
+
+    def _end(self, reason: str, last_words: bytes = b"") -> None:
+        """Say the last words and wait for the peer to close."""
+        if self._is_over:
+            return
+        if not last_words:
+            with contextlib.suppress(NGH2Error):
+                last_words = self._streams.take_output()
+        self._is_over = True
+        self._reason = reason
+        self._streams.close()
+        self._lifetime.linger(self._core.loop.time())
+        transport = self._transport
+        if not transport.is_closing():
+            transport.write(last_words)
+            if transport.can_write_eof():
+                transport.write_eof()
+            self._set_reading()
+
+    def _abort(self, reason: str) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._reason = reason
+            self._streams.close()
+        self._transport.abort()
+
+    # Time.
+
+    def on_due(self, now_s: float) -> None:
+        """Look at every time-out of the connection (from the timer wheel)."""
+        core = self._core
+        self._tick = core.wheel.add(now_s + core.check_interval_s, self)
+        if not self._is_over:
+            self._guarded(self._check)
+        elif self._lifetime.may_end_lingering(now_s, self._transport.get_write_buffer_size()):
+            self._transport.abort()
+
+    def _check(self) -> None:
+        now_s = self._core.loop.time()
+        since_s = self._unwritable_since_s
+        if since_s is not None and now_s - since_s >= self._core.limits.write_timeout_s:
+            self._abort("slow_reader")
+            return
+        streams = self._streams
+        streams.check(now_s)
+        self._do(self._lifetime.next_step(now_s, len(streams.calls), streams.seen, streams.last_stream_id))
+        self.flush()
+
+    def _do(self, step: Step) -> None:
+        if step.act is Act.PING:
+            self._http2.ping(_KEEPALIVE_PING)
+        elif step.act is Act.DRAIN:
+            self.drain(step.reason, step.cut_at_s)
+        elif step.act is Act.GO_AWAY:
+            self._go_away()
+        elif step.act is Act.CUT:
+            self.cut()
+        elif step.act is Act.KILL:
+            self.kill(step.reason, H2Error(step.code))
+        elif step.act is Act.ABORT:
+            self._abort(step.reason)

@@ -1,0 +1,150 @@
+"""What all connections of one server share: methods, limits, the process's accounts, clock, counters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Protocol
+
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
+from sidecar.rpc.calls import Method, method_table
+from sidecar.transports.fast.engine import configuration
+from sidecar.transports.fast.wheel import Loop, TimerWheel
+from sidecar.transports.server import TransportLimits
+
+READ_BYTES = 65_536
+"""One read of a connection. More would be faster by nothing and let one connection hold the loop."""
+
+_log = logging.getLogger("sidecar.transports")
+
+
+class Peer(Protocol):
+    """What the server needs of one of its connections."""
+
+    def drain(self, reason: str, cut_at_s: float = ...) -> None:
+        """Ask the client to go elsewhere, finish what runs, close; cut at *cut_at_s* if need be."""
+
+    def cut(self) -> bool:
+        """Close at once; True = an unanswered call or an untaken answer was cut off."""
+
+    def abort(self) -> None:
+        """Close without a word, whatever is unwritten."""
+
+
+class Core:
+    """
+    The state that connections share; one per server, used from its event loop alone.
+
+    `open` counts connections, TLS handshakes included, `running` handlers that have not ended,
+    `buffered_bytes` those of unfinished requests. Gauges follow them: what a gauge in shared memory
+    held before this process is no concern of its limits.
+    """
+
+    __slots__ = (
+        "_faults_logged_s",
+        "buffered_bytes",
+        "check_interval_s",
+        "closed_slots",
+        "code_slots",
+        "connections",
+        "h2_options",
+        "http_error_delay_s",
+        "is_draining",
+        "limits",
+        "loop",
+        "methods",
+        "on_connection_left",
+        "open",
+        "open_slot",
+        "peers",
+        "random",
+        "read_buffer",
+        "running",
+        "running_slot",
+        "values",
+        "wheel",
+    )
+
+    def __init__(
+        self,
+        methods: Iterable[Method],
+        limits: TransportLimits,
+        metrics: Metrics,
+        loop: Loop,
+        random: Random | None = None,
+        http_error_delay_s: float = 0.0,
+    ) -> None:
+        """
+        Look up every counter once.
+
+        Args:
+            random: jitters connection ages; tests seed it.
+            http_error_delay_s: hold 405 and 415 back. A conformance tool that spoils a request with
+                its second frame would otherwise see the answer to the first one win the race.
+
+        Raises:
+            ValueError: two methods share a path.
+        """
+        self.methods = {path.encode(): method for path, method in method_table(methods).items()}
+        self.limits = limits
+        self.check_interval_s = limits.check_interval_s
+        self.loop = loop
+        self.random = random or Random()  # noqa: S311 - jitter, no secret
+        self.http_error_delay_s = http_error_delay_s
+        self.wheel = TimerWheel(loop)
+        self.h2_options = configuration(limits)
+        # Reads are handled to the end before the next one starts, so one buffer serves all.
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        self.connections: set[Peer] = set()
+        self.peers: dict[str, int] = {}
+        self.open = 0
+        self.running = 0
+        self.buffered_bytes = 0
+        self.is_draining = False
+        self.on_connection_left: Callable[[], None] = _nothing
+        self.values = metrics.values
+        self.running_slot = metrics.slot("sidecar_calls_running")
+        self.open_slot = metrics.slot("sidecar_connections_open")
+        self.code_slots = [metrics.slot("sidecar_calls_total", code) for code in GRPC_CODES]
+        self.closed_slots = {
+            reason: metrics.slot("sidecar_connections_closed_total", reason) for reason in CLOSE_REASONS
+        }
+        self._faults_logged_s = float("-inf")
+
+    def admit(self, peer: str) -> bool:
+        """Take a place for one more connection of *peer* ('' = uncounted); False = there is none."""
+        if self.open >= self.limits.connections_max:
+            return False
+        if peer:
+            count = self.peers.get(peer, 0)
+            if count >= self.limits.connections_per_peer_max:
+                return False
+            self.peers[peer] = count + 1
+        self.open += 1
+        self.values[self.open_slot] = self.open
+        return True
+
+    def leave(self, peer: str, reason: str) -> None:
+        """Give the place of a closed connection back and count why it closed."""
+        self.open -= 1
+        self.values[self.open_slot] = self.open
+        self.values[self.closed_slots[reason]] += 1
+        if peer:
+            count = self.peers[peer] - 1
+            if count:
+                self.peers[peer] = count
+            else:
+                del self.peers[peer]
+
+    def log_fault(self, what: str) -> None:
+        """Log the exception being handled: a fault of ours. At most once a second, whatever comes in."""
+        now_s = self.loop.time()
+        if now_s - self._faults_logged_s >= 1.0:
+            self._faults_logged_s = now_s
+            _log.exception("%s failed", what)
+
+
+def _nothing() -> None:
+    """Nobody waits for connections to leave."""

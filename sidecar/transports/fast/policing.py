@@ -1,0 +1,120 @@
+"""
+When a peer has gone too far: one small account per flood class that ngh2 does not limit itself.
+
+Each account has a rate and a burst, so that a busy honest client never meets it. The classes that
+ngh2 limits (CONTINUATION, HPACK bombs, PRIORITY, empty DATA, unknown frames) are in `engine`.
+"""
+
+from __future__ import annotations
+
+from sidecar.transports.server import TransportLimits
+
+SETTINGS_BURST = 32  # SETTINGS floods, and window flips over many streams (CVE-2019-9515)
+SETTINGS_PER_S = 1.0
+
+PING_STRIKES_MAX = 2  # gRPC proposal A8
+
+WINDOW_UPDATES_FREE = 5  # the formula is Envoy's: free + 2 x (streams + 10 x DATA sent)
+WINDOW_UPDATES_PER_STREAM = 2
+WINDOW_UPDATES_PER_DATA = 20
+WINDOW_UPDATES_SAVED_MAX = 10_000  # however long a connection has lived
+
+PIECES_FREE = 16  # DATA frames of one message, and one more per so many bytes
+PIECE_BYTES = 256
+
+
+class TokenBucket:
+    """At most *burst* at once and *per_s* over time. Not the buckets of the product: no exactness."""
+
+    __slots__ = ("_burst", "_per_s", "_tokens", "_updated_s")
+
+    def __init__(self, burst: float, per_s: float, now_s: float) -> None:
+        """Start full at *now_s*."""
+        self._burst = burst
+        self._per_s = per_s
+        self._tokens = burst
+        self._updated_s = now_s
+
+    def take(self, now_s: float) -> bool:
+        """Take one token; False = there is none."""
+        tokens = min(self._burst, self._tokens + (now_s - self._updated_s) * self._per_s)
+        self._updated_s = now_s
+        if tokens < 1.0:
+            self._tokens = tokens
+            return False
+        self._tokens = tokens - 1.0
+        return True
+
+
+def is_dust(pieces: int, received_bytes: int) -> bool:
+    """Whether a message of *received_bytes* so far came in absurdly many DATA frames."""
+    return pieces > PIECES_FREE + received_bytes // PIECE_BYTES
+
+
+class Policing:
+    """The accounts of one connection. Every method returns False when the peer has gone too far."""
+
+    __slots__ = (
+        "_answers_at_ping",
+        "_data_seen",
+        "_early_ends",
+        "_ping_interval_s",
+        "_ping_strikes",
+        "_pinged_s",
+        "_settings",
+        "_streams_seen",
+        "_window_updates_left",
+    )
+
+    def __init__(self, limits: TransportLimits, now_s: float) -> None:
+        """All accounts start full at *now_s*."""
+        self._early_ends = TokenBucket(limits.resets_burst, limits.resets_per_s, now_s)
+        self._settings = TokenBucket(SETTINGS_BURST, SETTINGS_PER_S, now_s)
+        self._ping_interval_s = limits.ping_interval_min_s
+        self._ping_strikes = 0
+        self._pinged_s = float("-inf")
+        self._answers_at_ping = 0
+        self._window_updates_left = WINDOW_UPDATES_FREE
+        self._streams_seen = 0
+        self._data_seen = 0
+
+    def early_end(self, now_s: float) -> bool:
+        """
+        The peer ended or spoiled a stream before it was answered.
+
+        Rapid reset (CVE-2023-44487), and making us reset instead (MadeYouReset, CVE-2025-8671).
+        """
+        return self._early_ends.take(now_s)
+
+    def settings(self, now_s: float) -> bool:
+        """A SETTINGS frame came."""
+        return self._settings.take(now_s)
+
+    def ping(self, now_s: float, answers: int) -> bool:
+        """
+        A PING came; *answers* counts what we have sent so far.
+
+        gRPC proposal A8: a PING sooner than the permitted interval is a strike, and sending HEADERS
+        or DATA clears all (clients measure bandwidth by PINGs around our answers).
+        """
+        if answers != self._answers_at_ping:
+            self._answers_at_ping = answers
+            self._ping_strikes = 0
+        elif now_s - self._pinged_s < self._ping_interval_s:
+            self._ping_strikes += 1
+            return self._ping_strikes <= PING_STRIKES_MAX
+        self._pinged_s = now_s
+        return True
+
+    def window_update(self, streams: int, data_frames: int) -> bool:
+        """A WINDOW_UPDATE came; *streams* and *data_frames* count those so far."""
+        if self._window_updates_left == 0:
+            earned = WINDOW_UPDATES_PER_STREAM * (streams - self._streams_seen)
+            earned += WINDOW_UPDATES_PER_DATA * (data_frames - self._data_seen)
+            self._streams_seen = streams
+            self._data_seen = data_frames
+            self._window_updates_left = min(earned, WINDOW_UPDATES_SAVED_MAX)
+            if earned == 0:
+                return False
+        self._window_updates_left -= 1
+        return True

@@ -1,0 +1,193 @@
+"""
+Request headers, read once: which method, by when, and what is wrong with them.
+
+Sources: grpc/doc/PROTOCOL-HTTP2.md "Requests", statuscodes.md. Pseudo-headers, names, connection
+headers and `te` were checked by ngh2 (RFC 9113 8.2, 8.3).
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from sidecar.rpc.calls import Method, StreamMethod
+from sidecar.rpc.statuses import StatusCode
+from sidecar.transports.fast.engine import Headers
+from sidecar.transports.server import TransportLimits
+
+TIMEOUT_S_MAX = 86_400.0
+"""Longer deadlines are cut to a day: 99999999H would be 11,000 years."""
+
+FIELD_OVERHEAD_BYTES = 32
+"""What a header field counts beyond its octets (RFC 9113 6.5.2)."""
+
+_joined_fields = chain.from_iterable
+
+
+class Refusal:
+    """Why a request is answered without a handler: a gRPC status, or an HTTP status if not gRPC."""
+
+    __slots__ = ("code", "detail", "http_status")
+
+    def __init__(self, code: StatusCode, detail: str, http_status: int = 200) -> None:
+        """Answer with *code* and *detail*, or with *http_status* when it is not 200."""
+        self.code = code
+        self.detail = detail
+        self.http_status = http_status
+
+
+class Request:
+    """
+    Request headers and what follows from them; shared by all calls with equal headers.
+
+    `refusal` says why there is no handler; `timeout_s` None = no deadline; `octets` is what the
+    headers weigh (RFC 9113 6.5.2).
+    """
+
+    __slots__ = (
+        "handle",
+        "headers",
+        "is_encoded",
+        "is_streaming",
+        "octets",
+        "path",
+        "refusal",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        headers: Headers,
+        octets: int,
+        method: Method | None,
+        refusal: Refusal | None,
+        timeout_s: float | None = None,
+        is_encoded: bool = False,
+    ) -> None:
+        """A request for *method*, or one that gets *refusal*."""
+        self.headers = headers
+        self.octets = octets
+        self.handle: Callable[[bytes, Any], bytes | None] = _unreachable if method is None else method.handle
+        self.path = "" if method is None else method.path
+        self.is_streaming = type(method) is StreamMethod
+        self.refusal = refusal
+        self.timeout_s = timeout_s
+        self.is_encoded = is_encoded
+
+    def metadata(self, name: str) -> str | None:
+        """
+        The value of metadata *name*, repeats joined by ','; None = absent.
+
+        Bytes outside ASCII, which metadata must not have, become `\\xNN`.
+        """
+        if not _is_metadata(name):
+            return None
+        wanted = name.encode()
+        values = [value for key, value in self.headers if key == wanted]
+        return b",".join(values).decode("ascii", "backslashreplace") if values else None
+
+
+def _is_metadata(name: str) -> bool:
+    # PROTOCOL-HTTP2.md, "Custom-Metadata": the rest belongs to the protocol.
+    return not name.startswith((":", "grpc-")) and name not in ("content-type", "te")
+
+
+def read_request(headers: Headers, methods: Mapping[bytes, Method], limits: TransportLimits) -> Request:
+    """Find the method and the deadline of a request, or the refusal that it gets."""
+    fields = dict(headers)
+    joined = b"".join(_joined_fields(headers))
+    octets = len(joined) + FIELD_OVERHEAD_BYTES * len(headers)
+    method = methods.get(fields.get(b":path", b""))
+    refusal = _refuse_form(fields, method) or _refuse_size(headers, octets, limits)
+    if refusal is None and b"-bin" in joined and not _are_binary_fields_base64(headers):
+        refusal = Refusal(StatusCode.INTERNAL, "a '-bin' metadata value is not base64")
+    if refusal is not None:
+        return Request(headers, octets, None, refusal)
+    timeout = fields.get(b"grpc-timeout")
+    is_encoded = fields.get(b"grpc-encoding", b"identity") != b"identity"
+    return Request(
+        headers, octets, method, None, None if timeout is None else parse_timeout(timeout), is_encoded
+    )
+
+
+def _refuse_form(fields: Mapping[bytes, bytes], method: Method | None) -> Refusal | None:
+    if fields.get(b":method") != b"POST":
+        return Refusal(StatusCode.UNIMPLEMENTED, "", http_status=405)
+    if not is_grpc(fields.get(b"content-type", b"")):
+        return Refusal(StatusCode.UNIMPLEMENTED, "", http_status=415)
+    if method is None:
+        return Refusal(StatusCode.UNIMPLEMENTED, "unknown service or method")
+    if b"grpc-timeout" not in fields:
+        return None
+    timeout_s = parse_timeout(fields[b"grpc-timeout"])
+    if timeout_s is None:
+        return Refusal(StatusCode.INTERNAL, "grpc-timeout is not 1 to 8 digits and one of H M S m u n")
+    if timeout_s <= 0.0:
+        return Refusal(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+    return None
+
+
+def _refuse_size(headers: Headers, octets: int, limits: TransportLimits) -> Refusal | None:
+    if octets <= limits.header_list_bytes_max and len(headers) <= limits.header_fields_max:
+        return None
+    return Refusal(
+        StatusCode.RESOURCE_EXHAUSTED,
+        f"the request has {len(headers)} header fields of {octets} bytes; this server takes at most "
+        f"{limits.header_fields_max} of {limits.header_list_bytes_max}",
+    )
+
+
+def _unreachable(_message: bytes, _call: object) -> bytes | None:
+    raise AssertionError("a refused request has no handler")
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """
+    Whether *content_type* is `application/grpc`, with or without `+subtype` and parameters.
+
+    >>> is_grpc(b"application/grpc+proto"), is_grpc(b"application/grpc-web")
+    (True, False)
+    """
+    if content_type == b"application/grpc":
+        return True
+    return content_type[:16].lower() == b"application/grpc" and content_type[16:17] in (b"", b"+", b";")
+
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])", re.ASCII)
+_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+@lru_cache(maxsize=1_024)
+def parse_timeout(value: bytes) -> float | None:
+    """
+    Seconds of a `grpc-timeout`, at most a day; None = malformed.
+
+    >>> parse_timeout(b"200m"), parse_timeout(b"99999999H"), parse_timeout(b"1.5S")
+    (0.2, 86400.0, None)
+    """
+    match = _TIMEOUT.fullmatch(value)
+    if match is None:
+        return None
+    return min(int(match[1]) * _UNIT_S[match[2]], TIMEOUT_S_MAX)
+
+
+def _are_binary_fields_base64(headers: Headers) -> bool:
+    return all(
+        _is_base64(piece)
+        for name, value in headers
+        if name.endswith(b"-bin")
+        for piece in value.split(b",")  # repeats may have been joined; split before decoding
+    )
+
+
+def _is_base64(value: bytes) -> bool:
+    bare = value.strip(b" ").rstrip(b"=")
+    try:
+        binascii.a2b_base64(bare + b"=" * (-len(bare) % 4), strict_mode=True)
+    except binascii.Error:
+        return False
+    return True

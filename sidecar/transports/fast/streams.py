@@ -1,0 +1,489 @@
+"""
+The streams of one connection: from request events to handlers, and from answers to frames.
+
+There is no task, no lock, no timer and no log line per call. The loop in `handle` and what it calls
+for an honest unary call (`_on_request`, `_on_data`, `_dispatch`, `answer`) are the hot path: they are
+measured, and do nothing that such a call does not need.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.transports.fast import answers
+from sidecar.transports.fast.calls import (
+    CANCELLED,
+    ENDED,
+    IN_HANDLER,
+    KEPT,
+    RECEIVING,
+    FastCall,
+    FastStreamCall,
+    FastUnaryCall,
+)
+from sidecar.transports.fast.core import Core
+from sidecar.transports.fast.engine import (
+    DATA_FRAME_BYTES,
+    DataReceived,
+    Event,
+    H2Error,
+    Headers,
+    Http2,
+    NGH2Error,
+    RequestReceived,
+    StreamClosed,
+    StreamProtocolError,
+    StreamReset,
+    TrailersReceived,
+    peer_header_list_bytes_max,
+)
+from sidecar.transports.fast.policing import Policing, is_dust
+from sidecar.transports.fast.requests import Refusal, Request, read_request
+from sidecar.transports.framing import PREFIX, CompressedError, FramingError, MessageReader, frame_message
+
+REQUEST_KEPT_BYTES_MAX = 2_048
+"""Headers up to this size are remembered per connection, to be recognised when they come again."""
+
+_NO_REQUEST = Request((), 0, None, None)
+_PREFIX_BYTES = PREFIX.size
+_EXPIRED = "the deadline has passed"
+
+
+class Wire(Protocol):
+    """What the streams need of their connection."""
+
+    def on_control(self, event: Event) -> None:
+        """An event that is about the connection, not a stream."""
+
+    def flush_soon(self) -> None:
+        """Write what is queued at the end of this loop turn."""
+
+    def resume_soon(self) -> None:
+        """Call `Streams.resume` in the next loop turn; until then read nothing."""
+
+    def kill(self, reason: str, code: H2Error) -> None:
+        """End the connection at once."""
+
+    def calm_down(self) -> None:
+        """The peer spoils too many streams: finish what runs, serve nothing new, close."""
+
+
+class Streams:
+    """
+    Every open stream of one connection and its call. Implements `calls.Answerer`.
+
+    `now_s` is the loop's clock at the start of this turn. `seen` counts requests, `replies` OK answers
+    of unary calls, `statuses` other ends, `frames` further DATA frames sent; `running` kept calls.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_buffered_bytes",
+        "_core",
+        "_http2",
+        "_is_closed",
+        "_policing",
+        "_replies_counted",
+        "_request",
+        "_resets",
+        "_wire",
+        "calls",
+        "frames",
+        "last_stream_id",
+        "now_s",
+        "replies",
+        "running",
+        "seen",
+        "statuses",
+    )
+
+    def __init__(self, core: Core, http2: Http2, policing: Policing, wire: Wire) -> None:
+        """No stream is open."""
+        self._core = core
+        self._http2 = http2
+        self._policing = policing
+        self._wire = wire
+        self._is_closed = False
+        self._backlog: deque[Event] = deque()
+        self._buffered_bytes = 0
+        self._replies_counted = 0
+        self._request = _NO_REQUEST
+        self._resets: list[int] = []
+        self.calls: dict[int, FastCall] = {}
+        self.now_s = 0.0
+        self.last_stream_id = 0
+        self.seen = 0
+        self.replies = 0
+        self.statuses = 0
+        self.frames = 0
+        self.running = 0
+
+    # Events.
+
+    @property
+    def has_backlog(self) -> bool:
+        """True while events wait for the next turn."""
+        return bool(self._backlog)
+
+    def handle(self, events: Iterable[Event]) -> None:
+        """
+        Handle *events* in order.
+
+        After `calls_per_turn_max` calls the rest waits for the next turn of the loop, so that one
+        connection cannot hold up the others.
+        """
+        if self._backlog:
+            self._backlog.extend(events)
+            return
+        calls = self.calls
+        events_left = 2 * self._core.limits.calls_per_turn_max  # headers and data of each
+        rest: Iterator[Any] = iter(events)  # Any: `type(event) is` is faster than isinstance
+        for event in rest:
+            kind = type(event)
+            if kind is DataReceived:
+                call = calls.get(event.stream_id)
+                if call is not None and call.state == RECEIVING:
+                    self._on_data(call, event)
+                events_left -= 1
+            elif kind is RequestReceived:
+                self._on_request(event)
+                events_left -= 1
+            elif kind is StreamClosed:
+                call = calls.pop(event.stream_id, None)
+                if call is None or call.state != ENDED:
+                    self._on_closed_early(call, event)
+            elif kind is StreamReset:
+                self._on_reset(event)
+            elif kind is TrailersReceived:
+                self._on_trailers(event)
+            else:
+                self._wire.on_control(event)
+            if events_left <= 0:
+                self._defer(rest)
+                return
+
+    def resume(self) -> None:
+        """Handle what `handle` left over; the next part of it at least."""
+        events = list(self._backlog)
+        self._backlog.clear()
+        self.handle(events)
+
+    def _defer(self, rest: Iterator[Event]) -> None:
+        self._backlog.extend(rest)
+        if self._backlog:
+            self._wire.resume_soon()
+
+    def _on_request(self, event: RequestReceived) -> None:
+        if self._is_closed:
+            return
+        self.seen += 1
+        stream_id = self.last_stream_id = event.stream_id
+        headers = event.headers
+        request = self._request
+        if headers != request.headers:
+            # Proxies repeat themselves: comparing costs a fifth of reading.
+            request = self._read_request(headers)
+        kind = FastStreamCall if request.is_streaming else FastUnaryCall
+        call = self.calls[stream_id] = kind(self, stream_id, request, self.now_s)
+        if request.refusal is not None:
+            self._refuse(call, request.refusal)
+        elif event.end_stream:
+            self._gather(call, b"", is_last=True)
+
+    def _read_request(self, headers: Headers) -> Request:
+        request = read_request(headers, self._core.methods, self._core.limits)
+        if request.octets <= REQUEST_KEPT_BYTES_MAX:
+            self._request = request
+        return request
+
+    def _on_data(self, call: FastCall, event: DataReceived) -> None:
+        data = event.data
+        if event.end_stream and call.reader is None and len(data) >= _PREFIX_BYTES:
+            flag, size = PREFIX.unpack_from(data)
+            if flag == 0 and size == len(data) - _PREFIX_BYTES <= self._core.limits.message_bytes_max:
+                self._dispatch(call, data[_PREFIX_BYTES:])
+                return
+        self._gather(call, data, is_last=event.end_stream)
+
+    def _on_trailers(self, event: TrailersReceived) -> None:
+        # RFC 9113 8.1: trailers end the request. What they say is no concern of gRPC servers.
+        call = self.calls.get(event.stream_id)
+        if call is not None and call.state == RECEIVING:
+            self._gather(call, b"", is_last=True)
+
+    def _on_reset(self, event: StreamReset) -> None:
+        # RFC 9113 6.4: whatever its code, a reset cancels the call (Envoy's time-outs say INTERNAL).
+        call = self.calls.get(event.stream_id)
+        if call is not None and call.state in (RECEIVING, KEPT):
+            self._cancel(call)
+            self._spoiled()
+
+    def _on_closed_early(self, call: FastCall | None, event: StreamClosed) -> None:
+        """A stream ended that was not answered: ngh2 refused it, or reset a malformed request."""
+        if call is not None:
+            self._cancel(call)
+        if event.error_code not in (H2Error.NO_ERROR, H2Error.REFUSED_STREAM) and (
+            call is None or call.state == RECEIVING
+        ):
+            self._spoiled()
+
+    def _spoiled(self) -> None:
+        """Account for a stream that the peer ended or spoiled before it was answered."""
+        if not self._policing.early_end(self.now_s):
+            self._wire.calm_down()
+
+    # Requests that are not one whole frame.
+
+    def _gather(self, call: FastCall, data: bytes, *, is_last: bool) -> None:
+        core = self._core
+        reader = call.reader
+        if reader is None:
+            reader = call.reader = MessageReader(
+                core.limits.message_bytes_max, is_encoded=call.request.is_encoded
+            )
+        try:
+            self._buffered_bytes += len(data)
+            core.buffered_bytes += len(data)
+            reader.feed(data)
+            message = reader.finish() if is_last else None
+        except FramingError as error:
+            self._spoil(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
+            return
+        if message is not None:
+            self._drop_reader(call)
+            self._dispatch(call, message)
+        elif (
+            self._buffered_bytes > core.limits.buffered_bytes_per_connection_max
+            or core.buffered_bytes > core.limits.buffered_bytes_max
+        ):
+            self._spoil(call, StatusCode.RESOURCE_EXHAUSTED, "too many unfinished requests")
+        elif is_dust(reader.pieces, reader.received):
+            self._wire.kill("flood", H2Error.ENHANCE_YOUR_CALM)
+
+    def _drop_reader(self, call: FastCall) -> None:
+        reader = call.reader
+        if reader is not None:
+            self._buffered_bytes -= reader.received
+            self._core.buffered_bytes -= reader.received
+            call.reader = None
+
+    # Handlers.
+
+    def _dispatch(self, call: FastCall, message: bytes) -> None:
+        core = self._core
+        limits = core.limits
+        if core.running >= limits.calls_max or self.running >= limits.calls_per_connection_max:
+            self.answer_status(call, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
+            return
+        deadline_s = call.deadline_s
+        if deadline_s is not None and self.now_s >= deadline_s:
+            self._spoil(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+            return
+        call.state = IN_HANDLER
+        try:
+            answer = call.request.handle(message, call)
+        except RpcError as error:
+            call.fail(error.code, error.detail)
+        except Exception:
+            core.log_fault(f"the handler of {call.request.path}")
+            call.fail(StatusCode.UNKNOWN, "the handler failed")
+        else:
+            if call.state == IN_HANDLER:
+                if answer is not None:
+                    self.answer(call, answer)
+                else:
+                    self._keep(call)
+
+    def _keep(self, call: FastCall) -> None:
+        """The handler answers later: from here on the call holds a slot."""
+        core = self._core
+        call.state = KEPT
+        self.running += 1
+        core.running += 1
+        core.values[core.running_slot] = core.running
+        if call.deadline_s is not None:
+            call.tick = core.wheel.add(call.deadline_s, call)
+
+    def release(self, call: FastCall) -> None:
+        """The handler of a kept call has ended: its slot is free."""
+        core = self._core
+        self.running -= 1
+        core.running -= 1
+        core.values[core.running_slot] = core.running
+        call.on_cancel = None
+        if call.tick:
+            core.wheel.discard(call.tick, call)
+            call.tick = 0
+
+    def on_deadline(self, call: FastCall, now_s: float) -> None:
+        """The deadline of a kept call has passed: answer, and tell the handler."""
+        self.now_s = now_s
+        self.answer_status(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+        call.state = CANCELLED  # the slot is free only when the handler ends
+        self._notify(call)
+        self._spoiled()
+        self.flush_soon()
+
+    def _cancel(self, call: FastCall) -> None:
+        """The caller is gone."""
+        if call.state == RECEIVING:
+            self._drop_reader(call)
+            call.state = ENDED
+        elif call.state == KEPT:
+            call.state = CANCELLED
+            self._core.values[self._core.code_slots[StatusCode.CANCELLED]] += 1
+            if call.tick:
+                self._core.wheel.discard(call.tick, call)
+                call.tick = 0
+            self._notify(call)
+
+    def _notify(self, call: FastCall) -> None:
+        on_cancel = call.on_cancel
+        call.on_cancel = None
+        if on_cancel is not None:
+            try:
+                on_cancel()
+            except Exception:
+                self._core.log_fault(f"on_cancel of {call.request.path}")
+
+    # Answers.
+
+    def answer(self, call: FastCall, message: bytes) -> None:
+        """Queue the OK answer of a unary call."""
+        call.state = ENDED
+        http2 = self._http2
+        stream_id = call.stream_id
+        try:
+            http2.send_response(stream_id, answers.OK_HEADERS)
+            http2.send_data(stream_id, PREFIX.pack(0, len(message)) + message)
+            http2.send_trailers(stream_id, answers.OK_TRAILERS)
+        except StreamProtocolError:
+            return  # reset in the same read: the events that say so come after this one
+        self.replies += 1
+        if len(message) > DATA_FRAME_BYTES:
+            self.frames += len(message) // DATA_FRAME_BYTES
+
+    def answer_status(
+        self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False
+    ) -> None:
+        """Queue the status that ends a call: Trailers-Only, or the trailers of a stream that has begun."""
+        if call.state == RECEIVING:
+            self._resets.append(call.stream_id)  # PROTOCOL-HTTP2.md: answered before END_STREAM
+            self._drop_reader(call)
+        call.state = ENDED
+        self.statuses += 1
+        self._core.values[self._core.code_slots[code]] += 1
+        try:
+            if call.has_begun:
+                self._http2.send_trailers(call.stream_id, answers.status_trailers(code, detail))
+            else:
+                headers = answers.status_headers(code, self._fit(detail), names_encodings=names_encodings)
+                self._http2.send_response(call.stream_id, headers, end_stream=True)
+        except StreamProtocolError:
+            return  # as in `answer`
+
+    def _fit(self, detail: str) -> str:
+        # RFC 9113 6.5.2; ngh2 does not look at the peer's limit. The status matters more than its text.
+        bytes_max = peer_header_list_bytes_max(self._http2)
+        if bytes_max is not None and bytes_max < answers.STATUS_HEADERS_BYTES_MAX:
+            return ""
+        return detail
+
+    def _spoil(self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False) -> None:
+        """Answer a request that its peer got wrong, and account for it."""
+        self.answer_status(call, code, detail, names_encodings=names_encodings)
+        self._spoiled()
+
+    def _refuse(self, call: FastCall, refusal: Refusal) -> None:
+        if refusal.http_status == 200:
+            self._spoil(call, refusal.code, refusal.detail)
+            return
+        call.state = ENDED
+        if self._core.http_error_delay_s:
+            when_s = self._core.loop.time() + self._core.http_error_delay_s
+            self._core.loop.call_at(when_s, self._answer_http, call, refusal.http_status)
+        else:
+            self._answer_http(call, refusal.http_status)
+        self._spoiled()
+
+    def _answer_http(self, call: FastCall, status: int) -> None:
+        headers, body = answers.http_error(status)
+        self._resets.append(call.stream_id)
+        self.statuses += 1
+        try:
+            self._http2.send_response(call.stream_id, headers)
+            self._http2.send_data(call.stream_id, body, end_stream=True)
+        except NGH2Error:
+            return  # reset, or the connection closed, in the meantime
+        self.flush_soon()
+
+    def send_message(self, call: FastStreamCall, message: bytes) -> None:
+        """Queue one message of a streaming call; a peer that does not read them loses the call."""
+        http2 = self._http2
+        try:
+            if not call.has_begun:
+                http2.send_response(call.stream_id, answers.OK_HEADERS)
+            http2.send_data(call.stream_id, frame_message(message))
+        except StreamProtocolError:
+            return
+        self.frames += 1 + len(message) // DATA_FRAME_BYTES
+        if http2.queued_body_size(call.stream_id) > self._core.limits.stream_queue_bytes_max:
+            self._cancel(call)
+            http2.reset_stream(call.stream_id, H2Error.CANCEL)
+
+    def flush_soon(self) -> None:
+        """See `Wire.flush_soon`."""
+        self._wire.flush_soon()
+
+    def take_output(self) -> bytes:
+        """The bytes to write now."""
+        http2 = self._http2
+        output = http2.data_to_send()
+        if self._resets:
+            # Only now: a reset overtakes an answer that is still queued, and would drop it.
+            for stream_id in self._resets:
+                if not http2.queued_body_size(stream_id):
+                    http2.reset_stream(stream_id, H2Error.NO_ERROR)
+            self._resets.clear()
+            output += http2.data_to_send()
+        if self.replies != self._replies_counted:
+            core = self._core
+            core.values[core.code_slots[0]] += self.replies - self._replies_counted
+            self._replies_counted = self.replies
+        return output
+
+    # Time, and the end.
+
+    @property
+    def has_unanswered(self) -> bool:
+        """True while a call has no answer."""
+        return any(call.state < CANCELLED for call in self.calls.values())
+
+    def check(self, now_s: float) -> None:
+        """End requests that do not complete and answers that are not taken; every quarter second."""
+        limits = self._core.limits
+        self.now_s = now_s
+        for call in list(self.calls.values()):
+            if call.state == RECEIVING:
+                if call.deadline_s is not None and now_s >= call.deadline_s:
+                    self._spoil(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+                elif now_s - call.started_s >= limits.request_timeout_s:
+                    self._spoil(call, StatusCode.DEADLINE_EXCEEDED, "the request did not end in time")
+            elif call.state == ENDED:
+                if not call.ended_s:
+                    call.ended_s = now_s
+                elif now_s - call.ended_s >= limits.write_timeout_s:
+                    # A window that is never opened, or only a byte at a time.
+                    self._http2.reset_stream(call.stream_id, H2Error.CANCEL)
+
+    def close(self) -> None:
+        """The connection is over: cancel what runs, serve nothing more."""
+        self._is_closed = True
+        self._backlog.clear()
+        calls = list(self.calls.values())
+        self.calls.clear()
+        for call in calls:
+            self._cancel(call)

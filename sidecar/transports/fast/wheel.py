@@ -1,0 +1,111 @@
+"""
+Timers for many short waits: one loop timer for all of them, and constant cost to add and to drop one.
+
+A deadline of its own in the event loop costs more than the rest of a call, and nearly every call is
+answered long before it. So time is cut into ticks of 10 ms and each tick has a set of what is due.
+"""
+
+from __future__ import annotations
+
+import heapq
+from asyncio import TimerHandle
+from collections.abc import Callable
+from typing import Protocol
+
+TICKS_PER_S = 100
+
+
+class Loop(Protocol):
+    """What the transport needs of an event loop; tests turn one by hand."""
+
+    def time(self) -> float:
+        """Seconds on the loop's clock."""
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> object:
+        """Run *callback* in the next turn."""
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> TimerHandle:
+        """Run *callback* at *when* on the loop's clock."""
+
+
+class Due(Protocol):
+    """Something that waits in the wheel."""
+
+    def on_due(self, now_s: float) -> None:
+        """Called once, at most one tick and a loop turn after the time it was added for."""
+
+
+class TimerWheel:
+    """Items by the tick at which they are due. It holds nothing but what was added and not dropped."""
+
+    __slots__ = ("_armed", "_armed_tick", "_due_by_tick", "_loop", "_ticks")
+
+    def __init__(self, loop: Loop) -> None:
+        """Use *loop*'s clock; at most one timer of it is pending."""
+        self._loop = loop
+        self._due_by_tick: dict[int, set[Due]] = {}
+        self._ticks: list[int] = []  # heap; may hold ticks whose items were all dropped
+        self._armed: TimerHandle | None = None
+        self._armed_tick = 0
+
+    def __len__(self) -> int:
+        """How many items wait."""
+        return sum(map(len, self._due_by_tick.values()))
+
+    def add(self, when_s: float, item: Due) -> int:
+        """Have *item* called at *when_s*; returns the tick, for `discard`."""
+        tick = int(when_s * TICKS_PER_S) + 1
+        items = self._due_by_tick.get(tick)
+        if items is None:
+            self._open_tick(tick, item)
+        else:
+            items.add(item)
+        return tick
+
+    def discard(self, tick: int, item: Due) -> None:
+        """Forget *item*, which was added at *tick*; nothing happens when it is gone already."""
+        items = self._due_by_tick.get(tick)
+        if items is not None:
+            items.discard(item)
+            if not items:
+                del self._due_by_tick[tick]
+
+    def close(self) -> None:
+        """Forget all and stop the loop timer."""
+        self._due_by_tick.clear()
+        self._ticks.clear()
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+
+    def _open_tick(self, tick: int, item: Due) -> None:
+        self._due_by_tick[tick] = {item}
+        if len(self._ticks) > 2 * len(self._due_by_tick) + 64:
+            self._ticks = list(self._due_by_tick)  # drop the stale ones: the heap stays bounded
+            heapq.heapify(self._ticks)
+        else:
+            heapq.heappush(self._ticks, tick)
+        if self._armed is None or tick < self._armed_tick:
+            self._arm()
+
+    def _arm(self) -> None:
+        while self._ticks and self._ticks[0] not in self._due_by_tick:
+            heapq.heappop(self._ticks)
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        if self._ticks:
+            self._armed_tick = self._ticks[0]
+            self._armed = self._loop.call_at(self._armed_tick / TICKS_PER_S, self._turn)
+
+    def _turn(self) -> None:
+        self._armed = None
+        now_s = self._loop.time()
+        # A loop's clock may be a little early or coarse (uvloop: 1 ms); the armed tick is due.
+        last = max(self._armed_tick, int(now_s * TICKS_PER_S))
+        try:
+            while self._ticks and self._ticks[0] <= last:
+                for item in self._due_by_tick.pop(heapq.heappop(self._ticks), ()):
+                    item.on_due(now_s)
+        finally:
+            self._arm()

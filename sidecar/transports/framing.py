@@ -1,0 +1,111 @@
+"""
+The length-prefixed message of gRPC: one flag byte, four bytes of length, the message.
+
+Message boundaries have no relation to DATA frames: a message may arrive in any number of pieces, cut
+anywhere. Source: grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message"; compression.md for the flag.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from sidecar.rpc.statuses import StatusCode
+
+PREFIX = struct.Struct(">BI")
+"""Compressed-flag and length."""
+
+
+class FramingError(Exception):
+    """The bytes are not exactly one plain message; carries the status that says so."""
+
+    def __init__(self, code: StatusCode, detail: str) -> None:
+        """Keep *code* and a *detail* that is safe to show."""
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class CompressedError(FramingError):
+    """The message is compressed with an encoding that we lack: the answer names those we have."""
+
+
+def frame_message(message: bytes) -> bytes:
+    """
+    Put the prefix before *message*; answers are never compressed.
+
+    >>> frame_message(b"ab")
+    b'\\x00\\x00\\x00\\x00\\x02ab'
+    """
+    return PREFIX.pack(0, len(message)) + message
+
+
+class MessageReader:
+    """
+    Gathers the one message of a request from pieces.
+
+    What it keeps is bounded by the message limit and one piece. `received` counts message bytes and
+    prefix, `pieces` the calls of `feed`, for the rule against messages cut into dust.
+    """
+
+    __slots__ = ("_buffer", "_bytes_max", "_is_encoded", "_size", "pieces", "received")
+
+    def __init__(self, bytes_max: int, *, is_encoded: bool = False) -> None:
+        """
+        Accept a message of at most *bytes_max*.
+
+        Args:
+            is_encoded: the request named a `grpc-encoding` other than identity, so that a set
+                compressed-flag is a coding that we lack rather than a contradiction.
+        """
+        self._bytes_max = bytes_max
+        self._is_encoded = is_encoded
+        self._buffer = bytearray()
+        self._size = -1  # -1 = the prefix is not complete
+        self.pieces = 0
+        self.received = 0
+
+    def feed(self, piece: bytes) -> None:
+        """
+        Take the next piece.
+
+        Raises:
+            FramingError: the prefix is not acceptable, or there is more than one message.
+        """
+        self.pieces += 1
+        self.received += len(piece)
+        self._buffer += piece
+        if self._size < 0 and len(self._buffer) >= PREFIX.size:
+            flag, size = PREFIX.unpack_from(self._buffer)
+            self._check_prefix(flag, size)
+            self._size = size
+        if 0 <= self._size < len(self._buffer) - PREFIX.size:
+            # statuscodes.md: a cardinality violation of a method with one request message.
+            raise FramingError(StatusCode.UNIMPLEMENTED, "the request has more than one message")
+
+    def _check_prefix(self, flag: int, size: int) -> None:
+        if flag == 1 and self._is_encoded:
+            raise CompressedError(StatusCode.UNIMPLEMENTED, "the message's compression is not supported")
+        if flag == 1:
+            raise FramingError(
+                StatusCode.INTERNAL, "the message is marked compressed but no grpc-encoding is named"
+            )
+        if flag != 0:
+            raise FramingError(StatusCode.INTERNAL, f"the compressed-flag is {flag}; it must be 0 or 1")
+        if size > self._bytes_max:
+            raise FramingError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"the message has {size} bytes; this server takes at most {self._bytes_max}",
+            )
+
+    def finish(self) -> bytes:
+        """
+        The whole message, at the end of the request.
+
+        Raises:
+            FramingError: there is none, or its end is missing.
+        """
+        if not self._buffer:
+            raise FramingError(StatusCode.UNIMPLEMENTED, "the request has no message")
+        if self._size < 0 or len(self._buffer) < PREFIX.size + self._size:
+            raise FramingError(StatusCode.INTERNAL, "the request ends inside its message")
+        return bytes(self._buffer[PREFIX.size :])

@@ -13,6 +13,7 @@ import socket
 from typing import NamedTuple
 from urllib.parse import quote
 
+from sidecar.domain.credential_sources import IDENTITY_HEADERS
 from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import Evaluation
 
@@ -84,12 +85,13 @@ def limit_headers(limits: Limits, style: AnswerStyle) -> Headers:
 def identity_headers(evaluation: Evaluation, decision_id: str) -> Headers:
     """What the upstream learns about an allowed caller."""
     integration, credential = evaluation.integration, evaluation.credential
-    return [
-        ("x-integration-id", integration.id if integration else ""),
-        ("x-integration-name", header_value(integration.name) if integration else ""),
-        ("x-credential-id", credential.id if credential else ""),
-        ("x-decision-id", decision_id),
-    ]
+    values = (
+        integration.id if integration else "",
+        header_value(integration.name) if integration else "",
+        credential.id if credential else "",
+        decision_id,
+    )
+    return list(zip(IDENTITY_HEADERS, values, strict=True))
 
 
 def http_status(reason: Reason, style: AnswerStyle) -> int:

@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+IDENTITY_HEADERS = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
+"""What an allowed request carries to the upstream, set by the sidecar; never a credential source."""
+
+_SCHEME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")  # a token, RFC 9110 5.6.2
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
 
 class CredentialSourceError(ValueError):
-    """A credential source names an impossible header."""
+    """A credential source names an impossible header or scheme."""
 
 
 class AmbiguousCredentialError(ValueError):
@@ -30,10 +34,23 @@ class CredentialSource:
     scheme: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that are no header, and underscores, which proxies drop or confuse."""
+        """
+        Refuse names that are no header, and underscores, which proxies drop or confuse.
+
+        A header that the answer sets is refused, too: it would be set and, being the key's, removed.
+        """
         if not _HEADER_NAME.fullmatch(self.header):
             raise CredentialSourceError(
                 f"credential header {self.header!r} must be a lower-case header name without '_'"
+            )
+        if self.header in IDENTITY_HEADERS:
+            raise CredentialSourceError(
+                f"credential header {self.header!r} is set by the sidecar itself; choose another"
+            )
+        if self.scheme is not None and not _SCHEME.fullmatch(self.scheme):
+            raise CredentialSourceError(
+                f"scheme {self.scheme!r} of credential header {self.header!r} must be a scheme such as"
+                " 'Bearer', without the space; leave it out if the whole value is the key"
             )
 
     def key_in(self, value: str) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from enum import Enum
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 DECISION_ID_LENGTH = 22
+_PROCESS_ID = re.compile("[0-9a-z]{10}")
 
 
 class Verdict(Enum):
@@ -48,6 +50,9 @@ class Reason(Enum):
         self.http_status = http_status
         self.grpc_code = grpc_code
 
+    # Members are single objects, so identity will do; Enum's own hash runs Python code at each look-up.
+    __hash__ = object.__hash__
+
     @property
     def is_credential_fault(self) -> bool:
         """True when the caller is not known: `unauthenticated_status` applies, no limits are shown."""
@@ -76,7 +81,14 @@ class DecisionIds:
     __slots__ = ("_head", "_next")
 
     def __init__(self, process_id: str | None = None) -> None:
-        """Start at 0; *process_id*, ten characters, replaces the random part in tests."""
+        """
+        Start at 0; *process_id* replaces the random part in tests.
+
+        Raises:
+            ValueError: *process_id* would give ids of another shape.
+        """
+        if process_id is not None and not _PROCESS_ID.fullmatch(process_id):
+            raise ValueError(f"a process id is ten characters of 0-9 and a-z, not {process_id!r}")
         self._head = process_id or "".join(secrets.choice(_ALPHABET) for _ in range(10))
         self._next = itertools.count().__next__
 

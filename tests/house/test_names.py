@@ -1,0 +1,47 @@
+"""Names say what a thing is for; some say nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tests.house.source import Source, python_sources, report
+
+EMPTY_WORDS = re.compile(
+    r"(^|_)(utils?|helpers?|managers?|common|misc)(_|$)|(Utils?|Helpers?|Managers?)($|(?=[A-Z]))|^My[A-Z]"
+)
+
+
+def faults_of(source: Source) -> list[str]:
+    """One line for each file, class or function of *source* with a name that says nothing."""
+    named: list[tuple[int, str]] = [(1, part) for part in source.module]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            named.append((node.lineno, node.name))
+    return [
+        f"{source.path}:{line}: '{name}' says nothing: name it after what it is for"
+        for line, name in named
+        if EMPTY_WORDS.search(name)
+    ]
+
+
+def test_names__none_is_empty() -> None:
+    """No utils, helpers, managers or common: each of them is a drawer that nobody can find a thing in."""
+    report([fault for source in python_sources() for fault in faults_of(source)])
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("sidecar/utils.py", ""),
+        ("sidecar/common/a.py", ""),
+        ("sidecar/a.py", "class ConnectionManager: ..."),
+        ("sidecar/a.py", "def test_helper(): ..."),
+        ("sidecar/a.py", "class MyServer: ..."),
+    ],
+)
+def test_names__an_empty_one_is_found(path: str, text: str) -> None:
+    """The check itself looks at folders, files, classes and functions."""
+    assert len(faults_of(Source(path, text))) == 1

@@ -54,13 +54,17 @@ def credential_id_of(api_key: str) -> str:
     Raises:
         ApiKeyError: it cannot be one of our keys. The message never holds the key.
     """
+    if len(api_key) > KEY_LENGTH_MAX:
+        raise ApiKeyError(f"an API key has at most {KEY_LENGTH_MAX} characters")
     body = api_key[:-CHECKSUM_LENGTH]
-    parts = body.split("_")
-    if len(parts) != 3 or len(api_key) > KEY_LENGTH_MAX or not api_key.isascii():
-        raise ApiKeyError("an API key is <prefix>_<credential id>_<secret and checksum>")
-    if checksum(body) != api_key[-CHECKSUM_LENGTH:]:
+    try:
+        _, credential_id, _ = body.split("_")
+        expected = checksum(body)
+    except ValueError:
+        raise ApiKeyError("an API key is <prefix>_<credential id>_<secret and checksum>, all ASCII") from None
+    if expected != api_key[-CHECKSUM_LENGTH:]:
         raise ApiKeyError("the API key's checksum does not match: it is mistyped or cut off")
-    return parts[1]
+    return credential_id
 
 
 def digest_of(api_key: str) -> str:
@@ -75,14 +79,14 @@ def matches(api_key: str, digest: bytes) -> bool:
 
 def checksum(body: str) -> str:
     """
-    CRC-32 (zlib polynomial) of *body* as six base62 digits, padded with '0'.
+    CRC-32 (zlib polynomial) of *body*, which is ASCII, as six base62 digits, padded with '0'.
 
     >>> checksum("abcdefghijklmnopqrstuvwxyz0123")
     '2LolCm'
     """
-    rest, low = divmod(zlib.crc32(body.encode()), 3844)
-    high, middle = divmod(rest, 3844)
-    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
+    number = zlib.crc32(body.encode("ascii"))
+    rest = number // 3844
+    return _PAIRS[rest // 3844] + _PAIRS[rest % 3844] + _PAIRS[number % 3844]
 
 
 def _random_base62(length: int) -> str:

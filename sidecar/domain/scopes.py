@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -41,8 +42,7 @@ class ScopeCategory:
             )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Scope:
+class Scope(NamedTuple):
     """A permission, written `category:read` or `category:write`; write does not include read."""
 
     category: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic, perf_counter_ns
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
@@ -13,6 +13,9 @@ from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.embedded import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault
+
+REEVALUATIONS_MAX = 2
+"""How often a decision begins again because the record changed under it, before it fails closed."""
 
 
 class Decision(NamedTuple):
@@ -32,7 +35,8 @@ class Decider:
     Decides requests by the policy and the registry snapshot in force.
 
     `snapshot` and `policy` are replaced whole when the registry or the configuration changes; a
-    decision that has begun goes on with the ones it began with.
+    decision that has begun goes on with the ones it began with, unless the store says that the
+    integration's record has changed since.
     """
 
     def __init__(
@@ -47,17 +51,17 @@ class Decider:
         """Count into *metrics*; expiry is judged by *clock_us*, buckets by the store's own clock."""
         self.policy = policy
         self.snapshot = snapshot
-        self.is_draining = False
         self._store = store
+        self._take_now = store.take_now
         self._clock_us = clock_us
         self._store_timeout_s = store_timeout_s
-        self._ids = DecisionIds()
+        self._next_id = DecisionIds()
         self._values = metrics.values
         self._slots = {
             reason: metrics.slot("sidecar_decisions_total", reason.verdict.value, reason.word)
             for reason in Reason
         }
-        self._duration = metrics.histogram("sidecar_decision_duration_seconds")
+        self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
 
     def decide(
         self,
@@ -77,34 +81,84 @@ class Decider:
         integration = evaluation.integration
         if integration is None:
             return self._finish(evaluation.reason, evaluation, None, started_ns)
-        asked = 1 if evaluation.reason is Reason.OK else 0
-        outcome = self._store.take_now(integration.buckets, asked)
+        outcome = self._take_now(integration.buckets, 1 if evaluation.reason is Reason.OK else 0)
         if outcome is not None:
             return self._settle(evaluation, outcome, started_ns)
-
-        def settle(late: Taken | StoreFault) -> None:
-            done(self._settle(evaluation, late, started_ns), context)
-
-        timeout_s = self._store_timeout_s
-        if deadline_s is not None:
-            timeout_s = max(0.0, min(timeout_s, deadline_s - monotonic()))
-        self._store.take_later(integration.buckets, asked, timeout_s, settle)
+        pending = _Pending(self, request, evaluation, deadline_s, done, context, started_ns)
+        self._take_later(pending)
         return None
 
+    def _take_later(self, pending: _Pending) -> None:
+        integration = pending.evaluation.integration
+        assert integration is not None
+        timeout_s = self._store_timeout_s
+        if pending.deadline_s is not None:
+            timeout_s = max(0.0, min(timeout_s, pending.deadline_s - monotonic()))
+        asked = 1 if pending.evaluation.reason is Reason.OK else 0
+        self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
+
     def _settle(self, evaluation: Evaluation, outcome: Taken | StoreFault, started_ns: int) -> Decision:
-        if type(outcome) is Taken:
-            reason = evaluation.reason
-            if reason is Reason.OK and not outcome.admitted:
-                reason = Reason.RATE_LIMITED
-            return self._finish(reason, evaluation, outcome, started_ns)
-        return self._finish(_fault_reason(evaluation, outcome), evaluation, None, started_ns)
+        if type(outcome) is not Taken:
+            return self._finish(_fault_reason(evaluation, outcome), evaluation, None, started_ns)
+        reason = evaluation.reason
+        if reason is Reason.OK and not outcome.admitted:
+            reason = Reason.RATE_LIMITED
+        return self._finish(reason, evaluation, outcome, started_ns)
 
     def _finish(
         self, reason: Reason, evaluation: Evaluation, taken: Taken | None, started_ns: int
     ) -> Decision:
         self._values[self._slots[reason]] += 1
-        self._duration.observe_ns(perf_counter_ns() - started_ns)
-        return Decision(self._ids(), reason, evaluation, taken)
+        self._observe_ns(perf_counter_ns() - started_ns)
+        return Decision(self._next_id(), reason, evaluation, taken)
+
+
+class _Pending:
+    """A decision that waits for the shared store."""
+
+    __slots__ = (
+        "_context",
+        "_decider",
+        "_done",
+        "_reevaluations",
+        "_request",
+        "_started_ns",
+        "deadline_s",
+        "evaluation",
+    )
+
+    def __init__(
+        self,
+        decider: Decider,
+        request: AccessRequest,
+        evaluation: Evaluation,
+        deadline_s: float | None,
+        done: Callable[[Decision, Any], None],
+        context: object,
+        started_ns: int,
+    ) -> None:
+        self.evaluation = evaluation
+        self.deadline_s = deadline_s
+        self._decider = decider
+        self._request = request
+        self._done = done
+        self._context = context
+        self._started_ns = started_ns
+        self._reevaluations = 0
+
+    def settle(self, outcome: Taken | StoreFault) -> None:
+        """Answer with *outcome*, or begin again with the new record when the old one is superseded."""
+        decider = self._decider
+        if outcome is StoreFault.SUPERSEDED and self._reevaluations < REEVALUATIONS_MAX:
+            self._reevaluations += 1
+            self.evaluation = decider.policy.evaluate(self._request, decider.snapshot, decider._clock_us())
+            if self.evaluation.integration is not None:
+                decider._take_later(self)
+                return
+            decision = decider._finish(self.evaluation.reason, self.evaluation, None, self._started_ns)
+        else:
+            decision = decider._settle(self.evaluation, outcome, self._started_ns)
+        self._done(decision, self._context)
 
 
 def _fault_reason(evaluation: Evaluation, fault: StoreFault | object) -> Reason:

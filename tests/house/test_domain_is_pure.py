@@ -11,7 +11,8 @@ from tests.house.source import Source, called_name, python_sources, report
 MODULES = frozenset(
     {
         "asyncio", "concurrent", "http", "io", "logging", "mmap", "multiprocessing", "os", "pathlib",
-        "select", "selectors", "signal", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "urllib.request",
+        "select", "selectors", "signal", "sqlite3", "ssl", "subprocess", "tempfile", "threading",
+        "urllib.request",
     }
 )  # fmt: skip
 CALLS = frozenset(

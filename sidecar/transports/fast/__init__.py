@@ -8,6 +8,6 @@ handler sees, `answers` holds every header list we send. `lifetime` decides when
 its timers. `engine` is the only module that knows ngh2.
 """
 
-from sidecar.transports.fast.server import FastServer
+from sidecar.transports.fast.server import FastGrpcServer
 
-__all__ = ["FastServer"]
+__all__ = ["FastGrpcServer"]

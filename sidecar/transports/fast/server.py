@@ -17,7 +17,7 @@ CUT_S = 0.25
 """How long a cut connection may take to write its last bytes before it is aborted."""
 
 
-class FastServer:
+class FastGrpcServer:
     """Implements `sidecar.transports.server.GrpcServer`."""
 
     def __init__(

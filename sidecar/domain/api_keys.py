@@ -23,6 +23,8 @@ KEY_LENGTH_MAX = 128
 CREDENTIAL_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
+_PREFIX = re.compile(r"[0-9A-Za-z-]{1,16}")
+
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 
@@ -40,7 +42,14 @@ class NewApiKey(NamedTuple):
 
 
 def generate_api_key(prefix: str = PREFIX) -> NewApiKey:
-    """Draw a fresh key from the system's random source."""
+    """
+    Draw a fresh key from the system's random source.
+
+    Raises:
+        ApiKeyError: *prefix* would make keys that nobody accepts; '_' parts a key.
+    """
+    if not _PREFIX.fullmatch(prefix):
+        raise ApiKeyError(f"a prefix must be 1-16 of 0-9, A-Z, a-z and '-', not {prefix!r}")
     credential_id = _random_base62(CREDENTIAL_ID_LENGTH)
     body = f"{prefix}_{credential_id}_{_random_base62(SECRET_LENGTH)}"
     api_key = body + checksum(body)

@@ -35,7 +35,9 @@ def test_default_categories__are_the_platform_s_fifteen() -> None:
 
 def test_default_categories__sensitivities() -> None:
     """Compliance is regulatory, finance financial, CRM personal, webhooks administrative; the rest is not."""
-    special = {c.name: c.sensitivity for c in DEFAULT_CATEGORIES if c.sensitivity is not Sensitivity.OPERATIONAL}
+    special = {
+        c.name: c.sensitivity for c in DEFAULT_CATEGORIES if c.sensitivity is not Sensitivity.OPERATIONAL
+    }
     assert special == {
         "compliance": Sensitivity.REGULATORY,
         "finance": Sensitivity.FINANCIAL,
@@ -65,7 +67,17 @@ def test_parse__every_category(category: ScopeCategory) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "orders", "orders:", "orders:delete", "orders:READ", ":", "orders:read:x", "orders:read ", "orders::read"],
+    [
+        "",
+        "orders",
+        "orders:",
+        "orders:delete",
+        "orders:READ",
+        ":",
+        "orders:read:x",
+        "orders:read ",
+        "orders::read",
+    ],
 )
 def test_parse__refuses_a_malformed_scope(text: str) -> None:
     """Anything but 'category:read' or 'category:write' is an error that quotes it and shows the form."""

@@ -69,7 +69,7 @@ class Cidr:
     A block of addresses: all that share the first `length_bits` bits of `network`.
 
     Raises:
-        CidrError: on construction, when the length does not fit or host bits are set.
+        CidrError: on construction, when the length does not fit, host bits are set or it is IPv4-mapped.
     """
 
     network: Address
@@ -82,6 +82,8 @@ class Cidr:
             raise CidrError(f"an address is 4 or 16 bytes, not {len(self.network)}")
         if not 0 <= self.length_bits <= width_bits:
             raise CidrError(f"prefix length {self.length_bits} is not within 0..{width_bits}")
+        if self.network.startswith(_MAPPED_PREFIX):
+            raise CidrError(f"{format_address(self.network)} is IPv4-mapped: use the IPv4 block")
         if int.from_bytes(self.network) & _host_mask(width_bits, self.length_bits):
             raise CidrError(_host_bits_fault(self.network, self.length_bits))
 

@@ -176,7 +176,7 @@ def _burst(starts: array[int], low: int, high: int) -> _Table:
     in use and the recursion ends; with at least five bits to a table, after 13 of them at the most.
     """
     span_bits = (starts[low] ^ starts[high - 1]).bit_length()
-    bits = min(span_bits, ((high - low) // _STARTS_PER_SLOT).bit_length() - 1)
+    bits = max(1, ((high - low) // _STARTS_PER_SLOT).bit_length() - 1)
     shift = span_bits - bits
     first = starts[low] >> span_bits << span_bits
     offsets = array("I", [low])

@@ -1,0 +1,221 @@
+"""Addresses and CIDR blocks: what is read, what is refused and with which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.domain.cidr import (
+    AddressError,
+    Cidr,
+    CidrError,
+    Overlap,
+    block_of,
+    describe_overlaps,
+    format_address,
+    parse_address,
+    parse_cidr,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "packed"),
+    [
+        ("0.0.0.0", bytes(4)),
+        ("203.0.113.7", bytes([203, 0, 113, 7])),
+        ("::", bytes(16)),
+        ("2001:DB8::1", bytes.fromhex("20010db8000000000000000000000001")),
+        ("::ffff:203.0.113.7", bytes([203, 0, 113, 7])),
+        ("::FFFF:cb00:7107", bytes([203, 0, 113, 7])),
+        ("::203.0.113.7", bytes(12) + bytes([203, 0, 113, 7])),
+    ],
+)
+def test_parse_address__packs(text: str, packed: bytes) -> None:
+    """Dotted quads and every RFC 4291 form are packed; mapped IPv6 is IPv4, IPv4-compatible is not."""
+    assert parse_address(text) == packed
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty"),
+        (" 10.0.0.1", "white space"),
+        ("10.0.0.1\n", "white space"),
+        ("10.0.0.01", "leading zero"),
+        ("::ffff:10.0.0.01", "not an IP address"),
+        ("10.0.0.1:80", "leave out the port"),
+        ("[::1]:80", "leave out the port"),
+        ("[::1]", "leave out the brackets"),
+        ("fe80::1%eth0", "zone ids"),
+        ("10.0.0", "not an IP address"),
+        ("10.0.0.256", "not an IP address"),
+        ("0x0a.0.0.1", "not an IP address"),
+        ("167772161", "not an IP address"),
+        ("2001:db8", "not an IP address"),
+        ("1::2::3", "not an IP address"),
+        ("12345::", "not an IP address"),
+        ("localhost", "not an IP address"),
+        ("10.0.0.\N{ARABIC-INDIC DIGIT ONE}", "not an IP address"),
+        ("10.0.0.1\0", "not an IP address"),
+        ("::1\ud800", "not an IP address"),
+    ],
+)
+def test_parse_address__refuses(text: str, fault: str) -> None:
+    """Whatever is no plain address is refused, and a usual mistake is named."""
+    with pytest.raises(AddressError, match=fault):
+        parse_address(text)
+
+
+def test_parse_address__quotes_a_bounded_ascii_part() -> None:
+    """The message of a refusal holds at most 64 characters of the text, and no raw control character."""
+    with pytest.raises(AddressError) as caught:
+        parse_address("\r\n\N{SNOWMAN}" + "9" * 10_000)
+    message = str(caught.value)
+    assert len(message) < 150
+    assert message.isascii()
+    assert message.isprintable()
+
+
+def test_format_address__is_canonical() -> None:
+    """RFC 5952: lower case, the longest run of zeros shortened."""
+    assert format_address(parse_address("2001:DB8:0:0:1:0:0:1")) == "2001:db8::1:0:0:1"
+    assert format_address(parse_address("10.0.0.1")) == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("10.1.2.3", "10.1.2.3/32"),
+        ("10.1.2.3/32", "10.1.2.3/32"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("2001:db8::1", "2001:db8::1/128"),
+        ("::/0", "::/0"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+        ("::ffff:10.1.2.3", "10.1.2.3/32"),
+        ("::fffe:0:0/95", "::fffe:0:0/95"),
+    ],
+)
+def test_parse_cidr__reads(text: str, canonical: str) -> None:
+    """A block, or a bare address as the block of itself; mapped is IPv4. The text form parses back."""
+    cidr = parse_cidr(text)
+    assert str(cidr) == canonical
+    assert parse_cidr(canonical) == cidr
+
+
+def test_parse_cidr__names_the_network_meant() -> None:
+    """Host bits set is an error that offers the two blocks probably meant."""
+    with pytest.raises(CidrError) as caught:
+        parse_cidr("10.0.0.5/8")
+    expected = "10.0.0.5/8 has host bits set; did you mean 10.0.0.0/8 or 10.0.0.5/32?"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty"),
+        ("/8", "is empty"),
+        ("10.0.0.0/", "a whole number from 0 to 32"),
+        ("10.0.0.0/33", "a whole number from 0 to 32"),
+        ("10.0.0.0/-1", "a whole number from 0 to 32"),
+        ("10.0.0.0/08", "a whole number from 0 to 32"),
+        ("10.0.0.0/ 8", "a whole number from 0 to 32"),
+        ("10.0.0.0/8/8", "a whole number from 0 to 32"),
+        ("10.0.0.0/" + "9" * 5_000, "a whole number from 0 to 32"),
+        ("10.0.0.0/\N{ARABIC-INDIC DIGIT EIGHT}", "a whole number from 0 to 32"),
+        ("10.0.0.0/255.0.0.0", "not a netmask"),
+        ("2001:db8::/129", "a whole number from 0 to 128"),
+        ("2001:db8::1/64", "did you mean 2001:db8::/64 or 2001:db8::1/128"),
+        ("::ffff:10.0.0.5/104", "did you mean 10.0.0.0/8 or 10.0.0.5/32"),
+        ("::ffff:10.0.0.0/8", "a length of at least 96"),
+        ("10.0.0/8", "not a CIDR block"),
+        ("internal", "not a CIDR block"),
+    ],
+)
+def test_parse_cidr__refuses(text: str, fault: str) -> None:
+    """Whatever is no block is refused, with the remedy."""
+    with pytest.raises(CidrError, match=fault):
+        parse_cidr(text)
+
+
+@pytest.mark.parametrize(
+    ("network", "length_bits", "fault"),
+    [
+        (bytes(5), 8, "4 or 16 bytes"),
+        (bytes(4), 33, "within 0..32"),
+        (bytes(16), -1, "within 0..128"),
+        (bytes([10, 0, 0, 1]), 8, "host bits"),
+        (bytes(10) + b"\xff\xff" + bytes(4), 96, "IPv4-mapped"),
+    ],
+)
+def test_cidr__cannot_be_built_wrong(network: bytes, length_bits: int, fault: str) -> None:
+    """The value itself refuses what is no block, so equal blocks are equal values."""
+    with pytest.raises(CidrError, match=fault):
+        Cidr(network, length_bits)
+
+
+def test_cidr__contains_within_its_family_only() -> None:
+    """A block holds its first and last address, not their neighbours, and nothing of the other family."""
+    block = parse_cidr("10.0.0.0/8")
+    assert block.contains(parse_address("10.0.0.0"))
+    assert block.contains(parse_address("10.255.255.255"))
+    assert not block.contains(parse_address("9.255.255.255"))
+    assert not block.contains(parse_address("11.0.0.0"))
+    assert not parse_cidr("::/0").contains(parse_address("10.0.0.0"))
+    assert not parse_cidr("0.0.0.0/0").contains(parse_address("::"))
+
+
+def test_cidr__covers() -> None:
+    """A block covers itself and narrower blocks inside, never a wider one or the other family."""
+    wide, narrow = parse_cidr("10.0.0.0/8"), parse_cidr("10.1.0.0/16")
+    assert wide.covers(wide)
+    assert wide.covers(narrow)
+    assert not narrow.covers(wide)
+    assert not parse_cidr("11.0.0.0/8").covers(narrow)
+    assert not parse_cidr("::/0").covers(narrow)
+
+
+def test_block_of__clears_host_bits() -> None:
+    """The block around an address, at both ends of the range of lengths."""
+    address = parse_address("10.1.2.3")
+    assert [str(block_of(address, bits)) for bits in (0, 15, 32)] == [
+        "0.0.0.0/0",
+        "10.0.0.0/15",
+        "10.1.2.3/32",
+    ]
+
+
+def test_describe_overlaps__names_duplicates_and_covered_entries() -> None:
+    """Each entry that adds nothing is named once, in list order, with the widest entry that covers it."""
+    texts = [
+        "10.1.2.0/24",
+        "10.0.0.0/8",
+        "192.0.2.1",
+        "10.1.0.0/16",
+        "10.0.0.0/8",
+        "::/0",
+        "192.0.2.1/32",
+        "::1",
+    ]
+    cidrs = [parse_cidr(text) for text in texts]
+    wide, host, all_ipv6 = cidrs[1], cidrs[2], cidrs[5]
+    overlaps = describe_overlaps(cidrs)
+    assert overlaps == (
+        Overlap(0, cidrs[0], wide),
+        Overlap(3, cidrs[3], wide),
+        Overlap(4, wide, wide),
+        Overlap(6, host, host),
+        Overlap(7, cidrs[7], all_ipv6),
+    )
+    assert str(overlaps[0]) == "10.1.2.0/24 is already covered by 10.0.0.0/8"
+    assert str(overlaps[2]) == "10.0.0.0/8 is listed more than once"
+
+
+def test_describe_overlaps__is_empty_for_disjoint_blocks() -> None:
+    """Neighbours, and 0.0.0.0/0 beside IPv6, do not overlap."""
+    cidrs = [parse_cidr(text) for text in ("10.0.0.0/9", "10.128.0.0/9", "2001:db8::/32", "192.0.2.0/24")]
+    assert describe_overlaps(cidrs) == ()
+    assert describe_overlaps([parse_cidr("0.0.0.0/0"), parse_cidr("::/0")]) == ()
+    assert describe_overlaps([]) == ()

@@ -1,0 +1,150 @@
+"""The configuration of one sidecar: found, read, checked, with every mistake told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sidecar.app.config_source import ConfigTree, KeyPath, add_environment, read_config_file
+from sidecar.app.settings import Settings
+from sidecar.stores.file_faults import FaultList, FileFault, quoted, unknown_key
+from sidecar.transports.server import TlsFiles
+
+DEFAULT_FILE = "sidecar.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """
+    Settings, and where they came from.
+
+    `directory` is what paths in the settings are relative to: the configuration file's, or the
+    working directory when there is no file.
+    """
+
+    settings: Settings
+    directory: Path
+    tree: ConfigTree
+
+    def path(self, text: str) -> Path:
+        """The file that a setting names."""
+        return self.directory / text
+
+    def shown(self, path: Path) -> str:
+        """*path* as messages name it: short where it can be."""
+        here = Path.cwd()
+        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+    def fault(self, path: KeyPath, problem: str) -> FileFault:
+        """A mistake at key *path*, with its file and line or its variable."""
+        return self.tree.fault(path, problem)
+
+    @property
+    def registry_path(self) -> Path | None:
+        """The registry file; None = there is none, so no key is known."""
+        return None if self.settings.registry is None else self.path(self.settings.registry)
+
+    def tls_files(self, kind: str, index: int) -> TlsFiles | None:
+        """The TLS files of listener number *index* of `listen.<kind>`."""
+        tls = getattr(self.settings.listen, kind)[index].tls
+        if tls is None:
+            return None
+        authority = None if tls.client_ca is None else self.path(tls.client_ca)
+        return TlsFiles(self.path(tls.cert), self.path(tls.key), authority)
+
+
+def load_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """
+    Read the configuration.
+
+    Args:
+        path: the file; None = `sidecar.yaml` in the working directory if it is there, else defaults.
+        environ: the environment; None = that of this process.
+
+    Raises:
+        FileFaultsError: it holds mistakes; all of them are counted, the first ones told.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and Path(DEFAULT_FILE).exists():
+        path = Path(DEFAULT_FILE)
+    file = "the environment" if path is None else str(path)
+    faults = FaultList(file)
+    tree = ConfigTree(file) if path is None else read_config_file(path, file, faults)
+    add_environment(tree, environ, Settings, faults)
+    settings = Settings()
+    try:
+        settings = Settings.model_validate(tree.values)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            faults.put(_fault(detail, tree))
+    faults.raise_any()
+    return Config(settings, (path or Path(DEFAULT_FILE)).absolute().parent, tree)
+
+
+def _fault(detail: ErrorDetails, tree: ConfigTree) -> FileFault:
+    path: KeyPath = detail["loc"]
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        section = _section(path[:-1])
+        return tree.fault(path, unknown_key(str(path[-1]), section.model_fields if section else ()))
+    problem = _PROBLEMS.get(kind, _other_problem)(detail)
+    if kind != "missing":
+        # A short form, such as the text of a listener, has no keys of its own: name what was written.
+        while path and path not in tree.origins:
+            path = path[:-1]
+    return tree.fault(path, problem)
+
+
+def _section(path: KeyPath) -> type[BaseModel] | None:
+    """The model of the mapping at *path*."""
+    model: type[BaseModel] = Settings
+    for part in path:
+        if isinstance(part, int):
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section in a field's type: itself, or the items of its list, or what is not None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _other_problem(detail: ErrorDetails) -> str:
+    return f"{detail['msg']}, not {quoted(detail['input'])}"
+
+
+def _rule_problem(detail: ErrorDetails) -> str:
+    return str(detail["ctx"]["error"])
+
+
+_PROBLEMS: Mapping[str, Callable[[ErrorDetails], str]] = {
+    "missing": lambda detail: "is missing; add it",
+    "value_error": _rule_problem,
+    "literal_error": lambda detail: f"must be {detail['ctx']['expected']}, not {quoted(detail['input'])}",
+    "int_type": lambda detail: f"must be a whole number, not {quoted(detail['input'])}",
+    "float_type": lambda detail: f"must be a number, not {quoted(detail['input'])}",
+    "bool_type": lambda detail: f"must be true or false, not {quoted(detail['input'])}",
+    "string_type": lambda detail: f"must be text, not {quoted(detail['input'])}; put it in quotes",
+    "tuple_type": lambda detail: f"must be a list, not {quoted(detail['input'])}",
+    "model_type": lambda detail: f"must be a mapping of keys and values, not {quoted(detail['input'])}",
+    "too_short": lambda detail: "must have at least one item; leave the key out for the default",
+    "greater_than": lambda detail: f"must be more than {detail['ctx']['gt']:g}, not {detail['input']}",
+    "greater_than_equal": lambda detail: f"must be at least {detail['ctx']['ge']:g}, not {detail['input']}",
+    "less_than_equal": lambda detail: f"must be at most {detail['ctx']['le']:g}, not {detail['input']}",
+}

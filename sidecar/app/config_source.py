@@ -1,0 +1,200 @@
+"""
+Where settings come from: a YAML file, and the environment on top of it.
+
+Both become one tree of plain values plus an *origin* for each value in it, so that a mistake that is
+found later can be told with its file and line, or with its variable.
+
+Each key is also a variable: `listen.grpc` is SIDECAR_LISTEN__GRPC. Its value is text as it stands for
+keys that are text, else a YAML scalar, or JSON where it begins with '[' or '{'. Empty = not set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from sidecar.stores.file_faults import FaultList, FileFault, quoted, unknown_key
+from sidecar.stores.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, read_yaml, scalar_value
+
+PREFIX = "SIDECAR_"
+CONFIG_BYTES_MAX = 1 << 20
+"""A thousand routes take 100 kB."""
+
+RESERVED = frozenset({"SIDECAR_CONFIG", "SIDECAR_API_KEY"})
+"""Variables of the command line; no settings."""
+
+# Kubernetes sets these in every pod beside a Service that is called 'sidecar'.
+_KUBERNETES = re.compile(r"SIDECAR_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+"""A dotted path in parts: ('listen', 'grpc', 0)."""
+
+
+def dotted(path: KeyPath) -> str:
+    """
+    *path* as people write it.
+
+    >>> dotted(("listen", "grpc", 0, "tls"))
+    'listen.grpc[0].tls'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def variable(path: KeyPath) -> str:
+    """
+    The environment variable of a key.
+
+    >>> variable(("listen", "grpc"))
+    'SIDECAR_LISTEN__GRPC'
+    """
+    return PREFIX + "__".join(map(str, path)).upper()
+
+
+@dataclass(slots=True)
+class ConfigTree:
+    """The values as they were given, and where: `origins` holds (file or variable, line)."""
+
+    file: str
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, tuple[str, int | None]] = field(default_factory=dict)
+
+    def fault(self, path: KeyPath, problem: str) -> FileFault:
+        """A mistake at *path*, with the place of the nearest value that was given."""
+        known = path
+        while known and known not in self.origins:
+            known = known[:-1]
+        file, line = self.origins.get(known, (self.file, None))
+        return FileFault(file, line, dotted(path), problem)
+
+    def put(self, path: KeyPath, value: object, origin: tuple[str, int | None]) -> None:
+        """Set the value at *path* (mappings only), replacing what was there."""
+        inner = self.values
+        for depth, part in enumerate(path[:-1], 1):
+            following = inner.get(str(part))
+            if not isinstance(following, dict):
+                following = inner[str(part)] = {}
+                self._forget(path[:depth])
+                self.origins[path[:depth]] = origin
+            inner = following
+        inner[str(path[-1])] = value
+        self._forget(path)
+        self.origins[path] = origin
+
+    def _forget(self, path: KeyPath) -> None:
+        for known in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[known]
+
+
+def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
+    """The tree of the YAML file at *path*, which messages call *file*; mistakes go to *faults*."""
+    tree = ConfigTree(file)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(CONFIG_BYTES_MAX + 1)
+        if len(content) > CONFIG_BYTES_MAX:
+            faults.add(None, "", f"is larger than {CONFIG_BYTES_MAX >> 20} MiB; is it the right file?")
+            return tree
+        root = read_yaml(content.decode())
+    except OSError as error:
+        faults.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
+    except UnicodeDecodeError:
+        faults.add(None, "", "is not UTF-8 text; save it as UTF-8")
+    except YamlError as error:
+        faults.add(error.line, "", error.problem)
+    else:
+        if isinstance(root, YamlMap):
+            tree.values = _plain(root, (), tree, faults)
+        elif root is not None:
+            faults.add(root.line, "", "must hold settings, one 'key: value' a line")
+    return tree
+
+
+def _plain(node: YamlNode, path: KeyPath, tree: ConfigTree, faults: FaultList) -> Any:
+    if isinstance(node, YamlMap):
+        for key, line in node.repeated:
+            faults.add(line, dotted((*path, key)), "stands twice; keep one of the two")
+        values = {}
+        for key, (line, inner) in node.entries.items():
+            tree.origins[(*path, key)] = tree.file, line
+            value = _plain(inner, (*path, key), tree, faults)
+            if value is not None:
+                values[key] = value
+        return values
+    if isinstance(node, YamlList):
+        for index, item in enumerate(node.items):
+            tree.origins[(*path, index)] = tree.file, item.line
+        return tuple(_plain(item, (*path, index), tree, faults) for index, item in enumerate(node.items))
+    return scalar_value(node.text) if node.is_plain else node.text
+
+
+def add_environment(
+    tree: ConfigTree, environ: Mapping[str, str], model: type[BaseModel], faults: FaultList
+) -> None:
+    """Put the settings in *environ* over those in *tree*; mistakes go to *faults*."""
+    kinds = dict(settings_of(model))
+    paths = {variable(path): path for path in kinds}
+    for name in sorted(environ):  # a mapping before its own keys
+        if not name.startswith(PREFIX) or name in RESERVED or _KUBERNETES.fullmatch(name):
+            continue
+        if name not in paths:
+            faults.put(FileFault(name, None, "", unknown_variable(name, paths)))
+        elif environ[name]:
+            path = paths[name]
+            value = _environment_value(environ[name], kinds[path], name, faults)
+            tree.put(path, value, (name, None))
+
+
+def unknown_variable(name: str, known: Mapping[str, object]) -> str:
+    """What to say about a variable that is no setting."""
+    problem = unknown_key(name, known)
+    return (
+        problem if "did you mean" in problem else f"is no setting; see docs/configuration.md, or unset {name}"
+    )
+
+
+def settings_of(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every key of *model* and of its sections, with its type; sections come before their keys."""
+    for name, info in model.model_fields.items():
+        yield (*path, name), info.annotation
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from settings_of(info.annotation, (*path, name))
+
+
+def _environment_value(text: str, kind: Any, name: str, faults: FaultList) -> object:
+    if _is_text(kind):
+        return text
+    if text[0] not in "[{":
+        return scalar_value(text)
+    try:
+        return _tuples(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        faults.put(FileFault(name, None, "", f"is not JSON ({error}): {quoted(text)}"))
+        return ()
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a field of this type is text: its value is taken as it stands."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _is_text(get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return any(_is_text(inner) for inner in get_args(kind))
+    return kind is str
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return value

@@ -1,0 +1,104 @@
+"""From settings to the rules of the domain, and what only the whole configuration shows to be wrong."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sidecar.app.config import Config
+from sidecar.app.settings import NO_SCOPE
+from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.client_address import ClientAddressRule, ClientHeader, ForwardedFor, PeerAddress
+from sidecar.domain.credential_sources import CredentialSource, CredentialSources
+from sidecar.domain.policy import Policy, Route
+from sidecar.domain.prefix_trie import PrefixTrie
+from sidecar.domain.routes import RouteError, RouteTable
+from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeError
+from sidecar.stores.file_faults import FaultList, FileFault
+
+
+class Rules(NamedTuple):
+    """What one configuration decides by; `warnings` are remarks on what is valid but odd."""
+
+    policy: Policy
+    style: AnswerStyle
+    catalogue: ScopeCatalogue
+    warnings: tuple[FileFault, ...]
+
+
+def build_rules(config: Config) -> Rules:
+    """
+    Compile the rules of *config*.
+
+    Raises:
+        FileFaultsError: scopes, categories or routes do not fit together; all mistakes are counted.
+    """
+    faults = FaultList(config.tree.file)
+    catalogue = _catalogue(config, faults)
+    routes, warnings = _routes(config, catalogue, faults)
+    sources = tuple(CredentialSource(one.header, one.scheme) for one in config.settings.credentials)
+    _check_sources(config, sources, faults)
+    faults.raise_any()
+    policy = Policy(CredentialSources(sources), client_address_rule(config), routes, catalogue)
+    style = AnswerStyle(
+        config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
+    )
+    return Rules(policy, style, catalogue, warnings)
+
+
+def client_address_rule(config: Config) -> ClientAddressRule:
+    """How *config* finds the client's address."""
+    rule = config.settings.client_ip
+    if rule.header is None:
+        return PeerAddress()
+    if rule.trusted_proxies:
+        return ForwardedFor(PrefixTrie(rule.trusted_proxies), rule.header)
+    return ClientHeader(rule.header)
+
+
+def _catalogue(config: Config, faults: FaultList) -> ScopeCatalogue:
+    categories = [one.category() for one in config.settings.scope_categories]
+    try:
+        return ScopeCatalogue(categories or DEFAULT_CATEGORIES)
+    except ScopeError as error:
+        faults.put(config.fault(("scope_categories",), f"{error}; remove one"))
+        return ScopeCatalogue()
+
+
+def _routes(
+    config: Config, catalogue: ScopeCatalogue, faults: FaultList
+) -> tuple[RouteTable[Route], tuple[FileFault, ...]]:
+    entries = []
+    for index, route in enumerate(config.settings.routes):
+        scope: Scope | None = None
+        if route.scope != NO_SCOPE:
+            try:
+                scope = catalogue.parse(route.scope)
+            except ScopeError as error:
+                faults.put(config.fault(("routes", index, "scope"), f"{error}, or '{NO_SCOPE}'"))
+        entries.append((frozenset(route.methods), route.path, Route(scope)))
+    try:
+        table = RouteTable(entries)
+    except RouteError as error:
+        faults.put(config.fault(("routes",), str(error)))
+        return RouteTable[Route](()), ()
+    return table, tuple(
+        config.fault(
+            ("routes", entry.index),
+            f"never matches: {_numbered(entry.hidden_by)} always win; move it up or remove it",
+        )
+        for entry in table.unreachable()
+    )
+
+
+def _numbered(indexes: tuple[int, ...]) -> str:
+    return " and ".join(f"routes[{index}]" for index in indexes)
+
+
+def _check_sources(config: Config, sources: tuple[CredentialSource, ...], faults: FaultList) -> None:
+    for index, source in enumerate(sources):
+        if source in sources[:index]:
+            faults.put(config.fault(("credentials", index), f"{source.header!r} is listed twice; remove one"))
+
+
+def _hint(source: CredentialSource) -> str:
+    return f"{source.header}: {source.scheme} <key>" if source.scheme else f"{source.header}: <key>"

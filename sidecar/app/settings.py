@@ -1,0 +1,248 @@
+"""
+Every setting of the sidecar: one frozen model, whose defaults are production's.
+
+docs/configuration.md describes each key; a test holds the two together. Values that have a type of
+their own (addresses, CIDR blocks, route patterns) are parsed here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    create_model,
+    model_validator,
+)
+
+from sidecar.domain.cidr import Cidr, parse_cidr
+from sidecar.domain.credential_sources import CredentialSource
+from sidecar.domain.routes import RoutePattern, parse_route_path
+from sidecar.domain.scopes import ScopeCategory, Sensitivity
+from sidecar.transports.listeners import parse_endpoint
+from sidecar.transports.server import Endpoint, ListenError, TransportLimits
+
+Value = TypeVar("Value")
+
+LIMIT_MAX = 2**31 - 1
+LIMIT_TIME_MAX_S = 1_000_000.0
+DRAIN_TIMEOUT_MAX_S = 3_600.0
+NO_SCOPE = "none"
+"""A route's scope when any active integration may call it."""
+
+STORES = ("embedded",)
+"""The schemes of `store:` that we know."""
+
+
+def _parsed(parse: Callable[[str], Value]) -> PlainValidator:
+    """A value that is written as text and kept as what *parse* makes of it."""
+
+    def validate(value: object) -> Value:
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {value!r}; put it in quotes")
+        try:
+            return parse(value)
+        except ListenError as error:  # no ValueError, as it is also raised when binding
+            raise ValueError(str(error)) from None
+
+    return PlainValidator(validate)
+
+
+def _one_or_many(value: object) -> object:
+    """One item stands for a list of it."""
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _method(text: str) -> str:
+    if text != text.upper() or not text:
+        raise ValueError(f"methods are upper case: write {text.upper() or 'GET'!r}, not {text!r}")
+    return text
+
+
+def _store(text: str) -> str:
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme not in STORES:
+        known = ", ".join(f"'{known}:'" for known in STORES)
+        # Only the scheme is told: what follows it may hold a password.
+        raise ValueError(f"{scheme!r} is no store that this version knows; known: {known}")
+    if rest:
+        raise ValueError(f"'{scheme}:' takes nothing after the colon")
+    return text
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+
+class TlsSettings(Section):
+    """PEM files, relative to the configuration file; `client_ca` set = clients need a certificate."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+
+
+class ListenItem(Section):
+    """One address to listen on; just its text stands for an item without TLS."""
+
+    address: Annotated[Endpoint, _parsed(parse_endpoint)]
+    tls: TlsSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"address": value} if isinstance(value, str) else value
+
+
+ListenList = Annotated[tuple[ListenItem, ...], BeforeValidator(_one_or_many)]
+
+
+class ListenSettings(Section):
+    """Where to listen: `grpc` for proxies, `admin` for operators."""
+
+    grpc: Annotated[ListenList, Field(min_length=1)] = (ListenItem.model_validate("127.0.0.1:9191"),)
+    admin: ListenList = (ListenItem.model_validate("127.0.0.1:9193"),)
+
+
+class RouteSettings(Section):
+    """Which scope a method and a path need; no `methods` = all of them."""
+
+    methods: Annotated[tuple[Annotated[str, _parsed(_method)], ...], BeforeValidator(_one_or_many)] = ("*",)
+    path: Annotated[RoutePattern, _parsed(parse_route_path)]
+    scope: str
+
+
+class ClientIpSettings(Section):
+    """
+    Who the client is: the peer of the proxy, or what a header says.
+
+    No header = the peer. With `trusted_proxies` the header is a chain of hops, walked from the right.
+    """
+
+    header: str | None = None
+    trusted_proxies: Annotated[
+        tuple[Annotated[Cidr, _parsed(parse_cidr)], ...], BeforeValidator(_one_or_many)
+    ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if isinstance(value, str):
+            if value != "peer":
+                raise ValueError(f"must be 'peer' or a mapping with 'header', not {value!r}")
+            return {}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> ClientIpSettings:
+        if self.header is None and self.trusted_proxies:
+            raise ValueError("trusted_proxies needs a header; add 'header: x-forwarded-for'")
+        if self.header is not None:
+            CredentialSource(self.header)  # the same rule for names of headers
+        if self.header == "x-forwarded-for" and not self.trusted_proxies:
+            raise ValueError(
+                "clients can write x-forwarded-for themselves: add 'trusted_proxies' with the blocks of your"
+                " proxies, or use a header that your proxy overwrites, such as 'x-client-ip'"
+            )
+        return self
+
+
+class CredentialSettings(Section):
+    """A header that may carry the API key: alone, or after a scheme such as Bearer."""
+
+    header: str
+    scheme: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: object) -> object:
+        if isinstance(value, dict) and set(value) == {"authorization"}:
+            return {"header": "authorization", "scheme": value["authorization"]}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> CredentialSettings:
+        CredentialSource(self.header, self.scheme)
+        if self.header == "authorization" and self.scheme is None:
+            raise ValueError("authorization needs a scheme; write 'authorization: Bearer'")
+        return self
+
+
+class CategorySettings(Section):
+    """One scope category; see `ScopeCategory`."""
+
+    name: str
+    title: str = ""
+    sensitivity: Literal["operational", "regulatory", "financial", "pii", "administrative"] = "operational"
+    read_only: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> CategorySettings:
+        self.category()
+        return self
+
+    def category(self) -> ScopeCategory:
+        """The category that these settings describe."""
+        title = self.title or self.name.capitalize()
+        return ScopeCategory(self.name, title, Sensitivity(self.sensitivity), self.read_only)
+
+
+class LogSettings(Section):
+    """What is written to standard error; `auto` = text for a terminal, JSON lines otherwise."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+def _limit_fields() -> dict[str, Any]:
+    """The fields of `TransportLimits` with their ranges: its defaults stay the only ones."""
+    described: dict[str, Any] = {}
+    for limit in fields(TransportLimits):
+        if isinstance(limit.default, int):
+            constraint = Field(ge=1, le=LIMIT_MAX)
+            described[limit.name] = (Annotated[int, constraint], limit.default)
+        elif limit.default == 0:  # 0 = no limit
+            described[limit.name] = (Annotated[float, Field(ge=0, le=LIMIT_TIME_MAX_S)], limit.default)
+        else:
+            described[limit.name] = (Annotated[float, Field(ge=0.001, le=LIMIT_TIME_MAX_S)], limit.default)
+    return described
+
+
+LimitSettings = create_model(
+    "LimitSettings", __base__=Section, __doc__="Every bound of the gRPC transports.", **_limit_fields()
+)
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    listen: ListenSettings = ListenSettings()
+    transport: Literal["fast", "grpcio"] = "fast"
+    registry: str | None = None
+    store: Annotated[str, _parsed(_store)] = "embedded:"
+    routes: tuple[RouteSettings, ...] = ()
+    scope_categories: tuple[CategorySettings, ...] = ()
+    client_ip: ClientIpSettings = ClientIpSettings()
+    credentials: Annotated[tuple[CredentialSettings, ...], Field(min_length=1)] = (
+        CredentialSettings(header="x-api-key"),
+        CredentialSettings(header="authorization", scheme="Bearer"),
+    )
+    unauthenticated_status: Literal[403, 401] = 403
+    ietf_headers: bool = False
+    drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
+    limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
+    log: LogSettings = LogSettings()
+
+    def transport_limits(self) -> TransportLimits:
+        """The bounds of the transports."""
+        return TransportLimits(**self.limits.model_dump())  # type: ignore[attr-defined]

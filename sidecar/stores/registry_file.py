@@ -1,0 +1,133 @@
+"""
+The declarative registry: a YAML file with a list `integrations:`, read whole or not at all.
+
+    integrations:
+      - id: acme-erp
+        name: Acme ERP
+        status: active            # or suspended
+        scopes: [orders:read, orders:write]
+        rate_limit_rpm: 600       # 1 ... 10000, default 60
+        burst: 100                # default: the limit
+        ip_allowlist: [192.0.2.0/24]
+        credentials:
+          - id: q2R8mW0bTz
+            digest: sha256:...
+            expires_at: 2027-01-31T00:00:00Z
+
+Reading collects every mistake of the file, so that one pass mends them all. `dump_registry` writes
+a file that reads back to the same records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from sidecar.domain.integrations import Integration
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.stores.file_faults import FaultList, FileFault
+from sidecar.stores.node_fields import Place
+from sidecar.stores.registry_records import RecordReader, integration_to_dict
+from sidecar.stores.yaml_nodes import YamlError, YamlMap, YamlNode, read_yaml
+
+REGISTRY_BYTES_MAX = 64 << 20
+"""Twenty times the size of 10,000 integrations; more is not a registry but a mistake."""
+
+
+class Registry(NamedTuple):
+    """
+    What a registry file says.
+
+    `records` all have generation 1: a file does not number its changes. `warnings` are remarks on what
+    is valid but odd; the first few of them.
+    """
+
+    records: tuple[Integration, ...]
+    warnings: tuple[FileFault, ...] = ()
+
+
+class RegistryBytes(NamedTuple):
+    """The content of a registry file, and its SHA-256, which tells whether anything changed."""
+
+    content: bytes
+    digest: bytes
+
+
+def load_registry(path: Path, file: str, catalogue: ScopeCatalogue) -> Registry:
+    """
+    Read the registry at *path*, which messages call *file*.
+
+    Raises:
+        FileFaultsError: it cannot be read or holds mistakes.
+    """
+    return parse_registry(load_registry_bytes(path, file).content, file, catalogue)
+
+
+def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
+    """
+    Read the file at *path*, which messages call *file*; at most `REGISTRY_BYTES_MAX`.
+
+    Raises:
+        FileFaultsError: it cannot be read, is no regular file or too large.
+    """
+    faults = FaultList(file)
+    content = b""
+    try:
+        # Asked first, because opening a pipe would wait for its writer.
+        if stat.S_ISREG(path.stat().st_mode):
+            with path.open("rb") as stream:
+                content = stream.read(REGISTRY_BYTES_MAX + 1)
+        else:
+            faults.add(None, "", "is not a regular file; name the YAML file that holds the integrations")
+    except OSError as error:
+        faults.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
+    if len(content) > REGISTRY_BYTES_MAX:
+        faults.add(None, "", f"is larger than {REGISTRY_BYTES_MAX >> 20} MiB; is it the right file?")
+    faults.raise_any()
+    return RegistryBytes(content, hashlib.sha256(content).digest())
+
+
+def parse_registry(content: bytes, file: str, catalogue: ScopeCatalogue) -> Registry:
+    """
+    Read the registry in *content*; *file* is its name in messages, scopes are those of *catalogue*.
+
+    Raises:
+        FileFaultsError: it holds mistakes; the first ones are told, all are counted.
+    """
+    faults = FaultList(file)
+    reader = RecordReader(catalogue, faults)
+    records: list[Integration] = []
+    try:
+        records = _read_root(read_yaml(content.decode()), reader)
+    except UnicodeDecodeError as error:
+        faults.add(content.count(b"\n", 0, error.start) + 1, "", "is not UTF-8 text; save it as UTF-8")
+    except YamlError as error:
+        faults.add(error.line, "", error.problem)
+    faults.raise_any()
+    return Registry(tuple(records), tuple(reader.warnings.faults))
+
+
+def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]:
+    if not isinstance(root, YamlMap):
+        # An empty file is refused on purpose: it is what a writer that has only just begun leaves.
+        reader.wrong(
+            Place("", root.line if root is not None else 1),
+            "must hold the list 'integrations:'; write 'integrations: []' for none",
+        )
+        return []
+    fields = reader.fields(root, Place("", root.line), ("integrations",))
+    if "integrations" not in fields:
+        reader.wrong(Place("integrations", root.line), "is missing; write 'integrations: []' for none")
+    read = [reader.integration(place, node) for place, node in reader.items(fields, "integrations")]
+    return [record for record in read if record is not None]
+
+
+def dump_registry(records: Iterable[Integration]) -> str:
+    """The registry file of *records*; reading it gives equal records, but for their generations."""
+    plain = {"integrations": [integration_to_dict(record) for record in records]}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)

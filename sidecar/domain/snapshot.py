@@ -26,6 +26,7 @@ class CompiledIntegration:
     __slots__ = (
         "allowlist",
         "buckets",
+        "credentials",
         "fragments",
         "generation",
         "id",
@@ -47,6 +48,7 @@ class CompiledIntegration:
         self.limit_rpm = record.rate_limit_rpm
         self.allowlist = PrefixTrie(record.ip_allowlist) if record.ip_allowlist else None
         self.buckets = BucketSet(record.id, record.generation, (record.id,), (record.quota,))
+        self.credentials = tuple(CompiledCredential(credential, self) for credential in record.credentials)
         self.fragments: dict[Any, Any] = {}
 
 
@@ -95,7 +97,7 @@ class Snapshot:
             if compiled is None or compiled.record != record:
                 compiled = CompiledIntegration(record)
             integrations[record.id] = compiled
-            _index_credentials(record, compiled, credentials)
+            _index_credentials(compiled, credentials)
         return cls(integrations, credentials)
 
     @classmethod
@@ -104,14 +106,12 @@ class Snapshot:
         return cls({}, {})
 
 
-def _index_credentials(
-    record: Integration, compiled: CompiledIntegration, index: dict[str, CompiledCredential]
-) -> None:
-    for credential in record.credentials:
+def _index_credentials(integration: CompiledIntegration, index: dict[str, CompiledCredential]) -> None:
+    for credential in integration.credentials:
         other = index.get(credential.id)
         if other is not None:
             raise IntegrationError(
-                f"credential id {credential.id!r} of {record.id!r} is also used by"
+                f"credential id {credential.id!r} of {integration.id!r} is also used by"
                 f" {other.integration.id!r}: credential ids are unique in a registry"
             )
-        index[credential.id] = CompiledCredential(credential, compiled)
+        index[credential.id] = credential

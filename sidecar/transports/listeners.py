@@ -197,13 +197,22 @@ def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
         return None
     try:
         Path(staged).chmod(UNIX_MODE)
-        status = Path(staged).lstat()
+        identity = _identity(Path(staged))
         Path(staged).rename(endpoint.path)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(staged).unlink()
         raise
-    return UnixClaim(endpoint.path, status.st_dev, status.st_ino)
+    return UnixClaim(endpoint.path, identity)
+
+
+Identity = tuple[int, int, int]
+
+
+def _identity(path: Path) -> Identity:
+    """Which file is there: an inode number alone may be used again once its socket is closed."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 @dataclass(slots=True)
@@ -211,19 +220,18 @@ class UnixClaim:
     """The path of a Unix socket and which file we put there."""
 
     path: str
-    device: int
-    inode: int
+    identity: Identity | None
 
     def release(self) -> None:
-        """Remove the path, unless a successor has put its own socket there."""
+        """Remove the path, unless a successor has put its own socket there. Again: nothing."""
         with contextlib.suppress(OSError):
-            status = Path(self.path).lstat()
-            if (status.st_dev, status.st_ino) == (self.device, self.inode):
+            if self.identity == _identity(Path(self.path)):
                 Path(self.path).unlink()
+        self.identity = None
 
 
 _REMEDIES = {
-    errno.EADDRINUSE: "it is in use by another program; stop that program or choose another port",
+    errno.EADDRINUSE: "it is in use by another program; stop that program or choose another address",
     errno.EADDRNOTAVAIL: "no interface of this machine has that address; use one that `ip address` lists",
     errno.EACCES: "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE, a path needs a "
     "directory that this user may write",

@@ -1,0 +1,1 @@
+"""Tests of the transports: listeners, TLS and the fast server, mostly without a socket."""

@@ -1,0 +1,128 @@
+"""Run a sidecar on a configuration and a registry that are made on the spot."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.demo.calling import Answer, Client
+from deploy.demo.programs import Program
+from sidecar.domain.api_keys import NewApiKey, generate_api_key
+
+ROUTES = (
+    {"methods": "GET", "path": "/v1/inventory/**", "scope": "inventory:read"},
+    {"methods": "GET", "path": "/v1/orders/{id}", "scope": "orders:read"},
+    {"methods": "POST", "path": "/v1/orders", "scope": "orders:write"},
+    {"path": "/v1/echo/**", "scope": "none"},
+)
+"""The API that the demo and the tests protect; /v1/finance gets its scope from Envoy's route instead."""
+
+
+class ReservedPort:
+    """
+    A TCP port of 127.0.0.1 that nobody else on the machine can be given while this object lives.
+
+    It is bound with SO_REUSEPORT and never listens, so any number of sidecars can share it, which is
+    what a take-over does.
+    """
+
+    def __init__(self) -> None:
+        """Take any free port."""
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.number: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+class Owner:
+    """One integration's registry record, and the API key that only its owner has."""
+
+    def __init__(self, id: str, name: str, *, expires_at: str | None = None, **fields: Any) -> None:
+        """A fresh key; *fields* are those of a registry record."""
+        self.id = id
+        self.name = name
+        self.key: NewApiKey = generate_api_key()
+        self.fields = fields
+        self._expires_at = expires_at
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record as it stands in a registry file, without the key."""
+        credential = {"id": self.key.credential_id, "digest": self.key.digest}
+        if self._expires_at is not None:
+            credential["expires_at"] = self._expires_at
+        return {"id": self.id, "name": self.name, "credentials": [credential], **self.fields}
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What its requests carry."""
+        return [("x-api-key", self.key.api_key)]
+
+
+def write_registry(path: Path, owners: Sequence[Owner]) -> None:
+    """Write the registry file as an editor does: a new file, moved over the old one."""
+    draft = path.with_suffix(".new")
+    draft.write_text(yaml.safe_dump({"integrations": [owner.record for owner in owners]}))
+    draft.replace(path)
+
+
+class Sidecar(Program):
+    """A running `sidecar serve`, asked by Envoy at `address`; its admin listener is a Unix socket."""
+
+    def __init__(
+        self, folder: Path, address: str, registry: Path, name: str = "sidecar", **settings: Any
+    ) -> None:
+        """
+        Serve *registry* on *address* ('host:port' or 'unix:/path') and wait until it is ready.
+
+        *settings* are keys of the configuration file. Sidecars that run at the same time need
+        different names.
+
+        Raises:
+            ProgramError: it refused the configuration or did not become ready.
+        """
+        self.address = address
+        self._admin_path = folder / f"{name}.sock"
+        config = folder / f"{name}.config.yaml"
+        listen = {"grpc": address, "admin": f"unix:{self._admin_path}"}
+        defaults = {"routes": list(ROUTES), "client_ip": {"header": "x-client-ip"}, "registry": str(registry)}
+        config.write_text(yaml.safe_dump({"listen": listen, **defaults, **settings}))
+        command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
+        super().__init__(name, command, folder)
+        try:
+            self.wait_for(self.is_ready, "being ready")
+        except BaseException:
+            self.stop()
+            raise
+
+    def is_ready(self) -> bool:
+        """Whether it says that it takes calls."""
+        try:
+            return self.admin("/readyz").status == 200
+        except OSError:
+            return False
+
+    def admin(self, path: str) -> Answer:
+        """Ask its admin listener."""
+        client = Client(path=str(self._admin_path))
+        try:
+            return client.send("GET", path)
+        finally:
+            client.close()
+
+    def metric(self, series: str) -> float:
+        """The value of a metric, written as in /metrics with its labels; 0 when it is not there."""
+        for line in self.admin("/metrics").body.decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        return 0.0

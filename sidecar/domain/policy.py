@@ -29,6 +29,9 @@ class AccessRequest(NamedTuple):
     `path` is raw and may hold a query; `header` returns a request header by lower-case name, repeats
     joined with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the
     scope that the proxy's route asks for, '' = the route table decides.
+
+    Callers that are no proxy state more by themselves: `api_key`, None = it is looked for in the headers;
+    and `address_rule`, how to find the client's address, None = by the configuration's rule.
     """
 
     method: str
@@ -36,6 +39,8 @@ class AccessRequest(NamedTuple):
     header: Callable[[str], str | None]
     peer: str
     scope: str = ""
+    api_key: str | None = None
+    address_rule: ClientAddressRule | None = None
 
 
 class Evaluation(NamedTuple):
@@ -83,10 +88,12 @@ class Policy:
     def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
         """Decide all that the registry decides; the first rule that fails gives the reason."""
         try:
-            found = self.sources.find(request.header)
-            if found is None:
-                return _MISSING
-            api_key, key_header = found
+            api_key, key_header = request.api_key, ""
+            if api_key is None:
+                found = self.sources.find(request.header)
+                if found is None:
+                    return _MISSING
+                api_key, key_header = found
             credential = snapshot.credentials.get(credential_id_of(api_key))
         except (AmbiguousCredentialError, ApiKeyError):
             return _MALFORMED
@@ -104,7 +111,8 @@ class Policy:
             return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_header)
         address = None
         if integration.allowlist is not None:
-            address = self.client_address.resolve(request.peer, request.header)
+            rule = self.client_address if request.address_rule is None else request.address_rule
+            address = rule.resolve(request.peer, request.header)
             if address is None or not integration.allowlist.contains(address):
                 return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_header, address)
         try:

@@ -67,7 +67,7 @@ def test_generate__draws_from_the_system_s_random_source(monkeypatch: pytest.Mon
         drawn.append(alphabet)
         return "z"
 
-    monkeypatch.setattr(api_keys.secrets, "choice", choice)
+    monkeypatch.setattr("sidecar.domain.api_keys.secrets.choice", choice)
     assert generate_api_key().api_key.startswith("sck_zzzzzzzzzz_" + 30 * "z")
     assert drawn == 40 * ["0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
 
@@ -150,7 +150,7 @@ def test_matches__compares_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         compared.append((one, other))
         return real(one, other)
 
-    monkeypatch.setattr(api_keys.hmac, "compare_digest", compare_digest)
+    monkeypatch.setattr("sidecar.domain.api_keys.hmac.compare_digest", compare_digest)
     digest = hashlib.sha256(KEY.encode()).digest()
     assert matches(KEY, digest)
     assert compared == [(digest, digest)]

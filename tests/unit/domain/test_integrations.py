@@ -112,6 +112,6 @@ def test_credential__refuses_a_bad_id(credential_id: str) -> None:
 )
 def test_credential__refuses_a_bad_digest(digest: str) -> None:
     """The error names the credential and the command that prints a digest, and never quotes the value."""
-    with pytest.raises(IntegrationError, match="digest of credential 'k1' .* 'sidecar keys new'") as refused:
+    with pytest.raises(IntegrationError, match=r"digest of credential 'k1' .* 'sidecar keys new'") as refused:
         Credential("k1", digest)
     assert digest == "" or digest not in str(refused.value)

@@ -130,6 +130,8 @@ def channel_options(limits: TransportLimits) -> tuple[tuple[str, int], ...]:
         # Calls that core holds until Python asks for them; past these it refuses by itself.
         "grpc.server.max_pending_requests": limits.calls_max,
         "grpc.server.max_pending_requests_hard_limit": limits.calls_max,
+        # Core likes to hold back its refusals of bad requests for up to a second.
+        "grpc.http.tarpit": 0,
         "grpc.server_handshake_timeout_ms": _ms(limits.handshake_timeout_s),
         "grpc.http2.settings_timeout": _ms(limits.handshake_timeout_s),
         "grpc.max_connection_idle_ms": _ms(limits.idle_timeout_s),

@@ -1,0 +1,181 @@
+"""
+Where the reference transport differs from the rules, and why that is acceptable: the one table.
+
+The fast transport has no row: it keeps every rule. A difference that is not in the table fails, and so
+does a row that no longer differs. docs/conformance.md shows the same rows to readers; a test holds
+the two together.
+
+`grpc-core` is the C library under grpc.aio; it decides all of these before any code of ours runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CLOSES = (
+    "grpc-core ends the connection at once but sends no GOAWAY to name the error; the client is cut off all "
+    "the same"
+)
+STATUS_THEN_CLOSES = (
+    "grpc-core ends the open stream with a status of its own, then the connection, without a GOAWAY; the "
+    "client is cut off all the same"
+)
+SKIPS = (
+    "grpc-core skips a frame that means nothing to it where RFC 9113 lets or makes a server close; nothing "
+    "reaches a handler, and other calls go on"
+)
+RST_FOR_BAD_HEADERS = (
+    "grpc-core resets a stream whose headers make no gRPC request, with another code than ours or than HTTP "
+    "would have; no handler runs either way"
+)
+UNCHECKED_FIELD = (
+    "grpc-core serves a request that breaks this rule of header fields; a proxy in front must keep it, and "
+    "no handler of ours trusts metadata"
+)
+UNCHECKED_TYPE = (
+    "grpc-core warns of a wrong content type in its log and serves the call; no browser reaches it"
+)
+STATUS_FOR_BAD_FIELD = "grpc-core answers INTERNAL where HTTP/2 would reset the stream; no handler runs"
+LENIENT_TIMEOUT = "grpc-core reads 9 digits and inner spaces too; the value is what a reader would expect"
+ONE_MESSAGE_READ = (
+    "the handler starts with the first message and grpc.aio is not asked for a second: one more read would "
+    "cost every call"
+)
+CUT_IS_NONE = "grpc.aio tells a message cut short from none only in its log; the call is refused all the same"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rules that the reference breaks in one way: its outcome (several when grpc-core races) and why."""
+
+    names: tuple[str, ...]
+    observed: tuple[str, ...]
+    why: str
+
+
+def _row(names: str, observed: str | tuple[str, ...], why: str) -> Difference:
+    return Difference(tuple(names.split()), (observed,) if isinstance(observed, str) else observed, why)
+
+
+REFERENCE_DIFFERENCES = (
+    _row(
+        "http1_request h2c_upgrade wrong_preface first_frame_not_settings continuation_alone "
+        "settings_on_stream settings_of_wrong_size settings_ack_with_payload settings_push_2 "
+        "settings_window_too_large settings_frame_size_too_small settings_frame_size_too_large "
+        "ping_of_wrong_size window_increment_zero window_of_wrong_size",
+        "closed",
+        CLOSES,
+    ),
+    _row(
+        "headers_padding_too_long headers_frame_too_large hpack_index_0 hpack_index_unknown hpack_string_cut "
+        "hpack_huffman_padding hpack_table_too_large hpack_table_update_late",
+        "status 13, then closed",
+        STATUS_THEN_CLOSES,
+    ),
+    _row(
+        "continuation_of_other_stream ping_inside_headers rst_of_wrong_size unknown_type_inside_headers "
+        "window_increment_zero_on_stream",
+        "status 14, then closed",
+        STATUS_THEN_CLOSES,
+    ),
+    _row(
+        "trailers_without_end",
+        ("status 14, then closed", "served", "served, then closed"),
+        STATUS_THEN_CLOSES + "; the handler, which has its message already, may answer before",
+    ),
+    _row(
+        "data_frame_too_large data_on_connection data_on_idle_stream data_after_end headers_on_connection "
+        "headers_on_even_stream headers_after_end rst_on_connection rst_on_idle_stream push_promise "
+        "goaway_on_stream ping_on_stream window_on_idle_stream window_overflow window_overflow_on_stream "
+        "window_overflow_by_settings",
+        "no answer",
+        SKIPS,
+    ),
+    _row(
+        "data_padding_too_long",
+        "rst PROTOCOL_ERROR",
+        "grpc-core resets the stream alone, for it is the only one hurt",
+    ),
+    _row(
+        "unknown_flags",
+        "rst PROTOCOL_ERROR",
+        "grpc-core takes unknown flags of DATA for an error; no client is known to send any",
+    ),
+    _row(
+        "padding",
+        "status 13, then closed",
+        "grpc-core knows no padding in HEADERS; no gRPC client pads",
+    ),
+    _row(
+        "te_missing",
+        "rst INTERNAL_ERROR",
+        "PROTOCOL-HTTP2 lets a server insist on `te: trailers`; every gRPC client sends it",
+    ),
+    _row(
+        "method_get method_put method_missing path_missing scheme_missing",
+        "rst INTERNAL_ERROR",
+        RST_FOR_BAD_HEADERS,
+    ),
+    _row(
+        "path_empty",
+        "status 12",
+        "for grpc-core an empty path is an unknown method; no handler runs either way",
+    ),
+    _row(
+        "pseudo_after_field pseudo_of_response pseudo_twice value_with_cr value_with_lf value_with_nul "
+        "value_with_outer_space connection_field keep_alive_field transfer_encoding_field "
+        "content_length_wrong content_length_no_number trailers_with_pseudo",
+        "served",
+        UNCHECKED_FIELD,
+    ),
+    _row(
+        "name_empty name_in_upper_case name_with_colon name_with_space pseudo_unknown",
+        "status 13",
+        STATUS_FOR_BAD_FIELD,
+    ),
+    _row(
+        "te_other_than_trailers",
+        "status 13, then status 13",
+        STATUS_FOR_BAD_FIELD
+        + "; it finds the bad field again by its HPACK index and refuses later calls too",
+    ),
+    _row(
+        "content_type_missing content_type_text content_type_web content_type_longer",
+        "served",
+        UNCHECKED_TYPE,
+    ),
+    _row("header_fields_too_many", "served", "grpc-core bounds the size of a header list, not its length"),
+    _row(
+        "metadata_binary_list",
+        "status 13",
+        "grpc-core does not split a list of binary values; no client is known to send one",
+    ),
+    _row("timeout_malformed_3 timeout_malformed_6", "served", LENIENT_TIMEOUT),
+    _row("messages_two message_and_a_half", "served", ONE_MESSAGE_READ),
+    _row("message_cut message_cut_in_prefix", "status 12", CUT_IS_NONE),
+    _row(
+        "flag_2 flag_255",
+        ("status 12", "served"),
+        "grpc-core finds the bad flag while the message is already on its way to the handler: either may win",
+    ),
+    _row(
+        "flag_1_unknown_encoding",
+        "status 13",
+        "for grpc-core an encoding that it never heard of is a broken call",
+    ),
+    _row(
+        "flag_0_gzip",
+        "status 12",
+        "grpc-core refuses a disabled encoding whether or not a message uses it; clients announce one only to "
+        "use it",
+    ),
+)
+
+_REFERENCE = {name: row for row in REFERENCE_DIFFERENCES for name in row.names}
+
+
+def allowed(transport: str, name: str, rule: str) -> tuple[str, ...]:
+    """The outcomes that are right for *transport*: what *rule* says, or the row of *name* in the table."""
+    if transport == "reference" and name in _REFERENCE:
+        return _REFERENCE[name].observed
+    return (rule,)

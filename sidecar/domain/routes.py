@@ -286,7 +286,7 @@ class _Compiler(Generic[T]):
                 self._won_by[index].add(winner)
             if not self._methods[index]:
                 default = index if default is None else default
-                self._won_by[index].add(default)
+                self._won_by[index].update(winners.values(), (default,))
         return winners, default
 
 

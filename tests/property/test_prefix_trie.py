@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -81,7 +82,7 @@ def test_prefix_trie__agrees_with_a_scan_when_buckets_burst(bucket_max: int) -> 
 
 @settings(deadline=None)
 @given(st.lists(blocks(), max_size=8), st.randoms(use_true_random=False))
-def test_prefix_trie__order_of_the_list_is_irrelevant(cidrs: list[Cidr], random: st.Random) -> None:
+def test_prefix_trie__order_of_the_list_is_irrelevant(cidrs: list[Cidr], random: Random) -> None:
     """A shuffled list with repeats is the same set."""
     shuffled = [*cidrs, *cidrs[:3]]
     random.shuffle(shuffled)

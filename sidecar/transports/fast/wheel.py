@@ -105,7 +105,11 @@ class TimerWheel:
         last = max(self._armed_tick, int(now_s * TICKS_PER_S))
         try:
             while self._ticks and self._ticks[0] <= last:
-                for item in self._due_by_tick.pop(heapq.heappop(self._ticks), ()):
-                    item.on_due(now_s)
+                # One by one, and the tick last: an item may drop others, and one that fails keeps
+                # none of them from its turn.
+                items = self._due_by_tick.get(self._ticks[0])
+                while items:
+                    items.pop().on_due(now_s)
+                self._due_by_tick.pop(heapq.heappop(self._ticks), None)
         finally:
             self._arm()

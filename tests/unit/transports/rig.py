@@ -102,6 +102,10 @@ class ManualLoop:
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
         """Told by `TimerHandle`."""
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Told by `TimerHandle` when a callback fails: so does the test."""
+        raise context["exception"]
+
     @property
     def timers(self) -> int:
         """How many timers are pending."""

@@ -19,6 +19,8 @@ INTEGRATION_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 NAME_LENGTH_MAX = 128
 ALLOWLIST_ENTRIES_MAX = 50
 CREDENTIALS_MAX = 20
+SUSPENSIONS_MAX = 100
+WEBHOOK_SECRETS_MAX = 2
 DEFAULT_LIMIT_RPM = 60
 
 
@@ -39,12 +41,16 @@ class Credential:
     One API key of an integration, without its secret.
 
     `id` is public and stands in logs; `digest` is 'sha256:' and 64 hex digits; `expires_at_us` is
-    microseconds since the epoch, None = never.
+    microseconds since the epoch, None = never. `issued_generation` is the generation of the record that
+    issued it, 0 = declared in a file; `replaced_by` is the credential it was rotated to, '' = none.
     """
 
     id: str
     digest: str
     expires_at_us: int | None = None
+    issued_at_us: int = 0
+    issued_generation: int = 0
+    replaced_by: str = ""
 
     def __post_init__(self) -> None:
         """Refuse ids and digests that no key could have."""
@@ -58,12 +64,49 @@ class Credential:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspension:
+    """That an administrator suspended the integration: who, when, why, and in which generation."""
+
+    by: str
+    at_us: int
+    reason: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRaise:
+    """A higher rate limit until `until_us`; it ends by itself. `burst` None = the raised limit."""
+
+    rate_limit_rpm: int
+    burst: int | None
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSecret:
+    """
+    A signing secret of the integration's webhooks, without the secret; `expires_at_us` None = never.
+
+    The secret itself is kept beside the record, never in it: no list or export can show it.
+    """
+
+    id: str
+    issued_at_us: int
+    expires_at_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Integration:
     """
     One integration's record.
 
     `rate_limit_rpm` 1 ... 10,000 requests per minute; `burst` None = the limit; `ip_allowlist` empty
     = off. `generation` rises by one with every change of the record.
+
+    `is_allowlist_enabled` False keeps the entries and lets every address in. `suspensions` are those
+    since the last reactivation, one per administrator, the latest last; `suspended_generation` is the
+    generation of the latest suspension ever: a credential issued before it never works again.
+    What is in force at a moment, `domain.effective` says.
     """
 
     id: str
@@ -75,6 +118,16 @@ class Integration:
     ip_allowlist: tuple[Cidr, ...] = ()
     credentials: tuple[Credential, ...] = ()
     generation: int = 1
+    contact: str = ""
+    owner: str = ""
+    third_party_manager: str = ""
+    is_allowlist_enabled: bool = True
+    limit_raise: LimitRaise | None = None
+    suspensions: tuple[Suspension, ...] = ()
+    suspended_generation: int = 0
+    webhook_secrets: tuple[WebhookSecret, ...] = ()
+    created_at_us: int = 0
+    changed_at_us: int = 0
 
     def __post_init__(self) -> None:
         """Hold the rules that a single record must keep."""
@@ -96,6 +149,11 @@ class Integration:
             raise IntegrationError(
                 f"{self.id!r} has {len(self.credentials)} credentials;"
                 f" at most {CREDENTIALS_MAX}: revoke old ones"
+            )
+        if len(self.suspensions) > SUSPENSIONS_MAX or len(self.webhook_secrets) > WEBHOOK_SECRETS_MAX:
+            raise IntegrationError(
+                f"{self.id!r} has {len(self.suspensions)} suspensions and {len(self.webhook_secrets)} webhook"
+                f" secrets; at most {SUSPENSIONS_MAX} and {WEBHOOK_SECRETS_MAX} are kept"
             )
         _ = self.quota
 

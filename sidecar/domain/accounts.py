@@ -1,0 +1,206 @@
+"""
+Accounts of administrators and their tokens: what is kept of them, and who is behind a token.
+
+A token has the format of an API key with the prefix 'sca'; only its digest is kept.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sidecar.domain.api_keys import ApiKeyError, credential_id_of
+from sidecar.domain.canonical import Json, canonical_json
+from sidecar.domain.refusals import Code, refusal
+from sidecar.domain.roles import Actor, Grant, Role, merge_grants
+
+TOKEN_PREFIX = "sca"  # noqa: S105 - a prefix, no password
+_NO_DIGEST = sha256(b"compared with when there is no token, so that the answer takes as long").digest()
+
+
+class AuthenticationError(Exception):
+    """
+    A call has no valid token.
+
+    `word` says why, for logs; callers are all told the same, so that tokens cannot be probed.
+    """
+
+    def __init__(self, word: str) -> None:
+        """Keep *word*: missing, malformed, unknown, expired or ended."""
+        self.word = word
+        super().__init__("a valid administrator's token is needed: send 'Authorization: Bearer <token>'")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminToken:
+    """
+    One token of an administrator, without its secret.
+
+    `digest` is 'sha256:' and 64 hex digits; `grants` say who gave it, over all steps.
+    """
+
+    id: str
+    digest: str
+    issued_at_us: int
+    expires_at_us: int
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Administrator:
+    """
+    One account. `removed_at_us` None = it may act; a removed one has no tokens and is kept for its id.
+
+    `grants` say who gave the account and its role, over all steps.
+    """
+
+    id: str
+    name: str
+    role: Role
+    created_at_us: int
+    tokens: tuple[AdminToken, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    removed_at_us: int | None = None
+    generation: int = 1
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the account may act."""
+        return self.removed_at_us is None
+
+
+def token_id_of(token: str | None) -> str:
+    """
+    The public id in a token, checked for its shape without a look-up.
+
+    Raises:
+        AuthenticationError: missing or malformed.
+    """
+    if not token:
+        raise AuthenticationError("missing")
+    if not token.startswith(TOKEN_PREFIX + "_"):
+        raise AuthenticationError("malformed")
+    try:
+        return credential_id_of(token)
+    except ApiKeyError:
+        raise AuthenticationError("malformed") from None
+
+
+def authenticate(token: str, holder: Administrator | None, now_us: int) -> Actor:
+    """
+    The actor behind *token*, whose id belongs to *holder* (None = to nobody); compared in constant time.
+
+    Raises:
+        AuthenticationError: it is not that account's token, or it has ended.
+    """
+    token_id = token_id_of(token)
+    known = token_of(holder, token_id)
+    digest = bytes.fromhex(known.digest.removeprefix("sha256:")) if known is not None else _NO_DIGEST
+    is_same = hmac.compare_digest(sha256(token.encode()).digest(), digest)
+    if holder is None or known is None or not is_same:
+        raise AuthenticationError("unknown")
+    if known.expires_at_us <= now_us:
+        raise AuthenticationError("expired")
+    return actor_of(holder, known)
+
+
+def actor_of(holder: Administrator, token: AdminToken) -> Actor:
+    """The actor that *holder* is by *token*."""
+    return Actor(holder.id, holder.role, token.id, merge_grants(holder.grants, token.grants))
+
+
+def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
+    """
+    The actor as the registry knows it now, in the transaction of the change.
+
+    *actor* was authenticated a moment ago; since then the account may have been removed, its role changed
+    or its token revoked.
+
+    Raises:
+        ForbiddenError: actor_ended.
+    """
+    token = token_of(holder, actor.token_id)
+    if holder is None or holder.id != actor.id or token is None or token.expires_at_us <= now_us:
+        raise refusal(
+            Code.ACTOR_ENDED,
+            "",
+            f"the account or the token of {actor.id!r} has ended",
+            "ask another administrator for a new token",
+        )
+    return actor_of(holder, token)
+
+
+def describe_administrator(administrator: Administrator) -> dict[str, Json]:
+    """*administrator* as others see it: tokens by id, no digest."""
+    return {
+        "id": administrator.id,
+        "name": administrator.name,
+        "role": administrator.role.value,
+        "created_at_us": administrator.created_at_us,
+        "removed_at_us": administrator.removed_at_us,
+        "tokens": {
+            token.id: {"issued_at_us": token.issued_at_us, "expires_at_us": token.expires_at_us}
+            for token in administrator.tokens
+        },
+    }
+
+
+def stored_administrator(administrator: Administrator) -> str:
+    """Everything in *administrator*, as canonical JSON; `parse_administrator` reads it back."""
+    return canonical_json(
+        {
+            **describe_administrator(administrator),
+            "tokens": [
+                {
+                    "id": token.id,
+                    "digest": token.digest,
+                    "issued_at_us": token.issued_at_us,
+                    "expires_at_us": token.expires_at_us,
+                    "grants": _stored_grants(token.grants),
+                }
+                for token in administrator.tokens
+            ],
+            "grants": _stored_grants(administrator.grants),
+            "generation": administrator.generation,
+        }
+    )
+
+
+def parse_administrator(stored: Mapping[str, Any]) -> Administrator:
+    """
+    Read what `stored_administrator` wrote, once parsed as JSON.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError: a value is of another kind.
+    """
+    tokens = tuple(
+        AdminToken(**{**token, "grants": _parsed_grants(token["grants"])}) for token in stored["tokens"]
+    )
+    return Administrator(
+        id=stored["id"],
+        name=stored["name"],
+        role=Role(stored["role"]),
+        created_at_us=stored["created_at_us"],
+        tokens=tokens,
+        grants=_parsed_grants(stored["grants"]),
+        removed_at_us=stored["removed_at_us"],
+        generation=stored["generation"],
+    )
+
+
+def _stored_grants(grants: tuple[Grant, ...]) -> list[Json]:
+    return [{"by": grant.by, "at_us": grant.at_us} for grant in grants]
+
+
+def _parsed_grants(stored: list[dict[str, Any]]) -> tuple[Grant, ...]:
+    return tuple(Grant(**grant) for grant in stored)
+
+
+def token_of(holder: Administrator | None, token_id: str) -> AdminToken | None:
+    """The token of *holder* with this id; a removed account has none."""
+    tokens = holder.tokens if holder is not None and holder.is_active else ()
+    return next((token for token in tokens if token.id == token_id), None)

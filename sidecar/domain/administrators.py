@@ -1,0 +1,339 @@
+"""
+Administrators: who may make and end accounts, roles and tokens, as rules over values.
+
+An account's id is never used again, so what it did stays its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from sidecar.domain.accounts import Administrator, AdminToken, describe_administrator, token_of
+from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
+from sidecar.domain.bucket import US_PER_MINUTE
+from sidecar.domain.canonical import Json
+from sidecar.domain.records import changed_fields
+from sidecar.domain.refusals import Code, RefusedError, raise_for, refusal
+from sidecar.domain.roles import Action, Actor, Grant, Role, merge_grants
+from sidecar.domain.texts import NAME_LENGTH_MAX, REASON_LENGTH_MAX, text_problems
+
+ADMINISTRATOR_ID = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
+ADMINISTRATORS_MAX = 1_000
+"""Accounts ever made, removed ones included, because their ids are never used again."""
+TOKENS_MAX = 10
+TOKEN_LIFETIME_MAX_US = 366 * 24 * 60 * US_PER_MINUTE
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """The public half of a fresh token; the token itself never comes here."""
+
+    id: str
+    digest: str
+    expires_at_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminCommand:
+    """What all commands about administrators have; `word` is the action's name in the audit log."""
+
+    word: ClassVar[str]
+
+    administrator_id: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap(AdminCommand):
+    """Make the first administrator, on a registry that never had one."""
+
+    word = "admin.bootstrap"
+
+    name: str
+    token: NewToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateAdministrator(AdminCommand):
+    """Make an account, with its first token."""
+
+    word = "admin.create"
+
+    name: str
+    role: Role
+    token: NewToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRole(AdminCommand):
+    """Change what an account may do."""
+
+    word = "admin.set_role"
+
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveAdministrator(AdminCommand):
+    """End an account and its tokens; its id is never used again."""
+
+    word = "admin.remove"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueToken(AdminCommand):
+    """Give an account one more token."""
+
+    word = "admin.issue_token"
+
+    token: NewToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeToken(AdminCommand):
+    """End a token at once."""
+
+    word = "admin.revoke_token"
+
+    token_id: str
+
+
+ADMIN_COMMANDS: tuple[type[AdminCommand], ...] = (
+    Bootstrap,
+    CreateAdministrator,
+    SetRole,
+    RemoveAdministrator,
+    IssueToken,
+    RevokeToken,
+)
+
+Directory = Mapping[str, Administrator]
+"""All accounts by id, removed ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminOutcome:
+    """
+    What a command does to one account, for the store to write as a whole or not at all.
+
+    `claims` are token ids used for the first time; an id is used once in a registry's life.
+    """
+
+    administrator: Administrator
+    summary: str
+    before: Mapping[str, Json]
+    after: Mapping[str, Json]
+    claims: tuple[str, ...] = ()
+    is_change: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    actor: Actor | None
+    now_us: int
+    at_us: int
+    directory: Directory
+
+
+def administer(
+    directory: Directory, command: AdminCommand, actor: Actor | None, now_us: int, recorded_at_us: int = 0
+) -> AdminOutcome:
+    """
+    Work out what *command* does.
+
+    Args:
+        directory: all accounts, removed ones too.
+        command: what is asked.
+        actor: who asks; None only for `Bootstrap`.
+        now_us: the store's clock.
+        recorded_at_us: the time on the latest audit entry, which what is recorded now never precedes.
+
+    Raises:
+        RefusedError: nothing may be written.
+    """
+    if not isinstance(command, Bootstrap):
+        assert actor is not None  # the protocol takes no other command without an actor
+        actor.require(Action.ADMINISTER)
+    raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
+    setting = _Setting(actor, now_us, max(now_us, recorded_at_us), directory)
+    if isinstance(command, (Bootstrap, CreateAdministrator)):
+        return _create(command, setting)
+    old = _active(directory, command.administrator_id)
+    changed, summary, claims = _RULES[type(command)](old, command, setting)
+    if changed == old:
+        return AdminOutcome(old, summary, {}, {}, is_change=False)
+    changed = replace(changed, generation=old.generation + 1)
+    _require_an_admin_left({**directory, old.id: changed}, now_us)
+    before, after = changed_fields(describe_administrator(old), describe_administrator(changed))
+    return AdminOutcome(changed, summary, before, after, claims)
+
+
+def _create(command: Bootstrap | CreateAdministrator, setting: _Setting) -> AdminOutcome:
+    directory = setting.directory
+    if isinstance(command, Bootstrap) and directory:
+        raise refusal(
+            Code.NOT_EMPTY,
+            "",
+            "the registry has had administrators before: only an empty one can be bootstrapped",
+            "ask one of its administrators for an account",
+        )
+    if not ADMINISTRATOR_ID.fullmatch(command.administrator_id):
+        raise refusal(
+            Code.INVALID_VALUE,
+            "administrator_id",
+            f"administrator id {command.administrator_id[:80]!a} must be 1-64 of a-z, 0-9, '.', '_', '@' and"
+            " '-', starting with a letter or digit",
+            "choose another id; it is for ever",
+        )
+    raise_for(text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True))
+    if command.administrator_id in directory:
+        raise _id_in_use(directory[command.administrator_id])
+    if len(directory) >= ADMINISTRATORS_MAX:
+        raise refusal(
+            Code.TOO_MANY,
+            "",
+            f"{ADMINISTRATORS_MAX} administrators were made, removed ones included, which is the most",
+            "give an existing account another token",
+        )
+    administrator = Administrator(
+        id=command.administrator_id,
+        name=command.name,
+        role=command.role if isinstance(command, CreateAdministrator) else Role.ADMIN,
+        created_at_us=setting.at_us,
+        tokens=(_new_token(command.token, (), setting),),
+        grants=_grants_now(setting),
+    )
+    summary = f"created administrator {administrator.id} with the role {administrator.role.value}"
+    claims = (command.token.id,)
+    return AdminOutcome(administrator, summary, {}, describe_administrator(administrator), claims)
+
+
+def _set_role(
+    old: Administrator, command: SetRole, setting: _Setting
+) -> tuple[Administrator, str, tuple[str, ...]]:
+    if command.role is old.role:
+        return old, f"{old.id} has the role {old.role.value} already", ()
+    grants = merge_grants(old.grants, _grants_now(setting))
+    changed = replace(old, role=command.role, grants=grants)
+    return changed, f"changed the role of {old.id} to {command.role.value}", ()
+
+
+def _remove(
+    old: Administrator, command: RemoveAdministrator, setting: _Setting
+) -> tuple[Administrator, str, tuple[str, ...]]:
+    changed = replace(old, tokens=(), removed_at_us=setting.at_us)
+    return changed, f"removed administrator {old.id}", ()
+
+
+def _issue(
+    old: Administrator, command: IssueToken, setting: _Setting
+) -> tuple[Administrator, str, tuple[str, ...]]:
+    live = tuple(token for token in old.tokens if token.expires_at_us > setting.now_us)
+    if len(live) >= TOKENS_MAX:
+        raise refusal(
+            Code.TOO_MANY,
+            "token",
+            f"{old.id!r} has {TOKENS_MAX} tokens, which is the most",
+            "revoke one first",
+        )
+    assert setting.actor is not None  # only Bootstrap comes without an actor
+    is_own = setting.actor.id == old.id
+    # A token that its holder made is as trustworthy as the token it was made with.
+    grants = setting.actor.grants if is_own else _grants_now(setting)
+    changed = replace(old, tokens=(*live, _new_token(command.token, grants, setting)))
+    return changed, f"issued token {command.token.id} to {old.id}", (command.token.id,)
+
+
+def _revoke(
+    old: Administrator, command: RevokeToken, setting: _Setting
+) -> tuple[Administrator, str, tuple[str, ...]]:
+    if token_of(old, command.token_id) is None:
+        known = ", ".join(token.id for token in old.tokens) or "none"
+        raise refusal(
+            Code.TOKEN_UNKNOWN,
+            "token_id",
+            f"{old.id!r} has no token {command.token_id[:64]!a}",
+            f"name one of its tokens: {known}",
+        )
+    tokens = tuple(token for token in old.tokens if token.id != command.token_id)
+    return replace(old, tokens=tokens), f"revoked token {command.token_id} of {old.id}", ()
+
+
+_Rule = Callable[[Administrator, Any, _Setting], tuple[Administrator, str, tuple[str, ...]]]
+_RULES: Mapping[type[AdminCommand], _Rule] = {
+    SetRole: _set_role,
+    RemoveAdministrator: _remove,
+    IssueToken: _issue,
+    RevokeToken: _revoke,
+}
+
+
+def _new_token(fresh: NewToken, grants: tuple[Grant, ...], setting: _Setting) -> AdminToken:
+    if not CREDENTIAL_ID.fullmatch(fresh.id) or not DIGEST.fullmatch(fresh.digest):
+        raise refusal(
+            Code.INVALID_VALUE,
+            "token",
+            "a token needs an id of 1-32 of 0-9, A-Z, a-z and '-', and a digest 'sha256:' and 64 hex digits",
+            "generate a new token",
+        )
+    if not setting.now_us < fresh.expires_at_us <= setting.now_us + TOKEN_LIFETIME_MAX_US:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "expires_at_us",
+            "an administrator's token must expire in the future, and within 366 days",
+            "name a moment within 366 days",
+        )
+    return AdminToken(fresh.id, fresh.digest, setting.at_us, fresh.expires_at_us, grants)
+
+
+def _grants_now(setting: _Setting) -> tuple[Grant, ...]:
+    """The grants of what this actor gives now: its own, and those that it has its access from."""
+    if setting.actor is None:
+        return ()
+    return merge_grants([Grant(setting.actor.id, setting.at_us)], setting.actor.grants)
+
+
+def _active(directory: Directory, administrator_id: str) -> Administrator:
+    administrator = directory.get(administrator_id)
+    if administrator is None or not administrator.is_active:
+        state = "was removed" if administrator is not None else "does not exist"
+        raise refusal(
+            Code.ADMINISTRATOR_UNKNOWN,
+            "administrator_id",
+            f"administrator {administrator_id[:80]!a} {state}",
+            "list the administrators",
+        )
+    return administrator
+
+
+def _require_an_admin_left(directory: Directory, now_us: int) -> None:
+    for one in directory.values():
+        is_able = any(token.expires_at_us > now_us for token in one.tokens)
+        if one.is_active and one.role is Role.ADMIN and is_able:
+            return
+    raise refusal(
+        Code.LAST_ADMINISTRATOR,
+        "administrator_id",
+        "nobody with the role admin and a live token would be left, and nobody could ever change that",
+        "make another administrator, or issue another token, first",
+    )
+
+
+def _id_in_use(known: Administrator) -> RefusedError:
+    if known.is_active:
+        return refusal(
+            Code.ID_TAKEN,
+            "administrator_id",
+            f"administrator {known.id!r} exists already",
+            "choose another id",
+        )
+    return refusal(
+        Code.ID_RETIRED,
+        "administrator_id",
+        f"{known.id!r} was an administrator who was removed; an id is never used again, so that what it did"
+        " stays its own",
+        "choose another id",
+    )

@@ -1,0 +1,188 @@
+"""Rules of credentials: issue, rotate with an overlap, revoke, expire."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sidecar.domain.bucket import US_PER_MINUTE
+from sidecar.domain.effective import is_invalidated, is_live
+from sidecar.domain.integrations import CREDENTIALS_MAX, Credential, Integration, IntegrationError
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.refusals import Code, refusal
+
+OVERLAP_MAX_US = 30 * 24 * 60 * US_PER_MINUTE
+TIME_MAX_US = 2**53 - 1
+
+
+def issue(record: Integration, command: c.IssueCredential, setting: Setting) -> Draft:
+    """Add a credential."""
+    roomy, notices = _with_room(record, setting)
+    credential = new_credential(command.credential, setting)
+    _require_unused(record, credential.id)
+    changed = replace(roomy, credentials=(*roomy.credentials, credential))
+    return Draft(changed, f"issued credential {credential.id}", notices, claims=(credential.id,))
+
+
+def rotate(record: Integration, command: c.RotateCredential, setting: Setting) -> Draft:
+    """Issue a credential in place of a live one, which works on for the overlap."""
+    check_overlap(command.overlap_us)
+    old = _live(record, command.credential_id, setting)
+    if old.replaced_by:
+        raise refusal(
+            Code.CREDENTIAL_REPLACED,
+            "credential_id",
+            f"credential {old.id} was already replaced by {old.replaced_by}",
+            f"rotate {old.replaced_by}, or revoke {old.id} to end its overlap",
+        )
+    new = new_credential(command.credential, setting)
+    _require_unused(record, new.id)
+    others = tuple(one for one in record.credentials if one.id != old.id)
+    if command.overlap_us:
+        ends_us = setting.now_us + command.overlap_us
+        ends_us = ends_us if old.expires_at_us is None else min(ends_us, old.expires_at_us)
+        others = (*others, replace(old, expires_at_us=ends_us, replaced_by=new.id))
+    roomy, notices = _with_room(replace(record, credentials=others), setting)
+    changed = replace(roomy, credentials=(*roomy.credentials, new))
+    return Draft(changed, f"rotated credential {old.id} to {new.id}", notices, claims=(new.id,))
+
+
+def revoke(record: Integration, command: c.RevokeCredential, setting: Setting) -> Draft:
+    """End a credential at once; it leaves the record, its trail stays."""
+    old = _known(record, command.credential_id)
+    others = tuple(one for one in record.credentials if one.id != old.id)
+    notices: tuple[Notice, ...] = ()
+    if is_live(record, old, setting.now_us) and not any(
+        is_live(record, one, setting.now_us) for one in others
+    ):
+        message = f"{record.id!r} has no live credential left: all its requests are refused"
+        notices = (Notice("no_live_credential", "credential_id", message),)
+    return Draft(replace(record, credentials=others), f"revoked credential {old.id}", notices)
+
+
+def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: Setting) -> Draft:
+    """Change when a live credential ends; one that was replaced keeps an end within the overlap's bound."""
+    old = _live(record, command.credential_id, setting)
+    check_expiry("expires_at_us", command.expires_at_us, setting.now_us)
+    latest_us = setting.now_us + OVERLAP_MAX_US
+    if old.replaced_by and (command.expires_at_us is None or command.expires_at_us > latest_us):
+        raise refusal(
+            Code.CREDENTIAL_REPLACED,
+            "expires_at_us",
+            f"credential {old.id} was replaced by {old.replaced_by} and must end within 30 days",
+            "name a moment within 30 days",
+        )
+    changed = replace(old, expires_at_us=command.expires_at_us)
+    credentials = tuple(changed if one.id == old.id else one for one in record.credentials)
+    return Draft(replace(record, credentials=credentials), f"changed when credential {old.id} expires")
+
+
+def new_credential(fresh: c.NewCredential, setting: Setting) -> Credential:
+    """
+    A fresh credential as the record keeps it.
+
+    Raises:
+        InvalidError: its id, digest or expiry is wrong.
+    """
+    check_expiry("expires_at_us", fresh.expires_at_us, setting.now_us)
+    try:
+        return Credential(
+            fresh.id, fresh.digest, fresh.expires_at_us, setting.at_us, issued_generation=setting.generation
+        )
+    except IntegrationError as error:
+        raise refusal(
+            Code.INVALID_VALUE, "credential", str(error), "take id and digest from 'sidecar keys new'"
+        ) from None
+
+
+def check_expiry(field: str, expires_at_us: int | None, now_us: int) -> None:
+    """
+    Refuse an expiry that is not ahead.
+
+    Raises:
+        InvalidError: it is in the past, or beyond what all parts of the system can count.
+    """
+    if expires_at_us is not None and not now_us < expires_at_us <= TIME_MAX_US:
+        raise refusal(
+            Code.INVALID_VALUE,
+            field,
+            "a credential must expire in the future",
+            "name a later moment; to end a credential at once, revoke it",
+        )
+
+
+def check_overlap(overlap_us: int) -> None:
+    """
+    Refuse an overlap out of bounds.
+
+    Raises:
+        InvalidError: negative, or longer than 30 days.
+    """
+    if not 0 <= overlap_us <= OVERLAP_MAX_US:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "overlap_us",
+            f"an overlap must be 0 to 30 days, not {overlap_us / 86_400_000_000:g} days",
+            "name a shorter overlap; 0 ends the old secret at once",
+        )
+
+
+def _with_room(record: Integration, setting: Setting) -> tuple[Integration, tuple[Notice, ...]]:
+    """The record with room for one more credential; ones that ended make way, the oldest first."""
+    excess = len(record.credentials) + 1 - CREDENTIALS_MAX
+    if excess <= 0:
+        return record, ()
+    ended = [one for one in record.credentials if not is_live(record, one, setting.now_us)]
+    dropped = {one.id for one in ended[:excess]}
+    if len(dropped) < excess:
+        raise refusal(
+            Code.TOO_MANY,
+            "credential",
+            f"{record.id!r} has {CREDENTIALS_MAX} live credentials, which is the most",
+            "revoke one that is no longer used",
+        )
+    kept = tuple(one for one in record.credentials if one.id not in dropped)
+    message = f"made room: dropped {', '.join(sorted(dropped))}, which had ended"
+    return replace(record, credentials=kept), (Notice("dropped_ended", "credential", message),)
+
+
+def _require_unused(record: Integration, credential_id: str) -> None:
+    if any(one.id == credential_id for one in record.credentials):
+        raise credential_id_used(credential_id)
+
+
+def credential_id_used(credential_id: str) -> Exception:
+    """The refusal of a credential id that was used before, anywhere in the registry."""
+    return refusal(
+        Code.CREDENTIAL_ID_USED,
+        "credential",
+        f"credential id {credential_id!r} was used before; an id is used once, so that a credential that"
+        " was revoked or invalidated can never come back",
+        "generate a new API key",
+    )
+
+
+def _known(record: Integration, credential_id: str) -> Credential:
+    for credential in record.credentials:
+        if credential.id == credential_id:
+            return credential
+    known = ", ".join(one.id for one in record.credentials) or "none"
+    raise refusal(
+        Code.CREDENTIAL_UNKNOWN,
+        "credential_id",
+        f"{record.id!r} has no credential {credential_id[:64]!a}",
+        f"name one of its credentials: {known}",
+    )
+
+
+def _live(record: Integration, credential_id: str, setting: Setting) -> Credential:
+    credential = _known(record, credential_id)
+    if not is_live(record, credential, setting.now_us):
+        ended = "was invalidated by a suspension" if is_invalidated(record, credential) else "has expired"
+        raise refusal(
+            Code.CREDENTIAL_ENDED,
+            "credential_id",
+            f"credential {credential_id} {ended} and never works again",
+            "issue a new credential",
+        )
+    return credential

@@ -1,0 +1,134 @@
+"""Rules of scopes and rate limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sidecar.domain.bucket import US_PER_MINUTE, Quota, QuotaError
+from sidecar.domain.effective import raise_in_force
+from sidecar.domain.integrations import Integration, LimitRaise
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.refusals import Code, Problem, raise_for, refusal
+from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
+
+RAISE_MAX_US = 90 * 24 * 60 * US_PER_MINUTE
+SCOPES_MAX = 200
+
+
+def add_scopes(record: Integration, command: c.AddScopes, setting: Setting) -> Draft:
+    """Permit more."""
+    scopes = parse_scopes(command.scopes, setting.catalogue)
+    added = sorted(scopes - record.scopes)
+    return Draft(replace(record, scopes=record.scopes | scopes), f"added {_listed(added)}")
+
+
+def remove_scopes(record: Integration, command: c.RemoveScopes, setting: Setting) -> Draft:
+    """Permit less; scopes of a category that is no longer configured can be removed too."""
+    asked = set(command.scopes)
+    removed = sorted(scope for scope in record.scopes if str(scope) in asked)
+    parse_scopes(tuple(asked - {str(scope) for scope in removed}), setting.catalogue)
+    return Draft(replace(record, scopes=record.scopes - set(removed)), f"removed {_listed(removed)}")
+
+
+def set_limit(record: Integration, command: c.SetRateLimit, setting: Setting) -> Draft:
+    """Set the lasting limit; an administrator who sets a limit means it to be in force, so a raise ends."""
+    quota_of(command.rate_limit_rpm, command.burst)
+    notices: tuple[Notice, ...] = ()
+    if raise_in_force(record, setting.now_us) is not None:
+        notices = (Notice("raise_ended", "rate_limit_rpm", "the temporary raise has ended with this change"),)
+    changed = replace(record, rate_limit_rpm=command.rate_limit_rpm, burst=command.burst, limit_raise=None)
+    return Draft(changed, f"set the limit to {command.rate_limit_rpm} requests per minute", notices)
+
+
+def raise_limit(record: Integration, command: c.RaiseLimit, setting: Setting) -> Draft:
+    """Raise the limit until a moment within 90 days; it replaces an earlier raise."""
+    quota = quota_of(command.rate_limit_rpm, command.burst)
+    if command.rate_limit_rpm <= record.rate_limit_rpm or quota.burst < record.quota.burst:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "rate_limit_rpm",
+            f"a raise to {command.rate_limit_rpm} requests per minute with a burst of {quota.burst} is not"
+            f" above {record.rate_limit_rpm} with {record.quota.burst}",
+            "name a higher limit and no lower burst, or set the lasting limit instead",
+        )
+    ahead_us = command.until_us - setting.now_us
+    if not 0 < ahead_us <= RAISE_MAX_US:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "until_us",
+            "a temporary raise must end in the future, and within 90 days",
+            "name a moment within 90 days; for longer, set the lasting limit",
+        )
+    limit_raise = LimitRaise(command.rate_limit_rpm, command.burst, command.until_us)
+    changed = replace(record, limit_raise=limit_raise)
+    return Draft(changed, f"raised the limit to {command.rate_limit_rpm} requests per minute for a time")
+
+
+def end_raise(record: Integration, command: c.EndLimitRaise, setting: Setting) -> Draft:
+    """End a raise before its time."""
+    if raise_in_force(record, setting.now_us) is None:
+        raise refusal(
+            Code.RAISE_UNKNOWN,
+            "",
+            f"{record.id!r} has no temporary raise in force",
+            f"nothing to do: its limit is {record.rate_limit_rpm} requests per minute",
+        )
+    return Draft(replace(record, limit_raise=None), "ended the temporary raise")
+
+
+def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[Scope]:
+    """
+    Read scopes against the categories in force.
+
+    Raises:
+        InvalidError: every scope that is malformed, unknown or write on a read-only category.
+    """
+    if len(texts) > SCOPES_MAX:
+        raise refusal(
+            Code.TOO_MANY,
+            "scopes",
+            f"{len(texts)} scopes are more than the {SCOPES_MAX} that one change may name",
+            "name each scope once",
+        )
+    scopes: set[Scope] = set()
+    problems: list[Problem] = []
+    for index, text in enumerate(texts):
+        try:
+            scopes.add(catalogue.parse(text))
+        except ScopeError as error:
+            remedy = "write 'category:read' or 'category:write' of a category that is configured"
+            problems.append(Problem(Code.UNKNOWN_SCOPE, f"scopes[{index}]", str(error), remedy))
+    raise_for(problems)
+    return frozenset(scopes)
+
+
+def quota_of(rate_limit_rpm: int, burst: int | None) -> Quota:
+    """
+    The quota of a limit and a burst.
+
+    Raises:
+        InvalidError: one of them is outside its range.
+    """
+    try:
+        quota = Quota.per_minute(rate_limit_rpm)
+    except QuotaError as error:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "rate_limit_rpm",
+            str(error),
+            "name a limit of 1 to 10,000 requests per minute",
+        ) from None
+    if burst is None:
+        return quota
+    try:
+        return Quota.per_minute(rate_limit_rpm, burst)
+    except QuotaError as error:
+        raise refusal(
+            Code.INVALID_VALUE, "burst", str(error), "leave it out for a burst equal to the limit"
+        ) from None
+
+
+def _listed(scopes: Sequence[Scope]) -> str:
+    return ", ".join(map(str, scopes)) if scopes else "no scope"

@@ -1,0 +1,169 @@
+"""
+The lifecycle: what each command does to an integration, and whether this administrator may, now.
+
+Pure: the store hands in the record and what it knows, and writes what comes out as a whole. It calls this
+inside its own transaction, or commits by comparing the generation it read, so that no rule can be passed
+by two changes that cross.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sidecar.domain.integrations import Integration
+from sidecar.domain.lifecycle import allowlists, credentials, limits, standing, webhooks
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.outcome import NO_FACTS, Draft, Facts, Outcome, Setting
+from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
+from sidecar.domain.records import difference
+from sidecar.domain.refusals import Code, RefusedError, raise_for, refusal
+from sidecar.domain.roles import Actor
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.domain.texts import REASON_LENGTH_MAX, text_problems
+
+_RULES: Mapping[type[c.Command], Callable[[Integration, Any, Setting], Draft]] = {
+    c.EditDetails: standing.edit,
+    c.DeleteIntegration: standing.delete,
+    c.AddScopes: limits.add_scopes,
+    c.RemoveScopes: limits.remove_scopes,
+    c.SetAllowlist: allowlists.set_entries,
+    c.AddAllowlistEntries: allowlists.add_entries,
+    c.RemoveAllowlistEntries: allowlists.remove_entries,
+    c.EnableAllowlist: allowlists.enable,
+    c.DisableAllowlist: allowlists.disable,
+    c.SetRateLimit: limits.set_limit,
+    c.RaiseLimit: limits.raise_limit,
+    c.EndLimitRaise: limits.end_raise,
+    c.IssueCredential: credentials.issue,
+    c.RotateCredential: credentials.rotate,
+    c.RevokeCredential: credentials.revoke,
+    c.SetCredentialExpiry: credentials.set_expiry,
+    c.Suspend: standing.suspend,
+    c.Reactivate: standing.reactivate,
+    c.GenerateWebhookSecret: webhooks.generate,
+    c.RotateWebhookSecret: webhooks.rotate,
+}
+_NEED_REASON = (c.Suspend, c.Reactivate)
+
+
+class Lifecycle:
+    """The state machine under one configuration of scope categories."""
+
+    __slots__ = ("catalogue",)
+
+    def __init__(self, catalogue: ScopeCatalogue) -> None:
+        """Check scopes against *catalogue*."""
+        self.catalogue = catalogue
+
+    def apply(
+        self,
+        record: Integration | None,
+        command: c.Command,
+        actor: Actor,
+        now_us: int,
+        facts: Facts = NO_FACTS,
+    ) -> Outcome:
+        """
+        Work out what *command* of *actor* does to *record*.
+
+        Args:
+            record: the record now; None = absent or deleted, see `facts.is_deleted`.
+            command: what is asked.
+            actor: who asks, as the registry knows them.
+            now_us: the store's clock.
+            facts: what the registry knows besides.
+
+        Returns:
+            The new record and what to put on record; `is_change` False when all was so already.
+
+        Raises:
+            RefusedError: forbidden, not found, conflict or invalid; nothing may be written.
+        """
+        actor.require(command.action)
+        is_required = isinstance(command, _NEED_REASON)
+        raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX, is_required=is_required))
+        state = state_of(record, facts.is_deleted, now_us)
+        if state not in TRANSITIONS[type(command)]:
+            raise _refused_by_state(state, command, actor)
+        setting = Setting(
+            actor=actor,
+            now_us=now_us,
+            at_us=max(now_us, facts.recorded_at_us),
+            generation=record.generation + 1 if record is not None else 1,
+            facts=facts,
+            catalogue=self.catalogue,
+        )
+        if record is None:
+            assert isinstance(command, c.CreateIntegration)  # the only one that TRANSITIONS lets through
+            return _outcome(None, standing.create(command, setting), setting)
+        return _outcome(record, _RULES[type(command)](record, command, setting), setting)
+
+
+def _outcome(record: Integration | None, draft: Draft, setting: Setting) -> Outcome:
+    if draft.record == record and not draft.is_deleted:
+        return Outcome(draft.record, draft.summary, {}, {}, draft.notices, is_change=False)
+    changed = replace(draft.record, generation=setting.generation, changed_at_us=setting.at_us)
+    before, after = difference(record, None if draft.is_deleted else changed)
+    return Outcome(
+        changed,
+        draft.summary,
+        before,
+        after,
+        draft.notices,
+        draft.claims,
+        draft.sealed,
+        draft.is_deleted,
+    )
+
+
+def _refused_by_state(state: State, command: c.Command, actor: Actor) -> RefusedError:
+    name = repr(command.integration_id[:80])
+    if isinstance(command, c.CreateIntegration):
+        if state is State.DELETED:
+            return refusal(
+                Code.ID_RETIRED,
+                "integration_id",
+                f"{name} was used by an integration that was deleted; an id is never used again, so that its"
+                " trail has one meaning and a suspension cannot be undone by making it anew",
+                "choose another id",
+            )
+        return refusal(
+            Code.ID_TAKEN, "integration_id", f"{name} exists already", "choose another id, or edit that one"
+        )
+    if state is State.ABSENT:
+        return refusal(
+            Code.INTEGRATION_UNKNOWN,
+            "integration_id",
+            f"there is no integration {name}",
+            "list them, or create it",
+        )
+    if state is State.DELETED:
+        return refusal(
+            Code.INTEGRATION_DELETED,
+            "integration_id",
+            f"{name} was deleted; its trail is kept",
+            "read its audit entries; create another integration under another id",
+        )
+    return _refused_by_standing(state, command, actor)
+
+
+def _refused_by_standing(state: State, command: c.Command, actor: Actor) -> RefusedError:
+    """What an existing integration refuses: to reactivate too early, or to tend credentials that ended."""
+    name = repr(command.integration_id)
+    if isinstance(command, c.Reactivate) and state is State.ACTIVE:
+        return refusal(Code.NOT_SUSPENDED, "", f"{name} is not suspended", "nothing to do: it is active")
+    if isinstance(command, c.Reactivate):
+        return refusal(
+            Code.NO_NEW_CREDENTIAL,
+            "",
+            f"no live credential of {name} was issued since its latest suspension",
+            "issue a new credential first, then reactivate",
+        )
+    return refusal(
+        Code.CREDENTIAL_ENDED,
+        "credential_id",
+        f"every credential of {name} has expired or was invalidated by the suspension",
+        "issue a new credential",
+    )

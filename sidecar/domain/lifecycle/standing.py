@@ -1,0 +1,146 @@
+"""Rules of an integration's standing: create, edit, delete, suspend, reactivate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sidecar.domain.effective import is_invalidated, is_live
+from sidecar.domain.integrations import (
+    CREDENTIALS_MAX,
+    INTEGRATION_ID,
+    SUSPENSIONS_MAX,
+    Integration,
+    Status,
+    Suspension,
+)
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.allowlists import check_entries
+from sidecar.domain.lifecycle.credentials import credential_id_used, new_credential
+from sidecar.domain.lifecycle.limits import parse_scopes, quota_of
+from sidecar.domain.lifecycle.outcome import Draft, Setting
+from sidecar.domain.refusals import Code, Problem, raise_for, refusal
+from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
+
+
+def create(command: c.CreateIntegration, setting: Setting) -> Draft:
+    """Make a record; what is not named is the least: no scopes, no credentials, the default limit."""
+    if not INTEGRATION_ID.fullmatch(command.integration_id):
+        raise refusal(
+            Code.INVALID_VALUE,
+            "integration_id",
+            f"integration id {command.integration_id[:80]!a} must be 1-64 of a-z, 0-9, '.', '_' and '-',"
+            " starting with a letter or digit",
+            "choose another id; it is for ever",
+        )
+    raise_for(_detail_problems(command))
+    quota_of(command.rate_limit_rpm, command.burst)
+    entries, notices = check_entries("allowlist", command.allowlist)
+    record = Integration(
+        id=command.integration_id,
+        name=command.name,
+        scopes=parse_scopes(command.scopes, setting.catalogue),
+        rate_limit_rpm=command.rate_limit_rpm,
+        burst=command.burst,
+        ip_allowlist=entries,
+        is_allowlist_enabled=bool(entries),
+        contact=command.contact,
+        owner=command.owner,
+        third_party_manager=command.third_party_manager,
+        created_at_us=setting.at_us,
+    )
+    return _with_credentials(record, command, setting, Draft(record, f"created {command.name!r}", notices))
+
+
+def _with_credentials(
+    record: Integration, command: c.CreateIntegration, setting: Setting, draft: Draft
+) -> Draft:
+    if len(command.credentials) > CREDENTIALS_MAX:
+        raise refusal(
+            Code.TOO_MANY,
+            "credentials",
+            f"{len(command.credentials)} credentials are more than {CREDENTIALS_MAX}, which is the most",
+            "leave out those that are no longer used",
+        )
+    credentials = tuple(new_credential(fresh, setting) for fresh in command.credentials)
+    claims = tuple(credential.id for credential in credentials)
+    for credential_id in claims:
+        if claims.count(credential_id) > 1:
+            raise credential_id_used(credential_id)
+    return replace(draft, record=replace(record, credentials=credentials), claims=claims)
+
+
+def edit(record: Integration, command: c.EditDetails, setting: Setting) -> Draft:
+    """Change the details that are given."""
+    raise_for(_detail_problems(command))
+    given = {
+        name: value
+        for name in ("name", "contact", "owner", "third_party_manager")
+        if (value := getattr(command, name)) is not None and value != getattr(record, name)
+    }
+    return Draft(replace(record, **given), f"changed {', '.join(given) or 'nothing'}")
+
+
+def delete(record: Integration, command: c.DeleteIntegration, setting: Setting) -> Draft:
+    """End the integration; what is kept of it has no credential and no secret."""
+    ended = replace(record, credentials=(), webhook_secrets=(), limit_raise=None)
+    return Draft(ended, f"deleted {record.name!r}", is_deleted=True)
+
+
+def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
+    """Block it and invalidate every credential; the suspender stays on the list until a reactivation."""
+    others = tuple(one for one in record.suspensions if one.by != setting.actor.id)
+    if len(others) >= SUSPENSIONS_MAX:
+        raise refusal(
+            Code.TOO_MANY,
+            "",
+            f"{record.id!r} is suspended already, by {SUSPENSIONS_MAX} administrators",
+            "nothing to do: every request is refused; revoke credentials that were issued since",
+        )
+    suspension = Suspension(setting.actor.id, setting.at_us, command.reason, setting.generation)
+    changed = replace(
+        record,
+        status=Status.SUSPENDED,
+        suspensions=(*others, suspension),
+        suspended_generation=setting.generation,
+    )
+    ended = sum(is_live(record, one, setting.now_us) for one in record.credentials)
+    return Draft(changed, f"suspended; {ended} live credentials were invalidated")
+
+
+def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> Draft:
+    """
+    Let it in again, with the credentials that were issued since the latest suspension.
+
+    Nobody who suspended it since the last reactivation may, nor an account or a token to which one of
+    them gave access since: four eyes must be the eyes of two people.
+    """
+    suspenders = {suspension.by for suspension in record.suspensions}
+    actor = setting.actor
+    if actor.id in suspenders:
+        raise refusal(
+            Code.SAME_ADMINISTRATOR,
+            "",
+            f"{actor.id!r} suspended {record.id!r} and cannot be the one who reactivates it",
+            "ask another administrator; who that is must not depend on you",
+        )
+    since_us = min((suspension.at_us for suspension in record.suspensions), default=0)
+    for grant in actor.grants:
+        if grant.by in suspenders and grant.at_us >= since_us:
+            raise refusal(
+                Code.GRANTED_BY_SUSPENDER,
+                "",
+                f"{actor.id!r} has this access from {grant.by!r}, who had suspended {record.id!r}",
+                "ask an administrator whose account and token do not come from a suspender",
+            )
+    kept = tuple(one for one in record.credentials if not is_invalidated(record, one))
+    changed = replace(record, status=Status.ACTIVE, credentials=kept, suspensions=())
+    return Draft(changed, f"reactivated; credentials: {', '.join(one.id for one in kept)}")
+
+
+def _detail_problems(command: c.CreateIntegration | c.EditDetails) -> list[Problem]:
+    problems: list[Problem] = []
+    if command.name is not None:
+        problems += text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True)
+    for name in ("contact", "owner", "third_party_manager"):
+        problems += text_problems(name, getattr(command, name) or "", DETAIL_LENGTH_MAX)
+    return problems

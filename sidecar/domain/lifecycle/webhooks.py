@@ -1,0 +1,79 @@
+"""Rules of the webhook signing secrets: one signs, and during a rotation the one before signs along."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from sidecar.domain.integrations import Integration, WebhookSecret
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.credentials import check_overlap
+from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.refusals import Code, refusal
+
+SECRET_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
+SEALED_LENGTH_MAX = 1_024
+
+
+def generate(record: Integration, command: c.GenerateWebhookSecret, setting: Setting) -> Draft:
+    """Make the first secret."""
+    live = live_secrets(record, setting.now_us)
+    if live:
+        raise refusal(
+            Code.SECRET_EXISTS,
+            "",
+            f"{record.id!r} has the webhook secret {live[-1].id} already",
+            "rotate it, with an overlap if its receiver needs time",
+        )
+    secret = _new(record, command.secret, setting)
+    changed = replace(record, webhook_secrets=(secret,))
+    return Draft(changed, f"generated webhook secret {secret.id}", sealed=(command.secret,))
+
+
+def rotate(record: Integration, command: c.RotateWebhookSecret, setting: Setting) -> Draft:
+    """Replace the secret; the latest one signs along for the overlap, an overlap still running ends."""
+    check_overlap(command.overlap_us)
+    live = live_secrets(record, setting.now_us)
+    if not live:
+        raise refusal(
+            Code.SECRET_UNKNOWN, "", f"{record.id!r} has no webhook secret to rotate", "generate one first"
+        )
+    secret = _new(record, command.secret, setting)
+    kept: tuple[WebhookSecret, ...] = ()
+    if command.overlap_us:
+        kept = (replace(live[-1], expires_at_us=setting.now_us + command.overlap_us),)
+    notices = tuple(
+        Notice(
+            "overlap_ended",
+            "overlap_us",
+            f"the overlap of webhook secret {one.id} has ended with this change",
+        )
+        for one in live[:-1]
+    )
+    changed = replace(record, webhook_secrets=(*kept, secret))
+    summary = f"rotated webhook secret {live[-1].id} to {secret.id}"
+    return Draft(changed, summary, notices, sealed=(command.secret,))
+
+
+def live_secrets(record: Integration, now_us: int) -> tuple[WebhookSecret, ...]:
+    """The secrets to sign with at *now_us*: the current one last."""
+    return tuple(
+        one for one in record.webhook_secrets if one.expires_at_us is None or one.expires_at_us > now_us
+    )
+
+
+def _new(record: Integration, secret: c.SealedSecret, setting: Setting) -> WebhookSecret:
+    known = {one.id for one in record.webhook_secrets}
+    if (
+        not SECRET_ID.fullmatch(secret.id)
+        or secret.id in known
+        or not 1 <= len(secret.sealed) <= SEALED_LENGTH_MAX
+    ):
+        raise refusal(
+            Code.INVALID_VALUE,
+            "secret",
+            "a webhook secret needs a new id of 1-32 of 0-9, A-Z, a-z and '-', and a sealed secret of"
+            f" 1-{SEALED_LENGTH_MAX} characters",
+            "generate a new secret",
+        )
+    return WebhookSecret(secret.id, setting.at_us)

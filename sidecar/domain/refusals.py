@@ -1,0 +1,179 @@
+"""
+Refusals: why a change by an administrator was not made, as data that an API and a person can act on.
+
+Every refusal names what was wrong (`code`, `message`), where (`field`) and what to do (`remedy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+
+class Kind(Enum):
+    """The four ways a change can be refused; an API maps each to one status."""
+
+    INVALID = "invalid"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+
+
+class Code(Enum):
+    """
+    What exactly was wrong: a closed list, each with its kind.
+
+    `word` stands in API answers; it never changes once published.
+    """
+
+    INVALID_VALUE = ("invalid_value", Kind.INVALID)
+    REASON_REQUIRED = ("reason_required", Kind.INVALID)
+    HOLDS_SECRET = ("holds_secret", Kind.INVALID)
+    UNKNOWN_SCOPE = ("unknown_scope", Kind.INVALID)
+    TOO_MANY = ("too_many", Kind.INVALID)
+    ALLOWLIST_EMPTY = ("allowlist_empty", Kind.INVALID)
+
+    ROLE_FORBIDS = ("role_forbids", Kind.FORBIDDEN)
+    SAME_ADMINISTRATOR = ("same_administrator", Kind.FORBIDDEN)
+    GRANTED_BY_SUSPENDER = ("granted_by_suspender", Kind.FORBIDDEN)
+    ACTOR_ENDED = ("actor_ended", Kind.FORBIDDEN)
+
+    INTEGRATION_UNKNOWN = ("integration_unknown", Kind.NOT_FOUND)
+    INTEGRATION_DELETED = ("integration_deleted", Kind.NOT_FOUND)
+    CREDENTIAL_UNKNOWN = ("credential_unknown", Kind.NOT_FOUND)
+    ENTRY_UNKNOWN = ("entry_unknown", Kind.NOT_FOUND)
+    SECRET_UNKNOWN = ("secret_unknown", Kind.NOT_FOUND)
+    RAISE_UNKNOWN = ("raise_unknown", Kind.NOT_FOUND)
+    ADMINISTRATOR_UNKNOWN = ("administrator_unknown", Kind.NOT_FOUND)
+    TOKEN_UNKNOWN = ("token_unknown", Kind.NOT_FOUND)
+
+    GENERATION_CONFLICT = ("generation_conflict", Kind.CONFLICT)
+    ID_TAKEN = ("id_taken", Kind.CONFLICT)
+    ID_RETIRED = ("id_retired", Kind.CONFLICT)
+    CREDENTIAL_ID_USED = ("credential_id_used", Kind.CONFLICT)
+    CREDENTIAL_ENDED = ("credential_ended", Kind.CONFLICT)
+    CREDENTIAL_REPLACED = ("credential_replaced", Kind.CONFLICT)
+    NO_NEW_CREDENTIAL = ("no_new_credential", Kind.CONFLICT)
+    NOT_SUSPENDED = ("not_suspended", Kind.CONFLICT)
+    SECRET_EXISTS = ("secret_exists", Kind.CONFLICT)
+    LAST_ADMINISTRATOR = ("last_administrator", Kind.CONFLICT)
+    NOT_EMPTY = ("not_empty", Kind.CONFLICT)
+    IDEMPOTENCY_MISMATCH = ("idempotency_mismatch", Kind.CONFLICT)
+
+    def __init__(self, word: str, kind: Kind) -> None:
+        """Spread the row over named attributes."""
+        self.word = word
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """
+    One thing that was wrong.
+
+    `field` is the command's field, with an index for lists (`entries[3]`), '' = the command as a whole;
+    `remedy` says what to do and is never empty.
+    """
+
+    code: Code
+    field: str
+    message: str
+    remedy: str
+
+
+class RefusedError(Exception):
+    """
+    A change was refused; nothing was changed.
+
+    `problems` has at least one member, all of one kind; the first one speaks for them.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        """Keep *problems*; the text is one line each."""
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{problem.message}: {problem.remedy}" for problem in self.problems))
+
+    @property
+    def code(self) -> Code:
+        """Of the first problem."""
+        return self.problems[0].code
+
+    @property
+    def field(self) -> str:
+        """Of the first problem."""
+        return self.problems[0].field
+
+    @property
+    def remedy(self) -> str:
+        """Of the first problem."""
+        return self.problems[0].remedy
+
+
+class InvalidError(RefusedError):
+    """The command itself is wrong, whatever the state of the registry."""
+
+    kind = Kind.INVALID
+
+
+class ForbiddenError(RefusedError):
+    """This administrator may not do it."""
+
+    kind = Kind.FORBIDDEN
+
+
+class NotFoundError(RefusedError):
+    """What the command names does not exist."""
+
+    kind = Kind.NOT_FOUND
+
+
+class ConflictError(RefusedError):
+    """The state of the registry does not allow it, now."""
+
+    kind = Kind.CONFLICT
+
+
+class GenerationConflictError(ConflictError):
+    """The record has changed since the caller read it; `actual` is its generation now, 0 = absent."""
+
+    def __init__(self, integration_id: str, expected: int, actual: int) -> None:
+        """Say both numbers."""
+        self.expected = expected
+        self.actual = actual
+        now = f"is at generation {actual}" if actual else "does not exist"
+        super().__init__(
+            [
+                Problem(
+                    Code.GENERATION_CONFLICT,
+                    "expected_generation",
+                    f"{integration_id!r} {now}, not at the expected generation {expected}",
+                    "read it again, look at what changed, and send the change with the new generation",
+                )
+            ]
+        )
+
+
+_CLASSES: dict[Kind, type[RefusedError]] = {
+    error.kind: error for error in (InvalidError, ForbiddenError, NotFoundError, ConflictError)
+}
+
+
+def refusal(code: Code, field: str, message: str, remedy: str) -> RefusedError:
+    """The error of one problem, of the class that belongs to its kind."""
+    return _CLASSES[code.kind]([Problem(code, field, message, remedy)])
+
+
+def raise_for(problems: Sequence[Problem]) -> None:
+    """
+    Raise when there are *problems*, all at once, so that one look mends them all.
+
+    Raises:
+        RefusedError: of the kind of the first problem; problems of other kinds are left out.
+    """
+    if problems:
+        kind = problems[0].code.kind
+        raise _CLASSES[kind]([problem for problem in problems if problem.code.kind is kind])

@@ -70,33 +70,30 @@ class ExtAuthzService:
 
     def render(self, decision: Decision) -> bytes:
         """A serialised CheckResponse for *decision*."""
-        taken = decision.taken
-        integration = decision.evaluation.integration
-        decision_id = decision.id.encode()
+        id, reason, evaluation, taken = decision
+        _, integration, credential, key_header, _, scope = evaluation
         if integration is None:
-            return self._unknown_caller_template(decision) % {b"id": decision_id}
-        if taken is None or decision.reason is Reason.IP_NOT_ALLOWED:
-            # Faults are rare; a refused address stands in the text, so no template could be kept.
-            return _serialise(check_response(decision, decision.id, limits_of(decision), self._style))
-        remaining = b"%d" % taken.remaining
-        wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us else b""
-        evaluation = decision.evaluation
+            return self._unknown_caller_template(decision) % {b"id": id.encode()}
+        if reason is Reason.IP_NOT_ALLOWED:
+            # The refused address stands in the text, so no template could be used again.
+            return _serialise(check_response(decision, id, limits_of(decision), self._style))
+        remaining = reset = wait = b""
+        if taken is not None:
+            remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
+            wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us else b""
+        # What stands in the message and is no variable, and the variables' widths. The registry's
+        # objects outlive this service and its style, so the service is part of the key.
         key = (
-            decision.reason, evaluation.credential, evaluation.key_header, evaluation.scope,
-            len(remaining), len(wait),
+            self, reason.word, credential, key_header, scope if reason is Reason.SCOPE_MISSING else None,
+            len(remaining), len(reset), len(wait),
         )  # fmt: skip
         template = integration.fragments.get(key)
         if template is None:
-            template = self._compile(decision, len(remaining), len(wait))
+            template = self._compile(decision, len(remaining), len(reset), len(wait))
             if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
                 integration.fragments.clear()
             integration.fragments[key] = template
-        return template % {
-            b"id": decision_id,
-            b"remaining": remaining,
-            b"reset": b"%d" % seconds_up(taken.reset_at_us),
-            b"wait": wait,
-        }
+        return template % {b"id": id.encode(), b"remaining": remaining, b"reset": reset, b"wait": wait}
 
     def _unknown_caller_template(self, decision: Decision) -> Template:
         template = self._unknown_caller.get(decision.reason)
@@ -108,15 +105,15 @@ class ExtAuthzService:
             self._unknown_caller[decision.reason] = template
         return template
 
-    def _compile(self, decision: Decision, remaining_width: int, wait_width: int) -> Template:
-        integration = decision.evaluation.integration
-        limit = str(integration.limit_rpm) if integration else ""
-        widths = {"id": DECISION_ID_LENGTH, "remaining": remaining_width, "reset": 10, "wait": wait_width}
+    def _compile(self, decision: Decision, remaining: int, reset: int, wait: int) -> Template:
+        """The template of *decision* for figures of these widths."""
+        own = limits_of(decision)
 
         def render(values: Mapping[str, str]) -> bytes:
-            limits = Limits(limit, values["remaining"], values["reset"], values["wait"])
+            limits = own and Limits(own.limit, values["remaining"], values["reset"], values["wait"])
             return _serialise(check_response(decision, values["id"], limits, self._style))
 
+        widths = {"id": DECISION_ID_LENGTH, "remaining": remaining, "reset": reset, "wait": wait}
         return compile_template(render, widths)
 
 
@@ -168,7 +165,8 @@ def check_response(
     if reason.grpc_code == 0:
         allowed = response.ok_response
         allowed.headers.extend(_options(identity_headers(evaluation, decision_id)))
-        allowed.headers_to_remove.append(evaluation.key_header)
+        if evaluation.key_header:
+            allowed.headers_to_remove.append(evaluation.key_header)
         if limits is not None:
             allowed.response_headers_to_add.extend(_options(limit_headers(limits, style)))
     else:
@@ -189,7 +187,8 @@ def check_response(
 
 
 def _serialise(response: CheckResponse) -> bytes:
-    message: bytes = response.SerializeToString()
+    # Deterministic, because a template compares messages byte by byte and maps have no order.
+    message: bytes = response.SerializeToString(deterministic=True)
     return message
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-_CHANGED = re.compile(rb"\x01+")
+_CHANGED = re.compile(rb"[^\x00]+")
 
 Template = bytes
 """A bytes format with `%(name)b` places."""
@@ -41,8 +41,8 @@ def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mappi
 def _places(base: bytes, other: bytes, name: str, width: int) -> list[tuple[int, int, str]]:
     if len(base) != len(other):
         raise ValueError(f"the length of the message depends on {name}")
-    changed = int.from_bytes(base, "big") ^ int.from_bytes(other, "big")  # '0' ^ '1' = 1
-    spans = [match.span() for match in _CHANGED.finditer(changed.to_bytes(len(base), "big"))]
-    if any(stop - start != width for start, stop in spans):
+    changed = (int.from_bytes(base) ^ int.from_bytes(other)).to_bytes(len(base))
+    places = list(_CHANGED.finditer(changed))
+    if any(place[0] != b"\x01" * width for place in places):  # '0' ^ '1' = 1
         raise ValueError(f"{name} does not stand as it is in the message")
-    return [(start, stop, name) for start, stop in spans]
+    return [(*place.span(), name) for place in places]

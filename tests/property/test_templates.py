@@ -1,0 +1,91 @@
+"""Whatever is answered: the bytes from a template are the message that protobuf builds directly."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.bucket import Taken
+from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.policy import Evaluation
+from sidecar.domain.scopes import Scope
+from sidecar.domain.snapshot import Snapshot
+from sidecar.services.decider import Decision
+from sidecar.services.ext_authz import ExtAuthzService, check_response, limits_of
+from sidecar.services.templates import compile_template
+from tests.building import make_decider, make_integration, make_key
+
+KEYS = (make_key(), make_key())
+SNAPSHOT = Snapshot.compile(
+    [
+        make_integration(KEYS[0], id="acme", name="Acme 100 % GmbH", rate_limit_rpm=1),
+        make_integration(
+            KEYS[1], id="a-very.long_id" + 50 * "1", name="北京 " + 100 * "0", rate_limit_rpm=10_000
+        ),
+    ]
+)
+NEXT_ID = DecisionIds()
+
+styles = st.builds(AnswerStyle, st.sampled_from((401, 403)), st.booleans())
+digits = st.integers(0, 20).map(lambda width: 10**width)
+figures = st.one_of(st.integers(0, 99), digits, st.integers(0, 2**53))
+takens = st.builds(Taken, st.sampled_from((0, 1)), figures, figures, figures)
+scopes = st.none() | st.builds(Scope, st.sampled_from(("orders", "crm")), st.sampled_from(("read", "write")))
+addresses = st.none() | st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> Decision:
+    """Any decision that a decider could make, and more."""
+    reason = draw(st.sampled_from(Reason))
+    if reason.is_credential_fault:
+        return Decision(NEXT_ID(), reason, Evaluation(reason), None)
+    key = draw(st.sampled_from(KEYS))
+    credential = SNAPSHOT.credentials[key.credential_id]
+    key_header = draw(st.sampled_from(("x-api-key", "authorization")))
+    evaluation = Evaluation(
+        reason, credential.integration, credential, key_header, draw(addresses), draw(scopes)
+    )
+    is_taken = reason in (Reason.OK, Reason.RATE_LIMITED) or draw(st.booleans())
+    taken = draw(takens) if is_taken else None
+    if taken is not None and reason is Reason.RATE_LIMITED:
+        taken = taken._replace(admitted=0, retry_after_us=max(1, taken.retry_after_us))
+    return Decision(NEXT_ID(), reason, evaluation, taken)
+
+
+@cache
+def service(style: AnswerStyle) -> ExtAuthzService:
+    """One service for each style, kept over all examples, so templates meet many values."""
+    return ExtAuthzService(make_decider(), style)
+
+
+@given(styles, decisions())
+def test_render__is_what_protobuf_builds(style: AnswerStyle, decision: Decision) -> None:
+    """For every reason, width, style and integration, byte for byte the same message."""
+    expected = check_response(decision, decision.id, limits_of(decision), style)
+    for _ in range(2):
+        assert CheckResponse.FromString(service(style).render(decision)) == expected
+
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+
+
+@given(st.lists(st.sampled_from(("id", "left", "wait")) | texts, max_size=10), st.data())
+def test_compile__formats_to_what_render_gives(parts: list[str], data: st.DataObject) -> None:
+    """For any message and any values of the template's widths, formatting and rendering agree."""
+    values = {
+        name: data.draw(st.text("0123456789abcXYZ", min_size=1, max_size=22))
+        for name in ("id", "left", "wait")
+    }
+
+    def render(given: dict[str, str]) -> bytes:
+        return b"".join(b"." + given.get(part, part).encode() for part in parts)
+
+    template = compile_template(
+        lambda given: render(dict(given)), {name: len(text) for name, text in values.items()}
+    )
+    assert template % {name.encode(): text.encode() for name, text in values.items()} == render(values)

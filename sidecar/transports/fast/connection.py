@@ -295,10 +295,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def cut(self) -> bool:
         """Close at once; True = an unanswered call or an untaken answer was cut off."""
-        if self._is_over:
-            cut_off = self._transport.get_write_buffer_size() > 0
-        else:
-            cut_off = self._streams.has_unanswered or self._http2.queued_body_size() > 0
+        cut_off = self._transport.get_write_buffer_size() > 0
+        if not self._is_over:
+            cut_off |= self._streams.has_unanswered or self._http2.queued_body_size() > 0
             last_words = b""
             with contextlib.suppress(NGH2Error):
                 # Answers first: terminating drops what is still queued.

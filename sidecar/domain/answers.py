@@ -9,10 +9,10 @@ by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticat
 from __future__ import annotations
 
 import json
-import socket
 from typing import NamedTuple
 from urllib.parse import quote
 
+from sidecar.domain.cidr import Address, format_address
 from sidecar.domain.credential_sources import IDENTITY_HEADERS
 from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import Evaluation
@@ -173,7 +173,5 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             return "The request could not be checked just now. Retry in a second."
 
 
-def _address_text(address: bytes | None) -> str:
-    if address is None:
-        return "an address that could not be established"
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+def _address_text(address: Address | None) -> str:
+    return "an address that could not be established" if address is None else format_address(address)

@@ -15,8 +15,8 @@ address that leaves a table's skipped bits lies before or after all of its start
 end gives the right answer.
 
 Why one layout serves both uses: an integration's allowlist (at most 50 blocks, so at most 101 starts) is
-a single bucket, two flat arrays of about a kilobyte in all; a list of a million is the same two arrays
-under some thousand tables. The depth is bounded by the width of the address, never by the number of
+a single bucket, two flat arrays of under a kilobyte in all; a list of a million is the same two arrays
+under a few hundred tables. The depth is bounded by the width of the address, never by the number of
 prefixes.
 
 IPv6 addresses are two 64-bit numbers: a first trie over the high one; where blocks longer than /64 exist
@@ -172,13 +172,15 @@ def _burst(starts: array[int], low: int, high: int) -> _Table:
     """
     Spread starts[low:high] over a table.
 
-    The highest bit in which they differ is the first one the table looks at, so at least two slots are
-    in use and the recursion ends; with at least five bits to a table, after 13 of them at the most.
+    The first start may lie far before the others (a region begins with 0): it does not count for the bits
+    to skip and goes to slot 0. The highest bit in which the others differ is the first one the table looks
+    at, so at least two slots are in use and the recursion ends; with five or more bits to a table, after 13
+    of them at the most.
     """
-    span_bits = (starts[low] ^ starts[high - 1]).bit_length()
+    span_bits = (starts[low + 1] ^ starts[high - 1]).bit_length()
     bits = max(1, ((high - low) // _STARTS_PER_SLOT).bit_length() - 1)
     shift = span_bits - bits
-    first = starts[low] >> span_bits << span_bits
+    first = starts[low + 1] >> span_bits << span_bits
     offsets = array("I", [low])
     for slot in range(1, 1 << bits):
         offsets.append(bisect_left(starts, first + (slot << shift), offsets[-1], high))

@@ -53,7 +53,7 @@ class Client:
         if path:
             self._connection = _UnixConnection(path, timeout_s)
         else:
-            self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+            self._connection = _Connection("127.0.0.1", port, timeout=timeout_s)
 
     def send(
         self, method: str, path: str, headers: Iterable[Header] = (), body: bytes | None = None
@@ -85,7 +85,14 @@ class Client:
         self._connection.close()
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class _Connection(http.client.HTTPConnection):
+    """HTTP/1.1 that sends a path's bytes as they are, also those that no URL may hold."""
+
+    def _encode_request(self, request: str) -> bytes:
+        return request.encode("latin-1")
+
+
+class _UnixConnection(_Connection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: str, timeout_s: float) -> None:

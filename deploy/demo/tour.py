@@ -1,0 +1,146 @@
+"""The demo: start everything, play the scenes, tell what happened, stop everything."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import textwrap
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from deploy.demo.calling import Answer, send
+from deploy.demo.envoy import TCP_CONFIG, Envoy, running_envoy
+from deploy.demo.scenes import Cast, Scene, scenes
+from deploy.demo.sidecar import ReservedPort, Sidecar, write_registry
+from deploy.demo.upstream import running_upstream
+
+TEXT_WIDTH = 76
+KEY_SHOWN_LENGTH = 15
+"""Characters of an API key that are shown: the prefix and the public credential id."""
+
+
+class UnexpectedAnswerError(Exception):
+    """An answer is not what the configuration promises."""
+
+
+def run(console: Console) -> None:
+    """
+    Play the whole demo; whatever happens, everything that was started is stopped again.
+
+    Raises:
+        UnexpectedAnswerError: an answer was not the promised one; all scenes have been played.
+        ProgramError: a program did not start.
+    """
+    with ExitStack() as stage:
+        folder = Path(tempfile.mkdtemp(prefix="sidecar-demo-"))
+        stage.callback(shutil.rmtree, folder)
+        cast = Cast()
+        registry = folder / "registry.yaml"
+        write_registry(registry, cast.registered)
+        app_port = stage.enter_context(running_upstream())
+        port = ReservedPort()
+        stage.callback(port.close)
+        with console.status("Starting the sidecar and Envoy ..."):
+            sidecar = stage.enter_context(Sidecar(folder, f"127.0.0.1:{port.number}", registry))
+            envoy = stage.enter_context(running_envoy(TCP_CONFIG, app_port, sidecar.address, folder))
+        _introduce(console, envoy, sidecar, app_port)
+        unexpected = [
+            fault
+            for number, scene in enumerate(scenes(cast), 1)
+            if (fault := _play(console, number, scene, envoy.port))
+        ]
+        _count(console, sidecar)
+    console.print("\nEnvoy, the sidecar and the API are stopped.")
+    if unexpected:
+        raise UnexpectedAnswerError("\n".join(unexpected))
+    console.print("[green]Every answer was the one that the configuration promises.[/]")
+
+
+def _introduce(console: Console, envoy: Envoy, sidecar: Sidecar, app_port: int) -> None:
+    version = envoy.admin("/server_info").json()["version"].split("/")[1]
+    console.print(f"[bold]Envoy {version}[/] listens on http://127.0.0.1:{envoy.port} ({TCP_CONFIG.name}),")
+    console.print(f"asks the [bold]sidecar[/] on {sidecar.address} about each request, and forwards")
+    console.print(
+        f"what it allows to an [bold]API[/] on 127.0.0.1:{app_port} that answers with what it received."
+    )
+
+
+def _play(console: Console, number: int, scene: Scene, port: int) -> str:
+    """Play one scene; return what was unexpected about it, or ''."""
+    console.print(f"\n[bold]{number}. {scene.title}[/]")
+    for line in textwrap.wrap(scene.story, TEXT_WIDTH):
+        console.print(f"   {escape(line)}")
+    key = [] if scene.owner is None else scene.owner.headers
+    answers = [send(port, scene.method, scene.path, key) for _ in range(scene.times)]
+    for line in (*_request(scene, port), *_repeats(answers), *_answer(scene, answers[-1])):
+        console.print(line, soft_wrap=True)
+    return _fault(number, scene, answers)
+
+
+def _request(scene: Scene, port: int) -> list[str]:
+    key = scene.owner.key.api_key[:KEY_SHOWN_LENGTH] + "..."
+    return [f"   [cyan]$ curl -i -H 'x-api-key: {key}' 'http://127.0.0.1:{port}{escape(scene.path)}'[/]"]
+
+
+def _repeats(answers: list[Answer]) -> list[str]:
+    if len(answers) == 1:
+        return []
+    statuses = ", ".join(str(answer.status) for answer in answers[:-1])
+    return [f"   the first {len(answers) - 1} answers: {statuses}; the last one:"]
+
+
+def _answer(scene: Scene, answer: Answer) -> list[str]:
+    colour = "green" if answer.status < 400 else "yellow"
+    lines = [f"   [{colour}]{answer.status} {HTTPStatus(answer.status).phrase}[/]"]
+    for name in scene.headers:
+        for value in answer.all(name):
+            lines.append(f"   {name}: {escape(value)}{_in_words(name, value)}")
+    if answer.status < 400:
+        lines.append("   what the API received about the caller; the API key is gone:")
+        received = answer.json()["headers"]
+        lines += [f"     {name}: {escape(value)}" for name, value in received if name in scene.upstream]
+    else:
+        lines += [f"   {escape(line)}" for line in textwrap.wrap(answer.json()["detail"], TEXT_WIDTH)]
+    return lines
+
+
+def _in_words(name: str, value: str) -> str:
+    """What a number in a header means to a person."""
+    if name == "x-ratelimit-reset":
+        moment = datetime.fromtimestamp(int(value), UTC)
+        seconds = max(0, int(value) - int(time.time()))
+        return f"   [dim]<- in {seconds} s, at {moment:%H:%M:%S} UTC, the whole burst is back[/]"
+    if name == "retry-after":
+        return f"   [dim]<- the next request passes in {value} s[/]"
+    return ""
+
+
+def _fault(number: int, scene: Scene, answers: list[Answer]) -> str:
+    """What of the answers the configuration does not promise, or ''."""
+    last = answers[-1]
+    statuses = [answer.status for answer in answers]
+    expected = [200] * (len(answers) - 1) + [scene.status]
+    reason = "".join(last.all("x-auth-reason"))
+    missing = [name for name in scene.headers if len(last.all(name)) != 1]
+    if scene.owner.key.api_key.encode() in last.body:
+        return f"scene {number}, {scene.title}: the API received the API key"
+    if (statuses, reason, missing) == (expected, scene.reason, []):
+        return ""
+    return (
+        f"scene {number}, {scene.title}: expected {expected} {scene.reason or 'allowed'},"
+        f" got {statuses} {reason or 'allowed'}; missing headers: {', '.join(missing) or 'none'}"
+    )
+
+
+def _count(console: Console, sidecar: Sidecar) -> None:
+    """Show what the sidecar counted."""
+    console.print("\n[bold]What the sidecar counted[/] (/metrics)")
+    for line in sidecar.admin("/metrics").body.decode().splitlines():
+        if line.startswith("sidecar_decisions_total{") and not line.endswith(" 0.0"):
+            console.print(f"   {escape(line.removesuffix('.0'))}", soft_wrap=True)

@@ -1,0 +1,166 @@
+"""A sidecar behind a real Envoy in front of an API, and the integrations that call it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.calling import Answer, Header, send
+from deploy.demo.envoy import TCP_CONFIG, UNIX_CONFIG, Edit, Envoy, running_envoy
+from deploy.demo.programs import ProgramError
+from deploy.demo.sidecar import Owner, ReservedPort, Sidecar, write_registry
+from deploy.demo.upstream import running_upstream
+
+LIMITED_RPM = 1
+LIMITED_BURST = 3
+LIMITED_OWNERS = 40
+
+
+class People:
+    """The owners of one registry: who they are stands in their names."""
+
+    def __init__(self) -> None:
+        """Make fresh keys for everybody."""
+        ample = {"rate_limit_rpm": 10_000}
+        read = ["inventory:read", "orders:read"]
+        self.reader = Owner("reader", "Café Reader, 100 %", scopes=read, **ample)
+        self.financier = Owner("financier", "Financier", scopes=["finance:read", "finance:write"], **ample)
+        self.suspended = Owner("suspended", "Suspended", scopes=read, status="suspended", **ample)
+        self.foreigner = Owner(
+            "foreigner", "Elsewhere", scopes=read, ip_allowlist=["198.51.100.0/24"], **ample
+        )
+        self.neighbour = Owner("neighbour", "Nearby", scopes=read, ip_allowlist=["127.0.0.0/8"], **ample)
+        self.expired = Owner("expired", "Expired", scopes=read, expires_at="2020-01-01T00:00:00Z", **ample)
+        self.stranger = Owner("stranger", "Not in the registry")
+        self._limited = [
+            Owner(f"limited-{n}", "Limited", scopes=read, rate_limit_rpm=LIMITED_RPM, burst=LIMITED_BURST)
+            for n in range(LIMITED_OWNERS)
+        ]
+        self._unused = list(self._limited)
+
+    @property
+    def registered(self) -> list[Owner]:
+        """Everybody in the registry: all but the stranger."""
+        known = (self.reader, self.financier, self.suspended, self.foreigner, self.neighbour, self.expired)
+        return [*known, *self._limited]
+
+    def limited(self) -> Owner:
+        """An owner with `LIMITED_RPM` and `LIMITED_BURST` whose bucket nobody has touched."""
+        return self._unused.pop()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to put the parts together."""
+
+    unix: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
+    edit: Edit | None = None
+
+
+class Stack:
+    """Everything of one kind, running; `close` stops it all."""
+
+    def __init__(self, kind: Kind) -> None:
+        """Start the API, the sidecar and Envoy, in this order, and wait for each."""
+        self._parts = ExitStack()
+        self.kind = kind
+        # A short path: that of a Unix socket has at most 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="sidecar-e2e-"))
+        self._parts.callback(shutil.rmtree, self.folder)
+        try:
+            self.people = People()
+            self.registry = self.folder / "registry.yaml"
+            write_registry(self.registry, self.people.registered)
+            self.app_port = self._parts.enter_context(running_upstream())
+            self.address = self._address()
+            self.sidecar = self.start_sidecar()
+            self.envoy = self.start_envoy()
+        except BaseException:
+            self.close()
+            raise
+
+    def _address(self) -> str:
+        if self.kind.unix:
+            return f"unix:{self.folder}/grpc.sock"
+        port = ReservedPort()
+        self._parts.callback(port.close)
+        return f"127.0.0.1:{port.number}"
+
+    def start_sidecar(self, name: str = "sidecar") -> Sidecar:
+        """Start a sidecar of this stack's kind, at its address; one that runs already needs another name."""
+        sidecar = Sidecar(self.folder, self.address, self.registry, name, **dict(self.kind.settings))
+        self._parts.callback(sidecar.stop)
+        return sidecar
+
+    def start_envoy(self) -> Envoy:
+        """Start an Envoy with this stack's configuration."""
+        config = UNIX_CONFIG if self.kind.unix else TCP_CONFIG
+        envoy = running_envoy(config, self.app_port, self.address, self.folder, self.kind.edit)
+        self._parts.callback(envoy.stop)
+        return envoy
+
+    def close(self) -> None:
+        """Stop everything, in reverse order."""
+        self._parts.close()
+
+    def get(self, path: str, owner: Owner | None = None, headers: Iterable[Header] = ()) -> Answer:
+        """GET *path* through Envoy with *owner*'s key and *headers* after it."""
+        return self.send("GET", path, owner, headers)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        owner: Owner | None = None,
+        headers: Iterable[Header] = (),
+        body: bytes | None = None,
+    ) -> Answer:
+        """Send a request through Envoy with *owner*'s key and *headers* after it."""
+        key = [] if owner is None else owner.headers
+        return send(self.envoy.port, method, path, [*key, *headers], body)
+
+
+class Stacks:
+    """The stacks that tests share, each started when it is first asked for."""
+
+    def __init__(self, kinds: dict[str, Kind]) -> None:
+        """Know *kinds* by name."""
+        self._kinds = kinds
+        self._running: dict[str, Stack] = {}
+        self._failed: dict[str, ProgramError] = {}
+
+    def get(self, name: str) -> Stack:
+        """
+        The shared stack of this kind.
+
+        Raises:
+            ProgramError: it did not start; it is not tried a second time.
+        """
+        if name in self._failed:
+            raise self._failed[name]
+        if name not in self._running:
+            try:
+                self._running[name] = Stack(self._kinds[name])
+            except ProgramError as error:
+                self._failed[name] = error
+                raise
+        return self._running[name]
+
+    def close(self) -> None:
+        """Stop all of them."""
+        for stack in self._running.values():
+            stack.close()
+
+
+def upstream_headers(answer: Answer) -> dict[str, list[str]]:
+    """What reached the API, by lower-case name: all values of each header."""
+    headers: dict[str, list[str]] = {}
+    for name, value in answer.json()["headers"]:
+        headers.setdefault(name, []).append(value)
+    return headers

@@ -38,10 +38,10 @@ IPV6_STARTS = (0x2001, 0x2400, 0x2404, 0x2408, 0x2600, 0x2607, 0x2804, 0x2A00, 0
 
 METHOD = (
     f"Seeded prefixes, {IPV4_SHARE:.0%} IPv4, lengths as in routing tables plus single hosts. Memory is the"
-    " growth of the resident set in a fresh process, build garbage given back to the system. pytricia is frozen,"
-    " its fastest form. Look-ups take packed addresses and alternate between both sides in one process: best"
-    f" of {ROUNDS} rounds over {SAMPLES:,} shuffled addresses. Both sides must give the same answers. The"
-    " ratio is theirs to ours: above 1 the trie needs less."
+    " growth of the resident set in a fresh process, build garbage given back to the system. pytricia is"
+    " frozen, its fastest form. Look-ups take packed addresses and alternate between both sides in one"
+    f" process: best of {ROUNDS} rounds over {SAMPLES:,} shuffled addresses. Both sides must give the same"
+    " answers. The ratio is theirs to ours: above 1 the trie needs less."
 )
 
 

@@ -18,20 +18,23 @@ def wall_clock_us() -> int:
 
 class EmbeddedBucketStore:
     """
-    Buckets of one process. A full bucket is not stored, so what is kept is what is in use.
+    Buckets of one process.
 
-    At most *buckets_max* are kept. When that many are in use, full ones are dropped; when none is
-    full, takes from further buckets are refused as overloaded: dropping a used bucket would hand
-    out its tokens again.
+    At most *buckets_max* are kept. When a further one needs a place, those that are full again are
+    dropped; when none is full, its takes are refused as overloaded: dropping a used bucket would hand
+    out its tokens again. Looking for full ones walks over all, so it is not done again before the
+    first of them can have become full.
     """
 
-    __slots__ = ("_buckets_max", "_clock_us", "_levels")
+    __slots__ = ("_buckets_max", "_clock_us", "_full_at_us", "_levels", "_searched_at_us")
 
     def __init__(self, clock_us: Callable[[], int] = wall_clock_us, buckets_max: int = BUCKETS_MAX) -> None:
         """Read the time from *clock_us*, once a take."""
         self._clock_us = clock_us
         self._buckets_max = buckets_max
         self._levels: dict[str, Level] = {}
+        self._searched_at_us = 0  # the last search for full buckets, and when it found
+        self._full_at_us = 0  # that the first of those in use would be full
 
     def __len__(self) -> int:
         """Buckets that are kept now."""
@@ -43,9 +46,10 @@ class EmbeddedBucketStore:
             return self._take_several(buckets, asked)
         key = buckets.keys[0]
         levels = self._levels
-        taken, level = draw(levels.get(key), buckets.quotas[0], asked, self._clock_us())
+        now_us = self._clock_us()
+        taken, level = draw(levels.get(key), buckets.quotas[0], asked, now_us)
         if level is not None:
-            if key not in levels and len(levels) >= self._buckets_max and not self._make_room(1):
+            if len(levels) >= self._buckets_max and not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
             levels[key] = level
         return taken
@@ -55,21 +59,30 @@ class EmbeddedBucketStore:
         raise NotImplementedError("the embedded store answers every take at once")
 
     def _take_several(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
+        now_us = self._clock_us()
         levels = [self._levels.get(key) for key in buckets.keys]
-        taken, drawn = draw_all(levels, buckets.quotas, asked, buckets.cost, self._clock_us())
+        taken, drawn = draw_all(levels, buckets.quotas, asked, buckets.cost, now_us)
         if drawn is not None:
-            return taken if self._store(buckets.keys, drawn) else StoreFault.OVERLOADED
+            if not self._has_room(buckets.keys, now_us):
+                return StoreFault.OVERLOADED
+            self._levels.update(zip(buckets.keys, drawn, strict=True))
         return taken
 
-    def _store(self, keys: Sequence[str], drawn: Sequence[Level]) -> bool:
-        new = sum(key not in self._levels for key in keys)
-        if len(self._levels) + new > self._buckets_max and not self._make_room(new):
-            return False
-        self._levels.update(zip(keys, drawn, strict=True))
-        return True
+    def _has_room(self, keys: Sequence[str], now_us: int) -> bool:
+        """Whether the buckets *keys* can be kept, after full ones have given way if need be."""
+        if self._fit(keys):
+            return True
+        if not self._searched_at_us <= now_us < self._full_at_us:
+            self._drop_full(now_us)
+        return self._fit(keys)
 
-    def _make_room(self, wanted: int) -> bool:
-        """Drop the buckets that are full again; say whether *wanted* more fit now."""
-        now_us = self._clock_us()
-        self._levels = {key: level for key, level in self._levels.items() if level.tat_us > now_us}
-        return len(self._levels) + wanted <= self._buckets_max
+    def _fit(self, keys: Sequence[str]) -> bool:
+        new = sum(key not in self._levels for key in keys)
+        return len(self._levels) + new <= self._buckets_max
+
+    def _drop_full(self, now_us: int) -> None:
+        levels = self._levels
+        for key in [key for key, level in levels.items() if level.tat_us <= now_us]:
+            del levels[key]
+        self._searched_at_us = now_us
+        self._full_at_us = min((level.tat_us for level in levels.values()), default=0)

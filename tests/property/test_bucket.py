@@ -19,35 +19,13 @@ from sidecar.domain.bucket import (
     draw,
     draw_all,
 )
+from tests.exact_bucket import ExactBucket
 
 NOW_US = 1_764_000_000_000_000
 YEAR_2200_US = 7_258_118_400_000_000
 
 Step = tuple[int, int]
 """Microseconds since the step before, and takes asked."""
-
-
-class ExactBucket:
-    """A token bucket in exact fractions, refilled continuously: what the integers must never exceed."""
-
-    def __init__(self, tokens_per_us: Fraction, burst: int, now_us: int) -> None:
-        """Begin full."""
-        self.tokens_per_us = tokens_per_us
-        self.burst = burst
-        self.tokens = Fraction(burst)
-        self.now_us = now_us
-
-    def at(self, now_us: int) -> Fraction:
-        """The tokens there at *now_us*."""
-        self.tokens = min(Fraction(self.burst), self.tokens + self.tokens_per_us * (now_us - self.now_us))
-        self.now_us = now_us
-        return self.tokens
-
-    def change(self, tokens_per_us: Fraction, burst: int) -> None:
-        """Another limit: used tokens, rounded up, stay used; never more than the new burst."""
-        used = -((self.tokens - self.burst) // 1)
-        self.tokens_per_us, self.burst = tokens_per_us, burst
-        self.tokens = Fraction(burst - min(used, burst))
 
 
 limits_rpm = st.integers(1, LIMIT_RPM_MAX)

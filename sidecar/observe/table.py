@@ -75,10 +75,95 @@ DECISION_METRICS = (
     ),
 )  # fmt: skip
 
+PROCESS_METRICS = (
+    MetricSpec("sidecar_ready", Kind.GAUGE, "1 while /readyz answers 200, else 0."),
+    MetricSpec("sidecar_registry_integrations", Kind.GAUGE, "Integrations in the registry in force."),
+    MetricSpec("sidecar_registry_credentials", Kind.GAUGE, "Credentials in the registry in force."),
+    MetricSpec(
+        "sidecar_registry_loaded_timestamp_seconds",
+        Kind.GAUGE,
+        "When the registry in force was loaded, Unix time.",
+    ),
+    MetricSpec(
+        "sidecar_registry_reloads_total",
+        Kind.COUNTER,
+        "Registry files read again; failed = the former registry stays in force.",
+        labels=(("result", ("ok", "unchanged", "failed")),),
+    ),
+    MetricSpec("sidecar_log_lines_dropped_total", Kind.COUNTER, "Log lines dropped: too many, or not read."),
+)
+
+STORE_ERROR_CODES = (
+    "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING", "BUSY",
+    "NOREPLICAS", "MISCONF", "OOM", "NOAUTH", "NOPERM", "WRONGPASS", "other",
+)  # fmt: skip
+
+STORE_METRICS = (
+    MetricSpec("sidecar_store_takes_total", Kind.COUNTER, "Takes and peeks sent to the shared store."),
+    MetricSpec(
+        "sidecar_store_takes_merged_total",
+        Kind.COUNTER,
+        "Of these, takes that shared the entry of an equal one in their batch.",
+    ),
+    MetricSpec("sidecar_store_batches_total", Kind.COUNTER, "Batches of takes sent to a node of the store."),
+    MetricSpec(
+        "sidecar_store_calls_total",
+        Kind.COUNTER,
+        "Script calls sent: one for each batch, in a Cluster one for each partition of it.",
+    ),
+    MetricSpec(
+        "sidecar_store_trip_duration_seconds",
+        Kind.HISTOGRAM,
+        "Time from sending a batch to its last reply.",
+        buckets_ns=(
+            50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
+            25_000_000, 50_000_000, 100_000_000, 250_000_000, 500_000_000,
+        ),
+    ),
+    MetricSpec(
+        "sidecar_store_faults_total",
+        Kind.COUNTER,
+        "Takes without an outcome, by why.",
+        labels=(("fault", ("unavailable", "timeout", "overloaded", "superseded")),),
+    ),
+    MetricSpec(
+        "sidecar_store_error_replies_total",
+        Kind.COUNTER,
+        "Error replies of the store, by code.",
+        labels=(("code", STORE_ERROR_CODES),),
+    ),
+    MetricSpec(
+        "sidecar_store_denials_from_memory_total",
+        Kind.COUNTER,
+        "Takes refused without a trip, because their bucket was known to be empty still.",
+    ),
+    MetricSpec("sidecar_store_breakers_open", Kind.GAUGE, "Nodes of the store that are not asked now."),
+    MetricSpec("sidecar_store_breaker_trips_total", Kind.COUNTER, "Times that a node's breaker opened."),
+    MetricSpec("sidecar_store_connections_open", Kind.GAUGE, "Connections to the store that are in use."),
+    MetricSpec(
+        "sidecar_store_connects_total",
+        Kind.COUNTER,
+        "Attempts to connect to a node of the store.",
+        labels=(("result", ("ok", "failed")),),
+    ),
+    MetricSpec(
+        "sidecar_store_script_loads_total",
+        Kind.COUNTER,
+        "Times that the store had lost a script and was sent it again.",
+    ),
+    MetricSpec(
+        "sidecar_store_topology_changes_total",
+        Kind.COUNTER,
+        "Times that partitions of a Cluster moved to other nodes.",
+    ),
+)  # fmt: skip
+
 TABLE = MetricTable(
     (
         *DECISION_METRICS,
+        *STORE_METRICS,
         *TRANSPORT_METRICS,
+        *PROCESS_METRICS,
     )
 )
 """Every metric of the program."""

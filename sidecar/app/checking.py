@@ -1,0 +1,43 @@
+"""Everything of a configuration that can be checked without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.app.config import Config, load_config
+from sidecar.app.wiring import LoadedConfig
+from sidecar.stores.file_faults import FaultList, FileFaultsError
+from sidecar.transports.server import ListenError
+from sidecar.transports.tls import server_context
+
+
+def check(path: Path | None) -> LoadedConfig:
+    """
+    Read the configuration at *path* (None = the default one) and all that it names.
+
+    Raises:
+        FileFaultsError: there are mistakes, in whichever of the files.
+    """
+    config = load_config(path)
+    faults = FaultList(config.tree.file)
+    loaded: LoadedConfig | None = None
+    try:
+        loaded = LoadedConfig(config)
+    except FileFaultsError as error:
+        faults.extend(error)
+    _check_tls(config, faults)
+    faults.raise_any()
+    assert loaded is not None
+    return loaded
+
+
+def _check_tls(config: Config, faults: FaultList) -> None:
+    for kind in ("grpc", "admin"):
+        for index in range(len(getattr(config.settings.listen, kind))):
+            files = config.tls_files(kind, index)
+            if files is None:
+                continue
+            try:
+                server_context(files)
+            except ListenError as error:
+                faults.put(config.fault(("listen", kind, index, "tls"), str(error)))

@@ -1,0 +1,70 @@
+"""`sidecar check-config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.app.cli.exits import telling_mistakes
+
+if TYPE_CHECKING:
+    from sidecar.app.config import Config
+    from sidecar.app.wiring import LoadedConfig
+
+
+def check_config(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="The configuration file. Default: sidecar.yaml in this directory if there is one.",
+        ),
+    ] = None,
+) -> None:
+    """
+    Check a configuration with everything that it names, without running it.
+
+    Reads the configuration (with the environment on top, as `serve` does), the registry and the TLS
+    files, and looks for routes that can never match. Exits with 1 after naming every mistake.
+    """
+    with telling_mistakes():
+        from sidecar.app.checking import check
+
+        loaded = check(file)
+    _print_summary(loaded.config, loaded)
+
+
+def _print_summary(config: Config, loaded: LoadedConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = config.settings
+    table = Table.grid(padding=(0, 2))
+    table.add_row("configuration", config.tree.file)
+    table.add_row("gRPC", _addresses(config, "grpc") + f"  (transport: {settings.transport})")
+    table.add_row("admin", _addresses(config, "admin"))
+    table.add_row("routes", str(len(settings.routes)))
+    table.add_row("registry", _registry(loaded))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print("[green]No mistakes.[/green]")
+    console.print(table)
+    for warning in (*loaded.rules.warnings, *loaded.registry.warnings):
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _addresses(config: Config, kind: str) -> str:
+    from sidecar.app.wiring import endpoints
+
+    return ", ".join(f"{one}{' (TLS)' if one.tls else ''}" for one in endpoints(config, kind)) or "off"
+
+
+def _registry(loaded: LoadedConfig) -> str:
+    if loaded.source is None:
+        return "none: every API key is refused"
+    snapshot = loaded.registry.snapshot
+    return (
+        f"{loaded.source.file}: {len(snapshot.integrations)} integrations,"
+        f" {len(snapshot.credentials)} credentials"
+    )

@@ -1,0 +1,60 @@
+"""Exit codes, and how mistakes of users end a command: in a sentence, never in a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from sidecar.domain.api_keys import ApiKeyError
+from sidecar.stores.file_faults import FileFaultsError
+from sidecar.transports.server import ListenError
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+"""Something is invalid or refused: a configuration, a registry, a sidecar that does not answer."""
+EXIT_USAGE = 2
+"""Wrong arguments, or an address that cannot be listened on."""
+EXIT_DENIED = 3
+"""`decide` and `ask`: the request is denied."""
+
+
+class CommandError(Exception):
+    """A command cannot go on; the message is for the user."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_REFUSED) -> None:
+        """End with *exit_code* after telling *message*."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def telling_mistakes() -> Iterator[None]:
+    """
+    End the command with one clear line for each mistake.
+
+    Raises:
+        Exit: there was one; carries the exit code.
+    """
+    try:
+        yield
+    except FileFaultsError as error:
+        noun = "mistake" if error.total == 1 else "mistakes"
+        _tell(f"{error.total} {noun}; nothing was started or changed", *error.lines())
+        raise typer.Exit(EXIT_REFUSED) from None
+    except ListenError as error:
+        _tell(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
+    except CommandError as error:
+        _tell(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except ApiKeyError as error:
+        _tell(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
+
+
+def _tell(problem: str, *details: str) -> None:
+    typer.echo(f"sidecar: {problem}", err=True)
+    for detail in details:
+        typer.echo(f"  {detail}", err=True)

@@ -1,0 +1,40 @@
+"""Whether this process should get traffic, by named components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sidecar.observe.metrics import Metrics
+
+
+class Component(NamedTuple):
+    """One thing that must be ready, and its state in a word."""
+
+    is_ready: bool
+    state: str
+
+
+class Readiness:
+    """Ready = every component is; `/readyz` and the gauge `sidecar_ready` tell it."""
+
+    def __init__(self, metrics: Metrics, components: tuple[str, ...]) -> None:
+        """Expect *components*, each of them 'starting'."""
+        self._metrics = metrics
+        self._components = {name: Component(False, "starting") for name in components}
+        self._metrics.set("sidecar_ready", to=0)
+
+    @property
+    def is_ready(self) -> bool:
+        """True when every component is ready."""
+        return all(component.is_ready for component in self._components.values())
+
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """The components by name."""
+        return self._components
+
+    def set(self, name: str, is_ready: bool, state: str) -> None:
+        """State anew how *name* is."""
+        self._components[name] = Component(is_ready, state)
+        self._metrics.set("sidecar_ready", to=int(self.is_ready))

@@ -1,0 +1,136 @@
+"""The registry file as a source of snapshots: what changed since the last look, compiled."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from sidecar.domain.integrations import Integration
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.domain.snapshot import Snapshot
+from sidecar.stores.file_faults import FileFault
+from sidecar.stores.registry_file import load_registry_bytes, parse_registry
+
+LOADING_SWITCH_INTERVAL_S = 0.000_5
+"""How long a loading thread may keep the interpreter from the event loop; Python's default is 5 ms."""
+
+Stamp: TypeAlias = tuple[int, int, int, int] | None
+
+
+class LoadedRegistry(NamedTuple):
+    """A registry that can be put into force, remarks on it, and how long loading it took."""
+
+    snapshot: Snapshot
+    warnings: tuple[FileFault, ...] = ()
+    took_s: float = 0.0
+
+
+class RegistrySource:
+    """
+    Reads one registry file again and again. Not thread-safe: one caller at a time.
+
+    A change is only taken up once the file has stopped changing, which two looks in a row tell: a
+    file that is being written in place may be valid and yet lack half of its integrations.
+    """
+
+    def __init__(self, path: Path, file: str, catalogue: ScopeCatalogue) -> None:
+        """Read *path*, which messages call *file*; scopes are those of *catalogue*."""
+        self.path = path
+        self.file = file
+        self._catalogue = catalogue
+        self._read_stamp: Stamp = None
+        self._unsettled_stamp: Stamp = None
+        self._digest = b""
+        self._generation_floor = 0
+        self.is_settling = False
+        """True when the last look saw a change that the next one is to confirm."""
+
+    def load(self, previous: Snapshot) -> LoadedRegistry | None:
+        """
+        Read the file now; None = its content is what was loaded last.
+
+        Integrations that *previous* knows and that have not changed are taken over from it.
+
+        Raises:
+            FileFaultsError: it cannot be read or holds mistakes; what was loaded before stays right.
+        """
+        started_s = time.monotonic()
+        self.is_settling = False
+        self._read_stamp = self._stamp()
+        content, digest = load_registry_bytes(self.path, self.file)
+        if digest == self._digest:
+            return None
+        with _beside_the_event_loop():
+            registry = parse_registry(content, self.file, self._catalogue)
+            records = tuple(self._numbered(registry.records, previous))
+            snapshot = Snapshot.compile(records, previous)
+        self._remember_removed(snapshot, previous)
+        self._digest = digest
+        return LoadedRegistry(snapshot, registry.warnings, time.monotonic() - started_s)
+
+    def look(self, previous: Snapshot) -> LoadedRegistry | None:
+        """
+        Read the file if it has changed since it was read and has stopped changing; None = not so.
+
+        Raises:
+            FileFaultsError: as `load`, once for each change.
+        """
+        stamp = self._stamp()
+        if stamp == self._read_stamp:
+            self.is_settling = False
+            return None
+        if not self.is_settling or stamp != self._unsettled_stamp:
+            self.is_settling = True
+            self._unsettled_stamp = stamp
+            return None
+        return self.load(previous)
+
+    def _stamp(self) -> Stamp:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+
+    def _numbered(self, records: Iterable[Integration], previous: Snapshot) -> Iterator[Integration]:
+        """*records* with generations: the same for one that has not changed, else a higher one."""
+        for record in records:
+            compiled = previous.integrations.get(record.id)
+            if compiled is None:
+                yield replace(record, generation=self._generation_floor + 1)
+                continue
+            before = compiled.record
+            unchanged = replace(record, generation=before.generation)
+            yield before if unchanged == before else replace(record, generation=before.generation + 1)
+
+    def _remember_removed(self, snapshot: Snapshot, previous: Snapshot) -> None:
+        """An id that comes back must get a higher generation than it ever had: one floor for all of them."""
+        for id, compiled in previous.integrations.items():
+            if id not in snapshot.integrations:
+                self._generation_floor = max(self._generation_floor, compiled.generation)
+
+
+@contextmanager
+def _beside_the_event_loop() -> Iterator[None]:
+    """
+    Load much in one go without holding up the event loop's thread.
+
+    Garbage collection would walk over all that is new again and again, with the interpreter locked;
+    nothing that is loaded here is garbage. And the loop gets the interpreter back sooner than usual.
+    """
+    interval_s = sys.getswitchinterval()
+    was_collecting = gc.isenabled()
+    gc.disable()
+    sys.setswitchinterval(LOADING_SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval_s)
+        if was_collecting:
+            gc.enable()

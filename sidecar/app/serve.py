@@ -1,0 +1,161 @@
+"""
+`sidecar serve`: start, run, reload on SIGHUP, drain on SIGTERM.
+
+Stopping is in this order, so that no request fails: say that we are not ready (health, /readyz), let
+go of the listening sockets, tell clients to go elsewhere, let running calls end, then close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+import uvloop
+
+from sidecar.app.config import Config
+from sidecar.app.registry_watch import announce
+from sidecar.app.wiring import LoadedConfig, build_sidecar, warn
+from sidecar.observe.build import VERSION
+from sidecar.observe.logs import LineHandler, log_event, set_up_logging
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import TABLE
+from sidecar.transports.server import Endpoint
+
+EXIT_STOPPED = 0
+EXIT_FORCED = 1
+END_TIMEOUT_S = 5.0
+
+_log = logging.getLogger("sidecar.app")
+
+Endpoints: TypeAlias = tuple[Endpoint, ...]
+Serving: TypeAlias = Callable[[Endpoints, Endpoints], None]
+"""Called once it serves, with the gRPC and the admin endpoints and their real ports."""
+
+
+def serve(config: Config, on_serving: Serving | None = None) -> int:
+    """
+    Run a sidecar until it is told to stop; return the exit code.
+
+    Raises:
+        FileFaultsError: the rules or the registry hold mistakes.
+        ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+    """
+    metrics = Metrics(TABLE)
+    log_settings = config.settings.log
+    logs = set_up_logging(
+        log_settings.level,
+        log_settings.format,
+        sys.stderr,
+        lambda: metrics.add("sidecar_log_lines_dropped_total"),
+    )
+    try:
+        loaded = LoadedConfig(config)
+        warn(loaded)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Process(loaded, metrics, logs).run(on_serving))
+    finally:
+        logs.close()
+
+
+class _Process:
+    """One run of a sidecar: what happens between start and end, and at signals."""
+
+    def __init__(self, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler) -> None:
+        self._loaded = loaded
+        self._logs = logs
+        self._sidecar = build_sidecar(loaded, metrics)
+        self._told_to_stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, on_serving: Serving | None) -> int:
+        self._handle_signals()
+        sidecar = self._sidecar
+        admin = await sidecar.admin.start()
+        try:
+            grpc = await sidecar.server.start()
+            self._begin(grpc, admin)
+            if on_serving is not None:
+                on_serving(grpc, admin)
+            await self._told_to_stop.wait()
+            await self._drain()
+        finally:
+            await self._end_tasks()
+            await sidecar.admin.stop()
+        log_event(_log, logging.INFO, "stopped")
+        return EXIT_STOPPED
+
+    def _begin(self, grpc: Endpoints, admin: Endpoints) -> None:
+        """Everything is bound: watch the registry, say that we are ready."""
+        sidecar = self._sidecar
+        if sidecar.watch is not None and self._loaded.source is not None:
+            announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
+            self._spawn(sidecar.watch.run())
+        for service in sidecar.health_services:
+            sidecar.health.set_serving(service, True)
+        sidecar.readiness.set("registry", True, "none" if sidecar.watch is None else "loaded")
+        sidecar.readiness.set("grpc", True, "serving")
+        # What was loaded lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        log_event(
+            _log,
+            logging.INFO,
+            "serving",
+            version=VERSION,
+            pid=os.getpid(),
+            transport=self._loaded.config.settings.transport,
+            grpc=[str(endpoint) for endpoint in grpc],
+            admin=[str(endpoint) for endpoint in admin],
+        )
+
+    async def _drain(self) -> None:
+        sidecar = self._sidecar
+        timeout_s = sidecar.config.settings.drain_timeout_s
+        log_event(_log, logging.INFO, "draining", timeout_s=timeout_s)
+        sidecar.readiness.set("grpc", False, "draining")
+        sidecar.health.drain()
+        if not await sidecar.server.drain(timeout_s):
+            log_event(_log, logging.WARNING, "calls were cut off at the end of the drain")
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _stop(self, number: signal.Signals) -> None:
+        """The first time: drain. The second time: end at once."""
+        if self._told_to_stop.is_set():
+            log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
+            self._logs.close()
+            os._exit(EXIT_FORCED)
+        log_event(_log, logging.INFO, "told to stop", signal=number.name)
+        self._told_to_stop.set()
+
+    def _reload(self) -> None:
+        log_event(_log, logging.INFO, "told to reload")
+        sidecar = self._sidecar
+        if sidecar.watch is not None:
+            sidecar.watch.reload()
+        reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
+        if reload_tls is not None:
+            reload_tls()
+        self._spawn(sidecar.admin.reload_tls())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=END_TIMEOUT_S)

@@ -1,0 +1,124 @@
+"""Builds the parts of one sidecar process and joins them, once, before anything is served."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sidecar.app.admin_http import AdminApp
+from sidecar.app.admin_server import AdminServer
+from sidecar.app.config import Config
+from sidecar.app.readiness import Readiness
+from sidecar.app.registry_source import LoadedRegistry, RegistrySource
+from sidecar.app.registry_watch import RegistryWatch
+from sidecar.app.rules import Rules, build_rules
+from sidecar.domain.snapshot import Snapshot
+from sidecar.observe.logs import log_event
+from sidecar.observe.metrics import Metrics
+from sidecar.rpc.calls import Method
+from sidecar.services.decider import Decider
+from sidecar.services.ext_authz import ExtAuthzService
+from sidecar.services.health import HealthService
+from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.transports.server import Endpoint, GrpcServer
+
+HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization")
+"""What the health service tells about; '' = the whole process."""
+COMPONENTS = ("grpc", "registry")
+
+_log = logging.getLogger("sidecar.app")
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The parts of one process. `watch` None = there is no registry file to watch."""
+
+    config: Config
+    metrics: Metrics
+    decider: Decider
+    health: HealthService
+    health_services: tuple[str, ...]
+    readiness: Readiness
+    server: GrpcServer
+    admin: AdminServer
+    watch: RegistryWatch | None
+
+
+class LoadedConfig:
+    """A configuration with everything that it names, checked: rules and registry."""
+
+    def __init__(self, config: Config) -> None:
+        """
+        Compile the rules and load the registry.
+
+        Raises:
+            FileFaultsError: rules or registry hold mistakes.
+        """
+        self.config = config
+        self.rules: Rules = build_rules(config)
+        self.source: RegistrySource | None = None
+        self.registry = LoadedRegistry(Snapshot.empty())
+        path = config.registry_path
+        if path is not None:
+            self.source = RegistrySource(path, config.shown(path), self.rules.catalogue)
+            self.registry = self.source.load(self.registry.snapshot) or self.registry
+
+    def decider(self, metrics: Metrics) -> Decider:
+        """Decides by these rules and this registry, with buckets of its own."""
+        return Decider(self.rules.policy, self.registry.snapshot, EmbeddedBucketStore(), metrics)
+
+
+def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
+    """Join the parts of a sidecar that runs by *loaded*; nothing is bound yet."""
+    config = loaded.config
+    decider = loaded.decider(metrics)
+    readiness = Readiness(metrics, COMPONENTS)
+    services = (ExtAuthzService(decider, loaded.rules.style),)
+    health = HealthService(HEALTH_SERVICES)
+    methods: list[Method] = [*health.methods()]
+    for service in services:
+        methods += service.methods()
+    watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
+    return Sidecar(
+        config,
+        metrics,
+        decider,
+        health,
+        HEALTH_SERVICES,
+        readiness,
+        grpc_server(config, methods, metrics),
+        AdminServer(AdminApp(metrics, readiness), endpoints(config, "admin"), metrics),
+        watch,
+    )
+
+
+def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> GrpcServer:
+    """The transport that *config* chooses; only that one is imported."""
+    limits = config.settings.transport_limits()
+    where = endpoints(config, "grpc")
+    if config.settings.transport == "grpcio":
+        from sidecar.transports.reference import ReferenceGrpcServer
+
+        return ReferenceGrpcServer(methods, where, limits, metrics)
+    from sidecar.transports.fast import FastGrpcServer
+
+    return FastGrpcServer(methods, where, limits, metrics)
+
+
+def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
+    """The endpoints of `listen.<kind>`, with their TLS files."""
+    items = getattr(config.settings.listen, kind)
+    return tuple(replace(item.address, tls=config.tls_files(kind, index)) for index, item in enumerate(items))
+
+
+def warn(loaded: LoadedConfig) -> None:
+    """Log what is valid in the configuration but odd."""
+    for warning in loaded.rules.warnings:
+        log_event(_log, logging.WARNING, "odd in the configuration", at=str(warning))
+    if loaded.source is None:
+        log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
+    if not loaded.config.settings.routes:
+        log_event(
+            _log, logging.WARNING, "no routes: only paths whose scope the proxy states are open; set 'routes'"
+        )

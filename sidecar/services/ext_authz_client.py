@@ -1,0 +1,61 @@
+"""The other side of `ext_authz`: what a proxy sends and how it reads the answer, for `sidecar ask`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+
+from sidecar.domain.answers import Headers
+
+
+class Checked(NamedTuple):
+    """
+    A CheckResponse as a proxy acts on it.
+
+    `reason` and `decision_id` come from its dynamic metadata; `status` is what the client gets, 200 =
+    the request goes on to the upstream.
+    """
+
+    is_allowed: bool
+    status: int
+    reason: str
+    decision_id: str
+    client_headers: Headers
+    upstream_headers: Headers
+    body: str
+
+
+def check_request(method: str, path: str, headers: Mapping[str, str], peer: str, scope: str = "") -> bytes:
+    """A serialised CheckRequest, as Envoy sends it; header names are lower case."""
+    request = CheckRequest()
+    attributes = request.attributes
+    attributes.source.address.socket_address.address = peer
+    http = attributes.request.http
+    http.method, http.path, http.host, http.protocol = method, path, "api.example.com", "HTTP/1.1"
+    http.headers.update(headers)
+    if scope:
+        attributes.context_extensions["scope"] = scope
+    message: bytes = request.SerializeToString()
+    return message
+
+
+def read_response(message: bytes) -> Checked:
+    """
+    Read a serialised CheckResponse.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    response = CheckResponse.FromString(message)
+    metadata = response.dynamic_metadata.fields
+    reason, decision_id = metadata["reason"].string_value, metadata["decision_id"].string_value
+    if response.status.code == 0:
+        allowed = response.ok_response
+        client = [(one.header.key, one.header.value) for one in allowed.response_headers_to_add]
+        upstream = [(one.header.key, one.header.value) for one in allowed.headers]
+        return Checked(True, 200, reason, decision_id, client, upstream, "")
+    denied = response.denied_response
+    client = [(one.header.key, one.header.value) for one in denied.headers]
+    return Checked(False, denied.status.code, reason, decision_id, client, [], denied.body)

@@ -137,6 +137,7 @@ def channel_options(limits: TransportLimits) -> tuple[tuple[str, int], ...]:
         "grpc.max_connection_idle_ms": _ms(limits.idle_timeout_s),
         "grpc.keepalive_time_ms": _ms(limits.keepalive_interval_s),
         "grpc.keepalive_timeout_ms": _ms(limits.keepalive_timeout_s),
+        "grpc.http2.ping_timeout_ms": _ms(limits.keepalive_timeout_s),  # the one that closes a silent peer
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_ping_interval_without_data_ms": _ms(limits.ping_interval_min_s),
         "grpc.http2.max_ping_strikes": 2,
@@ -150,7 +151,7 @@ def channel_options(limits: TransportLimits) -> tuple[tuple[str, int], ...]:
 
 
 def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1_000))
+    return round(seconds * 1_000)
 
 
 def _add_port(server: grpc.aio.Server, endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> Endpoint:

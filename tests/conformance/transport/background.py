@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import uvloop
@@ -31,12 +32,16 @@ class BackgroundLoop:
 
     def run(self, coroutine: Coroutine[Any, Any, Result], patience_s: float = PATIENCE_S) -> Result:
         """Run *coroutine* in the loop and wait for its result."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        future = self.start(coroutine)
         try:
             return future.result(patience_s)
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Start *coroutine* in the loop and go on."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def call(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call *function* in the loop's thread and wait for its result."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -14,17 +14,14 @@ import grpc
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.rpc.calls import Method
+from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, GrpcServer, TlsFiles, TransportLimits
 
 from .background import PATIENCE_S, BackgroundLoop, eventually
 from .probe import ProbeService
 
-TRANSPORTS: dict[str, type[GrpcServer]] = {"reference": ReferenceGrpcServer}
-with contextlib.suppress(ImportError):
-    from sidecar.transports.fast import FastGrpcServer
-
-    TRANSPORTS["fast"] = FastGrpcServer
+TRANSPORTS: dict[str, Callable[..., GrpcServer]] = {"fast": FastGrpcServer, "reference": ReferenceGrpcServer}
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Served:
     probe: ProbeService
     metrics: Metrics
     loop: BackgroundLoop
-    _is_drained: bool = field(default=False)
+    is_drained: bool = False
 
     @property
     def tcp(self) -> Endpoint:
@@ -51,7 +48,7 @@ class Served:
 
     def drain(self, timeout_s: float = 5.0) -> bool:
         """Drain and wait; True = nothing was cut off."""
-        self._is_drained = True
+        self.is_drained = True
         return self.loop.run(self.server.drain(timeout_s), timeout_s + PATIENCE_S)
 
     def calls(self, code: int) -> int:
@@ -65,7 +62,7 @@ class Served:
     def close(self) -> None:
         """End held calls and drain; every slot must come back."""
         self.probe.held.end_all()
-        if not self._is_drained:
+        if not self.is_drained:
             self.drain()
         self.probe.held.end_all()
         eventually(lambda: self.running() == 0, "every handler's slot came back")
@@ -112,12 +109,18 @@ class Servers:
             served.close()
 
 
+def address(endpoint: Endpoint) -> str:
+    """The endpoint as a grpcio target."""
+    if endpoint.path.startswith("@"):
+        return f"unix-abstract:{endpoint.path[1:]}"
+    return f"unix:{endpoint.path}" if endpoint.path else str(endpoint)
+
+
 @contextlib.contextmanager
 def channel(endpoint: Endpoint, *options: tuple[str, object]) -> Iterator[grpc.Channel]:
     """A plain grpcio channel with connections of its own."""
-    address = f"unix:{endpoint.path}" if endpoint.path else str(endpoint)
     settings = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0), *options)
-    with grpc.insecure_channel(address, options=settings) as opened:
+    with grpc.insecure_channel(address(endpoint), options=settings) as opened:
         yield opened
 
 

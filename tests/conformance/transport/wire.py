@@ -205,6 +205,12 @@ class Wire:
         self.send(frame(PING, 0, 0, payload))
         self.read_until(lambda: len(self.ping_acks) >= expected)
 
+    def acknowledge_pings(self) -> None:
+        """Acknowledge all the server's PINGs, those of the past and those to come."""
+        self.acknowledges_pings = True
+        for payload in self.pings:
+            self.send(frame(PING, ACK, 0, payload))
+
     # What comes back.
 
     def stream(self, stream_id: int) -> Received:
@@ -250,7 +256,12 @@ class Wire:
         if ended:
             return ended
         self.read_to_end()
-        return "closed" if self.goaway_error is None else f"goaway {ErrorCodes(self.goaway_error).name}"
+        return self.ending
+
+    @property
+    def ending(self) -> str:
+        """How the server ended the connection: with the error of its last GOAWAY, or without a word."""
+        return f"goaway {ErrorCodes(self.goaways[-1].error_code).name}" if self.goaways else "closed"
 
     @property
     def goaway_error(self) -> int | None:

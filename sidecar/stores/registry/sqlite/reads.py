@@ -1,0 +1,265 @@
+"""Reading the registry file: each function is one statement or a few, in the caller's transaction if any."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from sidecar.domain.accounts import Administrator, parse_administrator
+from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain
+from sidecar.domain.changes import LiveSidecar, Revision
+from sidecar.domain.cidr import Address
+from sidecar.domain.integrations import INTEGRATION_ID, Integration
+from sidecar.domain.lifecycle.commands import SealedSecret
+from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
+from sidecar.domain.records import from_stored, record_digest
+from sidecar.domain.refusals import Code, refusal
+from sidecar.stores.registry.protocol import (
+    CHANGES_MAX,
+    PAGE_MAX,
+    SEEN_WINDOW_US,
+    SIDECAR_LIFETIME_US,
+    AuditPage,
+    AuditQuery,
+    Changes,
+    IntegrationPage,
+    LastUse,
+    ListQuery,
+    RecordProof,
+    RegistryDamagedError,
+    RegistryView,
+)
+
+_RECORDS_PER_TURN = 20
+_SUBJECTS = (("administrator:", "administrators"), ("integration:", "integrations"))
+
+
+class FoundRecord(NamedTuple):
+    """A record as found; of a deleted integration what is kept of it."""
+
+    record: Integration
+    is_deleted: bool
+
+
+def head(database: sqlite3.Connection) -> ChainHead:
+    """The latest audit entry."""
+    found = database.execute(
+        "SELECT sequence, digest, at_us FROM audit ORDER BY sequence DESC LIMIT 1"
+    ).fetchone()
+    return ChainHead(0, *found) if found is not None else empty_chain()
+
+
+def revision(database: sqlite3.Connection) -> Revision:
+    """The sequence of the latest audit entry: every change has one."""
+    return Revision((head(database).sequence,))
+
+
+def record_of(database: sqlite3.Connection, integration_id: str) -> FoundRecord | None:
+    """The record with this id, also of a deleted integration."""
+    found = database.execute(
+        "SELECT record, status FROM integrations WHERE id = ?", (integration_id,)
+    ).fetchone()
+    return FoundRecord(_parse(found[0]), found[1] == "deleted") if found is not None else None
+
+
+def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationPage:
+    """One page of integrations."""
+    _require_limit(query.limit)
+    if query.after and not INTEGRATION_ID.fullmatch(query.after):
+        raise _bad_cursor()
+    rows = database.execute(
+        "SELECT record FROM integrations WHERE id > ? AND status != 'deleted'"
+        " AND (? = '' OR status = ?) AND (? = '' OR instr(search, ?)) ORDER BY id LIMIT ?",
+        (
+            query.after,
+            *(2 * (query.status.value if query.status is not None else "",)),
+            *(2 * (query.search.casefold(),)),
+            query.limit + 1,
+        ),
+    ).fetchall()
+    records = tuple(_parse(row[0]) for row in rows[: query.limit])
+    return IntegrationPage(records, records[-1].id if len(rows) > query.limit else "")
+
+
+def load_all(database: sqlite3.Connection) -> RegistryView:
+    """Every integration, and the revision that they are at."""
+    rows = database.execute(
+        "SELECT record FROM integrations WHERE status != 'deleted' ORDER BY id"
+    ).fetchall()
+    return RegistryView(revision(database), tuple(_parse_politely(row[0] for row in rows)))
+
+
+def changes_since(database: sqlite3.Connection, since: Revision) -> Changes:
+    """The integrations whose latest change came after *since*, in the order of those changes."""
+    latest = revision(database)
+    if len(since.sequences) != 1 or since.sequences[0] > latest.sequences[0]:
+        return Changes(latest, is_reset=True)
+    rows = database.execute(
+        "SELECT id, status, sequence, record FROM integrations WHERE sequence > ? ORDER BY sequence LIMIT ?",
+        (since.sequences[0], CHANGES_MAX + 1),
+    ).fetchall()
+    has_more = len(rows) > CHANGES_MAX
+    rows = rows[:CHANGES_MAX]
+    return Changes(
+        Revision((rows[-1][2],)) if has_more else latest,
+        records=tuple(_parse_politely(row[3] for row in rows if row[1] != "deleted")),
+        deleted=tuple(row[0] for row in rows if row[1] == "deleted"),
+        has_more=has_more,
+    )
+
+
+def audit_page(database: sqlite3.Connection, query: AuditQuery) -> AuditPage:
+    """One page of the audit log; without filters the query reads nothing but the key, digest and body."""
+    _require_limit(query.limit)
+    if query.after and not (query.after.isascii() and query.after.isdecimal() and len(query.after) <= 16):
+        raise _bad_cursor()
+    if query.chain != 0:
+        return AuditPage((), "")
+    conditions, values = _conditions(query)
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    order = "DESC" if query.newest_first else "ASC"
+    rows = database.execute(
+        f"SELECT sequence, digest, body FROM audit{where} ORDER BY sequence {order} LIMIT ?",  # noqa: S608
+        (*values, query.limit + 1),
+    ).fetchall()
+    entries = tuple(StoredEntry(0, *row) for row in rows[: query.limit])
+    return AuditPage(entries, str(entries[-1].sequence) if len(rows) > query.limit else "")
+
+
+def _conditions(query: AuditQuery) -> tuple[list[str], list[object]]:
+    """Conditions in fixed words, and the values that go into their places."""
+    wanted: list[tuple[str, object]] = [
+        (f"{column} = ?", value)
+        for column, value in (("subject", query.subject), ("actor", query.actor), ("action", query.action))
+        if value
+    ]
+    if query.after:
+        wanted.append(("sequence < ?" if query.newest_first else "sequence > ?", int(query.after)))
+    if query.since_us > 0:
+        wanted.append(("at_us >= ?", query.since_us))
+    if query.until_us < AuditQuery().until_us:
+        wanted.append(("at_us < ?", query.until_us))
+    return [condition for condition, _ in wanted], [value for _, value in wanted]
+
+
+def record_proofs(database: sqlite3.Connection, after: str) -> tuple[RecordProof, ...]:
+    """Proofs of administrators' accounts and of integrations, in order of their subjects."""
+    proofs: list[RecordProof] = []
+    for prefix, table in _SUBJECTS:
+        if after >= prefix and not after.startswith(prefix):
+            continue
+        rows = database.execute(
+            f"SELECT id, sequence, record FROM {table} WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
+            (after.removeprefix(prefix) if after.startswith(prefix) else "", PAGE_MAX - len(proofs)),
+        )
+        proofs += (RecordProof(prefix + row[0], 0, row[1], record_digest(row[2])) for row in rows)
+    return tuple(proofs)
+
+
+def webhook_secrets(database: sqlite3.Connection, integration_id: str) -> tuple[SealedSecret, ...]:
+    """The sealed secrets that are kept, in the order of the record."""
+    found = record_of(database, integration_id)
+    sealed = dict(
+        database.execute(
+            "SELECT id, sealed FROM webhook_secrets WHERE integration_id = ?", (integration_id,)
+        ).fetchall()
+    )
+    known = found.record.webhook_secrets if found is not None else ()
+    return tuple(SealedSecret(secret.id, sealed[secret.id]) for secret in known)
+
+
+def last_uses(database: sqlite3.Connection, integration_id: str) -> Mapping[str, LastUse]:
+    """The latest use of each credential of the integration."""
+    rows = database.execute(
+        "SELECT credential_id, at_us, address FROM credential_uses WHERE integration_id = ?",
+        (integration_id,),
+    )
+    return {row[0]: LastUse(row[1], row[2]) for row in rows}
+
+
+def addresses_seen(database: sqlite3.Connection, integration_id: str, now_us: int) -> tuple[Address, ...]:
+    """The addresses seen in the last hour, the latest first."""
+    rows = database.execute(
+        "SELECT address FROM addresses_seen WHERE integration_id = ? AND at_us > ?"
+        " ORDER BY at_us DESC, address LIMIT ?",
+        (integration_id, now_us - SEEN_WINDOW_US, ADDRESSES_SEEN_MAX),
+    )
+    return tuple(row[0] for row in rows)
+
+
+def administrator(database: sqlite3.Connection, administrator_id: str) -> Administrator | None:
+    """One account, also a removed one."""
+    found = database.execute("SELECT record FROM administrators WHERE id = ?", (administrator_id,)).fetchone()
+    return _parse_account(found[0]) if found is not None else None
+
+
+def administrators(database: sqlite3.Connection) -> tuple[Administrator, ...]:
+    """Every account, in order of the ids."""
+    rows = database.execute("SELECT record FROM administrators ORDER BY id")
+    return tuple(_parse_account(row[0]) for row in rows)
+
+
+def token_holder(database: sqlite3.Connection, token_id: str) -> Administrator | None:
+    """The account that a token id was ever given to."""
+    found = database.execute(
+        "SELECT record FROM administrators WHERE id = (SELECT administrator_id FROM token_ids WHERE id = ?)",
+        (token_id,),
+    ).fetchone()
+    return _parse_account(found[0]) if found is not None else None
+
+
+def live_sidecars(database: sqlite3.Connection, now_us: int) -> tuple[LiveSidecar, ...]:
+    """The sidecars that announced themselves lately."""
+    rows = database.execute(
+        "SELECT id, revision, seen_at_us FROM sidecars WHERE seen_at_us > ? ORDER BY id",
+        (now_us - SIDECAR_LIFETIME_US,),
+    )
+    return tuple(LiveSidecar(row[0], Revision.parse(row[1]), row[2]) for row in rows)
+
+
+def _parse(text: str) -> Integration:
+    try:
+        return from_stored(json.loads(text))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegistryDamagedError(
+            f"an integration's record cannot be read ({error}): verify the audit log, and restore a backup"
+        ) from error
+
+
+def _parse_account(text: str) -> Administrator:
+    try:
+        return parse_administrator(json.loads(text))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegistryDamagedError(
+            f"an administrator's record cannot be read ({error}): verify the audit log, and restore a backup"
+        ) from error
+
+
+def _parse_politely(texts: Iterable[str]) -> Iterator[Integration]:
+    """Parse many records; between them the event loop's thread gets its turn at the interpreter."""
+    for count, text in enumerate(texts, 1):
+        yield _parse(text)
+        if count % _RECORDS_PER_TURN == 0:
+            time.sleep(0)
+
+
+def _require_limit(limit: int) -> None:
+    if not 1 <= limit <= PAGE_MAX:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "limit",
+            f"a page has 1 to {PAGE_MAX} members, not {limit}",
+            "ask for fewer, and follow the cursor",
+        )
+
+
+def _bad_cursor() -> Exception:
+    return refusal(
+        Code.INVALID_VALUE,
+        "after",
+        "this is no cursor of such a page",
+        "start without a cursor, and follow on",
+    )

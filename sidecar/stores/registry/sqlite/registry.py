@@ -1,0 +1,258 @@
+"""The registry protocol over one SQLite file, for any number of processes on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from sidecar.domain.accounts import Administrator
+from sidecar.domain.changes import (
+    AdminCommitted,
+    AdminRequest,
+    ChangeRequest,
+    Committed,
+    LiveSidecar,
+    Revision,
+)
+from sidecar.domain.cidr import Address
+from sidecar.domain.integrations import Integration
+from sidecar.domain.lifecycle.commands import SealedSecret
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.domain.lifecycle.outcome import Outcome
+from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.registry.protocol import (
+    REQUESTS_MAX,
+    USES_MAX,
+    AuditPage,
+    AuditQuery,
+    Changes,
+    CredentialUse,
+    IntegrationPage,
+    LastUse,
+    ListQuery,
+    RecordProof,
+    RegistryOverloadedError,
+    RegistryView,
+)
+from sidecar.stores.registry.sqlite import reads, writes
+from sidecar.stores.registry.sqlite.file import Connect, connect, open_database
+from sidecar.stores.registry.sqlite.thread import BATCH_MAX, POLL_INTERVAL_S, QUEUE_MAX, SqliteThread
+from sidecar.stores.registry.sqlite.transactions import Durability, Work
+
+CALL_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
+WATCHERS_MAX = 1_024
+
+Result = TypeVar("Result")
+
+
+class SqliteRegistry:
+    """
+    See `Registry`. One chain, one partition; changes of this process are told at once, those of other
+    processes within the poll interval.
+    """
+
+    def __init__(
+        self, path: Path, lifecycle: Lifecycle, clock_us: Callable[[], int], timeout_s: float
+    ) -> None:
+        """Use `SqliteRegistry.open`."""
+        self.path = path
+        self._lifecycle = lifecycle
+        self._clock_us = clock_us
+        self._timeout_s = timeout_s
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._thread: SqliteThread
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        lifecycle: Lifecycle,
+        *,
+        clock_us: Callable[[], int] = wall_clock_us,
+        timeout_s: float = CALL_TIMEOUT_S,
+        queue_max: int = QUEUE_MAX,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        connect: Connect = connect,
+    ) -> SqliteRegistry:
+        """
+        Open the registry in the file at *path*; a new file is made, an older one is migrated.
+
+        Args:
+            path: the file; its folder must exist.
+            lifecycle: the rules of changes.
+            clock_us: the time, read once a change.
+            timeout_s: the deadline of each call.
+            queue_max: calls that may wait.
+            poll_interval_s: how often other processes' changes are looked for, while someone waits.
+            connect: how the file is connected to.
+
+        Raises:
+            RegistryError: the file cannot be used; the message says why.
+        """
+        registry = cls(path, lifecycle, clock_us, timeout_s)
+        registry._thread = SqliteThread(
+            partial(open_database, path, connect), registry._wake, queue_max, poll_interval_s
+        )
+        await registry._thread.start()
+        return registry
+
+    async def apply(self, request: ChangeRequest) -> Committed:
+        """See `Registry.apply`."""
+        return await self._write(
+            lambda database: writes.change(database, self._lifecycle, request, self._clock_us())
+        )
+
+    async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
+        """See `Registry.apply_many`: one transaction for each `BATCH_MAX` of them."""
+        _require_at_most(len(requests), REQUESTS_MAX, "changes")
+        outcomes: list[Committed | RefusedError] = []
+        for first in range(0, len(requests), BATCH_MAX):
+            batch = requests[first : first + BATCH_MAX]
+            made = await self._write(partial(self._change_many, batch))
+            for outcome in made:
+                if not isinstance(outcome, (Committed, RefusedError)):
+                    raise outcome
+                outcomes.append(outcome)
+        return tuple(outcomes)
+
+    async def preview(self, request: ChangeRequest) -> Outcome:
+        """See `Registry.preview`."""
+        return await self._read(
+            lambda database: writes.preview(database, self._lifecycle, request, self._clock_us())
+        )
+
+    async def get(self, integration_id: str) -> Integration | None:
+        """See `Registry.get`."""
+        found = await self._read(lambda database: reads.record_of(database, integration_id))
+        return found.record if found is not None and not found.is_deleted else None
+
+    async def list(self, query: ListQuery) -> IntegrationPage:
+        """See `Registry.list`."""
+        return await self._read(lambda database: reads.list_records(database, query))
+
+    async def load_all(self) -> RegistryView:
+        """See `Registry.load_all`."""
+        return await self._read(reads.load_all)
+
+    async def revision(self) -> Revision:
+        """See `Registry.revision`."""
+        return await self._read(reads.revision)
+
+    async def changes_since(self, revision: Revision, timeout_s: float = 0.0) -> Changes:
+        """See `Registry.changes_since`."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            with self._watching() as changed:  # before the look, so that no change falls in between
+                changes = await self._read(lambda database: reads.changes_since(database, revision))
+                if changes.revision != revision or changes.is_reset:
+                    return changes
+                remaining_s = deadline - asyncio.get_running_loop().time()
+                if remaining_s <= 0:
+                    return changes
+                await asyncio.wait([changed], timeout=remaining_s)
+
+    async def audit(self, query: AuditQuery) -> AuditPage:
+        """See `Registry.audit`."""
+        return await self._read(lambda database: reads.audit_page(database, query))
+
+    async def chains(self, subject: str = "") -> tuple[int, ...]:
+        """See `Registry.chains`."""
+        return (0,)
+
+    async def record_proofs(self, chain: int, after: str = "") -> tuple[RecordProof, ...]:
+        """See `Registry.record_proofs`."""
+        return await self._read(lambda database: reads.record_proofs(database, after)) if chain == 0 else ()
+
+    async def webhook_secrets(self, integration_id: str) -> tuple[SealedSecret, ...]:
+        """See `Registry.webhook_secrets`."""
+        return await self._read(lambda database: reads.webhook_secrets(database, integration_id))
+
+    async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
+        """See `Registry.record_uses`."""
+        _require_at_most(len(uses), USES_MAX, "uses")
+        await self._write(lambda database: writes.record_uses(database, uses), Durability.LAX)
+
+    async def last_uses(self, integration_id: str) -> Mapping[str, LastUse]:
+        """See `Registry.last_uses`."""
+        return await self._read(lambda database: reads.last_uses(database, integration_id))
+
+    async def addresses_seen(self, integration_id: str) -> tuple[Address, ...]:
+        """See `Registry.addresses_seen`."""
+        return await self._read(
+            lambda database: reads.addresses_seen(database, integration_id, self._clock_us())
+        )
+
+    async def administer(self, request: AdminRequest) -> AdminCommitted:
+        """See `Registry.administer`."""
+        return await self._write(lambda database: writes.administer(database, request, self._clock_us()))
+
+    async def administrators(self) -> tuple[Administrator, ...]:
+        """See `Registry.administrators`."""
+        return await self._read(reads.administrators)
+
+    async def token_holder(self, token_id: str) -> Administrator | None:
+        """See `Registry.token_holder`."""
+        return await self._read(lambda database: reads.token_holder(database, token_id))
+
+    async def announce(self, sidecar_id: str, revision: Revision) -> None:
+        """See `Registry.announce`."""
+        await self._write(
+            lambda database: writes.announce(database, sidecar_id, revision, self._clock_us()),
+            Durability.LAX,
+        )
+
+    async def live_sidecars(self) -> tuple[LiveSidecar, ...]:
+        """See `Registry.live_sidecars`."""
+        return await self._read(lambda database: reads.live_sidecars(database, self._clock_us()))
+
+    async def aclose(self) -> None:
+        """See `Registry.aclose`."""
+        await self._thread.close(CLOSE_TIMEOUT_S)
+        self._wake()
+
+    def _change_many(
+        self, requests: Sequence[ChangeRequest], database: sqlite3.Connection
+    ) -> tuple[Committed | BaseException, ...]:
+        return writes.change_many(database, self._lifecycle, requests, self._clock_us())
+
+    async def _read(self, work: Work[Result]) -> Result:
+        return await self._thread.call(work, Durability.READ, self._timeout_s)
+
+    async def _write(self, work: Work[Result], durability: Durability = Durability.LASTING) -> Result:
+        return await self._thread.call(work, durability, self._timeout_s)
+
+    @contextmanager
+    def _watching(self) -> Iterator[asyncio.Future[None]]:
+        """A future that is done at the next change."""
+        if len(self._watchers) >= WATCHERS_MAX:
+            raise RegistryOverloadedError(f"{WATCHERS_MAX} calls wait for changes: try again later")
+        changed = asyncio.get_running_loop().create_future()
+        self._watchers.add(changed)
+        self._thread.watch(True)
+        try:
+            yield changed
+        finally:
+            self._watchers.discard(changed)
+            self._thread.watch(bool(self._watchers))
+
+    def _wake(self) -> None:
+        for changed in self._watchers:
+            if not changed.done():
+                changed.set_result(None)
+
+
+def _require_at_most(count: int, count_max: int, what: str) -> None:
+    if count > count_max:
+        raise refusal(
+            Code.TOO_MANY,
+            "",
+            f"{count} {what} are more than the {count_max} of one call",
+            "send fewer at a time",
+        )

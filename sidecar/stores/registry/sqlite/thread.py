@@ -1,0 +1,196 @@
+"""
+The one thread that touches the registry file: a bounded queue before it, the event loop never waits.
+
+Writes that wait together are made in one transaction, each in a savepoint of its own: they share one sync
+of the disk, and each is still whole or absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sidecar.stores.registry.protocol import (
+    RegistryClosedError,
+    RegistryOverloadedError,
+    RegistryTimeoutError,
+    RegistryUnavailableError,
+)
+from sidecar.stores.registry.sqlite.transactions import Durability, Job, Work, perform
+
+QUEUE_MAX = 1_024
+"""Calls that wait; a busy registry answers thousands a second, so this is well below a second of work."""
+BATCH_MAX = 256
+"""Writes of one transaction: bounds how long other processes wait for the file."""
+POLL_INTERVAL_S = 0.1
+"""How often the file is looked at for changes by other processes, while someone waits for changes."""
+
+Result = TypeVar("Result")
+
+
+class SqliteThread:
+    """Runs work on the registry file, in the order in which it was asked for."""
+
+    def __init__(
+        self,
+        open_database: Callable[[], sqlite3.Connection],
+        on_change: Callable[[], None],
+        queue_max: int = QUEUE_MAX,
+        poll_interval_s: float = POLL_INTERVAL_S,
+    ) -> None:
+        """
+        Open the file with *open_database*, in the thread.
+
+        *on_change* is called on the event loop after writes, and when another process has written while
+        `is_watching`.
+        """
+        self._open = open_database
+        self._on_change = on_change
+        self._queue_max = queue_max
+        self._poll_interval_s = poll_interval_s
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._turn = threading.Condition()
+        self._jobs: deque[Job[Any]] = deque()  # guarded by _turn, as is all below
+        self._is_closing = False
+        self._is_watching = False
+
+    async def start(self) -> None:
+        """
+        Open the file.
+
+        Raises:
+            RegistryError: it cannot be opened.
+        """
+        threading.Thread(target=self._run, name="registry", daemon=True).start()
+        await self._opened
+
+    async def call(self, work: Work[Result], durability: Durability, timeout_s: float) -> Result:
+        """
+        Run *work* in the thread.
+
+        Raises:
+            RegistryError: closed, overloaded, timed out, or the file failed.
+        """
+        job: Job[Result] = Job(work, durability, self._loop.create_future())
+        with self._turn:
+            if self._is_closing:
+                raise RegistryClosedError("the registry was closed")
+            if len(self._jobs) >= self._queue_max:
+                raise RegistryOverloadedError(
+                    f"{self._queue_max} registry calls are waiting: try again later"
+                )
+            self._jobs.append(job)
+            self._turn.notify()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await job.future
+        except TimeoutError:
+            with self._turn:
+                may_have_happened = job.has_begun and job.durability is not Durability.READ
+            raise RegistryTimeoutError(
+                f"the registry did not answer within {timeout_s:g} s", may_have_happened=may_have_happened
+            ) from None
+
+    def watch(self, is_watching: bool) -> None:
+        """Say whether someone waits for changes, so that other processes' ones are looked for."""
+        with self._turn:
+            self._is_watching = is_watching
+            self._turn.notify()
+
+    async def close(self, timeout_s: float) -> None:
+        """Finish what waits, close the file and end the thread."""
+        with self._turn:
+            self._is_closing = True
+            self._turn.notify()
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(self._ended)
+
+    def _run(self) -> None:
+        try:
+            database = self._open()
+        except BaseException as error:  # whatever it is, `start` must hear of it
+            self._post(_settle, self._opened, None, error)
+            return
+        try:
+            self._post(_settle, self._opened, None, None)
+            self._work(database)
+        finally:
+            database.close()
+            self._give_up_waiting()
+            self._post(_settle, self._ended, None, None)
+
+    def _work(self, database: sqlite3.Connection) -> None:
+        seen = _data_version(database)
+        while (jobs := self._next_jobs()) is not None:
+            has_written = False
+            if jobs:
+                has_written = perform(database, jobs)
+                self._post(self._deliver, jobs)
+            now_seen = _data_version(database)
+            if has_written or now_seen != seen:
+                self._post(self._on_change)
+            seen = now_seen
+
+    def _next_jobs(self) -> list[Job[Any]] | None:
+        """The next job, or the writes that wait together; [] = time to look, None = the end."""
+        with self._turn:
+            if not self._jobs and not self._is_closing:
+                self._turn.wait(self._poll_interval_s if self._is_watching else None)
+            if not self._jobs:
+                return None if self._is_closing else []
+            jobs = [self._take()]
+            durability = jobs[0].durability
+            while durability is not Durability.READ and len(jobs) < BATCH_MAX:
+                if not self._jobs or self._jobs[0].durability is not durability:
+                    break
+                jobs.append(self._take())
+            return jobs
+
+    def _take(self) -> Job[Any]:
+        job = self._jobs.popleft()
+        job.has_begun = True
+        return job
+
+    def _give_up_waiting(self) -> None:
+        """However the thread ended, nobody is left waiting for it, and nobody can begin to."""
+        with self._turn:
+            self._is_closing = True
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        for job in jobs:
+            job.outcome = RegistryUnavailableError("the registry's thread has ended: restart the sidecar")
+        self._post(self._deliver, jobs)
+
+    def _deliver(self, jobs: list[Job[Any]]) -> None:
+        for job in jobs:
+            if isinstance(job.outcome, BaseException):
+                _settle(job.future, None, job.outcome)
+            else:
+                _settle(job.future, job.outcome, None)
+
+    def _post(self, callback: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop was closed: nobody is left to hear of it
+            return
+
+
+def _data_version(database: sqlite3.Connection) -> int:
+    """A number that changes when another connection has written."""
+    (version,) = database.execute("PRAGMA data_version").fetchone()
+    return int(version)
+
+
+def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)

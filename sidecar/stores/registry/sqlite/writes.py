@@ -1,0 +1,248 @@
+"""Writing to the registry file: each function runs inside the transaction that its caller began."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+
+from sidecar.domain.accounts import confirm
+from sidecar.domain.administrators import AdminOutcome
+from sidecar.domain.audit import AuditEntry
+from sidecar.domain.changes import (
+    AdminCommitted,
+    AdminRequest,
+    ChangeRequest,
+    Committed,
+    Current,
+    Revision,
+    plan,
+    plan_administration,
+)
+from sidecar.domain.integrations import Integration
+from sidecar.domain.lifecycle.credentials import credential_id_used
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
+from sidecar.domain.refusals import Code, refusal
+from sidecar.stores.registry.protocol import (
+    SEEN_WINDOW_US,
+    SIDECAR_LIFETIME_US,
+    SIDECARS_MAX,
+    CredentialUse,
+)
+from sidecar.stores.registry.results import (
+    replayed_admin_commit,
+    replayed_commit,
+    stored_admin_commit,
+    stored_commit,
+)
+from sidecar.stores.registry.sqlite import reads
+from sidecar.stores.registry.sqlite.idempotency import find_result, keep_result
+from sidecar.stores.registry.sqlite.transactions import in_savepoint
+
+
+def change(
+    database: sqlite3.Connection, lifecycle: Lifecycle, request: ChangeRequest, now_us: int
+) -> Committed:
+    """
+    Make one change: read, decide and write within the caller's transaction.
+
+    Raises:
+        RefusedError: nothing was written that the caller's rollback does not undo.
+    """
+    holder = reads.administrator(database, request.actor.id)
+    kept = find_result(database, confirm(request.actor, holder, now_us), request.context, now_us)
+    if kept is not None:
+        return replayed_commit(kept)
+    planned = plan(lifecycle, current(database, request, now_us), request, now_us)
+    outcome = planned.outcome
+    if planned.stored is not None and planned.entry is not None:
+        _append(database, planned.entry)
+        _claim(database, outcome)
+        _put_record(database, outcome, planned.stored, planned.entry)
+        _put_secrets(database, outcome)
+    committed = Committed(outcome.record, planned.entry, outcome.notices, outcome.is_deleted)
+    if request.context.idempotency_key:
+        keep_result(database, request.actor, request.context, stored_commit(committed), now_us)
+    return committed
+
+
+def change_many(
+    database: sqlite3.Connection, lifecycle: Lifecycle, requests: Sequence[ChangeRequest], now_us: int
+) -> tuple[Committed | BaseException, ...]:
+    """Make each change in a savepoint of its own: whole, or what it raised."""
+    return tuple(
+        in_savepoint(database, partial(change, lifecycle=lifecycle, request=request, now_us=now_us))
+        for request in requests
+    )
+
+
+def preview(
+    database: sqlite3.Connection, lifecycle: Lifecycle, request: ChangeRequest, now_us: int
+) -> Outcome:
+    """What `change` would do; reads only."""
+    outcome = plan(lifecycle, current(database, request, now_us), request, now_us).outcome
+    _require_unclaimed(database, outcome.claims)
+    return outcome
+
+
+def current(database: sqlite3.Connection, request: ChangeRequest, now_us: int) -> Current:
+    """What the registry knows for this change."""
+    integration_id = request.command.integration_id
+    found = reads.record_of(database, integration_id)
+    return Current(
+        record=found.record if found is not None and not found.is_deleted else None,
+        is_deleted=found is not None and found.is_deleted,
+        holder=reads.administrator(database, request.actor.id),
+        head=reads.head(database),
+        addresses_seen=reads.addresses_seen(database, integration_id, now_us),
+    )
+
+
+def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int) -> AdminCommitted:
+    """
+    Make one change of the administrators within the caller's transaction.
+
+    Raises:
+        RefusedError: nothing was written that the caller's rollback does not undo.
+    """
+    directory = {one.id: one for one in reads.administrators(database)}
+    actor = request.actor
+    if actor is not None:
+        actor = confirm(actor, directory.get(actor.id), now_us)
+        kept = find_result(database, actor, request.context, now_us)
+        if kept is not None:
+            return replayed_admin_commit(kept)
+    planned = plan_administration(directory, reads.head(database), request, now_us)
+    outcome = planned.outcome
+    if planned.stored is not None and planned.entry is not None:
+        _append(database, planned.entry)
+        _put_administrator(database, outcome, planned.stored, planned.entry)
+    committed = AdminCommitted(outcome.administrator, planned.entry)
+    if actor is not None and request.context.idempotency_key:
+        keep_result(database, actor, request.context, stored_admin_commit(committed), now_us)
+    return committed
+
+
+def record_uses(database: sqlite3.Connection, uses: Sequence[CredentialUse]) -> None:
+    """Note the latest use of each credential and the addresses of each integration, both bounded."""
+    database.executemany(
+        "INSERT INTO credential_uses (integration_id, credential_id, at_us, address)"
+        " SELECT integration_id, id, ?2, ?3 FROM credential_ids WHERE id = ?1 AND integration_id = ?4"
+        " ON CONFLICT DO UPDATE SET at_us = excluded.at_us, address = excluded.address"
+        " WHERE excluded.at_us >= at_us",
+        [(use.credential_id, use.at_us, use.address, use.integration_id) for use in uses],
+    )
+    database.executemany(
+        "INSERT INTO addresses_seen (integration_id, address, at_us)"
+        " SELECT id, ?2, ?3 FROM integrations WHERE id = ?1"
+        " ON CONFLICT DO UPDATE SET at_us = max(at_us, excluded.at_us)",
+        [(use.integration_id, use.address, use.at_us) for use in uses],
+    )
+    for integration_id in {use.integration_id for use in uses}:
+        database.execute(
+            "DELETE FROM addresses_seen WHERE integration_id = ?1 AND (address NOT IN ("
+            "SELECT address FROM addresses_seen WHERE integration_id = ?1 ORDER BY at_us DESC LIMIT ?2)"
+            " OR at_us < (SELECT max(at_us) FROM addresses_seen WHERE integration_id = ?1) - ?3)",
+            (integration_id, ADDRESSES_SEEN_MAX, SEEN_WINDOW_US),
+        )
+
+
+def announce(database: sqlite3.Connection, sidecar_id: str, revision: Revision, now_us: int) -> None:
+    """Note that a sidecar is alive; forget those that are not."""
+    database.execute("DELETE FROM sidecars WHERE seen_at_us < ?", (now_us - SIDECAR_LIFETIME_US,))
+    database.execute(
+        "INSERT INTO sidecars (id, revision, seen_at_us) SELECT ?1, ?2, ?3"
+        " WHERE (SELECT count(*) FROM sidecars WHERE id != ?1) < ?4"
+        " ON CONFLICT DO UPDATE SET revision = excluded.revision, seen_at_us = excluded.seen_at_us",
+        (sidecar_id, str(revision), now_us, SIDECARS_MAX),
+    )
+
+
+def _append(database: sqlite3.Connection, entry: AuditEntry) -> None:
+    stored = entry.to_stored()
+    database.execute(
+        "INSERT INTO audit (sequence, digest, body) VALUES (?, ?, ?)",
+        (stored.sequence, stored.digest, stored.body),
+    )
+
+
+def _claim(database: sqlite3.Connection, outcome: Outcome) -> None:
+    """Take credential ids that were never used, for ever."""
+    _require_unclaimed(database, outcome.claims)
+    database.executemany(
+        "INSERT INTO credential_ids (id, integration_id) VALUES (?, ?)",
+        [(credential_id, outcome.record.id) for credential_id in outcome.claims],
+    )
+
+
+def _require_unclaimed(database: sqlite3.Connection, claims: Sequence[str]) -> None:
+    for credential_id in claims:
+        if database.execute("SELECT 1 FROM credential_ids WHERE id = ?", (credential_id,)).fetchone():
+            raise credential_id_used(credential_id)
+
+
+def _put_record(database: sqlite3.Connection, outcome: Outcome, stored: str, entry: AuditEntry) -> None:
+    record = outcome.record
+    status = "deleted" if outcome.is_deleted else record.status.value
+    values = (status, record.generation, entry.sequence, search_text(record), stored, record.id)
+    if record.generation == 1:
+        # No upsert: it would run the guards of INSERT on an UPDATE.
+        database.execute(
+            "INSERT INTO integrations (status, generation, sequence, search, record, id)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            values,
+        )
+    else:
+        database.execute(
+            "UPDATE integrations SET status = ?, generation = ?, sequence = ?, search = ?, record = ?"
+            " WHERE id = ?",
+            values,
+        )
+
+
+def search_text(record: Integration) -> str:
+    """What a search looks through, without case."""
+    parts = [record.id, record.name, record.contact, record.owner, record.third_party_manager]
+    return "\n".join([*parts, *(credential.id for credential in record.credentials)]).casefold()
+
+
+def _put_secrets(database: sqlite3.Connection, outcome: Outcome) -> None:
+    """Keep new webhook secrets, and let go of those that the record no longer names."""
+    record = outcome.record
+    database.executemany(
+        "INSERT INTO webhook_secrets (integration_id, id, sealed) VALUES (?, ?, ?)",
+        [(record.id, secret.id, secret.sealed) for secret in outcome.sealed],
+    )
+    kept = json.dumps([secret.id for secret in record.webhook_secrets])
+    database.execute(
+        "DELETE FROM webhook_secrets WHERE integration_id = ? AND id NOT IN (SELECT value FROM json_each(?))",
+        (record.id, kept),
+    )
+
+
+def _put_administrator(
+    database: sqlite3.Connection, outcome: AdminOutcome, stored: str, entry: AuditEntry
+) -> None:
+    administrator = outcome.administrator
+    for token_id in outcome.claims:
+        if database.execute("SELECT 1 FROM token_ids WHERE id = ?", (token_id,)).fetchone():
+            raise refusal(
+                Code.CREDENTIAL_ID_USED,
+                "token",
+                f"token id {token_id!r} was used before",
+                "generate a new token",
+            )
+        database.execute(
+            "INSERT INTO token_ids (id, administrator_id) VALUES (?, ?)", (token_id, administrator.id)
+        )
+    values = (administrator.generation, entry.sequence, stored, administrator.id)
+    if administrator.generation == 1:
+        database.execute(
+            "INSERT INTO administrators (generation, sequence, record, id) VALUES (?, ?, ?, ?)", values
+        )
+    else:
+        database.execute(
+            "UPDATE administrators SET generation = ?, sequence = ?, record = ? WHERE id = ?", values
+        )

@@ -1,0 +1,1 @@
+"""Faults and abuse: every bound of the program, reached."""

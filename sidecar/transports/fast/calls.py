@@ -43,6 +43,9 @@ class Answerer(Protocol):
     def flush_soon(self) -> None:
         """Have what is queued written at the end of this loop turn, once for all calls."""
 
+    def on_fault(self, error: Exception) -> None:
+        """An answer could not even be queued: the connection is broken."""
+
 
 class FastCall:
     """What unary and streaming calls have in common. Implements `sidecar.rpc.calls.Call`."""
@@ -91,13 +94,19 @@ class FastCall:
     def fail(self, code: StatusCode, detail: str) -> None:
         """End the call with a non-OK status. A second ending of the same call is ignored."""
         if self._end():
-            self.connection.answer_status(self, code, detail)
-            self.connection.flush_soon()
+            try:
+                self.connection.answer_status(self, code, detail)
+                self.connection.flush_soon()
+            except Exception as error:  # whoever answers late answers many: one must not stop the rest
+                self.connection.on_fault(error)
 
     def on_due(self, now_s: float) -> None:
         """The deadline of a kept call has passed (from the timer wheel)."""
         self.tick = 0
-        self.connection.on_deadline(self, now_s)
+        try:
+            self.connection.on_deadline(self, now_s)
+        except Exception as error:
+            self.connection.on_fault(error)
 
     def _end(self) -> bool:
         """Free the slot of a call that its handler ends; True = the answer is still wanted."""
@@ -120,8 +129,11 @@ class FastUnaryCall(FastCall):
     def reply(self, message: bytes) -> None:
         """End the call OK with one serialised message. A second ending is ignored."""
         if self._end():
-            self.connection.answer(self, message)
-            self.connection.flush_soon()
+            try:
+                self.connection.answer(self, message)
+                self.connection.flush_soon()
+            except Exception as error:
+                self.connection.on_fault(error)
 
 
 class FastStreamCall(FastCall):
@@ -142,12 +154,13 @@ class FastStreamCall(FastCall):
     def send(self, message: bytes) -> None:
         """Send one serialised message; dropped once the call is cancelled or ended."""
         if self.state in (IN_HANDLER, KEPT):
-            self.connection.send_message(self, message)
-            self._has_begun = True
-            self.connection.flush_soon()
+            try:
+                self.connection.send_message(self, message)
+                self._has_begun = True
+                self.connection.flush_soon()
+            except Exception as error:
+                self.connection.on_fault(error)
 
     def finish(self) -> None:
         """End the call OK."""
-        if self._end():
-            self.connection.answer_status(self, StatusCode.OK, "")
-            self.connection.flush_soon()
+        self.fail(StatusCode.OK, "")

@@ -47,6 +47,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "__weakref__",
         "_core",
         "_http2",
         "_is_flush_pending",
@@ -96,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._transport.set_write_buffer_limits(high=core.limits.write_buffer_bytes_max // 4)
         self._tick = core.wheel.add(core.loop.time() + core.check_interval_s, self)
-        self.flush()
+        self._guarded(self.flush)
         if core.is_draining:
             self.drain("drain")
 
@@ -127,10 +128,8 @@ class Connection(asyncio.BufferedProtocol):
             elif not lifetime.read_silently(now_s):
                 self.kill("header_timeout", H2Error.ENHANCE_YOUR_CALM)
             self.flush()
-        except NGH2Error as error:
-            self._on_engine_error(error)
-        except Exception:
-            self._on_fault()
+        except Exception as error:
+            self.on_fault(error)
 
     def eof_received(self) -> None:
         """The peer closes: nothing we could still say would be read."""
@@ -206,20 +205,22 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             step()
-        except NGH2Error as error:
+        except Exception as error:
+            self.on_fault(error)
+
+    def on_fault(self, error: Exception) -> None:
+        """Nothing more can be served: ngh2 has given up, or something of ours has failed."""
+        if isinstance(error, NGH2Error):
             self._on_engine_error(error)
-        except Exception:
-            self._on_fault()
+            return
+        self._core.log_fault("a connection")
+        self._end("internal", goaway_frame(self._streams.last_stream_id, H2Error.INTERNAL_ERROR))
 
     def _on_engine_error(self, error: NGH2Error) -> None:
-        """ngh2 has given up on the connection: it answers nothing any more and sends no GOAWAY."""
+        """ngh2 answers nothing any more and sends no GOAWAY: we make it by hand."""
         is_flood = isinstance(error, DenialOfServiceError)
         code = H2Error.ENHANCE_YOUR_CALM if is_flood else H2Error.PROTOCOL_ERROR
         self._end("flood" if is_flood else "protocol_error", goaway_frame(self._streams.last_stream_id, code))
-
-    def _on_fault(self) -> None:
-        self._core.log_fault("a connection")
-        self._end("internal", goaway_frame(self._streams.last_stream_id, H2Error.INTERNAL_ERROR))
 
     # What is about the connection, not a stream.
 
@@ -259,9 +260,13 @@ class Connection(asyncio.BufferedProtocol):
         """Ask the client to go elsewhere, finish what runs, close; cut at *cut_at_s* if need be."""
         if not self._is_over and self._lifetime.drain(self._core.loop.time(), cut_at_s):
             self._reason = reason
-            self._http2.send_shutdown_notice()
-            self._http2.ping(_DRAIN_PING)
-            self.flush_soon()
+            self._guarded(self._announce)
+
+    def _announce(self) -> None:
+        """First step of a drain: no stream is refused yet, and the PING tells when it has been seen."""
+        self._http2.send_shutdown_notice()
+        self._http2.ping(_DRAIN_PING)
+        self.flush_soon()
 
     def _go_away(self) -> None:
         """Second step of a drain: the client has seen the first, so it opens no new stream."""

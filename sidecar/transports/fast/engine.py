@@ -13,6 +13,7 @@ import struct
 from ngh2 import (
     Configuration,
     ConnectionClosed,
+    ConnectionStateError,
     DataReceived,
     DenialOfServiceError,
     Event,
@@ -37,6 +38,7 @@ from sidecar.transports.server import TransportLimits
 
 __all__ = [
     "ConnectionClosed",
+    "ConnectionStateError",
     "DataReceived",
     "DenialOfServiceError",
     "Event",

@@ -106,6 +106,8 @@ class Lifetime:
 
     def read_silently(self, now_s: float) -> bool:
         """Bytes came that completed no frame; False = one frame has been on its way for too long."""
+        if not self.has_settings_ack:
+            return True  # the handshake has its own time
         if self.silent_since_s is None:
             self.silent_since_s = now_s
         return now_s - self.silent_since_s < self._limits.header_timeout_s

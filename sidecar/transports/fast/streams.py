@@ -27,6 +27,7 @@ from sidecar.transports.fast.calls import (
 from sidecar.transports.fast.core import Core
 from sidecar.transports.fast.engine import (
     DATA_FRAME_BYTES,
+    ConnectionStateError,
     DataReceived,
     Event,
     H2Error,
@@ -60,6 +61,9 @@ class Wire(Protocol):
 
     def flush_soon(self) -> None:
         """Write what is queued at the end of this loop turn."""
+
+    def on_fault(self, error: Exception) -> None:
+        """End the connection: something in it is broken."""
 
     def resume_soon(self) -> None:
         """Call `Streams.resume` in the next loop turn; until then read nothing."""
@@ -216,8 +220,9 @@ class Streams:
 
     def _on_reset(self, event: StreamReset) -> None:
         # RFC 9113 6.4: whatever its code, a reset cancels the call (Envoy's time-outs say INTERNAL).
+        # Also one that was answered in this very read: the peer cannot have seen the answer.
         call = self.calls.get(event.stream_id)
-        if call is not None and call.state in (RECEIVING, KEPT):
+        if call is not None:
             self._cancel(call)
             self._spoiled()
 
@@ -321,9 +326,11 @@ class Streams:
     def on_deadline(self, call: FastCall, now_s: float) -> None:
         """The deadline of a kept call has passed: answer, and tell the handler."""
         self.now_s = now_s
-        self.answer_status(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
-        call.state = CANCELLED  # the slot is free only when the handler ends
-        self._notify(call)
+        try:
+            self.answer_status(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+        finally:
+            call.state = CANCELLED  # the slot is free only when the handler ends
+            self._notify(call)
         self._spoiled()
         self.flush_soon()
 
@@ -438,22 +445,34 @@ class Streams:
         """See `Wire.flush_soon`."""
         self._wire.flush_soon()
 
+    def on_fault(self, error: Exception) -> None:
+        """See `Wire.on_fault`."""
+        self._wire.on_fault(error)
+
     def take_output(self) -> bytes:
         """The bytes to write now."""
         http2 = self._http2
         output = http2.data_to_send()
         if self._resets:
-            # Only now: a reset overtakes an answer that is still queued, and would drop it.
-            for stream_id in self._resets:
-                if not http2.queued_body_size(stream_id):
-                    http2.reset_stream(stream_id, H2Error.NO_ERROR)
-            self._resets.clear()
-            output += http2.data_to_send()
+            output += self._reset_answered()
         if self.replies != self._replies_counted:
             core = self._core
             core.values[core.code_slots[0]] += self.replies - self._replies_counted
             self._replies_counted = self.replies
         return output
+
+    def _reset_answered(self) -> bytes:
+        """End streams that were answered before their requests ended (PROTOCOL-HTTP2.md)."""
+        # Only now: a reset overtakes an answer that is still queued, and would drop it.
+        http2, resets = self._http2, self._resets
+        self._resets = []
+        try:
+            for stream_id in resets:
+                if not http2.queued_body_size(stream_id):
+                    http2.reset_stream(stream_id, H2Error.NO_ERROR)
+            return http2.data_to_send()
+        except ConnectionStateError:
+            return b""  # a GOAWAY has just been taken: the connection is over
 
     # Time, and the end.
 

@@ -1,0 +1,1 @@
+"""What clients must not be able to do to the fast transport."""

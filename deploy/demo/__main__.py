@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.demo.programs import ProgramError
+from deploy.demo.programs import InterruptedByUserError, ProgramError, defer_interrupts
 from deploy.demo.tour import UnexpectedAnswerError, run
 
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave by an exception, so that everything is stopped on the way out."""
-    raise SystemExit(EXIT_TERMINATED)
+EXIT_SIGNAL = 128
+"""Plus the signal's number: what shells report of a program that a signal ended."""
 
 
 def main() -> int:
     """Run the demo."""
-    signal.signal(signal.SIGTERM, _terminate)
+    defer_interrupts()
     console = Console(highlight=False)
     try:
         run(console)
     except (ProgramError, UnexpectedAnswerError) as error:
         console.print(f"\n[red]The demo failed:[/]\n{escape(str(error))}", soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
+    except InterruptedByUserError as interruption:
         console.print("\nInterrupted; everything that was started is stopped.")
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL + interruption.number
     return 0
 
 

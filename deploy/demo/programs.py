@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
 Fact = TypeVar("Fact")
@@ -22,6 +22,44 @@ LOG_TAIL_BYTES = 8_000
 
 class ProgramError(Exception):
     """A program did not start or stop as it should; the message ends with what it printed."""
+
+
+class InterruptedByUserError(Exception):
+    """Ctrl-C or SIGTERM came; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_signals_received: list[int] = []
+
+
+def defer_interrupts() -> None:
+    """
+    Let Ctrl-C and SIGTERM act at `raise_if_interrupted` alone.
+
+    An exception at any other place could come between the start of a child and the moment at which
+    somebody feels responsible for it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _signals_received.append(number)
+
+
+def raise_if_interrupted() -> None:
+    """
+    Do nothing, unless a deferred signal has come.
+
+    Raises:
+        InterruptedByUserError: it has.
+    """
+    if _signals_received:
+        raise InterruptedByUserError(_signals_received[0])
 
 
 class Program:
@@ -79,10 +117,12 @@ class Program:
 
         Raises:
             ProgramError: the program ended before, or *timeout_s* went by.
+            InterruptedByUserError: see `raise_if_interrupted`.
         """
         deadline_s = time.monotonic() + timeout_s
         never = threading.Event()
         while True:
+            raise_if_interrupted()
             found = fact()
             if found:
                 return found

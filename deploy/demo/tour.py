@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from deploy.demo.calling import Answer, send
 from deploy.demo.envoy import TCP_CONFIG, Envoy, running_envoy
+from deploy.demo.programs import raise_if_interrupted
 from deploy.demo.scenes import Cast, Scene, scenes
 from deploy.demo.sidecar import ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
@@ -34,6 +35,7 @@ def run(console: Console) -> None:
     Play the whole demo; whatever happens, everything that was started is stopped again.
 
     Raises:
+        InterruptedByUserError: the user had enough.
         UnexpectedAnswerError: an answer was not the promised one; all scenes have been played.
         ProgramError: a program did not start.
     """
@@ -73,6 +75,7 @@ def _introduce(console: Console, envoy: Envoy, sidecar: Sidecar, app_port: int) 
 
 def _play(console: Console, number: int, scene: Scene, port: int) -> str:
     """Play one scene; return what was unexpected about it, or ''."""
+    raise_if_interrupted()
     console.print(f"\n[bold]{number}. {scene.title}[/]")
     for line in textwrap.wrap(scene.story, TEXT_WIDTH):
         console.print(f"   {escape(line)}")

@@ -11,7 +11,7 @@ from tests.e2e.stack import Kind, Stack, Stacks
 
 GRPCIO = (("transport", "grpcio"),)
 WIDE = (("limits", {"message_bytes_max": 131_072}),)
-"""Room for a request's path twice, as a field and as a header, which Envoy sends without `allowed_headers`."""
+"""Room for a path twice, as a field and as a header: so Envoy sends it without `allowed_headers`."""
 
 MAIN_KINDS = ("fast-tcp", "fast-unix")
 ALL_KINDS = (*MAIN_KINDS, "grpcio-tcp", "grpcio-unix", "raw-headers")

@@ -16,6 +16,7 @@ from deploy.demo.programs import ProgramError
 from deploy.demo.sidecar import Owner, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
 
+AMPLE_BURST = 1_000_000
 LIMITED_RPM = 1
 LIMITED_BURST = 3
 LIMITED_OWNERS = 40
@@ -26,7 +27,7 @@ class People:
 
     def __init__(self) -> None:
         """Make fresh keys for everybody."""
-        ample = {"rate_limit_rpm": 10_000}
+        ample: dict[str, Any] = {"rate_limit_rpm": 10_000, "burst": AMPLE_BURST}
         read = ["inventory:read", "orders:read"]
         self.reader = Owner("reader", "Café Reader, 100 %", scopes=read, **ample)
         self.financier = Owner("financier", "Financier", scopes=["finance:read", "finance:write"], **ample)

@@ -1,0 +1,93 @@
+"""A changed registry is in force at the next request, and a bad one never is."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.demo.sidecar import write_registry
+from tests.e2e.stack import Kind, Stack
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def own_stack() -> Iterator[Stack]:
+    """A stack whose registry one test may change."""
+    stack = Stack(Kind(unix=True))
+    yield stack
+    stack.close()
+
+
+def reloads(stack: Stack, result: str) -> float:
+    """How many reloads have ended so."""
+    return stack.sidecar.metric(f'sidecar_registry_reloads_total{{result="{result}"}}')
+
+
+def reload(stack: Stack, result: str) -> None:
+    """Ask for a reload and wait until it has ended, as *result*."""
+    before = reloads(stack, result)
+    stack.sidecar.signal(signal.SIGHUP)
+    eventually(lambda: reloads(stack, result) > before, what=f"a reload that ends as {result}")
+
+
+def test_reload__a_suspension_holds_from_the_next_request_on(own_stack: Stack) -> None:
+    """Suspend, reload: the next request is refused, with a token left or not; and back again."""
+    reader = own_stack.people.reader
+    assert own_stack.get("/v1/inventory/42", reader).status == 200
+    reader.fields["status"] = "suspended"
+    write_registry(own_stack.registry, own_stack.people.registered)
+    reload(own_stack, "ok")
+    refused = own_stack.get("/v1/inventory/42", reader)
+    assert (refused.status, refused.json()["reason"]) == (403, "integration_suspended")
+    del reader.fields["status"]
+    write_registry(own_stack.registry, own_stack.people.registered)
+    reload(own_stack, "ok")
+    assert own_stack.get("/v1/inventory/42", reader).status == 200
+
+
+def test_reload__needs_no_signal(own_stack: Stack) -> None:
+    """A changed file is found without being told, a moment later."""
+    reader = own_stack.people.reader
+    reader.fields["scopes"] = ["orders:read"]
+    write_registry(own_stack.registry, own_stack.people.registered)
+    eventually(lambda: reloads(own_stack, "ok") == 1, what="the change is seen")
+    refused = own_stack.get("/v1/inventory/42", reader)
+    assert (refused.status, refused.json()["reason"]) == (403, "scope_missing")
+
+
+def test_reload__a_removed_key_is_unknown(own_stack: Stack) -> None:
+    """A credential that is gone is no key any more, and its neighbours do not notice."""
+    reader, financier = own_stack.people.reader, own_stack.people.financier
+    write_registry(
+        own_stack.registry, [owner for owner in own_stack.people.registered if owner is not reader]
+    )
+    reload(own_stack, "ok")
+    refused = own_stack.get("/v1/inventory/42", reader)
+    assert (refused.status, refused.json()["reason"]) == (403, "unknown_credential")
+    assert own_stack.get("/v1/finance/1", financier).status == 200
+
+
+@pytest.mark.parametrize(
+    "text", ["integrations: [{id: reader}", "integrations: [{id: 7}]", "nonsense: 1", "\0"]
+)
+def test_reload__a_bad_registry_changes_nothing(own_stack: Stack, text: str) -> None:
+    """The former registry stays in force, the mistake is counted, and the mended file is taken up."""
+    own_stack.registry.write_text(text)
+    reload(own_stack, "failed")
+    assert own_stack.get("/v1/inventory/42", own_stack.people.reader).status == 200
+    write_registry(own_stack.registry, [own_stack.people.reader])
+    reload(own_stack, "ok")
+    assert own_stack.get("/v1/finance/1", own_stack.people.financier).status == 403
+
+
+def test_reload__keeps_the_buckets(own_stack: Stack) -> None:
+    """What was used before a reload stays used after it."""
+    owner = own_stack.people.limited()
+    before = own_stack.get("/v1/inventory/42", owner)
+    owner.fields["scopes"] = ["inventory:read"]
+    write_registry(own_stack.registry, own_stack.people.registered)
+    reload(own_stack, "ok")
+    after = own_stack.get("/v1/inventory/42", owner)
+    assert [answer.one("x-ratelimit-remaining") for answer in (before, after)] == ["2", "1"]

@@ -18,8 +18,7 @@ from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason, retry_after_s
 from sidecar.domain.paths import PathRefusedError, normalise_path
 from sidecar.domain.policy import AccessRequest, Evaluation
-from sidecar.services.decider import Decision
-from sidecar.services.ext_authz import limits_of
+from sidecar.services.decider import Decision, limits_of
 from sidecar.stores.registry_records import iso_time
 
 PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"

@@ -120,7 +120,7 @@ class Policy:
         except PathRefusedError:
             return Evaluation(Reason.PATH_REFUSED, integration, credential, key_header, address)
         if request.scope:
-            scope = self._override(request.scope)
+            scope = self.scope_named(request.scope)
             permitted = scope in integration.scopes
         else:
             route = self.routes.match(request.method, path)
@@ -129,8 +129,8 @@ class Policy:
         reason = Reason.OK if permitted else Reason.SCOPE_MISSING
         return Evaluation(reason, integration, credential, key_header, address, scope)
 
-    def _override(self, text: str) -> Scope | None:
-        """The scope a proxy's route asks for; None = not a scope, which nobody has."""
+    def scope_named(self, text: str) -> Scope | None:
+        """The scope that a caller asks for by its name; None = not a scope, which nobody has."""
         try:
             return self._overrides[text]
         except KeyError:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
+from sidecar.domain.answers import Limits
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.decisions import DecisionIds, Reason, retry_after_s, seconds_up
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
@@ -25,6 +26,15 @@ class Decision(NamedTuple):
     reason: Reason
     evaluation: Evaluation
     taken: Taken | None
+
+
+def limits_of(decision: Decision) -> Limits | None:
+    """The figures of the rate-limit headers; None when no bucket was looked at."""
+    taken, integration = decision.taken, decision.evaluation.integration
+    if taken is None or integration is None:
+        return None
+    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us else ""
+    return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
 
 
 Context = TypeVar("Context")

@@ -29,7 +29,7 @@ from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, retry_after_s, 
 from sidecar.domain.policy import AccessRequest
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.decider import Decider, Decision
+from sidecar.services.decider import Decider, Decision, limits_of
 from sidecar.services.templates import Template, compile_template
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
@@ -144,15 +144,6 @@ def _joined(headers: list[HeaderValue]) -> dict[str, str]:
         value = header.raw_value.decode("latin-1") if header.raw_value else header.value
         joined[name] = f"{joined[name]},{value}" if name in joined else value
     return joined
-
-
-def limits_of(decision: Decision) -> Limits | None:
-    """The figures of the rate-limit headers; None when no bucket was looked at."""
-    taken, integration = decision.taken, decision.evaluation.integration
-    if taken is None or integration is None:
-        return None
-    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us else ""
-    return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
 
 
 def check_response(

@@ -26,8 +26,8 @@ from sidecar.domain.integrations import NAME_LENGTH_MAX, IntegrationError
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
-from sidecar.services.decider import Decision
-from sidecar.services.ext_authz import check_response, limits_of
+from sidecar.services.decider import Decision, limits_of
+from sidecar.services.ext_authz import check_response
 from tests.building import FixedStore, make_decider, make_integration, make_key, make_request
 
 NAME = re.compile(r"[a-z0-9-]+")

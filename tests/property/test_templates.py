@@ -14,8 +14,8 @@ from sidecar.domain.decisions import DecisionIds, Reason
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import Snapshot
-from sidecar.services.decider import Decision
-from sidecar.services.ext_authz import ExtAuthzService, check_response, limits_of
+from sidecar.services.decider import Decision, limits_of
+from sidecar.services.ext_authz import ExtAuthzService, check_response
 from sidecar.services.templates import compile_template
 from tests.building import make_decider, make_integration, make_key
 

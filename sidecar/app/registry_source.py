@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from sidecar.domain.snapshot import Snapshot
 from sidecar.stores.file_faults import FileFault
 from sidecar.stores.registry_file import load_registry_bytes, parse_registry
 
-LOADING_SWITCH_INTERVAL_S = 0.000_5
+LOADING_SWITCH_INTERVAL_S = 0.000_2
 """How long a loading thread may keep the interpreter from the event loop; Python's default is 5 ms."""
 
 Stamp: TypeAlias = tuple[int, int, int, int] | None
@@ -67,12 +68,13 @@ class RegistrySource:
         if digest == self._digest:
             return None
         with _beside_the_event_loop():
-            registry = parse_registry(content, self.file, self._catalogue)
-            records = tuple(self._numbered(registry.records, previous))
-            snapshot = Snapshot.compile(records, previous)
+            records, warnings = parse_registry(content, self.file, self._catalogue)
+            queue = deque(records)
+            del records  # what was parsed but has not changed is let go of bit by bit
+            snapshot = Snapshot.compile(tuple(self._numbered(queue, previous)), previous)
         self._remember_removed(snapshot, previous)
         self._digest = digest
-        return LoadedRegistry(snapshot, registry.warnings, time.monotonic() - started_s)
+        return LoadedRegistry(snapshot, warnings, time.monotonic() - started_s)
 
     def look(self, previous: Snapshot) -> LoadedRegistry | None:
         """
@@ -98,9 +100,10 @@ class RegistrySource:
             return None
         return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
-    def _numbered(self, records: Iterable[Integration], previous: Snapshot) -> Iterator[Integration]:
-        """*records* with generations: the same for one that has not changed, else a higher one."""
-        for record in records:
+    def _numbered(self, records: deque[Integration], previous: Snapshot) -> Iterator[Integration]:
+        """*records*, taken out, numbered: only one that has changed gets a higher generation."""
+        while records:
+            record = records.popleft()
             compiled = previous.integrations.get(record.id)
             if compiled is None:
                 yield replace(record, generation=self._generation_floor + 1)
@@ -122,15 +125,18 @@ def _beside_the_event_loop() -> Iterator[None]:
     Load much in one go without holding up the event loop's thread.
 
     Garbage collection would walk over all that is new again and again, with the interpreter locked;
-    nothing that is loaded here is garbage. And the loop gets the interpreter back sooner than usual.
+    nothing that is loaded here is garbage, so it is put out of the collector's sight (`gc.freeze`). And
+    the loop gets the interpreter back sooner than usual.
     """
     interval_s = sys.getswitchinterval()
     was_collecting = gc.isenabled()
+    gc.collect()  # cheap: what was there before is out of sight, too
     gc.disable()
     sys.setswitchinterval(LOADING_SWITCH_INTERVAL_S)
     try:
         yield
     finally:
         sys.setswitchinterval(interval_s)
+        gc.freeze()
         if was_collecting:
             gc.enable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -113,7 +112,6 @@ class RegistryWatch:
         self._decider.snapshot = loaded.snapshot
         announce(loaded, self._source.file, self._metrics)
         await let_go(retired)
-        gc.freeze()
 
 
 def retired_by(before: Snapshot, after: Snapshot) -> list[CompiledIntegration]:

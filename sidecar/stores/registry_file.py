@@ -33,7 +33,7 @@ from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.stores.file_faults import FaultList, FileFault
 from sidecar.stores.node_fields import Place
 from sidecar.stores.registry_records import RecordReader, integration_to_dict
-from sidecar.stores.yaml_nodes import YamlError, YamlMap, YamlNode, read_yaml
+from sidecar.stores.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, read_yaml
 
 REGISTRY_BYTES_MAX = 64 << 20
 """Twenty times the size of 10,000 integrations; more is not a registry but a mistake."""
@@ -123,8 +123,18 @@ def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]
     fields = reader.fields(root, Place("", root.line), ("integrations",))
     if "integrations" not in fields:
         reader.wrong(Place("integrations", root.line), "is missing; write 'integrations: []' for none")
-    read = [reader.integration(place, node) for place, node in reader.items(fields, "integrations")]
-    return [record for record in read if record is not None]
+    items = reader.items(fields, "integrations")
+    # The tree is let go of bit by bit: all at once would lock the interpreter for tens of milliseconds.
+    for _, node in fields.values():
+        if isinstance(node, YamlList):
+            node.items.clear()
+    items.reverse()
+    records = []
+    while items:
+        record = reader.integration(*items.pop())
+        if record is not None:
+            records.append(record)
+    return records
 
 
 def dump_registry(records: Iterable[Integration]) -> str:

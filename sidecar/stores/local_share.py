@@ -1,0 +1,74 @@
+"""
+A sidecar's share of every limit, in its own memory, for while the shared store is gone.
+
+With n sidecars alive each gets 1/n of every rate and burst: together about the limit, if requests are
+spread evenly. A share of 1/n is a bucket of the full quota in which every take costs n tokens: exact
+for every n, also where limit / n is not a whole number. A sidecar whose share of the burst is less
+than one take gets one, so a fleet of n may then admit up to n takes of a burst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.domain.bucket import BURST_MAX, BucketSet, Quota, Taken
+from sidecar.stores.embedded import EmbeddedBucketStore, wall_clock_us
+from sidecar.stores.protocols import StoreFault
+
+SHARES_MAX = 65_536
+"""Bucket sets kept in terms of their share."""
+
+
+class LocalShare:
+    """
+    Buckets of one sidecar at 1/n of every quota; n = `live_sidecars`, which may change at any time.
+
+    Used tokens stay used when n changes. The buckets begin full when the store fails, so a failure
+    gives a fleet up to one more burst of every bucket; `forget` empties the memory once the store is
+    back, so that the next failure begins the same way.
+    """
+
+    def __init__(self, clock_us: Callable[[], int] = wall_clock_us, live_sidecars: int = 1) -> None:
+        """Share with *live_sidecars* others, this one included."""
+        self._store = EmbeddedBucketStore(clock_us)
+        self._clock_us = clock_us
+        self._live_sidecars = max(1, live_sidecars)
+        self._shares: dict[BucketSet, BucketSet] = {}
+
+    @property
+    def live_sidecars(self) -> int:
+        """By how many the limits are shared."""
+        return self._live_sidecars
+
+    @live_sidecars.setter
+    def live_sidecars(self, count: int) -> None:
+        if count != self._live_sidecars:
+            self._live_sidecars = max(1, count)
+            self._shares.clear()
+
+    def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
+        """Take from this sidecar's share; figures are in terms of the share. See `BucketStore.take_now`."""
+        share = self._shares.get(buckets)
+        if share is None:
+            share = self._share(buckets)
+        outcome = self._store.take_now(share, asked)
+        if isinstance(outcome, Taken):
+            return outcome._replace(remaining=outcome.remaining * buckets.cost // share.cost)
+        return outcome or StoreFault.OVERLOADED
+
+    def forget(self) -> None:
+        """Begin anew with full buckets."""
+        self._store = EmbeddedBucketStore(self._clock_us)
+
+    def _share(self, buckets: BucketSet) -> BucketSet:
+        if len(self._shares) >= SHARES_MAX:
+            self._shares.clear()
+        cost = min(buckets.cost * self._live_sidecars, BURST_MAX)
+        quotas = []
+        for quota in buckets.quotas:
+            # A take that fits the whole bucket must fit the share, however small; one that never fitted must not.
+            fits = buckets.cost <= quota.burst
+            quotas.append(Quota(quota.interval_us, max(quota.burst, cost)) if fits else quota)
+        share = BucketSet(buckets.owner, buckets.generation, buckets.keys, quotas, cost)
+        self._shares[buckets] = share
+        return share

@@ -1,0 +1,227 @@
+"""The bucket store in Redis: what a decision sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.observe.metrics import Metrics
+from sidecar.stores.protocols import StoreFault, TakeDone
+from sidecar.stores.redis.cluster import ClusterTopology
+from sidecar.stores.redis.connect import Connector
+from sidecar.stores.redis.counts import StoreCounts
+from sidecar.stores.redis.denials import Denials
+from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.link import LinkLostError
+from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
+from sidecar.stores.redis.scripts import Script
+from sidecar.stores.redis.single import SingleTopology
+from sidecar.stores.redis.take_call import CompiledSet
+from sidecar.stores.redis.urls import Kind, StoreUrl
+
+log = logging.getLogger(__name__)
+
+TELL_AGAIN_S = 10.0
+"""An error that a person must mend is logged that often."""
+
+
+class Topology(Protocol):
+    """Which lane serves a partition, and keeping those lanes connected."""
+
+    lanes: list[Lane]
+
+    def start(self) -> None:
+        """Begin to connect."""
+
+    async def tried(self) -> None:
+        """Wait until the first attempt has ended."""
+
+    def search(self) -> None:
+        """Something has changed: look for the primaries again."""
+
+    async def close(self) -> None:
+        """End all connections."""
+
+
+class RedisBucketStore:
+    """
+    A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
+
+    `on_state_change(is_ready)` is called when readiness changes. `on_superseded(owner, generation)` is
+    called when the server knows another generation of an integration's record than we took for;
+    generation 0 = it knows none.
+    """
+
+    def __init__(
+        self,
+        url: StoreUrl,
+        metrics: Metrics,
+        limits: StoreLimits | None = None,
+        *,
+        checks_generation: bool = False,
+        override_clock_us: Callable[[], int] | None = None,
+    ) -> None:
+        """
+        Nothing is opened before `start`.
+
+        Args:
+            url: where the store is.
+            metrics: what is counted.
+            limits: bounds, None = the defaults.
+            checks_generation: whether the registry is in this Redis too, so that a take is refused as
+                superseded when the integration's record has changed since.
+            override_clock_us: replaces the server's clock; for tests alone, no setting leads here.
+        """
+        self.keys = KeySpace(url.prefix, url.partitions)
+        self.limits = limits or StoreLimits()
+        self.on_state_change: Callable[[bool], None] | None = None
+        self.on_superseded: Callable[[str, int], None] | None = None
+        self._url = url
+        self._counts = StoreCounts(metrics)
+        self._checks_generation = checks_generation
+        self._override_clock_us = override_clock_us
+        self._denials = Denials(self.limits.denials_max, self.limits.denial_s_max)
+        self._compiled: dict[BucketSet, CompiledSet] = {}
+        self._lanes: list[Lane] = []
+        self._topology: Topology | None = None
+        self._was_ready = False
+        self._told: dict[str, float] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every bucket can be taken from now."""
+        return bool(self._lanes) and all(lane.refusal is None for lane in self._lanes)
+
+    async def start(self) -> None:
+        """
+        Begin to connect, and wait for the first attempt to end, well or not; it goes on by itself.
+
+        Raises:
+            StoreUrlError: a password or TLS file of the URL cannot be read.
+        """
+        self._url.verify()
+        connector = Connector(self._url, self.keys, self.limits)
+        parts = LaneParts(
+            asyncio.get_running_loop(),
+            self.limits,
+            self._counts,
+            self,
+            is_cluster=self._url.kind is Kind.CLUSTER,
+            override_clock_us=self._override_clock_us,
+            jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
+        )
+        is_cluster = self._url.kind is Kind.CLUSTER
+        self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
+        self._lanes = self._topology.lanes
+        self._topology.start()
+        await self._topology.tried()
+
+    async def close(self) -> None:
+        """Stop: whoever waits for a take is told UNAVAILABLE. Bounded by `close_timeout_s` a connection."""
+        topology, self._topology = self._topology, None
+        if topology is not None:
+            await topology.close()
+
+    def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
+        """Refuse from memory while the bucket is known to be empty. See `BucketStore.take_now`."""
+        if buckets not in self._denials.entries:
+            return None
+        taken = self._denials.find(buckets, monotonic())
+        if taken is not None:
+            self._counts.values[self._counts.denials] += 1
+        return taken
+
+    def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
+        """Take with the next batch. See `BucketStore.take_later`."""
+        compiled = self._compiled.get(buckets)
+        if compiled is None:
+            compiled = self._compile(buckets)
+        self._lanes[compiled.partition].add(compiled, asked, timeout_s, done)
+
+    def forget(self, owner: str) -> None:
+        """Ask the server again about every bucket of integration *owner*: it was reset."""
+        self._denials.forget_owner(owner)
+
+    async def run(
+        self,
+        script: Script,
+        owner_partition: int,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes | int],
+    ) -> Any:
+        """
+        Run another script where *owner_partition* lives, off the path of decisions.
+
+        Raises:
+            LinkLostError: the node is not connected.
+            ErrorReply: the server refused.
+            TimeoutError: no reply within `discovery_timeout_s`.
+        """
+        link = self._lanes[owner_partition].link if self._lanes else None
+        if link is None:
+            raise LinkLostError(f"the store at {self._url} is not connected")
+        words = (script.sha, len(keys), *keys, *arguments)
+        async with asyncio.timeout(self.limits.discovery_timeout_s):
+            try:
+                return await link.request("EVALSHA", *words)
+            except ErrorReply as error:
+                if error.code != "NOSCRIPT":
+                    raise
+            await link.request("SCRIPT", "LOAD", script.source)
+            return await link.request("EVALSHA", *words)
+
+    def _compile(self, buckets: BucketSet) -> CompiledSet:
+        if len(self._compiled) >= self.limits.compiled_max:
+            # Sets of former snapshots are never asked for again; those in use come back at once.
+            self._compiled.clear()
+        compiled = CompiledSet(buckets, self.keys, self._checks_generation)
+        self._compiled[buckets] = compiled
+        return compiled
+
+    # What lanes tell; see `LaneEvents`.
+
+    def changed(self, lane: Lane) -> None:
+        """A lane began or ceased to take takes."""
+        if lane.refusal is not None and self._topology is not None:
+            self._topology.search()
+        is_ready = self.is_ready
+        if is_ready and not self._was_ready:
+            # The server may be another one, with other memories: a promoted replica, a restarted one.
+            self._denials.clear()
+        if is_ready is not self._was_ready:
+            self._was_ready = is_ready
+            if self.on_state_change is not None:
+                self.on_state_change(is_ready)
+
+    def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
+        """Remember for how long the bucket stays empty."""
+        self._denials.learn(buckets, taken, now_us, sent_s, monotonic())
+
+    def superseded(self, buckets: BucketSet, generation: int) -> None:
+        """Tell the registry's follower."""
+        self._denials.forget(buckets)
+        if self.on_superseded is not None:
+            self.on_superseded(buckets.owner, generation)
+
+    def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
+        """Look for the nodes where that may help; say in the log what a person must mend."""
+        if remedy is Remedy.FIND_NODES and self._topology is not None:
+            self._topology.search()
+        if remedy is not Remedy.TELL:
+            return
+        code = code_of(error)[:32]
+        now_s = monotonic()
+        if now_s - self._told.get(code, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+            if len(self._told) >= 64:
+                self._told.clear()
+            self._told[code] = now_s
+            with contextlib.suppress(Exception):
+                log.error("the store at %s refuses takes: %s", lane.name, advice_of(error))

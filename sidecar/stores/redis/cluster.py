@@ -1,0 +1,180 @@
+"""Redis Cluster: which primary serves which partition, kept true while nodes fail, move and return."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
+from sidecar.stores.redis.keeper import Backoff, Keeper
+from sidecar.stores.redis.keys import SLOTS
+from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.urls import Address
+
+log = logging.getLogger(__name__)
+
+SlotMap = list[tuple[int, int, Address]]
+"""First slot, last slot, primary."""
+
+
+class ClusterTopology:
+    """
+    A lane for each primary, and `lanes`, the lane of each partition.
+
+    One task asks the nodes for the slot map: at start, when a reply or a lost link says that something
+    has changed, and again with back-off until every partition has a lane that is connected. The list
+    `lanes` stays the same object and is changed in place.
+    """
+
+    def __init__(self, connector: Connector, parts: LaneParts) -> None:
+        """Every partition begins without a node."""
+        self._connector = connector
+        self._parts = parts
+        self._limits = connector.limits
+        self._keepers: dict[Address, Keeper] = {}
+        self._nowhere = Lane(f"{connector.url} (no node yet)", parts)
+        self._is_agreed = False
+        self._wanted = asyncio.Event()
+        self._tried = asyncio.Event()
+        self._told = ""
+        self._task: asyncio.Task[None] | None = None
+        self.lanes = [self._nowhere] * connector.keys.partitions
+
+    def start(self) -> None:
+        """Begin to look for the nodes."""
+        self._task = asyncio.get_running_loop().create_task(self._follow(), name="store topology")
+
+    async def tried(self) -> None:
+        """Wait until the first attempt to connect everywhere has ended, well or not."""
+        await self._tried.wait()
+
+    def search(self) -> None:
+        """Something has changed: ask for the slot map soon."""
+        self._wanted.set()
+
+    async def close(self) -> None:
+        """End all connections."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
+        keepers, self._keepers = self._keepers, {}
+        self.lanes[:] = [self._nowhere] * len(self.lanes)
+        await asyncio.gather(*(keeper.close() for keeper in keepers.values()))
+        self._nowhere.close()
+
+    async def _follow(self) -> None:
+        backoff = Backoff(self._limits)
+        while True:
+            self._wanted.clear()
+            await self._refresh()
+            self._tried.set()
+            if all(lane.refusal is None for lane in self.lanes):
+                backoff.reset()
+                await self._wanted.wait()
+            # A short pause in any case: many replies tell of one change, and a failover takes its time.
+            await asyncio.sleep(backoff.next_s())
+
+    async def _refresh(self) -> None:
+        try:
+            owners = self._owners(await self._ask())
+            await self._connect(set(owners.values()))
+            await self._agree(owners)
+        except CONNECT_ERRORS as error:
+            self._tell(str(error) or type(error).__name__)
+            return
+        if self._told:
+            log.info("found the nodes of %s", self._connector.url)
+            self._told = ""
+        await self._assign(owners)
+
+    async def _ask(self) -> SlotMap:
+        """The slot map as the first node that answers sees it; nodes we are connected to come first."""
+        connected = [address for address, keeper in self._keepers.items() if keeper.lane.refusal is None]
+        troubles = []
+        for address in dict.fromkeys((*connected, *self._keepers, *self._connector.url.addresses)):
+            try:
+                reply = await self._connector.ask(address, self._connector.url.login, "CLUSTER", "SLOTS")
+                return read_slots(reply, address.host)
+            except CONNECT_ERRORS as error:
+                troubles.append(f"{address}: {error or type(error).__name__}")
+        raise HandshakeError(f"no node tells the slots of the Cluster: {'; '.join(troubles)}")
+
+    def _owners(self, slot_map: SlotMap) -> dict[int, Address]:
+        """The primary of each partition; a partition whose slot nobody serves is left out."""
+        owners = {}
+        for partition in range(self._connector.keys.partitions):
+            slot = self._connector.keys.slot_of(partition)
+            for first, last, address in slot_map:
+                if first <= slot <= last:
+                    owners[partition] = address
+        return owners
+
+    async def _connect(self, addresses: set[Address]) -> None:
+        """Have a keeper for each address that has tried at least once."""
+        for address in addresses - self._keepers.keys():
+            keeper = self._keepers[address] = Keeper(
+                Lane(str(address), self._parts), self._opener(address), self._limits, self._parts.counts
+            )
+            keeper.start()
+        # A connect has its own bound, so this has one.
+        await asyncio.gather(*(self._keepers[address].tried.wait() for address in addresses))
+
+    def _opener(self, address: Address) -> Callable[[], Awaitable[Link]]:
+        return lambda: self._connector.open(address)
+
+    async def _agree(self, owners: dict[int, Address]) -> None:
+        """Before anything is served: every sidecar of the fleet has the same partitions."""
+        if self._is_agreed:
+            return
+        if 0 not in owners:
+            raise HandshakeError("no node of the Cluster serves partition 0")
+        link = self._keepers[owners[0]].lane.link
+        if link is None:
+            raise HandshakeError(f"{owners[0]}, which serves partition 0, is not connected")
+        async with asyncio.timeout(self._limits.discovery_timeout_s):
+            await self._connector.agree_on_layout(link)
+        self._is_agreed = True
+
+    async def _assign(self, owners: dict[int, Address]) -> None:
+        """Send each partition's takes to its primary, and let go of nodes that serve none."""
+        lanes = [
+            self._keepers[owners[partition]].lane if partition in owners else self._nowhere
+            for partition in range(len(self.lanes))
+        ]
+        if lanes != self.lanes:
+            self._parts.counts.values[self._parts.counts.topology_changes] += 1
+            self.lanes[:] = lanes
+            self._parts.events.changed(lanes[0])
+        for address in self._keepers.keys() - set(owners.values()):
+            await self._keepers.pop(address).close()
+
+    def _tell(self, trouble: str) -> None:
+        """Say a trouble once, not at every attempt."""
+        if trouble != self._told:
+            log.warning("cannot use %s: %s; trying again", self._connector.url, trouble)
+            self._told = trouble
+
+
+def read_slots(reply: Any, asked_host: str) -> SlotMap:
+    """
+    Read CLUSTER SLOTS. A node that does not know its own host means the one it was asked by.
+
+    Raises:
+        HandshakeError: it is no such reply, or serves no slot at all.
+    """
+    try:
+        slot_map = [
+            (first, last, Address((primary[0] or b"").decode() or asked_host, primary[1]))
+            for first, last, primary, *_ in reply
+        ]
+        if all(0 <= first <= last < SLOTS for first, last, _ in slot_map) and slot_map:
+            return slot_map
+    except (TypeError, ValueError, AttributeError, LookupError):
+        pass
+    raise HandshakeError(
+        f"CLUSTER SLOTS replied {str(reply)[:80]!r}: is this a Redis Cluster with slots assigned?"
+    )

@@ -1,0 +1,55 @@
+"""The store's metrics, their slots looked up once."""
+
+from __future__ import annotations
+
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import STORE_ERROR_CODES
+from sidecar.stores.protocols import StoreFault
+
+
+class StoreCounts:
+    """Slots of the store's metrics; hot paths do `values[counts.takes] += 1`."""
+
+    __slots__ = (
+        "batches",
+        "breaker_trips",
+        "breakers_open",
+        "calls",
+        "connects",
+        "denials",
+        "errors",
+        "failed_connects",
+        "faults",
+        "links",
+        "merged",
+        "script_loads",
+        "takes",
+        "topology_changes",
+        "trip",
+        "values",
+    )
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Look up every slot."""
+        self.values = metrics.values
+        self.takes = metrics.slot("sidecar_store_takes_total")
+        self.merged = metrics.slot("sidecar_store_takes_merged_total")
+        self.batches = metrics.slot("sidecar_store_batches_total")
+        self.calls = metrics.slot("sidecar_store_calls_total")
+        self.script_loads = metrics.slot("sidecar_store_script_loads_total")
+        self.denials = metrics.slot("sidecar_store_denials_from_memory_total")
+        self.breakers_open = metrics.slot("sidecar_store_breakers_open")
+        self.breaker_trips = metrics.slot("sidecar_store_breaker_trips_total")
+        self.links = metrics.slot("sidecar_store_connections_open")
+        self.connects = metrics.slot("sidecar_store_connects_total", "ok")
+        self.failed_connects = metrics.slot("sidecar_store_connects_total", "failed")
+        self.topology_changes = metrics.slot("sidecar_store_topology_changes_total")
+        self.faults = {fault: metrics.slot("sidecar_store_faults_total", fault.value) for fault in StoreFault}
+        self.errors = {
+            code: metrics.slot("sidecar_store_error_replies_total", code) for code in STORE_ERROR_CODES
+        }
+        self.trip = metrics.histogram("sidecar_store_trip_duration_seconds")
+
+    def error(self, code: str) -> None:
+        """Count one error reply; codes outside the closed list count as other."""
+        self.values[self.errors.get(code, self.errors["other"])] += 1

@@ -1,0 +1,21 @@
+-- heartbeat.lua: say that a sidecar lives, and count those that do.
+--
+-- KEYS[1]  sorted set: member = a sidecar's id, score = when its beat runs out, us since the epoch
+-- ARGV[1]  id of the sidecar, '' = only count
+-- ARGV[2]  lifetime_us: how long this beat counts; 0 = the sidecar says goodbye
+-- Reply    integer: sidecars whose beat has not run out
+-- TTL      the lifetime, renewed with each beat: a fleet that is gone leaves nothing behind
+-- Cost     O(log n) for n sidecars, plus those that have run out since the last call
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local id, lifetime = ARGV[1], tonumber(ARGV[2])
+
+if id ~= '' and lifetime > 0 then
+  redis.call('ZADD', KEYS[1], string.format('%.0f', now + lifetime), id)
+  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1, math.ceil(lifetime / 1000))))
+elseif id ~= '' then
+  redis.call('ZREM', KEYS[1], id)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
+return redis.call('ZCARD', KEYS[1])

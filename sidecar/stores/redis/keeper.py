@@ -1,0 +1,108 @@
+"""Keeping a lane connected: connect, wait until the link ends, connect anew, for as long as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from sidecar.stores.redis.connect import CONNECT_ERRORS
+from sidecar.stores.redis.counts import StoreCounts
+from sidecar.stores.redis.lane import Lane
+from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.replies import advice_of
+
+log = logging.getLogger(__name__)
+
+
+class Backoff:
+    """Waits that double from the first to the longest, each shortened by up to half at random."""
+
+    def __init__(self, limits: StoreLimits, random_part: Callable[[], float] = random.random) -> None:
+        """Begin with the first wait; *random_part* is uniform in 0 ... 1."""
+        self._first_s = limits.backoff_first_s
+        self._max_s = limits.backoff_max_s
+        self._random_part = random_part
+        self._next_s = self._first_s
+
+    def next_s(self) -> float:
+        """The wait before the next attempt."""
+        wait_s = self._next_s
+        self._next_s = min(2 * wait_s, self._max_s)
+        return wait_s * (0.5 + 0.5 * self._random_part())
+
+    def reset(self) -> None:
+        """Begin again: an attempt went well."""
+        self._next_s = self._first_s
+
+
+class Keeper:
+    """
+    Keeps *lane* connected by *connect*, from `start` to `close`.
+
+    `tried` is done when the first attempt has ended, well or not.
+    """
+
+    def __init__(
+        self, lane: Lane, connect: Callable[[], Awaitable[Link]], limits: StoreLimits, counts: StoreCounts
+    ) -> None:
+        """Nothing is opened before `start`."""
+        self.lane = lane
+        self.tried = asyncio.Event()
+        self._connect = connect
+        self._limits = limits
+        self._counts = counts
+        self._backoff = Backoff(limits)
+        self._told = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"store link {self.lane.name}")
+
+    async def close(self) -> None:
+        """End the link and the attempts."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
+        self.lane.close()
+
+    async def _keep(self) -> None:
+        while True:
+            link = await self._try()
+            self.tried.set()
+            if link is not None:
+                began_s = monotonic()
+                self.lane.attach(link)
+                try:
+                    await asyncio.shield(link.lost)
+                finally:
+                    self.lane.detach()
+                    link.abort()
+                if monotonic() - began_s >= self._limits.steady_s:
+                    self._backoff.reset()
+                    continue
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _try(self) -> Link | None:
+        try:
+            link = await self._connect()
+        except CONNECT_ERRORS as error:
+            self._counts.values[self._counts.failed_connects] += 1
+            self._tell(advice_of(error) or type(error).__name__)
+            return None
+        self._counts.values[self._counts.connects] += 1
+        if self._told:
+            log.info("connected to the store at %s", self.lane.name)
+            self._told = ""
+        return link
+
+    def _tell(self, trouble: str) -> None:
+        """Say a trouble once, not at every attempt."""
+        if trouble != self._told:
+            log.warning("cannot connect to the store at %s: %s; trying again", self.lane.name, trouble)
+            self._told = trouble

@@ -1,0 +1,117 @@
+"""
+Every key in Redis, in one place: prefix, partition, kind, name.
+
+    <prefix>{<tag>}b:<bucket key>     a bucket                       take.lua
+    <prefix>{<tag>}g:<integration>    generation of its record       registry writes, take.lua reads
+    <prefix>{<tag>}r:<integration>    its record                     registry
+    <prefix>{<tag>}changes            change events of the partition registry
+    <prefix>{<tag of 0>}layout        what every sidecar must agree on: the number of partitions
+    <prefix>{<tag of 0>}live          live sidecars                  heartbeat.lua
+
+An integration and all its buckets live in one partition, a stable hash of its id; the partition is
+the hash tag, so Redis Cluster keeps them in one slot and one script call can hold them all.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import zlib
+
+SLOTS = 16_384
+"""Hash slots of Redis Cluster."""
+
+PARTITIONS_MAX = 256
+DEFAULT_PARTITIONS = 16
+DEFAULT_PREFIX = "sidecar:"
+PREFIX = re.compile(r"[!-z|~]{0,64}")
+"""Printable ASCII without braces: a brace before the tag would become the tag (Cluster specification)."""
+
+
+class KeySpaceError(ValueError):
+    """A prefix or a number of partitions that keys cannot be built from."""
+
+
+class KeySpace:
+    """
+    The keys of one fleet.
+
+    Every sidecar of a fleet must use the same prefix and number of partitions, else they would keep
+    different buckets for one integration; `layout` is the text they compare.
+    """
+
+    __slots__ = ("_tags", "layout", "partitions", "prefix")
+
+    def __init__(self, prefix: str = DEFAULT_PREFIX, partitions: int = DEFAULT_PARTITIONS) -> None:
+        """
+        Build the tags of all partitions.
+
+        Raises:
+            KeySpaceError: the prefix holds a brace, a space or something unprintable, or is longer than 64;
+                partitions is not 1 ... 256.
+        """
+        if not PREFIX.fullmatch(prefix):
+            raise KeySpaceError(
+                f"key prefix {prefix!r} must be at most 64 printable ASCII characters, no spaces, no braces"
+            )
+        if not 1 <= partitions <= PARTITIONS_MAX:
+            raise KeySpaceError(f"partitions must be 1..{PARTITIONS_MAX}, not {partitions}")
+        self.prefix = prefix
+        self.partitions = partitions
+        self.layout = f"1 partitions={partitions}"
+        self._tags = tuple(f"{prefix}{{{_tag(index, partitions)}}}" for index in range(partitions))
+
+    def partition_of(self, owner: str) -> int:
+        """The partition of integration *owner*, 0 ... partitions - 1; the same on every machine."""
+        return zlib.crc32(owner.encode()) % self.partitions
+
+    def slot_of(self, partition: int) -> int:
+        """The Cluster slot of *partition*: every partition has its own slice of the slots."""
+        return _slot(_tag(partition, self.partitions))
+
+    def bucket(self, owner: str, key: str) -> str:
+        """The bucket *key* of integration *owner*."""
+        return f"{self._tags[self.partition_of(owner)]}b:{key}"
+
+    def generation(self, owner: str) -> str:
+        """The generation of the record of integration *owner*, as decimal text."""
+        return f"{self._tags[self.partition_of(owner)]}g:{owner}"
+
+    def record(self, owner: str) -> str:
+        """The record of integration *owner*."""
+        return f"{self._tags[self.partition_of(owner)]}r:{owner}"
+
+    def changes(self, partition: int) -> str:
+        """The change events of *partition*."""
+        return f"{self._tags[partition]}changes"
+
+    @property
+    def layout_key(self) -> str:
+        """Where `layout` is kept."""
+        return f"{self._tags[0]}layout"
+
+    @property
+    def live_key(self) -> str:
+        """Where the live sidecars are kept."""
+        return f"{self._tags[0]}live"
+
+
+def _tag(partition: int, partitions: int) -> str:
+    """
+    The hash tag of *partition*: the first of p7, p7.1, p7.2, ... whose slot lies in its slice.
+
+    Primaries hold ranges of slots, so equal slices of slots give equally many partitions to each;
+    slots of arbitrary tags would fall where they like (of 16, seven on one primary of three).
+    """
+    first = partition * SLOTS // partitions
+    end = (partition + 1) * SLOTS // partitions
+    tag, attempt = f"p{partition}", 0
+    while not first <= _slot(tag) < end:
+        attempt += 1
+        tag = f"p{partition}.{attempt}"
+    return tag
+
+
+def _slot(tag: str) -> int:
+    # CRC16 of the XMODEM kind, as the Cluster specification demands.
+    return binascii.crc_hqx(tag.encode(), 0) % SLOTS

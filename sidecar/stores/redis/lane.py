@@ -1,0 +1,449 @@
+"""
+The way to one node: takes gather, leave together, and each gets its answer within its time.
+
+Natural batching: what arrives in one turn of the event loop leaves together; while `in_flight_max`
+batches are on their way the next one gathers. An idle node is therefore asked at once, a busy one
+gets fewer and larger calls. There is no task and no timer per take: one timer watches over the lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.stores.protocols import StoreFault, TakeDone
+from sidecar.stores.redis.batches import Batch, Gathering
+from sidecar.stores.redis.breaker import Breaker, BreakerState
+from sidecar.stores.redis.counts import StoreCounts
+from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.link import IGNORED, Link, LinkLostError, Receiver
+from sidecar.stores.redis.replies import ErrorReply, Remedy, remedy_of
+from sidecar.stores.redis.scripts import TAKE
+from sidecar.stores.redis.take_call import (
+    NEVER_S,
+    CompiledSet,
+    Group,
+    UnexpectedReplyError,
+    apportion,
+    encode_call,
+    starts_of,
+)
+
+TIMER_GRAIN_S = 0.002
+"""Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
+
+LOOP_LATE_S = 0.01
+"""A timer that fires this late tells of a loop that stood still, not of a server that did not answer."""
+
+
+class LaneEvents(Protocol):
+    """What a lane tells its owner."""
+
+    def changed(self, lane: Lane) -> None:
+        """The lane began or ceased to take takes."""
+
+    def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
+        """A bucket is empty; *now_us* is the server's time, read after *sent_s* of our monotonic clock."""
+
+    def superseded(self, buckets: BucketSet, generation: int) -> None:
+        """The owner's record has another generation; 0 = there is none."""
+
+    def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
+        """The server replied *error*."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneParts:
+    """
+    What all lanes of a store share.
+
+    `is_cluster`: each call holds one partition. `override_clock_us` replaces the server's clock, in tests.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    limits: StoreLimits
+    counts: StoreCounts
+    events: LaneEvents
+    is_cluster: bool = False
+    override_clock_us: Callable[[], int] | None = None
+    clock: Callable[[], float] = monotonic
+    jitter: Callable[[], float] = field(default=lambda: 1.0)
+
+
+class Lane:
+    """
+    Sends the takes of one node over the link it is given.
+
+    `refusal` says why takes are refused now, None = they are not. The invariant: every `done` is called
+    exactly once, with an outcome or a fault, and not from within `add`.
+    """
+
+    def __init__(self, name: str, parts: LaneParts) -> None:
+        """A lane to *name* without a link: it refuses."""
+        self.name = name
+        self.refusal: StoreFault | None = StoreFault.UNAVAILABLE
+        self.link: Link | None = None
+        self._parts = parts
+        self._loop = parts.loop
+        self._limits = parts.limits
+        self._counts = parts.counts
+        self._values = parts.counts.values
+        self._clock = parts.clock
+        self._breaker = Breaker(parts.limits.breaker_failures_max, parts.limits.probe_after_s, parts.jitter)
+        self._gathering = Gathering(parts.limits)
+        self._in_flight: list[Batch] = []
+        self._probe: _Probe | None = None
+        self._is_flush_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = NEVER_S
+        self._heard_s = 0.0
+
+    # Takes come in.
+
+    def add(self, compiled: CompiledSet, asked: int, timeout_s: float, done: TakeDone) -> None:
+        """Take with the next batch; *done* is called within *timeout_s*, never from within this call."""
+        gathering = self._gathering
+        if self.refusal is not None or gathering.is_full:
+            fault = self.refusal or StoreFault.OVERLOADED
+            self._values[self._counts.faults[fault]] += 1
+            self._loop.call_soon(done, fault)
+            return
+        deadline_s = self._clock() + timeout_s - TIMER_GRAIN_S
+        gathering.add(compiled, asked, deadline_s, done)
+        if deadline_s < self._timer_s:
+            self._watch(deadline_s)
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what has gathered, as far as the bound on batches in flight allows."""
+        while self.refusal is None and len(self._in_flight) < self._limits.in_flight_max:
+            batch = self._gathering.pop()
+            if batch is None:
+                return
+            self._send(batch)
+
+    def _send(self, batch: Batch) -> None:
+        now_s = self._clock()
+        batch.sent_s = now_s
+        batch.overdue_s = now_s + self._limits.call_timeout_s
+        batch.dead_s = now_s + self._limits.link_timeout_s
+        calls = [_Call(self, batch, groups) for groups in self._calls_of(batch)]
+        batch.unanswered = len(calls)
+        self._in_flight.append(batch)
+        values, counts = self._values, self._counts
+        values[counts.batches] += 1
+        values[counts.calls] += len(calls)
+        values[counts.takes] += batch.takes
+        values[counts.merged] += batch.takes - len(batch.groups)
+        self._write(b"".join(self._encode(call.groups) for call in calls), calls)
+        self._watch(min(batch.deadline_s, batch.overdue_s))
+
+    def _calls_of(self, batch: Batch) -> Iterable[Sequence[Group]]:
+        """The groups of each script call: all in one, or in a Cluster one call for each partition."""
+        if not self._parts.is_cluster:
+            return (tuple(batch.groups.values()),)
+        calls: dict[int, list[Group]] = {}
+        for group in batch.groups.values():
+            calls.setdefault(group.compiled.partition, []).append(group)
+        return calls.values()
+
+    def _encode(self, groups: Iterable[Group]) -> bytes:
+        override = self._parts.override_clock_us
+        return encode_call(groups, override() if override is not None else 0)
+
+    def _write(self, commands: bytes, receivers: Sequence[Receiver]) -> None:
+        assert self.link is not None
+        try:
+            self.link.send(commands, receivers)
+        except LinkLostError:
+            for receiver in receivers:
+                receiver.lost()
+
+    # Replies come back.
+
+    def answered(self, call: _Call, reply: Any) -> None:
+        """A script call got *reply*."""
+        now_s = self._heard_s = self._clock()
+        batch = call.batch
+        if isinstance(reply, ErrorReply):
+            self._counts.error(reply.code)
+            remedy = remedy_of(reply)
+            if remedy is Remedy.LOAD_SCRIPT and not call.is_second and self._send_again(call):
+                return
+            self._finish(batch, now_s)
+            self._fail(call.groups, StoreFault.UNAVAILABLE)
+            self._mend(reply, remedy, now_s)
+            return
+        self._finish(batch, now_s)
+        if batch.is_overdue:
+            self._breaker.stir(now_s)
+            self._watch(self._breaker.probe_at_s)
+        else:
+            self._breaker.succeed()
+        try:
+            answers = starts_of(call.groups, reply)
+        except UnexpectedReplyError as error:
+            self._fail(call.groups, StoreFault.UNAVAILABLE)
+            self._mend(error, Remedy.TELL, now_s)
+            return
+        for group, admitted, starts in answers:
+            self._settle(group, admitted, starts, reply[0], batch.sent_s)
+
+    def _settle(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
+        if not group.waiting:
+            return  # the lane was closed meanwhile, and everybody told
+        buckets = group.compiled.buckets
+        if admitted < 0:
+            self._parts.events.superseded(buckets, -1 - admitted)
+            self._fail((group,), StoreFault.SUPERSEDED)
+            return
+        asked = group.asked
+        taken = apportion(group, starts, now_us, self._report)
+        # Only takes put a bucket in terms of their quota, so only they know for how long it is empty.
+        if not taken.remaining and asked and len(starts) == 1:
+            self._parts.events.emptied(buckets, taken, now_us, sent_s)
+
+    def _send_again(self, call: _Call) -> bool:
+        """The server lost the script: load it and call again, if somebody still waits. Once."""
+        for group in call.groups:
+            group.forget_expired()
+        groups = [group for group in call.groups if group.waiting]
+        if not groups or self.link is None:
+            return False
+        again = _Call(self, call.batch, groups, is_second=True)
+        self._values[self._counts.script_loads] += 1
+        self._values[self._counts.calls] += 1
+        self._write(TAKE.load + self._encode(groups), (IGNORED, again))
+        return True
+
+    def call_lost(self, call: _Call) -> None:
+        """The link went down before the reply to *call* came."""
+        self._finish(call.batch, self._clock())
+        self._fail(call.groups, StoreFault.UNAVAILABLE)
+
+    def _finish(self, batch: Batch, now_s: float) -> None:
+        batch.unanswered -= 1
+        if not batch.unanswered:
+            self._in_flight.remove(batch)
+            self._counts.trip.observe_ns(round((now_s - batch.sent_s) * 1e9))
+
+    def _mend(self, error: Exception, remedy: Remedy, now_s: float) -> None:
+        if remedy is Remedy.WAIT and self._breaker.fail(now_s):
+            self._opened()
+        self._parts.events.refused(self, error, remedy)
+        if remedy is Remedy.FIND_PRIMARY and self.link is not None:
+            self.link.abort()
+
+    # The link comes and goes.
+
+    def attach(self, link: Link) -> None:
+        """Use *link*, which has just proved itself by its handshake."""
+        self.link = link
+        link.on_turn = self.flush
+        self._heard_s = self._clock()
+        if self._breaker.state is not BreakerState.CLOSED:
+            self._values[self._counts.breakers_open] -= 1
+        self._breaker.reset()
+        self._values[self._counts.links] += 1
+        self._set_refusal(None)
+        self._watch(self._heard_s + self._limits.keepalive_s)
+        self.flush()
+
+    def detach(self) -> None:
+        """The link has ended: refuse until there is another one."""
+        if self.link is None:
+            return
+        self.link.on_turn = None
+        self.link = None
+        self._probe = None
+        self._values[self._counts.links] -= 1
+        self._set_refusal(StoreFault.UNAVAILABLE)
+        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+
+    def close(self) -> None:
+        """Refuse from now on; whoever waits is told."""
+        link = self.link
+        self.detach()
+        for batch in tuple(self._in_flight):
+            self._tell(batch.release(), StoreFault.UNAVAILABLE)
+        if self._breaker.state is not BreakerState.CLOSED:
+            self._values[self._counts.breakers_open] -= 1
+            self._breaker.reset()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_s = None, NEVER_S
+        if link is not None:
+            link.abort()
+
+    # Time passes.
+
+    def _watch(self, due_s: float) -> None:
+        """Have the timer fire at *due_s* at the latest."""
+        if due_s >= self._timer_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = due_s
+        self._timer = self._loop.call_later(max(0.0, due_s - self._clock()), self._tick)
+
+    def _tick(self) -> None:
+        now_s = self._clock()
+        if now_s - self._timer_s > LOOP_LATE_S:
+            # It was us who stood still, and replies may have come meanwhile: read them before judging.
+            self._timer_s = now_s + LOOP_LATE_S
+            self._timer = self._loop.call_later(TIMER_GRAIN_S, self._tick)
+            return
+        self._timer, self._timer_s = None, NEVER_S
+        if self._gathering.deadline_s <= now_s:
+            self._tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
+        for batch in tuple(self._in_flight):
+            self._check(batch, now_s)
+        self._check_probe(now_s)
+        self._watch(self._next_due_s())
+
+    def _check(self, batch: Batch, now_s: float) -> None:
+        if batch.deadline_s <= now_s:
+            self._tell(batch.expire(now_s), StoreFault.TIMEOUT)
+        if batch.overdue_s <= now_s:
+            batch.overdue_s = NEVER_S
+            batch.is_overdue = True
+            if self._breaker.fail(now_s):
+                self._opened()
+        if batch.dead_s <= now_s and self.link is not None:
+            batch.dead_s = NEVER_S
+            self.link.abort()
+
+    def _check_probe(self, now_s: float) -> None:
+        probe = self._probe
+        if probe is not None and probe.overdue_s <= now_s:
+            probe.overdue_s = NEVER_S
+            self._probe_overdue(now_s)
+        if probe is not None and probe.dead_s <= now_s and self.link is not None:
+            probe.dead_s = NEVER_S
+            self.link.abort()
+        if self.link is None or self._probe is not None:
+            return
+        is_idle = not self._in_flight and self._heard_s + self._limits.keepalive_s <= now_s
+        if self._breaker.probe_at_s <= now_s or is_idle:
+            if self._breaker.state is BreakerState.OPEN:
+                self._breaker.begin_probe()
+            self._probe = _Probe(
+                self, now_s + self._limits.call_timeout_s, now_s + self._limits.link_timeout_s
+            )
+            self._write(self._encode(()), (self._probe,))
+
+    def probed(self, probe: _Probe, reply: Any) -> None:
+        """The server has answered a probe."""
+        now_s = self._heard_s = self._clock()
+        if probe is not self._probe:
+            return
+        self._probe = None
+        if isinstance(reply, ErrorReply):
+            self._counts.error(reply.code)
+            remedy = remedy_of(reply)
+            if remedy is Remedy.LOAD_SCRIPT and self.link is not None:
+                self._values[self._counts.script_loads] += 1
+                self.link.send(TAKE.load, (IGNORED,))
+            else:
+                self._breaker.end_probe(is_good=False, now_s=now_s)
+                self._mend(reply, remedy, now_s)
+                return
+        if probe.overdue_s < NEVER_S and self._breaker.state is BreakerState.HALF_OPEN:
+            self._breaker.end_probe(is_good=True, now_s=now_s)
+            self._values[self._counts.breakers_open] -= 1
+            self._set_refusal(None)
+        self._watch(self._next_due_s())
+
+    def _probe_overdue(self, now_s: float) -> None:
+        if self._breaker.state is BreakerState.HALF_OPEN:
+            self._breaker.end_probe(is_good=False, now_s=now_s)
+        elif self._breaker.fail(now_s):
+            self._opened()
+
+    def _opened(self) -> None:
+        self._values[self._counts.breaker_trips] += 1
+        self._values[self._counts.breakers_open] += 1
+        self._set_refusal(StoreFault.UNAVAILABLE)
+        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self._watch(self._breaker.probe_at_s)
+
+    def _next_due_s(self) -> float:
+        due_s = self._gathering.deadline_s
+        for batch in self._in_flight:
+            due_s = min(due_s, batch.deadline_s, batch.overdue_s, batch.dead_s)
+        if self._probe is not None:
+            return min(due_s, self._probe.overdue_s, self._probe.dead_s)
+        if self.link is None:
+            return due_s
+        if not self._in_flight:
+            due_s = min(due_s, self._heard_s + self._limits.keepalive_s)
+        return min(due_s, self._breaker.probe_at_s)
+
+    # Answers go out.
+
+    def _set_refusal(self, refusal: StoreFault | None) -> None:
+        if refusal is not self.refusal:
+            self.refusal = refusal
+            self._parts.events.changed(self)
+
+    def _fail(self, groups: Iterable[Group], fault: StoreFault) -> None:
+        for group in groups:
+            self._tell(group.release(), fault)
+
+    def _tell(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
+        slot = self._counts.faults[fault]
+        for done in takes:
+            self._values[slot] += 1
+            try:
+                done(fault)
+            except Exception as error:
+                self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        """A caller's `done` raised: its own fault, but nobody else's."""
+        self._loop.call_exception_handler({"message": "a take's callback raised", "exception": error})
+
+
+class _Call:
+    """One script call on its way: the receiver of its reply."""
+
+    __slots__ = ("_lane", "batch", "groups", "is_second")
+
+    def __init__(self, lane: Lane, batch: Batch, groups: Sequence[Group], is_second: bool = False) -> None:
+        self._lane = lane
+        self.batch = batch
+        self.groups = groups
+        self.is_second = is_second
+
+    def replied(self, reply: Any) -> None:
+        self._lane.answered(self, reply)
+
+    def lost(self) -> None:
+        self._lane.call_lost(self)
+
+
+class _Probe:
+    """An empty script call: the whole way there and back, nobody's take."""
+
+    __slots__ = ("_lane", "dead_s", "overdue_s")
+
+    def __init__(self, lane: Lane, overdue_s: float, dead_s: float) -> None:
+        self._lane = lane
+        self.overdue_s = overdue_s
+        self.dead_s = dead_s
+
+    def replied(self, reply: Any) -> None:
+        self._lane.probed(self, reply)
+
+    def lost(self) -> None:
+        """Whoever holds the lane learns it from the link."""

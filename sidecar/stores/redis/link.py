@@ -1,0 +1,160 @@
+"""
+One connection to a Redis server: bytes out, replies in, in order; no task, no lock, no retry.
+
+Whoever sends leaves a receiver for each reply. The Redis protocol has no request ids: the n-th reply
+answers the n-th command, so a reply that is lost makes the connection worthless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, cast
+
+import hiredis
+
+from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.resp import pack
+
+
+class Receiver(Protocol):
+    """Gets one reply, or learns that none will come; exactly one of the two, once."""
+
+    def replied(self, reply: Any) -> None:
+        """The reply: int, bytes, None, a list of them, or an `ErrorReply`."""
+
+    def lost(self) -> None:
+        """The connection is gone. Whether the command was carried out is not known."""
+
+
+class LinkLostError(ConnectionError):
+    """The connection ended before the reply came."""
+
+
+class Link(asyncio.Protocol):
+    """
+    The protocol of one connection, plain, TLS or Unix.
+
+    `lost` is done when the connection has ended. `on_turn` is called after the replies of one read
+    have been handed out: the moment to send what has gathered.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reply_bytes_max: int) -> None:
+        """Wait for `connection_made`."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.on_turn: Callable[[], None] | None = None
+        self._loop = loop
+        self._reader = hiredis.Reader(protocolError=hiredis.ProtocolError, replyError=ErrorReply)
+        self._receivers: deque[Receiver] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._unread_bytes = 0
+        self._reply_bytes_max = reply_bytes_max
+
+    @property
+    def is_open(self) -> bool:
+        """Whether commands can be sent."""
+        return self._transport is not None
+
+    @property
+    def waiting(self) -> int:
+        """Replies that are still to come."""
+        return len(self._receivers)
+
+    def send(self, commands: bytes, receivers: Iterable[Receiver]) -> None:
+        """
+        Write *commands*, with one receiver for each.
+
+        Raises:
+            LinkLostError: the connection is closed; no receiver is told.
+        """
+        if self._transport is None:
+            raise LinkLostError("the connection to Redis is closed")
+        self._receivers.extend(receivers)
+        self._transport.write(commands)
+
+    def request(self, *words: str | bytes | int) -> asyncio.Future[Any]:
+        """
+        Send one command for a caller who can wait; not for decisions.
+
+        The future fails with `ErrorReply` or `LinkLostError`.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        try:
+            self.send(pack(*words), (_FutureReceiver(future),))
+        except LinkLostError as error:
+            future.set_exception(error)
+        return future
+
+    def abort(self) -> None:
+        """End the connection at once; may be called again."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ready to send."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the replies that are complete."""
+        reader = self._reader
+        receivers = self._receivers
+        try:
+            reader.feed(data)
+            reply = reader.gets()
+            self._unread_bytes = len(data) + (self._unread_bytes if reply is False else 0)
+            while reply is not False and receivers:
+                receivers.popleft().replied(reply)
+                reply = reader.gets()
+        except hiredis.ProtocolError:
+            self.abort()
+            return
+        # A reply that nobody asked for: the two sides no longer agree on anything.
+        if reply is not False or self._unread_bytes > self._reply_bytes_max:
+            self.abort()
+        elif self.on_turn is not None:
+            self.on_turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell everybody who waits."""
+        self._transport = None
+        while self._receivers:
+            self._receivers.popleft().lost()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class _FutureReceiver:
+    """Puts the reply into a future."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+
+    def replied(self, reply: Any) -> None:
+        if self._future.done():
+            return
+        if isinstance(reply, ErrorReply):
+            self._future.set_exception(reply)
+        else:
+            self._future.set_result(reply)
+
+    def lost(self) -> None:
+        if not self._future.done():
+            self._future.set_exception(LinkLostError("the connection to Redis ended before the reply"))
+
+
+class IgnoredReply:
+    """A receiver for replies that tell nothing."""
+
+    __slots__ = ()
+
+    def replied(self, reply: Any) -> None:
+        """Drop it."""
+
+    def lost(self) -> None:
+        """Nobody to tell."""
+
+
+IGNORED = IgnoredReply()

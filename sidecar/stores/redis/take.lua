@@ -1,0 +1,116 @@
+-- take.lua: take tokens for many decisions in one call; each decision's buckets all or none.
+--
+-- KEYS[1..n]  all different, one hash tag in Cluster (the partition's):
+--             buckets, value '<tat>:<interval>': TAT in us since the epoch, 16 digits (< 2^53), and
+--             the interval in us it was written under; not there = full
+--             generations, value = decimal text: the number of an integration's record
+-- ARGV[1]     now_us: '0' = the server's TIME; > 0 only in tests
+-- ARGV[2]     groups, one after another, as little-endian unsigned 32-bit words (struct 'I4'); a group:
+--               asked          0..2^31-1 equal takes that met in this batch; 0 = peek
+--               cost           tokens of one take, 1..1000000
+--               generation_at  which of KEYS holds the owner's generation; 0 = do not check
+--               generation     what it must be, 1..2^32-1
+--               buckets        how many follow, each three words:
+--                 key_at       which of KEYS it is; groups may share a bucket
+--                 interval_us  6000..60000000 us per token
+--                 burst        1..1000000 tokens
+-- Reply       integers: now_us, then for each group
+--               admitted, and for each bucket the TAT its takes counted from; or, alone,
+--               -1 - generation: the owner's generation is another, nothing was taken (-1 = no record)
+-- Order       groups see what the groups before them in the call took
+-- Writes      nothing for a peek; a refused take writes only a bucket that must be rebased (see draw);
+--             all writes follow all decisions, one SET for each bucket that changed
+-- TTL         max(1, ceil((tat - now) / 1000)) ms, set together with the value: then the bucket is full
+-- Cost        O(buckets): one TIME, one MGET, one SET for each bucket that changed
+-- Mirror      draw_all in sidecar/domain/bucket.py, same integers, same order
+
+local call, floor, ceil, format, sub = redis.call, math.floor, math.ceil, string.format, string.sub
+
+local now = tonumber(ARGV[1])
+if now == 0 then
+  local time = call('TIME')
+  now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local stored = #KEYS > 0 and call('MGET', unpack(KEYS)) or {}
+local words = #ARGV[2] / 4
+local sent = {struct.unpack('<' .. string.rep('I4', words), ARGV[2])}
+
+local tats, intervals = {}, {} -- levels by number of key, read on first use; a TAT of 0 is a full bucket
+local changed, changes = {}, 0 -- numbers of the keys to write, each once
+local is_changed = {}
+local reply, replied = {now}, 1
+
+local function read(key_at, interval)
+  local value = stored[key_at]
+  local tat = value and tonumber(sub(value, 1, 16)) or 0
+  tats[key_at] = tat
+  intervals[key_at] = tat > 0 and tonumber(sub(value, 18)) or interval
+  return tat
+end
+
+local function start_of(tat, written, interval, burst)
+  if tat <= now then return now end
+  local ahead = tat - now
+  if written ~= interval then
+    ahead = ceil(ahead / written)
+    if ahead > burst then ahead = burst end
+    ahead = ahead * interval
+  end
+  local span = burst * interval
+  if ahead > span then ahead = span end
+  return now + ahead
+end
+
+local function store(key_at, tat, interval)
+  tats[key_at], intervals[key_at] = tat, interval
+  if not is_changed[key_at] then
+    changes = changes + 1
+    is_changed[key_at], changed[changes] = true, key_at
+  end
+end
+
+local at = 1
+while at <= words do
+  local asked, cost, generation_at, generation = sent[at], sent[at + 1], sent[at + 2], sent[at + 3]
+  local first, last = at + 5, at + 2 + 3 * sent[at + 4]
+  at = last + 3
+  local current = generation_at > 0 and (tonumber(stored[generation_at] or 0) or 0) or generation
+  replied = replied + 1
+  if current ~= generation then
+    reply[replied] = -1 - current
+  else
+    local admitted_at, room, is_rebased = replied, nil, false
+    reply[admitted_at] = 0
+    for b = first, last, 3 do
+      local key_at, interval, burst = sent[b], sent[b + 1], sent[b + 2]
+      local tat = tats[key_at] or read(key_at, interval)
+      local written = intervals[key_at]
+      local start = start_of(tat, written, interval, burst)
+      if tat > now and (tat ~= start or written ~= interval) then is_rebased = true end
+      local tokens = floor((now + burst * interval - start) / interval)
+      if not room or tokens < room then room = tokens end
+      replied = replied + 1
+      reply[replied] = start
+    end
+    local admitted = floor(room / cost)
+    if asked < admitted then admitted = asked end
+    reply[admitted_at] = admitted
+    if admitted > 0 or (asked > 0 and is_rebased) then
+      for b = first, last, 3 do
+        local start = reply[admitted_at + 1 + (b - first) / 3]
+        store(sent[b], start + admitted * cost * sent[b + 1], sent[b + 1])
+      end
+    end
+  end
+end
+
+for i = 1, changes do
+  local key_at = changed[i]
+  local tat = tats[key_at]
+  local ttl_ms = ceil((tat - now) / 1000)
+  if ttl_ms < 1 then ttl_ms = 1 end
+  call('SET', KEYS[key_at], format('%016.0f:%.0f', tat, intervals[key_at]), 'PX', format('%.0f', ttl_ms))
+end
+
+return reply

@@ -5,7 +5,7 @@
 set -eu
 
 # program:Debian and Ubuntu package
-NEEDED='h2load:nghttp2-client'
+NEEDED='h2load:nghttp2-client redis-server:redis-server'
 
 missing=
 for pair in $NEEDED; do

@@ -46,7 +46,7 @@ def named(items: list[Document], name: str) -> Document:
     return found[0]
 
 
-def connection_manager(document: Document) -> Document:
+def ingress_http(document: Document) -> Document:
     """The HTTP connection manager of the `ingress` listener."""
     listener = named(document["static_resources"]["listeners"], "ingress")
     filters = listener["filter_chains"][0]["filters"]
@@ -56,7 +56,7 @@ def connection_manager(document: Document) -> Document:
 
 def ext_authz(document: Document) -> Document:
     """The ext_authz filter."""
-    filters = connection_manager(document)["http_filters"]
+    filters = ingress_http(document)["http_filters"]
     authz: Document = named(filters, "envoy.filters.http.ext_authz")["typed_config"]
     return authz
 

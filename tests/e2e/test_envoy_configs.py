@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.envoy import CONFIGS, TCP_CONFIG, UNIX_CONFIG, cluster, connection_manager, load
+from deploy.demo.envoy import CONFIGS, TCP_CONFIG, UNIX_CONFIG, cluster, ingress_http, load
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda config: config.name)
@@ -35,7 +35,7 @@ def test_envoy_config__the_two_differ_in_the_address_alone() -> None:
 @pytest.mark.parametrize("config", [TCP_CONFIG, UNIX_CONFIG], ids=lambda config: config.name)
 def test_envoy_config__closes_the_known_holes(config: Path) -> None:
     """The settings that keep clients from lying are there; docs/envoy.md says what each is for."""
-    manager = connection_manager(load(config))
+    manager = ingress_http(load(config))
     authz = next(part for part in manager["http_filters"] if part["name"].endswith("ext_authz"))[
         "typed_config"
     ]

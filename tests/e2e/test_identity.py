@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.demo.envoy import Document, connection_manager
+from deploy.demo.envoy import Document, ingress_http
 from tests.e2e.stack import Kind, Stack, upstream_headers
 
 IDENTITY = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
@@ -51,7 +51,7 @@ def _open_route(document: Document) -> None:
         "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
         "disabled": True,
     }
-    routes = connection_manager(document)["route_config"]["virtual_hosts"][0]["routes"]
+    routes = ingress_http(document)["route_config"]["virtual_hosts"][0]["routes"]
     routes.insert(
         0,
         {

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0
+INSTALL = "install --yes --no-install-recommends nghttp2-client redis-server"
 TOOLS = ("sh", "dirname", "id", "cksum", "cat", "grep", "mktemp", "rm")
 
 
@@ -84,7 +85,8 @@ def test_setup__unknown_kind(checkout: Path) -> None:
 
 def test_system_packages__nothing_missing(checkout: Path) -> None:
     """With every program there, nothing is said."""
-    program(checkout, "h2load", "exit 0")
+    for name in ("h2load", "redis-server"):
+        program(checkout, name, "exit 0")
     assert run(checkout, "system-packages.sh") == (0, "")
 
 
@@ -92,7 +94,7 @@ def test_system_packages__missing_without_a_way_to_install(checkout: Path) -> No
     """Who may not install gets the one command for somebody who may."""
     code, complaint = run(checkout, "system-packages.sh")
     assert code == 1
-    assert "apt-get update && apt-get install --yes --no-install-recommends nghttp2-client" in complaint
+    assert f"apt-get update && apt-get {INSTALL}" in complaint
 
 
 def test_system_packages__missing_and_installed_by_root(checkout: Path) -> None:
@@ -101,7 +103,14 @@ def test_system_packages__missing_and_installed_by_root(checkout: Path) -> None:
     program(checkout, "apt-get", f'echo "$@" >> {checkout}/asked')
     assert run(checkout, "system-packages.sh") == (0, "")
     asked = (checkout / "asked").read_text().splitlines()
-    assert asked == ["update", "install --yes --no-install-recommends nghttp2-client"]
+    assert asked == ["update", INSTALL]
+
+
+def test_system_packages__only_what_is_missing(checkout: Path) -> None:
+    """What is there already is not asked for again."""
+    program(checkout, "h2load", "exit 0")
+    code, complaint = run(checkout, "system-packages.sh")
+    assert (code, "recommends redis-server\n" in complaint) == (1, True)
 
 
 def test_system_packages__a_failed_installation_is_shown(checkout: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from tests.house.source import Source, python_sources, report
 
 EMPTY_WORDS = re.compile(
-    r"(^|_)(utils?|helpers?|managers?|common|misc)(_|$)|(Utils?|Helpers?|Managers?)($|(?=[A-Z]))|^My[A-Z]"
+    r"(^|_)(utils?|helpers?|managers?)(_|$)|^(common|misc)$|(Utils?|Helpers?|Managers?)($|(?=[A-Z]))|^My[A-Z]"
 )
+"""In snake case and in camel case. `common_name` is a word of X.509 and may stay."""
 
 
 def faults_of(source: Source) -> list[str]:

@@ -36,7 +36,8 @@ def ask(
     ] = "127.0.0.1:9191",
     key: KeyOption = None,
     ip: Annotated[
-        str, typer.Option("--ip", metavar="ADDRESS", help="Who calls the proxy; 'client_ip' applies.")
+        str,
+        typer.Option("--ip", "--peer", metavar="ADDRESS", help="Who calls the proxy; 'client_ip' applies."),
     ] = "127.0.0.1",
     scope: ScopeOption = "",
     header: HeaderOption = None,
@@ -57,8 +58,8 @@ def ask(
     """
     Ask a running sidecar about one request, as Envoy would.
 
-    This is a real call and takes a token. Exits with 0 when the (last) request is allowed, with 3 when
-    it is denied, with 1 when the sidecar does not answer.
+    This is a real call and takes a token. Exits with 0 when the (last) request is allowed, with 3
+    when it is denied, with 1 when the sidecar does not answer.
     """
     with telling_mistakes():
         from sidecar.app.asking import Asker, AskError

@@ -18,7 +18,7 @@ def check_config(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]",
+            metavar="FILE",
             help="The configuration file. Default: sidecar.yaml in this directory if there is one.",
         ),
     ] = None,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import grpc_tools
+import grpc_tools  # type: ignore[import-untyped]
 from grpc_tools import protoc
 
 PROTO_FOLDER = Path(__file__).resolve().parent

@@ -10,6 +10,7 @@ closing the listener would reset.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -17,6 +18,7 @@ import socket
 from sidecar.observe.metrics import Metrics
 from sidecar.transports.fast.connection import Connection
 from sidecar.transports.fast.core import Core
+from sidecar.transports.fast.lifetime import LINGER_S
 from sidecar.transports.listeners import Listener
 from sidecar.transports.tls import TlsContext
 
@@ -117,8 +119,11 @@ class Acceptor:
                 accepted,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else limits.handshake_timeout_s,
-                ssl_shutdown_timeout=None if tls is None else limits.handshake_timeout_s,
+                ssl_shutdown_timeout=None if tls is None else LINGER_S,
             )
         except (OSError, asyncio.CancelledError):
-            # ssl.SSLError and TimeoutError are OSErrors. The loop has closed the socket.
+            # ssl.SSLError and TimeoutError are OSErrors. The loop owns the socket and closes it, but
+            # uvloop first waits for a polite end of a handshake that was cancelled.
+            with contextlib.suppress(OSError):
+                accepted.shutdown(socket.SHUT_RDWR)
             connection.handshake_failed()

@@ -118,6 +118,6 @@ class _RecordCheck:
         return [self._found[subject] for subject in sorted(self._found)]
 
     def _find(self, subject: str, sequence: int, what: str) -> None:
-        message = f"the record of {subject} {what}; its latest entry is {sequence} of chain {self._chain}"
+        message = f"the record of {subject} {what}: see entry {sequence} of chain {self._chain}"
         finding = Finding(FindingKind.RECORD_ALTERED, self._chain, sequence, sequence, message)
         self._found.setdefault(subject, finding)

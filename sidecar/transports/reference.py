@@ -26,7 +26,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import Method, method_table
 from sidecar.transports.listeners import UnixClaim, bind, listen_error, publish, staged_path
 from sidecar.transports.reference_calls import CallRunner, RunningCalls
-from sidecar.transports.reference_tls import server_credentials
+from sidecar.transports.reference_tls import CertificateSource
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
 
 _TEARDOWN_S_MAX = 1.0
@@ -62,6 +62,8 @@ class ReferenceGrpcServer:
         self._limits = limits
         self._runner = CallRunner(RunningCalls(limits.calls_max, metrics), limits)
         self._table = _MethodTable(methods, self._runner)
+        self._metrics = metrics
+        self._certificates: list[CertificateSource] = []
         self._server: grpc.aio.Server | None = None
         self._claims: list[UnixClaim] = []
 
@@ -71,7 +73,7 @@ class ReferenceGrpcServer:
         server.add_generic_rpc_handlers((self._table,))
         staged: list[tuple[str, Endpoint]] = []
         try:
-            endpoints = tuple(_add_port(server, endpoint, staged) for endpoint in self._endpoints)
+            endpoints = tuple(self._add_port(server, endpoint, staged) for endpoint in self._endpoints)
             await server.start()
             for path, endpoint in staged:
                 self._publish(path, endpoint)
@@ -82,6 +84,22 @@ class ReferenceGrpcServer:
             raise
         self._server = server
         return endpoints
+
+    def _add_port(
+        self, server: grpc.aio.Server, endpoint: Endpoint, staged: list[tuple[str, Endpoint]]
+    ) -> Endpoint:
+        """Bind one endpoint; a Unix socket under a staged name, noted in *staged*."""
+        address = _address(endpoint, staged)
+        certificate = None if endpoint.tls is None else CertificateSource(endpoint.tls, self._metrics)
+        try:
+            if certificate is None:
+                port = server.add_insecure_port(address)
+            else:
+                self._certificates.append(certificate)
+                port = server.add_secure_port(address, certificate.credentials)
+        except RuntimeError as error:
+            raise _bind_error(endpoint) from error
+        return endpoint if endpoint.path else replace(endpoint, port=port)
 
     def _publish(self, staged: str, endpoint: Endpoint) -> None:
         try:
@@ -95,6 +113,11 @@ class ReferenceGrpcServer:
         for claim in self._claims:
             claim.release()
         self._claims.clear()
+
+    def reload_tls(self) -> bool:
+        """Load all TLS files again now; False = some cannot be used and the former ones stay."""
+        results = [certificate.reload() for certificate in self._certificates]
+        return all(results)
 
     async def drain(self, timeout_s: float) -> bool:
         """See `GrpcServer.drain`. An idle connection that must be closed by force cuts nothing off."""
@@ -154,25 +177,16 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1_000)
 
 
-def _add_port(server: grpc.aio.Server, endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> Endpoint:
-    """Bind one endpoint; a Unix socket under a staged name, noted in *staged*."""
-    if endpoint.path:
-        try:
-            name = staged_path(endpoint)
-        except OSError as error:
-            raise listen_error(endpoint, error) from error
-        staged.append((name, endpoint))
-        address = f"unix-abstract:{quote(name[1:])}" if name.startswith("@") else f"unix:{quote(name)}"
-    else:
-        address = str(endpoint)
+def _address(endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> str:
+    """What grpc.aio calls *endpoint*; the staged name of a Unix socket is noted."""
+    if not endpoint.path:
+        return str(endpoint)
     try:
-        if endpoint.tls is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, server_credentials(endpoint, endpoint.tls))
-    except RuntimeError as error:
-        raise _bind_error(endpoint) from error
-    return endpoint if endpoint.path else replace(endpoint, port=port)
+        name = staged_path(endpoint)
+    except OSError as error:
+        raise listen_error(endpoint, error) from error
+    staged.append((name, endpoint))
+    return f"unix-abstract:{quote(name[1:])}" if name.startswith("@") else f"unix:{quote(name)}"
 
 
 def _remove(paths: Iterable[str]) -> None:

@@ -3,96 +3,76 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import grpc
 
-from sidecar.transports.server import Endpoint, ListenError, TlsFiles
+from sidecar.observe.metrics import Metrics
+from sidecar.transports.server import ListenError, TlsFiles
+from sidecar.transports.tls import server_context, signature
 
-_LOG = logging.getLogger(__name__)
-
-_Stamps = tuple[tuple[int, int, int], ...]
-
-
-def server_credentials(endpoint: Endpoint, files: TlsFiles) -> grpc.ServerCredentials:
-    """
-    Credentials that follow *files*; with a client CA, clients must show a certificate it signed.
-
-    Raises:
-        ListenError: the files cannot be used; names the endpoint and says why.
-    """
-    try:
-        source = CertificateSource(files)
-    except (OSError, ssl.SSLError) as error:
-        raise ListenError(f"cannot listen on {endpoint} with TLS: {_reason(files, error)}") from error
-    return grpc.dynamic_ssl_server_credentials(
-        source.initial,
-        cast("Callable[[], grpc.ServerCertificateConfiguration]", source.fetch),  # the stubs lack its None
-        require_client_authentication=files.client_ca is not None,
-    )
-
-
-def _reason(files: TlsFiles, error: OSError) -> str:
-    if error.filename is not None:
-        return f"cannot read {error.filename} ({error.strerror}); check the path and its permissions"
-    names = ", ".join(str(path) for path in _paths(files))
-    return f"{error}; check that {names} are PEM files and that the key is the certificate's"
-
-
-def _paths(files: TlsFiles) -> tuple[Path, ...]:
-    return tuple(path for path in (files.certificate, files.key, files.client_ca) if path is not None)
+_log = logging.getLogger("sidecar.transports")
 
 
 class CertificateSource:
-    """Loads the files once, and again at the first handshake after one of them changed."""
+    """
+    Credentials that follow their files: core asks before each handshake, and gets them if they changed.
 
-    def __init__(self, files: TlsFiles) -> None:
+    With a client CA, only clients with a certificate that it signed get through the handshake.
+    """
+
+    def __init__(self, files: TlsFiles, metrics: Metrics) -> None:
         """
         Load *files*.
 
         Raises:
-            OSError: one cannot be read.
-            ssl.SSLError: one is not PEM, or key and certificate do not belong together.
+            ListenError: one cannot be used; names it and says what to do.
         """
         self._files = files
-        self._lock = threading.Lock()  # core fetches on its own threads
-        self._stamps = self._stamp()
-        self.initial = self._load()
+        self._metrics = metrics
+        self._lock = threading.Lock()  # core fetches on threads of its own
+        self._signature = signature(files)
+        self._fresh: grpc.ServerCertificateConfiguration | None = None
+        self.credentials = grpc.dynamic_ssl_server_credentials(
+            self._load(),
+            # The stubs lack the None that means 'nothing new'.
+            cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch),
+            require_client_authentication=files.client_ca is not None,
+        )
 
-    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """
-        Called by core before each handshake.
-
-        Returns:
-            None when nothing changed; also when a change is unusable, which is logged once.
-        """
+    def reload(self) -> bool:
+        """Load the files again for the next handshake; False = they cannot be used, the former stay."""
         with self._lock:
-            try:
-                stamps = self._stamp()
-                if stamps == self._stamps:
-                    return None
-                self._stamps = stamps
-                return self._load()
-            except (OSError, ssl.SSLError) as error:
-                _LOG.warning("kept the former certificate: %s", _reason(self._files, error))
-                return None
+            return self._reload()
 
-    def _stamp(self) -> _Stamps:
-        stats = (path.stat() for path in _paths(self._files))
-        return tuple((status.st_mtime_ns, status.st_ino, status.st_size) for status in stats)
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        with self._lock:
+            if signature(self._files) != self._signature:
+                self._reload()
+            fresh, self._fresh = self._fresh, None
+            return fresh
+
+    def _reload(self) -> bool:
+        # Taken before reading: a change during the reading is seen at the next look.
+        self._signature = signature(self._files)
+        try:
+            self._fresh = self._load()
+        except ListenError as error:
+            self._metrics.add("sidecar_tls_reloads_total", "failed")
+            _log.error("TLS reload failed, the former certificate stays in use: %s", error)
+            return False
+        self._metrics.add("sidecar_tls_reloads_total", "ok")
+        _log.info("TLS files loaded again: %s", self._files.certificate)
+        return True
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
         files = self._files
-        # Core would accept anything here and then fail each handshake: let OpenSSL judge first.
-        judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        judge.load_cert_chain(files.certificate, files.key)
-        authorities = None
-        if files.client_ca is not None:
-            judge.load_verify_locations(files.client_ca)
-            authorities = files.client_ca.read_bytes()
-        pair = (files.key.read_bytes(), files.certificate.read_bytes())
+        server_context(files)  # core takes anything and then fails each handshake: let OpenSSL judge first
+        try:
+            authorities = None if files.client_ca is None else files.client_ca.read_bytes()
+            pair = (files.key.read_bytes(), files.certificate.read_bytes())
+        except OSError as error:
+            raise ListenError(f"TLS file {error.filename}: {error.strerror}; put it back") from error
         return grpc.ssl_server_certificate_configuration([pair], authorities)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -70,7 +71,8 @@ class BackgroundLoop:
 def eventually(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
     """Wait until *condition* holds; for facts that no event announces, such as a counter."""
     never = threading.Event()
-    for _ in range(round(patience_s / 0.002)):
+    until_s = time.monotonic() + patience_s
+    while time.monotonic() < until_s:
         if condition():
             return
         never.wait(0.002)

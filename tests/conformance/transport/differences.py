@@ -186,8 +186,8 @@ REFERENCE_DIFFERENCES = (
     _row(
         "takeover_under_load",
         "some calls CANCELLED",
-        "grpc-core ends calls that arrive after its GOAWAY left and before the client has read it, at most those "
-        "in flight; restarts without a failed call take the fast transport",
+        "grpc-core ends calls that arrive after its GOAWAY left and before the client has read it, at most "
+        "those in flight; a restart without a failed call takes the fast transport",
     ),
     _row(
         "stream_ids_used_up",

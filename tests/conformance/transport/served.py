@@ -55,6 +55,10 @@ class Served:
         """How many calls have ended with *code*."""
         return self.metrics.value("sidecar_calls_total", str(code))
 
+    def reloads(self, result: str) -> int:
+        """How many reloads of TLS files were 'ok' or 'failed'."""
+        return self.metrics.value("sidecar_tls_reloads_total", result)
+
     def running(self) -> int:
         """How many handlers run."""
         return self.metrics.value("sidecar_calls_running")

@@ -73,7 +73,7 @@ def test_drain__running_calls_end_in_peace(servers: Servers) -> None:
 def _accepts(endpoint: Endpoint) -> bool:
     try:
         socket.create_connection((endpoint.host, endpoint.port), PATIENCE_S).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
         return False
     return True
 

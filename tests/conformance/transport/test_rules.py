@@ -43,7 +43,7 @@ def rule_servers(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("transport, feed", WAYS, ids=" ".join)
+@pytest.mark.parametrize(("transport", "feed"), WAYS, ids=[f"{transport} {feed}" for transport, feed in WAYS])
 def test_rule__outcome(rule_servers: dict[str, Served], transport: str, feed: str, rule: Rule) -> None:
     """The client gets what the rule says, or what the table of differences says for this transport."""
     served = rule_servers[transport]

@@ -151,8 +151,12 @@ class Wire:
 
     def start(self, *pairs: tuple[int, int]) -> None:
         """Say the preface and SETTINGS, and wait for the server's."""
-        self.send(PREFACE + settings(*pairs))
+        self.send_preface(*pairs)
         self.read_until(lambda: self.settings and self.settings_acks)
+
+    def send_preface(self, *pairs: tuple[int, int]) -> None:
+        """Say the preface and SETTINGS, and do not wait."""
+        self.send(PREFACE + settings(*pairs))
 
     def send(self, data: bytes) -> None:
         """Send *data*; that a server has closed already is found out when reading."""

@@ -1,0 +1,86 @@
+"""Certificates for the tests of TLS: an authority, a server of its own and clients good and bad."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from sidecar.transports.server import TlsFiles
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and its key, PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+class Authority:
+    """Signs certificates with a key made for one test run."""
+
+    def __init__(self, name: str) -> None:
+        """Make the authority's own key and certificate."""
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(self._name, self._name, self._key.public_key())
+        signed = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(
+            self._key, hashes.SHA256()
+        )
+        self.certificate = signed.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, name: str) -> Identity:
+        """A certificate for *name* on this machine, as server and as client."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        builder = _builder(subject, self._name, key.public_key())
+        signed = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(
+            self._key, hashes.SHA256()
+        )
+        return Identity(
+            signed.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+    )
+
+
+def write(files: TlsFiles, identity: Identity, client_ca: bytes | None = None) -> None:
+    """Put an identity into *files*, each replaced whole, as a certificate manager does it."""
+    contents = {files.certificate: identity.certificate, files.key: identity.key}
+    if files.client_ca is not None and client_ca is not None:
+        contents[files.client_ca] = client_ca
+    for path, content in contents.items():
+        replace(path, content)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write beside *path* and rename over it."""
+    staged = path.with_name(path.name + ".new")
+    staged.write_bytes(content)
+    staged.rename(path)

@@ -41,7 +41,8 @@ class Limits(NamedTuple):
     The figures of the rate-limit headers, as text.
 
     `limit` requests per minute; `remaining` whole tokens; `reset` Unix seconds, rounded up, at which
-    the bucket is full again; `retry_after` whole seconds to the next token, '' while there is one.
+    the bucket is full again; `retry_after` whole seconds until a request passes, '' where there is no
+    such wait: one would pass now, or none ever will because it costs more than a full burst.
     """
 
     limit: str
@@ -102,7 +103,7 @@ def http_status(reason: Reason, style: AnswerStyle) -> int:
 def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, style: AnswerStyle) -> Headers:
     """The headers of a denial, without the body's."""
     headers = limit_headers(limits, style) if limits is not None else []
-    if limits is not None and reason is Reason.RATE_LIMITED:
+    if limits is not None and limits.retry_after and reason is Reason.RATE_LIMITED:
         headers.append(("retry-after", limits.retry_after))
     elif reason.http_status == 503:
         headers.append(("retry-after", "1"))
@@ -164,6 +165,11 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             )
         case Reason.SCOPE_MISSING:
             return "No rule of the platform opens this method and path to integrations. Check the URL."
+        case Reason.RATE_LIMITED if limits is not None and not limits.retry_after:
+            return (
+                "This request costs more than a full burst, so waiting cannot help."
+                " Ask your administrator for a larger burst."
+            )
         case Reason.RATE_LIMITED if limits is not None:
             return (
                 f"{limits.limit} requests per minute are allowed; retry in {limits.retry_after} s."

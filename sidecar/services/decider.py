@@ -33,7 +33,7 @@ def limits_of(decision: Decision) -> Limits | None:
     taken, integration = decision.taken, decision.evaluation.integration
     if taken is None or integration is None:
         return None
-    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us else ""
+    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us > 0 else ""
     return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
 
 

@@ -80,7 +80,7 @@ class ExtAuthzService:
         remaining = reset = wait = b""
         if taken is not None:
             remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
-            wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us else b""
+            wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us > 0 else b""
         # What stands in the message and is no variable, and the variables' widths. The registry's
         # objects outlive this service and its style, so the service is part of the key.
         key = (

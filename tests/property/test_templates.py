@@ -46,14 +46,15 @@ def decisions(draw: st.DrawFn) -> Decision:
         return Decision(NEXT_ID(), reason, Evaluation(reason), None)
     key = draw(st.sampled_from(KEYS))
     credential = SNAPSHOT.credentials[key.credential_id]
-    key_header = draw(st.sampled_from(("x-api-key", "authorization")))
+    key_header = draw(st.sampled_from(("x-api-key", "authorization", "")))
     evaluation = Evaluation(
         reason, credential.integration, credential, key_header, draw(addresses), draw(scopes)
     )
     is_taken = reason in (Reason.OK, Reason.RATE_LIMITED) or draw(st.booleans())
     taken = draw(takens) if is_taken else None
     if taken is not None and reason is Reason.RATE_LIMITED:
-        taken = taken._replace(admitted=0, retry_after_us=max(1, taken.retry_after_us))
+        wait_us = draw(st.sampled_from((-1, max(1, taken.retry_after_us))))
+        taken = taken._replace(admitted=0, retry_after_us=wait_us)
     return Decision(NEXT_ID(), reason, evaluation, taken)
 
 

@@ -191,6 +191,14 @@ def test_problem_body__tells_how_long_to_wait() -> None:
     assert "violated-policies" not in problem(Reason.SCOPE_MISSING)
 
 
+def test_answers__a_wait_that_never_ends_is_not_told() -> None:
+    """A request that costs more than the burst can never pass: no Retry-After, and words that say so."""
+    never = Limits("600", "7", "1764000060", "")
+    assert "retry-after" not in dict(denial_headers(Reason.RATE_LIMITED, "id", never, STYLE))
+    detail = problem(Reason.RATE_LIMITED, never)["detail"]
+    assert detail.startswith("This request costs more than a full burst, so waiting cannot help.")
+
+
 def test_problem_body__bad_keys_get_one_text() -> None:
     """Malformed, unknown and expired keys: the same bytes."""
     faults = (Reason.MALFORMED_CREDENTIAL, Reason.UNKNOWN_CREDENTIAL, Reason.EXPIRED_CREDENTIAL)

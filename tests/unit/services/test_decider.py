@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from sidecar.domain.answers import Limits
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason
 from sidecar.domain.integrations import Status
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
-from sidecar.services.decider import REEVALUATIONS_MAX, Decider, Decision
+from sidecar.services.decider import REEVALUATIONS_MAX, Decider, Decision, limits_of
 from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
@@ -184,6 +185,22 @@ def test_decide__a_fault_is_never_retried(key: NewApiKey) -> None:
     store = FaultyStore()
     decide_now(make_decider(make_integration(key), store=store), key.api_key)
     assert store.takes == 1
+
+
+@pytest.mark.parametrize(("retry_after_us", "expected"), [(0, ""), (1, "1"), (1_000_001, "2"), (-1, "")])
+def test_limits_of__tells_a_wait_only_where_one_ends(
+    key: NewApiKey, retry_after_us: int, expected: str
+) -> None:
+    """Whole seconds, rounded up; nothing while a token is left, and nothing where waiting cannot help."""
+    store = FixedStore(Taken(0, 0, retry_after_us, NOW_US + 1))
+    limits = limits_of(decide_now(make_decider(make_integration(key), store=store), key.api_key))
+    assert limits == Limits("60", "0", str(NOW_US // 1_000_000 + 1), expected)
+
+
+def test_limits_of__nothing_without_a_bucket(key: NewApiKey) -> None:
+    """Neither for an unknown caller nor when the store fails are figures made up."""
+    decider = make_decider(make_integration(key), store=FaultyStore())
+    assert [limits_of(decide_now(decider, api_key)) for api_key in (None, key.api_key)] == [None, None]
 
 
 def test_decide__a_snapshot_that_changes_meanwhile(key: NewApiKey) -> None:

@@ -15,9 +15,12 @@ from sidecar.domain.bucket import Taken
 from sidecar.domain.client_address import ClientHeader
 from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, Verdict
 from sidecar.domain.integrations import Status
+from sidecar.domain.policy import Evaluation
+from sidecar.domain.snapshot import Snapshot
 from sidecar.rpc.calls import UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.decision_service import BATCH_REQUESTS_MAX, DecisionService
+from sidecar.services.decider import Decision
+from sidecar.services.decision_service import BATCH_REQUESTS_MAX, DecisionService, fill
 from sidecar.stores.protocols import StoreFault
 from sidecar.v1 import decision_pb2 as pb
 from tests.building import (
@@ -240,6 +243,23 @@ def test_decide__a_wait_that_never_ends_is_left_out(key: NewApiKey) -> None:
     response = decide(serve(key, store=FixedStore(Taken(0, 1, -1, NOW_US))), ask(key))
     assert response.verdict == pb.VERDICT_DENY_429
     assert not response.HasField("retry_after")
+    assert "retry-after" not in response.headers
+
+
+def test_fill__an_allow_without_a_look_at_the_bucket(key: NewApiKey) -> None:
+    """Where a configuration lets requests pass while the store fails, there are no figures to tell."""
+    credential = Snapshot.compile([make_integration(key)]).credentials[key.credential_id]
+    evaluation = Evaluation(Reason.OK, credential.integration, credential)
+    response = pb.DecideResponse()
+    fill(response, Decision("d1", Reason.OK, evaluation, None), AnswerStyle())
+    assert response == pb.DecideResponse(
+        verdict=pb.VERDICT_ALLOW,
+        reason=pb.REASON_OK,
+        decision_id="d1",
+        http_status=200,
+        integration_id="acme",
+        credential_id=key.credential_id,
+    )
 
 
 @pytest.mark.parametrize(

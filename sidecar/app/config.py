@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from sidecar.app.config_source import ConfigTree, KeyPath, add_environment, read_config_file
 from sidecar.app.settings import Settings
-from sidecar.stores.file_faults import FaultList, FileFault, quoted, unknown_key
+from sidecar.stores.file_faults import FaultList, FileFault, meant_key, quoted, unknown_key
 from sidecar.transports.server import TlsFiles
 
 DEFAULT_FILE = "sidecar.yaml"
@@ -35,11 +35,6 @@ class Config:
     def path(self, text: str) -> Path:
         """The file that a setting names."""
         return self.directory / text
-
-    def shown(self, path: Path) -> str:
-        """*path* as messages name it: short where it can be."""
-        here = Path.cwd()
-        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
     def fault(self, path: KeyPath, problem: str) -> FileFault:
         """A mistake at key *path*, with its file and line or its variable."""
@@ -81,10 +76,25 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     try:
         settings = Settings.model_validate(tree.values)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            faults.put(_fault(detail, tree))
+        details = error.errors(include_url=False)
+        mistyped = {_meant(detail) for detail in details if detail["type"] == "extra_forbidden"}
+        for detail in details:
+            if detail["loc"] not in mistyped and not _is_consequence(detail):
+                faults.put(_fault(detail, tree))
     faults.raise_any()
-    return Config(settings, (path or Path(DEFAULT_FILE)).absolute().parent, tree)
+    return Config(settings, (path or Path(DEFAULT_FILE)).parent, tree)
+
+
+def _meant(detail: ErrorDetails) -> KeyPath:
+    """The key that an unknown one was probably meant to be: its absence is no second mistake."""
+    path = detail["loc"]
+    section = _section(path[:-1])
+    return (*path[:-1], meant_key(str(path[-1]), section.model_fields if section else ()) or "")
+
+
+def _is_consequence(detail: ErrorDetails) -> bool:
+    """Whether a list is only too short because its items hold mistakes."""
+    return detail["type"] == "too_short" and bool(detail["input"])
 
 
 def _fault(detail: ErrorDetails, tree: ConfigTree) -> FileFault:
@@ -141,7 +151,7 @@ _PROBLEMS: Mapping[str, Callable[[ErrorDetails], str]] = {
     "float_type": lambda detail: f"must be a number, not {quoted(detail['input'])}",
     "bool_type": lambda detail: f"must be true or false, not {quoted(detail['input'])}",
     "string_type": lambda detail: f"must be text, not {quoted(detail['input'])}; put it in quotes",
-    "tuple_type": lambda detail: f"must be a list, not {quoted(detail['input'])}",
+    "tuple_type": lambda detail: f"must be a list, one item a line after '- ', not {quoted(detail['input'])}",
     "model_type": lambda detail: f"must be a mapping of keys and values, not {quoted(detail['input'])}",
     "too_short": lambda detail: "must have at least one item; leave the key out for the default",
     "greater_than": lambda detail: f"must be more than {detail['ctx']['gt']:g}, not {detail['input']}",

@@ -74,7 +74,8 @@ def _routes(
             try:
                 scope = catalogue.parse(route.scope)
             except ScopeError as error:
-                faults.put(config.fault(("routes", index, "scope"), f"{error}, or '{NO_SCOPE}'"))
+                hint = "" if ":" in route.scope else f", or '{NO_SCOPE}'"
+                faults.put(config.fault(("routes", index, "scope"), f"{error}{hint}"))
         entries.append((frozenset(route.methods), route.path, Route(scope)))
     try:
         table = RouteTable(entries)

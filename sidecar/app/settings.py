@@ -7,6 +7,7 @@ their own (addresses, CIDR blocks, route patterns) are parsed here, once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,13 +23,14 @@ from pydantic import (
 )
 
 from sidecar.domain.cidr import Cidr, parse_cidr
-from sidecar.domain.credential_sources import CredentialSource
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
 
 Value = TypeVar("Value")
+
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
 LIMIT_MAX = 2**31 - 1
 LIMIT_TIME_MAX_S = 1_000_000.0
@@ -59,6 +61,14 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, tuple | list) else (value,)
 
 
+def _header_name(text: str) -> str:
+    if not _HEADER_NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} must be the name of a header in lower case, without '_', which proxies drop or confuse"
+        )
+    return text
+
+
 def _method(text: str) -> str:
     if text != text.upper() or not text:
         raise ValueError(f"methods are upper case: write {text.upper() or 'GET'!r}, not {text!r}")
@@ -74,6 +84,9 @@ def _store(text: str) -> str:
     if rest:
         raise ValueError(f"'{scheme}:' takes nothing after the colon")
     return text
+
+
+HeaderName = Annotated[str, _parsed(_header_name)]
 
 
 class Section(BaseModel):
@@ -101,6 +114,10 @@ class ListenItem(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
+        if not isinstance(value, str | dict):
+            raise ValueError(
+                f"must be 'host:port', 'unix:/path' or a mapping with 'address' and 'tls', not {value!r}"
+            )
         return {"address": value} if isinstance(value, str) else value
 
 
@@ -129,7 +146,7 @@ class ClientIpSettings(Section):
     No header = the peer. With `trusted_proxies` the header is a chain of hops, walked from the right.
     """
 
-    header: str | None = None
+    header: HeaderName | None = None
     trusted_proxies: Annotated[
         tuple[Annotated[Cidr, _parsed(parse_cidr)], ...], BeforeValidator(_one_or_many)
     ] = ()
@@ -147,8 +164,6 @@ class ClientIpSettings(Section):
     def _check(self) -> ClientIpSettings:
         if self.header is None and self.trusted_proxies:
             raise ValueError("trusted_proxies needs a header; add 'header: x-forwarded-for'")
-        if self.header is not None:
-            CredentialSource(self.header)  # the same rule for names of headers
         if self.header == "x-forwarded-for" and not self.trusted_proxies:
             raise ValueError(
                 "clients can write x-forwarded-for themselves: add 'trusted_proxies' with the blocks of your"
@@ -160,7 +175,7 @@ class ClientIpSettings(Section):
 class CredentialSettings(Section):
     """A header that may carry the API key: alone, or after a scheme such as Bearer."""
 
-    header: str
+    header: HeaderName
     scheme: str | None = None
 
     @model_validator(mode="before")
@@ -172,7 +187,6 @@ class CredentialSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> CredentialSettings:
-        CredentialSource(self.header, self.scheme)
         if self.header == "authorization" and self.scheme is None:
             raise ValueError("authorization needs a scheme; write 'authorization: Bearer'")
         return self

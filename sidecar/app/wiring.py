@@ -61,7 +61,7 @@ class LoadedConfig:
         self.registry = LoadedRegistry(Snapshot.empty())
         path = config.registry_path
         if path is not None:
-            self.source = RegistrySource(path, config.shown(path), self.rules.catalogue)
+            self.source = RegistrySource(path, str(path), self.rules.catalogue)
             self.registry = self.source.load(self.registry.snapshot) or self.registry
 
     def decider(self, metrics: Metrics) -> Decider:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 FAULTS_SHOWN_MAX = 20
 """More would scroll the first ones away; the total is still told."""
 
+PROBLEM_CHARS_MAX = 500
+"""Some mistakes quote what is wrong, and that may be of any length."""
+
 _QUOTED_CHARS_MAX = 80
 
 
@@ -67,8 +70,11 @@ class FaultList:
     def put(self, fault: FileFault) -> None:
         """Note one mistake, which may be in another file."""
         self.total += 1
-        if len(self.faults) < FAULTS_SHOWN_MAX:
-            self.faults.append(fault)
+        if len(self.faults) >= FAULTS_SHOWN_MAX:
+            return
+        if len(fault.problem) > PROBLEM_CHARS_MAX:
+            fault = fault._replace(problem=f"{fault.problem[:PROBLEM_CHARS_MAX]}...")
+        self.faults.append(fault)
 
     def extend(self, error: FileFaultsError) -> None:
         """Note the mistakes of *error*, too."""
@@ -106,7 +112,13 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     "unknown key 'burts'; did you mean 'burst'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    if close:
-        return f"unknown key {quoted(key)}; did you mean {close[0]!r}?"
+    close = meant_key(key, names)
+    if close is not None:
+        return f"unknown key {quoted(key)}; did you mean {close!r}?"
     return f"unknown key {quoted(key)}; known here: {', '.join(names)}"
+
+
+def meant_key(key: str, known: Iterable[str]) -> str | None:
+    """The one of *known* that *key* was probably meant to be; None = it resembles none."""
+    close = difflib.get_close_matches(key[:_QUOTED_CHARS_MAX], list(known), n=1)
+    return close[0] if close else None

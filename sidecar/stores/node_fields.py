@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from sidecar.stores.file_faults import FaultList, quoted, unknown_key
+from sidecar.stores.file_faults import FaultList, meant_key, quoted, unknown_key
 from sidecar.stores.yaml_nodes import YamlList, YamlMap, YamlNode, YamlScalar
 
 _INTEGER_CHARS_MAX = 18
@@ -31,6 +31,7 @@ class NodeReader:
     def __init__(self, faults: FaultList) -> None:
         """Note mistakes in *faults*."""
         self.faults = faults
+        self._mistyped: set[tuple[str, str]] = set()
 
     def wrong(self, place: Place, problem: str) -> None:
         """Note a mistake."""
@@ -44,6 +45,7 @@ class NodeReader:
         for name, (line, value) in node.entries.items():
             if name not in known:
                 self.wrong(Place(place.field, line), unknown_key(name, known))
+                self._mistyped.add((place.field, meant_key(name, known) or ""))
             elif not is_null(value):
                 fields[name] = place.key(name, line), value
         return fields
@@ -59,8 +61,13 @@ class NodeReader:
         """Text that must be there; None = it is not, and that is noted."""
         if name in fields:
             return self.text(*fields[name])
-        self.wrong(place, f"'{name}' is missing; add it")
+        self.missing(place, name, f"'{name}' is missing; add it")
         return None
+
+    def missing(self, place: Place, name: str, problem: str) -> None:
+        """Note that key *name* is not there, unless it is there mistyped: that is one mistake, not two."""
+        if (place.field, name) not in self._mistyped:
+            self.wrong(place, problem)
 
     def integer(self, fields: Fields, name: str) -> int | None:
         """A whole number; None = absent, or a mistake that is noted."""

@@ -122,7 +122,8 @@ def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]
         return []
     fields = reader.fields(root, Place("", root.line), ("integrations",))
     if "integrations" not in fields:
-        reader.wrong(Place("integrations", root.line), "is missing; write 'integrations: []' for none")
+        problem = "'integrations:' is missing; write 'integrations: []' for none"
+        reader.missing(Place("", root.line), "integrations", problem)
     items = reader.items(fields, "integrations")
     # The tree is let go of bit by bit: all at once would lock the interpreter for tens of milliseconds.
     for _, node in fields.values():

@@ -85,6 +85,8 @@ class RecordReader(NodeReader):
                 kind(**{**valid, key: value})
             except (IntegrationError, QuotaError) as error:
                 self.wrong(fields[key][0], str(error))
+            else:
+                valid = {**valid, "id": value} if key == "id" else valid  # so that messages name it
         return None
 
     def _claim(self, kind: str, identity: str, place: Place) -> None:
@@ -182,7 +184,7 @@ def _named(place: Place, node: YamlMap) -> Place:
     entry = node.entries.get("id")
     if entry is None or not isinstance(entry.node, YamlScalar):
         return place
-    return Place(f"{place.field} ({entry.node.text[:_ID_CHARS_SHOWN_MAX]})", place.line)
+    return Place(f"{place.field} ({entry.node.text[:_ID_CHARS_SHOWN_MAX]})".lstrip(), place.line)
 
 
 def microseconds_of(text: str) -> int:

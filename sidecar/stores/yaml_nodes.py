@@ -82,16 +82,17 @@ def read_yaml(text: str) -> YamlNode | None:
     Raises:
         YamlError: not YAML, several documents, keys that are not text, or nested too deeply.
     """
-    composer = _Composer(text)
     try:
-        return composer.document()
+        loader = _Loader(text)
+        try:
+            return _Composer(loader).document()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else 1, _syntax_fault(error)) from None
     except yaml.YAMLError as error:  # a character that YAML forbids
         raise YamlError(1, f"not YAML: {' '.join(str(error).split())}") from None
-    finally:
-        composer.close()
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError) -> str:
@@ -102,13 +103,9 @@ def _syntax_fault(error: yaml.MarkedYAMLError) -> str:
 class _Composer:
     """Builds nodes from parser events."""
 
-    def __init__(self, text: str) -> None:
-        self._loader = _Loader(text)
-        self._next = self._loader.get_event
+    def __init__(self, loader: Any) -> None:
+        self._next = loader.get_event
         self._anchors: dict[str, YamlNode] = {}
-
-    def close(self) -> None:
-        self._loader.dispose()
 
     def document(self) -> YamlNode | None:
         self._next()  # the start of the stream

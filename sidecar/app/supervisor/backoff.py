@@ -1,0 +1,48 @@
+"""How long to wait before a crashed worker is started again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import SystemRandom
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffLimits:
+    """
+    The first crash costs no wait; from the second in a row on it doubles, up to a bound.
+
+    A crash is in a row with the one before when the worker served for less than `stable_s`.
+    """
+
+    first_s: float = 0.5
+    longest_s: float = 30.0
+    stable_s: float = 60.0
+
+
+class RestartBackoff:
+    """The back-off of one worker's place."""
+
+    def __init__(
+        self, limits: BackoffLimits = BackoffLimits(), chance: Callable[[], float] = SystemRandom().random
+    ) -> None:
+        """Take jitter from *chance*, 0 ... 1: what crashes together shall not start together."""
+        self._limits = limits
+        self._chance = chance
+        self._crashes = 0
+
+    def next_s(self, served_s: float) -> float:
+        """How long to wait, now that a worker has crashed which served for *served_s*."""
+        limits = self._limits
+        if served_s >= limits.stable_s:
+            self._crashes = 0
+        self._crashes += 1
+        if self._crashes == 1:
+            return 0.0
+        doublings = min(self._crashes - 2, 32)  # the bound is reached long before
+        delay_s = min(limits.longest_s, limits.first_s * 2**doublings)
+        return delay_s * (0.5 + 0.5 * self._chance())
+
+    def reset(self) -> None:
+        """Forget the crashes: what runs here from now on is new."""
+        self._crashes = 0

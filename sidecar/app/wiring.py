@@ -18,12 +18,14 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import Method
 from sidecar.services.decider import Decider
+from sidecar.services.decision_service import SERVICE as DECISION_SERVICE
+from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.health import HealthService
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.transports.server import Endpoint, GrpcServer
 
-HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization")
+HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
 """What the health service tells about; '' = the whole process."""
 COMPONENTS = ("grpc", "registry")
 
@@ -74,11 +76,13 @@ def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     config = loaded.config
     decider = loaded.decider(metrics)
     readiness = Readiness(metrics, COMPONENTS)
-    services = (ExtAuthzService(decider, loaded.rules.style),)
     health = HealthService(HEALTH_SERVICES)
-    methods: list[Method] = [*health.methods()]
-    for service in services:
-        methods += service.methods()
+    style = loaded.rules.style
+    methods: list[Method] = [
+        *health.methods(),
+        *ExtAuthzService(decider, style).methods(),
+        *DecisionService(decider, style).methods(),
+    ]
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     return Sidecar(
         config,

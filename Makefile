@@ -34,8 +34,9 @@ demo: setup-dev ## Watch a real Envoy enforce keys, scopes, addresses and limits
 setup-dev:
 	@scripts/setup.sh dev
 
-setup-tests: setup-dev
+setup-tests:
 	@scripts/system-packages.sh
+	@scripts/setup.sh dev
 
 setup-bench: setup-tests
 	@scripts/setup.sh bench

@@ -1,0 +1,1 @@
+"""Several implementations of one thing, driven side by side."""

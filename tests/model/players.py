@@ -1,0 +1,231 @@
+"""
+The players of the bucket model: the spec on a dict, the embedded store, real Redis, exact fractions.
+
+Each is given the same script calls: groups of equal takes at one time. Redis runs our Lua with its
+clock overridden; its keys' TTLs run on the real clock, so each key is made permanent in the very
+transaction that wrote it, and the model itself decides when a key's time is over.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import hiredis
+
+from sidecar.domain.bucket import BucketSet, Level, Quota, Taken, draw_all
+from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.protocols import StoreFault
+from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.resp import pack
+from sidecar.stores.redis.scripts import TAKE
+from sidecar.stores.redis.take_call import CompiledSet, Group, apportion, encode_call, starts_of
+
+Outcome = Taken | StoreFault
+Takes = tuple[BucketSet, list[int]]
+"""Equal takes that met in a batch: what they take from, and how much each asks."""
+
+
+def untold(outcome: Outcome) -> None:
+    """A take that nobody waits for."""
+
+
+class SpecPlayer:
+    """`draw_all` on a dict, one take after another."""
+
+    def __init__(self) -> None:
+        """All buckets are full, no owner has a record."""
+        self.levels: dict[str, Level] = {}
+        self.generations: dict[str, int] = {}
+
+    def play(self, call: Sequence[Takes], now_us: int) -> list[list[Outcome]]:
+        """The outcome of each take."""
+        return [[self._take(buckets, asked, now_us) for asked in takes] for buckets, takes in call]
+
+    def _take(self, buckets: BucketSet, asked: int, now_us: int) -> Outcome:
+        if self.generations.get(buckets.owner) != buckets.generation:
+            return StoreFault.SUPERSEDED
+        levels = [self.levels.get(key) for key in buckets.keys]
+        taken, drawn = draw_all(levels, buckets.quotas, asked, buckets.cost, now_us)
+        if drawn is not None:
+            self.levels.update(zip(buckets.keys, drawn, strict=True))
+        return taken
+
+
+class EmbeddedPlayer:
+    """The embedded store on the model's clock. It knows no generations: its snapshot is always in force."""
+
+    def __init__(self) -> None:
+        """All buckets are full."""
+        self.now_us = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.store = EmbeddedBucketStore(lambda: self.now_us)
+
+    def take(self, buckets: BucketSet, asked: int, now_us: int) -> Outcome | None:
+        """The outcome of one take."""
+        self.now_us = now_us
+        return self.store.take_now(buckets, asked)
+
+
+@dataclass
+class Written:
+    """What Redis holds of a bucket: the value as text, its TTL when it was written, and when that was."""
+
+    value: bytes
+    ttl_ms: int
+    at_us: int
+
+
+class RedisPlayer:
+    """Real Redis running take.lua, through the store's own packing, reading and apportioning."""
+
+    def __init__(self, port: int, prefix: str) -> None:
+        """Talk to the server on *port*, under *prefix*."""
+        self.keys = KeySpace(prefix)
+        self.written: dict[str, Written] = {}
+        self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        self._reader = hiredis.Reader(replyError=ErrorReply)
+        self._compiled: dict[BucketSet, CompiledSet] = {}
+
+    def close(self) -> None:
+        """Hang up, with no key left behind."""
+        self.flush()
+        self._socket.close()
+
+    def play(self, call: Sequence[Takes], now_us: int) -> list[list[Outcome]]:
+        """The outcome of each take; the script is loaded when the server has lost it."""
+        groups, outcomes = [], []
+        for buckets, takes in call:
+            group = Group(CompiledSet(buckets, self.keys, checks_generation=True))
+            told: list[Outcome] = []
+            group.waiting = [(asked, 0.0, told.append) for asked in takes]
+            group.asked = sum(takes)
+            groups.append(group)
+            outcomes.append(told)
+        reply = self._run(groups, now_us)
+        if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+            self._ask(TAKE.load)
+            reply = self._run(groups, now_us)
+        for group, admitted, starts in starts_of(groups, reply):
+            if admitted < 0:
+                for _, _, done in group.waiting:
+                    assert done is not None
+                    done(StoreFault.SUPERSEDED)
+            else:
+                apportion(group, starts, reply[0], _raise)
+        return outcomes
+
+    def _run(self, groups: Sequence[Group], now_us: int) -> Any:
+        names = sorted(
+            {(key, group.compiled.buckets.owner) for group in groups for key in group.compiled.buckets.keys}
+        )
+        stored = [self.keys.bucket(owner, key) for key, owner in names]
+        looks = b"".join(pack("PTTL", key) + pack("PERSIST", key) + pack("GET", key) for key in stored)
+        commands = pack("MULTI") + encode_call(groups, now_us) + looks + pack("EXEC")
+        reply, *looked = self._ask(commands, 3 + 3 * len(stored))[-1]
+        for (key, _), ttl_ms, value in zip(names, looked[::3], looked[2::3], strict=True):
+            if ttl_ms != -1 and value is not None:  # written just now: before it was permanent
+                self.written[key] = Written(value, ttl_ms, now_us)
+        return reply
+
+    def set_generation(self, owner: str, generation: int) -> None:
+        """What the registry does when a record changes."""
+        self._ask(pack("SET", self.keys.generation(owner), generation))
+
+    def remove(self, owner: str, key: str) -> None:
+        """What Redis does when a key's time is over."""
+        self._ask(pack("DEL", self.keys.bucket(owner, key)))
+        del self.written[key]
+
+    def lose_scripts(self) -> None:
+        """SCRIPT FLUSH."""
+        self._ask(pack("SCRIPT", "FLUSH"))
+
+    def flush(self) -> None:
+        """Remove every key of ours."""
+        found = self._ask(pack("KEYS", f"{self.keys.prefix}*"))[0]
+        if found:
+            self._ask(pack("DEL", *found))
+        self.written.clear()
+
+    def _ask(self, commands: bytes, replies: int = 1) -> list[Any]:
+        self._socket.sendall(commands)
+        found: list[Any] = []
+        while len(found) < replies:
+            reply = self._reader.gets()
+            if reply is not False:
+                found.append(reply)
+            else:
+                self._reader.feed(self._socket.recv(65_536))
+        return found
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@dataclass
+class ExactBucket:
+    """
+    A token bucket in exact fractions on real time: what the integers may never exceed.
+
+    `is_plain` until its quota changes or a clock steps back: so long the integers equal it.
+    """
+
+    quota: Quota
+    real_us: int
+    tokens: Fraction = field(init=False)
+    is_plain: bool = True
+
+    def __post_init__(self) -> None:
+        """Begin full."""
+        self.tokens = Fraction(self.quota.burst)
+
+    def at(self, real_us: int) -> Fraction:
+        """The tokens there."""
+        refilled = Fraction(real_us - self.real_us, self.quota.interval_us)
+        self.tokens = min(Fraction(self.quota.burst), self.tokens + refilled)
+        self.real_us = real_us
+        return self.tokens
+
+    def rebase(self, quota: Quota, real_us: int) -> None:
+        """Another quota from now on; used tokens stay used."""
+        if quota == self.quota:
+            return
+        used = self.quota.burst - self.at(real_us)
+        self.quota, self.is_plain = quota, False
+        self.tokens = quota.burst - min(used, Fraction(quota.burst))
+
+
+class OraclePlayer:
+    """An exact bucket for each key, told what the others admitted."""
+
+    def __init__(self) -> None:
+        """All buckets are full."""
+        self.exact: dict[str, ExactBucket] = {}
+
+    def check(self, buckets: BucketSet, asked: int, taken: Taken, real_us: int) -> None:
+        """Never more admitted than the fractions allow; exactly as much in a plain history."""
+        exact = []
+        for key, quota in zip(buckets.keys, buckets.quotas, strict=True):
+            bucket = self.exact.setdefault(key, ExactBucket(quota, real_us))
+            bucket.rebase(quota, real_us)
+            exact.append(bucket)
+        allowed = min(bucket.at(real_us) for bucket in exact) // buckets.cost
+        assert taken.admitted <= min(asked, allowed)
+        if all(bucket.is_plain for bucket in exact):
+            assert taken.admitted == min(asked, allowed)
+        for bucket in exact:
+            bucket.tokens -= taken.admitted * buckets.cost
+
+    def clock_stepped_back(self) -> None:
+        """From now on the others may be stricter."""
+        for bucket in self.exact.values():
+            bucket.is_plain = False

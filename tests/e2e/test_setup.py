@@ -32,6 +32,7 @@ def checkout(tmp_path: Path) -> Path:
 def program(checkout: Path, name: str, script: str) -> None:
     """Put a shell script called *name* where the set-up finds it."""
     path = checkout / "bin" / name
+    path.unlink(missing_ok=True)  # it may be a link to the machine's own
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sidecar.stores.file_faults import FaultList, FileFault, quoted, unknown_key
+from sidecar.stores.file_faults import FaultList, FileFault, meant_key, quoted
 from sidecar.stores.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, read_yaml, scalar_value
 
 PREFIX = "SIDECAR_"
@@ -147,19 +147,18 @@ def add_environment(
         if not name.startswith(PREFIX) or name in RESERVED or _KUBERNETES.fullmatch(name):
             continue
         if name not in paths:
-            faults.put(FileFault(name, None, "", unknown_variable(name, paths)))
+            faults.put(FileFault(name, None, "", _unknown_variable(name, paths)))
         elif environ[name]:
             path = paths[name]
             value = _environment_value(environ[name], kinds[path], name, faults)
             tree.put(path, value, (name, None))
 
 
-def unknown_variable(name: str, known: Mapping[str, object]) -> str:
-    """What to say about a variable that is no setting."""
-    problem = unknown_key(name, known)
-    return (
-        problem if "did you mean" in problem else f"is no setting; see docs/configuration.md, or unset {name}"
-    )
+def _unknown_variable(name: str, known: Mapping[str, object]) -> str:
+    meant = meant_key(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known])
+    if meant is None:
+        return "is no setting; see docs/configuration.md for those that are, or unset it"
+    return f"is no setting; did you mean {PREFIX}{meant}?"
 
 
 def settings_of(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

@@ -46,42 +46,76 @@ def serve(config: Config, on_serving: Serving | None = None) -> int:
         FileFaultsError: the rules or the registry hold mistakes.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
     """
-    metrics = Metrics(TABLE)
-    log_settings = config.settings.log
+    return run(
+        config, Metrics(TABLE), lambda loaded, metrics, logs: Process(loaded, metrics, logs, on_serving)
+    )
+
+
+def run(
+    config: Config, metrics: Metrics, make: Callable[[LoadedConfig, Metrics, LineHandler], Process]
+) -> int:
+    """
+    Run the process that *make* makes, counting in *metrics*; return the exit code.
+
+    Raises:
+        FileFaultsError: the rules or the registry hold mistakes.
+        ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+    """
+    log = config.settings.log
     logs = set_up_logging(
-        log_settings.level,
-        log_settings.format,
-        sys.stderr,
-        lambda: metrics.add("sidecar_log_lines_dropped_total"),
+        log.level, log.format, sys.stderr, lambda: metrics.add("sidecar_log_lines_dropped_total")
     )
     try:
         loaded = LoadedConfig(config)
         warn(loaded)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Process(loaded, metrics, logs).run(on_serving))
+            return runner.run(_made(make, loaded, metrics, logs))
     finally:
         logs.close()
 
 
-class _Process:
+async def _made(
+    make: Callable[[LoadedConfig, Metrics, LineHandler], Process],
+    loaded: LoadedConfig,
+    metrics: Metrics,
+    logs: LineHandler,
+) -> int:
+    """Make the process on the event loop, which its parts need, and run it."""
+    return await make(loaded, metrics, logs).run()
+
+
+class Process:
     """One run of a sidecar: what happens between start and end, and at signals."""
 
-    def __init__(self, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        metrics: Metrics,
+        logs: LineHandler,
+        on_serving: Serving | None = None,
+    ) -> None:
+        """Join the parts; *on_serving* is called once it serves. Needs the running event loop."""
         self._loaded = loaded
         self._logs = logs
         self._sidecar = build_sidecar(loaded, metrics)
+        self._on_serving = on_serving
         self._told_to_stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, on_serving: Serving | None) -> int:
-        self._handle_signals()
+    async def run(self) -> int:
+        """
+        Serve until told to stop, then drain; return the exit code.
+
+        Raises:
+            ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+        """
+        self.handle_signals()
         sidecar = self._sidecar
         admin = await sidecar.admin.start()
         try:
             grpc = await sidecar.server.start()
             self._begin(grpc, admin)
-            if on_serving is not None:
-                on_serving(grpc, admin)
+            self.on_serving(grpc, admin)
             await self._told_to_stop.wait()
             await self._drain()
         finally:
@@ -123,13 +157,19 @@ class _Process:
         if not await sidecar.server.drain(timeout_s):
             log_event(_log, logging.WARNING, "calls were cut off at the end of the drain")
 
-    def _handle_signals(self) -> None:
+    def on_serving(self, grpc: Endpoints, admin: Endpoints) -> None:
+        """Told once that it serves, on these endpoints with their real ports."""
+        if self._on_serving is not None:
+            self._on_serving(grpc, admin)
+
+    def handle_signals(self) -> None:
+        """Have signals call `stop` and `reload`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(number, self.stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _stop(self, number: signal.Signals) -> None:
+    def stop(self, number: signal.Signals) -> None:
         """The first time: drain. The second time: end at once."""
         if self._told_to_stop.is_set():
             log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
@@ -138,7 +178,8 @@ class _Process:
         log_event(_log, logging.INFO, "told to stop", signal=number.name)
         self._told_to_stop.set()
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Read the registry and the TLS files again."""
         log_event(_log, logging.INFO, "told to reload")
         sidecar = self._sidecar
         if sidecar.watch is not None:

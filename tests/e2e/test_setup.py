@@ -16,23 +16,23 @@ TOOLS = ("sh", "dirname", "id", "cksum", "cat", "grep", "mktemp", "rm")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what `make setup` reads, and in `bin` the only programs that it can find."""
+    """A copy of what `make setup` reads; its programs are those in `bin`, then those in `tools`, no others."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
-    folder = tmp_path / "bin"
-    folder.mkdir()
+    # Stand-ins have a folder of their own: written in place of a link, one would replace the machine's program.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "tools").mkdir()
     for tool in TOOLS:
         path = shutil.which(tool)
         assert path is not None, f"{tool} is missing"
-        (folder / tool).symlink_to(path)
+        (tmp_path / "tools" / tool).symlink_to(path)
     return tmp_path
 
 
 def program(checkout: Path, name: str, script: str) -> None:
     """Put a shell script called *name* where the set-up finds it."""
     path = checkout / "bin" / name
-    path.unlink(missing_ok=True)  # it may be a link to the machine's own
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
@@ -42,7 +42,7 @@ def run(checkout: Path, *command: str) -> tuple[int, str]:
     result = subprocess.run(
         [f"scripts/{command[0]}", *command[1:]],
         cwd=checkout,
-        env={"PATH": str(checkout / "bin")},
+        env={"PATH": f"{checkout}/bin:{checkout}/tools"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

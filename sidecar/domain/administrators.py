@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from sidecar.domain.accounts import Administrator, AdminToken, describe_administrator, token_of
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
+from sidecar.domain.audit import next_time_us
 from sidecar.domain.bucket import US_PER_MINUTE
 from sidecar.domain.canonical import Json
 from sidecar.domain.records import changed_fields
@@ -158,7 +159,7 @@ def administer(
         assert actor is not None  # the protocol takes no other command without an actor
         actor.require(Action.ADMINISTER)
     raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
-    setting = _Setting(actor, now_us, max(now_us, recorded_at_us), directory)
+    setting = _Setting(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
     if isinstance(command, (Bootstrap, CreateAdministrator)):
         return _create(command, setting)
     old = _active(directory, command.administrator_id)

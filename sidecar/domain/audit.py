@@ -113,6 +113,15 @@ def empty_chain(chain: int = 0) -> ChainHead:
     return ChainHead(chain, 0, GENESIS, 0)
 
 
+def next_time_us(latest_us: int, now_us: int) -> int:
+    """
+    The time to put on an entry that follows one of *latest_us*: now, but always later than that one.
+
+    So the times of a chain are in its order and never equal, also when the clock steps back.
+    """
+    return max(now_us, latest_us + 1)
+
+
 def entry_digest(body: str) -> str:
     """The digest of an entry: SHA-256 over its body, 64 hexadecimal digits."""
     return sha256_hex(_DOMAIN + body)

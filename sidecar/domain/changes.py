@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sidecar.domain.accounts import Administrator, confirm, stored_administrator
 from sidecar.domain.administrators import AdminCommand, AdminOutcome, Directory, administer
-from sidecar.domain.audit import AuditEntry, ChainHead
+from sidecar.domain.audit import AuditEntry, ChainHead, next_time_us
 from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle.commands import Command
@@ -267,7 +267,7 @@ def _entry(
     return AuditEntry(
         chain=head.chain,
         sequence=head.sequence + 1,
-        at_us=max(now_us, head.at_us),
+        at_us=next_time_us(head.at_us, now_us),
         actor=actor.id if actor is not None else "",
         role=actor.role.value if actor is not None else "",
         token_id=actor.token_id if actor is not None else "",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sidecar.domain.audit import next_time_us
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import allowlists, credentials, limits, standing, webhooks
 from sidecar.domain.lifecycle import commands as c
@@ -90,7 +91,7 @@ class Lifecycle:
         setting = Setting(
             actor=actor,
             now_us=now_us,
-            at_us=max(now_us, facts.recorded_at_us),
+            at_us=next_time_us(facts.recorded_at_us, now_us),
             generation=record.generation + 1 if record is not None else 1,
             facts=facts,
             catalogue=self.catalogue,

@@ -32,7 +32,7 @@ class Facts:
 
     `is_deleted`: the id belonged to an integration that was deleted. `addresses_seen`: where its requests
     came from in the last hour. `recorded_at_us`: the time on the latest audit entry, so that what is put on
-    record never goes back in time, whatever the clock does.
+    record is always later than that, whatever the clock does.
     """
 
     is_deleted: bool = False

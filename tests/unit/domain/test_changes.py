@@ -107,7 +107,7 @@ def test_plan__follows_the_head_and_never_goes_back_in_time() -> None:
     made = planned(active(), c.Suspend(integration_id=ID, reason="why"), head)
     assert made.entry is not None
     assert (made.entry.chain, made.entry.sequence, made.entry.previous) == (3, 42, "a" * 64)
-    assert made.entry.at_us == made.outcome.record.suspensions[0].at_us == NOW_US + DAY_US
+    assert made.entry.at_us == made.outcome.record.suspensions[0].at_us == NOW_US + DAY_US + 1
 
 
 def test_plan__no_change_writes_nothing() -> None:

@@ -298,7 +298,7 @@ def test_suspend__what_is_recorded_never_goes_back_in_time() -> None:
     """A clock that stepped back cannot put a suspension before what is on record already."""
     facts = Facts(recorded_at_us=NOW_US + DAY_US)
     record = apply(active(), SUSPEND, ANN, NOW_US, facts).record
-    assert record.suspensions[0].at_us == NOW_US + DAY_US
+    assert record.suspensions[0].at_us == NOW_US + DAY_US + 1
 
 
 def test_delete__keeps_what_it_was_but_no_credential() -> None:

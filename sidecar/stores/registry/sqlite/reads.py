@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sidecar.domain.accounts import Administrator, parse_administrator
-from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain
+from sidecar.domain.audit import AuditFormatError, ChainHead, StoredEntry, empty_chain, parse_entry
 from sidecar.domain.changes import LiveSidecar, Revision
 from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
@@ -47,14 +47,22 @@ class FoundRecord(NamedTuple):
 def head(database: sqlite3.Connection) -> ChainHead:
     """The latest audit entry."""
     found = database.execute(
-        "SELECT sequence, digest, at_us FROM audit ORDER BY sequence DESC LIMIT 1"
+        "SELECT sequence, digest, body FROM audit ORDER BY sequence DESC LIMIT 1"
     ).fetchone()
-    return ChainHead(0, *found) if found is not None else empty_chain()
+    if found is None:
+        return empty_chain()
+    try:
+        return ChainHead(0, found[0], found[1], parse_entry(found[2]).at_us)
+    except AuditFormatError as error:
+        raise RegistryDamagedError(
+            f"the latest audit entry cannot be read ({error}): verify the audit log, and restore a backup"
+        ) from error
 
 
 def revision(database: sqlite3.Connection) -> Revision:
     """The sequence of the latest audit entry: every change has one."""
-    return Revision((head(database).sequence,))
+    (sequence,) = database.execute("SELECT coalesce(max(sequence), 0) FROM audit").fetchone()
+    return Revision((sequence,))
 
 
 def record_of(database: sqlite3.Connection, integration_id: str) -> FoundRecord | None:

@@ -38,10 +38,12 @@ CREATE TABLE integrations (
 ) STRICT
 """
 
+# Ids are claimed once, for ever, in the generation that issues them: none can be issued again later.
 _CREDENTIAL_IDS = """
 CREATE TABLE credential_ids (
     id             TEXT PRIMARY KEY,
-    integration_id TEXT NOT NULL REFERENCES integrations (id) DEFERRABLE INITIALLY DEFERRED
+    integration_id TEXT NOT NULL REFERENCES integrations (id) DEFERRABLE INITIALLY DEFERRED,
+    generation     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
 """
 
@@ -151,19 +153,15 @@ _UNCLAIMED_CREDENTIAL = """EXISTS (
     WHERE NOT EXISTS (
         SELECT 1 FROM credential_ids
         WHERE id = json_extract(fresh.value, '$.id') AND integration_id = NEW.id
+        AND generation = json_extract(fresh.value, '$.issued_generation')
     )
 )"""
 
-_REDATED_CREDENTIAL = """EXISTS (
+_OTHER_DIGEST = """EXISTS (
     SELECT 1 FROM json_each(NEW.record, '$.credentials') AS fresh
-    WHERE json_extract(fresh.value, '$.issued_generation') != NEW.generation
-    AND NOT EXISTS (
-        SELECT 1 FROM json_each(OLD.record, '$.credentials') AS known
-        WHERE json_extract(known.value, '$.id') = json_extract(fresh.value, '$.id')
-        AND json_extract(known.value, '$.digest') = json_extract(fresh.value, '$.digest')
-        AND json_extract(known.value, '$.issued_generation')
-            = json_extract(fresh.value, '$.issued_generation')
-    )
+    JOIN json_each(OLD.record, '$.credentials') AS known
+        ON json_extract(known.value, '$.id') = json_extract(fresh.value, '$.id')
+    WHERE json_extract(known.value, '$.digest') != json_extract(fresh.value, '$.digest')
 )"""
 
 # The rules of docs/lifecycle.md that no program may pass by, held once more where the record is written.
@@ -182,7 +180,7 @@ _INTEGRATION_GUARDS = (
     _guard(
         "integrations_updated",
         "BEFORE UPDATE ON integrations",
-        "a change needs an audit entry, the next generation and claimed credential ids",
+        "a change needs an audit entry, the next generation, and credentials claimed when they were issued",
         f"""
         NEW.id != OLD.id OR NEW.generation != OLD.generation + 1
         OR {_NOT_AUDITED.format(kind="integration")} OR {_UNCLAIMED_CREDENTIAL}
@@ -195,10 +193,10 @@ _INTEGRATION_GUARDS = (
         "OLD.status = 'deleted'",
     ),
     _guard(
-        "integrations_credentials_dated",
+        "integrations_credentials_kept",
         "BEFORE UPDATE ON integrations",
-        "a credential keeps the generation that issued it",
-        _REDATED_CREDENTIAL,
+        "a credential keeps its digest",
+        _OTHER_DIGEST,
     ),
     _guard(
         "integrations_suspension_counted",

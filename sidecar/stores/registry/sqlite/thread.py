@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sidecar.stores.registry.protocol import (
     RegistryClosedError,
+    RegistryError,
     RegistryOverloadedError,
     RegistryTimeoutError,
     RegistryUnavailableError,
@@ -57,8 +58,10 @@ class SqliteThread:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._turn = threading.Condition()
         self._jobs: deque[Job[Any]] = deque()  # guarded by _turn, as is all below
+        self._in_hand: list[Job[Any]] = []
         self._is_closing = False
         self._is_watching = False
+        self._fault: Exception | None = None
 
     async def start(self) -> None:
         """
@@ -80,7 +83,7 @@ class SqliteThread:
         job: Job[Result] = Job(work, durability, self._loop.create_future())
         with self._turn:
             if self._is_closing:
-                raise RegistryClosedError("the registry was closed")
+                raise self._closed()
             if len(self._jobs) >= self._queue_max:
                 raise RegistryOverloadedError(
                     f"{self._queue_max} registry calls are waiting: try again later"
@@ -117,12 +120,14 @@ class SqliteThread:
         except BaseException as error:  # whatever it is, `start` must hear of it
             self._post(_settle, self._opened, None, error)
             return
+        self._post(_settle, self._opened, None, None)
         try:
-            self._post(_settle, self._opened, None, None)
             self._work(database)
+        except Exception as error:  # every call from here on tells of it
+            self._fault = error
         finally:
             database.close()
-            self._give_up_waiting()
+            self._let_everyone_go()
             self._post(_settle, self._ended, None, None)
 
     def _work(self, database: sqlite3.Connection) -> None:
@@ -144,7 +149,7 @@ class SqliteThread:
                 self._turn.wait(self._poll_interval_s if self._is_watching else None)
             if not self._jobs:
                 return None if self._is_closing else []
-            jobs = [self._take()]
+            jobs = self._in_hand = [self._take()]
             durability = jobs[0].durability
             while durability is not Durability.READ and len(jobs) < BATCH_MAX:
                 if not self._jobs or self._jobs[0].durability is not durability:
@@ -157,15 +162,23 @@ class SqliteThread:
         job.has_begun = True
         return job
 
-    def _give_up_waiting(self) -> None:
+    def _let_everyone_go(self) -> None:
         """However the thread ended, nobody is left waiting for it, and nobody can begin to."""
         with self._turn:
             self._is_closing = True
-            jobs = list(self._jobs)
+            jobs = [*self._in_hand, *self._jobs]
             self._jobs.clear()
         for job in jobs:
-            job.outcome = RegistryUnavailableError("the registry's thread has ended: restart the sidecar")
+            if job.outcome is None:
+                job.outcome = self._closed()
         self._post(self._deliver, jobs)
+
+    def _closed(self) -> RegistryError:
+        if self._fault is None:
+            return RegistryClosedError("the registry was closed")
+        return RegistryUnavailableError(
+            f"the registry's file failed for good ({self._fault}): restart the sidecar"
+        )
 
     def _deliver(self, jobs: list[Job[Any]]) -> None:
         for job in jobs:

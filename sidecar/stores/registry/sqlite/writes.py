@@ -172,8 +172,8 @@ def _claim(database: sqlite3.Connection, outcome: Outcome) -> None:
     """Take credential ids that were never used, for ever."""
     _require_unclaimed(database, outcome.claims)
     database.executemany(
-        "INSERT INTO credential_ids (id, integration_id) VALUES (?, ?)",
-        [(credential_id, outcome.record.id) for credential_id in outcome.claims],
+        "INSERT INTO credential_ids (id, integration_id, generation) VALUES (?, ?, ?)",
+        [(credential_id, outcome.record.id, outcome.record.generation) for credential_id in outcome.claims],
     )
 
 

@@ -1,0 +1,156 @@
+"""The registry's contract: when credentials were last used and from where, and the warning that needs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.domain.cidr import parse_address
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
+from sidecar.domain.refusals import Code, RefusedError
+from sidecar.stores.registry.protocol import (
+    SEEN_WINDOW_US,
+    USES_MAX,
+    CredentialUse,
+    LastUse,
+    RegistryError,
+)
+from sidecar.stores.registry.uses import CredentialUses
+from tests.administration import HOUR_US, ID, MINUTE_US, NOW_US, create, credential, request, set_up
+from tests.conformance.registry.world import World
+
+HERE, THERE = parse_address("192.0.2.1"), parse_address("2001:db8::1")
+
+
+def use(credential_id: str, address: bytes = HERE, at_us: int = NOW_US, of: str = ID) -> CredentialUse:
+    """One use."""
+    return CredentialUse(credential_id, of, address, at_us)
+
+
+def record(world: World, *uses: CredentialUse) -> None:
+    """Note *uses*."""
+    world.run(world.registry.record_uses(uses))
+
+
+def test_uses__the_latest_counts(world: World) -> None:
+    """A later use replaces an earlier one, in whichever order they arrive."""
+    world.apply(set_up())
+    assert world.run(world.registry.last_uses(ID)) == {}
+    record(world, use("live", HERE, NOW_US + 2), use("live", THERE, NOW_US + 1))
+    assert world.run(world.registry.last_uses(ID)) == {"live": LastUse(NOW_US + 2, HERE)}
+    record(world, use("live", THERE, NOW_US + 3))
+    record(world, use("live", HERE, NOW_US))
+    assert world.run(world.registry.last_uses(ID)) == {"live": LastUse(NOW_US + 3, THERE)}
+
+
+def test_uses__tell_which_credential_is_still_in_use_during_an_overlap(world: World) -> None:
+    """During a rotation both credentials show their own last use."""
+    world.apply(set_up())
+    rotate = c.RotateCredential(
+        integration_id=ID, credential_id="live", credential=credential("next"), overlap_us=HOUR_US
+    )
+    world.apply(rotate)
+    record(world, use("live", HERE, NOW_US + 5), use("next", THERE, NOW_US + 4))
+    assert world.run(world.registry.last_uses(ID)) == {
+        "live": LastUse(NOW_US + 5, HERE),
+        "next": LastUse(NOW_US + 4, THERE),
+    }
+
+
+def test_uses__of_what_does_not_exist_are_dropped(world: World) -> None:
+    """A stray use makes no rows: only credentials and integrations that exist are remembered."""
+    world.apply(set_up())
+    record(world, use("nosuch"), use("live", of="nosuch"))
+    assert world.run(world.registry.last_uses(ID)) == {}
+    assert world.run(world.registry.last_uses("nosuch")) == {}
+    assert world.run(world.registry.addresses_seen("nosuch")) == ()
+
+
+def test_uses__are_no_change_of_the_registry(world: World) -> None:
+    """Use leaves record, revision and audit log alone."""
+    world.apply(set_up())
+    revision = world.run(world.registry.revision())
+    record(world, use("live"))
+    assert world.run(world.registry.revision()) == revision
+    assert world.get(ID).generation == 1
+
+
+def test_uses__of_one_call_are_bounded(world: World) -> None:
+    """More uses than one call takes are refused."""
+    with pytest.raises(RefusedError) as caught:
+        record(world, *[use("live")] * (USES_MAX + 1))
+    assert caught.value.code is Code.TOO_MANY
+
+
+def test_addresses_seen__of_the_last_hour_the_latest_first(world: World) -> None:
+    """Addresses are forgotten after an hour."""
+    world.apply(set_up())
+    record(world, use("live", HERE, NOW_US), use("live", THERE, NOW_US + MINUTE_US))
+    assert world.run(world.registry.addresses_seen(ID)) == (THERE, HERE)
+    world.clock.advance(SEEN_WINDOW_US)
+    assert world.run(world.registry.addresses_seen(ID)) == (THERE,)
+    world.clock.advance(MINUTE_US)
+    assert world.run(world.registry.addresses_seen(ID)) == ()
+
+
+def test_addresses_seen__are_bounded(world: World) -> None:
+    """An integration that calls from everywhere fills no store: the latest addresses are kept."""
+    world.apply(set_up())
+    many = [use("live", number.to_bytes(4), NOW_US + number) for number in range(2 * ADDRESSES_SEEN_MAX)]
+    record(world, *many)
+    seen = world.run(world.registry.addresses_seen(ID))
+    assert seen == tuple(one.address for one in reversed(many[ADDRESSES_SEEN_MAX:]))
+
+
+def test_lock_out__warns_before_and_with_the_change(world: World) -> None:
+    """Preview and commit both name the addresses of the last hour that a new allowlist would refuse."""
+    world.apply(create(credentials=(credential("live"),)))
+    world.apply(c.SetAllowlist(integration_id=ID, entries=("198.51.100.0/24",)))
+    record(world, use("live", HERE))
+    enable = c.EnableAllowlist(integration_id=ID)
+    outcome = world.run(world.registry.preview(request(enable)))
+    made = world.apply(enable)
+    for notices in (outcome.notices, made.notices):
+        assert [notice.code for notice in notices] == ["lock_out"]
+        assert "192.0.2.1" in notices[0].message
+
+
+def test_credential_uses__gathers_and_flushes(world: World) -> None:
+    """What the hot path notes is written with the next flush, the latest use of each address."""
+    world.apply(set_up())
+    uses = CredentialUses()
+    for number in range(5):
+        uses.note("live", ID, HERE, NOW_US + number)
+    uses.note("live", ID, THERE, NOW_US + 1)
+    assert len(uses) == 2
+    assert world.run(uses.flush(world.registry)) == 2
+    assert len(uses) == 0
+    assert world.run(world.registry.last_uses(ID)) == {"live": LastUse(NOW_US + 4, HERE)}
+    assert set(world.run(world.registry.addresses_seen(ID))) == {HERE, THERE}
+    assert world.run(uses.flush(world.registry)) == 0
+
+
+def test_credential_uses__are_bounded_and_counted() -> None:
+    """When the memory for uses is full, further pairs are dropped and counted; known ones still move on."""
+    uses = CredentialUses(pending_max=2)
+    for number in range(4):
+        uses.note("live", ID, number.to_bytes(4), NOW_US)
+    uses.note("live", ID, (0).to_bytes(4), NOW_US + 9)
+    assert (len(uses), uses.dropped_count) == (2, 2)
+
+
+def test_credential_uses__wait_on_when_the_registry_fails(world: World) -> None:
+    """A flush that fails loses nothing that there is room for, and never replaces a newer use."""
+    world.apply(set_up())
+    uses = CredentialUses(pending_max=3)
+    for number in range(3):
+        uses.note("live", ID, number.to_bytes(4), NOW_US)
+    registry = world.registry
+    world.run(registry.aclose())
+    with pytest.raises(RegistryError):
+        world.run(uses.flush(registry))
+    assert len(uses) == 3
+    uses.note("live", ID, (0).to_bytes(4), NOW_US + 9)
+    world.registry = world.run(world.backend.open())
+    assert world.run(uses.flush(world.registry)) == 3
+    assert world.run(world.registry.last_uses(ID))["live"].at_us == NOW_US + 9

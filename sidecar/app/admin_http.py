@@ -103,7 +103,7 @@ class AdminApp:
     def _readyz(self, scope: Scope) -> Response:
         ready = self._readiness.is_ready
         components = {name: one._asdict() for name, one in self._readiness.components.items()}
-        body = {"status": "ready" if ready else "not ready", "components": components}
+        body = {"status": self._readiness.status, "components": components}
         return Response(200 if ready else 503, JSON, json.dumps(body, indent=2).encode() + b"\n")
 
 

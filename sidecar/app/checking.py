@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sidecar.app.config import Config, load_config
+from sidecar.app.supervisor.cpus import worker_count
+from sidecar.app.supervisor.store_rule import put_unshared_store
 from sidecar.app.wiring import LoadedConfig
 from sidecar.stores.file_faults import FaultList, FileFaultsError
 from sidecar.transports.server import ListenError
@@ -26,6 +28,7 @@ def check(path: Path | None) -> LoadedConfig:
     except FileFaultsError as error:
         faults.extend(error)
     _check_tls(config, faults)
+    put_unshared_store(config, worker_count(config.settings.workers), faults)
     faults.raise_any()
     assert loaded is not None
     return loaded

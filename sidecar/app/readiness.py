@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from sidecar.observe.metrics import Metrics
@@ -23,11 +23,18 @@ class Readiness:
         self._metrics = metrics
         self._components = {name: Component(False, "starting") for name in components}
         self._metrics.set("sidecar_ready", to=0)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a component was stated anew."""
 
     @property
     def is_ready(self) -> bool:
         """True when every component is ready."""
         return all(component.is_ready for component in self._components.values())
+
+    @property
+    def status(self) -> str:
+        """'ready' or 'not ready'."""
+        return "ready" if self.is_ready else "not ready"
 
     @property
     def components(self) -> Mapping[str, Component]:
@@ -38,3 +45,4 @@ class Readiness:
         """State anew how *name* is."""
         self._components[name] = Component(is_ready, state)
         self._metrics.set("sidecar_ready", to=int(self.is_ready))
+        self.on_change()

@@ -20,6 +20,9 @@ import uvloop
 
 from sidecar.app.config import Config
 from sidecar.app.registry_watch import announce
+from sidecar.app.supervisor.cpus import worker_count
+from sidecar.app.supervisor.store_rule import refuse_unshared_store
+from sidecar.app.supervisor.systemd import notify_ready
 from sidecar.app.wiring import LoadedConfig, build_sidecar, warn
 from sidecar.observe.build import VERSION
 from sidecar.observe.logs import LineHandler, log_event, set_up_logging
@@ -38,17 +41,40 @@ Serving: TypeAlias = Callable[[Endpoints, Endpoints], None]
 """Called once it serves, with the gRPC and the admin endpoints and their real ports."""
 
 
-def serve(config: Config, on_serving: Serving | None = None) -> int:
+def serve(
+    config: Config, on_serving: Serving | None = None, reload: Callable[[], Config] | None = None
+) -> int:
     """
-    Run a sidecar until it is told to stop; return the exit code.
+    Run a sidecar, or a supervisor with several, until it is told to stop; return the exit code.
+
+    Args:
+        config: what to serve.
+        on_serving: called once it serves.
+        reload: reads the configuration again, for a rolling restart of the workers.
 
     Raises:
-        FileFaultsError: the rules or the registry hold mistakes.
+        FileFaultsError: the rules or the registry hold mistakes, or workers would not share a store.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+        StartError: a worker ended before it served.
     """
-    return run(
-        config, Metrics(TABLE), lambda loaded, metrics, logs: Process(loaded, metrics, logs, on_serving)
-    )
+
+    def tell(grpc: Endpoints, admin: Endpoints) -> None:
+        notify_ready()
+        if on_serving is not None:
+            on_serving(grpc, admin)
+
+    count = worker_count(config.settings.workers)
+    if count == 1:
+        return run(config, Metrics(TABLE), lambda loaded, metrics, logs: Process(loaded, metrics, logs, tell))
+    from sidecar.app.supervisor.supervisor import Plan, supervise
+
+    def read() -> Config:
+        fresh = config if reload is None else reload()
+        refuse_unshared_store(fresh, count)
+        return fresh
+
+    refuse_unshared_store(config, count)
+    return supervise(Plan(config, count, read), tell)
 
 
 def run(

@@ -35,6 +35,7 @@ _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 LIMIT_MAX = 2**31 - 1
 LIMIT_TIME_MAX_S = 1_000_000.0
 DRAIN_TIMEOUT_MAX_S = 3_600.0
+WORKERS_MAX = 256
 NO_SCOPE = "none"
 """A route's scope when any active integration may call it."""
 
@@ -84,6 +85,14 @@ def _store(text: str) -> str:
     if rest:
         raise ValueError(f"'{scheme}:' takes nothing after the colon")
     return text
+
+
+def _workers(value: object) -> object:
+    if value == "auto":
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= WORKERS_MAX:
+        raise ValueError(f"must be 'auto' or a number of processes from 1 to {WORKERS_MAX}, not {value!r}")
+    return value
 
 
 HeaderName = Annotated[str, _parsed(_header_name)]
@@ -244,6 +253,9 @@ class Settings(Section):
     transport: Literal["fast", "grpcio"] = "fast"
     registry: str | None = None
     store: Annotated[str, _parsed(_store)] = "embedded:"
+    workers: Annotated[
+        Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)
+    ] = 1
     routes: tuple[RouteSettings, ...] = ()
     scope_categories: tuple[CategorySettings, ...] = ()
     client_ip: ClientIpSettings = ClientIpSettings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from sidecar.domain.decisions import Reason, Verdict
 from sidecar.observe.metrics import Kind, MetricSpec, MetricTable
 
@@ -158,12 +160,56 @@ STORE_METRICS = (
     ),
 )  # fmt: skip
 
+RESTART_REASONS = (
+    "rolling",         # its successor was ready (SIGHUP)
+    "crashed",         # a signal or an exit code that nobody asked for
+    "exited",          # ended with code 0, but nobody asked for it
+    "start_failed",    # ended before it served
+    "start_timeout",   # did not serve, or as a successor was not ready, in time; killed
+    "unresponsive",    # its event loop stood still; killed
+)  # fmt: skip
+
+WORKER_METRICS = (
+    MetricSpec(
+        "sidecar_workers_wanted", Kind.GAUGE, "Worker processes that there should be; 0 = no supervisor."
+    ),
+    MetricSpec("sidecar_workers_running", Kind.GAUGE, "Worker processes that serve now."),
+    MetricSpec("sidecar_workers_ready", Kind.GAUGE, "Of these, how many are ready for traffic."),
+    MetricSpec(
+        "sidecar_worker_restarts_total",
+        Kind.COUNTER,
+        "Worker processes that ended or were replaced, by why.",
+        labels=(("reason", RESTART_REASONS),),
+    ),
+    MetricSpec(
+        "sidecar_rolling_restarts_total",
+        Kind.COUNTER,
+        "Rolling restarts that ended; failed = some or all workers were not replaced.",
+        labels=(("result", ("ok", "failed")),),
+    ),
+)
+
 TABLE = MetricTable(
     (
         *DECISION_METRICS,
         *STORE_METRICS,
         *TRANSPORT_METRICS,
         *PROCESS_METRICS,
+        *WORKER_METRICS,
     )
 )
 """Every metric of the program."""
+
+
+def _least_known(values: Sequence[int]) -> int:
+    """The least value, without those of processes that have not set theirs."""
+    return min(filter(None, values), default=0)
+
+
+WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
+    "sidecar_ready": max,
+    "sidecar_registry_integrations": max,
+    "sidecar_registry_credentials": max,
+    "sidecar_registry_loaded_timestamp_seconds": _least_known,
+}
+"""How one value is made of those of all workers, for gauges that are not to be added up."""

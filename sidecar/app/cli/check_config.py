@@ -45,6 +45,7 @@ def _print_summary(config: Config, loaded: LoadedConfig) -> None:
     table.add_row("configuration", config.tree.file)
     table.add_row("gRPC", _addresses(config, "grpc") + f"  (transport: {settings.transport})")
     table.add_row("admin", _addresses(config, "admin"))
+    table.add_row("workers", _workers(config))
     table.add_row("routes", str(len(settings.routes)))
     table.add_row("registry", _registry(loaded))
     console = Console(soft_wrap=True, highlight=False)
@@ -58,6 +59,13 @@ def _addresses(config: Config, kind: str) -> str:
     from sidecar.app.wiring import endpoints
 
     return ", ".join(f"{one}{' (TLS)' if one.tls else ''}" for one in endpoints(config, kind)) or "off"
+
+
+def _workers(config: Config) -> str:
+    from sidecar.app.supervisor.cpus import worker_count
+
+    workers = config.settings.workers
+    return f"auto: {worker_count(workers)} here" if workers == "auto" else str(workers)
 
 
 def _registry(loaded: LoadedConfig) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from sidecar.app.supervisor.start_error import StartError
 from sidecar.domain.api_keys import ApiKeyError
 from sidecar.stores.file_faults import FileFaultsError
 from sidecar.transports.server import ListenError
@@ -46,6 +47,9 @@ def telling_mistakes() -> Iterator[None]:
     except ListenError as error:
         _tell(str(error))
         raise typer.Exit(EXIT_USAGE) from None
+    except StartError as error:
+        _tell(f"{error}; nothing is running")
+        raise typer.Exit(EXIT_REFUSED) from None
     except CommandError as error:
         _tell(str(error))
         raise typer.Exit(error.exit_code) from None

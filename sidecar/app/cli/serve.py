@@ -40,7 +40,7 @@ def serve(
         from sidecar.app.serve import serve as run
 
         if not demo:
-            raise typer.Exit(run(load_config(config)))
+            raise typer.Exit(run(load_config(config), reload=lambda: load_config(config)))
         if config is not None:
             raise CommandError("--demo brings its own configuration; leave --config out", 2)
         prepared = _prepare(demo_directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import SystemRandom
+from random import random
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,7 @@ class BackoffLimits:
 class RestartBackoff:
     """The back-off of one worker's place."""
 
-    def __init__(
-        self, limits: BackoffLimits = BackoffLimits(), chance: Callable[[], float] = SystemRandom().random
-    ) -> None:
+    def __init__(self, limits: BackoffLimits = BackoffLimits(), chance: Callable[[], float] = random) -> None:
         """Take jitter from *chance*, 0 ... 1: what crashes together shall not start together."""
         self._limits = limits
         self._chance = chance
@@ -40,7 +38,7 @@ class RestartBackoff:
         if self._crashes == 1:
             return 0.0
         doublings = min(self._crashes - 2, 32)  # the bound is reached long before
-        delay_s = min(limits.longest_s, limits.first_s * 2**doublings)
+        delay_s = min(limits.longest_s, limits.first_s * float(2**doublings))
         return delay_s * (0.5 + 0.5 * self._chance())
 
     def reset(self) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-WORKERS_MAX = 256
+from sidecar.app.settings import WORKERS_MAX
 
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 """What a container may use: '<quota µs> <period µs>', 'max' = no quota (cgroup v2, cpu.max)."""

@@ -46,9 +46,7 @@ class Report:
     @property
     def lacking(self) -> str:
         """The components that are not ready, as text: 'registry: loading'."""
-        return ", ".join(
-            f"{name}: {one.state}" for name, one in self.components.items() if not one.is_ready
-        )
+        return ", ".join(f"{name}: {one.state}" for name, one in self.components.items() if not one.is_ready)
 
     def packed(self) -> bytes:
         """As one packet."""

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 from sidecar.app.readiness import Component
 from sidecar.app.supervisor.backoff import RestartBackoff
 from sidecar.app.supervisor.reports import Report
+from sidecar.app.supervisor.start_error import StartError
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 
@@ -32,6 +33,7 @@ class Worker(Protocol):
     """
 
     pid: int
+    end_timeout_s: float  # how long it may take from SIGTERM on, its drain included
     report: Report
     on_report: Callable[[], None]
     on_exit: Callable[[int], None]
@@ -70,11 +72,16 @@ class Timers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a worker may take. `end_timeout_s` holds from SIGTERM on, its drain included."""
+    """
+    How long a worker may take to serve, as a successor to be ready, and how often in a row it may be
+    looked at without a beat since.
+    """
 
     start_timeout_s: float = 120.0
-    end_timeout_s: float = 13.0
     beats_missed_max: int = 30
+
+
+PATIENCE = Patience()
 
 
 class Stage(Enum):
@@ -99,26 +106,21 @@ class _Life:
     beats_missed: int = 0
 
 
-class StartError(Exception):
-    """A worker ended before it served."""
-
-
 class Slot:
     """The place of worker *index*."""
 
     def __init__(
         self,
         index: int,
-        launch: Launch,
         timers: Timers,
         metrics: Metrics,
         on_change: Callable[[], None] = lambda: None,
-        patience: Patience = Patience(),
+        patience: Patience = PATIENCE,
         backoff: RestartBackoff | None = None,
     ) -> None:
         """Nothing runs before `start`; *on_change* is called whenever anything about it has changed."""
         self.index = index
-        self._launch = launch
+        self._launch: Launch | None = None
         self._timers = timers
         self._metrics = metrics
         self._on_change = on_change
@@ -134,7 +136,7 @@ class Slot:
         self.start_error: Exception | None = None
         """Why the last start failed; None = none has failed yet."""
         self.was_killed = False
-        """Whether a worker that was told to end had to be killed."""
+        """Whether a worker had to be killed after `stop`."""
 
     @property
     def report(self) -> Report:
@@ -167,10 +169,16 @@ class Slot:
             return Component(False, "starting")
         return Component(self.report.is_ready, self.report.lacking or "ready")
 
-    def start(self) -> None:
-        """Start a worker."""
+    @property
+    def end_timeout_s(self) -> float:
+        """How long its workers may take to end."""
+        return max((life.worker.end_timeout_s for life in self._lives()), default=0.0)
+
+    def start(self, launch: Launch) -> None:
+        """Start a worker by *launch*, which also starts it again should it crash."""
+        self._launch = launch
         self._restart = None
-        self._incumbent = self._begin(self._launch)
+        self._incumbent = self._begin(launch)
         if self._incumbent is None:
             self._mourn("start_failed", served_s=0.0)
         self._on_change()
@@ -193,14 +201,15 @@ class Slot:
         self._is_stopping = True
         if self._restart is not None:
             self._restart.cancel()
-        for life in [life for life in (self._incumbent, self._successor) if life is not None]:
-            self._leave(life)
+        for life in (self._incumbent, self._successor):
+            if life is not None:
+                self._leave(life)
         self._incumbent = self._successor = None
         self._on_change()
 
     def kill(self) -> None:
-        """End every worker of this place now."""
-        for life in list(self._lives()):
+        """End at once what `stop` has told to end."""
+        for life in list(self._leaving):
             self._kill_leaving(life)
 
     def check_beats(self) -> None:
@@ -260,11 +269,11 @@ class Slot:
         _cancel(life)
         life.stage = Stage.LEAVING
         self._leaving.append(life)
-        life.timer = self._timers.call_later(self._patience.end_timeout_s, self._kill_leaving, life)
+        life.timer = self._timers.call_later(life.worker.end_timeout_s, self._kill_leaving, life)
         life.worker.terminate()
 
     def _kill_leaving(self, life: _Life) -> None:
-        self.was_killed = True
+        self.was_killed = self.was_killed or self._is_stopping
         self._kill(life, "end_timeout")
 
     def _kill(self, life: _Life, reason: str) -> None:
@@ -278,17 +287,15 @@ class Slot:
         level = logging.INFO if life.stage is Stage.LEAVING else logging.ERROR
         log_event(_log, level, "worker ended", worker=self.index, pid=life.worker.pid, how=how)
         if life.stage is Stage.STARTING:
-            self.start_error = life.worker.report.fault or StartError(
-                f"worker {self.index} ended ({how}) before it served; its own lines say more"
-            )
+            self.start_error = life.worker.report.fault or StartError(self._failed_start(life, how))
         if life in self._leaving:
             self._leaving.remove(life)
-            if self._on_replaced is not None and self._successor is None and not self._is_stopping:
+            if self._successor is None and not self._is_stopping:
                 self._end_replacement("")
         elif life is self._successor:
             self._successor = None
             self._metrics.add("sidecar_worker_restarts_total", reason)
-            self._end_replacement(f"the successor of worker {self.index} ended ({how}) before it was ready")
+            self._end_replacement(self._failed_start(life, how))
             if self._incumbent is None and self._restart is None:
                 self._restart_later(0.0)
         else:
@@ -298,6 +305,15 @@ class Slot:
             self._mourn(reason, served_s)
         self._on_change()
 
+    def _failed_start(self, life: _Life, how: str) -> str:
+        who, report = f"worker {self.index}", life.worker.report
+        if life.killed_for == "start_timeout":
+            lacking = report.lacking or "it did not serve"
+            return f"{who} was not ready within {self._patience.start_timeout_s:g} s ({lacking})"
+        if report.fault is not None:
+            return f"{who}: {report.fault}"
+        return f"{who} ended ({how}) before it was ready; its own lines say more"
+
     def _mourn(self, reason: str, served_s: float) -> None:
         """Count the worker that is gone, and see that there will be another."""
         self._metrics.add("sidecar_worker_restarts_total", reason)
@@ -306,7 +322,7 @@ class Slot:
 
     def _restart_later(self, served_s: float) -> None:
         delay_s = self._backoff.next_s(served_s)
-        self._restart = self._timers.call_later(delay_s, self.start)
+        self._restart = self._timers.call_later(delay_s, self.start, self._launch)
         log_event(
             _log, logging.WARNING, "worker restarts", worker=self.index, after_s=round(delay_s, 3),
             why=self._trouble,

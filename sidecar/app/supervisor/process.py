@@ -1,0 +1,129 @@
+"""
+A worker as a child process: a fresh interpreter with its own block of counts and a socket to it.
+
+Fresh, because a fork would carry over threads, event loops and grpc's state, none of which survive it.
+Its end is told by a pidfd (pidfd_open(2)), its reports come through the socket; nothing is polled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sidecar.app.config import Config
+from sidecar.app.supervisor.addresses import worker_endpoint
+from sidecar.app.supervisor.assignment import Assignment
+from sidecar.app.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
+from sidecar.observe.logs import log_event
+from sidecar.observe.shared import WorkerCounts
+from sidecar.transports.server import Endpoint
+
+MODULE = "sidecar.app.supervisor.worker"
+END_GRACE_S = 3.0
+"""What a worker gets beyond its drain to close and to write its last lines."""
+
+HIDDEN_VARIABLES = frozenset({"NOTIFY_SOCKET"})
+"""systemd's socket is for the supervisor alone (sd_notify(3))."""
+
+_log = logging.getLogger("sidecar.supervisor")
+
+
+class WorkerProcess:
+    """Implements `slot.Worker` with a real process."""
+
+    def __init__(self, index: int, config: Config, grpc: Sequence[Endpoint], counts: WorkerCounts) -> None:
+        """
+        Start worker *index* of those that serve *config* on *grpc*, the endpoints with real ports.
+
+        Raises:
+            OSError: the system has no process, memory or file descriptor left.
+        """
+        self.end_timeout_s = config.settings.drain_timeout_s + END_GRACE_S
+        self.report = Report()
+        self.on_report: Callable[[], None] = lambda: None
+        self.on_exit: Callable[[int], None] = lambda code: None
+        self._loop = asyncio.get_running_loop()
+        self._counts = counts
+        self._block = counts.add_block()
+        try:
+            self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                endpoints = tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
+                assignment = Assignment(index, config, endpoints, self._block.fd, theirs.fileno())
+                self._child = _started(assignment)
+        except BaseException:
+            counts.retire(self._block)
+            raise
+        self.pid = self._child.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._link.setblocking(False)
+        self._loop.add_reader(self._link, self._hear)
+        self._loop.add_reader(self._pidfd, self._end)
+        log_event(_log, logging.INFO, "worker started", worker=index, pid=self.pid)
+
+    @property
+    def beat(self) -> int:
+        """See `slot.Worker`."""
+        return self._block.beat
+
+    def terminate(self) -> None:
+        """See `slot.Worker`."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """See `slot.Worker`."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # By its pidfd: a process id may already belong to somebody else.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def _hear(self) -> None:
+        """Take in what the worker has reported; the last report counts."""
+        packet = b""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while received := self._link.recv(PACKET_BYTES_MAX):
+                packet = received
+            self._loop.remove_reader(self._link)  # it has closed its end; the pidfd tells the rest
+        if packet:
+            self.report = read_report(packet)
+            self.on_report()
+
+    def _end(self) -> None:
+        """It is gone: hear its last words, keep its counts, let go of everything."""
+        self._hear()
+        code = self._child.wait()  # at once: a readable pidfd means that it has ended
+        self._loop.remove_reader(self._link)
+        self._loop.remove_reader(self._pidfd)
+        self._link.close()
+        os.close(self._pidfd)
+        self._counts.retire(self._block)
+        self.on_exit(code)
+
+
+def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
+    told = assignment.write()
+    try:
+        return subprocess.Popen(
+            [sys.executable, *_path_flags(), "-m", MODULE, str(told)],
+            stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES},
+            pass_fds=(told, assignment.counts_fd, assignment.link_fd),
+            process_group=0,  # Ctrl-C is for the supervisor, which tells the workers
+        )
+    finally:
+        os.close(told)
+
+
+def _path_flags() -> tuple[str, ...]:
+    """`-m` puts the working directory first on the path: not when it is not on ours, either."""
+    return () if {"", str(Path.cwd())} & set(sys.path) else ("-P",)

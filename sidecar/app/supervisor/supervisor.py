@@ -1,0 +1,272 @@
+"""The supervisor: starts the workers, keeps them, replaces them, drains them, answers for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import uvloop
+
+from sidecar.app.admin_http import AdminApp
+from sidecar.app.admin_server import AdminServer
+from sidecar.app.config import Config
+from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
+from sidecar.app.supervisor.addresses import HeldPorts
+from sidecar.app.supervisor.process import WorkerProcess
+from sidecar.app.supervisor.readiness import WorkersReadiness
+from sidecar.app.supervisor.slot import PATIENCE, Launch, Patience, Slot
+from sidecar.app.supervisor.usage import WorkerUsage
+from sidecar.app.wiring import endpoints
+from sidecar.observe.build import VERSION
+from sidecar.observe.logs import log_event, set_up_logging
+from sidecar.observe.shared import WorkerCounts
+from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
+from sidecar.stores.file_faults import FileFaultsError
+from sidecar.transports.server import ListenError
+
+BEAT_CHECK_INTERVAL_S = 1.0
+KILLED_TIMEOUT_S = 5.0
+"""How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
+
+Reload: TypeAlias = Callable[[], Config]
+"""Reads the configuration again and checks it; raises FileFaultsError."""
+
+_log = logging.getLogger("sidecar.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What to supervise: *count* workers that serve *config*.
+
+    `reload` is what SIGHUP has done.
+    """
+
+    config: Config
+    count: int
+    reload: Reload
+    patience: Patience = PATIENCE
+
+
+def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int:
+    """
+    Run workers until told to stop; return the exit code. *on_serving* is called once all of them serve.
+
+    Raises:
+        FileFaultsError, ListenError: a worker found a mistake at its first start.
+        StartError: a worker ended for another reason before all of them served.
+    """
+    log_settings = plan.config.settings.log
+    counts = WorkerCounts(TABLE, WORKER_GAUGE_RULES)
+    logs = set_up_logging(
+        log_settings.level,
+        log_settings.format,
+        sys.stderr,
+        lambda: counts.add("sidecar_log_lines_dropped_total"),
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Supervisor(plan, counts, runner.get_loop()).run(on_serving))
+    finally:
+        logs.close()
+
+
+class Supervisor:
+    """One run of the supervisor."""
+
+    def __init__(self, plan: Plan, counts: WorkerCounts, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing is started or bound before `run`."""
+        self._config = plan.config
+        self._reload = plan.reload
+        self._counts = counts
+        self._loop = loop
+        self._ports = HeldPorts()
+        self._slots = tuple(
+            Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
+        )
+        counts.collect_along(WorkerUsage(lambda: [pid for slot in self._slots for pid in slot.pids]))
+        counts.set("sidecar_workers_wanted", to=plan.count)
+        app = AdminApp(counts, WorkersReadiness(counts, self._slots))
+        self._admin = AdminServer(app, endpoints(plan.config, "admin"), counts)
+        self._changed = asyncio.Event()
+        self._told_to_stop = asyncio.Event()
+        self._told_to_roll = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, on_serving: Serving) -> int:
+        """Start, run and stop; see `supervise`."""
+        self._handle_signals()
+        try:
+            admin = await self._admin.start()
+            launch = self._launch(self._config)
+            for slot in self._slots:
+                slot.start(launch)
+            if await self._all_serve():
+                self._begin(admin, on_serving)
+                await self._told_to_stop.wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._end_workers()
+            await self._admin.stop()
+            self._ports.close()
+        log_event(_log, logging.INFO, "stopped")
+        return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
+
+    def _launch(self, config: Config) -> Launch:
+        """How to start a worker that serves *config*; its ports are held from now on."""
+        grpc = self._ports.hold(endpoints(config, "grpc"))
+        return lambda index: WorkerProcess(index, config, grpc, self._counts)
+
+    async def _all_serve(self) -> bool:
+        """Wait until each worker serves; False = told to stop before. The places bound the wait."""
+        while not all(slot.is_serving for slot in self._slots):
+            for slot in self._slots:
+                if slot.start_error is not None:
+                    raise slot.start_error
+            if self._told_to_stop.is_set():
+                return False
+            await self._next_change()
+        return True
+
+    def _begin(self, admin: Endpoints, on_serving: Serving) -> None:
+        served = [endpoint for slot in self._slots for endpoint in slot.report.grpc or ()]
+        grpc = tuple(dict.fromkeys(served))
+        self._spawn(self._roll_when_told())
+        self._spawn(self._check_beats())
+        log_event(
+            _log,
+            logging.INFO,
+            "supervising",
+            version=VERSION,
+            pid=os.getpid(),
+            workers=len(self._slots),
+            transport=self._config.settings.transport,
+            grpc=[str(endpoint) for endpoint in grpc],
+            admin=[str(endpoint) for endpoint in admin],
+        )
+        on_serving(grpc, admin)
+
+    async def _end_workers(self) -> None:
+        """Drain all, kill what is left in time, and wait until they are gone."""
+        log_event(_log, logging.INFO, "draining the workers")
+        longest_s = max(slot.end_timeout_s for slot in self._slots)
+        for slot in self._slots:
+            slot.stop()
+        try:
+            async with asyncio.timeout(longest_s + KILLED_TIMEOUT_S):
+                while not all(slot.is_empty for slot in self._slots):
+                    await self._next_change()
+        except TimeoutError:
+            log_event(_log, logging.ERROR, "workers are left that cannot be killed")
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._told_to_roll.set)
+
+    def _stop(self, number: signal.Signals) -> None:
+        """The first time: drain. The second time: end at once."""
+        if self._told_to_stop.is_set():
+            log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
+            for slot in self._slots:
+                slot.stop()
+                slot.kill()
+            return
+        log_event(_log, logging.INFO, "told to stop", signal=number.name)
+        self._told_to_stop.set()
+        self._changed.set()
+
+    def _on_change(self) -> None:
+        """Something about a worker has changed: count anew, and wake who waits for it."""
+        slots = self._slots
+        self._counts.set("sidecar_workers_running", to=sum(slot.is_serving for slot in slots))
+        self._counts.set("sidecar_workers_ready", to=sum(slot.component.is_ready for slot in slots))
+        self._changed.set()
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _check_beats(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_CHECK_INTERVAL_S)
+            for slot in self._slots:
+                slot.check_beats()
+
+    async def _roll_when_told(self) -> None:
+        while True:
+            await self._told_to_roll.wait()
+            self._told_to_roll.clear()
+            try:
+                result = "ok" if await self._roll() else "failed"
+            except Exception:  # a fault of ours must not end the supervisor
+                _log.exception("rolling restart failed")
+                result = "failed"
+            self._counts.add("sidecar_rolling_restarts_total", result)
+
+    async def _roll(self) -> bool:
+        """Replace the workers one by one; False = a mistake was found, and the others stay."""
+        log_event(_log, logging.INFO, "rolling restart")
+        await self._admin.reload_tls()
+        try:
+            config = self._reload()
+            launch = self._launch(config)
+        except (FileFaultsError, ListenError) as error:
+            self._log_stop(0, str(error))
+            return False
+        self._warn_of_left_out(config)
+        for replaced, slot in enumerate(self._slots):
+            why_not = await self._replaced(slot, launch)
+            if why_not:
+                self._log_stop(replaced, why_not)
+                return False
+        self._config = config
+        self._ports.keep_only(endpoints(config, "grpc"))
+        log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))
+        return True
+
+    async def _replaced(self, slot: Slot, launch: Launch) -> str:
+        """Replace the worker in *slot*; '' = done, else why not."""
+        done: asyncio.Future[str] = self._loop.create_future()
+
+        def tell(why_not: str) -> None:
+            if not done.done():  # a stop may have cancelled it
+                done.set_result(why_not)
+
+        slot.replace(launch, tell)
+        return await done
+
+    def _log_stop(self, replaced: int, why: str) -> None:
+        log_event(
+            _log,
+            logging.ERROR,
+            "rolling restart stopped, the other workers stay",
+            replaced=replaced,
+            workers=len(self._slots),
+            why=why,
+        )
+
+    def _warn_of_left_out(self, config: Config) -> None:
+        """Say which changed settings are the supervisor's own: they take a restart of the whole."""
+        old, new = self._config.settings, config.settings
+        changed = [
+            key
+            for key, before, after in (
+                ("workers", old.workers, new.workers),
+                ("listen.admin", old.listen.admin, new.listen.admin),
+                ("log", old.log, new.log),
+            )
+            if before != after
+        ]
+        if changed:
+            log_event(_log, logging.WARNING, "takes a restart, not SIGHUP, to be in force", keys=changed)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(self._loop.create_task(work))

@@ -1,0 +1,55 @@
+"""
+What the workers use: CPU, memory, file descriptors; `process_*` tells of the supervisor alone.
+
+CPU time never falls: what an ended worker used is in the kernel's account of waited-for children from
+the moment it leaves /proc, and both are read in the thread that waits for them.
+
+Source: getrusage(2), proc(5).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class WorkerUsage(Collector):
+    """Collects the use of the processes that *pids* names, and of those that have ended."""
+
+    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        """Ask *pids* at every collection."""
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the three families."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s, resident_bytes, fds = ended.ru_utime + ended.ru_stime, 0, 0
+        for pid in self._pids():
+            folder = Path(f"/proc/{pid}")
+            try:
+                # The name in brackets may hold anything; fields 14 and 15 are utime and stime.
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                cpu_s += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                resident_bytes += int((folder / "statm").read_text().split()[1]) * _PAGE_BYTES
+                fds += sum(1 for _ in (folder / "fd").iterdir())
+            except OSError:  # it is about to be waited for
+                continue
+        yield CounterMetricFamily(
+            "sidecar_workers_cpu_seconds", "CPU time of all workers, ended ones included.", value=cpu_s
+        )
+        yield GaugeMetricFamily(
+            "sidecar_workers_resident_memory_bytes",
+            "Resident memory of all workers; pages that they share count for each.",
+            value=resident_bytes,
+        )
+        yield GaugeMetricFamily(
+            "sidecar_workers_open_fds", "Open file descriptors of all workers.", value=fds
+        )

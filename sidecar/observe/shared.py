@@ -1,0 +1,187 @@
+"""
+Counts in shared memory: each worker counts in a block of its own, one process adds all of them up.
+
+A block is a memfd that both processes map. Only its worker writes to it, one aligned 64-bit store for
+each count, so a reader never sees half a number, and kill -9 leaves every count as it was before or
+after an increment. The memory outlives its worker: what a dead one counted is read once more, folded
+into the counts of the retired, and the sum never falls.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeAlias
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from sidecar.observe.metrics import Kind, Metrics, MetricTable, collect
+
+WORD_BYTES = 8
+HEADER_WORDS = 8
+"""Layout mark (2 words), beat (1 word), room for more."""
+
+_BEAT_WORD = 2
+_MARK_BYTES = 16
+
+GaugeRule: TypeAlias = Callable[[Sequence[int]], int]
+"""Makes one value of those of all processes."""
+
+
+class LayoutError(Exception):
+    """A block was made by another version of the program, whose counts are laid out differently."""
+
+
+def layout_mark(table: MetricTable) -> bytes:
+    """16 bytes that differ when the rows of *table*, and so the places of its counts, differ."""
+    rows = repr([(spec.name, spec.kind.value, spec.series, spec.buckets_ns) for spec in table.specs])
+    return hashlib.sha256(rows.encode()).digest()[:_MARK_BYTES]
+
+
+class CountBlock:
+    """
+    The counts of one process, where another one can read them.
+
+    `values` is what `Metrics` counts into. `fd` may be handed to a child process.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map the memfd *fd*, which holds *size* counts, and own it; see `create` and `attach`."""
+        self.fd = fd
+        self._memory = mmap.mmap(fd, _block_bytes(size))
+        self._words = memoryview(self._memory).cast("q")
+        self.values = self._words[HEADER_WORDS:]
+
+    @classmethod
+    def create(cls, table: MetricTable) -> Self:
+        """
+        A new block with all counts at 0.
+
+        Raises:
+            OSError: the process has no memory or no file descriptor left.
+        """
+        fd = os.memfd_create("sidecar-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.truncate(fd, _block_bytes(table.size))
+            # Memory that shrinks would kill whoever reads it (SIGBUS).
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            os.pwrite(fd, layout_mark(table), 0)
+            return cls(fd, table.size)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def attach(cls, table: MetricTable, fd: int) -> Self:
+        """
+        The block that another process made and handed over as *fd*.
+
+        Raises:
+            LayoutError: it was made for another table.
+        """
+        size = os.fstat(fd).st_size
+        if size != _block_bytes(table.size) or os.pread(fd, _MARK_BYTES, 0) != layout_mark(table):
+            raise LayoutError(
+                "the counts in shared memory are laid out for another version: the program was replaced"
+                " while it ran; stop and start the whole sidecar, SIGHUP is not enough"
+            )
+        return cls(fd, table.size)
+
+    @property
+    def beat(self) -> int:
+        """A number that the owner raises now and then, to show that its event loop turns."""
+        return self._words[_BEAT_WORD]
+
+    def raise_beat(self) -> None:
+        """Show a sign of life."""
+        self._words[_BEAT_WORD] += 1
+
+    def close(self) -> None:
+        """Unmap it; the counts are gone for this process."""
+        self.values.release()
+        self._words.release()
+        self._memory.close()
+        os.close(self.fd)
+
+
+def _block_bytes(size: int) -> int:
+    return (HEADER_WORDS + size) * WORD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Gauge:
+    slot: int
+    rule: GaugeRule
+
+
+class WorkerCounts(Metrics):
+    """
+    The supervisor's own counts, and on collection the sum with those of all workers, dead ones included.
+
+    Counters and histograms add up. So do gauges, over the living only, unless *rules* say otherwise:
+    what every worker tells alike is not to be multiplied by their number.
+
+    Everything happens in one thread, so a collection sees a worker either in its block or retired.
+    """
+
+    def __init__(self, table: MetricTable, rules: Mapping[str, GaugeRule] | None = None) -> None:
+        """Combine the gauges named in *rules* by their rule."""
+        super().__init__(table)
+        self._blocks: list[CountBlock] = []
+        self._gauges = tuple(_gauges(table, rules or {}))
+        gauge_slots = {gauge.slot for gauge in self._gauges}
+        self._counter_slots = tuple(slot for slot in range(table.size) if slot not in gauge_slots)
+        self._retired = [0] * table.size
+        self._others: list[Collector] = []
+
+    def collect_along(self, collector: Collector) -> None:
+        """Collect *collector* after the table, too."""
+        self._others.append(collector)
+
+    def add_block(self) -> CountBlock:
+        """
+        A new block, for a worker that is about to start; counted until `retire`.
+
+        Raises:
+            OSError: the process has no memory or no file descriptor left.
+        """
+        block = CountBlock.create(self.table)
+        self._blocks.append(block)
+        return block
+
+    def retire(self, block: CountBlock) -> None:
+        """Keep the counts of a worker that **has ended**, drop its gauges, and close its block."""
+        self._blocks.remove(block)
+        for slot in self._counter_slots:
+            self._retired[slot] += block.values[slot]
+        block.close()
+
+    def totals(self) -> list[int]:
+        """All counts of the program, slot by slot."""
+        totals = list(self._retired)
+        sources = [self.values, *(block.values for block in self._blocks)]
+        for values in sources:
+            for slot in self._counter_slots:
+                totals[slot] += values[slot]
+        for gauge in self._gauges:
+            totals[gauge.slot] = gauge.rule([values[gauge.slot] for values in sources])
+        return totals
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family in table order, then those of the other collectors."""
+        yield from collect(self.table, self.totals())
+        for other in self._others:
+            yield from other.collect()
+
+
+def _gauges(table: MetricTable, rules: Mapping[str, GaugeRule]) -> Iterator[_Gauge]:
+    for spec in table.specs:
+        if spec.kind is Kind.GAUGE:
+            first = table.slot(spec.name, *spec.series[0])
+            for offset in range(len(spec.series)):
+                yield _Gauge(first + offset, rules.get(spec.name, sum))

@@ -16,11 +16,11 @@ TOOLS = ("sh", "dirname", "id", "cksum", "cat", "grep", "mktemp", "rm")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what `make setup` reads; its programs are those in `bin`, then those in `tools`, no others."""
+    """A copy of what `make setup` reads, with the programs of `bin`, then `tools`, and no others."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
-    # Stand-ins have a folder of their own: written in place of a link, one would replace the machine's program.
+    # Stand-ins have a folder without links: written over one, they would replace the machine's program.
     (tmp_path / "bin").mkdir()
     (tmp_path / "tools").mkdir()
     for tool in TOOLS:

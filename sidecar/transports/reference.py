@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,8 @@ class ReferenceGrpcServer:
         except BaseException:
             self._release_claims()
             _remove(path for path, _ in staged)
+            # Only a server that was started gives its ports back when it stops.
+            await server.start()
             await server.stop(None)
             raise
         self._server = server
@@ -179,9 +182,11 @@ def _ms(seconds: float) -> int:
 
 def _address(endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> str:
     """What grpc.aio calls *endpoint*; the staged name of a Unix socket is noted."""
-    if not endpoint.path:
-        return str(endpoint)
     try:
+        if not endpoint.path:
+            # Core would listen on every address that the name has; ours is the first, as elsewhere.
+            found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+            return str(replace(endpoint, host=str(found[0][4][0])))
         name = staged_path(endpoint)
     except OSError as error:
         raise listen_error(endpoint, error) from error

@@ -279,7 +279,7 @@ class CallRunner:
         return serve
 
     def _stream(self, handle: StreamHandler) -> Callable[[object, Context], object]:
-        queued_bytes_max = self._limits.write_buffer_bytes_max
+        queued_bytes_max = self._limits.stream_queue_bytes_max
 
         async def serve(_requests: object, context: Context) -> None:
             self.open_calls += 1

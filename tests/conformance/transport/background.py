@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -66,14 +65,3 @@ class BackgroundLoop:
         if others:
             _, pending = await asyncio.wait(others, timeout=PATIENCE_S / 3)
             assert not pending, f"tasks left behind: {pending}"
-
-
-def eventually(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait until *condition* holds; for facts that no event announces, such as a counter."""
-    never = threading.Event()
-    until_s = time.monotonic() + patience_s
-    while time.monotonic() < until_s:
-        if condition():
-            return
-        never.wait(0.002)
-    raise AssertionError(f"not within {patience_s:g} s: {what}")

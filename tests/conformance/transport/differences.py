@@ -63,6 +63,8 @@ OTHER_RULES = {
     "goaway_from_client": "closed",
     "stream_ids_used_up": "goaway NO_ERROR",
     "takeover_under_load": "no call fails",
+    "wildcard_of_ipv4": "IPv4 only",
+    "connection_metrics": "counted",
 }
 """Rules that a test tells in code rather than as a row, and what they say."""
 
@@ -190,11 +192,35 @@ REFERENCE_DIFFERENCES = (
         "those in flight; a restart without a failed call takes the fast transport",
     ),
     _row(
+        "wildcard_of_ipv4",
+        "IPv6 too",
+        "for grpc-core 0.0.0.0 means every address of every family; name an address where that matters",
+    ),
+    _row(
+        "connection_metrics",
+        "not counted",
+        "grpc.aio tells nothing of connections; calls are counted, save those that grpc-core ends itself",
+    ),
+    _row(
         "stream_ids_used_up",
         "served",
         "grpc-core leaves it to the client to count its stream ids; `connection_age_max_s` helps",
     ),
 )
+
+LIMITS_NOT_KEPT = {
+    "header_fields_max": "grpc-core bounds a header list by its size alone",
+    "calls_per_turn_max": "grpc-core has threads of its own and hands over one call at a time",
+    "buffered_bytes_per_connection_max": "grpc-core sizes its windows by the bandwidth it measures",
+    "buffered_bytes_max": "grpc.aio cannot set grpc-core's resource quota",
+    "write_buffer_bytes_max": "grpc-core keeps answers that the peer does not read with their streams",
+    "header_timeout_s": "grpc-core waits for a header block as long as the connection lives",
+    "write_timeout_s": "grpc-core waits for a slow reader until keepalive or age end the connection",
+    "resets_burst": "grpc-core defends itself against rapid resets in a way of its own",
+    "resets_per_s": "grpc-core defends itself against rapid resets in a way of its own",
+    "connections_per_peer_max": "grpc-core counts connections, not whose they are",
+}
+"""Limits that the reference transport cannot keep, and why; all others it must read."""
 
 _REFERENCE = {name: row for row in REFERENCE_DIFFERENCES for name in row.names}
 

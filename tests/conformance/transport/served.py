@@ -17,8 +17,9 @@ from sidecar.rpc.calls import Method
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, GrpcServer, TlsFiles, TransportLimits
+from tests.waiting import eventually
 
-from .background import PATIENCE_S, BackgroundLoop, eventually
+from .background import PATIENCE_S, BackgroundLoop
 from .probe import ProbeService
 
 TRANSPORTS: dict[str, Callable[..., GrpcServer]] = {"fast": FastGrpcServer, "reference": ReferenceGrpcServer}
@@ -69,7 +70,7 @@ class Served:
         if not self.is_drained:
             self.drain()
         self.probe.held.end_all()
-        eventually(lambda: self.running() == 0, "every handler's slot came back")
+        eventually(lambda: self.running() == 0, what="every handler's slot came back")
 
 
 class Servers:

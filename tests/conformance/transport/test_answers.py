@@ -10,8 +10,9 @@ import h2.events
 import pytest
 
 from sidecar.transports.server import TransportLimits
+from tests.waiting import eventually
 
-from .background import PATIENCE_S, eventually
+from .background import PATIENCE_S
 from .served import Served, Servers
 from .wire import END_HEADERS, HEADERS, Wire, fields, frame, message, settings
 
@@ -187,7 +188,7 @@ def test_h2__a_strict_client(served: Served) -> None:
 
 def test_stream__unread_messages_are_bounded(servers: Servers) -> None:
     """A streaming caller that reads nothing is given up once too much waits for it; its handler is told."""
-    served = servers.start(TransportLimits(write_buffer_bytes_max=100_000))
+    served = servers.start(TransportLimits(stream_queue_bytes_max=100_000))
     with Wire(served.tcp) as wire:
         wire.start((4, 0))
         wire.request(1, method="HoldStream")
@@ -196,7 +197,7 @@ def test_stream__unread_messages_are_bounded(servers: Servers) -> None:
             served.loop.call(call.send, bytes(10_000))
         served.probe.held.wait_cancelled(1)
         served.probe.held.end_all()
-        eventually(lambda: served.running() == 0, "the slot came back")
+        eventually(lambda: served.running() == 0, what="the slot came back")
 
 
 def test_headers__index_reuse(served: Served) -> None:

@@ -6,7 +6,9 @@ import asyncio
 
 import grpc
 
-from .background import PATIENCE_S, BackgroundLoop, eventually
+from tests.waiting import eventually
+
+from .background import PATIENCE_S, BackgroundLoop
 from .probe import path
 from .served import Servers, channel
 from .wire import Wire, message
@@ -43,7 +45,7 @@ def test_concurrent__thousand_calls(servers: Servers) -> None:
         assert [future.result(PATIENCE_S) for future in futures] == [
             str(number).encode() for number in range(CALLS)
         ]
-    eventually(lambda: served.calls(0) == CALLS, "every call was counted OK")
+    eventually(lambda: served.calls(0) == CALLS, what="every call was counted OK")
     assert served.running() == 0
 
 
@@ -87,7 +89,8 @@ def test_leaks__no_task_and_no_slot_left(servers: Servers, background: Backgroun
         assert served.drain()
     assert served.running() == 0
     eventually(
-        lambda: background.call(lambda: len(asyncio.all_tasks())) <= before, "the tasks of the server ended"
+        lambda: background.call(lambda: len(asyncio.all_tasks())) <= before,
+        what="the tasks of the server ended",
     )
 
 

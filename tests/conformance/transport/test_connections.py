@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.transports.server import TransportLimits
+from tests.waiting import eventually
 
 from .differences import allowed
 from .served import Served, Servers
@@ -196,3 +197,37 @@ def test_connections__bounded(servers: Servers) -> None:
         assert first.outcome(1) == "served"
         second.request(1)
         assert second.outcome(1) == "served"
+
+
+def test_connections__handlers_bounded(servers: Servers) -> None:
+    """One connection cannot run more than `calls_per_connection_max` handlers; another is not hindered."""
+    served = servers.start(TransportLimits(calls_per_connection_max=2))
+    with Wire(served.tcp) as greedy, Wire(served.tcp) as modest:
+        greedy.start()
+        for stream_id in (1, 3):
+            greedy.request(stream_id, method="Hold")
+        served.probe.held.wait(2)
+        greedy.request(5)
+        assert greedy.outcome(5) in ("status 8", "rst REFUSED_STREAM")
+        modest.start()
+        modest.request(1)
+        assert modest.outcome(1) == "served"
+        served.probe.held.reply(0, b"")
+        assert greedy.outcome(1) == "served"
+        greedy.request(7)
+        assert greedy.outcome(7) == "served"
+    assert served.probe.requests == 2
+
+
+def test_connections__counted(servers: Servers) -> None:
+    """Connections are counted when they come, while they stay and when they go, by why."""
+    served = servers.start()
+    if "counted" not in allowed(served.transport, "connection_metrics"):
+        return
+    with Wire(served.tcp) as first, Wire(served.unix) as second:
+        first.start()
+        second.start()
+        assert served.metrics.value("sidecar_connections_open") == 2
+    eventually(lambda: served.metrics.value("sidecar_connections_open") == 0, what="both have gone")
+    assert served.metrics.value("sidecar_connections_accepted_total") == 2
+    assert served.metrics.value("sidecar_connections_closed_total", "peer") == 2

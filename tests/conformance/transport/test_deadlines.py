@@ -6,8 +6,9 @@ import grpc
 import pytest
 
 from sidecar.transports.server import TransportLimits
+from tests.waiting import eventually
 
-from .background import PATIENCE_S, eventually
+from .background import PATIENCE_S
 from .probe import path
 from .served import Served, Servers, channel
 from .wire import Wire, fields, frame, message
@@ -47,7 +48,7 @@ def test_deadline__passes_in_the_server(servers: Servers) -> None:
         assert call.is_cancelled
         assert served.running() == 1
         served.probe.held.end_all()
-        eventually(lambda: served.calls(4) == 1, "the call is counted as DEADLINE_EXCEEDED")
+        eventually(lambda: served.calls(4) == 1, what="the call is counted as DEADLINE_EXCEEDED")
     assert (len(served.probe.held.cancelled), served.running()) == (1, 0)
 
 
@@ -74,7 +75,7 @@ def test_cancel__by_the_client(servers: Servers) -> None:
         assert call.is_cancelled
         served.probe.held.reply(0, b"too late")
         assert client.unary_unary(path("Echo"))(b"next", timeout=PATIENCE_S) == b"next"
-    eventually(lambda: served.calls(1) == 1, "the call is counted as CANCELLED")
+    eventually(lambda: served.calls(1) == 1, what="the call is counted as CANCELLED")
 
 
 @pytest.mark.parametrize("code", range(15))
@@ -116,7 +117,7 @@ def test_cancel__of_a_stream(servers: Servers) -> None:
         served.probe.held.wait_cancelled(1)
         served.loop.call(call.send, b"two")
         served.loop.call(call.finish)
-    eventually(lambda: served.calls(1) == 1, "the call is counted as CANCELLED")
+    eventually(lambda: served.calls(1) == 1, what="the call is counted as CANCELLED")
 
 
 def test_slots__bounded_and_freed_by_the_handlers_end(servers: Servers) -> None:
@@ -152,7 +153,7 @@ def test_slots__freed_by_an_unread_answer(servers: Servers) -> None:
         wire.start((4, 0))
         for stream_id in (1, 3, 5, 7):
             wire.request(stream_id)
-        eventually(lambda: served.probe.requests == 4, "all four handlers ran")
+        eventually(lambda: served.probe.requests == 4, what="all four handlers ran")
         with channel(served.unix) as client:
             assert client.unary_unary(path("Echo"))(b"x", timeout=PATIENCE_S) == b"x"
         assert served.running() == 0

@@ -13,8 +13,9 @@ import pytest
 
 from sidecar.services.health import HealthService
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
+from tests.waiting import eventually
 
-from .background import PATIENCE_S, eventually
+from .background import PATIENCE_S
 from .client_load import ClientLoad
 from .differences import allowed
 from .probe import path
@@ -62,7 +63,7 @@ def test_drain__running_calls_end_in_peace(servers: Servers) -> None:
         ]
         served.probe.held.wait(16)
         drain = draining(served)
-        eventually(lambda: not _accepts(served.tcp), "the port is closed to new connections")
+        eventually(lambda: not _accepts(served.tcp), what="the port is closed to new connections")
         assert not drain.done()
         for index in range(16):
             served.probe.held.reply(index, b"late but well")
@@ -73,7 +74,7 @@ def test_drain__running_calls_end_in_peace(servers: Servers) -> None:
 def _accepts(endpoint: Endpoint) -> bool:
     try:
         socket.create_connection((endpoint.host, endpoint.port), PATIENCE_S).close()
-    except (ConnectionRefusedError, ConnectionResetError):
+    except OSError:
         return False
     return True
 
@@ -92,10 +93,14 @@ def test_drain__two_goaways(servers: Servers) -> None:
         wire.acknowledge_pings()
         wire.read_until(lambda: len(wire.goaways) == 2)
         assert (wire.goaways[1].error_code, wire.goaways[1].last_stream_id) == (0, 1)
+        wire.request(3)  # above the last stream: RFC 9113 6.8 lets the client send it again elsewhere
+        wire.ping()
         served.probe.held.reply(0, b"")
         assert wire.outcome(1) == "served"
         wire.read_to_end()
+        assert wire.stream(3).outcome in (None, "rst REFUSED_STREAM")
     assert drain.result(PATIENCE_S)
+    assert served.probe.requests == 0
 
 
 def test_drain__bounded(servers: Servers) -> None:
@@ -108,7 +113,7 @@ def test_drain__bounded(servers: Servers) -> None:
         assert future.exception(PATIENCE_S) is not None
         served.probe.held.wait_cancelled(1)
     served.probe.held.end_all()
-    eventually(lambda: served.running() == 0, "the slot came back")
+    eventually(lambda: served.running() == 0, what="the slot came back")
 
 
 def test_drain__unacknowledged_ping(servers: Servers) -> None:
@@ -216,6 +221,26 @@ def test_listen__errors_name_the_endpoint(servers: Servers, endpoint: Endpoint, 
         with pytest.raises(ListenError, match=says.replace(".", r"\.")):
             servers.start(endpoints=(unix, endpoint))
     assert not Path(unix.path).exists()
+
+
+def test_listen__error_gives_back_the_ports(servers: Servers) -> None:
+    """When one endpoint cannot be bound, those bound before it listen no more."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        good = Endpoint("127.0.0.1", reserved.getsockname()[1])
+        with pytest.raises(ListenError):
+            servers.start(endpoints=(good, Endpoint("192.0.2.1", 0)))
+        assert not _accepts(good)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_listen__one_family(servers: Servers, host: str) -> None:
+    """An endpoint opens the addresses it names and no others: the IPv4 wildcard opens no IPv6."""
+    (endpoint,) = servers.start(endpoints=(Endpoint(host, 0),)).endpoints
+    assert _accepts(Endpoint("127.0.0.1", endpoint.port))
+    if host != "0.0.0.0" or "IPv4 only" in allowed(servers.transport, "wildcard_of_ipv4"):
+        assert not _accepts(Endpoint("::1", endpoint.port))
 
 
 def test_age__old_connections_give_way_without_an_error(servers: Servers) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.transports.server import Endpoint, TlsFiles
+from tests.waiting import eventually
 
-from .background import eventually
 from .pki import Authority, write
 from .probe import path
 from .served import Servers
@@ -75,5 +75,5 @@ def test_h2load__every_call_succeeds(
     assert counts == {"total": REQUESTS, "done": REQUESTS, "succeeded": REQUESTS} | dict.fromkeys(
         ("failed", "errored", "timeout"), 0
     )
-    eventually(lambda: served.calls(0) == REQUESTS, "every call was counted OK")
+    eventually(lambda: served.calls(0) == REQUESTS, what="every call was counted OK")
     assert served.probe.requests == REQUESTS

@@ -14,8 +14,9 @@ import pytest
 from cryptography import x509
 
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles, TransportLimits
+from tests.waiting import eventually
 
-from .background import PATIENCE_S, eventually
+from .background import PATIENCE_S
 from .pki import Authority, Identity, replace, write
 from .probe import path
 from .served import Served, Servers, address
@@ -207,7 +208,7 @@ def test_reload__new_certificate_for_new_connections(
         renewed = authority.issue("renewed")
         assert serial_shown(served.tcp) != serial(renewed)
         write(files, renewed)
-        eventually(lambda: serial_shown(served.tcp) == serial(renewed), "the new certificate is shown")
+        eventually(lambda: serial_shown(served.tcp) == serial(renewed), what="the new certificate is shown")
         assert echo(channel) == b"through TLS"
 
 
@@ -223,11 +224,11 @@ def test_reload__bad_files_keep_the_old_certificate(
         replace(files.certificate, certificate)
         eventually(
             lambda count=count: serial_shown(served.tcp) == before and served.reloads("failed") == count,
-            "the bad file was looked at and the old certificate is shown",
+            what="the bad file was looked at and the old certificate is shown",
         )
     good = authority.issue("good again")
     write(files, good)
-    eventually(lambda: serial_shown(served.tcp) == serial(good), "the good certificate is shown")
+    eventually(lambda: serial_shown(served.tcp) == serial(good), what="the good certificate is shown")
     assert served.reloads("ok") >= 1
 
 
@@ -260,7 +261,7 @@ def test_reload__client_authority(servers: Servers, authority: Authority, mutual
                 return False
 
     newcomer, former = other.issue("newcomer"), authority.issue("former")
-    eventually(lambda: is_let_in(newcomer), "a client of the new authority is let in")
+    eventually(lambda: is_let_in(newcomer), what="a client of the new authority is let in")
     assert not is_let_in(former)
 
 

@@ -1,0 +1,45 @@
+"""Which of the limits the reference transport keeps: all but those that the table of differences lists."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import TABLE
+from sidecar.transports.reference import ReferenceGrpcServer
+from sidecar.transports.server import Endpoint, TransportLimits
+
+from .background import BackgroundLoop
+from .differences import LIMITS_NOT_KEPT
+from .probe import ProbeService, path
+from .served import channel
+
+
+class RecordedLimits(TransportLimits):
+    """The default limits, and which of them were read."""
+
+    read: set[str] = set()
+
+    def __getattribute__(self, name: str) -> object:
+        RecordedLimits.read.add(name)
+        return super().__getattribute__(name)
+
+
+def test_reference__keeps_every_limit_that_it_can(background: BackgroundLoop) -> None:
+    """A limit is read by the reference transport, or it is in the table with the reason why not."""
+    RecordedLimits.read.clear()
+    server = background.call(
+        ReferenceGrpcServer,
+        ProbeService(background).methods(),
+        (Endpoint("127.0.0.1", 0),),
+        RecordedLimits(connection_age_max_s=60.0),
+        Metrics(TABLE),
+    )
+    (endpoint,) = background.run(server.start())
+    with channel(endpoint) as client:
+        assert client.unary_unary(path("Echo"))(b"x", timeout=10.0) == b"x"
+        assert list(client.unary_stream(path("Count"))(b"1", timeout=10.0)) == [b"0"]
+    assert background.run(server.drain(5.0))
+    every = {field.name for field in fields(TransportLimits)}
+    left_to_the_app = {"drain_timeout_s"}
+    assert every - RecordedLimits.read - left_to_the_app == set(LIMITS_NOT_KEPT)

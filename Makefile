@@ -7,7 +7,9 @@
 BIN := .venv/bin
 
 # Tests run in random order from one seed, which is printed; SEED= repeats a run.
-SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
 # A test that hangs ends the run with every thread's stack instead of holding it up.
 PYTEST = $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
 	-o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true $(ARGS)

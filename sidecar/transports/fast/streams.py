@@ -198,7 +198,10 @@ class Streams:
             self._gather(call, b"", is_last=True)
 
     def _read_request(self, headers: Headers) -> Request:
-        request = read_request(headers, self._core.methods, self._core.limits)
+        core = self._core
+        request = self._request.follow(headers, core.limits.header_list_bytes_max) or read_request(
+            headers, core.methods, core.limits
+        )
         if request.octets <= REQUEST_KEPT_BYTES_MAX:
             self._request = request
         return request

@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.rpc.calls import StreamMethod, UnaryMethod
 from sidecar.rpc.statuses import StatusCode
@@ -221,3 +223,76 @@ def test_request__a_refused_one_cannot_be_handled() -> None:
     """There is no handler to call by mistake."""
     with pytest.raises(AssertionError, match="no handler"):
         read(_path=b"/nope").handle(b"", None)
+
+
+FIELDS = st.tuples(
+    st.sampled_from(
+        [
+            b":path",
+            b"content-type",
+            b"grpc-timeout",
+            b"grpc-encoding",
+            b"x-a",
+            b"x-b",
+            b"x-bin",
+            b"traceparent",
+        ]
+    ),
+    st.sampled_from([b"", b"a", b"AAAA", b"1S", b"9" * 30, b"/t/Echo", b"application/grpc", b"identity"]),
+)
+
+
+def outcome(request: Request) -> tuple[object, ...]:
+    """All that a request says."""
+    refusal = request.refusal
+    said = None if refusal is None else (refusal.code, refusal.detail, refusal.http_status)
+    return (
+        request.headers,
+        request.octets,
+        request.handle,
+        request.path,
+        request.is_streaming,
+        request.timeout_s,
+        request.is_encoded,
+        said,
+    )
+
+
+@given(st.lists(FIELDS, max_size=4), st.lists(FIELDS, max_size=4), st.integers(0, 60))
+def test_follow__is_either_what_reading_gives_or_nothing(
+    first: list[tuple[bytes, bytes]], second: list[tuple[bytes, bytes]], room: int
+) -> None:
+    """The short cut for repeated headers never differs from the long way, at the size limit too."""
+    limits = TransportLimits(header_list_bytes_max=read().octets + 100 + room)
+    known = read_request(headers(*first), METHODS, limits)
+    followed = known.follow(headers(*second), limits.header_list_bytes_max)
+    if followed is not None:
+        assert outcome(followed) == outcome(read_request(headers(*second), METHODS, limits))
+
+
+def test_follow__takes_other_metadata_in_the_same_fields() -> None:
+    """Trace ids change with each call; what else the headers say stays."""
+    known = read((b"traceparent", b"00-1"), (b"x-id", b"7"), grpc_timeout=b"1S")
+    followed = known.follow(headers((b"traceparent", b"00-22"), (b"x-id", b"8"), grpc_timeout=b"1S"), 8_192)
+    assert followed is not None
+    assert (followed.timeout_s, followed.octets, followed.metadata("x-id")) == (1.0, known.octets + 1, "8")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        headers((b"x", b"2"), _path=b"/t/Watch"),
+        headers((b"x", b"2"), content_type=b"application/grpc+proto"),
+        headers((b"y", b"1")),
+        headers((b"x", b"1"), (b"y", b"1")),
+        headers((b"x", b"1" * 9_000)),
+    ],
+)
+def test_follow__leaves_everything_else_to_be_read(second: Headers) -> None:
+    """Another method, type, name, number of fields or a size over the limit is no repetition."""
+    assert read((b"x", b"1")).follow(second, 8_192) is None
+
+
+def test_follow__a_refused_request_has_no_followers() -> None:
+    """What was refused is read again each time."""
+    assert read(_path=b"/nope").follow(headers(_path=b"/nope"), 8_192) is None

@@ -53,18 +53,12 @@ class Acceptor:
 
     def stop(self) -> None:
         """Take in what already waits, then give the endpoint up."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        self._loop.remove_reader(self._listener.socket)
         while self._accept():
             pass
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listener.socket)
         self._listener.close()
-
-    async def finish_handshakes(self) -> None:
-        """Wait until every accepted connection is served or has failed its handshake."""
-        while self._serving:
-            await asyncio.wait(self._serving)
 
     def cancel_handshakes(self) -> None:
         """Drop connections that are still shaking hands."""
@@ -92,6 +86,8 @@ class Acceptor:
         return True
 
     def _rest(self, error: OSError) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
         self._metrics.add("sidecar_accept_pauses_total")
         _log.error("accepting on %s pauses: %s", self._listener.endpoint, error.strerror)
         self._loop.remove_reader(self._listener.socket)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -19,11 +21,11 @@ import grpc
 import grpc.aio
 
 from sidecar.observe.metrics import Metrics
-from sidecar.rpc.calls import Method, StreamHandler, UnaryHandler, UnaryMethod
+from sidecar.rpc.calls import Method, StreamHandler, StreamMethod, UnaryHandler, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.server import TransportLimits
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger("sidecar.transports")
 
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -37,11 +39,15 @@ Handler = TypeVar("Handler", UnaryHandler, StreamHandler)
 
 
 class RunningCalls:
-    """How many handlers run, how many may, and how calls ended."""
+    """How many handlers run, how many may, how calls ended, and what went wrong in handlers."""
 
-    def __init__(self, calls_max: int, metrics: Metrics) -> None:
+    def __init__(
+        self, calls_max: int, metrics: Metrics, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         """Refuse more than *calls_max* handlers at a time; count into *metrics*."""
         self.running = 0
+        self._clock_s = clock_s
+        self._fault_logged_s = -math.inf
         self._calls_max = calls_max
         self._values = metrics.values
         self._running_slot = metrics.slot("sidecar_calls_running")
@@ -65,6 +71,13 @@ class RunningCalls:
         """Count a call that ended with *code*, with or without a handler."""
         self._values[self._ended_slots[code]] += 1
 
+    def log_fault(self, what: str, error: Exception) -> None:
+        """Log a fault of ours, at most once a second, whatever comes in."""
+        now_s = self._clock_s()
+        if now_s - self._fault_logged_s >= 1.0:
+            self._fault_logged_s = now_s
+            _log.error("%s failed", what, exc_info=error)
+
 
 class _ReferenceCall(Generic[Handler]):
     """What unary and streaming calls share: the handler's view, its slot, and how it ended."""
@@ -76,6 +89,7 @@ class _ReferenceCall(Generic[Handler]):
         "_ended",
         "_loop",
         "_lost_code",
+        "_path",
         "_running",
         "_waiter",
         "deadline_s",
@@ -83,8 +97,9 @@ class _ReferenceCall(Generic[Handler]):
         "on_cancel",
     )
 
-    def __init__(self, context: Context, running: RunningCalls) -> None:
-        """Hold a slot of *running* until the handler ends the call."""
+    def __init__(self, path: str, context: Context, running: RunningCalls) -> None:
+        """Hold a slot of *running* until the handler of *path* ends the call."""
+        self._path = path
         self._context = context
         self._running = running
         self._loop = asyncio.get_running_loop()
@@ -141,15 +156,15 @@ class _ReferenceCall(Generic[Handler]):
             return
         try:
             on_cancel()
-        except Exception:
-            _LOG.exception("an on_cancel callback failed")
+        except Exception as error:
+            self._running.log_fault(f"on_cancel of {self._path}", error)
 
     def _failed(self, error: Exception) -> None:
         """End the call as *error* says; only an RpcError's text is public."""
         if isinstance(error, RpcError):
             self.fail(error.code, error.detail)
         else:
-            _LOG.error("a handler failed", exc_info=error)
+            self._running.log_fault(f"the handler of {self._path}", error)
             self.fail(StatusCode.UNKNOWN, "")
 
 
@@ -191,9 +206,9 @@ class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
 
     __slots__ = ("_queue", "_queued_bytes", "_queued_bytes_max")
 
-    def __init__(self, context: Context, running: RunningCalls, queued_bytes_max: int) -> None:
+    def __init__(self, path: str, context: Context, running: RunningCalls, queued_bytes_max: int) -> None:
         """Give up a caller that leaves more than *queued_bytes_max* unread."""
-        super().__init__(context, running)
+        super().__init__(path, context, running)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._queued_bytes_max = queued_bytes_max
@@ -254,8 +269,8 @@ class CallRunner:
     def method_handler(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
         """What grpc.aio calls for *method*: raw bytes in, raw bytes out."""
         if isinstance(method, UnaryMethod):
-            return grpc.stream_unary_rpc_method_handler(self._unary(method.handle))
-        return grpc.stream_stream_rpc_method_handler(self._stream(method.handle))
+            return grpc.stream_unary_rpc_method_handler(self._unary(method))
+        return grpc.stream_stream_rpc_method_handler(self._stream(method))
 
     def unknown_method_handler(self) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Refuses a call of no method of ours, at once and counted."""
@@ -265,20 +280,21 @@ class CallRunner:
 
         return grpc.stream_stream_rpc_method_handler(serve)
 
-    def _unary(self, handle: UnaryHandler) -> Callable[[object, Context], object]:
+    def _unary(self, method: UnaryMethod) -> Callable[[object, Context], object]:
         async def serve(_requests: object, context: Context) -> bytes:
             self.open_calls += 1
             try:
                 message = await self._receive(context)
                 if message is None:
                     return b""
-                return await ReferenceUnaryCall(context, self._running).serve(handle, message)
+                call = ReferenceUnaryCall(method.path, context, self._running)
+                return await call.serve(method.handle, message)
             finally:
                 self.open_calls -= 1
 
         return serve
 
-    def _stream(self, handle: StreamHandler) -> Callable[[object, Context], object]:
+    def _stream(self, method: StreamMethod) -> Callable[[object, Context], object]:
         queued_bytes_max = self._limits.stream_queue_bytes_max
 
         async def serve(_requests: object, context: Context) -> None:
@@ -286,7 +302,8 @@ class CallRunner:
             try:
                 message = await self._receive(context)
                 if message is not None:
-                    await ReferenceStreamCall(context, self._running, queued_bytes_max).serve(handle, message)
+                    call = ReferenceStreamCall(method.path, context, self._running, queued_bytes_max)
+                    await call.serve(method.handle, message)
             finally:
                 self.open_calls -= 1
 
@@ -350,4 +367,4 @@ async def abort(context: Context, code: StatusCode, detail: str) -> None:
     except grpc.aio.AbortError:
         raise
     except grpc.aio.InternalError:
-        _LOG.debug("a caller left before its status %s", code.name)
+        _log.debug("a caller left before its status %s", code.name)

@@ -98,6 +98,7 @@ class ProbeService:
             UnaryMethod(path("Crash"), self._crash),
             UnaryMethod(path("Twice"), self._twice),
             UnaryMethod(path("Hold"), self._hold),
+            UnaryMethod(path("HoldBadly"), self._hold_badly),
             StreamMethod(path("Count"), self._count),
             StreamMethod(path("FailAfterTwo"), self._fail_after_two),
             StreamMethod(path("CrashStream"), self._crash_stream),
@@ -138,6 +139,18 @@ class ProbeService:
 
     def _hold(self, request: bytes, call: UnaryCall) -> None:
         self.held.keep(request, call)
+
+    def _hold_badly(self, request: bytes, call: UnaryCall) -> None:
+        """As Hold, but its callback fails when the call is cancelled."""
+        self.held.keep(request, call)
+        note = call.on_cancel
+
+        def fail() -> None:
+            assert note is not None
+            note()
+            raise ValueError(SECRET)
+
+        call.on_cancel = fail
 
     def _count(self, request: bytes, call: StreamCall) -> None:
         """As many messages as the request says, numbered from 0."""

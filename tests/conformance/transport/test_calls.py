@@ -110,7 +110,7 @@ def test_status__special_message(client: grpc.Channel) -> None:
 
 
 def test_status__exception_text_stays_inside(client: grpc.Channel) -> None:
-    """A handler that crashes is UNKNOWN, and not a word of its exception leaves the process."""
+    """A handler that crashes is UNKNOWN, and no word of its exception leaves the process."""
     error = failure(client, "Crash")
     assert error.code() is grpc.StatusCode.UNKNOWN
     assert SECRET not in f"{error.details()}{error.debug_error_string()}{error.trailing_metadata()}"

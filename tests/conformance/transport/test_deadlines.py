@@ -120,6 +120,22 @@ def test_cancel__of_a_stream(servers: Servers) -> None:
     eventually(lambda: served.calls(1) == 1, what="the call is counted as CANCELLED")
 
 
+def test_cancel__callback_that_fails(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler whose on_cancel fails harms nobody: it is logged, its slot comes back, others are served."""
+    served = servers.start()
+    with channel(served.tcp) as client:
+        futures = [client.unary_unary(path("HoldBadly")).future(b"", timeout=PATIENCE_S) for _ in range(3)]
+        for future, count in zip(futures, (1, 2, 3), strict=True):
+            served.probe.held.wait(3)
+            future.cancel()
+            served.probe.held.wait_cancelled(count)
+        assert client.unary_unary(path("Echo"))(b"next", timeout=PATIENCE_S) == b"next"
+    served.probe.held.end_all()
+    assert served.running() == 0
+    faults = {record.getMessage() for record in caplog.records if record.exc_info}
+    assert faults == {"on_cancel of /probe.Probe/HoldBadly failed"}
+
+
 def test_slots__bounded_and_freed_by_the_handlers_end(servers: Servers) -> None:
     """Past `calls_max` calls are refused; a cancelled call keeps its slot until its handler has ended."""
     served = servers.start(TransportLimits(calls_max=2))

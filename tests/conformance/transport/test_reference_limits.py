@@ -1,12 +1,16 @@
-"""Which of the limits the reference transport keeps: all but those that the table of differences lists."""
+"""The bounds of the reference transport: every limit is kept or listed as a difference."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
+
+import pytest
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.transports.reference import ReferenceGrpcServer
+from sidecar.transports.reference_calls import RunningCalls
 from sidecar.transports.server import Endpoint, TransportLimits
 
 from .background import BackgroundLoop
@@ -43,3 +47,13 @@ def test_reference__keeps_every_limit_that_it_can(background: BackgroundLoop) ->
     every = {field.name for field in fields(TransportLimits)}
     left_to_the_app = {"drain_timeout_s"}
     assert every - RecordedLimits.read - left_to_the_app == set(LIMITS_NOT_KEPT)
+
+
+def test_reference__faults_are_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """However many handlers fail, the log grows by one fault a second."""
+    tenths = itertools.count()
+    running = RunningCalls(1, Metrics(TABLE), clock_s=lambda: next(tenths) / 10)
+    for _ in range(25):
+        running.log_fault("the handler of /a.B/C", ValueError("why"))
+    assert [record.getMessage() for record in caplog.records] == ["the handler of /a.B/C failed"] * 3
+    assert all(record.exc_info for record in caplog.records)

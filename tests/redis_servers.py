@@ -220,7 +220,7 @@ class SentinelGroup:
     @staticmethod
     def _is_complete(sentinel: SentinelServer) -> bool:
         [master] = sentinel.client.sentinel_masters().values()
-        return master["num-slaves"] >= 2 and master["num-other-sentinels"] >= 2
+        return bool(master["num-slaves"] >= 2 and master["num-other-sentinels"] >= 2)
 
     @property
     def url(self) -> str:
@@ -314,6 +314,20 @@ class TlsFiles:
         self.client_cert, self.client_key = folder / "client.pem", folder / "client.key"
 
 
+class TlsServer(RedisServer):
+    """A server that speaks TLS only, on `tls_port`, and wants a client certificate."""
+
+    def __init__(self, folder: Path, files: TlsFiles) -> None:
+        """Use *files*."""
+        self.tls_port = free_port()
+        super().__init__(
+            folder,
+            *("--tls-port", str(self.tls_port), "--tls-ca-cert-file", str(files.ca)),
+            *("--tls-cert-file", str(files.server_cert), "--tls-key-file", str(files.server_key)),
+            port=0,
+        )
+
+
 class SharedServers:
     """The servers that tests share; each is started when it is first asked for."""
 
@@ -342,16 +356,9 @@ class SharedServers:
         return TlsFiles(self.folder / "certificates")
 
     @cached_property
-    def tls(self) -> RedisServer:
-        """A server that speaks TLS only and wants a client certificate; `tls_port` in its folder's name."""
-        files = self.tls_files
-        self.tls_port = free_port()
-        return RedisServer(
-            self.folder / "tls",
-            *("--tls-port", str(self.tls_port), "--tls-ca-cert-file", str(files.ca)),
-            *("--tls-cert-file", str(files.server_cert), "--tls-key-file", str(files.server_key)),
-            port=0,
-        ).start()
+    def tls(self) -> TlsServer:
+        """A server that speaks TLS only and wants a client certificate."""
+        return TlsServer(self.folder / "tls", self.tls_files).start()
 
     @cached_property
     def unix(self) -> RedisServer:

@@ -137,5 +137,4 @@ BucketModel.TestCase.settings = settings(
 )
 
 
-class TestBucketModel(BucketModel.TestCase):  # type: ignore[misc]
-    """Runs the model."""
+TestBucketModel = BucketModel.TestCase

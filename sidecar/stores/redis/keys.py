@@ -101,10 +101,11 @@ def _tag(partition: int, partitions: int) -> str:
     The hash tag of *partition*: the first of p7, p7.1, p7.2, ... whose slot lies in its slice.
 
     Primaries hold ranges of slots, so equal slices of slots give equally many partitions to each;
-    slots of arbitrary tags would fall where they like (of 16, seven on one primary of three).
+    slots of arbitrary tags would fall where they like (of 16, seven on one primary of three). The tag of
+    partition 0 is the same for every number of partitions: there the fleet's sidecars compare theirs.
     """
     first = partition * SLOTS // partitions
-    end = (partition + 1) * SLOTS // partitions
+    end = (partition + 1) * SLOTS // (partitions if partition else PARTITIONS_MAX)
     tag, attempt = f"p{partition}", 0
     while not first <= _slot(tag) < end:
         attempt += 1

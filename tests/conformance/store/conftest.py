@@ -1,0 +1,57 @@
+"""Each store in turn, on a clock that the test holds in its hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.protocols import BucketStore
+from tests.building import ManualClock
+from tests.store_worlds import KINDS, World, run
+
+Scene = Callable[[BucketStore, ManualClock], Awaitable[None]]
+
+
+class Stage:
+    """Opens a store of one kind, plays a scene on it and closes it."""
+
+    def __init__(self, kind: str) -> None:
+        """Nothing is opened yet."""
+        self.kind = kind
+
+    @asynccontextmanager
+    async def _open(self, clock: ManualClock) -> AsyncIterator[BucketStore]:
+        if self.kind == "embedded":
+            yield EmbeddedBucketStore(clock)
+            return
+        # The clock of the script is the test's, its TTLs are real: quotas here refill by the second.
+        store = World(self.kind.removesuffix("-asyncio")).store(clock)
+        await store.start()
+        assert store.is_ready
+        yield store
+        await store.close()
+
+    def play(self, scene: Scene) -> None:
+        """Play *scene*; it must not leave a task behind."""
+
+        async def playing() -> None:
+            clock = ManualClock()
+            async with self._open(clock) as store:
+                await scene(store, clock)
+
+        run(playing(), plain=self.kind.endswith("-asyncio"))
+
+
+@pytest.fixture(params=("embedded", *KINDS, "standalone-asyncio"))
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """Each kind of store."""
+    return Stage(str(request.param))
+
+
+@pytest.fixture(params=("standalone", "sentinel", "cluster"))
+def world(request: pytest.FixtureRequest) -> World:
+    """Each way of finding a primary."""
+    return World(str(request.param))

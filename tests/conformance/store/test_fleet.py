@@ -1,0 +1,344 @@
+"""What stores that share a Redis promise together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from sidecar.domain.bucket import BucketSet, Quota, Taken
+from sidecar.stores.protocols import StoreFault
+from sidecar.stores.redis.bucket_store import RedisBucketStore
+from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.urls import Address, StoreUrl, StoreUrlError, TlsClient, parse_store_url
+from tests.building import ManualClock, make_metrics
+from tests.redis_servers import LOOPBACK, RedisServer, shared
+from tests.store_worlds import World, bucket, ready, run, take, take_all
+
+
+def servers_of(world: World) -> list[RedisServer]:
+    """The servers that hold the keys of *world*."""
+    servers = shared()
+    if world.kind == "cluster":
+        return servers.cluster.servers[:3]
+    return [servers.sentinel.primary if world.kind == "sentinel" else servers.standalone]
+
+
+def set_generation(world: World, store: RedisBucketStore, owner: str, generation: int) -> None:
+    """What the registry does when the record of *owner* changes."""
+    key = store.keys.generation(owner)
+    server = servers_of(world)[0]
+    if world.kind == "cluster":
+        server = shared().cluster.primary_of(store.keys.slot_of(store.keys.partition_of(owner)))
+    server.client.set(key, generation)
+
+
+def test_fleet__sidecars_share_every_bucket(world: World) -> None:
+    """Three stores take at once from forty buckets: each bucket admits its burst, neither more nor less."""
+
+    async def scene() -> None:
+        clock = ManualClock()
+        stores = [world.store(clock) for _ in range(3)]
+        await asyncio.gather(*(store.start() for store in stores))
+        takes = [(bucket(f"shared{index % 40}", burst=5), 1) for index in range(400)]
+        rounds = await asyncio.gather(*(take_all(store, takes) for store in stores))
+        outcomes = [outcome for round_ in rounds for outcome in round_]
+        assert sum(outcome.admitted for outcome in outcomes if isinstance(outcome, Taken)) == 40 * 5
+        assert all(isinstance(outcome, Taken) for outcome in outcomes)
+        await asyncio.gather(*(store.close() for store in stores))
+
+    run(scene())
+
+
+def test_fleet__a_take_for_an_older_record_is_refused(world: World) -> None:
+    """Once the registry holds another generation nothing is taken, and the caller learns which."""
+
+    async def scene() -> None:
+        store = world.store(ManualClock(), checks_generation=True)
+        told: list[tuple[str, int]] = []
+        store.on_superseded = lambda owner, generation: told.append((owner, generation))
+        await store.start()
+        first, second = bucket(generation=1), bucket(generation=2)
+        assert await take(store, first) is StoreFault.SUPERSEDED
+        set_generation(world, store, "acme", 1)
+        assert isinstance(await take(store, first), Taken)
+        set_generation(world, store, "acme", 2)
+        assert await take_all(store, [(first, 1), (first, 0)]) == [StoreFault.SUPERSEDED] * 2
+        taken = await take(store, second)
+        assert isinstance(taken, Taken) and taken.remaining == 1
+        assert told == [("acme", 0), ("acme", 2)]
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__generations_are_not_looked_at_without_a_registry_there(world: World) -> None:
+    """With the registry elsewhere, no record in Redis is needed and none matters."""
+
+    async def scene() -> None:
+        store = world.store(ManualClock())
+        await store.start()
+        set_generation(world, store, "acme", 9)
+        assert isinstance(await take(store, bucket(generation=1)), Taken)
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__a_lost_script_is_loaded_within_the_call(world: World) -> None:
+    """SCRIPT FLUSH costs no take its answer, and each call in flight loads at most once."""
+
+    async def scene() -> None:
+        store = world.store(ManualClock())
+        await store.start()
+        takes = [(bucket(f"scripted{index}"), 1) for index in range(20)]
+        for server in servers_of(world):
+            server.client.script_flush()
+        outcomes = await take_all(store, takes)
+        assert [outcome.admitted for outcome in outcomes if isinstance(outcome, Taken)] == [1] * 20
+        loads = world.metrics.value("sidecar_store_script_loads_total")
+        assert 1 <= loads <= world.metrics.value("sidecar_store_calls_total") - loads
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__every_bucket_in_redis_ends_by_itself(world: World) -> None:
+    """Each key lies under the prefix with its partition's tag, and expires once its bucket is full."""
+
+    async def scene() -> None:
+        store = world.store()
+        await store.start()
+        for index in range(50):
+            await take(store, bucket(f"ending{index}", limit_rpm=60, burst=100), asked=index + 1)
+        found = 0
+        for server in servers_of(world):
+            for key in server.client.scan_iter(f"{world.prefix}*b:*", count=1_000):
+                number = int(key.decode().rpartition("b:ending")[2])
+                assert key.decode() == store.keys.bucket(f"ending{number}", f"ending{number}")
+                assert 0 < server.client.pttl(key) <= 1_000 * (number + 1)
+                found += 1
+        assert found == 50
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__one_batch_is_one_call_for_each_partition(world: World) -> None:
+    """What meets in a turn leaves together: equal takes as one entry, a Cluster's partitions apart."""
+
+    async def scene() -> None:
+        store = world.store(ManualClock())
+        await store.start()
+        sets = [bucket(f"together{index}", burst=100) for index in range(30)]
+        await take_all(store, [(buckets, 1) for buckets in sets for _ in range(4)])
+        partitions = {store.keys.partition_of(buckets.owner) for buckets in sets}
+        counted = {
+            name: world.metrics.value(f"sidecar_store_{name}_total")
+            for name in ("takes", "takes_merged", "calls")
+        }
+        calls = len(partitions) if world.kind == "cluster" else 1
+        assert counted == {"takes": 120, "takes_merged": 90, "calls": calls}
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__sidecars_must_agree_on_the_partitions(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A sidecar with another number of partitions would keep other buckets: it does not become ready."""
+
+    async def scene() -> None:
+        first = world.store()
+        await first.start()
+        other = world.store(url=world.url(partitions="8"))
+        await other.start()
+        assert first.is_ready
+        assert not other.is_ready
+        assert await take(other, bucket()) is StoreFault.UNAVAILABLE
+        await asyncio.gather(first.close(), other.close())
+
+    with caplog.at_level(logging.WARNING):
+        run(scene())
+    assert "give every sidecar the same 'partitions'" in caplog.text
+
+
+def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:
+    """While the bucket is known to be empty no call is made; then the server is asked again, and admits."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        store = world.store(denial_s_max=1.0)
+        await store.start()
+        buckets = BucketSet("acme", 1, ("acme",), (Quota.per_minute(600, 2),))
+        assert isinstance(await take(store, buckets, asked=2), Taken)
+        calls = world.metrics.value("sidecar_store_calls_total")
+        refused = store.take_now(buckets, 1)
+        assert isinstance(refused, Taken)
+        assert (refused.admitted, refused.remaining) == (0, 0)
+        assert 0 < refused.retry_after_us <= 100_000
+        assert store.take_now(buckets, 0) is not None
+        assert world.metrics.value("sidecar_store_denials_from_memory_total") == 2
+        assert world.metrics.value("sidecar_store_calls_total") == calls
+        same_but_newer = BucketSet("acme", 2, buckets.keys, buckets.quotas)
+        assert store.take_now(same_but_newer, 1) is None
+        store.forget("acme")
+        assert store.take_now(buckets, 1) is None
+        while True:
+            outcome = await take(store, buckets)
+            assert isinstance(outcome, Taken)
+            if outcome.admitted:
+                break
+            await asyncio.sleep(0)
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__a_peek_is_no_ground_to_refuse_from_memory() -> None:
+    """A peek leaves a bucket in the terms it was written in, so how long it stays empty is not known."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        store = world.store(denial_s_max=1.0)
+        await store.start()
+        await take(store, bucket(limit_rpm=1, burst=2), asked=2)
+        other = bucket(limit_rpm=2, burst=2)
+        outcome = await take(store, other, asked=0)
+        assert isinstance(outcome, Taken) and outcome.remaining == 0
+        assert store.take_now(other, 1) is None
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__any_text_is_a_bucket_key(world: World) -> None:
+    """A key made of a caller's text cannot reach another bucket or the protocol."""
+
+    async def scene() -> None:
+        store = world.store(ManualClock())
+        await store.start()
+        names = ("a", "a\r\n$1\r\nb", "{p3}x", "ключ", "", " ", "b:a")
+        for name in names:
+            outcome = await take(store, BucketSet("acme", 1, (name,), (Quota.per_minute(60, 2),)))
+            assert isinstance(outcome, Taken) and outcome.remaining == 1
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__a_database_is_kept_apart() -> None:
+    """The URL's database is where the keys go."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        store = world.store(ManualClock(), url=world.url(database="3"))
+        await store.start()
+        await take(store, bucket())
+        key = store.keys.bucket("acme", "acme")
+        assert shared().standalone.client.exists(key) == 0
+        assert shared().standalone.client.move(key, 3) == 0
+        await store.close()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("user", ["limited", "nobody"])
+def test_fleet__a_wrong_password_is_told_without_the_password(
+    user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not ready; the log says what to mend and never what was tried."""
+    world = World("guarded")
+    url = parse_store_url(f"redis://{user}:tried-secret@{LOOPBACK}:{shared().guarded.port}")
+
+    async def scene() -> None:
+        store = world.store(url=url)
+        await store.start()
+        assert not store.is_ready
+        await store.close()
+
+    with caplog.at_level(logging.DEBUG):
+        run(scene())
+    assert "the user or the password is wrong" in caplog.text
+    assert "tried-secret" not in caplog.text + repr(url) + str(url)
+
+
+def test_fleet__a_missing_permission_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A user who may not run the script is refused at each take, counted, and told about once."""
+    world = World("guarded")
+    url = parse_store_url(f"redis://mute:correct@{LOOPBACK}:{shared().guarded.port}?prefix={world.prefix}")
+
+    async def scene() -> None:
+        store = world.store(url=url)
+        await store.start()
+        for _ in range(3):
+            assert await take(store, bucket()) is StoreFault.UNAVAILABLE
+        await store.close()
+
+    with caplog.at_level(logging.ERROR):
+        run(scene())
+    assert world.metrics.value("sidecar_store_error_replies_total", "NOPERM") == 3
+    assert caplog.text.count("the ACL user lacks a permission") == 1
+
+
+def test_fleet__a_password_may_come_from_a_file_or_the_environment(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are read at each connect; a missing one ends the start with its name."""
+    file = tmp_path_factory.mktemp("secrets") / "password"
+    file.write_text("correct\n")
+    monkeypatch.setenv("STORE_PASSWORD", "correct")
+    world = World("guarded")
+    base = f"redis://{LOOPBACK}:{shared().guarded.port}?user=limited&prefix={world.prefix}"
+
+    async def scene() -> None:
+        for source in (f"password_file={file}", "password_env=STORE_PASSWORD"):
+            store = world.store(url=parse_store_url(f"{base}&{source}"))
+            await store.start()
+            assert store.is_ready
+            await store.close()
+        missing = world.store(url=parse_store_url(f"{base}&password_env=NOT_SET_ANYWHERE"))
+        with pytest.raises(StoreUrlError, match="NOT_SET_ANYWHERE"):
+            await missing.start()
+
+    run(scene())
+
+
+def test_fleet__an_unknown_certificate_is_refused() -> None:
+    """A server whose authority we do not trust is not talked to, whoever answers there."""
+    url = StoreUrl(
+        kind=parse_store_url("redis://x").kind,
+        addresses=(Address(LOOPBACK, shared().tls.tls_port),),
+        tls=TlsClient(),
+    )
+
+    async def scene() -> None:
+        store = RedisBucketStore(url, make_metrics(), StoreLimits(connect_timeout_s=5))
+        await store.start()
+        assert not store.is_ready
+        await store.close()
+
+    run(scene())
+
+
+def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Started before its server, a store is not ready, refuses at once, and becomes ready by itself."""
+    server = RedisServer(tmp_path_factory.mktemp("late")).start()
+    server.stop()
+    states: list[bool] = []
+
+    async def scene() -> None:
+        store = RedisBucketStore(parse_store_url(server.url), make_metrics())
+        store.on_state_change = states.append
+        await store.start()
+        assert await take(store, bucket()) is StoreFault.UNAVAILABLE
+        assert states == []
+        await asyncio.get_running_loop().run_in_executor(None, server.start)
+        await ready(store)
+        assert isinstance(await take(store, bucket()), Taken)
+        await asyncio.get_running_loop().run_in_executor(None, server.stop)
+        await ready(store, False)
+        assert states == [True, False]
+        await store.close()
+
+    run(scene())

@@ -52,18 +52,18 @@ class WorkerProcess:
         self.on_exit: Callable[[int], None] = lambda code: None
         self._loop = asyncio.get_running_loop()
         self._counts = counts
-        self._block = counts.add_block()
-        try:
+        endpoints = tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
+        with contextlib.ExitStack() as undo:
+            self._block = counts.add_block()
+            undo.callback(counts.retire, self._block)
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._link.close)
             with theirs:
-                endpoints = tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
-                assignment = Assignment(index, config, endpoints, self._block.fd, theirs.fileno())
-                self._child = _started(assignment)
-        except BaseException:
-            counts.retire(self._block)
-            raise
-        self.pid = self._child.pid
-        self._pidfd = os.pidfd_open(self.pid)
+                self._child = _started(Assignment(index, config, endpoints, self._block.fd, theirs.fileno()))
+            undo.callback(_ended, self._child)
+            self.pid = self._child.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.pop_all()
         self._link.setblocking(False)
         self._loop.add_reader(self._link, self._hear)
         self._loop.add_reader(self._pidfd, self._end)
@@ -100,14 +100,16 @@ class WorkerProcess:
 
     def _end(self) -> None:
         """It is gone: hear its last words, keep its counts, let go of everything."""
-        self._hear()
-        code = self._child.wait()  # at once: a readable pidfd means that it has ended
-        self._loop.remove_reader(self._link)
-        self._loop.remove_reader(self._pidfd)
-        self._link.close()
-        os.close(self._pidfd)
-        self._counts.retire(self._block)
-        self.on_exit(code)
+        try:
+            self._hear()
+        finally:
+            code = self._child.wait()  # at once: a readable pidfd means that it has ended
+            self._loop.remove_reader(self._link)
+            self._loop.remove_reader(self._pidfd)
+            self._link.close()
+            os.close(self._pidfd)
+            self._counts.retire(self._block)
+            self.on_exit(code)
 
 
 def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
@@ -122,6 +124,12 @@ def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(told)
+
+
+def _ended(child: subprocess.Popen[bytes]) -> None:
+    """End a child that cannot be watched."""
+    child.kill()
+    child.wait()
 
 
 def _path_flags() -> tuple[str, ...]:

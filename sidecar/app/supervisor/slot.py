@@ -151,7 +151,7 @@ class Slot:
     @property
     def is_empty(self) -> bool:
         """Whether no process is left."""
-        return not any(True for _ in self._lives())
+        return next(self._lives(), None) is None
 
     @property
     def pids(self) -> list[int]:

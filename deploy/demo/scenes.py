@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.demo.sidecar import Owner
 
+LIMIT_RPM = 12
 BURST = 4
 FOREIGN_NETWORK = "198.51.100.0/24"
 
@@ -20,7 +21,9 @@ class Cast:
         self.headquarters = _owner(
             "headquarters", "Headquarters", scopes=["inventory:read"], ip_allowlist=[FOREIGN_NETWORK]
         )
-        self.reports = _owner("reports", "Nightly reports", scopes=["inventory:read"], burst=BURST)
+        self.reports = _owner(
+            "reports", "Nightly reports", scopes=["inventory:read"], rate_limit_rpm=LIMIT_RPM, burst=BURST
+        )
         self.former = Owner("former", "A key of another system")
 
     @property
@@ -30,7 +33,7 @@ class Cast:
 
 
 def _owner(id: str, name: str, **fields: Any) -> Owner:
-    return Owner(id, name, rate_limit_rpm=60, **fields)
+    return Owner(id, name, **{"rate_limit_rpm": 60, **fields})
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def scenes(cast: Cast) -> tuple[Scene, ...]:
         ),
         Scene(
             "One request too many",
-            f"reports may send 60 requests a minute, in bursts of {BURST}; here come {BURST + 1} at once.",
+            f"reports may send {LIMIT_RPM} requests a minute, in bursts of {BURST};"
+            f" here come {BURST + 1} at once.",
             cast.reports, "/v1/inventory/42", 429, "rate_limited", times=BURST + 1,
             headers=(*LIMITS, "retry-after", "x-auth-reason", "x-decision-id"),
         ),

@@ -11,7 +11,7 @@ from deploy.demo.calling import Client
 from deploy.demo.sidecar import Owner
 from tests.waiting import eventually
 
-CLIENTS = 4
+CLIENTS = 3
 PATH = "/v1/inventory/42"
 TIMEOUT_S = 30.0
 

@@ -118,8 +118,14 @@ class Acceptor:
                 ssl_shutdown_timeout=None if tls is None else LINGER_S,
             )
         except (OSError, asyncio.CancelledError):
-            # ssl.SSLError and TimeoutError are OSErrors. The loop owns the socket and closes it, but
-            # uvloop first waits for a polite end of a handshake that was cancelled.
-            with contextlib.suppress(OSError):
-                accepted.shutdown(socket.SHUT_RDWR)
-            connection.handshake_failed()
+            self._drop(accepted, connection)  # ssl.SSLError and TimeoutError are OSErrors
+        except Exception:
+            self._core.log_fault(f"accepting on {self._listener.endpoint}")
+            self._drop(accepted, connection)
+
+    def _drop(self, accepted: socket.socket, connection: Connection) -> None:
+        # The loop owns the socket and closes it, but uvloop first waits for a polite end of a
+        # handshake that was cancelled.
+        with contextlib.suppress(OSError):
+            accepted.shutdown(socket.SHUT_RDWR)
+        connection.give_up()

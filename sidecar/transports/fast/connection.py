@@ -50,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         "__weakref__",
         "_core",
         "_http2",
+        "_is_connected",
         "_is_flush_pending",
         "_is_over",
         "_is_reading",
@@ -79,6 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, None)  # until connection_made
         self._reason = ""
         self._tick = 0
+        self._is_connected = False
         self._is_over = False
         self._is_reading = True
         self._is_flush_pending = False
@@ -89,6 +91,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our SETTINGS at once (RFC 9113 3.4); over TLS only when the client speaks h2."""
         core = self._core
+        self._is_connected = True
         self._transport = cast(asyncio.Transport, transport)
         core.connections.add(self)
         ssl_object = transport.get_extra_info("ssl_object")
@@ -101,9 +104,11 @@ class Connection(asyncio.BufferedProtocol):
         if core.is_draining:
             self.drain("drain")
 
-    def handshake_failed(self) -> None:
-        """The TLS handshake came to nothing; `connection_made` was never called."""
-        if not self._is_over:
+    def give_up(self) -> None:
+        """Accepting came to nothing: a TLS handshake failed, or took too long for a drain."""
+        if self._is_connected:
+            self.abort()  # it just succeeded: `connection_lost` is going to be called
+        else:
             self._reason = "handshake"
             self.connection_lost(None)
 

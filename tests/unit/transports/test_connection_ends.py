@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from sidecar.transports.fast.connection import Connection
 from sidecar.transports.fast.lifetime import LINGER_S
 from sidecar.transports.server import TransportLimits
 from tests.unit.transports.rig import (
@@ -78,6 +79,18 @@ def test_connection__tls_must_have_agreed_on_h2() -> None:
     bad.loop.settle()
     assert bad.closed_for == ["handshake"]
     assert not bad.transport.output
+
+
+def test_give_up__counts_once_whether_or_not_there_was_a_connection() -> None:
+    """A failed handshake never became one; a cancelled one may just have succeeded."""
+    rig = Rig(starts=False)
+    rig.connection.give_up()
+    rig.loop.settle()
+    assert rig.closed_for == ["drain"]
+    assert rig.core.admit("")
+    Connection(rig.core).give_up()
+    assert rig.closed_for == ["drain", "handshake"]
+    assert rig.metrics.value("sidecar_connections_open") == 0
 
 
 def test_connection__no_preface_in_time_is_the_end() -> None:

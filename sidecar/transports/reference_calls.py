@@ -320,6 +320,11 @@ class CallRunner:
         if not isinstance(message, bytes):  # grpc.aio.EOF
             await self._refuse(context, StatusCode.UNIMPLEMENTED, "the call carried no message")
             return None
+        if context.time_remaining() == 0:  # core is about to say so itself
+            await self._refuse(
+                context, StatusCode.DEADLINE_EXCEEDED, "its deadline had passed before it began"
+            )
+            return None
         if not self._running.begin():
             await self._refuse(context, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
             return None

@@ -32,16 +32,14 @@ UNCHECKED_FIELD = (
     "grpc-core serves a request that breaks this rule of header fields; a proxy in front must keep it, and "
     "no handler of ours trusts metadata"
 )
-UNCHECKED_TYPE = (
-    "grpc-core warns of a wrong content type in its log and serves the call; no browser reaches it"
-)
+UNCHECKED_TYPE = "grpc-core serves whatever its content type what is a gRPC call in all other ways"
 STATUS_FOR_BAD_FIELD = "grpc-core answers INTERNAL where HTTP/2 would reset the stream; no handler runs"
 LENIENT_TIMEOUT = "grpc-core reads 9 digits and inner spaces too; the value is what a reader would expect"
 ONE_MESSAGE_READ = (
     "the handler starts with the first message and grpc.aio is not asked for a second: one more read would "
     "cost every call"
 )
-CUT_IS_NONE = "grpc.aio tells a message cut short from none only in its log; the call is refused all the same"
+CUT_IS_NONE = "grpc.aio shows a message that was cut short as none at all; the call is refused all the same"
 
 
 @dataclass(frozen=True)
@@ -216,8 +214,8 @@ LIMITS_NOT_KEPT = {
     "write_buffer_bytes_max": "grpc-core keeps answers that the peer does not read with their streams",
     "header_timeout_s": "grpc-core waits for a header block as long as the connection lives",
     "write_timeout_s": "grpc-core waits for a slow reader until keepalive or age end the connection",
-    "resets_burst": "grpc-core defends itself against rapid resets in a way of its own",
-    "resets_per_s": "grpc-core defends itself against rapid resets in a way of its own",
+    "resets_burst": "grpc-core has its own defence against rapid resets, which is not ours to set",
+    "resets_per_s": "grpc-core has its own defence against rapid resets, which is not ours to set",
     "connections_per_peer_max": "grpc-core counts connections, not whose they are",
 }
 """Limits that the reference transport cannot keep, and why; all others it must read."""

@@ -21,7 +21,7 @@ def table_row(row: Difference) -> str:
     for name in row.names:
         names[EXPECTED[name]].append(f"`{name}`")
     rules = "; ".join(f"{says}: {' '.join(those)}" for says, those in names.items())
-    return f"| {rules} | {' or '.join(row.observed)} | {row.why} |"
+    return f"| {rules} | {' *or* '.join(row.observed)} | {row.why} |"
 
 
 def lines_of(page: Path, start: str) -> list[str]:

@@ -36,7 +36,7 @@ _API_KEY = re.compile(r"\b([0-9A-Za-z-]{1,16}_[0-9A-Za-z-]{1,32})_[0-9A-Za-z]{12
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def log_event(logger: logging.Logger, level: int, message: str, **fields: object) -> None:
+def log_event(logger: logging.Logger, level: int, message: str, /, **fields: object) -> None:
     """Log *message*, the same text for every event of its kind, with what is particular in *fields*."""
     logger.log(level, message, extra={_FIELDS: fields})
 

@@ -88,16 +88,20 @@ def _values(info: FieldInfo) -> str:
     bounds = {type(part): part for part in info.metadata}
     for part in _walk(info.annotation):
         if get_origin(part) is Annotated:
-            bounds |= {type(mark): mark for mark in get_args(part)[1:]}
+            for mark in get_args(part)[1:]:
+                marks = mark.metadata if isinstance(mark, FieldInfo) else [mark]
+                bounds |= {type(one): one for one in marks}
     kinds = _walk(info.annotation)
     literal = next((part for part in kinds if get_origin(part) is Literal), None)
-    if literal is not None:
-        return ", ".join(map(str, get_args(literal)))
+    words = "" if literal is None else ", ".join(map(str, get_args(literal)))
+    if literal is not None and Le not in bounds:
+        return words
     if bool in kinds:
         return "true, false"
     if Le in bounds:
         low = f"{bounds[Ge].ge:g}" if Ge in bounds else f"above {bounds[Gt].gt:g}"
-        return f"{low} ... {bounds[Le].le:.10g}"
+        numbers = f"{low} ... {bounds[Le].le:.10g}"
+        return f"{numbers}, {words}" if words else numbers
     if _item_model(info.annotation) is not None and not item_is_listed(info.annotation):
         return "mapping"
     if any(get_origin(part) is tuple for part in kinds):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from sidecar.app.admin_http import AdminApp, MutableMapping
+from sidecar.app.admin_http import AdminApp
 from sidecar.app.readiness import Readiness
 from sidecar.observe.build import VERSION
 from sidecar.observe.metrics import Metrics

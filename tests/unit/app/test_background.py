@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -13,13 +14,13 @@ from sidecar.app.background import JOBS_MAX, BackgroundThread
 TIMEOUT_S = 10.0
 
 
-def run_jobs(*jobs: object) -> list[object]:
+def run_jobs(*jobs: Callable[[], object]) -> list[object]:
     """The outcome of each job: its result, or its exception."""
 
     async def outcomes() -> list[object]:
         thread = BackgroundThread("test")
         try:
-            futures = [thread.run(job) for job in jobs]  # type: ignore[arg-type]
+            futures = [thread.run(job) for job in jobs]
             return list(await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), TIMEOUT_S))
         finally:
             thread.close()

@@ -1,0 +1,79 @@
+"""The references in docs/ say what the program does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sidecar.app.config import load_config
+from sidecar.app.config_source import settings_of
+from sidecar.app.settings import Settings
+from sidecar.domain.scopes import DEFAULT_CATEGORIES
+from sidecar.stores.registry_records import CREDENTIAL_KEYS, INTEGRATION_KEYS
+from tests.house.source import ROOT, text_of
+
+from .help_text import COMMANDS, block_of
+from .reference import Row, rows
+
+PAGE = "docs/configuration.md"
+
+
+def line_of(row: Row) -> str:
+    """The start of the line that describes a setting."""
+    default = row.default if row.default in ("-", "required") else f"`{row.default}`"
+    columns = [f"`{row.key}`", *([f"`{row.variable}`"] if row.variable else []), default, row.values]
+    return f"| {' | '.join(columns)} | "
+
+
+def test_configuration_page__describes_every_setting() -> None:
+    """Key, variable, default and range of each are those of the model, and each has a meaning."""
+    page = text_of(PAGE).splitlines()
+    wrong = []
+    for row in rows():
+        if row.key.startswith("listen.admin[]"):  # the same as listen.grpc[], says the page
+            continue
+        found = [line for line in page if line.startswith(line_of(row))]
+        if len(found) != 1 or len(found[0]) < len(line_of(row)) + 10:
+            wrong.append(line_of(row))
+    assert not wrong, "\n".join([f"{PAGE} must have, with a meaning:", *wrong])
+
+
+def test_configuration_page__describes_nothing_else() -> None:
+    """A key that is gone is gone from the page, too."""
+    tables = text_of(PAGE).split("## The client's address")[0]
+    documented = re.findall(r"^\| `([a-z_.\[\]]+)` \|", tables, re.MULTILINE)
+    assert sorted(documented) == sorted(row.key for row in rows() if not row.key.startswith("listen.admin[]"))
+
+
+def test_configuration_page__lists_the_categories() -> None:
+    """The fifteen categories stand as they are."""
+    wanted = [
+        f"| `{one.name}` | {one.title} | {one.sensitivity.value} | read{'' if one.read_only else ', write'} |"
+        for one in DEFAULT_CATEGORIES
+    ]
+    page = text_of(PAGE)
+    assert len(wanted) == 15
+    assert [line for line in wanted if line not in page] == []
+
+
+def test_configuration_page__describes_the_registry() -> None:
+    """Each key of the registry file has its row."""
+    page = text_of(PAGE).split("## The registry file")[1]
+    keys = [*INTEGRATION_KEYS, *(f"credentials[].{key}" for key in CREDENTIAL_KEYS)]
+    assert [key for key in keys if f"| `{key}` |" not in page] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_cli_page__shows_the_help(command: str) -> None:
+    """What `--help` prints stands on the page, letter by letter."""
+    assert block_of(command) in text_of("docs/cli.md")
+
+
+def test_example__sets_only_what_exists() -> None:
+    """The example shows every key that has no section of its own, but for a few that are rarely set."""
+    config = load_config(ROOT / "deploy" / "example" / "sidecar.yaml", {})
+    shown = {path[0] for path in config.tree.origins}
+    known = {path[0] for path, _ in settings_of(Settings)}
+    assert shown <= known
+    assert {"listen", "registry", "client_ip", "credentials", "routes", "log", "drain_timeout_s"} <= shown

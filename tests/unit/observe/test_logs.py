@@ -1,0 +1,311 @@
+"""Logs: what a line holds, what it never holds, and what happens when nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import pytest
+
+from sidecar.domain.api_keys import generate_api_key
+from sidecar.observe import logs
+from sidecar.observe.logs import (
+    FIELDS_MAX,
+    LINES_BURST,
+    LINES_PER_MINUTE_MAX,
+    LIST_ITEMS_MAX,
+    QUEUE_LINES_MAX,
+    TEXT_CHARS_MAX,
+    JsonFormatter,
+    LineHandler,
+    TextFormatter,
+    log_event,
+    set_up_logging,
+    without_api_keys,
+)
+from tests.building import ManualClock
+from tests.waiting import eventually
+
+
+class Captured(logging.Handler):
+    """Keeps the records of one logger."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.records.append(record)
+
+
+def record_of(
+    message: str, /, *arguments: object, error: bool = False, **fields: object
+) -> logging.LogRecord:
+    """The record that logging *message* makes."""
+    logger, captured = logging.Logger("sidecar.test"), Captured()
+    logger.addHandler(captured)
+    if error:
+        try:
+            raise RuntimeError("broken " + "x" * 10_000)
+        except RuntimeError:
+            logger.exception(message, *arguments)
+    elif fields:
+        log_event(logger, logging.INFO, message, **fields)
+    else:
+        logger.info(message, *arguments)
+    return captured.records[0]
+
+
+def json_line(record: logging.LogRecord) -> dict[str, Any]:
+    """What the line of *record* holds."""
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_json_formatter__one_object_a_line() -> None:
+    """Time, level, logger and message, then the fields of the event."""
+    record = record_of("serving", grpc=["127.0.0.1:9191"], pid=7, tls=None)
+    record.created = 1_764_000_000.25
+    assert json_line(record) == {
+        "time": "2025-11-24T16:00:00.250000Z",
+        "level": "info",
+        "logger": "sidecar.test",
+        "message": "serving",
+        "grpc": ["127.0.0.1:9191"],
+        "pid": 7,
+        "tls": None,
+    }
+
+
+def test_json_formatter__fields_replace_nothing() -> None:
+    """A field called as one of the line's own is left out."""
+    assert json_line(record_of("serving", level="x", time="y"))["level"] == "info"
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_formatters__a_line_has_a_bound(formatter: logging.Formatter) -> None:
+    """However much an event brings: text, fields and lists are cut, and stack traces keep their end."""
+    fields: dict[str, object] = {f"field{number}": "x" * 100_000 for number in range(100)}
+    line = formatter.format(record_of("x" * 1_000_000, **fields))
+    assert len(line) < (FIELDS_MAX + 2) * TEXT_CHARS_MAX
+    line = formatter.format(record_of("list", items=["x" * 100_000] * 1_000))
+    assert len(line) < (LIST_ITEMS_MAX + 2) * TEXT_CHARS_MAX
+    line = formatter.format(record_of("failed", error=True))
+    assert len(line) < 2 * TEXT_CHARS_MAX
+    assert line.rstrip('"}').endswith("xxx")
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_formatters__an_event_is_one_line(formatter: logging.Formatter) -> None:
+    """Nobody can forge a line by what a request carries."""
+    line = formatter.format(record_of("peer said", words="a\r\n{}\x1b[2J\x00\u2028b"))
+    assert not set(line) & set("\r\n\x1b\x00\u2028")
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+@pytest.mark.parametrize("prefix", ["sck", "acme-prod"])
+def test_formatters__no_api_key_gets_out(formatter: logging.Formatter, prefix: str) -> None:
+    """Wherever a key stands, whole or cut off, its secret is taken out; the credential id stays."""
+    key = generate_api_key(prefix)
+    secret = key.api_key.rpartition("_")[2]
+    for record in (
+        record_of(f"got {key.api_key}"),
+        record_of("got %s", key.api_key),
+        record_of("got", header=f"Bearer {key.api_key}", seen=[key.api_key, key.api_key[:-7]]),
+        record_of("got", url=f"/v1?key={key.api_key}&x=1"),
+    ):
+        line = formatter.format(record)
+        assert secret[:-7] not in line
+        assert key.credential_id in line
+
+
+def test_without_api_keys__leaves_other_text_alone() -> None:
+    """Metric names, paths and decision ids are no keys."""
+    text = "sidecar_registry_reloads_total /v1/a_b_c 72n0qae56f000000000000 sha256:" + 64 * "0"
+    assert without_api_keys(text) == text
+
+
+def test_text_formatter__for_people() -> None:
+    """Time of day, level, message, fields."""
+    line = TextFormatter().format(record_of("serving", grpc=["127.0.0.1:9191", "unix:/s"], pid=7))
+    assert line[8:] == " info    serving  grpc=127.0.0.1:9191, unix:/s  pid=7"
+
+
+class Lost:
+    """Counts lines that were dropped."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.lines = 0
+
+    def __call__(self) -> None:
+        """One more."""
+        self.lines += 1
+
+
+def logger_to(handler: logging.Handler) -> logging.Logger:
+    """A logger of its own."""
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.Logger("sidecar.test")
+    logger.addHandler(handler)
+    return logger
+
+
+def pipe() -> tuple[int, TextIO]:
+    """The end to read from, and the end to write to."""
+    reading, writing = os.pipe()
+    return reading, os.fdopen(writing, "w")
+
+
+def close(stream: TextIO) -> None:
+    """Close the end to write to, whatever is still in its buffer."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_line_handler__writes_in_order_and_all_at_the_end() -> None:
+    """Closing writes what is queued, and may be done twice."""
+    stream = io.StringIO()
+    handler = LineHandler(stream)
+    logger = logger_to(handler)
+    for number in range(100):
+        logger.info("%d", number)
+    handler.close()
+    handler.close()
+    assert stream.getvalue().split() == [str(number) for number in range(100)]
+
+
+def test_line_handler__a_flood_is_cut_and_told() -> None:
+    """More than a burst is dropped and counted; when there is room again, the next line says so."""
+    clock, lost, stream = ManualClock(), Lost(), io.StringIO()
+    handler = LineHandler(stream, lost, clock)
+    logger = logger_to(handler)
+    for _ in range(LINES_BURST // 2):
+        logger.info("x")
+    eventually(lambda: stream.getvalue().count("\n") == LINES_BURST // 2)
+    for _ in range(LINES_BURST // 2 + 7):
+        logger.info("x")
+    assert lost.lines == 7
+    clock.advance(seconds=60 / LINES_PER_MINUTE_MAX)
+    logger.info("later")
+    handler.close()
+    assert stream.getvalue().splitlines()[-2:] == ["7 log lines were dropped", "later"]
+
+
+def test_line_handler__a_reader_that_stalls_holds_nothing_up() -> None:
+    """With a full pipe nobody reads, logging goes on at once; lines past the queue's bound are counted."""
+    reading, stream = pipe()
+    lost = Lost()
+    handler = LineHandler(stream, lost)
+    logger = logger_to(handler)
+    line = "x" * 4_096  # a pipe holds 16 of these
+    try:
+        for _ in range(LINES_BURST):
+            logger.info(line)
+        eventually(lambda: handler._lines.qsize() >= LINES_BURST - 40)
+        handler._level = None  # a minute later: the flood's bound does not count here
+        for _ in range(QUEUE_LINES_MAX):
+            logger.info(line)
+        assert handler._lines.qsize() == QUEUE_LINES_MAX
+        assert lost.lines > QUEUE_LINES_MAX // 2
+    finally:
+        os.close(reading)
+        handler.close()
+        close(stream)
+
+
+def test_line_handler__survives_a_reader_that_left_and_bad_arguments() -> None:
+    """A broken pipe and a message that does not fit its arguments cost that line alone."""
+    reading, stream = pipe()
+    lost = Lost()
+    handler = LineHandler(stream, lost)
+    logger = logger_to(handler)
+    os.close(reading)
+    logger.info("nobody reads")
+    eventually(lambda: lost.lines == 1, what="the broken pipe is counted")
+    logger.info("%d", "not a number")
+    assert lost.lines == 2
+    handler.close()
+    close(stream)
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back as it was."""
+    logger = logging.getLogger()
+    handlers, level = list(logger.handlers), logger.level
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "uvicorn", "uvicorn.error")}
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+
+
+class Terminal(io.StringIO):
+    """Text that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("style", "stream", "is_json"),
+    [
+        ("auto", io.StringIO(), True),
+        ("auto", Terminal(), False),
+        ("json", Terminal(), True),
+        ("text", io.StringIO(), False),
+    ],
+)
+def test_set_up_logging__chooses_the_style(
+    root: logging.Logger, style: str, stream: io.StringIO, is_json: bool
+) -> None:
+    """JSON for machines, text for terminals, unless told otherwise."""
+    handler = set_up_logging("info", style, stream)
+    logging.getLogger("sidecar.any").info("hello")
+    handler.close()
+    assert root.handlers == [handler]
+    assert stream.getvalue().startswith("{") == is_json
+
+
+def test_set_up_logging__keeps_to_the_level(root: logging.Logger) -> None:
+    """Less important lines are not written, and those of our libraries only from warnings on."""
+    stream = io.StringIO()
+    handler = set_up_logging("info", "json", stream)
+    logging.getLogger("sidecar.any").debug("no")
+    logging.getLogger("uvicorn.error").info("no")
+    logging.getLogger("sidecar.any").info("yes")
+    logging.getLogger("uvicorn.error").warning("yes")
+    handler.close()
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["yes", "yes"]
+
+
+def test_line_handler__closing_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that never reads again does not keep the process from ending."""
+    monkeypatch.setattr(logs, "CLOSE_TIMEOUT_S", 0.01)
+    may_write = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            may_write.wait(10.0)
+            return len(text)
+
+    handler = LineHandler(Stuck())
+    logger = logger_to(handler)
+    for _ in range(QUEUE_LINES_MAX):
+        logger.info("x")
+    handler.close()
+    assert handler._writer.is_alive()
+    may_write.set()

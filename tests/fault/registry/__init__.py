@@ -1,0 +1,1 @@
+"""Processes that die while they write to the registry."""

@@ -1,0 +1,333 @@
+"""
+The registry under any sequence of calls, crossing administrators and crashes: four eyes, and a whole chain.
+
+After every step the audit log is read as an investigator would read it: by itself it must show that nobody
+reactivated what they suspended, that no old credential works, and that no confirmed change is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from sidecar.domain.administrators import (
+    AdminCommand,
+    CreateAdministrator,
+    IssueToken,
+    RemoveAdministrator,
+    RevokeToken,
+)
+from sidecar.domain.audit import AuditEntry, parse_entry
+from sidecar.domain.changes import AdminCommitted, AdminRequest, Committed
+from sidecar.domain.effective import in_force
+from sidecar.domain.integrations import Status
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.refusals import RefusedError
+from sidecar.domain.roles import Actor, Role
+from sidecar.stores.registry.protocol import AuditQuery
+from sidecar.stores.registry.sqlite.file import connect
+from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from sidecar.stores.registry.verification import verify_registry
+from tests.administration import DAY_US, HOUR_US, LIFECYCLE, ManualClock, create, credential, request
+from tests.conformance.registry.world import CONTEXT, found, new_token
+
+IDS = st.sampled_from(["acme", "beta"])
+NAMES = st.sampled_from([f"c{number}" for number in range(6)])
+PEOPLE = ("ann", "bob", "cat", "eve", "fay")
+ACTORS = st.builds(
+    Actor,
+    st.sampled_from(PEOPLE),
+    st.just(Role.ADMIN),
+    st.sampled_from([f"token{name}" for name in (*PEOPLE, "x", "y")]),
+)
+
+
+def on(kind: type[c.Command], **fields: st.SearchStrategy[object]) -> st.SearchStrategy[c.Command]:
+    """Commands of *kind* on one of the integrations."""
+    return st.builds(kind, integration_id=IDS, reason=st.just("because"), **fields)
+
+
+COMMANDS = st.one_of(
+    st.builds(create, IDS, credentials=st.lists(NAMES.map(credential), max_size=2).map(tuple)),
+    on(c.Suspend),
+    on(c.Suspend),
+    on(c.Reactivate),
+    on(c.Reactivate),
+    on(c.Reactivate),
+    on(c.DeleteIntegration),
+    on(c.IssueCredential, credential=NAMES.map(credential)),
+    on(c.IssueCredential, credential=NAMES.map(credential)),
+    on(
+        c.RotateCredential, credential_id=NAMES, credential=NAMES.map(credential), overlap_us=st.just(HOUR_US)
+    ),
+    on(c.RevokeCredential, credential_id=NAMES),
+    on(c.AddScopes, scopes=st.just(("orders:read",))),
+)
+
+
+def admin_commands(clock: ManualClock) -> st.SearchStrategy[AdminCommand]:
+    """Commands about administrators, with tokens that live at *clock*."""
+    tokens = st.sampled_from(["tokeneve", "tokenfay", "x", "y"]).map(lambda name: new_token(name, clock))
+    people = st.sampled_from(PEOPLE)
+    return st.one_of(
+        st.builds(
+            CreateAdministrator,
+            administrator_id=people,
+            name=st.just("Name"),
+            role=st.just(Role.ADMIN),
+            token=tokens,
+        ),
+        st.builds(IssueToken, administrator_id=people, token=tokens),
+        st.builds(RevokeToken, administrator_id=people, token_id=st.sampled_from(["tokenbob", "x", "y"])),
+        st.builds(RemoveAdministrator, administrator_id=st.sampled_from(["cat", "eve", "fay"])),
+    )
+
+
+class Crash:
+    """Takes what is on disk before the n-th statement of a change: what a kill at that moment leaves."""
+
+    def __init__(self) -> None:
+        """Not armed."""
+        self._remaining = 0
+        self._source = self._target = Path()
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        """A connection whose statements count."""
+        database = connect(path)
+        database.set_trace_callback(self._count)
+        return database
+
+    def arm(self, source: Path, target: Path, statement: int) -> None:
+        """Take *source* as it is before statement number *statement* and put it at *target*."""
+        self._source, self._target, self._remaining = source, target, statement
+
+    def take_now(self) -> None:
+        """Take it now, unless it was taken."""
+        if self._remaining > 0:
+            self._remaining = 1
+            self._count("")
+
+    def _count(self, statement: str) -> None:
+        if self._remaining > 0:
+            self._remaining -= 1
+            if self._remaining == 0:
+                for suffix in ("", "-wal"):
+                    source = self._source.with_name(self._source.name + suffix)
+                    if source.exists():
+                        shutil.copy(source, self._target.with_name(self._target.name + suffix))
+
+
+class RegistryLife(RuleBasedStateMachine):
+    """Two processes' handles on one registry, administrators who may conspire, and crashes."""
+
+    def __init__(self) -> None:
+        """Make an empty registry."""
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._folder = Path(tempfile.mkdtemp(prefix="registry-"))
+        self._lives = 0
+        self._crash = Crash()
+        self.clock = ManualClock()
+        self.path = self._folder / "life0.db"
+        self.handles: list[SqliteRegistry] = []
+        self.confirmed: list[str] = []
+        """Digests of the entries of all confirmed changes, in no order."""
+
+    @initialize()
+    def is_founded(self) -> None:
+        """ann, bob and cat are admins, olli and audrey are there too."""
+        self._open()
+        self._runner.run(found(self.handles[0], self.clock))
+
+    def _open(self) -> None:
+        async def opened() -> SqliteRegistry:
+            return await SqliteRegistry.open(
+                self.path, LIFECYCLE, clock_us=self.clock, connect=self._crash.connect
+            )
+
+        self.handles = [self._runner.run(opened()) for _ in range(2)]
+
+    def _close(self) -> None:
+        for handle in self.handles:
+            self._runner.run(handle.aclose())
+        self.handles = []
+
+    def teardown(self) -> None:
+        """Let go of everything."""
+        self._close()
+        self._runner.close()
+        shutil.rmtree(self._folder)
+
+    def _confirm(self, made: Committed | AdminCommitted | BaseException) -> None:
+        if isinstance(made, (Committed, AdminCommitted)):
+            if made.entry is not None:
+                self.confirmed.append(made.entry.to_stored().digest)
+        elif not isinstance(made, RefusedError):
+            raise made
+
+    @rule(by_us=st.integers(-HOUR_US, DAY_US))
+    def time_passes(self, by_us: int) -> None:
+        """The clock moves on, or back."""
+        self.clock.advance(by_us)
+
+    @rule(changes=st.lists(st.tuples(COMMANDS, ACTORS, st.integers(0, 1)), min_size=1, max_size=4))
+    def changes_cross(self, changes: Sequence[tuple[c.Command, Actor, int]]) -> None:
+        """Several administrators change things at the same moment, through two processes."""
+
+        async def cross() -> list[Committed | BaseException]:
+            calls = [self.handles[which].apply(request(command, actor)) for command, actor, which in changes]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        for made in self._runner.run(cross()):
+            self._confirm(made)
+
+    @rule(data=st.data(), actor=ACTORS)
+    def administrators_change(self, data: st.DataObject, actor: Actor) -> None:
+        """An administrator makes or ends accounts and tokens, perhaps to get round the rule."""
+        command = data.draw(admin_commands(self.clock))
+        try:
+            made = self._runner.run(self.handles[0].administer(AdminRequest(command, actor, CONTEXT)))
+        except RefusedError:
+            return
+        self._confirm(made)
+
+    @rule(command=COMMANDS, actor=ACTORS, statement=st.integers(1, 30))
+    def process_is_killed(self, command: c.Command, actor: Actor, statement: int) -> None:
+        """Everything dies in the middle of a change, and starts again from what is on disk."""
+        self._lives += 1
+        target = self._folder / f"life{self._lives}.db"
+        self._crash.arm(self.path, target, statement)
+        with suppress(RefusedError):
+            self._runner.run(self.handles[0].apply(request(command, actor)))
+        self._crash.take_now()
+        self._close()
+        target.chmod(0o600)
+        self.path = target
+        self._open()
+
+    def _entries(self) -> list[AuditEntry]:
+        async def read() -> list[AuditEntry]:
+            entries: list[AuditEntry] = []
+            after = ""
+            while True:
+                page = await self.handles[0].audit(AuditQuery(after=after, limit=500))
+                entries += [parse_entry(stored.body) for stored in page.entries]
+                after = page.next_after
+                if not after:
+                    return entries
+
+        return self._runner.run(read())
+
+    @invariant()
+    def chain_is_whole(self) -> None:
+        """The registry verifies, and every confirmed change is in the chain, whatever died since."""
+        if self.handles:
+            assert self._runner.run(verify_registry(self.handles[1])).is_intact
+            kept = {entry.to_stored().digest for entry in self._entries()}
+            assert set(self.confirmed) <= kept
+
+    @invariant()
+    def trail_shows_four_eyes(self) -> None:
+        """By its trail alone, nobody reactivated what they suspended, and no old credential works."""
+        if not self.handles:
+            return
+        investigator = Investigator()
+        for entry in self._entries():
+            investigator.read(entry)
+        for record in self._runner.run(self.handles[1].load_all()).records:
+            story = investigator.stories[record.id]
+            if record.status is Status.ACTIVE:
+                works = {one.id for one in in_force(record, self.clock.now_us).credentials}
+                assert not works & story.burnt
+            else:
+                assert story.suspenders == {one.by for one in record.suspensions}
+
+
+class Story:
+    """One integration, as its trail tells it."""
+
+    def __init__(self) -> None:
+        """Nothing has happened."""
+        self.known: set[str] = set()
+        self.burnt: set[str] = set()
+        self.suspenders: set[str] = set()
+        self.suspended_at = 0
+        self.is_deleted = False
+
+
+class Investigator:
+    """Reads the audit log from the start, and objects to what must not be in it."""
+
+    def __init__(self) -> None:
+        """Nothing read yet."""
+        self.stories: dict[str, Story] = {}
+        self._gifts: dict[str, list[tuple[int, str, str]]] = {}
+        """Account or token to (sequence, giver, the giver's token): who gave it access, and when."""
+        self._claimed: set[str] = set()
+
+    def read(self, entry: AuditEntry) -> None:
+        """Take the next entry."""
+        kind, _, subject = entry.subject.partition(":")
+        if kind == "administrator":
+            self._read_administrator(entry, subject)
+        else:
+            self._read_integration(entry, self.stories.setdefault(subject, Story()))
+
+    def _read_administrator(self, entry: AuditEntry, subject: str) -> None:
+        tokens = entry.after.get("tokens")
+        for token in tokens if isinstance(tokens, dict) else ():
+            if entry.action == "admin.create":
+                self._gifts.setdefault(subject, []).append((entry.sequence, entry.actor, entry.token_id))
+            if entry.action in ("admin.create", "admin.issue_token"):
+                self._gifts.setdefault(f"token {token}", []).append(
+                    (entry.sequence, entry.actor, entry.token_id)
+                )
+
+    def _read_integration(self, entry: AuditEntry, story: Story) -> None:
+        assert not story.is_deleted, "a deleted integration lives"
+        credentials = entry.after.get("credentials")
+        fresh = set(credentials if isinstance(credentials, dict) else ()) - story.known
+        assert not fresh & self._claimed, "a credential id was used twice"
+        self._claimed |= fresh
+        if entry.action == "integration.suspend":
+            story.burnt |= story.known
+            story.suspended_at = story.suspended_at or entry.sequence
+            story.suspenders.add(entry.actor)
+        elif entry.action == "integration.reactivate":
+            givers = self._givers(entry.actor, entry.token_id, story.suspended_at)
+            assert not ({entry.actor} | givers) & story.suspenders, "reactivated by its suspender"
+            assert story.known - story.burnt, "reactivated without a new credential"
+            story.suspenders, story.suspended_at = set(), 0
+        elif entry.action == "integration.delete":
+            story.is_deleted = True
+        story.known |= fresh
+
+    def _givers(self, account: str, token: str, since: int) -> set[str]:
+        """Everyone from whom this account and token have access that was given since."""
+        givers: set[str] = set()
+        waiting = [account, f"token {token}"]
+        while waiting:
+            for sequence, giver, by_token in self._gifts.get(waiting.pop(), []):
+                if sequence > since:
+                    if giver != account:
+                        givers.add(giver)
+                    waiting += [giver, f"token {by_token}"]
+        return givers
+
+
+TestRegistryLife = RegistryLife.TestCase
+TestRegistryLife.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)

@@ -98,7 +98,7 @@ def quoted(text: object) -> str:
     *text* as an error quotes it: one line of bounded length.
 
     >>> quoted("x" * 100)[-6:]
-    "xxx..."
+    'xxx...'
     """
     shown = repr(text)
     return shown if len(shown) <= _QUOTED_CHARS_MAX else f"{shown[:_QUOTED_CHARS_MAX]}..."

@@ -24,7 +24,11 @@ HeaderLookUp = Callable[[str], str | None]
 
 
 class ClientAddressRule(Protocol):
-    """One way to find the client's address."""
+    """One way to find the client's address; `reads_peer` = it looks at who connected to the proxy."""
+
+    @property
+    def reads_peer(self) -> bool:
+        """Whether `resolve` needs its *peer*; a service may leave it empty otherwise."""
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
         """
@@ -40,6 +44,7 @@ class PeerAddress:
     """The client is whoever connected to the proxy; headers are not looked at."""
 
     __slots__ = ()
+    reads_peer = True
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
         """See `ClientAddressRule.resolve`."""
@@ -57,6 +62,7 @@ class ForwardedFor:
     """
 
     __slots__ = ("_header", "_trusted")
+    reads_peer = True
 
     def __init__(self, trusted: PrefixTrie, header: str = "x-forwarded-for") -> None:
         """Trust the proxies in *trusted*; *header* is a lower-case name."""
@@ -87,6 +93,7 @@ class ClientHeader:
     """
 
     __slots__ = ("_name",)
+    reads_peer = False
 
     def __init__(self, name: str) -> None:
         """Read header *name*, in lower case."""

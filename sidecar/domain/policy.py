@@ -127,7 +127,8 @@ class Policy:
             scope = route.scope if route is not None else None
             permitted = route is not None and (scope is None or scope in integration.scopes)
         reason = Reason.OK if permitted else Reason.SCOPE_MISSING
-        return Evaluation(reason, integration, credential, key_header, address, scope)
+        # The usual way out: a named tuple's own constructor takes three times as long.
+        return tuple.__new__(Evaluation, (reason, integration, credential, key_header, address, scope))
 
     def scope_named(self, text: str) -> Scope | None:
         """The scope that a caller asks for by its name; None = not a scope, which nobody has."""

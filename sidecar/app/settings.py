@@ -32,7 +32,18 @@ Value = TypeVar("Value")
 
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
-LIMIT_MAX = 2**31 - 1
+LIMIT_MAX = 1 << 30
+"""Far above any use, and far below where nghttp2 and grpc-core stop counting (31 bits)."""
+
+LIMIT_MIN = {
+    "message_bytes_max": 1_024,  # a request of Envoy takes about 340 bytes, its headers in it
+    "header_list_bytes_max": 1_024,
+    "header_fields_max": 16,
+    "buffered_bytes_per_connection_max": 65_536,  # the initial window: RFC 9113 6.9.2 knows no smaller one
+    "stream_queue_bytes_max": 1_024,
+}
+"""Below these a limit would refuse ordinary calls; every other one may be as low as 1."""
+
 LIMIT_TIME_MAX_S = 1_000_000.0
 DRAIN_TIMEOUT_MAX_S = 3_600.0
 WORKERS_MAX = 256
@@ -232,7 +243,7 @@ def _limit_fields() -> dict[str, Any]:
     described: dict[str, Any] = {}
     for limit in fields(TransportLimits):
         if isinstance(limit.default, int):
-            constraint = Field(ge=1, le=LIMIT_MAX)
+            constraint = Field(ge=LIMIT_MIN.get(limit.name, 1), le=LIMIT_MAX)
             described[limit.name] = (Annotated[int, constraint], limit.default)
         elif limit.default == 0:  # 0 = no limit
             described[limit.name] = (Annotated[float, Field(ge=0, le=LIMIT_TIME_MAX_S)], limit.default)

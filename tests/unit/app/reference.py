@@ -99,7 +99,7 @@ def _values(info: FieldInfo) -> str:
     if bool in kinds:
         return "true, false"
     if Le in bounds:
-        low = f"{bounds[Ge].ge:g}" if Ge in bounds else f"above {bounds[Gt].gt:g}"
+        low = f"{bounds[Ge].ge:.10g}" if Ge in bounds else f"above {bounds[Gt].gt:g}"
         numbers = f"{low} ... {bounds[Le].le:.10g}"
         return f"{numbers}, {words}" if words else numbers
     if _item_model(info.annotation) is not None and not item_is_listed(info.annotation):

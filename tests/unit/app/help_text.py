@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+
+from tests.house.source import ROOT
+
+PAGE = ROOT / "docs" / "cli.md"
 
 COMMANDS = ("", "serve", "check-config", "decide", "ask", "keys", "keys new", "version")
 WIDTH = 100
@@ -28,3 +33,16 @@ def block_of(command: str) -> str:
     """The fenced block of docs/cli.md for one command."""
     typed = " ".join(["sidecar", *command.split(), "--help"])
     return f"```console\n$ {typed}\n{help_of(command)}\n```\n"
+
+
+def refresh(page: str) -> str:
+    """*page* with the block of each command as it is now."""
+    for command in COMMANDS:
+        typed = " ".join(["sidecar", *command.split(), "--help"])
+        pattern = rf"```console\n\$ {re.escape(typed)}\n.*?\n```\n"
+        page = re.sub(pattern, block_of(command).replace("\\", r"\\"), page, flags=re.DOTALL)
+    return page
+
+
+if __name__ == "__main__":  # python -m tests.unit.app.help_text
+    PAGE.write_text(refresh(PAGE.read_text()))

@@ -67,7 +67,7 @@ def test_configuration_page__describes_the_registry() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_cli_page__shows_the_help(command: str) -> None:
     """What `--help` prints stands on the page, letter by letter."""
-    assert block_of(command) in text_of("docs/cli.md")
+    assert block_of(command) in text_of("docs/cli.md"), "run: python -m tests.unit.app.help_text"
 
 
 def test_example__sets_only_what_exists() -> None:

@@ -32,8 +32,8 @@ def serve(
     Run the sidecar until SIGTERM or Ctrl-C.
 
     SIGTERM drains and exits with 0; a second one ends at once, with 1. SIGHUP reads the registry and
-    the TLS files again. Exits with 1 when the configuration or the registry holds a mistake, with 2
-    when an address cannot be listened on.
+    the TLS files again; with several workers it replaces them one by one. Exits with 1 when the
+    configuration or the registry holds a mistake, with 2 when an address cannot be listened on.
     """
     with telling_mistakes():
         from sidecar.app.config import load_config

@@ -357,6 +357,7 @@ class Lane:
             else:
                 self._breaker.end_probe(is_good=False, now_s=now_s)
                 self._mend(reply, remedy, now_s)
+                self._watch(self._next_due_s())
                 return
         if probe.overdue_s < NEVER_S and self._breaker.state is BreakerState.HALF_OPEN:
             self._breaker.end_probe(is_good=True, now_s=now_s)

@@ -1,0 +1,91 @@
+"""How many sidecars live: counted by the store's clock, known also when the store is gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sidecar.stores.redis.heartbeat import LIFETIME_S, Heartbeat
+from sidecar.stores.redis.scripts import HEARTBEAT
+from tests.store_worlds import World, run
+
+
+def test_heartbeat__sidecars_count_each_other(world: World) -> None:
+    """Who beats counts; who says goodbye does not; the number comes with each beat."""
+
+    async def scene() -> None:
+        store = world.store()
+        await store.start()
+        first, second, third = (Heartbeat(store, name) for name in ("a", "b", "c"))
+        changes: list[int] = []
+        third.on_change = changes.append
+        for heart in (first, second, third, third):
+            assert await heart.beat()
+        assert (first.live_sidecars, second.live_sidecars, third.live_sidecars) == (1, 2, 3)
+        await first.close()
+        await third.beat()
+        assert changes == [3, 2]
+        await store.close()
+
+    run(scene())
+
+
+def test_heartbeat__a_silent_sidecar_stops_counting(world: World) -> None:
+    """Its beat runs out on the server's clock, and the whole set with the last beat."""
+
+    async def scene() -> None:
+        store = world.store()
+        await store.start()
+        heart = Heartbeat(store, "alive")
+        await store.run(HEARTBEAT, 0, (store.keys.live_key,), ("dead", 1))  # for one microsecond
+        await heart.beat()
+        assert heart.live_sidecars == 1
+        link = store._lanes[0].link
+        assert link is not None
+        assert 0 < await link.request("PTTL", store.keys.live_key) <= 1_000 * LIFETIME_S
+        await store.close()
+
+    run(scene())
+
+
+def test_heartbeat__keeps_the_last_count_without_a_store(world: World) -> None:
+    """The count is needed most when nobody can be asked."""
+
+    async def scene() -> None:
+        store = world.store()
+        await store.start()
+        heart, other = Heartbeat(store, "a"), Heartbeat(store, "b")
+        await other.beat()
+        await heart.beat()
+        await store.close()
+        assert await heart.beat() is False
+        assert heart.live_sidecars == 2
+        await heart.close()
+
+    run(scene())
+
+
+def test_heartbeat__beats_until_it_is_closed(world: World) -> None:
+    """One beat, one pause, and so on; nothing of it stays."""
+
+    async def scene() -> None:
+        store = world.store()
+        await store.start()
+        pauses: asyncio.Queue[float] = asyncio.Queue()
+        go_on: asyncio.Queue[None] = asyncio.Queue()
+
+        async def pause(seconds: float) -> None:
+            pauses.put_nowait(seconds)
+            await go_on.get()
+
+        heart = Heartbeat(store, "a", pause)
+        heart.start()
+        for _ in range(3):
+            assert await pauses.get() == 1.0
+            go_on.put_nowait(None)
+        await heart.close()
+        link = store._lanes[0].link
+        assert link is not None
+        assert await link.request("ZCARD", store.keys.live_key) == 0
+        await store.close()
+
+    run(scene())

@@ -1,0 +1,1 @@
+"""The parts of the Redis store, each without a server."""

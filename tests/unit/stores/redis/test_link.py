@@ -1,0 +1,153 @@
+"""One connection: replies to their receivers in order, and an end that everybody learns of."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.stores.redis.link import Link, LinkLostError
+from sidecar.stores.redis.replies import ErrorReply
+from tests.store_worlds import run
+
+
+class FakeTransport:
+    """Keeps what is written; ends when aborted."""
+
+    def __init__(self, link: Link) -> None:
+        """Of *link*."""
+        self.link = link
+        self.written = b""
+        self.is_aborted = False
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self.written += data
+
+    def abort(self) -> None:
+        """End, and say so once."""
+        if not self.is_aborted:
+            self.is_aborted = True
+            self.link.connection_lost(None)
+
+
+class Keeping:
+    """A receiver that keeps what it gets."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.got: list[Any] = []
+
+    def replied(self, reply: Any) -> None:
+        """Keep it."""
+        self.got.append(reply)
+
+    def lost(self) -> None:
+        """Keep that."""
+        self.got.append("lost")
+
+
+def open_link(reply_bytes_max: int = 1_000) -> tuple[Link, FakeTransport]:
+    """A link on a transport that the test holds."""
+    link = Link(asyncio.get_running_loop(), reply_bytes_max)
+    transport = FakeTransport(link)
+    link.connection_made(cast(asyncio.Transport, transport))
+    return link, transport
+
+
+@given(st.lists(st.integers(1, 12), max_size=40))
+def test_link__replies_find_their_receivers_however_they_are_cut(cuts: list[int]) -> None:
+    """Under every chunking of the bytes each receiver gets its reply, in order, an error as one."""
+
+    async def scene() -> None:
+        link, _ = open_link()
+        receivers = [Keeping() for _ in range(4)]
+        link.send(b"", receivers)
+        data = b":1\r\n*2\r\n:2\r\n$3\r\nabc\r\n-NOSCRIPT no such\r\n$-1\r\n"
+        for size in cuts:
+            link.data_received(data[:size])
+            data = data[size:]
+        link.data_received(data)
+        assert receivers[0].got == [1]
+        assert receivers[1].got == [[2, b"abc"]]
+        assert isinstance(receivers[2].got[0], ErrorReply) and receivers[2].got[0].code == "NOSCRIPT"
+        assert receivers[3].got == [None]
+
+    run(scene())
+
+
+def test_link__a_read_ends_with_one_turn() -> None:
+    """After all replies of a read are handed out the owner may send, once."""
+
+    async def scene() -> None:
+        link, _ = open_link()
+        receiver = Keeping()
+        link.send(b"", [receiver] * 3)
+        turns: list[int] = []
+        link.on_turn = lambda: turns.append(len(receiver.got))
+        link.data_received(b":1\r\n:2\r\n:3\r\n")
+        assert turns == [3]
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b":1\r\n:2\r\n", b"*1\r\n$2000\r\n" + b"x" * 1_500, b"$-5\r\n"],
+    ids=["not-redis", "unasked", "endless", "bad-length"],
+)
+def test_link__nonsense_ends_the_connection(data: bytes) -> None:
+    """Bytes that are no reply, a reply that nobody asked for, one that does not end: nothing is believed."""
+
+    async def scene() -> None:
+        link, transport = open_link()
+        receiver = Keeping()
+        link.send(b"", [receiver])
+        link.data_received(data)
+        assert transport.is_aborted
+        assert link.lost.done()
+        assert receiver.got[-1] in ("lost", 1)
+
+    run(scene())
+
+
+def test_link__the_end_is_told_to_everybody_once() -> None:
+    """Receivers, futures and `lost`; afterwards nothing can be sent."""
+
+    async def scene() -> None:
+        link, transport = open_link()
+        receivers = [Keeping(), Keeping()]
+        link.send(b"", receivers)
+        request = link.request("PING")
+        link.abort()
+        link.abort()
+        assert [receiver.got for receiver in receivers] == [["lost"], ["lost"]]
+        with pytest.raises(LinkLostError):
+            await request
+        await link.lost
+        assert not link.is_open
+        with pytest.raises(LinkLostError):
+            link.send(b"", receivers)
+        with pytest.raises(LinkLostError):
+            await link.request("PING")
+        assert transport.written == b"*1\r\n$4\r\nPING\r\n"
+
+    run(scene())
+
+
+def test_link__a_request_gets_its_reply_or_its_error() -> None:
+    """For callers who can wait; one who gave up is no problem."""
+
+    async def scene() -> None:
+        link, _ = open_link()
+        good, bad, given_up = link.request("GET", "a"), link.request("GET", "b"), link.request("GET", "c")
+        given_up.cancel()
+        link.data_received(b"$1\r\nx\r\n-ERR no\r\n:3\r\n")
+        assert await good == b"x"
+        with pytest.raises(ErrorReply, match="ERR no"):
+            await bad
+
+    run(scene())

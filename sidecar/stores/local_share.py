@@ -66,7 +66,8 @@ class LocalShare:
         cost = min(buckets.cost * self._live_sidecars, BURST_MAX)
         quotas = []
         for quota in buckets.quotas:
-            # A take that fits the whole bucket must fit the share, however small; one that never fitted must not.
+            # A take that fits the whole bucket must fit the share, however small; one that never
+            # fitted must not.
             fits = buckets.cost <= quota.burst
             quotas.append(Quota(quota.interval_us, max(quota.burst, cost)) if fits else quota)
         share = BucketSet(buckets.owner, buckets.generation, buckets.keys, quotas, cost)

@@ -38,7 +38,7 @@ class Heartbeat:
         sidecar_id: str,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Beat for *sidecar_id*, which no other sidecar of the fleet may have; *pause* waits between beats."""
+        """Beat for *sidecar_id*, which no other sidecar of the fleet has; *pause* waits between beats."""
         self.live_sidecars = 1
         self.on_change: Callable[[int], None] | None = None
         self._store = store

@@ -111,9 +111,7 @@ class Metrics(Collector):
         None = private memory of this process.
         """
         self.table = table
-        self.values = (
-            values if values is not None else memoryview(array("q", bytes(8 * table.size)))
-        )
+        self.values = values if values is not None else memoryview(array("q", bytes(8 * table.size)))
 
     def slot(self, name: str, *labels: str) -> int:
         """See `MetricTable.slot`."""

@@ -128,9 +128,11 @@ def test_add__known_entries_are_no_change() -> None:
     outcome = apply(active(), add("192.0.2.0/25"))
     assert not outcome.is_change
     assert codes(outcome) == ["entry_known"]
-    assert entries(
-        apply(active(), add("10.0.0.1")).record
-    ) == ["192.0.2.0/25", "192.0.2.128/25", "10.0.0.1/32"]
+    assert entries(apply(active(), add("10.0.0.1")).record) == [
+        "192.0.2.0/25",
+        "192.0.2.128/25",
+        "10.0.0.1/32",
+    ]
 
 
 def test_remove__as_they_stand() -> None:

@@ -13,8 +13,8 @@ class WorkersReadiness(Readiness):
     """
     Ready = at least one worker is; each worker is a component.
 
-    One is enough because a worker that is not ready gets no traffic: it does not listen yet or no
-    more, and tells a health check so. `/readyz` says 'degraded' and names the workers that are missing.
+    One is enough because a worker that starts, drains or is dead gets no new connections anyway.
+    `/readyz` says 'degraded' then, and names the workers that are missing.
     """
 
     def __init__(self, metrics: Metrics, slots: Sequence[Slot]) -> None:

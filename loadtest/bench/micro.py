@@ -7,17 +7,17 @@ from statistics import median
 from time import perf_counter_ns
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-from sidecar.domain.client_address import ClientHeader
-from sidecar.domain.routes import RouteTable, parse_route_path
 
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import BURST, CLIENT_ADDRESS, check_request
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.cidr import parse_cidr
+from sidecar.domain.client_address import ClientHeader
 from sidecar.domain.credential_sources import CredentialSources
 from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.policy import Policy, Route
+from sidecar.domain.routes import RouteTable, parse_route_path
 from sidecar.domain.scopes import Scope, ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics

@@ -155,8 +155,9 @@ class Supervisor:
 
     async def _end_workers(self) -> None:
         """Drain all, kill what is left in time, and wait until they are gone."""
-        log_event(_log, logging.INFO, "draining the workers")
         longest_s = max(slot.end_timeout_s for slot in self._slots)
+        if longest_s:
+            log_event(_log, logging.INFO, "draining the workers", timeout_s=longest_s)
         for slot in self._slots:
             slot.stop()
         try:

@@ -2,7 +2,8 @@
 What the workers use: CPU, memory, file descriptors; `process_*` tells of the supervisor alone.
 
 CPU time never falls: what an ended worker used is in the kernel's account of waited-for children from
-the moment it leaves /proc, and both are read in the thread that waits for them.
+the moment it leaves /proc, and both are read in the thread that waits for them. It is added up in whole
+µs, because a sum of floats depends on the order, and Prometheus takes the least fall for a reset.
 
 Source: getrusage(2), proc(5).
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -31,19 +32,20 @@ class WorkerUsage(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the three families."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s, resident_bytes, fds = ended.ru_utime + ended.ru_stime, 0, 0
+        cpu_us = round(ended.ru_utime * 1e6) + round(ended.ru_stime * 1e6)
+        resident_bytes = fds = 0
         for pid in self._pids():
             folder = Path(f"/proc/{pid}")
             try:
                 # The name in brackets may hold anything; fields 14 and 15 are utime and stime.
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                cpu_s += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                cpu_us += (int(fields[11]) + int(fields[12])) * _TICK_US
                 resident_bytes += int((folder / "statm").read_text().split()[1]) * _PAGE_BYTES
                 fds += sum(1 for _ in (folder / "fd").iterdir())
             except OSError:  # it is about to be waited for
                 continue
         yield CounterMetricFamily(
-            "sidecar_workers_cpu_seconds", "CPU time of all workers, ended ones included.", value=cpu_s
+            "sidecar_workers_cpu_seconds", "CPU time of all workers, ended ones included.", value=cpu_us / 1e6
         )
         yield GaugeMetricFamily(
             "sidecar_workers_resident_memory_bytes",

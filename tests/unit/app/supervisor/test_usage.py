@@ -35,6 +35,23 @@ def test_usage__an_ended_worker_stays_in_the_cpu_time() -> None:
     assert ended["sidecar_workers_open_fds"] == 0
 
 
+def test_usage__cpu_time_is_whole_microseconds_however_it_is_added_up() -> None:
+    """A sum of floats depends on the order: it could fall by 1e-15 s, which Prometheus takes for a reset."""
+    children = [
+        subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    pids = [child.pid for child in children]
+    told_s = []
+    for child in children:
+        told_s.append(told(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
+        child.communicate(timeout=30)
+        pids.remove(child.pid)
+        told_s.append(told(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
+    assert told_s == sorted(told_s)
+    assert told_s == [round(value_s * 1e6) / 1e6 for value_s in told_s]
+
+
 def test_usage__a_process_that_is_gone_is_left_out() -> None:
     """A worker may end between being listed and being looked at."""
     child = subprocess.Popen([sys.executable, "-c", ""])

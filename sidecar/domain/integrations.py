@@ -65,12 +65,17 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Suspension:
-    """That an administrator suspended the integration: who, when, why, and in which generation."""
+    """
+    That an administrator suspended the integration: who, when, why, and in which generation.
+
+    Whoever suspends it again is named once, by the latest time; `since_us` is then still the first one.
+    """
 
     by: str
     at_us: int
     reason: str
     generation: int
+    since_us: int
 
 
 @dataclass(frozen=True, slots=True)

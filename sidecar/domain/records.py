@@ -147,7 +147,13 @@ def _shared(record: Integration) -> dict[str, Json]:
         "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
         "is_allowlist_enabled": record.is_allowlist_enabled,
         "suspensions": [
-            {"by": one.by, "at_us": one.at_us, "reason": one.reason, "generation": one.generation}
+            {
+                "by": one.by,
+                "at_us": one.at_us,
+                "reason": one.reason,
+                "generation": one.generation,
+                "since_us": one.since_us,
+            }
             for one in record.suspensions
         ],
         "suspended_generation": record.suspended_generation,

@@ -8,14 +8,15 @@ reactivated what they suspended, that no old credential works, and that no confi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -37,59 +38,27 @@ from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.sqlite.file import connect
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import DAY_US, HOUR_US, LIFECYCLE, ManualClock, create, credential, request
+from tests.administration import (
+    ANN,
+    BOB,
+    CAT,
+    DAY_US,
+    HOUR_US,
+    LIFECYCLE,
+    ManualClock,
+    create,
+    credential,
+    request,
+)
 from tests.conformance.registry.world import CONTEXT, found, new_token
 
-IDS = st.sampled_from(["acme", "beta"])
-NAMES = st.sampled_from([f"c{number}" for number in range(6)])
-PEOPLE = ("ann", "bob", "cat", "eve", "fay")
-ACTORS = st.builds(
-    Actor,
-    st.sampled_from(PEOPLE),
-    st.just(Role.ADMIN),
-    st.sampled_from([f"token{name}" for name in (*PEOPLE, "x", "y")]),
-)
+NAMES = st.sampled_from([f"c{number}" for number in range(4)])
+"""Credential ids that are asked for again and again; fresh ones come beside them."""
 
 
-def on(kind: type[c.Command], **fields: st.SearchStrategy[object]) -> st.SearchStrategy[c.Command]:
-    """Commands of *kind* on one of the integrations."""
-    return st.builds(kind, integration_id=IDS, reason=st.just("because"), **fields)
-
-
-COMMANDS = st.one_of(
-    st.builds(create, IDS, credentials=st.lists(NAMES.map(credential), max_size=2).map(tuple)),
-    on(c.Suspend),
-    on(c.Suspend),
-    on(c.Reactivate),
-    on(c.Reactivate),
-    on(c.Reactivate),
-    on(c.DeleteIntegration),
-    on(c.IssueCredential, credential=NAMES.map(credential)),
-    on(c.IssueCredential, credential=NAMES.map(credential)),
-    on(
-        c.RotateCredential, credential_id=NAMES, credential=NAMES.map(credential), overlap_us=st.just(HOUR_US)
-    ),
-    on(c.RevokeCredential, credential_id=NAMES),
-    on(c.AddScopes, scopes=st.just(("orders:read",))),
-)
-
-
-def admin_commands(clock: ManualClock) -> st.SearchStrategy[AdminCommand]:
-    """Commands about administrators, with tokens that live at *clock*."""
-    tokens = st.sampled_from(["tokeneve", "tokenfay", "x", "y"]).map(lambda name: new_token(name, clock))
-    people = st.sampled_from(PEOPLE)
-    return st.one_of(
-        st.builds(
-            CreateAdministrator,
-            administrator_id=people,
-            name=st.just("Name"),
-            role=st.just(Role.ADMIN),
-            token=tokens,
-        ),
-        st.builds(IssueToken, administrator_id=people, token=tokens),
-        st.builds(RevokeToken, administrator_id=people, token_id=st.sampled_from(["tokenbob", "x", "y"])),
-        st.builds(RemoveAdministrator, administrator_id=st.sampled_from(["cat", "eve", "fay"])),
-    )
+def on(kind: type[c.Command], **fields: object) -> c.Command:
+    """A command of *kind* on the integration of these tests, with a reason."""
+    return kind(**{"reason": "because", **fields})  # type: ignore[arg-type]
 
 
 class Crash:
@@ -134,19 +103,23 @@ class RegistryLife(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._folder = Path(tempfile.mkdtemp(prefix="registry-"))
-        self._lives = 0
         self._crash = Crash()
+        self._numbers = itertools.count()
         self.clock = ManualClock()
-        self.path = self._folder / "life0.db"
+        self.path = self._folder / "life.db"
         self.handles: list[SqliteRegistry] = []
+        self.integration = "first"
+        self.tokens = [(actor.id, actor.token_id) for actor in (ANN, BOB, CAT)]
+        """Accounts and their tokens, also such as were refused or ended: all of them are tried."""
         self.confirmed: list[str] = []
         """Digests of the entries of all confirmed changes, in no order."""
 
     @initialize()
     def is_founded(self) -> None:
-        """ann, bob and cat are admins, olli and audrey are there too."""
+        """ann, bob and cat are admins; there is an integration with a credential."""
         self._open()
         self._runner.run(found(self.handles[0], self.clock))
+        self._give(create(self.integration, credentials=(credential("c0"),)), ANN)
 
     def _open(self) -> None:
         async def opened() -> SqliteRegistry:
@@ -171,17 +144,74 @@ class RegistryLife(RuleBasedStateMachine):
         if isinstance(made, (Committed, AdminCommitted)):
             if made.entry is not None:
                 self.confirmed.append(made.entry.to_stored().digest)
+                event(made.entry.action)
         elif not isinstance(made, RefusedError):
             raise made
+
+    def _actors(self) -> st.SearchStrategy[Actor]:
+        """Anyone by any token that was ever asked for."""
+        return st.sampled_from(self.tokens).map(lambda held: Actor(held[0], Role.ADMIN, held[1]))
+
+    def _fresh(self) -> str:
+        return f"n{next(self._numbers)}"
+
+    def _commands(self) -> st.SearchStrategy[c.Command]:
+        """What administrators do to the integration, suspending and reactivating above all."""
+        make = partial(partial, on, integration_id=self.integration)
+        fresh = credential(self._fresh())
+        return st.one_of(
+            st.just(on(c.Suspend, integration_id=self.integration)),
+            st.just(on(c.Reactivate, integration_id=self.integration)),
+            st.just(on(c.Reactivate, integration_id=self.integration)),
+            st.just(on(c.IssueCredential, integration_id=self.integration, credential=fresh)),
+            st.builds(make(c.IssueCredential), credential=NAMES.map(credential)),
+            st.builds(make(c.RotateCredential), credential_id=NAMES, credential=NAMES.map(credential)),
+            st.builds(make(c.RevokeCredential), credential_id=NAMES),
+            st.just(on(c.SetRateLimit, integration_id=self.integration, rate_limit_rpm=7)),
+        )
+
+    def _give(self, command: c.Command, actor: Actor) -> None:
+        try:
+            self._confirm(self._runner.run(self.handles[0].apply(request(command, actor))))
+        except RefusedError:
+            return
 
     @rule(by_us=st.integers(-HOUR_US, DAY_US))
     def time_passes(self, by_us: int) -> None:
         """The clock moves on, or back."""
         self.clock.advance(by_us)
 
-    @rule(changes=st.lists(st.tuples(COMMANDS, ACTORS, st.integers(0, 1)), min_size=1, max_size=4))
-    def changes_cross(self, changes: Sequence[tuple[c.Command, Actor, int]]) -> None:
+    @rule(data=st.data(), is_reissued=st.booleans())
+    def incident(self, data: st.DataObject, is_reissued: bool) -> None:
+        """It is suspended, and perhaps a fresh credential is issued."""
+        self._give(on(c.Suspend, integration_id=self.integration), data.draw(self._actors()))
+        if is_reissued:
+            issue = on(
+                c.IssueCredential, integration_id=self.integration, credential=credential(self._fresh())
+            )
+            self._give(issue, data.draw(self._actors()))
+
+    @rule(data=st.data(), detours=st.lists(st.sampled_from(["account", "token", "own token"]), max_size=3))
+    def conspiracy(self, data: st.DataObject, detours: list[str]) -> None:
+        """Someone suspends it, gives access over a few detours, and tries to reactivate it at their end."""
+        actor = data.draw(self._actors())
+        self._give(on(c.Suspend, integration_id=self.integration), actor)
+        new = credential(self._fresh())
+        self._give(on(c.IssueCredential, integration_id=self.integration, credential=new), actor)
+        for how in detours:
+            actor = self._access(how, actor, data.draw(self._actors()))
+        self._give(on(c.Reactivate, integration_id=self.integration), actor)
+
+    @rule(data=st.data())
+    def reactivation_is_tried(self, data: st.DataObject) -> None:
+        """Someone tries to reactivate it."""
+        self._give(on(c.Reactivate, integration_id=self.integration), data.draw(self._actors()))
+
+    @rule(data=st.data())
+    def changes_cross(self, data: st.DataObject) -> None:
         """Several administrators change things at the same moment, through two processes."""
+        change = st.tuples(self._commands(), self._actors(), st.integers(0, 1))
+        changes = data.draw(st.lists(change, min_size=1, max_size=4))
 
         async def cross() -> list[Committed | BaseException]:
             calls = [self.handles[which].apply(request(command, actor)) for command, actor, which in changes]
@@ -190,21 +220,56 @@ class RegistryLife(RuleBasedStateMachine):
         for made in self._runner.run(cross()):
             self._confirm(made)
 
-    @rule(data=st.data(), actor=ACTORS)
-    def administrators_change(self, data: st.DataObject, actor: Actor) -> None:
-        """An administrator makes or ends accounts and tokens, perhaps to get round the rule."""
-        command = data.draw(admin_commands(self.clock))
+    @rule(data=st.data(), how=st.sampled_from(["account", "token", "own token", "own token"]))
+    def access_is_given(self, data: st.DataObject, how: str) -> None:
+        """An administrator makes an account, or a token for another or for itself: perhaps a way round."""
+        self._access(how, data.draw(self._actors()), data.draw(self._actors()))
+
+    def _access(self, how: str, giver: Actor, other: Actor) -> Actor:
+        """The access that *giver* gives: a new account, or a token for *other* or for itself."""
+        name = self._fresh()
+        token = new_token(f"token{name}", self.clock)
+        command: AdminCommand
+        if how == "account":
+            command = CreateAdministrator(administrator_id=name, name=name, role=Role.ADMIN, token=token)
+        else:
+            holder = giver.id if how == "own token" else other.id
+            command = IssueToken(administrator_id=holder, token=token)
+        self.tokens.append((command.administrator_id, token.id))
+        self._administer(command, giver)
+        return Actor(command.administrator_id, Role.ADMIN, token.id)
+
+    @rule(data=st.data(), is_account=st.booleans())
+    def access_ends(self, data: st.DataObject, is_account: bool) -> None:
+        """An account is removed, or a token revoked."""
+        actor, other = data.draw(self._actors()), data.draw(self._actors())
+        if is_account:
+            self._administer(RemoveAdministrator(administrator_id=other.id), actor)
+        else:
+            self._administer(RevokeToken(administrator_id=other.id, token_id=other.token_id), actor)
+
+    def _administer(self, command: AdminCommand, actor: Actor) -> None:
         try:
             made = self._runner.run(self.handles[0].administer(AdminRequest(command, actor, CONTEXT)))
         except RefusedError:
             return
         self._confirm(made)
 
-    @rule(command=COMMANDS, actor=ACTORS, statement=st.integers(1, 30))
-    def process_is_killed(self, command: c.Command, actor: Actor, statement: int) -> None:
+    @rule(data=st.data())
+    def it_is_deleted(self, data: st.DataObject) -> None:
+        """It is deleted; someone tries to make it again, then another one with an old credential."""
+        self._give(on(c.DeleteIntegration, integration_id=self.integration), data.draw(self._actors()))
+        self._give(create(self.integration), data.draw(self._actors()))
+        old = tuple(credential(name) for name in data.draw(st.lists(NAMES, max_size=1)))
+        self.integration = self._fresh()
+        self._give(create(self.integration, credentials=old), data.draw(self._actors()))
+        self._give(create(self.integration), ANN)
+
+    @rule(data=st.data(), statement=st.integers(1, 30))
+    def process_is_killed(self, data: st.DataObject, statement: int) -> None:
         """Everything dies in the middle of a change, and starts again from what is on disk."""
-        self._lives += 1
-        target = self._folder / f"life{self._lives}.db"
+        command, actor = data.draw(self._commands()), data.draw(self._actors())
+        target = self._folder / f"life-{self._fresh()}.db"
         self._crash.arm(self.path, target, statement)
         with suppress(RefusedError):
             self._runner.run(self.handles[0].apply(request(command, actor)))
@@ -327,7 +392,7 @@ class Investigator:
 TestRegistryLife = RegistryLife.TestCase
 TestRegistryLife.settings = settings(
     max_examples=25,
-    stateful_step_count=30,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

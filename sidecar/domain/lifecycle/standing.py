@@ -96,7 +96,9 @@ def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
             f"{record.id!r} is suspended already, by {SUSPENSIONS_MAX} administrators",
             "nothing to do: every request is refused; revoke credentials that were issued since",
         )
-    suspension = Suspension(setting.actor.id, setting.at_us, command.reason, setting.generation)
+    earlier = next((one for one in record.suspensions if one.by == setting.actor.id), None)
+    since_us = earlier.since_us if earlier is not None else setting.at_us
+    suspension = Suspension(setting.actor.id, setting.at_us, command.reason, setting.generation, since_us)
     changed = replace(
         record,
         status=Status.SUSPENDED,
@@ -123,7 +125,7 @@ def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> 
             f"{actor.id!r} suspended {record.id!r} and cannot be the one who reactivates it",
             "ask another administrator; who that is must not depend on you",
         )
-    since_us = min((suspension.at_us for suspension in record.suspensions), default=0)
+    since_us = min((suspension.since_us for suspension in record.suspensions), default=0)
     for grant in actor.grants:
         if grant.by in suspenders and grant.at_us >= since_us:
             raise refusal(

@@ -203,7 +203,7 @@ def test_guards__a_suspension_must_name_its_suspender(world: World, intruder: sq
 
     def blamed(record: Integration) -> Integration:
         generation = record.generation + 1
-        suspension = Suspension("ann", 1, "why", generation)
+        suspension = Suspension("ann", 1, "why", generation, 1)
         return replace(
             record, status=Status.SUSPENDED, suspensions=(suspension,), suspended_generation=generation
         )

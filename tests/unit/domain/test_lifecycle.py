@@ -214,7 +214,7 @@ def test_suspend__invalidates_every_credential_and_keeps_the_rest() -> None:
         before.ip_allowlist,
         7,
     )
-    assert record.suspensions == (Suspension("olli", NOW_US, "key leaked", 2),)
+    assert record.suspensions == (Suspension("olli", NOW_US, "key leaked", 2, NOW_US),)
     assert outcome.after["credentials"] == {"old1": {"is_invalidated": True}}
 
 
@@ -278,6 +278,14 @@ def test_reactivate__not_by_an_account_that_the_suspender_made_for_it() -> None:
     colleague = Actor("eve", Role.ADMIN, "t", (Grant("ann", NOW_US - 1), Grant("bob", NOW_US + DAY_US)))
     assert refused(record, REACTIVATE, puppet) is Code.GRANTED_BY_SUSPENDER
     assert apply(record, REACTIVATE, colleague).is_change
+
+
+def test_reactivate__suspending_again_does_not_make_earlier_gifts_older() -> None:
+    """Who suspends, makes an account and suspends once more gains nothing: the first suspension counts."""
+    record = apply(reissued(by=ANN), SUSPEND, ANN, NOW_US + HOUR_US).record
+    record = apply(record, c.IssueCredential(integration_id=ID, credential=credential("new2"))).record
+    puppet = Actor("eve", Role.ADMIN, "t", (Grant("ann", NOW_US + 1),))
+    assert refused(record, REACTIVATE, puppet) is Code.GRANTED_BY_SUSPENDER
 
 
 def test_reactivate__of_an_active_one_is_a_conflict() -> None:

@@ -139,9 +139,10 @@ def test_crash__a_standing_event_loop_counts_as_one(folder: Path, port: int) -> 
     with Supervised(folder, f"127.0.0.1:{port}", make_owner(), beats_missed_max=3) as supervised:
         stopped = supervised.pids()[0]
         send_signal(stopped, signal.SIGSTOP)
-        eventually(lambda: is_gone(stopped), 30, "the stopped worker is ended")
+        series = 'sidecar_worker_restarts_total{reason="unresponsive"}'
+        eventually(lambda: supervised.metric(series) >= 1, 30, "the stopped worker is ended")
+        assert is_gone(stopped)
         eventually(lambda: supervised.status() == "ready", what="a new one is ready")
-        assert supervised.metric('sidecar_worker_restarts_total{reason="unresponsive"}') >= 1
 
 
 @pytest.mark.parametrize(("is_unix", "rolls"), [(False, 2), (True, 1)], ids=["tcp", "unix"])

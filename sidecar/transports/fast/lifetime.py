@@ -157,6 +157,9 @@ class Lifetime:
         if not self.has_settings_ack and now_s - self._opened_s >= limits.handshake_timeout_s:
             # RFC 9113 6.5.3. Without even a preface there is nobody to explain it to, but it is cheap.
             return Step(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
+        if self.silent_since_s is not None and now_s - self.silent_since_s >= limits.header_timeout_s:
+            # Not killed: what made no event may have been a whole frame that we ignore.
+            return Step(Act.DRAIN, "header_timeout", cut_at_s=now_s + limits.header_timeout_s)
         if now_s >= self._age_limit_s or last_stream_id >= STREAM_ID_DRAIN:
             return Step(Act.DRAIN, "max_age", cut_at_s=now_s + limits.connection_age_grace_s)
         if not streams_open and now_s - self._idle_since_s >= limits.idle_timeout_s:

@@ -31,6 +31,14 @@ def drip(rig: Rig, data: bytes, seconds: float) -> None:
         rig.loop.advance(1)
 
 
+def test_headers__a_block_that_stops_half_way_ends_the_connection() -> None:
+    """HEADERS without END_HEADERS and then nothing: gone after twice the header time, at the latest."""
+    rig = Rig(TransportLimits(header_timeout_s=5, idle_timeout_s=300))
+    rig.say(frame(HEADERS, 0, 1, b"\x83"))
+    rig.loop.advance(12)
+    assert rig.transport.has_written_eof or rig.closed_for
+
+
 # Windows that are opened late, little or never.
 
 

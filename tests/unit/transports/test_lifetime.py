@@ -49,6 +49,15 @@ def test_lifetime__idleness_counts_from_the_last_stream() -> None:
     assert step(each, 800.0, seen=2) == Step(Act.DRAIN, "idle", cut_at_s=830.0)
 
 
+def test_lifetime__silence_in_the_middle_of_a_frame_is_bounded() -> None:
+    """A peer that begins a frame and falls silent is sent away, also while other calls run."""
+    each = lifetime()
+    each.read_s = 100.0
+    assert each.read_silently(100.0)
+    assert step(each, 104.9, streams=1, seen=1).act is Act.NOTHING
+    assert step(each, 105.0, streams=1, seen=1) == Step(Act.DRAIN, "header_timeout", cut_at_s=110.0)
+
+
 @pytest.mark.parametrize(("jitter", "age_s"), [(-0.1, 900.0), (0.0, 1_000.0), (0.1, 1_100.0)])
 def test_lifetime__age_is_limited_and_jittered(jitter: float, age_s: float) -> None:
     """Connections that were made together do not end together (gRPC proposal A9)."""

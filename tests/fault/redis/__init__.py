@@ -1,0 +1,1 @@
+"""The shared store fails in every way that can be arranged."""

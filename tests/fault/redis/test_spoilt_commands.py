@@ -1,0 +1,171 @@
+"""Whatever goes wrong at whichever command: every take is answered in its time, and the store recovers."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import pytest
+
+from sidecar.domain.bucket import Taken
+from sidecar.stores.protocols import StoreFault
+from sidecar.stores.redis.bucket_store import RedisBucketStore
+from sidecar.stores.redis.urls import parse_store_url
+from tests.redis_servers import LOOPBACK, shared
+from tests.store_worlds import World, bucket, ready, run, take, take_all
+
+from .proxy import Fault, FaultProxy
+
+TIMEOUT_S = 0.05
+SLACK_S = 1.0
+"""How late an answer may be on a machine that has other things to do; without a deadline it never comes."""
+
+RECOVERY_S = 5.0
+"""A store that is well again is used again within a second; the rest is for a busy machine."""
+
+HANDSHAKE = ["CLIENT", "SCRIPT", "SCRIPT", "SET", "GET"]
+QUICK = {
+    "call_timeout_s": 0.05,
+    "link_timeout_s": 0.1,
+    "connect_timeout_s": 0.15,
+    "discovery_timeout_s": 0.1,
+    "probe_after_s": 0.05,
+}
+
+
+async def timed_take(store: RedisBucketStore, name: str = "acme") -> Taken | StoreFault:
+    """A take with the usual patience, answered in its time."""
+    began_s = monotonic()
+    outcome = await take(store, bucket(name, limit_rpm=1, burst=1_000), timeout_s=TIMEOUT_S)
+    assert monotonic() - began_s < TIMEOUT_S + SLACK_S
+    return outcome
+
+
+def nothing_is_left(store: RedisBucketStore) -> bool:
+    """No batch in flight, no take waiting, in any lane."""
+    return all(not lane._in_flight and not lane._gathering.takes for lane in store._lanes)
+
+
+async def survive(world: World, proxy: FaultProxy) -> None:
+    """Start, take through the fault, heal, take again; nothing may be left."""
+    await proxy.start()
+    store = world.store(
+        url=parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}"), **QUICK
+    )
+    await store.start()
+    outcomes = [await timed_take(store) for _ in range(6)]
+    proxy.heal()
+    await ready(store)
+    async with asyncio.timeout(RECOVERY_S):
+        while not isinstance(outcome := await timed_take(store), Taken):  # noqa: ASYNC110 - each turn asks
+            await asyncio.sleep(0)
+    # A refusal costs nothing and a take at most one: what was answered as a fault may have been taken once.
+    taken = sum(isinstance(one, Taken) for one in outcomes) + 1
+    assert 1_000 - len(outcomes) - 1 - outcome_slack(proxy) <= outcome.remaining <= 1_000 - taken
+    assert nothing_is_left(store)
+    await store.close()
+    await proxy.close()
+    assert proxy.connections == 0
+
+
+def outcome_slack(proxy: FaultProxy) -> int:
+    """Takes after the fault that the loop above made before one passed: at most each call of the script."""
+    return proxy.commands.count("EVALSHA")
+
+
+@pytest.mark.parametrize("number", range(1, len(HANDSHAKE) + 5))
+@pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
+def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> None:
+    """From the first word of the handshake to the fourth take."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        proxy = FaultProxy(shared().standalone.port, fault, number)
+        await survive(world, proxy)
+        assert proxy.commands[: min(number, 5)] == HANDSHAKE[: min(number, 5)]
+        assert proxy.tripped.is_set()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
+def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
+    """Five hundred takes in the air when it happens: each answered once, in its time, no call more."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        proxy = FaultProxy(shared().standalone.port, fault, len(HANDSHAKE) + 2)
+        await proxy.start()
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
+        store = world.store(url=url, **QUICK, groups_max=16, keepalive_s=60)
+        await store.start()
+        began_s = monotonic()
+        outcomes = await take_all(store, [(bucket(f"crowd{i % 100}"), 1) for i in range(500)], TIMEOUT_S)
+        assert monotonic() - began_s < TIMEOUT_S + SLACK_S
+        assert len(outcomes) == 500
+        # At most the crowd's own batches of 16 different buckets, and a probe or two.
+        assert proxy.commands.count("EVALSHA") <= -(-500 // 16) + 2
+        proxy.heal()
+        await ready(store)
+        # A link that nothing comes over is given up at its own time-out, which may be after the answers.
+        async with asyncio.timeout(QUICK["link_timeout_s"] + SLACK_S):
+            while not nothing_is_left(store):  # noqa: ASYNC110 - there is no event for nothing
+                await asyncio.sleep(0)
+        await store.close()
+        await proxy.close()
+
+    run(scene())
+
+
+def test_store__nobody_waits_for_a_store_that_hangs() -> None:
+    """Once the breaker is open takes are refused at once and no call is made but probes."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        proxy = FaultProxy(shared().standalone.port, Fault.HOLD, len(HANDSHAKE) + 1)
+        await proxy.start()
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
+        # The link is kept, so that only the breaker protects.
+        store = world.store(
+            url=url, call_timeout_s=0.02, link_timeout_s=30, probe_after_s=0.02, in_flight_max=4
+        )
+        await store.start()
+        while store.is_ready:
+            await timed_take(store)
+        calls = world.metrics.value("sidecar_store_calls_total")
+        outcomes = await take_all(store, [(bucket(), 1)] * 1_000)
+        assert set(outcomes) == {StoreFault.UNAVAILABLE}
+        assert world.metrics.value("sidecar_store_calls_total") == calls
+        assert proxy.commands.count("EVALSHA") <= calls + 1  # one probe is out and stays so
+        proxy.heal()
+        await ready(store)
+        assert world.metrics.value("sidecar_store_breakers_open") == 0
+        async with asyncio.timeout(RECOVERY_S):
+            while not isinstance(await timed_take(store), Taken):  # noqa: ASYNC110 - each turn asks
+                await asyncio.sleep(0)
+        await store.close()
+        await proxy.close()
+
+    run(scene())
+
+
+def test_store__close_is_bounded_while_nothing_answers() -> None:
+    """Stopping in the middle of a black hole answers everybody and leaves nothing."""
+    world = World("standalone")
+
+    async def scene() -> None:
+        proxy = FaultProxy(shared().standalone.port, Fault.BLACK_HOLE, len(HANDSHAKE) + 1)
+        await proxy.start()
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
+        store = world.store(url=url)
+        await store.start()
+        waiting = [
+            asyncio.ensure_future(take(store, bucket(f"b{index}"), timeout_s=60)) for index in range(50)
+        ]
+        await proxy.tripped.wait()
+        await store.close()
+        assert await asyncio.gather(*waiting) == [StoreFault.UNAVAILABLE] * 50
+        assert nothing_is_left(store)
+        await proxy.close()
+
+    run(scene())

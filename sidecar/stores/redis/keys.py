@@ -4,7 +4,8 @@ Every key in Redis, in one place: prefix, partition, kind, name.
     <prefix>{<tag>}b:<bucket key>     a bucket                       take.lua
     <prefix>{<tag>}g:<integration>    generation of its record       registry writes, take.lua reads
     <prefix>{<tag>}r:<integration>    its record                     registry
-    <prefix>{<tag>}changes            change events of the partition registry
+    <prefix>{<tag>}changes            integrations by latest change  registry
+    <prefix>{<tag>}<name>             what else the registry keeps   stores/registry/redis/keys.py
     <prefix>{<tag of 0>}layout        what every sidecar must agree on: the number of partitions
     <prefix>{<tag of 0>}live          live sidecars                  heartbeat.lua
 
@@ -82,8 +83,12 @@ class KeySpace:
         return f"{self._tags[self.partition_of(owner)]}r:{owner}"
 
     def changes(self, partition: int) -> str:
-        """The change events of *partition*."""
-        return f"{self._tags[partition]}changes"
+        """The integrations of *partition* by their latest change."""
+        return self.named(partition, "changes")
+
+    def named(self, partition: int, name: str) -> str:
+        """The key *name* of *partition*; the registry's keys are listed in stores/registry/redis/keys.py."""
+        return f"{self._tags[partition]}{name}"
 
     @property
     def layout_key(self) -> str:

@@ -1,4 +1,4 @@
-"""Our Lua: the .lua files beside this module are the only copies, and Redis knows them by their SHA-1."""
+"""Our Lua: the .lua files are the only copies, and Redis knows them by their SHA-1."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Script:
     load: bytes
 
 
-def load_script(name: str) -> Script:
-    """The script in file *name*, which lies beside this module."""
-    source = resources.files(__package__).joinpath(name).read_bytes()
+def load_script(name: str, package: str = __package__) -> Script:
+    """The script in file *name* of *package*."""
+    source = resources.files(package).joinpath(name).read_bytes()
     # Redis names scripts by SHA-1; nothing here relies on its strength.
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
     return Script(name, source, sha, pack("SCRIPT", "LOAD", source))

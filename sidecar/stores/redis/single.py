@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
+from sidecar.stores.redis.connect import Connector
 from sidecar.stores.redis.keeper import Keeper
 from sidecar.stores.redis.lane import Lane, LaneParts
 from sidecar.stores.redis.link import Link
-from sidecar.stores.redis.urls import Address, Kind
+from sidecar.stores.redis.urls import Kind
 
 
 class SingleTopology:
@@ -26,7 +26,6 @@ class SingleTopology:
         self._lane = Lane(str(url), parts)
         connect = self._find_primary if url.kind is Kind.SENTINEL else self._open
         self._keeper = Keeper(self._lane, connect, connector.limits, parts.counts)
-        self._sentinels = list(url.addresses)
         self.lanes = [self._lane] * connector.keys.partitions
 
     def start(self) -> None:
@@ -45,19 +44,10 @@ class SingleTopology:
         """The primary is elsewhere: the lane drops its link, and the keeper asks anew."""
 
     async def _open(self) -> Link:
-        return await self._prepare(await self._connector.open(self._sentinels[0]))
+        return await self._prepare(await self._connector.open(self._connector.url.addresses[0]))
 
     async def _find_primary(self) -> Link:
-        address = await self._ask_sentinels()
-        link = await self._connector.open(address)
-        try:
-            role = await asyncio.wait_for(link.request("ROLE"), self._connector.limits.discovery_timeout_s)
-            if not role or role[0] != b"master":
-                raise HandshakeError(f"Sentinel names {address} as the primary, but it is none (yet)")
-        except BaseException:
-            link.abort()
-            raise
-        return await self._prepare(link)
+        return await self._prepare(await self._connector.open_primary())
 
     async def _prepare(self, link: Link) -> Link:
         try:
@@ -67,22 +57,3 @@ class SingleTopology:
             link.abort()
             raise
         return link
-
-    async def _ask_sentinels(self) -> Address:
-        """Ask one after another; the one that knew is asked first next time."""
-        url = self._connector.url
-        troubles = []
-        for sentinel in tuple(self._sentinels):
-            try:
-                found = await self._connector.ask(
-                    sentinel, url.sentinel_login, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service
-                )
-            except CONNECT_ERRORS as error:
-                troubles.append(f"{sentinel}: {error or type(error).__name__}")
-                continue
-            if found:
-                self._sentinels.remove(sentinel)
-                self._sentinels.insert(0, sentinel)
-                return Address(found[0].decode(), int(found[1]))
-            troubles.append(f"{sentinel}: does not know the service {url.service!r}")
-        raise HandshakeError(f"no Sentinel names a primary: {'; '.join(troubles)}")

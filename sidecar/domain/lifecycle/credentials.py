@@ -9,7 +9,7 @@ from sidecar.domain.effective import is_invalidated, is_live
 from sidecar.domain.integrations import CREDENTIALS_MAX, Credential, Integration, IntegrationError
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
-from sidecar.domain.refusals import Code, refusal
+from sidecar.domain.refusals import Code, RefusedError, refusal
 
 OVERLAP_MAX_US = 30 * 24 * 60 * US_PER_MINUTE
 TIME_MAX_US = 2**53 - 1
@@ -151,7 +151,7 @@ def _require_unused(record: Integration, credential_id: str) -> None:
         raise credential_id_used(credential_id)
 
 
-def credential_id_used(credential_id: str) -> Exception:
+def credential_id_used(credential_id: str) -> RefusedError:
     """The refusal of a credential id that was used before, anywhere in the registry."""
     return refusal(
         Code.CREDENTIAL_ID_USED,

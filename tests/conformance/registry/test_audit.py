@@ -71,7 +71,11 @@ def test_audit__pages_in_both_directions(world: World, limit: int) -> None:
     world.apply(create())
     wanted = [*FOUNDING, "integration.create"]
     assert actions(world, limit=limit) == wanted
-    assert actions(world, limit=limit, newest_first=True) == wanted[::-1]
+    forward, backward = entries(world, limit=limit), entries(world, limit=limit, newest_first=True)
+    assert len(backward) == len(wanted)
+    for chain in world.run(world.registry.chains()):
+        of_chain = [entry for entry in forward if entry.chain == chain]
+        assert [entry for entry in backward if entry.chain == chain] == of_chain[::-1]
 
 
 def test_audit__filters(world: World) -> None:
@@ -81,7 +85,7 @@ def test_audit__filters(world: World) -> None:
     world.apply(create("b"), BOB)
     world.apply(c.SetRateLimit(integration_id="a", rate_limit_rpm=7), BOB)
     assert actions(world, subject="integration:a") == ["integration.create", "limit.set"]
-    assert actions(world, actor="bob") == ["integration.create", "limit.set"]
+    assert sorted(actions(world, actor="bob")) == ["integration.create", "limit.set"]
     assert actions(world, action="limit.set") == ["limit.set"]
     assert actions(world, actor="bob", subject="integration:b", limit=1) == ["integration.create"]
     assert len(actions(world, since_us=NOW_US + DAY_US)) == 2

@@ -58,7 +58,8 @@ def test_apply__each_command_is_there_afterwards(world: World, kind: type[c.Comm
     assert made.entry is not None
     assert made.generation == (before.generation if before else 0) + 1 == made.entry.generation
     assert world.run(world.registry.get(ID)) == (None if made.is_deleted else made.record)
-    page = world.run(world.registry.audit(AuditQuery(newest_first=True, limit=1)))
+    (chain,) = world.run(world.registry.chains(f"integration:{ID}"))
+    page = world.run(world.registry.audit(AuditQuery(chain=chain, newest_first=True, limit=1)))
     assert parse_entry(page.entries[0].body) == made.entry
     assert is_intact(world)
 
@@ -208,7 +209,8 @@ def test_delete__id_is_never_used_again(world: World) -> None:
     assert world.run(world.registry.load_all()).records == ()
     assert world.refused(create(), BOB).code is Code.ID_RETIRED
     assert world.refused(SUSPEND, BOB).code is Code.INTEGRATION_DELETED
-    trail = world.run(world.registry.audit(AuditQuery(subject=f"integration:{ID}")))
+    (chain,) = world.run(world.registry.chains(f"integration:{ID}"))
+    trail = world.run(world.registry.audit(AuditQuery(chain=chain, subject=f"integration:{ID}")))
     actions = [parse_entry(stored.body).action for stored in trail.entries]
     assert actions == ["integration.create", "integration.suspend", "integration.delete"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +19,7 @@ from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.refusals import RefusedError
 from sidecar.domain.roles import Actor
 from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import (
     ANN,
@@ -30,6 +33,7 @@ from tests.administration import (
     digest,
     request,
 )
+from tests.store_worlds import url_of
 
 Result = TypeVar("Result")
 
@@ -59,7 +63,24 @@ class SqliteBackend:
         return await SqliteRegistry.open(self.path, LIFECYCLE, clock_us=self._clock, poll_interval_s=0.002)
 
 
-BACKENDS: Mapping[str, Callable[[Path, ManualClock], Backend]] = {"sqlite": SqliteBackend}
+class RedisBackend:
+    """The registry in a Redis that tests share, under a prefix of its own."""
+
+    def __init__(self, kind: str, folder: Path, clock: ManualClock) -> None:
+        """Keep it in the server of *kind*."""
+        self.url = url_of(kind, f"sidecar:{secrets.token_hex(4)}:")
+        self._clock = clock
+
+    async def open(self) -> RedisRegistry:
+        """A handle with connections of its own."""
+        return RedisRegistry(self.url, LIFECYCLE, clock_us=self._clock)
+
+
+BACKENDS: Mapping[str, Callable[[Path, ManualClock], Backend]] = {
+    "sqlite": SqliteBackend,
+    "redis": partial(RedisBackend, "standalone"),
+    "redis-cluster": partial(RedisBackend, "cluster"),
+}
 """Every store that must keep the contract; a further one is added here."""
 
 

@@ -20,7 +20,6 @@ from sidecar.domain.changes import (
     plan,
     plan_administration,
 )
-from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
@@ -37,6 +36,7 @@ from sidecar.stores.registry.results import (
     stored_admin_commit,
     stored_commit,
 )
+from sidecar.stores.registry.search import search_text
 from sidecar.stores.registry.sqlite import reads
 from sidecar.stores.registry.sqlite.idempotency import find_result, keep_result
 from sidecar.stores.registry.sqlite.transactions import in_savepoint
@@ -200,12 +200,6 @@ def _put_record(database: sqlite3.Connection, outcome: Outcome, stored: str, ent
             " WHERE id = ?",
             values,
         )
-
-
-def search_text(record: Integration) -> str:
-    """What a search looks through, without case."""
-    parts = [record.id, record.name, record.contact, record.owner, record.third_party_manager]
-    return "\n".join([*parts, *(credential.id for credential in record.credentials)]).casefold()
 
 
 def _put_secrets(database: sqlite3.Connection, outcome: Outcome) -> None:

@@ -1,0 +1,1 @@
+"""The registry in Redis: for a fleet of sidecars on any number of machines."""

@@ -1,0 +1,205 @@
+"""Changes of the administrators: committed in the home partition, then made known to every partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+from sidecar.domain.accounts import Administrator, confirm
+from sidecar.domain.audit import AuditEntry
+from sidecar.domain.canonical import canonical_json
+from sidecar.domain.changes import AdminCommitted, AdminPlan, AdminRequest, plan_administration
+from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.registry.protocol import (
+    IDEMPOTENCY_LIFETIME_US,
+    RegistryDamagedError,
+    RegistryError,
+    RegistryTimeoutError,
+)
+from sidecar.stores.registry.redis import reads
+from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys
+from sidecar.stores.registry.redis.idempotency import (
+    Promises,
+    field_of,
+    kept_max,
+    kept_result,
+    mismatch,
+    result_commands,
+    result_of,
+)
+from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+from sidecar.stores.registry.redis.nodes import Nodes, ReplyLostError, Word
+from sidecar.stores.registry.redis.people import read_people
+from sidecar.stores.registry.redis.reads import Reader
+from sidecar.stores.registry.redis.replies import entry_of
+from sidecar.stores.registry.redis.scripts import ADMINISTER, FENCE
+from sidecar.stores.registry.results import replayed_admin_commit, stored_admin_commit
+
+_WHERE = "administrators"
+
+
+class Administration:
+    """Changes the administrators of a registry."""
+
+    def __init__(self, nodes: Nodes, keys: RegistryKeys, clock_us: Callable[[], int] | None) -> None:
+        """*clock_us* replaces the server's clock, in tests."""
+        self._nodes = nodes
+        self._keys = keys
+        self._clock_us = clock_us
+        self._promises = Promises(nodes, keys)
+        self._turn = asyncio.Lock()
+
+    async def administer(self, request: AdminRequest, deadline_s: float) -> AdminCommitted:
+        """
+        Make one change; it returns once no partition goes by the accounts as they were before.
+
+        Raises:
+            RefusedError: nothing was changed.
+            RegistryError: the store failed; `may_have_happened` tells whether it may be in force.
+        """
+        change = _Change(self, request, deadline_s)
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - monotonic())), self._turn:
+                return await change.run()
+        except TimeoutError:
+            raise RegistryTimeoutError(
+                "the registry did not commit the change in time", may_have_happened=change.is_open
+            ) from None
+        except RegistryError as error:
+            error.may_have_happened = error.may_have_happened or change.is_open
+            raise
+
+
+class _Change:
+    """One change on its way."""
+
+    def __init__(self, owner: Administration, request: AdminRequest, deadline_s: float) -> None:
+        self._owner = owner
+        self._nodes = owner._nodes
+        self._keys = owner._keys
+        self._request = request
+        self._deadline_s = deadline_s
+        self._reader = Reader(self._nodes, self._keys, deadline_s)
+        self._lost: list[AuditEntry] = []
+        self._kept = field_of(request.actor.id, request.context) if request.actor is not None else ""
+        self.is_open = False
+        """It has left, and may be in force, perhaps not yet everywhere."""
+
+    async def run(self) -> AdminCommitted:
+        """Try until it is committed; the caller's deadline ends it."""
+        pause_s = PAUSE_FIRST_S
+        while True:
+            committed = await self._try()
+            if committed is not None:
+                return committed
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    async def _try(self) -> AdminCommitted | None:
+        """One round; None = others were quicker, or a reply was lost: once more."""
+        heads = await reads.heads(self._reader)  # later than all that is on record anywhere
+        people = await read_people(self._reader, (), self._owner._clock_us)
+        directory = {one.id: one for one in await reads.administrators(self._reader)}
+        lost = await self._find_lost()
+        if lost is not None:
+            return await self._finish(AdminCommitted(directory[_id_of(lost)], lost), lost)
+        earlier = await self._earlier(directory, people.now_us)
+        if earlier is not None:
+            return earlier
+        head = people.head._replace(at_us=max(head.at_us for head in (*heads, people.head)))
+        planned = plan_administration(directory, head, self._request, people.now_us)
+        committed = AdminCommitted(planned.outcome.administrator, planned.entry)
+        if planned.stored is None or planned.entry is None:
+            return committed
+        if self._kept and not await self._owner._promises.make(
+            self._kept, self._request.context, _WHERE, people.now_us, self._deadline_s
+        ):
+            raise mismatch()
+        if await self._commit(planned, planned.entry, planned.stored, committed, people.now_us):
+            return await self._finish(committed, planned.entry)
+        return None
+
+    async def _earlier(self, directory: dict[str, Administrator], now_us: int) -> AdminCommitted | None:
+        """The result of an earlier request with the same idempotency key."""
+        actor, context = self._request.actor, self._request.context
+        if actor is None or not self._kept:
+            return None
+        confirm(actor, directory.get(actor.id), now_us)
+        kept = await self._reader.ask(HOME, *result_commands(self._keys, HOME, self._kept))
+        result = result_of(kept[0], kept[1], context, now_us)
+        if result is None:
+            await self._owner._promises.check(self._reader, self._kept, context, _WHERE, now_us)
+            return None
+        return replayed_admin_commit(result)
+
+    async def _find_lost(self) -> AuditEntry | None:
+        """The entry of a call whose reply was lost, if it is in the chain."""
+        for entry in self._lost:
+            at = f"{entry.sequence}-0"
+            [found] = await self._reader.ask(HOME, ("XRANGE", self._keys.once(HOME, "audit"), at, at))
+            if found and entry_of(HOME, found[0]).digest == entry.to_stored().digest:
+                return entry
+        return None
+
+    async def _commit(
+        self, planned: AdminPlan, entry: AuditEntry, stored: str, committed: AdminCommitted, now_us: int
+    ) -> bool:
+        names = ("audit", "admins", "admins-at", "tokens", "epoch", "results", "results-age")
+        keys = [*(self._keys.once(HOME, name) for name in names), *index_keys(self._keys, HOME, entry)]
+        kept = kept_result(self._request.context, stored_admin_commit(committed)) if self._kept else ""
+        administrator = planned.outcome.administrator
+        arguments: list[Word] = [
+            *(entry.sequence - 1, entry.previous, self._keys.channel, now_us, IDEMPOTENCY_LIFETIME_US),
+            *(kept_max(self._keys.partitions), administrator.id, administrator.generation, entry.sequence),
+            *(entry.to_stored().digest, entry.to_stored().body, stored),
+            *(canonical_json(list(planned.outcome.claims)), self._kept, kept),
+        ]
+        try:
+            verdict, *details = await self._nodes.write(
+                HOME, ADMINISTER, keys, arguments, self._deadline_s, on_sent=self._sent
+            )
+        except ReplyLostError:
+            self._lost.append(entry)
+            return False
+        if verdict == b"ok":
+            return True
+        self.is_open = bool(self._lost)
+        if verdict == b"claimed":
+            raise _token_used(details[1].decode())
+        if verdict == b"guard":
+            raise RegistryDamagedError(
+                f"a guard of the registry refused the change ({details[1].decode()}): verify the audit log,"
+                " and report it"
+            )
+        return False
+
+    async def _finish(self, committed: AdminCommitted, entry: AuditEntry) -> AdminCommitted:
+        """Let every partition know, before the caller may rely on it."""
+        calls = (
+            self._nodes.run(
+                partition,
+                [("EVALSHA", FENCE.sha, 1, self._keys.once(partition, "epoch"), entry.sequence)],
+                self._deadline_s,
+            )
+            for partition in range(self._keys.partitions)
+            if partition != HOME
+        )
+        await asyncio.gather(*calls)
+        return committed
+
+    def _sent(self) -> None:
+        self.is_open = True
+
+
+def _id_of(entry: AuditEntry) -> str:
+    return entry.subject.removeprefix("administrator:")
+
+
+def _token_used(token_id: str) -> RefusedError:
+    return refusal(
+        Code.CREDENTIAL_ID_USED,
+        "token",
+        f"token id {token_id!r} was used before",
+        "generate a new token",
+    )

@@ -1,0 +1,130 @@
+"""The push of changes: one subscribed connection, kept up, and what is known of each partition by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
+from sidecar.stores.redis.keeper import Backoff
+from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.urls import Kind
+from sidecar.stores.registry.redis.nodes import Nodes
+
+PING_INTERVAL_S = 2.0
+"""A subscribed connection that is dead is found out within twice that."""
+
+
+class PushLink(Link):
+    """A link on which the server also speaks unasked: messages of channels go to `on_message`."""
+
+    on_message: Callable[[bytes], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out messages and replies."""
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._take(reply)
+        except hiredis.ProtocolError:
+            self.abort()
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, list) and reply[:1] == [b"message"]:
+            if self.on_message is not None:
+                self.on_message(reply[2])
+        elif self._receivers:
+            self._receivers.popleft().replied(reply)
+        else:
+            self.abort()
+
+
+class Feed:
+    """
+    Follows the channel of changes.
+
+    `sequences` holds the latest sequence known of each partition, None = not known; it is only right while
+    `is_live`. `on_change` is called after each change and whenever the subscription begins or ends.
+    """
+
+    def __init__(self, nodes: Nodes, channel: str, on_change: Callable[[], None]) -> None:
+        """Nothing is opened before `start`."""
+        connector = nodes.connector
+        self._connector = Connector(connector.url, connector.keys, connector.limits, (), PushLink)
+        self._nodes = nodes
+        self._channel = channel
+        self._on_change = on_change
+        self._task: asyncio.Task[None] | None = None
+        self.sequences: list[int | None] = [None] * connector.keys.partitions
+        self.is_live = False
+
+    def start(self) -> None:
+        """Begin to follow, unless it was begun."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._follow(), name="registry feed")
+
+    async def close(self) -> None:
+        """End."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,), timeout=self._connector.limits.close_timeout_s)
+
+    def learn(self, partition: int, sequence: int) -> None:
+        """Note how far *partition* is, as read by someone after the subscription began."""
+        if self.is_live:
+            self.sequences[partition] = max(sequence, self.sequences[partition] or 0)
+
+    async def _follow(self) -> None:
+        backoff = Backoff(self._connector.limits)
+        while True:
+            with contextlib.suppress(*CONNECT_ERRORS):
+                await self._subscribe(backoff)
+            self._nodes.search()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _subscribe(self, backoff: Backoff) -> None:
+        """Connect and follow until the connection ends."""
+        link = await self._open()
+        try:
+            link.on_message = self._hear
+            async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
+                await link.request("SUBSCRIBE", self._channel)
+            backoff.reset()
+            self._set_live(True)
+            while not link.lost.done():
+                await asyncio.wait((link.lost,), timeout=PING_INTERVAL_S)
+                async with asyncio.timeout(PING_INTERVAL_S):
+                    await link.request("PING")
+        finally:
+            self._set_live(False)
+            link.abort()
+
+    async def _open(self) -> PushLink:
+        connector = self._connector
+        if connector.url.kind is Kind.SENTINEL:
+            link = await connector.open_primary()
+        else:
+            address = await self._nodes.address_of(0) or connector.url.addresses[0]
+            link = await connector.open(address)
+        assert isinstance(link, PushLink)
+        return link
+
+    def _set_live(self, is_live: bool) -> None:
+        self.is_live = is_live
+        self.sequences = [None] * len(self.sequences)
+        self._on_change()
+
+    def _hear(self, message: bytes) -> None:
+        partition, _, rest = message.partition(b" ")
+        sequence = rest.partition(b" ")[0]
+        if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= len(self.sequences):
+            return  # somebody else's message
+        known = self.sequences[int(partition)]
+        if known is not None:
+            self.sequences[int(partition)] = max(known, int(sequence))
+        self._on_change()

@@ -1,0 +1,110 @@
+"""What has changed since a revision, and whether the history that a reader followed is still the one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from sidecar.domain.audit import ChainHead
+from sidecar.domain.changes import Revision
+from sidecar.domain.integrations import Integration
+from sidecar.stores.registry.protocol import CHANGES_MAX, Changes
+from sidecar.stores.registry.redis.reads import Reader, head_command, records
+from sidecar.stores.registry.redis.replies import entry_of, head_of
+
+
+class History:
+    """
+    The digests of what this process was told last, by partition.
+
+    A failover to a replica that missed writes goes on from an earlier entry, and soon has as many entries
+    as before: the sequence alone would not show that what was followed is no longer in the chain.
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        """Nothing was told."""
+        self._told: dict[int, tuple[int, str]] = {}
+
+    def note(self, head: ChainHead) -> None:
+        """A reader is told that the chain is at *head*."""
+        self._told[head.chain] = (head.sequence, head.digest)
+
+    def digest_at(self, partition: int, sequence: int) -> str | None:
+        """The digest that was told for this place; None = nothing was, lately."""
+        told = self._told.get(partition)
+        return told[1] if told is not None and told[0] == sequence else None
+
+
+async def changes_since(
+    reader: Reader, since: Revision, partitions: Iterable[int], history: History
+) -> tuple[Changes, Mapping[int, ChainHead]]:
+    """
+    What changed after *since* in *partitions*, with the heads that were read there.
+
+    At most `CHANGES_MAX` records; a partition that is not done stays where it got to.
+    """
+    looked_at = tuple(partitions)
+    heads = dict(
+        zip(looked_at, await asyncio.gather(*(_head(reader, one) for one in looked_at)), strict=True)
+    )
+    told = await asyncio.gather(*(_is_same(reader, since, head, history) for head in heads.values()))
+    if not all(told):
+        sequences = list(since.sequences)
+        for partition, head in heads.items():
+            sequences[partition] = head.sequence
+        return Changes(Revision(tuple(sequences)), is_reset=True), heads
+    sequences = list(since.sequences)
+    changed: list[Integration] = []
+    deleted: list[str] = []
+    room = CHANGES_MAX
+    for partition, head in heads.items():
+        if head.sequence == since.sequences[partition]:
+            continue
+        ids, reached = await _changed_ids(reader, partition, since.sequences[partition], room)
+        room -= len(ids)
+        for one, found in zip(ids, await records(reader, partition, ids), strict=True):
+            if found is None or found.is_deleted:
+                deleted.append(one)
+            else:
+                changed.append(found.record)
+        if reached is not None:
+            sequences[partition] = reached
+            return Changes(Revision(tuple(sequences)), tuple(changed), tuple(deleted), has_more=True), heads
+        sequences[partition] = head.sequence
+        history.note(head)
+    return Changes(Revision(tuple(sequences)), tuple(changed), tuple(deleted)), heads
+
+
+async def _head(reader: Reader, partition: int) -> ChainHead:
+    [reply] = await reader.ask(partition, head_command(reader.keys, partition))
+    return head_of(partition, reply)
+
+
+async def _is_same(reader: Reader, since: Revision, head: ChainHead, history: History) -> bool:
+    """Whether the chain at *head* goes on from where *since* was told to be."""
+    sequence = since.sequences[head.chain]
+    if sequence > head.sequence:
+        return False
+    told = history.digest_at(head.chain, sequence)
+    if told is None or sequence == 0:
+        return True
+    if sequence == head.sequence:
+        return told == head.digest
+    entry_id = f"{sequence}-0"
+    log = reader.keys.once(head.chain, "audit")
+    [reply] = await reader.ask(head.chain, ("XRANGE", log, entry_id, entry_id))
+    return bool(reply) and entry_of(head.chain, reply[0]).digest == told
+
+
+async def _changed_ids(reader: Reader, partition: int, after: int, room: int) -> tuple[list[str], int | None]:
+    """Up to *room* ids by their latest change; the second is where it stopped, None = at the end."""
+    changes = reader.keys.once(partition, "changes")
+    [reply] = await reader.ask(
+        partition, ("ZRANGEBYSCORE", changes, f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room + 1)
+    )
+    ids = [one.decode() for one in reply[::2]]
+    if len(ids) <= room:
+        return ids, None
+    return ids[:room], int(reply[2 * room - 1]) if room else after

@@ -1,0 +1,72 @@
+"""
+Every key of the registry, in the partition of what it belongs to; see `stores.redis.keys`.
+
+In the partition of an integration:
+
+    r:<integration>     hash   record, status, sequence (of its latest audit entry), search
+    g:<integration>     text   generation of the record; take.lua reads it
+    k:<integration>     hash   credential ids that it was ever issued -> generation; 0 = barred from it
+    w:<integration>     hash   webhook secret id -> sealed secret
+    u:<integration>     hash   credential id -> '<time, us> <address, hex>' of its latest use
+    s:<integration>     zset   addresses seen, by time (us)
+
+Once a partition:
+
+    audit               stream the chain: entry <sequence>-0 with d (digest), t (time, us), b (body)
+    a:<filter>:<name>   zset   sequences of the entries of one subject, actor or action
+    changes             zset   every integration, by the sequence of its latest change
+    ids                 zset   integrations that are not deleted, in the order of their ids
+    epoch               text   sequence of the change of administrators that this partition knows of
+    results             hash   idempotency key -> what was answered
+    results-age         zset   the same keys, by time (us)
+    promises            hash   idempotency key -> where its answer is kept
+    promises-age        zset   the same keys, by time (us)
+    c:<credential>      text   which integration claimed the id; in the partition of the credential id
+
+In partition 0 alone:
+
+    admins              hash   administrator -> record
+    admins-at           hash   administrator -> sequence of its latest audit entry
+    tokens              hash   token id -> administrator, for ever
+    sidecars            hash   sidecar -> revision
+    sidecars-age        zset   the same sidecars, by time (us)
+"""
+
+from __future__ import annotations
+
+from sidecar.stores.redis.keys import KeySpace
+
+HOME = 0
+"""The partition of the administrators."""
+
+
+class RegistryKeys:
+    """The registry's keys in one key space."""
+
+    __slots__ = ("_space", "channel", "partitions")
+
+    def __init__(self, space: KeySpace) -> None:
+        """Name keys in *space*; `channel` is where changes are published."""
+        self._space = space
+        self.partitions = space.partitions
+        self.channel = f"{space.prefix}changes"
+
+    def partition_of(self, name: str) -> int:
+        """The partition of an integration, a credential id or an idempotency key."""
+        return self._space.partition_of(name)
+
+    def of(self, integration_id: str, kind: str) -> str:
+        """The key of *kind* (one letter) of an integration."""
+        return self._space.named(self.partition_of(integration_id), f"{kind}:{integration_id}")
+
+    def once(self, partition: int, name: str) -> str:
+        """The key that there is once in *partition*."""
+        return self._space.named(partition, name)
+
+    def claim(self, credential_id: str) -> str:
+        """Which integration claimed *credential_id*."""
+        return self.of(credential_id, "c")
+
+    def index(self, partition: int, filtered: str, name: str) -> str:
+        """The entries of *partition* whose field *filtered* (subject, actor, action) is *name*."""
+        return self._space.named(partition, f"a:{filtered}:{name}")

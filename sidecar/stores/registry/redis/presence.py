@@ -1,0 +1,71 @@
+"""What may be lost in a crash: uses of credentials, addresses seen, and which sidecars live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sidecar.domain.changes import LiveSidecar, Revision
+from sidecar.domain.cidr import Address
+from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
+from sidecar.stores.registry.protocol import (
+    SEEN_WINDOW_US,
+    SIDECAR_LIFETIME_US,
+    SIDECARS_MAX,
+    CredentialUse,
+)
+from sidecar.stores.registry.redis.keys import HOME
+from sidecar.stores.registry.redis.nodes import Command, call_of
+from sidecar.stores.registry.redis.reads import Reader, pairs, seen_command, seen_of
+from sidecar.stores.registry.redis.scripts import ANNOUNCE, USE
+
+SEEN_TTL_MS = 2 * SEEN_WINDOW_US // 1_000
+"""Addresses of an integration that falls silent go by themselves; which count, their times say."""
+_USES_PER_CALL = 500
+
+
+async def record_uses(reader: Reader, uses: Sequence[CredentialUse]) -> None:
+    """Note the latest use of each credential and the addresses of each integration, both bounded."""
+    by_integration: dict[str, list[CredentialUse]] = {}
+    for use in uses:
+        by_integration.setdefault(use.integration_id, []).append(use)
+    by_partition: dict[int, list[Command]] = {}
+    for integration_id, some in by_integration.items():
+        keys = [reader.keys.of(integration_id, kind) for kind in "rkus"]
+        calls = by_partition.setdefault(reader.keys.partition_of(integration_id), [])
+        for first in range(0, len(some), _USES_PER_CALL):
+            arguments: list[str | int] = [ADDRESSES_SEEN_MAX, SEEN_WINDOW_US, SEEN_TTL_MS]
+            for use in some[first : first + _USES_PER_CALL]:
+                arguments += [use.credential_id, use.at_us, use.address.hex()]
+            calls.append(call_of(USE, keys, arguments))
+    await asyncio.gather(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
+
+
+async def addresses_seen(reader: Reader, integration_id: str, now_us: int) -> tuple[Address, ...]:
+    """The addresses seen in the last hour, the latest first."""
+    partition = reader.keys.partition_of(integration_id)
+    [reply] = await reader.ask(partition, seen_command(reader.keys, integration_id, now_us))
+    return seen_of(reply)
+
+
+async def announce(reader: Reader, sidecar_id: str, revision: Revision, now_us: int) -> None:
+    """Note that a sidecar is alive; forget those that are not. *now_us* 0 = the server's clock."""
+    keys = [reader.keys.once(HOME, name) for name in ("sidecars", "sidecars-age")]
+    arguments = (sidecar_id, str(revision), now_us, SIDECAR_LIFETIME_US, SIDECARS_MAX)
+    await reader.ask(HOME, call_of(ANNOUNCE, keys, arguments))
+
+
+async def live_sidecars(reader: Reader, now_us: int) -> tuple[LiveSidecar, ...]:
+    """The sidecars that announced themselves lately."""
+    lowest = f"({now_us - SIDECAR_LIFETIME_US}"
+    kept, ages = await reader.ask(
+        HOME,
+        ("HGETALL", reader.keys.once(HOME, "sidecars")),
+        ("ZRANGEBYSCORE", reader.keys.once(HOME, "sidecars-age"), lowest, "+inf", "WITHSCORES"),
+    )
+    revisions = dict(pairs(kept))
+    return tuple(
+        LiveSidecar(one.decode(), Revision.parse(revisions[one].decode()), int(at_us))
+        for one, at_us in sorted(pairs(ages))
+        if one in revisions
+    )

@@ -1,0 +1,296 @@
+"""
+Reading the registry in Redis.
+
+The head of a chain is always read before what it covers: what is read after it is at least as new, so a
+revision that is told never promises more than was shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.domain.accounts import Administrator
+from sidecar.domain.audit import ChainHead
+from sidecar.domain.changes import Revision
+from sidecar.domain.cidr import Address
+from sidecar.domain.integrations import INTEGRATION_ID, Integration
+from sidecar.domain.lifecycle.commands import SealedSecret
+from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
+from sidecar.domain.records import record_digest
+from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.registry.protocol import (
+    PAGE_MAX,
+    SEEN_WINDOW_US,
+    IntegrationPage,
+    LastUse,
+    ListQuery,
+    RecordProof,
+    RegistryView,
+)
+from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+from sidecar.stores.registry.redis.nodes import Command, Nodes
+from sidecar.stores.registry.redis.replies import (
+    RECORD_FIELDS,
+    FoundRecord,
+    account_of,
+    found_record,
+    head_of,
+    last_use_of,
+)
+
+RECORDS_PER_TURN = 10
+"""Records that are parsed before the event loop gets its turn: below a millisecond."""
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One call that reads; `deadline_s` is on the monotonic clock."""
+
+    nodes: Nodes
+    keys: RegistryKeys
+    deadline_s: float
+
+    async def ask(self, partition: int, *commands: Command) -> list[Any]:
+        """The replies of one partition."""
+        return await self.nodes.run(partition, commands, self.deadline_s)
+
+
+def head_command(keys: RegistryKeys, partition: int) -> Command:
+    """Reads the head of a chain."""
+    return ("XREVRANGE", keys.once(partition, "audit"), "+", "-", "COUNT", 1)
+
+
+def record_command(keys: RegistryKeys, integration_id: str) -> Command:
+    """Reads a record."""
+    return ("HMGET", keys.of(integration_id, "r"), *RECORD_FIELDS)
+
+
+async def heads(reader: Reader) -> tuple[ChainHead, ...]:
+    """The head of every chain."""
+    replies = await asyncio.gather(
+        *(
+            reader.ask(partition, head_command(reader.keys, partition))
+            for partition in range(reader.keys.partitions)
+        )
+    )
+    return tuple(head_of(partition, reply) for partition, [reply] in enumerate(replies))
+
+
+async def record(reader: Reader, integration_id: str) -> FoundRecord | None:
+    """The record with this id, also of a deleted integration."""
+    if not INTEGRATION_ID.fullmatch(integration_id):
+        return None
+    partition = reader.keys.partition_of(integration_id)
+    [reply] = await reader.ask(partition, record_command(reader.keys, integration_id))
+    return found_record(reply)
+
+
+async def records(reader: Reader, partition: int, ids: Sequence[str]) -> list[FoundRecord | None]:
+    """The records of integrations of one partition; parsed bit by bit."""
+    replies = await reader.ask(partition, *(record_command(reader.keys, one) for one in ids))
+    found: list[FoundRecord | None] = []
+    for reply in replies:
+        found.append(found_record(reply))
+        if len(found) % RECORDS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    return found
+
+
+async def load_all(reader: Reader) -> tuple[RegistryView, tuple[ChainHead, ...]]:
+    """Every integration, with the heads that were read before."""
+    before = await heads(reader)
+    parts = await asyncio.gather(*(_load(reader, one) for one in range(reader.keys.partitions)))
+    every = sorted((one for part in parts for one in part), key=lambda one: one.id)
+    return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(every)), before
+
+
+async def _load(reader: Reader, partition: int) -> list[Integration]:
+    loaded: list[Integration] = []
+    after = ""
+    while ids := await _ids(reader, partition, after, _CHUNK):
+        found = await records(reader, partition, ids)
+        loaded += [one.record for one in found if one is not None and not one.is_deleted]
+        after = ids[-1]
+    return loaded
+
+
+async def _ids(reader: Reader, partition: int, after: str, count: int) -> list[str]:
+    """Up to *count* ids after *after*, in order."""
+    lowest = f"({after}" if after else "-"
+    ids = reader.keys.once(partition, "ids")
+    [reply] = await reader.ask(partition, ("ZRANGEBYLEX", ids, lowest, "+", "LIMIT", 0, count))
+    return [one.decode() for one in reply]
+
+
+async def list_records(reader: Reader, query: ListQuery) -> IntegrationPage:
+    """One page: what each partition would have on it, merged."""
+    require_limit(query.limit)
+    if query.after and not INTEGRATION_ID.fullmatch(query.after):
+        raise bad_cursor()
+    parts = await asyncio.gather(
+        *(_matching(reader, partition, query) for partition in range(reader.keys.partitions))
+    )
+    ids = sorted(one for part in parts for one in part)
+    page = ids[: query.limit]
+    by_partition: dict[int, list[str]] = {}
+    for one in page:
+        by_partition.setdefault(reader.keys.partition_of(one), []).append(one)
+    found = await asyncio.gather(*(records(reader, *part) for part in by_partition.items()))
+    listed = [one.record for part in found for one in part if one is not None and not one.is_deleted]
+    listed.sort(key=lambda one: one.id)
+    return IntegrationPage(tuple(listed), page[-1] if len(ids) > query.limit else "")
+
+
+async def _matching(reader: Reader, partition: int, query: ListQuery) -> list[str]:
+    """The first ids of one partition that match: one more than a page holds."""
+    status = query.status.value.encode() if query.status is not None else None
+    wanted = query.search.casefold().encode()
+    matching: list[str] = []
+    after = query.after
+    while len(matching) <= query.limit:
+        ids = await _ids(reader, partition, after, _CHUNK if wanted or status else query.limit + 1)
+        if not ids:
+            break
+        after = ids[-1]
+        if not wanted and status is None:
+            matching += ids
+            continue
+        replies = await reader.ask(
+            partition, *(("HMGET", reader.keys.of(one, "r"), "status", "search") for one in ids)
+        )
+        for one, (its_status, text) in zip(ids, replies, strict=True):
+            if text is not None and wanted in text and status in (None, its_status):
+                matching.append(one)
+    return matching[: query.limit + 1]
+
+
+async def record_proofs(reader: Reader, chain: int, after: str) -> tuple[RecordProof, ...]:
+    """Proofs of administrators (in partition 0) and of integrations, in order of their subjects."""
+    if not 0 <= chain < reader.keys.partitions:
+        return ()
+    proofs: list[RecordProof] = []
+    if chain == HOME and not after.startswith("integration:"):
+        proofs += await _account_proofs(reader, after.removeprefix("administrator:"))
+    after = after.removeprefix("integration:") if after.startswith("integration:") else ""
+    if len(proofs) < PAGE_MAX:
+        proofs += await _integration_proofs(reader, chain, after, PAGE_MAX - len(proofs))
+    return tuple(proofs)
+
+
+async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
+    kept, sequences = await reader.ask(
+        HOME,
+        ("HGETALL", reader.keys.once(HOME, "admins")),
+        ("HGETALL", reader.keys.once(HOME, "admins-at")),
+    )
+    at = dict(pairs(sequences))
+    return [
+        RecordProof(
+            f"administrator:{one.decode()}", HOME, int(at.get(one, b"0")), record_digest(text.decode())
+        )
+        for one, text in sorted(pairs(kept))
+        if one.decode() > after
+    ][:PAGE_MAX]
+
+
+async def _integration_proofs(reader: Reader, chain: int, after: str, count: int) -> list[RecordProof]:
+    """Of all integrations, deleted ones too: they stand in `changes` alone, which is not in this order."""
+    [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.once(chain, "changes"), 0, -1))
+    ids = sorted(one.decode() for one in reply)
+    ids = [one for one in ids if one > after][:count]
+    replies = await reader.ask(
+        chain, *(("HMGET", reader.keys.of(one, "r"), "record", "sequence") for one in ids)
+    )
+    return [
+        RecordProof(f"integration:{one}", chain, int(sequence or 0), record_digest((text or b"").decode()))
+        for one, (text, sequence) in zip(ids, replies, strict=True)
+    ]
+
+
+async def webhook_secrets(reader: Reader, integration_id: str) -> tuple[SealedSecret, ...]:
+    """The sealed secrets that are kept, in the order of the record."""
+    keys = reader.keys
+    partition = keys.partition_of(integration_id)
+    reply, sealed = await reader.ask(
+        partition, record_command(keys, integration_id), ("HGETALL", keys.of(integration_id, "w"))
+    )
+    found, kept = found_record(reply), dict(pairs(sealed))
+    known = found.record.webhook_secrets if found is not None else ()
+    return tuple(
+        SealedSecret(one.id, kept[one.id.encode()].decode()) for one in known if one.id.encode() in kept
+    )
+
+
+async def last_uses(reader: Reader, integration_id: str) -> Mapping[str, LastUse]:
+    """The latest use of each credential of the integration."""
+    partition = reader.keys.partition_of(integration_id)
+    [reply] = await reader.ask(partition, ("HGETALL", reader.keys.of(integration_id, "u")))
+    return {one.decode(): last_use_of(text) for one, text in pairs(reply)}
+
+
+def seen_command(keys: RegistryKeys, integration_id: str, now_us: int) -> Command:
+    """Reads the addresses seen in the last hour, the latest first."""
+    lowest = f"({now_us - SEEN_WINDOW_US}"
+    key = keys.of(integration_id, "s")
+    return ("ZREVRANGEBYSCORE", key, "+inf", lowest, "LIMIT", 0, ADDRESSES_SEEN_MAX)
+
+
+def seen_of(reply: list[bytes]) -> tuple[Address, ...]:
+    """The reply of `seen_command`."""
+    return tuple(bytes.fromhex(one.decode()) for one in reply)
+
+
+async def administrators(reader: Reader) -> tuple[Administrator, ...]:
+    """Every account, in order of the ids."""
+    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.once(HOME, "admins")))
+    return tuple(account_of(text) for _, text in sorted(pairs(reply)))
+
+
+async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
+    """The account that a token id was ever given to."""
+    [holder] = await reader.ask(HOME, ("HGET", reader.keys.once(HOME, "tokens"), token_id))
+    if holder is None:
+        return None
+    [text] = await reader.ask(HOME, ("HGET", reader.keys.once(HOME, "admins"), holder))
+    return account_of(text) if text is not None else None
+
+
+async def server_time_us(reader: Reader) -> int:
+    """The clock of the home partition's node, by which all changes are timed."""
+    [(seconds, micros)] = await reader.ask(HOME, ("TIME",))
+    return int(seconds) * 1_000_000 + int(micros)
+
+
+def pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Names and values that stand in turn."""
+    return list(zip(reply[::2], reply[1::2], strict=True))
+
+
+def require_limit(limit: int) -> None:
+    """
+    Check the size of a page.
+
+    Raises:
+        InvalidError: it is not 1 ... `PAGE_MAX`.
+    """
+    if not 1 <= limit <= PAGE_MAX:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "limit",
+            f"a page has 1 to {PAGE_MAX} members, not {limit}",
+            "ask for fewer, and follow the cursor",
+        )
+
+
+def bad_cursor() -> RefusedError:
+    """The refusal of a cursor that is none."""
+    return refusal(
+        Code.INVALID_VALUE,
+        "after",
+        "this is no cursor of such a page",
+        "start without a cursor, and follow on",
+    )

@@ -1,0 +1,341 @@
+"""The registry protocol over Redis, for a fleet of sidecars; one chain and one sequence a partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+
+from sidecar.domain.accounts import Administrator
+from sidecar.domain.changes import (
+    AdminCommitted,
+    AdminRequest,
+    ChangeRequest,
+    Committed,
+    LiveSidecar,
+    Revision,
+)
+from sidecar.domain.cidr import Address
+from sidecar.domain.integrations import Integration
+from sidecar.domain.lifecycle.commands import SealedSecret
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.domain.lifecycle.outcome import Outcome
+from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.urls import StoreUrl
+from sidecar.stores.registry.protocol import (
+    REQUESTS_MAX,
+    USES_MAX,
+    AuditPage,
+    AuditQuery,
+    Changes,
+    CredentialUse,
+    IntegrationPage,
+    LastUse,
+    ListQuery,
+    RecordProof,
+    RegistryClosedError,
+    RegistryOverloadedError,
+    RegistryTimeoutError,
+    RegistryView,
+)
+from sidecar.stores.registry.redis import follow, presence, reads
+from sidecar.stores.registry.redis.administration import Administration
+from sidecar.stores.registry.redis.audit_log import audit_page
+from sidecar.stores.registry.redis.commits import BATCH_MAX, Committer, Result
+from sidecar.stores.registry.redis.feed import Feed
+from sidecar.stores.registry.redis.keys import RegistryKeys
+from sidecar.stores.registry.redis.nodes import LIMITS, Nodes
+from sidecar.stores.registry.redis.reads import Reader
+
+CALL_TIMEOUT_S = 10.0
+CALLS_MAX = 1_024
+"""Calls under way; more are refused."""
+WATCHERS_MAX = 1_024
+LOOK_INTERVAL_S = 1.0
+"""How often a waiting reader looks by itself while the push of changes is down."""
+
+
+class RedisRegistry:
+    """
+    See `Registry`. Nothing is connected before the first call; a lost server is found again by itself.
+
+    A change is one script call in the partition of its integration. Its outcome is known even when the
+    connection is lost on the way: the chain tells whether the entry is in it.
+    """
+
+    def __init__(
+        self,
+        url: StoreUrl,
+        lifecycle: Lifecycle,
+        *,
+        clock_us: Callable[[], int] | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        limits: StoreLimits = LIMITS,
+    ) -> None:
+        """
+        Use the store at *url* under the rules of *lifecycle*.
+
+        Args:
+            url: where the store is, with prefix and partitions.
+            lifecycle: the rules of changes.
+            clock_us: replaces the server's clock; for tests alone, no setting leads here.
+            timeout_s: the deadline of each call.
+            limits: bounds of connecting.
+        """
+        space = KeySpace(url.prefix, url.partitions)
+        self.url = url
+        self._clock_us = clock_us
+        self._timeout_s = timeout_s
+        self._keys = RegistryKeys(space)
+        self._nodes = Nodes(url, space, limits)
+        self._feed = Feed(self._nodes, self._keys.channel, self._wake)
+        self._committer = Committer(self._nodes, self._keys, lifecycle, clock_us)
+        self._administration = Administration(self._nodes, self._keys, clock_us)
+        self._history = follow.History()
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._calls = 0
+        self._is_closed = False
+
+    async def apply(self, request: ChangeRequest) -> Committed:
+        """See `Registry.apply`."""
+        with self._call() as deadline_s:
+            partition = self._keys.partition_of(request.command.integration_id)
+            [outcome] = await self._committer.change(partition, [request], deadline_s)
+        if isinstance(outcome, RefusedError):
+            raise outcome
+        return outcome
+
+    async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
+        """See `Registry.apply_many`: partitions side by side, each in batches of `BATCH_MAX`."""
+        _require_at_most(len(requests), REQUESTS_MAX, "changes")
+        if _share_credential_ids(requests):
+            return tuple([await self._outcome(one) for one in requests])
+        by_partition: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            partition = self._keys.partition_of(request.command.integration_id)
+            by_partition.setdefault(partition, []).append(index)
+        outcomes: dict[int, Result] = {}
+
+        async def change(partition: int, indexes: Sequence[int]) -> None:
+            for first in range(0, len(indexes), BATCH_MAX):
+                batch = indexes[first : first + BATCH_MAX]
+                with self._call() as deadline_s:
+                    made = await self._committer.change(partition, [requests[n] for n in batch], deadline_s)
+                outcomes.update(zip(batch, made, strict=True))
+
+        await _all(change(*part) for part in by_partition.items())
+        return tuple(outcomes[index] for index in range(len(requests)))
+
+    async def preview(self, request: ChangeRequest) -> Outcome:
+        """See `Registry.preview`."""
+        async with self._reading() as reader:
+            return await self._committer.preview(reader, request)
+
+    async def get(self, integration_id: str) -> Integration | None:
+        """See `Registry.get`."""
+        async with self._reading() as reader:
+            found = await reads.record(reader, integration_id)
+        return found.record if found is not None and not found.is_deleted else None
+
+    async def list(self, query: ListQuery) -> IntegrationPage:
+        """See `Registry.list`."""
+        async with self._reading() as reader:
+            return await reads.list_records(reader, query)
+
+    async def load_all(self) -> RegistryView:
+        """See `Registry.load_all`."""
+        async with self._reading() as reader:
+            view, heads = await reads.load_all(reader)
+        for head in heads:
+            self._history.note(head)
+        return view
+
+    async def revision(self) -> Revision:
+        """See `Registry.revision`."""
+        async with self._reading() as reader:
+            return Revision(tuple(head.sequence for head in await reads.heads(reader)))
+
+    async def changes_since(self, revision: Revision, timeout_s: float = 0.0) -> Changes:
+        """See `Registry.changes_since`: without a wait it looks at every partition, whatever was pushed."""
+        deadline_s = monotonic() + timeout_s
+        if timeout_s > 0 and not self._is_closed:
+            self._feed.start()
+        while True:
+            with self._watching() as changed:  # before the look, so that no change falls in between
+                changes = await self._look(revision, is_full=timeout_s <= 0)
+                remaining_s = deadline_s - monotonic()
+                if changes.revision != revision or changes.is_reset or remaining_s <= 0:
+                    return changes
+                if not self._feed.is_live:
+                    remaining_s = min(remaining_s, LOOK_INTERVAL_S)
+                await asyncio.wait([changed], timeout=remaining_s)
+
+    async def audit(self, query: AuditQuery) -> AuditPage:
+        """See `Registry.audit`."""
+        async with self._reading() as reader:
+            return await audit_page(reader, query)
+
+    async def chains(self, subject: str = "") -> tuple[int, ...]:
+        """See `Registry.chains`: one a partition; administrators are in the first."""
+        if not subject:
+            return tuple(range(self._keys.partitions))
+        kind, _, name = subject.partition(":")
+        return (self._keys.partition_of(name) if kind == "integration" else 0,)
+
+    async def record_proofs(self, chain: int, after: str = "") -> tuple[RecordProof, ...]:
+        """See `Registry.record_proofs`."""
+        async with self._reading() as reader:
+            return await reads.record_proofs(reader, chain, after)
+
+    async def webhook_secrets(self, integration_id: str) -> tuple[SealedSecret, ...]:
+        """See `Registry.webhook_secrets`."""
+        async with self._reading() as reader:
+            return await reads.webhook_secrets(reader, integration_id)
+
+    async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
+        """See `Registry.record_uses`."""
+        _require_at_most(len(uses), USES_MAX, "uses")
+        async with self._reading() as reader:
+            await presence.record_uses(reader, uses)
+
+    async def last_uses(self, integration_id: str) -> Mapping[str, LastUse]:
+        """See `Registry.last_uses`."""
+        async with self._reading() as reader:
+            return await reads.last_uses(reader, integration_id)
+
+    async def addresses_seen(self, integration_id: str) -> tuple[Address, ...]:
+        """See `Registry.addresses_seen`."""
+        async with self._reading() as reader:
+            return await presence.addresses_seen(reader, integration_id, await self._now_us(reader))
+
+    async def administer(self, request: AdminRequest) -> AdminCommitted:
+        """See `Registry.administer`."""
+        with self._call() as deadline_s:
+            return await self._administration.administer(request, deadline_s)
+
+    async def administrators(self) -> tuple[Administrator, ...]:
+        """See `Registry.administrators`."""
+        async with self._reading() as reader:
+            return await reads.administrators(reader)
+
+    async def token_holder(self, token_id: str) -> Administrator | None:
+        """See `Registry.token_holder`."""
+        async with self._reading() as reader:
+            return await reads.token_holder(reader, token_id)
+
+    async def announce(self, sidecar_id: str, revision: Revision) -> None:
+        """See `Registry.announce`."""
+        async with self._reading() as reader:
+            now_us = self._clock_us() if self._clock_us is not None else 0
+            await presence.announce(reader, sidecar_id, revision, now_us)
+
+    async def live_sidecars(self) -> tuple[LiveSidecar, ...]:
+        """See `Registry.live_sidecars`."""
+        async with self._reading() as reader:
+            return await presence.live_sidecars(reader, await self._now_us(reader))
+
+    async def aclose(self) -> None:
+        """See `Registry.aclose`."""
+        self._is_closed = True
+        await self._feed.close()
+        await self._nodes.close()
+        self._wake()
+
+    async def _outcome(self, request: ChangeRequest) -> Committed | RefusedError:
+        try:
+            return await self.apply(request)
+        except RefusedError as error:
+            return error
+
+    async def _look(self, revision: Revision, is_full: bool) -> Changes:
+        """Look at the partitions that may have changed; at all of them where nothing better is known."""
+        if len(revision.sequences) != self._keys.partitions:
+            return Changes(await self.revision(), is_reset=True)
+        known = self._feed.sequences
+        looked_at = [
+            partition
+            for partition, sequence in enumerate(revision.sequences)
+            if is_full or known[partition] is None or known[partition] != sequence
+        ]
+        async with self._reading() as reader:
+            changes, heads = await follow.changes_since(reader, revision, looked_at, self._history)
+        if self._feed.sequences is known:  # else a subscription began meanwhile, and may have missed some
+            for partition, head in heads.items():
+                self._feed.learn(partition, head.sequence)
+        return changes
+
+    async def _now_us(self, reader: Reader) -> int:
+        return self._clock_us() if self._clock_us is not None else await reads.server_time_us(reader)
+
+    @contextmanager
+    def _call(self) -> Iterator[float]:
+        """One call: its deadline on the monotonic clock."""
+        if self._is_closed:
+            raise RegistryClosedError("the registry was closed")
+        if self._calls >= CALLS_MAX:
+            raise RegistryOverloadedError(f"{CALLS_MAX} registry calls are under way: try again later")
+        self._calls += 1
+        try:
+            yield monotonic() + self._timeout_s
+        finally:
+            self._calls -= 1
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Reader]:
+        """A call that changes nothing that must last; it ends by its deadline."""
+        with self._call() as deadline_s:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    yield Reader(self._nodes, self._keys, deadline_s)
+            except TimeoutError:
+                raise RegistryTimeoutError(
+                    f"the registry did not answer within {self._timeout_s:g} s"
+                ) from None
+
+    @contextmanager
+    def _watching(self) -> Iterator[asyncio.Future[None]]:
+        """A future that is done at the next change."""
+        if len(self._watchers) >= WATCHERS_MAX:
+            raise RegistryOverloadedError(f"{WATCHERS_MAX} calls wait for changes: try again later")
+        changed = asyncio.get_running_loop().create_future()
+        self._watchers.add(changed)
+        try:
+            yield changed
+        finally:
+            self._watchers.discard(changed)
+
+    def _wake(self) -> None:
+        for changed in self._watchers:
+            if not changed.done():
+                changed.set_result(None)
+
+
+async def _all(changes: Iterable[object]) -> None:
+    """Wait for all of them, also when one fails; then raise what the first one raised."""
+    outcomes = await asyncio.gather(*changes, return_exceptions=True)  # type: ignore[call-overload]
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _share_credential_ids(requests: Sequence[ChangeRequest]) -> bool:
+    """Whether two changes issue one credential id: then the order between partitions matters."""
+    ids: list[str] = []
+    for request in requests:
+        fresh = getattr(request.command, "credentials", ())
+        one = getattr(request.command, "credential", None)
+        ids += [credential.id for credential in (*fresh, *([one] if one is not None else []))]
+    return len(ids) != len(set(ids))
+
+
+def _require_at_most(count: int, count_max: int, what: str) -> None:
+    if count > count_max:
+        raise refusal(
+            Code.TOO_MANY,
+            "",
+            f"{count} {what} are more than the {count_max} of one call",
+            "send fewer at a time",
+        )

@@ -98,7 +98,7 @@ class Policy:
         except (AmbiguousCredentialError, ApiKeyError):
             return _MALFORMED
         if credential is None or not matches(api_key, credential.digest):
-            return _UNKNOWN
+            return _UNKNOWN if snapshot.is_loaded else _UNLOADED
         if credential.expires_at_us is not None and credential.expires_at_us <= now_us:
             return Evaluation(Reason.EXPIRED_CREDENTIAL)
         return self._evaluate_known(request, credential, key_header)
@@ -147,4 +147,5 @@ class Policy:
 
 _MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
 _MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
+_UNLOADED = Evaluation(Reason.STORE_UNAVAILABLE)
 _UNKNOWN = Evaluation(Reason.UNKNOWN_CREDENTIAL)

@@ -160,6 +160,33 @@ STORE_METRICS = (
     ),
 )  # fmt: skip
 
+REGISTRY_METRICS = (
+    MetricSpec(
+        "sidecar_registry_in_touch",
+        Kind.GAUGE,
+        "1 while the shared registry could be asked the last time; 0 = the registry in force may be old.",
+    ),
+    MetricSpec(
+        "sidecar_registry_loads_total", Kind.COUNTER, "Times that the shared registry was loaded as a whole."
+    ),
+    MetricSpec(
+        "sidecar_registry_changes_total",
+        Kind.COUNTER,
+        "Integrations of the shared registry that were put into force, or out of it, one by one.",
+    ),
+    MetricSpec(
+        "sidecar_registry_follow_failures_total",
+        Kind.COUNTER,
+        "Times that the shared registry could not be asked or used; the registry in force stays.",
+    ),
+    MetricSpec(
+        "sidecar_registry_refreshes_total",
+        Kind.COUNTER,
+        "Integrations fetched at once because a take found that their record had changed.",
+        labels=(("result", ("ok", "failed")),),
+    ),
+)
+
 RESTART_REASONS = (
     "rolling",         # its successor was ready (SIGHUP)
     "crashed",         # a signal or an exit code that nobody asked for
@@ -195,6 +222,7 @@ TABLE = MetricTable(
         *STORE_METRICS,
         *TRANSPORT_METRICS,
         *PROCESS_METRICS,
+        *REGISTRY_METRICS,
         *WORKER_METRICS,
     )
 )
@@ -208,6 +236,7 @@ def _least_known(values: Sequence[int]) -> int:
 
 WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_ready": max,
+    "sidecar_registry_in_touch": min,
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,

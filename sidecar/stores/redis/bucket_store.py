@@ -24,7 +24,8 @@ from sidecar.stores.redis.link import LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.single import SingleTopology
-from sidecar.stores.redis.take_call import CompiledSet
+from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
+from sidecar.stores.redis.take_call import CompiledSet, Group
 from sidecar.stores.redis.urls import Kind, StoreUrl
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
-    `on_state_change(is_ready)` is called when readiness changes. `on_superseded(owner, generation)` is
-    called when the server knows another generation of an integration's record than we took for;
-    generation 0 = it knows none.
+    `on_state_change(is_ready)` is called when readiness changes. `refresh(owner, generation, done)` is
+    called when the server knows another generation of an integration's record than we took for, 0 = it
+    knows none; it puts that record into force and calls `done`. Until then the takes wait, so that their
+    callers find the new record when they are told SUPERSEDED.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class RedisBucketStore:
         self.keys = KeySpace(url.prefix, url.partitions)
         self.limits = limits or StoreLimits()
         self.on_state_change: Callable[[bool], None] | None = None
-        self.on_superseded: Callable[[str, int], None] | None = None
+        self.refresh: Refresh | None = None
         self._url = url
         self._counts = StoreCounts(metrics)
         self._checks_generation = checks_generation
@@ -92,6 +94,7 @@ class RedisBucketStore:
         self._compiled: dict[BucketSet, CompiledSet] = {}
         self._lanes: list[Lane] = []
         self._topology: Topology | None = None
+        self._superseded: SupersededTakes | None = None
         self._was_ready = False
         self._told: dict[str, float] = {}
 
@@ -119,6 +122,7 @@ class RedisBucketStore:
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
         )
         is_cluster = self._url.kind is Kind.CLUSTER
+        self._superseded = SupersededTakes(parts.loop)
         self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
         self._lanes = self._topology.lanes
         self._topology.start()
@@ -129,6 +133,8 @@ class RedisBucketStore:
         topology, self._topology = self._topology, None
         if topology is not None:
             await topology.close()
+        if self._superseded is not None:
+            self._superseded.close()
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
         """Refuse from memory while the bucket is known to be empty. See `BucketStore.take_now`."""
@@ -205,11 +211,11 @@ class RedisBucketStore:
         """Remember for how long the bucket stays empty."""
         self._denials.learn(buckets, taken, now_us, sent_s, monotonic())
 
-    def superseded(self, buckets: BucketSet, generation: int) -> None:
-        """Tell the registry's follower."""
-        self._denials.forget(buckets)
-        if self.on_superseded is not None:
-            self.on_superseded(buckets.owner, generation)
+    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
+        """Have the registry's follower put the new record into force; then the takes are told."""
+        self._denials.forget(group.compiled.buckets)
+        assert self._superseded is not None  # made before the lanes
+        self._superseded.hold(group, generation, tell, self.refresh)
 
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """Look for the nodes where that may help; say in the log what a person must mend."""

@@ -23,6 +23,7 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy, remedy_of
 from sidecar.stores.redis.scripts import TAKE
+from sidecar.stores.redis.superseded import Tell
 from sidecar.stores.redis.take_call import (
     NEVER_S,
     CompiledSet,
@@ -49,8 +50,8 @@ class LaneEvents(Protocol):
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """A bucket is empty; *now_us* is the server's time, read after *sent_s* of our monotonic clock."""
 
-    def superseded(self, buckets: BucketSet, generation: int) -> None:
-        """The owner's record has another generation; 0 = there is none."""
+    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
+        """The owner's record has another generation; 0 = there is none. *tell* tells those who wait."""
 
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
@@ -204,8 +205,7 @@ class Lane:
             return  # the lane was closed meanwhile, and everybody told
         buckets = group.compiled.buckets
         if admitted < 0:
-            self._parts.events.superseded(buckets, -1 - admitted)
-            self._fail((group,), StoreFault.SUPERSEDED)
+            self._parts.events.superseded(group, -1 - admitted, self._tell)
             return
         asked = group.asked
         taken = apportion(group, starts, now_us, self._report)

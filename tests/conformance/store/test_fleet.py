@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -57,7 +58,12 @@ def test_fleet__a_take_for_an_older_record_is_refused(world: World) -> None:
     async def scene() -> None:
         store = world.store(ManualClock(), checks_generation=True)
         told: list[tuple[str, int]] = []
-        store.on_superseded = lambda owner, generation: told.append((owner, generation))
+
+        def note(owner: str, generation: int, done: Callable[[bool], None]) -> None:
+            told.append((owner, generation))
+            done(True)
+
+        store.refresh = note
         await store.start()
         first, second = bucket(generation=1), bucket(generation=2)
         assert await take(store, first) is StoreFault.SUPERSEDED

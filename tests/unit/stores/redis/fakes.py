@@ -16,7 +16,8 @@ from sidecar.stores.redis.lane import Lane, LaneParts
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy
-from sidecar.stores.redis.take_call import CompiledSet
+from sidecar.stores.redis.superseded import Tell
+from sidecar.stores.redis.take_call import CompiledSet, Group
 from tests.building import make_metrics
 
 SERVER_NOW_US = 1_764_000_000_000_000
@@ -155,9 +156,10 @@ class FakeOwner:
         """See `LaneEvents`."""
         self.empty.append((buckets, taken, now_us, sent_s))
 
-    def superseded(self, buckets: BucketSet, generation: int) -> None:
+    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
         """See `LaneEvents`."""
-        self.newer.append((buckets.owner, generation))
+        self.newer.append((group.compiled.buckets.owner, generation))
+        tell(group.release(), StoreFault.SUPERSEDED)
 
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """See `LaneEvents`."""

@@ -67,7 +67,7 @@ class RegistrySource:
         content, digest = load_registry_bytes(self.path, self.file)
         if digest == self._digest:
             return None
-        with _beside_the_event_loop():
+        with beside_the_event_loop():
             records, warnings = parse_registry(content, self.file, self._catalogue)
             queue = deque(records)
             del records  # what was parsed but has not changed is let go of bit by bit
@@ -120,7 +120,7 @@ class RegistrySource:
 
 
 @contextmanager
-def _beside_the_event_loop() -> Iterator[None]:
+def beside_the_event_loop() -> Iterator[None]:
     """
     Load much in one go without holding up the event loop's thread.
 

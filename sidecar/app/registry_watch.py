@@ -137,19 +137,23 @@ async def let_go(retired: list[CompiledIntegration]) -> None:
         await asyncio.sleep(0)
 
 
+def tell_registry(snapshot: Snapshot, metrics: Metrics) -> None:
+    """Tell metrics which registry is in force now."""
+    metrics.set("sidecar_registry_integrations", to=len(snapshot.integrations))
+    metrics.set("sidecar_registry_credentials", to=len(snapshot.credentials))
+    metrics.set("sidecar_registry_loaded_timestamp_seconds", to=int(time.time()))
+
+
 def announce(loaded: LoadedRegistry, file: str, metrics: Metrics) -> None:
     """Tell logs and metrics which registry is in force now."""
-    integrations, credentials = len(loaded.snapshot.integrations), len(loaded.snapshot.credentials)
-    metrics.set("sidecar_registry_integrations", to=integrations)
-    metrics.set("sidecar_registry_credentials", to=credentials)
-    metrics.set("sidecar_registry_loaded_timestamp_seconds", to=int(time.time()))
+    tell_registry(loaded.snapshot, metrics)
     log_event(
         _log,
         logging.INFO,
         "registry in force",
         file=file,
-        integrations=integrations,
-        credentials=credentials,
+        integrations=len(loaded.snapshot.integrations),
+        credentials=len(loaded.snapshot.credentials),
         took_ms=round(loaded.took_s * 1_000),
     )
     for warning in loaded.warnings:

@@ -156,10 +156,11 @@ class Process:
         if sidecar.watch is not None and self._loaded.source is not None:
             announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
             self._spawn(sidecar.watch.run())
-        for service in sidecar.health_services:
-            sidecar.health.set_serving(service, True)
-        sidecar.readiness.set("registry", True, "none" if sidecar.watch is None else "loaded")
-        sidecar.readiness.set("grpc", True, "serving")
+        if sidecar.shared is None or sidecar.watch is not None:
+            self._state("registry", True, "none" if sidecar.watch is None else "loaded")
+        if sidecar.shared is not None:
+            self._spawn(sidecar.shared.run(self._state))
+        self._state("grpc", True, "serving")
         # What was loaded lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -173,6 +174,13 @@ class Process:
             grpc=[str(endpoint) for endpoint in grpc],
             admin=[str(endpoint) for endpoint in admin],
         )
+
+    def _state(self, name: str, is_ready: bool, state: str) -> None:
+        """A component is in another state: tell it, and whether the process takes calls."""
+        sidecar = self._sidecar
+        sidecar.readiness.set(name, is_ready, state)
+        for service in sidecar.health_services:
+            sidecar.health.set_serving(service, sidecar.readiness.is_ready)
 
     async def _drain(self) -> None:
         sidecar = self._sidecar
@@ -210,6 +218,8 @@ class Process:
         sidecar = self._sidecar
         if sidecar.watch is not None:
             sidecar.watch.reload()
+        if sidecar.shared is not None:
+            sidecar.shared.reload()
         reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
         if reload_tls is not None:
             reload_tls()

@@ -25,6 +25,7 @@ from pydantic import (
 from sidecar.domain.cidr import Cidr, parse_cidr
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
+from sidecar.stores.redis.urls import SCHEMES, StoreUrl, parse_store_url
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
 
@@ -50,8 +51,8 @@ WORKERS_MAX = 256
 NO_SCOPE = "none"
 """A route's scope when any active integration may call it."""
 
-STORES = ("embedded",)
-"""The schemes of `store:` that we know."""
+EMBEDDED_STORE = "embedded:"
+"""Buckets in the memory of the process; every other store is shared."""
 
 
 def _parsed(parse: Callable[[str], Value]) -> PlainValidator:
@@ -89,12 +90,15 @@ def _method(text: str) -> str:
 
 def _store(text: str) -> str:
     scheme, colon, rest = text.partition(":")
-    if not colon or scheme not in STORES:
-        known = ", ".join(f"'{known}:'" for known in STORES)
+    if f"{scheme}{colon}" == EMBEDDED_STORE:
+        if rest:
+            raise ValueError(f"'{EMBEDDED_STORE}' takes nothing after the colon")
+        return text
+    if not colon or scheme not in SCHEMES:
+        known = ", ".join([f"'{EMBEDDED_STORE}'", *(f"'{known}://'" for known in SCHEMES)])
         # Only the scheme is told: what follows it may hold a password.
         raise ValueError(f"{scheme!r} is no store that this version knows; known: {known}")
-    if rest:
-        raise ValueError(f"'{scheme}:' takes nothing after the colon")
+    parse_store_url(text)
     return text
 
 
@@ -279,6 +283,11 @@ class Settings(Section):
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()
+
+    @property
+    def shared_store(self) -> StoreUrl | None:
+        """Where the store is that the fleet shares; None = the store is embedded."""
+        return None if self.store == EMBEDDED_STORE else parse_store_url(self.store)
 
     def transport_limits(self) -> TransportLimits:
         """The bounds of the transports."""

@@ -13,6 +13,7 @@ from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
 from sidecar.app.rules import Rules, build_rules
+from sidecar.app.shared_store import SharedStore
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
@@ -23,6 +24,9 @@ from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.health import HealthService
 from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.file_faults import FaultList
+from sidecar.stores.protocols import BucketStore
+from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.transports.server import Endpoint, GrpcServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -34,7 +38,11 @@ _log = logging.getLogger("sidecar.app")
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """The parts of one process. `watch` None = there is no registry file to watch."""
+    """
+    The parts of one process.
+
+    `watch` None = there is no registry file to watch; `shared` None = the store is embedded.
+    """
 
     config: Config
     metrics: Metrics
@@ -45,6 +53,7 @@ class Sidecar:
     server: GrpcServer
     admin: AdminServer
     watch: RegistryWatch | None
+    shared: SharedStore | None = None
 
 
 class LoadedConfig:
@@ -61,21 +70,46 @@ class LoadedConfig:
         self.rules: Rules = build_rules(config)
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
+        self.shared_url = config.settings.shared_store
+        if self.shared_url is not None:
+            self._verify(self.shared_url)
         path = config.registry_path
         if path is not None:
             self.source = RegistrySource(path, str(path), self.rules.catalogue)
             self.registry = self.source.load(self.registry.snapshot) or self.registry
+        elif self.shared_url is not None:
+            self.registry = LoadedRegistry(Snapshot.unloaded())
 
-    def decider(self, metrics: Metrics) -> Decider:
-        """Decides by these rules and this registry, with buckets of its own."""
-        return Decider(self.rules.policy, self.registry.snapshot, EmbeddedBucketStore(), metrics)
+    def decider(self, metrics: Metrics, store: BucketStore | None = None) -> Decider:
+        """Decides by these rules and this registry; *store* None = with buckets of its own."""
+        store = EmbeddedBucketStore() if store is None else store
+        return Decider(self.rules.policy, self.registry.snapshot, store, metrics)
+
+    def shared_store(self, metrics: Metrics) -> SharedStore | None:
+        """The store that the configuration shares; None = it is embedded. A file goes before its registry."""
+        if self.shared_url is None:
+            return None
+        is_registry = self.source is None
+        return SharedStore(self.shared_url, self.rules.catalogue, metrics, is_registry=is_registry)
+
+    def _verify(self, url: StoreUrl) -> None:
+        """Read the passwords and TLS files that *url* names, once, so that a mistake shows at once."""
+        try:
+            url.verify()
+        except StoreUrlError as error:
+            faults = FaultList(self.config.tree.file)
+            faults.put(self.config.fault(("store",), str(error)))
+            faults.raise_any()
 
 
 def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     """Join the parts of a sidecar that runs by *loaded*; nothing is bound yet."""
     config = loaded.config
-    decider = loaded.decider(metrics)
-    readiness = Readiness(metrics, COMPONENTS)
+    shared = loaded.shared_store(metrics)
+    decider = loaded.decider(metrics, None if shared is None else shared.buckets)
+    if shared is not None:
+        shared.attach(decider)
+    readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
     health = HealthService(HEALTH_SERVICES)
     style = loaded.rules.style
     methods: list[Method] = [
@@ -94,6 +128,7 @@ def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         grpc_server(config, methods, metrics),
         AdminServer(AdminApp(metrics, readiness), endpoints(config, "admin"), metrics),
         watch,
+        shared,
     )
 
 
@@ -120,7 +155,7 @@ def warn(loaded: LoadedConfig) -> None:
     """Log what is valid in the configuration but odd."""
     for warning in loaded.rules.warnings:
         log_event(_log, logging.WARNING, "odd in the configuration", at=str(warning))
-    if loaded.source is None:
+    if loaded.source is None and loaded.shared_url is None:
         log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
     if not loaded.config.settings.routes:
         log_event(

@@ -69,6 +69,8 @@ def _workers(config: Config) -> str:
 
 
 def _registry(loaded: LoadedConfig) -> str:
+    if loaded.shared_url is not None and loaded.source is None:
+        return f"in the store at {loaded.shared_url}, which is not asked here"
     if loaded.source is None:
         return "none: every API key is refused"
     snapshot = loaded.registry.snapshot

@@ -64,6 +64,12 @@ def decide(
         from sidecar.observe.table import TABLE
 
         loaded = LoadedConfig(load_config(config))
+        if not loaded.registry.snapshot.is_loaded:
+            raise CommandError(
+                "the registry is in the shared store, and 'decide' works offline: save it with"
+                " 'sidecar registry pull FILE', and decide with SIDECAR_STORE=embedded:"
+                " SIDECAR_REGISTRY=FILE"
+            )
         source = loaded.rules.policy.sources.sources[0]
         headers = given_headers(header)
         add_key(headers, given_key(key), source.header, source.scheme)

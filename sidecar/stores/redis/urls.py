@@ -163,6 +163,9 @@ _SCHEMES = {
     "rediss+cluster": (Kind.CLUSTER, True),
 }
 
+SCHEMES = tuple(_SCHEMES)
+"""The schemes of store URLs."""
+
 _TLS_OPTIONS = ("ca_file", "cert_file", "key_file", "server_name")
 _SENTINEL_OPTIONS = ("sentinel_user", "sentinel_password_env", "sentinel_password_file")
 _OPTIONS = ("database", "prefix", "partitions", "user", "password_env", "password_file")

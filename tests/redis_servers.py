@@ -40,7 +40,7 @@ SIDECAR_PERMISSIONS = (
     "resetchannels ~sidecar:* +evalsha +script|load +time +mget +set +get +zadd +pexpire +zrem"
     " +zremrangebyscore +zcard +client|setname"
 )
-"""What docs/store-redis.md says that the sidecar's user needs, and nothing else."""
+"""What docs/registry-redis.md says that the sidecar's user needs, and nothing else."""
 
 ACL_USERS = (
     "user default off",

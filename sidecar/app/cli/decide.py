@@ -66,8 +66,8 @@ def decide(
         loaded = LoadedConfig(load_config(config))
         if not loaded.registry.snapshot.is_loaded:
             raise CommandError(
-                "the registry is in the shared store, and 'decide' works offline: save it with"
-                " 'sidecar registry pull FILE', and decide with SIDECAR_STORE=embedded:"
+                "the registry is in the shared store, and 'decide' works offline: ask a running sidecar"
+                " with 'sidecar ask', or decide from a registry file with SIDECAR_STORE=embedded:"
                 " SIDECAR_REGISTRY=FILE"
             )
         source = loaded.rules.policy.sources.sources[0]

@@ -56,7 +56,7 @@ _ADVICE = {
     "MISCONF": "the server cannot persist and refuses writes: see its log",
     "OOM": "the server is at its maxmemory: give it more, or set maxmemory-policy volatile-ttl",
     "NOAUTH": "the server wants a password: put it into the URL's environment variable or file",
-    "NOPERM": "the ACL user lacks a permission: docs/store-redis.md lists what it needs",
+    "NOPERM": "the ACL user lacks a permission: docs/registry-redis.md lists what it needs",
     "WRONGPASS": "the user or the password is wrong",
     "READONLY": "the server is a replica: the URL must lead to the primary",
 }

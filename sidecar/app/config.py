@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidecar.app.config_source import ConfigTree, KeyPath, add_environment, read_config_file
-from sidecar.app.settings import Settings
+from sidecar.app.settings import SQLITE_REGISTRY, Settings
 from sidecar.stores.file_faults import FaultList, FileFault, meant_key, quoted, unknown_key
 from sidecar.transports.server import TlsFiles
 
@@ -42,8 +42,17 @@ class Config:
 
     @property
     def registry_path(self) -> Path | None:
-        """The registry file; None = there is none, so no key is known."""
-        return None if self.settings.registry is None else self.path(self.settings.registry)
+        """The YAML file that is the registry; None = something else is it, or there is none."""
+        named = self.settings.registry
+        return None if named is None or named.startswith(SQLITE_REGISTRY) else self.path(named)
+
+    @property
+    def registry_database(self) -> Path | None:
+        """The SQLite file that is the registry; None = something else is it, or there is none."""
+        named = self.settings.registry
+        if named is None or not named.startswith(SQLITE_REGISTRY):
+            return None
+        return self.path(named.removeprefix(SQLITE_REGISTRY).strip())
 
     def tls_files(self, kind: str, index: int) -> TlsFiles | None:
         """The TLS files of listener number *index* of `listen.<kind>`."""

@@ -54,6 +54,9 @@ NO_SCOPE = "none"
 EMBEDDED_STORE = "embedded:"
 """Buckets in the memory of the process; every other store is shared."""
 
+SQLITE_REGISTRY = "sqlite:"
+"""What the path of a registry begins with when it is a SQLite file, which administrators change."""
+
 
 def _parsed(parse: Callable[[str], Value]) -> PlainValidator:
     """A value that is written as text and kept as what *parse* makes of it."""
@@ -99,6 +102,14 @@ def _store(text: str) -> str:
         # Only the scheme is told: what follows it may hold a password.
         raise ValueError(f"{scheme!r} is no store that this version knows; known: {known}")
     parse_store_url(text)
+    return text
+
+
+def _registry(text: str) -> str:
+    if not text.removeprefix(SQLITE_REGISTRY).strip():
+        raise ValueError(f"must name a file, such as 'registry.yaml' or '{SQLITE_REGISTRY}registry.sqlite'")
+    if text.startswith(f"{SQLITE_REGISTRY}//"):
+        raise ValueError(f"is no URL: write '{SQLITE_REGISTRY}' and then the path of the file")
     return text
 
 
@@ -266,7 +277,7 @@ class Settings(Section):
 
     listen: ListenSettings = ListenSettings()
     transport: Literal["fast", "grpcio"] = "fast"
-    registry: str | None = None
+    registry: Annotated[str, _parsed(_registry)] | None = None
     store: Annotated[str, _parsed(_store)] = "embedded:"
     workers: Annotated[
         Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)

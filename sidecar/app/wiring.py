@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
+from sidecar.app.control_plane import put_registry_faults
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -71,6 +72,7 @@ class LoadedConfig:
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
         self.shared_url = config.settings.shared_store
+        self._verify_registry()
         if self.shared_url is not None:
             self._verify(self.shared_url)
         path = config.registry_path
@@ -91,6 +93,11 @@ class LoadedConfig:
             return None
         is_registry = self.source is None
         return SharedStore(self.shared_url, self.rules.catalogue, metrics, is_registry=is_registry)
+
+    def _verify_registry(self) -> None:
+        faults = FaultList(self.config.tree.file)
+        put_registry_faults(self.config, faults)
+        faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:
         """Read the passwords and TLS files that *url* names, once, so that a mistake shows at once."""

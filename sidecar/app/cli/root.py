@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sidecar.app.cli import ask, check_config, decide, keys, serve, version
+from sidecar.app.cli import admin, ask, check_config, decide, keys, serve, version
 
 app = typer.Typer(
     name="sidecar",
@@ -19,4 +19,5 @@ app.command("check-config")(check_config.check_config)
 app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")
+app.add_typer(admin.app, name="admin")
 app.command()(version.version)

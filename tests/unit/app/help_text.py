@@ -11,7 +11,18 @@ from tests.house.source import ROOT
 
 PAGE = ROOT / "docs" / "cli.md"
 
-COMMANDS = ("", "serve", "check-config", "decide", "ask", "keys", "keys new", "version")
+COMMANDS = (
+    "",
+    "serve",
+    "check-config",
+    "decide",
+    "ask",
+    "keys",
+    "keys new",
+    "admin",
+    "admin bootstrap",
+    "version",
+)
 WIDTH = 100
 _PLAIN = {"TERM": "dumb", "COLUMNS": str(WIDTH), "NO_COLOR": "1", "LANG": "C.UTF-8"}
 

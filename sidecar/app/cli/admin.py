@@ -1,0 +1,17 @@
+"""`sidecar admin`: who may administer."""
+
+from __future__ import annotations
+
+import typer
+
+from sidecar.app.cli.admin_bootstrap import bootstrap
+
+app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
+
+
+@app.callback()
+def admin() -> None:
+    """Administrators and their tokens."""
+
+
+app.command()(bootstrap)

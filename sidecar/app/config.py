@@ -54,6 +54,12 @@ class Config:
             return None
         return self.path(named.removeprefix(SQLITE_REGISTRY).strip())
 
+    @property
+    def has_control_plane(self) -> bool:
+        """Whether the registry is one that administrators change."""
+        is_in_store = self.settings.shared_store is not None and self.settings.registry is None
+        return is_in_store or self.registry_database is not None
+
     def tls_files(self, kind: str, index: int) -> TlsFiles | None:
         """The TLS files of listener number *index* of `listen.<kind>`."""
         tls = getattr(self.settings.listen, kind)[index].tls

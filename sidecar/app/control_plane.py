@@ -20,13 +20,6 @@ NO_CONTROL_PLANE = (
 )
 
 
-def has_control_plane(config: Config) -> bool:
-    """Whether administrators can change the registry of *config*."""
-    return config.registry_database is not None or (
-        config.settings.shared_store is not None and config.settings.registry is None
-    )
-
-
 def put_registry_faults(config: Config, faults: FaultList) -> None:
     """Note in *faults* when store and registry of *config* do not go together."""
     if config.registry_database is None or config.settings.shared_store is None:
@@ -50,7 +43,7 @@ async def open_registry(config: Config) -> Registry:
     """
     faults = FaultList(config.tree.file)
     put_registry_faults(config, faults)
-    if not has_control_plane(config):
+    if not config.has_control_plane:
         faults.put(config.fault(("registry",), _no_control_plane(config)))
     faults.raise_any()
     lifecycle = Lifecycle(build_rules(config).catalogue)

@@ -23,7 +23,7 @@ from sidecar.app.registry_watch import announce
 from sidecar.app.supervisor.cpus import worker_count
 from sidecar.app.supervisor.store_rule import refuse_unshared_store
 from sidecar.app.supervisor.systemd import notify_ready
-from sidecar.app.wiring import LoadedConfig, build_sidecar, warn
+from sidecar.app.wiring import LoadedConfig, Sidecar, build_sidecar, warn
 from sidecar.observe.build import VERSION
 from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
@@ -39,6 +39,8 @@ _log = logging.getLogger("sidecar.app")
 Endpoints: TypeAlias = tuple[Endpoint, ...]
 Serving: TypeAlias = Callable[[Endpoints, Endpoints], None]
 """Called once it serves, with the gRPC and the admin endpoints and their real ports."""
+Make: TypeAlias = "Callable[[LoadedConfig, Sidecar, LineHandler], Process]"
+"""Makes the process that runs a sidecar."""
 
 
 def serve(
@@ -65,7 +67,7 @@ def serve(
 
     count = worker_count(config.settings.workers)
     if count == 1:
-        return run(config, Metrics(TABLE), lambda loaded, metrics, logs: Process(loaded, metrics, logs, tell))
+        return run(config, Metrics(TABLE), lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, tell))
     from sidecar.app.supervisor.supervisor import Plan, supervise
 
     def read() -> Config:
@@ -77,9 +79,7 @@ def serve(
     return supervise(Plan(config, count, read), tell)
 
 
-def run(
-    config: Config, metrics: Metrics, make: Callable[[LoadedConfig, Metrics, LineHandler], Process]
-) -> int:
+def run(config: Config, metrics: Metrics, make: Make) -> int:
     """
     Run the process that *make* makes, counting in *metrics*; return the exit code.
 
@@ -100,14 +100,9 @@ def run(
         logs.close()
 
 
-async def _made(
-    make: Callable[[LoadedConfig, Metrics, LineHandler], Process],
-    loaded: LoadedConfig,
-    metrics: Metrics,
-    logs: LineHandler,
-) -> int:
+async def _made(make: Make, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler) -> int:
     """Make the process on the event loop, which its parts need, and run it."""
-    return await make(loaded, metrics, logs).run()
+    return await make(loaded, await build_sidecar(loaded, metrics), logs).run()
 
 
 class Process:
@@ -116,14 +111,14 @@ class Process:
     def __init__(
         self,
         loaded: LoadedConfig,
-        metrics: Metrics,
+        sidecar: Sidecar,
         logs: LineHandler,
         on_serving: Serving | None = None,
     ) -> None:
-        """Join the parts; *on_serving* is called once it serves. Needs the running event loop."""
+        """Run *sidecar*, which was built by *loaded*; *on_serving* is called once it serves."""
         self._loaded = loaded
         self._logs = logs
-        self._sidecar = build_sidecar(loaded, metrics)
+        self._sidecar = sidecar
         self._on_serving = on_serving
         self._told_to_stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,6 +131,15 @@ class Process:
             ListenError: an endpoint cannot be bound or its TLS files cannot be used.
         """
         self.handle_signals()
+        try:
+            await self._run()
+        finally:
+            if self._sidecar.followed is not None:
+                await self._sidecar.followed.close()
+        log_event(_log, logging.INFO, "stopped")
+        return EXIT_STOPPED
+
+    async def _run(self) -> None:
         sidecar = self._sidecar
         admin = await sidecar.admin.start()
         try:
@@ -147,8 +151,6 @@ class Process:
         finally:
             await self._end_tasks()
             await sidecar.admin.stop()
-        log_event(_log, logging.INFO, "stopped")
-        return EXIT_STOPPED
 
     def _begin(self, grpc: Endpoints, admin: Endpoints) -> None:
         """Everything is bound: watch the registry, say that we are ready."""
@@ -156,7 +158,9 @@ class Process:
         if sidecar.watch is not None and self._loaded.source is not None:
             announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
             self._spawn(sidecar.watch.run())
-        if sidecar.shared is None or sidecar.watch is not None:
+        if sidecar.followed is not None:
+            self._spawn(sidecar.followed.run(self._state))
+        else:
             self._state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
             self._spawn(sidecar.shared.run(self._state))
@@ -218,8 +222,8 @@ class Process:
         sidecar = self._sidecar
         if sidecar.watch is not None:
             sidecar.watch.reload()
-        if sidecar.shared is not None:
-            sidecar.shared.reload()
+        if sidecar.followed is not None:
+            sidecar.followed.reload()
         reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
         if reload_tls is not None:
             reload_tls()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
-from sidecar.app.control_plane import put_registry_faults
+from sidecar.app.control_plane import open_registry, put_registry_faults
+from sidecar.app.followed_registry import FollowedRegistry
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -28,6 +29,7 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.protocols import BucketStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
+from sidecar.stores.registry.protocol import RegistryError
 from sidecar.transports.server import Endpoint, GrpcServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -42,7 +44,8 @@ class Sidecar:
     """
     The parts of one process.
 
-    `watch` None = there is no registry file to watch; `shared` None = the store is embedded.
+    `watch` None = there is no registry file to watch; `shared` None = the store is embedded; `followed`
+    None = there is no registry that administrators change.
     """
 
     config: Config
@@ -55,6 +58,7 @@ class Sidecar:
     admin: AdminServer
     watch: RegistryWatch | None
     shared: SharedStore | None = None
+    followed: FollowedRegistry | None = None
 
 
 class LoadedConfig:
@@ -79,7 +83,7 @@ class LoadedConfig:
         if path is not None:
             self.source = RegistrySource(path, str(path), self.rules.catalogue)
             self.registry = self.source.load(self.registry.snapshot) or self.registry
-        elif self.shared_url is not None:
+        elif config.has_control_plane:
             self.registry = LoadedRegistry(Snapshot.unloaded())
 
     def decider(self, metrics: Metrics, store: BucketStore | None = None) -> Decider:
@@ -91,8 +95,24 @@ class LoadedConfig:
         """The store that the configuration shares; None = it is embedded. A file goes before its registry."""
         if self.shared_url is None:
             return None
-        is_registry = self.source is None
-        return SharedStore(self.shared_url, self.rules.catalogue, metrics, is_registry=is_registry)
+        return SharedStore(self.shared_url, metrics, checks_generation=self.config.has_control_plane)
+
+    async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
+        """
+        The registry that administrators change, for *decider* to follow; None = there is none.
+
+        Raises:
+            FileFaultsError: the registry's file cannot be used.
+        """
+        if not self.config.has_control_plane:
+            return None
+        try:
+            return FollowedRegistry(await open_registry(self.config), decider, metrics)
+        except RegistryError as error:
+            faults = FaultList(self.config.tree.file)
+            faults.put(self.config.fault(("registry",), str(error)))
+            faults.raise_any()
+            raise
 
     def _verify_registry(self) -> None:
         faults = FaultList(self.config.tree.file)
@@ -109,13 +129,19 @@ class LoadedConfig:
             faults.raise_any()
 
 
-def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
-    """Join the parts of a sidecar that runs by *loaded*; nothing is bound yet."""
+async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
+    """
+    Join the parts of a sidecar that runs by *loaded*; nothing is bound yet.
+
+    Raises:
+        FileFaultsError: the registry's file cannot be used.
+    """
     config = loaded.config
     shared = loaded.shared_store(metrics)
     decider = loaded.decider(metrics, None if shared is None else shared.buckets)
-    if shared is not None:
-        shared.attach(decider)
+    followed = await loaded.followed_registry(decider, metrics)
+    if shared is not None and followed is not None:
+        shared.buckets.refresh = followed.refresh
     readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
     health = HealthService(HEALTH_SERVICES)
     style = loaded.rules.style
@@ -136,6 +162,7 @@ def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         AdminServer(AdminApp(metrics, readiness), endpoints(config, "admin"), metrics),
         watch,
         shared,
+        followed,
     )
 
 
@@ -162,7 +189,7 @@ def warn(loaded: LoadedConfig) -> None:
     """Log what is valid in the configuration but odd."""
     for warning in loaded.rules.warnings:
         log_event(_log, logging.WARNING, "odd in the configuration", at=str(warning))
-    if loaded.source is None and loaded.shared_url is None:
+    if loaded.source is None and not loaded.config.has_control_plane:
         log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
     if not loaded.config.settings.routes:
         log_event(

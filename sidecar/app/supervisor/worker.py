@@ -18,7 +18,7 @@ import sys
 from sidecar.app.serve import Process, run
 from sidecar.app.supervisor.assignment import read_assignment
 from sidecar.app.supervisor.reports import START_ERRORS, Report
-from sidecar.app.wiring import LoadedConfig
+from sidecar.app.wiring import LoadedConfig, Sidecar
 from sidecar.observe.logs import LineHandler, log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.shared import CountBlock, LayoutError
@@ -84,12 +84,12 @@ class WorkerSidecar(Process):
     """One run of a worker."""
 
     def __init__(
-        self, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler, index: int, link: Link,
+        self, loaded: LoadedConfig, sidecar: Sidecar, logs: LineHandler, index: int, link: Link,
         block: CountBlock,
     ) -> None:  # fmt: skip
         """Worker *index* of the supervisor at the other end of *link*."""
         logs.addFilter(WorkerField(index))
-        super().__init__(loaded, metrics, logs)
+        super().__init__(loaded, sidecar, logs)
         self._link = link
         self._block = block
         self._grpc: tuple[Endpoint, ...] | None = None
@@ -138,7 +138,7 @@ def main(fd: int) -> int:
         return run(
             assignment.config,
             Metrics(TABLE, block.values),
-            lambda loaded, metrics, logs: WorkerSidecar(loaded, metrics, logs, assignment.index, link, block),
+            lambda loaded, sidecar, logs: WorkerSidecar(loaded, sidecar, logs, assignment.index, link, block),
         )
     except START_ERRORS as error:
         link.tell(Report(fault=error))

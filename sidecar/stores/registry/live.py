@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeAlias
 
-from sidecar.domain.changes import Revision
+from sidecar.domain.changes import Position, Revision
 from sidecar.domain.effective import in_force, next_change_at_us
 from sidecar.domain.integrations import Integration, IntegrationError
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
@@ -37,6 +37,10 @@ SMALL_CHANGE_MAX = 8
 REFRESH_TIMEOUT_S = 1.0
 REFRESHES_MAX = 1_024
 """Integrations that are fetched at a time because a take asked for it."""
+REACHES_MAX = 1_024
+"""Changes that are waited for at a time."""
+REACH_PATIENCE_S = 0.1
+"""How long a change that is waited for may be on its way before it is looked for."""
 TIMER_MAX_S = 60.0
 """The wall clock is looked at again after so long: it may have been set."""
 
@@ -92,6 +96,7 @@ class LiveRegistry:
         self._asked = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flights: dict[str, list[Callable[[bool], None]]] = {}
+        self._reaches: list[tuple[Position, asyncio.Future[bool]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._refreshed: dict[str, int] = {}
@@ -144,7 +149,35 @@ class LiveRegistry:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def reach(self, position: Position, timeout_s: float) -> bool:
+        """Wait until the snapshot includes the change at *position*; False = not within *timeout_s*."""
+        if self._revision is not None and self._revision.covers(position):
+            return True
+        if len(self._reaches) >= REACHES_MAX:
+            return False
+        loop = asyncio.get_running_loop()
+        reached: asyncio.Future[bool] = loop.create_future()
+        reach = position, reached
+        self._reaches.append(reach)
+        look = loop.call_later(REACH_PATIENCE_S, self.reconcile)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await reached
+        except TimeoutError:
+            return False
+        finally:
+            look.cancel()
+            if reach in self._reaches:
+                self._reaches.remove(reach)
+
     # Following.
+
+    def _follow_from(self, revision: Revision) -> None:
+        """What is in force is that of *revision*: tell who waits for it."""
+        self._revision = revision
+        for position, reached in self._reaches:
+            if revision.covers(position) and not reached.done():
+                reached.set_result(True)
 
     async def _load(self) -> None:
         """Load all, and compile it beside the event loop."""
@@ -160,7 +193,7 @@ class LiveRegistry:
         replaced = self.snapshot.integrations
         self._show(loaded, [one for id, one in replaced.items() if loaded.integrations.get(id) is not one])
         self._keep_newer(newer)
-        self._revision = view.revision
+        self._follow_from(view.revision)
         self.is_loaded = True
         self._reconcile_at_s = monotonic() + self._options.reconcile_interval_s * self._options.jitter()
         self._metrics.add("sidecar_registry_loads_total")
@@ -226,7 +259,7 @@ class LiveRegistry:
         except IntegrationError:
             self._revision = None  # seen in another order than they were made: one look at all helps
             raise
-        self._revision = changes.revision
+        self._follow_from(changes.revision)
         if changes.records or changes.deleted:
             self._announce_at_s = 0.0
 
@@ -257,6 +290,9 @@ class LiveRegistry:
     async def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        for _, reached in self._reaches:
+            if not reached.done():
+                reached.set_result(False)
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()

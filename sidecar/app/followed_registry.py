@@ -1,0 +1,114 @@
+"""The registry that administrators change, as one process follows it, so that it is in force here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+from sidecar.app.background import BackgroundThread
+from sidecar.app.registry_source import beside_the_event_loop
+from sidecar.app.registry_watch import let_go, tell_registry
+from sidecar.domain.changes import Position
+from sidecar.domain.snapshot import CompiledIntegration, Snapshot
+from sidecar.observe.logs import log_event
+from sidecar.observe.metrics import Metrics
+from sidecar.services.decider import Decider
+from sidecar.stores.registry.live import LiveOptions, LiveRegistry
+from sidecar.stores.registry.protocol import Registry
+
+IN_FORCE_TIMEOUT_S = 2.0
+"""How long a change waits to be in force here before its answer says that it is not yet."""
+RESTART_INTERVAL_S = 1.0
+CLOSE_TIMEOUT_S = 5.0
+
+OnState: TypeAlias = Callable[[str, bool, str], None]
+"""Told how a component is: its name, whether it is ready, and its state in a word."""
+
+_log = logging.getLogger("sidecar.registry")
+
+
+class FollowedRegistry:
+    """
+    Keeps the snapshot of a decider true to a registry that this and other processes change.
+
+    Owns the registry: `close` ends it.
+    """
+
+    def __init__(self, registry: Registry, decider: Decider, metrics: Metrics) -> None:
+        """Nothing is asked before `run`."""
+        self.registry = registry
+        self._decider = decider
+        self._metrics = metrics
+        self._on_state: OnState = lambda name, is_ready, state: None
+        self._thread = BackgroundThread("registry-compile")
+        self._letting_go: set[asyncio.Task[None]] = set()
+        options = LiveOptions(sidecar_id=_own_id(), beside=self._beside)
+        self._live = LiveRegistry(registry, self._show, metrics, options)
+        self.refresh = self._live.refresh
+
+    async def run(self, on_state: OnState) -> None:
+        """Follow the registry until cancelled; *on_state* is told when it is loaded."""
+        self._on_state = on_state
+        while True:
+            try:
+                await self._live.run()
+            except Exception:  # a fault of ours must not leave an old registry in force for good
+                self._metrics.set("sidecar_registry_in_touch", to=0)
+                _log.exception("following the registry failed, it begins again")
+            await asyncio.sleep(RESTART_INTERVAL_S)
+
+    def reload(self) -> None:
+        """Look for changes at once."""
+        self._live.reconcile()
+
+    async def put_in_force(self, position: Position) -> bool:
+        """Wait until this process decides by the change at *position*; False = not in time."""
+        return await self._live.reach(position, IN_FORCE_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Let go of the registry; `run` must have ended."""
+        for task in self._letting_go:
+            task.cancel()
+        await asyncio.gather(*self._letting_go, return_exceptions=True)
+        self._thread.close()
+        await close_registry(self.registry)
+
+    def _beside(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        """Compile in a thread of its own, without holding up decisions."""
+
+        def job() -> Any:
+            with beside_the_event_loop():
+                return work()
+
+        return self._thread.run(job)
+
+    def _show(self, snapshot: Snapshot, retired: Sequence[CompiledIntegration]) -> None:
+        """Put *snapshot* in force."""
+        is_first = not self._decider.snapshot.is_loaded
+        self._decider.snapshot = snapshot
+        tell_registry(snapshot, self._metrics)
+        if is_first:
+            self._on_state("registry", True, "loaded")
+        if retired:
+            task = asyncio.get_running_loop().create_task(let_go(list(retired)))
+            self._letting_go.add(task)
+            task.add_done_callback(self._letting_go.discard)
+
+
+async def close_registry(registry: Registry) -> None:
+    """Let go of *registry* within a bound, whatever its state; what fails is told."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await registry.aclose()
+    except Exception as error:  # the process ends anyway, and what was committed is durable
+        log_event(_log, logging.WARNING, "registry not closed", problem=str(error) or type(error).__name__)
+
+
+def _own_id() -> str:
+    """A name that no other process of the fleet has, and that tells where this one runs."""
+    return f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -38,7 +38,13 @@ def build_rules(config: Config) -> Rules:
     sources = tuple(CredentialSource(one.header, one.scheme) for one in config.settings.credentials)
     _check_sources(config, sources, faults)
     faults.raise_any()
-    policy = Policy(CredentialSources(sources), client_address_rule(config), routes, catalogue)
+    policy = Policy(
+        CredentialSources(sources),
+        client_address_rule(config),
+        routes,
+        catalogue,
+        resolves_every_address=config.has_control_plane,  # which tells from where a credential was used
+    )
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
     )

@@ -77,12 +77,20 @@ class Policy:
         client_address: ClientAddressRule,
         routes: RouteTable[Route],
         catalogue: ScopeCatalogue,
+        *,
+        resolves_every_address: bool = False,
     ) -> None:
-        """Keep the rules. A path that no route matches is denied: scope_missing."""
+        """
+        Keep the rules. A path that no route matches is denied: scope_missing.
+
+        *resolves_every_address* = the client's address is worked out for integrations without an
+        allowlist, too, for whoever keeps note of it.
+        """
         self.sources = sources
         self.client_address = client_address
         self.routes = routes
         self._catalogue = catalogue
+        self._resolves_every_address = resolves_every_address
         self._overrides: dict[str, Scope | None] = {}
 
     def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
@@ -110,10 +118,11 @@ class Policy:
         if integration.is_suspended:
             return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_header)
         address = None
-        if integration.allowlist is not None:
+        allowlist = integration.allowlist
+        if allowlist is not None or self._resolves_every_address:
             rule = self.client_address if request.address_rule is None else request.address_rule
             address = rule.resolve(request.peer, request.header)
-            if address is None or not integration.allowlist.contains(address):
+            if allowlist is not None and (address is None or not allowlist.contains(address)):
                 return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_header, address)
         try:
             path = normalise_path(request.path)

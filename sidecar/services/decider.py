@@ -61,6 +61,8 @@ class Decider:
         """Count into *metrics*; expiry is judged by *clock_us*, buckets by the store's own clock."""
         self.policy = policy
         self.snapshot = snapshot
+        self.note_use: Callable[[Evaluation, int], None] | None = None
+        """Told of each request with a known key, and when it came; None = nobody keeps note."""
         self._store = store
         self._take_now = store.take_now
         self._clock_us = clock_us
@@ -87,10 +89,13 @@ class Decider:
         the store gets no more than its own bound.
         """
         started_ns = perf_counter_ns()
-        evaluation = self.policy.evaluate(request, self.snapshot, self._clock_us())
+        now_us = self._clock_us()
+        evaluation = self.policy.evaluate(request, self.snapshot, now_us)
         integration = evaluation.integration
         if integration is None:
             return self._finish(evaluation.reason, evaluation, None, started_ns)
+        if self.note_use is not None:
+            self.note_use(evaluation, now_us)
         outcome = self._take_now(integration.buckets, 1 if evaluation.reason is Reason.OK else 0)
         if outcome is not None:
             return self._settle(evaluation, outcome, started_ns)

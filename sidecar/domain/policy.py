@@ -69,7 +69,14 @@ class Route(NamedTuple):
 class Policy:
     """The rules of one configuration; the registry comes in as a snapshot with each request."""
 
-    __slots__ = ("_catalogue", "_overrides", "client_address", "routes", "sources")
+    __slots__ = (
+        "_catalogue",
+        "_overrides",
+        "_resolves_every_address",
+        "client_address",
+        "routes",
+        "sources",
+    )
 
     def __init__(
         self,

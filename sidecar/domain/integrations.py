@@ -13,6 +13,7 @@ from enum import Enum
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
 from sidecar.domain.bucket import Quota
 from sidecar.domain.cidr import Cidr
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.scopes import Scope
 
 INTEGRATION_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -111,7 +112,8 @@ class Integration:
     `is_allowlist_enabled` False keeps the entries and lets every address in. `suspensions` are those
     since the last reactivation, one per administrator, the latest last; `suspended_generation` is the
     generation of the latest suspension ever: a credential issued before it never works again.
-    What is in force at a moment, `domain.effective` says.
+    What is in force at a moment, `domain.effective` says. `on_store_error` is what answers while the bucket
+    cannot be asked; None = what the configuration of each sidecar says.
     """
 
     id: str
@@ -133,6 +135,7 @@ class Integration:
     webhook_secrets: tuple[WebhookSecret, ...] = ()
     created_at_us: int = 0
     changed_at_us: int = 0
+    on_store_error: FailPolicy | None = None
 
     def __post_init__(self) -> None:
         """Hold the rules that a single record must keep."""

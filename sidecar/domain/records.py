@@ -12,6 +12,7 @@ from typing import Any
 from sidecar.domain.canonical import Json, canonical_json, sha256_hex
 from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.effective import is_invalidated
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import (
     Credential,
     Integration,
@@ -24,9 +25,16 @@ from sidecar.domain.scopes import Scope
 
 
 def to_stored(record: Integration) -> dict[str, Json]:
-    """Everything in *record*; `from_stored` reads it back as an equal value."""
+    """
+    Everything in *record*; `from_stored` reads it back as an equal value.
+
+    `on_store_error` is left out where it is not set, so that records from before there was one keep their
+    text, and with it the digest that the audit log has of them.
+    """
+    policy = record.on_store_error
     return {
         **_shared(record),
+        **({} if policy is None else {"on_store_error": policy.value}),
         "generation": record.generation,
         "credentials": [
             {
@@ -56,6 +64,7 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
         ValueError: a value breaks a rule of the record.
     """
     limit_raise = stored["limit_raise"]
+    policy = stored.get("on_store_error")
     return Integration(
         id=stored["id"],
         name=stored["name"],
@@ -76,6 +85,7 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
         webhook_secrets=tuple(WebhookSecret(**one) for one in stored["webhook_secrets"]),
         created_at_us=stored["created_at_us"],
         changed_at_us=stored["changed_at_us"],
+        on_store_error=FailPolicy(policy) if policy is not None else None,
     )
 
 
@@ -93,6 +103,7 @@ def describe(record: Integration) -> dict[str, Json]:
     """*record* as administrators and the audit log see it: no secret, no digest; credentials by id."""
     return {
         **_shared(record),
+        "on_store_error": record.on_store_error.value if record.on_store_error is not None else None,
         "credentials": {one.id: _describe_credential(record, one) for one in record.credentials},
         "webhook_secrets": {one.id: {"expires_at_us": one.expires_at_us} for one in record.webhook_secrets},
     }

@@ -20,7 +20,8 @@ class CompiledIntegration:
     One integration, ready for decisions.
 
     `allowlist` None = off. `fragments` is room for what services render once for this integration
-    and use until the snapshot is replaced; it is bounded by their closed lists of reasons.
+    and use until the snapshot is replaced; it is bounded by their closed lists of reasons. `is_outdated`
+    is set once it is known that the registry holds another record, which is not in force here yet.
     """
 
     __slots__ = (
@@ -30,9 +31,11 @@ class CompiledIntegration:
         "fragments",
         "generation",
         "id",
+        "is_outdated",
         "is_suspended",
         "limit_rpm",
         "name",
+        "on_store_error",
         "record",
         "scopes",
     )
@@ -44,8 +47,10 @@ class CompiledIntegration:
         self.name = record.name
         self.generation = record.generation
         self.is_suspended = record.status is Status.SUSPENDED
+        self.is_outdated = False
         self.scopes = record.scopes
         self.limit_rpm = record.rate_limit_rpm
+        self.on_store_error = record.on_store_error
         self.allowlist = PrefixTrie(record.ip_allowlist) if record.ip_allowlist else None
         self.buckets = BucketSet(record.id, record.generation, (record.id,), (record.quota,))
         self.credentials = tuple(CompiledCredential(credential, self) for credential in record.credentials)

@@ -8,6 +8,7 @@ The declarative registry: a YAML file with a list `integrations:`, read whole or
         scopes: [orders:read, orders:write]
         rate_limit_rpm: 600       # 1 ... 10000, default 60
         burst: 100                # default: the limit
+        on_store_error: local     # or deny, allow; default: that of the configuration
         ip_allowlist: [192.0.2.0/24]
         credentials:
           - id: q2R8mW0bTz

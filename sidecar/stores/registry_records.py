@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sidecar.domain.bucket import QuotaError
 from sidecar.domain.cidr import Cidr, CidrError, describe_overlaps, parse_cidr
+from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import DEFAULT_LIMIT_RPM, Credential, Integration, IntegrationError, Status
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.stores.file_faults import FaultList, quoted
@@ -20,7 +21,8 @@ from sidecar.stores.node_fields import Fields, NodeReader, Place
 from sidecar.stores.yaml_nodes import YamlMap, YamlNode, YamlScalar, node_of
 
 INTEGRATION_KEYS = (
-    "id", "name", "status", "scopes", "rate_limit_rpm", "burst", "ip_allowlist", "credentials",
+    "id", "name", "status", "scopes", "rate_limit_rpm", "burst", "on_store_error", "ip_allowlist",
+    "credentials",
 )  # fmt: skip
 CREDENTIAL_KEYS = ("id", "digest", "expires_at")
 
@@ -63,6 +65,7 @@ class RecordReader(NodeReader):
             "scopes": self._scope_set(fields),
             "rate_limit_rpm": self.integer(fields, "rate_limit_rpm"),
             "burst": self.integer(fields, "burst"),
+            "on_store_error": self._on_store_error(fields),
             "ip_allowlist": self._allowlist(fields),
             "credentials": self._credentials(fields),
         }
@@ -107,6 +110,18 @@ class RecordReader(NodeReader):
             return Status(text)
         if text is not None:
             self.wrong(place, f"must be 'active' or 'suspended', not {quoted(text)}")
+        return None
+
+    def _on_store_error(self, fields: Fields) -> FailPolicy | None:
+        if "on_store_error" not in fields:
+            return None
+        place, node = fields["on_store_error"]
+        text = self.text(place, node)
+        if text in FAIL_POLICIES:
+            return FailPolicy(text)
+        if text is not None:
+            known = ", ".join(map(repr, FAIL_POLICIES))
+            self.wrong(place, f"must be one of {known}, not {quoted(text)}; leave it out for the global one")
         return None
 
     def _scope_set(self, fields: Fields) -> frozenset[Scope]:
@@ -228,6 +243,8 @@ def integration_to_dict(record: Integration) -> dict[str, Any]:
         plain["rate_limit_rpm"] = record.rate_limit_rpm
     if record.burst is not None:
         plain["burst"] = record.burst
+    if record.on_store_error is not None:
+        plain["on_store_error"] = record.on_store_error.value
     if record.ip_allowlist:
         plain["ip_allowlist"] = list(map(str, record.ip_allowlist))
     plain["credentials"] = [credential_to_dict(credential) for credential in record.credentials]

@@ -60,6 +60,7 @@ COMMANDS = st.one_of(
     on(c.SetRateLimit, rate_limit_rpm=st.integers(0, 10_001)),
     on(c.RaiseLimit, rate_limit_rpm=st.integers(0, 10_001), until_us=TIMES),
     on(c.EndLimitRaise),
+    on(c.SetOnStoreError, on_store_error=st.sampled_from([None, "deny", "allow", "local"])),
 )
 
 

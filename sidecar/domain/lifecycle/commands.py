@@ -67,6 +67,8 @@ class CreateIntegration(Command):
     allowlist: tuple[str, ...] = ()
     """Entries; naming some also turns the allowlist on."""
     credentials: tuple[NewCredential, ...] = ()
+    on_store_error: str | None = None
+    """See `SetOnStoreError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,20 @@ class EndLimitRaise(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetOnStoreError(Command):
+    """
+    Set what answers while the bucket cannot be asked: 'deny', 'allow' or 'local'.
+
+    None = what the configuration of each sidecar says.
+    """
+
+    word = "store_error.set"
+    action = Action.LIMIT
+
+    on_store_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IssueCredential(Command):
     """Add a credential."""
 
@@ -286,6 +302,7 @@ COMMANDS: tuple[type[Command], ...] = (
     SetRateLimit,
     RaiseLimit,
     EndLimitRaise,
+    SetOnStoreError,
     IssueCredential,
     RotateCredential,
     RevokeCredential,

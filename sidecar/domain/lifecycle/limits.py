@@ -1,4 +1,4 @@
-"""Rules of scopes and rate limits."""
+"""Rules of scopes and rate limits, and of what holds while the limits cannot be looked at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sidecar.domain.bucket import US_PER_MINUTE, Quota, QuotaError
 from sidecar.domain.effective import raise_in_force
+from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import Integration, LimitRaise
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
@@ -76,6 +77,32 @@ def end_raise(record: Integration, command: c.EndLimitRaise, setting: Setting) -
             f"nothing to do: its limit is {record.rate_limit_rpm} requests per minute",
         )
     return Draft(replace(record, limit_raise=None), "ended the temporary raise")
+
+
+def set_on_store_error(record: Integration, command: c.SetOnStoreError, setting: Setting) -> Draft:
+    """Set what answers while the bucket cannot be asked, or leave it to the configuration."""
+    policy = fail_policy_of(command.on_store_error)
+    said = policy.value if policy is not None else "what the configuration says"
+    return Draft(replace(record, on_store_error=policy), f"set on_store_error to {said}")
+
+
+def fail_policy_of(text: str | None) -> FailPolicy | None:
+    """
+    The policy that *text* names; None = none of its own.
+
+    Raises:
+        InvalidError: there is no such policy.
+    """
+    if text is None:
+        return None
+    if text not in FAIL_POLICIES:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "on_store_error",
+            f"on_store_error must be one of {', '.join(FAIL_POLICIES)}, not {text[:80]!a}",
+            "name one of them, or none for what the configuration of the sidecars says",
+        )
+    return FailPolicy(text)
 
 
 def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[Scope]:

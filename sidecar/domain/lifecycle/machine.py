@@ -37,6 +37,7 @@ _RULES: Mapping[type[c.Command], Callable[[Integration, Any, Setting], Draft]] =
     c.SetRateLimit: limits.set_limit,
     c.RaiseLimit: limits.raise_limit,
     c.EndLimitRaise: limits.end_raise,
+    c.SetOnStoreError: limits.set_on_store_error,
     c.IssueCredential: credentials.issue,
     c.RotateCredential: credentials.rotate,
     c.RevokeCredential: credentials.revoke,

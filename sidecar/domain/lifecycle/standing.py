@@ -16,7 +16,7 @@ from sidecar.domain.integrations import (
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.allowlists import check_entries
 from sidecar.domain.lifecycle.credentials import credential_id_used, new_credential
-from sidecar.domain.lifecycle.limits import parse_scopes, quota_of
+from sidecar.domain.lifecycle.limits import fail_policy_of, parse_scopes, quota_of
 from sidecar.domain.lifecycle.outcome import Draft, Setting
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
@@ -47,6 +47,7 @@ def create(command: c.CreateIntegration, setting: Setting) -> Draft:
         owner=command.owner,
         third_party_manager=command.third_party_manager,
         created_at_us=setting.at_us,
+        on_store_error=fail_policy_of(command.on_store_error),
     )
     return _with_credentials(record, command, setting, Draft(record, f"created {command.name!r}", notices))
 

@@ -68,6 +68,7 @@ TRANSITIONS: Mapping[type[c.Command], Transitions] = {
     c.SetRateLimit: _ANYWHERE,
     c.RaiseLimit: _ANYWHERE,
     c.EndLimitRaise: _ANYWHERE,
+    c.SetOnStoreError: _ANYWHERE,
     c.IssueCredential: {
         State.ACTIVE: (State.ACTIVE,),
         State.SUSPENDED: (State.REISSUED,),

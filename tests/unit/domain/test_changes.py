@@ -24,6 +24,7 @@ from sidecar.domain.changes import (
     plan_administration,
     unconfirmed,
 )
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.records import describe, difference, from_stored, record_digest, stored_text, to_stored
@@ -183,6 +184,16 @@ def test_record__round_trip_after_every_command(kind: type[c.Command]) -> None:
     assert again == record
     assert stored_text(again) == made.stored
     assert set(to_stored(record)) >= {"credentials", "generation", "suspended_generation"}
+
+
+@pytest.mark.parametrize("policy", [None, *FailPolicy])
+def test_record__on_store_error_is_stored_where_it_is_set(policy: FailPolicy | None) -> None:
+    """A record from before there was such a field reads as one without, and its text stays as it was."""
+    record = replace(active(), on_store_error=policy)
+    stored = to_stored(record)
+    assert from_stored(stored) == record
+    assert ("on_store_error" in stored) is (policy is not None)
+    assert describe(record)["on_store_error"] == (policy.value if policy is not None else None)
 
 
 def test_describe__has_no_digest() -> None:

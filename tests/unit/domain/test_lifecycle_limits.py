@@ -14,6 +14,7 @@ from sidecar.domain.effective import (
     next_change_of_all_at_us,
     raise_in_force,
 )
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.limits import RAISE_MAX_US, SCOPES_MAX
@@ -154,6 +155,28 @@ def test_raise__is_replaced_by_the_next() -> None:
     again = c.RaiseLimit(integration_id=ID, rate_limit_rpm=90, until_us=NOW_US + MINUTE_US)
     record = apply(raised(600), again).record
     assert effective_quota(record, NOW_US) == Quota.per_minute(90)
+
+
+@pytest.mark.parametrize("policy", [None, *FailPolicy])
+def test_on_store_error__is_set_and_unset(policy: FailPolicy | None) -> None:
+    """An integration has a policy of its own, from its creation on or later; the same again is no change."""
+    named = policy.value if policy is not None else None
+    command = c.SetOnStoreError(integration_id=ID, on_store_error=named)
+    other = active(on_store_error="deny" if policy is not FailPolicy.DENY else "local")
+    outcome = apply(other, command)
+    assert outcome.record.on_store_error is policy
+    assert outcome.after == {"on_store_error": named}
+    assert not apply(outcome.record, command).is_change
+    assert active(on_store_error=named).on_store_error is policy
+
+
+@pytest.mark.parametrize("text", ["", "open", "ALLOW", "x" * 1_000, "a\nb"])
+def test_on_store_error__names_a_policy(text: str) -> None:
+    """What is no policy is refused, at creation too, without repeating much of it."""
+    command = c.SetOnStoreError(integration_id=ID, on_store_error=text)
+    for error in (refused(active(), command), refused(None, create(on_store_error=text))):
+        assert (error.code, error.field) == (Code.INVALID_VALUE, "on_store_error")
+        assert len(str(error)) < 400
 
 
 def test_next_change_of_all__the_first() -> None:

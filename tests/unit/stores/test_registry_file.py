@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_cidr
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, Status
 from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeCategory
 from sidecar.stores import registry_file
@@ -55,6 +56,7 @@ integrations:
     scopes: [orders:read, finance:write]
     rate_limit_rpm: 600
     burst: 100
+    on_store_error: local
     ip_allowlist: [192.0.2.0/24, "2001:db8::/32", 198.51.100.7]
     credentials:
       - id: 0123456789
@@ -72,6 +74,7 @@ integrations:
             100,
             (parse_cidr("192.0.2.0/24"), parse_cidr("2001:db8::/32"), parse_cidr("198.51.100.7/32")),
             (Credential("0123456789", DIGEST, 1_801_350_000_000_000), Credential("no", DIGEST)),
+            on_store_error=FailPolicy.LOCAL,
         ),
     )
 
@@ -222,6 +225,7 @@ RECORDS = st.builds(
     st.none() | st.integers(1, 1_000_000),
     st.lists(BLOCKS, max_size=5).map(tuple),
     st.lists(CREDENTIALS, max_size=3, unique_by=lambda one: one.id).map(tuple),
+    on_store_error=st.none() | st.sampled_from(FailPolicy),
 )
 
 

@@ -1,5 +1,5 @@
 """
-What the admin listener answers: /metrics, /healthz, /readyz. A bare ASGI application.
+What the admin listener answers: /metrics, /healthz, /readyz, and under /v1 the admin API. Bare ASGI.
 
 Source: the ASGI HTTP specification 2.4; the Prometheus text format and OpenMetrics, chosen by Accept.
 """
@@ -22,9 +22,14 @@ from sidecar.observe.metrics import Metrics
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
+API_PATH = "/v1"
+
+
+NOT_HERE = "The admin API is not served here: ask an address of 'listen.admin'."
 
 
 class Response(NamedTuple):
@@ -47,10 +52,16 @@ class BuildCollector(Collector):
 
 
 class AdminApp:
-    """The admin application of one process."""
+    """
+    The admin application of one process.
 
-    def __init__(self, metrics: Metrics, readiness: Readiness) -> None:
+    `api` answers what is asked under /v1; None = nothing does, and `why_no_api` says why.
+    """
+
+    def __init__(self, metrics: Metrics, readiness: Readiness, why_no_api: str = NOT_HERE) -> None:
         """Tell *metrics* beside those of the process itself, and *readiness*."""
+        self.api: AsgiApp | None = None
+        self.why_no_api = why_no_api
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(metrics)
         self._registry.register(BuildCollector())
@@ -68,6 +79,9 @@ class AdminApp:
         """Answer one request; see the ASGI specification."""
         if scope["type"] != "http":
             return
+        if self.api is not None and is_for_api(scope["path"]):
+            await self.api(scope, receive, send)
+            return
         response = self.respond(scope)
         headers = [
             (b"content-type", response.content_type.encode()),
@@ -82,6 +96,8 @@ class AdminApp:
     def respond(self, scope: Scope) -> Response:
         """The answer to the request of *scope*."""
         page = self._pages.get(scope["path"])
+        if page is None and is_for_api(scope["path"]):
+            return _problem(404, "No admin API", self.why_no_api)
         if page is None:
             return _problem(404, "No such page", f"Known here: {', '.join(self._pages)}.")
         if scope["method"] not in ("GET", "HEAD"):
@@ -105,6 +121,11 @@ class AdminApp:
         components = {name: one._asdict() for name, one in self._readiness.components.items()}
         body = {"status": self._readiness.status, "components": components}
         return Response(200 if ready else 503, JSON, json.dumps(body, indent=2).encode() + b"\n")
+
+
+def is_for_api(path: str) -> bool:
+    """Whether *path* is one of the admin API's."""
+    return path == API_PATH or path.startswith(f"{API_PATH}/")
 
 
 def _problem(status: int, title: str, detail: str) -> Response:

@@ -35,7 +35,7 @@ def check(path: Path | None) -> LoadedConfig:
 
 
 def _check_tls(config: Config, faults: FaultList) -> None:
-    for kind in ("grpc", "admin"):
+    for kind in ("grpc", "admin", "metrics"):
         for index in range(len(getattr(config.settings.listen, kind))):
             files = config.tls_files(kind, index)
             if files is None:

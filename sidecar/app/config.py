@@ -55,6 +55,12 @@ class Config:
         return self.path(named.removeprefix(SQLITE_REGISTRY).strip())
 
     @property
+    def webhook_key_path(self) -> Path | None:
+        """The keys that seal webhook secrets, where the configuration names them."""
+        named = self.settings.webhook_secret_key_file
+        return None if named is None else self.path(named)
+
+    @property
     def has_control_plane(self) -> bool:
         """Whether the registry is one that administrators change."""
         is_in_store = self.settings.shared_store is not None and self.settings.registry is None

@@ -7,12 +7,22 @@ registry in the store that a fleet shares. A YAML file is a registry, too, but o
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
 from sidecar.app.config import Config
 from sidecar.app.rules import build_rules
 from sidecar.app.settings import SQLITE_REGISTRY
+from sidecar.domain.changes import Position
 from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.observe.metrics import Metrics
+from sidecar.stores.embedded import wall_clock_us
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.registry.protocol import Registry
+
+if TYPE_CHECKING:
+    from sidecar.app.admin_http import AsgiApp
+    from sidecar.app.sealing import KeySealer
 
 NO_CONTROL_PLANE = (
     f"administrators can change nothing here: set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared"
@@ -31,6 +41,52 @@ def put_registry_faults(config: Config, faults: FaultList) -> None:
             " 'registry' out, so that the integrations are in the store, or write 'store: embedded:'",
         )
     )
+
+
+def sealer_of(config: Config) -> KeySealer | None:
+    """
+    What seals the webhook secrets of *config*; None = no key is named, and there is no place to make one.
+
+    Beside a SQLite registry a key file is made at the first start, '<registry>.key'. In a fleet all
+    sidecars need the same keys, so there they must be named.
+
+    Raises:
+        FileFaultsError: the key file cannot be used.
+    """
+    named, database = config.webhook_key_path, config.registry_database
+    if named is None and database is None:
+        return None
+    from sidecar.app.sealing import SealError, read_keys, read_or_make_keys
+
+    try:
+        if named is not None:
+            return read_keys(named)
+        assert database is not None
+        return read_or_make_keys(database.with_name(f"{database.name}.key"))
+    except SealError as error:
+        faults = FaultList(config.tree.file)
+        faults.put(config.fault(("webhook_secret_key_file",), str(error)))
+        raise faults.error() from None
+
+
+def build_admin_api(
+    config: Config, registry: Registry, metrics: Metrics, put_in_force: Callable[[Position], Awaitable[bool]]
+) -> AsgiApp | None:
+    """
+    The admin API over *registry*, as *config* has it.
+
+    Raises:
+        FileFaultsError: the key file for webhook secrets cannot be used.
+    """
+    try:
+        from sidecar.services.admin.api import build_api
+        from sidecar.services.admin.plane import ControlPlane
+    except ImportError:  # not finished yet
+        return None
+
+    catalogue = build_rules(config).catalogue
+    sealer = sealer_of(config)
+    return build_api(ControlPlane(registry, catalogue, metrics, put_in_force, sealer, wall_clock_us))
 
 
 async def open_registry(config: Config) -> Registry:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from sidecar.app.background import BackgroundThread
 from sidecar.app.registry_source import beside_the_event_loop
 from sidecar.app.registry_watch import let_go, tell_registry
+from sidecar.app.use_keeping import UseKeeping, use_noter
 from sidecar.domain.changes import Position
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
@@ -20,6 +21,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import Decider
 from sidecar.stores.registry.live import LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.uses import CredentialUses
 
 IN_FORCE_TIMEOUT_S = 2.0
 """How long a change waits to be in force here before its answer says that it is not yet."""
@@ -50,15 +52,21 @@ class FollowedRegistry:
         options = LiveOptions(sidecar_id=_own_id(), beside=self._beside)
         self._live = LiveRegistry(registry, self._show, metrics, options)
         self.refresh = self._live.refresh
+        uses = CredentialUses()
+        decider.note_use = use_noter(uses)
+        self._keeping = UseKeeping(uses, registry, metrics)
 
     async def run(self, on_state: OnState) -> None:
         """Follow the registry until cancelled; *on_state* is told when it is loaded."""
         self._on_state = on_state
+        await asyncio.gather(self._again(self._live.run), self._again(self._keeping.run))
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work*, which ends only by a fault of ours: that must not leave an old registry in force for good."""
         while True:
             try:
-                await self._live.run()
-            except Exception:  # a fault of ours must not leave an old registry in force for good
-                self._metrics.set("sidecar_registry_in_touch", to=0)
+                await work()
+            except Exception:
                 _log.exception("following the registry failed, it begins again")
             await asyncio.sleep(RESTART_INTERVAL_S)
 
@@ -75,6 +83,7 @@ class FollowedRegistry:
         for task in self._letting_go:
             task.cancel()
         await asyncio.gather(*self._letting_go, return_exceptions=True)
+        await self._keeping.end()
         self._thread.close()
         await close_registry(self.registry)
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import uvloop
 
 from sidecar.app.config import Config
+from sidecar.app.listen_rule import refuse_open_admin
 from sidecar.app.registry_watch import announce
 from sidecar.app.supervisor.cpus import worker_count
 from sidecar.app.supervisor.store_rule import refuse_unshared_store
@@ -55,7 +56,8 @@ def serve(
         reload: reads the configuration again, for a rolling restart of the workers.
 
     Raises:
-        FileFaultsError: the rules or the registry hold mistakes, or workers would not share a store.
+        FileFaultsError: the rules or the registry hold mistakes, workers would not share a store, or the
+            admin listener would be open to a network.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
         StartError: a worker ended before it served.
     """
@@ -76,6 +78,7 @@ def serve(
         return fresh
 
     refuse_unshared_store(config, count)
+    refuse_open_admin(config)
     return supervise(Plan(config, count, read), tell)
 
 
@@ -141,18 +144,18 @@ class Process:
 
     async def _run(self) -> None:
         sidecar = self._sidecar
-        admin = await sidecar.admin.start()
         try:
+            admin, watching = await sidecar.admin.start(), await sidecar.watching.start()
             grpc = await sidecar.server.start()
-            self._begin(grpc, admin)
+            self._begin(grpc, admin, watching)
             self.on_serving(grpc, admin)
             await self._told_to_stop.wait()
             await self._drain()
         finally:
             await self._end_tasks()
-            await sidecar.admin.stop()
+            await asyncio.gather(sidecar.admin.stop(), sidecar.watching.stop())
 
-    def _begin(self, grpc: Endpoints, admin: Endpoints) -> None:
+    def _begin(self, grpc: Endpoints, admin: Endpoints, watching: Endpoints) -> None:
         """Everything is bound: watch the registry, say that we are ready."""
         sidecar = self._sidecar
         if sidecar.watch is not None and self._loaded.source is not None:
@@ -177,6 +180,7 @@ class Process:
             transport=self._loaded.config.settings.transport,
             grpc=[str(endpoint) for endpoint in grpc],
             admin=[str(endpoint) for endpoint in admin],
+            metrics=[str(endpoint) for endpoint in watching],
         )
 
     def _state(self, name: str, is_ready: bool, state: str) -> None:
@@ -228,6 +232,7 @@ class Process:
         if reload_tls is not None:
             reload_tls()
         self._spawn(sidecar.admin.reload_tls())
+        self._spawn(sidecar.watching.reload_tls())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -160,10 +160,11 @@ ListenList = Annotated[tuple[ListenItem, ...], BeforeValidator(_one_or_many)]
 
 
 class ListenSettings(Section):
-    """Where to listen: `grpc` for proxies, `admin` for operators."""
+    """Where to listen: `grpc` for proxies, `admin` for administrators, `metrics` for who only watches."""
 
     grpc: Annotated[ListenList, Field(min_length=1)] = (ListenItem.model_validate("127.0.0.1:9191"),)
     admin: ListenList = (ListenItem.model_validate("127.0.0.1:9193"),)
+    metrics: ListenList = ()
 
 
 class RouteSettings(Section):
@@ -278,6 +279,7 @@ class Settings(Section):
     listen: ListenSettings = ListenSettings()
     transport: Literal["fast", "grpcio"] = "fast"
     registry: Annotated[str, _parsed(_registry)] | None = None
+    webhook_secret_key_file: str | None = None
     store: Annotated[str, _parsed(_store)] = "embedded:"
     workers: Annotated[
         Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)

@@ -9,8 +9,14 @@ from dataclasses import dataclass, replace
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
-from sidecar.app.control_plane import open_registry, put_registry_faults
+from sidecar.app.control_plane import (
+    NO_CONTROL_PLANE,
+    build_admin_api,
+    open_registry,
+    put_registry_faults,
+)
 from sidecar.app.followed_registry import FollowedRegistry
+from sidecar.app.listen_rule import put_open_admin
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -44,7 +50,7 @@ class Sidecar:
     """
     The parts of one process.
 
-    `watch` None = there is no registry file to watch; `shared` None = the store is embedded; `followed`
+    `admin` serves `listen.admin`, `watching` serves `listen.metrics`. `watch` None = there is no registry file to watch; `shared` None = the store is embedded; `followed`
     None = there is no registry that administrators change.
     """
 
@@ -56,6 +62,7 @@ class Sidecar:
     readiness: Readiness
     server: GrpcServer
     admin: AdminServer
+    watching: AdminServer
     watch: RegistryWatch | None
     shared: SharedStore | None = None
     followed: FollowedRegistry | None = None
@@ -76,7 +83,7 @@ class LoadedConfig:
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
         self.shared_url = config.settings.shared_store
-        self._verify_registry()
+        self._verify_settings()
         if self.shared_url is not None:
             self._verify(self.shared_url)
         path = config.registry_path
@@ -114,9 +121,11 @@ class LoadedConfig:
             faults.raise_any()
             raise
 
-    def _verify_registry(self) -> None:
+    def _verify_settings(self) -> None:
+        """Refuse what each is valid alone, but not together."""
         faults = FaultList(self.config.tree.file)
         put_registry_faults(self.config, faults)
+        put_open_admin(self.config, faults)
         faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:
@@ -151,6 +160,9 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         *DecisionService(decider, style).methods(),
     ]
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
+    app = AdminApp(metrics, readiness, NO_CONTROL_PLANE)
+    if followed is not None and config.settings.listen.admin:
+        app.api = build_admin_api(config, followed.registry, metrics, followed.put_in_force)
     return Sidecar(
         config,
         metrics,
@@ -159,7 +171,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         HEALTH_SERVICES,
         readiness,
         grpc_server(config, methods, metrics),
-        AdminServer(AdminApp(metrics, readiness), endpoints(config, "admin"), metrics),
+        AdminServer(app, endpoints(config, "admin"), metrics),
+        AdminServer(AdminApp(metrics, readiness), endpoints(config, "metrics"), metrics),
         watch,
         shared,
         followed,

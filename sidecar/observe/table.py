@@ -185,6 +185,16 @@ REGISTRY_METRICS = (
         "Integrations fetched at once because a take found that their record had changed.",
         labels=(("result", ("ok", "failed")),),
     ),
+    MetricSpec(
+        "sidecar_credential_uses_written_total",
+        Kind.COUNTER,
+        "Uses of credentials written to the registry: latest time, by credential and address.",
+    ),
+    MetricSpec(
+        "sidecar_credential_uses_dropped_total",
+        Kind.COUNTER,
+        "Uses of credentials not noted, because too many credentials and addresses waited to be written.",
+    ),
 )
 
 RESTART_REASONS = (
@@ -216,6 +226,60 @@ WORKER_METRICS = (
     ),
 )
 
+OTHER = "other"
+
+ADMIN_CALLS = (
+    ("administrators", "DELETE"), ("administrators", "GET"), ("administrators", "POST"),
+    ("allowlist", "POST"),
+    ("audit", "GET"),
+    ("changes", "POST"),
+    ("credentials", "GET"), ("credentials", "POST"),
+    ("document", "GET"),
+    ("integrations", "DELETE"), ("integrations", "GET"), ("integrations", "PATCH"), ("integrations", "POST"),
+    ("limit", "POST"),
+    ("review", "GET"),
+    ("scopes", "GET"), ("scopes", "POST"),
+    ("sidecars", "GET"),
+    ("standing", "POST"),
+    ("webhook_secrets", "POST"),
+    (OTHER, OTHER),
+)  # fmt: skip
+"""Groups of endpoints with the methods that each has; other = refused before the endpoint was known."""
+ADMIN_STATUSES = (
+    "200", "201", "400", "401", "403", "404", "405", "408", "409", "412", "413", "415", "422", "429",
+    "500", "503", "504", OTHER,
+)  # fmt: skip
+
+ADMIN_METRICS = (
+    MetricSpec(
+        "sidecar_admin_requests_total",
+        Kind.COUNTER,
+        "Calls of the admin API, by group of endpoints, method and status.",
+        labels=(
+            ("route", tuple(dict.fromkeys(route for route, _ in ADMIN_CALLS))),
+            ("method", tuple(dict.fromkeys(method for _, method in ADMIN_CALLS))),
+            ("status", ADMIN_STATUSES),
+        ),
+        only=tuple((*call, status) for call in ADMIN_CALLS for status in ADMIN_STATUSES),
+    ),
+    MetricSpec(
+        "sidecar_admin_request_duration_seconds",
+        Kind.HISTOGRAM,
+        "Time of a call of the admin API, without waiting for other sidecars to confirm.",
+        labels=(("kind", ("read", "change")),),
+        buckets_ns=(
+            1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000,
+            500_000_000, 1_000_000_000, 2_500_000_000, 10_000_000_000,
+        ),
+    ),
+    MetricSpec(
+        "sidecar_admin_failed_attempts_total",
+        Kind.COUNTER,
+        "Calls of the admin API without a valid token; 429 = too many from that address.",
+        labels=(("status", ("401", "429")),),
+    ),
+)  # fmt: skip
+
 TABLE = MetricTable(
     (
         *DECISION_METRICS,
@@ -224,6 +288,7 @@ TABLE = MetricTable(
         *PROCESS_METRICS,
         *REGISTRY_METRICS,
         *WORKER_METRICS,
+        *ADMIN_METRICS,
     )
 )
 """Every metric of the program."""

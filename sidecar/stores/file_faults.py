@@ -90,7 +90,11 @@ class FaultList:
             FileFaultsError: at least one was noted.
         """
         if self.total:
-            raise FileFaultsError(self.faults, self.total)
+            raise self.error()
+
+    def error(self) -> FileFaultsError:
+        """The mistakes as one error; there must be some."""
+        return FileFaultsError(self.faults, self.total)
 
 
 def quoted(text: object) -> str:

@@ -71,13 +71,13 @@ def read_assignment(fd: int) -> Assignment:
 
 
 def own_config(config: Config, grpc: Sequence[Endpoint]) -> Config:
-    """*config* as one worker runs it: listening on *grpc*, without an admin listener."""
+    """*config* as one worker runs it: listening on *grpc* alone."""
     listen = config.settings.listen
     items = tuple(
         item.model_copy(update={"address": endpoint})
         for item, endpoint in zip(listen.grpc, grpc, strict=True)
     )
-    listen = listen.model_copy(update={"grpc": items, "admin": ()})
+    listen = listen.model_copy(update={"grpc": items, "admin": (), "metrics": ()})
     return Config(config.settings.model_copy(update={"listen": listen}), config.directory, config.tree)
 
 

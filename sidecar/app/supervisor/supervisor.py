@@ -16,8 +16,10 @@ import uvloop
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
+from sidecar.app.control_plane import NO_CONTROL_PLANE
 from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
 from sidecar.app.supervisor.addresses import HeldPorts
+from sidecar.app.supervisor.control_plane import SupervisedControlPlane
 from sidecar.app.supervisor.process import WorkerProcess
 from sidecar.app.supervisor.readiness import WorkersReadiness
 from sidecar.app.supervisor.slot import PATIENCE, Launch, Patience, Slot
@@ -92,8 +94,13 @@ class Supervisor:
         )
         counts.collect_along(WorkerUsage(lambda: [pid for slot in self._slots for pid in slot.pids]))
         counts.set("sidecar_workers_wanted", to=plan.count)
-        app = AdminApp(counts, WorkersReadiness(counts, self._slots))
+        counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
+        readiness = WorkersReadiness(counts, self._slots)
+        app = AdminApp(counts, readiness, NO_CONTROL_PLANE)
+        self._control_plane = SupervisedControlPlane(app, counts)
         self._admin = AdminServer(app, endpoints(plan.config, "admin"), counts)
+        watching = AdminApp(counts, readiness)
+        self._watching = AdminServer(watching, endpoints(plan.config, "metrics"), counts)
         self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._told_to_roll = asyncio.Event()
@@ -103,7 +110,9 @@ class Supervisor:
         """Start, run and stop; see `supervise`."""
         self._handle_signals()
         try:
+            await self._control_plane.open(self._config)
             admin = await self._admin.start()
+            await self._watching.start()
             launch = self._launch(self._config)
             for slot in self._slots:
                 slot.start(launch)
@@ -114,7 +123,8 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             await self._end_workers()
-            await self._admin.stop()
+            await asyncio.gather(self._admin.stop(), self._watching.stop())
+            await self._control_plane.close()
             self._ports.close()
         log_event(_log, logging.INFO, "stopped")
         return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
@@ -215,9 +225,10 @@ class Supervisor:
     async def _roll(self) -> bool:
         """Replace the workers one by one; False = a mistake was found, and the others stay."""
         log_event(_log, logging.INFO, "rolling restart")
-        await self._admin.reload_tls()
+        await asyncio.gather(self._admin.reload_tls(), self._watching.reload_tls())
         try:
             config = self._reload()
+            await self._control_plane.open(config)
             launch = self._launch(config)
         except (FileFaultsError, ListenError) as error:
             self._log_stop(0, str(error))
@@ -262,6 +273,7 @@ class Supervisor:
             for key, before, after in (
                 ("workers", old.workers, new.workers),
                 ("listen.admin", old.listen.admin, new.listen.admin),
+                ("listen.metrics", old.listen.metrics, new.listen.metrics),
                 ("log", old.log, new.log),
             )
             if before != after

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from sidecar.domain.cidr import Address
-from sidecar.stores.registry.protocol import USES_MAX, CredentialUse, Registry, RegistryError
+from sidecar.stores.registry.protocol import CredentialUse, Registry
 
 PENDING_MAX = 100_000
 """Pairs of credential and address between two flushes; about 20 MB at worst."""
+FLUSH_BATCH_MAX = 1_000
+"""Uses written in one go: what the event loop, which decides meanwhile, builds in a millisecond."""
 
 
 class CredentialUses:
@@ -48,24 +50,24 @@ class CredentialUses:
             RegistryError: the registry failed; what was not written waits on, as far as there is room.
         """
         pending, self._pending = self._pending, {}
-        uses = [
-            CredentialUse(credential_id, integration_id, address, at_us)
-            for (credential_id, address), (integration_id, at_us) in pending.items()
-        ]
-        for first in range(0, len(uses), USES_MAX):
+        written = 0
+        while pending:
+            batch = dict(pending.popitem() for _ in range(min(len(pending), FLUSH_BATCH_MAX)))
+            uses = [CredentialUse(key[0], value[0], key[1], value[1]) for key, value in batch.items()]
             try:
-                await registry.record_uses(uses[first : first + USES_MAX])
-            except RegistryError:
-                self._put_back(uses[first:])
+                await registry.record_uses(uses)
+            except BaseException:  # a deadline or the end cancels: nothing is lost by that
+                pending.update(batch)
+                self._put_back(pending)
                 raise
-        return len(uses)
+            written += len(uses)
+        return written
 
-    def _put_back(self, uses: list[CredentialUse]) -> None:
-        for use in uses:
-            key = (use.credential_id, use.address)
-            if key in self._pending:
-                continue  # used again since
-            if len(self._pending) < self._pending_max:
-                self._pending[key] = (use.integration_id, use.at_us)
+    def _put_back(self, pending: dict[tuple[str, Address], tuple[str, int]]) -> None:
+        """Let *pending* wait on; what was noted since is newer."""
+        noted, self._pending = self._pending, pending
+        for key, value in noted.items():
+            if len(pending) < self._pending_max or key in pending:
+                pending[key] = value
             else:
                 self.dropped_count += 1

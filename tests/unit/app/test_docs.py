@@ -17,6 +17,8 @@ from .help_text import COMMANDS, block_of
 from .reference import Row, rows
 
 PAGE = "docs/configuration.md"
+SAME_AS_GRPC = ("listen.admin[]", "listen.metrics[]")
+"""Their keys are those of listen.grpc[], says the page."""
 
 
 def line_of(row: Row) -> str:
@@ -31,7 +33,7 @@ def test_configuration_page__describes_every_setting() -> None:
     page = text_of(PAGE).splitlines()
     wrong = []
     for row in rows():
-        if row.key.startswith("listen.admin[]"):  # the same as listen.grpc[], says the page
+        if row.key.startswith(SAME_AS_GRPC):
             continue
         found = [line for line in page if line.startswith(line_of(row))]
         if len(found) != 1 or len(found[0]) < len(line_of(row)) + 10:
@@ -43,7 +45,7 @@ def test_configuration_page__describes_nothing_else() -> None:
     """A key that is gone is gone from the page, too."""
     tables = text_of(PAGE).split("## The client's address")[0]
     documented = re.findall(r"^\| `([a-z_.\[\]]+)` \|", tables, re.MULTILINE)
-    assert sorted(documented) == sorted(row.key for row in rows() if not row.key.startswith("listen.admin[]"))
+    assert sorted(documented) == sorted(row.key for row in rows() if not row.key.startswith(SAME_AS_GRPC))
 
 
 def test_configuration_page__lists_the_categories() -> None:

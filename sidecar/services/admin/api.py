@@ -1,0 +1,128 @@
+"""The admin API as an ASGI application."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import Response
+
+from sidecar.services.admin import changes, reading
+from sidecar.services.admin.answers import answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.envelope import CALL, Envelope
+from sidecar.services.admin.openapi import document, operation
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ApiCode, Problem, problem_error, respond
+
+
+async def show_document(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """The OpenAPI document."""
+    return answer(call.request.app.openapi())
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *reading.ENDPOINTS,
+    *changes.ENDPOINTS,
+    Endpoint(
+        "show_openapi", "GET", "/v1/openapi.json", "document", "This document",
+        "It needs a token like everything else.", show_document, answer=dict[str, Any],
+    ),
+)  # fmt: skip
+"""Everything that the API answers."""
+
+
+def build_api(plane: ControlPlane) -> FastAPI:
+    """
+    The application that serves /v1 over *plane*.
+
+    It has no lifespan: whoever made the registry closes it, once the server has stopped.
+    """
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Envelope, plane=plane)],
+        exception_handlers={HTTPException: _unrouted},
+    )
+    for endpoint in ENDPOINTS:
+        _add(app, plane, endpoint)
+    made: list[dict[str, Any]] = []
+
+    def openapi() -> dict[str, Any]:
+        if not made:
+            made.append(document(app, ENDPOINTS))
+        return made[0]
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _add(app: FastAPI, plane: ControlPlane, endpoint: Endpoint) -> None:
+    app.add_api_route(
+        endpoint.path,
+        _serving(plane, endpoint),
+        methods=[endpoint.method],
+        status_code=endpoint.status,
+        response_model=None,
+        response_class=Response,
+        operation_id=endpoint.name,
+        name=endpoint.name,
+        tags=[endpoint.tag],
+        summary=endpoint.summary,
+        description=endpoint.description,
+        openapi_extra=operation(endpoint),
+    )
+
+
+def _serving(plane: ControlPlane, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """What FastAPI calls for *endpoint*: first who may, then whether the request can be read."""
+
+    async def serve(request: Request) -> Response:
+        call: Call = request.scope[CALL]
+        call.request = request
+        call.route = endpoint.tag
+        endpoint.require(call.actor)
+        query = call.query(endpoint.query)
+        if endpoint.body is None:
+            await call.no_body()
+            body = None
+        else:
+            body = await call.body(endpoint.body)
+        return await endpoint.handle(plane, call, query, body)
+
+    return serve
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """What no route takes: a path that does not exist, or a method that it does not know."""
+    call: Call = request.scope[CALL]
+    methods = methods_of(request.url.path)
+    if methods:
+        code = ApiCode.METHOD_NOT_ALLOWED
+        allowed = ", ".join(methods)
+        detail = f"this path knows {allowed}"
+        return respond(Problem(code.status, code.word, detail, headers={"Allow": allowed}), call.request_id)
+    problem = problem_error(ApiCode.NOT_FOUND, "there is no such path", "see /v1/openapi.json").problem
+    return respond(problem, call.request_id)
+
+
+def methods_of(path: str, endpoints: Sequence[Endpoint] = ENDPOINTS) -> list[str]:
+    """
+    The methods that *path* knows.
+
+    >>> methods_of("/v1/integrations/acme")
+    ['DELETE', 'GET', 'PATCH']
+    """
+    return sorted(one.method for one in endpoints if _matches(one.path, path))
+
+
+def _matches(template: str, path: str) -> bool:
+    pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template))
+    return re.fullmatch(pattern, path) is not None

@@ -1,0 +1,99 @@
+"""
+Who calls: 'Authorization: Bearer <token>' (RFC 6750 2.1), and nothing else.
+
+Every refusal has one text, and unknown ids cost what wrong secrets cost, so that tokens cannot be probed.
+A valid token is let through from every source: the limit of failed attempts answers only attempts that
+failed. A token has 178 random bits, so that refusing valid ones would protect nothing, and would let anyone
+behind the administrators' proxy lock them out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from sidecar.domain.accounts import AuthenticationError, authenticate, token_id_of, token_of
+from sidecar.observe.logs import log_event
+from sidecar.services.admin.attempts import FailedAttempts
+from sidecar.services.admin.call import Call, Caller
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ApiCode, Problem, ProblemError, retry_error
+
+_LOG = logging.getLogger(__name__)
+
+# RFC 9110 11.1: the scheme's case does not matter. The token is one word (RFC 6750 2.1).
+_BEARER = re.compile(r"bearer +([\x21-\x7e]+)", re.IGNORECASE)
+_PATH_CHARS_MAX = 200
+
+
+class Gate:
+    """Lets calls with a valid token through."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        """Look tokens up in the registry of *plane*."""
+        self._plane = plane
+        self._attempts = FailedAttempts(plane.clock_us)
+
+    async def admit(self, call: Call) -> Caller:
+        """
+        Who makes *call*.
+
+        Raises:
+            ProblemError: 401, or 429 when too many attempts from there have failed.
+            RegistryError: the registry cannot tell.
+        """
+        try:
+            return await self._caller(call.request.headers.getlist("Authorization"))
+        except AuthenticationError as error:
+            raise self._refused(call, error) from None
+
+    async def _caller(self, headers: Sequence[str]) -> Caller:
+        token = _bearer_token(headers)
+        token_id = token_id_of(token)
+        holder = await self._plane.registry.token_holder(token_id)
+        actor = authenticate(token, holder, self._plane.clock_us())
+        known = token_of(holder, token_id)
+        assert holder is not None and known is not None  # `authenticate` found both
+        return Caller(actor, holder.name, known.expires_at_us)
+
+    def _refused(self, call: Call, error: AuthenticationError) -> ProblemError:
+        retry_after_s = self._attempts.note(call.source)
+        metrics = self._plane.metrics
+        if retry_after_s:
+            # Counted, not logged: a flood must not drown the lines of the attempts before it.
+            metrics.add("sidecar_admin_failed_attempts_total", "429")
+            return retry_error(
+                ApiCode.TOO_MANY_ATTEMPTS,
+                "too many attempts from this address have failed: send a valid token, or wait",
+                retry_after_s,
+            )
+        metrics.add("sidecar_admin_failed_attempts_total", "401")
+        log_event(
+            _LOG,
+            logging.WARNING,
+            "an attempt to use the admin API was refused",
+            why=error.word,
+            source=call.source,
+            request_id=call.request_id,
+            method=call.request.method[:20],
+            path=call.request.url.path[:_PATH_CHARS_MAX],
+        )
+        code = ApiCode.UNAUTHENTICATED
+        headers = {"WWW-Authenticate": "Bearer"}
+        return ProblemError(Problem(code.status, code.word, str(error), headers=headers))
+
+
+def _bearer_token(headers: Sequence[str]) -> str:
+    """
+    The token in the one Authorization header.
+
+    Raises:
+        AuthenticationError: there is none, there are two, or it is of another scheme.
+    """
+    if not headers:
+        raise AuthenticationError("missing")
+    match = _BEARER.fullmatch(headers[0]) if len(headers) == 1 else None
+    if match is None:
+        raise AuthenticationError("malformed")
+    return match[1]

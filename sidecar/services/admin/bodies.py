@@ -1,0 +1,307 @@
+"""
+Bodies and query strings of the API, as pydantic models: strict, and without unknown fields.
+
+They check shapes. What a value may be, the domain decides and explains, so that every way in gets the same
+answers; the bounds that stand here in `json_schema_extra` only tell readers of the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from sidecar.domain.administrators import ADMINISTRATOR_ID, TOKEN_LIFETIME_MAX_US
+from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
+from sidecar.domain.bucket import BURST_MAX, LIMIT_RPM_MAX
+from sidecar.domain.integrations import (
+    ALLOWLIST_ENTRIES_MAX,
+    CREDENTIALS_MAX,
+    DEFAULT_LIMIT_RPM,
+    INTEGRATION_ID,
+)
+from sidecar.domain.lifecycle.credentials import OVERLAP_MAX_US
+from sidecar.domain.lifecycle.limits import RAISE_MAX_US, SCOPES_MAX
+from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, REASON_LENGTH_MAX
+from sidecar.services.admin.times import SECOND_US, parse_time
+from sidecar.stores.registry.protocol import PAGE_MAX
+
+WAIT_S_MAX = 60
+TOKEN_DAYS = 90
+COUNT_MAX = 2**31 - 1
+ANCHORS_MAX = 100
+DAY_S = 86_400
+
+
+def whole_pattern(pattern: str) -> str:
+    """*pattern* as JSON Schema writes it, for the whole text."""
+    return f"^{pattern}$"
+
+
+def _moment(value: object) -> object:
+    return parse_time(value) if isinstance(value, str) else _not_text(value)
+
+
+def _not_text(value: object) -> object:
+    raise ValueError("write a moment with its offset as text, such as 2026-12-01T00:00:00Z")
+
+
+def _number(value: object) -> object:
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) <= 16):
+        raise ValueError("write a whole number")
+    return int(text)
+
+
+def _switch(value: object) -> object:
+    if value not in ("true", "false"):
+        raise ValueError("write true or false")
+    return value == "true"
+
+
+def _documented(**schema: Any) -> Any:
+    """A field that the domain checks; *schema* tells readers what it will say."""
+    return Field(json_schema_extra=schema)
+
+
+Moment = Annotated[
+    int,
+    BeforeValidator(_moment),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-12-01T00:00:00Z"]}),
+]
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+IntegrationId = Annotated[str, _documented(pattern=whole_pattern(INTEGRATION_ID.pattern))]
+AdministratorId = Annotated[str, _documented(pattern=whole_pattern(ADMINISTRATOR_ID.pattern))]
+CredentialId = Annotated[str, _documented(pattern=whole_pattern(CREDENTIAL_ID.pattern))]
+Name = Annotated[str, _documented(minLength=1, maxLength=NAME_LENGTH_MAX)]
+Detail = Annotated[str, _documented(maxLength=DETAIL_LENGTH_MAX)]
+Reason = Annotated[str, _documented(maxLength=REASON_LENGTH_MAX)]
+Scopes = Annotated[list[str], _documented(maxItems=SCOPES_MAX, examples=[["orders:read"]])]
+Entries = Annotated[list[str], _documented(maxItems=ALLOWLIST_ENTRIES_MAX, examples=[["192.0.2.0/24"]])]
+LimitRpm = Annotated[Count, _documented(minimum=1, maximum=LIMIT_RPM_MAX)]
+Burst = Annotated[Count, _documented(minimum=1, maximum=BURST_MAX)]
+OverlapS = Annotated[Count, _documented(maximum=OVERLAP_MAX_US // SECOND_US)]
+QueryNumber = Annotated[int, BeforeValidator(_number)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+RoleWord = Literal["admin", "auditor", "operator"]
+
+
+class Body(BaseModel):
+    """What every body may carry: why, for the record."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    reason: Reason = ""
+
+
+class IntegrationTerms(Body):
+    """A new integration. What is not named is the least: no scopes, no API key, the allowlist off."""
+
+    name: Name
+    contact: Detail = ""
+    owner: Detail = ""
+    third_party_manager: Detail = ""
+    scopes: Scopes = []
+    rate_limit_rpm: LimitRpm = DEFAULT_LIMIT_RPM
+    burst: Burst | None = None
+    allowlist: Entries = []
+
+
+class NewIntegration(IntegrationTerms):
+    """A new integration, on request with its first API key."""
+
+    id: IntegrationId
+    issue_credential: bool = False
+    credential_expires_at: Moment | None = None
+
+
+class Details(Body):
+    """Details to change; those left out stay as they are, '' empties one."""
+
+    name: Name | None = None
+    contact: Detail | None = None
+    owner: Detail | None = None
+    third_party_manager: Detail | None = None
+
+
+class ScopeNames(Body):
+    """Scopes, each `category:read` or `category:write`."""
+
+    scopes: Scopes
+
+
+class AllowlistEntries(Body):
+    """CIDR blocks or single addresses."""
+
+    entries: Entries
+
+
+class ReasonOnly(Body):
+    """Nothing but why."""
+
+
+class ReasonRequired(Body):
+    """Why; it must be said, and the domain refuses what says nothing."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["reason"]})
+
+
+class Limit(Body):
+    """The lasting limit; without `burst` the burst is the limit."""
+
+    rate_limit_rpm: LimitRpm
+    burst: Burst | None = None
+
+
+class TemporaryLimit(Limit):
+    """A higher limit, until a moment or for a time: one of the two."""
+
+    until: Moment | None = None
+    for_s: Annotated[Count, _documented(minimum=1, maximum=RAISE_MAX_US // SECOND_US)] | None = None
+
+
+class CredentialTerms(Body):
+    """When the new API key ends: at a moment, after a time, or never."""
+
+    expires_at: Moment | None = None
+    expires_in_s: Count | None = None
+
+
+class RotationTerms(Body):
+    """How long the old API key works on, and when the new one ends."""
+
+    overlap_s: OverlapS = 0
+    expires_at: Moment | None = None
+
+
+class Expiry(Body):
+    """When the API key ends; null = never."""
+
+    expires_at: Moment | None
+
+
+class Overlap(Body):
+    """How long the old secret signs along."""
+
+    overlap_s: OverlapS = 0
+
+
+class StorePolicy(Body):
+    """What to answer while the store of buckets does not; null = as the sidecar is configured."""
+
+    policy: Literal["deny", "allow", "local"] | None
+
+
+class NewAdministrator(Body):
+    """A new account, with its first token."""
+
+    id: AdministratorId
+    name: Name
+    role: RoleWord
+    token_expires_in_s: Annotated[
+        Count, _documented(minimum=1, maximum=TOKEN_LIFETIME_MAX_US // SECOND_US)
+    ] = TOKEN_DAYS * DAY_S
+
+
+class RoleChange(Body):
+    """What the account may do from now on."""
+
+    role: RoleWord
+
+
+class TokenTerms(Body):
+    """When the new token ends."""
+
+    expires_in_s: Annotated[Count, _documented(minimum=1, maximum=TOKEN_LIFETIME_MAX_US // SECOND_US)] = (
+        TOKEN_DAYS * DAY_S
+    )
+
+
+class GivenCredential(BaseModel):
+    """The public half of an API key that the caller made: see 'sidecar keys new'."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: CredentialId
+    digest: Annotated[str, _documented(pattern=whole_pattern(DIGEST.pattern))]
+    expires_at: Moment | None = None
+
+
+GivenCredentials = Annotated[list[GivenCredential], _documented(maxItems=CREDENTIALS_MAX)]
+
+
+class Query(BaseModel):
+    """A query string without parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChangeQuery(Query):
+    """How to make a change: only tried, or waited for."""
+
+    dry_run: Annotated[Switch, Field(description="Change nothing; answer as if it had been done.")] = False
+    wait_s: Annotated[
+        QueryNumber,
+        Field(le=WAIT_S_MAX, description="Answer once every live sidecar has confirmed, or after this time."),
+    ] = 0
+
+
+class DeleteQuery(ChangeQuery):
+    """As `ChangeQuery`, with why: a DELETE has no body."""
+
+    reason: Reason = ""
+
+
+class ReasonQuery(Query):
+    """Why: a DELETE has no body."""
+
+    reason: Reason = ""
+
+
+class PageQuery(Query):
+    """Which page of a list."""
+
+    limit: Annotated[QueryNumber, Field(ge=1, le=PAGE_MAX, description="Members of a page.")] = 100
+    after: Annotated[str, Field(description="`next_after` of the page before.")] = ""
+
+
+class ListQuery(PageQuery):
+    """Which integrations."""
+
+    search: Annotated[
+        str,
+        Field(
+            max_length=DETAIL_LENGTH_MAX,
+            description="Looked for in id, name, contact, owner, third-party manager and credential ids.",
+        ),
+    ] = ""
+    status: Literal["active", "suspended"] | None = None
+
+
+class AuditListQuery(PageQuery):
+    """Which audit entries."""
+
+    chain: Annotated[QueryNumber | None, Field(description="Required when there are several.")] = None
+    subject: Annotated[str, Field(examples=["integration:acme"])] = ""
+    integration: Annotated[str, Field(description="Short for `subject=integration:…`.")] = ""
+    actor: str = ""
+    action: Annotated[str, Field(examples=["integration.suspend"])] = ""
+    since: Moment | None = None
+    until: Moment | None = None
+    newest_first: Switch = False
+
+
+class ExportQuery(Query):
+    """Which audit entries to export: a chain can only be verified from its first entry on."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class VerifyQuery(Query):
+    """What to hold the chains against."""
+
+    anchor: Annotated[
+        list[str],
+        Field(max_length=ANCHORS_MAX, description="Noted earlier: `<chain>:<sequence>:<64 hex digits>`."),
+    ] = []

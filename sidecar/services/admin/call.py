@@ -1,0 +1,299 @@
+"""One call of the API: who calls, from where, and the parts of the request, read within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from hashlib import sha256
+from time import monotonic_ns
+from typing import Any, TypeVar, get_origin
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from sidecar.domain.changes import ChangeContext
+from sidecar.domain.refusals import RefusedError
+from sidecar.domain.roles import Actor
+from sidecar.services.admin.places import Places
+from sidecar.services.admin.problems import ApiCode, Fault, invalid, problem_error
+
+BODY_BYTES_MAX = 1_048_576
+BODY_TIMEOUT_S = 10.0
+"""For the whole body, so that a client that drips bytes holds a place no longer than that."""
+QUERY_CHARS_MAX = 16_384
+FAULTS_MAX = 100
+"""Faults that one answer names."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the actor, with what is shown of its account; the token ends at `expires_at_us`."""
+
+    actor: Actor
+    name: str
+    expires_at_us: int
+
+
+@dataclass(slots=True)
+class Call:
+    """
+    One call, from its first byte to its log line.
+
+    `source` is the caller's address or 'local'. `long_places` bounds calls that may take minutes, and
+    `ending` lets go of what the call holds once its answer is sent. `noted` is what a change adds to its log
+    line. `waited_ns` was spent waiting for other sidecars and is no part of the call's duration.
+    """
+
+    request: Request
+    request_id: str
+    source: str
+    long_places: Places
+    began_ns: int = field(default_factory=monotonic_ns)
+    caller: Caller | None = None
+    is_change: bool = False
+    route: str = "other"
+    noted: dict[str, object] = field(default_factory=dict)
+    waited_ns: int = 0
+    ending: ExitStack = field(default_factory=ExitStack)
+    _body: object = None
+
+    @property
+    def actor(self) -> Actor:
+        """Who calls; only once the call was authenticated."""
+        assert self.caller is not None  # the gate lets nobody else through
+        return self.caller.actor
+
+    def take_long(self) -> None:
+        """
+        Hold a place among the calls that may take minutes, until the answer is sent.
+
+        Raises:
+            ProblemError: overloaded.
+        """
+        self.ending.enter_context(self.long_places.take())
+
+    @property
+    def took_ms(self) -> int:
+        """Since the call came in."""
+        return (monotonic_ns() - self.began_ns) // 1_000_000
+
+    def note(self, **fields: object) -> None:
+        """Add *fields* to the call's log line."""
+        self.noted.update(fields)
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+    def query(self, model: type[Model]) -> Model:
+        """
+        The query string as *model*.
+
+        Raises:
+            ProblemError: an unknown or repeated parameter, or a value that does not fit.
+        """
+        if len(self.request.url.query) > QUERY_CHARS_MAX:
+            raise _bad("query", f"the query string is longer than {QUERY_CHARS_MAX} characters", "shorten it")
+        values: dict[str, object] = {}
+        for name, value in self.request.query_params.multi_items():
+            if _takes_several(model, name):
+                several = values.setdefault(name, [])
+                assert isinstance(several, list)
+                several.append(value)
+            elif name in values:
+                raise _bad(name[:80], "this parameter stands twice", "send it once")
+            else:
+                values[name] = value
+        return _checked(model, values)
+
+    async def body(self, model: type[Model]) -> Model:
+        """
+        The body as *model*; no body is an empty object.
+
+        Raises:
+            ProblemError: too large, too slow, of another type, no JSON, or a value that does not fit.
+        """
+        raw = await self._read()
+        if raw:
+            self._require_json_type()
+            self._body = _parsed(raw)
+        else:
+            self._body = {}
+        if not isinstance(self._body, dict):
+            raise _bad("", "the body is not a JSON object", "send an object: {...}")
+        return _checked(model, self._body)
+
+    async def no_body(self) -> None:
+        """
+        Refuse a body where none has a meaning.
+
+        Raises:
+            ProblemError: there is one.
+        """
+        if await self._read():
+            raise _bad("", f"{self.request.method} takes no body", "put what you mean into the query string")
+
+    def header(self, name: str) -> str | None:
+        """
+        A header that may stand once.
+
+        Raises:
+            ProblemError: it stands twice.
+        """
+        values = self.request.headers.getlist(name)
+        if len(values) > 1:
+            raise problem_error(ApiCode.INVALID_HEADER, f"{name} stands twice", "send it once", name)
+        return values[0] if values else None
+
+    def context(self, part: str = "") -> ChangeContext:
+        """
+        Where a change comes from; *part* tells the changes of one call apart.
+
+        Raises:
+            RefusedError: the idempotency key cannot stand on record.
+        """
+        key = self.header("Idempotency-Key") or ""
+        if not key:
+            return ChangeContext(self.request_id, self.source)
+        return ChangeContext(self.request_id, self.source, key + part, self._fingerprint() + part)
+
+    def _fingerprint(self) -> str:
+        """A digest of what was asked for: how long to wait for it is no part of that."""
+        query = sorted(item for item in self.request.query_params.multi_items() if item[0] != "wait_s")
+        asked = [
+            self.request.method,
+            self.request.url.path,
+            query,
+            self.request.headers.getlist("If-Match"),
+            self._body,
+        ]
+        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    async def _read(self) -> bytes:
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length[:20]) > BODY_BYTES_MAX:
+            raise _too_large()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in self.request.stream():
+                    size += len(chunk)
+                    if size > BODY_BYTES_MAX:
+                        raise _too_large()
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise problem_error(
+                ApiCode.BODY_TOO_SLOW,
+                f"the body did not arrive within {BODY_TIMEOUT_S:g} s",
+                "send it at once, and whole",
+            ) from None
+        return b"".join(chunks)
+
+    def _require_json_type(self) -> None:
+        essence = (self.header("Content-Type") or "").partition(";")[0].strip().lower()
+        if essence != "application/json":
+            raise problem_error(
+                ApiCode.UNSUPPORTED_MEDIA_TYPE,
+                f"the body is {essence[:80] or 'of no type'!a}, not JSON",
+                "send JSON with 'Content-Type: application/json'",
+                "Content-Type",
+            )
+
+
+def request_id_of(values: Sequence[str], source: str) -> str | None:
+    """The caller's request id, when it sent one that can stand on record."""
+    if len(values) != 1 or not values[0]:
+        return None
+    try:
+        return ChangeContext(values[0], source).request_id
+    except RefusedError:
+        return None
+
+
+def _parsed(raw: bytes) -> object:
+    """*raw* as JSON, of which each name stands once and each number is one that JSON knows."""
+    try:
+        return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise problem_error(ApiCode.INVALID_JSON, "the body is not UTF-8", "encode it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        message = "it nests too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise problem_error(
+            ApiCode.INVALID_JSON, f"the body is not JSON: {message}", "send one JSON object (RFC 8259)"
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # RFC 8259 4: what a name that stands twice means is anybody's guess, so no reader has to guess.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _checked(model: type[Model], values: Mapping[str, object]) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(_fault(one) for one in error.errors(include_url=False)[:FAULTS_MAX]) from None
+
+
+_REMEDIES: Mapping[str, str] = {
+    "missing": "send it",
+    "extra_forbidden": "leave it out, or look up its spelling in /v1/openapi.json",
+}
+
+
+def _fault(error: Any) -> Fault:
+    """One finding of pydantic in our terms; it never quotes the value, which may hold a secret."""
+    kind = str(error["type"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        message = "it is not known here"
+    elif kind == "missing":
+        message = "it is missing"
+    remedy = _REMEDIES.get(kind, "send a value as /v1/openapi.json describes it")
+    return Fault(ApiCode.INVALID_VALUE.word, _where(error["loc"]), message, remedy)
+
+
+def _where(location: Sequence[str | int]) -> str:
+    """
+    The place of a fault, as the answers write it.
+
+    >>> _where(("changes", 3, "scopes", 0))
+    'changes[3].scopes[0]'
+    """
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part[:80]}" if text else part[:80]
+    return text
+
+
+def _takes_several(model: type[BaseModel], name: str) -> bool:
+    known = model.model_fields.get(name)
+    return known is not None and get_origin(known.annotation) is list
+
+
+def _too_large() -> Exception:
+    return problem_error(
+        ApiCode.BODY_TOO_LARGE,
+        f"the body is larger than {BODY_BYTES_MAX} bytes",
+        "send fewer changes at a time",
+    )
+
+
+def _bad(where: str, message: str, remedy: str) -> Exception:
+    return invalid([Fault(ApiCode.INVALID_VALUE.word, where, message, remedy)])

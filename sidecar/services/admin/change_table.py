@@ -1,0 +1,292 @@
+"""
+One table of every change of an integration: its command, its path, its body, and how they make a command.
+
+The endpoints, /v1/changes and the documentation are made of it, so a command that has no row here fails a
+test, and one that has a row is reachable everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.refusals import Code, refusal
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.times import SECOND_US
+
+INTEGRATION = "/v1/integrations/{integration_id}"
+CREDENTIAL = INTEGRATION + "/credentials/{credential_id}"
+
+
+class Draws(Enum):
+    """Which secret a change makes; it is shown once."""
+
+    NOTHING = "nothing"
+    API_KEY = "api_key"
+    WEBHOOK_SECRET = "secret"  # noqa: S105 - a word of the API, no password
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """
+    What a command is made of.
+
+    `body` is an instance of the row's model; `credentials` are the public halves of API keys, drawn here or
+    given by the caller.
+    """
+
+    integration_id: str
+    body: Any
+    reason: str
+    now_us: int
+    credential_id: str = ""
+    credentials: tuple[c.NewCredential, ...] = ()
+    secret: c.SealedSecret | None = None
+
+    @property
+    def on(self) -> dict[str, str]:
+        """What every command has."""
+        return {"integration_id": self.integration_id, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRow:
+    """
+    One change.
+
+    `body` None = the reason stands in the query string. `member` is the model of its fields in /v1/changes;
+    None = it cannot stand there, because it draws a secret that only one caller may see.
+    """
+
+    command: type[c.Command]
+    method: str
+    path: str
+    tag: str
+    summary: str
+    body: type[b.Body] | None
+    build: Callable[[Given], c.Command]
+    member: type[b.Body] | None
+    draws: Draws = Draws.NOTHING
+    status: int = 200
+    examples: tuple[dict[str, object], ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The command's word."""
+        return self.command.word
+
+    @property
+    def names_credential(self) -> bool:
+        """Whether it is about one credential."""
+        return "{credential_id}" in self.path
+
+
+def _create(given: Given) -> c.Command:
+    body = given.body
+    return c.CreateIntegration(
+        **given.on,
+        name=body.name,
+        contact=body.contact,
+        owner=body.owner,
+        third_party_manager=body.third_party_manager,
+        scopes=tuple(body.scopes),
+        rate_limit_rpm=body.rate_limit_rpm,
+        burst=body.burst,
+        allowlist=tuple(body.allowlist),
+        credentials=given.credentials,
+    )
+
+
+def _edit(given: Given) -> c.Command:
+    body = given.body
+    return c.EditDetails(
+        **given.on,
+        name=body.name,
+        contact=body.contact,
+        owner=body.owner,
+        third_party_manager=body.third_party_manager,
+    )
+
+
+def _scopes(command: type[c.AddScopes] | type[c.RemoveScopes]) -> Callable[[Given], c.Command]:
+    return lambda given: command(**given.on, scopes=tuple(given.body.scopes))
+
+
+def _entries(
+    command: type[c.SetAllowlist] | type[c.AddAllowlistEntries] | type[c.RemoveAllowlistEntries],
+) -> Callable[[Given], c.Command]:
+    return lambda given: command(**given.on, entries=tuple(given.body.entries))
+
+
+def _plain(command: type[c.Command]) -> Callable[[Given], c.Command]:
+    return lambda given: command(**given.on)
+
+
+def _set_limit(given: Given) -> c.Command:
+    return c.SetRateLimit(**given.on, rate_limit_rpm=given.body.rate_limit_rpm, burst=given.body.burst)
+
+
+def _raise_limit(given: Given) -> c.Command:
+    body = given.body
+    until_us = one_end("until", body.until, "for_s", body.for_s, given.now_us)
+    if until_us is None:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "until",
+            "a temporary raise needs an end",
+            "send 'until' with a moment, or 'for_s' with a time",
+        )
+    return c.RaiseLimit(**given.on, rate_limit_rpm=body.rate_limit_rpm, until_us=until_us, burst=body.burst)
+
+
+def _rotate(given: Given) -> c.Command:
+    return c.RotateCredential(
+        **given.on,
+        credential_id=given.credential_id,
+        credential=given.credentials[0],
+        overlap_us=given.body.overlap_s * SECOND_US,
+    )
+
+
+def _set_expiry(given: Given) -> c.Command:
+    return c.SetCredentialExpiry(
+        **given.on, credential_id=given.credential_id, expires_at_us=given.body.expires_at
+    )
+
+
+def _generate_secret(given: Given) -> c.Command:
+    assert given.secret is not None  # the row draws one
+    return c.GenerateWebhookSecret(**given.on, secret=given.secret)
+
+
+def _rotate_secret(given: Given) -> c.Command:
+    assert given.secret is not None  # the row draws one
+    return c.RotateWebhookSecret(**given.on, secret=given.secret, overlap_us=given.body.overlap_s * SECOND_US)
+
+
+def one_end(at_name: str, at_us: int | None, in_name: str, in_s: int | None, now_us: int) -> int | None:
+    """
+    The moment that is named as a moment or as a time from now; None = neither.
+
+    Raises:
+        InvalidError: both.
+    """
+    if at_us is not None and in_s is not None:
+        raise refusal(
+            Code.INVALID_VALUE, in_name, f"{at_name} and {in_name} name two ends", "send one of them"
+        )
+    return now_us + in_s * SECOND_US if in_s is not None else at_us
+
+
+ROWS: tuple[ChangeRow, ...] = (
+    ChangeRow(
+        c.CreateIntegration, "POST", "/v1/integrations", "integrations", "Create an integration",
+        b.NewIntegration, _create, b.IntegrationTerms, Draws.API_KEY, 201,
+        ({"id": "acme", "name": "Acme", "scopes": ["orders:read"], "issue_credential": True},),
+    ),
+    ChangeRow(
+        c.EditDetails, "PATCH", INTEGRATION, "integrations", "Change name, contact, owner or manager",
+        b.Details, _edit, b.Details, examples=({"contact": "ops@acme.example"},),
+    ),
+    ChangeRow(
+        c.DeleteIntegration, "DELETE", INTEGRATION, "integrations", "Delete it for good; its trail stays",
+        None, _plain(c.DeleteIntegration), b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.Suspend, "POST", INTEGRATION + "/suspend", "standing",
+        "Suspend: block every request, and invalidate every API key for ever",
+        b.ReasonRequired, _plain(c.Suspend), b.ReasonRequired, examples=({"reason": "key leaked"},),
+    ),
+    ChangeRow(
+        c.Reactivate, "POST", INTEGRATION + "/reactivate", "standing",
+        "Reactivate: by another administrator, once it has new API keys",
+        b.ReasonRequired, _plain(c.Reactivate), b.ReasonRequired, examples=({"reason": "keys replaced"},),
+    ),
+    ChangeRow(
+        c.AddScopes, "POST", INTEGRATION + "/scopes/add", "scopes", "Permit more",
+        b.ScopeNames, _scopes(c.AddScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
+    ),
+    ChangeRow(
+        c.RemoveScopes, "POST", INTEGRATION + "/scopes/remove", "scopes",
+        "Permit less, from the next request on",
+        b.ScopeNames, _scopes(c.RemoveScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
+    ),
+    ChangeRow(
+        c.AddAllowlistEntries, "POST", INTEGRATION + "/allowlist/add", "allowlist", "Let more addresses in",
+        b.AllowlistEntries, _entries(c.AddAllowlistEntries), b.AllowlistEntries,
+        examples=({"entries": ["192.0.2.0/24"]},),
+    ),
+    ChangeRow(
+        c.RemoveAllowlistEntries, "POST", INTEGRATION + "/allowlist/remove", "allowlist",
+        "Take entries out, as they stand in the list",
+        b.AllowlistEntries, _entries(c.RemoveAllowlistEntries), b.AllowlistEntries,
+        examples=({"entries": ["192.0.2.0/24"]},),
+    ),
+    ChangeRow(
+        c.SetAllowlist, "POST", INTEGRATION + "/allowlist/set", "allowlist", "Replace all entries",
+        b.AllowlistEntries, _entries(c.SetAllowlist), b.AllowlistEntries,
+        examples=({"entries": ["192.0.2.0/24"]},),
+    ),
+    ChangeRow(
+        c.EnableAllowlist, "POST", INTEGRATION + "/allowlist/enable", "allowlist",
+        "Let only the addresses of its entries in",
+        b.ReasonOnly, _plain(c.EnableAllowlist), b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.DisableAllowlist, "POST", INTEGRATION + "/allowlist/disable", "allowlist",
+        "Let every address in; the entries are kept",
+        b.ReasonOnly, _plain(c.DisableAllowlist), b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.SetRateLimit, "POST", INTEGRATION + "/limit/set", "limit",
+        "Set the lasting limit; it ends a temporary raise",
+        b.Limit, _set_limit, b.Limit, examples=({"rate_limit_rpm": 600, "burst": 100},),
+    ),
+    ChangeRow(
+        c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit for a time",
+        b.TemporaryLimit, _raise_limit, b.TemporaryLimit,
+        examples=({"rate_limit_rpm": 3000, "for_s": 7200},),
+    ),
+    ChangeRow(
+        c.EndLimitRaise, "POST", INTEGRATION + "/limit/end-raise", "limit",
+        "End a temporary raise before its time",
+        b.ReasonOnly, _plain(c.EndLimitRaise), b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.IssueCredential, "POST", INTEGRATION + "/credentials/issue", "credentials",
+        "Issue an API key, shown once",
+        b.CredentialTerms, lambda given: c.IssueCredential(**given.on, credential=given.credentials[0]),
+        b.ReasonOnly, Draws.API_KEY, 201, ({"expires_in_s": 7_776_000},),
+    ),
+    ChangeRow(
+        c.RotateCredential, "POST", CREDENTIAL + "/rotate", "credentials",
+        "Issue an API key, shown once, in place of another, which works on for an overlap",
+        b.RotationTerms, _rotate, b.Overlap, Draws.API_KEY, 201, ({"overlap_s": 86_400},),
+    ),
+    ChangeRow(
+        c.RevokeCredential, "POST", CREDENTIAL + "/revoke", "credentials",
+        "End an API key at once and for ever",
+        b.ReasonOnly, lambda given: c.RevokeCredential(**given.on, credential_id=given.credential_id),
+        b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.SetCredentialExpiry, "POST", CREDENTIAL + "/expiry", "credentials",
+        "Let an API key end at a moment",
+        b.Expiry, _set_expiry, b.Expiry, examples=({"expires_at": "2027-01-01T00:00:00Z"},),
+    ),
+    ChangeRow(
+        c.GenerateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/generate", "webhook_secrets",
+        "Make the first webhook signing secret, shown once",
+        b.ReasonOnly, _generate_secret, None, Draws.WEBHOOK_SECRET, 201,
+    ),
+    ChangeRow(
+        c.RotateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/rotate", "webhook_secrets",
+        "Replace the webhook signing secret, shown once; the old one signs along for an overlap",
+        b.Overlap, _rotate_secret, None, Draws.WEBHOOK_SECRET, 201, ({"overlap_s": 86_400},),
+    ),
+)  # fmt: skip
+
+BY_WORD: Mapping[str, ChangeRow] = {row.word: row for row in ROWS}

@@ -1,0 +1,265 @@
+"""Making one change of an integration: from a request to its answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NotRequired
+
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from sidecar.domain.changes import ChangeRequest, Committed, Position
+from sidecar.domain.integrations import Integration
+from sidecar.domain.lifecycle.commands import Command, CreateIntegration
+from sidecar.domain.lifecycle.outcome import Notice
+from sidecar.domain.refusals import RefusedError
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer, etag
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.change_table import ROWS, ChangeRow, Draws, Given, one_end
+from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import FIELD_NAMES, ApiCode, ProblemError, problem_error, refused
+from sidecar.services.admin.secrets_drawn import (
+    credential_to_try,
+    draw_credential,
+    draw_webhook_secret,
+    secret_to_try,
+)
+from sidecar.services.admin.views import IntegrationView, NoticeView, integration_view, notice_view
+
+_STRONG_TAG = re.compile(r'"(0|[1-9][0-9]{0,15})"')
+_CREATE_NAMES = {
+    **FIELD_NAMES,
+    "integration_id": "id",
+    "expires_at_us": "credential_expires_at",
+}
+
+
+class ChangeView(TypedDict):
+    """
+    What a change did.
+
+    `position` null = nothing had to be changed, or it was only tried. `is_in_force` false = the change is
+    made, but this sidecar does not decide by it yet. `api_key` and `secret` are shown in the first answer
+    only: a repeat under the same idempotency key has null.
+    """
+
+    integration: IntegrationView
+    notices: list[NoticeView]
+    is_change: bool
+    is_deleted: bool
+    is_dry_run: bool
+    is_in_force: bool
+    summary: str
+    position: str | None
+    took_ms: int
+    confirmation: NotRequired[ConfirmationView]
+    api_key: NotRequired[str | None]
+    credential_id: NotRequired[str | None]
+    secret: NotRequired[str | None]
+    secret_id: NotRequired[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A command, which kind of secret belongs to it, and the secret; '' = it is only tried."""
+
+    command: Command
+    draws: Draws = Draws.NOTHING
+    secret: str = ""
+
+
+async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """Make the change of *row*, or try it."""
+    given = _given(row, plane, call, query, body)
+    call.note(action=row.word, subject=f"integration:{given.integration_id[:64]}")
+    expected_generation = expected_by(call.header("If-Match"))
+    try:
+        made = _made(row, given, plane, is_trial=query.dry_run)
+        if query.dry_run:
+            return await _try(plane, call, made, expected_generation)
+        request = ChangeRequest(made.command, call.actor, call.context(), expected_generation)
+        if query.wait_s:
+            call.take_long()
+        committed = await plane.registry.apply(request)
+    except RefusedError as error:
+        names = _CREATE_NAMES if row.command is CreateIntegration else FIELD_NAMES
+        raise ProblemError(refused(error, names)) from None
+    return await _committed(row, plane, call, made, committed, query.wait_s)
+
+
+async def _try(plane: ControlPlane, call: Call, made: _Made, expected_generation: int | None) -> Response:
+    # Without the idempotency key: what is only tried must not use it up.
+    context = replace(call.context(), idempotency_key="", fingerprint="")
+    outcome = await plane.registry.preview(
+        ChangeRequest(made.command, call.actor, context, expected_generation)
+    )
+    call.note(is_dry_run=True)
+    view: ChangeView = {
+        **_view(plane, outcome.record, outcome.notices),
+        "is_change": outcome.is_change,
+        "is_deleted": outcome.is_deleted,
+        "is_dry_run": True,
+        "summary": outcome.summary,
+        "took_ms": call.took_ms,
+    }
+    _show_secret(view, outcome.record, made, is_replay=False)
+    return answer(view)
+
+
+async def _committed(
+    row: ChangeRow, plane: ControlPlane, call: Call, made: _Made, committed: Committed, wait_s: int
+) -> Response:
+    positions = (committed.position,) if committed.position is not None else ()
+    is_in_force = await put_in_force(plane, positions)
+    view: ChangeView = {
+        **_view(plane, committed.record, committed.notices),
+        "is_change": committed.entry is not None,
+        "is_deleted": committed.is_deleted,
+        "is_in_force": is_in_force,
+        "summary": committed.entry.summary if committed.entry is not None else "all was so already",
+        "position": position_text(committed.position),
+    }
+    _show_secret(view, committed.record, made, committed.is_replay)
+    if wait_s:
+        view["confirmation"] = await confirm(plane, call, positions, wait_s)
+    view["took_ms"] = call.took_ms
+    call.note(
+        position=view["position"],
+        generation=committed.generation,
+        is_replay=committed.is_replay,
+        is_in_force=is_in_force,
+    )
+    return answer(view, row.status, _headers(row, committed))
+
+
+def _headers(row: ChangeRow, committed: Committed) -> dict[str, str]:
+    headers = {} if committed.is_deleted else etag(committed.generation)
+    if committed.is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    if row.command is CreateIntegration:
+        headers["Location"] = f"/v1/integrations/{committed.record.id}"
+    return headers
+
+
+def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...]) -> ChangeView:
+    return {
+        "integration": integration_view(record, plane.clock_us()),
+        "notices": [notice_view(notice) for notice in notices],
+        "is_change": False,
+        "is_deleted": False,
+        "is_dry_run": False,
+        "is_in_force": False,
+        "summary": "",
+        "position": None,
+        "took_ms": 0,
+    }
+
+
+def _show_secret(view: ChangeView, record: Integration, made: _Made, is_replay: bool) -> None:
+    """Put the secret into *view*, and the id of what it belongs to, which is the latest of its kind."""
+    secret = made.secret if made.secret and not is_replay else None
+    if made.draws is Draws.API_KEY:
+        view["api_key"] = secret
+        view["credential_id"] = record.credentials[-1].id if made.secret else None
+    elif made.draws is Draws.WEBHOOK_SECRET:
+        view["secret"] = secret
+        view["secret_id"] = record.webhook_secrets[-1].id if made.secret else None
+
+
+def _given(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Given:
+    is_create = row.command is CreateIntegration
+    return Given(
+        integration_id=body.id if is_create else call.path("integration_id"),
+        body=body,
+        reason=body.reason if body is not None else query.reason,
+        now_us=plane.clock_us(),
+        credential_id=call.path("credential_id") if row.names_credential else "",
+    )
+
+
+def _made(row: ChangeRow, given: Given, plane: ControlPlane, *, is_trial: bool) -> _Made:
+    """The command, with a fresh secret where it needs one; a trial draws none."""
+    body = given.body
+    if row.draws is Draws.WEBHOOK_SECRET:
+        if plane.sealer is None:
+            raise _webhook_secrets_off()
+        if is_trial:
+            return _Made(row.build(replace(given, secret=secret_to_try())), row.draws)
+        drawn = draw_webhook_secret(plane.sealer)
+        return _Made(row.build(replace(given, secret=drawn.sealed)), row.draws, drawn.secret)
+    if row.draws is Draws.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
+        return _Made(row.build(given))
+    expires_at_us = _expiry(row, given)
+    if is_trial:
+        return _Made(row.build(replace(given, credentials=(credential_to_try(expires_at_us),))), row.draws)
+    key = draw_credential(expires_at_us)
+    return _Made(row.build(replace(given, credentials=(key.public,))), row.draws, key.api_key)
+
+
+def _expiry(row: ChangeRow, given: Given) -> int | None:
+    body = given.body
+    if row.command is CreateIntegration:
+        at_us: int | None = body.credential_expires_at
+        return at_us
+    in_s = getattr(body, "expires_in_s", None)
+    return one_end("expires_at", body.expires_at, "expires_in_s", in_s, given.now_us)
+
+
+def _webhook_secrets_off() -> ProblemError:
+    return problem_error(
+        ApiCode.WEBHOOK_SECRETS_OFF,
+        "this sidecar has no key to seal webhook secrets with",
+        "set 'webhook_secret_key_file' in its configuration and restart it",
+    )
+
+
+def expected_by(tag: str | None) -> int | None:
+    """
+    The generation that If-Match names (RFC 9110 13.1.1); None = whatever it is now.
+
+    Raises:
+        ProblemError: a weak or malformed tag, or several.
+    """
+    if tag is None or tag.strip() == "*":
+        return None
+    match = _STRONG_TAG.fullmatch(tag.strip())
+    if match is None:
+        raise problem_error(
+            ApiCode.INVALID_HEADER,
+            "If-Match is not one strong tag of a generation",
+            'send it as the ETag of the integration came: If-Match: "7"',
+            "If-Match",
+        )
+    return int(match[1])
+
+
+def position_text(position: Position | None) -> str | None:
+    """A position as answers write it: '<partition>.<sequence>'."""
+    return f"{position.partition}.{position.sequence}" if position is not None else None
+
+
+def _endpoint(row: ChangeRow) -> Endpoint:
+    return Endpoint(
+        name=row.word.replace(".", "_"),
+        method=row.method,
+        path=row.path,
+        tag=row.tag,
+        summary=row.summary,
+        description=" ".join((row.command.__doc__ or "").split()),
+        handle=partial(make_change, row),
+        actions=frozenset({row.command.action}),
+        query=b.DeleteQuery if row.body is None else b.ChangeQuery,
+        body=row.body,
+        answer=ChangeView,
+        status=row.status,
+        has_generation=True,
+        examples=row.examples,
+    )
+
+
+ENDPOINTS = tuple(_endpoint(row) for row in ROWS)

@@ -1,0 +1,83 @@
+"""Waiting until a change is in force: in this process, and on request on every live sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import monotonic_ns
+
+from typing_extensions import TypedDict
+
+from sidecar.domain.changes import LiveSidecar, Position, unconfirmed
+from sidecar.observe.logs import log_event
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.stores.registry.protocol import RegistryError
+
+LOOK_INTERVAL_S = 0.05
+WAITING_NAMED_MAX = 100
+"""Sidecars that an answer names; a longer list helps nobody."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class ConfirmationView(TypedDict):
+    """
+    Which live sidecars decide by a change.
+
+    `waiting_for` names those that do not yet. `is_complete` false with nobody named = the registry could
+    not tell; the change itself was made all the same.
+    """
+
+    is_complete: bool
+    sidecars: int
+    waiting_for: list[str]
+    took_ms: int
+
+
+async def put_in_force(plane: ControlPlane, positions: Sequence[Position]) -> bool:
+    """Wait until this process decides by the changes at *positions*; False = not within its bound."""
+    return all([await plane.put_in_force(position) for position in latest(positions)])
+
+
+async def confirm(
+    plane: ControlPlane, call: Call, positions: Sequence[Position], wait_s: int
+) -> ConfirmationView:
+    """Wait up to *wait_s* until every live sidecar has confirmed the changes at *positions*."""
+    began_ns = monotonic_ns()
+    last = latest(positions)
+    sidecars: tuple[LiveSidecar, ...] = ()
+    waiting: list[str] = []
+    is_complete = False
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                sidecars = await plane.registry.live_sidecars()
+                waiting = sorted({one for position in last for one in unconfirmed(sidecars, position)})
+                if not waiting:
+                    is_complete = True
+                    break
+                await asyncio.sleep(LOOK_INTERVAL_S)
+    except TimeoutError:
+        pass
+    except RegistryError as error:
+        # The change is made: that its spread cannot be watched must not look like its failure.
+        log_event(_LOG, logging.WARNING, "sidecars cannot be asked whether they follow", error=str(error))
+        sidecars, waiting = (), []
+    took_ns = monotonic_ns() - began_ns
+    call.waited_ns += took_ns
+    return {
+        "is_complete": is_complete,
+        "sidecars": len(sidecars),
+        "waiting_for": waiting[:WAITING_NAMED_MAX],
+        "took_ms": took_ns // 1_000_000,
+    }
+
+
+def latest(positions: Sequence[Position]) -> tuple[Position, ...]:
+    """The last position of each partition: whoever has followed so far has followed the others."""
+    last: dict[int, int] = {}
+    for partition, sequence in positions:
+        last[partition] = max(sequence, last.get(partition, sequence))
+    return tuple(Position(partition, last[partition]) for partition in sorted(last))

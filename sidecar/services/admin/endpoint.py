@@ -1,0 +1,72 @@
+"""What an endpoint is: one row of a table that routes, OpenAPI document, documentation and tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from sidecar.domain.roles import Action, Actor, Role
+from sidecar.services.admin.bodies import Query
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.plane import ControlPlane
+
+Handle: TypeAlias = Callable[[ControlPlane, Call, Any, Any], Awaitable[Response]]
+"""Answers a call; gets its query string and its body as the endpoint's models."""
+
+READ_PROBLEMS = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
+CHANGE_PROBLEMS = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """
+    One method of one path.
+
+    `actions`: the role must permit one of these; empty = any valid token will do. `tag` is the word in the
+    documentation and in metrics. `answer` is the type of the JSON answer, None = it is no plain JSON.
+    """
+
+    name: str
+    method: str
+    path: str
+    tag: str
+    summary: str
+    description: str
+    handle: Handle
+    actions: frozenset[Action] = frozenset()
+    query: type[Query] = Query
+    body: type[BaseModel] | None = None
+    answer: Any = None
+    status: int = 200
+    has_generation: bool = False
+    """It takes If-Match."""
+    examples: tuple[dict[str, object], ...] = field(default=())
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it changes anything."""
+        return self.method != "GET"
+
+    @property
+    def problems(self) -> tuple[int, ...]:
+        """The statuses of the problems that it may answer with."""
+        return CHANGE_PROBLEMS if self.is_change else READ_PROBLEMS
+
+    def admits(self, role: Role) -> bool:
+        """Whether somebody of *role* may call it."""
+        probe = Actor("somebody", role, "")
+        return not self.actions or any(probe.may(action) for action in self.actions)
+
+    def require(self, actor: Actor) -> None:
+        """
+        Refuse an actor whose role permits none of the actions.
+
+        Raises:
+            ForbiddenError: role_forbids.
+        """
+        if not self.admits(actor.role):
+            actor.require(min(self.actions, key=lambda action: action.value))

@@ -1,0 +1,171 @@
+"""
+What surrounds every call: its id, its place, its caller, and afterwards its counts and its log line.
+
+A plain ASGI middleware around the routes: nothing below it runs, no body is read and no path is looked
+up, before the caller is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from time import monotonic_ns
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sidecar.observe.logs import log_event
+from sidecar.observe.table import ADMIN_CALLS, ADMIN_STATUSES, OTHER
+from sidecar.services.admin.authentication import Gate
+from sidecar.services.admin.call import Call, request_id_of
+from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX, Places
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ApiCode, own_fault, problem_error, problem_of, respond
+
+CALL = "sidecar.call"
+"""Where the call stands in the ASGI scope."""
+
+_LOG = logging.getLogger(__name__)
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Envelope:
+    """See above."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        plane: ControlPlane,
+        calls_max: int = CALLS_MAX,
+        long_calls_max: int = LONG_CALLS_MAX,
+    ) -> None:
+        """Surround *app*."""
+        self._app = app
+        self._gate = Gate(plane)
+        self._places = Places(calls_max)
+        self._long_places = Places(long_calls_max)
+        self._counts = _Counts(plane)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call; see the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = self._begin(Request(scope, receive))
+        scope[CALL] = call
+        answer = _Answer(send, call.request_id)
+        try:
+            with call.ending:
+                await self._serve(call, scope, receive, answer)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except Exception as error:
+            await self._fail(call, error, answer)
+        finally:
+            self._counts.ended(call, answer.status)
+            _log_change(call, answer.status)
+
+    def _begin(self, request: Request) -> Call:
+        source = request.client.host if request.client is not None and request.client.host else "local"
+        request_id = request_id_of(request.headers.getlist("X-Request-Id"), source)
+        call = Call(request, request_id or secrets.token_hex(16), source, self._long_places)
+        call.is_change = request.method not in _READS
+        return call
+
+    async def _serve(self, call: Call, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        call.ending.enter_context(self._places.take())
+        call.caller = await self._gate.admit(call)
+        _require_plain_path(scope)
+        await self._app(scope, receive, answer)
+
+    async def _fail(self, call: Call, error: Exception, answer: _Answer) -> None:
+        problem = problem_of(error, call.is_change)
+        if problem is None:
+            _LOG.error("a call of the admin API failed, request %s", call.request_id, exc_info=error)
+            problem = own_fault(call.is_change)
+        if answer.status is not None:
+            # Half an answer is out: only breaking the connection tells its reader that it is not whole.
+            raise error
+        call.note(code=problem.code)
+        await respond(problem, call.request_id)(call.request.scope, call.request.receive, answer)
+
+
+class _Answer:
+    """Sends an answer on, with the headers that every answer has, and remembers its status."""
+
+    __slots__ = ("_request_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = int(message["status"])
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._request_id
+            headers["Cache-Control"] = "no-store"
+            headers["X-Content-Type-Options"] = "nosniff"
+        await self._send(message)
+
+
+class _Counts:
+    """The metrics of calls; slots are looked up once."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        metrics = plane.metrics
+        self._values = metrics.values
+        self._requests: Mapping[tuple[str, ...], int] = {
+            (*call, status): metrics.slot("sidecar_admin_requests_total", *call, status)
+            for call in ADMIN_CALLS
+            for status in ADMIN_STATUSES
+        }
+        self._durations = {
+            is_change: metrics.histogram("sidecar_admin_request_duration_seconds", kind)
+            for is_change, kind in ((False, "read"), (True, "change"))
+        }
+
+    def ended(self, call: Call, status: int | None) -> None:
+        """Count a call that has ended; status None = nobody waited for its answer."""
+        kind = (call.route, call.request.method)
+        if kind not in ADMIN_CALLS:
+            kind = (OTHER, OTHER)
+        word = str(status) if str(status) in ADMIN_STATUSES else OTHER
+        self._values[self._requests[(*kind, word)]] += 1
+        self._durations[call.is_change].observe_ns(monotonic_ns() - call.began_ns - call.waited_ns)
+
+
+def _require_plain_path(scope: Scope) -> None:
+    """
+    Refuse a path that can be spelled in another way: then no rule in front of us can be passed by spelling.
+
+    Ids need no escapes; only '@', which may stand in an administrator's id, is escaped by some clients.
+    """
+    raw = scope.get("raw_path") or b""
+    if b"%" in raw.replace(b"%40", b"").partition(b"?")[0]:
+        raise problem_error(
+            ApiCode.NOT_FOUND, "no path of this API needs an escape", "write the path without '%'"
+        )
+
+
+def _log_change(call: Call, status: int | None) -> None:
+    """One line for each call that was meant to change something, by somebody who was let in."""
+    if not call.is_change or call.caller is None:
+        return
+    actor = call.caller.actor
+    log_event(
+        _LOG,
+        logging.INFO,
+        "admin API change",
+        status=status,
+        administrator=actor.id,
+        role=actor.role.value,
+        token_id=actor.token_id,
+        source=call.source,
+        request_id=call.request_id,
+        took_ms=call.took_ms,
+        **call.noted,
+    )

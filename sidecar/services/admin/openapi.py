@@ -1,0 +1,186 @@
+"""The OpenAPI document, made of the same table as the routes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import models_json_schema
+from typing_extensions import TypedDict
+
+from sidecar.domain.administrators import ADMINISTRATOR_ID
+from sidecar.domain.api_keys import CREDENTIAL_ID
+from sidecar.domain.changes import CONTEXT_LENGTH_MAX
+from sidecar.domain.integrations import INTEGRATION_ID
+from sidecar.observe.build import VERSION
+from sidecar.services.admin.bodies import whole_pattern
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.problems import PROBLEM_JSON
+
+_REFERENCE = "#/components/schemas/{model}"
+_PATH_NAME = re.compile(r"\{(\w+)\}")
+_PATTERNS: Mapping[str, str] = {
+    "integration_id": INTEGRATION_ID.pattern,
+    "credential_id": CREDENTIAL_ID.pattern,
+    "administrator_id": ADMINISTRATOR_ID.pattern,
+    "token_id": CREDENTIAL_ID.pattern,
+}
+_MEANINGS: Mapping[int, str] = {
+    400: "A header cannot be read",
+    401: "No valid token",
+    403: "The role does not permit it, or a rule of two people forbids it to this one",
+    404: "There is no such thing",
+    405: "The path does not know this method",
+    408: "The body came too slowly",
+    409: "The state of the registry does not allow it, or the idempotency key stands for another request",
+    412: "The integration has changed since it was read; `ETag` names its generation now",
+    413: "The body is too large",
+    415: "The body is no JSON",
+    422: "A value is wrong; each is named with its remedy",
+    429: "Too many attempts from this address have failed",
+    500: "A fault of the sidecar, or the registry is damaged",
+    503: "The registry cannot be reached, or too many calls are in hand",
+    504: "The registry did not answer in time",
+}
+_DESCRIPTION = """
+Everything that administrators do to integrations. Every call needs `Authorization: Bearer sca_…`.
+Times are RFC 3339 with an offset. Errors are problem documents (RFC 9457) whose `problems` name each wrong
+field and its remedy. A change is in force on the sidecar that answers before it answers.
+""".strip()
+
+
+class ProblemMemberView(TypedDict):
+    """One thing that was wrong, where, and what to do."""
+
+    code: str
+    field: str
+    message: str
+    remedy: str
+
+
+class ProblemView(TypedDict, total=False):
+    """
+    A problem document (RFC 9457).
+
+    `may_have_happened` stands in failed changes: true = only a look, or a repeat under the same
+    idempotency key, can tell.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    problems: list[ProblemMemberView]
+    may_have_happened: bool
+
+
+def operation(endpoint: Endpoint) -> dict[str, Any]:
+    """What FastAPI cannot know of *endpoint*: its parameters, its body, its answers."""
+    extra: dict[str, Any] = {
+        "parameters": [*_path_parameters(endpoint), *_query_parameters(endpoint), *_headers(endpoint)],
+        "responses": _responses(endpoint),
+    }
+    if endpoint.body is not None:
+        media: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(model=endpoint.body.__name__)}}
+        if endpoint.examples:
+            media["examples"] = {f"example{n}": {"value": one} for n, one in enumerate(endpoint.examples, 1)}
+        required = bool(endpoint.body.model_json_schema().get("required"))
+        extra["requestBody"] = {"required": required, "content": {"application/json": media}}
+    return extra
+
+
+def document(app: FastAPI, endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    """The document of *app*, whose routes are *endpoints*."""
+    made = get_openapi(
+        title="Sidecar admin API",
+        version=VERSION,
+        summary="Integrations of the rate-limit and auth decision service",
+        description=_DESCRIPTION,
+        routes=app.routes,
+    )
+    components = made.setdefault("components", {})
+    components["schemas"] = {**components.get("schemas", {}), **_schemas(endpoints)}
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "An administrator's token, `sca_…`."}
+    }
+    made["security"] = [{"token": []}]
+    return made
+
+
+def _schemas(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    bodies = list(dict.fromkeys(one.body for one in endpoints if one.body is not None))
+    answers = list(dict.fromkeys(one.answer for one in endpoints if one.answer is not None))
+    pairs: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
+    _, made = models_json_schema(pairs, ref_template=_REFERENCE)
+    schemas: dict[str, Any] = dict(made.get("$defs", {}))
+    for answer in (*answers, ProblemView):
+        schema = TypeAdapter(answer).json_schema(ref_template=_REFERENCE, mode="serialization")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[answer.__name__] = schema
+    return dict(sorted(schemas.items()))
+
+
+def _path_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": whole_pattern(_PATTERNS[name])},
+        }
+        for name in _PATH_NAME.findall(endpoint.path)
+    ]
+
+
+def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    schema = endpoint.query.model_json_schema()
+    parameters = []
+    for name, one in schema.get("properties", {}).items():
+        one.pop("title", None)
+        parameter: dict[str, Any] = {"name": name, "in": "query", "required": False, "schema": one}
+        if "description" in one:
+            parameter["description"] = one.pop("description")
+        parameters.append(parameter)
+    return parameters
+
+
+def _headers(endpoint: Endpoint) -> list[dict[str, Any]]:
+    plain: dict[str, Any] = {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": CONTEXT_LENGTH_MAX,
+        "pattern": "^[!-~]+$",
+    }
+    named = [("X-Request-Id", "Echoed, and put on record; without it one is made.", plain)]
+    if endpoint.is_change:
+        meaning = "A repeat with the same key gets the first answer, without the secret."
+        named.append(("Idempotency-Key", meaning, plain))
+    if endpoint.has_generation:
+        tag = {"type": "string", "pattern": '^("(0|[1-9][0-9]{0,15})"|\\*)$'}
+        named.append(("If-Match", "The `ETag` of the integration as it was read.", tag))
+    return [
+        {"name": name, "in": "header", "required": False, "description": meaning, "schema": schema}
+        for name, meaning, schema in named
+    ]
+
+
+def _responses(endpoint: Endpoint) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    if endpoint.answer is not None:
+        schema = {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}
+        responses[str(endpoint.status)] = {
+            "description": "Done" if endpoint.is_change else "As asked",
+            "content": {"application/json": {"schema": schema}},
+        }
+    if endpoint.status == 201:
+        responses["200"] = {**responses["201"], "description": "Tried only: `dry_run`"}
+    problem = {"schema": {"$ref": _REFERENCE.format(model="ProblemView")}}
+    for status in endpoint.problems:
+        responses[str(status)] = {"description": _MEANINGS[status], "content": {PROBLEM_JSON: problem}}
+    return responses

@@ -1,0 +1,37 @@
+"""What the admin API works on: the registry, and what the process around it lends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.domain.changes import Position
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.observe.metrics import Metrics
+from sidecar.stores.registry.protocol import Registry
+
+
+class Sealer(Protocol):
+    """Encrypts webhook secrets, so that whoever reads the registry's store cannot sign with them."""
+
+    def seal(self, text: str) -> str:
+        """*text* encrypted, as printable ASCII of at most `webhooks.SEALED_LENGTH_MAX` characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """
+    The parts that one admin API is made of.
+
+    `put_in_force` waits, within a bound of its own, until this process decides by the change at a position;
+    False = it does not yet. Where nothing is decided it says True at once. `sealer` None = no key to
+    encrypt webhook secrets with is configured, so none are made.
+    """
+
+    registry: Registry
+    catalogue: ScopeCatalogue
+    metrics: Metrics
+    put_in_force: Callable[[Position], Awaitable[bool]]
+    sealer: Sealer | None
+    clock_us: Callable[[], int]

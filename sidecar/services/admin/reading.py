@@ -1,0 +1,194 @@
+"""Reading: who calls, integrations, their credentials, scopes, and the sidecars that are alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from sidecar.domain.integrations import Integration, Status
+from sidecar.domain.refusals import Code, refusal
+from sidecar.domain.roles import PERMISSIONS, Action
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer, etag, list_answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.times import format_time
+from sidecar.services.admin.views import (
+    ROLE_WORDS,
+    CredentialView,
+    IntegrationView,
+    RoleWord,
+    ScopeCategoryView,
+    category_view,
+    credential_views,
+    integration_view,
+)
+from sidecar.stores.registry.protocol import ListQuery
+
+INTEGRATION = "/v1/integrations/{integration_id}"
+
+
+class WhoamiView(TypedDict):
+    """Whom a token belongs to, and what it may do."""
+
+    administrator: str
+    name: str
+    role: RoleWord
+    token_id: str
+    expires_at: str
+    permissions: list[str]
+
+
+class IntegrationPageView(TypedDict):
+    """One page of integrations; `next_after` null = this is the last."""
+
+    items: list[IntegrationView]
+    next_after: str | None
+
+
+class CredentialListView(TypedDict):
+    """All credentials of an integration, with their last use."""
+
+    items: list[CredentialView]
+
+
+class ScopeListView(TypedDict):
+    """The categories of scopes that are configured."""
+
+    items: list[ScopeCategoryView]
+
+
+class SidecarView(TypedDict):
+    """A sidecar that is alive, and whether it decides by all that is in the registry."""
+
+    id: str
+    revision: str
+    seen_at: str
+    is_up_to_date: bool
+
+
+class SidecarListView(TypedDict):
+    """The sidecars that announced themselves lately, and how far the registry is."""
+
+    items: list[SidecarView]
+    revision: str
+
+
+async def whoami(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """Whom the token belongs to."""
+    caller = call.caller
+    assert caller is not None  # the gate lets nobody else through
+    view: WhoamiView = {
+        "administrator": caller.actor.id,
+        "name": caller.name,
+        "role": ROLE_WORDS[caller.actor.role],
+        "token_id": caller.actor.token_id,
+        "expires_at": format_time(caller.expires_at_us),
+        "permissions": sorted(action.value for action in PERMISSIONS[caller.actor.role]),
+    }
+    return answer(view)
+
+
+async def list_integrations(plane: ControlPlane, call: Call, query: b.ListQuery, body: Any) -> Response:
+    """One page of integrations."""
+    status = Status(query.status) if query.status is not None else None
+    page = await plane.registry.list(ListQuery(query.search, status, query.after, query.limit))
+    now_us = plane.clock_us()
+    return await list_answer(
+        (integration_view(record, now_us) for record in page.records),
+        {"next_after": page.next_after or None},
+    )
+
+
+async def show_integration(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """One integration, with the last use of its credentials."""
+    record = await known_integration(plane, call.path("integration_id"))
+    uses = await plane.registry.last_uses(record.id)
+    return answer(integration_view(record, plane.clock_us(), uses), headers=etag(record.generation))
+
+
+async def list_credentials(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """The credentials of one integration, with their last use."""
+    record = await known_integration(plane, call.path("integration_id"))
+    uses = await plane.registry.last_uses(record.id)
+    view: CredentialListView = {"items": credential_views(record, plane.clock_us(), uses)}
+    return answer(view, headers=etag(record.generation))
+
+
+async def list_scopes(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """What can be permitted."""
+    view: ScopeListView = {"items": [category_view(one) for one in plane.catalogue.categories.values()]}
+    return answer(view)
+
+
+async def list_sidecars(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """Who is alive, and who lags behind."""
+    # Read first: a sidecar that follows meanwhile is ahead of it, never behind by mistake.
+    revision = await plane.registry.revision()
+    sidecars = await plane.registry.live_sidecars()
+    items: list[SidecarView] = [
+        {
+            "id": one.id,
+            "revision": str(one.revision),
+            "seen_at": format_time(one.seen_at_us),
+            "is_up_to_date": len(one.revision.sequences) == len(revision.sequences)
+            and all(map(int.__ge__, one.revision.sequences, revision.sequences)),
+        }
+        for one in sidecars
+    ]
+    return await list_answer(items, {"revision": str(revision)})
+
+
+async def known_integration(plane: ControlPlane, integration_id: str) -> Integration:
+    """
+    The integration with this id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    record = await plane.registry.get(integration_id)
+    if record is None:
+        raise refusal(
+            Code.INTEGRATION_UNKNOWN,
+            "integration_id",
+            f"there is no integration {integration_id[:80]!a}",
+            "list them; the trail of a deleted one is in the audit log",
+        )
+    return record
+
+
+_READ = frozenset({Action.READ_INTEGRATIONS})
+
+ENDPOINTS = (
+    Endpoint(
+        "whoami", "GET", "/v1/whoami", "administrators", "Whom the token belongs to",
+        "Answers every valid token, whatever its role.", whoami, answer=WhoamiView,
+    ),
+    Endpoint(
+        "list_integrations", "GET", "/v1/integrations", "integrations", "List and search integrations",
+        "In order of their ids. Last uses are not looked up here.", list_integrations, _READ,
+        b.ListQuery, answer=IntegrationPageView,
+    ),
+    Endpoint(
+        "show_integration", "GET", INTEGRATION, "integrations", "Show one integration",
+        "With the last use of its API keys. Its ETag is the generation that If-Match takes.",
+        show_integration, _READ, answer=IntegrationView,
+    ),
+    Endpoint(
+        "list_credentials", "GET", INTEGRATION + "/credentials", "credentials",
+        "List the API keys of an integration", "With their last use, which tells whether an overlap may end.",
+        list_credentials, _READ, answer=CredentialListView,
+    ),
+    Endpoint(
+        "list_scopes", "GET", "/v1/scopes", "scopes", "List what can be permitted",
+        "The categories of scopes that are configured.", list_scopes, _READ, answer=ScopeListView,
+    ),
+    Endpoint(
+        "list_sidecars", "GET", "/v1/sidecars", "sidecars", "List the sidecars that are alive",
+        "And whether each decides by all that is in the registry.", list_sidecars, _READ,
+        answer=SidecarListView,
+    ),
+)  # fmt: skip

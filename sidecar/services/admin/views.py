@@ -1,0 +1,258 @@
+"""
+Records as the API shows them: times in RFC 3339, no secret, no digest.
+
+The types here are the answers' schema in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from sidecar.domain.accounts import Administrator
+from sidecar.domain.cidr import format_address
+from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
+from sidecar.domain.integrations import Credential, Integration, Status
+from sidecar.domain.lifecycle.outcome import Notice
+from sidecar.domain.roles import Role
+from sidecar.domain.scopes import ScopeCategory
+from sidecar.services.admin.problems import api_name
+from sidecar.services.admin.times import format_optional_time, format_time
+from sidecar.stores.registry.protocol import LastUse
+
+RoleWord = Literal["admin", "auditor", "operator"]
+CredentialState = Literal["active", "overlapping", "expired", "invalidated"]
+
+ROLE_WORDS: Mapping[Role, RoleWord] = {
+    Role.ADMIN: "admin",
+    Role.AUDITOR: "auditor",
+    Role.OPERATOR: "operator",
+}
+
+
+class CredentialView(TypedDict):
+    """An API key of an integration; last use only where it was looked up."""
+
+    id: str
+    state: CredentialState
+    issued_at: str | None
+    expires_at: str | None
+    replaced_by: str | None
+    last_used_at: NotRequired[str | None]
+    last_used_address: NotRequired[str | None]
+
+
+class WebhookSecretView(TypedDict):
+    """A webhook signing secret, without the secret."""
+
+    id: str
+    issued_at: str | None
+    expires_at: str | None
+
+
+class LimitRaiseView(TypedDict):
+    """A temporary raise that is in force."""
+
+    rate_limit_rpm: int
+    burst: int | None
+    until: str
+
+
+class SuspensionView(TypedDict):
+    """Who suspended the integration: the latest time, and the first since the last reactivation."""
+
+    by: str
+    at: str
+    since: str
+    reason: str
+
+
+class IntegrationView(TypedDict):
+    """One integration."""
+
+    id: str
+    name: str
+    status: Literal["active", "suspended"]
+    contact: str
+    owner: str
+    third_party_manager: str
+    scopes: list[str]
+    rate_limit_rpm: int
+    burst: int | None
+    limit_raise: LimitRaiseView | None
+    effective_limit_rpm: int
+    ip_allowlist: list[str]
+    is_allowlist_enabled: bool
+    on_store_error: Literal["deny", "allow", "local"] | None
+    credentials: list[CredentialView]
+    webhook_secrets: list[WebhookSecretView]
+    suspensions: list[SuspensionView]
+    generation: int
+    created_at: str | None
+    changed_at: str | None
+
+
+class NoticeView(TypedDict):
+    """Something to know about a change that was made."""
+
+    code: str
+    field: str
+    message: str
+
+
+class TokenView(TypedDict):
+    """An administrator's token, without the token."""
+
+    id: str
+    issued_at: str
+    expires_at: str
+    is_expired: bool
+
+
+class AdministratorView(TypedDict):
+    """An administrator's account; a removed one is kept for its id."""
+
+    id: str
+    name: str
+    role: RoleWord
+    created_at: str
+    removed_at: str | None
+    tokens: list[TokenView]
+
+
+class ScopeCategoryView(TypedDict):
+    """A category of scopes, and the scopes that it has."""
+
+    name: str
+    title: str
+    sensitivity: str
+    is_read_only: bool
+    scopes: list[str]
+
+
+def integration_view(
+    record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
+) -> IntegrationView:
+    """*record* as it is at *now_us*; with *uses* also when its credentials were last used."""
+    limit_raise = raise_in_force(record, now_us)
+    return {
+        "id": record.id,
+        "name": record.name,
+        "status": "active" if record.status is Status.ACTIVE else "suspended",
+        "contact": record.contact,
+        "owner": record.owner,
+        "third_party_manager": record.third_party_manager,
+        "scopes": [str(scope) for scope in sorted(record.scopes)],
+        "rate_limit_rpm": record.rate_limit_rpm,
+        "burst": record.burst,
+        "limit_raise": _limit_raise(record, now_us),
+        "effective_limit_rpm": (limit_raise or record).rate_limit_rpm,
+        "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
+        "is_allowlist_enabled": record.is_allowlist_enabled,
+        "on_store_error": getattr(record, "on_store_error", None),
+        "credentials": credential_views(record, now_us, uses),
+        "webhook_secrets": [
+            {
+                "id": one.id,
+                "issued_at": format_optional_time(one.issued_at_us),
+                "expires_at": format_optional_time(one.expires_at_us),
+            }
+            for one in record.webhook_secrets
+        ],
+        "suspensions": [
+            {
+                "by": one.by,
+                "at": format_time(one.at_us),
+                "since": format_time(one.since_us),
+                "reason": one.reason,
+            }
+            for one in record.suspensions
+        ],
+        "generation": record.generation,
+        "created_at": format_optional_time(record.created_at_us),
+        "changed_at": format_optional_time(record.changed_at_us),
+    }
+
+
+def credential_views(
+    record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
+) -> list[CredentialView]:
+    """The credentials of *record* in the order in which they were issued."""
+    return [_credential(record, one, now_us, uses) for one in record.credentials]
+
+
+def credential_state(record: Integration, credential: Credential, now_us: int) -> CredentialState:
+    """What a credential is good for at *now_us*."""
+    if is_invalidated(record, credential):
+        return "invalidated"
+    if not is_live(record, credential, now_us):
+        return "expired"
+    return "overlapping" if credential.replaced_by else "active"
+
+
+def notice_view(notice: Notice) -> NoticeView:
+    """*notice* with the field's name in the API."""
+    return {"code": notice.code, "field": api_name(notice.field), "message": notice.message}
+
+
+def administrator_view(administrator: Administrator, now_us: int) -> AdministratorView:
+    """*administrator* with the tokens that are kept."""
+    removed_at_us = administrator.removed_at_us
+    return {
+        "id": administrator.id,
+        "name": administrator.name,
+        "role": ROLE_WORDS[administrator.role],
+        "created_at": format_time(administrator.created_at_us),
+        "removed_at": format_time(removed_at_us) if removed_at_us is not None else None,
+        "tokens": [
+            {
+                "id": token.id,
+                "issued_at": format_time(token.issued_at_us),
+                "expires_at": format_time(token.expires_at_us),
+                "is_expired": token.expires_at_us <= now_us,
+            }
+            for token in administrator.tokens
+        ],
+    }
+
+
+def category_view(category: ScopeCategory) -> ScopeCategoryView:
+    """*category* with its scopes."""
+    accesses = ("read",) if category.read_only else ("read", "write")
+    return {
+        "name": category.name,
+        "title": category.title,
+        "sensitivity": category.sensitivity.value,
+        "is_read_only": category.read_only,
+        "scopes": [f"{category.name}:{access}" for access in accesses],
+    }
+
+
+def _credential(
+    record: Integration, credential: Credential, now_us: int, uses: Mapping[str, LastUse] | None
+) -> CredentialView:
+    view: CredentialView = {
+        "id": credential.id,
+        "state": credential_state(record, credential, now_us),
+        "issued_at": format_optional_time(credential.issued_at_us),
+        "expires_at": format_optional_time(credential.expires_at_us),
+        "replaced_by": credential.replaced_by or None,
+    }
+    if uses is not None:
+        use = uses.get(credential.id)
+        view["last_used_at"] = format_time(use.at_us) if use is not None else None
+        view["last_used_address"] = format_address(use.address) if use is not None else None
+    return view
+
+
+def _limit_raise(record: Integration, now_us: int) -> LimitRaiseView | None:
+    limit_raise = raise_in_force(record, now_us)
+    if limit_raise is None:
+        return None
+    return {
+        "rate_limit_rpm": limit_raise.rate_limit_rpm,
+        "burst": limit_raise.burst,
+        "until": format_time(limit_raise.until_us),
+    }

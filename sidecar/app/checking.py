@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sidecar.app.config import Config, load_config
+from sidecar.app.control_plane import sealer_of
 from sidecar.app.supervisor.cpus import worker_count
 from sidecar.app.supervisor.store_rule import put_unshared_store
 from sidecar.app.wiring import LoadedConfig
@@ -28,10 +29,21 @@ def check(path: Path | None) -> LoadedConfig:
     except FileFaultsError as error:
         faults.extend(error)
     _check_tls(config, faults)
+    _check_keys(config, faults)
     put_unshared_store(config, worker_count(config.settings.workers), faults)
     faults.raise_any()
     assert loaded is not None
     return loaded
+
+
+def _check_keys(config: Config, faults: FaultList) -> None:
+    """Read the key file that *config* names; one that `serve` makes by itself is not made here."""
+    if config.webhook_key_path is None:
+        return
+    try:
+        sealer_of(config)
+    except FileFaultsError as error:
+        faults.extend(error)
 
 
 def _check_tls(config: Config, faults: FaultList) -> None:

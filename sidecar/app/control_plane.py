@@ -71,18 +71,15 @@ def sealer_of(config: Config) -> KeySealer | None:
 
 def build_admin_api(
     config: Config, registry: Registry, metrics: Metrics, put_in_force: Callable[[Position], Awaitable[bool]]
-) -> AsgiApp | None:
+) -> AsgiApp:
     """
     The admin API over *registry*, as *config* has it.
 
     Raises:
         FileFaultsError: the key file for webhook secrets cannot be used.
     """
-    try:
-        from sidecar.services.admin.api import build_api
-        from sidecar.services.admin.plane import ControlPlane
-    except ImportError:  # not finished yet
-        return None
+    from sidecar.services.admin.api import build_api
+    from sidecar.services.admin.plane import ControlPlane
 
     catalogue = build_rules(config).catalogue
     sealer = sealer_of(config)

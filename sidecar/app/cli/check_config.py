@@ -45,9 +45,10 @@ def _print_summary(config: Config, loaded: LoadedConfig) -> None:
     table.add_row("configuration", config.tree.file)
     table.add_row("gRPC", _addresses(config, "grpc") + f"  (transport: {settings.transport})")
     table.add_row("admin", _addresses(config, "admin"))
+    table.add_row("metrics", _addresses(config, "metrics"))
     table.add_row("workers", _workers(config))
     table.add_row("routes", str(len(settings.routes)))
-    table.add_row("registry", _registry(loaded))
+    table.add_row("registry", _registry(config, loaded))
     console = Console(soft_wrap=True, highlight=False)
     console.print("[green]No mistakes.[/green]")
     console.print(table)
@@ -68,9 +69,12 @@ def _workers(config: Config) -> str:
     return f"auto: {worker_count(workers)} here" if workers == "auto" else str(workers)
 
 
-def _registry(loaded: LoadedConfig) -> str:
+def _registry(config: Config, loaded: LoadedConfig) -> str:
     if loaded.shared_url is not None and loaded.source is None:
         return f"in the store at {loaded.shared_url}, which is not asked here"
+    if config.registry_database is not None:
+        state = "there" if config.registry_database.exists() else "made at the first start"
+        return f"{config.registry_database}, changed by administrators ({state})"
     if loaded.source is None:
         return "none: every API key is refused"
     snapshot = loaded.registry.snapshot

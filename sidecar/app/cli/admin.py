@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sidecar.app.cli import admin_accounts
 from sidecar.app.cli.admin_bootstrap import bootstrap
 
 app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
@@ -15,3 +16,4 @@ def admin() -> None:
 
 
 app.command()(bootstrap)
+admin_accounts.add_to(app)

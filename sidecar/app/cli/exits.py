@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from sidecar.app.admin_client.failures import AdminCallError, Failure
 from sidecar.app.supervisor.start_error import StartError
 from sidecar.domain.api_keys import ApiKeyError
 from sidecar.stores.file_faults import FileFaultsError
@@ -19,6 +20,10 @@ EXIT_USAGE = 2
 """Wrong arguments, or an address that cannot be listened on."""
 EXIT_DENIED = 3
 """`decide` and `ask`: the request is denied."""
+EXIT_CONFLICT = 4
+"""A change does not go with what is there now: look again (HTTP 409 and 412 of the admin API)."""
+EXIT_UNCONFIRMED = 5
+"""A change was made, but not every live sidecar confirmed it in the time that `--wait` gave."""
 
 
 class CommandError(Exception):
@@ -56,6 +61,9 @@ def telling_mistakes() -> Iterator[None]:
     except ApiKeyError as error:
         _tell(str(error))
         raise typer.Exit(EXIT_USAGE) from None
+    except AdminCallError as error:
+        _tell(*error.lines)
+        raise typer.Exit(EXIT_CONFLICT if error.failure is Failure.CONFLICT else EXIT_REFUSED) from None
 
 
 def _tell(problem: str, *details: str) -> None:

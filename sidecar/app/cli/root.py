@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import typer
 
-from sidecar.app.cli import admin, ask, check_config, decide, keys, serve, version
+from sidecar.app.cli import (
+    admin,
+    allowlist,
+    ask,
+    audit,
+    check_config,
+    credentials,
+    decide,
+    integrations,
+    keys,
+    limit,
+    scopes,
+    serve,
+    sidecars,
+    standing,
+    version,
+    webhook_secret,
+)
+from sidecar.app.cli.calling import ADMINISTRATION
 
 app = typer.Typer(
     name="sidecar",
@@ -12,12 +30,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A rate-limit and auth decision service for API proxies.",
-    epilog="Exit codes: 0 fine, 1 invalid or refused, 2 wrong usage or an address in use, 3 denied.",
+    epilog="Exit codes: 0 fine, 1 invalid or refused, 2 wrong usage or an address in use, 3 denied,"
+    " 4 in conflict with what is there now, 5 done but not confirmed in time.",
 )
 app.command()(serve.serve)
 app.command("check-config")(check_config.check_config)
 app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")
-app.add_typer(admin.app, name="admin")
 app.command()(version.version)
+
+app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
+app.add_typer(credentials.app, name="credentials", rich_help_panel=ADMINISTRATION)
+standing.add_to(app)
+app.add_typer(scopes.app, name="scopes", rich_help_panel=ADMINISTRATION)
+app.add_typer(limit.app, name="limit", rich_help_panel=ADMINISTRATION)
+app.add_typer(allowlist.app, name="allowlist", rich_help_panel=ADMINISTRATION)
+app.add_typer(webhook_secret.app, name="webhook-secret", rich_help_panel=ADMINISTRATION)
+app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
+app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
+sidecars.add_to(app)

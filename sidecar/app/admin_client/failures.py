@@ -1,0 +1,139 @@
+"""
+What can go wrong with a call of the admin API, in words for the person at the terminal.
+
+The API answers errors as problem documents (RFC 9457) with one entry for each thing that is wrong; here
+they become lines that name the field and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+TEXT_LENGTH_MAX = 300
+PROBLEMS_MAX = 50
+
+
+class Failure(Enum):
+    """What a failed call means for whoever made it."""
+
+    REFUSED = "refused"
+    """The server said no: invalid, forbidden, not found, or no valid token."""
+    CONFLICT = "conflict"
+    """What is there now does not allow it: look again, then decide anew (HTTP 409 and 412)."""
+    UNAVAILABLE = "unavailable"
+    """There was no proper answer; see `may_have_happened`."""
+
+
+class AdminCallError(Exception):
+    """
+    A call of the admin API did not do what was asked.
+
+    `lines` are for a person, the first one sums up. `may_have_happened` True = a change may be in force
+    all the same. `document` is the problem document as it came, None = there was none.
+    """
+
+    def __init__(
+        self,
+        failure: Failure,
+        lines: Sequence[str],
+        *,
+        may_have_happened: bool = False,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep what is known."""
+        super().__init__("\n".join(lines))
+        self.failure = failure
+        self.lines = tuple(lines)
+        self.may_have_happened = may_have_happened
+        self.document = document
+
+
+def failure_of(status: int, content_type: str, body: bytes, server: str) -> AdminCallError:
+    """
+    The error that an answer with *status* of 400 or more is.
+
+    Args:
+        status: the HTTP status.
+        content_type: of the answer.
+        body: of the answer, as far as it was read.
+        server: the address that was asked, for answers that are none of the admin API's.
+    """
+    document = _document(content_type, body)
+    if document is None or "code" not in document:
+        return _foreign(status, document, server)
+    kind = Failure.CONFLICT if status in (409, 412) else Failure.REFUSED
+    if status >= 500:
+        kind = Failure.UNAVAILABLE
+    lines = [_summary(status, document), *_problem_lines(document)]
+    if status >= 500 and document.get("request_id"):
+        lines.append(f"in the server's log it is request {_text(document['request_id'])}")
+    may_have_happened = document.get("may_have_happened") is True
+    return AdminCallError(kind, lines, may_have_happened=may_have_happened, document=document)
+
+
+def _document(content_type: str, body: bytes) -> dict[str, Any] | None:
+    if content_type.partition(";")[0].strip() != "application/problem+json":
+        return None
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _foreign(status: int, document: dict[str, Any] | None, server: str) -> AdminCallError:
+    """An answer of something that is not the admin API: another program, or a sidecar without one."""
+    said = ""
+    if document is not None:
+        said = f" ({_text(document.get('detail') or document.get('title') or '')})"
+    advice = (
+        "the sidecar there has no admin API: it needs 'registry: sqlite:FILE' or a shared 'store:' in its"
+        " configuration; or --server names something else"
+    )
+    lines = [f"{server} answered {status}{said}", advice] if status == 404 else [
+        f"{server} answered {status}{said}, not as the admin API does; does --server name a sidecar's admin"
+        " listener?"
+    ]  # fmt: skip
+    return AdminCallError(Failure.UNAVAILABLE, lines, may_have_happened=status >= 500)
+
+
+def _summary(status: int, document: dict[str, Any]) -> str:
+    problems = _problems(document)
+    if len(problems) == 1:
+        where = f"{_text(problems[0]['field'])}: " if problems[0].get("field") else ""
+        return where + _text(problems[0].get("message") or document.get("detail") or document.get("title"))
+    title = _text(document.get("title") or f"HTTP {status}")
+    if problems:
+        return f"{title}: {len(problems)} things are wrong, and nothing was changed"
+    return _text(document.get("detail") or title)
+
+
+def _problem_lines(document: dict[str, Any]) -> list[str]:
+    problems = _problems(document)
+    if len(problems) == 1:
+        return [_text(problems[0].get("remedy"))] if problems[0].get("remedy") else []
+    lines = [
+        f"{_text(one.get('field')) or 'the whole'}: {_text(one.get('message'))}"
+        + (f"; {_text(one.get('remedy'))}" if one.get("remedy") else "")
+        for one in problems[:PROBLEMS_MAX]
+    ]
+    if len(problems) > PROBLEMS_MAX:
+        lines.append(f"and {len(problems) - PROBLEMS_MAX} more")
+    return lines
+
+
+def _problems(document: dict[str, Any]) -> list[dict[str, Any]]:
+    problems = document.get("problems")
+    return [one for one in problems if isinstance(one, dict)] if isinstance(problems, list) else []
+
+
+def _text(value: object) -> str:
+    """*value* on one line, with a bound, and without anything that a terminal would obey."""
+    text = "" if value is None else str(value)
+    text = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+    return text if len(text) <= TEXT_LENGTH_MAX else text[: TEXT_LENGTH_MAX - 1] + "…"

@@ -1,0 +1,155 @@
+"""An exported audit log: written whole or not at all, and verified without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from sidecar.domain.audit import (
+    Anchor,
+    AuditFormatError,
+    ChainReport,
+    ChainVerifier,
+    Finding,
+    StoredEntry,
+    parse_anchor,
+)
+
+LINE_CHARS_MAX = 4 * 1024 * 1024
+CHAINS_MAX = 1_024
+_KEYS = {"chain", "sequence", "text", "digest"}
+
+
+class AuditFileError(Exception):
+    """A file is no export, or cannot be read or written; says which line and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What a verification found, chain by chain."""
+
+    chains: tuple[ChainReport, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All of them."""
+        return tuple(finding for chain in self.chains for finding in chain.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report in the form in which the admin API answers `GET /v1/audit/verify`."""
+        return {
+            "is_intact": not self.findings,
+            "entries": sum(chain.entries_count for chain in self.chains),
+            "chains": [
+                {
+                    "chain": one.head.chain,
+                    "entries": one.entries_count,
+                    "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}"
+                    if one.head.digest
+                    else None,
+                }
+                for one in self.chains
+            ],
+            "findings": [
+                {
+                    "kind": one.kind.value,
+                    "chain": one.chain,
+                    "first": one.first,
+                    "last": one.last,
+                    "message": one.message,
+                }
+                for one in self.findings
+            ],
+        }
+
+
+def verify_file(file: Path, anchors: Sequence[str] = ()) -> FileReport:
+    """
+    Check every chain in an export, also against *anchors*; memory does not grow with the file.
+
+    Raises:
+        AuditFileError: the file cannot be read or is no export, or an anchor is none.
+    """
+    try:
+        known = [parse_anchor(text) for text in anchors]
+    except AuditFormatError as error:
+        raise AuditFileError(str(error)) from None
+    verifiers = {anchor.chain: _verifier(anchor.chain, known) for anchor in known}
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for stored in _entries(file, lines):
+                if stored.chain not in verifiers:
+                    _require_room(file, len(verifiers))
+                    verifiers[stored.chain] = _verifier(stored.chain, known)
+                verifiers[stored.chain].add(stored)
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditFileError(f"{file} cannot be read: {error}") from None
+    return FileReport(tuple(verifiers[chain].report() for chain in sorted(verifiers)))
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """
+    A file that appears as *path* when the block has ended well, and not at all otherwise.
+
+    It is readable by its owner only, and never replaces another: an export is evidence.
+
+    Raises:
+        AuditFileError: there is one already, or it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as lines:
+                yield lines
+                lines.flush()
+                os.fsync(lines.fileno())
+            os.link(draft, path)  # unlike a rename, it never replaces
+        finally:
+            draft.unlink(missing_ok=True)
+    except FileExistsError:
+        raise AuditFileError(f"{path} exists already: name another file, or move it away") from None
+    except OSError as error:
+        raise AuditFileError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _verifier(chain: int, anchors: Sequence[Anchor]) -> ChainVerifier:
+    return ChainVerifier(chain, anchors)
+
+
+def _require_room(file: Path, count: int) -> None:
+    if count >= CHAINS_MAX:
+        raise AuditFileError(f"{file} names more than {CHAINS_MAX} chains: it is no export of this program")
+
+
+def _entries(file: Path, lines: TextIO) -> Iterator[StoredEntry]:
+    number = 0
+    while line := lines.readline(LINE_CHARS_MAX):
+        number += 1
+        entry = _parsed(line)
+        if entry is None:
+            raise AuditFileError(
+                f"{file}:{number}: this line is no exported entry: {line[:60]!a};"
+                " was the export cut off or edited?"
+            )
+        yield entry
+
+
+def _parsed(line: str) -> StoredEntry | None:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or set(fields) != _KEYS:
+        return None
+    chain, sequence, text, digest = (fields[key] for key in ("chain", "sequence", "text", "digest"))
+    is_placed = type(chain) is int and type(sequence) is int and chain >= 0 and sequence > 0
+    if not is_placed or not isinstance(text, str) or not isinstance(digest, str):
+        return None
+    return StoredEntry(chain, sequence, digest, text)

@@ -1,0 +1,427 @@
+"""
+Commands that call the admin API: the options that all of them have, and one call from start to end.
+
+`command` adds the options to a function, so each command spells out only its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
+
+import typer
+
+from sidecar.app.cli.exits import (
+    EXIT_REFUSED,
+    EXIT_UNCONFIRMED,
+    EXIT_USAGE,
+    CommandError,
+    telling_mistakes,
+)
+
+if TYPE_CHECKING:
+    from sidecar.app.admin_client.client import AdminClient, Answer, Query
+
+SERVER = "http://127.0.0.1:9193"
+TOKEN_CHARS_MAX = 4_096
+WAIT_S = 10
+WAIT_S_MAX = 60
+ADMINISTRATION = "Administration"
+"""The part of `sidecar --help` where commands that call the admin API stand."""
+_CONNECTION = "Connection"
+_CHANGE = "Change"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where to send calls, and as whom. Every command has these."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of text for people.")] = (
+        False
+    )
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            envvar="SIDECAR_SERVER",
+            rich_help_panel=_CONNECTION,
+            help="The admin listener: http://127.0.0.1:9193, https://host:port or unix:/path.",
+        ),
+    ] = SERVER
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            envvar="SIDECAR_ADMIN_TOKEN",
+            rich_help_panel=_CONNECTION,
+            help="Your token; '-' reads it from standard input. Others on the machine can see arguments.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            rich_help_panel=_CONNECTION,
+            help="A file with your token as its first line; goes before --token.",
+        ),
+    ] = None
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca",
+            metavar="FILE",
+            rich_help_panel=_CONNECTION,
+            help="PEM file of the CA to trust, for https. Default: the machine's.",
+        ),
+    ] = None
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout-s",
+            metavar="SECONDS",
+            min=0.1,
+            max=600.0,
+            rich_help_panel=_CONNECTION,
+            help="How long one call may take.",
+        ),
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What every change has."""
+
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; goes on record for ever.")] = (
+        ""
+    )
+    idempotency_key: Annotated[
+        str,
+        typer.Option(
+            "--idempotency-key",
+            metavar="KEY",
+            rich_help_panel=_CHANGE,
+            help="Repeat the change that was made under this key, if it was made. Default: a fresh one.",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegrationChange(Change):
+    """What every change of an integration has."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=_CHANGE, help="Say what would happen, and change nothing."),
+    ] = False
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            metavar="GENERATION",
+            min=0,
+            rich_help_panel=_CHANGE,
+            help="Change it only if nobody has since this generation of it.",
+        ),
+    ] = None
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            rich_help_panel=_CHANGE,
+            help=f"Return once every live sidecar has confirmed, at most {WAIT_S} s.",
+        ),
+    ] = False
+    wait_s: Annotated[
+        int | None,
+        typer.Option(
+            "--wait-s",
+            metavar="SECONDS",
+            min=1,
+            max=WAIT_S_MAX,
+            rich_help_panel=_CHANGE,
+            help="The same, and wait so long.",
+        ),
+    ] = None
+
+    @property
+    def waiting_s(self) -> int | None:
+        """How long to wait for confirmations; None = not at all."""
+        return self.wait_s if self.wait_s is not None else WAIT_S if self.wait else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """What a step has that takes something away."""
+
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+    ] = False
+
+
+class Invocation:
+    """One run of a command: its connection, and what all changes share."""
+
+    def __init__(self, connection: Connection, change: Change | None, confirmed: Confirmed | None) -> None:
+        """Take the options that were given; nothing is connected before the first call."""
+        self.is_json = connection.json
+        self._connection = connection
+        self._change = change
+        self._is_confirmed = confirmed is not None and confirmed.yes
+        self._key = (change.idempotency_key if change is not None else "") or secrets.token_hex(16)
+        self._client: AdminClient | None = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.__exit__(kind, error, trace)
+
+    @property
+    def client(self) -> AdminClient:
+        """
+        The connection.
+
+        Raises:
+            CommandError: the server's address or the token cannot be used.
+            AdminCallError: the CA file cannot be used.
+        """
+        if self._client is None:
+            self._client = _connect(self._connection)
+        return self._client
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether nothing is to be changed."""
+        return isinstance(self._change, IntegrationChange) and self._change.dry_run
+
+    def get(self, *segments: str, query: Query | None = None, extra_s: float = 0.0) -> dict[str, Any]:
+        """Read what the path of *segments* names; see `AdminClient.get`."""
+        from sidecar.app.admin_client.client import path_to
+
+        return self.client.get(path_to(*segments), query, extra_s=extra_s)
+
+    def change(
+        self, method: str, *segments: str, body: Mapping[str, Any] | None = None, in_query: bool = False
+    ) -> Answer:
+        """
+        Make the change that the path of *segments* names, with the options of this run.
+
+        Raises:
+            AdminCallError: see `AdminClient.change`; what may have happened all the same is said then.
+        """
+        from sidecar.app.admin_client.client import path_to
+        from sidecar.app.admin_client.failures import AdminCallError
+
+        asked = self._change or Change()
+        query: dict[str, str | int | bool | None] = {}
+        if isinstance(asked, IntegrationChange):
+            query = {"dry_run": asked.dry_run or None, "wait_s": None if asked.dry_run else asked.waiting_s}
+        reason = {"reason": asked.reason} if asked.reason else {}
+        try:
+            return self.client.change(
+                method,
+                path_to(*segments),
+                None if in_query else {**(body or {}), **reason},
+                query={**query, **reason} if in_query else query,
+                idempotency_key=self._key,
+                expected_generation=asked.expect if isinstance(asked, IntegrationChange) else None,
+                extra_s=float(query.get("wait_s") or 0),
+            )
+        except AdminCallError as error:
+            if error.may_have_happened:
+                advice = (
+                    "it may have happened all the same: look, or repeat it with --idempotency-key"
+                    f" {self._key}, which cannot make it happen twice"
+                )
+                raise AdminCallError(
+                    error.failure, [*error.lines, advice], may_have_happened=True, document=error.document
+                ) from None
+            raise
+
+    def confirm(self, question: str, *, is_urgent: bool = False) -> None:
+        """
+        Ask before a step that takes something away, unless `--yes` was given.
+
+        Without a terminal nobody can be asked; then the step needs `--yes`, unless it *is_urgent*: a
+        suspension from a script in an incident must not fail for want of an option.
+
+        Raises:
+            CommandError: the answer was no, or nobody can be asked.
+        """
+        if self._is_confirmed or self.is_dry_run:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if is_urgent:
+                return
+            raise CommandError(
+                f"{question} Nobody can be asked here, and nothing was done: give --yes if you mean it",
+                EXIT_USAGE,
+            )
+        if not typer.confirm(question, err=True):
+            raise CommandError("nothing was done")
+
+    def print_json(self, data: object) -> None:
+        """Print what the API said, for programs."""
+        import json
+
+        typer.echo(json.dumps(data, indent=2))
+
+    def tell_change(self, answer: Answer) -> None:
+        """
+        Say what a change did.
+
+        Raises:
+            Exit: not every sidecar confirmed in time.
+        """
+        from sidecar.app.cli.telling import tell_change
+
+        if self.is_json:
+            self.print_json(answer.data)
+        else:
+            tell_change(answer)
+        confirmation = answer.data.get("confirmation")
+        if confirmation is not None and not confirmation["is_complete"]:
+            raise typer.Exit(EXIT_UNCONFIRMED)
+
+    def tell_secret(self, answer: Answer, field: str, what: str) -> None:
+        """
+        Print the secret that a change made, alone on standard output, and all else on standard error.
+
+        Raises:
+            Exit: there is no secret to show, or not every sidecar confirmed in time.
+        """
+        from sidecar.app.cli.telling import tell_change, tell_lost_secret
+
+        secret = answer.data.get(field)
+        if self.is_json:
+            self.print_json(answer.data)
+        else:
+            tell_change(answer, err=True)
+            if secret:
+                typer.echo(f"{what}, shown this once:", err=True)
+                typer.echo(secret)
+        if not secret and not self.is_dry_run:
+            tell_lost_secret(what)
+            raise typer.Exit(EXIT_REFUSED)
+        confirmation = answer.data.get("confirmation")
+        if confirmation is not None and not confirmation["is_complete"]:
+            raise typer.Exit(EXIT_UNCONFIRMED)
+
+
+def command(
+    app: typer.Typer, name: str, *kinds: type, panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """
+    Register a function as the command *name*; it gets an `Invocation` first, then its own arguments.
+
+    *kinds* are the options that it has besides its own and those of `Connection`: `Change` or
+    `IntegrationChange`, and `Confirmed`. A parameter of the function goes before one of the same name.
+    """
+    shared = (*kinds, Connection)
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        names = {parameter.name for parameter in own}
+        added = {
+            parameter.name: parameter
+            for kind in shared
+            for parameter in _parameters(kind)
+            if parameter.name not in names
+        }
+
+        def run(**given: Any) -> None:
+            options = [_taken(kind, given) for kind in shared]
+            with telling_mistakes(), _invocation(options) as invocation:
+                function(invocation, **{name: given[name] for name in names})
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
+        run.__doc__, run.__name__ = function.__doc__, function.__name__
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name, rich_help_panel=panel)(run)
+        return function
+
+    return register
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    """The fields of an options class, as parameters of a command."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    ]
+
+
+def _taken(kind: type, given: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+
+
+def _invocation(options: list[Any]) -> Invocation:
+    def find(kind: type) -> Any:
+        return next((one for one in options if isinstance(one, kind)), None)
+
+    return Invocation(find(Connection), find(Change), find(Confirmed))
+
+
+def _connect(connection: Connection) -> AdminClient:
+    from sidecar.app.admin_client.address import ServerAddressError, parse_server
+    from sidecar.app.admin_client.client import AdminClient
+
+    try:
+        address = parse_server(connection.server)
+    except ServerAddressError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    return AdminClient(address, _token(connection), ca=connection.ca, timeout_s=connection.timeout_s)
+
+
+def _token(connection: Connection) -> str:
+    from sidecar.domain.accounts import AuthenticationError, token_id_of
+
+    if connection.token_file is not None:
+        where, token = f"the file {connection.token_file}", _first_line(connection.token_file)
+    elif connection.token == "-":  # noqa: S105 - a dash, no password
+        where, token = "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
+    else:
+        where, token = "SIDECAR_ADMIN_TOKEN or --token", (connection.token or "").strip()
+    if not token:
+        raise CommandError(
+            f"{where} holds no administrator's token; 'sidecar admin bootstrap' makes the first one",
+            EXIT_USAGE,
+        )
+    try:
+        token_id_of(token)
+    except AuthenticationError:
+        raise CommandError(
+            f"{where} holds something else than an administrator's token, which begins with 'sca_': was it"
+            " copied whole?",
+            EXIT_USAGE,
+        ) from None
+    return token
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="ascii", errors="replace") as lines:
+            return lines.readline(TOKEN_CHARS_MAX).strip()
+    except OSError as error:
+        raise CommandError(f"the token file {file} cannot be read: {error.strerror}", EXIT_USAGE) from None

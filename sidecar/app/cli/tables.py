@@ -1,0 +1,125 @@
+"""
+Tables on standard output: drawn for people at a terminal, one line of tab-parted values when piped.
+
+Values come from a registry that many people write to, so nothing in them is obeyed: no markup, no
+control character.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_FORMULA = ("=", "+", "-", "@")
+_STYLES = {
+    "active": "green",
+    "suspended": "bold red",
+    "invalidated": "dim",
+    "expired": "dim",
+    "overlapping": "yellow",
+    "removed": "dim",
+}
+
+
+class Column(NamedTuple):
+    """One column: its head, and whether its values keep to one line (ids and times that are copied)."""
+
+    head: str
+    is_whole: bool = False
+    is_number: bool = False
+
+
+def plain(value: object) -> str:
+    """*value* on one line, with nothing that a terminal would obey; None is empty, lists are spaced."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = "" if value is None else str(value)
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Print *rows* below the heads of *columns*; *empty* is said on standard error when there are none."""
+    cells = [[plain(value) for value in row] for row in rows]
+    if not cells:
+        typer.echo(empty, err=True)
+    elif sys.stdout.isatty():
+        _draw(columns, cells, terminal())
+    else:
+        for row in cells:
+            typer.echo("\t".join(row))
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Print names with their values, one a line; piped, with a tab between."""
+    cells = [(name, plain(value)) for name, value in fields]
+    if not sys.stdout.isatty():
+        for name, value in cells:
+            typer.echo(f"{name}\t{value}")
+        return
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in cells:
+        grid.add_row(name, _styled(value or "-"))
+    terminal().print(grid)
+
+
+def print_csv(heads: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO | None = None) -> None:
+    """
+    Print RFC 4180 CSV, with heads.
+
+    A value that a spreadsheet would take for a formula gets an apostrophe in front: names are free text,
+    and the reader of a review should not run what somebody called an integration.
+    """
+    writer = csv.writer(out or sys.stdout)
+    writer.writerow(heads)
+    for row in rows:
+        writer.writerow([_no_formula(plain(value)) for value in row])
+
+
+def terminal() -> Console:
+    """Where tables are drawn; NO_COLOR, COLUMNS and the terminal's width are heeded."""
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def _draw(columns: Sequence[Column], cells: Sequence[Sequence[str]], console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column.head,
+            no_wrap=column.is_whole,
+            overflow="fold",
+            justify="right" if column.is_number else "left",
+        )
+    for row in cells:
+        table.add_row(*map(_styled, row))
+    console.print(table)
+
+
+def _styled(value: str) -> Text:
+    from rich.text import Text
+
+    return Text(value, style=_STYLES.get(value, ""))
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text

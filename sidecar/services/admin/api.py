@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
-from sidecar.services.admin import changes, reading
+from sidecar.services.admin import administrators, audit, changes, many, reading, review
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.endpoint import Endpoint
@@ -29,9 +29,13 @@ async def show_document(plane: ControlPlane, call: Call, query: Any, body: Any) 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *reading.ENDPOINTS,
     *changes.ENDPOINTS,
+    *many.ENDPOINTS,
+    *audit.ENDPOINTS,
+    *review.ENDPOINTS,
+    *administrators.ENDPOINTS,
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "This document",
-        "It needs a token like everything else.", show_document, answer=dict[str, Any],
+        "It needs a token like everything else.", show_document,
     ),
 )  # fmt: skip
 """Everything that the API answers."""

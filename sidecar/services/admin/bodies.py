@@ -30,6 +30,7 @@ WAIT_S_MAX = 60
 TOKEN_DAYS = 90
 COUNT_MAX = 2**31 - 1
 ANCHORS_MAX = 100
+REVIEW_PAGE_MAX = 100
 DAY_S = 86_400
 
 
@@ -276,6 +277,12 @@ class ListQuery(PageQuery):
         ),
     ] = ""
     status: Literal["active", "suspended"] | None = None
+
+
+class ReviewQuery(ListQuery):
+    """Which integrations to review; each one's uses are looked up, so a page is smaller."""
+
+    limit: Annotated[QueryNumber, Field(ge=1, le=REVIEW_PAGE_MAX, description="Members of a page.")] = 50
 
 
 class AuditListQuery(PageQuery):

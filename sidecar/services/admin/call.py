@@ -61,6 +61,7 @@ class Call:
     waited_ns: int = 0
     ending: ExitStack = field(default_factory=ExitStack)
     _body: object = None
+    _digest: str = ""
 
     @property
     def actor(self) -> Actor:
@@ -164,6 +165,8 @@ class Call:
 
     def _fingerprint(self) -> str:
         """A digest of what was asked for: how long to wait for it is no part of that."""
+        if self._digest:
+            return self._digest
         query = sorted(item for item in self.request.query_params.multi_items() if item[0] != "wait_s")
         asked = [
             self.request.method,
@@ -172,7 +175,8 @@ class Call:
             self.request.headers.getlist("If-Match"),
             self._body,
         ]
-        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        self._digest = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return self._digest
 
     async def _read(self) -> bytes:
         length = self.request.headers.get("Content-Length", "0")

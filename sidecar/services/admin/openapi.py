@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
-from typing_extensions import TypedDict
 
 from sidecar.domain.administrators import ADMINISTRATOR_ID
 from sidecar.domain.api_keys import CREDENTIAL_ID
@@ -19,7 +18,7 @@ from sidecar.domain.integrations import INTEGRATION_ID
 from sidecar.observe.build import VERSION
 from sidecar.services.admin.bodies import whole_pattern
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.problems import PROBLEM_JSON
+from sidecar.services.admin.problems import PROBLEM_JSON, ProblemView
 
 _REFERENCE = "#/components/schemas/{model}"
 _PATH_NAME = re.compile(r"\{(\w+)\}")
@@ -51,33 +50,6 @@ Everything that administrators do to integrations. Every call needs `Authorizati
 Times are RFC 3339 with an offset. Errors are problem documents (RFC 9457) whose `problems` name each wrong
 field and its remedy. A change is in force on the sidecar that answers before it answers.
 """.strip()
-
-
-class ProblemMemberView(TypedDict):
-    """One thing that was wrong, where, and what to do."""
-
-    code: str
-    field: str
-    message: str
-    remedy: str
-
-
-class ProblemView(TypedDict, total=False):
-    """
-    A problem document (RFC 9457).
-
-    `may_have_happened` stands in failed changes: true = only a look, or a repeat under the same
-    idempotency key, can tell.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    problems: list[ProblemMemberView]
-    may_have_happened: bool
 
 
 def operation(endpoint: Endpoint) -> dict[str, Any]:

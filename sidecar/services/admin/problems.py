@@ -11,8 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NotRequired
 
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from sidecar.domain.refusals import GenerationConflictError, Kind, RefusedError
 from sidecar.stores.registry.protocol import (
@@ -69,6 +71,33 @@ FIELD_NAMES: Mapping[str, str] = {
     "administrator_id": "id",
 }
 """How fields of commands are called in the API, where that is another name."""
+
+
+class ProblemMemberView(TypedDict):
+    """One thing that was wrong, where, and what to do."""
+
+    code: str
+    field: str
+    message: str
+    remedy: str
+
+
+class ProblemView(TypedDict):
+    """
+    A problem document (RFC 9457).
+
+    `may_have_happened` stands in failed changes: true = only a look, or a repeat under the same
+    idempotency key, can tell.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    problems: list[ProblemMemberView]
+    may_have_happened: NotRequired[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +205,9 @@ def own_fault(is_change: bool) -> Problem:
     )
 
 
-def document(problem: Problem, request_id: str) -> dict[str, object]:
+def document(problem: Problem, request_id: str) -> ProblemView:
     """*problem* as its document."""
-    body: dict[str, object] = {
+    body: ProblemView = {
         "type": f"/problems/{problem.code}",
         "title": problem.code.replace("_", " ").capitalize(),
         "status": problem.status,
@@ -207,7 +236,7 @@ def invalid(faults: Iterable[Fault]) -> ProblemError:
     return ProblemError(Problem(code.status, code.word, detail + more, kept))
 
 
-def _fault(fault: Fault) -> dict[str, object]:
+def _fault(fault: Fault) -> ProblemMemberView:
     return {
         "code": fault.code,
         "field": fault.field,

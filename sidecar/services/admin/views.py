@@ -147,7 +147,7 @@ def integration_view(
         "scopes": [str(scope) for scope in sorted(record.scopes)],
         "rate_limit_rpm": record.rate_limit_rpm,
         "burst": record.burst,
-        "limit_raise": _limit_raise(record, now_us),
+        "limit_raise": limit_raise_view(record, now_us),
         "effective_limit_rpm": (limit_raise or record).rate_limit_rpm,
         "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
         "is_allowlist_enabled": record.is_allowlist_enabled,
@@ -247,7 +247,8 @@ def _credential(
     return view
 
 
-def _limit_raise(record: Integration, now_us: int) -> LimitRaiseView | None:
+def limit_raise_view(record: Integration, now_us: int) -> LimitRaiseView | None:
+    """The temporary raise, while it is in force."""
     limit_raise = raise_in_force(record, now_us)
     if limit_raise is None:
         return None

@@ -1,0 +1,207 @@
+"""Accounts of administrators, their roles and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NotRequired
+
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from sidecar.domain import administrators as a
+from sidecar.domain.accounts import TOKEN_PREFIX
+from sidecar.domain.api_keys import generate_api_key
+from sidecar.domain.changes import AdminRequest, Position
+from sidecar.domain.refusals import Code, refusal
+from sidecar.domain.roles import Action, Role
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer, list_answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.changes import position_text
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.times import SECOND_US
+from sidecar.services.admin.views import AdministratorView, administrator_view
+
+ACCOUNT = "/v1/administrators/{administrator_id}"
+
+
+class AdministratorListView(TypedDict):
+    """Every account, removed ones too."""
+
+    items: list[AdministratorView]
+
+
+class AdministratorChangeView(TypedDict):
+    """
+    What a change of an account did.
+
+    `token` is shown in the first answer only: a repeat under the same idempotency key has null.
+    """
+
+    administrator: AdministratorView
+    is_change: bool
+    summary: str
+    position: str | None
+    took_ms: int
+    token: NotRequired[str | None]
+    token_id: NotRequired[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a command is made of; `token` None = this change issues none."""
+
+    id: str
+    reason: str
+    body: Any
+    call: Call
+    token: a.NewToken | None = None
+
+    @property
+    def on(self) -> dict[str, str]:
+        return {"administrator_id": self.id, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """One change of an account; `lifetime_field` names the body's field that says how long a token lives."""
+
+    command: type[a.AdminCommand]
+    method: str
+    path: str
+    summary: str
+    body: type[b.Body] | None
+    build: Callable[[_Given], a.AdminCommand]
+    lifetime_field: str = ""
+    status: int = 200
+    examples: tuple[dict[str, object], ...] = ()
+
+
+def _create(given: _Given) -> a.AdminCommand:
+    assert given.token is not None  # the row draws one
+    return a.CreateAdministrator(
+        **given.on, name=given.body.name, role=Role(given.body.role), token=given.token
+    )
+
+
+def _issue(given: _Given) -> a.AdminCommand:
+    assert given.token is not None  # the row draws one
+    return a.IssueToken(**given.on, token=given.token)
+
+
+ROWS: tuple[AccountRow, ...] = (
+    AccountRow(
+        a.CreateAdministrator, "POST", "/v1/administrators", "Make an account, with its first token",
+        b.NewAdministrator, _create, "token_expires_in_s", 201,
+        ({"id": "bob", "name": "Bob", "role": "operator"},),
+    ),
+    AccountRow(
+        a.SetRole, "POST", ACCOUNT + "/role", "Change what an account may do",
+        b.RoleChange, lambda given: a.SetRole(**given.on, role=Role(given.body.role)),
+        examples=({"role": "auditor"},),
+    ),
+    AccountRow(
+        a.RemoveAdministrator, "DELETE", ACCOUNT, "End an account and its tokens", None,
+        lambda given: a.RemoveAdministrator(**given.on),
+    ),
+    AccountRow(
+        a.IssueToken, "POST", ACCOUNT + "/tokens", "Give an account one more token, shown once",
+        b.TokenTerms, _issue, "expires_in_s", 201, ({"expires_in_s": 2_592_000},),
+    ),
+    AccountRow(
+        a.RevokeToken, "DELETE", ACCOUNT + "/tokens/{token_id}", "End a token at once", None,
+        lambda given: a.RevokeToken(**given.on, token_id=given.call.path("token_id")),
+    ),
+)  # fmt: skip
+
+
+async def list_administrators(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """Every account."""
+    now_us = plane.clock_us()
+    accounts = await plane.registry.administrators()
+    return await list_answer((administrator_view(one, now_us) for one in accounts), {})
+
+
+async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """One account, also a removed one."""
+    wanted = call.path("administrator_id")
+    for one in await plane.registry.administrators():
+        if one.id == wanted:
+            return answer(administrator_view(one, plane.clock_us()))
+    raise refusal(
+        Code.ADMINISTRATOR_UNKNOWN,
+        "administrator_id",
+        f"there is no administrator {wanted[:80]!a}",
+        "list the administrators",
+    )
+
+
+async def change_account(row: AccountRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+    """Make the change of *row*."""
+    given = _Given(
+        id=body.id if row.command is a.CreateAdministrator else call.path("administrator_id"),
+        reason=body.reason if body is not None else query.reason,
+        body=body,
+        call=call,
+    )
+    call.note(action=row.command.word, subject=f"administrator:{given.id[:64]}")
+    token = ""
+    if row.lifetime_field:
+        fresh = generate_api_key(TOKEN_PREFIX)
+        expires_at_us = plane.clock_us() + getattr(body, row.lifetime_field) * SECOND_US
+        public = a.NewToken(fresh.credential_id, fresh.digest, expires_at_us)
+        given, token = _Given(given.id, given.reason, body, call, public), fresh.api_key
+    committed = await plane.registry.administer(AdminRequest(row.build(given), call.actor, call.context()))
+    entry = committed.entry
+    view: AdministratorChangeView = {
+        "administrator": administrator_view(committed.administrator, plane.clock_us()),
+        "is_change": entry is not None,
+        "summary": entry.summary if entry is not None else "all was so already",
+        "position": position_text(Position(entry.chain, entry.sequence)) if entry is not None else None,
+        "took_ms": call.took_ms,
+    }
+    if token:
+        view["token"] = token if not committed.is_replay else None
+        view["token_id"] = committed.administrator.tokens[-1].id
+    call.note(position=view["position"], is_replay=committed.is_replay)
+    headers = {"Idempotency-Replayed": "true"} if committed.is_replay else {}
+    if row.command is a.CreateAdministrator:
+        headers["Location"] = f"/v1/administrators/{committed.administrator.id}"
+    return answer(view, row.status, headers)
+
+
+def _endpoint(row: AccountRow) -> Endpoint:
+    return Endpoint(
+        name=row.command.word.replace(".", "_"),
+        method=row.method,
+        path=row.path,
+        tag="administrators",
+        summary=row.summary,
+        description=" ".join((row.command.__doc__ or "").split()),
+        handle=partial(change_account, row),
+        actions=frozenset({Action.ADMINISTER}),
+        query=b.ReasonQuery if row.body is None else b.Query,
+        body=row.body,
+        answer=AdministratorChangeView,
+        status=row.status,
+        examples=row.examples,
+    )
+
+
+_READ = frozenset({Action.READ_ADMINISTRATORS})
+
+ENDPOINTS = (
+    Endpoint(
+        "list_administrators", "GET", "/v1/administrators", "administrators", "List the accounts",
+        "Removed ones too: an id is never used again.", list_administrators, _READ,
+        answer=AdministratorListView,
+    ),
+    Endpoint(
+        "show_administrator", "GET", ACCOUNT, "administrators", "Show one account",
+        "With its tokens by their ids.", show_administrator, _READ, answer=AdministratorView,
+    ),
+    *map(_endpoint, ROWS),
+)  # fmt: skip

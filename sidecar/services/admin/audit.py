@@ -1,0 +1,279 @@
+"""The audit log: read, export as it is kept, verify."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+from typing_extensions import TypedDict
+
+from sidecar.domain.audit import AuditFormatError, StoredEntry, parse_anchor, parse_entry
+from sidecar.domain.refusals import Code, refusal
+from sidecar.domain.roles import Action
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer, list_answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ApiCode, problem_error
+from sidecar.services.admin.times import format_time
+from sidecar.stores.registry.protocol import AuditQuery
+from sidecar.stores.registry.verification import RegistryReport, verify_registry
+
+EXPORT_PAGE = 100
+"""Entries of one piece of an export; between two pieces the event loop gets its turn."""
+VERIFY_TIMEOUT_S = 600.0
+NDJSON = "application/x-ndjson"
+
+
+class AuditEntryView(TypedDict):
+    """
+    One entry of the audit log. `is_readable` false = its body was altered and says nothing any more.
+
+    `before` and `after` are as they were recorded: what changed, with times in microseconds.
+    """
+
+    chain: int
+    sequence: int
+    digest: str
+    is_readable: bool
+    at: str | None
+    actor: str | None
+    role: str | None
+    token_id: str | None
+    action: str | None
+    subject: str | None
+    generation: int | None
+    summary: str | None
+    reason: str | None
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+    source: str | None
+    request_id: str | None
+
+
+class AuditPageView(TypedDict):
+    """One page of a chain; `chains` are those that can be asked for."""
+
+    items: list[AuditEntryView]
+    next_after: str | None
+    chain: int
+    chains: list[int]
+
+
+class ChainView(TypedDict):
+    """One chain that was verified; `anchor` is what to note and to give back the next time."""
+
+    chain: int
+    entries: int
+    anchor: str
+
+
+class FindingView(TypedDict):
+    """One thing that is wrong: entries `sequence` ... `last_sequence` of `chain`."""
+
+    chain: int
+    sequence: int
+    last_sequence: int
+    kind: str
+    problem: str
+
+
+class VerificationView(TypedDict):
+    """What a verification found."""
+
+    is_intact: bool
+    entries: int
+    records: int
+    chains: list[ChainView]
+    findings: list[FindingView]
+
+
+async def list_entries(plane: ControlPlane, call: Call, query: b.AuditListQuery, body: Any) -> Response:
+    """One page of a chain."""
+    subject = _subject(query)
+    chains = await plane.registry.chains(subject)
+    chain = _chain(query, chains)
+    page = await plane.registry.audit(
+        AuditQuery(
+            chain=chain,
+            subject=subject,
+            actor=query.actor,
+            action=query.action,
+            since_us=query.since or 0,
+            until_us=query.until if query.until is not None else AuditQuery().until_us,
+            newest_first=query.newest_first,
+            after=query.after,
+            limit=query.limit,
+        )
+    )
+    return await list_answer(
+        map(entry_view, page.entries),
+        {"next_after": page.next_after or None, "chain": chain, "chains": list(chains)},
+    )
+
+
+async def export_entries(plane: ControlPlane, call: Call, query: b.ExportQuery, body: Any) -> Response:
+    """Every entry exactly as it is kept, so that anybody can verify it without this program."""
+    call.take_long()
+    chains = await plane.registry.chains()
+    wanted = AuditQuery(
+        since_us=query.since or 0,
+        until_us=query.until if query.until is not None else AuditQuery().until_us,
+        limit=EXPORT_PAGE,
+    )
+    return StreamingResponse(_exported(plane, chains, wanted), media_type=NDJSON)
+
+
+async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: Any) -> Response:
+    """Whether anything was altered, removed or reordered."""
+    call.take_long()
+    try:
+        anchors = [parse_anchor(text) for text in query.anchor]
+    except AuditFormatError as error:
+        raise refusal(
+            Code.INVALID_VALUE, "anchor", str(error), "send anchors as a verification gave them"
+        ) from None
+    try:
+        async with asyncio.timeout(VERIFY_TIMEOUT_S):
+            report = await verify_registry(plane.registry, anchors)
+    except TimeoutError:
+        raise problem_error(
+            ApiCode.TIMEOUT,
+            f"the verification did not end within {VERIFY_TIMEOUT_S:g} s",
+            "export the log and verify it offline",
+        ) from None
+    return answer(verification_view(report))
+
+
+def entry_view(stored: StoredEntry) -> AuditEntryView:
+    """An entry as administrators read it."""
+    try:
+        entry = parse_entry(stored.body)
+    except AuditFormatError:
+        entry = None
+    return {
+        "chain": stored.chain,
+        "sequence": stored.sequence,
+        "digest": stored.digest,
+        "is_readable": entry is not None,
+        "at": format_time(entry.at_us) if entry else None,
+        "actor": entry.actor if entry else None,
+        "role": entry.role if entry else None,
+        "token_id": entry.token_id if entry else None,
+        "action": entry.action if entry else None,
+        "subject": entry.subject if entry else None,
+        "generation": entry.generation if entry else None,
+        "summary": entry.summary if entry else None,
+        "reason": entry.reason if entry else None,
+        "before": entry.before if entry else None,
+        "after": entry.after if entry else None,
+        "source": entry.source if entry else None,
+        "request_id": entry.request_id if entry else None,
+    }
+
+
+def verification_view(report: RegistryReport) -> VerificationView:
+    """A report as the API tells it."""
+    return {
+        "is_intact": report.is_intact,
+        "entries": sum(chain.entries_count for chain in report.chains),
+        "records": report.records_count,
+        "chains": [
+            {
+                "chain": one.head.chain,
+                "entries": one.entries_count,
+                "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}",
+            }
+            for one in report.chains
+        ],
+        "findings": [
+            {
+                "chain": one.chain,
+                "sequence": one.first,
+                "last_sequence": one.last,
+                "kind": one.kind.value,
+                "problem": one.message,
+            }
+            for one in report.findings
+        ],
+    }
+
+
+async def _exported(plane: ControlPlane, chains: tuple[int, ...], wanted: AuditQuery) -> AsyncIterator[bytes]:
+    for chain in chains:
+        after = ""
+        while True:
+            query = AuditQuery(
+                chain=chain,
+                since_us=wanted.since_us,
+                until_us=wanted.until_us,
+                after=after,
+                limit=wanted.limit,
+            )
+            page = await plane.registry.audit(query)
+            yield b"".join(map(_line, page.entries))
+            after = page.next_after
+            if not after:
+                break
+
+
+def _line(stored: StoredEntry) -> bytes:
+    fields = {
+        "chain": stored.chain,
+        "sequence": stored.sequence,
+        "digest": stored.digest,
+        "text": stored.body,
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _subject(query: b.AuditListQuery) -> str:
+    if query.integration and query.subject:
+        raise refusal(
+            Code.INVALID_VALUE,
+            "integration",
+            "subject and integration both name a subject",
+            "send one of them",
+        )
+    return f"integration:{query.integration}" if query.integration else query.subject
+
+
+def _chain(query: b.AuditListQuery, chains: tuple[int, ...]) -> int:
+    if query.chain is None and len(chains) == 1:
+        return chains[0]
+    if query.chain is None or query.chain not in chains:
+        named = ", ".join(map(str, chains))
+        raise refusal(
+            Code.INVALID_VALUE,
+            "chain",
+            "there are several chains" if query.chain is None else f"entries are not in chain {query.chain}",
+            f"name one of the chains {named}",
+        )
+    return query.chain
+
+
+_READ = frozenset({Action.READ_AUDIT})
+
+ENDPOINTS = (
+    Endpoint(
+        "list_audit", "GET", "/v1/audit", "audit", "Read the audit log",
+        "In the order of a chain. A subject has all its entries in one chain; without one, and where the"
+        " registry has several chains, `chain` names the one to read.",
+        list_entries, _READ, b.AuditListQuery, answer=AuditPageView,
+    ),
+    Endpoint(
+        "export_audit", "GET", "/v1/audit/export", "audit", "Export the audit log",
+        "One entry a line, exactly as it was hashed: the digest is SHA-256 over `sidecar audit 1`, a line"
+        " feed and the text. An export that breaks off in the middle ends without its last chunk.",
+        export_entries, _READ, b.ExportQuery,
+    ),
+    Endpoint(
+        "verify_audit", "GET", "/v1/audit/verify", "audit", "Verify the audit log",
+        "Every chain, and every record against its latest entry; with anchors also that no end was cut off.",
+        verify, _READ, b.VerifyQuery, answer=VerificationView,
+    ),
+)  # fmt: skip

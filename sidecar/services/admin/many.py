@@ -1,0 +1,186 @@
+"""Many changes in one call, each whole or absent on its own: what `apply` sends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, create_model
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from sidecar.domain.changes import ChangeRequest, Committed
+from sidecar.domain.lifecycle.commands import CreateIntegration, NewCredential
+from sidecar.domain.lifecycle.outcome import Outcome
+from sidecar.domain.refusals import RefusedError
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.change_table import BY_WORD, ROWS, ChangeRow, Draws, Given
+from sidecar.services.admin.changes import position_text
+from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ProblemView, document, refused
+from sidecar.stores.registry.protocol import REQUESTS_MAX
+
+TRIALS_PER_TURN = 10
+GENERATION_MAX = 2**53 - 1
+
+
+class ResultView(TypedDict):
+    """What came of one change: its own status, and a problem where it was refused."""
+
+    status: int
+    integration_id: str
+    generation: int | None
+    is_change: bool
+    position: str | None
+    problem: ProblemView | None
+
+
+class ManyView(TypedDict):
+    """What came of the changes, in their order."""
+
+    results: list[ResultView]
+    is_dry_run: bool
+    is_in_force: bool
+    took_ms: int
+    confirmation: NotRequired[ConfirmationView]
+
+
+def _member(row: ChangeRow) -> type[BaseModel]:
+    """The model of one change of *row* among many."""
+    fields: dict[str, Any] = {
+        "action": (Literal[row.word], ...),
+        "integration_id": (b.IntegrationId, ...),
+        "expected_generation": (Annotated[int, Field(ge=0, le=GENERATION_MAX)] | None, None),
+    }
+    if row.names_credential:
+        fields["credential_id"] = (b.CredentialId, ...)
+    if row.command is CreateIntegration:
+        fields["credentials"] = (b.GivenCredentials, [])
+    elif row.draws is Draws.API_KEY:
+        fields["credential"] = (b.GivenCredential, ...)
+    name = row.command.__name__ + "Member"
+    return create_model(name, __base__=row.member, __doc__=row.summary + ".", **fields)
+
+
+MEMBERS: Mapping[str, type[BaseModel]] = {row.word: _member(row) for row in ROWS if row.member is not None}
+_MEMBER: Any = Annotated[reduce(or_, MEMBERS.values()), Discriminator("action")]
+
+ManyChanges = create_model(
+    "ManyChanges",
+    __config__=ConfigDict(extra="forbid", strict=True, frozen=True),
+    __doc__="Changes, made in their order; `action` is the word of a command, as in the audit log.",
+    changes=(Annotated[list[_MEMBER], Field(max_length=REQUESTS_MAX)], ...),
+)
+
+
+async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, body: Any) -> Response:
+    """Make the changes, or try each against what is stored now."""
+    call.note(action="changes", count=len(body.changes))
+    requests = _requests(plane, call, body.changes)
+    if query.wait_s:
+        call.take_long()
+    made = await _tried(plane, requests) if query.dry_run else await plane.registry.apply_many(requests)
+    positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
+    is_in_force = await put_in_force(plane, positions) and not query.dry_run
+    results = [_result(request, one, call) for request, one in zip(requests, made, strict=True)]
+    view: ManyView = {
+        "results": results,
+        "is_dry_run": query.dry_run,
+        "is_in_force": is_in_force,
+        "took_ms": call.took_ms,
+    }
+    if query.wait_s and not query.dry_run:
+        view["confirmation"] = await confirm(plane, call, positions, query.wait_s)
+        view["took_ms"] = call.took_ms
+    refused_count = sum(isinstance(one, RefusedError) for one in made)
+    call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force)
+    return answer(view)
+
+
+def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
+    now_us = plane.clock_us()
+    requests = []
+    for number, member in enumerate(members):
+        row = BY_WORD[member.action]
+        command = row.build(
+            Given(
+                integration_id=member.integration_id,
+                body=member,
+                reason=member.reason,
+                now_us=now_us,
+                credential_id=member.credential_id if row.names_credential else "",
+                credentials=_given_credentials(row, member),
+            )
+        )
+        context = call.context(f":{number}")
+        requests.append(ChangeRequest(command, call.actor, context, member.expected_generation))
+    return requests
+
+
+def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]:
+    if row.draws is not Draws.API_KEY:
+        return ()
+    given = member.credentials if row.command is CreateIntegration else [member.credential]
+    return tuple(NewCredential(one.id, one.digest, one.expires_at) for one in given)
+
+
+async def _tried(plane: ControlPlane, requests: Sequence[ChangeRequest]) -> list[Outcome | RefusedError]:
+    tried: list[Outcome | RefusedError] = []
+    for number, request in enumerate(requests, 1):
+        try:
+            tried.append(await plane.registry.preview(request))
+        except RefusedError as error:
+            tried.append(error)
+        if number % TRIALS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    return tried
+
+
+def _result(request: ChangeRequest, made: Committed | Outcome | RefusedError, call: Call) -> ResultView:
+    integration_id = request.command.integration_id
+    if isinstance(made, RefusedError):
+        problem = refused(made)
+        return {
+            "status": problem.status,
+            "integration_id": integration_id,
+            "generation": None,
+            "is_change": False,
+            "position": None,
+            "problem": document(problem, call.request_id),
+        }
+    is_made = isinstance(made, Committed)
+    return {
+        "status": BY_WORD[request.command.word].status if is_made else 200,
+        "integration_id": integration_id,
+        "generation": made.record.generation,
+        "is_change": made.entry is not None if isinstance(made, Committed) else made.is_change,
+        "position": position_text(made.position) if isinstance(made, Committed) else None,
+        "problem": None,
+    }
+
+
+ENDPOINTS = (
+    Endpoint(
+        "make_changes", "POST", "/v1/changes", "changes", "Make many changes",
+        f"Up to {REQUESTS_MAX}, each whole or absent on its own, in their order; one that is refused does"
+        " not stop the others. A member whose shape is wrong refuses the whole call, and nothing is done."
+        " Each change needs its own permission.",
+        make_changes, frozenset(row.command.action for row in ROWS), b.ChangeQuery, ManyChanges,
+        answer=ManyView,
+        examples=(
+            {
+                "changes": [
+                    {"action": "integration.create", "integration_id": "acme", "name": "Acme"},
+                    {"action": "scopes.add", "integration_id": "acme", "scopes": ["orders:read"]},
+                ]
+            },
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,224 @@
+"""The quarterly review: what an auditor wants to see of each integration, and what needs a decision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from sidecar.domain.effective import is_live
+from sidecar.domain.integrations import Credential, Integration, Status
+from sidecar.domain.roles import Action
+from sidecar.domain.scopes import ScopeCatalogue, Sensitivity
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import list_answer
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.times import format_time
+from sidecar.services.admin.views import (
+    CredentialState,
+    LimitRaiseView,
+    credential_state,
+    credential_views,
+    limit_raise_view,
+)
+from sidecar.stores.registry.protocol import LastUse, ListQuery
+
+DAY_US = 24 * 3_600 * 1_000_000
+OLD_DAYS = 90
+"""An API key that is older, or was not used for longer, is to be rotated or revoked."""
+
+FlagWord = Literal[
+    "suspended",
+    "allowlist_off",
+    "no_live_credential",
+    "sensitive_scope",
+    "credential_expired",
+    "credential_invalidated",
+    "credential_never_expires",
+    "credential_never_used",
+    "credential_old",
+    "credential_unused",
+]
+
+
+class ReviewedScopeView(TypedDict):
+    """A scope, and what kind of data it opens; null = its category is no longer configured."""
+
+    scope: str
+    sensitivity: str | None
+
+
+class ReviewedCredentialView(TypedDict):
+    """An API key, its age and its last use."""
+
+    id: str
+    state: CredentialState
+    issued_at: str | None
+    age_days: int | None
+    expires_at: str | None
+    last_used_at: str | None
+    last_used_address: str | None
+    unused_days: int | None
+
+
+class FlagView(TypedDict):
+    """Something that needs a decision; `credential_id` null = about the integration as a whole."""
+
+    code: FlagWord
+    credential_id: str | None
+    message: str
+
+
+class ReviewView(TypedDict):
+    """One integration, as the review shows it."""
+
+    id: str
+    name: str
+    status: Literal["active", "suspended"]
+    suspended_since: str | None
+    contact: str
+    owner: str
+    third_party_manager: str
+    scopes: list[ReviewedScopeView]
+    is_allowlist_enabled: bool
+    ip_allowlist: list[str]
+    rate_limit_rpm: int
+    limit_raise: LimitRaiseView | None
+    credentials: list[ReviewedCredentialView]
+    flags: list[FlagView]
+
+
+class ReviewPageView(TypedDict):
+    """One page of the review, made at `as_of`."""
+
+    items: list[ReviewView]
+    next_after: str | None
+    as_of: str
+
+
+async def review(plane: ControlPlane, call: Call, query: b.ReviewQuery, body: Any) -> Response:
+    """One page of the review."""
+    status = Status(query.status) if query.status is not None else None
+    page = await plane.registry.list(ListQuery(query.search, status, query.after, query.limit))
+    now_us = plane.clock_us()
+    items = []
+    for record in page.records:
+        uses = await plane.registry.last_uses(record.id)
+        items.append(review_view(record, uses, plane.catalogue, now_us))
+        await asyncio.sleep(0)
+    return await list_answer(items, {"next_after": page.next_after or None, "as_of": format_time(now_us)})
+
+
+def review_view(
+    record: Integration, uses: Mapping[str, LastUse], catalogue: ScopeCatalogue, now_us: int
+) -> ReviewView:
+    """What a review shows of *record*."""
+    since_us = min((one.since_us for one in record.suspensions), default=None)
+    return {
+        "id": record.id,
+        "name": record.name,
+        "status": "active" if record.status is Status.ACTIVE else "suspended",
+        "suspended_since": format_time(since_us) if since_us is not None else None,
+        "contact": record.contact,
+        "owner": record.owner,
+        "third_party_manager": record.third_party_manager,
+        "scopes": _scopes(record, catalogue),
+        "is_allowlist_enabled": record.is_allowlist_enabled,
+        "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
+        "rate_limit_rpm": record.rate_limit_rpm,
+        "limit_raise": limit_raise_view(record, now_us),
+        "credentials": _credentials(record, uses, now_us),
+        "flags": [*_flags(record, catalogue, now_us), *_credential_flags(record, uses, now_us)],
+    }
+
+
+def _scopes(record: Integration, catalogue: ScopeCatalogue) -> list[ReviewedScopeView]:
+    views: list[ReviewedScopeView] = []
+    for scope in sorted(record.scopes):
+        category = catalogue.categories.get(scope.category)
+        sensitivity = category.sensitivity.value if category is not None else None
+        views.append({"scope": str(scope), "sensitivity": sensitivity})
+    return views
+
+
+def _credentials(
+    record: Integration, uses: Mapping[str, LastUse], now_us: int
+) -> list[ReviewedCredentialView]:
+    views: list[ReviewedCredentialView] = []
+    for one, view in zip(record.credentials, credential_views(record, now_us, uses), strict=True):
+        use = uses.get(one.id)
+        views.append(
+            {
+                "id": one.id,
+                "state": view["state"],
+                "issued_at": view["issued_at"],
+                "age_days": _days(one.issued_at_us, now_us) if one.issued_at_us else None,
+                "expires_at": view["expires_at"],
+                "last_used_at": view["last_used_at"],
+                "last_used_address": view["last_used_address"],
+                "unused_days": _days(use.at_us, now_us) if use is not None else None,
+            }
+        )
+    return views
+
+
+def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Iterator[FlagView]:
+    """What concerns the integration as a whole."""
+    if record.status is Status.SUSPENDED:
+        yield _flag("suspended", None, "suspended: reactivate it, or delete it when nobody needs it any more")
+    if not record.is_allowlist_enabled:
+        yield _flag("allowlist_off", None, "every address may call: turn the allowlist on")
+    if not any(is_live(record, one, now_us) for one in record.credentials):
+        yield _flag("no_live_credential", None, "nobody can call as it: issue an API key, or delete it")
+    for scope in sorted(record.scopes):
+        category = catalogue.categories.get(scope.category)
+        if category is not None and category.sensitivity is not Sensitivity.OPERATIONAL:
+            kind = category.sensitivity.value
+            yield _flag("sensitive_scope", None, f"{scope} opens {kind} data: confirm that it is needed")
+
+
+def _credential_flags(record: Integration, uses: Mapping[str, LastUse], now_us: int) -> Iterator[FlagView]:
+    for one in record.credentials:
+        state = credential_state(record, one, now_us)
+        if state == "expired":
+            yield _flag("credential_expired", one, "has expired: revoke it")
+        elif state == "invalidated":
+            yield _flag("credential_invalidated", one, "was invalidated by a suspension: revoke it")
+        else:
+            yield from _live_credential_flags(one, uses.get(one.id), now_us)
+
+
+def _live_credential_flags(one: Credential, use: LastUse | None, now_us: int) -> Iterator[FlagView]:
+    if one.expires_at_us is None:
+        yield _flag("credential_never_expires", one, "never expires: let it end some day")
+    if one.issued_at_us and _days(one.issued_at_us, now_us) > OLD_DAYS:
+        yield _flag("credential_old", one, f"is older than {OLD_DAYS} days: rotate it")
+    if use is None:
+        yield _flag("credential_never_used", one, "was never used: revoke it when nobody needs it")
+    elif _days(use.at_us, now_us) > OLD_DAYS:
+        yield _flag("credential_unused", one, f"was not used for {OLD_DAYS} days: revoke it")
+
+
+def _flag(code: FlagWord, credential: Credential | None, message: str) -> FlagView:
+    if credential is None:
+        return {"code": code, "credential_id": None, "message": message}
+    return {"code": code, "credential_id": credential.id, "message": f"{credential.id} {message}"}
+
+
+def _days(since_us: int, now_us: int) -> int:
+    return max(0, now_us - since_us) // DAY_US
+
+
+ENDPOINTS = (
+    Endpoint(
+        "review", "GET", "/v1/review", "review", "Review integrations",
+        "The quarterly review: scopes with their sensitivity, allowlist, limit, API keys with age and last"
+        " use, and flags for what needs a decision.",
+        review, frozenset({Action.READ_AUDIT}), b.ReviewQuery, answer=ReviewPageView,
+    ),
+)  # fmt: skip

@@ -32,6 +32,7 @@ from sidecar.observe.table import TABLE
 from sidecar.rpc.statuses import StatusCode
 from sidecar.services.decider import Decider
 from sidecar.services.ext_authz import ExtAuthzService
+from sidecar.services.store_fallback import StoreFallback
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
 
@@ -118,6 +119,7 @@ def make_decider(
     clock: Callable[[], int] | None = None,
     metrics: Metrics | None = None,
     store_timeout_s: float = 0.05,
+    fallback: StoreFallback | None = None,
 ) -> Decider:
     """A decider over the integrations *records*, on an embedded store and a manual clock."""
     clock = ManualClock() if clock is None else clock
@@ -128,6 +130,7 @@ def make_decider(
         make_metrics() if metrics is None else metrics,
         clock,
         store_timeout_s,
+        fallback,
     )
 
 

@@ -9,6 +9,7 @@ from sidecar.domain.answers import (
     AnswerStyle,
     Headers,
     denial_headers,
+    fallback_headers,
     http_status,
     identity_headers,
     limit_headers,
@@ -88,12 +89,12 @@ def explain(request: AccessRequest, decision: Decision) -> list[Step]:
 def answer_to(decision: Decision, style: AnswerStyle) -> Answer:
     """The whole answer, as every dialect sends it."""
     evaluation, reason = decision.evaluation, decision.reason
-    limits = limits_of(decision)
+    limits, mark = limits_of(decision), fallback_headers(decision.fallback)
     if reason is Reason.OK:
-        client = limit_headers(limits, style) if limits is not None else []
+        client = [*(limit_headers(limits, style) if limits is not None else []), *mark]
         removed = (evaluation.key_header,) if evaluation.key_header else ()
         return Answer(200, client, identity_headers(evaluation, decision.id), removed, b"")
-    headers = denial_headers(reason, decision.id, limits, style)
+    headers = [*denial_headers(reason, decision.id, limits, style), *mark]
     body = problem_body(reason, evaluation, decision.id, limits, style)
     return Answer(http_status(reason, style), headers, [], (), body)
 

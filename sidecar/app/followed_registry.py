@@ -49,9 +49,8 @@ class FollowedRegistry:
         self._on_state: OnState = lambda name, is_ready, state: None
         self._thread = BackgroundThread("registry-compile")
         self._letting_go: set[asyncio.Task[None]] = set()
-        options = LiveOptions(sidecar_id=_own_id(), beside=self._beside)
+        options = LiveOptions(sidecar_id=own_id(), beside=self._beside)
         self._live = LiveRegistry(registry, self._show, metrics, options)
-        self.refresh = self._live.refresh
         uses = CredentialUses()
         decider.note_use = use_noter(uses)
         self._keeping = UseKeeping(uses, registry, metrics)
@@ -69,6 +68,17 @@ class FollowedRegistry:
             except Exception:
                 _log.exception("following the registry failed, it begins again")
             await asyncio.sleep(RESTART_INTERVAL_S)
+
+    def refresh(self, integration_id: str, generation: int, done: Callable[[bool], None]) -> None:
+        """
+        Put the integration's record into force: the store knows it in *generation*. See `LiveRegistry`.
+
+        Until it is, the record that is in force here opens no door if the store should fail now.
+        """
+        compiled = self._decider.snapshot.integrations.get(integration_id)
+        if compiled is not None and compiled.generation != generation:
+            compiled.is_outdated = True
+        self._live.refresh(integration_id, generation, done)
 
     def reload(self) -> None:
         """Look for changes at once."""
@@ -118,6 +128,6 @@ async def close_registry(registry: Registry) -> None:
         log_event(_log, logging.WARNING, "registry not closed", problem=str(error) or type(error).__name__)
 
 
-def _own_id() -> str:
+def own_id() -> str:
     """A name that no other process of the fleet has, and that tells where this one runs."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"

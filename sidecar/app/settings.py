@@ -47,6 +47,9 @@ LIMIT_MIN = {
 
 LIMIT_TIME_MAX_S = 1_000_000.0
 DRAIN_TIMEOUT_MAX_S = 3_600.0
+STORE_TIMEOUT_MIN_MS = 5
+"""Timers are exact to about two milliseconds, so less would give the store no time at all."""
+STORE_TIMEOUT_MAX_MS = 10_000
 WORKERS_MAX = 256
 NO_SCOPE = "none"
 """A route's scope when any active integration may call it."""
@@ -281,6 +284,8 @@ class Settings(Section):
     registry: Annotated[str, _parsed(_registry)] | None = None
     webhook_secret_key_file: str | None = None
     store: Annotated[str, _parsed(_store)] = "embedded:"
+    store_timeout_ms: Annotated[int, Field(ge=STORE_TIMEOUT_MIN_MS, le=STORE_TIMEOUT_MAX_MS)] = 50
+    on_store_error: Literal["deny", "allow", "local"] = "deny"
     workers: Annotated[
         Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)
     ] = 1
@@ -301,6 +306,11 @@ class Settings(Section):
     def shared_store(self) -> StoreUrl | None:
         """Where the store is that the fleet shares; None = the store is embedded."""
         return None if self.store == EMBEDDED_STORE else parse_store_url(self.store)
+
+    @property
+    def store_timeout_s(self) -> float:
+        """How long a decision waits for the shared store."""
+        return self.store_timeout_ms / 1_000
 
     def transport_limits(self) -> TransportLimits:
         """The bounds of the transports."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
-from sidecar.app.followed_registry import OnState
+from sidecar.app.followed_registry import OnState, own_id
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
+from sidecar.services.store_fallback import StoreFallback
+from sidecar.stores.local_share import LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
+from sidecar.stores.redis.heartbeat import Heartbeat
+from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import StoreUrl
 
 _log = logging.getLogger("sidecar.app")
@@ -16,19 +22,36 @@ _log = logging.getLogger("sidecar.app")
 
 class SharedStore:
     """
-    The buckets of one process in the store that it shares.
+    The buckets of one process in the store that it shares, and what answers while the store cannot.
 
     `components` are what must be ready before the process is.
     """
 
-    def __init__(self, url: StoreUrl, metrics: Metrics, *, checks_generation: bool) -> None:
+    def __init__(
+        self,
+        url: StoreUrl,
+        metrics: Metrics,
+        *,
+        checks_generation: bool,
+        timeout_s: float,
+        policy: FailPolicy,
+    ) -> None:
         """
         Nothing is opened before `run`.
 
-        *checks_generation* False = the integrations are not in the store, so takes do not look whether
-        their records have changed there.
+        Args:
+            url: where the store is.
+            metrics: what is counted.
+            checks_generation: False = the integrations are not in the store, so takes do not look whether
+                their records have changed there.
+            timeout_s: how long a decision waits for the store.
+            policy: what answers when the store does not, for integrations without a policy of their own.
         """
-        self.buckets = RedisBucketStore(url, metrics, checks_generation=checks_generation)
+        limits = store_limits(timeout_s)
+        self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation)
+        self.fallback = StoreFallback(metrics, policy, LocalShare())
+        self._heart = Heartbeat(self.buckets, own_id())
+        self._metrics = metrics
         self.components = ("store",)
         self._url = url
         self._on_state: OnState = lambda name, is_ready, state: None
@@ -38,12 +61,23 @@ class SharedStore:
         """Connect, and tell *on_state* how it is, until cancelled."""
         self._on_state = on_state
         self.buckets.on_state_change = self._tell_store
+        self._heart.on_beat = self._beaten
         try:
             await self.buckets.start()
+            self._heart.start()
             self._tell_store(self.buckets.is_ready)
             await asyncio.Event().wait()
         finally:
+            await self._heart.close()
             await self.buckets.close()
+
+    def _beaten(self, live_sidecars: int) -> None:
+        """The store has answered: so many share a limit. What was used without the store fades."""
+        local = self.fallback.local
+        local.live_sidecars = live_sidecars
+        self._metrics.set("sidecar_store_live_sidecars", to=live_sidecars)
+        if self.buckets.is_ready:
+            local.forget_unused()
 
     def _tell_store(self, is_ready: bool) -> None:
         """
@@ -58,3 +92,18 @@ class SharedStore:
             "store connected" if is_ready else "store unreachable",
             store=str(self._url),
         )
+
+
+def store_limits(timeout_s: float) -> StoreLimits:
+    """
+    The bounds of the store for decisions that wait *timeout_s* for it.
+
+    Whoever gives the store more time does not want a node to count as failed before, nor the connection to
+    be given up. Less time changes nothing: a late reply is no failed node.
+    """
+    usual = StoreLimits()
+    return replace(
+        usual,
+        call_timeout_s=max(usual.call_timeout_s, timeout_s),
+        link_timeout_s=max(usual.link_timeout_s, 2 * timeout_s),
+    )

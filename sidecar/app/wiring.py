@@ -22,6 +22,7 @@ from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
 from sidecar.app.rules import Rules, build_rules
 from sidecar.app.shared_store import SharedStore
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
@@ -33,7 +34,6 @@ from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.health import HealthService
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.file_faults import FaultList
-from sidecar.stores.protocols import BucketStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.protocol import RegistryError
 from sidecar.transports.server import Endpoint, GrpcServer
@@ -93,16 +93,28 @@ class LoadedConfig:
         elif config.has_control_plane:
             self.registry = LoadedRegistry(Snapshot.unloaded())
 
-    def decider(self, metrics: Metrics, store: BucketStore | None = None) -> Decider:
-        """Decides by these rules and this registry; *store* None = with buckets of its own."""
-        store = EmbeddedBucketStore() if store is None else store
-        return Decider(self.rules.policy, self.registry.snapshot, store, metrics)
+    def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
+        """Decides by these rules and this registry; *shared* None = with buckets of its own."""
+        policy, snapshot = self.rules.policy, self.registry.snapshot
+        if shared is None:
+            return Decider(policy, snapshot, EmbeddedBucketStore(), metrics)
+        timeout_s = self.config.settings.store_timeout_s
+        return Decider(
+            policy, snapshot, shared.buckets, metrics, store_timeout_s=timeout_s, fallback=shared.fallback
+        )
 
     def shared_store(self, metrics: Metrics) -> SharedStore | None:
         """The store that the configuration shares; None = it is embedded. A file goes before its registry."""
         if self.shared_url is None:
             return None
-        return SharedStore(self.shared_url, metrics, checks_generation=self.config.has_control_plane)
+        settings = self.config.settings
+        return SharedStore(
+            self.shared_url,
+            metrics,
+            checks_generation=self.config.has_control_plane,
+            timeout_s=settings.store_timeout_s,
+            policy=FailPolicy(settings.on_store_error),
+        )
 
     async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
         """
@@ -147,7 +159,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     """
     config = loaded.config
     shared = loaded.shared_store(metrics)
-    decider = loaded.decider(metrics, None if shared is None else shared.buckets)
+    decider = loaded.decider(metrics, shared)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
         shared.buckets.refresh = followed.refresh

@@ -15,11 +15,13 @@ from urllib.parse import quote
 from sidecar.domain.cidr import Address, format_address
 from sidecar.domain.credential_sources import IDENTITY_HEADERS
 from sidecar.domain.decisions import Reason
+from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import Evaluation
 
 Headers = list[tuple[str, str]]
 
 PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
+FALLBACK_HEADER = "x-ratelimit-fallback"
 QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 _TITLES = {
@@ -42,13 +44,15 @@ class Limits(NamedTuple):
 
     `limit` requests per minute; `remaining` whole tokens; `reset` Unix seconds, rounded up, at which
     the bucket is full again; `retry_after` whole seconds until a request passes, '' where there is no
-    such wait: one would pass now, or none ever will because it costs more than a full burst.
+    such wait: one would pass now, or none ever will because it costs more than a full burst. `is_share` =
+    they are those of this sidecar's share of the limit, because the store cannot be asked.
     """
 
     limit: str
     remaining: str
     reset: str
     retry_after: str = ""
+    is_share: bool = False
 
 
 class AnswerStyle(NamedTuple):
@@ -81,6 +85,11 @@ def limit_headers(limits: Limits, style: AnswerStyle) -> Headers:
         headers.append(("ratelimit-policy", f'"rpm";q={limits.limit};w=60'))
         headers.append(("ratelimit", f'"rpm";r={limits.remaining}{wait}'))
     return headers
+
+
+def fallback_headers(fallback: Fallback | None) -> Headers:
+    """The mark of an answer that was given without the store, whatever the verdict."""
+    return [] if fallback is None else [(FALLBACK_HEADER, fallback.policy.value)]
 
 
 def identity_headers(evaluation: Evaluation, decision_id: str) -> Headers:
@@ -169,6 +178,11 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             return (
                 "This request costs more than a full burst, so waiting cannot help."
                 " Ask your administrator for a larger burst."
+            )
+        case Reason.RATE_LIMITED if limits is not None and limits.is_share:
+            return (
+                f"The shared limits cannot be reached just now; until then {limits.limit} requests per minute"
+                f" are allowed here. Retry in {limits.retry_after} s."
             )
         case Reason.RATE_LIMITED if limits is not None:
             return (

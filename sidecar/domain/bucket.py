@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 US_PER_MINUTE = 60_000_000
 LIMIT_RPM_MAX = 10_000
@@ -74,6 +74,7 @@ class Level(NamedTuple):
     interval_us: int
 
 
+@final
 class Taken(NamedTuple):
     """What a take found and left behind, over one bucket or over several taken all or none."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from sidecar.domain.decisions import Verdict
+
 
 class FailPolicy(Enum):
     """
@@ -24,6 +26,16 @@ class FailPolicy(Enum):
 
 FAIL_POLICIES = tuple(policy.value for policy in FailPolicy)
 """The words of the policies, as configurations and records write them."""
+
+
+FALLBACK_VERDICTS = (
+    (FailPolicy.DENY, Verdict.DENY_403),
+    (FailPolicy.ALLOW, Verdict.ALLOW),
+    (FailPolicy.LOCAL, Verdict.ALLOW),
+    (FailPolicy.LOCAL, Verdict.DENY_429),
+    (FailPolicy.LOCAL, Verdict.DENY_403),
+)
+"""What can come of each policy; `LOCAL` refuses with 503 when there is no room for one more bucket."""
 
 
 class Fallback(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sidecar.domain.decisions import Reason, Verdict
+from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
 from sidecar.observe.metrics import Kind, MetricSpec, MetricTable
 
 CLOSE_REASONS = (
@@ -160,6 +161,24 @@ STORE_METRICS = (
     ),
 )  # fmt: skip
 
+FALLBACK_METRICS = (
+    MetricSpec(
+        "sidecar_store_fallbacks_total",
+        Kind.COUNTER,
+        "Decisions that on_store_error made because the shared store could not, by policy and verdict.",
+        labels=(
+            ("policy", tuple(policy.value for policy in FailPolicy)),
+            ("verdict", tuple(verdict.value for verdict in Verdict)),
+        ),
+        only=tuple((policy.value, verdict.value) for policy, verdict in FALLBACK_VERDICTS),
+    ),
+    MetricSpec(
+        "sidecar_store_live_sidecars",
+        Kind.GAUGE,
+        "Sidecar processes that share the store, as last counted: a local share is one of so many.",
+    ),
+)
+
 REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_registry_in_touch",
@@ -284,6 +303,7 @@ TABLE = MetricTable(
     (
         *DECISION_METRICS,
         *STORE_METRICS,
+        *FALLBACK_METRICS,
         *TRANSPORT_METRICS,
         *PROCESS_METRICS,
         *REGISTRY_METRICS,
@@ -305,5 +325,6 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
+    "sidecar_store_live_sidecars": max,
 }
 """How one value is made of those of all workers, for gauges that are not to be added up."""

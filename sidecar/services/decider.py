@@ -9,23 +9,34 @@ from typing import Any, NamedTuple, TypeVar
 from sidecar.domain.answers import Limits
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason, retry_after_s, seconds_up
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
+from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.embedded import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault
+
+STORE_TIMEOUT_S = 0.05
+"""How long a decision waits for the store."""
 
 REEVALUATIONS_MAX = 2
 """How often a decision begins again because the record changed under it, before it fails closed."""
 
 
 class Decision(NamedTuple):
-    """One answer, complete. `taken` None = no bucket was looked at."""
+    """
+    One answer, complete.
+
+    `taken` None = no bucket was looked at. `fallback` is set when the shared store could not be asked and
+    `on_store_error` decided; `taken` is then of this sidecar's own bucket.
+    """
 
     id: str
     reason: Reason
     evaluation: Evaluation
     taken: Taken | None
+    fallback: Fallback | None = None
 
 
 def limits_of(decision: Decision) -> Limits | None:
@@ -34,7 +45,17 @@ def limits_of(decision: Decision) -> Limits | None:
     if taken is None or integration is None:
         return None
     wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us > 0 else ""
-    return Limits(str(integration.limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait)
+    limit_rpm = limit_rpm_of(decision)
+    is_share = decision.fallback is not None and decision.fallback.policy is FailPolicy.LOCAL
+    return Limits(str(limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait, is_share)
+
+
+def limit_rpm_of(decision: Decision) -> int:
+    """The limit that the figures of `taken` are of, in requests per minute; 0 = there is none."""
+    integration, fallback = decision.evaluation.integration, decision.fallback
+    if decision.taken is None or integration is None:
+        return 0
+    return integration.limit_rpm if fallback is None else fallback.limit_rpm
 
 
 Context = TypeVar("Context")
@@ -56,9 +77,15 @@ class Decider:
         store: BucketStore,
         metrics: Metrics,
         clock_us: Callable[[], int] = wall_clock_us,
-        store_timeout_s: float = 0.05,
+        store_timeout_s: float = STORE_TIMEOUT_S,
+        fallback: StoreFallback | None = None,
     ) -> None:
-        """Count into *metrics*; expiry is judged by *clock_us*, buckets by the store's own clock."""
+        """
+        Count into *metrics*; expiry is judged by *clock_us*, buckets by the store's own clock.
+
+        *fallback* answers when the store does not; None = the store is no shared one, so what it cannot
+        answer is refused.
+        """
         self.policy = policy
         self.snapshot = snapshot
         self.note_use: Callable[[Evaluation, int], None] | None = None
@@ -67,6 +94,7 @@ class Decider:
         self._take_now = store.take_now
         self._clock_us = clock_us
         self._store_timeout_s = store_timeout_s
+        self._fallback = fallback
         self._next_id = DecisionIds()
         self._values = metrics.values
         self._slots = {
@@ -114,19 +142,38 @@ class Decider:
 
     def _settle(self, evaluation: Evaluation, outcome: Taken | StoreFault, started_ns: int) -> Decision:
         if type(outcome) is not Taken:
-            return self._finish(_fault_reason(evaluation, outcome), evaluation, None, started_ns)
+            return self._fall_back(evaluation, outcome, started_ns)
         reason = evaluation.reason
         if reason is Reason.OK and not outcome.admitted:
             reason = Reason.RATE_LIMITED
         return self._finish(reason, evaluation, outcome, started_ns)
 
+    def _fall_back(self, evaluation: Evaluation, fault: StoreFault, started_ns: int) -> Decision:
+        """
+        Decide after *fault*: a refusal stays what it is, without limits; the rest is up to the policy.
+
+        A record that never settles (SUPERSEDED) is no failure of the store, so no policy opens the door.
+        """
+        reason, integration = evaluation.reason, evaluation.integration
+        if reason is not Reason.OK or integration is None:
+            return self._finish(reason, evaluation, None, started_ns)
+        if self._fallback is None or fault is StoreFault.SUPERSEDED:
+            return self._finish(fault_reason(fault), evaluation, None, started_ns)
+        reason, taken, fallback = self._fallback.answer(integration, fault)
+        return self._finish(reason, evaluation, taken, started_ns, fallback)
+
     def _finish(
-        self, reason: Reason, evaluation: Evaluation, taken: Taken | None, started_ns: int
+        self,
+        reason: Reason,
+        evaluation: Evaluation,
+        taken: Taken | None,
+        started_ns: int,
+        fallback: Fallback | None = None,
     ) -> Decision:
         self._values[self._slots[reason]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
         # A named tuple's own constructor takes three times as long.
-        return tuple.__new__(Decision, (self._next_id(), reason, evaluation, taken))
+        return tuple.__new__(Decision, (self._next_id(), reason, evaluation, taken, fallback))
 
 
 class _Pending:
@@ -164,21 +211,32 @@ class _Pending:
 
     def settle(self, outcome: Taken | StoreFault) -> None:
         """Answer with *outcome*, or begin again with the new record when the old one is superseded."""
-        decider = self._decider
-        if outcome is StoreFault.SUPERSEDED and self._reevaluations < REEVALUATIONS_MAX:
-            self._reevaluations += 1
-            self.evaluation = decider.policy.evaluate(self._request, decider.snapshot, decider._clock_us())
-            if self.evaluation.integration is not None:
-                decider._take_later(self)
-                return
-            decision = decider._finish(self.evaluation.reason, self.evaluation, None, self._started_ns)
+        if type(outcome) is Taken:
+            decision = self._decider._settle(self.evaluation, outcome, self._started_ns)
+            self._done(decision, self._context)
+        elif outcome is StoreFault.SUPERSEDED and self._reevaluations < REEVALUATIONS_MAX:
+            self._begin_again()
         else:
-            decision = decider._settle(self.evaluation, outcome, self._started_ns)
-        self._done(decision, self._context)
+            self._fall_back(outcome)
 
+    def _begin_again(self) -> None:
+        """Decide by the record that is in force now, and take by it."""
+        self._reevaluations += 1
+        self._evaluate()
+        evaluation, decider = self.evaluation, self._decider
+        if evaluation.integration is not None:
+            decider._take_later(self)
+            return
+        self._done(decider._finish(evaluation.reason, evaluation, None, self._started_ns), self._context)
 
-def _fault_reason(evaluation: Evaluation, fault: StoreFault | object) -> Reason:
-    """A refusal stays what it is without its limits; what would have been allowed fails closed."""
-    if evaluation.reason is not Reason.OK:
-        return evaluation.reason
-    return Reason.OVERLOADED if fault is StoreFault.OVERLOADED else Reason.STORE_UNAVAILABLE
+    def _fall_back(self, fault: StoreFault) -> None:
+        """Decide without the store, by the record that is in force now: it may be suspended meanwhile."""
+        decider, integration = self._decider, self.evaluation.integration
+        assert integration is not None  # else nothing would have been taken
+        if decider.snapshot.integrations.get(integration.id) is not integration:
+            self._evaluate()
+        self._done(decider._fall_back(self.evaluation, fault, self._started_ns), self._context)
+
+    def _evaluate(self) -> None:
+        decider = self._decider
+        self.evaluation = decider.policy.evaluate(self._request, decider.snapshot, decider._clock_us())

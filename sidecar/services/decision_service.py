@@ -11,14 +11,22 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sidecar.domain.answers import AnswerStyle, denial_headers, http_status, limit_headers, problem_body
+from sidecar.domain.answers import (
+    AnswerStyle,
+    denial_headers,
+    fallback_headers,
+    http_status,
+    limit_headers,
+    problem_body,
+)
 from sidecar.domain.cidr import AddressError, parse_address
 from sidecar.domain.client_address import PeerAddress
 from sidecar.domain.decisions import Reason, Verdict
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.policy import AccessRequest, Policy
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.decider import Decider, Decision, limits_of
+from sidecar.services.decider import Decider, Decision, limit_rpm_of, limits_of
 from sidecar.v1 import decision_pb2 as pb
 
 SERVICE = "sidecar.v1.DecisionService"
@@ -30,6 +38,7 @@ BATCH_REQUESTS_MAX = 256
 
 _VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
 _REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
+_FALLBACKS = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
 _STATED_ADDRESS = PeerAddress()  # the caller states the client's address, so no header is asked for it
 
 
@@ -207,11 +216,14 @@ def fill(response: pb.DecideResponse, decision: Decision, style: AnswerStyle) ->
         response.integration_id = evaluation.integration.id
         response.credential_id = evaluation.credential.id
         if taken is not None:
-            response.limit = evaluation.integration.limit_rpm
+            response.limit = limit_rpm_of(decision)
             response.remaining = taken.remaining
             _set_us(response.reset_at, taken.reset_at_us)
             if taken.retry_after_us > 0:
                 _set_us(response.retry_after, taken.retry_after_us)
+    if decision.fallback is not None:
+        response.fallback = _FALLBACKS[decision.fallback.policy]
+        response.headers.update(fallback_headers(decision.fallback))
     limits = limits_of(decision)
     if reason.verdict is Verdict.ALLOW:
         response.http_status = 200

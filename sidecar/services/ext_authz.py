@@ -20,6 +20,7 @@ from sidecar.domain.answers import (
     Headers,
     Limits,
     denial_headers,
+    fallback_headers,
     http_status,
     identity_headers,
     limit_headers,
@@ -71,7 +72,7 @@ class ExtAuthzService:
 
     def render(self, decision: Decision) -> bytes:
         """A serialised CheckResponse for *decision*."""
-        id, reason, evaluation, taken = decision
+        id, reason, evaluation, taken, fallback = decision
         _, integration, credential, key_header, _, scope = evaluation
         if integration is None:
             return self._unknown_caller_template(decision) % {b"id": id.encode()}
@@ -86,7 +87,7 @@ class ExtAuthzService:
         # objects outlive this service and its style, so the service is part of the key.
         key = (
             self, reason.word, credential, key_header, scope if reason is Reason.SCOPE_MISSING else None,
-            len(remaining), len(reset), len(wait),
+            len(remaining), len(reset), len(wait), fallback,
         )  # fmt: skip
         template = integration.fragments.get(key)
         if template is None:
@@ -111,7 +112,9 @@ class ExtAuthzService:
         own = limits_of(decision)
 
         def render(values: Mapping[str, str]) -> bytes:
-            limits = own and Limits(own.limit, values["remaining"], values["reset"], values["wait"])
+            limits = own and Limits(
+                own.limit, values["remaining"], values["reset"], values["wait"], own.is_share
+            )
             return _serialise(check_response(decision, values["id"], limits, self._style))
 
         widths = {"id": DECISION_ID_LENGTH, "remaining": remaining, "reset": reset, "wait": wait}
@@ -151,6 +154,7 @@ def check_response(
     response = CheckResponse()
     evaluation, reason = decision.evaluation, decision.reason
     response.status.code = reason.grpc_code
+    mark = _options(fallback_headers(decision.fallback))
     if reason.grpc_code == 0:
         allowed = response.ok_response
         allowed.headers.extend(_options(identity_headers(evaluation, decision_id)))
@@ -158,10 +162,12 @@ def check_response(
             allowed.headers_to_remove.append(evaluation.key_header)
         if limits is not None:
             allowed.response_headers_to_add.extend(_options(limit_headers(limits, style)))
+        allowed.response_headers_to_add.extend(mark)
     else:
         denied: DeniedHttpResponse = response.denied_response
         denied.status.CopyFrom(HttpStatus(code=http_status(reason, style)))
         denied.headers.extend(_options(denial_headers(reason, decision_id, limits, style)))
+        denied.headers.extend(mark)
         denied.body = problem_body(reason, evaluation, decision_id, limits, style).decode()
     response.dynamic_metadata.update(
         {
@@ -172,6 +178,8 @@ def check_response(
             "credential": evaluation.credential.id if evaluation.credential else "",
         }
     )
+    if decision.fallback is not None:
+        response.dynamic_metadata.update({"fallback": decision.fallback.policy.value})
     return response
 
 

@@ -18,14 +18,21 @@ from sidecar.stores.protocols import StoreFault
 SHARES_MAX = 65_536
 """Bucket sets kept in terms of their share."""
 
+FORGET_AFTER_US = 60_000_000
+"""
+How long the store must have answered before what was used without it is forgotten.
+
+A store that comes and goes would else give a fleet a fresh burst of every bucket each time.
+"""
+
 
 class LocalShare:
     """
     Buckets of one sidecar at 1/n of every quota; n = `live_sidecars`, which may change at any time.
 
     Used tokens stay used when n changes. The buckets begin full when the store fails, so a failure
-    gives a fleet up to one more burst of every bucket; `forget` empties the memory once the store is
-    back, so that the next failure begins the same way.
+    gives a fleet up to one more burst of every bucket; `forget_unused` empties the memory once the store
+    has been back for a while, so that the next failure begins the same way.
     """
 
     def __init__(self, clock_us: Callable[[], int] = wall_clock_us, live_sidecars: int = 1) -> None:
@@ -34,6 +41,11 @@ class LocalShare:
         self._clock_us = clock_us
         self._live_sidecars = max(1, live_sidecars)
         self._shares: dict[BucketSet, BucketSet] = {}
+        self._used_at_us = 0
+
+    def __len__(self) -> int:
+        """Buckets that are kept now."""
+        return len(self._store)
 
     @property
     def live_sidecars(self) -> int:
@@ -48,6 +60,7 @@ class LocalShare:
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
         """Take from this sidecar's share; figures are in terms of the share. See `BucketStore.take_now`."""
+        self._used_at_us = self._clock_us()
         share = self._shares.get(buckets)
         if share is None:
             share = self._share(buckets)
@@ -56,9 +69,12 @@ class LocalShare:
             return outcome._replace(remaining=outcome.remaining * buckets.cost // share.cost)
         return outcome or StoreFault.OVERLOADED
 
-    def forget(self) -> None:
-        """Begin anew with full buckets."""
-        self._store = EmbeddedBucketStore(self._clock_us)
+    def forget_unused(self) -> None:
+        """Begin anew if no take came for `FORGET_AFTER_US`; to be called while the store answers."""
+        is_used = len(self._store) > 0 or len(self._shares) > 0
+        if is_used and self._clock_us() - self._used_at_us >= FORGET_AFTER_US:
+            self._store = EmbeddedBucketStore(self._clock_us)
+            self._shares.clear()
 
     def _share(self, buckets: BucketSet) -> BucketSet:
         if len(self._shares) >= SHARES_MAX:

@@ -34,7 +34,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
     """Never sent."""
     VERDICT_ALLOW: _Verdict.ValueType  # 1
-    """Yes. A token was taken."""
+    """Yes. A token was taken, if the store could be asked."""
     VERDICT_DENY_403: _Verdict.ValueType  # 2
     """No, and waiting would not change it; or, with http_status 503, it could not be found out just now."""
     VERDICT_DENY_429: _Verdict.ValueType  # 3
@@ -46,12 +46,40 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
 """Never sent."""
 VERDICT_ALLOW: Verdict.ValueType  # 1
-"""Yes. A token was taken."""
+"""Yes. A token was taken, if the store could be asked."""
 VERDICT_DENY_403: Verdict.ValueType  # 2
 """No, and waiting would not change it; or, with http_status 503, it could not be found out just now."""
 VERDICT_DENY_429: Verdict.ValueType  # 3
 """No, the quota is used up: wait for `retry_after`."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _Fallback:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FallbackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fallback.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FALLBACK_NONE: _Fallback.ValueType  # 0
+    """Nothing: the store was asked, or it was not needed."""
+    FALLBACK_DENY: _Fallback.ValueType  # 1
+    """`on_store_error: deny`. The request is refused: REASON_STORE_UNAVAILABLE or REASON_OVERLOADED."""
+    FALLBACK_ALLOW: _Fallback.ValueType  # 2
+    """`on_store_error: allow`. The request may go on, and no limit was looked at."""
+    FALLBACK_LOCAL: _Fallback.ValueType  # 3
+    """`on_store_error: local`. The sidecar took from a bucket of its own with its share of the limit."""
+
+class Fallback(_Fallback, metaclass=_FallbackEnumTypeWrapper):
+    """What decided in place of the store that the fleet shares."""
+
+FALLBACK_NONE: Fallback.ValueType  # 0
+"""Nothing: the store was asked, or it was not needed."""
+FALLBACK_DENY: Fallback.ValueType  # 1
+"""`on_store_error: deny`. The request is refused: REASON_STORE_UNAVAILABLE or REASON_OVERLOADED."""
+FALLBACK_ALLOW: Fallback.ValueType  # 2
+"""`on_store_error: allow`. The request may go on, and no limit was looked at."""
+FALLBACK_LOCAL: Fallback.ValueType  # 3
+"""`on_store_error: local`. The sidecar took from a bucket of its own with its share of the limit."""
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
 
 class _Reason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -82,7 +110,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_RATE_LIMITED: _Reason.ValueType  # 10
     """DENY_429. The bucket has no token left."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 11
-    """DENY_403, http_status 503. The bucket's store cannot be asked."""
+    """DENY_403, http_status 503. The bucket's store cannot be asked, and `on_store_error` is deny."""
     REASON_OVERLOADED: _Reason.ValueType  # 12
     """DENY_403, http_status 503. The sidecar or its store has too much to do."""
     REASON_DRAINING: _Reason.ValueType  # 13
@@ -114,7 +142,7 @@ REASON_SCOPE_MISSING: Reason.ValueType  # 9
 REASON_RATE_LIMITED: Reason.ValueType  # 10
 """DENY_429. The bucket has no token left."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 11
-"""DENY_403, http_status 503. The bucket's store cannot be asked."""
+"""DENY_403, http_status 503. The bucket's store cannot be asked, and `on_store_error` is deny."""
 REASON_OVERLOADED: Reason.ValueType  # 12
 """DENY_403, http_status 503. The sidecar or its store has too much to do."""
 REASON_DRAINING: Reason.ValueType  # 13
@@ -243,6 +271,7 @@ class DecideResponse(_message.Message):
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """Whether the request may go on. Compare with VERDICT_ALLOW and treat everything else as a denial, so
     that a verdict you do not know yet is one.
@@ -264,13 +293,18 @@ class DecideResponse(_message.Message):
     limit: _builtins.int
     """Requests per minute that the integration may make, 1 to 10,000.
     0 = no bucket was looked at (the caller is not known, or the store failed); then `remaining`,
-    `reset_at` and `retry_after` say nothing either.
+    `reset_at` and `retry_after` say nothing either. With FALLBACK_LOCAL it is the share of the limit that
+    this sidecar grants by itself, rounded down but at least 1, and the other figures are of that share.
     """
     remaining: _builtins.int
     """Whole tokens left after this decision, 0 to the burst: requests that would pass right now."""
     body: _builtins.str
     """The body for the HTTP answer to a denied request: application/problem+json (RFC 9457), ASCII.
     Empty for an ALLOW.
+    """
+    fallback: Global___Fallback.ValueType
+    """Set when the store of the buckets could not be asked and the integration's `on_store_error` decided:
+    the limits of the fleet were not looked at. The header x-ratelimit-fallback tells the end client the same.
     """
     @_builtins.property
     def reset_at(self) -> _timestamp_pb2.Timestamp:
@@ -306,10 +340,11 @@ class DecideResponse(_message.Message):
         retry_after: _duration_pb2.Duration | None = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         body: _builtins.str = ...,
+        fallback: Global___Fallback.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reset_at", b"reset_at", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "credential_id", b"credential_id", "decision_id", b"decision_id", "headers", b"headers", "http_status", b"http_status", "integration_id", b"integration_id", "limit", b"limit", "reason", b"reason", "remaining", b"remaining", "reset_at", b"reset_at", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "credential_id", b"credential_id", "decision_id", b"decision_id", "fallback", b"fallback", "headers", b"headers", "http_status", b"http_status", "integration_id", b"integration_id", "limit", b"limit", "reason", b"reason", "remaining", b"remaining", "reset_at", b"reset_at", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,7 +78,8 @@ class DecisionServiceServicer:
     """
 
     def Decide(self, request, context):
-        """Decides one request. An ALLOW has taken one token from the integration's bucket; a denial took none.
+        """Decides one request. An ALLOW has taken one token from the integration's bucket, unless `fallback` says
+        that the store could not be asked; a denial took none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

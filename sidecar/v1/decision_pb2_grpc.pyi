@@ -52,7 +52,9 @@ class DecisionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecisionServiceAsyncStub: ...
     Decide: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]
-    """Decides one request. An ALLOW has taken one token from the integration's bucket; a denial took none."""
+    """Decides one request. An ALLOW has taken one token from the integration's bucket, unless `fallback` says
+    that the store could not be asked; a denial took none.
+    """
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 256 requests, in order, each as if it had come alone: one denial does not affect the
     others. One round trip to a shared store serves all of them.
@@ -78,7 +80,9 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]  # type: ignore[assignment]
-    """Decides one request. An ALLOW has taken one token from the integration's bucket; a denial took none."""
+    """Decides one request. An ALLOW has taken one token from the integration's bucket, unless `fallback` says
+    that the store could not be asked; a denial took none.
+    """
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 256 requests, in order, each as if it had come alone: one denial does not affect the
     others. One round trip to a shared store serves all of them.
@@ -107,7 +111,9 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.DecideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decision_pb2.DecideResponse, _abc.Awaitable[_decision_pb2.DecideResponse]]:
-        """Decides one request. An ALLOW has taken one token from the integration's bucket; a denial took none."""
+        """Decides one request. An ALLOW has taken one token from the integration's bucket, unless `fallback` says
+        that the store could not be asked; a denial took none.
+        """
 
     @_abc_1.abstractmethod
     def DecideBatch(

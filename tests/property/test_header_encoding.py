@@ -22,6 +22,7 @@ from sidecar.domain.answers import (
 )
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.integrations import NAME_LENGTH_MAX, IntegrationError
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
@@ -117,9 +118,9 @@ def test_problem_body__is_ascii_json(
     assert {"type", "title", "status", "detail", "reason", "decision_id"} <= set(problem)
 
 
-@given(st.sampled_from(Reason), names, st.booleans(), styles)
+@given(st.sampled_from(Reason), names, st.booleans(), styles, st.none() | st.sampled_from(FailPolicy))
 def test_check_response__keeps_envoy_s_rules(
-    reason: Reason, name: str, is_peeked: bool, style: AnswerStyle
+    reason: Reason, name: str, is_peeked: bool, style: AnswerStyle, policy: FailPolicy | None
 ) -> None:
     """
     Only an allow has code 0; a denial has code and denied_response; options replace; sets exclude removals.
@@ -131,7 +132,8 @@ def test_check_response__keeps_envoy_s_rules(
     if reason.is_credential_fault:
         evaluation = Evaluation(reason)
     taken = Taken(0, 1, 1, 1) if is_peeked or reason is Reason.RATE_LIMITED else None
-    decision = Decision(NEXT_ID(), reason, evaluation, taken)
+    fallback = Fallback(policy, 1) if policy is not None else None
+    decision = Decision(NEXT_ID(), reason, evaluation, taken, fallback)
     response = check_response(decision, decision.id, limits_of(decision), style)
     is_allowed = reason is Reason.OK
     assert (response.status.code == 0) == is_allowed

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import Snapshot
@@ -34,6 +35,7 @@ styles = st.builds(AnswerStyle, st.sampled_from((401, 403)), st.booleans())
 digits = st.integers(0, 20).map(lambda width: 10**width)
 figures = st.one_of(st.integers(0, 99), digits, st.integers(0, 2**53))
 takens = st.builds(Taken, st.sampled_from((0, 1)), figures, figures, figures)
+fallbacks = st.none() | st.builds(Fallback, st.sampled_from(FailPolicy), st.integers(1, 10_000))
 scopes = st.none() | st.builds(Scope, st.sampled_from(("orders", "crm")), st.sampled_from(("read", "write")))
 addresses = st.none() | st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
 
@@ -55,7 +57,7 @@ def decisions(draw: st.DrawFn) -> Decision:
     if taken is not None and reason is Reason.RATE_LIMITED:
         wait_us = draw(st.sampled_from((-1, max(1, taken.retry_after_us))))
         taken = taken._replace(admitted=0, retry_after_us=wait_us)
-    return Decision(NEXT_ID(), reason, evaluation, taken)
+    return Decision(NEXT_ID(), reason, evaluation, taken, draw(fallbacks))
 
 
 @cache

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.connect import CONNECT_ERRORS
@@ -29,7 +30,9 @@ class Heartbeat:
     """
     Beats for one sidecar, and counts the fleet.
 
-    `live_sidecars` is the last count, at least 1; `on_change(live_sidecars)` is called when it changes.
+    `live_sidecars` is the last count, at least 1; `on_beat(live_sidecars)` is called after each beat that
+    the store has answered. When it answers again after it did not, the others may not have said yet that
+    they live: the count does not fall before all have had the time.
     """
 
     def __init__(
@@ -37,13 +40,17 @@ class Heartbeat:
         store: RedisBucketStore,
         sidecar_id: str,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """Beat for *sidecar_id*, which no other sidecar of the fleet has; *pause* waits between beats."""
         self.live_sidecars = 1
-        self.on_change: Callable[[int], None] | None = None
+        self.on_beat: Callable[[int], None] | None = None
         self._store = store
         self._id = sidecar_id
         self._pause = pause
+        self._clock = clock
+        self._is_missed = False
+        self._may_fall_at_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -56,12 +63,16 @@ class Heartbeat:
             count = await self._run(round(LIFETIME_S * 1e6))
         except CONNECT_ERRORS as error:
             log.debug("no heartbeat: %s", error)
+            self._is_missed = True
             return False
-        count = max(1, min(count, SIDECARS_MAX))
-        if count != self.live_sidecars:
-            self.live_sidecars = count
-            if self.on_change is not None:
-                self.on_change(count)
+        now_s = self._clock()
+        if self._is_missed:
+            self._is_missed = False
+            self._may_fall_at_s = now_s + LIFETIME_S
+        least = self.live_sidecars if now_s < self._may_fall_at_s else 1
+        self.live_sidecars = max(least, min(count, SIDECARS_MAX))
+        if self.on_beat is not None:
+            self.on_beat(self.live_sidecars)
         return True
 
     async def close(self) -> None:

@@ -17,13 +17,13 @@ def test_heartbeat__sidecars_count_each_other(world: World) -> None:
         await store.start()
         first, second, third = (Heartbeat(store, name) for name in ("a", "b", "c"))
         changes: list[int] = []
-        third.on_change = changes.append
+        third.on_beat = changes.append
         for heart in (first, second, third, third):
             assert await heart.beat()
         assert (first.live_sidecars, second.live_sidecars, third.live_sidecars) == (1, 2, 3)
         await first.close()
         await third.beat()
-        assert changes == [3, 2]
+        assert changes == [3, 3, 2]
         await store.close()
 
     run(scene())
@@ -60,6 +60,27 @@ def test_heartbeat__keeps_the_last_count_without_a_store(world: World) -> None:
         assert await heart.beat() is False
         assert heart.live_sidecars == 2
         await heart.close()
+
+    run(scene())
+
+
+def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: World) -> None:
+    """After a gap the first to beat finds nobody else, and must not take the others' shares for its own."""
+
+    async def scene() -> None:
+        now_s = 100.0
+        store = world.store()
+        heart = Heartbeat(store, "a", clock=lambda: now_s)
+        heart.live_sidecars = 3
+        assert await heart.beat() is False  # not connected yet
+        await store.start()
+        assert await heart.beat()
+        assert heart.live_sidecars == 3
+        now_s += LIFETIME_S
+        assert await heart.beat()
+        assert heart.live_sidecars == 1
+        await heart.close()
+        await store.close()
 
     run(scene())
 

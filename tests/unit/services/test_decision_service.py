@@ -14,6 +14,7 @@ from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.client_address import ClientHeader
 from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, Verdict
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.integrations import Status
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.snapshot import Snapshot
@@ -112,6 +113,7 @@ def test_proto__numbers_are_forever() -> None:
         "retry_after": 10,
         "headers": 11,
         "body": 12,
+        "fallback": 13,
     }
     assert {field.name: field.number for field in pb.DecideRequest.DESCRIPTOR.fields} == {
         "method": 1,
@@ -251,7 +253,7 @@ def test_fill__an_allow_without_a_look_at_the_bucket(key: NewApiKey) -> None:
     credential = Snapshot.compile([make_integration(key)]).credentials[key.credential_id]
     evaluation = Evaluation(Reason.OK, credential.integration, credential)
     response = pb.DecideResponse()
-    fill(response, Decision("d1", Reason.OK, evaluation, None), AnswerStyle())
+    fill(response, Decision("d1", Reason.OK, evaluation, None, Fallback(FailPolicy.ALLOW)), AnswerStyle())
     assert response == pb.DecideResponse(
         verdict=pb.VERDICT_ALLOW,
         reason=pb.REASON_OK,
@@ -259,7 +261,31 @@ def test_fill__an_allow_without_a_look_at_the_bucket(key: NewApiKey) -> None:
         http_status=200,
         integration_id="acme",
         credential_id=key.credential_id,
+        fallback=pb.FALLBACK_ALLOW,
+        headers={"x-ratelimit-fallback": "allow"},
     )
+
+
+def test_fill__figures_of_a_share(key: NewApiKey) -> None:
+    """From a local bucket all figures are those of this sidecar's share, and the answer says so."""
+    credential = Snapshot.compile([make_integration(key)]).credentials[key.credential_id]
+    evaluation = Evaluation(Reason.OK, credential.integration, credential)
+    taken, mark = Taken(1, 7, 0, NOW_US), Fallback(FailPolicy.LOCAL, 20)
+    response = pb.DecideResponse()
+    fill(response, Decision("d1", Reason.OK, evaluation, taken, mark), AnswerStyle())
+    assert (response.limit, response.remaining, response.fallback) == (20, 7, pb.FALLBACK_LOCAL)
+    assert dict(response.headers) == {
+        "x-ratelimit-fallback": "local",
+        "x-ratelimit-limit": "20",
+        "x-ratelimit-remaining": "7",
+        "x-ratelimit-reset": str(NOW_US // 1_000_000),
+    }
+
+
+def test_proto__fallbacks_are_the_domain_s() -> None:
+    """The same words in the same order; 0 is that of every answer that the store has given."""
+    names = ["NONE", *(policy.name for policy in FailPolicy)]
+    assert pb.Fallback.items() == [(f"FALLBACK_{name}", number) for number, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(

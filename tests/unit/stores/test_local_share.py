@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.bucket import BucketSet, Quota, Taken
-from sidecar.stores.local_share import LocalShare
+from sidecar.stores.local_share import FORGET_AFTER_US, LocalShare
 from tests.building import NOW_US, SECOND_US, ManualClock
 from tests.store_worlds import bucket
 
@@ -72,8 +72,24 @@ def test_share__several_buckets_are_shared_alike() -> None:
 
 
 def test_share__can_begin_anew() -> None:
-    """After the store is back, the next failure finds full buckets."""
-    share = LocalShare(ManualClock(), 2)
-    assert admitted(share, bucket(burst=10)) == 5
-    share.forget()
-    assert admitted(share, bucket(burst=10)) == 5
+    """When the store has been back for a minute, nothing is left, and the next failure finds full buckets."""
+    clock = ManualClock()
+    share = LocalShare(clock, 2)
+    assert admitted(share, bucket(limit_rpm=1, burst=10)) == 5
+    clock.advance(us=FORGET_AFTER_US)
+    share.forget_unused()
+    assert len(share) == 0
+    assert admitted(share, bucket(limit_rpm=1, burst=10)) == 5
+
+
+def test_share__a_store_that_comes_and_goes_gives_no_second_burst() -> None:
+    """What was used without the store stays used until a minute has passed without such a take."""
+    clock = ManualClock()
+    share = LocalShare(clock, 2)
+    assert admitted(share, bucket(limit_rpm=1, burst=10)) == 5
+    for _ in range(3):
+        clock.advance(us=FORGET_AFTER_US - 1)
+        share.forget_unused()
+        # A token of two minutes comes back to this half of the limit, whatever the store does meanwhile.
+        assert admitted(share, bucket(limit_rpm=1, burst=10)) <= 1
+    assert len(share) == 1

@@ -79,13 +79,13 @@ class Sidecar(Program):
     """A running `sidecar serve`, asked by Envoy at `address`; its admin listener is a Unix socket."""
 
     def __init__(
-        self, folder: Path, address: str, registry: Path, name: str = "sidecar", **settings: Any
+        self, folder: Path, address: str, registry: Path | str | None, name: str = "sidecar", **settings: Any
     ) -> None:
         """
-        Serve *registry* on *address* ('host:port' or 'unix:/path') and wait until it is ready.
+        Serve on *address* ('host:port' or 'unix:/path') and wait until it is ready.
 
-        *settings* are keys of the configuration file. Sidecars that run at the same time need
-        different names.
+        *registry* is that setting, None = the one in the store. *settings* are other keys of the
+        configuration file. Sidecars that run at the same time need different names.
 
         Raises:
             ProgramError: it refused the configuration or did not become ready.
@@ -94,7 +94,9 @@ class Sidecar(Program):
         self._admin_path = folder / f"{name}.sock"
         config = folder / f"{name}.config.yaml"
         listen = {"grpc": address, "admin": f"unix:{self._admin_path}"}
-        defaults = {"routes": list(ROUTES), "client_ip": {"header": "x-client-ip"}, "registry": str(registry)}
+        defaults: dict[str, Any] = {"routes": list(ROUTES), "client_ip": {"header": "x-client-ip"}}
+        if registry is not None:
+            defaults["registry"] = str(registry)
         config.write_text(yaml.safe_dump({"listen": listen, **defaults, **settings}))
         command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
         super().__init__(name, command, folder)

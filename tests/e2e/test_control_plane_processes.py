@@ -1,0 +1,249 @@
+"""The control plane and its processes: several workers, several writers, crashes, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import itertools
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from deploy.demo.sidecar import Sidecar
+from sidecar.app.asking import Asker
+from sidecar.app.config import load_config
+from sidecar.app.control_plane import open_registry
+from sidecar.domain.accounts import authenticate, token_id_of
+from sidecar.domain.api_keys import credential_id_of
+from sidecar.domain.changes import ChangeContext, ChangeRequest
+from sidecar.domain.cidr import parse_address
+from sidecar.domain.lifecycle import commands as c
+from sidecar.services.ext_authz_client import Checked, check_request
+from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.registry.protocol import ListQuery, Registry
+from sidecar.stores.registry.verification import RegistryReport, verify_registry
+from tests.redis_servers import shared
+from tests.waiting import eventually
+
+from .control_plane import SQLITE, Administrator, bootstrap
+
+Result = TypeVar("Result")
+
+WRITERS = 4
+ROUNDS = 3
+CHANGES_BEFORE_KILL = 25
+SOCKETS = ("grpc.0.sock", "grpc.1.sock")
+ADDRESS = "192.0.2.7"
+OPEN = [{"path": "/v1/**", "scope": "none"}]
+
+
+class Controlled:
+    """A sidecar with a control plane in *folder*, and its first administrator."""
+
+    def __init__(self, folder: Path, registry: str | None, **settings: Any) -> None:
+        """Start it, on Unix sockets, and make the administrator."""
+        self.folder = folder
+        self.config = folder / "sidecar.config.yaml"
+        self._arguments = folder, f"unix:{folder}/grpc.sock", registry
+        self._settings = {"routes": OPEN, "log": {"format": "json"}, **settings}
+        self.sidecar = self._started()
+        self.ann = Administrator(str(folder / "sidecar.sock"), bootstrap(self.config))
+
+    def _started(self) -> Sidecar:
+        folder, address, registry = self._arguments
+        return Sidecar(folder, address, registry, **self._settings)
+
+    def restart(self) -> None:
+        """Start it again, after it has ended."""
+        self.sidecar = self._started()
+
+    def ask(self, key: str, name: str = "grpc.sock") -> Checked:
+        """Ask at one of its Unix sockets."""
+        headers = {"x-api-key": key, "x-client-ip": ADDRESS}
+        with Asker(f"unix:{self.folder}/{name}") as asker:
+            return asker.ask(check_request("GET", "/v1/orders", headers, "127.0.0.1"))
+
+    def on_registry(self, work: Callable[[Registry], Awaitable[Result]]) -> Result:
+        """Do *work* on the registry, in this process."""
+
+        async def run() -> Result:
+            registry = await open_registry(load_config(self.config))
+            try:
+                return await work(registry)
+            finally:
+                await registry.aclose()
+
+        return asyncio.run(run())
+
+    def verify(self) -> RegistryReport:
+        """What the verification of the registry finds."""
+        return self.on_registry(verify_registry)
+
+    def ids(self) -> set[str]:
+        """The integrations that the registry holds."""
+
+        async def listed(registry: Registry) -> set[str]:
+            found: set[str] = set()
+            after = ""
+            while True:
+                page = await registry.list(ListQuery(after=after, limit=500))
+                found |= {record.id for record in page.records}
+                after = page.next_after
+                if not after:
+                    return found
+
+        return self.on_registry(listed)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose path is short enough for Unix sockets."""
+    return tmp_path_factory.mktemp("c")
+
+
+@pytest.fixture
+def fleet(folder: Path) -> Iterator[Controlled]:
+    """A supervisor with two workers, both known to the registry, which has a place of its own in Redis."""
+    store = f"{shared().standalone.url}?prefix=control:{secrets.token_hex(4)}:"
+    controlled = Controlled(folder, None, store=store, workers=2)
+    try:
+        eventually(lambda: len(controlled.ann.get("/sidecars")["items"]) == 2, what="both are announced")
+        yield controlled
+    finally:
+        controlled.sidecar.stop()
+
+
+@pytest.fixture
+def single(folder: Path) -> Iterator[Controlled]:
+    """One process over a SQLite file."""
+    controlled = Controlled(folder, SQLITE)
+    yield controlled
+    controlled.sidecar.stop()
+
+
+def test_workers__follow_the_supervisor_s_api(fleet: Controlled) -> None:
+    """Both workers know what the API has changed, and share one bucket exactly."""
+    made = fleet.ann.change(
+        "/integrations?wait_s=20", id="acme", name="Acme", issue_credential=True, rate_limit_rpm=1, burst=7
+    )
+    assert made["confirmation"]["is_complete"] is True
+    key = made["api_key"]
+    answers = [fleet.ask(key, SOCKETS[number % 2]) for number in range(12)]
+    assert sum(answer.is_allowed for answer in answers) == 7
+
+
+def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
+    """Once the API has answered, neither worker admits one more request."""
+    key = fleet.ann.create("acme", rate_limit_rpm=10_000)
+    eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
+    fleet.ann.change("/integrations/acme/suspend", reason="leak")
+    assert [fleet.ask(key, one).reason for one in SOCKETS] == ["integration_suspended"] * 2
+
+
+def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
+    """A suspension that waits for the fleet is confirmed by both workers, and stands on record."""
+    fleet.ann.create("acme")
+    told = fleet.ann.change("/integrations/acme/suspend?wait_s=20", reason="leak")["confirmation"]
+    assert (told["is_complete"], told["sidecars"], told["waiting_for"]) == (True, 2, [])
+    assert fleet.verify().is_intact
+
+
+def test_supervisor__ends_with_its_connections(fleet: Controlled) -> None:
+    """Told to stop, a supervisor with an API ends with 0, and says nothing of trouble."""
+    fleet.ann.create("acme")
+    assert fleet.sidecar.stop() == 0
+    printed = fleet.sidecar.printed()
+    assert "Traceback" not in printed
+    assert "not closed" not in printed
+
+
+def test_other_processes__are_followed(single: Controlled) -> None:
+    """What another process changes in the same file is seen, by the API at once and by decisions soon."""
+    key = single.ann.create("acme")
+    assert single.ask(key).is_allowed
+    single.on_registry(lambda registry: suspend_as(registry, single.ann.token))
+    assert single.ann.get("/integrations/acme")["status"] == "suspended"
+    eventually(lambda: single.ask(key).reason == "integration_suspended", what="it is in force")
+
+
+def test_uses__are_written_at_the_end(single: Controlled) -> None:
+    """When and from where a key was used outlives the process; a use that was refused its address is none."""
+    key = single.ann.create("acme")
+    assert single.ask(key).is_allowed
+    stranger = single.ann.create("strict", allowlist=["198.51.100.0/24"])
+    single.ann.change("/integrations/strict/allowlist/enable")
+    assert single.ask(stranger).reason == "ip_not_allowed"
+    assert single.sidecar.stop() == 0
+    uses = single.on_registry(lambda registry: registry.last_uses("acme"))
+    assert {id: use.address for id, use in uses.items()} == {credential_id_of(key): parse_address(ADDRESS)}
+    assert single.on_registry(lambda registry: registry.last_uses("strict")) == {}
+
+
+def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
+    """
+    kill -9 while several administrators write: what was answered is there, and the registry verifies.
+
+    Three times on the same file; each time the sidecar serves again with all that it had.
+    """
+    answered: dict[str, str] = {}
+    for round in range(ROUNDS):
+        enough = len(answered) + CHANGES_BEFORE_KILL
+        writers = [
+            threading.Thread(target=create_until_cut, args=(single.ann, f"r{round}w{number}", answered))
+            for number in range(WRITERS)
+        ]
+        for writer in writers:
+            writer.start()
+        eventually(lambda enough=enough: len(answered) >= enough, 30, "changes are answered")  # type: ignore[misc]
+        single.sidecar.signal(signal.SIGKILL)
+        for writer in writers:
+            writer.join(30)
+        single.sidecar.wait()
+        assert set(answered) <= single.ids()
+        assert single.verify().is_intact
+        single.restart()
+        assert single.ask(list(answered.values())[-1]).is_allowed
+    assert single.ann.get("/audit/verify")["is_intact"] is True
+
+
+def create_until_cut(administrator: Administrator, name: str, answered: dict[str, str]) -> None:
+    """Create one integration after the other until the sidecar is gone; note each that was answered."""
+    for number in itertools.count():
+        try:
+            key = administrator.create(f"{name}-{number}")
+        except (OSError, http.client.HTTPException):
+            return
+        answered[f"{name}-{number}"] = key
+
+
+async def suspend_as(registry: Registry, token: str) -> None:
+    """Suspend acme past the API, as the holder of *token*."""
+    now_us = wall_clock_us()
+    actor = authenticate(token, await registry.token_holder(token_id_of(token)), now_us)
+    command = c.Suspend(integration_id="acme", reason="leak")
+    await registry.apply(ChangeRequest(command, actor, ChangeContext("req-1", "local")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_listener__open_to_a_network_in_the_clear(folder: Path, workers: int) -> None:
+    """An admin listener that other machines reach is refused without TLS, before anything is started."""
+    config = folder / "sidecar.yaml"
+    settings = {
+        "listen": {"grpc": f"unix:{folder}/grpc.sock", "admin": "0.0.0.0:0"},
+        "workers": workers,
+        "store": "redis://127.0.0.1:1",
+    }
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "listen.admin" in ended.stderr
+    assert "'listen.metrics'" in ended.stderr

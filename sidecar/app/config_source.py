@@ -27,7 +27,7 @@ PREFIX = "SIDECAR_"
 CONFIG_BYTES_MAX = 1 << 20
 """A thousand routes take 100 kB."""
 
-RESERVED = frozenset({"SIDECAR_CONFIG", "SIDECAR_API_KEY"})
+RESERVED = frozenset({"SIDECAR_CONFIG", "SIDECAR_API_KEY", "SIDECAR_SERVER", "SIDECAR_ADMIN_TOKEN"})
 """Variables of the command line; no settings."""
 
 # Kubernetes sets these in every pod beside a Service that is called 'sidecar'.

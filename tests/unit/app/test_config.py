@@ -147,7 +147,8 @@ def test_config__every_key_is_a_variable(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "name",
     ["SIDECAR_SERVICE_HOST", "SIDECAR_SERVICE_PORT", "SIDECAR_SERVICE_PORT_GRPC", "SIDECAR_PORT",
-     "SIDECAR_PORT_9191_TCP", "SIDECAR_PORT_9191_TCP_ADDR", "SIDECAR_CONFIG", "SIDECAR_API_KEY", "SIDECARD"],
+     "SIDECAR_PORT_9191_TCP", "SIDECAR_PORT_9191_TCP_ADDR", "SIDECAR_CONFIG", "SIDECAR_API_KEY",
+     "SIDECAR_SERVER", "SIDECAR_ADMIN_TOKEN", "SIDECARD"],
 )  # fmt: skip
 def test_config__variables_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
     """Kubernetes sets some of our prefix for a Service called sidecar; the command line has its own."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,8 +110,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("c")
 
 
-@pytest.fixture
-def fleet(folder: Path) -> Iterator[Controlled]:
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    """A fleet that tests share; each has integrations of its own."""
+    with a_fleet(tmp_path_factory.mktemp("f")) as controlled:
+        yield controlled
+
+
+@contextmanager
+def a_fleet(folder: Path) -> Iterator[Controlled]:
     """A supervisor with two workers, both known to the registry, which has a place of its own in Redis."""
     store = f"{shared().standalone.url}?prefix=control:{secrets.token_hex(4)}:"
     controlled = Controlled(folder, None, store=store, workers=2)
@@ -142,25 +150,26 @@ def test_workers__follow_the_supervisor_s_api(fleet: Controlled) -> None:
 
 def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
     """Once the API has answered, neither worker admits one more request."""
-    key = fleet.ann.create("acme", rate_limit_rpm=10_000)
+    key = fleet.ann.create("leaky", rate_limit_rpm=10_000)
     eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
-    fleet.ann.change("/integrations/acme/suspend", reason="leak")
+    fleet.ann.change("/integrations/leaky/suspend", reason="leak")
     assert [fleet.ask(key, one).reason for one in SOCKETS] == ["integration_suspended"] * 2
 
 
 def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
     """A suspension that waits for the fleet is confirmed by both workers, and stands on record."""
-    fleet.ann.create("acme")
-    told = fleet.ann.change("/integrations/acme/suspend?wait_s=20", reason="leak")["confirmation"]
+    fleet.ann.create("waiting")
+    told = fleet.ann.change("/integrations/waiting/suspend?wait_s=20", reason="leak")["confirmation"]
     assert (told["is_complete"], told["sidecars"], told["waiting_for"]) == (True, 2, [])
     assert fleet.verify().is_intact
 
 
-def test_supervisor__ends_with_its_connections(fleet: Controlled) -> None:
+def test_supervisor__ends_with_its_connections(folder: Path) -> None:
     """Told to stop, a supervisor with an API ends with 0, and says nothing of trouble."""
-    fleet.ann.create("acme")
-    assert fleet.sidecar.stop() == 0
-    printed = fleet.sidecar.printed()
+    with a_fleet(folder) as fleet:
+        fleet.ann.create("acme")
+        assert fleet.sidecar.stop() == 0
+        printed = fleet.sidecar.printed()
     assert "Traceback" not in printed
     assert "not closed" not in printed
 

@@ -41,6 +41,17 @@ def check_request(method: str, path: str, headers: Mapping[str, str], peer: str,
     return message
 
 
+def read_status(message: bytes) -> int:
+    """
+    The HTTP status of a serialised CheckResponse, 200 = allowed; a fraction of what `read_response` costs.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    response = CheckResponse.FromString(message)
+    return 200 if response.status.code == 0 else int(response.denied_response.status.code)
+
+
 def read_response(message: bytes) -> Checked:
     """
     Read a serialised CheckResponse.

@@ -1,0 +1,172 @@
+"""`sidecar conformance`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.app.cli.exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.app.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from sidecar.app.conformance.program import Outcome, Plan
+
+SECONDS_MAX = 3_600.0
+
+
+def conformance(
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store",
+            metavar="URL",
+            envvar="SIDECAR_STORE",
+            show_envvar=True,
+            help="Where the sidecars keep their buckets; the run's keys have a prefix of their own.",
+        ),
+    ] = "",
+    sidecars: Annotated[
+        int, typer.Option("--sidecars", "-k", min=1, max=64, help="How many sidecars to start.")
+    ] = 4,
+    buckets: Annotated[
+        int, typer.Option("--buckets", "-m", min=1, max=1_000, help="How many integrations to make.")
+    ] = 4,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=10_000, help="Requests per minute of each integration.")
+    ] = 6_000,
+    burst: Annotated[
+        int, typer.Option("--burst", min=1, max=1_000_000, help="Burst of each integration.")
+    ] = 100,
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-t", min=0.5, max=SECONDS_MAX, help="How long to hammer.")
+    ] = 10.0,
+    kill_worker_every: Annotated[
+        float | None,
+        typer.Option(
+            "--kill-worker-every",
+            metavar="SECONDS",
+            min=0.2,
+            max=SECONDS_MAX,
+            help="Kill one sidecar after another with SIGKILL, so often, and start it again.",
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="ADDRESS",
+            help="Use this running sidecar, 'host:port' or 'unix:/path'; may be repeated.",
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            envvar="SIDECAR_API_KEY",
+            show_envvar=True,
+            help="With --target: the API key of an integration with this limit and burst; may be repeated.",
+        ),
+    ] = None,
+    connections: Annotated[
+        int, typer.Option("--connections", min=1, max=64, help="Connections to each sidecar.")
+    ] = 2,
+    in_flight: Annotated[
+        int, typer.Option("--in-flight", min=1, max=100, help="Requests under way on each connection.")
+    ] = 16,
+    json: JsonOption = False,
+) -> None:
+    """
+    Prove that sidecars together admit what the limits say: hammer them, count, and judge.
+
+    Starts real sidecars on the store and asks them far more than their integrations may. Each bucket
+    must admit at most B + L·T/60 requests in T seconds on the store's clock, and at least 99 % of what
+    flowed into it. Exits with 0 when every bucket did, with 1 when one did not or could not be judged.
+    """
+    with telling_mistakes():
+        from sidecar.app.conformance.program import Plan
+        from sidecar.app.conformance.run import Load
+
+        plan = Plan(
+            store=store,
+            load=Load(seconds, connections, in_flight),
+            limit_rpm=limit,
+            burst=burst,
+            sidecars=sidecars,
+            buckets=buckets,
+            kill_every_s=kill_worker_every,
+            targets=tuple(target or ()),
+            api_keys=tuple(key or ()) if target else (),
+        )
+        _check(plan)
+        outcome = _carry_out(plan)
+        _print(outcome, json)
+    raise typer.Exit(EXIT_OK if outcome.run.is_fulfilled else EXIT_REFUSED)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what does not go together, before anything is started."""
+    from sidecar.app.settings import EMBEDDED_STORE
+    from sidecar.stores.redis.urls import StoreUrlError, parse_store_url
+
+    if plan.targets and not plan.api_keys:
+        raise CommandError("--target needs the API keys to ask with: add --key", EXIT_USAGE)
+    if plan.targets and plan.kill_every_s is not None:
+        raise CommandError(
+            "--kill-worker-every kills sidecars that it started: leave --target out", EXIT_USAGE
+        )
+    if not plan.targets and not plan.store:
+        raise CommandError(
+            "--store says where the fleet keeps its buckets, such as redis://127.0.0.1:6379; or name running"
+            " sidecars with --target and --key",
+            EXIT_USAGE,
+        )
+    if plan.store not in ("", EMBEDDED_STORE):
+        try:
+            parse_store_url(plan.store).verify()
+        except StoreUrlError as error:
+            raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _carry_out(plan: Plan) -> Outcome:
+    """Run it on an event loop of its own; Ctrl-C and SIGTERM clean up as well."""
+    import asyncio
+    import signal
+
+    import uvloop
+
+    from sidecar.app.conformance.program import prove
+    from sidecar.app.conformance.sidecars import SidecarsError
+    from sidecar.app.conformance.subjects import SubjectError
+    from sidecar.stores.redis.urls import StoreUrlError
+    from sidecar.stores.registry.protocol import RegistryError
+
+    async def proven() -> Outcome:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await prove(plan)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(proven())
+    except asyncio.CancelledError:
+        raise CommandError("stopped before the end: nothing is proven") from None
+    except OSError as error:
+        raise CommandError(f"a sidecar does not answer: {error or 'not in time'}") from None
+    except (SidecarsError, SubjectError, StoreUrlError, RegistryError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+
+    from sidecar.app.conformance import report
+
+    if as_json:
+        typer.echo(json.dumps(report.as_json(outcome), indent=2))
+    else:
+        Console().print(report.as_table(outcome))

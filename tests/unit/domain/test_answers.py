@@ -13,6 +13,7 @@ from sidecar.domain.answers import (
     AnswerStyle,
     Limits,
     denial_headers,
+    fallback_headers,
     header_value,
     http_status,
     identity_headers,
@@ -22,6 +23,7 @@ from sidecar.domain.answers import (
 from sidecar.domain.cidr import parse_address
 from sidecar.domain.credential_sources import IDENTITY_HEADERS
 from sidecar.domain.decisions import Reason, Verdict
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import Snapshot
@@ -197,6 +199,22 @@ def test_answers__a_wait_that_never_ends_is_not_told() -> None:
     assert "retry-after" not in dict(denial_headers(Reason.RATE_LIMITED, "id", never, STYLE))
     detail = problem(Reason.RATE_LIMITED, never)["detail"]
     assert detail.startswith("This request costs more than a full burst, so waiting cannot help.")
+
+
+def test_problem_body__says_that_the_limit_is_a_share() -> None:
+    """While only a share is granted, the lower limit is not told as if it were the integration's own."""
+    share = NONE_LEFT._replace(limit="200", is_share=True)
+    detail = problem(Reason.RATE_LIMITED, share)["detail"]
+    assert "shared limits cannot be reached" in detail
+    assert "200 requests per minute" in detail
+    assert "Retry in 2 s" in detail
+
+
+@pytest.mark.parametrize("policy", FailPolicy)
+def test_fallback_headers__mark_what_the_store_did_not_decide(policy: FailPolicy) -> None:
+    """One header with the policy's word; none on an ordinary answer."""
+    assert fallback_headers(Fallback(policy, 5)) == [("x-ratelimit-fallback", policy.value)]
+    assert fallback_headers(None) == []
 
 
 def test_problem_body__bad_keys_get_one_text() -> None:

@@ -1,0 +1,316 @@
+"""
+Real redis-servers on free ports of the loopback, each ended by its pid: alone, Sentinels, a Cluster.
+
+    with TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder)).start()
+        server.url       # redis://127.0.0.1:40123
+        server.stop()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import redis
+
+Fact = TypeVar("Fact")
+
+LOOPBACK = "127.0.0.1"
+SERVICE = "main"
+SLOTS = 16_384
+QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+
+START_S = 15.0
+TICK_S = 0.01
+PORT_ATTEMPTS = 8
+
+
+class RedisServerError(Exception):
+    """A server is missing, does not start, or is not what it should become in time."""
+
+
+def server_program() -> str:
+    """
+    The path of redis-server.
+
+    Raises:
+        RedisServerError: there is none; says how to get it.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RedisServerError("redis-server 6.2 or newer is missing: apt-get install redis-server")
+    return program
+
+
+def free_port() -> int:
+    """A port that nobody listens on; below 55,535, so that its Cluster bus port (+ 10,000) exists too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind((LOOPBACK, 0))
+            port: int = probe.getsockname()[1]
+            if port >= 55_535:
+                continue
+            with contextlib.suppress(OSError):
+                bus.bind((LOOPBACK, port + 10_000))
+                return port
+
+
+class RedisServer:
+    """
+    One redis-server process on loopback.
+
+    *options* are those of its command line and win over the defaults. `port` is where it listens in
+    clear, 0 = only where *options* say: then `start` waits for the log.
+    """
+
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        """Lay out *folder*; *port* None = any free one."""
+        self.folder = folder
+        self.port = 0 if port is None else port
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        self._picks_port = port is None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> Self:
+        """
+        Start the process and wait until it takes connections.
+
+        A free port may be gone before the server binds it; then another one is tried.
+        """
+        for _ in range(PORT_ATTEMPTS):
+            if self._picks_port:
+                self.port = free_port()
+            self._run()
+            if _await(lambda: self._is_up() or self._has_ended(), str(self.folder)) == "up":
+                self._picks_port = False
+                return self
+            self._reap()
+        raise RedisServerError(f"redis-server in {self.folder} does not start: {self._log()}")
+
+    def _run(self) -> None:
+        log = self.folder / "log"
+        log.unlink(missing_ok=True)
+        defaults = ("--bind", LOOPBACK, "--save", "", "--appendonly", "no", "--dir", str(self.folder))
+        arguments = (*self._command(), *defaults, "--logfile", str(log), "--port", str(self.port))
+        self.process = subprocess.Popen(
+            (*arguments, *self.options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _running.append(self)
+
+    def _command(self) -> tuple[str, ...]:
+        return (server_program(),)
+
+    def _is_up(self) -> str:
+        if "eady to accept connections" not in self._log() and not self._listens():
+            return ""
+        return "" if self._has_ended() else "up"
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.port), 1):
+            return self.port > 0
+        return False
+
+    def _has_ended(self) -> str:
+        assert self.process is not None
+        return "" if self.process.poll() is None else "ended"
+
+    def _log(self) -> str:
+        path = self.folder / "log"
+        return path.read_text(errors="replace")[-2_000:] if path.exists() else ""
+
+    @property
+    def url(self) -> str:
+        """How to reach it."""
+        return f"redis://{LOOPBACK}:{self.port}"
+
+    @cached_property
+    def client(self) -> Any:
+        """An independent client, to look at things and change them."""
+        return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=START_S)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+    def stop(self) -> None:
+        """End it gently, also when frozen."""
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGTERM)
+        self._reap()
+
+    def freeze(self) -> None:
+        """Let it hang: connections stay, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def _reap(self) -> None:
+        client = self.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+        if self.process is not None:
+            self.process.wait(START_S)
+        if self in _running:
+            _running.remove(self)
+
+
+class SentinelServer(RedisServer):
+    """One Sentinel process that watches the service 'main'."""
+
+    def __init__(self, folder: Path, primary_port: int) -> None:
+        """Watch the primary on *primary_port*; two of three decide that it is down after 300 ms."""
+        super().__init__(folder)
+        self._config = folder / "sentinel.conf"
+        self._config.write_text(
+            f"sentinel monitor {SERVICE} {LOOPBACK} {primary_port} 2\n"
+            f"sentinel down-after-milliseconds {SERVICE} 300\n"
+            f"sentinel failover-timeout {SERVICE} 3000\n"
+        )
+
+    def _command(self) -> tuple[str, ...]:
+        return (server_program(), str(self._config), "--sentinel")
+
+    def _is_up(self) -> str:
+        return "up" if self._listens() and not self._has_ended() else ""
+
+
+class SentinelGroup:
+    """One primary, two replicas, three Sentinels; they know each other when the constructor returns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start the six processes."""
+        first = RedisServer(folder / "data0", *QUICK_REPLICATION).start()
+        replica_of = ("--replicaof", f"{LOOPBACK} {first.port}", *QUICK_REPLICATION)
+        self.servers = [first, *(RedisServer(folder / f"data{i}", *replica_of).start() for i in (1, 2))]
+        _await(lambda: _replicas_online(first) == 2, "replicas online")
+        self.sentinels = [SentinelServer(folder / f"sentinel{i}", first.port).start() for i in range(3)]
+        _await(lambda: all(map(self._is_complete, self.sentinels)), "Sentinels know each other")
+
+    @staticmethod
+    def _is_complete(sentinel: SentinelServer) -> bool:
+        [master] = sentinel.client.sentinel_masters().values()
+        return bool(master["num-slaves"] >= 2 and master["num-other-sentinels"] >= 2)
+
+    @property
+    def url(self) -> str:
+        """How to reach it."""
+        hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}"
+
+    @property
+    def primary(self) -> RedisServer:
+        """The primary that the first Sentinel names now."""
+        _, port = self.sentinels[0].client.sentinel_get_master_addr_by_name(SERVICE)
+        return next(server for server in self.servers if server.port == int(port))
+
+    def stop(self) -> None:
+        """End all processes."""
+        for server in (*self.sentinels, *self.servers):
+            server.stop()
+
+
+class ClusterGroup:
+    """Three primaries with equal slices of the slots and a replica each."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start the six processes and join them."""
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "600", *QUICK_REPLICATION)
+        self.servers = [RedisServer(folder / f"node{i}", *options).start() for i in range(6)]
+        primaries, replicas = self.servers[:3], self.servers[3:]
+        for index, primary in enumerate(primaries):
+            first, end = (SLOTS * part // 3 for part in (index, index + 1))
+            primary.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            primary.client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+        for server in self.servers[1:]:
+            server.client.execute_command("CLUSTER MEET", LOOPBACK, self.servers[0].port)
+        _await(lambda: all(self._knows(server, 6) for server in self.servers), "nodes have met")
+        for primary, replica in zip(primaries, replicas, strict=True):
+            node_id = primary.client.execute_command("CLUSTER MYID")
+            replica.client.execute_command("CLUSTER REPLICATE", node_id)
+        _await(lambda: all(map(self._is_whole, self.servers)), "the Cluster is whole")
+        _await(lambda: all(_replicas_online(primary) for primary in primaries), "replicas")
+
+    @staticmethod
+    def _knows(server: RedisServer, nodes: int) -> bool:
+        listed = server.client.execute_command("CLUSTER NODES")
+        return len(listed) == nodes and not any("handshake" in node["flags"] for node in listed.values())
+
+    @staticmethod
+    def _is_whole(server: RedisServer) -> bool:
+        info = server.client.execute_command("CLUSTER INFO")
+        listed = server.client.execute_command("CLUSTER NODES")
+        return info["cluster_state"] == "ok" and sum("slave" in n["flags"] for n in listed.values()) == 3
+
+    @property
+    def url(self) -> str:
+        """How to reach it."""
+        return f"redis+cluster://{','.join(f'{LOOPBACK}:{server.port}' for server in self.servers[:3])}"
+
+    def primary_of(self, slot: int) -> RedisServer:
+        """The server that holds *slot*, as those alive see it."""
+        for server in self.servers:
+            if server.process is not None and server.process.poll() is None:
+                for first, last, owner, *_ in server.client.execute_command("CLUSTER SLOTS"):
+                    if first <= slot <= last:
+                        return next(one for one in self.servers if one.port == owner[1])
+        raise RedisServerError(f"nobody serves slot {slot}")
+
+    def flush(self) -> None:
+        """Forget all keys."""
+        for server in self.servers[:3]:
+            server.client.flushall()
+
+    def stop(self) -> None:
+        """End all processes."""
+        for server in self.servers:
+            server.stop()
+
+
+def _replicas_online(server: RedisServer) -> int:
+    info = server.client.info("replication")
+    states = (value for name, value in info.items() if name.startswith("slave"))
+    return sum(isinstance(state, dict) and state["state"] == "online" for state in states)
+
+
+def _await(fact: Callable[[], Fact], what: str) -> Fact:
+    """
+    Ask *fact* until it returns something true, and return that.
+
+    Raises:
+        RedisServerError: it did not within `START_S`.
+    """
+    never, deadline_s = threading.Event(), time.monotonic() + START_S
+    while True:
+        found = fact()
+        if found:
+            return found
+        if time.monotonic() >= deadline_s:
+            raise RedisServerError(f"not within {START_S:g} s: {what}")
+        never.wait(TICK_S)
+
+
+_running: list[RedisServer] = []
+
+
+def stop_all() -> None:
+    """End every server of this process that runs."""
+    for server in tuple(_running):
+        server.stop()

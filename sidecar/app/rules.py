@@ -15,6 +15,9 @@ from sidecar.domain.routes import RouteError, RouteTable
 from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeError
 from sidecar.stores.file_faults import FaultList, FileFault
 
+SHARED_STORE_KEYS = ("store_timeout_ms", "on_store_error")
+"""Settings that only a shared store gives a meaning."""
+
 
 class Rules(NamedTuple):
     """What one configuration decides by; `warnings` are remarks on what is valid but odd."""
@@ -48,7 +51,7 @@ def build_rules(config: Config) -> Rules:
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
     )
-    return Rules(policy, style, catalogue, warnings)
+    return Rules(policy, style, catalogue, (*warnings, *_without_effect(config)))
 
 
 def client_address_rule(config: Config) -> ClientAddressRule:
@@ -59,6 +62,17 @@ def client_address_rule(config: Config) -> ClientAddressRule:
     if rule.trusted_proxies:
         return ForwardedFor(PrefixTrie(rule.trusted_proxies), rule.header)
     return ClientHeader(rule.header)
+
+
+def _without_effect(config: Config) -> tuple[FileFault, ...]:
+    """What is set about a shared store where there is none."""
+    if config.settings.shared_store is not None:
+        return ()
+    return tuple(
+        config.fault((key,), "has no effect: the store is embedded and always answers; set 'store'")
+        for key in SHARED_STORE_KEYS
+        if (key,) in config.tree.origins
+    )
 
 
 def _catalogue(config: Config, faults: FaultList) -> ScopeCatalogue:

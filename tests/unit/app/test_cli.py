@@ -97,6 +97,39 @@ def test_check_config__warns(tmp_path: Path) -> None:
     assert "10.0.0.0/9 is already covered by 10.0.0.0/8" in result.output
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [("deny", "refused with 503"), ("allow", "no limit is looked at"), ("local", "its share of the limit")],
+)
+def test_check_config__says_what_answers_without_the_store(tmp_path: Path, policy: str, told: str) -> None:
+    """The policy in words, and how many integrations have one of their own."""
+    config, registry = tmp_path / "sidecar.yaml", tmp_path / "r.yaml"
+    config.write_text(f"registry: r.yaml\nstore: redis://127.0.0.1:1\non_store_error: {policy}\n")
+    registry.write_text(
+        "integrations: [{id: a, name: A, on_store_error: local}, {id: b, name: B, on_store_error: deny},"
+        " {id: c, name: C, on_store_error: local}, {id: d, name: D}]"
+    )
+    result = run("check-config", str(config))
+    said = " ".join(result.output.split())
+    assert result.exit_code == 0
+    assert f"on_store_error {policy}: " in said
+    assert told in said
+    assert "(integrations: 1 deny, 2 local)" in said
+    assert "(waited for 50 ms)" in said
+    assert "warning" not in said
+    config.write_text("registry: r.yaml\n")
+    embedded = " ".join(run("check-config", str(config)).output.split())
+    assert "warning: on_store_error of integrations (1 deny, 2 local) has no effect" in embedded
+
+
+def test_check_config__leaves_policies_in_the_store_alone(tmp_path: Path) -> None:
+    """Integrations that are in the store are not asked for theirs."""
+    config = tmp_path / "sidecar.yaml"
+    config.write_text("store: redis://127.0.0.1:1\n")
+    said = " ".join(run("check-config", str(config)).output.split())
+    assert "each may have another; not asked here" in said
+
+
 def test_check_config__names_mistakes_of_all_files(tmp_path: Path) -> None:
     """Registry and TLS files are looked at, too; any mistake exits with 1."""
     config, registry = tmp_path / "sidecar.yaml", tmp_path / "r.yaml"

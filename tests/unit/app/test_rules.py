@@ -57,6 +57,14 @@ routes:
     )
 
 
+@pytest.mark.parametrize("key", ["on_store_error: allow", "store_timeout_ms: 20"])
+def test_rules__what_only_a_shared_store_needs_is_a_warning(tmp_path: Path, key: str) -> None:
+    """A policy for a store that cannot fail is told to have no effect; with a shared store it has one."""
+    [warning] = rules(tmp_path, key).warnings
+    assert str(warning).startswith(f"{tmp_path}/sidecar.yaml:1: {key.split(':')[0]}: has no effect")
+    assert rules(tmp_path, f"{key}\nstore: redis://127.0.0.1:1").warnings == ()
+
+
 def test_rules__the_peer_is_the_client(tmp_path: Path) -> None:
     """By default no header is believed."""
     assert client(tmp_path, "", x_forwarded_for="192.0.2.1") == parse_address("203.0.113.9")

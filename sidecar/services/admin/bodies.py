@@ -24,6 +24,7 @@ from sidecar.domain.lifecycle.credentials import OVERLAP_MAX_US
 from sidecar.domain.lifecycle.limits import RAISE_MAX_US, SCOPES_MAX
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, REASON_LENGTH_MAX
 from sidecar.services.admin.times import SECOND_US, parse_time
+from sidecar.services.admin.views import PolicyWord, RoleWord
 from sidecar.stores.registry.protocol import PAGE_MAX
 
 WAIT_S_MAX = 60
@@ -84,7 +85,6 @@ Burst = Annotated[Count, _documented(minimum=1, maximum=BURST_MAX)]
 OverlapS = Annotated[Count, _documented(maximum=OVERLAP_MAX_US // SECOND_US)]
 QueryNumber = Annotated[int, BeforeValidator(_number)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
-RoleWord = Literal["admin", "auditor", "operator"]
 
 
 class Body(BaseModel):
@@ -106,6 +106,7 @@ class IntegrationTerms(Body):
     rate_limit_rpm: LimitRpm = DEFAULT_LIMIT_RPM
     burst: Burst | None = None
     allowlist: Entries = []
+    on_store_error: PolicyWord | None = None
 
 
 class NewIntegration(IntegrationTerms):
@@ -190,7 +191,7 @@ class Overlap(Body):
 class StorePolicy(Body):
     """What to answer while the store of buckets does not; null = as the sidecar is configured."""
 
-    policy: Literal["deny", "allow", "local"] | None
+    policy: PolicyWord | None
 
 
 class NewAdministrator(Body):

@@ -96,6 +96,7 @@ def _create(given: Given) -> c.Command:
         rate_limit_rpm=body.rate_limit_rpm,
         burst=body.burst,
         allowlist=tuple(body.allowlist),
+        on_store_error=body.on_store_error,
         credentials=given.credentials,
     )
 
@@ -140,6 +141,10 @@ def _raise_limit(given: Given) -> c.Command:
             "send 'until' with a moment, or 'for_s' with a time",
         )
     return c.RaiseLimit(**given.on, rate_limit_rpm=body.rate_limit_rpm, until_us=until_us, burst=body.burst)
+
+
+def _set_on_store_error(given: Given) -> c.Command:
+    return c.SetOnStoreError(**given.on, on_store_error=given.body.policy)
 
 
 def _rotate(given: Given) -> c.Command:
@@ -254,6 +259,11 @@ ROWS: tuple[ChangeRow, ...] = (
         c.EndLimitRaise, "POST", INTEGRATION + "/limit/end-raise", "limit",
         "End a temporary raise before its time",
         b.ReasonOnly, _plain(c.EndLimitRaise), b.ReasonOnly,
+    ),
+    ChangeRow(
+        c.SetOnStoreError, "POST", INTEGRATION + "/on-store-error", "limit",
+        "Set what answers while the store of buckets does not",
+        b.StorePolicy, _set_on_store_error, b.StorePolicy, examples=({"policy": "local"},),
     ),
     ChangeRow(
         c.IssueCredential, "POST", INTEGRATION + "/credentials/issue", "credentials",

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from sidecar.domain.accounts import Administrator
 from sidecar.domain.cidr import format_address
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
+from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, Status
 from sidecar.domain.lifecycle.outcome import Notice
 from sidecar.domain.roles import Role
@@ -23,12 +24,18 @@ from sidecar.services.admin.times import format_optional_time, format_time
 from sidecar.stores.registry.protocol import LastUse
 
 RoleWord = Literal["admin", "auditor", "operator"]
+PolicyWord = Literal["deny", "allow", "local"]
 CredentialState = Literal["active", "overlapping", "expired", "invalidated"]
 
 ROLE_WORDS: Mapping[Role, RoleWord] = {
     Role.ADMIN: "admin",
     Role.AUDITOR: "auditor",
     Role.OPERATOR: "operator",
+}
+POLICY_WORDS: Mapping[FailPolicy, PolicyWord] = {
+    FailPolicy.DENY: "deny",
+    FailPolicy.ALLOW: "allow",
+    FailPolicy.LOCAL: "local",
 }
 
 
@@ -85,7 +92,7 @@ class IntegrationView(TypedDict):
     effective_limit_rpm: int
     ip_allowlist: list[str]
     is_allowlist_enabled: bool
-    on_store_error: Literal["deny", "allow", "local"] | None
+    on_store_error: PolicyWord | None
     credentials: list[CredentialView]
     webhook_secrets: list[WebhookSecretView]
     suspensions: list[SuspensionView]
@@ -151,7 +158,7 @@ def integration_view(
         "effective_limit_rpm": (limit_raise or record).rate_limit_rpm,
         "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
         "is_allowlist_enabled": record.is_allowlist_enabled,
-        "on_store_error": getattr(record, "on_store_error", None),
+        "on_store_error": POLICY_WORDS[record.on_store_error] if record.on_store_error is not None else None,
         "credentials": credential_views(record, now_us, uses),
         "webhook_secrets": [
             {

@@ -1,0 +1,1 @@
+"""The admin API over a real registry file; the wire is in test_wire.py."""

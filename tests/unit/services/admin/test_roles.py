@@ -1,0 +1,136 @@
+"""Who may call what: every endpoint for every role, and for nobody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from sidecar.services.admin.api import ENDPOINTS
+from sidecar.services.admin.endpoint import Endpoint
+from tests.unit.services.admin.world import World, opened
+
+ALL = frozenset({"ann", "audrey", "olli"})
+READERS = frozenset({"ann", "audrey"})
+SUSPENDERS = frozenset({"ann", "olli"})
+ADMINS = frozenset({"ann"})
+
+MAY = {
+    "whoami": ALL,
+    "show_openapi": ALL,
+    "list_integrations": ALL,
+    "show_integration": ALL,
+    "list_credentials": ALL,
+    "list_scopes": ALL,
+    "list_sidecars": ALL,
+    "list_audit": READERS,
+    "export_audit": READERS,
+    "verify_audit": READERS,
+    "review": READERS,
+    "list_administrators": READERS,
+    "show_administrator": READERS,
+    "integration_suspend": SUSPENDERS,
+    "make_changes": SUSPENDERS,  # each change in it needs its own permission
+    "integration_create": ADMINS,
+    "integration_edit": ADMINS,
+    "integration_delete": ADMINS,
+    "integration_reactivate": ADMINS,
+    "scopes_add": ADMINS,
+    "scopes_remove": ADMINS,
+    "allowlist_add": ADMINS,
+    "allowlist_remove": ADMINS,
+    "allowlist_set": ADMINS,
+    "allowlist_enable": ADMINS,
+    "allowlist_disable": ADMINS,
+    "limit_set": ADMINS,
+    "limit_raise": ADMINS,
+    "limit_end_raise": ADMINS,
+    "store_error_set": ADMINS,
+    "credential_issue": ADMINS,
+    "credential_rotate": ADMINS,
+    "credential_revoke": ADMINS,
+    "credential_set_expiry": ADMINS,
+    "webhook_secret_generate": ADMINS,
+    "webhook_secret_rotate": ADMINS,
+    "admin_create": ADMINS,
+    "admin_set_role": ADMINS,
+    "admin_remove": ADMINS,
+    "admin_issue_token": ADMINS,
+    "admin_revoke_token": ADMINS,
+}
+"""One of each role that may call it: Ann is an admin, Audrey an auditor, Olli an operator."""
+
+WHO = ("ann", "audrey", "olli", "")
+CELLS = [pytest.param(one, who, id=f"{one.name}-{who or 'nobody'}") for one in ENDPOINTS for who in WHO]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One world for all cells: none of them changes anything."""
+    folder: Path = tmp_path_factory.mktemp("roles")
+    with opened(folder) as world:
+        yield world
+
+
+def path_of(endpoint: Endpoint) -> str:
+    """A path of *endpoint*, of things that do not exist."""
+    return re.sub(r"\{(\w+)\}", "nothing", endpoint.path)
+
+
+@pytest.mark.parametrize(("endpoint", "who"), CELLS)
+def test_roles__each_cell_of_the_matrix(shared: World, endpoint: Endpoint, who: str) -> None:
+    """Nobody is let in without a token, a role gets what it needs and no more, and nothing is written."""
+    before = shared.revision()
+    answer = shared.call(endpoint.method, path_of(endpoint), {} if endpoint.body else None, who)
+    if not who:
+        shared.refused(401, "unauthenticated", answer)
+    elif who in MAY[endpoint.name]:
+        assert answer.status_code in (200, 404, 422), answer.text
+    else:
+        document = shared.refused(403, "role_forbids", answer)
+        assert "ask an administrator with the role" in document["problems"][0]["remedy"]
+    assert shared.revision() == before
+    shared.clock.advance(6_000_000)  # the next attempt without a token is within the limit again
+
+
+def test_roles__the_matrix_is_whole(world: World) -> None:
+    """Whoever adds an endpoint says here who may call it, and the application serves no other."""
+    assert isinstance(world.app, FastAPI)
+    served = {
+        (method, route.path)
+        for route in world.app.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    assert served == {(one.method, one.path) for one in ENDPOINTS}
+    assert len(world.app.routes) == len(ENDPOINTS)
+    assert {one.name for one in ENDPOINTS} == set(MAY)
+
+
+def test_roles__an_operator_suspends_and_nothing_else_among_many(world: World) -> None:
+    """In one call of many changes, each needs its own permission."""
+    world.create()
+    changes = [
+        {"action": "scopes.remove", "integration_id": "acme", "scopes": ["inventory:read"]},
+        {"action": "integration.suspend", "integration_id": "acme", "reason": "key leaked"},
+        {"action": "integration.delete", "integration_id": "acme"},
+    ]
+    results = world.change("/v1/changes", {"changes": changes}, "olli")["results"]
+    assert [one["status"] for one in results] == [403, 200, 403]
+    assert results[0]["problem"]["code"] == results[2]["problem"]["code"] == "role_forbids"
+
+
+def test_roles__a_role_that_changed_counts_from_the_next_call_on(world: World) -> None:
+    """A token means what its holder may do now, not what he might when he got it."""
+    world.create()
+    assert (
+        world.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 5}, "bob").status_code == 200
+    )
+    world.change("/v1/administrators/bob/role", {"role": "auditor"})
+    answer = world.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 6}, "bob")
+    world.refused(403, "role_forbids", answer)
+    assert world.get("/v1/whoami", "bob")["role"] == "auditor"

@@ -1,0 +1,179 @@
+"""A small control plane: a registry file, four people with tokens, and the API over it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from starlette.types import ASGIApp
+
+from sidecar.domain.administrators import Bootstrap, CreateAdministrator, NewToken
+from sidecar.domain.api_keys import NewApiKey, generate_api_key
+from sidecar.domain.changes import AdminRequest, ChangeContext, Position
+from sidecar.domain.roles import Actor, Role
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import TABLE
+from sidecar.services.admin.api import build_api
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from tests.administration import DAY_US, LIFECYCLE, NOW_US, ManualClock
+
+Result = TypeVar("Result")
+
+PATIENCE_S = 30.0
+PEOPLE: Mapping[str, Role] = {
+    "ann": Role.ADMIN,
+    "bob": Role.ADMIN,
+    "olli": Role.OPERATOR,
+    "audrey": Role.AUDITOR,
+}
+CONTEXT = ChangeContext("prepared", "local")
+
+
+class ToySealer:
+    """Seals so that a test can look inside."""
+
+    def seal(self, text: str) -> str:
+        """*text* backwards."""
+        return text[::-1]
+
+
+@dataclass(slots=True)
+class PutInForce:
+    """Notes the positions that the API waited for, and says `answer`."""
+
+    positions: list[Position]
+    answer: bool = True
+
+    async def __call__(self, position: Position) -> bool:
+        """Note *position*."""
+        self.positions.append(position)
+        return self.answer
+
+
+class World:
+    """The API, and everybody's token; every call is made on one event loop."""
+
+    def __init__(self, runner: asyncio.Runner, registry: Registry, clock: ManualClock) -> None:
+        """Serve *registry*; see `opened`."""
+        self.registry = registry
+        self.clock = clock
+        self.metrics = Metrics(TABLE)
+        self.put_in_force = PutInForce([])
+        self.keys: dict[str, NewApiKey] = {}
+        self.actors: dict[str, Actor] = {}
+        self.plane = ControlPlane(
+            registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock
+        )
+        self.app: ASGIApp = build_api(self.plane)
+        self._runner = runner
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do *work* on the event loop, within a deadline."""
+
+        async def bounded() -> Result:
+            async with asyncio.timeout(PATIENCE_S):
+                return await work
+
+        return self._runner.run(bounded())
+
+    def token(self, who: str) -> str:
+        """The token of *who*."""
+        return self.keys[who].api_key
+
+    def call(
+        self, method: str, path: str, body: Any = None, who: str = "ann", **given: Any
+    ) -> httpx.Response:
+        """One call of *who*, '' = without a token; *given* goes to httpx."""
+        return self.run(self.calling(method, path, body, who, **given))
+
+    async def calling(
+        self, method: str, path: str, body: Any = None, who: str = "ann", **given: Any
+    ) -> httpx.Response:
+        """As `call`, on the event loop."""
+        headers = {"Authorization": f"Bearer {self.token(who)}"} if who else {}
+        given["headers"] = {**headers, **given.get("headers", {})}
+        if body is not None:
+            given["json"] = body
+        transport = httpx.ASGITransport(self.app, client=("192.0.2.1", 50_000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
+            return await client.request(method, path, **given)
+
+    def get(self, path: str, who: str = "ann", **given: Any) -> Any:
+        """What a GET that goes well answers."""
+        answer = self.call("GET", path, None, who, **given)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def change(
+        self, path: str, body: Any = None, who: str = "ann", method: str = "POST", **given: Any
+    ) -> Any:
+        """What a change that goes well answers."""
+        answer = self.call(method, path, body, who, **given)
+        assert answer.status_code in (200, 201), answer.text
+        return answer.json()
+
+    def refused(self, status: int, code: str, answer: httpx.Response) -> Any:
+        """Hold *answer* to be a problem with *status* and *code*, and return its document."""
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        document = answer.json()
+        assert (answer.status_code, document["status"], document["code"]) == (status, status, code), document
+        assert document["type"] == f"/problems/{code}"
+        assert document["request_id"] == answer.headers["X-Request-Id"]
+        return document
+
+    def revision(self) -> str:
+        """How far the registry is: it tells whether anything was written."""
+        return str(self.run(self.registry.revision()))
+
+    def trail(self) -> list[dict[str, Any]]:
+        """Every audit entry, from the first on."""
+        lines = self.call("GET", "/v1/audit/export").text.splitlines()
+        return [json.loads(json.loads(line)["text"]) for line in lines]
+
+    def create(self, integration_id: str = "acme", **given: Any) -> Any:
+        """An integration with one API key, two scopes and an allowlist."""
+        body = {
+            "id": integration_id,
+            "name": "Acme",
+            "scopes": ["inventory:read", "inventory:write"],
+            "allowlist": ["192.0.2.0/25", "192.0.2.128/25"],
+            "issue_credential": True,
+            **given,
+        }
+        return self.change("/v1/integrations", body)
+
+    async def add_people(self) -> None:
+        """Put `PEOPLE` into the empty registry."""
+        for name, role in PEOPLE.items():
+            key = generate_api_key("sca")
+            token = NewToken(key.credential_id, key.digest, NOW_US + 90 * DAY_US)
+            if not self.actors:
+                first = Bootstrap(administrator_id=name, name=name.title(), token=token)
+                await self.registry.administer(AdminRequest(first, None, CONTEXT))
+            else:
+                one = CreateAdministrator(administrator_id=name, name=name.title(), role=role, token=token)
+                await self.registry.administer(AdminRequest(one, self.actors["ann"], CONTEXT))
+            self.keys[name] = key
+            self.actors[name] = Actor(name, role, key.credential_id)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[World]:
+    """A world whose registry is a file in *folder*."""
+    with asyncio.Runner() as runner:
+        clock = ManualClock()
+        registry = runner.run(SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE, clock_us=clock))
+        try:
+            world = World(runner, registry, clock)
+            world.run(world.add_people())
+            yield world
+        finally:
+            runner.run(registry.aclose())

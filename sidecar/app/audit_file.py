@@ -49,19 +49,17 @@ class FileReport:
                 {
                     "chain": one.head.chain,
                     "entries": one.entries_count,
-                    "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}"
-                    if one.head.digest
-                    else None,
+                    "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}",
                 }
                 for one in self.chains
             ],
             "findings": [
                 {
-                    "kind": one.kind.value,
                     "chain": one.chain,
-                    "first": one.first,
-                    "last": one.last,
-                    "message": one.message,
+                    "sequence": one.first,
+                    "last_sequence": one.last,
+                    "kind": one.kind.value,
+                    "problem": one.message,
                 }
                 for one in self.findings
             ],

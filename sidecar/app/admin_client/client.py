@@ -30,7 +30,7 @@ LINE_BYTES_MAX = 4 * 1024 * 1024
 ERROR_BYTES_MAX = 1024 * 1024
 ATTEMPTS_MAX = 3
 """How often a call is sent when its connection is lost before the answer, within the one deadline."""
-PAGE_LIMIT = 500
+PAGE_MAX = 500
 
 Query = Mapping[str, str | int | bool | Sequence[str] | None]
 Result = TypeVar("Result")
@@ -44,10 +44,15 @@ class Answer(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Members of a list over its pages; `next_after` is where more begin, None = these are all."""
+    """
+    Members of a list over its pages.
+
+    `next_after` is where more begin, None = these are all; `rest` is what the first page said besides.
+    """
 
     items: list[dict[str, Any]]
     next_after: str | None
+    rest: dict[str, Any]
 
 
 def path_to(*segments: str) -> str:
@@ -121,22 +126,26 @@ class AdminClient:
         """
         return self._run(self._call("GET", path, query, None, {}), extra_s, is_change=False).data
 
-    def listed(self, path: str, query: Query | None = None, limit: int = PAGE_LIMIT) -> Listing:
+    def listed(
+        self, path: str, query: Query | None = None, limit: int = PAGE_MAX, page_max: int = PAGE_MAX
+    ) -> Listing:
         """
-        Read up to *limit* members of a list, over as many pages as that takes.
+        Read up to *limit* members of a list, over as many pages of at most *page_max* as that takes.
 
         Raises:
             AdminCallError: one of the pages did not come.
         """
         items: list[dict[str, Any]] = []
         after: str | None = None
+        rest: dict[str, Any] = {}
         while True:
-            page_limit = min(PAGE_LIMIT, limit - len(items))
+            page_limit = min(page_max, limit - len(items))
             page = self.get(path, {**(query or {}), "limit": page_limit, "after": after})
-            items += page["items"]
-            after = page.get("next_after") or None
+            items += page.pop("items")
+            after = page.pop("next_after") or None
+            rest = rest or page
             if after is None or len(items) >= limit:
-                return Listing(items, after)
+                return Listing(items, after, rest)
 
     def change(
         self,

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from sidecar.app.cli.calling import Change, Confirmed, Invocation, command
-from sidecar.app.cli.integrations import LimitOption
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account's id.")]
 TokenExpiresOption = Annotated[
@@ -66,11 +65,12 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(token_app, name="token")
 
     @command(app, "list")
-    def list_administrators(call: Invocation, limit: LimitOption = 1_000) -> None:
+    def list_administrators(call: Invocation) -> None:
         """List the accounts, removed ones too."""
         from sidecar.app.cli.views import print_administrators
 
-        print_administrators(call, call.client.listed("/v1/administrators", None, limit))
+        listing = call.get("administrators")
+        call.print_json(listing) if call.is_json else print_administrators(listing["items"])
 
     @command(app, "create", Change)
     def create(

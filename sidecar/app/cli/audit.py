@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,16 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Who did what, when, from where and
 
 VERIFY_TIMEOUT_S = 110.0
 """Besides --timeout-s: a verification reads the whole log."""
-ENTRIES = (
-    Column("when", is_whole=True),
-    Column("who"),
-    Column("what"),
-    Column("of"),
-    Column("summary"),
-    Column("reason"),
-    Column("from"),
-    Column("entry", is_whole=True),
-)
+ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
 SinceOption = Annotated[
     str,
     typer.Option("--since", metavar="WHEN", help="From then on: 2026-12-01T00:00Z, or 2h = two hours ago."),
@@ -160,28 +152,34 @@ def _verified_here(file: Path, anchors: list[str]) -> dict[str, Any]:
 
 def _tell_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
-        typer.echo(f"{finding['kind']}: {plain(finding['message'])}")
+        typer.echo(f"{finding['kind']}: {plain(finding['problem'])}")
     found = len(report["findings"])
-    state = "intact" if report["is_intact"] else f"NOT intact: {found} finding{'' if found == 1 else 's'}"
-    typer.echo(f"{report['entries']} entries in {len(report['chains'])} chains: {state}")
-    for chain in report["chains"]:
-        if chain.get("anchor"):
+    state = "intact" if report["is_intact"] else f"NOT intact: {_counted(found, 'finding', 'findings')}"
+    entries = _counted(report["entries"], "entry", "entries")
+    typer.echo(f"{entries} in {_counted(len(report['chains']), 'chain', 'chains')}: {state}")
+    for chain in report["chains"] if report["is_intact"] else ():
+        if chain["entries"]:
             typer.echo(f"anchor {chain['anchor']}")
 
 
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
+    """An entry: on a terminal four columns that fit into 80 characters, piped one for each value."""
     from sidecar.app.cli.moments import shown
 
-    return (
-        shown(entry["at"]),
-        entry["actor"] or "-",
-        entry["action"],
-        entry["subject"],
-        entry["summary"],
-        entry["reason"],
-        entry["source"],
-        f"{entry['chain']}:{entry['sequence']}",
-    )
+    place = f"{entry['chain']}:{entry['sequence']}"
+    values = [entry[name] or "" for name in ("action", "subject", "summary", "reason", "source")]
+    if not entry["is_readable"]:
+        values[2] = "its body was altered: run 'sidecar audit verify'"
+    when, who = shown(entry["at"]), entry["actor"] or "-"
+    if not sys.stdout.isatty():
+        return when, who, *values, place
+    action, subject, summary, reason, source = values
+    because = [f"reason: {reason}"] if reason else []
+    return when, who, [f"{action} of {subject}", summary, *because, f"from {source}"], place
 
 
 def _past(option: str, text: str) -> str | None:

@@ -268,7 +268,7 @@ class Invocation:
             if is_urgent:
                 return
             raise CommandError(
-                f"{question} Nobody can be asked here, and nothing was done: give --yes if you mean it",
+                f"nothing was done, because nobody can be asked here: {question} Give --yes if you mean it",
                 EXIT_USAGE,
             )
         if not typer.confirm(question, err=True):
@@ -401,13 +401,16 @@ def _token(connection: Connection) -> str:
         where, token = f"the file {connection.token_file}", _first_line(connection.token_file)
     elif connection.token == "-":  # noqa: S105 - a dash, no password
         where, token = "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
-    else:
-        where, token = "SIDECAR_ADMIN_TOKEN or --token", (connection.token or "").strip()
-    if not token:
+    elif not connection.token:
         raise CommandError(
-            f"{where} holds no administrator's token; 'sidecar admin bootstrap' makes the first one",
+            "no administrator's token was given: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
+            " 'sidecar admin bootstrap' makes the first one",
             EXIT_USAGE,
         )
+    else:
+        where, token = "SIDECAR_ADMIN_TOKEN or --token", connection.token.strip()
+    if not token:
+        raise CommandError(f"{where} is empty, where an administrator's token should be", EXIT_USAGE)
     try:
         token_id_of(token)
     except AuthenticationError:

@@ -10,11 +10,13 @@ from sidecar.app.cli import (
     ask,
     audit,
     check_config,
+    conformance,
     credentials,
     decide,
     integrations,
     keys,
     limit,
+    review,
     scopes,
     serve,
     sidecars,
@@ -38,6 +40,7 @@ app.command("check-config")(check_config.check_config)
 app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")
+app.command()(conformance.conformance)
 app.command()(version.version)
 
 app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
@@ -49,4 +52,5 @@ app.add_typer(allowlist.app, name="allowlist", rich_help_panel=ADMINISTRATION)
 app.add_typer(webhook_secret.app, name="webhook-secret", rich_help_panel=ADMINISTRATION)
 app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
 app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
+review.add_to(app)
 sidecars.add_to(app)

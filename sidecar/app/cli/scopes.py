@@ -54,6 +54,8 @@ def catalogue(call: Invocation) -> None:
     if call.is_json:
         call.print_json(listing)
         return
-    rows = [(one["name"], one["title"], one["sensitivity"], one["scopes"]) for one in listing["items"]]
+    rows = [
+        (one["name"], one["title"], one["sensitivity"], " ".join(one["scopes"])) for one in listing["items"]
+    ]
     columns = (Column("category"), Column("title"), Column("sensitivity"), Column("scopes"))
     print_table(columns, rows, "no category is configured")

@@ -50,15 +50,19 @@ def plain(value: object) -> str:
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print *rows* below the heads of *columns*; *empty* is said on standard error when there are none."""
-    cells = [[plain(value) for value in row] for row in rows]
-    if not cells:
+    """
+    Print *rows* below the heads of *columns*; *empty* is said on standard error when there are none.
+
+    The members of a list stand below each other, or with spaces between when piped.
+    """
+    kept = list(rows)
+    if not kept:
         typer.echo(empty, err=True)
     elif sys.stdout.isatty():
-        _draw(columns, cells, terminal())
+        _draw(columns, [list(map(_drawn, row)) for row in kept], terminal())
     else:
-        for row in cells:
-            typer.echo("\t".join(row))
+        for row in kept:
+            typer.echo("\t".join(map(plain, row)))
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -113,6 +117,10 @@ def _draw(columns: Sequence[Column], cells: Sequence[Sequence[str]], console: Co
     for row in cells:
         table.add_row(*map(_styled, row))
     console.print(table)
+
+
+def _drawn(value: object) -> str:
+    return "\n".join(map(plain, value)) if isinstance(value, list | tuple) else plain(value)
 
 
 def _styled(value: str) -> Text:

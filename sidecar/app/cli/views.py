@@ -52,7 +52,7 @@ def print_listing(
 ) -> None:
     """Print a list as JSON or as a table, and say on standard error when there is more of it."""
     if call.is_json:
-        call.print_json({"items": listing.items, "next_after": listing.next_after})
+        call.print_json({"items": listing.items, "next_after": listing.next_after, **listing.rest})
     else:
         print_table(columns, rows, empty)
     if listing.next_after is not None:
@@ -143,7 +143,7 @@ def print_credentials(credentials: Sequence[Record], empty: str) -> None:
     print_table(CREDENTIALS, rows, empty)
 
 
-def print_administrators(call: Invocation, listing: Listing) -> None:
+def print_administrators(accounts: Sequence[Record]) -> None:
     """Print accounts, one a line; removed ones too, because their ids stand in the audit log."""
     rows = [
         (
@@ -153,9 +153,9 @@ def print_administrators(call: Invocation, listing: Listing) -> None:
             [token["id"] for token in one["tokens"]],
             shown(max((token["expires_at"] for token in one["tokens"]), default=None)),
         )
-        for one in listing.items
+        for one in accounts
     ]
-    print_listing(call, listing, ADMINISTRATORS, rows, "there is no administrator")
+    print_table(ADMINISTRATORS, rows, "there is no administrator")
 
 
 def _allowlist(record: Record) -> str:

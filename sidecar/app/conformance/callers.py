@@ -88,6 +88,11 @@ class Caller:
             await asyncio.gather(self._task, return_exceptions=True)
         self._link.abort()
 
+    def wake(self) -> None:
+        """The listener has calls again, after it had none."""
+        self.fill()
+        self._link.flush()
+
     def fill(self) -> None:
         """Begin as many calls as may be under way."""
         if self._is_filling:  # an end told while we fill is made good by the loop that runs
@@ -95,10 +100,11 @@ class Caller:
         self._is_filling = True
         link, listener, number = self._link, self._listener, self.number
         try:
-            while self._is_running and link.in_flight < self._depth and self._may_call():
+            while self._is_running and link.has_room and link.in_flight < self._depth and self._may_call():
                 call = listener.next_call(number)
-                if call is None or not link.call(call.message, call.tag):
+                if call is None:
                     break
+                link.call(call.message, call.tag)
                 self._budget -= 1
         finally:
             self._is_filling = False

@@ -11,6 +11,7 @@ from sidecar.app.conformance.frames import (
     ACK,
     DATA,
     END_STREAM,
+    FRAME_BYTES_MAX,
     GOAWAY,
     GRPC_PREFIX_BYTES,
     HEADERS,
@@ -36,8 +37,8 @@ CALL_TIMEOUT_MS = 1_000
 CREDIT_BYTES = 1 << 24
 """So often the connection's window is opened again; far below its 2 GB."""
 ANSWER_BYTES_MAX = 65_536
-STREAMS_PER_LINK = 2**30
-"""A connection has 2^30 streams of ours (RFC 9113 5.1.1); it is given up some time before."""
+STREAM_MAX = 2**30
+"""Stream ids end at 2^31 (RFC 9113 5.1.1); a connection is given up long before."""
 
 Told: TypeAlias = Callable[[int, bytes, int], None]
 """Told of each call's end: its tag, its answer's message (b'' = none came), and when it was sent (ns)."""
@@ -71,21 +72,26 @@ class CheckLink(asyncio.Protocol):
         """Calls without an answer yet."""
         return len(self._calls)
 
-    def call(self, message: bytes, tag: int) -> bool:
+    @property
+    def has_room(self) -> bool:
+        """Whether `call` may be called: the connection is open, and its window takes any message of ours."""
+        return self.is_open and self._window >= FRAME_BYTES_MAX
+
+    def call(self, message: bytes, tag: int) -> None:
         """
         Begin a call, which leaves at the next `flush`; *tag* comes back at its end.
 
-        False = not now: the connection is not open, or its window is full.
+        Raises:
+            ValueError: the message does not fit into one frame.
         """
         cost = len(message) + GRPC_PREFIX_BYTES
-        if not self.is_open or cost > self._window:
-            return False
+        if cost > FRAME_BYTES_MAX:
+            raise ValueError(f"a message of {len(message)} bytes does not fit into one frame")
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self._window -= cost
         self._calls[stream] = (tag, monotonic_ns(), [])
         self._out.append(call_frames(self._block, stream, message))
-        self.is_open = self._next_stream < 2 * STREAMS_PER_LINK - 2**20
-        return True
+        self.is_open = self._next_stream < STREAM_MAX
 
     def flush(self) -> None:
         """Send what was begun, in one write."""

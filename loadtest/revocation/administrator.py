@@ -1,0 +1,81 @@
+"""The administrator of the trials: makes the integrations, and suspends one of them in each trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import time
+
+from sidecar.domain.administrators import Bootstrap, NewToken
+from sidecar.domain.api_keys import generate_api_key
+from sidecar.domain.changes import AdminRequest, ChangeContext, ChangeRequest, Committed
+from sidecar.domain.lifecycle.commands import CreateIntegration, NewCredential, Suspend
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.domain.roles import Actor, Role
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.stores.redis.urls import StoreUrl
+from sidecar.stores.registry.protocol import REQUESTS_MAX
+from sidecar.stores.registry.redis.registry import RedisRegistry
+
+ACTOR = Actor("prover", Role.ADMIN, "prover1")
+CONTEXT = ChangeContext("revocation", "local")
+TOKEN_LIFETIME_US = 24 * 3_600 * 1_000_000
+LIMIT_RPM, BURST = 10_000, 1_000_000
+"""No trial empties such a bucket: every denial is the suspension's."""
+
+
+class Administrator:
+    """Works on the registry at a store of its own prefix, as an operator's program would."""
+
+    def __init__(self, url: StoreUrl) -> None:
+        """Nothing is connected yet."""
+        self._registry = RedisRegistry(url, Lifecycle(ScopeCatalogue()))
+
+    async def prepare(self, count: int) -> list[str]:
+        """
+        Make *count* integrations; the API key of each.
+
+        Raises:
+            RegistryError, RefusedError: it cannot be done.
+        """
+        digest = generate_api_key().digest
+        token = NewToken(ACTOR.token_id, digest, int(time() * 1e6) + TOKEN_LIFETIME_US)
+        first = Bootstrap(administrator_id=ACTOR.id, name="Revocation", token=token)
+        await self._registry.administer(AdminRequest(first, None, CONTEXT))
+        keys = [generate_api_key() for _ in range(count)]
+        requests = [
+            ChangeRequest(
+                CreateIntegration(
+                    integration_id=name_of(number),
+                    name=f"Trial {number}",
+                    rate_limit_rpm=LIMIT_RPM,
+                    burst=BURST,
+                    credentials=(NewCredential(key.credential_id, key.digest),),
+                ),
+                ACTOR,
+                CONTEXT,
+            )
+            for number, key in enumerate(keys)
+        ]
+        for start in range(0, count, REQUESTS_MAX):
+            _raise_any(await self._registry.apply_many(requests[start : start + REQUESTS_MAX]))
+        return [key.api_key for key in keys]
+
+    async def suspend(self, number: int) -> None:
+        """Suspend the integration of trial *number*, and return once that is committed."""
+        command = Suspend(integration_id=name_of(number), reason="trial")
+        await self._registry.apply(ChangeRequest(command, ACTOR, CONTEXT))
+
+    async def close(self) -> None:
+        """Let go of the registry."""
+        await self._registry.aclose()
+
+
+def name_of(trial: int) -> str:
+    """The id of a trial's integration."""
+    return f"trial-{trial}"
+
+
+def _raise_any(outcomes: Sequence[Committed | Exception]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome

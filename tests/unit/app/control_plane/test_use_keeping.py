@@ -1,0 +1,173 @@
+"""Which uses of credentials are noted, and how they reach the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from sidecar.app.use_keeping import UseKeeping, use_noter
+from sidecar.domain.cidr import parse_address
+from sidecar.domain.client_address import PeerAddress
+from sidecar.domain.credential_sources import CredentialSources
+from sidecar.domain.decisions import Reason
+from sidecar.domain.policy import AccessRequest, Policy
+from sidecar.domain.routes import RouteTable
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.observe.metrics import Metrics
+from sidecar.services.decider import Decider
+from sidecar.stores.registry.protocol import CredentialUse, Registry
+from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from sidecar.stores.registry.uses import FLUSH_BATCH_MAX, CredentialUses
+from tests.administration import LIFECYCLE
+from tests.building import (
+    CLIENT_IP,
+    NOW_US,
+    ManualClock,
+    make_decider,
+    make_integration,
+    make_key,
+    make_metrics,
+)
+
+KEY = make_key()
+HERE = parse_address(CLIENT_IP)
+WRITTEN = "sidecar_credential_uses_written_total"
+DROPPED = "sidecar_credential_uses_dropped_total"
+
+
+def noting_decider(uses: CredentialUses, clock: ManualClock, **fields: object) -> Decider:
+    """A decider over one integration with one token, which keeps note in *uses*."""
+    policy = Policy(
+        CredentialSources(), PeerAddress(), RouteTable(()), ScopeCatalogue(), resolves_every_address=True
+    )
+    record = make_integration(KEY, rate_limit_rpm=1, burst=1, **fields)  # type: ignore[arg-type]
+    decider = make_decider(record, policy=policy, clock=clock)
+    decider.note_use = use_noter(uses)
+    return decider
+
+
+def decide(
+    decider: Decider, scope: str = "orders:read", key: str = KEY.api_key, peer: str = CLIENT_IP
+) -> Reason:
+    """Decide one request."""
+    request = AccessRequest("GET", "/v1/orders", {"x-api-key": key}.get, peer, scope)
+    decision = decider.decide(request, None, lambda decision, context: None, None)
+    assert decision is not None
+    return decision.reason
+
+
+class Listener:
+    """The one method of a registry that uses are written by."""
+
+    def __init__(self) -> None:
+        """Nothing was written."""
+        self.told: set[tuple[str, str, bytes, int]] = set()
+
+    async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
+        """Keep *uses*."""
+        self.told |= {tuple(use) for use in uses}
+
+
+def written_by(uses: CredentialUses) -> set[tuple[str, str, bytes, int]]:
+    """What a flush writes."""
+    listener = Listener()
+    asyncio.run(uses.flush(cast(Registry, listener)))
+    return listener.told
+
+
+def count(metrics: Metrics, name: str) -> int:
+    """The value of a counter."""
+    return metrics.values[metrics.slot(name)]
+
+
+def test_note__accepted_keys() -> None:
+    """A use is told with its credential and time, also over the limit or out of scope."""
+    uses, clock = CredentialUses(), ManualClock()
+    decider = noting_decider(uses, clock)
+    assert decide(decider) is Reason.OK
+    clock.advance(us=7)
+    assert decide(decider) is Reason.RATE_LIMITED
+    assert decide(decider, scope="finance:read", peer="192.0.2.9") is Reason.SCOPE_MISSING
+    there = parse_address("192.0.2.9")
+    assert written_by(uses) == {
+        (KEY.credential_id, "acme", HERE, NOW_US + 7),
+        (KEY.credential_id, "acme", there, NOW_US + 7),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "reason"),
+    [
+        ({}, {"key": make_key().api_key}, Reason.UNKNOWN_CREDENTIAL),
+        ({"expires_at_us": NOW_US}, {}, Reason.EXPIRED_CREDENTIAL),
+        ({"allowlist": ("192.0.2.0/24",)}, {}, Reason.IP_NOT_ALLOWED),
+        ({}, {"peer": "nobody knows"}, Reason.OK),
+    ],
+)
+def test_note__nothing_else(fields: dict[str, object], asked: dict[str, str], reason: Reason) -> None:
+    """A key that is not accepted is no use, nor one from a refused address, nor from an unknown one."""
+    uses = CredentialUses()
+    assert decide(noting_decider(uses, ManualClock(), **fields), **asked) is reason
+    assert len(uses) == 0
+
+
+def test_flush__counts_and_tells(tmp_path: Path) -> None:
+    """What was written and what was dropped is counted, each once."""
+
+    async def scene() -> None:
+        metrics, uses = make_metrics(), CredentialUses(pending_max=2)
+        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+        keeping = UseKeeping(uses, registry, metrics)
+        for number in range(5):
+            uses.note("live", "acme", number.to_bytes(4), NOW_US)
+        await keeping.flush()
+        await keeping.flush()
+        assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (2, 3)
+        uses.note("live", "acme", HERE, NOW_US)
+        await keeping.end()
+        assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (3, 3)
+        await registry.aclose()
+
+    asyncio.run(scene())
+
+
+def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What fails waits on, is told once until it works again, and never ends the keeping."""
+
+    async def scene() -> None:
+        metrics, uses = make_metrics(), CredentialUses()
+        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+        await registry.aclose()
+        keeping = UseKeeping(uses, registry, metrics)
+        uses.note("live", "acme", HERE, NOW_US)
+        for _ in range(3):
+            await keeping.flush()
+        assert len(uses) == 1
+        assert count(metrics, WRITTEN) == 0
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scene())
+    assert [record.getMessage() for record in caplog.records] == ["uses of credentials not written yet"]
+
+
+def test_run__writes_by_itself(tmp_path: Path) -> None:
+    """Once it runs, uses reach the registry without anybody asking."""
+
+    async def scene() -> None:
+        metrics, uses = make_metrics(), CredentialUses()
+        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+        task = asyncio.create_task(UseKeeping(uses, registry, metrics, flush_interval_s=0.001).run())
+        for number in range(FLUSH_BATCH_MAX + 1):
+            uses.note("live", "acme", number.to_bytes(4), NOW_US)
+        async with asyncio.timeout(30):
+            while count(metrics, WRITTEN) < FLUSH_BATCH_MAX + 1:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
+        task.cancel()
+        await registry.aclose()
+
+    asyncio.run(scene())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from loadtest.bench import decisions, memory, micro, trie
+from loadtest.bench import decisions, memory, micro, redis_store, trie
 from loadtest.bench.processes import BenchError
 from loadtest.bench.report import REPORT, Section, to_markdown
 
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
     "decisions": decisions.run,
     "micro": micro.run,
     "trie": trie.run,
+    "redis": redis_store.run,
     "memory": memory.run,
 }
 

@@ -45,9 +45,9 @@ class RunningSidecar:
         return int(match.group(1)) * 1024 / 1e6
 
     def cpu_s(self) -> float:
-        """Processor time used so far, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time used so far, user and system, its workers' included."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return sum(_cpu_s(pid) for pid in (self.pid, *map(int, children)))
 
     def metric(self, line_start: str) -> float:
         """The value of the metric line that starts with *line_start*, or 0."""
@@ -56,6 +56,11 @@ class RunningSidecar:
                 if line.startswith(line_start):
                     return float(line.rsplit(" ", 1)[1])
         return 0.0
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
@@ -67,9 +72,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_sidecar(config: Path, grpc: str, admin: str, core: int = SERVER_CORE) -> Iterator[RunningSidecar]:
+def running_sidecar(
+    config: Path, grpc: str, admin: str, cores: str = str(SERVER_CORE)
+) -> Iterator[RunningSidecar]:
     """
     Run `sidecar serve` on *config*, which makes it listen on *grpc* and *admin*, and wait until it is ready.
+
+    *cores* are those it may use, as `taskset` takes them.
 
     Raises:
         BenchError: it does not become ready in time; holds what it printed.
@@ -77,7 +86,7 @@ def running_sidecar(config: Path, grpc: str, admin: str, core: int = SERVER_CORE
     command = [
         "taskset",
         "-c",
-        str(core),
+        cores,
         sys.executable,
         "-m",
         "sidecar.app.cli",

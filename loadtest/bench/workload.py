@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import yaml
@@ -51,7 +53,10 @@ def write_place(
         }
         for number, key in enumerate(keys)
     ]
-    (folder / "registry.yaml").write_text(yaml.safe_dump({"integrations": records}, sort_keys=False))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # thousands of records take seconds either way
+    (folder / "registry.yaml").write_text(
+        yaml.dump({"integrations": records}, Dumper=dumper, sort_keys=False)
+    )
     settings = {
         "listen": {"grpc": [grpc], "admin": admin},
         "transport": transport,
@@ -66,6 +71,21 @@ def write_place(
     config = folder / "sidecar.yaml"
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     return Place(config, grpc, admin, keys)
+
+
+def beside(place: Place, name: str, grpc: str, admin: str, **settings: object) -> Place:
+    """A configuration *name* in the folder of *place*, with its registry and keys, and other *settings*."""
+    changed = yaml.safe_load(place.config.read_text())
+    changed |= {"listen": {"grpc": [grpc], "admin": admin}, **settings}
+    config = place.config.with_name(name)
+    config.write_text(yaml.safe_dump(changed, sort_keys=False))
+    return replace(place, config=config, grpc=grpc, admin=admin)
+
+
+def zipf_picks(kinds: int, size: int = 200_000) -> array[int]:
+    """*size* seeded draws of 0 ... kinds - 1, number k drawn in proportion to 1 / (k + 1)."""
+    weights = list(accumulate(1 / (number + 1) for number in range(kinds)))
+    return array("H", random.Random(2).choices(range(kinds), cum_weights=weights, k=size))
 
 
 def check_config(place: Place) -> None:

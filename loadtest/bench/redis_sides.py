@@ -1,0 +1,184 @@
+"""Both sides of the Redis benchmark, Sidecar and the baseline, and what a load costs each and its Redis."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from loadtest.bench.decisions import allowed, confirm_allowed
+from loadtest.bench.processes import (
+    SERVER_CORE,
+    START_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    BenchError,
+    RunningSidecar,
+    free_port,
+    running_sidecar,
+)
+from loadtest.bench.replay import Replayed
+from loadtest.bench.workload import Place, beside, check_request
+from loadtest.redis_servers import LOOPBACK, SLOTS, RedisServer
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counts of a side and its Redis servers at one moment."""
+
+    cpu_s: float
+    redis_cpu_s: float
+    redis_commands: int
+    script_calls: int
+    allowed: float
+    takes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one load came to: *replayed*, and what it cost per decision."""
+
+    replayed: Replayed
+    cpu_us: float
+    redis_cpu_us: float
+    redis_commands: float
+    script_calls: float
+
+    @property
+    def busy(self) -> float:
+        """The share of its core that the side used while the load ran."""
+        return self.cpu_us * self.replayed.calls_per_s / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A running decision service and the Redis primaries behind it."""
+
+    process: RunningSidecar
+    servers: Sequence[RedisServer]
+    is_ours: bool
+
+    def read(self) -> Reading:
+        """All counts now."""
+        infos = [server.client.info("everything") for server in self.servers]
+        return Reading(
+            self.process.cpu_s(),
+            sum(info["used_cpu_user"] + info["used_cpu_sys"] for info in infos),
+            sum(info["total_commands_processed"] for info in infos),
+            sum(info.get("cmdstat_evalsha", {"calls": 0})["calls"] for info in infos),
+            allowed(self.process) if self.is_ours else 0.0,
+            self.process.metric("sidecar_store_takes_total ") if self.is_ours else 0.0,
+        )
+
+    def cost(self, replayed: Replayed, before: Reading, after: Reading) -> Cost:
+        """
+        What *replayed* cost between the two readings.
+
+        Raises:
+            BenchError: the decisions were not made the way this benchmark says.
+        """
+        calls = replayed.calls
+        scripts = after.script_calls - before.script_calls
+        if self.is_ours and not after.allowed - before.allowed == after.takes - before.takes == calls:
+            raise BenchError("not every call was a decision ALLOW that took its token from Redis")
+        if not self.is_ours and scripts != calls:
+            raise BenchError(f"the baseline called its script {scripts} times for {calls} decisions")
+        return Cost(
+            replayed,
+            (after.cpu_s - before.cpu_s) * 1e6 / calls,
+            (after.redis_cpu_s - before.redis_cpu_s) * 1e6 / calls,
+            (after.redis_commands - before.redis_commands) / calls,
+            scripts / calls,
+        )
+
+
+@contextmanager
+def sidecar_side(
+    place: Place, name: str, url: str, servers: Sequence[RedisServer], workers: int = 1
+) -> Iterator[Side]:
+    """Sidecar with the registry of *place* and its buckets at *url*; a core for each worker."""
+    grpc_at, admin = f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}"
+    here = beside(place, f"{name}.yaml", grpc_at, admin, store=url, workers=workers)
+    cores = str(SERVER_CORE) if workers == 1 else f"{SERVER_CORE}-{SERVER_CORE + workers - 1}"
+    with running_sidecar(here.config, grpc_at, admin, cores) as process:
+        confirm_allowed(here, check_request(place.keys[0].api_key))
+        yield Side(process, servers, is_ours=True)
+
+
+@contextmanager
+def baseline_side(place: Place, server: RedisServer) -> Iterator[Side]:
+    """The baseline with the registry of *place*, on the server's core."""
+    listen = f"{LOOPBACK}:{free_port()}"
+    command = [
+        *("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "loadtest.baselines.evalsha_sidecar"),
+        *("--listen", listen, "--redis", server.url, "--config", str(place.config)),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            _await_listening(listen)
+            # The first call finds that Redis does not know the script yet.
+            confirm_allowed(replace(place, grpc=listen), check_request(place.keys[0].api_key))
+            yield Side(RunningSidecar(process.pid, listen, ""), (server,), is_ours=False)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(STOP_TIMEOUT_S)
+
+
+def _await_listening(listen: str) -> None:
+    with grpc.insecure_channel(listen) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            raise BenchError(f"the baseline does not listen within {START_TIMEOUT_S:g} s") from None
+
+
+@contextmanager
+def standalone(folder: Path) -> Iterator[RedisServer]:
+    """One Redis server; it forgets everything at its end."""
+    server = RedisServer(folder / "standalone").start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def cluster(folder: Path, primaries: int) -> Iterator[list[RedisServer]]:
+    """
+    A Redis Cluster of *primaries* with equal slices of the slots and no replicas.
+
+    Raises:
+        BenchError: the nodes do not come together in time.
+    """
+    servers: list[RedisServer] = []
+    try:
+        for index in range(primaries):
+            server = RedisServer(folder / f"node{index}", "--cluster-enabled", "yes").start()
+            servers.append(server)
+            first, end = (SLOTS * part // primaries for part in (index, index + 1))
+            server.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            server.client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+            server.client.execute_command("CLUSTER MEET", LOOPBACK, servers[0].port)
+        _await_whole(servers)
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def _await_whole(servers: Sequence[RedisServer]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        infos = [server.client.execute_command("CLUSTER INFO") for server in servers]
+        if all(i["cluster_state"] == "ok" and i["cluster_slots_ok"] == str(SLOTS) for i in infos):
+            return
+        time.sleep(0.05)
+    raise BenchError(f"the Cluster of {len(servers)} primaries is not whole after {START_TIMEOUT_S:g} s")

@@ -1,0 +1,282 @@
+"""
+Decisions with Redis: Sidecar against the service most people would write first, one EVALSHA a request.
+
+Both make the whole decision for the same requests with the same registry, each alone on the server's
+core, in turn; Redis and the load share the other core. What of that a busy machine disturbs least is
+processor time, so it stands beside every rate.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from loadtest.bench.processes import LOAD_CORE, BenchError, free_port
+from loadtest.bench.redis_sides import Cost, Side, baseline_side, cluster, sidecar_side, standalone
+from loadtest.bench.replay import Run, replay
+from loadtest.bench.report import Row, Section
+from loadtest.bench.workload import CHECK, Place, check_request, write_place, zipf_picks
+
+INTEGRATIONS = 10_000
+CONNECTIONS, STREAMS = 4, 32
+ROUNDS = 3
+OUR_CALLS, THEIR_CALLS = 80_000, 6_000
+OPEN_LOOP_S = 5.0
+LOAD_SHARES = (0.3, 0.7)
+P99_MAX_US = 3_000
+REPEATS_MAX = 4
+RATE_REACHED = 0.97
+"""An open loop that sent fewer calls a second than this share of its rate has measured the load generator."""
+
+
+@dataclass
+class Bench:
+    """One run of this benchmark: its folder, the requests, and how often a load had to be repeated."""
+
+    folder: Path
+    place: Place
+    messages: list[bytes]
+    loads: dict[str, array[int]]
+    repeats: int = 0
+    peaks: dict[tuple[str, bool], list[Cost]] = field(default_factory=dict)
+
+    def load(self, side: Side, load: str, calls: int, rate_per_s: float = 0.0) -> Cost:
+        """
+        Put *side* under *load*.
+
+        A load that fails is repeated, a few times a run in all: another program on the machine can hold
+        up Redis for longer than the 50 ms a decision waits for it, and then one is denied.
+
+        Raises:
+            BenchError: it fails again and again.
+        """
+        run = Run(side.process.grpc, CHECK, calls, CONNECTIONS, STREAMS, rate_per_s)
+        while True:
+            try:
+                before = side.read()
+                replayed = replay(self.folder, run, self.messages, self.loads[load])
+                if rate_per_s and replayed.calls_per_s < RATE_REACHED * rate_per_s:
+                    raise BenchError(
+                        f"only {replayed.calls_per_s:,.0f} of {rate_per_s:,.0f} calls/s were sent"
+                    )
+                return side.cost(replayed, before, side.read())
+            except BenchError:
+                self.repeats += 1
+                if self.repeats > REPEATS_MAX:
+                    raise
+
+    def warm_up(self, side: Side) -> None:
+        """Call for every integration, so that no answer of the measured rounds is the first of its kind."""
+        size = min(INTEGRATIONS, OUR_CALLS if side.is_ours else THEIR_CALLS)
+        self.load(side, "each", 2 * size if side.is_ours else size)
+
+    def peak(self, load: str, is_ours: bool, figure: Callable[[Cost], float]) -> float:
+        """The median of a figure over the rounds at full load."""
+        return median(figure(cost) for cost in self.peaks[load, is_ours])
+
+
+def run() -> list[Section]:
+    """Measure throughput, what Redis spends, latency under load, and more workers and primaries."""
+    with _on_load_core(), tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        bench = _prepare(Path(folder))
+        server = running.enter_context(standalone(bench.folder))
+        ours = running.enter_context(sidecar_side(bench.place, "one", server.url, (server,)))
+        theirs = running.enter_context(baseline_side(bench.place, server))
+        for side in (ours, theirs):
+            bench.warm_up(side)
+        _measure_peaks(bench, ours, theirs)
+        latency = _latency_rows(bench, ours, theirs)
+        running.close()
+        scaling = _scaling_rows(bench)
+        return [
+            _throughput_section(bench),
+            _redis_section(bench),
+            _latency_section(latency),
+            _scaling_section(bench, scaling),
+        ]
+
+
+@contextmanager
+def _on_load_core() -> Iterator[None]:
+    """Run this process, and all it starts and does not place elsewhere, on the load's core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _prepare(folder: Path) -> Bench:
+    unused = f"127.0.0.1:{free_port()}"
+    place = write_place(folder, unused, unused, "fast", INTEGRATIONS, with_allowlist=INTEGRATIONS)
+    messages = [check_request(key.api_key) for key in place.keys]
+    loads = {
+        "one hot bucket": array("H", [0]),
+        f"{INTEGRATIONS:,} buckets, Zipf": zipf_picks(INTEGRATIONS),
+        "each": array("H", range(INTEGRATIONS)),
+    }
+    return Bench(folder, place, messages, loads)
+
+
+def _measured_loads(bench: Bench) -> list[str]:
+    return [name for name in bench.loads if name != "each"]
+
+
+def _measure_peaks(bench: Bench, ours: Side, theirs: Side) -> None:
+    """Both sides in turn, round by round, so that a slow minute of the machine hits both."""
+    for _ in range(ROUNDS):
+        for load in _measured_loads(bench):
+            for side in (ours, theirs):
+                calls = OUR_CALLS if side.is_ours else THEIR_CALLS
+                bench.peaks.setdefault((load, side.is_ours), []).append(bench.load(side, load, calls))
+
+
+def _throughput_section(bench: Bench) -> Section:
+    rows: list[Row] = []
+    for load in _measured_loads(bench):
+        ours, theirs = (
+            bench.peak(load, side, lambda cost: cost.replayed.calls_per_s) for side in (True, False)
+        )
+        our_us, their_us = (bench.peak(load, side, lambda cost: cost.cpu_us) for side in (True, False))
+        busy = [bench.peak(load, side, lambda cost: cost.busy) for side in (True, False)]
+        rows += [
+            Row(load, f"{ours:,.0f}/s", f"{theirs:,.0f}/s", f"{ours / theirs:.1f} × faster"),
+            Row(
+                f"{load}, processor time per decision",
+                f"{our_us:.1f} µs",
+                f"{their_us:.0f} µs",
+                f"{their_us / our_us:.1f} × less",
+            ),
+            Row(f"{load}, share of its core in use", f"{busy[0]:.0%}", f"{busy[1]:.0%}"),
+        ]
+    return Section(
+        "Full ext_authz decisions per second with Redis, one process on one core",
+        "`store: redis://…`: key, allowlist of 50 entries, scope, bucket in Redis, headers, metrics; the"
+        f" integrations come from a file. {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS}"
+        " rounds, every answer an allow. Beside it: `loadtest/baselines/evalsha_sidecar.py`, the same"
+        " decision by grpc.aio and redis-py with one EVALSHA each, same registry and requests, round by round in turn."
+        " Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a side does"
+        " not use all of its own, they are the limit, not it. Loads repeated because the machine was busy:"
+        f" {bench.repeats}.",
+        rows,
+    )
+
+
+def _redis_section(bench: Bench) -> Section:
+    rows: list[Row] = []
+    for load in _measured_loads(bench):
+        for what, figure, text in (
+            ("processor time", lambda cost: cost.redis_cpu_us, "{:.2f} µs"),
+            ("commands", lambda cost: cost.redis_commands, "{:.2f}"),
+            ("script calls", lambda cost: cost.script_calls, "{:.3f}"),
+        ):
+            ours, theirs = (bench.peak(load, side, figure) for side in (True, False))
+            rows.append(
+                Row(f"{load}, {what}", text.format(ours), text.format(theirs), f"{theirs / ours:.1f} × less")
+            )
+    return Section(
+        "What Redis spends on one decision",
+        "From INFO, before and after the rounds above: `used_cpu_user` + `used_cpu_sys`,"
+        " `total_commands_processed` (those inside scripts count), EVALSHA calls. Sidecar's takes share script"
+        " calls, and equal takes share an entry of one.",
+        rows,
+    )
+
+
+def _latency_rows(bench: Bench, ours: Side, theirs: Side) -> list[Row]:
+    rows: list[Row] = []
+    for load in _measured_loads(bench):
+        for share in LOAD_SHARES:
+            by_side = []
+            for side in (ours, theirs):
+                rate = share * bench.peak(load, side.is_ours, lambda cost: cost.replayed.calls_per_s)
+                by_side.append((rate, bench.load(side, load, int(rate * OPEN_LOOP_S), rate)))
+            rows += _latency_rows_of(f"{load}, {share:.0%} of its peak", *by_side)
+    return rows
+
+
+def _latency_rows_of(what: str, ours: tuple[float, Cost], theirs: tuple[float, Cost]) -> list[Row]:
+    rows = [
+        Row(
+            f"{what}: offered",
+            f"{ours[0]:,.0f}/s",
+            f"{theirs[0]:,.0f}/s",
+            f"core {ours[1].busy:.0%} / {theirs[1].busy:.0%} busy",
+        )
+    ]
+    for name, share in (("p50", "0.5"), ("p99", "0.99"), ("p99.9", "0.999")):
+        our_us, their_us = (cost.replayed.latencies_us[share] for _, cost in (ours, theirs))
+        rows.append(
+            Row(
+                f"{what}: {name}",
+                f"{our_us:,.0f} µs",
+                f"{their_us:,.0f} µs",
+                f"{their_us / our_us:.1f} × lower",
+            )
+        )
+    return rows
+
+
+def _latency_section(rows: Sequence[Row]) -> Section:
+    return Section(
+        "Latency with Redis, at a share of its own peak",
+        f"An open loop: calls come at random moments (a Poisson process) for {OPEN_LOOP_S:g} s, whatever is"
+        " answered, and latency counts from the moment a call was due, so a server that stops pays for every"
+        " call it holds up. Both sides are loaded with the same share of what each did above, so Sidecar"
+        " answers that many times as many calls. The bound for p99 at 70 % is"
+        f" {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a core that it shares"
+        " with Redis.",
+        rows,
+    )
+
+
+def _scaling_rows(bench: Bench) -> list[Row]:
+    load = _measured_loads(bench)[-1]
+    rows = [_scaling_row("1 worker, 1 server", bench.peaks[load, True])]
+    with (
+        standalone(bench.folder / "again") as server,
+        sidecar_side(bench.place, "two", server.url, (server,), workers=2) as side,
+    ):
+        rows.append(_scaling_row("2 workers, 1 server", _rounds(bench, side, load)))
+    for primaries in (1, 3):
+        with cluster(bench.folder / f"cluster{primaries}", primaries) as servers:
+            url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
+            with sidecar_side(bench.place, f"cluster{primaries}", url, servers) as side:
+                name = f"1 worker, Cluster of {primaries} {'primary' if primaries == 1 else 'primaries'}"
+                rows.append(_scaling_row(name, _rounds(bench, side, load)))
+    return rows
+
+
+def _rounds(bench: Bench, side: Side, load: str) -> list[Cost]:
+    bench.warm_up(side)
+    return [bench.load(side, load, OUR_CALLS // 2) for _ in range(ROUNDS)]
+
+
+def _scaling_row(what: str, costs: Sequence[Cost]) -> Row:
+    rate = median(cost.replayed.calls_per_s for cost in costs)
+    cpu_us, redis_us = median(cost.cpu_us for cost in costs), median(cost.redis_cpu_us for cost in costs)
+    takes = 1 / median(cost.script_calls for cost in costs)
+    return Row(
+        what,
+        f"{rate:,.0f}/s",
+        f"{cpu_us:.1f} µs sidecar, {redis_us:.1f} µs Redis",
+        f"{takes:.1f} takes a call",
+    )
+
+
+def _scaling_section(bench: Bench, rows: Sequence[Row]) -> Section:
+    return Section(
+        "More workers, more primaries",
+        f"{_measured_loads(bench)[-1]}. Beside each rate: processor time per decision of all workers and of"
+        " all Redis servers. Two cores cannot show what more cores would do: two workers share them with"
+        " Redis and the load, and all primaries share one. What they do show is what a decision costs then,"
+        " of which docs/scaling.md makes a plan.",
+        rows,
+    )

@@ -1,0 +1,148 @@
+"""
+Unary gRPC calls as ready-made HTTP/2 frames: many different requests a second out of plain Python.
+
+Every request on a connection has the same header block: the first one puts its headers into the
+peer's dynamic table, all others are six indexes into it (RFC 7541 6.1, 6.2.1). So a request is a handful of
+constant bytes, twice its stream id, and its message. Answers are read frame by frame and each is judged.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
+FRAME_HEAD = struct.Struct(">IBI")  # length and type share the first word
+STREAM_ID_MAX = 2**31 - 1
+WINDOW_BYTES = 65_535
+RECEIVE_WINDOW_BYTES = 2**31 - 1
+WINDOW_LOW_BYTES = 2**30
+
+_POST_HTTP = b"\x83\x86"  # :method POST and :scheme http of the static table
+_INDEXED = _POST_HTTP + b"\xc1\xc0\xbf\xbe"  # the four that the first block has put into the dynamic table
+
+
+class WireError(Exception):
+    """The server did what a server under this load must not do; the figures would mean something else."""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One frame (RFC 9113 4.1)."""
+    return FRAME_HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
+
+
+def opening() -> bytes:
+    """What a client says first: it takes no pushes, and lets the server send all it wants."""
+    grow = struct.pack(">I", RECEIVE_WINDOW_BYTES - WINDOW_BYTES)
+    settings = struct.pack(">HI", 2, 0)
+    return PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, grow)
+
+
+class Requests:
+    """The calls of one run: one method, several messages."""
+
+    def __init__(self, method: str, messages: Sequence[bytes]) -> None:
+        """Make ready to call *method* with each of *messages*."""
+        self._first_block = _POST_HTTP + b"".join(
+            (
+                b"\x44" + _text(method),
+                b"\x41" + _text("localhost"),
+                b"\x5f" + _text("application/grpc"),
+                b"\x40" + _text("te") + _text("trailers"),
+            )
+        )
+        self._messages = [b"\0" + len(message).to_bytes(4, "big") + message for message in messages]
+        self._head = _frame_head(HEADERS, END_HEADERS, len(_INDEXED))
+        self._middles = [_INDEXED + _frame_head(DATA, END_STREAM, len(body)) for body in self._messages]
+        self.sizes = [len(body) for body in self._messages]
+
+    def first(self, stream: int, number: int) -> bytes:
+        """The first request of a connection, with message *number*."""
+        return frame(HEADERS, END_HEADERS, stream, self._first_block) + frame(
+            DATA, END_STREAM, stream, self._messages[number]
+        )
+
+    def next(self, stream: int, number: int) -> tuple[bytes, ...]:
+        """The pieces of any further request."""
+        stream_id = stream.to_bytes(4, "big")
+        return self._head, stream_id, self._middles[number], stream_id, self._messages[number]
+
+
+class Answers:
+    """
+    Reads what a server sends on one connection.
+
+    `ended` is called with the stream of each answer that is complete; `to_send` gathers what must be
+    sent back; `window_bytes` is what the server still takes, by its WINDOW_UPDATEs.
+    """
+
+    def __init__(self, is_good: Callable[[bytes], bool], ended: Callable[[int], None]) -> None:
+        """Judge every message by *is_good*."""
+        self._is_good = is_good
+        self._ended = ended
+        self._rest = b""
+        self._messages = 0
+        self._received_bytes = 0
+        self.answers = 0
+        self.window_bytes = WINDOW_BYTES
+        self.to_send = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """
+        Read *data*.
+
+        Raises:
+            WireError: an answer is not good, or has no message, or the server gives up a stream.
+        """
+        data = self._rest + data if self._rest else data
+        at, size, unpack = 0, len(data), FRAME_HEAD.unpack_from
+        while at + 9 <= size:
+            head, flags, stream = unpack(data, at)
+            end = at + 9 + (head >> 8)
+            if end > size:
+                break
+            kind = head & 0xFF
+            if kind == DATA:
+                self._message(data[at + 9 : end])
+            elif kind != HEADERS:
+                self._control(kind, flags, data[at + 9 : end])
+            if kind <= HEADERS and flags & END_STREAM:
+                self.answers += 1
+                if self._messages < self.answers:
+                    raise WireError(f"a call ended without a message: it failed, {data[at + 9 : end]!r}")
+                self._ended(stream)
+            at = end
+        self._rest = data[at:]
+
+    def _message(self, payload: bytes) -> None:
+        if not payload:  # grpc-core may end a stream by an empty frame
+            return
+        if int.from_bytes(payload[1:5], "big") != len(payload) - 5 or not self._is_good(payload):
+            raise WireError(f"an answer is not what this load must get: {payload[:200]!r}")
+        self._messages += 1
+        self._received_bytes += len(payload)
+        if self._received_bytes >= WINDOW_LOW_BYTES:
+            self.to_send += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received_bytes))
+            self._received_bytes = 0
+
+    def _control(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == WINDOW_UPDATE:
+            self.window_bytes += int.from_bytes(payload, "big")
+        elif kind == SETTINGS and not flags & ACK:
+            self.to_send += frame(SETTINGS, ACK, 0, b"")
+        elif kind == PING and not flags & ACK:
+            self.to_send += frame(PING, ACK, 0, payload)
+        elif kind in (RST_STREAM, GOAWAY):
+            raise WireError(f"the server ended a stream or the connection: frame {kind}, {payload!r}")
+
+
+def _frame_head(kind: int, flags: int, length: int) -> bytes:
+    """A frame's head without its stream id."""
+    return struct.pack(">IB", length << 8 | kind, flags)
+
+
+def _text(value: str) -> bytes:
+    """A string literal without Huffman coding (RFC 7541 5.2), shorter than 127 bytes."""
+    return bytes((len(value),)) + value.encode()

@@ -142,8 +142,8 @@ def _await_listening(listen: str) -> None:
 
 @contextmanager
 def standalone(folder: Path) -> Iterator[RedisServer]:
-    """One Redis server; it forgets everything at its end."""
-    server = RedisServer(folder / "standalone").start()
+    """One Redis server in *folder*; it forgets everything at its end."""
+    server = RedisServer(folder).start()
     try:
         yield server
     finally:

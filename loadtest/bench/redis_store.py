@@ -85,9 +85,12 @@ def run() -> list[Section]:
     """Measure throughput, what Redis spends, latency under load, and more workers and primaries."""
     with _on_load_core(), tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         bench = _prepare(Path(folder))
-        server = running.enter_context(standalone(bench.folder))
-        ours = running.enter_context(sidecar_side(bench.place, "one", server.url, (server,)))
-        theirs = running.enter_context(baseline_side(bench.place, server))
+        # Each has a server of its own: what one side does between its loads must not count for the other.
+        our_server, their_server = (
+            running.enter_context(standalone(bench.folder / name)) for name in ("ours", "theirs")
+        )
+        ours = running.enter_context(sidecar_side(bench.place, "one", our_server.url, (our_server,)))
+        theirs = running.enter_context(baseline_side(bench.place, their_server))
         for side in (ours, theirs):
             bench.warm_up(side)
         _measure_peaks(bench, ours, theirs)
@@ -161,8 +164,8 @@ def _throughput_section(bench: Bench) -> Section:
         "`store: redis://…`: key, allowlist of 50 entries, scope, bucket in Redis, headers, metrics; the"
         f" integrations come from a file. {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS}"
         " rounds, every answer an allow. Beside it: `loadtest/baselines/evalsha_sidecar.py`, the same"
-        " decision by grpc.aio and redis-py with one EVALSHA each, same registry and requests, round by round in turn."
-        " Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a side does"
+        " decision by grpc.aio and redis-py with one EVALSHA each, same registry and requests, round by round"
+        " in turn. Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a side does"
         " not use all of its own, they are the limit, not it. Loads repeated because the machine was busy:"
         f" {bench.repeats}.",
         rows,
@@ -184,8 +187,8 @@ def _redis_section(bench: Bench) -> Section:
     return Section(
         "What Redis spends on one decision",
         "From INFO, before and after the rounds above: `used_cpu_user` + `used_cpu_sys`,"
-        " `total_commands_processed` (those inside scripts count), EVALSHA calls. Sidecar's takes share script"
-        " calls, and equal takes share an entry of one.",
+        " `total_commands_processed` (those inside scripts count), EVALSHA calls. Sidecar's takes share"
+        " script calls, and equal takes share an entry of one.",
         rows,
     )
 
@@ -231,8 +234,8 @@ def _latency_section(rows: Sequence[Row]) -> Section:
         " answered, and latency counts from the moment a call was due, so a server that stops pays for every"
         " call it holds up. Both sides are loaded with the same share of what each did above, so Sidecar"
         " answers that many times as many calls. The bound for p99 at 70 % is"
-        f" {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a core that it shares"
-        " with Redis.",
+        f" {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a core that it"
+        " shares with Redis.",
         rows,
     )
 

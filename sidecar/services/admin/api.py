@@ -16,7 +16,8 @@ from sidecar.services.admin.answers import answer
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.envelope import CALL, Envelope
-from sidecar.services.admin.openapi import document, operation
+from sidecar.services.admin.openapi import document
+from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, Problem, problem_error, respond
 
@@ -41,10 +42,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 """Everything that the API answers."""
 
 
-def build_api(plane: ControlPlane) -> FastAPI:
+def build_api(
+    plane: ControlPlane, calls_max: int = CALLS_MAX, long_calls_max: int = LONG_CALLS_MAX
+) -> FastAPI:
     """
     The application that serves /v1 over *plane*.
 
+    At most *calls_max* calls are in hand, of which *long_calls_max* may take minutes.
     It has no lifespan: whoever made the registry closes it, once the server has stopped.
     """
     app = FastAPI(
@@ -52,7 +56,7 @@ def build_api(plane: ControlPlane) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, plane=plane)],
+        middleware=[Middleware(Envelope, plane, calls_max, long_calls_max)],
         exception_handlers={HTTPException: _unrouted},
     )
     for endpoint in ENDPOINTS:
@@ -81,7 +85,6 @@ def _add(app: FastAPI, plane: ControlPlane, endpoint: Endpoint) -> None:
         tags=[endpoint.tag],
         summary=endpoint.summary,
         description=endpoint.description,
-        openapi_extra=operation(endpoint),
     )
 
 

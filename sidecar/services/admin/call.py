@@ -274,15 +274,17 @@ def _where(location: Sequence[str | int]) -> str:
     """
     The place of a fault, as the answers write it.
 
-    >>> _where(("changes", 3, "scopes", 0))
+    >>> _where(("changes", 3, "scopes.add", "scopes", 0))
     'changes[3].scopes[0]'
     """
     text = ""
+    latest: str | int = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        else:
+        elif not (isinstance(latest, int) and "." in part):  # the word that chose a model is no field
             text += f".{part[:80]}" if text else part[:80]
+        latest = part
     return text
 
 

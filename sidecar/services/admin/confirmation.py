@@ -42,7 +42,7 @@ async def put_in_force(plane: ControlPlane, positions: Sequence[Position]) -> bo
 
 
 async def confirm(
-    plane: ControlPlane, call: Call, positions: Sequence[Position], wait_s: int
+    plane: ControlPlane, call: Call, positions: Sequence[Position], wait_s: float
 ) -> ConfirmationView:
     """Wait up to *wait_s* until every live sidecar has confirmed the changes at *positions*."""
     began_ns = monotonic_ns()

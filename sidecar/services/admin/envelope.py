@@ -20,7 +20,7 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.table import ADMIN_CALLS, ADMIN_STATUSES, OTHER
 from sidecar.services.admin.authentication import Gate
 from sidecar.services.admin.call import Call, request_id_of
-from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX, Places
+from sidecar.services.admin.places import Places
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, own_fault, problem_error, problem_of, respond
 
@@ -38,10 +38,10 @@ class Envelope:
         self,
         app: ASGIApp,
         plane: ControlPlane,
-        calls_max: int = CALLS_MAX,
-        long_calls_max: int = LONG_CALLS_MAX,
+        calls_max: int,
+        long_calls_max: int,
     ) -> None:
-        """Surround *app*."""
+        """Surround *app* by these bounds; see `api.build_api`."""
         self._app = app
         self._gate = Gate(plane)
         self._places = Places(calls_max)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.services.admin.world import World, opened
+from tests.unit.services.admin.world import People, World, founded, opened
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> People:
+    """The accounts that every world begins with."""
+    return founded(tmp_path_factory.mktemp("people") / "registry.sqlite")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(people: People, tmp_path: Path) -> Iterator[World]:
     """A control plane of its own for each test."""
-    with opened(tmp_path) as world:
+    with opened(people, tmp_path) as world:
         yield world

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from sidecar.services.admin.api import ENDPOINTS
 from sidecar.services.admin.endpoint import Endpoint
-from tests.unit.services.admin.world import World, opened
+from tests.unit.services.admin.world import People, World, opened
 
 ALL = frozenset({"ann", "audrey", "olli"})
 READERS = frozenset({"ann", "audrey"})
@@ -69,10 +69,10 @@ CELLS = [pytest.param(one, who, id=f"{one.name}-{who or 'nobody'}") for one in E
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def shared(people: People, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One world for all cells: none of them changes anything."""
     folder: Path = tmp_path_factory.mktemp("roles")
-    with opened(folder) as world:
+    with opened(people, folder) as world:
         yield world
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,14 +62,15 @@ class PutInForce:
 class World:
     """The API, and everybody's token; every call is made on one event loop."""
 
-    def __init__(self, runner: asyncio.Runner, registry: Registry, clock: ManualClock) -> None:
+    def __init__(
+        self, runner: asyncio.Runner, registry: Registry, clock: ManualClock, keys: Mapping[str, NewApiKey]
+    ) -> None:
         """Serve *registry*; see `opened`."""
         self.registry = registry
         self.clock = clock
         self.metrics = Metrics(TABLE)
         self.put_in_force = PutInForce([])
-        self.keys: dict[str, NewApiKey] = {}
-        self.actors: dict[str, Actor] = {}
+        self.keys = keys
         self.plane = ControlPlane(
             registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock
         )
@@ -150,30 +152,46 @@ class World:
         }
         return self.change("/v1/integrations", body)
 
-    async def add_people(self) -> None:
-        """Put `PEOPLE` into the empty registry."""
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """A registry file in which everybody of `PEOPLE` has an account, and their tokens."""
+
+    path: Path
+    keys: Mapping[str, NewApiKey]
+
+
+def founded(path: Path) -> People:
+    """Make the file at *path*; worlds begin with a copy of it."""
+    keys = {name: generate_api_key("sca") for name in PEOPLE}
+
+    async def found() -> None:
+        registry = await SqliteRegistry.open(path, LIFECYCLE, clock_us=ManualClock())
+        ann = Actor("ann", Role.ADMIN, keys["ann"].credential_id)
         for name, role in PEOPLE.items():
-            key = generate_api_key("sca")
-            token = NewToken(key.credential_id, key.digest, NOW_US + 90 * DAY_US)
-            if not self.actors:
+            token = NewToken(keys[name].credential_id, keys[name].digest, NOW_US + 90 * DAY_US)
+            if name == ann.id:
                 first = Bootstrap(administrator_id=name, name=name.title(), token=token)
-                await self.registry.administer(AdminRequest(first, None, CONTEXT))
+                await registry.administer(AdminRequest(first, None, CONTEXT))
             else:
                 one = CreateAdministrator(administrator_id=name, name=name.title(), role=role, token=token)
-                await self.registry.administer(AdminRequest(one, self.actors["ann"], CONTEXT))
-            self.keys[name] = key
-            self.actors[name] = Actor(name, role, key.credential_id)
+                await registry.administer(AdminRequest(one, ann, CONTEXT))
+        await registry.aclose()
+
+    asyncio.run(found())
+    return People(path, keys)
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[World]:
-    """A world whose registry is a file in *folder*."""
+def opened(people: People, folder: Path) -> Iterator[World]:
+    """A world of *people*, whose registry is a file in *folder*."""
+    path = folder / "registry.sqlite"
+    shutil.copyfile(people.path, path)
+    path.chmod(0o600)
     with asyncio.Runner() as runner:
         clock = ManualClock()
-        registry = runner.run(SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE, clock_us=clock))
+        registry = runner.run(SqliteRegistry.open(path, LIFECYCLE, clock_us=clock))
         try:
-            world = World(runner, registry, clock)
-            world.run(world.add_people())
-            yield world
+            yield World(runner, registry, clock, people.keys)
         finally:
             runner.run(registry.aclose())

@@ -1,0 +1,100 @@
+"""Accounts, roles and tokens by REST."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.domain.api_keys import digest_of
+from tests.administration import DAY_US
+from tests.unit.services.admin.world import World
+
+
+def test_administrators__a_new_one_gets_a_token_that_works(world: World) -> None:
+    """Shown once, for ninety days unless said otherwise."""
+    answer = world.call(
+        "POST", "/v1/administrators", {"id": "cat@example", "name": "Cat", "role": "operator"}
+    )
+    assert (answer.status_code, answer.headers["Location"]) == (201, "/v1/administrators/cat@example")
+    view = answer.json()
+    assert view["token"].startswith("sca_") and view["token"].split("_")[1] == view["token_id"]
+    (token,) = view["administrator"]["tokens"]
+    assert (token["id"], token["expires_at"]) == (view["token_id"], "2026-02-22T16:00:00.000000Z")
+    headers = {"Authorization": f"Bearer {view['token']}"}
+    whoami = world.get("/v1/whoami", "", headers=headers)
+    assert (whoami["administrator"], whoami["role"]) == ("cat@example", "operator")
+    assert world.get("/v1/administrators/cat%40example") == view["administrator"]
+    everywhere = world.call("GET", "/v1/administrators").text + world.call("GET", "/v1/audit/export").text
+    assert view["token"].rsplit("_")[-1] not in everywhere and digest_of(view["token"]) not in everywhere
+
+
+def test_administrators__list_shows_removed_ones_too(world: World) -> None:
+    """An id is never used again, so it is shown whose it was."""
+    view = world.change("/v1/administrators/bob?reason=left", method="DELETE")
+    assert (
+        view["administrator"]["removed_at"].startswith("2025-11-24") and view["administrator"]["tokens"] == []
+    )
+    items = world.get("/v1/administrators", "audrey")["items"]
+    assert [one["id"] for one in items] == ["ann", "audrey", "bob", "olli"]
+    assert items[2] == view["administrator"] == world.get("/v1/administrators/bob")
+    again = world.call("POST", "/v1/administrators", {"id": "bob", "name": "Bob", "role": "admin"})
+    assert world.refused(409, "id_retired", again)["problems"][0]["field"] == "id"
+    assert world.trail()[-1]["reason"] == "left"
+
+
+def test_administrators__tokens_come_and_go(world: World) -> None:
+    """A second token is the same administrator; the first can go."""
+    second = world.change("/v1/administrators/bob/tokens", {"expires_in_s": 3600, "reason": "laptop"})
+    headers = {"Authorization": f"Bearer {second['token']}"}
+    assert world.get("/v1/whoami", "", headers=headers)["administrator"] == "bob"
+    first = world.keys["bob"].credential_id
+    view = world.change(f"/v1/administrators/bob/tokens/{first}", method="DELETE")
+    assert [one["id"] for one in view["administrator"]["tokens"]] == [second["token_id"]]
+    world.clock.advance(DAY_US)
+    assert world.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
+
+
+def test_administrators__a_role_that_is_so_already_is_no_change(world: World) -> None:
+    """And nothing is put on record."""
+    before = world.revision()
+    view = world.change("/v1/administrators/bob/role", {"role": "admin"})
+    assert (view["is_change"], view["position"]) == (False, None)
+    assert world.revision() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "field"),
+    [
+        ("POST", "", {"id": "bob", "name": "B", "role": "admin"}, 409, "id_taken", "id"),
+        ("POST", "", {"id": "Bob", "name": "B", "role": "admin"}, 422, "invalid_value", "id"),
+        ("POST", "", {"id": "cat", "name": "", "role": "admin"}, 422, "invalid_value", "name"),
+        ("POST", "", {"id": "cat", "name": "C", "role": "root"}, 422, "invalid_value", "role"),
+        (
+            "POST",
+            "",
+            {"id": "cat", "name": "C", "role": "admin", "token_expires_in_s": 367 * 86_400},
+            422,
+            "invalid_value",
+            "expires_at",
+        ),
+        ("POST", "/nosuch/role", {"role": "admin"}, 404, "administrator_unknown", "id"),
+        ("GET", "/nosuch", None, 404, "administrator_unknown", "id"),
+        ("DELETE", "/bob/tokens/nosuch", None, 404, "token_unknown", "token_id"),
+        ("POST", "/bob/tokens", {"expires_in_s": 0}, 422, "invalid_value", "expires_at"),
+    ],
+)
+def test_administrators__a_refusal_names_field_and_remedy(
+    world: World, method: str, path: str, body: dict[str, object] | None, status: int, code: str, field: str
+) -> None:
+    """And writes nothing."""
+    before = world.revision()
+    document = world.refused(status, code, world.call(method, f"/v1/administrators{path}", body))
+    assert document["problems"][0]["field"] == field
+    assert document["problems"][0]["remedy"]
+    assert world.revision() == before
+
+
+def test_administrators__the_last_admin_cannot_go(world: World) -> None:
+    """Nobody could ever change that again."""
+    world.change("/v1/administrators/bob", method="DELETE")
+    answer = world.call("DELETE", "/v1/administrators/ann")
+    world.refused(409, "last_administrator", answer)

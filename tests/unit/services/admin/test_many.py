@@ -1,0 +1,156 @@
+"""Many changes in one call: each whole or absent on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.domain.lifecycle.commands import COMMANDS, GenerateWebhookSecret, RotateWebhookSecret
+from sidecar.services.admin.many import MEMBERS
+from sidecar.stores.registry.protocol import REQUESTS_MAX
+from tests.administration import digest
+from tests.unit.services.admin.world import World
+
+LIMIT = {"action": "limit.set", "integration_id": "acme", "rate_limit_rpm": 5}
+
+
+def send(world: World, *changes: dict[str, Any], query: str = "", **given: Any) -> Any:
+    """What a call of *changes* answers."""
+    return world.change(f"/v1/changes{query}", {"changes": list(changes)}, **given)
+
+
+def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
+    """A webhook secret is shown to the one caller who made it, so it has a call of its own."""
+    alone = {GenerateWebhookSecret.word, RotateWebhookSecret.word}
+    assert set(MEMBERS) == {command.word for command in COMMANDS} - alone
+
+
+def test_many__each_is_whole_or_absent_on_its_own(world: World) -> None:
+    """In their order, each result in its place; a refusal stops nobody else."""
+    view = send(
+        world,
+        {"action": "integration.create", "integration_id": "acme", "name": "Acme", "scopes": ["orders:read"]},
+        {"action": "integration.create", "integration_id": "acme", "name": "Acme"},
+        {"action": "scopes.add", "integration_id": "nosuch", "scopes": ["orders:read"]},
+        {"action": "scopes.add", "integration_id": "acme", "scopes": ["orders:write", "nosuch:read"]},
+        {**LIMIT, "expected_generation": 7},
+        {**LIMIT, "expected_generation": 1},
+        LIMIT,
+    )
+    results = view["results"]
+    assert [one["status"] for one in results] == [201, 409, 404, 422, 412, 200, 200]
+    assert [one["generation"] for one in results] == [1, None, None, None, None, 2, 2]
+    assert [one["is_change"] for one in results] == [True] + [False] * 4 + [True, False]
+    assert [one["problem"] and one["problem"]["code"] for one in results] == [
+        None, "id_taken", "integration_unknown", "unknown_scope", "generation_conflict", None, None
+    ]  # fmt: skip
+    assert results[3]["problem"]["problems"][0]["field"] == "scopes[1]"
+    assert (view["is_in_force"], view["is_dry_run"]) == (True, False)
+    shown = world.get("/v1/integrations/acme")
+    assert (shown["scopes"], shown["rate_limit_rpm"]) == (["orders:read"], 5)
+    assert [one["action"] for one in world.trail()][-2:] == ["integration.create", "limit.set"]
+
+
+def test_many__waits_once_for_all_of_them(world: World) -> None:
+    """The last position of each partition is enough."""
+    world.create()
+    send(world, *({**LIMIT, "rate_limit_rpm": rpm} for rpm in range(1, 6)))
+    assert [position.sequence for position in world.put_in_force.positions] == [5, 10]
+
+
+def test_many__keys_are_given_by_their_public_half(world: World) -> None:
+    """An API key that exists elsewhere keeps working; no secret passes through."""
+    send(
+        world,
+        {
+            "action": "integration.create",
+            "integration_id": "acme",
+            "name": "Acme",
+            "credentials": [{"id": "first", "digest": digest("first")}],
+        },
+        {
+            "action": "credential.issue",
+            "integration_id": "acme",
+            "credential": {"id": "second", "digest": digest("second"), "expires_at": "2026-01-01T00:00:00Z"},
+        },
+        {
+            "action": "credential.rotate",
+            "integration_id": "acme",
+            "credential_id": "first",
+            "overlap_s": 60,
+            "credential": {"id": "third", "digest": digest("third")},
+        },
+    )
+    shown = {one["id"]: one for one in world.get("/v1/integrations/acme")["credentials"]}
+    assert {name: one["state"] for name, one in shown.items()} == {
+        "first": "overlapping", "second": "active", "third": "active"
+    }  # fmt: skip
+    assert shown["second"]["expires_at"] == "2026-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("member", "field"),
+    [
+        ({"action": "nosuch.word", "integration_id": "acme"}, "changes[1]"),
+        ({"integration_id": "acme"}, "changes[1]"),
+        ({"action": "webhook_secret.generate", "integration_id": "acme"}, "changes[1]"),
+        ({**LIMIT, "rate_limit_rpm": "5"}, "changes[1].rate_limit_rpm"),
+        ({**LIMIT, "extra": 5}, "changes[1].extra"),
+        ({"action": "limit.set", "rate_limit_rpm": 5}, "changes[1].integration_id"),
+        (
+            {"action": "credential.revoke", "integration_id": "acme"},
+            "changes[1].credential_id",
+        ),
+        ("limit.set", "changes[1]"),
+    ],
+)
+def test_many__a_wrong_shape_refuses_the_whole_call(world: World, member: Any, field: str) -> None:
+    """Nothing is done, and the answer says which member it is."""
+    world.create()
+    before = world.revision()
+    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT, member]})
+    document = world.refused(422, "invalid_value", answer)
+    assert document["problems"][0]["field"] == field
+    assert world.revision() == before
+
+
+def test_many__too_many_are_refused(world: World) -> None:
+    """The bound of one call, and one more."""
+    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT] * (REQUESTS_MAX + 1)})
+    assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "changes"
+    assert len(send(world, *[LIMIT] * REQUESTS_MAX)["results"]) == REQUESTS_MAX
+    assert send(world)["results"] == []
+
+
+def test_many__a_trial_writes_nothing(world: World) -> None:
+    """Each is tried against what is stored now, not against the ones before it."""
+    world.create()
+    before = world.revision()
+    view = send(
+        world,
+        {"action": "integration.create", "integration_id": "new", "name": "New"},
+        {**LIMIT, "integration_id": "new"},
+        LIMIT,
+        query="?dry_run=true",
+    )
+    assert [one["status"] for one in view["results"]] == [200, 404, 200]
+    assert [one["position"] for one in view["results"]] == [None, None, None]
+    assert (view["is_dry_run"], view["is_in_force"]) == (True, False)
+    assert world.revision() == before
+
+
+def test_many__a_repeat_changes_nothing(world: World) -> None:
+    """Each change of a call has its part of the key; those that were refused may go through."""
+    world.create()
+    changes = ({**LIMIT, "integration_id": "late"}, {**LIMIT, "rate_limit_rpm": 7}, LIMIT)
+    headers = {"Idempotency-Key": "k"}
+    first = send(world, *changes, headers=headers)
+    world.create("late")
+    again = send(world, *changes, headers=headers)
+    assert [one["status"] for one in first["results"]] == [404, 200, 200]
+    assert [one["status"] for one in again["results"]] == [200, 200, 200]
+    assert again["results"][1:] == first["results"][1:]
+    assert world.get("/v1/integrations/acme")["generation"] == 3
+    other = world.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]
+    assert [one["problem"]["code"] for one in other] == ["idempotency_mismatch"]

@@ -20,6 +20,9 @@ from sidecar.stores.protocols import BucketStore, StoreFault
 STORE_TIMEOUT_S = 0.05
 """How long a decision waits for the store."""
 
+STORE_PART = 0.9
+"""The store's part of what its caller has left; the rest is for the answer to be given and to arrive."""
+
 REEVALUATIONS_MAX = 2
 """How often a decision begins again because the record changed under it, before it fails closed."""
 
@@ -114,7 +117,7 @@ class Decider:
         Decide *request*: at once where the store needs no trip, else by `done(decision, context)`, once.
 
         *deadline_s* is how long the caller will wait, on the monotonic clock, None = it does not say;
-        the store gets no more than its own bound.
+        the store gets no more than its own bound, nor than most of what the caller has left.
         """
         started_ns = perf_counter_ns()
         now_us = self._clock_us()
@@ -136,7 +139,7 @@ class Decider:
         assert integration is not None
         timeout_s = self._store_timeout_s
         if pending.deadline_s is not None:
-            timeout_s = max(0.0, min(timeout_s, pending.deadline_s - monotonic()))
+            timeout_s = max(0.0, min(timeout_s, STORE_PART * (pending.deadline_s - monotonic())))
         asked = 1 if pending.evaluation.reason is Reason.OK else 0
         self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
 

@@ -67,6 +67,24 @@ class FaultProxy:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    def arm(self, fault: Fault, after: int = 1) -> None:
+        """Spoil the command that comes as number *after* from now, in the way of *fault*."""
+        self.fault = fault
+        self.at = len(self.commands) + after
+        self.tripped = asyncio.Event()
+        self._healed = asyncio.Event()
+
+    def cut(self) -> None:
+        """End every connection; new ones are served."""
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    def go_dark(self) -> None:
+        """Let nothing pass any more, on any connection."""
+        self._is_dark = True
+        for connection in self._connections:
+            connection.is_stalled = True
+
     def heal(self) -> None:
         """Spoil nothing from now on; what is stalled stays so, what is held is let go."""
         self.at = 0

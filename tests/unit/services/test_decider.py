@@ -141,12 +141,12 @@ def test_decide__late(key: NewApiKey, outcome: Taken, reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deadline_s", "expected_s"), [(None, 0.05), (100.02, 0.02), (101.0, 0.05), (100.0, 0.0), (99.0, 0.0)]
+    ("deadline_s", "expected_s"), [(None, 0.05), (100.02, 0.018), (101.0, 0.05), (100.0, 0.0), (99.0, 0.0)]
 )
 def test_decide__the_caller_s_deadline_bounds_the_trip(
     key: NewApiKey, monkeypatch: pytest.MonkeyPatch, deadline_s: float | None, expected_s: float
 ) -> None:
-    """The store gets its own bound or what the caller has left, whichever is less, and never less than 0."""
+    """The store gets its own bound or most of what the caller has left, whichever is less, and at least 0."""
     monkeypatch.setattr("sidecar.services.decider.monotonic", lambda: 100.0)
     store = RecordingStore()
     decider = make_decider(make_integration(key), store=store, store_timeout_s=0.05)
@@ -258,7 +258,7 @@ def test_decide__superseded_again_and_again_fails_closed(key: NewApiKey) -> None
 def test_decide__superseded_keeps_the_caller_s_deadline(
     key: NewApiKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second trip gets what the first has left."""
+    """The second trip gets most of what the first has left."""
     now_s = 100.0
     monkeypatch.setattr("sidecar.services.decider.monotonic", lambda: now_s)
     store = RecordingStore()
@@ -266,7 +266,7 @@ def test_decide__superseded_keeps_the_caller_s_deadline(
     decider.decide(make_request(key.api_key), 100.03, Answers(), "c")
     now_s = 100.02
     store.answer(StoreFault.SUPERSEDED)
-    assert store.pending[0].timeout_s == pytest.approx(0.01)
+    assert store.pending[0].timeout_s == pytest.approx(0.009)
 
 
 def test_decide__counts_each_decision_once(key: NewApiKey) -> None:

@@ -1,0 +1,1 @@
+"""Decisions of a whole sidecar while its store fails in every way."""

@@ -30,6 +30,8 @@ SERVICE = "main"
 SLOTS = 16_384
 QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
+DOWN_AFTER_MS, NODE_TIMEOUT_MS = 300, 600
+"""Quick, for tests: a busy machine that stalls for so long has its primaries replaced for nothing."""
 START_S = 15.0
 TICK_S = 0.01
 PORT_ATTEMPTS = 8
@@ -175,13 +177,13 @@ class RedisServer:
 class SentinelServer(RedisServer):
     """One Sentinel process that watches the service 'main'."""
 
-    def __init__(self, folder: Path, primary_port: int) -> None:
-        """Watch the primary on *primary_port*; two of three decide that it is down after 300 ms."""
+    def __init__(self, folder: Path, primary_port: int, down_after_ms: int = DOWN_AFTER_MS) -> None:
+        """Watch the primary on *primary_port*; two of three decide that it is down after *down_after_ms*."""
         super().__init__(folder)
         self._config = folder / "sentinel.conf"
         self._config.write_text(
             f"sentinel monitor {SERVICE} {LOOPBACK} {primary_port} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} 300\n"
+            f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}\n"
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )
 
@@ -195,19 +197,27 @@ class SentinelServer(RedisServer):
 class SentinelGroup:
     """One primary, two replicas, three Sentinels; they know each other when the constructor returns."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start the six processes."""
+    def __init__(self, folder: Path, down_after_ms: int = DOWN_AFTER_MS) -> None:
+        """Start the six processes; a primary that is silent for *down_after_ms* is replaced."""
         first = RedisServer(folder / "data0", *QUICK_REPLICATION).start()
         replica_of = ("--replicaof", f"{LOOPBACK} {first.port}", *QUICK_REPLICATION)
         self.servers = [first, *(RedisServer(folder / f"data{i}", *replica_of).start() for i in (1, 2))]
         _await(lambda: _replicas_online(first) == 2, "replicas online")
-        self.sentinels = [SentinelServer(folder / f"sentinel{i}", first.port).start() for i in range(3)]
+        self.sentinels = [
+            SentinelServer(folder / f"sentinel{i}", first.port, down_after_ms).start() for i in range(3)
+        ]
         _await(lambda: all(map(self._is_complete, self.sentinels)), "Sentinels know each other")
 
     @staticmethod
     def _is_complete(sentinel: SentinelServer) -> bool:
         [master] = sentinel.client.sentinel_masters().values()
         return bool(master["num-slaves"] >= 2 and master["num-other-sentinels"] >= 2)
+
+    @property
+    def epoch(self) -> int:
+        """Grows with each failover."""
+        [master] = self.sentinels[0].client.sentinel_masters().values()
+        return int(master["config-epoch"])
 
     @property
     def url(self) -> str:
@@ -230,9 +240,10 @@ class SentinelGroup:
 class ClusterGroup:
     """Three primaries with equal slices of the slots and a replica each."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start the six processes and join them."""
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "600", *QUICK_REPLICATION)
+    def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS) -> None:
+        """Start the six processes and join them; who is silent for *node_timeout_ms* is replaced."""
+        timeout = ("--cluster-node-timeout", str(node_timeout_ms))
+        options = ("--cluster-enabled", "yes", *timeout, *QUICK_REPLICATION)
         self.servers = [RedisServer(folder / f"node{i}", *options).start() for i in range(6)]
         primaries, replicas = self.servers[:3], self.servers[3:]
         for index, primary in enumerate(primaries):
@@ -263,6 +274,12 @@ class ClusterGroup:
     def url(self) -> str:
         """How to reach it."""
         return f"redis+cluster://{','.join(f'{LOOPBACK}:{server.port}' for server in self.servers[:3])}"
+
+    @property
+    def epoch(self) -> int:
+        """Grows with each failover, as the first node that is alive knows."""
+        alive = next(one for one in self.servers if one.process is not None and one.process.poll() is None)
+        return int(alive.client.execute_command("CLUSTER INFO")["cluster_current_epoch"])
 
     def primary_of(self, slot: int) -> RedisServer:
         """The server that holds *slot*, as those alive see it."""

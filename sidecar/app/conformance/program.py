@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.app.conformance.accuracy import Terms
 from sidecar.app.conformance.run import AccuracyRun, Load, RunResult
 from sidecar.app.conformance.sidecars import Fleet, child_environment
 from sidecar.app.conformance.store_clock import Moment, StoreClock
@@ -88,7 +89,8 @@ async def _prove_own(plan: Plan) -> Outcome:
         clock = await undo.enter_async_context(_clock(store))
         undo.push_async_callback(clock.forget_layout)
         registry = folder / REGISTRY_FILE
-        subjects = make_subjects(registry, plan.buckets, plan.limit_rpm, plan.burst)
+        terms = Terms(plan.limit_rpm, plan.burst, plan.burst)
+        subjects = make_subjects(registry, {f"bucket-{number}": terms for number in range(plan.buckets)})
         settings = {"registry": str(registry), "routes": ROUTES}
         fleet = Fleet(folder, plan.sidecars, settings, child_environment(store, _variables(store)))
         await undo.enter_async_context(fleet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -41,17 +42,15 @@ def message_of(api_key: str) -> bytes:
     return check_request(METHOD, PATH, {"x-api-key": api_key}, CALLER_ADDRESS)
 
 
-def make_subjects(registry: Path, count: int, limit_rpm: int, burst: int) -> list[Subject]:
-    """Write *registry* with *count* fresh integrations of these terms."""
-    run = secrets.token_hex(4)
+def make_subjects(registry: Path, buckets: Mapping[str, Terms]) -> list[Subject]:
+    """Write *registry* with fresh integrations: *buckets* gives the terms of each, by its id."""
     records, subjects = [], []
-    for number in range(count):
+    for integration_id, terms in buckets.items():
         key = generate_api_key()
-        integration_id = f"conf-{run}-{number}"
         credential = {"id": key.credential_id, "digest": key.digest}
-        record = {"id": integration_id, "name": f"Conformance {number}", "credentials": [credential]}
-        records.append({**record, "rate_limit_rpm": limit_rpm, "burst": burst})
-        subjects.append(Subject(integration_id, Terms(limit_rpm, burst, burst), message_of(key.api_key)))
+        record = {"id": integration_id, "name": integration_id, "credentials": [credential]}
+        records.append({**record, "rate_limit_rpm": terms.limit_rpm, "burst": terms.burst})
+        subjects.append(Subject(integration_id, terms, message_of(key.api_key)))
     registry.write_text(yaml.safe_dump({"integrations": records}))
     return subjects
 

@@ -1,0 +1,31 @@
+"""`python -m loadtest.failover`: play failovers, print what was seen; 1 = a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from loadtest.failover.scene import fail_over
+from loadtest.failover.stores import KINDS
+from loadtest.proving import EXIT_BROKEN, EXIT_KEPT, run
+
+
+def main(arguments: list[str]) -> int:
+    """Run it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.failover", description=__doc__)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="may be repeated; default: each")
+    parser.add_argument("--rounds", type=int, default=3, help="failovers of each kind (default 3)")
+    parser.add_argument("--sidecars", type=int, default=2, help="sidecars under load (default 2)")
+    given = parser.parse_args(arguments)
+    is_kept = True
+    for kind in given.kind or KINDS:
+        for number in range(1, given.rounds + 1):
+            failover = run(fail_over(kind, given.sidecars))
+            is_kept = is_kept and failover.is_kept
+            print(json.dumps({"kind": kind, "round": number, **failover.as_json()}), flush=True)
+    return EXIT_KEPT if is_kept else EXIT_BROKEN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

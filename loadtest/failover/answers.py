@@ -1,0 +1,142 @@
+"""Every answer of a failover run, and what the run makes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+from loadtest.proving import percentile
+from sidecar.app.conformance.accuracy import most_admitted
+from sidecar.app.conformance.callers import Call
+from sidecar.app.conformance.subjects import Subject
+from sidecar.services.ext_authz_client import read_status
+
+DRAINING, DRY = 0, 1
+"""The buckets of a run: one that is being emptied when the primary dies, and one that is long empty."""
+NORMAL = (200, 429)
+ANSWERS_MAX = 5_000_000
+
+
+class Answer(NamedTuple):
+    """One answer: through which sidecar, of which bucket, its HTTP status (0 = none), and its times."""
+
+    sidecar: int
+    bucket: int
+    status: int
+    sent_ns: int
+    received_ns: int
+
+
+class AnswerLog:
+    """Keeps every answer; implements `callers.Listener`, asking for both buckets in turn."""
+
+    def __init__(self, subjects: Sequence[Subject], connections: int) -> None:
+        """*connections* callers in a row belong to one sidecar."""
+        self.answers: list[Answer] = []
+        self.admitted = [0] * len(subjects)
+        self.refused_at_ns: dict[int, int] = {}
+        """When each sidecar refused the draining bucket last."""
+        self._calls = [Call(subject.message, number) for number, subject in enumerate(subjects)]
+        self._connections = connections
+        self._turn = 0
+
+    def next_call(self, caller: int) -> Call | None:
+        """The buckets in turn."""
+        if len(self.answers) >= ANSWERS_MAX:
+            return None
+        self._turn = (self._turn + 1) % len(self._calls)
+        return self._calls[self._turn]
+
+    def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
+        """Keep it."""
+        status = read_status(message) if message else 0
+        sidecar, now_ns = caller // self._connections, monotonic_ns()
+        self.answers.append(Answer(sidecar, tag, status, sent_ns, now_ns))
+        if status == 200:
+            self.admitted[tag] += 1
+        elif status == 429 and tag == DRAINING:
+            self.refused_at_ns[sidecar] = now_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """
+    One run. Times are on the monotonic clock, but for `window_us`, which is on that of the servers.
+
+    `promoted_ns` is when the successor was seen to be a primary; `failovers` is how often a primary was
+    replaced, 1 unless the machine stalled for so long that a living one was taken for dead.
+    """
+
+    subjects: tuple[Subject, ...]
+    sidecars: int
+    answers: Sequence[Answer] = field(repr=False)
+    killed_ns: int
+    promoted_ns: int
+    window_us: int
+    hung: int
+    failovers: int
+
+    def over_admitted(self, bucket: int) -> int:
+        """Requests admitted beyond B + L·T/60."""
+        admitted = sum(one.status == 200 for one in self.answers if one.bucket == bucket)
+        return max(0, admitted - most_admitted(self.subjects[bucket].terms, self.window_us))
+
+    def during(self) -> list[Answer]:
+        """Answers from the kill until all sidecars answered normally again."""
+        last_ns = max(map(self.recovered_ns, range(self.sidecars)))
+        return [one for one in self.answers if self.killed_ns <= one.received_ns <= last_ns]
+
+    def recovered_ns(self, sidecar: int) -> int:
+        """When *sidecar* first admitted from the draining bucket after its last answer without the store."""
+        own = [one for one in self.answers if one.sidecar == sidecar and one.bucket == DRAINING]
+        failed_ns = max((one.received_ns for one in own if one.status == 503), default=self.killed_ns)
+        return min(
+            (one.received_ns for one in own if one.status in NORMAL and one.sent_ns > failed_ns), default=0
+        )
+
+    def slowest_ms(self) -> float:
+        """The longest that any request of the whole run waited for its answer."""
+        return max(one.received_ns - one.sent_ns for one in self.answers) / 1e6
+
+    @property
+    def is_kept(self) -> bool:
+        """
+        Whether every request got its defined answer, every sidecar recovered, and no bucket gave more than
+        one burst again for each failover, which is the bound of what a successor can have missed.
+        """
+        statuses = {one.status for one in self.answers}
+        return (
+            not self.hung
+            and statuses <= {*NORMAL, 503}
+            and all(self.recovered_ns(sidecar) for sidecar in range(self.sidecars))
+            and all(
+                self.over_admitted(bucket) <= subject.terms.burst * max(1, self.failovers)
+                for bucket, subject in enumerate(self.subjects)
+            )
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that was measured."""
+        during = self.during()
+        waits_ms = sorted((one.received_ns - one.sent_ns) / 1e6 for one in during)
+        recovered_ns = max(map(self.recovered_ns, range(self.sidecars)))
+        return {
+            "verdict": "kept" if self.is_kept else "broken",
+            "requests": len(self.answers),
+            "answers_during": {str(key): n for key, n in sorted(Counter(a.status for a in during).items())},
+            "wait_during_ms": {
+                "p50": round(percentile(waits_ms, 0.5), 1),
+                "p99": round(percentile(waits_ms, 0.99), 1),
+                "max": round(waits_ms[-1], 1),
+            },
+            "slowest_answer_ms": round(self.slowest_ms(), 1),
+            "hung": self.hung,
+            "failovers": self.failovers,
+            "kill_to_promoted_ms": round((self.promoted_ns - self.killed_ns) / 1e6),
+            "kill_to_normal_ms": round((recovered_ns - self.killed_ns) / 1e6),
+            "promoted_to_normal_ms": round((recovered_ns - self.promoted_ns) / 1e6),
+            "over_admitted": {"draining": self.over_admitted(DRAINING), "dry": self.over_admitted(DRY)},
+        }

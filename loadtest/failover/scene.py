@@ -1,0 +1,110 @@
+"""One failover: sidecars under load on a store whose primary is killed while a bucket is being emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from time import monotonic, monotonic_ns, sleep
+
+from loadtest.failover.answers import DRAINING, AnswerLog, Failover
+from loadtest.failover.stores import FailoverStore, start_store
+from loadtest.redis_servers import RedisServer
+from sidecar.app.conformance.accuracy import Terms
+from sidecar.app.conformance.callers import Caller
+from sidecar.app.conformance.sidecars import Fleet, child_environment
+from sidecar.app.conformance.subjects import ROUTES, make_subjects
+from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.redis.keys import KeySpace
+
+CONNECTIONS, IN_FLIGHT = 2, 96
+CALLS_PER_S = 4_000.0
+DRAINING_TERMS = Terms(limit_rpm=10_000, burst=4_500, held_at_start=4_500)
+DRY_TERMS = Terms(limit_rpm=6_000, burst=20, held_at_start=20)
+KILL_AFTER = DRAINING_TERMS.burst // 3
+"""So many admitted when the primary dies: the bucket is being emptied as fast as it can."""
+STEP_TIMEOUT_S = 40.0
+LOOK_INTERVAL_S = 0.005
+
+
+class FailoverError(Exception):
+    """The scene did not come about: the bucket does not empty, or nobody takes the primary's place."""
+
+
+async def fail_over(kind: str, sidecars: int) -> Failover:
+    """
+    Play the scene on a fresh store of *kind*.
+
+    Raises:
+        FailoverError, RedisServerError, SidecarsError: it did not come about.
+    """
+    async with AsyncExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-failover-")))
+        store = await asyncio.to_thread(start_store, kind, folder / "store")
+        undo.push_async_callback(asyncio.to_thread, store.stop)
+        owners = [_owner(f"{name}-") for name in ("draining", "dry")]
+        registry = folder / "registry.yaml"
+        subjects = make_subjects(registry, dict(zip(owners, (DRAINING_TERMS, DRY_TERMS), strict=True)))
+        settings = {"registry": str(registry), "routes": ROUTES}
+        fleet = Fleet(folder, sidecars, settings, child_environment(store.url))
+        await undo.enter_async_context(fleet)
+        log = AnswerLog(subjects, CONNECTIONS)
+        ways = [target for target in fleet.targets for _ in range(CONNECTIONS)]
+        callers = [
+            Caller(number, target, log, IN_FLIGHT, CALLS_PER_S / len(ways))
+            for number, target in enumerate(ways)
+        ]
+        began_us = wall_clock_us()  # the servers' own clock: they run on this machine
+        for caller in callers:
+            caller.start()
+        try:
+            epoch = await asyncio.to_thread(store.epoch)
+            killed_ns, promoted_ns = await _kill(store, log, sidecars)
+            failovers = await asyncio.to_thread(store.epoch) - epoch
+        finally:
+            await asyncio.gather(*(caller.stop() for caller in callers))
+        window_us = wall_clock_us() - began_us
+        hung = sum(caller.hung for caller in callers)
+        return Failover(
+            tuple(subjects), sidecars, log.answers, killed_ns, promoted_ns, window_us, hung, failovers
+        )
+
+
+async def _kill(store: FailoverStore, log: AnswerLog, sidecars: int) -> tuple[int, int]:
+    """Kill the primary half-way, and wait until each sidecar has emptied the bucket at its successor."""
+    primary = await asyncio.to_thread(store.primary)
+    await _until(lambda: log.admitted[DRAINING] >= KILL_AFTER, "the bucket is being emptied")
+    killed_ns = monotonic_ns()
+    primary.kill()
+    promoted_ns = await asyncio.to_thread(_await_successor, store, primary)
+    await _until(
+        lambda: sum(at_ns > promoted_ns for at_ns in log.refused_at_ns.values()) == sidecars,
+        "every sidecar answers from the successor, and the bucket is empty there",
+    )
+    return killed_ns, promoted_ns
+
+
+def _await_successor(store: FailoverStore, killed: RedisServer) -> int:
+    """When somebody has taken the place of *killed*, on the monotonic clock; runs in a thread."""
+    deadline_s = monotonic() + STEP_TIMEOUT_S
+    while store.successor(killed) is None:
+        if monotonic() > deadline_s:
+            raise FailoverError(f"no server took the primary's place within {STEP_TIMEOUT_S:g} s")
+        sleep(LOOK_INTERVAL_S)
+    return monotonic_ns()
+
+
+async def _until(fact: Callable[[], bool], what: str) -> None:
+    deadline_s = monotonic() + STEP_TIMEOUT_S
+    while not fact():
+        if monotonic() > deadline_s:
+            raise FailoverError(f"not within {STEP_TIMEOUT_S:g} s: {what}")
+        await asyncio.sleep(LOOK_INTERVAL_S)
+
+
+def _owner(start: str) -> str:
+    """An id that begins with *start* and lives in partition 0, whose primary is killed."""
+    space = KeySpace()
+    return next(f"{start}{number}" for number in range(1_000) if space.partition_of(f"{start}{number}") == 0)

@@ -1,0 +1,119 @@
+"""Stores that survive the death of a primary, with one thing to kill and a way to see its successor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import redis
+
+from loadtest.redis_servers import SERVICE, ClusterGroup, RedisServer, RedisServerError, SentinelGroup
+from sidecar.stores.redis.keys import KeySpace
+
+KINDS = ("sentinel", "cluster")
+SILENCE_MS = 1_500
+"""How long a primary must be silent before it is replaced: longer than a busy machine stalls."""
+
+
+class FailoverStore(Protocol):
+    """A group of servers; every method but `url` blocks, so call them in a thread."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    def epoch(self) -> int:
+        """Grows with each failover."""
+
+    def primary(self) -> RedisServer:
+        """The server that holds partition 0 now."""
+
+    def successor(self, killed: RedisServer) -> RedisServer | None:
+        """The server that has taken the place of *killed*; None = none yet."""
+
+    def stop(self) -> None:
+        """End all of its processes."""
+
+
+class SentinelStore:
+    """One primary, two replicas, three Sentinels."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start them."""
+        self._group = SentinelGroup(folder, SILENCE_MS)
+
+    @property
+    def url(self) -> str:
+        """See `FailoverStore`."""
+        return self._group.url
+
+    def epoch(self) -> int:
+        """See `FailoverStore`."""
+        return self._group.epoch
+
+    def primary(self) -> RedisServer:
+        """See `FailoverStore`."""
+        return self._group.primary
+
+    def successor(self, killed: RedisServer) -> RedisServer | None:
+        """See `FailoverStore`: the one that a Sentinel names, as clients ask it."""
+        for sentinel in self._group.sentinels:
+            try:
+                _, port = sentinel.client.sentinel_get_master_addr_by_name(SERVICE)
+            except redis.RedisError:
+                continue
+            if int(port) != killed.port:
+                return next(one for one in self._group.servers if one.port == int(port))
+        return None
+
+    def stop(self) -> None:
+        """See `FailoverStore`."""
+        self._group.stop()
+
+
+class ClusterStore:
+    """Three primaries with a replica each; the one that holds partition 0 is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start them."""
+        self._group = ClusterGroup(folder, SILENCE_MS)
+        self._slot = KeySpace().slot_of(0)
+
+    @property
+    def url(self) -> str:
+        """See `FailoverStore`."""
+        return self._group.url
+
+    def epoch(self) -> int:
+        """See `FailoverStore`."""
+        return self._group.epoch
+
+    def primary(self) -> RedisServer:
+        """See `FailoverStore`."""
+        return self._group.primary_of(self._slot)
+
+    def successor(self, killed: RedisServer) -> RedisServer | None:
+        """See `FailoverStore`."""
+        try:
+            owner = self._group.primary_of(self._slot)
+        except (redis.RedisError, RedisServerError):
+            return None
+        return None if owner is killed else owner
+
+    def stop(self) -> None:
+        """See `FailoverStore`."""
+        self._group.stop()
+
+
+def start_store(kind: str, folder: Path) -> FailoverStore:
+    """
+    Start a store of *kind*, which takes some seconds.
+
+    Raises:
+        RedisServerError: the kind is unknown, or a server does not start.
+    """
+    if kind == "sentinel":
+        return SentinelStore(folder)
+    if kind == "cluster":
+        return ClusterStore(folder)
+    raise RedisServerError(f"the kind of store must be one of {', '.join(KINDS)}, not {kind!r}")

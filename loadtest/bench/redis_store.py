@@ -165,9 +165,9 @@ def _throughput_section(bench: Bench) -> Section:
         f" integrations come from a file. {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS}"
         " rounds, every answer an allow. Beside it: `loadtest/baselines/evalsha_sidecar.py`, the same"
         " decision by grpc.aio and redis-py with one EVALSHA each, same registry and requests, round by round"
-        " in turn. Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a side does"
-        " not use all of its own, they are the limit, not it. Loads repeated because the machine was busy:"
-        f" {bench.repeats}.",
+        " in turn. Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a"
+        " side does not use all of its own, they are the limit, not it. Loads repeated as the machine was"
+        f" busy: {bench.repeats}.",
         rows,
     )
 

@@ -65,6 +65,26 @@ def test_compile__refuses_a_value_that_does_not_stand_as_it_is(escape: object) -
         compile_template(lambda values: str(escape(values["id"])).encode(), {"id": 3})
 
 
+def test_compile__renders_twice_however_many_variables() -> None:
+    """What it costs to meet a new kind of answer does not grow with the number of its figures."""
+    rendered: list[Mapping[str, str]] = []
+
+    def render(values: Mapping[str, str]) -> bytes:
+        rendered.append(values)
+        return "".join(values.values()).encode()
+
+    names = "abcdefghi"
+    template = compile_template(render, {name: index + 1 for index, name in enumerate(names)})
+    assert template == b"".join(b"%%(%c)b" % ord(name) for name in names)
+    assert len(rendered) == 2
+
+
+def test_compile__refuses_more_variables_than_digits() -> None:
+    """A tenth variable would have no digit of its own to be known by."""
+    with pytest.raises(ValueError, match="at most 9 variables can be told apart, not 10"):
+        compile_template(lambda values: b"", dict.fromkeys("abcdefghij", 1))
+
+
 def test_compile__refuses_two_places_without_a_gap() -> None:
     """Where one place ends and the next begins could not be told."""
     with pytest.raises(ValueError, match="id does not stand as it is"):

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from sidecar.app.cli.exits import EXIT_USAGE, CommandError
 
 UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?:\d{1,9}[smhdw])+")
-_PART = re.compile(r"(\d+)([smhdw])")
+_DURATION = re.compile(r"(?:[0-9]{1,9}[smhdw])+")
+_PART = re.compile(r"([0-9]+)([smhdw])")
 NEVER = "never"
 
 

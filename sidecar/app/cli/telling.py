@@ -56,6 +56,6 @@ def _confirmed(confirmation: dict[str, Any]) -> str:
     named = ", ".join(waiting[:SIDECARS_NAMED_MAX])
     more = f" and {len(waiting) - SIDECARS_NAMED_MAX} more" if len(waiting) > SIDECARS_NAMED_MAX else ""
     return (
-        f"committed, but after {took} ms {len(waiting)} of {count} {noun} have not confirmed: {named}{more};"
+        f"committed, but not confirmed within {took} ms by {len(waiting)} of {count} {noun}: {named}{more};"
         " 'sidecar sidecars' shows how they stand"
     )

@@ -76,10 +76,9 @@ class Served:
         """Do *work* on the loop of the API."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE_S)
 
-    def announce(self, sidecar_id: str, revision: Revision | None = None) -> None:
-        """Let a sidecar say that it has followed the registry, to where it is now unless told."""
-        known = revision if revision is not None else self.wait(self.registry.revision())
-        self.wait(self.registry.announce(sidecar_id, known))
+    def announce(self, sidecar_id: str, revision: Revision) -> None:
+        """Let a sidecar say that it has followed the registry so far."""
+        self.wait(self.registry.announce(sidecar_id, revision))
 
 
 async def _at_once(position: Position) -> bool:

@@ -1,0 +1,446 @@
+"""Administrators' commands against the real admin API: what they do, print, refuse and exit with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.domain.changes import Revision
+
+from .served import Served
+
+KEY = re.compile(r"sck_[0-9A-Za-z-]+_[0-9A-Za-z]{36}\n")
+
+
+def record_of(api: Served, id: str) -> dict[str, Any]:
+    """An integration, as the API has it."""
+    record: dict[str, Any] = json.loads(api.told("integrations", "show", id, "--json"))
+    return record
+
+
+def test_integrations__from_create_to_delete(shared_api: Served) -> None:
+    """Every detail that is named arrives; what is not named is the least."""
+    shared_api.told(
+        "integrations", "create", "whole", "--name", "Whole Ltd", "--contact", "ops@whole.example",
+        "--owner", "Ops", "--third-party-manager", "Agency", "--scope", "orders:read", "--scope", "crm:read",
+        "--rate-limit-rpm", "120", "--burst", "10", "--allow", "192.0.2.0/24", "--reason", "contract 7",
+    )  # fmt: skip
+    record = record_of(shared_api, "whole")
+    assert (record["name"], record["owner"], record["third_party_manager"]) == ("Whole Ltd", "Ops", "Agency")
+    assert (record["scopes"], record["rate_limit_rpm"], record["burst"]) == (
+        ["crm:read", "orders:read"],
+        120,
+        10,
+    )
+    assert (record["ip_allowlist"], record["is_allowlist_enabled"]) == (["192.0.2.0/24"], True)
+    assert shared_api.told("integrations", "edit", "whole", "--contact", "", "--name", "Whole") == (
+        "whole: changed name, contact\n"
+    )
+    assert record_of(shared_api, "whole")["contact"] == ""
+    assert shared_api.told("integrations", "delete", "whole", "--yes", "--reason", "contract ended") == (
+        "whole: deleted 'Whole'\n"
+    )
+    gone = shared_api.run("integrations", "show", "whole")
+    assert (gone.exit_code, gone.stdout) == (1, "")
+    assert "sidecar: integration_id: there is no integration 'whole'\n  list them" in gone.stderr
+    again = shared_api.run("integrations", "create", "whole")
+    assert again.exit_code == 4
+    assert "an id is never used again" in again.stderr
+
+
+def test_integrations__a_new_one_may_do_nothing(shared_api: Served) -> None:
+    """Only an id: no scope, no key, the default limit, and the id for a name."""
+    shared_api.told("integrations", "create", "least")
+    record = record_of(shared_api, "least")
+    assert (record["name"], record["scopes"], record["credentials"]) == ("least", [], [])
+    assert (record["rate_limit_rpm"], record["is_allowlist_enabled"], record["ip_allowlist"]) == (
+        60,
+        False,
+        [],
+    )
+
+
+def test_integrations__lists_for_programs(api: Served) -> None:
+    """Piped: a line each, tabs between, no heads; `--json`: what the API said; more than --limit: a note."""
+    for id in ("alpha", "beta", "gamma"):
+        api.told("integrations", "create", id, "--owner", "Ops")
+    api.told("suspend", "beta", "--reason", "leak")
+    lines = api.told("integrations", "list").splitlines()
+    assert lines == [
+        "alpha\talpha\tactive\t60\t0\t0\toff",
+        "beta\tbeta\tsuspended\t60\t0\t0\toff",
+        "gamma\tgamma\tactive\t60\t0\t0\toff",
+    ]
+    assert api.told("integrations", "list", "--search", "AMM", "--status", "active") == lines[2] + "\n"
+    assert api.told("integrations", "list", "--status", "suspended") == lines[1] + "\n"
+    some = api.run("integrations", "list", "--limit", "2", "--json")
+    assert [one["id"] for one in json.loads(some.stdout)["items"]] == ["alpha", "beta"]
+    assert some.stderr == "note: there are more than these 2; narrow it, or raise --limit\n"
+    nothing = api.run("integrations", "list", "--search", "nobody")
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "there is no such integration\n")
+
+
+def test_integrations__an_edit_of_nothing_is_wrong_usage(shared_api: Served) -> None:
+    """It names what could be changed."""
+    result = shared_api.run("integrations", "edit", "any")
+    assert (result.exit_code, "such as --contact" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("integrations", "create", "keyed", "--issue-credential", "--expires", "90d"),
+            "keyed: created 'keyed'\n",
+        ),
+        (
+            ("credentials", "issue", "prepared", "--expires", "2200-01-01T00:00Z"),
+            "prepared: issued credential ",
+        ),
+    ],
+)
+def test_secrets__stand_alone_on_standard_output(
+    shared_api: Served, arguments: tuple[str, ...], told: str
+) -> None:
+    """`KEY=$(sidecar credentials issue acme)` holds the key and nothing else; people read the rest."""
+    shared_api.run("integrations", "create", "prepared")
+    result = shared_api.run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert KEY.fullmatch(result.stdout)
+    assert result.stderr.startswith(told)
+    assert "shown this once" in result.stderr
+    assert result.stdout.strip() not in result.stderr
+
+
+def test_secrets__a_repeat_does_not_show_one_again(shared_api: Served) -> None:
+    """A repeat of a change is that change: its secret was shown then, and 1 says that there is none."""
+    shared_api.told("integrations", "create", "twice")
+    arguments = ("credentials", "issue", "twice", "--idempotency-key", "twice-1")
+    assert KEY.fullmatch(shared_api.told(*arguments))
+    again = shared_api.run(*arguments)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "(by an earlier call with this key)" in again.stderr
+    assert "was made by an earlier call, whose answer showed it" in again.stderr
+    assert len(record_of(shared_api, "twice")["credentials"]) == 1
+
+
+def test_credentials__rotate_with_an_overlap_revoke_and_expire(shared_api: Served) -> None:
+    """The old key works on for the overlap, is seen to, and ends when it is told to."""
+    shared_api.told("integrations", "create", "turning", "--issue-credential")
+    old = record_of(shared_api, "turning")["credentials"][0]["id"]
+    assert KEY.fullmatch(shared_api.told("credentials", "rotate", "turning", old, "--overlap", "1d"))
+    rows = [line.split("\t") for line in shared_api.told("credentials", "list", "turning").splitlines()]
+    new = rows[1][0]
+    assert [row[:2] for row in rows] == [[old, "overlapping"], [new, "active"]]
+    assert rows[0][3].endswith(f", then {new}")
+    assert [row[4:] for row in rows] == [["never", "-"]] * 2
+    told = shared_api.told("credentials", "expire", "turning", new, "--at", "2200-01-01T00:00+01:00")
+    assert told == f"turning: changed when credential {new} expires\n"
+    listed = json.loads(shared_api.told("credentials", "list", "turning", "--json"))["items"]
+    assert listed[1]["expires_at"] == "2199-12-31T23:00:00.000000Z"
+    shared_api.told("credentials", "expire", "turning", new, "--at", "never")
+    revoked = shared_api.run("credentials", "revoke", "turning", old, "--yes")
+    assert revoked.stdout == f"turning: revoked credential {old}\n"
+    last = shared_api.run("credentials", "revoke", "turning", new, "--yes")
+    assert "note: 'turning' has no live credential left" in last.stderr
+
+
+def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: Served) -> None:
+    """A step that comes too early, or from the wrong person, says what to do instead."""
+    shared_api.told("integrations", "create", "leaky", "--issue-credential")
+    assert shared_api.told("suspend", "leaky", "--reason", "key in a public repository", who="olli") == (
+        "leaky: suspended; 1 live credentials were invalidated\n"
+    )
+    early = shared_api.run("reactivate", "leaky", "--reason", "done", who="bob")
+    assert early.exit_code == 4
+    assert early.stderr == (
+        "sidecar: no live credential of 'leaky' was issued since its latest suspension\n"
+        "  issue a new credential first, then reactivate\n"
+    )
+    shared_api.told("suspend", "leaky", "--reason", "again, to be sure")
+    shared_api.told("credentials", "issue", "leaky")
+    same = shared_api.run("reactivate", "leaky", "--reason", "done")
+    assert same.exit_code == 1
+    assert "sidecar: 'ann' suspended 'leaky' and cannot be the one who reactivates it" in same.stderr
+    assert shared_api.run("reactivate", "leaky", "--reason", "done", who="olli").exit_code == 1
+    assert shared_api.told("reactivate", "leaky", "--reason", "keys replaced", who="bob").startswith(
+        "leaky: reactivated; credentials: "
+    )
+    assert [one["state"] for one in record_of(shared_api, "leaky")["credentials"]] == ["active"]
+
+
+def test_suspend__needs_a_reason(shared_api: Served) -> None:
+    """The option is required, and an empty one is refused by the API: the record must say why."""
+    assert shared_api.run("suspend", "any").exit_code == 2
+    shared_api.told("integrations", "create", "reasoned")
+    empty = shared_api.run("suspend", "reasoned", "--reason", " ")
+    assert (empty.exit_code, "reason is empty" in empty.stderr) == (1, True)
+
+
+def test_wait__says_who_has_confirmed(api: Served) -> None:
+    """0 once every live sidecar decides by the change; 5 when one does not in time, though it is made."""
+    api.told("integrations", "create", "waited")
+    quick = api.run("suspend", "waited", "--reason", "leak", "--wait")
+    assert quick.exit_code == 0
+    assert re.search(r"^in force on 0 sidecars after \d+ ms$", quick.stdout, re.MULTILINE)
+    api.announce("sidecar-1", Revision((1,)))
+    slow = api.run("scopes", "add", "waited", "orders:read", "--wait-s", "1")
+    assert slow.exit_code == 5
+    assert "by 1 of 1 sidecar: sidecar-1; 'sidecar sidecars' shows how they stand" in slow.stdout
+    assert record_of(api, "waited")["scopes"] == ["orders:read"]
+    assert api.told("sidecars").split("\t")[:3] == ["sidecar-1", "behind", "1"]
+    api.announce("sidecar-1", Revision((99,)))
+    assert api.told("sidecars").split("\t")[1] == "up to date"
+    assert "in force on 1 sidecar after" in api.told("scopes", "remove", "waited", "orders:read", "--wait")
+
+
+def test_scopes__add_remove_and_what_there_is(shared_api: Served) -> None:
+    """Scopes as words; what is unknown is named with its place."""
+    shared_api.told("integrations", "create", "scoped")
+    assert shared_api.told("scopes", "add", "scoped", "orders:read", "orders:write") == (
+        "scoped: added orders:read, orders:write\n"
+    )
+    assert (
+        shared_api.told("scopes", "add", "scoped", "orders:read")
+        == "scoped: nothing to do: it is so already\n"
+    )
+    shared_api.told("scopes", "remove", "scoped", "orders:write")
+    assert shared_api.told("scopes", "list", "scoped") == "orders:read\n"
+    assert json.loads(shared_api.told("scopes", "list", "scoped", "--json")) == ["orders:read"]
+    wrong = shared_api.run("scopes", "add", "scoped", "orders:read", "quality:write", "nothing")
+    assert wrong.exit_code == 1
+    assert "2 things are wrong, and nothing was changed" in wrong.stderr
+    assert "  scopes[1]: scope 'quality:write' asks write on the read-only category Quality" in wrong.stderr
+    catalogue = shared_api.told("scopes", "catalogue").splitlines()
+    assert len(catalogue) == 15
+    assert catalogue[9] == "quality\tQuality\toperational\tquality:read"
+    assert len(json.loads(shared_api.told("scopes", "catalogue", "--json"))["items"]) == 15
+
+
+def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: Served) -> None:
+    """One of the policies, or the configured one again."""
+    shared_api.told("integrations", "create", "fallen")
+    shared_api.told("integrations", "on-store-error", "fallen", "local")
+    assert record_of(shared_api, "fallen")["on_store_error"] == "local"
+    shared_api.told("integrations", "on-store-error", "fallen", "default")
+    assert record_of(shared_api, "fallen")["on_store_error"] is None
+    assert shared_api.run("integrations", "on-store-error", "fallen", "open").exit_code == 2
+
+
+def test_limit__set_raise_and_end(shared_api: Served) -> None:
+    """A raise shows until when it lasts and what comes then; by a moment or by a duration."""
+    shared_api.told("integrations", "create", "limited")
+    assert shared_api.told("limit", "set", "limited", "120", "--burst", "30") == (
+        "limited: set the limit to 120 requests per minute\n"
+    )
+    shared_api.told(
+        "limit", "raise", "limited", "600", "--until", "2h", "--burst", "100", "--reason", "backfill"
+    )
+    shown = dict(line.split("\t") for line in shared_api.told("limit", "show", "limited").splitlines())
+    assert shown["limit per minute"] == "600"
+    assert shown["then"] == "120 per minute, burst 30"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", shown["raised until"])
+    assert json.loads(shared_api.told("limit", "show", "limited", "--json"))["limit_raise"]["burst"] == 100
+    assert shared_api.told("limit", "end-raise", "limited") == "limited: ended the temporary raise\n"
+    far = shared_api.run("limit", "raise", "limited", "600", "--until", "2200-01-01T00:00Z")
+    assert (far.exit_code, "within 90 days" in far.stderr) == (1, True)
+    wrong = shared_api.run("limit", "set", "limited", "99999")
+    assert "rate_limit_rpm: a rate limit must be 1..10000" in wrong.stderr
+
+
+def test_allowlist__entries_and_warnings(shared_api: Served, tmp_path: Path) -> None:
+    """Entries from arguments or a file; what adds nothing or is spelt oddly is told, not passed over."""
+    shared_api.told("integrations", "create", "listed", "--allow", "192.0.2.0/24")
+    added = shared_api.run("allowlist", "add", "listed", "192.0.2.7", "2001:db8::/32")
+    assert "note: 192.0.2.7/32 is already covered by 192.0.2.0/24: it adds nothing" in added.stderr
+    shared_api.told("allowlist", "remove", "listed", "192.0.2.7/32")
+    file = tmp_path / "entries"
+    file.write_text("# the depot\n198.51.100.0/24  # north\n\n203.0.113.0/24\n")
+    shared_api.told("allowlist", "set", "listed", "--file", str(file))
+    shown = shared_api.run("allowlist", "show", "listed")
+    assert shown.stdout == "198.51.100.0/24\n203.0.113.0/24\n"
+    assert shown.stderr == "The allowlist of listed is on: only these addresses are let in.\n"
+    assert shared_api.told("allowlist", "disable", "listed", "--yes") == "listed: turned the allowlist off\n"
+    assert "is off: every address is let in" in shared_api.run("allowlist", "show", "listed").stderr
+    assert shared_api.told("allowlist", "enable", "listed") == "listed: turned the allowlist on\n"
+    assert (
+        json.loads(shared_api.told("allowlist", "show", "listed", "--json"))["is_allowlist_enabled"] is True
+    )
+    host_bits = shared_api.run("allowlist", "add", "listed", "10.0.0.7/8")
+    assert (host_bits.exit_code, "10.0.0.0/8" in host_bits.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("10.0.0.0/8", "--file", "x"), ("--file", "/no/such/file")])
+def test_allowlist__set_takes_entries_or_a_file(shared_api: Served, arguments: tuple[str, ...]) -> None:
+    """One of the two, and a file that is there."""
+    assert shared_api.run("allowlist", "set", "any", *arguments).exit_code == 2
+
+
+def test_allowlist__a_file_has_a_bound(shared_api: Served, tmp_path: Path) -> None:
+    """A file of another kind is not sent whole."""
+    file = tmp_path / "entries"
+    file.write_text("10.0.0.1\n" * 1_001)
+    assert "has 1001 entries" in shared_api.run("allowlist", "set", "any", "--file", str(file)).stderr
+
+
+def test_webhook_secret__generate_and_rotate(shared_api: Served) -> None:
+    """Each is alone on standard output; a second generation is a conflict."""
+    shared_api.told("integrations", "create", "hooked")
+    first = shared_api.told("webhook-secret", "generate", "hooked")
+    assert re.fullmatch(r"whsec_[0-9A-Za-z+/=]{44}\n", first)
+    assert shared_api.run("webhook-secret", "generate", "hooked").exit_code == 4
+    assert shared_api.told("webhook-secret", "rotate", "hooked", "--overlap", "1h30m") != first
+    assert len(record_of(shared_api, "hooked")["webhook_secrets"]) == 2
+
+
+def test_changes__a_dry_run_changes_nothing(shared_api: Served) -> None:
+    """It says what would be done, draws no secret, asks nothing, and leaves the generation as it is."""
+    shared_api.told("integrations", "create", "tried", "--allow", "192.0.2.0/24")
+    for arguments in (
+        ("integrations", "delete", "tried"),
+        ("credentials", "issue", "tried"),
+        ("suspend", "tried", "--reason", "test", "--wait"),
+        ("allowlist", "disable", "tried"),
+    ):
+        result = shared_api.run(*arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert "tried: dry run, nothing was changed: " in result.output
+        assert not KEY.search(result.stdout)
+    assert record_of(shared_api, "tried")["generation"] == 1
+
+
+def test_changes__expect_a_generation(shared_api: Served) -> None:
+    """Whoever decided by an older state is told so, with 4, and nothing is changed."""
+    shared_api.told("integrations", "create", "raced")
+    shared_api.told("limit", "set", "raced", "100", "--expect", "1")
+    late = shared_api.run("limit", "set", "raced", "200", "--expect", "1")
+    assert late.exit_code == 4
+    assert "'raced' is at generation 2, not at the expected generation 1" in late.stderr
+    assert record_of(shared_api, "raced")["rate_limit_rpm"] == 100
+
+
+def test_changes__print_the_answer_as_json(shared_api: Served) -> None:
+    """For programs: what the API said, whole; also the secret, and nothing on standard error."""
+    created = shared_api.run("integrations", "create", "machine", "--issue-credential", "--json")
+    answer = json.loads(created.stdout)
+    assert (answer["integration"]["id"], answer["is_change"]) == ("machine", True)
+    assert KEY.fullmatch(answer["api_key"] + "\n")
+    assert created.stderr == ""
+    changed = json.loads(shared_api.told("limit", "set", "machine", "10", "--json"))
+    assert changed["summary"] == "set the limit to 10 requests per minute"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("integrations", "delete", "kept"),
+        ("credentials", "revoke", "kept", "any"),
+        ("allowlist", "disable", "kept"),
+        ("admin", "remove", "audrey"),
+        ("admin", "token", "revoke", "audrey", "any"),
+    ],
+    ids=" ".join,
+)
+def test_confirmation__without_a_terminal_needs_yes(shared_api: Served, arguments: tuple[str, ...]) -> None:
+    """What takes something away is not done by a script that did not say so: exit 2, nothing sent."""
+    result = shared_api.run(*arguments, SIDECAR_SERVER="http://127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("sidecar: nothing was done, because nobody can be asked here: ")
+    assert result.stderr.rstrip().endswith("Give --yes if you mean it")
+
+
+def test_admin__accounts_roles_and_tokens(api: Served) -> None:
+    """An account from its first token to its end."""
+    token = api.told(
+        "admin", "create", "carol", "--role", "auditor", "--name", "Carol C", "--expires", "30d"
+    ).strip()
+    api.tokens["carol"] = token
+    me = dict(line.split("\t") for line in api.told("admin", "whoami", who="carol").splitlines())
+    assert (me["administrator"], me["role"], me["token"]) == ("carol", "auditor", token.split("_")[1])
+    assert json.loads(api.told("admin", "whoami", "--json", who="carol"))["administrator"] == "carol"
+    assert api.told("admin", "role", "carol", "operator") == "carol: changed the role of carol to operator\n"
+    second = api.told("admin", "token", "issue", "carol", "--expires", "2h").strip()
+    listed = [line.split("\t") for line in api.told("admin", "list").splitlines()]
+    ids = [token.split("_")[1], second.split("_")[1]]
+    assert next(row for row in listed if row[0] == "carol")[:4] == [
+        "carol",
+        "Carol C",
+        "operator",
+        " ".join(ids),
+    ]
+    api.told("admin", "token", "revoke", "carol", ids[0], "--yes")
+    ended = api.run("admin", "whoami", who="carol")
+    assert (ended.exit_code, "a valid administrator's token is needed" in ended.stderr) == (1, True)
+    assert (
+        api.told("admin", "remove", "carol", "--yes", "--reason", "left")
+        == "carol: removed administrator carol\n"
+    )
+    accounts = json.loads(api.told("admin", "list", "--json"))["items"]
+    assert [one["removed_at"] is not None for one in accounts if one["id"] == "carol"] == [True]
+    assert "carol\tCarol C\tremoved\t\t-" in api.told("admin", "list").splitlines()
+
+
+def test_admin__the_last_one_stays(api: Served) -> None:
+    """Nobody can lock everybody out."""
+    api.told("admin", "remove", "bob", "--yes")
+    last = api.run("admin", "remove", "ann", "--yes")
+    assert last.exit_code == 4
+    assert "nobody with the role admin and a live token would be left" in last.stderr
+
+
+@pytest.mark.parametrize("who", ["audrey", "olli"])
+def test_roles__what_a_role_does_not_permit_is_told(shared_api: Served, who: str) -> None:
+    """Whoever may not is told whom to ask."""
+    result = shared_api.run("integrations", "create", "forbidden", who=who)
+    assert result.exit_code == 1
+    assert "does not permit create" in result.stderr
+    assert "ask an administrator with the role admin" in result.stderr
+
+
+def test_token__from_a_file_or_standard_input(shared_api: Served, tmp_path: Path) -> None:
+    """Both keep it out of arguments; a file goes before the variable."""
+    file = tmp_path / "token"
+    file.write_text(shared_api.tokens["bob"] + "\n")
+    assert "bob" in shared_api.told("admin", "whoami", "--token-file", str(file))
+    result = shared_api.run("admin", "whoami", "--token", "-", stdin=shared_api.tokens["audrey"] + "\n")
+    assert "audrey" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "told"),
+    [
+        ((), "", "no administrator's token was given: set SIDECAR_ADMIN_TOKEN"),
+        (("--token", "-"), "", "standard input is empty"),
+        (("--token-file", "/no/such/file"), "", "cannot be read: No such file or directory"),
+        ((), "sck_q2R8mW0bTz_1234", "something else than an administrator's token"),
+        ((), "sca_q2R8mW0bTz_0000000000000000000000000000002C8Gjx", "was it copied whole?"),
+    ],
+)
+def test_token__one_that_is_none_is_not_sent(
+    shared_api: Served, arguments: tuple[str, ...], variable: str, told: str
+) -> None:
+    """A slip is told before anything leaves the machine, without a word of the token."""
+    result = shared_api.run("admin", "whoami", *arguments, SIDECAR_ADMIN_TOKEN=variable)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not variable or variable not in result.output
+
+
+@pytest.mark.parametrize(
+    ("server", "code", "told"),
+    [
+        ("http://10.0.0.1:9193", 2, "would travel in the clear"),
+        ("http://127.0.0.1:1", 1, "is the sidecar running"),
+        ("unix:/no/such.sock", 1, "cannot reach unix:/no/such.sock"),
+    ],
+)
+def test_server__what_cannot_be_asked_is_told(shared_api: Served, server: str, code: int, told: str) -> None:
+    """One line about what is wrong, one about what to look at; never a traceback."""
+    result = shared_api.run("integrations", "list", "--server", server)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert told in result.stderr
+    assert isinstance(result.exception, SystemExit)

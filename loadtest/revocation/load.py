@@ -48,6 +48,7 @@ class TrialResult:
     violations: int
     judged: int
     admitted: int
+    failed: int
     unanswered: int
     others: int
     first_denials_ns: list[int]
@@ -64,6 +65,7 @@ class Trial:
     is_loaded: bool = False
     is_over: bool = False
     under_way: int = 0
+    failed: int = 0
     unanswered: int = 0
     others: int = 0
     admitted: list[int] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Trial:
             if self.committed_ns:
                 self.denied_after[sidecar] += sent_ns > self.committed_ns
             self.denied_sent_ns.append((sidecar, sent_ns))
+        elif status == 503:
+            self.failed += 1
         elif status == 0:
             self.unanswered += 1
         else:
@@ -108,6 +112,7 @@ class Trial:
             violations,
             violations + denied,
             sum(self.admitted),
+            self.failed,
             self.unanswered,
             self.others,
             self.first_denials_ns,

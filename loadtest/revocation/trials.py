@@ -42,8 +42,9 @@ class Held:
 
     @property
     def is_kept(self) -> bool:
-        """Whether nobody was let in who came after the commit, and every sidecar was seen to deny."""
-        return not self.result.violations and all(self.result.first_denials_ns) and not self.result.others
+        """Whether nobody came in after the commit, every sidecar was seen to deny, and all was answered."""
+        result = self.result
+        return not (result.violations or result.others or result.unanswered) and all(result.first_denials_ns)
 
     @property
     def flip_ms(self) -> float:
@@ -80,6 +81,7 @@ class RevocationReport:
             "admitted_after_commit": sum(result.violations for result in results),
             "sent_after_commit": sum(result.judged for result in results),
             "admitted_before_commit": sum(result.admitted - result.violations for result in results),
+            "answered_503": sum(result.failed for result in results),
             "unanswered": sum(result.unanswered for result in results),
             "other_answers": sum(result.others for result in results),
             "last_first_denial_after_commit_ms": _spread([t.flip_ms for t in self.trials]),

@@ -121,7 +121,6 @@ class CheckLink(asyncio.Protocol):
         except FrameError:
             self.abort()
             return
-        self._uncredited += len(data)
         if self._uncredited >= CREDIT_BYTES:
             self._out.append(window_update(0, self._uncredited))
             self._uncredited = 0
@@ -153,6 +152,7 @@ class CheckLink(asyncio.Protocol):
             self.is_open = False
 
     def _take_data(self, one: Frame) -> None:
+        self._uncredited += len(one.payload)  # padding counts, frame heads do not (RFC 9113 6.9.1)
         call = self._calls.get(one.stream)
         if call is not None:
             call[2].append(data_of(one))

@@ -7,7 +7,7 @@ Source: the ASGI HTTP specification 2.4; the Prometheus text format and OpenMetr
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
@@ -22,7 +22,7 @@ from sidecar.observe.metrics import Metrics
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"

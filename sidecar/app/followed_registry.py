@@ -61,7 +61,7 @@ class FollowedRegistry:
         await asyncio.gather(self._again(self._live.run), self._again(self._keeping.run))
 
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do *work*, which ends only by a fault of ours: that must not leave an old registry in force for good."""
+        """Do *work*, which ends only by a fault of ours: an old registry must not stay in force for that."""
         while True:
             try:
                 await work()

@@ -23,7 +23,7 @@ OTHERS = 0o007
 
 
 class SealError(Exception):
-    """A key file cannot be used, or a sealed text was not sealed with its keys; the message says what to do."""
+    """A key file cannot be used, or a text was not sealed with its keys; the message says what to do."""
 
 
 class KeySealer:
@@ -79,7 +79,7 @@ def read_keys(path: Path) -> KeySealer:
 
 def read_or_make_keys(path: Path) -> KeySealer:
     """
-    The sealer of the key file at *path*, which is made with a fresh key, closed to others, if it is not there.
+    The sealer of the key file at *path*; one that is not there is made, with a fresh key, closed to others.
 
     Raises:
         SealError: it cannot be made, or as for `read_keys`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from sidecar.app.control_plane import (
 )
 from sidecar.app.followed_registry import FollowedRegistry
 from sidecar.app.listen_rule import put_open_admin
+from sidecar.app.loop_share import LoopShare, in_turns
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -41,6 +43,8 @@ from sidecar.transports.server import Endpoint, GrpcServer
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
 """What the health service tells about; '' = the whole process."""
 COMPONENTS = ("grpc", "registry")
+SWITCH_INTERVAL_S = 0.000_2
+"""How long the thread of a registry's file may hold the interpreter while decisions wait for it."""
 
 _log = logging.getLogger("sidecar.app")
 
@@ -50,8 +54,9 @@ class Sidecar:
     """
     The parts of one process.
 
-    `admin` serves `listen.admin`, `watching` serves `listen.metrics`. `watch` None = there is no registry file to watch; `shared` None = the store is embedded; `followed`
-    None = there is no registry that administrators change.
+    `admin` serves `listen.admin`, `watching` serves `listen.metrics`. `watch` None = there is no registry
+    file to watch; `shared` None = the store is embedded; `followed` None = there is no registry that
+    administrators change.
     """
 
     config: Config
@@ -174,7 +179,10 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     app = AdminApp(metrics, readiness, NO_CONTROL_PLANE)
     if followed is not None and config.settings.listen.admin:
-        app.api = build_admin_api(config, followed.registry, metrics, followed.put_in_force)
+        api = build_admin_api(config, followed.registry, metrics, followed.put_in_force)
+        app.api = in_turns(api, LoopShare())
+    if config.registry_database is not None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
     return Sidecar(
         config,
         metrics,

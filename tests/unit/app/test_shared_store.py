@@ -1,0 +1,48 @@
+"""The shared store of one process: the count of sidecars, its share of the limits, and what of it is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.app.shared_store import SharedStore
+from sidecar.domain.fail_policy import FailPolicy
+from sidecar.stores.local_share import FORGET_AFTER_US, LocalShare
+from sidecar.stores.redis.bucket_store import RedisBucketStore
+from sidecar.stores.redis.urls import parse_store_url
+from tests.building import ManualClock, make_metrics
+from tests.store_worlds import bucket
+
+
+@pytest.fixture
+def shared() -> SharedStore:
+    """A store that is not asked."""
+    url = parse_store_url("redis://127.0.0.1:1")
+    return SharedStore(
+        url, make_metrics(), checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL
+    )
+
+
+def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:
+    """Each beat that the store answers tells by how many the limits are shared."""
+    shared._beaten(7)
+    assert shared.fallback.local.live_sidecars == 7
+    assert shared._metrics.value("sidecar_store_live_sidecars") == 7
+
+
+@pytest.mark.parametrize(("is_ready", "kept"), [(True, 0), (False, 1)])
+def test_beat__forgets_what_was_used_once_the_store_is_back(
+    shared: SharedStore, monkeypatch: pytest.MonkeyPatch, is_ready: bool, kept: int
+) -> None:
+    """A minute after the last take without the store its memory is free; not while the store is still away."""
+    clock = ManualClock()
+    local: Any = shared.fallback.local = LocalShare(clock)
+    monkeypatch.setattr(RedisBucketStore, "is_ready", property(lambda self: is_ready))
+    local.take_now(bucket(), 1)
+    clock.advance(us=FORGET_AFTER_US - 1)
+    shared._beaten(1)
+    assert len(local) == 1
+    clock.advance(us=1)
+    shared._beaten(1)
+    assert len(local) == kept

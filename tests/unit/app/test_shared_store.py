@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from sidecar.app.shared_store import SharedStore
@@ -19,9 +17,7 @@ from tests.store_worlds import bucket
 def shared() -> SharedStore:
     """A store that is not asked."""
     url = parse_store_url("redis://127.0.0.1:1")
-    return SharedStore(
-        url, make_metrics(), checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL
-    )
+    return SharedStore(url, make_metrics(), checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL)
 
 
 def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:
@@ -35,9 +31,10 @@ def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:
 def test_beat__forgets_what_was_used_once_the_store_is_back(
     shared: SharedStore, monkeypatch: pytest.MonkeyPatch, is_ready: bool, kept: int
 ) -> None:
-    """A minute after the last take without the store its memory is free; not while the store is still away."""
+    """A minute after the last take without the store its memory is free; not while it is away."""
     clock = ManualClock()
-    local: Any = shared.fallback.local = LocalShare(clock)
+    local = LocalShare(clock)
+    shared.fallback.local = local
     monkeypatch.setattr(RedisBucketStore, "is_ready", property(lambda self: is_ready))
     local.take_now(bucket(), 1)
     clock.advance(us=FORGET_AFTER_US - 1)

@@ -5,11 +5,13 @@ The declarative registry: a YAML file with a list `integrations:`, read whole or
       - id: acme-erp
         name: Acme ERP
         status: active            # or suspended
+        contact: ops@acme.example # whom to ask; likewise owner and third_party_manager
         scopes: [orders:read, orders:write]
         rate_limit_rpm: 600       # 1 ... 10000, default 60
         burst: 100                # default: the limit
         on_store_error: local     # or deny, allow; default: that of the configuration
         ip_allowlist: [192.0.2.0/24]
+        is_allowlist_enabled: true  # false: the entries are kept, and every address is let in
         credentials:
           - id: q2R8mW0bTz
             digest: sha256:...
@@ -29,6 +31,7 @@ from typing import NamedTuple
 
 import yaml
 
+from sidecar.domain.declared import Declaration
 from sidecar.domain.integrations import Integration
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.stores.file_faults import FaultList, FileFault
@@ -49,6 +52,13 @@ class Registry(NamedTuple):
     """
 
     records: tuple[Integration, ...]
+    warnings: tuple[FileFault, ...] = ()
+
+
+class Declared(NamedTuple):
+    """What a registry file declares: its integrations with the keys that it writes, and remarks."""
+
+    declarations: tuple[Declaration, ...]
     warnings: tuple[FileFault, ...] = ()
 
 
@@ -100,6 +110,33 @@ def parse_registry(content: bytes, file: str, catalogue: ScopeCatalogue) -> Regi
     Raises:
         FileFaultsError: it holds mistakes; the first ones are told, all are counted.
     """
+    records, reader = _parse(content, file, catalogue)
+    return Registry(tuple(records), tuple(reader.warnings.faults))
+
+
+def load_declarations(path: Path, file: str, catalogue: ScopeCatalogue) -> Declared:
+    """
+    Read the registry at *path*, which messages call *file*, as what administrators declare.
+
+    Raises:
+        FileFaultsError: it cannot be read or holds mistakes.
+    """
+    return parse_declarations(load_registry_bytes(path, file).content, file, catalogue)
+
+
+def parse_declarations(content: bytes, file: str, catalogue: ScopeCatalogue) -> Declared:
+    """
+    Read the registry in *content* as what administrators declare; see `parse_registry`.
+
+    Raises:
+        FileFaultsError: it holds mistakes; the first ones are told, all are counted.
+    """
+    records, reader = _parse(content, file, catalogue)
+    declarations = tuple(Declaration(record, reader.keys[record.id]) for record in records)
+    return Declared(declarations, tuple(reader.warnings.faults))
+
+
+def _parse(content: bytes, file: str, catalogue: ScopeCatalogue) -> tuple[list[Integration], RecordReader]:
     faults = FaultList(file)
     reader = RecordReader(catalogue, faults)
     records: list[Integration] = []
@@ -110,7 +147,7 @@ def parse_registry(content: bytes, file: str, catalogue: ScopeCatalogue) -> Regi
     except YamlError as error:
         faults.add(error.line, "", error.problem)
     faults.raise_any()
-    return Registry(tuple(records), tuple(reader.warnings.faults))
+    return records, reader
 
 
 def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]:
@@ -140,6 +177,6 @@ def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]
 
 
 def dump_registry(records: Iterable[Integration]) -> str:
-    """The registry file of *records*; reading it gives equal records, but for their generations."""
+    """The registry file of *records*; reading it gives equal records, but for what a file does not hold."""
     plain = {"integrations": [integration_to_dict(record) for record in records]}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)

@@ -1,8 +1,8 @@
 """
 Integrations as people write them: from YAML nodes or plain dictionaries to records, and back.
 
-`integration_to_dict` and `integration_from_dict` are each other's inverse, but for the generation,
-which a file does not hold: what is read has generation 1.
+`integration_to_dict` and `integration_from_dict` are each other's inverse, but for what a file does not
+hold: the generation (what is read has generation 1), temporary raises, webhook secrets, and the past.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Any, TypeVar
 
 from sidecar.domain.bucket import QuotaError
 from sidecar.domain.cidr import Cidr, CidrError, describe_overlaps, parse_cidr
+from sidecar.domain.declared import DETAILS
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import DEFAULT_LIMIT_RPM, Credential, Integration, IntegrationError, Status
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
+from sidecar.domain.texts import DETAIL_LENGTH_MAX, text_problems
 from sidecar.stores.file_faults import FaultList, quoted
 from sidecar.stores.node_fields import Fields, NodeReader, Place
 from sidecar.stores.yaml_nodes import YamlMap, YamlNode, YamlScalar, node_of
 
 INTEGRATION_KEYS = (
-    "id", "name", "status", "scopes", "rate_limit_rpm", "burst", "on_store_error", "ip_allowlist",
-    "credentials",
+    "id", "name", "status", "contact", "owner", "third_party_manager", "scopes", "rate_limit_rpm", "burst",
+    "on_store_error", "ip_allowlist", "is_allowlist_enabled", "credentials",
 )  # fmt: skip
 CREDENTIAL_KEYS = ("id", "digest", "expires_at")
 
@@ -39,13 +41,16 @@ class RecordReader(NodeReader):
     """
     Reads the integrations of one registry; notes every mistake, and oddities in `warnings`.
 
-    What must be unique in a registry is checked across all calls of one reader.
+    What must be unique in a registry is checked across all calls of one reader. `keys` are those that each
+    integration writes, by its id.
     """
 
     def __init__(self, catalogue: ScopeCatalogue, faults: FaultList) -> None:
         """Know the scopes of *catalogue*; note mistakes in *faults*."""
         super().__init__(faults)
         self.warnings = FaultList(faults.file)
+        self.keys: dict[str, frozenset[str]] = {}
+        self._key_sets: dict[frozenset[str], frozenset[str]] = {}
         self._catalogue = catalogue
         self._scopes: dict[str, Scope] = {}
         self._owners: dict[tuple[str, str], Place] = {}
@@ -62,16 +67,20 @@ class RecordReader(NodeReader):
             "id": self.required_text(fields, place, "id"),
             "name": self.required_text(fields, place, "name"),
             "status": self._status(fields),
+            **{key: self._detail(fields, key) for key in DETAILS},
             "scopes": self._scope_set(fields),
             "rate_limit_rpm": self.integer(fields, "rate_limit_rpm"),
             "burst": self.integer(fields, "burst"),
             "on_store_error": self._on_store_error(fields),
             "ip_allowlist": self._allowlist(fields),
+            "is_allowlist_enabled": self._switch(fields, "is_allowlist_enabled"),
             "credentials": self._credentials(fields),
         }
         record = self._build(Integration, values, _VALID, fields)
         if record is not None and len(self.faults) == before:
             self._claim("integration", record.id, place)
+            keys = frozenset(fields)
+            self.keys[record.id] = self._key_sets.setdefault(keys, keys)
         return record if len(self.faults) == before else None
 
     def _build(
@@ -111,6 +120,25 @@ class RecordReader(NodeReader):
         if text is not None:
             self.wrong(place, f"must be 'active' or 'suspended', not {quoted(text)}")
         return None
+
+    def _detail(self, fields: Fields, key: str) -> str | None:
+        if key not in fields:
+            return None
+        place, node = fields[key]
+        text = self.text(place, node)
+        problems = text_problems(key, text, DETAIL_LENGTH_MAX) if text is not None else ()
+        for problem in problems:
+            self.wrong(place, f"{problem.message}: {problem.remedy}")
+        return None if problems else text
+
+    def _switch(self, fields: Fields, key: str) -> bool | None:
+        if key not in fields:
+            return None
+        place, node = fields[key]
+        text = self.text(place, node)
+        if text not in (None, "true", "false"):
+            self.wrong(place, f"must be true or false, not {quoted(text)}")
+        return text == "true" if text in ("true", "false") else None
 
     def _on_store_error(self, fields: Fields) -> FailPolicy | None:
         if "on_store_error" not in fields:
@@ -238,6 +266,7 @@ def integration_to_dict(record: Integration) -> dict[str, Any]:
     plain: dict[str, Any] = {"id": record.id, "name": record.name}
     if record.status is not Status.ACTIVE:
         plain["status"] = record.status.value
+    plain.update((key, value) for key in DETAILS if (value := getattr(record, key)))
     plain["scopes"] = sorted(map(str, record.scopes))
     if record.rate_limit_rpm != DEFAULT_LIMIT_RPM:
         plain["rate_limit_rpm"] = record.rate_limit_rpm
@@ -247,6 +276,8 @@ def integration_to_dict(record: Integration) -> dict[str, Any]:
         plain["on_store_error"] = record.on_store_error.value
     if record.ip_allowlist:
         plain["ip_allowlist"] = list(map(str, record.ip_allowlist))
+        if not record.is_allowlist_enabled:
+            plain["is_allowlist_enabled"] = False
     plain["credentials"] = [credential_to_dict(credential) for credential in record.credentials]
     return plain
 

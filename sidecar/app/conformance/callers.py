@@ -88,6 +88,10 @@ class Caller:
             await asyncio.gather(self._task, return_exceptions=True)
         self._link.abort()
 
+    def pace(self, calls_per_s: float) -> None:
+        """Begin no more than so many a second from now on; the first ones `WATCH_INTERVAL_S` later."""
+        self.calls_per_s, self._budget, self._paced_ns = calls_per_s, 0.0, monotonic_ns()
+
     def wake(self) -> None:
         """The listener has calls again, after it had none."""
         self.fill()
@@ -140,7 +144,7 @@ class Caller:
 
     async def _use(self) -> None:
         """Call on the open connection until it ends or is silent for too long."""
-        link, interval_s = self._link, WATCH_INTERVAL_S if self.calls_per_s is None else PACE_INTERVAL_S
+        link = self._link
         self._over = asyncio.get_running_loop().create_future()
         watched_ns = monotonic_ns()
         while self._is_running and (link.is_open or link.in_flight):
@@ -152,6 +156,7 @@ class Caller:
             if now_ns - watched_ns >= WATCH_INTERVAL_S * 1e9:
                 watched_ns = now_ns
                 self._watch(link)
+            interval_s = WATCH_INTERVAL_S if self.calls_per_s is None else PACE_INTERVAL_S
             await asyncio.wait([self._over], timeout=interval_s)
         if self._is_running:
             link.abort()

@@ -83,7 +83,8 @@ Entries = Annotated[list[str], _documented(maxItems=ALLOWLIST_ENTRIES_MAX, examp
 LimitRpm = Annotated[Count, _documented(minimum=1, maximum=LIMIT_RPM_MAX)]
 Burst = Annotated[Count, _documented(minimum=1, maximum=BURST_MAX)]
 OverlapS = Annotated[Count, _documented(maximum=OVERLAP_MAX_US // SECOND_US)]
-QueryNumber = Annotated[int, BeforeValidator(_number)]
+_DECIMAL = BeforeValidator(_number)
+"""Stands last, so that the bounds before it stay in the schema."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
@@ -243,8 +244,13 @@ class ChangeQuery(Query):
 
     dry_run: Annotated[Switch, Field(description="Change nothing; answer as if it had been done.")] = False
     wait_s: Annotated[
-        QueryNumber,
-        Field(le=WAIT_S_MAX, description="Answer once every live sidecar has confirmed, or after this time."),
+        int,
+        Field(
+            ge=0,
+            le=WAIT_S_MAX,
+            description="Answer once every live sidecar has confirmed, or after this time.",
+        ),
+        _DECIMAL,
     ] = 0
 
 
@@ -263,7 +269,7 @@ class ReasonQuery(Query):
 class PageQuery(Query):
     """Which page of a list."""
 
-    limit: Annotated[QueryNumber, Field(ge=1, le=PAGE_MAX, description="Members of a page.")] = 100
+    limit: Annotated[int, Field(ge=1, le=PAGE_MAX, description="Members of a page."), _DECIMAL] = 100
     after: Annotated[str, Field(description="`next_after` of the page before.")] = ""
 
 
@@ -283,13 +289,16 @@ class ListQuery(PageQuery):
 class ReviewQuery(ListQuery):
     """Which integrations to review; each one's uses are looked up, so a page is smaller."""
 
-    limit: Annotated[QueryNumber, Field(ge=1, le=REVIEW_PAGE_MAX, description="Members of a page.")] = 50
+    limit: Annotated[int, Field(ge=1, le=REVIEW_PAGE_MAX, description="Members of a page."), _DECIMAL] = 50
 
 
 class AuditListQuery(PageQuery):
     """Which audit entries."""
 
-    chain: Annotated[QueryNumber | None, Field(description="Required when there are several.")] = None
+    chain: (
+        Annotated[int, Field(ge=0, le=COUNT_MAX, description="Required when there are several."), _DECIMAL]
+        | None
+    ) = None
     subject: Annotated[str, Field(examples=["integration:acme"])] = ""
     integration: Annotated[str, Field(description="Short for `subject=integration:…`.")] = ""
     actor: str = ""

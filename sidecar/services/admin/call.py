@@ -157,10 +157,18 @@ class Call:
 
         Raises:
             RefusedError: the idempotency key cannot stand on record.
+            ProblemError: it is empty, or stands twice.
         """
-        key = self.header("Idempotency-Key") or ""
-        if not key:
+        key = self.header("Idempotency-Key")
+        if key is None:
             return ChangeContext(self.request_id, self.source)
+        if not key:
+            raise problem_error(
+                ApiCode.INVALID_HEADER,
+                "Idempotency-Key is empty",
+                "send a key, or leave it out",
+                "Idempotency-Key",
+            )
         return ChangeContext(self.request_id, self.source, key + part, self._fingerprint() + part)
 
     def _fingerprint(self) -> str:

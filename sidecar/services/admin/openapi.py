@@ -128,16 +128,18 @@ def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 
 def _headers(endpoint: Endpoint) -> list[dict[str, Any]]:
-    plain: dict[str, Any] = {
-        "type": "string",
-        "minLength": 1,
-        "maxLength": CONTEXT_LENGTH_MAX,
-        "pattern": "^[!-~]+$",
-    }
-    named = [("X-Request-Id", "Echoed, and put on record; without it one is made.", plain)]
+    named: list[tuple[str, str, dict[str, Any]]] = [
+        (
+            "X-Request-Id",
+            f"Echoed, and put on record, when it is printable ASCII of at most {CONTEXT_LENGTH_MAX}"
+            " characters; else one is made.",
+            {"type": "string"},
+        )
+    ]
     if endpoint.is_change:
         meaning = "A repeat with the same key gets the first answer, without the secret."
-        named.append(("Idempotency-Key", meaning, plain))
+        key = {"type": "string", "minLength": 1, "maxLength": CONTEXT_LENGTH_MAX, "pattern": "^[ -~]+$"}
+        named.append(("Idempotency-Key", meaning, key))
     if endpoint.has_generation:
         tag = {"type": "string", "pattern": '^("(0|[1-9][0-9]{0,15})"|\\*)$'}
         named.append(("If-Match", "The `ETag` of the integration as it was read.", tag))

@@ -1,0 +1,189 @@
+"""The OpenAPI document, and the API held to it by schemathesis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, CheckContext, GenerationMode, Response
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from sidecar.services.admin.api import ENDPOINTS, build_api
+from sidecar.services.admin.bodies import Query
+from sidecar.services.admin.endpoint import Endpoint
+from tests.unit.services.admin.world import People, World, opened
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 6
+CANNOT_BE_MISREAD = {"whoami", "list_scopes", "list_sidecars", "list_administrators", "show_openapi"}
+ONLY_A_PATH = {"show_integration", "list_credentials", "show_administrator"}
+NAMES = [one.name for one in ENDPOINTS]
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every reference in a part of the document."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "$ref":
+                yield inner
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def operation_of(document: dict[str, Any], endpoint: Endpoint) -> Any:
+    """What the document says of *endpoint*."""
+    return document["paths"][endpoint.path][endpoint.method.lower()]
+
+
+def test_openapi__describes_every_endpoint(world: World) -> None:
+    """With a summary, what it answers, how it fails, and what it takes."""
+    document = world.get("/v1/openapi.json", "audrey")
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert described == {(one.method, one.path) for one in ENDPOINTS}
+    assert document["security"] == [{"token": []}]
+    for one in ENDPOINTS:
+        operation = operation_of(document, one)
+        assert operation["operationId"] == one.name and operation["summary"] and operation["description"]
+        assert {str(status) for status in one.problems} < set(operation["responses"])
+        assert ("requestBody" in operation) is (one.body is not None)
+        names = {parameter["name"] for parameter in operation["parameters"]}
+        assert ("Idempotency-Key" in names) is one.is_change
+        assert ("If-Match" in names) is one.has_generation
+
+
+def test_openapi__stands_alone(world: World) -> None:
+    """Every reference leads to a part of it, and no other host is needed to read it."""
+    document = world.get("/v1/openapi.json")
+    for reference in references(document):
+        part: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            part = part[step]
+        assert part
+    assert "://" not in json.dumps(document)
+
+
+def test_openapi__examples_are_right(world: World) -> None:
+    """Each example of a body is one that its endpoint reads."""
+    shown = [(one, example) for one in ENDPOINTS for example in one.examples]
+    assert len(shown) > 15
+    document = world.get("/v1/openapi.json")
+    for one, example in shown:
+        assert one.body is not None
+        one.body.model_validate(example)
+        media = operation_of(document, one)["requestBody"]["content"]["application/json"]
+        assert example in [given["value"] for given in media["examples"].values()]
+
+
+def test_openapi__a_body_is_required_where_a_field_is(world: World) -> None:
+    """Where all may be left out, so may the body."""
+    document = world.get("/v1/openapi.json")
+    required = {
+        one.name for one in ENDPOINTS if one.body and operation_of(document, one)["requestBody"]["required"]
+    }
+    assert {"integration_create", "limit_set", "integration_suspend", "make_changes"} <= required
+    assert required.isdisjoint({"credential_issue", "allowlist_enable", "admin_issue_token"})
+
+
+@pytest.fixture(scope="module")
+def operations(people: People, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The operations of the document, as schemathesis reads them, by their names."""
+    with opened(people, tmp_path_factory.mktemp("openapi")) as world:
+        document = json.loads(json.dumps(build_api(world.plane).openapi()))
+    del document["security"]  # the token is the test's to send: test_authentication is about others
+    loaded = (result.ok() for result in schemathesis.openapi.from_dict(document).get_all_operations())
+    return {operation.definition.raw["operationId"]: operation for operation in loaded}
+
+
+async def call(world: World, case: Case) -> httpx.Response:
+    """Send *case* as it was generated."""
+    given_ = case.as_transport_kwargs(base_url="http://admin.example")
+    given_["headers"] = {**(given_.get("headers") or {}), "Authorization": f"Bearer {world.token('ann')}"}
+    given_.pop("cookies", None)
+    if "data" in given_:
+        given_["content"] = given_.pop("data")
+    transport = httpx.ASGITransport(world.app)
+    async with httpx.AsyncClient(transport=transport) as client:
+        return await client.request(**given_)
+
+
+def refuses_what_it_does_not_allow(context: CheckContext, answer: Response, case: Case) -> bool | None:
+    """As schemathesis has it; but a guard may refuse first, and of many changes each has its own status."""
+    if answer.status_code == 412:
+        return None
+    if case.path == "/v1/changes" and answer.status_code == 200:
+        assert any(one["status"] >= 400 for one in answer.json()["results"])
+        return None
+    return negative_data_rejection(context, answer, case)
+
+
+def hold(world: World, drawn: st.SearchStrategy[Case], checks: list[Any]) -> None:
+    """Make calls that are *drawn*, always the same ones, and check each answer."""
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=drawn)
+    def once(case: Case) -> None:
+        case.validate_response(world.run(call(world, case)), checks=checks)
+
+    once()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_openapi__the_api_keeps_to_it(world: World, operations: dict[str, Any], name: str) -> None:
+    """
+    Whatever the document allows, and whatever it does not: no fault of ours, and every answer as described.
+
+    What it does not allow is refused. Half of the calls name things that exist.
+    """
+    known = {
+        "integration_id": "acme",
+        "credential_id": world.create()["credential_id"],
+        "administrator_id": "olli",
+        "token_id": world.keys["olli"].credential_id,
+    }
+    operation = operations[name]
+    chosen = {one.name: known[one.name] for one in operation.path_parameters or ()}
+    allowed = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    if chosen:
+        positive = GenerationMode.POSITIVE
+        allowed |= operation.as_strategy(generation_mode=positive, path_parameters=chosen)
+    hold(world, allowed, CHECKS)
+    if name not in CANNOT_BE_MISREAD:
+        forbidden = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+        if chosen and name not in ONLY_A_PATH:
+            negative = GenerationMode.NEGATIVE
+            forbidden |= operation.as_strategy(generation_mode=negative, path_parameters=chosen)
+        hold(world, forbidden, [*CHECKS, refuses_what_it_does_not_allow])
+
+
+def test_openapi__the_lists_above_are_right() -> None:
+    """Without parameters there is nothing to misread; with a path alone, nothing but the path."""
+    plain = {one.name for one in ENDPOINTS if one.query is Query and one.body is None}
+    assert plain == CANNOT_BE_MISREAD | ONLY_A_PATH
+    assert {one.name for one in ENDPOINTS if one.name in plain and "{" not in one.path} == CANNOT_BE_MISREAD

@@ -6,7 +6,10 @@ client cannot see the moments at which the store took, but it can put bounds aro
 
     most   T from before the first request was sent until after the last answer came.
     least  from when the bucket was seen empty until a request sent later was refused again: in between
-           whatever flowed in was taken, and before it the whole burst. `SHARE_MIN` of that is asked for.
+           whatever flowed in was taken, and before it the whole burst. Of that, 99 % is asked for.
+
+Between two refusals that lie so far apart that the bucket may have been full, what flowed in may have been
+lost, because nobody asked; as much is taken off the least.
 
 Answers that were lost may have taken a token, so for the least they count as admitted, for the most they
 do not.
@@ -22,6 +25,7 @@ from sidecar.domain.bucket import Quota
 SHARE_MIN_PERCENT = 99
 SECONDS_PER_MINUTE = 60
 US_PER_S = 1_000_000
+NS_PER_US = 1_000
 
 
 class Finding(Enum):
@@ -44,6 +48,11 @@ class Terms:
     burst: int
     held_at_start: int
 
+    @property
+    def fills_ns(self) -> int:
+        """How long the bucket takes at least to be full after it refused, when it held less than a token."""
+        return (self.burst - 1) * Quota.per_minute(self.limit_rpm).interval_us * NS_PER_US
+
 
 @dataclass(slots=True)
 class Count:
@@ -59,6 +68,10 @@ class Count:
     """By HTTP status: answers that a conforming sidecar does not give."""
     refused_ns: int = 0
     """When the request that was refused last had been sent, on the monotonic clock; 0 = none was."""
+    fills_ns: int = 0
+    """How long the bucket takes at least to be full after it refused."""
+    idle_ns: int = 0
+    """How long it may have been full since it refused first."""
 
     @property
     def total(self) -> int:
@@ -70,10 +83,12 @@ class Count:
         """Requests that may have taken a token without being admitted."""
         return self.failed + self.unanswered
 
-    def note(self, status: int, sent_ns: int) -> None:
+    def note(self, status: int, sent_ns: int, received_ns: int) -> None:
         """Count one answer by its HTTP status; 0 = none came."""
         if status == 429:
             self.refused += 1
+            if self.refused_ns:
+                self.idle_ns += max(0, received_ns - self.refused_ns - self.fills_ns)
             self.refused_ns = max(self.refused_ns, sent_ns)
         elif status == 200:
             self.admitted += 1
@@ -135,7 +150,9 @@ def judge(terms: Terms, window: Window, count: Count) -> Judgement:
     <Finding.OVER_ADMITTED: 'over-admitted'>
     """
     most = most_admitted(terms, window.outer_us)
-    least = None if window.empty_us is None else least_admitted(terms, window.empty_us)
+    least = None
+    if window.empty_us is not None:
+        least = least_admitted(terms, max(0, window.empty_us - count.idle_ns // NS_PER_US))
     if count.admitted > most:
         finding = Finding.OVER_ADMITTED
     elif count.other:

@@ -73,7 +73,7 @@ class AccuracyRun:
         self, targets: Sequence[str], subjects: Sequence[Subject], clock: StoreClock, load: Load
     ) -> None:
         """Nothing is sent before `run`."""
-        self.counts = [Count() for _ in subjects]
+        self.counts = [Count(fills_ns=subject.terms.fills_ns) for subject in subjects]
         self._subjects = subjects
         self._calls = [Call(subject.message, number) for number, subject in enumerate(subjects)]
         self._clock = clock
@@ -93,7 +93,7 @@ class AccuracyRun:
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
         """Count the answer."""
         status = read_status(message) if message else 0
-        self.counts[tag].note(status, sent_ns)
+        self.counts[tag].note(status, sent_ns, monotonic_ns())
         if status == 429 and tag in self._wanted and sent_ns > self._wanted_after_ns:
             self._wanted.discard(tag)
             if not self._wanted:

@@ -1,0 +1,1 @@
+"""Stores whose primary dies under load."""

@@ -1,0 +1,1 @@
+"""Unit tests of the programs that prove promises under load."""

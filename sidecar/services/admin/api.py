@@ -35,7 +35,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *review.ENDPOINTS,
     *administrators.ENDPOINTS,
     Endpoint(
-        "show_openapi", "GET", "/v1/openapi.json", "document", "This document",
+        "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",
         "It needs a token like everything else.", show_document,
     ),
 )  # fmt: skip

@@ -203,15 +203,13 @@ class Lane:
     def _settle(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
         if not group.waiting:
             return  # the lane was closed meanwhile, and everybody told
-        buckets = group.compiled.buckets
         if admitted < 0:
             self._parts.events.superseded(group, -1 - admitted, self._tell)
             return
-        asked = group.asked
         taken = apportion(group, starts, now_us, self._report)
         # Only takes put a bucket in terms of their quota, so only they know for how long it is empty.
-        if not taken.remaining and asked and len(starts) == 1:
-            self._parts.events.emptied(buckets, taken, now_us, sent_s)
+        if not taken.remaining and group.asked and len(starts) == 1:
+            self._parts.events.emptied(group.compiled.buckets, taken, now_us, sent_s)
 
     def _send_again(self, call: _Call) -> bool:
         """The server lost the script: load it and call again, if somebody still waits. Once."""

@@ -198,17 +198,22 @@ def apportion(
 def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[Exception], None]) -> Taken:
     """The same for one bucket and a cost of 1: the hot path."""
     quota = group.compiled.buckets.quotas[0]
-    level = Level(start, quota.interval_us)
+    interval_us = quota.interval_us
+    reset_at_us = start
+    room = (now_us + quota.span_us - start) // interval_us
     taken: Taken | None = None
     is_refused = False
     waiting, group.waiting = group.waiting, []
     for asked, _, done in waiting:
-        if taken is None or not is_refused:
-            taken, drawn = draw(level, quota, asked, now_us)
-            if drawn is not None:
-                level = drawn
-            else:
-                is_refused = asked > 0
+        if asked == 1 and room > 1:
+            # The usual take, admitted while more is left: what `draw` would say, at a third of its cost.
+            room -= 1
+            reset_at_us += interval_us
+            taken = tuple.__new__(Taken, (1, room, 0, reset_at_us))
+        elif taken is None or not is_refused:
+            taken, drawn = draw(Level(reset_at_us, interval_us), quota, asked, now_us)
+            reset_at_us, room = taken.reset_at_us, taken.remaining
+            is_refused = drawn is None and asked > 0
         if done is not None:
             try:
                 done(taken)

@@ -118,7 +118,7 @@ def test_starts__a_reply_is_cut_into_its_groups() -> None:
 
 
 @given(
-    asked=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    asked=st.lists(st.just(1) | st.integers(0, 9), min_size=1, max_size=12),
     ahead=st.lists(st.integers(0, 700_000), min_size=1, max_size=3),
     burst=st.integers(1, 12),
     cost=st.integers(1, 4),

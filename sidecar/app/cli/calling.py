@@ -204,6 +204,11 @@ class Invocation:
         return self._client
 
     @property
+    def is_confirmed(self) -> bool:
+        """Whether `--yes` was given."""
+        return self._is_confirmed
+
+    @property
     def is_dry_run(self) -> bool:
         """Whether nothing is to be changed."""
         return isinstance(self._change, IntegrationChange) and self._change.dry_run
@@ -391,10 +396,16 @@ def _connect(connection: Connection) -> AdminClient:
         address = parse_server(connection.server)
     except ServerAddressError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
-    return AdminClient(address, _token(connection), ca=connection.ca, timeout_s=connection.timeout_s)
+    return AdminClient(address, token_of(connection), ca=connection.ca, timeout_s=connection.timeout_s)
 
 
-def _token(connection: Connection) -> str:
+def token_of(connection: Connection) -> str:
+    """
+    The administrator's token that the options name.
+
+    Raises:
+        CommandError: there is none, or it cannot be one.
+    """
     from sidecar.domain.accounts import AuthenticationError, token_id_of
 
     if connection.token_file is not None:

@@ -7,6 +7,7 @@ import typer
 from sidecar.app.cli import (
     admin,
     allowlist,
+    apply,
     ask,
     audit,
     check_config,
@@ -16,6 +17,7 @@ from sidecar.app.cli import (
     integrations,
     keys,
     limit,
+    registry,
     review,
     scopes,
     serve,
@@ -46,11 +48,13 @@ app.command()(version.version)
 app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
 app.add_typer(credentials.app, name="credentials", rich_help_panel=ADMINISTRATION)
 standing.add_to(app)
+apply.add_to(app)
 app.add_typer(scopes.app, name="scopes", rich_help_panel=ADMINISTRATION)
 app.add_typer(limit.app, name="limit", rich_help_panel=ADMINISTRATION)
 app.add_typer(allowlist.app, name="allowlist", rich_help_panel=ADMINISTRATION)
 app.add_typer(webhook_secret.app, name="webhook-secret", rich_help_panel=ADMINISTRATION)
 app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
+app.add_typer(registry.app, name="registry", rich_help_panel=ADMINISTRATION)
 app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
 review.add_to(app)
 sidecars.add_to(app)

@@ -1,0 +1,184 @@
+"""`sidecar registry`: fill the registry of a fleet, or of one sidecar, from a file, and write it back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.app.cli.apply import DryRunOption, PruneOption, ReasonOption, reason_of
+from sidecar.app.cli.exits import EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.app.cli.options import ConfigOption, JsonOption
+
+if TYPE_CHECKING:
+    from sidecar.domain.scopes import ScopeCatalogue
+    from sidecar.stores.registry.protocol import Registry
+
+GROUP = "The registry itself, past any running sidecar: fill it from a file, write it to one."
+app = typer.Typer(no_args_is_help=True, help=GROUP)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="The shared store that holds the registry, such as redis://host; goes before the"
+        " configuration's.",
+    ),
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+]
+STDOUT = "-"
+
+
+@app.callback()
+def registry() -> None:
+    """The registry itself, past any running sidecar: fill it from a file, write it to one."""
+
+
+@app.command()
+def push(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file with 'integrations:'.")],
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    prune: PruneOption = False,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            envvar="SIDECAR_ADMIN_TOKEN",
+            help="Your administrator's token; '-' reads it from standard input.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", metavar="FILE", help="A file with your token as its first line; goes first."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Make the registry hold what a file declares: show the difference, ask, and change only that.
+
+    Works on the registry that the configuration names, past any running sidecar; sidecars that follow it
+    decide by the changes at once. Pushing twice changes nothing the second time. What the file does not
+    name is left alone unless --prune is given. Exits with 1 when anything was refused, or would be.
+    """
+    from sidecar.app.cli.calling import Connection, token_of
+    from sidecar.app.cli.declaring import Asked, ask_first, declare
+
+    with telling_mistakes():
+        asked = Asked(reason_of(reason, file), dry_run, yes, prune, json)
+        secret = token_of(Connection(token=token, token_file=token_file))
+        with _opened(config, store) as (runner, opened, catalogue):
+            from sidecar.app.declaring.registry_target import RegistryTarget, authenticated
+            from sidecar.stores.registry_file import load_declarations
+
+            declared = load_declarations(file, str(file), catalogue)
+            for warning in declared.warnings:
+                typer.echo(f"warning: {warning}", err=True)
+            actor = runner.run(authenticated(opened, secret))
+            target = RegistryTarget(opened, actor, catalogue, runner)
+            declare(target, declared.declarations, asked, ask_first)
+
+
+@app.command()
+def pull(
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE|-]", help="Where to write it; '-' is standard output.")
+    ] = STDOUT,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Replace a file that differs without asking.")
+    ] = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """
+    Write the registry as a file that can be pushed again: pushing it at once changes nothing.
+
+    The file holds digests of API keys, no keys. It does not hold temporary raises, webhook secrets and the
+    history of suspensions, which a push leaves alone.
+    """
+    with telling_mistakes():
+        with _opened(config, store) as (runner, opened, _):
+            records = runner.run(opened.load_all()).records
+        from sidecar.stores.registry_file import dump_registry
+
+        text = dump_registry(sorted(records, key=lambda record: record.id))
+        if file == STDOUT:
+            typer.echo(text, nl=False)
+        else:
+            _replace(Path(file), text, is_confirmed=yes)
+            noun = "integration" if len(records) == 1 else "integrations"
+            typer.echo(f"{file}: {len(records)} {noun}", err=True)
+
+
+@contextmanager
+def _opened(
+    config: Path | None, store: str | None
+) -> Iterator[tuple[asyncio.Runner, Registry, ScopeCatalogue]]:
+    """
+    The registry, a loop to use it on, and the categories of scopes of the configuration.
+
+    Raises:
+        CommandError: the registry cannot be reached or used.
+        FileFaultsError: the configuration holds mistakes, or has no registry that can be changed.
+    """
+    from sidecar.app.config import load_config
+    from sidecar.app.control_plane import open_registry
+    from sidecar.app.declaring.target import TargetError
+    from sidecar.app.rules import build_rules
+    from sidecar.stores.registry.protocol import RegistryError
+
+    loaded = load_config(config)
+    catalogue = build_rules(loaded).catalogue
+    try:
+        with asyncio.Runner() as runner:
+            opened = _at(store, catalogue) if store is not None else runner.run(open_registry(loaded))
+            try:
+                yield runner, opened, catalogue
+            finally:
+                runner.run(opened.aclose())
+    except (RegistryError, TargetError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _at(store: str, catalogue: ScopeCatalogue) -> Registry:
+    from sidecar.domain.lifecycle.machine import Lifecycle
+    from sidecar.stores.redis.urls import StoreUrlError, parse_store_url
+    from sidecar.stores.registry.redis.registry import RedisRegistry
+
+    try:
+        return RedisRegistry(parse_store_url(store), Lifecycle(catalogue))
+    except StoreUrlError as error:
+        raise CommandError(f"--store: {error}", EXIT_USAGE) from None
+
+
+def _replace(file: Path, text: str, *, is_confirmed: bool) -> None:
+    """Write *file* as a whole or not at all; what stands there now is not lost by mistake."""
+    from sidecar.app.cli.declaring import ask_first
+
+    place = file.resolve()  # a link stays a link
+    part = place.with_name(f".{place.name}.new")
+    try:
+        before = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
+        if before == text:
+            return
+        if before is not None and not is_confirmed:
+            ask_first(f"Replace {file}, which differs?")
+        part.write_text(text, encoding="utf-8")
+        if before is not None:
+            part.chmod(place.stat().st_mode & 0o777)
+        part.replace(place)
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {error.strerror}") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from starlette.responses import Response
 
-ITEMS_PER_TURN = 20
+ITEMS_PER_TURN = 8
 """Members of a list that are made before the event loop gets its turn: well below a millisecond."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -23,8 +24,9 @@ from sidecar.services.admin.problems import ApiCode, Problem, problem_error, res
 
 
 async def show_document(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
-    """The OpenAPI document."""
-    return answer(call.request.app.openapi())
+    """The OpenAPI document; the first time it is made in a thread, because that takes a while."""
+    app: FastAPI = call.request.app
+    return answer(await asyncio.to_thread(app.openapi))
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (

@@ -27,7 +27,8 @@ from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ProblemView, document, refused
 from sidecar.stores.registry.protocol import REQUESTS_MAX
 
-TRIALS_PER_TURN = 10
+CHANGES_PER_TURN = 20
+"""Changes that are looked at before the event loop gets its turn: well below a millisecond."""
 GENERATION_MAX = 2**53 - 1
 
 
@@ -83,7 +84,7 @@ ManyChanges = create_model(
 async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, body: Any) -> Response:
     """Make the changes, or try each against what is stored now."""
     call.note(action="changes", count=len(body.changes))
-    requests = _requests(plane, call, body.changes)
+    requests = await _requests(plane, call, body.changes)
     if query.wait_s:
         call.take_long()
     made = await _tried(plane, requests) if query.dry_run else await plane.registry.apply_many(requests)
@@ -104,7 +105,7 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
     return answer(view)
 
 
-def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
+async def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
     now_us = plane.clock_us()
     requests = []
     for number, member in enumerate(members):
@@ -121,6 +122,8 @@ def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> list[C
         )
         context = call.context(f":{number}")
         requests.append(ChangeRequest(command, call.actor, context, member.expected_generation))
+        if number % CHANGES_PER_TURN == 0:
+            await asyncio.sleep(0)
     return requests
 
 
@@ -138,7 +141,7 @@ async def _tried(plane: ControlPlane, requests: Sequence[ChangeRequest]) -> list
             tried.append(await plane.registry.preview(request))
         except RefusedError as error:
             tried.append(error)
-        if number % TRIALS_PER_TURN == 0:
+        if number % CHANGES_PER_TURN == 0:
             await asyncio.sleep(0)
     return tried
 

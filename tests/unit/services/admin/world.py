@@ -161,21 +161,26 @@ class People:
     keys: Mapping[str, NewApiKey]
 
 
+async def add_people(registry: Registry, keys: Mapping[str, NewApiKey]) -> None:
+    """Put `PEOPLE` into an empty registry, with these tokens."""
+    ann = Actor("ann", Role.ADMIN, keys["ann"].credential_id)
+    for name, role in PEOPLE.items():
+        token = NewToken(keys[name].credential_id, keys[name].digest, NOW_US + 90 * DAY_US)
+        if name == ann.id:
+            first = Bootstrap(administrator_id=name, name=name.title(), token=token)
+            await registry.administer(AdminRequest(first, None, CONTEXT))
+        else:
+            one = CreateAdministrator(administrator_id=name, name=name.title(), role=role, token=token)
+            await registry.administer(AdminRequest(one, ann, CONTEXT))
+
+
 def founded(path: Path) -> People:
     """Make the file at *path*; worlds begin with a copy of it."""
     keys = {name: generate_api_key("sca") for name in PEOPLE}
 
     async def found() -> None:
         registry = await SqliteRegistry.open(path, LIFECYCLE, clock_us=ManualClock())
-        ann = Actor("ann", Role.ADMIN, keys["ann"].credential_id)
-        for name, role in PEOPLE.items():
-            token = NewToken(keys[name].credential_id, keys[name].digest, NOW_US + 90 * DAY_US)
-            if name == ann.id:
-                first = Bootstrap(administrator_id=name, name=name.title(), token=token)
-                await registry.administer(AdminRequest(first, None, CONTEXT))
-            else:
-                one = CreateAdministrator(administrator_id=name, name=name.title(), role=role, token=token)
-                await registry.administer(AdminRequest(one, ann, CONTEXT))
+        await add_people(registry, keys)
         await registry.aclose()
 
     asyncio.run(found())

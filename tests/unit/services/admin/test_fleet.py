@@ -1,0 +1,120 @@
+"""The admin API over the registry of a fleet: real Redis, several partitions, one chain in each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from sidecar.domain.audit import StoredEntry, verify
+from sidecar.domain.changes import Revision
+from sidecar.stores.registry.redis.registry import RedisRegistry
+from tests.administration import LIFECYCLE, ManualClock
+from tests.store_worlds import url_of
+from tests.unit.services.admin.world import People, World, add_people
+
+PARTITIONS = 4
+NAMES = [f"int-{number}" for number in range(12)]
+
+
+@pytest.fixture
+def fleet(people: People) -> Iterator[World]:
+    """A control plane in a Redis that tests share, under a prefix of its own, with twelve integrations."""
+    url = url_of("standalone", f"sidecar:{secrets.token_hex(4)}:", partitions=str(PARTITIONS))
+    with asyncio.Runner() as runner:
+        clock = ManualClock()
+        registry = RedisRegistry(url, LIFECYCLE, clock_us=clock)
+        try:
+            runner.run(add_people(registry, people.keys))
+            world = World(runner, registry, clock, people.keys)
+            members = [
+                {"action": "integration.create", "integration_id": name, "name": name} for name in NAMES
+            ]
+            results = world.change("/v1/changes", {"changes": members})["results"]
+            assert {one["status"] for one in results} == {201}
+            yield world
+        finally:
+            runner.run(registry.aclose())
+
+
+def test_fleet__many_changes_wait_for_the_last_of_each_partition(fleet: World) -> None:
+    """Each partition has its own history."""
+    partitions = [position.partition for position in fleet.put_in_force.positions]
+    assert len(partitions) == len(set(partitions)) > 1
+
+
+def test_fleet__a_list_is_one_order_over_all_partitions(fleet: World) -> None:
+    """Page by page, each integration once."""
+    seen: list[str] = []
+    after = ""
+    while True:
+        page = fleet.get(f"/v1/integrations?limit=5&after={after}")
+        seen += [one["id"] for one in page["items"]]
+        after = page["next_after"]
+        if after is None:
+            break
+    assert seen == sorted(NAMES)
+    assert [one["id"] for one in fleet.get("/v1/review?limit=100")["items"]] == sorted(NAMES)
+
+
+def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: World) -> None:
+    """A subject has all its entries in one chain."""
+    document = fleet.refused(422, "invalid_value", fleet.call("GET", "/v1/audit"))
+    assert document["problems"][0]["field"] == "chain"
+    page = fleet.get("/v1/audit?integration=int-3")
+    assert [one["action"] for one in page["items"]] == ["integration.create"]
+    (chain,) = page["chains"]
+    assert fleet.get(f"/v1/audit?chain={chain}")["items"]
+    wrong = fleet.call("GET", f"/v1/audit?integration=int-3&chain={chain + 1}")
+    fleet.refused(422, "invalid_value", wrong)
+
+
+def test_fleet__export_and_verification_cover_every_chain(fleet: World) -> None:
+    """What is exported verifies offline, chain by chain, to the anchors that the API tells."""
+    lines = [json.loads(line) for line in fleet.call("GET", "/v1/audit/export").text.splitlines()]
+    assert len(lines) == len(NAMES) + 4
+    report = fleet.get("/v1/audit/verify")
+    assert report["is_intact"] and report["entries"] == len(lines)
+    for one in report["chains"]:
+        chain = one["chain"]
+        entries = [
+            StoredEntry(chain, line["sequence"], line["digest"], line["text"])
+            for line in lines
+            if line["chain"] == chain
+        ]
+        offline = verify(entries, chain)
+        assert offline.is_intact
+        assert one["anchor"] == f"{chain}:{offline.head.sequence}:{offline.head.digest}"
+    anchors = "&".join(f"anchor={one['anchor']}" for one in report["chains"] if one["entries"])
+    assert fleet.get(f"/v1/audit/verify?{anchors}")["is_intact"]
+
+
+def test_fleet__repeats_and_guards_work_as_in_a_file(fleet: World) -> None:
+    """The rules are the registry's, whichever it is."""
+    path = "/v1/integrations/int-1/credentials/issue"
+    headers = {"Idempotency-Key": "k"}
+    first = fleet.change(path, {}, headers=headers)
+    again = fleet.call("POST", path, {}, headers=headers)
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (201, "true")
+    assert (again.json()["api_key"], again.json()["credential_id"]) == (None, first["credential_id"])
+    late = fleet.call("POST", path, {}, headers={"If-Match": '"1"'})
+    fleet.refused(412, "generation_conflict", late)
+    assert fleet.change(path + "?dry_run=true", {})["position"] is None
+    assert fleet.get("/v1/integrations/int-1")["generation"] == 2
+
+
+def test_fleet__a_suspension_waits_for_the_partition_it_is_in(fleet: World) -> None:
+    """Who has followed elsewhere only has not confirmed."""
+    revision = fleet.run(fleet.registry.revision())
+    ahead = Revision(tuple(sequence + 1 for sequence in revision.sequences))
+    fleet.run(fleet.registry.announce("ahead", ahead))
+    view = fleet.change("/v1/integrations/int-5/suspend?wait_s=60", {"reason": "x"})
+    assert (view["confirmation"]["is_complete"], view["confirmation"]["sidecars"]) == (True, 1)
+    partition = int(view["position"].split(".")[0])
+    behind = tuple(n - (place == partition) for place, n in enumerate(ahead.sequences))
+    fleet.run(fleet.registry.announce("ahead", Revision(behind)))
+    (sidecar,) = fleet.get("/v1/sidecars")["items"]
+    assert sidecar["is_up_to_date"] is False

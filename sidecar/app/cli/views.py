@@ -56,9 +56,7 @@ def print_listing(
     else:
         print_table(columns, rows, empty)
     if listing.next_after is not None:
-        typer.echo(
-            f"note: there are more than these {len(listing.items)}; narrow it, or raise --limit", err=True
-        )
+        typer.echo(f"note: {len(listing.items)} shown, there are more: narrow it, or raise --limit", err=True)
 
 
 def print_integrations(call: Invocation, listing: Listing) -> None:

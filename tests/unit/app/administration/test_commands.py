@@ -79,7 +79,7 @@ def test_integrations__lists_for_programs(api: Served) -> None:
     assert api.told("integrations", "list", "--status", "suspended") == lines[1] + "\n"
     some = api.run("integrations", "list", "--limit", "2", "--json")
     assert [one["id"] for one in json.loads(some.stdout)["items"]] == ["alpha", "beta"]
-    assert some.stderr == "note: there are more than these 2; narrow it, or raise --limit\n"
+    assert some.stderr == "note: 2 shown, there are more: narrow it, or raise --limit\n"
     nothing = api.run("integrations", "list", "--search", "nobody")
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "there is no such integration\n")
 

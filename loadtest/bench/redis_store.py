@@ -30,7 +30,7 @@ OUR_CALLS, THEIR_CALLS = 80_000, 6_000
 OPEN_LOOP_S = 5.0
 LOAD_SHARES = (0.3, 0.7)
 P99_MAX_US = 3_000
-REPEATS_MAX = 4
+REPEATS_MAX = 6
 RATE_REACHED = 0.97
 """An open loop that sent fewer calls a second than this share of its rate has measured the load generator."""
 

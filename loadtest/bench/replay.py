@@ -18,11 +18,11 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, process_time
-from typing import Any
 
 from loadtest.bench.processes import LOAD_CORE, BenchError
 from loadtest.bench.wire import Answers, Requests, WireError, opening
@@ -157,28 +157,28 @@ def _connect(target: str) -> socket.socket:
     return connected
 
 
-def closed_loop(run: Run, connections: Sequence[_Connection]) -> Replayed:
+def _closed_loop(run: Run, connections: Sequence[_Connection]) -> Replayed:
     """Keep `streams` calls under way on every connection until all are answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
-    poller = _poller(by_fd)
-    unsent = run.calls
-    unanswered = run.calls
+    unsent = unanswered = run.calls
     started_s = perf_counter()
-    for connection in connections:
-        count = min(run.streams, unsent)
-        connection.send(count)
-        unsent -= count
-    while unanswered:
-        for fd in _wait(poller):
-            ended = by_fd[fd].read()
-            unanswered -= ended
-            count = min(ended, unsent)
-            by_fd[fd].send(count)
+    with select.epoll() as poller:
+        for fd, connection in by_fd.items():
+            poller.register(fd, select.EPOLLIN)
+            count = min(run.streams, unsent)
+            connection.send(count)
             unsent -= count
+        while unanswered:
+            for fd in _wait(poller):
+                ended = by_fd[fd].read()
+                unanswered -= ended
+                count = min(ended, unsent)
+                by_fd[fd].send(count)
+                unsent -= count
     return Replayed(run.calls, perf_counter() - started_s, process_time(), {})
 
 
-def open_loop(run: Run, connections: Sequence[_Connection]) -> Replayed:
+def _open_loop(run: Run, connections: Sequence[_Connection]) -> Replayed:
     """Call at random moments, `rate_per_s` on average (a Poisson process, seeded), whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     fds = list(by_fd)
@@ -212,13 +212,6 @@ def _percentile_us(ordered_ns: Sequence[int], share: float) -> float:
     return ordered_ns[min(len(ordered_ns) - 1, int(len(ordered_ns) * share))] / 1e3
 
 
-def _poller(fds: Sequence[int] | dict[int, Any]) -> select.epoll:
-    poller = select.epoll()
-    for fd in fds:
-        poller.register(fd, select.EPOLLIN)
-    return poller
-
-
 def _wait(poller: select.epoll) -> list[int]:
     events = poller.poll(ANSWER_TIMEOUT_S)
     if not events:
@@ -235,15 +228,26 @@ def _read_messages(file: Path) -> list[bytes]:
     return messages
 
 
+def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replayed:
+    """
+    Run the load in this process.
+
+    Raises:
+        WireError: a call was not answered, or not by an allow.
+    """
+    requests, source = Requests(run.method, messages), cycle(picks)
+    with ExitStack() as open_connections:
+        connections = [_Connection(run.target, requests, source) for _ in range(run.connections)]
+        for connection in connections:
+            open_connections.enter_context(connection.socket)
+        return (_open_loop if run.rate_per_s else _closed_loop)(run, connections)
+
+
 def main(folder: Path) -> None:
     """Run what *folder* describes and print the result."""
     run = Run(**json.loads((folder / "run.json").read_text()))
     picks: array[int] = array("H", (folder / "picks").read_bytes())
-    source = cycle(picks)
-    requests = Requests(run.method, _read_messages(folder / "messages"))
-    connections = [_Connection(run.target, requests, source) for _ in range(run.connections)]
-    result = (open_loop if run.rate_per_s else closed_loop)(run, connections)
-    print(json.dumps(asdict(result)))
+    print(json.dumps(asdict(carry_out(run, _read_messages(folder / "messages"), picks))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""The load generator against the real transport: it sends what it was told to and counts what comes back."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+
+from loadtest.bench.replay import Run, carry_out, is_allow
+from loadtest.bench.wire import WireError
+from loadtest.bench.workload import zipf_picks
+from sidecar.rpc.calls import UnaryCall, UnaryMethod
+from sidecar.transports.fast import FastGrpcServer
+from sidecar.transports.server import Endpoint, TransportLimits
+from tests.building import make_metrics
+from tests.conformance.transport.background import BackgroundLoop
+
+METHOD = "/bench.Service/Call"
+
+
+def allow() -> bytes:
+    """An answer that allows."""
+    response = CheckResponse()
+    response.status.code = 0
+    response.ok_response.SetInParent()
+    return bytes(response.SerializeToString())
+
+
+def denial() -> bytes:
+    """An answer that denies."""
+    response = CheckResponse()
+    response.status.code = 7
+    response.denied_response.SetInParent()
+    return bytes(response.SerializeToString())
+
+
+@contextmanager
+def serving(answers: dict[bytes, bytes]) -> Iterator[tuple[str, Counter[bytes]]]:
+    """A server that answers each message by *answers*; where it listens, and what it was asked how often."""
+    asked: Counter[bytes] = Counter()
+
+    def handle(message: bytes, call: UnaryCall) -> bytes:
+        asked[message] += 1
+        return answers[message]
+
+    loop = BackgroundLoop()
+    server = loop.call(
+        lambda: FastGrpcServer(
+            [UnaryMethod(METHOD, handle)], [Endpoint(host="127.0.0.1")], TransportLimits(), make_metrics()
+        )
+    )
+    try:
+        [endpoint] = loop.run(server.start())
+        yield str(endpoint), asked
+    finally:
+        loop.run(server.drain(5.0))
+        loop.close()
+
+
+def test_replay__closed_loop_sends_each_message_as_often_as_it_is_picked() -> None:
+    """Every call is answered, over all connections, and the picks are followed round and round."""
+    messages = [b"a", b"bb", b"ccc"]
+    with serving(dict.fromkeys(messages, allow())) as (target, asked):
+        replayed = carry_out(Run(target, METHOD, 1_000, 3, 8), messages, array("H", [0, 1, 0, 2]))
+    assert asked == {b"a": 500, b"bb": 250, b"ccc": 250}
+    assert (replayed.calls, replayed.latencies_us) == (1_000, {})
+    assert replayed.calls_per_s > 0
+
+
+def test_replay__open_loop_measures_every_call_from_its_due_moment() -> None:
+    """All calls are answered, and the percentiles are in order."""
+    with serving({b"a": allow()}) as (target, asked):
+        replayed = carry_out(Run(target, METHOD, 300, 2, 1, 3_000.0), [b"a"], array("H", [0]))
+    assert asked == {b"a": 300}
+    p50, p99, p999 = (replayed.latencies_us[share] for share in ("0.5", "0.99", "0.999"))
+    assert 0 < p50 <= p99 <= p999
+
+
+@pytest.mark.parametrize("rate_per_s", [0.0, 5_000.0])
+def test_replay__one_denial_fails_the_load(rate_per_s: float) -> None:
+    """A single answer that is no allow among hundreds is not passed over."""
+    answers = {b"good": allow(), b"bad": denial()}
+    picks = array("H", [0] * 199 + [1])
+    with (
+        serving(answers) as (target, _),
+        pytest.raises(WireError, match="an answer is not what this load must get"),
+    ):
+        carry_out(Run(target, METHOD, 400, 2, 4, rate_per_s), list(answers), picks)
+
+
+def test_is_allow__reads_a_check_response() -> None:
+    """Status 0 with an ok_response; anything that Envoy would not let through is no allow."""
+    prefix = b"\0\0\0\0\0"
+    assert is_allow(prefix + allow())
+    assert not is_allow(prefix + denial())
+    assert not is_allow(prefix + CheckResponse().SerializeToString())
+
+
+def test_zipf__draws_by_rank() -> None:
+    """Number k is drawn in proportion to 1 / (k + 1), the same draws every time."""
+    picks = zipf_picks(100, 50_000)
+    counts = Counter(picks)
+    assert picks == zipf_picks(100, 50_000)
+    assert set(counts) <= set(range(100))
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.15)

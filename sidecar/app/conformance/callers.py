@@ -149,7 +149,7 @@ class Caller:
         watched_ns = monotonic_ns()
         while self._is_running and (link.is_open or link.in_flight):
             if self.calls_per_s is not None:
-                self._earn()
+                self.earned(monotonic_ns())
             self.fill()
             link.flush()
             now_ns = monotonic_ns()
@@ -161,13 +161,13 @@ class Caller:
         if self._is_running:
             link.abort()
 
-    def _earn(self) -> None:
-        """Allow the calls that the time since the last look has brought."""
+    def earned(self, now_ns: int) -> int:
+        """The calls that a paced caller may begin at *now_ns*, those that time has brought included."""
         assert self.calls_per_s is not None
-        now_ns = monotonic_ns()
         earned = self.calls_per_s * (now_ns - self._paced_ns) / 1e9
         self._budget = min(self._budget + earned, self.calls_per_s * PACE_BACKLOG_S + 1)
         self._paced_ns = now_ns
+        return int(self._budget)
 
     def _watch(self, link: CheckLink) -> None:
         if link.in_flight and monotonic_ns() - link.received_ns > ANSWER_TIMEOUT_S * 1e9:

@@ -52,7 +52,7 @@ def as_table(outcome: Outcome) -> Group:
     run, plan = outcome.run, outcome.plan
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         title=f"{plan.limit_rpm} a minute, burst {plan.burst}",
         title_justify="left",
     )
@@ -66,11 +66,16 @@ def as_table(outcome: Outcome) -> Group:
     return Group(
         table,
         Text(
-            f"{sidecar_count(outcome)} sidecars on {masked_store(plan.store) or 'their store'}{killed};"
+            f"{_counted(sidecar_count(outcome), 'sidecar')} on {masked_store(plan.store) or 'their store'}"
+            f"{killed};"
             f" {run.calls:,} requests in {run.seconds:.1f} s, {run.calls / run.seconds:,.0f} a second{hung}"
         ),
         Text(f"{verdict(outcome)}{_why(outcome)}", style="bold green" if run.is_fulfilled else "bold red"),
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _why(outcome: Outcome) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -13,7 +13,7 @@ import yaml
 from sidecar.app.conformance.accuracy import Terms
 from sidecar.app.conformance.callers import ask
 from sidecar.app.settings import EMBEDDED_STORE
-from sidecar.domain.api_keys import generate_api_key
+from sidecar.domain.api_keys import NewApiKey, generate_api_key
 from sidecar.services.ext_authz_client import check_request, read_response
 from sidecar.stores.redis.keys import DEFAULT_PREFIX
 from sidecar.stores.redis.urls import parse_store_url
@@ -42,11 +42,17 @@ def message_of(api_key: str) -> bytes:
     return check_request(METHOD, PATH, {"x-api-key": api_key}, CALLER_ADDRESS)
 
 
-def make_subjects(registry: Path, buckets: Mapping[str, Terms]) -> list[Subject]:
-    """Write *registry* with fresh integrations: *buckets* gives the terms of each, by its id."""
+def make_subjects(
+    registry: Path, buckets: Mapping[str, Terms], keys: Sequence[NewApiKey] = ()
+) -> list[Subject]:
+    """
+    Write *registry* with fresh integrations: *buckets* gives the terms of each, by its id.
+
+    *keys* are their API keys; none = fresh ones.
+    """
     records, subjects = [], []
-    for integration_id, terms in buckets.items():
-        key = generate_api_key()
+    drawn = keys or [generate_api_key() for _ in buckets]
+    for (integration_id, terms), key in zip(buckets.items(), drawn, strict=True):
         credential = {"id": key.credential_id, "digest": key.digest}
         record = {"id": integration_id, "name": integration_id, "credentials": [credential]}
         records.append({**record, "rate_limit_rpm": terms.limit_rpm, "burst": terms.burst})

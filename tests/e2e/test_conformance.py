@@ -1,0 +1,236 @@
+"""`sidecar conformance` with real sidecars on real stores: right fleets pass, wrong ones are found out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sidecar.app.conformance.accuracy import Finding, Terms
+from sidecar.app.conformance.callers import Call, Caller
+from sidecar.app.conformance.program import Outcome, Plan, prove
+from sidecar.app.conformance.run import Load
+from sidecar.app.conformance.sidecars import Fleet, SidecarsError, child_environment
+from sidecar.app.conformance.subjects import ROUTES, Subject, SubjectError, make_subjects
+from sidecar.domain.api_keys import generate_api_key
+from tests.e2e.workers import is_gone
+from tests.redis_servers import shared
+from tests.store_worlds import run
+from tests.waiting import eventually
+
+PATIENCE_S = 90.0
+LIMIT_RPM, BURST = 6_000, 50
+SECONDS = 1.2
+
+
+def plan(store: str, sidecars: int, **changes: object) -> Plan:
+    """A short run."""
+    given = {"load": Load(SECONDS, connections=1), "buckets": 4, **changes}
+    return Plan(store=store, limit_rpm=LIMIT_RPM, burst=BURST, sidecars=sidecars, **given)  # type: ignore[arg-type]
+
+
+def store_of(kind: str) -> str:
+    """A shared store, under a prefix of this test."""
+    return f"{getattr(shared(), kind).url}?prefix=sidecar:{secrets.token_hex(4)}:"
+
+
+def conformance(*arguments: str) -> tuple[int, str, str]:
+    """Run the command; its exit code and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def assert_kept(outcome: Outcome) -> None:
+    """Every bucket kept the promise, and was asked for many times what it may give."""
+    assert outcome.run.findings() == []
+    assert outcome.run.is_fulfilled
+    for bucket in outcome.run.buckets:
+        assert bucket.judgement.least is not None
+        assert bucket.judgement.least > BURST
+        assert bucket.count.refused > bucket.count.admitted
+
+
+@pytest.mark.parametrize("kind", ["standalone", "cluster"])
+@pytest.mark.parametrize("sidecars", [1, 4, 8])
+def test_fleet__admits_what_the_limit_says(kind: str, sidecars: int) -> None:
+    """One to eight sidecars on one store, a single server or a Cluster, together keep each limit."""
+    outcome = run(prove(plan(store_of(kind), sidecars)), PATIENCE_S)
+    assert_kept(outcome)
+
+
+@pytest.mark.parametrize("kind", ["standalone", "cluster"])
+def test_fleet__keeps_the_limit_while_sidecars_are_killed(kind: str) -> None:
+    """A sidecar that dies by kill -9 under load gives nothing back; one that starts again gets no more."""
+    outcome = run(prove(plan(store_of(kind), 2, kill_every_s=0.2, load=Load(1.5, connections=1))), PATIENCE_S)
+    assert outcome.kills >= 1
+    assert_kept(outcome)
+
+
+def test_command__finds_out_sidecars_that_share_nothing() -> None:
+    """Two sidecars with buckets of their own admit twice as much: broken, exit code 1."""
+    code, printed, _ = conformance(
+        *("--store", "embedded:", "--sidecars", "2", "--buckets", "2", "--seconds", "0.8", "--json")
+    )
+    told = json.loads(printed)
+    assert (code, told["verdict"]) == (1, "broken")
+    assert {bucket["finding"] for bucket in told["buckets"]} == {"over-admitted"}
+    assert all(bucket["admitted"] > bucket["at_most"] for bucket in told["buckets"])
+
+
+@asynccontextmanager
+async def given_sidecars(folder: Path, store: str, count: int) -> AsyncIterator[tuple[Fleet, str, Subject]]:
+    """Sidecars that somebody else runs, with the key of one of their integrations."""
+    registry = folder / "registry.yaml"
+    key = generate_api_key()
+    [subject] = make_subjects(registry, {"acme": Terms(LIMIT_RPM, BURST, BURST)}, keys=[key])
+    settings = {"registry": str(registry), "routes": ROUTES}
+    async with Fleet(folder, count, settings, child_environment(store)) as fleet:
+        yield fleet, key.api_key, subject
+
+
+class Rival:
+    """Somebody else who uses the integration; implements `callers.Listener`."""
+
+    def __init__(self, subject: Subject) -> None:
+        """Ask as *subject*."""
+        self._call = Call(subject.message, 0)
+
+    def next_call(self, caller: int) -> Call:
+        """Always the same."""
+        return self._call
+
+    def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
+        """Whatever the answer is."""
+
+
+def test_targets__that_run_already(tmp_path: Path) -> None:
+    """Sidecars that run are proven by the keys they know, from what their buckets hold."""
+
+    async def scene() -> Outcome:
+        store = store_of("standalone")
+        async with given_sidecars(tmp_path, store, 2) as (fleet, key, _):
+            return await prove(plan(store, 1, targets=tuple(fleet.targets), api_keys=(key,)))
+
+    assert_kept(run(scene(), PATIENCE_S))
+
+
+def test_targets__that_admit_too_little_are_found_out(tmp_path: Path) -> None:
+    """Where somebody takes half of what flows in, the rest is less than the limit says: under-admitted."""
+
+    async def scene() -> Outcome:
+        store = store_of("standalone")
+        async with given_sidecars(tmp_path, store, 2) as (fleet, key, subject):
+            rival = Caller(0, fleet.targets[1], Rival(subject), depth=8, calls_per_s=LIMIT_RPM / 120)
+            rival.start()
+            try:
+                return await prove(plan(store, 1, targets=(fleet.targets[0],), api_keys=(key,)))
+            finally:
+                await rival.stop()
+
+    outcome = run(scene(), PATIENCE_S)
+    assert outcome.run.findings() == [Finding.UNDER_ADMITTED]
+    assert not outcome.run.is_fulfilled
+
+
+@pytest.mark.parametrize(
+    ("limit_rpm", "key", "complaint"),
+    [
+        (LIMIT_RPM + 1, None, f"the limit is {LIMIT_RPM} a minute, not {LIMIT_RPM + 1}"),
+        (LIMIT_RPM, generate_api_key().api_key, "403 unknown_credential"),
+    ],
+    ids=["limit", "key"],
+)
+def test_targets__with_a_key_that_cannot_be_used(
+    tmp_path: Path, limit_rpm: int, key: str | None, complaint: str
+) -> None:
+    """A wrong limit or key is told before anything is judged by it."""
+
+    async def scene() -> None:
+        async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, own_key, _):
+            keys = (key or own_key,)
+            given = Plan("", Load(SECONDS), limit_rpm, BURST, targets=tuple(fleet.targets), api_keys=keys)
+            await prove(given)
+
+    with pytest.raises(SubjectError, match=complaint):
+        run(scene(), PATIENCE_S)
+
+
+def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a run: no sidecar and no folder is left, and nothing is claimed."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    arguments = ("--store", "embedded:", "--sidecars", "2", "--seconds", "600")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = eventually(lambda: _two(command.pid), 30, "both sidecars have been started")
+    command.send_signal(signal.SIGTERM)
+    printed, complaint = command.communicate(timeout=PATIENCE_S)
+    assert (command.returncode, printed) == (1, "")
+    assert "stopped before the end" in complaint
+    eventually(lambda: all(map(is_gone, children)), 30, "its sidecars have ended")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
+    """After kill -9 of the command the kernel ends its sidecars."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    arguments = ("--store", "embedded:", "--sidecars", "2", "--seconds", "600")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    children = eventually(lambda: _two(command.pid), 30, "both sidecars have been started")
+    command.kill()
+    command.wait(PATIENCE_S)
+    eventually(lambda: all(map(is_gone, children)), 30, "its sidecars have ended")
+
+
+def _two(pid: int) -> list[int]:
+    """The children of *pid*, once there are two that run their own program."""
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    return children if len(children) == 2 and all(b"serve" in one for one in commands) else []
+
+
+def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path: Path) -> None:
+    """The reason stands in the error."""
+
+    async def scene() -> None:
+        async with Fleet(tmp_path, 1, {"registry": "missing.yaml"}, child_environment("embedded:")):
+            raise AssertionError("it started")
+
+    with pytest.raises(SidecarsError, match=r"missing\.yaml"):
+        asyncio.run(scene())
+
+
+def test_command__prints_a_table_and_leaves_nothing() -> None:
+    """People see each bucket and one word at the end; every key of the run has a time to live."""
+    store = store_of("standalone")
+    code, printed, _ = conformance("--store", store, "--sidecars", "1", "--buckets", "2", "--seconds", "0.6")
+    assert code == 0
+    assert printed.rstrip().endswith("fulfilled")
+    assert "1 sidecar on redis://" in printed
+    assert "prefix" not in printed
+    client = shared().standalone.client
+    keys = client.keys(f"{store.partition('prefix=')[2]}*")
+    assert [key for key in keys if client.pttl(key) == -1] == []  # -1 = stays for ever, -2 = gone

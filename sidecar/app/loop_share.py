@@ -19,7 +19,7 @@ from sidecar.app.admin_http import AsgiApp, Receive, Scope, Send
 
 Result = TypeVar("Result")
 
-SHARE = 0.25
+SHARE = 0.1
 """Of the loop's time, what steps may take while more of them wait."""
 BURST_S = 0.01
 """Time that steps may take beyond their share at once: a few calls in a row are not slowed down."""

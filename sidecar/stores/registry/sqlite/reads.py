@@ -88,7 +88,7 @@ def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationP
             query.limit + 1,
         ),
     ).fetchall()
-    records = tuple(_parse(row[0]) for row in rows[: query.limit])
+    records = tuple(_parse_politely(row[0] for row in rows[: query.limit]))
     return IntegrationPage(records, records[-1].id if len(rows) > query.limit else "")
 
 

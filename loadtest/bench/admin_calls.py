@@ -1,0 +1,157 @@
+"""
+Calls of the admin API: one at a time, and `python -m loadtest.bench.admin_calls FOLDER` to hammer it.
+
+The hammer calls again and again over some connections, as fast as it is answered, until its standard
+input ends; then it prints how many calls were answered. `hammer.json` in FOLDER describes it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from loadtest.bench.processes import LOAD_CORE, STOP_TIMEOUT_S, BenchError
+
+CALL_TIMEOUT_S = 60.0
+READERS = 3
+WRITERS = 1
+PAGE = 100
+
+
+class AdminCalls:
+    """One kept-alive connection to an admin API."""
+
+    def __init__(self, address: str, token: str) -> None:
+        """Call the one at *address*, 'host:port', as the holder of *token*."""
+        self._connection = http.client.HTTPConnection(address, timeout=CALL_TIMEOUT_S)
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """
+        What the API answers.
+
+        Raises:
+            BenchError: it refuses.
+        """
+        content = None if body is None else json.dumps(body)
+        self._connection.request(method, f"/v1{path}", content, self._headers)
+        response = self._connection.getresponse()
+        told = response.read()
+        if response.status >= 400:
+            raise BenchError(f"{method} {path} was answered {response.status}: {told[:500].decode()}")
+        return json.loads(told)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Hammer:
+    """What to hammer: *readers* list pages and *writers* change limits, each on a connection of its own."""
+
+    address: str
+    token: str
+    readers: int = READERS
+    writers: int = WRITERS
+
+
+@dataclass
+class Hammered:
+    """How many calls were answered; filled in when the hammering has ended."""
+
+    reads: int = 0
+    changes: int = 0
+    elapsed_s: float = 0.0
+
+
+@contextmanager
+def hammering(folder: Path, hammer: Hammer) -> Iterator[Hammered]:
+    """
+    Hammer while the block runs, from a process of its own on the load core.
+
+    Raises:
+        BenchError: a call was refused.
+    """
+    (folder / "hammer.json").write_text(json.dumps(asdict(hammer)))
+    command = ["taskset", "-c", str(LOAD_CORE), sys.executable, "-m", __name__, str(folder)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    counted = Hammered()
+    try:
+        if not process.stdout.readline():
+            raise BenchError(f"the hammer did not begin: {process.communicate()[1][-500:]}")
+        yield counted
+        told, complaint = process.communicate(timeout=STOP_TIMEOUT_S)
+        if process.returncode:
+            raise BenchError(f"the hammer failed: {complaint.strip()[-500:]}")
+        counted.__dict__.update(json.loads(told))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _read(hammer: Hammer, is_over: threading.Event, counts: Hammered) -> None:
+    calls, after = AdminCalls(hammer.address, hammer.token), ""
+    while not is_over.is_set():
+        page = calls.call("GET", f"/integrations?limit={PAGE}&after={after}")
+        after = page["next_after"] or ""
+        counts.reads += 1
+    calls.close()
+
+
+def _change(hammer: Hammer, is_over: threading.Event, counts: Hammered) -> None:
+    calls = AdminCalls(hammer.address, hammer.token)
+    ids = [one["id"] for one in calls.call("GET", f"/integrations?limit={PAGE}&search=bystander")["items"]]
+    for number in count():
+        if is_over.is_set():
+            break
+        limit = {"rate_limit_rpm": 1_000 + number % 1_000}
+        calls.call("POST", f"/integrations/{ids[number % len(ids)]}/limit/set", limit)
+        counts.changes += 1
+    calls.close()
+
+
+def main(folder: Path) -> None:
+    """Hammer as described until standard input ends."""
+    hammer = Hammer(**json.loads((folder / "hammer.json").read_text()))
+    counts, is_over = Hammered(), threading.Event()
+    faults: list[str] = []
+
+    def guarded(work: Any) -> None:
+        try:
+            work(hammer, is_over, counts)
+        except Exception as error:
+            faults.append(repr(error))
+
+    works = [*[_read] * hammer.readers, *[_change] * hammer.writers]
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    started_s = perf_counter()
+    for thread in threads:
+        thread.start()
+    print("hammering", flush=True)
+    sys.stdin.read()
+    is_over.set()
+    for thread in threads:
+        thread.join(CALL_TIMEOUT_S)
+    counts.elapsed_s = perf_counter() - started_s
+    print(json.dumps(asdict(counts)))
+    if faults:
+        sys.exit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -17,7 +17,8 @@ from sidecar.app.demo import prepare_demo
 from sidecar.domain.api_keys import credential_id_of, digest_of
 from sidecar.stores.yaml_nodes import read_yaml
 
-HEAVY = ("pydantic", "grpc", "uvloop", "uvicorn", "google.protobuf", "yaml", "prometheus_client", "asyncio")
+HEAVY = ("pydantic", "httpx", "grpc", "uvloop", "uvicorn", "google.protobuf", "yaml", "prometheus_client",
+         "asyncio")  # fmt: skip
 
 
 def run(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Result:

@@ -50,8 +50,8 @@ def apply(
     """
     Make the registry hold what a file declares: show the difference, ask, and change only that.
 
-    Applying it twice changes nothing the second time. What the file does not name is left alone unless
-    --prune is given. Exits with 1 when anything was refused, or would be.
+    Applying it twice changes nothing the second time. What the file does not name is left alone
+    unless --prune is given. Exits with 1 when anything was refused, or would be.
     """
     from sidecar.app.cli.declaring import Asked, declare
     from sidecar.app.declaring.api_target import ApiTarget

@@ -70,9 +70,10 @@ def push(
     """
     Make the registry hold what a file declares: show the difference, ask, and change only that.
 
-    Works on the registry that the configuration names, past any running sidecar; sidecars that follow it
-    decide by the changes at once. Pushing twice changes nothing the second time. What the file does not
-    name is left alone unless --prune is given. Exits with 1 when anything was refused, or would be.
+    Works on the registry that the configuration names, past any running sidecar; those that follow
+    it decide by the changes at once. Pushing twice changes nothing the second time. What the file
+    does not name is left alone unless --prune is given. Exits with 1 when anything was refused, or
+    would be.
     """
     from sidecar.app.cli.calling import Connection, token_of
     from sidecar.app.cli.declaring import Asked, ask_first, declare
@@ -95,7 +96,7 @@ def push(
 @app.command()
 def pull(
     file: Annotated[
-        str, typer.Argument(metavar="[FILE|-]", help="Where to write it; '-' is standard output.")
+        str, typer.Argument(metavar="FILE", help="Where to write it; '-' is standard output.")
     ] = STDOUT,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Replace a file that differs without asking.")
@@ -106,8 +107,8 @@ def pull(
     """
     Write the registry as a file that can be pushed again: pushing it at once changes nothing.
 
-    The file holds digests of API keys, no keys. It does not hold temporary raises, webhook secrets and the
-    history of suspensions, which a push leaves alone.
+    The file holds digests of API keys, no keys. It does not hold temporary raises, webhook secrets
+    and the history of suspensions, which a push leaves alone.
     """
     with telling_mistakes():
         with _opened(config, store) as (runner, opened, _):

@@ -20,7 +20,7 @@ from .serving import RECOVERY_S, Answer, Serving, check_answers, serving
 PATIENCE_S = 90.0
 HANDSHAKE = ["CLIENT", "SCRIPT", "SCRIPT", "SET", "GET"]
 """Commands before the first take of a connection."""
-COMMANDS = range(1, len(HANDSHAKE) + 5)
+COMMANDS = range(1, len(HANDSHAKE) + 4)
 QUICK = StoreLimits(
     link_timeout_s=0.1, connect_timeout_s=0.15, discovery_timeout_s=0.1, probe_after_s=0.05, backoff_max_s=0.1
 )
@@ -52,7 +52,7 @@ async def through(sidecar: Serving, proxy: FaultProxy) -> list[Answer]:
 def test_decisions__any_fault_at_any_command(
     fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the first word of a new connection to the fourth take on it, again and again with one sidecar."""
+    """From the first word of a new connection to the third take on it, again and again with one sidecar."""
     monkeypatch.setattr(shared_store, "store_limits", lambda timeout_s: QUICK)
 
     async def scene() -> None:

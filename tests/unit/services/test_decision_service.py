@@ -415,7 +415,7 @@ def test_decide__the_caller_s_deadline_reaches_the_store(
     service = serve(key, store=store)
     service.decide(ask(key).SerializeToString(), FakeCall(deadline_s=100.01))
     service.decide_batch(batch(ask(key)), FakeCall(deadline_s=100.02))
-    assert [take.timeout_s for take in store.pending] == pytest.approx([0.01, 0.02])
+    assert [take.timeout_s for take in store.pending] == pytest.approx([0.009, 0.018])
 
 
 def batch(*requests: pb.DecideRequest) -> bytes:

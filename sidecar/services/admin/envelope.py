@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from time import monotonic_ns
 
 from starlette.datastructures import MutableHeaders
@@ -23,6 +24,7 @@ from sidecar.services.admin.call import Call, request_id_of
 from sidecar.services.admin.places import Places
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, own_fault, problem_error, problem_of, respond
+from sidecar.stores.registry.protocol import RegistryError
 
 CALL = "sidecar.call"
 """Where the call stands in the ASGI scope."""
@@ -51,8 +53,9 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call; see the ASGI specification."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return  # nobody is let in by a WebSocket
         call = self._begin(Request(scope, receive))
         scope[CALL] = call
         answer = _Answer(send, call.request_id)
@@ -82,6 +85,11 @@ class Envelope:
 
     async def _fail(self, call: Call, error: Exception, answer: _Answer) -> None:
         problem = problem_of(error, call.is_change)
+        if isinstance(error, RegistryError):
+            log_event(_LOG, logging.WARNING, "the registry failed a call", error=str(error))
+            if call.caller is None and problem is not None:
+                # Where the registry is and what ails it is nothing for strangers.
+                problem = replace(problem, detail="the registry cannot tell whose token this is: try again")
         if problem is None:
             _LOG.error("a call of the admin API failed, request %s", call.request_id, exc_info=error)
             problem = own_fault(call.is_change)

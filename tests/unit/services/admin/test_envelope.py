@@ -71,11 +71,17 @@ def test_envelope__a_fault_of_the_registry_is_told_as_such(
 
 
 def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503, and no failed attempt is held against anybody."""
-    monkeypatch.setattr(world.registry, "token_holder", failing(RegistryUnavailableError("away")))
-    world.refused(503, "store_unavailable", world.call("GET", "/v1/whoami"))
+    error = RegistryUnavailableError("the file /where/it/is is locked")
+    monkeypatch.setattr(world.registry, "token_holder", failing(error))
+    answer = world.call("POST", "/v1/integrations", {"id": "a", "name": "A"})
+    world.refused(503, "store_unavailable", answer)
+    assert "/where/it/is" not in answer.text, "strangers get no details; the log has them"
+    assert answer.json()["may_have_happened"] is False
+    (line,) = [one for one in caplog.records if one.name == envelope.__name__]
+    assert vars(line)["event_fields"]["error"] == str(error)
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == 0
 
 
@@ -322,3 +328,37 @@ def test_envelope__webhook_secrets_need_a_key_to_seal_them(world: World) -> None
         409, "webhook_secrets_off", world.call("POST", f"{ACME}/webhook-secret/generate")
     )
     assert "webhook_secret_key_file" in document["problems"][0]["remedy"]
+
+
+def test_envelope__a_web_socket_is_let_in_nowhere(world: World) -> None:
+    """Only plain calls carry a token; nothing below is asked."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    world.run(world.app({"type": "websocket", "path": "/v1/whoami", "headers": []}, receive, send))
+    assert sent == []
+
+
+@pytest.mark.parametrize("name", ["If-Match", "Idempotency-Key", "Content-Type"])
+def test_envelope__a_header_that_stands_twice_is_refused(world: World, name: str) -> None:
+    """Which of the two was meant is anybody's guess."""
+    world.create()
+    before = world.revision()
+
+    async def scene() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(world.app)) as client:
+            value = "application/json" if name == "Content-Type" else '"1"'
+            headers = [("Authorization", f"Bearer {world.token('ann')}"), (name, value), (name, value)]
+            if name != "Content-Type":
+                headers.append(("Content-Type", "application/json"))
+            url = f"http://admin.example{ACME}/limit/set"
+            return await client.post(url, content=b'{"rate_limit_rpm": 5}', headers=headers)
+
+    document = world.refused(400, "invalid_header", world.run(scene()))
+    assert document["problems"][0]["field"] == name
+    assert world.revision() == before

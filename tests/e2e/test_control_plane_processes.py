@@ -7,11 +7,12 @@ import http.client
 import itertools
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from sidecar.stores.embedded import wall_clock_us
 from sidecar.stores.registry.protocol import ListQuery, Registry
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 from tests.redis_servers import shared
+from tests.unit.app.running import Running, admin_get
 from tests.waiting import eventually
 
 from .control_plane import SQLITE, Administrator, bootstrap
@@ -221,6 +223,44 @@ def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
         single.restart()
         assert single.ask(list(answered.values())[-1]).is_allowed
     assert single.ann.get("/audit/verify")["is_intact"] is True
+
+
+def test_backup__while_it_serves(single: Controlled) -> None:
+    """A copy taken as the manual says verifies, and a sidecar that gets it knows what it holds."""
+    kept = single.ann.create("kept")
+    copy = single.folder / "backup.sqlite"
+    with closing(sqlite3.connect(single.folder / "registry.sqlite")) as database:
+        database.execute("VACUUM INTO ?", (str(copy),))
+    late = single.ann.create("late")
+    assert single.sidecar.stop() == 0
+    for part in single.folder.glob("registry.sqlite*"):
+        if part.suffix != ".key":
+            part.rename(single.folder / f"former-{part.name}")
+    copy.chmod(0o600)
+    copy.rename(single.folder / "registry.sqlite")
+    assert single.verify().is_intact
+    single.restart()
+    assert single.ask(kept).is_allowed
+    assert single.ask(late).reason == "unknown_credential"
+    assert single.ann.get("/integrations")["items"][0]["id"] == "kept"
+
+
+def test_metrics_listener__serves_pages_alone(folder: Path) -> None:
+    """An address for scrapers tells metrics and health, and nothing about integrations."""
+    listen = {"grpc": f"unix:{folder}/g.sock", "admin": f"unix:{folder}/a.sock", "metrics": "0.0.0.0:0"}
+    config = folder / "sidecar.yaml"
+    config.write_text(yaml.safe_dump({"listen": listen, "registry": SQLITE, "log": {"format": "json"}}))
+    with Running(folder, "--config", str(config)) as sidecar:
+        port = sidecar.event("serving")["metrics"][0].rpartition(":")[2]
+        sidecar.event("registry loaded")
+        answers = {
+            path: admin_get(f"127.0.0.1:{port}", path)
+            for path in ("/metrics", "/healthz", "/readyz", "/v1/whoami", "/v1")
+        }
+        assert {path: status for path, (status, _) in answers.items()} == {
+            "/metrics": 200, "/healthz": 200, "/readyz": 200, "/v1/whoami": 404, "/v1": 404
+        }  # fmt: skip
+        assert "listen.admin" in answers["/v1/whoami"][1]
 
 
 def create_until_cut(administrator: Administrator, name: str, answered: dict[str, str]) -> None:

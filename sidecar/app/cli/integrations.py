@@ -116,6 +116,10 @@ def create(
         bool, typer.Option("--issue-credential", help="Also issue an API key, and print it.")
     ] = False,
     expires: ExpiresOption = "",
+    on_store_error: Annotated[
+        StorePolicy | None,
+        typer.Option("--on-store-error", help="What its requests get while the shared store is away."),
+    ] = None,
 ) -> None:
     """
     Create an integration. It may do nothing until it is given scopes and an API key.
@@ -139,6 +143,7 @@ def create(
         "allowlist": allow,
         "issue_credential": issue_credential or None,
         "credential_expires_at": moment_of("--expires", expires) if expires else None,
+        "on_store_error": _policy(on_store_error),
     }
     answer = call.change(
         "POST", "integrations", body={key: one for key, one in body.items() if one is not None}
@@ -186,5 +191,9 @@ def on_store_error(
     policy: Annotated[StorePolicy, typer.Argument(help="'default' = as the configuration says for all.")],
 ) -> None:
     """Say what its requests get while the shared store is away."""
-    value = None if policy is StorePolicy.DEFAULT else policy.value
-    call.tell_change(call.change("POST", "integrations", id, "on-store-error", body={"policy": value}))
+    body = {"policy": _policy(policy)}
+    call.tell_change(call.change("POST", "integrations", id, "on-store-error", body=body))
+
+
+def _policy(policy: StorePolicy | None) -> str | None:
+    return None if policy in (None, StorePolicy.DEFAULT) else policy.value

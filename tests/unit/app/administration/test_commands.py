@@ -223,7 +223,8 @@ def test_scopes__add_remove_and_what_there_is(shared_api: Served) -> None:
 
 def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: Served) -> None:
     """One of the policies, or the configured one again."""
-    shared_api.told("integrations", "create", "fallen")
+    shared_api.told("integrations", "create", "fallen", "--on-store-error", "allow")
+    assert record_of(shared_api, "fallen")["on_store_error"] == "allow"
     shared_api.told("integrations", "on-store-error", "fallen", "local")
     assert record_of(shared_api, "fallen")["on_store_error"] == "local"
     shared_api.told("integrations", "on-store-error", "fallen", "default")

@@ -1,0 +1,110 @@
+"""Administrators' commands as processes, against `sidecar serve`: by TLS, by Unix socket, and wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.app.running import Running
+from tests.unit.transports.certificates import Authority
+
+COMMAND_TIMEOUT_S = 60
+
+
+class Site:
+    """One sidecar whose admin listeners are plain, encrypted, and a Unix socket; ann administers it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it, and make ann."""
+        self.folder = folder
+        authority = Authority(folder)
+        certificate, key = authority.sign("sidecar")
+        self.ca = authority.ca
+        self.socket = f"unix:{folder}/admin.sock"
+        encrypted = {"address": "127.0.0.1:0", "tls": {"cert": str(certificate), "key": str(key)}}
+        listen = {"grpc": "127.0.0.1:0", "admin": ["127.0.0.1:0", encrypted, self.socket]}
+        config = folder / "sidecar.yaml"
+        config.write_text(yaml.safe_dump({"listen": listen, "registry": "sqlite:registry.sqlite"}))
+        self._sidecar = Running(folder, "--config", str(config))
+        plain, encrypted_at, _ = self._sidecar.event("serving")["admin"]
+        self.plain = f"http://{plain}"
+        self.encrypted = f"https://localhost:{encrypted_at.rpartition(':')[2]}"
+        self.token = self.run("admin", "bootstrap", "--id", "ann", "--config", str(config)).stdout.strip()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "sidecar.app.cli", *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_TIMEOUT_S,
+        )
+
+    def whoami(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Ask who ann is."""
+        return self.run("admin", "whoami", *arguments, SIDECAR_ADMIN_TOKEN=self.token)
+
+    def close(self) -> None:
+        """Stop it."""
+        self._sidecar.stop()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """One for all tests of this file; its path is short enough for a Unix socket."""
+    folder = Path(tempfile.mkdtemp(prefix="sidecar-e2e-"))
+    running = Site(folder)
+    yield running
+    running.close()
+    shutil.rmtree(folder)
+
+
+def test_admin_commands__reach_every_kind_of_listener(site: Site) -> None:
+    """Plain on this machine, TLS under a CA of one's own, and a Unix socket."""
+    for arguments in (
+        ("--server", site.plain),
+        ("--server", site.encrypted, "--ca", str(site.ca)),
+        ("--server", site.socket),
+    ):
+        told = site.whoami(*arguments)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout.startswith("administrator\tann\n")
+
+
+def test_admin_commands__what_cannot_be_trusted_gets_no_token(site: Site) -> None:
+    """A certificate of another CA ends the call, and says which option names the right one."""
+    told = site.whoami("--server", site.encrypted)
+    assert told.returncode == 1
+    assert "its certificate is not trusted: give the CA that signed it with --ca FILE" in told.stderr
+    elsewhere = site.encrypted.replace("localhost", "127.0.0.1")  # not a name in the certificate
+    assert site.whoami("--server", elsewhere, "--ca", str(site.ca)).returncode == 1
+
+
+def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
+    """https where there is no TLS, and http where there is, are slips that have a remedy."""
+    told = site.whoami("--server", site.plain.replace("http:", "https:"), "--ca", str(site.ca))
+    assert (told.returncode, "write http:// instead of https://" in told.stderr) == (1, True)
+    plain = site.whoami("--server", site.encrypted.replace("https:", "http:"))
+    assert (plain.returncode, "sidecar: " in plain.stderr, "Traceback" in plain.stderr) == (1, True, False)
+
+
+def test_admin_commands__a_sidecar_without_a_control_plane_is_told(tmp_path: Path, site: Site) -> None:
+    """A registry that is a file is edited, not administered: the answer says what to configure."""
+    (tmp_path / "registry.yaml").write_text("integrations: []\n")
+    config = tmp_path / "sidecar.yaml"
+    listen = {"grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"}
+    config.write_text(yaml.safe_dump({"listen": listen, "registry": "registry.yaml"}))
+    with Running(tmp_path, "--config", str(config)) as plain:
+        told = site.whoami("--server", plain.event("serving")["admin"][0])
+    assert told.returncode == 1
+    assert "registry: sqlite:" in told.stderr

@@ -32,7 +32,7 @@ from sidecar.app.conformance.subjects import ROUTES, Subject, make_subjects, own
 from sidecar.services.ext_authz_client import read_status
 
 BUCKETS = 200
-TERMS = Terms(limit_rpm=1_200, burst=60, held_at_start=60)
+TERMS = Terms(limit_rpm=600, burst=10, held_at_start=10)
 """At some thousand calls a second part of them is refused, some from memory: every path is walked."""
 CONNECTIONS, IN_FLIGHT = 4, 32
 PEAK_S = 3.0
@@ -125,9 +125,11 @@ def growth(points: Sequence[tuple[float, float]]) -> float:
     return slope * (points[-1][0] - points[0][0])
 
 
-async def soak(store: str, seconds: float) -> SoakReport:
+async def soak(store: str, seconds: float, peak_s: float = PEAK_S) -> SoakReport:
     """
     Keep a sidecar on the Redis at *store* under half its load for *seconds*.
+
+    The load is measured before, for *peak_s*.
 
     Raises:
         SoakError, SidecarsError: it cannot be run.
@@ -145,8 +147,8 @@ async def soak(store: str, seconds: float) -> SoakReport:
         for caller in callers:
             caller.start()
         try:
-            await asyncio.sleep(PEAK_S)
-            peak_per_s = load.statuses.total() / PEAK_S
+            await asyncio.sleep(peak_s)
+            peak_per_s = load.statuses.total() / peak_s
             for caller in callers:
                 caller.pace(peak_per_s / 2 / CONNECTIONS)
             samples = await _watch(fleet.sidecars[0].pid, load, seconds)

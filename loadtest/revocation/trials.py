@@ -21,7 +21,9 @@ from sidecar.app.conformance.subjects import ROUTES, own_prefix
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
 
 STEP_TIMEOUT_S = 15.0
-"""How long the load may take to get going, and all sidecars to deny."""
+"""How long the load may take to say something that must come."""
+DENY_TIMEOUT_S = 10.0
+"""How long all sidecars may take to deny; then the trial ends, and is broken."""
 END_TIMEOUT_S = 15.0
 TRIALS_MAX = 100_000
 
@@ -112,7 +114,7 @@ class LoadProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
-    async def hear(self, trial: int, name: str) -> Any:
+    async def hear(self, trial: int, name: str, timeout_s: float = STEP_TIMEOUT_S) -> Any:
         """
         The value of *name* of the next line, which must be of *trial*.
 
@@ -121,7 +123,7 @@ class LoadProcess:
             TimeoutError: not in time.
         """
         assert self._process.stdout is not None
-        async with asyncio.timeout(STEP_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             text = await self._process.stdout.readline()
         line = json.loads(text) if text else {}
         if line.get("trial") != trial or name not in line:
@@ -177,7 +179,7 @@ async def _hold(load: LoadProcess, administrator: Administrator, number: int, ke
     committed_ns = monotonic_ns()
     load.say(trial=number, committed_ns=committed_ns)
     try:
-        result = await load.hear(number, "result")
+        result = await load.hear(number, "result", DENY_TIMEOUT_S)
     except TimeoutError:
         load.say(trial=number, over=True)
         result = await load.hear(number, "result")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -14,67 +14,79 @@ if TYPE_CHECKING:
 
 SECONDS_MAX = 3_600.0
 
+StoreOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        envvar="SIDECAR_STORE",
+        show_envvar=True,
+        help="Where the sidecars keep their buckets; the run's keys have a prefix of their own.",
+    ),
+]
+SidecarsOption: TypeAlias = Annotated[
+    int, typer.Option("--sidecars", min=1, max=64, help="How many sidecars to start.")
+]
+BucketsOption: TypeAlias = Annotated[
+    int, typer.Option("--buckets", min=1, max=1_000, help="How many integrations to make.")
+]
+LimitOption: TypeAlias = Annotated[
+    int, typer.Option("--limit", min=1, max=10_000, help="Requests per minute of each integration.")
+]
+BurstOption: TypeAlias = Annotated[
+    int, typer.Option("--burst", min=1, max=1_000_000, help="Burst of each integration.")
+]
+SecondsOption: TypeAlias = Annotated[
+    float, typer.Option("--seconds", min=0.5, max=SECONDS_MAX, help="How long to hammer.")
+]
+KillOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--kill-worker-every",
+        metavar="SECONDS",
+        min=0.2,
+        max=SECONDS_MAX,
+        help="Kill one sidecar after another with SIGKILL, so often, and start it again.",
+    ),
+]
+TargetOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="ADDRESS",
+        help="Use this running sidecar, 'host:port' or 'unix:/path'; may be repeated.",
+    ),
+]
+KeysOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        envvar="SIDECAR_API_KEY",
+        show_envvar=True,
+        help="With --target: the API key of an integration with this limit and burst; may be repeated.",
+    ),
+]
+ConnectionsOption: TypeAlias = Annotated[
+    int, typer.Option("--connections", min=1, max=64, help="Connections to each sidecar.")
+]
+InFlightOption: TypeAlias = Annotated[
+    int, typer.Option("--in-flight", min=1, max=100, help="Requests under way on each connection.")
+]
+
 
 def conformance(
-    store: Annotated[
-        str,
-        typer.Option(
-            "--store",
-            metavar="URL",
-            envvar="SIDECAR_STORE",
-            show_envvar=True,
-            help="Where the sidecars keep their buckets; the run's keys have a prefix of their own.",
-        ),
-    ] = "",
-    sidecars: Annotated[
-        int, typer.Option("--sidecars", "-k", min=1, max=64, help="How many sidecars to start.")
-    ] = 4,
-    buckets: Annotated[
-        int, typer.Option("--buckets", "-m", min=1, max=1_000, help="How many integrations to make.")
-    ] = 4,
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, max=10_000, help="Requests per minute of each integration.")
-    ] = 6_000,
-    burst: Annotated[
-        int, typer.Option("--burst", min=1, max=1_000_000, help="Burst of each integration.")
-    ] = 100,
-    seconds: Annotated[
-        float, typer.Option("--seconds", "-t", min=0.5, max=SECONDS_MAX, help="How long to hammer.")
-    ] = 10.0,
-    kill_worker_every: Annotated[
-        float | None,
-        typer.Option(
-            "--kill-worker-every",
-            metavar="SECONDS",
-            min=0.2,
-            max=SECONDS_MAX,
-            help="Kill one sidecar after another with SIGKILL, so often, and start it again.",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar="ADDRESS",
-            help="Use this running sidecar, 'host:port' or 'unix:/path'; may be repeated.",
-        ),
-    ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key",
-            metavar="KEY",
-            envvar="SIDECAR_API_KEY",
-            show_envvar=True,
-            help="With --target: the API key of an integration with this limit and burst; may be repeated.",
-        ),
-    ] = None,
-    connections: Annotated[
-        int, typer.Option("--connections", min=1, max=64, help="Connections to each sidecar.")
-    ] = 2,
-    in_flight: Annotated[
-        int, typer.Option("--in-flight", min=1, max=100, help="Requests under way on each connection.")
-    ] = 16,
+    store: StoreOption = "",
+    sidecars: SidecarsOption = 4,
+    buckets: BucketsOption = 4,
+    limit: LimitOption = 6_000,
+    burst: BurstOption = 100,
+    seconds: SecondsOption = 10.0,
+    kill_worker_every: KillOption = None,
+    target: TargetOption = None,
+    key: KeysOption = None,
+    connections: ConnectionsOption = 2,
+    in_flight: InFlightOption = 16,
     json: JsonOption = False,
 ) -> None:
     """

@@ -1,0 +1,36 @@
+"""A store's primary is killed under load: every request is answered, and all is normal again by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.failover.answers import DRAINING, DRY
+from loadtest.failover.scene import fail_over
+from tests.store_worlds import run
+
+PATIENCE_S = 180.0
+SIDECARS = 2
+ANSWER_MS_MAX = 5_000.0
+"""No figure of speed: beyond it a caller would have been given up as hung."""
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_failover__under_load(kind: str) -> None:
+    """
+    Without a primary the policy answers (503), afterwards the buckets do; no request hangs or is lost.
+
+    The successor may have missed the last takes: a bucket then gives them again, at most one burst.
+    """
+    failover = run(fail_over(kind, SIDECARS), PATIENCE_S)
+    assert failover.is_kept, failover.as_json()
+    assert failover.hung == 0
+    assert failover.failovers >= 1
+    statuses = {answer.status for answer in failover.during()}
+    assert 503 in statuses
+    assert statuses <= {200, 429, 503}
+    assert failover.slowest_ms() < ANSWER_MS_MAX
+    for bucket in (DRAINING, DRY):
+        allowed = failover.subjects[bucket].terms.burst * failover.failovers
+        assert failover.over_admitted(bucket) <= allowed
+    for sidecar in range(SIDECARS):
+        assert failover.recovered_ns(sidecar) > failover.killed_ns

@@ -210,14 +210,21 @@ class AdminClient:
         except httpx.HTTPError as error:
             raise AdminCallError(
                 Failure.UNAVAILABLE,
-                [f"the connection to {self._address.text} was lost: {error or type(error).__name__}"],
+                [
+                    f"the connection to {self._address.text} was lost: {str(error) or type(error).__name__}",
+                    "try again"
+                    if self._address.is_tls
+                    else "try again; if it speaks TLS there, write https://",
+                ],
                 may_have_happened=is_change,
             ) from None
 
     def _not_reached(self, error: Exception) -> AdminCallError:
         why = str(error)
         advice = "is the sidecar running, and does 'listen.admin' name this address? See --server"
-        if "CERTIFICATE_VERIFY_FAILED" in why:
+        if "not valid for" in why:
+            advice = "its certificate has other names: ask for it by one of those"
+        elif "CERTIFICATE_VERIFY_FAILED" in why:
             advice = "its certificate is not trusted: give the CA that signed it with --ca FILE"
         elif "WRONG_VERSION_NUMBER" in why or "RECORD_LAYER" in why:
             advice = "it does not speak TLS there: write http:// instead of https://"

@@ -51,6 +51,13 @@ class AdminCallError(Exception):
         self.document = document
 
 
+_NO_TOKEN = (
+    "the token was not accepted",
+    "it has expired or was revoked, or it is another registry's; an administrator gives you one with"
+    " 'sidecar admin token issue'",
+)
+
+
 def failure_of(status: int, content_type: str, body: bytes, server: str) -> AdminCallError:
     """
     The error that an answer with *status* of 400 or more is.
@@ -67,7 +74,7 @@ def failure_of(status: int, content_type: str, body: bytes, server: str) -> Admi
     kind = Failure.CONFLICT if status in (409, 412) else Failure.REFUSED
     if status >= 500:
         kind = Failure.UNAVAILABLE
-    lines = [_summary(status, document), *_problem_lines(document)]
+    lines = [_summary(status, document), *_problem_lines(document)] if status != 401 else list(_NO_TOKEN)
     if status >= 500 and document.get("request_id"):
         lines.append(f"in the server's log it is request {_text(document['request_id'])}")
     may_have_happened = document.get("may_have_happened") is True

@@ -61,6 +61,21 @@ test-unit test-property test-model test-conformance test-fault test-e2e test-hou
 bench: setup-bench ## Measure, print the tables and write docs/benchmarks.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
+##@ Prove
+# On a Redis of their own, or on that of ARGS='--redis URL'; docs/proofs.md has the figures.
+.PHONY: conformance revocation failover soak
+conformance: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar conformance`
+	$(BIN)/python -m loadtest.conformance $(ARGS)
+
+revocation: setup-tests ## Suspend 1,000 times under load: nobody is let in after the commit
+	$(BIN)/python -m loadtest.revocation $(ARGS)
+
+failover: setup-tests ## Kill primaries under load, behind Sentinels and in a Cluster, and see what clients see
+	$(BIN)/python -m loadtest.failover $(ARGS)
+
+soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat
+	$(BIN)/python -m loadtest.soak $(ARGS)
+
 ##@ Develop
 .PHONY: fmt lint type check proto proto-check lock wheel clean
 fmt: setup-dev ## Format the code and mend what ruff can mend

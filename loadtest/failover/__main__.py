@@ -7,7 +7,7 @@ import json
 import sys
 
 from loadtest.failover.scene import fail_over
-from loadtest.failover.stores import KINDS
+from loadtest.failover.stores import KINDS, SILENCE_MS
 from loadtest.proving import EXIT_BROKEN, EXIT_KEPT, run
 
 
@@ -17,11 +17,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kind", choices=KINDS, action="append", help="may be repeated; default: each")
     parser.add_argument("--rounds", type=int, default=3, help="failovers of each kind (default 3)")
     parser.add_argument("--sidecars", type=int, default=2, help="sidecars under load (default 2)")
+    parser.add_argument(
+        "--silence-ms",
+        type=int,
+        default=SILENCE_MS,
+        help=f"a primary is replaced after so long (default {SILENCE_MS})",
+    )
     given = parser.parse_args(arguments)
     is_kept = True
     for kind in given.kind or KINDS:
         for number in range(1, given.rounds + 1):
-            failover = run(fail_over(kind, given.sidecars))
+            failover = run(fail_over(kind, given.sidecars, given.silence_ms))
             is_kept = is_kept and failover.is_kept
             print(json.dumps({"kind": kind, "round": number, **failover.as_json()}), flush=True)
     return EXIT_KEPT if is_kept else EXIT_BROKEN

@@ -84,18 +84,28 @@ class Failover:
         admitted = sum(one.status == 200 for one in self.answers if one.bucket == bucket)
         return max(0, admitted - most_admitted(self.subjects[bucket].terms, self.window_us))
 
+    @property
+    def normal_ns(self) -> int:
+        """When the last sidecar had recovered; 0 = one has not."""
+        recovered = [self.recovered_ns(sidecar) for sidecar in range(self.sidecars)]
+        return max(recovered) if all(recovered) else 0
+
     def during(self) -> list[Answer]:
-        """Answers from the kill until all sidecars answered normally again."""
-        last_ns = max(map(self.recovered_ns, range(self.sidecars)))
+        """Answers from the kill until all sidecars answered normally again, or to the end if they did not."""
+        last_ns = self.normal_ns or max(one.received_ns for one in self.answers)
         return [one for one in self.answers if self.killed_ns <= one.received_ns <= last_ns]
 
     def recovered_ns(self, sidecar: int) -> int:
-        """When *sidecar* first admitted from the draining bucket after its last answer without the store."""
+        """
+        When *sidecar* answered from the draining bucket again, after it had begun to answer by policy.
+
+        0 = it did not. The bucket was not empty at the kill, so no refusal of it is from memory.
+        """
         own = [one for one in self.answers if one.sidecar == sidecar and one.bucket == DRAINING]
-        failed_ns = max((one.received_ns for one in own if one.status == 503), default=self.killed_ns)
-        return min(
-            (one.received_ns for one in own if one.status in NORMAL and one.sent_ns > failed_ns), default=0
-        )
+        failed = [one.received_ns for one in own if one.status == 503 and one.received_ns >= self.killed_ns]
+        failed_ns = min(failed, default=0)
+        normal = (one.received_ns for one in own if one.status in NORMAL and one.sent_ns > failed_ns)
+        return min(normal, default=0) if failed_ns else 0
 
     def slowest_ms(self) -> float:
         """The longest that any request of the whole run waited for its answer."""
@@ -111,7 +121,7 @@ class Failover:
         return (
             not self.hung
             and statuses <= {*NORMAL, 503}
-            and all(self.recovered_ns(sidecar) for sidecar in range(self.sidecars))
+            and self.normal_ns > 0
             and all(
                 self.over_admitted(bucket) <= subject.terms.burst * max(1, self.failovers)
                 for bucket, subject in enumerate(self.subjects)
@@ -122,7 +132,8 @@ class Failover:
         """Everything that was measured."""
         during = self.during()
         waits_ms = sorted((one.received_ns - one.sent_ns) / 1e6 for one in during)
-        recovered_ns = max(map(self.recovered_ns, range(self.sidecars)))
+        normal_ns, is_normal = self.normal_ns, self.normal_ns > 0
+        later = sum(one.status == 503 and one.received_ns > normal_ns for one in self.answers)
         return {
             "verdict": "kept" if self.is_kept else "broken",
             "requests": len(self.answers),
@@ -136,7 +147,8 @@ class Failover:
             "hung": self.hung,
             "failovers": self.failovers,
             "kill_to_promoted_ms": round((self.promoted_ns - self.killed_ns) / 1e6),
-            "kill_to_normal_ms": round((recovered_ns - self.killed_ns) / 1e6),
-            "promoted_to_normal_ms": round((recovered_ns - self.promoted_ns) / 1e6),
+            "kill_to_normal_ms": round((normal_ns - self.killed_ns) / 1e6) if is_normal else None,
+            "promoted_to_normal_ms": round((normal_ns - self.promoted_ns) / 1e6) if is_normal else None,
+            "answers_503_later": later if is_normal else None,
             "over_admitted": {"draining": self.over_admitted(DRAINING), "dry": self.over_admitted(DRY)},
         }

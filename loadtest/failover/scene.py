@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic, monotonic_ns, sleep
 
 from loadtest.failover.answers import DRAINING, AnswerLog, Failover
-from loadtest.failover.stores import FailoverStore, start_store
+from loadtest.failover.stores import SILENCE_MS, FailoverStore, start_store
 from loadtest.redis_servers import RedisServer
 from sidecar.app.conformance.accuracy import Terms
 from sidecar.app.conformance.callers import Caller
@@ -33,16 +33,16 @@ class FailoverError(Exception):
     """The scene did not come about: the bucket does not empty, or nobody takes the primary's place."""
 
 
-async def fail_over(kind: str, sidecars: int) -> Failover:
+async def fail_over(kind: str, sidecars: int, silence_ms: int = SILENCE_MS) -> Failover:
     """
-    Play the scene on a fresh store of *kind*.
+    Play the scene on a fresh store of *kind*, where a primary is replaced after *silence_ms*.
 
     Raises:
         FailoverError, RedisServerError, SidecarsError: it did not come about.
     """
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-failover-")))
-        store = await asyncio.to_thread(start_store, kind, folder / "store")
+        store = await asyncio.to_thread(start_store, kind, folder / "store", silence_ms)
         undo.push_async_callback(asyncio.to_thread, store.stop)
         owners = [_owner(f"{name}-") for name in ("draining", "dry")]
         registry = folder / "registry.yaml"

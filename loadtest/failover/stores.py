@@ -38,9 +38,9 @@ class FailoverStore(Protocol):
 class SentinelStore:
     """One primary, two replicas, three Sentinels."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, silence_ms: int) -> None:
         """Start them."""
-        self._group = SentinelGroup(folder, SILENCE_MS)
+        self._group = SentinelGroup(folder, silence_ms)
 
     @property
     def url(self) -> str:
@@ -74,9 +74,9 @@ class SentinelStore:
 class ClusterStore:
     """Three primaries with a replica each; the one that holds partition 0 is killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, silence_ms: int) -> None:
         """Start them."""
-        self._group = ClusterGroup(folder, SILENCE_MS)
+        self._group = ClusterGroup(folder, silence_ms)
         self._slot = KeySpace().slot_of(0)
 
     @property
@@ -105,15 +105,15 @@ class ClusterStore:
         self._group.stop()
 
 
-def start_store(kind: str, folder: Path) -> FailoverStore:
+def start_store(kind: str, folder: Path, silence_ms: int = SILENCE_MS) -> FailoverStore:
     """
-    Start a store of *kind*, which takes some seconds.
+    Start a store of *kind*, which takes some seconds; a primary is replaced after *silence_ms*.
 
     Raises:
         RedisServerError: the kind is unknown, or a server does not start.
     """
     if kind == "sentinel":
-        return SentinelStore(folder)
+        return SentinelStore(folder, silence_ms)
     if kind == "cluster":
-        return ClusterStore(folder)
+        return ClusterStore(folder, silence_ms)
     raise RedisServerError(f"the kind of store must be one of {', '.join(KINDS)}, not {kind!r}")

@@ -90,11 +90,12 @@ def conformance(
     json: JsonOption = False,
 ) -> None:
     """
-    Prove that sidecars together admit what the limits say: hammer them, count, and judge.
+    Prove that sidecars together admit what the limits say.
 
-    Starts real sidecars on the store and asks them far more than their integrations may. Each bucket
-    must admit at most B + L·T/60 requests in T seconds on the store's clock, and at least 99 % of what
-    flowed into it. Exits with 0 when every bucket did, with 1 when one did not or could not be judged.
+    Starts real sidecars on the store and asks them for far more than their integrations may have.
+    Each bucket must admit at most B + L·T/60 requests in T seconds on the store's clock, and at
+    least 99 % of what flowed into it. Exits with 0 when every bucket did, with 1 when one did not
+    or could not be judged.
     """
     with telling_mistakes():
         from sidecar.app.conformance.program import Plan

@@ -165,14 +165,30 @@ def at(received_ms: int, status: int, bucket: int = DRAINING, waited_ms: int = 1
 RECOVERING = (at(5, 200), at(12, 503), at(20, 503, waited_ms=7), at(40, 200), at(50, 200))
 
 
-def test_failover__recovery_is_the_first_normal_answer_after_the_last_failed_one() -> None:
-    """What lies in between is told by status, with its waits."""
+def test_failover__recovery_is_the_first_normal_answer_after_a_failed_one() -> None:
+    """What lies between the kill and it is told by status, with its waits."""
     told = failover(*RECOVERING).as_json()
     assert told["answers_during"] == {"200": 1, "503": 2}
     assert (told["kill_to_normal_ms"], told["promoted_to_normal_ms"]) == (30, 10)
     assert (told["wait_during_ms"]["max"], told["slowest_answer_ms"]) == (7.0, 7.0)
     assert told["verdict"] == "kept"
     json.dumps(told)
+
+
+def test_failover__a_late_store_is_told_apart_from_the_failover() -> None:
+    """On a busy machine a store may be late again; that is counted, and no second failover."""
+    told = failover(*RECOVERING, at(70, 503)).as_json()
+    assert (told["kill_to_normal_ms"], told["answers_503_later"], told["verdict"]) == (30, 1, "kept")
+
+
+def test_failover__one_that_never_ends_is_told_whole() -> None:
+    """Without a recovery the answers up to the end are told."""
+    told = failover(*RECOVERING[:3]).as_json()
+    assert (told["kill_to_normal_ms"], told["answers_during"], told["verdict"]) == (
+        None,
+        {"503": 2},
+        "broken",
+    )
 
 
 def test_failover__over_admission_is_counted_beyond_the_promise() -> None:

@@ -1,0 +1,23 @@
+"""`python -m loadtest.conformance`: `sidecar conformance` on a Redis that is there, or on one of its own."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from loadtest.proving import redis_at
+
+
+def main(arguments: list[str]) -> int:
+    """Run it with what is left of *arguments*; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.conformance", description=__doc__)
+    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
+    given, others = parser.parse_known_args(arguments)
+    with redis_at(given.redis) as store:
+        command = [sys.executable, "-m", "sidecar.app.cli", "conformance", "--store", store, *others]
+        return subprocess.run(command).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

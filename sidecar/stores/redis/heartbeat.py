@@ -86,7 +86,10 @@ class Heartbeat:
 
     async def _beat_on(self) -> None:
         while True:
-            await self.beat()
+            try:
+                await self.beat()
+            except Exception:  # a fault of ours: a sidecar that fell silent would be counted out by the others
+                log.exception("no heartbeat")
             await self._pause(INTERVAL_S)
 
     async def _run(self, lifetime_us: int) -> int:

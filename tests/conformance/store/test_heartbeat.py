@@ -86,7 +86,7 @@ def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: W
 
 
 def test_heartbeat__beats_until_it_is_closed(world: World) -> None:
-    """One beat, one pause, and so on; nothing of it stays."""
+    """One beat, one pause, and so on, whatever becomes of a beat; nothing of it stays."""
 
     async def scene() -> None:
         store = world.store()
@@ -98,7 +98,11 @@ def test_heartbeat__beats_until_it_is_closed(world: World) -> None:
             pauses.put_nowait(seconds)
             await go_on.get()
 
+        def stumble(live_sidecars: int) -> None:
+            raise ValueError("whoever is told of a beat must not end it")
+
         heart = Heartbeat(store, "a", pause)
+        heart.on_beat = stumble
         heart.start()
         for _ in range(3):
             assert await pauses.get() == 1.0

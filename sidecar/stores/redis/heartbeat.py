@@ -88,7 +88,7 @@ class Heartbeat:
         while True:
             try:
                 await self.beat()
-            except Exception:  # a fault of ours: a sidecar that fell silent would be counted out by the others
+            except Exception:  # a fault of ours: the others would count a silent sidecar out
                 log.exception("no heartbeat")
             await self._pause(INTERVAL_S)
 

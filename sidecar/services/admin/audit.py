@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from typing_extensions import TypedDict
 
@@ -27,6 +28,8 @@ EXPORT_PAGE = 100
 """Entries of one piece of an export; between two pieces the event loop gets its turn."""
 VERIFY_TIMEOUT_S = 600.0
 NDJSON = "application/x-ndjson"
+
+Result = TypeVar("Result")
 
 
 class AuditEntryView(TypedDict):
@@ -139,7 +142,7 @@ async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: An
         ) from None
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            report = await verify_registry(plane.registry, anchors)
+            report = await while_awaited(call.request, verify_registry(plane.registry, anchors))
     except TimeoutError:
         raise problem_error(
             ApiCode.TIMEOUT,
@@ -147,6 +150,31 @@ async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: An
             "export the log and verify it offline",
         ) from None
     return answer(verification_view(report))
+
+
+async def while_awaited(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """
+    What *work* comes to; it is ended when nobody waits for the answer any more.
+
+    Raises:
+        ClientDisconnect: the caller is gone.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def entry_view(stored: StoredEntry) -> AuditEntryView:

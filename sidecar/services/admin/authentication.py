@@ -43,21 +43,22 @@ class Gate:
             ProblemError: 401, or 429 when too many attempts from there have failed.
             RegistryError: the registry cannot tell.
         """
+        token_id = ""
         try:
-            return await self._caller(call.request.headers.getlist("Authorization"))
+            token = _bearer_token(call.request.headers.getlist("Authorization"))
+            token_id = token_id_of(token)
+            return await self._caller(token, token_id)
         except AuthenticationError as error:
-            raise self._refused(call, error) from None
+            raise self._refused(call, error, token_id) from None
 
-    async def _caller(self, headers: Sequence[str]) -> Caller:
-        token = _bearer_token(headers)
-        token_id = token_id_of(token)
+    async def _caller(self, token: str, token_id: str) -> Caller:
         holder = await self._plane.registry.token_holder(token_id)
         actor = authenticate(token, holder, self._plane.clock_us())
         known = token_of(holder, token_id)
         assert holder is not None and known is not None  # `authenticate` found both
         return Caller(actor, holder.name, known.expires_at_us)
 
-    def _refused(self, call: Call, error: AuthenticationError) -> ProblemError:
+    def _refused(self, call: Call, error: AuthenticationError, token_id: str) -> ProblemError:
         retry_after_s = self._attempts.note(call.source)
         metrics = self._plane.metrics
         if retry_after_s:
@@ -74,6 +75,7 @@ class Gate:
             logging.WARNING,
             "an attempt to use the admin API was refused",
             why=error.word,
+            token_id=token_id,  # public; '' = it has not the shape of a token
             source=call.source,
             request_id=call.request_id,
             method=call.request.method[:20],

@@ -25,7 +25,7 @@ from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_i
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ProblemView, document, refused
-from sidecar.stores.registry.protocol import REQUESTS_MAX
+from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
 
 CHANGES_PER_TURN = 20
 """Changes that are looked at before the event loop gets its turn: well below a millisecond."""
@@ -87,7 +87,7 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
     requests = await _requests(plane, call, body.changes)
     if query.wait_s:
         call.take_long()
-    made = await _tried(plane, requests) if query.dry_run else await plane.registry.apply_many(requests)
+    made = await (_tried(plane, requests) if query.dry_run else _applied(plane, requests))
     positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
     is_in_force = await put_in_force(plane, positions) and not query.dry_run
     results = [_result(request, one, call) for request, one in zip(requests, made, strict=True)]
@@ -134,7 +134,19 @@ def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]
     return tuple(NewCredential(one.id, one.digest, one.expires_at) for one in given)
 
 
-async def _tried(plane: ControlPlane, requests: Sequence[ChangeRequest]) -> list[Outcome | RefusedError]:
+async def _applied(
+    plane: ControlPlane, requests: Sequence[ChangeRequest]
+) -> Sequence[Committed | RefusedError]:
+    try:
+        return await plane.registry.apply_many(requests)
+    except RegistryError as error:
+        if len(requests) > 1:
+            # The registry speaks of the part that failed; other parts may be in force.
+            error.may_have_happened = True
+        raise
+
+
+async def _tried(plane: ControlPlane, requests: Sequence[ChangeRequest]) -> Sequence[Outcome | RefusedError]:
     tried: list[Outcome | RefusedError] = []
     for number, request in enumerate(requests, 1):
         try:

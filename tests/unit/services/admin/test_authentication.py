@@ -97,6 +97,7 @@ def test_authentication__each_way_round_ends_in_one_answer(
     fields: dict[str, Any] = vars(line)["event_fields"]
     assert (fields["why"], fields["source"], fields["path"]) == (word, "192.0.2.1", WHOAMI)
     assert fields["request_id"] == answer.headers["X-Request-Id"]
+    assert bool(fields["token_id"]) is (word == "unknown")
     assert token not in str(fields) and not any(header and header in str(fields) for header in headers)
 
 
@@ -129,12 +130,14 @@ def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
     assert first == second
 
 
-def test_authentication__an_expired_token_ends(world: World) -> None:
-    """To the microsecond."""
+def test_authentication__an_expired_token_ends(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """To the microsecond; the log says which token is to be renewed."""
     world.clock.advance(90 * DAY_US - 1)
     assert world.call("GET", WHOAMI).status_code == 200
     world.clock.advance(1)
     world.refused(401, "unauthenticated", world.call("GET", WHOAMI))
+    fields = vars(caplog.records[-1])["event_fields"]
+    assert (fields["why"], fields["token_id"]) == ("expired", world.keys["ann"].credential_id)
 
 
 def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.domain.lifecycle.commands import COMMANDS, GenerateWebhookSecret, RotateWebhookSecret
 from sidecar.services.admin.many import MEMBERS
-from sidecar.stores.registry.protocol import REQUESTS_MAX
+from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryUnavailableError
 from tests.administration import digest
 from tests.unit.services.admin.world import World
 
@@ -154,3 +154,17 @@ def test_many__a_repeat_changes_nothing(world: World) -> None:
     assert world.get("/v1/integrations/acme")["generation"] == 3
     other = world.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]
     assert [one["problem"]["code"] for one in other] == ["idempotency_mismatch"]
+
+
+@pytest.mark.parametrize(("count", "may_have_happened"), [(1, False), (2, True)])
+def test_many__a_fault_in_the_middle_leaves_it_open(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: int, may_have_happened: bool
+) -> None:
+    """The registry speaks of the part that failed; the parts before it may be in force."""
+
+    async def fail(requests: Any) -> Any:
+        raise RegistryUnavailableError("away")
+
+    monkeypatch.setattr(world.registry, "apply_many", fail)
+    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT] * count})
+    assert world.refused(503, "store_unavailable", answer)["may_have_happened"] is may_have_happened

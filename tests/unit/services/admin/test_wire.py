@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from sidecar.services.admin import call
+from sidecar.services.admin import audit, call
 from sidecar.services.admin.call import BODY_BYTES_MAX
 from tests.unit.services.admin.world import World
 
@@ -226,6 +226,40 @@ def test_wire__a_client_that_leaves_is_not_waited_for(wire: Wire) -> None:
     before = world.revision()
     world.run(leave())
     assert world.revision() == before
+
+
+def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
+    """Who may not do it need not finish saying what."""
+    token = f"Authorization: Bearer {wire.world.token('audrey')}"
+    headers = (token, "Content-Type: application/json", "Content-Length: 1000")
+    status, document = wire.send("POST /v1/integrations", *headers, body=b"{", token="", is_whole=False)
+    assert (status, document["code"]) == (403, "role_forbids")
+
+
+def test_wire__a_verification_ends_with_its_caller(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that gives up and tries again does not pile them up."""
+    world = wire.world
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(registry: Any, anchors: Any) -> Any:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(audit, "verify_registry", endless)
+
+    async def leave() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+        head = f"Host: x\r\nAuthorization: Bearer {world.token('ann')}\r\n\r\n"
+        writer.write(f"GET /v1/audit/verify HTTP/1.1\r\n{head}".encode())
+        await begun.wait()
+        writer.close()
+        await ended.wait()
+
+    world.run(leave())
+    assert wire.send("GET /v1/whoami")[0] == 200
 
 
 def test_wire__an_export_is_streamed(wire: Wire) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from loadtest.bench import admin_load, decisions, memory, micro, redis_store, trie
+from loadtest.bench import admin_load, decisions, memory, micro, redis_store, script_cost, trie
 from loadtest.bench.processes import BenchError
 from loadtest.bench.report import REPORT, Section, to_markdown
 
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
     "micro": micro.run,
     "trie": trie.run,
     "redis": redis_store.run,
+    "script": script_cost.run,
     "admin": admin_load.run,
     "memory": memory.run,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ OPEN_LOOP_S = 5.0
 LOAD_SHARES = (0.3, 0.7)
 P99_MAX_US = 3_000
 REPEATS_MAX = 6
+RECOVERY_S = 2.0
+"""After a load that failed: by then Sidecar uses its Redis again."""
 RATE_REACHED = 0.97
 """An open loop that sent fewer calls a second than this share of its rate has measured the load generator."""
 
@@ -70,6 +73,7 @@ class Bench:
                 self.repeats += 1
                 if self.repeats > REPEATS_MAX:
                     raise
+                time.sleep(RECOVERY_S)
 
     def warm_up(self, side: Side) -> None:
         """Call for every integration, so that no answer of the measured rounds is the first of its kind."""

@@ -36,6 +36,12 @@ local stored = #KEYS > 0 and call('MGET', unpack(KEYS)) or {}
 local words = #ARGV[2] / 4
 local sent = {struct.unpack('<' .. string.rep('I4', words), ARGV[2])}
 
+-- Integers are printed as such where C's long has 64 bits: that takes an eighth of the whole call less
+-- than printing them as doubles, which a 32-bit build of Redis must do.
+local is_long = format('%d', 4503599627370496) == '4503599627370496'
+local level_text, ttl_text = '%016.0f:%.0f', '%.0f'
+if is_long then level_text, ttl_text = '%016d:%d', '%d' end
+
 local tats, intervals = {}, {} -- levels by number of key, read on first use; a TAT of 0 is a full bucket
 local changed, changes = {}, 0 -- numbers of the keys to write, each once
 local is_changed = {}
@@ -110,7 +116,7 @@ for i = 1, changes do
   local tat = tats[key_at]
   local ttl_ms = ceil((tat - now) / 1000)
   if ttl_ms < 1 then ttl_ms = 1 end
-  call('SET', KEYS[key_at], format('%016.0f:%.0f', tat, intervals[key_at]), 'PX', format('%.0f', ttl_ms))
+  call('SET', KEYS[key_at], format(level_text, tat, intervals[key_at]), 'PX', format(ttl_text, ttl_ms))
 end
 
 return reply

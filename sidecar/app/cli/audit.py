@@ -14,10 +14,13 @@ from sidecar.app.cli.integrations import LimitOption
 from sidecar.app.cli.tables import Column, plain
 
 if TYPE_CHECKING:
+    from sidecar.app.admin_client.client import AdminClient, Listing
     from sidecar.app.audit_file import FileReport
 
 app = typer.Typer(no_args_is_help=True, help="Who did what, when, from where and why.")
 
+PATH = "/v1/audit"
+FIRST_CHAIN = 0
 VERIFY_TIMEOUT_S = 110.0
 """Besides --timeout-s: a verification reads the whole log."""
 ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
@@ -62,10 +65,15 @@ def list_entries(
     ] = None,
     limit: LimitOption = 50,
 ) -> None:
-    """List audit entries, the newest first."""
+    """
+    List audit entries, the newest first.
+
+    A fleet's registry has several chains; without --chain, --integration or --subject their entries are
+    put together in the order of their times.
+    """
     from sidecar.app.cli.views import print_listing
 
-    query = {
+    query: dict[str, str | int | bool | None] = {
         "integration": integration,
         "subject": subject,
         "actor": actor,
@@ -75,7 +83,7 @@ def list_entries(
         "chain": chain,
         "newest_first": not oldest_first,
     }
-    listing = call.client.listed("/v1/audit", query, limit)
+    listing = _listed(call.client, query, limit)
     print_listing(call, listing, ENTRIES, map(_row, listing.items), "there is no such entry")
 
 
@@ -134,6 +142,27 @@ def verify(
         _tell_report(report)
     if not report["is_intact"]:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limit: int) -> Listing:
+    """Up to *limit* entries: of the one chain that is meant, or of all of them together."""
+    if query["chain"] is not None or query["integration"] or query["subject"]:
+        return client.listed(PATH, query, limit)
+    listing = client.listed(PATH, {**query, "chain": FIRST_CHAIN}, limit)
+    others = [chain for chain in listing.rest["chains"] if chain != FIRST_CHAIN]
+    if not others:
+        return listing
+    from sidecar.app.admin_client.client import Listing
+
+    listings = [listing, *(client.listed(PATH, {**query, "chain": chain}, limit) for chain in others)]
+    entries = [entry for one in listings for entry in one.items]
+    # Entries that cannot be read have no time: they come first, because they need a look.
+    lost = [entry for entry in entries if entry["at"] is None]
+    told = [entry for entry in entries if entry["at"] is not None]
+    told.sort(key=lambda entry: str(entry["at"]), reverse=bool(query["newest_first"]))
+    has_more = len(entries) > limit or any(one.next_after is not None for one in listings)
+    more = "" if has_more else None  # no single cursor leads on
+    return Listing([*lost, *told][:limit], more, {"chains": listing.rest["chains"]})
 
 
 def _verified_by_server(call: Invocation, anchors: list[str]) -> dict[str, Any]:

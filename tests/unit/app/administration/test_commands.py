@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.domain.changes import Revision
 
+from .scripted import SILENCE, Scripted
 from .served import Served
 
 KEY = re.compile(r"sck_[0-9A-Za-z-]+_[0-9A-Za-z]{36}\n")
@@ -333,6 +334,16 @@ def test_changes__print_the_answer_as_json(shared_api: Served) -> None:
     assert created.stderr == ""
     changed = json.loads(shared_api.told("limit", "set", "machine", "10", "--json"))
     assert changed["summary"] == "set the limit to 10 requests per minute"
+
+
+def test_changes__one_without_an_answer_can_be_repeated(shared_api: Served) -> None:
+    """Whoever gets no answer is told that it may have happened, and how to repeat it as the same change."""
+    with Scripted(SILENCE) as server:
+        lost = shared_api.run("limit", "set", "any", "10", "--timeout-s", "0.2", SIDECAR_SERVER=server.url)
+    assert lost.exit_code == 1
+    found = re.search(r"it may have happened all the same: .*--idempotency-key ([0-9a-f]{32}),", lost.stderr)
+    assert found
+    assert f"Idempotency-Key: {found[1]}\r\n".encode() in server.requests[0]
 
 
 @pytest.mark.parametrize(

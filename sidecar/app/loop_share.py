@@ -2,8 +2,8 @@
 Keeps work that can wait from holding up the event loop that decisions are made on.
 
 A coroutine runs from one `await` to the next in one go; such a step is what decisions wait for. Here steps
-take turns: one in each turn of the loop, so that decisions which have come meanwhile are made in between,
-and together no more than a share of the loop's time, beyond a small burst that nobody notices.
+take turns: one in each turn of the loop, so that decisions which have come meanwhile are made in between.
+While decisions do come, steps together take no more than a share of the time, beyond a small burst.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Generic, TypeVar
 
 from sidecar.app.admin_http import AsgiApp, Receive, Scope, Send
@@ -20,7 +20,7 @@ from sidecar.app.admin_http import AsgiApp, Receive, Scope, Send
 Result = TypeVar("Result")
 
 SHARE = 0.1
-"""Of the loop's time, what steps may take while more of them wait."""
+"""Of the loop's time, what steps may take while decisions come."""
 BURST_S = 0.01
 """Time that steps may take beyond their share at once: a few calls in a row are not slowed down."""
 
@@ -29,12 +29,30 @@ class LoopShare:
     """The share of the event loop that some coroutines have together."""
 
     def __init__(
-        self, share: float = SHARE, burst_s: float = BURST_S, clock_s: Callable[[], float] = perf_counter
+        self,
+        count_others: Callable[[], int],
+        share: float = SHARE,
+        burst_s: float = BURST_S,
+        clock_s: Callable[[], float] = perf_counter,
+        spent_s: Callable[[], float] = thread_time,
     ) -> None:
-        """Give at most *share* (0 ... 1) of the time, and *burst_s* in advance."""
+        """
+        Give at most *share* (0 ... 1) of the time, and *burst_s* in advance, while others want the loop.
+
+        Args:
+            count_others: how often others have had the loop so far; no more since the last step = nobody
+                is held up, and the next step need not wait.
+            share: of the time.
+            burst_s: what steps may take at once.
+            clock_s: the time.
+            spent_s: the processor time of this thread: being kept waiting by other programs costs nothing.
+        """
+        self._count_others = count_others
+        self._others = count_others()
         self._share = share
         self._burst_s = burst_s
         self._clock_s = clock_s
+        self.spent_s = spent_s
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_taken = False
         self._due_s = 0.0  # when what was taken is paid for, as GCRA's theoretical arrival time
@@ -59,18 +77,16 @@ class LoopShare:
 
     def end(self, spent_s: float) -> None:
         """A turn is over that took *spent_s*: the next one comes when the loop has seen to others."""
-        now_s = self._clock_s()
+        now_s, others = self._clock_s(), self._count_others()
         self._due_s = max(self._due_s, now_s) + spent_s / self._share
         wait_s = self._due_s - now_s - self._burst_s
+        is_alone, self._others = others == self._others, others
         loop = asyncio.get_running_loop()
-        if wait_s > 0:
-            loop.call_later(wait_s, self._next)
-        else:
+        if is_alone or wait_s <= 0:
+            self._due_s = min(self._due_s, now_s + self._burst_s)
             loop.call_soon(self._next)
-
-    def now_s(self) -> float:
-        """The time by which turns are measured."""
-        return self._clock_s()
+        else:
+            loop.call_later(wait_s, self._next)
 
     def _next(self) -> None:
         while self._waiting:
@@ -107,14 +123,14 @@ class _Stepped(Generic[Result]):
                 yield from self._share.turn()
             except BaseException as error:  # cancelled while it waited: its end needs no turn
                 step, spent = partial(self._work.throw, error), _ignore
-            started_s = self._share.now_s()
+            started_s = self._share.spent_s()
             try:
                 awaited = step()
             except StopIteration as end:
                 result: Result = end.value
                 return result
             finally:
-                spent(self._share.now_s() - started_s)
+                spent(self._share.spent_s() - started_s)
             try:
                 yield awaited
             except BaseException as error:  # what it awaited failed, or it was cancelled

@@ -180,7 +180,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     app = AdminApp(metrics, readiness, NO_CONTROL_PLANE)
     if followed is not None and config.settings.listen.admin:
         api = build_admin_api(config, followed.registry, metrics, followed.put_in_force)
-        app.api = in_turns(api, LoopShare())
+        app.api = in_turns(api, LoopShare(decider.count))
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     return Sidecar(

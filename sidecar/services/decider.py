@@ -106,6 +106,10 @@ class Decider:
         }
         self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
 
+    def count(self) -> int:
+        """How many decisions were made so far."""
+        return sum(self._values[slot] for slot in self._slots.values())
+
     def decide(
         self,
         request: AccessRequest,

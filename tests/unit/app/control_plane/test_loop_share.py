@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from itertools import pairwise
+from collections.abc import Callable, Coroutine, Generator
+from itertools import count, pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -34,6 +34,11 @@ class Pause:
         yield
 
 
+def never() -> int:
+    """Nobody else wants the loop."""
+    return 0
+
+
 def in_loop(scene: Coroutine[Any, Any, Result]) -> Result:
     """Run *scene* within a bound."""
 
@@ -57,7 +62,7 @@ def test_run__gives_the_result_and_the_error() -> None:
         raise LookupError("nothing there")
 
     async def scene() -> None:
-        share = LoopShare()
+        share = LoopShare(never)
         assert await share.run(works()) == "done"
         with pytest.raises(LookupError, match="nothing there"):
             await share.run(fails())
@@ -78,7 +83,7 @@ def test_run__what_is_awaited_may_fail() -> None:
             return str(error)
         return "not raised"
 
-    assert in_loop(LoopShare().run(handles())) == "late"
+    assert in_loop(LoopShare(never).run(handles())) == "late"
 
 
 def test_turns__others_come_in_between() -> None:
@@ -96,7 +101,7 @@ def test_turns__others_come_in_between() -> None:
             await asyncio.sleep(0)
 
     async def scene() -> None:
-        share = LoopShare(share=1.0, burst_s=1e9)
+        share = LoopShare(never, share=1.0, burst_s=1e9)
         await asyncio.gather(decides(), *(share.run(steps(name)) for name in "abc"))
 
     in_loop(scene())
@@ -107,8 +112,8 @@ def test_turns__others_come_in_between() -> None:
         assert "-" in (first, second), f"two steps in a row: {told}"
 
 
-def test_share__makes_the_rest_wait() -> None:
-    """After the burst, a step waits until what was taken is paid for: its time divided by the share."""
+def delays_of_busy_work(count_others: Callable[[], int]) -> list[float]:
+    """What work of four seconds, one in each step, has to wait with a share of a half and a burst of 3 s."""
     clock, delays = Clock(), []
 
     async def busy() -> None:
@@ -126,13 +131,26 @@ def test_share__makes_the_rest_wait() -> None:
 
         loop.call_later, kept = call_later, loop.call_later  # type: ignore[method-assign, assignment]
         try:
-            await LoopShare(share=0.5, burst_s=3.0, clock_s=clock).run(busy())
+            await LoopShare(count_others, 0.5, 3.0, clock, clock).run(busy())
         finally:
             loop.call_later = kept  # type: ignore[method-assign]
 
     asyncio.run(scene())
-    # Each second costs two; the burst covers the first two steps, and the last one takes no time.
-    assert delays == [1.0, 1.0]
+    return delays
+
+
+def test_share__makes_the_rest_wait_while_others_come() -> None:
+    """
+    After the burst, a step waits until what was taken is paid for: its time divided by the share.
+
+    Each second costs two here, the burst covers the first two steps, and the last one takes no time.
+    """
+    assert delays_of_busy_work(count().__next__) == [1.0, 1.0]
+
+
+def test_share__costs_nothing_while_nobody_comes() -> None:
+    """Without others there is nobody to make way for."""
+    assert delays_of_busy_work(never) == []
 
 
 def test_cancel__while_it_waits_for_its_turn() -> None:
@@ -148,7 +166,7 @@ def test_cancel__while_it_waits_for_its_turn() -> None:
         return name
 
     async def scene() -> None:
-        share = LoopShare(share=1.0, burst_s=1e9)
+        share = LoopShare(never, share=1.0, burst_s=1e9)
         tasks = [asyncio.create_task(share.run(long(name))) for name in "abcd"]
         for _ in range(30):
             await asyncio.sleep(0)
@@ -171,7 +189,7 @@ def test_cancel__at_every_moment() -> None:
         return "done"
 
     async def scene() -> None:
-        share = LoopShare(share=1.0, burst_s=1e9)
+        share = LoopShare(never, share=1.0, burst_s=1e9)
         for turns in range(1, 12):
             others = [asyncio.create_task(share.run(quick())) for _ in range(3)]
             doomed = asyncio.create_task(share.run(quick()))

@@ -229,7 +229,7 @@ class Invocation:
             AdminCallError: see `AdminClient.change`; what may have happened all the same is said then.
         """
         from sidecar.app.admin_client.client import path_to
-        from sidecar.app.admin_client.failures import AdminCallError
+        from sidecar.app.admin_client.failures import AdminCallError, Failure
 
         asked = self._change or Change()
         query: dict[str, str | int | bool | None] = {}
@@ -247,15 +247,20 @@ class Invocation:
                 extra_s=float(query.get("wait_s") or 0),
             )
         except AdminCallError as error:
-            if error.may_have_happened:
-                advice = (
-                    "it may have happened all the same: look, or repeat it with --idempotency-key"
-                    f" {self._key}, which cannot make it happen twice"
-                )
-                raise AdminCallError(
-                    error.failure, [*error.lines, advice], may_have_happened=True, document=error.document
-                ) from None
-            raise
+            if not error.may_have_happened:
+                raise
+            lines, document = [*error.lines, self._how_to_repeat], error.document
+            raise AdminCallError(error.failure, lines, may_have_happened=True, document=document) from None
+        except KeyboardInterrupt:
+            lines = ["interrupted before there was an answer", self._how_to_repeat]
+            raise AdminCallError(Failure.UNAVAILABLE, lines, may_have_happened=True) from None
+
+    @property
+    def _how_to_repeat(self) -> str:
+        return (
+            f"it may have happened all the same: look, or repeat it with --idempotency-key {self._key},"
+            " which cannot make it happen twice"
+        )
 
     def confirm(self, question: str, *, is_urgent: bool = False) -> None:
         """

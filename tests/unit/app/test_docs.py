@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sidecar.app.cli import exits
 from sidecar.app.config import load_config
 from sidecar.app.config_source import settings_of
 from sidecar.app.settings import Settings
@@ -76,6 +77,13 @@ def test_cli_page__shows_the_help_of_every_command() -> None:
     )
     shown = re.findall(r"^\$ sidecar ?(.*?) ?--help$", page, re.MULTILINE)
     assert sorted(shown) == sorted(helps())
+
+
+def test_cli_page__explains_every_exit_code() -> None:
+    """Each code that a command can end with has its row, and no row is of a code that is gone."""
+    codes = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
+    rows_of_codes = re.findall(r"^\| (\d+) \| .{10,} \|$", text_of("docs/cli.md"), re.MULTILINE)
+    assert [int(code) for code in rows_of_codes] == sorted(codes)
 
 
 def test_cli_page__shows_the_options_that_many_commands_have() -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -45,6 +46,10 @@ class Terminal:
     def type(self, text: str) -> None:
         """Type *text*, and Enter."""
         os.write(self._keyboard, text.encode() + b"\n")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._program.send_signal(signal.SIGINT)
 
     def end(self) -> int:
         """Read to the end; the exit code."""

@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from tests.waiting import eventually
+
+from .scripted import SILENCE, Scripted
 from .served import Served
 from .terminal import COLUMNS, ESCAPE, Terminal
 
@@ -78,6 +81,18 @@ def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: Serv
     second.wait_for("[y/N]:")
     second.type("y")
     assert (second.end(), "asked: deleted 'asked'" in second.plain) == (0, True)
+
+
+def test_terminal__an_interrupted_change_can_be_repeated(shared_api: Served) -> None:
+    """Ctrl-C while the server works: no traceback, and the key with which a repeat is the same change."""
+    with Scripted(SILENCE) as server:
+        screen = at_terminal(shared_api, "limit", "set", "any", "10", SIDECAR_SERVER=server.url)
+        eventually(lambda: server.requests, 60.0, "the change was sent")
+        screen.interrupt()
+        assert screen.end() == 1
+    assert "sidecar: interrupted before there was an answer" in screen.plain
+    assert "--idempotency-key" in screen.plain
+    assert "Traceback" not in screen.plain
 
 
 def test_terminal__a_suspension_asks_only_a_person(shared_api: Served) -> None:

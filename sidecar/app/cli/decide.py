@@ -66,9 +66,9 @@ def decide(
         loaded = LoadedConfig(load_config(config))
         if not loaded.registry.snapshot.is_loaded:
             raise CommandError(
-                "the registry is in the shared store, and 'decide' works offline: ask a running sidecar"
-                " with 'sidecar ask', or decide from a registry file with SIDECAR_STORE=embedded:"
-                " SIDECAR_REGISTRY=FILE"
+                "administrators change this registry, and 'decide' works offline: ask a running sidecar with"
+                " 'sidecar ask', or decide from a file of 'sidecar registry pull' with"
+                " SIDECAR_STORE=embedded: SIDECAR_REGISTRY=FILE"
             )
         source = loaded.rules.policy.sources.sources[0]
         headers = given_headers(header)

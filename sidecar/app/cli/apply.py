@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sidecar.app.cli.calling import ADMINISTRATION, Confirmed, Invocation, command
+from sidecar.app.cli.exits import CommandError
 
 FileOption = Annotated[
     Path, typer.Option("--file", "-f", metavar="FILE", help="The YAML file with 'integrations:'.")
@@ -55,12 +56,9 @@ def apply(
     """
     from sidecar.app.cli.declaring import Asked, declare
     from sidecar.app.declaring.api_target import ApiTarget
+    from sidecar.app.declaring.target import TargetError
     from sidecar.stores.registry_file import load_declarations
 
-    target = ApiTarget(call.client)
-    declared = load_declarations(file, str(file), target.catalogue())
-    for warning in declared.warnings:
-        typer.echo(f"warning: {warning}", err=True)
     asked = Asked(
         reason=reason_of(reason, file),
         is_dry_run=dry_run,
@@ -68,4 +66,11 @@ def apply(
         has_prune=prune,
         is_json=call.is_json,
     )
-    declare(target, declared.declarations, asked, call.confirm)
+    target = ApiTarget(call.client)
+    try:
+        declared = load_declarations(file, str(file), target.catalogue())
+        for warning in declared.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        declare(target, declared.declarations, asked, call.confirm)
+    except TargetError as error:
+        raise CommandError("\n  ".join(str(error).splitlines())) from None

@@ -56,18 +56,15 @@ def declare(
         confirm: asks, and raises unless the answer is yes.
 
     Raises:
-        CommandError: nobody can be asked, or the target failed before anything was tried.
+        CommandError: nobody can be asked.
+        TargetError: the target failed before anything was tried.
         Exit: something was refused, or was broken off.
     """
     from sidecar.app.declaring.engine import Wish, apply_plan, make_plan
-    from sidecar.app.declaring.target import TargetError
 
     if asked.is_json and not (asked.is_dry_run or asked.is_confirmed):
         raise CommandError("--json shows no diff to say yes to: give --yes or --dry-run, too", EXIT_USAGE)
-    try:
-        plan = make_plan(target, Wish(declarations, asked.reason, asked.has_prune))
-    except TargetError as error:
-        raise CommandError(str(error)) from None
+    plan = make_plan(target, Wish(declarations, asked.reason, asked.has_prune))
     if not asked.is_json:
         show_plan(plan)
     report = None

@@ -38,7 +38,8 @@ class ApiTarget:
         """Make changes with the token of *client*."""
         self._client = client
         self._run_id = secrets.token_hex(8)
-        self._calls = 0
+        self.calls = 0
+        """Calls that carried changes, so far."""
 
     def identify(self) -> Actor:
         """See `ChangeTarget.identify`; who gave the account its access, only the server knows."""
@@ -63,8 +64,8 @@ class ApiTarget:
         return tuple(result for members in _bodies(steps) for result in self._send(members))
 
     def _send(self, members: Sequence[Mapping[str, Any]]) -> list[Result]:
-        self._calls += 1
-        key = f"apply-{self._run_id}-{self._calls}"
+        self.calls += 1
+        key = f"apply-{self._run_id}-{self.calls}"
         answer = _called(
             lambda: self._client.change(
                 "POST",

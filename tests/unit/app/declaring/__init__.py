@@ -1,0 +1,1 @@
+"""Tests of making a registry hold what a file declares."""

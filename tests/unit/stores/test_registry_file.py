@@ -20,6 +20,7 @@ from sidecar.stores.registry_file import (
     dump_registry,
     load_registry,
     load_registry_bytes,
+    parse_declarations,
     parse_registry,
 )
 from sidecar.stores.registry_records import (
@@ -58,6 +59,10 @@ integrations:
     burst: 100
     on_store_error: local
     ip_allowlist: [192.0.2.0/24, "2001:db8::/32", 198.51.100.7]
+    is_allowlist_enabled: false
+    contact: ops@acme.example
+    owner: Acmé Ops
+    third_party_manager: ""
     credentials:
       - id: 0123456789
         digest: {DIGEST}
@@ -74,6 +79,9 @@ integrations:
             100,
             (parse_cidr("192.0.2.0/24"), parse_cidr("2001:db8::/32"), parse_cidr("198.51.100.7/32")),
             (Credential("0123456789", DIGEST, 1_801_350_000_000_000), Credential("no", DIGEST)),
+            contact="ops@acme.example",
+            owner="Acmé Ops",
+            is_allowlist_enabled=False,
             on_store_error=FailPolicy.LOCAL,
         ),
     )
@@ -85,6 +93,16 @@ def test_registry__defaults() -> None:
     with_nulls = "integrations: [{id: a, name: b, status: , burst: null, credentials: ~, ip_allowlist: }]"
     assert parse(with_nulls) == (Integration("a", "b"),)
     assert parse("integrations: []") == ()
+
+
+def test_declarations__know_what_is_written() -> None:
+    """The keys of each integration, in the order of the file; what is null is not written."""
+    text = b"integrations: [{id: a, name: A, contact: ''}, {id: b, name: B, status: ~, contact: null}]"
+    first, second = parse_declarations(text, "FILE", CATALOGUE).declarations
+    assert (first.record, first.keys) == (Integration("a", "A"), frozenset({"id", "name", "contact"}))
+    assert (second.record, second.keys) == (Integration("b", "B"), frozenset({"id", "name"}))
+    with pytest.raises(FileFaultsError, match="'name' is missing"):
+        parse_declarations(b"integrations: [{id: a}]", "FILE", CATALOGUE)
 
 
 def test_registry__text_stays_text() -> None:
@@ -215,6 +233,7 @@ BLOCKS = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(16, 32),
 )
+DETAILS = st.text(st.characters(categories=("L", "N", "P", "S"), include_characters=" "), max_size=20)
 RECORDS = st.builds(
     Integration,
     st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
@@ -225,14 +244,18 @@ RECORDS = st.builds(
     st.none() | st.integers(1, 1_000_000),
     st.lists(BLOCKS, max_size=5).map(tuple),
     st.lists(CREDENTIALS, max_size=3, unique_by=lambda one: one.id).map(tuple),
+    contact=DETAILS,
+    owner=DETAILS,
+    third_party_manager=DETAILS,
+    is_allowlist_enabled=st.booleans(),
     on_store_error=st.none() | st.sampled_from(FailPolicy),
-)
+).map(lambda one: one if one.ip_allowlist else replace(one, is_allowlist_enabled=True))
 
 
 @settings(max_examples=50)
 @given(RECORDS)
 def test_integration_to_dict__is_undone_by_from_dict(record: Integration) -> None:
-    """Plain data holds all of a record but its generation."""
+    """Plain data holds all of a record that can be declared."""
     again = integration_from_dict(integration_to_dict(replace(record, generation=7)), CATALOGUE)
     assert again == record
 

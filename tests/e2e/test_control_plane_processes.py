@@ -166,10 +166,14 @@ def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
     assert fleet.verify().is_intact
 
 
-def test_supervisor__ends_with_its_connections(folder: Path) -> None:
-    """Told to stop, a supervisor with an API ends with 0, and says nothing of trouble."""
+def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
+    """After a rolling restart API and workers go on together; told to stop, all end, and quietly."""
+    rolled = 'sidecar_rolling_restarts_total{result="ok"}'
     with a_fleet(folder) as fleet:
-        fleet.ann.create("acme")
+        fleet.sidecar.signal(signal.SIGHUP)
+        eventually(lambda: fleet.sidecar.metric(rolled) == 1, 60, "the workers are replaced")
+        key = fleet.ann.create("acme", rate_limit_rpm=10_000)
+        eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
         assert fleet.sidecar.stop() == 0
         printed = fleet.sidecar.printed()
     assert "Traceback" not in printed

@@ -16,7 +16,7 @@ import uvloop
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
-from sidecar.app.control_plane import NO_CONTROL_PLANE
+from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
 from sidecar.app.supervisor.addresses import HeldPorts
 from sidecar.app.supervisor.control_plane import SupervisedControlPlane
@@ -228,7 +228,7 @@ class Supervisor:
         await asyncio.gather(self._admin.reload_tls(), self._watching.reload_tls())
         try:
             config = self._reload()
-            await self._control_plane.open(config)
+            sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it
             launch = self._launch(config)
         except (FileFaultsError, ListenError) as error:
             self._log_stop(0, str(error))
@@ -239,6 +239,7 @@ class Supervisor:
             if why_not:
                 self._log_stop(replaced, why_not)
                 return False
+        await self._control_plane.open(config)
         self._config = config
         self._ports.keep_only(endpoints(config, "grpc"))
         log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))

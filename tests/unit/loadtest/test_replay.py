@@ -92,6 +92,24 @@ def test_replay__one_denial_fails_the_load(rate_per_s: float) -> None:
         carry_out(Run(target, METHOD, 400, 2, 4, rate_per_s), list(answers), picks)
 
 
+@pytest.mark.parametrize(("late", "calls"), [(1, 100), (2, 200)])
+def test_replay__a_store_that_was_late_now_and_then_is_counted(late: int, calls: int) -> None:
+    """A machine can hold up any program for 50 ms: up to one call in a hundred is told, not hidden."""
+    answers = {b"good": allow(), b"late": denial() + b"store_unavailable"}
+    picks = array("H", [0] * (calls // late - 1) + [1])
+    with serving(answers) as (target, _):
+        replayed = carry_out(Run(target, METHOD, calls, 1, 4), list(answers), picks)
+    assert (replayed.calls, replayed.late) == (calls, late)
+
+
+def test_replay__a_store_that_was_late_often_fails_the_load() -> None:
+    """Then the figures would be those of an overloaded machine."""
+    answers = {b"good": allow(), b"late": denial() + b"store_unavailable"}
+    picks = array("H", [0] * 49 + [1])
+    with serving(answers) as (target, _), pytest.raises(WireError, match="late for 4 of 200 calls"):
+        carry_out(Run(target, METHOD, 200, 2, 4), list(answers), picks)
+
+
 def test_is_allow__reads_a_check_response() -> None:
     """Status 0 with an ok_response; anything that Envoy would not let through is no allow."""
     prefix = b"\0\0\0\0\0"

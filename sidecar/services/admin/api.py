@@ -39,6 +39,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",
         "It needs a token like everything else.", show_document,
+        content=("application/json", {"type": "object"}),
     ),
 )  # fmt: skip
 """Everything that the API answers."""

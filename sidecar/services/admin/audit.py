@@ -298,6 +298,7 @@ ENDPOINTS = (
         "One entry a line, exactly as it was hashed: the digest is SHA-256 over `sidecar audit 1`, a line"
         " feed and the text. An export that breaks off in the middle ends without its last chunk.",
         export_entries, _READ, b.ExportQuery,
+        content=(NDJSON, {"type": "string", "description": "One JSON object a line."}),
     ),
     Endpoint(
         "verify_audit", "GET", "/v1/audit/verify", "audit", "Verify the audit log",

@@ -27,7 +27,8 @@ class Endpoint:
     One method of one path.
 
     `actions`: the role must permit one of these; empty = any valid token will do. `tag` is the word in the
-    documentation and in metrics. `answer` is the type of the JSON answer, None = it is no plain JSON.
+    documentation and in metrics. `answer` is the type of the JSON answer; where it is None, `content` says
+    what comes, media type and schema.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Endpoint:
     query: type[Query] = Query
     body: type[BaseModel] | None = None
     answer: Any = None
+    content: tuple[str, dict[str, object]] = ("", {})
     status: int = 200
     has_generation: bool = False
     """It takes If-Match."""

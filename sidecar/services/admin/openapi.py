@@ -151,12 +151,13 @@ def _headers(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
     responses: dict[str, Any] = {}
+    media_type, schema = endpoint.content
     if endpoint.answer is not None:
-        schema = {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}
-        responses[str(endpoint.status)] = {
-            "description": "Done" if endpoint.is_change else "As asked",
-            "content": {"application/json": {"schema": schema}},
-        }
+        media_type, schema = "application/json", {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}
+    responses[str(endpoint.status)] = {
+        "description": "Done" if endpoint.is_change else "As asked",
+        "content": {media_type: {"schema": schema}},
+    }
     if endpoint.status == 201:
         responses["200"] = {**responses["201"], "description": "Tried only: `dry_run`"}
     problem = {"schema": {"$ref": _REFERENCE.format(model="ProblemView")}}

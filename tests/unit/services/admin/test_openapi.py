@@ -66,6 +66,8 @@ def test_openapi__describes_every_endpoint(world: World) -> None:
         operation = operation_of(document, one)
         assert operation["operationId"] == one.name and operation["summary"] and operation["description"]
         assert {str(status) for status in one.problems} < set(operation["responses"])
+        ((media_type, media),) = operation["responses"][str(one.status)]["content"].items()
+        assert media["schema"] and (media_type == "application/json" or one.name == "export_audit")
         assert ("requestBody" in operation) is (one.body is not None)
         names = {parameter["name"] for parameter in operation["parameters"]}
         assert ("Idempotency-Key" in names) is one.is_change

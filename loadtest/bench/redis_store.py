@@ -65,6 +65,7 @@ class Bench:
         run = Run(side.process.grpc, CHECK, calls, CONNECTIONS, STREAMS, rate_per_s)
         while True:
             try:
+                side.refill()
                 before = side.read()
                 replayed = replay(self.folder, run, self.messages, self.loads[load])
                 if rate_per_s and replayed.calls_per_s < RATE_REACHED * rate_per_s:
@@ -176,7 +177,7 @@ def _throughput_section(bench: Bench) -> Section:
         " decision by grpc.aio and redis-py with one EVALSHA each, same registry and requests, round by round"
         " in turn. Redis and the load generator (`loadtest/bench/replay.py`) share the other core; where a"
         " side does not use all of its own, they are the limit, not it. In all loads of this page Redis was"
-        f" late (50 ms) for {bench.late} of {bench.calls:,} decisions; loads repeated, because it was late too"
+        f" late (50 ms) for {bench.late} of {bench.calls:,} decisions; loads repeated, as it was late too"
         f" often or the load generator too slow: {bench.repeats}.",
         rows,
     )
@@ -257,9 +258,9 @@ def _latency_section(rows: Sequence[Row]) -> Section:
         "One call at a time by h2load; the rest is an open loop: calls come at random moments (a Poisson"
         f" process) for {OPEN_LOOP_S:g} s, whatever is answered, and latency counts from the moment a call"
         " was due, so a server that stops pays for every call it holds up. Both sides are loaded with the"
-        " same share of what each did above, so Sidecar answers that many times as many calls. The bound for p99"
-        f" at 70 % is {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a core"
-        " that it shares with Redis.",
+        " same share of what each did above, so Sidecar answers that many times as many calls. The bound"
+        f" for p99 at 70 % is {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a"
+        " core that it shares with Redis.",
         rows,
     )
 

@@ -52,9 +52,13 @@ def in_loop(scene: Coroutine[Any, Any, Result]) -> Result:
 def test_run__gives_the_result_and_the_error() -> None:
     """What the work returns or raises comes out, whatever it awaited on the way."""
 
+    async def said(word: str) -> str:
+        await Pause()
+        return word
+
     async def works() -> str:
         await Pause()
-        assert await asyncio.gather(asyncio.sleep(0, "a"), asyncio.sleep(0, "b")) == ["a", "b"]
+        assert await asyncio.gather(said("a"), said("b")) == ["a", "b"]
         return "done"
 
     async def fails() -> None:

@@ -148,6 +148,7 @@ def test_workers__follow_the_supervisor_s_api(fleet: Controlled) -> None:
     key = made["api_key"]
     answers = [fleet.ask(key, SOCKETS[number % 2]) for number in range(12)]
     assert sum(answer.is_allowed for answer in answers) == 7
+    assert fleet.sidecar.metric("sidecar_registry_in_touch") == 1
 
 
 def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
@@ -167,7 +168,7 @@ def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
 
 
 def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
-    """After a rolling restart API and workers go on together; told to stop, all end, and quietly."""
+    """After a rolling restart API and workers go on together; told to stop, all end, uses noted."""
     rolled = 'sidecar_rolling_restarts_total{result="ok"}'
     with a_fleet(folder) as fleet:
         fleet.sidecar.signal(signal.SIGHUP)
@@ -175,7 +176,9 @@ def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
         key = fleet.ann.create("acme", rate_limit_rpm=10_000)
         eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
         assert fleet.sidecar.stop() == 0
+        uses = fleet.on_registry(lambda registry: registry.last_uses("acme"))
         printed = fleet.sidecar.printed()
+    assert [use.address for use in uses.values()] == [parse_address(ADDRESS)]
     assert "Traceback" not in printed
     assert "not closed" not in printed
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from sidecar.domain.audit import AuditFormatError, StoredEntry, parse_anchor, parse_entry
@@ -16,6 +14,7 @@ from sidecar.domain.refusals import Code, refusal
 from sidecar.domain.roles import Action
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, list_answer
+from sidecar.services.admin.awaited import BoundedStream, while_awaited
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
@@ -27,9 +26,8 @@ from sidecar.stores.registry.verification import RegistryReport, verify_registry
 EXPORT_PAGE = 100
 """Entries of one piece of an export; between two pieces the event loop gets its turn."""
 VERIFY_TIMEOUT_S = 600.0
+EXPORT_TIMEOUT_S = 3_600.0
 NDJSON = "application/x-ndjson"
-
-Result = TypeVar("Result")
 
 
 class AuditEntryView(TypedDict):
@@ -128,7 +126,7 @@ async def export_entries(plane: ControlPlane, call: Call, query: b.ExportQuery, 
         until_us=query.until if query.until is not None else AuditQuery().until_us,
         limit=EXPORT_PAGE,
     )
-    return StreamingResponse(_exported(plane, chains, wanted), media_type=NDJSON)
+    return BoundedStream(_exported(plane, chains, wanted), NDJSON, EXPORT_TIMEOUT_S)
 
 
 async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: Any) -> Response:
@@ -141,8 +139,8 @@ async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: An
             Code.INVALID_VALUE, "anchor", str(error), "send anchors as a verification gave them"
         ) from None
     try:
-        async with asyncio.timeout(VERIFY_TIMEOUT_S):
-            report = await while_awaited(call.request, verify_registry(plane.registry, anchors))
+        work = verify_registry(plane.registry, anchors)
+        report = await while_awaited(call.request.receive, work, VERIFY_TIMEOUT_S)
     except TimeoutError:
         raise problem_error(
             ApiCode.TIMEOUT,
@@ -150,31 +148,6 @@ async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: An
             "export the log and verify it offline",
         ) from None
     return answer(verification_view(report))
-
-
-async def while_awaited(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """
-    What *work* comes to; it is ended when nobody waits for the answer any more.
-
-    Raises:
-        ClientDisconnect: the caller is gone.
-    """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def entry_view(stored: StoredEntry) -> AuditEntryView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -123,6 +124,18 @@ def test_audit__a_verification_has_a_deadline(world: World, monkeypatch: pytest.
     monkeypatch.setattr(audit, "VERIFY_TIMEOUT_S", 0.0)
     document = world.refused(504, "timeout", world.call("GET", "/v1/audit/verify"))
     assert document["problems"][0]["remedy"] == "export the log and verify it offline"
+
+
+def test_audit__an_export_has_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that stalls holds no place for ever; the connection breaks, so that nothing looks whole."""
+
+    async def stalled(query: AuditQuery) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.registry, "audit", stalled)
+    monkeypatch.setattr(audit, "EXPORT_TIMEOUT_S", 0.05)
+    with pytest.raises(TimeoutError):
+        world.call("GET", "/v1/audit/export")
 
 
 def test_audit__a_deleted_integrations_trail_stays(world: World) -> None:

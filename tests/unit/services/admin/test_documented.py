@@ -13,7 +13,7 @@ from sidecar.domain.refusals import Code, GenerationConflictError, Kind
 from sidecar.domain.roles import Role
 from sidecar.services.admin.api import ENDPOINTS
 from sidecar.services.admin.attempts import ATTEMPTS_BURST, ATTEMPTS_PER_MINUTE, SOURCES_MAX
-from sidecar.services.admin.audit import VERIFY_TIMEOUT_S
+from sidecar.services.admin.audit import EXPORT_TIMEOUT_S, VERIFY_TIMEOUT_S
 from sidecar.services.admin.bodies import REVIEW_PAGE_MAX, WAIT_S_MAX
 from sidecar.services.admin.call import BODY_BYTES_MAX, BODY_TIMEOUT_S, QUERY_CHARS_MAX
 from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
@@ -76,7 +76,8 @@ def test_documented__the_bounds_are_the_real_ones() -> None:
         f"{PAGE_MAX} members; of the review {REVIEW_PAGE_MAX}",
         f"| changes of one call | {REQUESTS_MAX:,} |",
         f"| wait for sidecars | {WAIT_S_MAX} s |",
-        f"{VERIFY_TIMEOUT_S / 60:g} minutes",
+        f"| verification | {VERIFY_TIMEOUT_S / 60:g} minutes",
+        f"| export | {EXPORT_TIMEOUT_S / 60:g} minutes",
         f"{ATTEMPTS_PER_MINUTE} a minute and address; {SOURCES_MAX:,} addresses",
         f"at most {IDEMPOTENCY_KEYS_MAX:,}",
     ):

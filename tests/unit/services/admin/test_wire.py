@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from sidecar.services.admin import audit, call
+from sidecar.services.admin import call
 from sidecar.services.admin.call import BODY_BYTES_MAX
 from tests.unit.services.admin.world import World
 
@@ -236,24 +236,25 @@ def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
     assert (status, document["code"]) == (403, "role_forbids")
 
 
-def test_wire__a_verification_ends_with_its_caller(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that gives up and tries again does not pile them up."""
+@pytest.mark.parametrize("path", ["/v1/audit/verify", "/v1/audit/export"])
+def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A script that gives up and tries again does not pile it up, and gives its place back."""
     world = wire.world
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def endless(registry: Any, anchors: Any) -> Any:
+    async def endless(query: Any) -> Any:
         begun.set()
         try:
             await asyncio.Event().wait()
         finally:
             ended.set()
 
-    monkeypatch.setattr(audit, "verify_registry", endless)
+    monkeypatch.setattr(world.registry, "audit", endless)
 
     async def leave() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
         head = f"Host: x\r\nAuthorization: Bearer {world.token('ann')}\r\n\r\n"
-        writer.write(f"GET /v1/audit/verify HTTP/1.1\r\n{head}".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\n{head}".encode())
         await begun.wait()
         writer.close()
         await ended.wait()

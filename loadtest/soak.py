@@ -125,11 +125,11 @@ def growth(points: Sequence[tuple[float, float]]) -> float:
     return slope * (points[-1][0] - points[0][0])
 
 
-async def soak(store: str, seconds: float, peak_s: float = PEAK_S) -> SoakReport:
+async def soak(store: str, seconds: float, peak_s: float = PEAK_S, terms: Terms = TERMS) -> SoakReport:
     """
     Keep a sidecar on the Redis at *store* under half its load for *seconds*.
 
-    The load is measured before, for *peak_s*.
+    The load is measured before, for *peak_s*; *terms* are those of each integration.
 
     Raises:
         SoakError, SidecarsError: it cannot be run.
@@ -137,7 +137,7 @@ async def soak(store: str, seconds: float, peak_s: float = PEAK_S) -> SoakReport
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-soak-")))
         registry = folder / "registry.yaml"
-        subjects = make_subjects(registry, {f"soak-{number}": TERMS for number in range(BUCKETS)})
+        subjects = make_subjects(registry, {f"soak-{number}": terms for number in range(BUCKETS)})
         settings = {"registry": str(registry), "routes": ROUTES}
         fleet = await undo.enter_async_context(
             Fleet(folder, 1, settings, child_environment(own_prefix(store)))

@@ -21,7 +21,7 @@ from sidecar.stores.redis.keys import KeySpace
 
 CONNECTIONS, IN_FLIGHT = 2, 96
 CALLS_PER_S = 4_000.0
-DRAINING_TERMS = Terms(limit_rpm=10_000, burst=4_500, held_at_start=4_500)
+DRAINING_TERMS = Terms(limit_rpm=10_000, burst=3_600, held_at_start=3_600)
 DRY_TERMS = Terms(limit_rpm=6_000, burst=20, held_at_start=20)
 KILL_AFTER = DRAINING_TERMS.burst // 3
 """So many admitted when the primary dies: the bucket is being emptied as fast as it can."""

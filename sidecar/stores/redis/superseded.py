@@ -15,7 +15,7 @@ from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.take_call import NEVER_S, Group
 
 WAITING_MAX = 8_192
-"""Groups that wait; the takes of further ones are refused as overloaded."""
+"""Groups that wait; the takes of further ones are told at once, and the caller goes round or fails closed."""
 
 Refresh: TypeAlias = Callable[[str, int, Callable[[bool], None]], None]
 """Puts an integration's record into force, given its id and generation; calls back once, True = done."""
@@ -43,11 +43,9 @@ class SupersededTakes:
 
     def hold(self, group: Group, generation: int, tell: Tell, refresh: Refresh | None) -> None:
         """Let the takes of *group* wait for *refresh*, None = for nothing; *tell* is how they are told."""
-        if refresh is None:
+        if refresh is None or len(self._waiting) >= WAITING_MAX:
+            # Never another fault: a policy for a store that is away must not admit by a record known to be old.
             tell(group.release(), StoreFault.SUPERSEDED)
-            return
-        if len(self._waiting) >= WAITING_MAX:
-            tell(group.release(), StoreFault.OVERLOADED)
             return
         self._waiting[group] = tell
         refresh(group.compiled.buckets.owner, generation, lambda is_known: self._end(group, is_known))

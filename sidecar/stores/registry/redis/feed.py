@@ -124,7 +124,7 @@ class Feed:
         sequence = rest.partition(b" ")[0]
         if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= len(self.sequences):
             return  # somebody else's message
-        known = self.sequences[int(partition)]
-        if known is not None:
-            self.sequences[int(partition)] = max(known, int(sequence))
+        # Also where nothing is known yet: a look that began before this change would hide it otherwise.
+        known = self.sequences[int(partition)] or 0
+        self.sequences[int(partition)] = max(known, int(sequence))
         self._on_change()

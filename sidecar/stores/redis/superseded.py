@@ -44,7 +44,7 @@ class SupersededTakes:
     def hold(self, group: Group, generation: int, tell: Tell, refresh: Refresh | None) -> None:
         """Let the takes of *group* wait for *refresh*, None = for nothing; *tell* is how they are told."""
         if refresh is None or len(self._waiting) >= WAITING_MAX:
-            # Never another fault: a policy for a store that is away must not admit by a record known to be old.
+            # No other fault: a policy for a store that is away must not admit by a record known to be old.
             tell(group.release(), StoreFault.SUPERSEDED)
             return
         self._waiting[group] = tell

@@ -33,7 +33,9 @@ from sidecar.stores.registry.protocol import (
     RegistryView,
 )
 
-_RECORDS_PER_TURN = 20
+_RECORDS_PER_TURN = 10
+_PAUSE_S = 0.000_05
+"""Long enough to leave the processor: a thread that only gives the interpreter up is often back first."""
 _SUBJECTS = (("administrator:", "administrators"), ("integration:", "integrations"))
 
 
@@ -251,7 +253,7 @@ def _parse_politely(texts: Iterable[str]) -> Iterator[Integration]:
     for count, text in enumerate(texts, 1):
         yield _parse(text)
         if count % _RECORDS_PER_TURN == 0:
-            time.sleep(0)
+            time.sleep(_PAUSE_S)
 
 
 def _require_limit(limit: int) -> None:

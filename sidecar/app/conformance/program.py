@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ async def _prove_own(plan: Plan) -> Outcome:
         terms = Terms(plan.limit_rpm, plan.burst, plan.burst)
         subjects = make_subjects(registry, {f"bucket-{number}": terms for number in range(plan.buckets)})
         settings = {"registry": str(registry), "routes": ROUTES}
-        fleet = Fleet(folder, plan.sidecars, settings, child_environment(store, _variables(store)))
+        fleet = Fleet(folder, plan.sidecars, settings, child_environment(store))
         await undo.enter_async_context(fleet)
         began = await clock.now()
         run = AccuracyRun(fleet.targets, subjects, clock, plan.load)
@@ -129,11 +129,3 @@ async def _clock(store: str) -> AsyncIterator[StoreClock]:
 
 def _url(store: str) -> StoreUrl | None:
     return None if store in ("", EMBEDDED_STORE) else parse_store_url(store)
-
-
-def _variables(store: str) -> Sequence[str]:
-    """The environment variables that hold the store's passwords."""
-    url = _url(store)
-    if url is None:
-        return ()
-    return (url.login.password_env, url.sentinel_login.password_env)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
+
+from sidecar.app.settings import EMBEDDED_STORE
+from sidecar.stores.redis.urls import parse_store_url
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -23,8 +25,14 @@ LOOK_INTERVAL_S = 0.02
 LOG_TAIL_BYTES = 2_000
 SIDECARS_MAX = 64
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+_BOUND_TO_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, prctl(2); it outlasts exec
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes the program that its arguments name, to be ended by the kernel when its parent is gone."""
 
 
 class SidecarsError(Exception):
@@ -64,13 +72,15 @@ class SidecarProcess:
         """Start the process; see `ready`."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(self._config)],
+                [
+                    *(sys.executable, "-I", "-c", _BOUND_TO_PARENT, str(os.getpid())),
+                    *(sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(self._config)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for us; we end it
-                preexec_fn=_end_with_parent,
             )
 
     async def ready(self) -> None:
@@ -184,9 +194,7 @@ class Fleet:
         """End all."""
         await self._stop()
 
-    async def kill_every(
-        self, interval_s: float, on_kill: Callable[[int], None] = lambda number: None
-    ) -> None:
+    async def kill_every(self, interval_s: float) -> None:
         """
         Until cancelled: kill one after another, each after *interval_s*, and start it again.
 
@@ -199,7 +207,6 @@ class Fleet:
             sidecar = self.sidecars[turn % len(self.sidecars)]
             turn += 1
             await sidecar.kill()
-            on_kill(sidecar.number)
             sidecar.begin()
             await sidecar.ready()
 
@@ -207,19 +214,16 @@ class Fleet:
         await asyncio.gather(*(asyncio.shield(sidecar.stop()) for sidecar in self.sidecars))
 
 
-def child_environment(store: str, kept: Sequence[str] = ()) -> dict[str, str]:
+def child_environment(store: str) -> dict[str, str]:
     """
-    The environment of sidecars on *store*: ours without the settings of another sidecar, but for *kept*.
+    The environment of sidecars on *store*: ours without the settings of another sidecar.
 
-    The store's URL may hold a password, so it goes this way instead of into a file.
+    The store's URL may hold a password, so it goes this way instead of into a file; the variables that it
+    refers to are kept.
     """
+    url = None if store == EMBEDDED_STORE else parse_store_url(store)
+    kept = () if url is None else (url.login.password_env, url.sentinel_login.password_env)
     ours = {
         name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_") or name in kept
     }
     return {**ours, "SIDECAR_STORE": store}
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end the child when its parent is gone (prctl(2), PR_SET_PDEATHSIG); Linux alone."""
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

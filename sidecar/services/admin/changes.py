@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NotRequired
 
@@ -70,7 +70,7 @@ class _Made:
 
     command: Command
     draws: Draws = Draws.NOTHING
-    secret: str = ""
+    secret: str = field(default="", repr=False)
 
 
 async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:

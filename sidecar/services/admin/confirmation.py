@@ -37,8 +37,16 @@ class ConfirmationView(TypedDict):
 
 
 async def put_in_force(plane: ControlPlane, positions: Sequence[Position]) -> bool:
-    """Wait until this process decides by the changes at *positions*; False = not within its bound."""
-    return all([await plane.put_in_force(position) for position in latest(positions)])
+    """
+    Wait until this process decides by the changes at *positions*; False = not within its bound.
+
+    The changes are made: that this process cannot follow them now must not look like their failure.
+    """
+    try:
+        return all([await plane.put_in_force(position) for position in latest(positions)])
+    except RegistryError as error:
+        log_event(_LOG, logging.WARNING, "a change cannot be put in force here yet", error=str(error))
+        return False
 
 
 async def confirm(
@@ -62,7 +70,7 @@ async def confirm(
     except TimeoutError:
         pass
     except RegistryError as error:
-        # The change is made: that its spread cannot be watched must not look like its failure.
+        # As in `put_in_force`.
         log_event(_LOG, logging.WARNING, "sidecars cannot be asked whether they follow", error=str(error))
         sidecars, waiting = (), []
     took_ns = monotonic_ns() - began_ns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from base64 import b64encode
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.lifecycle.commands import NewCredential, SealedSecret
@@ -17,17 +17,19 @@ WEBHOOK_SECRET_BYTES = 32
 _NO_DIGEST = "sha256:" + "0" * 64
 
 
-class DrawnCredential(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DrawnCredential:
     """A fresh API key, and its public half."""
 
-    api_key: str
+    api_key: str = field(repr=False)
     public: NewCredential
 
 
-class DrawnSecret(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DrawnSecret:
     """A fresh webhook secret, and what is kept of it."""
 
-    secret: str
+    secret: str = field(repr=False)
     sealed: SealedSecret
 
 

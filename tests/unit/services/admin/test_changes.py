@@ -10,6 +10,7 @@ import pytest
 
 from sidecar.domain.lifecycle.commands import COMMANDS
 from sidecar.services.admin.change_table import BY_WORD, ROWS, Draws
+from sidecar.stores.registry.protocol import RegistryUnavailableError
 from tests.administration import DAY_US, NOW_US
 from tests.unit.services.admin.world import World
 
@@ -336,10 +337,11 @@ def test_changes__concurrent_ones_without_a_guard_are_all_made(world: World) -> 
     assert world.get("/v1/audit/verify")["is_intact"]
 
 
-def test_changes__not_yet_in_force_here_is_told(world: World) -> None:
+@pytest.mark.parametrize("answer", [False, RegistryUnavailableError("away")])
+def test_changes__not_yet_in_force_here_is_told(world: World, answer: bool | Exception) -> None:
     """The change is made all the same, so it must not look like a failure."""
     world.create()
-    world.put_in_force.answer = False
+    world.put_in_force.answer = answer
     view = world.change(f"{ACME}/suspend", {"reason": "key leaked"})
     assert (view["is_change"], view["is_in_force"]) == (True, False)
 

@@ -48,14 +48,16 @@ class ToySealer:
 
 @dataclass(slots=True)
 class PutInForce:
-    """Notes the positions that the API waited for, and says `answer`."""
+    """Notes the positions that the API waited for, and says `answer`, or raises it."""
 
     positions: list[Position]
-    answer: bool = True
+    answer: bool | Exception = True
 
     async def __call__(self, position: Position) -> bool:
         """Note *position*."""
         self.positions.append(position)
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return self.answer
 
 

@@ -35,14 +35,19 @@ of idempotency keys, and how far a partition knows of the administrators.
 class Place:
     """One registry in the shared server, under a prefix of its own."""
 
-    def __init__(self, server: redis.Redis, prefix: str) -> None:
+    def __init__(self, server: redis.Redis, prefix: str, partitions: int) -> None:
         """Keys of *server* that begin with *prefix*."""
         self._server = server
         self.prefix = prefix
+        self._partitions = partitions
 
     def url(self, port: int) -> StoreUrl:
-        """Its URL by way of *port*."""
-        return parse_store_url(f"redis://{LOOPBACK}:{port}?prefix={self.prefix}&partitions={PARTITIONS}")
+        """Where it is, by way of *port*."""
+        return parse_store_url(self.url_text(port))
+
+    def url_text(self, port: int) -> str:
+        """The same, as text."""
+        return f"redis://{LOOPBACK}:{port}?prefix={self.prefix}&partitions={self._partitions}"
 
     def keys(self) -> list[bytes]:
         """All its keys."""
@@ -105,9 +110,12 @@ class Shelf:
         self._numbers = itertools.count()
         self._places: list[Place] = []
 
-    def place(self) -> Place:
-        """A fresh one."""
-        self._places.append(Place(self.server, f"sidecar:{self._name}.{next(self._numbers)}:"))
+    def place(self, name: str) -> Place:
+        """A fresh one, for the write *name*."""
+        # Partitions are written side by side, so in several the times on record are not the same each time.
+        partitions = 1 if name == "apply_many" else PARTITIONS
+        prefix = f"sidecar:{self._name}.{next(self._numbers)}:"
+        self._places.append(Place(self.server, prefix, partitions))
         return self._places[-1]
 
     def close(self) -> None:

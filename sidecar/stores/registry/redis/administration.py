@@ -162,6 +162,9 @@ class _Change:
         except ReplyLostError:
             self._lost.append(entry)
             return False
+        except RegistryError:
+            self.is_open = bool(self._lost)  # the server refused this call, or never got it
+            raise
         if verdict == b"ok":
             return True
         self.is_open = bool(self._lost)

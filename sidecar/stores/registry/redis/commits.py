@@ -338,6 +338,9 @@ class _Batch:
         except ReplyLostError:
             self._lost.append(planned)
             return False
+        except RegistryError:
+            self.is_open = bool(self._lost)  # the server refused this call, or never got it
+            raise
         self.is_open = bool(self._lost)
         if verdict == b"claimed":
             index = written[int(details[0]) - 1].index

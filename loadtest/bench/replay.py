@@ -195,29 +195,34 @@ def _closed_loop(run: Run, connections: Sequence[_Connection]) -> None:
                 unsent -= count
 
 
-def _open_loop(run: Run, connections: Sequence[_Connection]) -> None:
-    """Call at random moments, `rate_per_s` on average (a Poisson process, seeded), whatever is answered."""
+def _open_loop(moments_ns: Sequence[int], connections: Sequence[_Connection]) -> None:
+    """Call at *moments_ns* from now on, whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     fds = list(by_fd)
-    gaps = random.Random(run.calls).expovariate
     turns = cycle(connections)
-    unsent = unanswered = run.calls
-    due_ns = float(perf_counter_ns())
+    unanswered = len(moments_ns)
+    started_ns = perf_counter_ns()
+    dues_ns = deque(started_ns + moment_ns for moment_ns in moments_ns)
     while unanswered:
         now_ns = perf_counter_ns()
-        while unsent and due_ns <= now_ns:
-            next(turns).due_ns.append(int(due_ns))
-            due_ns += gaps(run.rate_per_s) * 1e9
-            unsent -= 1
+        while dues_ns and dues_ns[0] <= now_ns:
+            next(turns).due_ns.append(dues_ns.popleft())
         for connection in connections:
             if connection.due_ns:
                 connection.send_due()
-        wait_s = max(0.0, (due_ns - perf_counter_ns()) / 1e9) if unsent else ANSWER_TIMEOUT_S
+        wait_s = max(0.0, (dues_ns[0] - perf_counter_ns()) / 1e9) if dues_ns else ANSWER_TIMEOUT_S
         ready, _, _ = select.select(fds, (), (), wait_s)
-        if not ready and not unsent:
+        if not ready and not dues_ns:
             raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
         for fd in ready:
             unanswered -= by_fd[fd].read()
+
+
+def _moments_ns(run: Run) -> list[int]:
+    """When each call is due, from the start on: as a Poisson process with that many events spreads them."""
+    length_ns = run.calls / run.rate_per_s * 1e9
+    source = random.Random(run.calls)
+    return sorted(int(source.random() * length_ns) for _ in range(run.calls))
 
 
 def _percentiles_us(ordered_ns: Sequence[int]) -> dict[str, float]:
@@ -258,8 +263,12 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
         connections = [_Connection(run.target, requests, source) for _ in range(run.connections)]
         for connection in connections:
             open_connections.enter_context(connection.socket)
+        moments_ns = _moments_ns(run) if run.rate_per_s else []
         started_s = perf_counter()
-        (_open_loop if run.rate_per_s else _closed_loop)(run, connections)
+        if run.rate_per_s:
+            _open_loop(moments_ns, connections)
+        else:
+            _closed_loop(run, connections)
         elapsed_s = perf_counter() - started_s
     late = sum(connection.late for connection in connections)
     if late > LATE_SHARE_MAX * run.calls:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
+import typer.main
+import typer.testing
 
 from .served import Served, served_api
+
+
+@pytest.fixture(scope="package", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """Typer's runner builds all sixty commands for each one that it runs; here it keeps them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from sidecar.app import use_keeping
 from sidecar.app.use_keeping import UseKeeping, use_noter
 from sidecar.domain.cidr import parse_address
 from sidecar.domain.client_address import PeerAddress
@@ -153,6 +154,22 @@ def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())
     assert [record.getMessage() for record in caplog.records] == ["uses of credentials not written yet"]
+
+
+def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """At the end a registry that hangs is given up, and what it did not take is told."""
+    monkeypatch.setattr(use_keeping, "LAST_FLUSH_TIMEOUT_S", 0.01)
+
+    class Stuck(Listener):
+        async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
+            await asyncio.Event().wait()
+
+    uses = CredentialUses()
+    uses.note("live", "acme", HERE, NOW_US)
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(UseKeeping(uses, cast(Registry, Stuck()), make_metrics()).end())
+    assert [record.getMessage() for record in caplog.records] == ["uses of credentials lost at the end"]
+    assert len(uses) == 1
 
 
 def test_run__writes_by_itself(tmp_path: Path) -> None:

@@ -41,8 +41,11 @@ def plan(store: str, sidecars: int, **changes: object) -> Plan:
 
 
 def store_of(kind: str) -> str:
-    """A shared store, under a prefix of this test."""
-    return f"{getattr(shared(), kind).url}?prefix=sidecar:{secrets.token_hex(4)}:"
+    """A shared store, under a prefix of this test; 'guarded' lets in whoever may do what sidecars need."""
+    url = getattr(shared(), kind).url
+    if kind == "guarded":
+        url = url.replace("://", "://limited:correct@")
+    return f"{url}?prefix=sidecar:{secrets.token_hex(4)}:"
 
 
 def conformance(*arguments: str) -> tuple[int, str, str]:
@@ -68,7 +71,7 @@ def assert_kept(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "sidecars"),
-    [("standalone", 1), ("standalone", 4), ("standalone", 8), ("cluster", 4), ("cluster", 8)],
+    [("guarded", 1), ("standalone", 4), ("standalone", 8), ("cluster", 4), ("cluster", 8)],
 )
 def test_fleet__admits_what_the_limit_says(kind: str, sidecars: int) -> None:
     """One to eight sidecars on one store, a single server or a Cluster, together keep each limit."""
@@ -130,6 +133,15 @@ def test_targets__that_run_already(tmp_path: Path) -> None:
             return await prove(plan(store, 1, targets=tuple(fleet.targets), api_keys=(key,)))
 
     assert_kept(run(scene(), PATIENCE_S))
+
+
+def test_run__that_does_not_empty_the_bucket_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that is too large for the load is told so, in bounded time: no verdict of either kind."""
+    monkeypatch.setattr("sidecar.app.conformance.run.EMPTY_TIMEOUT_S", 0.1)
+    large = plan("embedded:", 1, buckets=1, load=Load(0.5))
+    outcome = run(prove(replace(large, burst=1_000_000)), PATIENCE_S)
+    assert outcome.run.findings() == [Finding.NOT_SATURATED]
+    assert not outcome.run.is_fulfilled
 
 
 def test_run__that_admits_too_little_is_found_out(tmp_path: Path) -> None:

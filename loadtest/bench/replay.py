@@ -86,7 +86,10 @@ def replay(folder: Path, run: Run, messages: Sequence[bytes], picks: array[int])
             file.write(len(message).to_bytes(4, "big") + message)
     command = ["taskset", "-c", str(LOAD_CORE), sys.executable, "-m", __name__, str(folder)]
     expected_s = run.calls / run.rate_per_s if run.rate_per_s else 60.0
-    result = subprocess.run(command, capture_output=True, text=True, timeout=expected_s + 60)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=expected_s + 60)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"the load did not end within {error.timeout:g} s") from None
     if result.returncode:
         raise BenchError(f"the load failed: {result.stderr.strip().rpartition(chr(10))[2]}")
     return Replayed(**json.loads(result.stdout))

@@ -98,7 +98,7 @@ def test_decide__ids_are_unique(key: NewApiKey) -> None:
     assert len({decide_now(decider, api_key).id for api_key in 5 * [key.api_key, "junk", None]}) == 15
 
 
-@pytest.mark.parametrize("api_key", [None, "junk", make_key().api_key])
+@pytest.mark.parametrize("api_key", [None, "junk", make_key().api_key], ids=("none", "junk", "unknown"))
 def test_decide__an_unknown_caller_costs_no_trip(key: NewApiKey, api_key: str | None) -> None:
     """Whoever floods with bad keys never reaches the store."""
     store = RecordingStore()

@@ -80,6 +80,7 @@ def test_make__by_many_at_once(tmp_path: Path) -> None:
         ((Fernet.generate_key() + b"\n") * (KEYS_MAX + 1), 0o600, "too long"),
         (b"x" * 100_000, 0o600, "too long"),
     ],
+    ids=("empty", "blank", "no key", "one of two", "readable by all", "too many", "too long"),
 )
 def test_read__what_cannot_be_used(tmp_path: Path, content: bytes, mode: int, hint: str) -> None:
     """Each fault says where it is and what to do, and never shows a line of the file."""

@@ -99,6 +99,25 @@ def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
     assert (plain.returncode, "if it speaks TLS there, write https://" in plain.stderr) == (1, True)
 
 
+def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> None:
+    """A full disk or a closed output ends a command in a sentence; a key that was lost is named."""
+    environment = {"SIDECAR_SERVER": site.plain, "SIDECAR_ADMIN_TOKEN": site.token}
+    program = f"{sys.executable} -m sidecar.app.cli"
+    script = (
+        f"{program} integrations create full > /dev/full\n"
+        f"{program} credentials issue full > /dev/full\n"
+        f"{program} integrations list >&-\n"
+    )
+    told = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=110,
+    ).stderr  # fmt: skip
+    assert "sidecar: the output cannot be written: No space left on device" in told
+    assert "The API key of full was made, but standard output cannot be written" in told
+    assert "sidecar: standard output is closed, so nothing was done" in told
+    assert "Traceback" not in told
+
+
 def test_admin_commands__a_sidecar_without_a_control_plane_is_told(tmp_path: Path, site: Site) -> None:
     """A registry that is a file is edited, not administered: the answer says what to configure."""
     (tmp_path / "registry.yaml").write_text("integrations: []\n")

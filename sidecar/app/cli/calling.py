@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -163,7 +164,7 @@ class Confirmed:
     """What a step has that takes something away."""
 
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+        bool, typer.Option("--yes", "-y", help="Do not ask. Scripts need it, but for 'suspend'.")
     ] = False
 
 
@@ -323,7 +324,7 @@ class Invocation:
             tell_change(answer, err=True)
             if secret:
                 typer.echo(f"{what}, shown this once:", err=True)
-                typer.echo(secret)
+                _print_secret(secret, what)
         if not secret and not self.is_dry_run:
             tell_lost_secret(what)
             raise typer.Exit(EXIT_REFUSED)
@@ -355,7 +356,7 @@ def command(
 
         def run(**given: Any) -> None:
             options = [_taken(kind, given) for kind in shared]
-            with telling_mistakes(), _invocation(options) as invocation:
+            with telling_mistakes(), _telling_write_faults(), _invocation(options) as invocation:
                 function(invocation, **{name: given[name] for name in names})
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
@@ -366,6 +367,34 @@ def command(
         return function
 
     return register
+
+
+@contextmanager
+def _telling_write_faults() -> Iterator[None]:
+    """
+    Say that the output cannot be written; a reader that has gone, such as `head`, is none of our business.
+
+    Raises:
+        CommandError: standard output is closed, or its disk is full.
+    """
+    if sys.stdout is None:
+        raise CommandError("standard output is closed, so nothing was done", EXIT_USAGE)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"the output cannot be written: {error.strerror or error}") from None
+
+
+def _print_secret(secret: str, what: str) -> None:
+    try:
+        typer.echo(secret)
+    except OSError as error:
+        raise CommandError(
+            f"{what} was made, but standard output cannot be written ({error.strerror}), so it is lost:"
+            " revoke it and make another one"
+        ) from None
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:

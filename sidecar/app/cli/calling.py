@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sidecar.app.admin_client.client import AdminClient, Answer, Query
 
 SERVER = "http://127.0.0.1:9193"
-TOKEN_CHARS_MAX = 4_096
 WAIT_S = 10
 WAIT_S_MAX = 60
 ADMINISTRATION = "Administration"
@@ -201,7 +200,10 @@ class Invocation:
             AdminCallError: the CA file cannot be used.
         """
         if self._client is None:
-            self._client = _connect(self._connection)
+            from sidecar.app.cli.connecting import connect
+
+            given = self._connection
+            self._client = connect(given.server, given.token, given.token_file, given.ca, given.timeout_s)
         return self._client
 
     @property
@@ -420,56 +422,3 @@ def _invocation(options: list[Any]) -> Invocation:
         return next((one for one in options if isinstance(one, kind)), None)
 
     return Invocation(find(Connection), find(Change), find(Confirmed))
-
-
-def _connect(connection: Connection) -> AdminClient:
-    from sidecar.app.admin_client.address import ServerAddressError, parse_server
-    from sidecar.app.admin_client.client import AdminClient
-
-    try:
-        address = parse_server(connection.server)
-    except ServerAddressError as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    return AdminClient(address, token_of(connection), ca=connection.ca, timeout_s=connection.timeout_s)
-
-
-def token_of(connection: Connection) -> str:
-    """
-    The administrator's token that the options name.
-
-    Raises:
-        CommandError: there is none, or it cannot be one.
-    """
-    from sidecar.domain.accounts import AuthenticationError, token_id_of
-
-    if connection.token_file is not None:
-        where, token = f"the file {connection.token_file}", _first_line(connection.token_file)
-    elif connection.token == "-":  # noqa: S105 - a dash, no password
-        where, token = "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
-    elif not connection.token:
-        raise CommandError(
-            "no administrator's token was given: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
-            " 'sidecar admin bootstrap' makes the first one",
-            EXIT_USAGE,
-        )
-    else:
-        where, token = "SIDECAR_ADMIN_TOKEN or --token", connection.token.strip()
-    if not token:
-        raise CommandError(f"{where} is empty, where an administrator's token should be", EXIT_USAGE)
-    try:
-        token_id_of(token)
-    except AuthenticationError:
-        raise CommandError(
-            f"{where} holds something else than an administrator's token, which begins with 'sca_': was it"
-            " copied whole?",
-            EXIT_USAGE,
-        ) from None
-    return token
-
-
-def _first_line(file: Path) -> str:
-    try:
-        with file.open(encoding="ascii", errors="replace") as lines:
-            return lines.readline(TOKEN_CHARS_MAX).strip()
-    except OSError as error:
-        raise CommandError(f"the token file {file} cannot be read: {error.strerror}", EXIT_USAGE) from None

@@ -75,12 +75,12 @@ def push(
     does not name is left alone unless --prune is given. Exits with 1 when anything was refused, or
     would be.
     """
-    from sidecar.app.cli.calling import Connection, token_of
+    from sidecar.app.cli.connecting import given_token
     from sidecar.app.cli.declaring import Asked, ask_first, declare
 
     with telling_mistakes():
         asked = Asked(reason_of(reason, file), dry_run, yes, prune, json)
-        secret = token_of(Connection(token=token, token_file=token_file))
+        secret = given_token(token, token_file)
         with _opened(config, store) as (runner, opened, catalogue):
             from sidecar.app.declaring.registry_target import RegistryTarget, authenticated
             from sidecar.stores.registry_file import load_declarations

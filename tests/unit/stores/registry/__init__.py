@@ -1,0 +1,1 @@
+"""Tests of what registries of every store share."""

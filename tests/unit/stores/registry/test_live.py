@@ -1,0 +1,371 @@
+"""The live view of a registry: loaded, followed, fetched; and what holds while the registry is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.domain.changes import Revision
+from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.snapshot import CompiledIntegration
+from sidecar.stores.registry import live
+from sidecar.stores.registry.live import REFRESHES_MAX, SMALL_CHANGE_MAX, LiveOptions, LiveRegistry
+from sidecar.stores.registry.protocol import Changes, RegistryUnavailableError
+from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from tests.administration import ID, LIFECYCLE, SECOND_US, ManualClock, create, request
+from tests.building import make_metrics
+from tests.conformance.registry.world import found
+
+PATIENCE_S = 30.0
+AWAY = RegistryUnavailableError("the store is away")
+
+
+class Hindered:
+    """A real registry between which and its reader something may stand; it notes what is asked."""
+
+    def __init__(self, registry: SqliteRegistry) -> None:
+        """Pass everything on."""
+        self.real = registry
+        self.asked: list[str] = []
+        self.answered: list[str] = []
+        """What was answered, and is held back."""
+        self.fault: Exception | None = None
+        self.held: dict[str, asyncio.Event] = {}
+        self.says_reset = False
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """The method of the registry, once nothing holds it up; an answer that is held back was true then."""
+        method = getattr(self.real, name)
+
+        async def call(*arguments: Any) -> Any:
+            self.asked.append(name)
+            if self.fault is not None:
+                raise self.fault
+            if name == "changes_since" and self.says_reset:
+                self.says_reset = False
+                return Changes(arguments[0], is_reset=True)
+            answer = await method(*arguments)
+            if name in self.held:
+                self.answered.append(name)
+                await self.held[name].wait()
+            return answer
+
+        return call
+
+
+class Scene:
+    """A registry, its live view, and what that has shown."""
+
+    def __init__(self, registry: SqliteRegistry, clock: ManualClock) -> None:
+        """Nothing runs yet."""
+        self.registry = Hindered(registry)
+        self.clock = clock
+        self.metrics = make_metrics()
+        self.retired: list[CompiledIntegration] = []
+        self.beside = 0
+        options = LiveOptions(
+            "sidecar-1", retry_first_s=0.001, beside=self.work_beside, clock_us=clock, jitter=lambda: 1.0
+        )
+        self.live = LiveRegistry(
+            self.registry,  # type: ignore[arg-type]  # what it is asked, it passes on
+            lambda _, retired: self.retired.extend(retired),
+            self.metrics,
+            options,
+        )
+
+    async def work_beside(self, work: Callable[[], Any]) -> Any:
+        """Count what is worked out beside the event loop."""
+        self.beside += 1
+        return await asyncio.to_thread(work)
+
+    async def apply(self, command: c.Command) -> None:
+        """Make a change past the live view."""
+        await self.registry.real.apply(request(command))
+
+    async def refreshed(self, generation: int, integration_id: str = ID) -> bool:
+        """The answer to a take that found *generation* in the store; 0 = none."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.live.refresh(integration_id, generation, answer.set_result)
+        return await answer
+
+    def limit(self) -> int | None:
+        """The limit in force; None = the integration is not."""
+        compiled = self.live.snapshot.integrations.get(ID)
+        return compiled.record.rate_limit_rpm if compiled is not None else None
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Give others their turn until *condition* holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def scene_in(folder: Path) -> AsyncIterator[Scene]:
+    """A registry with people and one integration in it; nobody follows it yet."""
+    clock = ManualClock()
+    registry = await SqliteRegistry.open(
+        folder / "registry.db", LIFECYCLE, clock_us=clock, poll_interval_s=0.002
+    )
+    await found(registry, clock)
+    await registry.apply(request(create()))
+    try:
+        yield Scene(registry, clock)
+    finally:
+        await registry.aclose()
+
+
+@asynccontextmanager
+async def followed_in(folder: Path) -> AsyncIterator[Scene]:
+    """The same, followed: all is loaded."""
+    async with scene_in(folder) as scene:
+        task = asyncio.create_task(scene.live.run())
+        try:
+            await until(lambda: scene.live.is_loaded)
+            yield scene
+        finally:
+            await ended(task)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel it, and wait for its end."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def play(act: Coroutine[Any, Any, None]) -> None:
+    """Run one test's scene, within a deadline."""
+    asyncio.run(asyncio.wait_for(act, PATIENCE_S))
+
+
+def test_run__waits_for_a_registry_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is in force before all was loaded; it is said once, counted each time, and mends by itself."""
+
+    async def act() -> None:
+        async with scene_in(tmp_path) as scene:
+            scene.registry.fault = AWAY
+            task = asyncio.create_task(scene.live.run())
+            await until(lambda: scene.metrics.value("sidecar_registry_follow_failures_total") >= 3)
+            assert (scene.live.is_loaded, scene.metrics.value("sidecar_registry_in_touch")) == (False, 0)
+            scene.registry.fault = None
+            await until(lambda: scene.metrics.value("sidecar_registry_in_touch"))
+            assert (scene.live.is_loaded, scene.limit()) == (True, 60)
+            await ended(task)
+
+    with caplog.at_level(logging.INFO):
+        play(act())
+    assert caplog.text.count("registry not followed, what is in force stays") == 1
+    assert caplog.text.count("registry followed again") == 1
+
+
+def test_run__what_is_in_force_stays_while_the_registry_is_away(tmp_path: Path) -> None:
+    """A failure changes nothing; what changed meanwhile is in force afterwards."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            scene.registry.fault = AWAY
+            scene.live.reconcile()
+            await until(lambda: scene.metrics.value("sidecar_registry_follow_failures_total") >= 2)
+            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            assert scene.limit() == 60
+            scene.registry.fault = None
+            await until(lambda: scene.limit() == 5)
+
+    play(act())
+
+
+def test_run__another_history_is_loaded_whole(tmp_path: Path) -> None:
+    """A registry that cannot tell from where this process is, is loaded again."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            scene.registry.says_reset = True
+            scene.live.reconcile()
+            await until(lambda: scene.metrics.value("sidecar_registry_loads_total") == 2)
+            assert scene.limit() == 60
+
+    play(act())
+
+
+def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
+    """After the load, and at once after a change."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+
+            async def announced(revision: Revision) -> None:
+                while [one.revision for one in await scene.registry.real.live_sidecars()] != [revision]:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+
+            await announced(await scene.registry.real.revision())
+            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            await announced(await scene.registry.real.revision())
+            assert scene.limit() == 5
+
+    play(act())
+
+
+def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) -> None:
+    """A few are compiled at once, more of them elsewhere; all are in force together."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            loads = scene.beside
+            await scene.apply(create("one"))
+            await until(lambda: "one" in scene.live.snapshot.integrations)
+            assert scene.beside == loads
+            many = [request(create(f"many{number}")) for number in range(SMALL_CHANGE_MAX + 1)]
+            await scene.registry.real.apply_many(many)
+            await until(lambda: f"many{SMALL_CHANGE_MAX}" in scene.live.snapshot.integrations)
+            assert scene.beside == loads + 1
+            assert len(scene.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
+
+    play(act())
+
+
+def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
+    """Changed, made or ended: without a push the next take goes by it, and what it replaces is told."""
+
+    async def act() -> None:
+        async with scene_in(tmp_path) as scene:
+            assert await scene.refreshed(1)
+            assert scene.limit() == 60
+            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            assert await scene.refreshed(2)
+            assert (scene.limit(), [one.record.rate_limit_rpm for one in scene.retired]) == (5, [60])
+            await scene.apply(c.DeleteIntegration(integration_id=ID))
+            assert await scene.refreshed(0)
+            assert scene.limit() is None
+            assert scene.metrics.value("sidecar_registry_refreshes_total", "ok") == 3
+
+    play(act())
+
+
+def test_refresh__is_answered_at_once_when_it_was_pushed_meanwhile(tmp_path: Path) -> None:
+    """Nobody is asked for what is known."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            before = scene.registry.asked.count("get")
+            assert await scene.refreshed(1)
+            assert await scene.refreshed(0, "nobody")
+            assert scene.registry.asked.count("get") == before
+
+    play(act())
+
+
+def test_refresh__those_that_meet_share_one_question(tmp_path: Path) -> None:
+    """A burst of takes that find the same change asks the registry once, and all are answered."""
+
+    async def act() -> None:
+        async with scene_in(tmp_path) as scene:
+            scene.registry.held["get"] = asyncio.Event()
+            waiting = [asyncio.ensure_future(scene.refreshed(1)) for _ in range(100)]
+            await until(lambda: "get" in scene.registry.asked)
+            scene.registry.held["get"].set()
+            assert await asyncio.gather(*waiting) == [True] * 100
+            assert scene.registry.asked == ["get"]
+
+    play(act())
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
+def test_refresh__says_so_when_the_registry_cannot_tell(
+    is_silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused or silent beyond the bound: False, and what is in force stays."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            if is_silent:
+                monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", 0.01)
+                scene.registry.held["get"] = asyncio.Event()
+            else:
+                scene.registry.fault = AWAY
+            assert not await scene.refreshed(7)
+            assert scene.limit() == 60
+            assert scene.metrics.value("sidecar_registry_refreshes_total", "failed") == 1
+
+    play(act())
+
+
+def test_refresh__is_bounded(tmp_path: Path) -> None:
+    """So many integrations are fetched at a time; one more is told at once that nobody can say."""
+
+    async def act() -> None:
+        async with scene_in(tmp_path) as scene:
+            scene.registry.held["get"] = asyncio.Event()
+            names = [f"name{number}" for number in range(REFRESHES_MAX)]
+            waiting = [asyncio.ensure_future(scene.refreshed(1, name)) for name in names]
+            await until(lambda: scene.registry.asked.count("get") == REFRESHES_MAX)
+            assert not await scene.refreshed(1, "one-more")
+            scene.registry.held["get"].set()
+            assert await asyncio.gather(*waiting) == [True] * REFRESHES_MAX
+
+    play(act())
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["changed", "deleted"])
+def test_load__does_not_undo_what_was_fetched_meanwhile(is_deleted: bool, tmp_path: Path) -> None:
+    """A load that began earlier holds an older record; the later one, or its end, stays in force."""
+
+    async def act() -> None:
+        async with scene_in(tmp_path) as scene:
+            assert await scene.refreshed(1)
+            scene.registry.held["load_all"] = asyncio.Event()
+            task = asyncio.create_task(scene.live.run())
+            await until(lambda: "load_all" in scene.registry.answered)
+            change = c.SetRateLimit(integration_id=ID, rate_limit_rpm=5)
+            await scene.apply(c.DeleteIntegration(integration_id=ID) if is_deleted else change)
+            assert await scene.refreshed(0 if is_deleted else 2)
+            scene.registry.held["load_all"].set()
+            await until(lambda: scene.live.is_loaded)
+            assert scene.limit() == (None if is_deleted else 5)
+            await ended(task)
+
+    play(act())
+
+
+def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
+    """A temporary raise is in force until its moment, and then no longer, without a change of the record."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            until_us = scene.clock.now_us + 10 * SECOND_US
+            await scene.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
+            await until(lambda: scene.limit() == 600)
+            assert scene.live._timer is not None
+            scene.clock.advance(9 * SECOND_US)
+            scene.live._revert()
+            assert scene.limit() == 600
+            assert scene.live._timer is not None
+            scene.clock.advance(SECOND_US)
+            scene.live._revert()
+            assert scene.limit() == 60
+            assert scene.live._timer is None
+
+    play(act())
+
+
+def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
+    """Who waits for a fetch when the process stops is told, and no task is left."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            scene.registry.held["get"] = asyncio.Event()
+            waiting = asyncio.ensure_future(scene.refreshed(7))
+            await until(lambda: "get" in scene.registry.asked)
+            task = asyncio.create_task(scene.live._end())
+            assert not await waiting
+            await task
+            assert not scene.live._tasks
+
+    play(act())

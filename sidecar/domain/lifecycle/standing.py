@@ -107,7 +107,8 @@ def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
         suspended_generation=setting.generation,
     )
     ended = sum(is_live(record, one, setting.now_us) for one in record.credentials)
-    return Draft(changed, f"suspended; {ended} live credentials were invalidated")
+    what = "1 live credential was" if ended == 1 else f"{ended} live credentials were"
+    return Draft(changed, f"suspended; {what} invalidated")
 
 
 def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> Draft:

@@ -154,7 +154,7 @@ def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: Served) ->
     """A step that comes too early, or from the wrong person, says what to do instead."""
     shared_api.told("integrations", "create", "leaky", "--issue-credential")
     assert shared_api.told("suspend", "leaky", "--reason", "key in a public repository", who="olli") == (
-        "leaky: suspended; 1 live credentials were invalidated\n"
+        "leaky: suspended; 1 live credential was invalidated\n"
     )
     early = shared_api.run("reactivate", "leaky", "--reason", "done", who="bob")
     assert early.exit_code == 4

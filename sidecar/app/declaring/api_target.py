@@ -21,6 +21,8 @@ from sidecar.stores.registry_records import iso_time, microseconds_of
 
 BODY_BYTES_MAX = 900_000
 """Of the changes in one call; the API takes a body of 1 MiB."""
+CALL_STEPS_MAX = 250
+"""Steps of one call: some seconds of a server that gives its administrators a small share of its time."""
 BATCH_EXTRA_S = 30.0
 """Added to the deadline of a call with many changes."""
 LIST_MAX = 1_000_000
@@ -101,7 +103,7 @@ def _bodies(steps: Sequence[Step]) -> Iterator[list[dict[str, Any]]]:
     for step in steps:
         member = member_of(step)
         more = len(json.dumps(member)) + 2
-        if members and size + more > BODY_BYTES_MAX:
+        if members and (size + more > BODY_BYTES_MAX or len(members) == CALL_STEPS_MAX):
             yield members
             members, size = [], 0
         members.append(member)

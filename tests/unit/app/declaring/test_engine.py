@@ -192,12 +192,13 @@ def test_apply__batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (target.batches, report.made) == ([4, 4, 1], 9)
 
 
-def test_api_target__splits_what_one_body_cannot_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bound", [("BODY_BYTES_MAX", 1_500), ("CALL_STEPS_MAX", 2)])
+def test_api_target__splits_what_one_call_cannot_hold(
+    bound: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch goes in as many calls as the bound of a body takes; all of it arrives, in order."""
+    """A batch goes in as many calls as the bounds of a call take; all of it arrives, in order."""
     assert module.BODY_BYTES_MAX < call.BODY_BYTES_MAX * 0.9
-    monkeypatch.setattr(module, "BODY_BYTES_MAX", 1_500)
+    monkeypatch.setattr(module, *bound)
     many = "\n".join(f"- {{id: i{n}, name: {'n' * 128}, owner: {'o' * 250}}}" for n in range(12))
     with api_target(tmp_path) as target:
         _, report = made(target, f"integrations:\n{many}\n- {{id: last, name: {'n' * 128}}}")

@@ -10,8 +10,11 @@ BIN := .venv/bin
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
+# One process a core, but no more than four: each starts the real servers that its tests need. JOBS=0 uses one.
+JOBS := auto
 # A test that hangs ends the run with every thread's stack instead of holding it up.
-PYTEST = $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=4 --dist=worksteal \
+	--randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
 	-o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 .PHONY: help
@@ -44,7 +47,7 @@ setup-bench: setup-tests
 	@scripts/setup.sh bench
 
 .PHONY: test test-unit test-property test-model test-conformance test-fault test-e2e test-house
-test: setup-tests ## Run every test; SEED= repeats an order, ARGS= goes to pytest
+test: setup-tests ## Run every test; SEED= repeats an order, JOBS= says on how many processes, ARGS= goes to pytest
 	$(PYTEST) tests
 
 test-unit: setup-tests ## Run the unit tests

@@ -32,7 +32,7 @@ from sidecar.app.conformance.frames import (
 )
 from sidecar.services.ext_authz import CHECK
 
-CALL_TIMEOUT_MS = 1_000
+CALL_TIMEOUT_MS = 4_000
 """`grpc-timeout` of each call: a sidecar may take no longer, whatever happens to its store."""
 CREDIT_BYTES = 1 << 24
 """So often the connection's window is opened again; far below its 2 GB."""

@@ -359,11 +359,13 @@ def _not_brought_back(
     steps: Sequence[Step],
     barred: set[str],
 ) -> Iterator[Refusal]:
-    """Declared credentials that the record loses on the way, because they had ended."""
+    """Declared credentials that had ended: those that the record loses on the way, or keeps in vain."""
     if held is None or final is None:
         return
     revoked = {step.command.credential_id for step in steps if isinstance(step.command, c.RevokeCredential)}
     lost = {one.id for one in held.credentials} - {one.id for one in final.credentials} - revoked
+    if final.status is Status.ACTIVE:
+        lost |= {one.id for one in final.credentials if is_invalidated(final, one)}
     for one in declared.credentials:
         if one.id in lost and _place(one.id) not in barred:
             message = f"credential {one.id} has ended for ever, by a suspension or by its expiry"

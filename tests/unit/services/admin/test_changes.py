@@ -27,7 +27,7 @@ SUSPENDED: tuple[Step, ...] = (
 HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
     "integration.edit": ((), "", {"contact": "ops@acme.example"}, "changed contact"),
     "integration.delete": ((), "", None, "deleted 'Acme'"),
-    "integration.suspend": ((), "/suspend", {"reason": "key leaked"}, "suspended; 1 live credentials"),
+    "integration.suspend": ((), "/suspend", {"reason": "key leaked"}, "suspended; 1 live credential was"),
     "integration.reactivate": (SUSPENDED, "/reactivate", {"reason": "keys replaced"}, "reactivated"),
     "scopes.add": ((), "/scopes/add", {"scopes": ["orders:read"]}, "added orders:read"),
     "scopes.remove": ((), "/scopes/remove", {"scopes": ["inventory:read"]}, "removed inventory:read"),

@@ -56,6 +56,11 @@ class Cost:
         """The share of its core that the side used while the load ran."""
         return self.cpu_us * self.replayed.calls_per_s / 1e6
 
+    @property
+    def load_core_busy(self) -> float:
+        """The share of the load's core that load generator and Redis used together."""
+        return self.replayed.load_busy + self.redis_cpu_us * self.replayed.calls_per_s / 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Side:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from loadtest.bench.processes import LOAD_CORE, BenchError, free_port, h2load
+from loadtest.bench.processes import LOAD_CORE, BenchError, free_port, h2load, running_sidecar
 from loadtest.bench.redis_sides import Cost, Side, baseline_side, cluster, sidecar_side, standalone
-from loadtest.bench.replay import Run, replay
+from loadtest.bench.replay import SHARES, Run, replay
 from loadtest.bench.report import Row, Section
-from loadtest.bench.workload import CHECK, Place, check_request, write_place, zipf_picks
+from loadtest.bench.workload import CHECK, Place, beside, check_request, write_place, zipf_picks
 
 INTEGRATIONS = 10_000
 CONNECTIONS, STREAMS = 4, 32
@@ -218,6 +218,25 @@ def _latency_rows(bench: Bench, ours: Side, theirs: Side) -> list[Row]:
                 rows.append(Row(what, f"not measured: {error}"))
                 continue
             rows += _latency_rows_of(what, measured[0], measured[1], bound_us)
+    return rows + _floor_rows(bench)
+
+
+def _floor_rows(bench: Bench) -> list[Row]:
+    """The same open loop where no Redis takes part: what load generator and machine add."""
+    load, rows = _measured_loads(bench)[0], []
+    grpc_at, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    here = beside(bench.place, "embedded.yaml", grpc_at, admin)
+    with running_sidecar(here.config, grpc_at, admin) as process:
+        for share in LOAD_SHARES:
+            rate_per_s = share * bench.peak(load, True, lambda cost: cost.replayed.calls_per_s)
+            run = Run(grpc_at, CHECK, int(rate_per_s * OPEN_LOOP_S), CONNECTIONS, STREAMS, rate_per_s)
+            before_s = process.cpu_s()
+            replayed = replay(bench.folder, run, bench.messages, bench.loads[load])
+            busy = (process.cpu_s() - before_s) / replayed.elapsed_s
+            figures = " / ".join(f"{replayed.latencies_us[f'{share:g}']:,.0f}" for share in SHARES)
+            what = f"embedded store at {rate_per_s:,.0f}/s: p50 / p99 / p99.9"
+            cores = f"cores {busy:.0%} and {replayed.load_busy:.0%} busy"
+            rows.append(Row(what, f"{figures} µs", "", cores))
     return rows
 
 
@@ -250,7 +269,8 @@ def _latency_rows_of(
             f"{what}: offered",
             f"{ours[0]:,.0f}/s",
             f"{theirs[0]:,.0f}/s",
-            f"core {ours[1].busy:.0%} / {theirs[1].busy:.0%} busy",
+            f"core {ours[1].busy:.0%} / {theirs[1].busy:.0%} busy,"
+            f" the load's {ours[1].load_core_busy:.0%} / {theirs[1].load_core_busy:.0%}",
         )
     ]
     for name, share in (("p50", "0.5"), ("p99", "0.99"), ("p99.9", "0.999")):
@@ -270,7 +290,8 @@ def _latency_section(rows: Sequence[Row]) -> Section:
         " was due, so a server that stops pays for every call it holds up. Both sides are loaded with the"
         " same share of what each did above, so Sidecar answers that many times as many calls. The bound"
         f" for p99 at 70 % is {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a"
-        " core that it shares with Redis.",
+        " core that it shares with Redis. The last rows are the same loop against the embedded store: what"
+        " load generator and machine add by themselves.",
         rows,
     )
 

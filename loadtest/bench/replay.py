@@ -71,6 +71,11 @@ class Replayed:
         """Calls answered a second."""
         return self.calls / self.elapsed_s
 
+    @property
+    def load_busy(self) -> float:
+        """The share of its core that the load generator used."""
+        return self.load_cpu_s / self.elapsed_s
+
 
 def replay(folder: Path, run: Run, messages: Sequence[bytes], picks: array[int]) -> Replayed:
     """
@@ -267,19 +272,19 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
         for connection in connections:
             open_connections.enter_context(connection.socket)
         moments_ns = _moments_ns(run) if run.rate_per_s else []
-        started_s = perf_counter()
+        started_s, cpu_s = perf_counter(), process_time()
         if run.rate_per_s:
             _open_loop(moments_ns, connections)
         else:
             _closed_loop(run, connections)
-        elapsed_s = perf_counter() - started_s
+        elapsed_s, cpu_s = perf_counter() - started_s, process_time() - cpu_s
     late = sum(connection.late for connection in connections)
     if late > LATE_SHARE_MAX * run.calls:
         raise WireError(
             f"the store was late for {late} of {run.calls} calls: it, or the machine, was overloaded"
         )
     ordered = sorted(latency for connection in connections for latency in connection.latencies_ns)
-    return Replayed(run.calls, late, elapsed_s, process_time(), _percentiles_us(ordered))
+    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered))
 
 
 def main(folder: Path) -> None:

@@ -68,8 +68,10 @@ class SharedStore:
             self._tell_store(self.buckets.is_ready)
             await asyncio.Event().wait()
         finally:
-            await self._heart.close()
-            await self.buckets.close()
+            try:
+                await self._heart.close()
+            finally:  # a goodbye that times out ends as a cancellation in Python 3.11.0 to 3.11.3
+                await self.buckets.close()
 
     def _beaten(self, live_sidecars: int) -> None:
         """The store has answered: so many share a limit. What was used without the store fades."""

@@ -16,12 +16,14 @@ Options: `database`, `prefix`, `partitions`, `user`, `password_env`, `password_f
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote
 
 from sidecar.stores.redis.keys import DEFAULT_PARTITIONS, DEFAULT_PREFIX, KeySpace, KeySpaceError
 
@@ -181,17 +183,14 @@ def parse_store_url(text: str) -> StoreUrl:
     Raises:
         StoreUrlError: names the part that is wrong and what would be right, never a password.
     """
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise StoreUrlError(f"store URL: {error}") from None
+    parts = _split(text)
     if parts.scheme not in _SCHEMES:
         raise StoreUrlError(f"store URL: scheme {parts.scheme!r} must be one of {', '.join(_SCHEMES)}")
     if parts.fragment:
         raise StoreUrlError("store URL: '#' must be written %23")
     kind, is_tls = _SCHEMES[parts.scheme]
     options = _options(parts, kind, is_tls)
-    user_info, _, hosts = parts.netloc.rpartition("@")
+    user_info, _, hosts = parts.authority.rpartition("@")
     addresses, path = _place(parts, kind, hosts)
     service, database = _path_of(kind, path, options)
     url = StoreUrl(
@@ -216,7 +215,26 @@ def parse_store_url(text: str) -> StoreUrl:
     return url
 
 
-def _options(parts: SplitResult, kind: Kind, is_tls: bool) -> dict[str, str]:
+# RFC 3986 appendix B. The standard library knows one host, and which lists pass it differs by release.
+_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+
+
+class _Parts(NamedTuple):
+    scheme: str
+    authority: str
+    path: str
+    query: str
+    fragment: str
+
+
+def _split(text: str) -> _Parts:
+    match = _PARTS.fullmatch(text)
+    assert match is not None  # any text matches
+    scheme, *others = (part or "" for part in match.groups())
+    return _Parts(scheme.lower(), *others)
+
+
+def _options(parts: _Parts, kind: Kind, is_tls: bool) -> dict[str, str]:
     allowed = [*_OPTIONS, *(_TLS_OPTIONS if is_tls else ())]
     allowed += _SENTINEL_OPTIONS if kind is Kind.SENTINEL else ()
     options: dict[str, str] = {}
@@ -231,7 +249,7 @@ def _options(parts: SplitResult, kind: Kind, is_tls: bool) -> dict[str, str]:
     return options
 
 
-def _place(parts: SplitResult, kind: Kind, hosts: str) -> tuple[tuple[Address, ...], str]:
+def _place(parts: _Parts, kind: Kind, hosts: str) -> tuple[tuple[Address, ...], str]:
     """The addresses, and what is left of the path."""
     if parts.scheme == "unix":
         path = unquote(parts.path)

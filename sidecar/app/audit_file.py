@@ -19,6 +19,7 @@ from sidecar.domain.audit import (
     StoredEntry,
     parse_anchor,
 )
+from sidecar.services.admin.verified import chain_view, finding_view
 
 LINE_CHARS_MAX = 4 * 1024 * 1024
 CHAINS_MAX = 1_024
@@ -45,24 +46,8 @@ class FileReport:
         return {
             "is_intact": not self.findings,
             "entries": sum(chain.entries_count for chain in self.chains),
-            "chains": [
-                {
-                    "chain": one.head.chain,
-                    "entries": one.entries_count,
-                    "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}",
-                }
-                for one in self.chains
-            ],
-            "findings": [
-                {
-                    "chain": one.chain,
-                    "sequence": one.first,
-                    "last_sequence": one.last,
-                    "kind": one.kind.value,
-                    "problem": one.message,
-                }
-                for one in self.findings
-            ],
+            "chains": [chain_view(one) for one in self.chains],
+            "findings": [finding_view(one) for one in self.findings],
         }
 
 

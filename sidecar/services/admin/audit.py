@@ -20,6 +20,7 @@ from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.services.admin.times import format_time
+from sidecar.services.admin.verified import ChainView, FindingView, chain_view, finding_view
 from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 
@@ -63,24 +64,6 @@ class AuditPageView(TypedDict):
     next_after: str | None
     chain: int
     chains: list[int]
-
-
-class ChainView(TypedDict):
-    """One chain that was verified; `anchor` is what to note and to give back the next time."""
-
-    chain: int
-    entries: int
-    anchor: str
-
-
-class FindingView(TypedDict):
-    """One thing that is wrong: entries `sequence` ... `last_sequence` of `chain`."""
-
-    chain: int
-    sequence: int
-    last_sequence: int
-    kind: str
-    problem: str
 
 
 class VerificationView(TypedDict):
@@ -183,24 +166,8 @@ def verification_view(report: RegistryReport) -> VerificationView:
         "is_intact": report.is_intact,
         "entries": sum(chain.entries_count for chain in report.chains),
         "records": report.records_count,
-        "chains": [
-            {
-                "chain": one.head.chain,
-                "entries": one.entries_count,
-                "anchor": f"{one.head.chain}:{one.head.sequence}:{one.head.digest}",
-            }
-            for one in report.chains
-        ],
-        "findings": [
-            {
-                "chain": one.chain,
-                "sequence": one.first,
-                "last_sequence": one.last,
-                "kind": one.kind.value,
-                "problem": one.message,
-            }
-            for one in report.findings
-        ],
+        "chains": [chain_view(one) for one in report.chains],
+        "findings": [finding_view(one) for one in report.findings],
     }
 
 

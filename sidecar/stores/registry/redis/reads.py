@@ -20,7 +20,7 @@ from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.domain.records import record_digest
-from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.registry.pages import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     PAGE_MAX,
     SEEN_WINDOW_US,
@@ -268,29 +268,3 @@ async def server_time_us(reader: Reader) -> int:
 def pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
     """Names and values that stand in turn."""
     return list(zip(reply[::2], reply[1::2], strict=True))
-
-
-def require_limit(limit: int) -> None:
-    """
-    Check the size of a page.
-
-    Raises:
-        InvalidError: it is not 1 ... `PAGE_MAX`.
-    """
-    if not 1 <= limit <= PAGE_MAX:
-        raise refusal(
-            Code.INVALID_VALUE,
-            "limit",
-            f"a page has 1 to {PAGE_MAX} members, not {limit}",
-            "ask for fewer, and follow the cursor",
-        )
-
-
-def bad_cursor() -> RefusedError:
-    """The refusal of a cursor that is none."""
-    return refusal(
-        Code.INVALID_VALUE,
-        "after",
-        "this is no cursor of such a page",
-        "start without a cursor, and follow on",
-    )

@@ -16,7 +16,7 @@ from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.domain.records import from_stored, record_digest
-from sidecar.domain.refusals import Code, refusal
+from sidecar.stores.registry.pages import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     CHANGES_MAX,
     PAGE_MAX,
@@ -77,9 +77,9 @@ def record_of(database: sqlite3.Connection, integration_id: str) -> FoundRecord 
 
 def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationPage:
     """One page of integrations."""
-    _require_limit(query.limit)
+    require_limit(query.limit)
     if query.after and not INTEGRATION_ID.fullmatch(query.after):
-        raise _bad_cursor()
+        raise bad_cursor()
     rows = database.execute(
         "SELECT record FROM integrations WHERE id > ? AND status != 'deleted'"
         " AND (? = '' OR status = ?) AND (? = '' OR instr(search, ?)) ORDER BY id LIMIT ?",
@@ -123,9 +123,9 @@ def changes_since(database: sqlite3.Connection, since: Revision) -> Changes:
 
 def audit_page(database: sqlite3.Connection, query: AuditQuery) -> AuditPage:
     """One page of the audit log; without filters the query reads nothing but the key, digest and body."""
-    _require_limit(query.limit)
+    require_limit(query.limit)
     if query.after and not (query.after.isascii() and query.after.isdecimal() and len(query.after) <= 16):
-        raise _bad_cursor()
+        raise bad_cursor()
     if query.chain != 0:
         return AuditPage((), "")
     conditions, values = _conditions(query)
@@ -254,22 +254,3 @@ def _parse_politely(texts: Iterable[str]) -> Iterator[Integration]:
         yield _parse(text)
         if count % _RECORDS_PER_TURN == 0:
             time.sleep(_PAUSE_S)
-
-
-def _require_limit(limit: int) -> None:
-    if not 1 <= limit <= PAGE_MAX:
-        raise refusal(
-            Code.INVALID_VALUE,
-            "limit",
-            f"a page has 1 to {PAGE_MAX} members, not {limit}",
-            "ask for fewer, and follow the cursor",
-        )
-
-
-def _bad_cursor() -> Exception:
-    return refusal(
-        Code.INVALID_VALUE,
-        "after",
-        "this is no cursor of such a page",
-        "start without a cursor, and follow on",
-    )

@@ -66,6 +66,11 @@ class Config:
         is_in_store = self.settings.shared_store is not None and self.settings.registry is None
         return is_in_store or self.registry_database is not None
 
+    @property
+    def serves_admin_api(self) -> bool:
+        """Whether administrators can change something here, and there is a listener for them."""
+        return self.has_control_plane and bool(self.settings.listen.admin)
+
     def tls_files(self, kind: str, index: int) -> TlsFiles | None:
         """The TLS files of listener number *index* of `listen.<kind>`."""
         tls = getattr(self.settings.listen, kind)[index].tls

@@ -18,7 +18,7 @@ from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.embedded import wall_clock_us
 from sidecar.stores.file_faults import FaultList
-from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.protocol import Registry, RegistryError
 
 if TYPE_CHECKING:
     from sidecar.app.admin_http import AsgiApp
@@ -108,6 +108,21 @@ async def open_registry(config: Config) -> Registry:
 
     assert config.settings.shared_store is not None
     return RedisRegistry(config.settings.shared_store, lifecycle)
+
+
+async def registry_of(config: Config) -> Registry:
+    """
+    `open_registry` for who cannot run without it: a file that cannot be used is a mistake of *config*.
+
+    Raises:
+        FileFaultsError: there is none, or its file cannot be used, or the configuration holds mistakes.
+    """
+    try:
+        return await open_registry(config)
+    except RegistryError as error:
+        faults = FaultList(config.tree.file)
+        faults.put(config.fault(("registry",), str(error)))
+        raise faults.error() from error
 
 
 def _no_control_plane(config: Config) -> str:

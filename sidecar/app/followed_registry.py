@@ -19,7 +19,7 @@ from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import Decider
-from sidecar.stores.registry.live import LiveOptions, LiveRegistry
+from sidecar.stores.registry.live import REACH_PATIENCE_S, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.uses import CredentialUses
 
@@ -41,15 +41,21 @@ class FollowedRegistry:
     Owns the registry: `close` ends it.
     """
 
-    def __init__(self, registry: Registry, decider: Decider, metrics: Metrics) -> None:
-        """Nothing is asked before `run`."""
+    def __init__(
+        self,
+        registry: Registry,
+        decider: Decider,
+        metrics: Metrics,
+        patience_s: float = REACH_PATIENCE_S,
+    ) -> None:
+        """Nothing is asked before `run`; *patience_s* is `LiveOptions.reach_patience_s`."""
         self.registry = registry
         self._decider = decider
         self._metrics = metrics
         self._on_state: OnState = lambda name, is_ready, state: None
         self._thread = BackgroundThread("registry-compile")
         self._letting_go: set[asyncio.Task[None]] = set()
-        options = LiveOptions(sidecar_id=own_id(), beside=self._beside)
+        options = LiveOptions(sidecar_id=own_id(), beside=self._beside, reach_patience_s=patience_s)
         self._live = LiveRegistry(registry, self._show, metrics, options)
         uses = CredentialUses()
         decider.note_use = use_noter(uses)

@@ -22,7 +22,7 @@ from sidecar.app.config import Config
 from sidecar.app.listen_rule import refuse_open_admin
 from sidecar.app.registry_watch import announce
 from sidecar.app.supervisor.cpus import worker_count
-from sidecar.app.supervisor.store_rule import refuse_unshared_store
+from sidecar.app.supervisor.store_rule import is_shared, refuse_unshared_store
 from sidecar.app.supervisor.systemd import notify_ready
 from sidecar.app.wiring import LoadedConfig, Sidecar, build_sidecar, warn
 from sidecar.observe.build import VERSION
@@ -48,7 +48,9 @@ def serve(
     config: Config, on_serving: Serving | None = None, reload: Callable[[], Config] | None = None
 ) -> int:
     """
-    Run a sidecar, or a supervisor with several, until it is told to stop; return the exit code.
+    Run a sidecar, or a supervisor above one or several, until it is told to stop; return the exit code.
+
+    There is a supervisor for several workers, and for an admin API: that gets a process of its own.
 
     Args:
         config: what to serve.
@@ -68,7 +70,7 @@ def serve(
             on_serving(grpc, admin)
 
     count = worker_count(config.settings.workers)
-    if count == 1:
+    if count == 1 and not config.serves_admin_api:
         return run(config, Metrics(TABLE), lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, tell))
     from sidecar.app.supervisor.supervisor import Plan, supervise
 
@@ -79,7 +81,7 @@ def serve(
 
     refuse_unshared_store(config, count)
     refuse_open_admin(config)
-    return supervise(Plan(config, count, read), tell)
+    return supervise(Plan(config, count, read, rolls=is_shared(config)), tell)
 
 
 def run(config: Config, metrics: Metrics, make: Make) -> int:
@@ -160,13 +162,13 @@ class Process:
         sidecar = self._sidecar
         if sidecar.watch is not None and self._loaded.source is not None:
             announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
-            self._spawn(sidecar.watch.run())
+            self.spawn(sidecar.watch.run())
         if sidecar.followed is not None:
-            self._spawn(sidecar.followed.run(self._state))
+            self.spawn(sidecar.followed.run(self._state))
         else:
             self._state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
-            self._spawn(sidecar.shared.run(self._state))
+            self.spawn(sidecar.shared.run(self._state))
         self._state("grpc", True, "serving")
         # What was loaded lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -231,10 +233,11 @@ class Process:
         reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
         if reload_tls is not None:
             reload_tls()
-        self._spawn(sidecar.admin.reload_tls())
-        self._spawn(sidecar.watching.reload_tls())
+        self.spawn(sidecar.admin.reload_tls())
+        self.spawn(sidecar.watching.reload_tls())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do *work* beside everything else; it ends with the run."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -10,15 +10,9 @@ from dataclasses import dataclass, replace
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
-from sidecar.app.control_plane import (
-    NO_CONTROL_PLANE,
-    build_admin_api,
-    open_registry,
-    put_registry_faults,
-)
+from sidecar.app.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of
 from sidecar.app.followed_registry import FollowedRegistry
 from sidecar.app.listen_rule import put_open_admin
-from sidecar.app.loop_share import LoopShare, in_turns
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -37,7 +31,7 @@ from sidecar.services.health import HealthService
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
-from sidecar.stores.registry.protocol import RegistryError
+from sidecar.stores.registry.live import REACH_PATIENCE_S
 from sidecar.transports.server import Endpoint, GrpcServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -130,13 +124,9 @@ class LoadedConfig:
         """
         if not self.config.has_control_plane:
             return None
-        try:
-            return FollowedRegistry(await open_registry(self.config), decider, metrics)
-        except RegistryError as error:
-            faults = FaultList(self.config.tree.file)
-            faults.put(self.config.fault(("registry",), str(error)))
-            faults.raise_any()
-            raise
+        # Nobody pushes the changes that another process makes in a file: there is nothing to be patient for.
+        patience_s = REACH_PATIENCE_S if self.config.registry_database is None else 0.0
+        return FollowedRegistry(await registry_of(self.config), decider, metrics, patience_s)
 
     def _verify_settings(self) -> None:
         """Refuse what each is valid alone, but not together."""
@@ -177,10 +167,6 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         *DecisionService(decider, style).methods(),
     ]
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
-    app = AdminApp(metrics, readiness, NO_CONTROL_PLANE)
-    if followed is not None and config.settings.listen.admin:
-        api = build_admin_api(config, followed.registry, metrics, followed.put_in_force)
-        app.api = in_turns(api, LoopShare(decider.count))
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     return Sidecar(
@@ -191,7 +177,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         HEALTH_SERVICES,
         readiness,
         grpc_server(config, methods, metrics),
-        AdminServer(app, endpoints(config, "admin"), metrics),
+        AdminServer(AdminApp(metrics, readiness, NO_CONTROL_PLANE), endpoints(config, "admin"), metrics),
         AdminServer(AdminApp(metrics, readiness), endpoints(config, "metrics"), metrics),
         watch,
         shared,

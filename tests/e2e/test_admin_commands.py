@@ -34,7 +34,7 @@ class Site:
         config = folder / "sidecar.yaml"
         config.write_text(yaml.safe_dump({"listen": listen, "registry": "sqlite:registry.sqlite"}))
         self._sidecar = Running(folder, "--config", str(config))
-        plain, encrypted_at, _ = self._sidecar.event("serving")["admin"]
+        plain, encrypted_at, _ = self._sidecar.event("supervising")["admin"]
         self.plain = f"http://{plain}"
         self.encrypted = f"https://localhost:{encrypted_at.rpartition(':')[2]}"
         self.token = self.run("admin", "bootstrap", "--id", "ann", "--config", str(config)).stdout.strip()

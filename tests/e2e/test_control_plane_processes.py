@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import itertools
+import os
 import secrets
 import signal
 import sqlite3
@@ -37,6 +38,7 @@ from tests.unit.app.running import Running, admin_get
 from tests.waiting import eventually
 
 from .control_plane import SQLITE, Administrator, bootstrap
+from .workers import CRASHED
 
 Result = TypeVar("Result")
 
@@ -133,7 +135,7 @@ def a_fleet(folder: Path) -> Iterator[Controlled]:
 
 @pytest.fixture
 def single(folder: Path) -> Iterator[Controlled]:
-    """One process over a SQLite file."""
+    """One worker over a SQLite file, and its supervisor."""
     controlled = Controlled(folder, SQLITE)
     yield controlled
     controlled.sidecar.stop()
@@ -258,7 +260,7 @@ def test_metrics_listener__serves_pages_alone(folder: Path) -> None:
     config = folder / "sidecar.yaml"
     config.write_text(yaml.safe_dump({"listen": listen, "registry": SQLITE, "log": {"format": "json"}}))
     with Running(folder, "--config", str(config)) as sidecar:
-        port = sidecar.event("serving")["metrics"][0].rpartition(":")[2]
+        port = sidecar.event("supervising")["metrics"][0].rpartition(":")[2]
         sidecar.event("registry loaded")
         answers = {
             path: admin_get(f"127.0.0.1:{port}", path)
@@ -268,6 +270,52 @@ def test_metrics_listener__serves_pages_alone(folder: Path) -> None:
             "/metrics": 200, "/healthz": 200, "/readyz": 200, "/v1/whoami": 404, "/v1": 404
         }  # fmt: skip
         assert "listen.admin" in answers["/v1/whoami"][1]
+
+
+def test_priority__decisions_go_before_the_api(single: Controlled) -> None:
+    """The supervisor has the highest niceness; its worker has that of the start, also one after kill -9."""
+    start = os.nice(0)
+    supervisor, (first,) = single.sidecar.pid, workers_of(single)
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in (supervisor, first)] == [19, start]
+    key = single.ann.create("acme")
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: single.sidecar.metric(CRASHED) == 1, what="the crash is noticed")
+    eventually(single.sidecar.is_ready, what="another worker decides")
+    (second,) = set(workers_of(single)) - {first}
+    assert os.getpriority(os.PRIO_PROCESS, second) == start
+    assert single.ask(key).is_allowed
+    single.ann.change("/integrations/acme/suspend", reason="leak")
+    assert single.ask(key).reason == "integration_suspended"
+
+
+def test_reload__keeps_buckets_that_are_not_shared(single: Controlled) -> None:
+    """SIGHUP reaches the one worker, which stays: a successor would give every integration a full bucket."""
+    key = single.ann.create("acme", rate_limit_rpm=1, burst=3)
+    assert [single.ask(key).is_allowed for _ in range(4)] == [True, True, True, False]
+    before = workers_of(single)
+    single.sidecar.signal(signal.SIGHUP)
+    eventually(lambda: single.sidecar.printed().count('"told to reload"') == 2, what="both are told")
+    assert workers_of(single) == before
+    assert not single.ask(key).is_allowed
+
+
+def test_change__is_not_in_force_while_a_worker_stands_still(single: Controlled) -> None:
+    """The API waits for the worker, but not for ever: the change is made, and the answer says what lacks."""
+    single.ann.create("acme")
+    (worker,) = workers_of(single)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        answer = single.ann.send("POST", "/integrations/acme/suspend", {"reason": "leak"})
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert (answer.status, answer.json()["is_in_force"]) == (200, False)
+    single.ann.change("/integrations", id="next", name="Next")
+
+
+def workers_of(controlled: Controlled) -> list[int]:
+    """The processes that its supervisor has started and not waited for."""
+    tasks = Path(f"/proc/{controlled.sidecar.pid}/task").iterdir()
+    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
 
 
 def create_until_cut(administrator: Administrator, name: str, answered: dict[str, str]) -> None:

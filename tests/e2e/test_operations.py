@@ -113,8 +113,7 @@ class World:
         file = folder / "sidecar.yaml"
         file.write_text(yaml.safe_dump({**yaml.safe_load(config), "listen": listen}))
         self.sidecar = Running(folder, "--config", str(file))
-        event = self.sidecar.event("serving")
-        self._grpc, self._admin = event["grpc"][0], event["admin"][0]
+        self._grpc, self._admin = self.sidecar.event("serving")["grpc"][0], self.sidecar.admin()
         self._shells: dict[str, Shell] = {}
 
     def close(self) -> None:

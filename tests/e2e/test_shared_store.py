@@ -20,14 +20,13 @@ from tests.waiting import eventually
 
 def components(sidecar: Running) -> dict[str, Any]:
     """What /readyz says of each component."""
-    address = sidecar.event("serving")["admin"][0]
-    told: dict[str, Any] = json.loads(admin_get(address, "/readyz")[1])["components"]
+    told: dict[str, Any] = json.loads(admin_get(sidecar.admin(), "/readyz")[1])["components"]
     return told
 
 
 def is_ready(sidecar: Running) -> bool:
     """Whether /readyz answers 200."""
-    return admin_get(sidecar.event("serving")["admin"][0], "/readyz")[0] == 200
+    return admin_get(sidecar.admin(), "/readyz")[0] == 200
 
 
 def fresh_url(server: RedisServer) -> str:

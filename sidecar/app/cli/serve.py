@@ -32,7 +32,7 @@ def serve(
     Run the sidecar until SIGTERM or Ctrl-C.
 
     SIGTERM drains and exits with 0; a second one ends at once, with 1. SIGHUP reads the registry and
-    the TLS files again; with several workers it replaces them one by one. Exits with 1 when the
+    the TLS files again; workers that share a store it replaces one by one. Exits with 1 when the
     configuration or the registry holds a mistake, with 2 when an address cannot be listened on.
     """
     with telling_mistakes():

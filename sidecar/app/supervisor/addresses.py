@@ -1,5 +1,5 @@
 """
-Where each worker listens: all on the same TCP ports, each on Unix sockets of its own.
+Where each of several workers listens: all on the same TCP ports, each on Unix sockets of its own.
 
 A TCP port is shared by SO_REUSEPORT (socket(7)); the kernel spreads connections over the workers that
 listen. The supervisor holds each port with a socket that never listens: it gets no connection, but a

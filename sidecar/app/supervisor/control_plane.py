@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.config import Config
-from sidecar.app.control_plane import build_admin_api, open_registry
+from sidecar.app.control_plane import build_admin_api, registry_of
 from sidecar.app.followed_registry import close_registry
 from sidecar.domain.changes import Position
 from sidecar.observe.metrics import Metrics
@@ -14,9 +16,16 @@ from sidecar.stores.registry.protocol import Registry
 class SupervisedControlPlane:
     """Serves the admin API under an `AdminApp`, by one configuration and then by the next."""
 
-    def __init__(self, app: AdminApp, metrics: Metrics) -> None:
-        """Serve under *app*, counting in *metrics*; nothing is served before `open`."""
+    def __init__(
+        self, app: AdminApp, metrics: Metrics, put_in_force: Callable[[Position], Awaitable[bool]]
+    ) -> None:
+        """
+        Serve under *app*, counting in *metrics*; nothing is served before `open`.
+
+        *put_in_force* has the workers decide by a change; False = not all of them do in time.
+        """
         self._app = app
+        self._put_in_force = put_in_force
         self._metrics = metrics
         self._registry: Registry | None = None
 
@@ -25,13 +34,14 @@ class SupervisedControlPlane:
         Serve the registry of *config*, if it is one that takes changes, in place of the one before.
 
         Raises:
-            FileFaultsError: the key file for webhook secrets cannot be used; the one before stays.
+            FileFaultsError: the registry or the key file for webhook secrets cannot be used; the one before
+                stays.
         """
         former, registry = self._registry, None
-        if config.has_control_plane and config.settings.listen.admin:
-            registry = await open_registry(config)
+        if config.serves_admin_api:
+            registry = await registry_of(config)
             try:
-                api = build_admin_api(config, registry, self._metrics, _decides_nothing)
+                api = build_admin_api(config, registry, self._metrics, self._put_in_force)
             except BaseException:
                 await close_registry(registry)
                 raise
@@ -48,8 +58,3 @@ class SupervisedControlPlane:
         former, self._registry = self._registry, None
         if former is not None:
             await close_registry(former)
-
-
-async def _decides_nothing(position: Position) -> bool:
-    """A change is at once in force in this process, which decides nothing; workers follow by themselves."""
-    return True

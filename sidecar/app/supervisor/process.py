@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sidecar.app.config import Config
-from sidecar.app.supervisor.addresses import worker_endpoint
 from sidecar.app.supervisor.assignment import Assignment
+from sidecar.app.supervisor.orders import OpenOrders, read_confirmation
+from sidecar.app.supervisor.priority import Priority
 from sidecar.app.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
+from sidecar.domain.changes import Position
 from sidecar.observe.logs import log_event
 from sidecar.observe.shared import WorkerCounts
 from sidecar.transports.server import Endpoint
@@ -39,9 +41,16 @@ _log = logging.getLogger("sidecar.supervisor")
 class WorkerProcess:
     """Implements `slot.Worker` with a real process."""
 
-    def __init__(self, index: int, config: Config, grpc: Sequence[Endpoint], counts: WorkerCounts) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        grpc: Sequence[Endpoint],
+        counts: WorkerCounts,
+        priority: Priority | None = None,
+    ) -> None:
         """
-        Start worker *index* of those that serve *config* on *grpc*, the endpoints with real ports.
+        Start worker *index*, which serves *config* on *grpc*, endpoints of its own with real ports.
 
         Raises:
             OSError: the system has no process, memory or file descriptor left.
@@ -52,19 +61,20 @@ class WorkerProcess:
         self.on_exit: Callable[[int], None] = lambda code: None
         self._loop = asyncio.get_running_loop()
         self._counts = counts
-        endpoints = tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
         with contextlib.ExitStack() as undo:
             self._block = counts.add_block()
             undo.callback(counts.retire, self._block)
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._link.close)
             with theirs:
-                self._child = _started(Assignment(index, config, endpoints, self._block.fd, theirs.fileno()))
+                assignment = Assignment(index, config, tuple(grpc), self._block.fd, theirs.fileno())
+                self._child = (priority or Priority()).start(lambda: _started(assignment))
             undo.callback(_ended, self._child)
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
             undo.pop_all()
         self._link.setblocking(False)
+        self._orders = OpenOrders(self._link.send)
         self._loop.add_reader(self._link, self._hear)
         self._loop.add_reader(self._pidfd, self._end)
         log_event(_log, logging.INFO, "worker started", worker=index, pid=self.pid)
@@ -82,20 +92,35 @@ class WorkerProcess:
         """See `slot.Worker`."""
         self._signal(signal.SIGKILL)
 
+    def reload(self) -> None:
+        """See `slot.Worker`."""
+        self._signal(signal.SIGHUP)
+
+    async def put_in_force(self, position: Position, timeout_s: float) -> bool:
+        """See `slot.Worker`."""
+        if self._orders.is_over:
+            return True
+        # What it has said is heard first: if it has not said that it serves, it has yet to load the registry.
+        self._hear()
+        return self.report.grpc is None or await self._orders.give(position, timeout_s)
+
     def _signal(self, number: signal.Signals) -> None:
         # By its pidfd: a process id may already belong to somebody else.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _hear(self) -> None:
-        """Take in what the worker has reported; the last report counts."""
-        packet = b""
+        """Take in what the worker has confirmed and reported; the last report counts."""
+        report = None
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            while received := self._link.recv(PACKET_BYTES_MAX):
-                packet = received
+            while packet := self._link.recv(PACKET_BYTES_MAX):
+                if (confirmation := read_confirmation(packet)) is not None:
+                    self._orders.hear(confirmation)
+                else:
+                    report = packet
             self._loop.remove_reader(self._link)  # it has closed its end; the pidfd tells the rest
-        if packet:
-            self.report = read_report(packet)
+        if report is not None:
+            self.report = read_report(report)
             self.on_report()
 
     def _end(self) -> None:
@@ -109,6 +134,7 @@ class WorkerProcess:
             self._link.close()
             os.close(self._pidfd)
             self._counts.retire(self._block)
+            self._orders.end()
             self.on_exit(code)
 
 

@@ -18,6 +18,7 @@ from sidecar.app.readiness import Component
 from sidecar.app.supervisor.backoff import RestartBackoff
 from sidecar.app.supervisor.reports import Report
 from sidecar.app.supervisor.start_error import StartError
+from sidecar.domain.changes import Position
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 
@@ -47,6 +48,12 @@ class Worker(Protocol):
 
     def kill(self) -> None:
         """End it now (SIGKILL)."""
+
+    def reload(self) -> None:
+        """Have it read registry and TLS files again (SIGHUP); it must serve."""
+
+    async def put_in_force(self, position: Position, timeout_s: float) -> bool:
+        """Have it decide by the change at *position*, if it decides; False = not within *timeout_s*."""
 
 
 Launch: TypeAlias = Callable[[int], Worker]
@@ -159,6 +166,11 @@ class Slot:
         return [life.worker.pid for life in self._lives()]
 
     @property
+    def workers(self) -> list[Worker]:
+        """The workers of this place, those that start or leave included."""
+        return [life.worker for life in self._lives()]
+
+    @property
     def component(self) -> Component:
         """How this place is, for /readyz."""
         if self._is_stopping:
@@ -206,6 +218,11 @@ class Slot:
                 self._leave(life)
         self._incumbent = self._successor = None
         self._on_change()
+
+    def reload(self) -> None:
+        """Have the worker in this place read its files again; one that starts has them to read yet."""
+        if self._incumbent is not None and self.is_serving:
+            self._incumbent.worker.reload()
 
     def kill(self) -> None:
         """End at once what `stop` has told to end."""

@@ -8,10 +8,15 @@ from sidecar.stores.file_faults import FaultList
 UNSHARED_SCHEMES = frozenset({"embedded"})
 
 
+def is_shared(config: Config) -> bool:
+    """Whether workers of *config* share its store, so that another worker has the same buckets."""
+    return config.settings.store.partition(":")[0] not in UNSHARED_SCHEMES
+
+
 def put_unshared_store(config: Config, count: int, faults: FaultList) -> None:
     """Note in *faults* when each of *count* workers would have the store of *config* for itself."""
     scheme = config.settings.store.partition(":")[0]
-    if count == 1 or scheme not in UNSHARED_SCHEMES:
+    if count == 1 or is_shared(config):
         return
     meant = (
         f"'auto' is {count} workers here, and they"

@@ -17,14 +17,17 @@ from sidecar.app.admin_http import AdminApp
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
+from sidecar.app.followed_registry import IN_FORCE_TIMEOUT_S
 from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
-from sidecar.app.supervisor.addresses import HeldPorts
+from sidecar.app.supervisor.addresses import HeldPorts, worker_endpoint
 from sidecar.app.supervisor.control_plane import SupervisedControlPlane
+from sidecar.app.supervisor.priority import Priority
 from sidecar.app.supervisor.process import WorkerProcess
 from sidecar.app.supervisor.readiness import WorkersReadiness
 from sidecar.app.supervisor.slot import PATIENCE, Launch, Patience, Slot
 from sidecar.app.supervisor.usage import WorkerUsage
 from sidecar.app.wiring import endpoints
+from sidecar.domain.changes import Position
 from sidecar.observe.build import VERSION
 from sidecar.observe.logs import log_event, set_up_logging
 from sidecar.observe.shared import WorkerCounts
@@ -47,13 +50,15 @@ class Plan:
     """
     What to supervise: *count* workers that serve *config*.
 
-    `reload` is what SIGHUP has done.
+    `reload` is what SIGHUP has done. `rolls` False = SIGHUP replaces no worker, because a successor would
+    begin with full buckets: it is passed on.
     """
 
     config: Config
     count: int
     reload: Reload
     patience: Patience = PATIENCE
+    rolls: bool = True
 
 
 def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int:
@@ -89,6 +94,8 @@ class Supervisor:
         self._counts = counts
         self._loop = loop
         self._ports = HeldPorts()
+        self._priority = Priority()
+        self._rolls = plan.rolls
         self._slots = tuple(
             Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
         )
@@ -97,7 +104,7 @@ class Supervisor:
         counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
         readiness = WorkersReadiness(counts, self._slots)
         app = AdminApp(counts, readiness, NO_CONTROL_PLANE)
-        self._control_plane = SupervisedControlPlane(app, counts)
+        self._control_plane = SupervisedControlPlane(app, counts, self._put_in_force)
         self._admin = AdminServer(app, endpoints(plan.config, "admin"), counts)
         watching = AdminApp(counts, readiness)
         self._watching = AdminServer(watching, endpoints(plan.config, "metrics"), counts)
@@ -110,14 +117,14 @@ class Supervisor:
         """Start, run and stop; see `supervise`."""
         self._handle_signals()
         try:
-            await self._control_plane.open(self._config)
+            await self._open_control_plane(self._config)
             admin = await self._admin.start()
-            await self._watching.start()
+            watching = await self._watching.start()
             launch = self._launch(self._config)
             for slot in self._slots:
                 slot.start(launch)
             if await self._all_serve():
-                self._begin(admin, on_serving)
+                self._begin(admin, watching, on_serving)
                 await self._told_to_stop.wait()
         finally:
             for task in self._tasks:
@@ -126,13 +133,31 @@ class Supervisor:
             await asyncio.gather(self._admin.stop(), self._watching.stop())
             await self._control_plane.close()
             self._ports.close()
+            self._priority.close()
         log_event(_log, logging.INFO, "stopped")
         return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
 
     def _launch(self, config: Config) -> Launch:
         """How to start a worker that serves *config*; its ports are held from now on."""
         grpc = self._ports.hold(endpoints(config, "grpc"))
-        return lambda index: WorkerProcess(index, config, grpc, self._counts)
+        is_alone = len(self._slots) == 1
+
+        def launch(index: int) -> WorkerProcess:
+            own = grpc if is_alone else tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
+            return WorkerProcess(index, config, own, self._counts, self._priority)
+
+        return launch
+
+    async def _open_control_plane(self, config: Config) -> None:
+        if config.serves_admin_api:
+            self._priority.give_way()
+        await self._control_plane.open(config)
+
+    async def _put_in_force(self, position: Position) -> bool:
+        """Wait until every worker decides by the change at *position*; False = not in time."""
+        workers = [worker for slot in self._slots for worker in slot.workers]
+        ordered = (worker.put_in_force(position, IN_FORCE_TIMEOUT_S) for worker in workers)
+        return all(await asyncio.gather(*ordered))
 
     async def _all_serve(self) -> bool:
         """Wait until each worker serves; False = told to stop before. The places bound the wait."""
@@ -145,7 +170,7 @@ class Supervisor:
             await self._next_change()
         return True
 
-    def _begin(self, admin: Endpoints, on_serving: Serving) -> None:
+    def _begin(self, admin: Endpoints, watching: Endpoints, on_serving: Serving) -> None:
         served = [endpoint for slot in self._slots for endpoint in slot.report.grpc or ()]
         grpc = tuple(dict.fromkeys(served))
         self._spawn(self._roll_when_told())
@@ -160,6 +185,7 @@ class Supervisor:
             transport=self._config.settings.transport,
             grpc=[str(endpoint) for endpoint in grpc],
             admin=[str(endpoint) for endpoint in admin],
+            metrics=[str(endpoint) for endpoint in watching],
         )
         on_serving(grpc, admin)
 
@@ -215,12 +241,22 @@ class Supervisor:
         while True:
             await self._told_to_roll.wait()
             self._told_to_roll.clear()
+            if not self._rolls:
+                await self._pass_reload_on()
+                continue
             try:
                 result = "ok" if await self._roll() else "failed"
             except Exception:  # a fault of ours must not end the supervisor
                 _log.exception("rolling restart failed")
                 result = "failed"
             self._counts.add("sidecar_rolling_restarts_total", result)
+
+    async def _pass_reload_on(self) -> None:
+        """Have workers and listeners read their files again."""
+        log_event(_log, logging.INFO, "told to reload")
+        for slot in self._slots:
+            slot.reload()
+        await asyncio.gather(self._admin.reload_tls(), self._watching.reload_tls())
 
     async def _roll(self) -> bool:
         """Replace the workers one by one; False = a mistake was found, and the others stay."""
@@ -239,7 +275,7 @@ class Supervisor:
             if why_not:
                 self._log_stop(replaced, why_not)
                 return False
-        await self._control_plane.open(config)
+        await self._open_control_plane(config)
         self._config = config
         self._ports.keep_only(endpoints(config, "grpc"))
         log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))

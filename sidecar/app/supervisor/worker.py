@@ -14,9 +14,11 @@ import math
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 from sidecar.app.serve import Process, run
 from sidecar.app.supervisor.assignment import read_assignment
+from sidecar.app.supervisor.orders import ORDER_BYTES_MAX, Confirmation, Order, read_order
 from sidecar.app.supervisor.reports import START_ERRORS, Report
 from sidecar.app.wiring import LoadedConfig, Sidecar
 from sidecar.observe.logs import LineHandler, log_event
@@ -42,6 +44,7 @@ class Link:
         self.socket = socket.socket(fileno=fd)
         self.socket.setblocking(False)
         self._unsent = b""
+        self.is_cut = False
 
     def tell(self, report: Report) -> None:
         """Send *report*; what cannot be sent now is sent with the next beat, unless a newer one is."""
@@ -55,14 +58,23 @@ class Link:
                 self.socket.send(self._unsent)
                 self._unsent = b""
 
-    def is_cut(self) -> bool:
-        """Whether the supervisor has gone; it never sends anything."""
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Send *confirmation*; one that cannot be sent now is not waited for any more when it could be."""
+        with contextlib.suppress(OSError):
+            self.socket.send(confirmation.packed())
+
+    def receive(self) -> Iterator[Order]:
+        """The orders that have come; afterwards `is_cut` tells whether the supervisor has gone."""
         try:
-            return not self.socket.recv(1)
+            while packet := self.socket.recv(ORDER_BYTES_MAX):
+                order = read_order(packet)
+                if order is not None:
+                    yield order
+            self.is_cut = True
         except BlockingIOError:
-            return False
+            return
         except OSError:
-            return True
+            self.is_cut = True
 
 
 class WorkerField(logging.Filter):
@@ -104,7 +116,7 @@ class WorkerSidecar(Process):
     def handle_signals(self) -> None:
         """SIGTERM drains, however often it comes: only the supervisor cuts a drain short (SIGKILL)."""
         super().handle_signals()
-        asyncio.get_running_loop().add_reader(self._link.socket, self._look_for_supervisor)
+        asyncio.get_running_loop().add_reader(self._link.socket, self._hear_supervisor)
 
     def stop(self, number: signal.Signals) -> None:
         """Drain."""
@@ -119,8 +131,16 @@ class WorkerSidecar(Process):
         self._link.flush()
         asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._beat)
 
-    def _look_for_supervisor(self) -> None:
-        if not self._link.is_cut():
+    async def _carry_out(self, order: Order) -> None:
+        """Decide by a change, and say whether it is done."""
+        followed = self._sidecar.followed
+        is_in_force = followed is not None and await followed.put_in_force(order.position)
+        self._link.confirm(Confirmation(order.number, is_in_force))
+
+    def _hear_supervisor(self) -> None:
+        for order in self._link.receive():
+            self.spawn(self._carry_out(order))
+        if not self._link.is_cut:
             return
         asyncio.get_running_loop().remove_reader(self._link.socket)
         log_event(_log, logging.WARNING, "the supervisor is gone")

@@ -40,7 +40,7 @@ REFRESHES_MAX = 1_024
 REACHES_MAX = 1_024
 """Changes that are waited for at a time."""
 REACH_PATIENCE_S = 0.1
-"""How long a change that is waited for may be on its way before it is looked for."""
+"""Of a registry that pushes its changes."""
 TIMER_MAX_S = 60.0
 """The wall clock is looked at again after so long: it may have been set."""
 
@@ -57,7 +57,8 @@ class LiveOptions:
     How a registry is followed.
 
     `sidecar_id` is announced with how far this process has come; '' = it is not. `clock_us` is the wall
-    clock, by which temporary raises of limits end; `jitter` spreads the reconciles of a fleet.
+    clock, by which temporary raises of limits end; `reach_patience_s` is how long a change that is waited for
+    may be on its way before it is looked for; `jitter` spreads the reconciles of a fleet.
     """
 
     sidecar_id: str = ""
@@ -66,6 +67,7 @@ class LiveOptions:
     retry_first_s: float = RETRY_FIRST_S
     beside: Beside = asyncio.to_thread
     clock_us: Callable[[], int] = wall_clock_us
+    reach_patience_s: float = REACH_PATIENCE_S
     jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25)  # noqa: S311 - spreads load only
 
 
@@ -159,7 +161,7 @@ class LiveRegistry:
         reached: asyncio.Future[bool] = loop.create_future()
         reach = position, reached
         self._reaches.append(reach)
-        look = loop.call_later(REACH_PATIENCE_S, self.reconcile)
+        look = loop.call_later(self._options.reach_patience_s, self.reconcile)
         try:
             async with asyncio.timeout(timeout_s):
                 return await reached

@@ -39,6 +39,15 @@ class Running(Program):
             lambda: self.events(message)[number - 1 : number], f"the log says {message!r} ({number})"
         )[0]
 
+    def admin(self) -> str:
+        """Where the admin listener is, whichever process has it."""
+
+        def addresses() -> list[str]:
+            events = (*self.events("supervising"), *self.events("serving"))
+            return [address for event in events for address in event["admin"]]
+
+        return self.wait_for(addresses, "the log names the admin listener")[0]
+
 
 class Configured:
     """A configuration on free ports with one integration, and what to do with it."""

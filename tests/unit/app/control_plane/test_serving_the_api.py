@@ -18,6 +18,7 @@ from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.app.first_administrator import make_first_administrator
 from sidecar.app.readiness import Readiness
 from sidecar.app.supervisor.control_plane import SupervisedControlPlane
+from sidecar.domain.changes import Position
 from sidecar.stores.file_faults import FileFaultsError
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import LIFECYCLE
@@ -56,6 +57,11 @@ def configured(folder: Path, **settings: Any) -> Config:
     file = folder / "sidecar.yaml"
     file.write_text(yaml.safe_dump(settings))
     return load_config(file, {})
+
+
+async def in_force(position: Position) -> bool:
+    """No worker lags behind."""
+    return True
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +106,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
     async def scene() -> None:
         tokens = await token_in(first), await token_in(second)
         app = an_app()
-        plane = SupervisedControlPlane(app, make_metrics())
+        plane = SupervisedControlPlane(app, make_metrics(), in_force)
         try:
             await plane.open(configured(first, registry=SQLITE))
             assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [200, 401]

@@ -11,6 +11,7 @@ from sidecar.app.readiness import Component
 from sidecar.app.supervisor.backoff import BackoffLimits, RestartBackoff
 from sidecar.app.supervisor.reports import Report
 from sidecar.app.supervisor.slot import Patience, Slot
+from sidecar.domain.changes import Position
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.transports.server import Endpoint
@@ -99,6 +100,14 @@ class PlayedWorker:
     def kill(self) -> None:
         """Note SIGKILL."""
         self.signals.append(signal.SIGKILL)
+
+    def reload(self) -> None:
+        """Note SIGHUP."""
+        self.signals.append(signal.SIGHUP)
+
+    async def put_in_force(self, position: Position, timeout_s: float) -> bool:
+        """Nothing is in the way."""
+        return True
 
     def tell(self, report: Report) -> None:
         """Report."""

@@ -81,7 +81,7 @@ def test_process__hears_the_last_words_and_keeps_the_counts(
         "leads its group": "True",
         "standard input": os.devnull,
     }
-    assert list(map(str, worker.report.grpc or ())) == ["127.0.0.1:40001", "unix:/run/sidecar/grpc.4.sock"]
+    assert list(map(str, worker.report.grpc or ())) == ["127.0.0.1:40001", "unix:/run/sidecar/grpc.sock"]
     assert counts.totals()[PAUSES] == child.COUNTED
 
 

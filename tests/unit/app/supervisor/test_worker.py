@@ -10,8 +10,10 @@ import socket
 import pytest
 
 from sidecar.app.readiness import Component
+from sidecar.app.supervisor.orders import Confirmation, Order, read_confirmation
 from sidecar.app.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
 from sidecar.app.supervisor.worker import Link, WorkerField
+from sidecar.domain.changes import Position
 from sidecar.observe.logs import JsonFormatter, log_event
 
 
@@ -68,11 +70,24 @@ def test_link__the_end_of_the_supervisor_is_seen(ends: tuple[socket.socket, Link
     """The kernel closes its end with it; telling goes on without harm."""
     ours, link = ends
     with link.socket:
-        assert not link.is_cut()
+        assert (list(link.receive()), link.is_cut) == ([], False)
         ours.close()
-        assert link.is_cut()
+        assert (list(link.receive()), link.is_cut) == ([], True)
         link.tell(numbered(1))
-        assert link.is_cut()
+        link.confirm(Confirmation(1, is_in_force=True))
+
+
+def test_link__brings_orders_whatever_is_between_them(ends: tuple[socket.socket, Link]) -> None:
+    """Orders come in their order, and a packet that holds none harms nobody; confirmations go back."""
+    ours, link = ends
+    orders = [Order(number, Position(number % 2, 7)) for number in range(3)]
+    with ours, link.socket:
+        for order in orders:
+            ours.send(b"{")
+            ours.send(order.packed())
+        assert (list(link.receive()), link.is_cut) == (orders, False)
+        link.confirm(Confirmation(2, is_in_force=True))
+        assert read_confirmation(ours.recv(PACKET_BYTES_MAX)) == Confirmation(2, is_in_force=True)
 
 
 def test_field__every_line_names_its_worker() -> None:

@@ -1,4 +1,4 @@
-"""Waiting until a change is in force: in this process, and on request on every live sidecar."""
+"""Waiting until a change is in force: on this sidecar, and on request on every live one."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ConfirmationView(TypedDict):
 
 async def put_in_force(plane: ControlPlane, positions: Sequence[Position]) -> bool:
     """
-    Wait until this process decides by the changes at *positions*; False = not within its bound.
+    Wait until this sidecar decides by the changes at *positions*; False = not within its bound.
 
-    The changes are made: that this process cannot follow them now must not look like their failure.
+    The changes are made: that this sidecar cannot follow them now must not look like their failure.
     """
     try:
         return all([await plane.put_in_force(position) for position in latest(positions)])

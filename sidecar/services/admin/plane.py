@@ -24,8 +24,8 @@ class ControlPlane:
     """
     The parts that one admin API is made of.
 
-    `put_in_force` waits, within a bound of its own, until this process decides by the change at a position;
-    False = it does not yet. Where nothing is decided it says True at once. `sealer` None = no key to
+    `put_in_force` waits, within a bound of its own, until this sidecar decides by the change at a position;
+    False = some worker of it does not yet. `sealer` None = no key to
     encrypt webhook secrets with is configured, so none are made.
     """
 

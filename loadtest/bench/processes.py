@@ -37,7 +37,7 @@ class RunningSidecar:
     admin: str
 
     def rss_mb(self) -> float:
-        """Resident memory now, in MB (10^6 bytes)."""
+        """Resident memory of its first process now, in MB (10^6 bytes)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         if match is None:
@@ -46,8 +46,9 @@ class RunningSidecar:
 
     def cpu_s(self) -> float:
         """Processor time used so far, user and system, its workers' included."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return sum(_cpu_s(pid) for pid in (self.pid, *map(int, children)))
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        return sum(map(_cpu_s, (self.pid, *children)))
 
     def metric(self, line_start: str) -> float:
         """The value of the metric line that starts with *line_start*, or 0."""

@@ -5,32 +5,34 @@ Two ways to load: as fast as the server answers, with a fixed number of calls un
 or at a given rate whether it answers or not, latency counted from when a call was due, so that a server
 that stops pays for every call it delays (open loop, no coordinated omission). The run is described by
 files in FOLDER, see `Run`; the result goes to standard output as JSON.
+
+In an open loop the generator never sleeps, as a timer and a wake-up may cost more than a decision, and
+does nothing that can wait: answers are judged when the load is over.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import random
 import select
-import socket
 import subprocess
 import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, process_time
 
+from loadtest.bench.awake import awake
+from loadtest.bench.call_connection import ANSWER_TIMEOUT_S, CallConnection
 from loadtest.bench.processes import LOAD_CORE, BenchError
-from loadtest.bench.wire import Answers, Requests, WireError, opening
+from loadtest.bench.wire import Requests, WireError
 
-ANSWER_TIMEOUT_S = 20.0
-READ_BYTES = 262_144
-STREAMS_MAX = 256
-"""Calls under way on one connection in an open loop; later ones wait, and their wait counts."""
 SHARES = (0.5, 0.99, 0.999)
 LATE_SHARE_MAX = 0.01
 
@@ -40,7 +42,10 @@ class Run:
     """
     One load: *calls* to *method* of *target*, over *connections*.
 
-    `rate_per_s` 0 = a closed loop with *streams* calls under way on each connection.
+    `rate_per_s` 0 = a closed loop with *streams* calls under way on each connection. In an open loop the
+    latency of calls due in the first `warm_up_s` is not kept, and `gives_way` = the generator has the
+    core only while nobody else wants it: a store that shares it must not wait for a program that never
+    sleeps.
     """
 
     target: str
@@ -49,6 +54,8 @@ class Run:
     connections: int
     streams: int
     rate_per_s: float = 0.0
+    warm_up_s: float = 0.0
+    gives_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Replayed:
 
     @property
     def load_busy(self) -> float:
-        """The share of its core that the load generator used."""
+        """The share of its core that the load generator used; in an open loop, all that nobody else did."""
         return self.load_cpu_s / self.elapsed_s
 
 
@@ -100,91 +107,7 @@ def replay(folder: Path, run: Run, messages: Sequence[bytes], picks: array[int])
     return Replayed(**json.loads(result.stdout))
 
 
-def is_allow(payload: bytes) -> bool:
-    """Whether a gRPC message holds a CheckResponse with status 0 and an ok_response (fields 1 and 3)."""
-    return payload.startswith((b"\x0a\x00\x1a", b"\x1a"), 5)
-
-
-def is_late(payload: bytes) -> bool:
-    """Whether a gRPC message is the denial of a sidecar whose store did not answer in time."""
-    return b"store_unavailable" in payload
-
-
-class _Connection:
-    def __init__(self, target: str, requests: Requests, picks: Iterator[int]) -> None:
-        self.socket = _connect(target)
-        self.due_ns: deque[int] = deque()
-        self.started_ns: dict[int, int] = {}
-        self.under_way = 0
-        self.late = 0
-        self.latencies_ns = array("q")
-        self._requests = requests
-        self._picks = picks
-        self._answers = Answers(self._judge, self._ended)
-        self._stream = 1
-        self.socket.sendall(opening())
-
-    def _judge(self, payload: bytes) -> bool:
-        if is_allow(payload):
-            return True
-        self.late += is_late(payload)
-        return is_late(payload)
-
-    def _ended(self, stream: int) -> None:
-        self.under_way -= 1
-        due_ns = self.started_ns.pop(stream, 0)
-        if due_ns:
-            self.latencies_ns.append(perf_counter_ns() - due_ns)
-
-    def send(self, count: int) -> None:
-        """Call *count* times; calls that were due at a time take theirs along."""
-        pieces: list[bytes] = [bytes(self._answers.to_send)]
-        self._answers.to_send.clear()
-        for _ in range(count):
-            number = next(self._picks)
-            if self._stream == 1:
-                pieces.append(self._requests.first(1, number))
-            else:
-                pieces += self._requests.next(self._stream, number)
-            self._answers.window_bytes -= self._requests.sizes[number]
-            if self.due_ns:
-                self.started_ns[self._stream] = self.due_ns.popleft()
-            self._stream += 2
-        if self._answers.window_bytes < 0:
-            raise WireError("the server's window is used up: it is not reading what it is sent")
-        self.under_way += count
-        self.socket.sendall(b"".join(pieces))
-
-    def read(self) -> int:
-        """Read what has come; how many answers ended."""
-        before = self._answers.answers
-        data = self.socket.recv(READ_BYTES)
-        if not data:
-            raise WireError("the server closed a connection")
-        self._answers.feed(data)
-        return self._answers.answers - before
-
-    def send_due(self) -> None:
-        """Send the calls that are due, as far as the connection takes them."""
-        count = min(len(self.due_ns), STREAMS_MAX - self.under_way)
-        room = self._answers.window_bytes // max(self._requests.sizes)
-        if count > 0 and room > 0:
-            self.send(min(count, room))
-
-
-def _connect(target: str) -> socket.socket:
-    if target.startswith("unix:"):
-        connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(ANSWER_TIMEOUT_S)
-        connected.connect(target.removeprefix("unix:"))
-        return connected
-    host, _, port = target.rpartition(":")
-    connected = socket.create_connection((host, int(port)), ANSWER_TIMEOUT_S)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connected
-
-
-def _closed_loop(run: Run, connections: Sequence[_Connection]) -> None:
+def _closed_loop(run: Run, connections: Sequence[CallConnection]) -> None:
     """Keep `streams` calls under way on every connection until all are answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     unsent = unanswered = run.calls
@@ -203,27 +126,44 @@ def _closed_loop(run: Run, connections: Sequence[_Connection]) -> None:
                 unsent -= count
 
 
-def _open_loop(moments_ns: Sequence[int], connections: Sequence[_Connection]) -> None:
-    """Call at *moments_ns* from now on, whatever is answered."""
+def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
+    """Call at random moments, whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
-    fds = list(by_fd)
-    turns = cycle(connections)
-    unanswered = len(moments_ns)
-    started_ns = perf_counter_ns()
-    dues_ns = deque(started_ns + moment_ns for moment_ns in moments_ns)
-    while unanswered:
-        now_ns = perf_counter_ns()
-        while dues_ns and dues_ns[0] <= now_ns:
-            next(turns).due_ns.append(dues_ns.popleft())
+    moments_ns, turns = _moments_ns(run), cycle(connections)
+    with select.epoll() as poller, awake(), _undisturbed(run.gives_way):
+        for fd in by_fd:
+            poller.register(fd, select.EPOLLIN)
+        unanswered = len(moments_ns)
+        heard_ns = started_ns = perf_counter_ns()
         for connection in connections:
-            if connection.due_ns:
-                connection.send_due()
-        wait_s = max(0.0, (dues_ns[0] - perf_counter_ns()) / 1e9) if dues_ns else ANSWER_TIMEOUT_S
-        ready, _, _ = select.select(fds, (), (), wait_s)
-        if not ready and not dues_ns:
-            raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
-        for fd in ready:
-            unanswered -= by_fd[fd].read()
+            connection.kept_from_ns = started_ns + int(run.warm_up_s * 1e9)
+        dues_ns = deque(started_ns + moment_ns for moment_ns in moments_ns)
+        while unanswered:
+            now_ns = perf_counter_ns()
+            while dues_ns and dues_ns[0] <= now_ns:
+                next(turns).due_ns.append(dues_ns.popleft())
+            for connection in connections:
+                if connection.due_ns:
+                    connection.send_due()
+            for fd, _ in poller.poll(0):
+                unanswered -= by_fd[fd].read()
+                heard_ns = now_ns
+            if not dues_ns and now_ns - heard_ns > ANSWER_TIMEOUT_S * 1e9:
+                raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
+
+
+@contextmanager
+def _undisturbed(gives_way: bool) -> Iterator[None]:
+    """No garbage collection meanwhile; *gives_way* = the core belongs to whoever else wants it."""
+    policy = os.sched_getscheduler(0)
+    gc.disable()
+    if gives_way:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+        gc.enable()
 
 
 def _moments_ns(run: Run) -> list[int]:
@@ -268,16 +208,17 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
     """
     requests, source = Requests(run.method, messages), cycle(picks)
     with ExitStack() as open_connections:
-        connections = [_Connection(run.target, requests, source) for _ in range(run.connections)]
+        connections = [CallConnection(run.target, requests, source) for _ in range(run.connections)]
         for connection in connections:
             open_connections.enter_context(connection.socket)
-        moments_ns = _moments_ns(run) if run.rate_per_s else []
         started_s, cpu_s = perf_counter(), process_time()
         if run.rate_per_s:
-            _open_loop(moments_ns, connections)
+            _open_loop(run, connections)
         else:
             _closed_loop(run, connections)
         elapsed_s, cpu_s = perf_counter() - started_s, process_time() - cpu_s
+    for connection in connections:
+        connection.judge()
     late = sum(connection.late for connection in connections)
     if late > LATE_SHARE_MAX * run.calls:
         raise WireError(

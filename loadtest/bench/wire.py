@@ -57,6 +57,7 @@ class Requests:
         self._head = _frame_head(HEADERS, END_HEADERS, len(_INDEXED))
         self._middles = [_INDEXED + _frame_head(DATA, END_STREAM, len(body)) for body in self._messages]
         self.sizes = [len(body) for body in self._messages]
+        self.size_max = max(self.sizes)
 
     def first(self, stream: int, number: int) -> bytes:
         """The first request of a connection, with message *number*."""

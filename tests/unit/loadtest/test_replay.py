@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
-from loadtest.bench.replay import Run, carry_out, is_allow
+from loadtest.bench.call_connection import is_allow
+from loadtest.bench.replay import Run, carry_out
 from loadtest.bench.wire import WireError
 from loadtest.bench.workload import zipf_picks
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
@@ -78,6 +81,25 @@ def test_replay__open_loop_measures_every_call_from_its_due_moment() -> None:
     assert asked == {b"a": 300}
     p50, p99, p999 = (replayed.latencies_us[share] for share in ("0.5", "0.99", "0.999"))
     assert 0 < p50 <= p99 <= p999
+
+
+def test_replay__open_loop_keeps_no_latency_of_the_warm_up() -> None:
+    """Calls due in the warm-up are made and answered, but only later ones count."""
+    with serving({b"a": allow()}) as (target, asked):
+        run = Run(target, METHOD, 300, 2, 1, 3_000.0, warm_up_s=60.0)
+        replayed = carry_out(run, [b"a"], array("H", [0]))
+    assert asked == {b"a": 300}
+    assert replayed.latencies_us == {}
+
+
+def test_replay__a_load_that_gives_way_takes_its_priority_back() -> None:
+    """It is in the idle class only while it runs, and has collected no garbage meanwhile."""
+    with serving({b"a": allow()}) as (target, asked):
+        run = Run(target, METHOD, 50, 1, 1, 5_000.0, gives_way=True)
+        carry_out(run, [b"a"], array("H", [0]))
+    assert asked == {b"a": 50}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("rate_per_s", [0.0, 5_000.0])

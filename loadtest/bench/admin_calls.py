@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +27,7 @@ CALL_TIMEOUT_S = 60.0
 READERS = 3
 WRITERS = 1
 PAGE = 100
+LIMITS = 1_000
 
 
 class AdminCalls:
@@ -126,13 +128,13 @@ def _read(hammer: Hammer, is_over: threading.Event, counts: Hammered) -> None:
     calls.close()
 
 
-def _change(hammer: Hammer, is_over: threading.Event, counts: Hammered) -> None:
+def _change(hammer: Hammer, is_over: threading.Event, counts: Hammered, first: int) -> None:
     calls = AdminCalls(hammer.address, hammer.token)
     ids = [one["id"] for one in calls.call("GET", f"/integrations?limit={PAGE}&search=bystander")["items"]]
-    for number in count():
+    for number in count(first):
         if is_over.is_set():
             break
-        limit = {"rate_limit_rpm": 1_000 + number % 1_000}
+        limit = {"rate_limit_rpm": 1_000 + number % LIMITS}
         calls.call("POST", f"/integrations/{ids[number % len(ids)]}/limit/set", limit)
         counts.changes += 1
     calls.close()
@@ -150,7 +152,9 @@ def main(folder: Path) -> None:
         except Exception as error:
             faults.append(repr(error))
 
-    works = [*[_read] * hammer.readers, *[_change] * hammer.writers]
+    apart = LIMITS // max(1, hammer.writers)  # so that no writer repeats what another has just done
+    changing = [partial(_change, first=apart * writer) for writer in range(hammer.writers)]
+    works = [*[_read] * hammer.readers, *changing]
     threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
     started_s = perf_counter()
     for thread in threads:

@@ -187,7 +187,7 @@ class LiveRegistry:
         view = await self._registry.load_all()
         now_us, before = self._options.clock_us(), self.snapshot
         records = tuple(in_force(record, now_us) for record in view.records)
-        loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before))
+        loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before).changeable())
         later = [id for id, turn in self._refreshed.items() if turn >= started]
         newer = {id: self._records.get(id) for id in later}
         self._records = {record.id: record for record in view.records}

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from loadtest.bench.processes import SERVER_CORE, STOP_TIMEOUT_S, BenchError
+from loadtest.bench.processes import STOP_TIMEOUT_S, BenchError
 
 CALL_TIMEOUT_S = 60.0
 READERS = 3
@@ -78,9 +78,9 @@ class Hammered:
 
 
 @contextmanager
-def hammering(folder: Path, hammer: Hammer) -> Iterator[Hammered]:
+def hammering(folder: Path, hammer: Hammer, core: int) -> Iterator[Hammered]:
     """
-    Hammer while the block runs, from a process of its own, on the server's core with the least priority.
+    Hammer while the block runs, from a process of its own, on *core* with the least priority.
 
     So decisions and their load are held up by nobody who in earnest would be on another machine.
 
@@ -88,18 +88,8 @@ def hammering(folder: Path, hammer: Hammer) -> Iterator[Hammered]:
         BenchError: a call was refused.
     """
     (folder / "hammer.json").write_text(json.dumps(asdict(hammer)))
-    command = [
-        "nice",
-        "-n",
-        "19",
-        "taskset",
-        "-c",
-        str(SERVER_CORE),
-        sys.executable,
-        "-m",
-        __name__,
-        str(folder),
-    ]
+    placed = ["nice", "-n", "19", "taskset", "-c", str(core)]
+    command = [*placed, sys.executable, "-m", __name__, str(folder)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

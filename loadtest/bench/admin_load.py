@@ -8,6 +8,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,8 +17,15 @@ from typing import Any
 import yaml
 
 from loadtest.bench.admin_calls import AdminCalls, Hammer, Hammered, hammering
-from loadtest.bench.processes import BenchError, RunningSidecar, free_port, running_sidecar
-from loadtest.bench.replay import Replayed, Run, replay
+from loadtest.bench.processes import (
+    LOAD_CORE,
+    SERVER_CORE,
+    BenchError,
+    RunningSidecar,
+    free_port,
+    running_sidecar,
+)
+from loadtest.bench.replay import Manner, Replayed, Run, replay
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import BURST, CHECK, check_request
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
@@ -39,26 +47,58 @@ KINDS: dict[str, tuple[int, int]] = {
 HOT_ID = "hot"
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the supervisor, which serves the API, and the hammer run; the worker has the server's core."""
+
+    title: str
+    text: str
+    core: int
+    manner: Manner
+
+
+PLACEMENTS = (
+    Placement(
+        "Decisions while the admin API is hammered, on another core",
+        "The worker that decides has a core. The supervisor that serves the API, the hammer and the load of"
+        " decisions share the other one, where the load goes first.",
+        LOAD_CORE,
+        Manner.FIRST,
+    ),
+    Placement(
+        "Decisions while the admin API is hammered, on the same core",
+        "The worst place: the worker that decides, the supervisor that serves the API and the hammer share"
+        " one core, which is never idle then. The load of decisions has the other.",
+        SERVER_CORE,
+        Manner.ALONE,
+    ),
+)
+
+
 def run() -> list[Section]:
     """Measure decisions with and without hammering, then the API over many integrations."""
     with tempfile.TemporaryDirectory() as name, _running(Path(name)) as scene:
         bulk = _bulk_rows(scene)
         return [
-            Section(
-                "Decisions while the admin API is hammered",
-                f"`registry: sqlite:` with {INTEGRATIONS:,} integrations. The worker that decides, the"
-                " supervisor that serves the API and the hammer share one core; the load of decisions has the"
-                f" other. Decisions come at random moments, {RATE_PER_S:,.0f} a second on average, latency"
-                " counted from when each was due; the hammer's 4 connections send the next call as soon as"
-                f" one is answered. Median of {ROUNDS} rounds; the ratio is to decisions alone.",
-                _latency_rows(scene),
-            ),
+            *(_section(scene, placement) for placement in PLACEMENTS),
             Section(
                 f"The admin API over {INTEGRATIONS:,} integrations",
-                "The same sidecar, one connection, nothing else going on.",
+                "The same sidecar on one core, one connection, nothing else going on.",
                 bulk,
             ),
         ]
+
+
+def _section(scene: _Scene, placement: Placement) -> Section:
+    scene.place(placement)
+    return Section(
+        placement.title,
+        f"`registry: sqlite:` with {INTEGRATIONS:,} integrations. {placement.text} Decisions come at random"
+        f" moments, {RATE_PER_S:,.0f} a second on average, latency counted from when each was due; the"
+        " hammer's 4 connections send the next call as soon as one is answered. Median of"
+        f" {ROUNDS} rounds; the ratio is to decisions alone.",
+        _latency_rows(scene, placement),
+    )
 
 
 class _Scene:
@@ -71,9 +111,14 @@ class _Scene:
         self.calls = AdminCalls(sidecar.admin, token)
         self.key: NewApiKey = generate_api_key()
 
-    def decide(self, calls: int = CALLS) -> Replayed:
+    def place(self, placement: Placement) -> None:
+        """Move the supervisor with all its threads; its workers stay where they are."""
+        moved = ["taskset", "-acp", str(placement.core), str(self.sidecar.pid)]
+        subprocess.run(moved, check=True, capture_output=True, timeout=10)
+
+    def decide(self, manner: Manner, calls: int = CALLS) -> Replayed:
         """Send *calls* decisions at the rate."""
-        run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S)
+        run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, manner)
         return replay(self.folder, run, [check_request(self.key.api_key)], array("H", [0]))
 
 
@@ -166,16 +211,17 @@ def _expect(actual: int, wanted: int) -> None:
         raise BenchError(f"the admin API did {actual} where {wanted} were expected: nothing to compare")
 
 
-def _latency_rows(scene: _Scene) -> list[Row]:
-    scene.decide(CALLS // 4)  # warm
+def _latency_rows(scene: _Scene, placement: Placement) -> list[Row]:
+    manner = placement.manner
+    scene.decide(manner, CALLS // 4)  # warm
     alone: list[Replayed] = []
     beside: dict[str, list[tuple[Replayed, Hammered]]] = {kind: [] for kind in KINDS}
     for _ in range(ROUNDS):
-        alone.append(scene.decide())
+        alone.append(scene.decide(manner))
         for kind, (readers, writers) in KINDS.items():
             hammer = Hammer(scene.sidecar.admin, scene.token, readers, writers)
-            with hammering(scene.folder, hammer) as hammered:
-                measured = scene.decide()
+            with hammering(scene.folder, hammer, placement.core) as hammered:
+                measured = scene.decide(manner)
             beside[kind].append((measured, hammered))
     rows = []
     for share in ("0.5", "0.99"):

@@ -6,8 +6,8 @@ or at a given rate whether it answers or not, latency counted from when a call w
 that stops pays for every call it delays (open loop, no coordinated omission). The run is described by
 files in FOLDER, see `Run`; the result goes to standard output as JSON.
 
-In an open loop the generator never sleeps, as a timer and a wake-up may cost more than a decision, and
-does nothing that can wait: answers are judged when the load is over.
+In an open loop the generator does nothing that can wait: answers are judged when the load is over. Nor does
+it sleep, as a timer and a wake-up may cost more than a decision, unless others need its core; see `Manner`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, process_time
@@ -35,6 +36,21 @@ from loadtest.bench.wire import Requests, WireError
 
 SHARES = (0.5, 0.99, 0.999)
 LATE_SHARE_MAX = 0.01
+HIGHEST_NICENESS = -20
+
+
+class Manner(StrEnum):
+    """
+    How an open loop shares its core.
+
+    `alone`: it never sleeps, and nobody else is there. `last`: it never sleeps, and has the core only while
+    nobody else wants it, such as a store that must not wait for a load generator. `first`: it sleeps
+    between calls, so that others have the core meanwhile, and goes before them (as far as we may).
+    """
+
+    ALONE = "alone"
+    LAST = "last"
+    FIRST = "first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +59,7 @@ class Run:
     One load: *calls* to *method* of *target*, over *connections*.
 
     `rate_per_s` 0 = a closed loop with *streams* calls under way on each connection. In an open loop the
-    latency of calls due in the first `warm_up_s` is not kept, and `gives_way` = the generator has the
-    core only while nobody else wants it: a store that shares it must not wait for a program that never
-    sleeps.
+    latency of calls due in the first `warm_up_s` is not kept, and `manner` is how the core is shared.
     """
 
     target: str
@@ -55,7 +69,7 @@ class Run:
     streams: int
     rate_per_s: float = 0.0
     warm_up_s: float = 0.0
-    gives_way: bool = False
+    manner: str = Manner.ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +144,7 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
     """Call at random moments, whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     moments_ns, turns = _moments_ns(run), cycle(connections)
-    with select.epoll() as poller, awake(), _undisturbed(run.gives_way):
+    with select.epoll() as poller, awake(), _in_manner(run.manner):
         for fd in by_fd:
             poller.register(fd, select.EPOLLIN)
         unanswered = len(moments_ns)
@@ -145,6 +159,9 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
             for connection in connections:
                 if connection.due_ns:
                     connection.send_due()
+            if run.manner == Manner.FIRST and not (dues_ns and dues_ns[0] <= now_ns):
+                wait_s = (dues_ns[0] - perf_counter_ns()) / 1e9 if dues_ns else ANSWER_TIMEOUT_S
+                select.select([poller], (), (), max(0.0, wait_s))  # epoll's own timeout is in milliseconds
             for fd, _ in poller.poll(0):
                 unanswered -= by_fd[fd].read()
                 heard_ns = now_ns
@@ -153,16 +170,20 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
 
 
 @contextmanager
-def _undisturbed(gives_way: bool) -> Iterator[None]:
-    """No garbage collection meanwhile; *gives_way* = the core belongs to whoever else wants it."""
-    policy = os.sched_getscheduler(0)
+def _in_manner(manner: str) -> Iterator[None]:
+    """No garbage collection meanwhile, and the priority that *manner* says."""
+    policy, niceness = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     gc.disable()
-    if gives_way:
+    if manner == Manner.LAST:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    elif manner == Manner.FIRST:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_NICENESS)
     try:
         yield
     finally:
         os.sched_setscheduler(0, policy, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
         gc.enable()
 
 

@@ -13,7 +13,7 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
 from loadtest.bench.call_connection import is_allow
-from loadtest.bench.replay import Run, carry_out
+from loadtest.bench.replay import Manner, Run, carry_out
 from loadtest.bench.wire import WireError
 from loadtest.bench.workload import zipf_picks
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
@@ -92,13 +92,16 @@ def test_replay__open_loop_keeps_no_latency_of_the_warm_up() -> None:
     assert replayed.latencies_us == {}
 
 
-def test_replay__a_load_that_gives_way_takes_its_priority_back() -> None:
-    """It is in the idle class only while it runs, and has collected no garbage meanwhile."""
+@pytest.mark.parametrize("manner", Manner)
+def test_replay__every_manner_makes_all_calls_and_leaves_the_process_as_it_was(manner: Manner) -> None:
+    """Priority and garbage collection are those from before, however the core was shared."""
+    before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     with serving({b"a": allow()}) as (target, asked):
-        run = Run(target, METHOD, 50, 1, 1, 5_000.0, gives_way=True)
-        carry_out(run, [b"a"], array("H", [0]))
+        run = Run(target, METHOD, 50, 1, 1, 5_000.0, manner=manner)
+        replayed = carry_out(run, [b"a"], array("H", [0]))
     assert asked == {b"a": 50}
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert replayed.latencies_us["0.5"] > 0
+    assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)) == before
     assert gc.isenabled()
 
 

@@ -49,27 +49,34 @@ HOT_ID = "hot"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the supervisor, which serves the API, and the hammer run; the worker has the server's core."""
+    """
+    Which core the supervisor, which serves the API, and the hammer have, and which the load of decisions.
+
+    The worker, which decides, is always on the server's core.
+    """
 
     title: str
     text: str
     core: int
+    load_core: int
     manner: Manner
 
 
 PLACEMENTS = (
     Placement(
         "Decisions while the admin API is hammered, on another core",
-        "The worker that decides has a core. The supervisor that serves the API, the hammer and the load of"
-        " decisions share the other one, where the load goes first.",
+        "One core has the worker that decides and the load of decisions, which takes what the worker leaves;"
+        " the other has the supervisor that serves the API, and the hammer.",
         LOAD_CORE,
-        Manner.FIRST,
+        SERVER_CORE,
+        Manner.LAST,
     ),
     Placement(
         "Decisions while the admin API is hammered, on the same core",
         "The worst place: the worker that decides, the supervisor that serves the API and the hammer share"
         " one core, which is never idle then. The load of decisions has the other.",
         SERVER_CORE,
+        LOAD_CORE,
         Manner.ALONE,
     ),
 )
@@ -116,10 +123,11 @@ class _Scene:
         moved = ["taskset", "-acp", str(placement.core), str(self.sidecar.pid)]
         subprocess.run(moved, check=True, capture_output=True, timeout=10)
 
-    def decide(self, manner: Manner, calls: int = CALLS) -> Replayed:
+    def decide(self, placement: Placement, calls: int = CALLS) -> Replayed:
         """Send *calls* decisions at the rate."""
-        run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, manner)
-        return replay(self.folder, run, [check_request(self.key.api_key)], array("H", [0]))
+        run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, placement.manner)
+        message = check_request(self.key.api_key)
+        return replay(self.folder, run, [message], array("H", [0]), placement.load_core)
 
 
 @contextmanager
@@ -212,16 +220,15 @@ def _expect(actual: int, wanted: int) -> None:
 
 
 def _latency_rows(scene: _Scene, placement: Placement) -> list[Row]:
-    manner = placement.manner
-    scene.decide(manner, CALLS // 4)  # warm
+    scene.decide(placement, CALLS // 4)  # warm
     alone: list[Replayed] = []
     beside: dict[str, list[tuple[Replayed, Hammered]]] = {kind: [] for kind in KINDS}
     for _ in range(ROUNDS):
-        alone.append(scene.decide(manner))
+        alone.append(scene.decide(placement))
         for kind, (readers, writers) in KINDS.items():
             hammer = Hammer(scene.sidecar.admin, scene.token, readers, writers)
             with hammering(scene.folder, hammer, placement.core) as hammered:
-                measured = scene.decide(manner)
+                measured = scene.decide(placement)
             beside[kind].append((measured, hammered))
     rows = []
     for share in ("0.5", "0.99"):

@@ -7,7 +7,7 @@ that stops pays for every call it delays (open loop, no coordinated omission). T
 files in FOLDER, see `Run`; the result goes to standard output as JSON.
 
 In an open loop the generator does nothing that can wait: answers are judged when the load is over. Nor does
-it sleep, as a timer and a wake-up may cost more than a decision, unless others need its core; see `Manner`.
+it sleep, as a timer and a wake-up may cost more than a decision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import cycle
@@ -36,21 +36,18 @@ from loadtest.bench.wire import Requests, WireError
 
 SHARES = (0.5, 0.99, 0.999)
 LATE_SHARE_MAX = 0.01
-HIGHEST_NICENESS = -20
 
 
 class Manner(StrEnum):
     """
     How an open loop shares its core.
 
-    `alone`: it never sleeps, and nobody else is there. `last`: it never sleeps, and has the core only while
-    nobody else wants it, such as a store that must not wait for a load generator. `first`: it sleeps
-    between calls, so that others have the core meanwhile, and goes before them (as far as we may).
+    It never sleeps. `alone`: nobody else is there. `last`: it has the core only while nobody else wants
+    it, such as a store that must not wait for a load generator.
     """
 
     ALONE = "alone"
     LAST = "last"
-    FIRST = "first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +95,11 @@ class Replayed:
         return self.load_cpu_s / self.elapsed_s
 
 
-def replay(folder: Path, run: Run, messages: Sequence[bytes], picks: array[int]) -> Replayed:
+def replay(
+    folder: Path, run: Run, messages: Sequence[bytes], picks: array[int], core: int = LOAD_CORE
+) -> Replayed:
     """
-    Run the load in a process of its own on the load core; *picks* are numbers of *messages*, repeated.
+    Run the load in a process of its own on *core*; *picks* are numbers of *messages*, repeated.
 
     Raises:
         BenchError: a call was not answered, or not by an allow; see `Replayed`.
@@ -110,7 +109,7 @@ def replay(folder: Path, run: Run, messages: Sequence[bytes], picks: array[int])
     with (folder / "messages").open("wb") as file:
         for message in messages:
             file.write(len(message).to_bytes(4, "big") + message)
-    command = ["taskset", "-c", str(LOAD_CORE), sys.executable, "-m", __name__, str(folder)]
+    command = ["taskset", "-c", str(core), sys.executable, "-m", __name__, str(folder)]
     expected_s = run.calls / run.rate_per_s if run.rate_per_s else 60.0
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=expected_s + 60)
@@ -159,9 +158,6 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
             for connection in connections:
                 if connection.due_ns:
                     connection.send_due()
-            if run.manner == Manner.FIRST and not (dues_ns and dues_ns[0] <= now_ns):
-                wait_s = (dues_ns[0] - perf_counter_ns()) / 1e9 if dues_ns else ANSWER_TIMEOUT_S
-                select.select([poller], (), (), max(0.0, wait_s))  # epoll's own timeout is in milliseconds
             for fd, _ in poller.poll(0):
                 unanswered -= by_fd[fd].read()
                 heard_ns = now_ns
@@ -172,18 +168,14 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
 @contextmanager
 def _in_manner(manner: str) -> Iterator[None]:
     """No garbage collection meanwhile, and the priority that *manner* says."""
-    policy, niceness = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    policy = os.sched_getscheduler(0)
     gc.disable()
     if manner == Manner.LAST:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    elif manner == Manner.FIRST:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_NICENESS)
     try:
         yield
     finally:
         os.sched_setscheduler(0, policy, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
         gc.enable()
 
 

@@ -34,6 +34,9 @@ from sidecar.transports.server import Endpoint
 EXIT_STOPPED = 0
 EXIT_FORCED = 1
 END_TIMEOUT_S = 5.0
+YOUNG_OBJECTS_MAX = 20_000
+"""Objects that live before the collector looks for garbage among them: calls under way are none, and Python's
+700 are reached by every burst of them."""
 
 _log = logging.getLogger("sidecar.app")
 
@@ -173,6 +176,7 @@ class Process:
         # What was loaded lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS_MAX)
         log_event(
             _log,
             logging.INFO,

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from sidecar.app.serve import Process, run
 from sidecar.app.supervisor.assignment import read_assignment
 from sidecar.app.supervisor.orders import ORDER_BYTES_MAX, Confirmation, Order, read_order
+from sidecar.app.supervisor.priority import ask_for_short_slices
 from sidecar.app.supervisor.reports import START_ERRORS, Report
 from sidecar.app.wiring import LoadedConfig, Sidecar
 from sidecar.observe.logs import LineHandler, log_event
@@ -152,6 +153,7 @@ class WorkerSidecar(Process):
 def main(fd: int) -> int:
     """Run the worker that the assignment in memfd *fd* describes; return its exit code."""
     assignment = read_assignment(fd)
+    ask_for_short_slices()
     link = Link(assignment.link_fd)
     try:
         block = CountBlock.attach(TABLE, assignment.counts_fd)

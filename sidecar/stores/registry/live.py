@@ -41,6 +41,8 @@ REACHES_MAX = 1_024
 """Changes that are waited for at a time."""
 REACH_PATIENCE_S = 0.1
 """Of a registry that pushes its changes."""
+PACE_S = 0.02
+"""Between two looks that found changes: those that follow each other closely are taken up together."""
 TIMER_MAX_S = 60.0
 """The wall clock is looked at again after so long: it may have been set."""
 
@@ -58,7 +60,9 @@ class LiveOptions:
 
     `sidecar_id` is announced with how far this process has come; '' = it is not. `clock_us` is the wall
     clock, by which temporary raises of limits end; `reach_patience_s` is how long a change that is waited for
-    may be on its way before it is looked for; `jitter` spreads the reconciles of a fleet.
+    may be on its way before it is looked for; `pace_s` is the least time from a look that found changes to
+    the next, so that changes which follow each other closely share one; `jitter` spreads the reconciles of
+    a fleet.
     """
 
     sidecar_id: str = ""
@@ -68,6 +72,7 @@ class LiveOptions:
     beside: Beside = asyncio.to_thread
     clock_us: Callable[[], int] = wall_clock_us
     reach_patience_s: float = REACH_PATIENCE_S
+    pace_s: float = PACE_S
     jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25)  # noqa: S311 - spreads load only
 
 
@@ -104,6 +109,7 @@ class LiveRegistry:
         self._refreshed: dict[str, int] = {}
         self._reconcile_at_s = 0.0
         self._announce_at_s = 0.0
+        self._paced_until_s = 0.0
         self._told = ""
 
     def reconcile(self) -> None:
@@ -215,6 +221,7 @@ class LiveRegistry:
     async def _follow(self) -> None:
         """Wait for changes until the next thing is due; or look whether there are some."""
         assert self._revision is not None
+        await asyncio.sleep(max(0.0, self._paced_until_s - monotonic()))
         started = self._begin()
         now_s = monotonic()
         wait_s = min(self._reconcile_at_s, self._announce_at_s) - now_s
@@ -264,6 +271,7 @@ class LiveRegistry:
         self._follow_from(changes.revision)
         if changes.records or changes.deleted:
             self._announce_at_s = 0.0
+            self._paced_until_s = monotonic() + self._options.pace_s
 
     async def _announce(self) -> None:
         now_s = monotonic()

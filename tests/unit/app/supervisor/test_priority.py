@@ -35,3 +35,20 @@ def test_priority__gives_way_to_what_it_starts(more: int) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     start = min(NICENESS, os.nice(0) + more)
     assert list(map(int, ended.stdout.split())) == [start, NICENESS, start, start, NICENESS]
+
+
+SLICE_SCENE = """
+import os
+from sidecar.app.supervisor.priority import ask_for_short_slices
+os.nice({more})
+before = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+print(ask_for_short_slices(), before == (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)))
+"""
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_ask_for_short_slices__is_taken_and_changes_no_niceness(more: int) -> None:
+    """The system takes the wish, and priority and policy are those from before."""
+    command = [sys.executable, "-c", SLICE_SCENE.format(more=more)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert ended.stdout.split() == ["True", "True"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.domain.changes import Revision
+from sidecar.domain.changes import Position, Revision
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.snapshot import CompiledIntegration
 from sidecar.stores.registry import live
@@ -62,7 +62,7 @@ class Hindered:
 class Scene:
     """A registry, its live view, and what that has shown."""
 
-    def __init__(self, registry: SqliteRegistry, clock: ManualClock) -> None:
+    def __init__(self, registry: SqliteRegistry, clock: ManualClock, pace_s: float) -> None:
         """Nothing runs yet."""
         self.registry = Hindered(registry)
         self.clock = clock
@@ -70,7 +70,12 @@ class Scene:
         self.retired: list[CompiledIntegration] = []
         self.beside = 0
         options = LiveOptions(
-            "sidecar-1", retry_first_s=0.001, beside=self.work_beside, clock_us=clock, jitter=lambda: 1.0
+            "sidecar-1",
+            retry_first_s=0.001,
+            beside=self.work_beside,
+            clock_us=clock,
+            pace_s=pace_s,
+            jitter=lambda: 1.0,
         )
         self.live = LiveRegistry(
             self.registry,  # type: ignore[arg-type]  # what it is asked, it passes on
@@ -108,7 +113,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def scene_in(folder: Path) -> AsyncIterator[Scene]:
+async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[Scene]:
     """A registry with people and one integration in it; nobody follows it yet."""
     clock = ManualClock()
     registry = await SqliteRegistry.open(
@@ -117,15 +122,15 @@ async def scene_in(folder: Path) -> AsyncIterator[Scene]:
     await found(registry, clock)
     await registry.apply(request(create()))
     try:
-        yield Scene(registry, clock)
+        yield Scene(registry, clock, pace_s)
     finally:
         await registry.aclose()
 
 
 @asynccontextmanager
-async def followed_in(folder: Path) -> AsyncIterator[Scene]:
+async def followed_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[Scene]:
     """The same, followed: all is loaded."""
-    async with scene_in(folder) as scene:
+    async with scene_in(folder, pace_s) as scene:
         task = asyncio.create_task(scene.live.run())
         try:
             await until(lambda: scene.live.is_loaded)
@@ -227,6 +232,23 @@ def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) ->
             await until(lambda: f"many{SMALL_CHANGE_MAX}" in scene.live.snapshot.integrations)
             assert scene.beside == loads + 1
             assert len(scene.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
+
+    play(act())
+
+
+def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path) -> None:
+    """The first is in force at once; the next ones wait for the pace, but not a record that a take asks for."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path, pace_s=3_600.0) as scene:
+            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            await until(lambda: scene.limit() == 5)
+            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
+            position = Position(0, (await scene.registry.real.revision()).sequences[0])
+            assert not await scene.live.reach(position, timeout_s=0.05)
+            assert scene.limit() == 5
+            assert await scene.refreshed(3)
+            assert scene.limit() == 6
 
     play(act())
 

@@ -237,7 +237,7 @@ def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) ->
 
 
 def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path) -> None:
-    """The first is in force at once; the next ones wait for the pace, but not a record that a take asks for."""
+    """The first is in force at once; the next wait for the pace, but not a record that a take asks for."""
 
     async def act() -> None:
         async with followed_in(tmp_path, pace_s=3_600.0) as scene:

@@ -41,7 +41,7 @@ REACHES_MAX = 1_024
 """Changes that are waited for at a time."""
 REACH_PATIENCE_S = 0.1
 """Of a registry that pushes its changes."""
-PACE_S = 0.02
+PACE_S = 0.1
 """Between two looks that found changes: those that follow each other closely are taken up together."""
 TIMER_MAX_S = 60.0
 """The wall clock is looked at again after so long: it may have been set."""

@@ -125,6 +125,11 @@ class Lane:
         self._is_flush_due = False
         self.flush()
 
+    def _after_replies(self) -> None:
+        """A reply has made room: send what gathered behind it, unless this turn is going to send anyway."""
+        if not self._is_flush_due:
+            self.flush()
+
     def flush(self) -> None:
         """Send what has gathered, as far as the bound on batches in flight allows."""
         while self.refusal is None and len(self._in_flight) < self._limits.in_flight_max:
@@ -247,7 +252,7 @@ class Lane:
     def attach(self, link: Link) -> None:
         """Use *link*, which has just proved itself by its handshake."""
         self.link = link
-        link.on_turn = self.flush
+        link.on_turn = self._after_replies
         self._heard_s = self._clock()
         if self._breaker.state is not BreakerState.CLOSED:
             self._values[self._counts.breakers_open] -= 1

@@ -55,6 +55,19 @@ def test_lane__while_batches_are_in_flight_the_next_one_gathers() -> None:
     assert sorted(bench.outcomes) == list("abcde")
 
 
+def test_lane__a_turn_sends_once_also_when_a_reply_comes_within_it() -> None:
+    """Takes that came before and after a reply of the same turn share one write, with what had gathered."""
+    bench = Bench(in_flight_max=2)
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.take("b", ACME)
+    bench.link.reply(full_reply(1))
+    assert len(bench.link.writes) == 1
+    bench.take("c", ACME)
+    bench.loop.turn()
+    assert [asked_of(call) for call in bench.link.commands] == [[1], [2]]
+
+
 def test_lane__a_batch_has_a_largest_size() -> None:
     """More groups than `groups_max` leave as several batches, in order."""
     bench = Bench(groups_max=4, in_flight_max=8)

@@ -34,9 +34,10 @@ class CallConnection:
         self.due_ns: deque[int] = deque()
         self.under_way = 0
         self.late = 0
-        self.latencies_ns = array("q")
         self.kept_from_ns = 0
         self._dues_ns = array("q")  # of call n, which is on stream 2n + 1
+        self._latencies_ns = array("q")
+        self._measured_dues_ns = array("q")  # of each of those
         self._messages: list[bytes] = []
         self._requests = requests
         self._picks = picks
@@ -62,10 +63,17 @@ class CallConnection:
                     raise WireError(f"an answer is not what this load must get: {payload[:200]!r}")
                 self.late += 1
 
+    def measured(self) -> Iterator[tuple[int, int]]:
+        """When each call was due that was made at a time, and its latency, both in nanoseconds."""
+        return zip(self._measured_dues_ns, self._latencies_ns, strict=True)
+
     def _ended(self, stream: int) -> None:
         self.under_way -= 1
-        if self._dues_ns and self._dues_ns[stream >> 1] >= self.kept_from_ns:
-            self.latencies_ns.append(perf_counter_ns() - self._dues_ns[stream >> 1])
+        if self._dues_ns:
+            due_ns = self._dues_ns[stream >> 1]
+            if due_ns >= self.kept_from_ns:
+                self._latencies_ns.append(perf_counter_ns() - due_ns)
+                self._measured_dues_ns.append(due_ns)
 
     def send(self, count: int) -> None:
         """Call *count* times; calls that were due at a time take theirs along."""

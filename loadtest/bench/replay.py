@@ -21,12 +21,13 @@ import subprocess
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 from time import perf_counter, perf_counter_ns, process_time
 
 from loadtest.bench.awake import awake
@@ -35,6 +36,7 @@ from loadtest.bench.processes import LOAD_CORE, BenchError
 from loadtest.bench.wire import Requests, WireError
 
 SHARES = (0.5, 0.99, 0.999)
+TENTH_NS = 100_000_000
 LATE_SHARE_MAX = 0.01
 
 
@@ -76,6 +78,10 @@ class Replayed:
 
     But for `late` ones: denials because the store was late, which another program on the machine, or
     the machine itself, can bring about by holding it up for 50 ms. More than 1 % of them is a failure.
+
+    `latencies_us` holds percentiles of all calls. `typical_us` holds those of the calls due in one tenth of
+    a second, the median over all tenths: what holds most of the time, however long the machine stood still
+    in the rest.
     """
 
     calls: int
@@ -83,6 +89,7 @@ class Replayed:
     elapsed_s: float
     load_cpu_s: float
     latencies_us: dict[str, float]
+    typical_us: dict[str, float]
 
     @property
     def calls_per_s(self) -> float:
@@ -196,6 +203,15 @@ def _percentiles_us(ordered_ns: Sequence[int]) -> dict[str, float]:
     }
 
 
+def typical_latencies_us(calls: Iterable[tuple[int, int]]) -> dict[str, float]:
+    """See `Replayed.typical_us`; *calls* are when each was due and its latency, both in nanoseconds."""
+    tenths: dict[int, list[int]] = {}
+    for due_ns, latency_ns in calls:
+        tenths.setdefault(due_ns // TENTH_NS, []).append(latency_ns)
+    each = [_percentiles_us(sorted(latencies_ns)) for latencies_ns in tenths.values()]
+    return {f"{share:g}": median(one[f"{share:g}"] for one in each) for share in SHARES if each}
+
+
 def _wait(poller: select.epoll) -> list[int]:
     events = poller.poll(ANSWER_TIMEOUT_S)
     if not events:
@@ -237,8 +253,9 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
         raise WireError(
             f"the store was late for {late} of {run.calls} calls: it, or the machine, was overloaded"
         )
-    ordered = sorted(latency for connection in connections for latency in connection.latencies_ns)
-    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered))
+    calls = [call for connection in connections for call in connection.measured()]
+    ordered = sorted(latency_ns for _, latency_ns in calls)
+    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered), typical_latencies_us(calls))
 
 
 def main(folder: Path) -> None:

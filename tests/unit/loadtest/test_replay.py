@@ -13,7 +13,7 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
 from loadtest.bench.call_connection import is_allow
-from loadtest.bench.replay import Manner, Run, carry_out
+from loadtest.bench.replay import Manner, Run, carry_out, typical_latencies_us
 from loadtest.bench.wire import WireError
 from loadtest.bench.workload import zipf_picks
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
@@ -70,7 +70,7 @@ def test_replay__closed_loop_sends_each_message_as_often_as_it_is_picked() -> No
     with serving(dict.fromkeys(messages, allow())) as (target, asked):
         replayed = carry_out(Run(target, METHOD, 1_000, 3, 8), messages, array("H", [0, 1, 0, 2]))
     assert asked == {b"a": 500, b"bb": 250, b"ccc": 250}
-    assert (replayed.calls, replayed.latencies_us) == (1_000, {})
+    assert (replayed.calls, replayed.latencies_us, replayed.typical_us) == (1_000, {}, {})
     assert replayed.calls_per_s > 0
 
 
@@ -79,8 +79,20 @@ def test_replay__open_loop_measures_every_call_from_its_due_moment() -> None:
     with serving({b"a": allow()}) as (target, asked):
         replayed = carry_out(Run(target, METHOD, 300, 2, 1, 3_000.0), [b"a"], array("H", [0]))
     assert asked == {b"a": 300}
-    p50, p99, p999 = (replayed.latencies_us[share] for share in ("0.5", "0.99", "0.999"))
-    assert 0 < p50 <= p99 <= p999
+    for figures_us in (replayed.latencies_us, replayed.typical_us):
+        p50, p99, p999 = (figures_us[share] for share in ("0.5", "0.99", "0.999"))
+        assert 0 < p50 <= p99 <= p999
+
+
+def test_replay__what_is_typical_is_the_median_over_tenths_of_a_second() -> None:
+    """A tenth in which all stood still is one of many."""
+    tenth_ns, us = 100_000_000, 1_000
+    calls = [
+        *((0, 10 * us), (1, 20 * us)),
+        *((tenth_ns, 9_000 * us), (tenth_ns + 1, 9_000 * us)),
+        *((2 * tenth_ns, 30 * us), (2 * tenth_ns + 1, 40 * us)),
+    ]
+    assert typical_latencies_us(calls) == {"0.5": 40.0, "0.99": 40.0, "0.999": 40.0}
 
 
 def test_replay__open_loop_keeps_no_latency_of_the_warm_up() -> None:
@@ -89,7 +101,7 @@ def test_replay__open_loop_keeps_no_latency_of_the_warm_up() -> None:
         run = Run(target, METHOD, 300, 2, 1, 3_000.0, warm_up_s=60.0)
         replayed = carry_out(run, [b"a"], array("H", [0]))
     assert asked == {b"a": 300}
-    assert replayed.latencies_us == {}
+    assert (replayed.latencies_us, replayed.typical_us) == ({}, {})
 
 
 @pytest.mark.parametrize("manner", Manner)

@@ -1,0 +1,124 @@
+"""What the benchmarks with Redis share: the loads, and putting a side under one of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from loadtest.bench.processes import LOAD_CORE, BenchError, free_port
+from loadtest.bench.redis_sides import Cost, Side
+from loadtest.bench.replay import Manner, Run, replay
+from loadtest.bench.workload import CHECK, Place, check_request, write_place, zipf_picks
+
+INTEGRATIONS = 10_000
+CALLS_UNDER_WAY = 128
+CONNECTIONS = 4
+STREAMS = CALLS_UNDER_WAY // CONNECTIONS
+ROUNDS = 3
+OUR_CALLS, THEIR_CALLS = 80_000, 6_000
+WARM_UP_S = 0.5
+ATTEMPTS = 3
+RECOVERY_S = 2.0
+"""After a load that failed: by then Sidecar uses its Redis again."""
+RATE_REACHED = 0.95
+"""An open loop that sent fewer calls a second than this share of its rate has measured the load generator."""
+EACH = "each"
+"""The load that calls for every integration once, in turn: a warm-up."""
+
+
+@dataclass
+class Bench:
+    """One run of this benchmark: its folder, the requests, and what the machine's other work did to it."""
+
+    folder: Path
+    place: Place
+    messages: list[bytes]
+    loads: dict[str, array[int]]
+    repeats: int = 0
+    late: int = 0
+    calls: int = 0
+    peaks: dict[tuple[str, bool], list[Cost]] = field(default_factory=dict)
+
+    @property
+    def measured_loads(self) -> list[str]:
+        """The names of the loads that are measured."""
+        return [name for name in self.loads if name != EACH]
+
+    def load(
+        self, side: Side, load: str, calls: int, rate_per_s: float = 0.0, connections: int = CONNECTIONS
+    ) -> Cost:
+        """
+        Put *side* under *load*; *rate_per_s* 0 = as fast as it answers.
+
+        A load that fails is repeated: another program on the machine can hold up Redis for longer than
+        the 50 ms a decision waits for it, again and again.
+
+        Raises:
+            BenchError: it fails each time.
+        """
+        streams = CALLS_UNDER_WAY // connections
+        run = Run(side.process.grpc, CHECK, calls, connections, streams, rate_per_s, WARM_UP_S, Manner.LAST)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._load_once(side, load, run)
+            except BenchError:
+                self.repeats += 1
+                time.sleep(RECOVERY_S)
+        return self._load_once(side, load, run)
+
+    def _load_once(self, side: Side, load: str, run: Run) -> Cost:
+        side.refill()
+        before = side.read()
+        replayed = replay(self.folder, run, self.messages, self.loads[load])
+        if replayed.calls_per_s < RATE_REACHED * run.rate_per_s:
+            raise BenchError(f"only {replayed.calls_per_s:,.0f} of {run.rate_per_s:,.0f} calls/s were sent")
+        cost = side.cost(replayed, before, side.read())
+        self.calls, self.late = self.calls + run.calls, self.late + replayed.late
+        return cost
+
+    def warm_up(self, side: Side) -> None:
+        """Call for every integration, so that no answer of the measured rounds is the first of its kind."""
+        size = min(INTEGRATIONS, OUR_CALLS if side.is_ours else THEIR_CALLS)
+        self.load(side, EACH, 2 * size if side.is_ours else size)
+
+    def measure_peaks(self, ours: Side, theirs: Side) -> None:
+        """Both sides in turn, round by round, so that a slow minute of the machine hits both."""
+        for _ in range(ROUNDS):
+            for load in self.measured_loads:
+                for side in (ours, theirs):
+                    calls = OUR_CALLS if side.is_ours else THEIR_CALLS
+                    self.peaks.setdefault((load, side.is_ours), []).append(self.load(side, load, calls))
+
+    def peak(self, load: str, is_ours: bool, figure: Callable[[Cost], float]) -> float:
+        """The median of a figure over the rounds at full load."""
+        return median(figure(cost) for cost in self.peaks[load, is_ours])
+
+
+@contextmanager
+def on_load_core() -> Iterator[None]:
+    """Run this process, and all it starts and does not place elsewhere, on the load's core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def prepare(folder: Path) -> Bench:
+    """The registry, its requests and the loads made of them, in *folder*; nothing runs yet."""
+    unused = f"127.0.0.1:{free_port()}"
+    place = write_place(folder, unused, unused, "fast", INTEGRATIONS, with_allowlist=INTEGRATIONS)
+    messages = [check_request(key.api_key) for key in place.keys]
+    loads = {
+        "one hot bucket": array("H", [0]),
+        f"{INTEGRATIONS:,} buckets, Zipf": zipf_picks(INTEGRATIONS),
+        EACH: array("H", range(INTEGRATIONS)),
+    }
+    return Bench(folder, place, messages, loads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -14,6 +15,7 @@ import termios
 import time
 
 PATIENCE_S = 60.0
+PRESSES_MAX, PRESSED_AGAIN_S = 3, 3.0
 COLUMNS = 80
 ESCAPE = "\x1b"
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -48,8 +50,17 @@ class Terminal:
         os.write(self._keyboard, text.encode() + b"\n")
 
     def interrupt(self) -> None:
-        """Press Ctrl-C."""
-        self._program.send_signal(signal.SIGINT)
+        """
+        Press Ctrl-C, and again while nothing comes of it.
+
+        Python may miss one that comes between its last look at signals and a call that waits, until
+        that call has ended.
+        """
+        for _ in range(PRESSES_MAX):
+            self._program.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._program.wait(PRESSED_AGAIN_S)
+                return
 
     def end(self) -> int:
         """Read to the end; the exit code."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -15,7 +14,6 @@ import termios
 import time
 
 PATIENCE_S = 60.0
-PRESSES_MAX, PRESSED_AGAIN_S = 3, 3.0
 COLUMNS = 80
 ESCAPE = "\x1b"
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -36,6 +34,8 @@ class Terminal:
             stderr=screen,
             env={**kept, "TERM": "xterm", "LANG": "C.UTF-8", **environment},
             start_new_session=True,
+            # Whoever runs the tests in the background may ignore Ctrl-C; a user's shell does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(screen)
         self.seen = ""
@@ -50,17 +50,8 @@ class Terminal:
         os.write(self._keyboard, text.encode() + b"\n")
 
     def interrupt(self) -> None:
-        """
-        Press Ctrl-C, and again while nothing comes of it.
-
-        Python may miss one that comes between its last look at signals and a call that waits, until
-        that call has ended.
-        """
-        for _ in range(PRESSES_MAX):
-            self._program.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._program.wait(PRESSED_AGAIN_S)
-                return
+        """Press Ctrl-C."""
+        self._program.send_signal(signal.SIGINT)
 
     def end(self) -> int:
         """Read to the end; the exit code."""

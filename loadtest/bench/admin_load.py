@@ -77,7 +77,7 @@ PLACEMENTS = (
         " one core, which is never idle then. The load of decisions has the other.",
         SERVER_CORE,
         LOAD_CORE,
-        Manner.ALONE,
+        Manner.EQUAL,
     ),
 )
 

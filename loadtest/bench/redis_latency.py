@@ -2,9 +2,10 @@
 Latency with Redis at a share of what each side does at most.
 
 Calls come at random moments whatever is answered, so a server that stops pays for every call it holds up. A
-load near a server's peak turns each slow moment of the machine into a queue, and the machine has many: each
-load is run several times, its median run is told with the best and the worst, and beside them what holds
-in a typical tenth of a second and how steady the machine was.
+load near a server's peak turns each slow moment of the machine into a queue, and the machine has many. So
+each load is run several times, each time at a share of a peak measured just before; the median run is told
+with the best and the worst, and beside them what holds in a typical tenth of a second and how steady the
+machine was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from dataclasses import dataclass
 from statistics import median
 
 from loadtest.bench.processes import BenchError, free_port, h2load, running_sidecar
-from loadtest.bench.redis_bench import CONNECTIONS, OUR_CALLS, ROUNDS, STREAMS, WARM_UP_S, Bench
+from loadtest.bench.redis_bench import (
+    CONNECTIONS,
+    OUR_CALLS,
+    STREAMS,
+    THEIR_CALLS,
+    WARM_UP_S,
+    Bench,
+)
 from loadtest.bench.redis_sides import Cost, Side
 from loadtest.bench.replay import SHARES, Run, replay
 from loadtest.bench.report import Row, Section
@@ -30,10 +38,15 @@ P99_MAX_US = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """Runs of one open loop: the rate, and what came of each, the run with the lowest p99 first."""
+    """Runs of one open loop: the peak before each, and what came of them, by p99."""
 
-    rate_per_s: float
+    peaks_per_s: Sequence[float]
     costs: Sequence[Cost]
+
+    @property
+    def peak_per_s(self) -> float:
+        """The median of the peaks."""
+        return median(self.peaks_per_s)
 
     @property
     def usual(self) -> Cost:
@@ -72,10 +85,11 @@ def latency_section(bench: Bench, ours: Side, theirs: Side) -> Section:
         f" process) for {OPEN_LOOP_S:g} s, whatever is answered, and latency counts from the moment a call"
         " was due, so a server that stops pays for every call it holds up; the first"
         f" {WARM_UP_S:g} s are left out. Cores do not sleep meanwhile, as far as the system lets us say so."
-        " Both sides are loaded with the same share of what each did above, so Sidecar answers that many"
-        f" times as many calls. {OPEN_LOOP_RUNS} runs each: p50, p99 and p99.9 are those of the median run by"
-        " p99, beside them the p99 of the best and the worst run; 'typical' is the p99 of the calls due in"
-        " one tenth of a second, the median over all tenths. The bound for p99 at 70 % is"
+        " Both sides are loaded with the same share of what each does at most, which is measured again before"
+        " each run, as the machine's speed changes from minute to minute; so Sidecar answers many times as"
+        f" many calls. {OPEN_LOOP_RUNS} runs each, the rate is the median one: p50, p99 and p99.9 are those of the"
+        " median run by p99, beside them the p99 of the best and the worst run; 'typical' is the p99 of the"
+        " calls due in one tenth of a second, the median over all tenths. The bound for p99 at 70 % is"
         f" {P99_MAX_US / 1_000:g} ms. It is the latency that the load generator sees, on a core that it"
         f" shares with Redis. {CONNECTIONS} connections × {STREAMS} streams made the peak, as above; a proxy"
         " with one worker has one connection, so that stands there, too, against its own peak. The rows"
@@ -100,28 +114,29 @@ def _alone_rows(bench: Bench, ours: Side, theirs: Side) -> list[Row]:
     return rows
 
 
-def _offer(bench: Bench, side: Side, load: str, rate_per_s: float, connections: int = CONNECTIONS) -> Offered:
-    calls = int(rate_per_s * OPEN_LOOP_S)
-    costs = [bench.load(side, load, calls, rate_per_s, connections) for _ in range(OPEN_LOOP_RUNS)]
-    return Offered(rate_per_s, sorted(costs, key=lambda cost: cost.replayed.latencies_us["0.99"]))
+def _offer(bench: Bench, side: Side, load: str, share: float, connections: int = CONNECTIONS) -> Offered:
+    """Each run after a peak of its own: a machine that is slow for a minute lowers both."""
+    peaks_per_s, costs = [], []
+    for _ in range(OPEN_LOOP_RUNS):
+        peak_calls = OUR_CALLS if side.is_ours else THEIR_CALLS
+        peaks_per_s.append(bench.load(side, load, peak_calls, connections=connections).replayed.calls_per_s)
+        rate_per_s = share * peaks_per_s[-1]
+        costs.append(bench.load(side, load, int(rate_per_s * OPEN_LOOP_S), rate_per_s, connections))
+    return Offered(peaks_per_s, sorted(costs, key=lambda cost: cost.replayed.latencies_us["0.99"]))
 
 
 def _shared_rows(bench: Bench, ours: Side, theirs: Side, load: str, share: float) -> list[Row]:
     what = f"{load}, {share:.0%} of its peak"
-    sides = []
     try:
-        for side in (ours, theirs):
-            peak_per_s = bench.peak(load, side.is_ours, lambda cost: cost.replayed.calls_per_s)
-            sides.append(_offer(bench, side, load, share * peak_per_s))
+        our, their = (_offer(bench, side, load, share) for side in (ours, theirs))
     except BenchError as error:
         # A row that says so is as loud, and leaves the figures that could be measured.
         return [Row(what, f"not measured: {error}")]
-    our, their = sides
     rows = [
         Row(
             f"{what}: offered",
-            f"{our.rate_per_s:,.0f}/s",
-            f"{their.rate_per_s:,.0f}/s",
+            f"{share * our.peak_per_s:,.0f}/s",
+            f"{share * their.peak_per_s:,.0f}/s",
             f"core {our.usual.busy:.0%} / {their.usual.busy:.0%} busy,"
             f" the load's {our.usual.load_core_busy:.0%} / {their.usual.load_core_busy:.0%}",
         )
@@ -156,16 +171,15 @@ def _one_connection_rows(bench: Bench, side: Side, load: str) -> list[Row]:
     """What a proxy with one worker gets: all its calls come over one connection."""
     what = f"{load}, one connection"
     try:
-        peaks = [bench.load(side, load, OUR_CALLS, connections=1) for _ in range(ROUNDS)]
-        peak_per_s = median(cost.replayed.calls_per_s for cost in peaks)
-        offered = _offer(bench, side, load, LOAD_SHARES[-1] * peak_per_s, connections=1)
+        offered = _offer(bench, side, load, LOAD_SHARES[-1], connections=1)
     except BenchError as error:
         return [Row(what, f"not measured: {error}")]
     figures = " / ".join(f"{offered.us(f'{share:g}'):,.0f}" for share in SHARES)
     return [
-        Row(f"{what}: peak", f"{peak_per_s:,.0f}/s"),
+        Row(f"{what}: peak", f"{offered.peak_per_s:,.0f}/s"),
         Row(
-            f"{what}, {LOAD_SHARES[-1]:.0%} of its peak, {offered.rate_per_s:,.0f}/s: p50 / p99 / p99.9",
+            f"{what}, {LOAD_SHARES[-1]:.0%} of its peak, {LOAD_SHARES[-1] * offered.peak_per_s:,.0f}/s:"
+            " p50 / p99 / p99.9",
             f"{figures} µs",
             f"p99 {offered.p99_range}; typical {offered.typical_p99_us:,.0f} µs",
             _of_bound(offered, LOAD_SHARES[-1]),

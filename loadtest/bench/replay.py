@@ -6,8 +6,9 @@ or at a given rate whether it answers or not, latency counted from when a call w
 that stops pays for every call it delays (open loop, no coordinated omission). The run is described by
 files in FOLDER, see `Run`; the result goes to standard output as JSON.
 
-In an open loop the generator does nothing that can wait: answers are judged when the load is over. Nor does
-it sleep, as a timer and a wake-up may cost more than a decision.
+In an open loop the generator does nothing that can wait: answers are judged when the load is over. It sleeps
+until a call is due or an answer is there: were it never idle, each message to another program on its core
+would have to interrupt it first, and the server would pay for that.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class Manner(StrEnum):
     """
     How an open loop shares its core.
 
-    It never sleeps. `alone`: nobody else is there. `last`: it has the core only while nobody else wants
-    it, such as a store that must not wait for a load generator.
+    `equal`: as any process does. `last`: it has the core only while nobody else wants it, such as the
+    server itself, which must not wait for a load generator.
     """
 
-    ALONE = "alone"
+    EQUAL = "equal"
     LAST = "last"
 
 
@@ -68,7 +69,7 @@ class Run:
     streams: int
     rate_per_s: float = 0.0
     warm_up_s: float = 0.0
-    manner: str = Manner.ALONE
+    manner: str = Manner.EQUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Replayed:
 
     @property
     def load_busy(self) -> float:
-        """The share of its core that the load generator used; in an open loop, all that nobody else did."""
+        """The share of its core that the load generator used."""
         return self.load_cpu_s / self.elapsed_s
 
 
@@ -150,9 +151,7 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
     """Call at random moments, whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     moments_ns, turns = _moments_ns(run), cycle(connections)
-    with select.epoll() as poller, awake(), _in_manner(run.manner):
-        for fd in by_fd:
-            poller.register(fd, select.EPOLLIN)
+    with awake(), _in_manner(run.manner):
         unanswered = len(moments_ns)
         heard_ns = started_ns = perf_counter_ns()
         for connection in connections:
@@ -165,7 +164,10 @@ def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
             for connection in connections:
                 if connection.due_ns:
                     connection.send_due()
-            for fd, _ in poller.poll(0):
+            until_ns = dues_ns[0] if dues_ns else heard_ns + int(ANSWER_TIMEOUT_S * 1e9)
+            # By `select`: `epoll` knows whole milliseconds only.
+            ready, _, _ = select.select(by_fd, (), (), max(0.0, (until_ns - perf_counter_ns()) / 1e9))
+            for fd in ready:
                 unanswered -= by_fd[fd].read()
                 heard_ns = now_ns
             if not dues_ns and now_ns - heard_ns > ANSWER_TIMEOUT_S * 1e9:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import cast
@@ -11,9 +10,7 @@ import grpc
 
 from sidecar.observe.metrics import Metrics
 from sidecar.transports.server import ListenError, TlsFiles
-from sidecar.transports.tls import server_context, signature
-
-_log = logging.getLogger("sidecar.transports")
+from sidecar.transports.tls import load_again, server_context, signature
 
 
 class CertificateSource:
@@ -57,15 +54,9 @@ class CertificateSource:
     def _reload(self) -> bool:
         # Taken before reading: a change during the reading is seen at the next look.
         self._signature = signature(self._files)
-        try:
-            self._fresh = self._load()
-        except ListenError as error:
-            self._metrics.add("sidecar_tls_reloads_total", "failed")
-            _log.error("TLS reload failed, the former certificate stays in use: %s", error)
-            return False
-        self._metrics.add("sidecar_tls_reloads_total", "ok")
-        _log.info("TLS files loaded again: %s", self._files.certificate)
-        return True
+        loaded = load_again(self._files, self._metrics, self._load)
+        self._fresh = loaded or self._fresh
+        return loaded is not None
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
         files = self._files

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sidecar.observe.metrics import Metrics
 from sidecar.transports.server import ListenError, TlsFiles
@@ -23,6 +25,7 @@ TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _log = logging.getLogger("sidecar.transports")
 
 Signature = tuple[tuple[int, int, int] | None, ...]
+Loaded = TypeVar("Loaded")
 
 
 def signature(files: TlsFiles) -> Signature:
@@ -40,6 +43,19 @@ def _stat_signature(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def load_again(files: TlsFiles, metrics: Metrics, load: Callable[[], Loaded]) -> Loaded | None:
+    """What *load* makes of changed *files*; None = they cannot be used. Either is counted and logged."""
+    try:
+        loaded = load()
+    except ListenError as error:
+        metrics.add("sidecar_tls_reloads_total", "failed")
+        _log.error("TLS reload failed, the former certificate stays in use: %s", error)
+        return None
+    metrics.add("sidecar_tls_reloads_total", "ok")
+    _log.info("TLS files loaded again: %s", files.certificate)
+    return loaded
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
@@ -115,12 +131,6 @@ class TlsContext:
         """Load the files again; False = they cannot be used, the former context stays."""
         # Taken before reading: a change during the reading is seen at the next look.
         self._signature = signature(self._files)
-        try:
-            self.current = server_context(self._files)
-        except ListenError as error:
-            self._metrics.add("sidecar_tls_reloads_total", "failed")
-            _log.error("TLS reload failed, the former certificate stays in use: %s", error)
-            return False
-        self._metrics.add("sidecar_tls_reloads_total", "ok")
-        _log.info("TLS files loaded again: %s", self._files.certificate)
-        return True
+        loaded = load_again(self._files, self._metrics, lambda: server_context(self._files))
+        self.current = loaded or self.current
+        return loaded is not None

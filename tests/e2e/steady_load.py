@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import threading
-from types import TracebackType
-from typing import Self
 
 from deploy.demo.calling import Client
 from deploy.demo.sidecar import Owner
+from tests.e2e.in_background import InBackground
 from tests.waiting import eventually
 
 CLIENTS = 3
@@ -16,7 +14,7 @@ PATH = "/v1/inventory/42"
 TIMEOUT_S = 30.0
 
 
-class SteadyLoad:
+class SteadyLoad(InBackground):
     """
     Runs in threads of its own while the `with` block is open.
 
@@ -25,12 +23,11 @@ class SteadyLoad:
 
     def __init__(self, port: int, owner: Owner, *, faults_max: int = 0) -> None:
         """Will ask 127.0.0.1:*port* with *owner*'s key, and stop after more than *faults_max* faults."""
+        super().__init__("client", CLIENTS, TIMEOUT_S)
         self._port = port
         self._owner = owner
         self._faults_max = faults_max
         self._counts = [0] * CLIENTS
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(index,)) for index in range(CLIENTS)]
         self.faults: list[str] = []
         """What was not 200, in words."""
 
@@ -38,20 +35,6 @@ class SteadyLoad:
     def answered(self) -> int:
         """How many requests have been answered with 200."""
         return sum(self._counts)
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End, and wait for the last answers."""
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S)
 
     @property
     def is_spoilt(self) -> bool:
@@ -63,9 +46,10 @@ class SteadyLoad:
         goal = self.answered + count
         eventually(lambda: self.answered >= goal or self.is_spoilt, TIMEOUT_S, f"{count} more answers")
 
-    def _ask(self, index: int) -> None:
+    def go_on(self, number: int) -> None:
+        """Ask, as client *number*."""
         client = Client(self._port)
-        while not self._is_over.is_set() and not self.is_spoilt:
+        while not self.is_over.is_set() and not self.is_spoilt:
             try:
                 answer = client.send("GET", PATH, self._owner.headers)
                 fault = "" if answer.status == 200 else f"{answer.status} {answer.body[:200]!r}"
@@ -74,5 +58,5 @@ class SteadyLoad:
             if fault:
                 self.faults.append(fault)
             else:
-                self._counts[index] += 1
+                self._counts[number] += 1
         client.close()

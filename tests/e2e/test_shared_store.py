@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,37 @@ def fresh_url(server: RedisServer) -> str:
     return f"{server.url}?prefix=sidecar:{secrets.token_hex(4)}:"
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A ready sidecar at *target* whose registry is in a store, and the hand that changes what is there."""
+
+    configured: Configured
+    hand: RegistryHand
+    target: str
+
+    def reason(self) -> str:
+        """Why the integration's next request is denied."""
+        return self.configured.ask(self.target).reason
+
+
+@contextmanager
+def administered(folder: Path, server: RedisServer) -> Iterator[Scene]:
+    """A sidecar with one integration, in a registry of its own in *server*."""
+    url = fresh_url(server)
+    configured = Configured(folder, store=url, registry=None)
+    hand = RegistryHand(url)
+    hand.found()
+    hand.apply(create_for(configured.key))
+    sidecar = configured.serve()
+    try:
+        target = sidecar.event("serving")["grpc"][0]
+        eventually(lambda: is_ready(sidecar), what="the sidecar is ready")
+        assert configured.ask(target).is_allowed
+        yield Scene(configured, hand, target)
+    finally:
+        sidecar.stop()
+
+
 def test_start__without_the_store_and_ready_by_itself(tmp_path: Path) -> None:
     """Without its store a sidecar listens, answers 503 and is not ready; once it is there, all is well."""
     server = RedisServer(tmp_path / "redis", port=free_port())
@@ -57,30 +91,20 @@ def test_start__without_the_store_and_ready_by_itself(tmp_path: Path) -> None:
 
 def test_changes__are_in_force_with_the_next_request(tmp_path: Path) -> None:
     """What an administrator has done to an integration holds for the very next request."""
-    url = fresh_url(shared().standalone)
-    configured = Configured(tmp_path, store=url, registry=None)
-    hand = RegistryHand(url)
-    hand.found()
-    hand.apply(create_for(configured.key))
-    sidecar = configured.serve()
-    try:
-        target = sidecar.event("serving")["grpc"][0]
-        eventually(lambda: is_ready(sidecar), what="the sidecar is ready")
-        assert configured.ask(target).is_allowed
+    with administered(tmp_path, shared().standalone) as scene:
+        hand = scene.hand
         hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
-        assert configured.ask(target).reason == "integration_suspended"
+        assert scene.reason() == "integration_suspended"
         fresh = generate_api_key()
         issued = c.NewCredential(fresh.credential_id, fresh.digest)
         hand.apply(c.IssueCredential(integration_id=ID, credential=issued), ANN)
         hand.apply(c.Reactivate(integration_id=ID, reason="replaced"), BOB)
-        assert configured.ask(target).reason == "unknown_credential"
-        configured.key = fresh
-        assert configured.ask(target).is_allowed
+        assert scene.reason() == "unknown_credential"
+        scene.configured.key = fresh
+        assert scene.configured.ask(scene.target).is_allowed
         hand.apply(c.SetAllowlist(integration_id=ID, entries=("192.0.2.0/24",)), CAT)
         hand.apply(c.EnableAllowlist(integration_id=ID), CAT)
-        assert configured.ask(target).reason == "ip_not_allowed"
-    finally:
-        sidecar.stop()
+        assert scene.reason() == "ip_not_allowed"
 
 
 def test_file__is_the_registry_when_it_is_named(tmp_path: Path) -> None:
@@ -100,17 +124,6 @@ def test_file__is_the_registry_when_it_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["cluster", "sentinel"])
 def test_kinds__of_stores(tmp_path: Path, kind: str) -> None:
     """The same in a Cluster and behind Sentinels."""
-    url = fresh_url(getattr(shared(), kind))
-    configured = Configured(tmp_path, store=url, registry=None)
-    hand = RegistryHand(url)
-    hand.found()
-    hand.apply(create_for(configured.key))
-    sidecar = configured.serve()
-    try:
-        target = sidecar.event("serving")["grpc"][0]
-        eventually(lambda: is_ready(sidecar), what="the sidecar is ready")
-        assert configured.ask(target).is_allowed
-        hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
-        assert configured.ask(target).reason == "integration_suspended"
-    finally:
-        sidecar.stop()
+    with administered(tmp_path, getattr(shared(), kind)) as scene:
+        scene.hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
+        assert scene.reason() == "integration_suspended"

@@ -6,11 +6,9 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import yaml
@@ -20,6 +18,7 @@ from deploy.demo.programs import Program
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request
+from tests.e2e.in_background import InBackground
 from tests.waiting import eventually
 
 WORKERS = 2
@@ -163,7 +162,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-class Callers:
+class Callers(InBackground):
     """
     Clients that call again and again, each on a connection of its own, one call at a time each.
 
@@ -178,16 +177,12 @@ class Callers:
             is_patient: calls wait for a connection (wait-for-ready), so that only what was under way
                 when a connection died can fail.
         """
+        super().__init__("caller", CALLERS, 2 * CALL_TIMEOUT_S)
         self._addresses = [addresses[number % len(addresses)] for number in range(CALLERS)]
         self._request = check_request(
             "GET", "/v1/inventory/42", {"x-api-key": owner.key.api_key}, "192.0.2.1"
         )
         self._is_patient = is_patient
-        self._is_over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._call, args=(number,), name=f"caller {number}")
-            for number in range(CALLERS)
-        ]
         self.answers = [0] * CALLERS
         self.faults: list[tuple[int, str]] = []
         """Caller and error of each call without an answer; the first few."""
@@ -196,20 +191,6 @@ class Callers:
     def answered(self) -> int:
         """How many calls got an answer."""
         return sum(self.answers)
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End, and wait for the last answers."""
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(2 * CALL_TIMEOUT_S)
 
     def await_more(self, count: int, callers: Sequence[int] = range(CALLERS)) -> None:
         """Wait until each of *callers* has got *count* more answers."""
@@ -220,10 +201,11 @@ class Callers:
             f"{count} more answers for each caller; faults: {self.faults}",
         )
 
-    def _call(self, number: int) -> None:
+    def go_on(self, number: int) -> None:
+        """Call, as caller *number*."""
         with grpc.insecure_channel(self._addresses[number], _CHANNEL_OPTIONS) as channel:
             check = channel.unary_unary(CHECK, request_serializer=None, response_deserializer=None)
-            while not self._is_over.wait(PAUSE_S) and len(self.faults) < FAULTS_KEPT:
+            while not self.is_over.wait(PAUSE_S) and len(self.faults) < FAULTS_KEPT:
                 try:
                     check(self._request, timeout=CALL_TIMEOUT_S, wait_for_ready=self._is_patient)
                 except grpc.RpcError as error:
@@ -232,35 +214,23 @@ class Callers:
                     self.answers[number] += 1
 
 
-class Scraper:
+class Scraper(InBackground):
     """Reads /metrics again and again while the `with` block is open, and notes every counter that fell."""
 
     def __init__(self, supervised: Supervised) -> None:
         """Watch *supervised*."""
+        super().__init__("scraper", 1, CALL_TIMEOUT_S)
         self._supervised = supervised
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._scrape, name="scraper")
         self.scrapes = 0
         self.fallen: list[str] = []
         self.least_ready = WORKERS
 
-    def __enter__(self) -> Self:
-        """Begin."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End after one more look."""
-        self._is_over.set()
-        self._thread.join(CALL_TIMEOUT_S)
-
-    def _scrape(self) -> None:
+    def go_on(self, number: int) -> None:
+        """Scrape; the last look comes after the block."""
         before: dict[str, float] = {}
         is_last = False
         while not is_last:
-            is_last = self._is_over.wait(10 * PAUSE_S)
+            is_last = self.is_over.wait(10 * PAUSE_S)
             now = self._supervised.metrics()
             self.fallen += [
                 f"{series}: {before[series]} -> {now.get(series)}"

@@ -74,12 +74,12 @@ def free_port() -> int:
 
 @contextmanager
 def running_sidecar(
-    config: Path, grpc: str, admin: str, cores: str = str(SERVER_CORE)
+    config: Path, grpc: str, admin: str, cores: str = str(SERVER_CORE), python: str = sys.executable
 ) -> Iterator[RunningSidecar]:
     """
     Run `sidecar serve` on *config*, which makes it listen on *grpc* and *admin*, and wait until it is ready.
 
-    *cores* are those it may use, as `taskset` takes them.
+    *cores* are those it may use, as `taskset` takes them; *python* is the interpreter that runs it.
 
     Raises:
         BenchError: it does not become ready in time; holds what it printed.
@@ -88,7 +88,7 @@ def running_sidecar(
         "taskset",
         "-c",
         cores,
-        sys.executable,
+        python,
         "-m",
         "sidecar.app.cli",
         "serve",

@@ -1,0 +1,124 @@
+"""
+How much the interpreter matters: whole decisions a second under each of several Pythons, in one run.
+
+`python -m loadtest.interpreters PYTHON …`: each PYTHON is an interpreter that has this project installed,
+such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`. The first one is what the
+others are held against. All serve the same registry with the embedded store, each in its turn, round by
+round, so that a slow minute of the machine hits all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from loadtest.bench.decisions import CONNECTIONS, STREAMS, confirm_allowed
+from loadtest.bench.processes import BenchError, RunningSidecar, free_port, h2load, running_sidecar
+from loadtest.bench.workload import CHECK, check_request, write_place
+
+CALLS = 60_000
+ROUNDS = 7
+VERSION_TIMEOUT_S = 20.0
+_NAME = "import platform; print(platform.python_implementation(), platform.python_version())"
+
+
+@dataclass(slots=True)
+class Contender:
+    """One interpreter, the sidecar that it runs, and what each round came to."""
+
+    python: str
+    name: str
+    sidecar: RunningSidecar
+    body: bytes
+    rates_per_s: list[float] = field(default_factory=list)
+    cpus_us: list[float] = field(default_factory=list)
+
+    def load(self, calls: int) -> None:
+        """Send *calls* as fast as they are answered."""
+        before_s = self.sidecar.cpu_s()
+        load = h2load(self.sidecar.grpc, CHECK, self.body, calls, CONNECTIONS, STREAMS)
+        self.cpus_us.append((self.sidecar.cpu_s() - before_s) * 1e6 / calls)
+        self.rates_per_s.append(load.calls_per_s)
+
+    def row(self, first: Contender) -> str:
+        """Its line of the table: medians of the rounds, and the ratio of its rate to that of *first*."""
+        rate_per_s = median(self.rates_per_s)
+        return (
+            f"| {self.python} | {self.name} | {rate_per_s:,.0f}/s | {median(self.cpus_us):.1f} µs |"
+            f" {rate_per_s / median(first.rates_per_s):.2f} × |"
+        )
+
+
+def name_of(python: str) -> str:
+    """
+    The implementation and version of an interpreter.
+
+    Raises:
+        BenchError: it cannot be run.
+    """
+    command = [python, "-c", _NAME]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=VERSION_TIMEOUT_S
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BenchError(f"{python} does not run: {error}") from None
+
+
+@contextmanager
+def _contending(python: str, folder: Path) -> Iterator[Contender]:
+    name = name_of(python)
+    folder.mkdir()
+    place = write_place(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", "fast")
+    body = check_request(place.keys[0].api_key)
+    with running_sidecar(place.config, place.grpc, place.admin, python=python) as sidecar:
+        confirm_allowed(place, body)
+        yield Contender(python, name, sidecar, body)
+
+
+def compare(pythons: Sequence[str], calls: int, rounds: int) -> list[str]:
+    """
+    A Markdown table with a line for each of *pythons*.
+
+    Raises:
+        BenchError: one of them does not run, or its sidecar does not serve.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as serving:
+        contenders = [
+            serving.enter_context(_contending(python, Path(folder, str(number))))
+            for number, python in enumerate(pythons)
+        ]
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.load(calls)
+        return [
+            "| interpreter | version | decisions | processor time of each | beside the first |",
+            "|---|---|---|---|---|",
+            *(contender.row(contenders[0]) for contender in contenders),
+        ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare and print; 1 = it could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.interpreters", description=__doc__)
+    parser.add_argument("python", nargs="+", help="an interpreter that has this project installed")
+    parser.add_argument("--calls", type=int, default=CALLS, help="a round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each (default %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        print("\n".join(compare(options.python, options.calls, options.rounds)))
+    except BenchError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

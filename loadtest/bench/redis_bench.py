@@ -13,7 +13,7 @@ from statistics import median
 
 from loadtest.bench.processes import LOAD_CORE, BenchError, free_port
 from loadtest.bench.redis_sides import Cost, Side
-from loadtest.bench.replay import Run, replay
+from loadtest.bench.replay import Manner, Run, replay
 from loadtest.bench.workload import CHECK, Place, check_request, write_place, zipf_picks
 
 INTEGRATIONS = 10_000
@@ -63,7 +63,7 @@ class Bench:
             BenchError: it fails each time.
         """
         streams = CALLS_UNDER_WAY // connections
-        run = Run(side.process.grpc, CHECK, calls, connections, streams, rate_per_s, WARM_UP_S)
+        run = Run(side.process.grpc, CHECK, calls, connections, streams, rate_per_s, WARM_UP_S, Manner.LAST)
         for _ in range(ATTEMPTS - 1):
             try:
                 return self._load_once(side, load, run)

@@ -45,8 +45,8 @@ class Manner(StrEnum):
     """
     How an open loop shares its core.
 
-    `equal`: as any process does. `last`: it has the core only while nobody else wants it, such as the
-    server itself, which must not wait for a load generator.
+    `equal`: as any process does. `last`: it has the core only while nobody else wants it, such as a
+    server or its store, which must not wait for a load generator.
     """
 
     EQUAL = "equal"

@@ -169,6 +169,9 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+    server = grpc_server(config, methods, metrics)
+    if shared is not None:
+        shared.buckets.on_answers = server.flush
     return Sidecar(
         config,
         metrics,
@@ -176,7 +179,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         health,
         HEALTH_SERVICES,
         readiness,
-        grpc_server(config, methods, metrics),
+        server,
         AdminServer(AdminApp(metrics, readiness, NO_CONTROL_PLANE), endpoints(config, "admin"), metrics),
         AdminServer(AdminApp(metrics, readiness), endpoints(config, "metrics"), metrics),
         watch,

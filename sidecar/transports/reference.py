@@ -122,6 +122,9 @@ class ReferenceGrpcServer:
         results = [certificate.reload() for certificate in self._certificates]
         return all(results)
 
+    def flush(self) -> None:
+        """See `GrpcServer.flush`: grpc-core writes by itself."""
+
     async def drain(self, timeout_s: float) -> bool:
         """See `GrpcServer.drain`. An idle connection that must be closed by force cuts nothing off."""
         self._release_claims()

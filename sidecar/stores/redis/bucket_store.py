@@ -26,6 +26,7 @@ from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
+from sidecar.stores.redis.turn import TurnEnd
 from sidecar.stores.redis.urls import Kind, StoreUrl
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,11 @@ class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
-    `on_state_change(is_ready)` is called when readiness changes. `refresh(owner, generation, done)` is
-    called when the server knows another generation of an integration's record than we took for, 0 = it
-    knows none; it puts that record into force and calls `done`. Until then the takes wait, so that their
-    callers find the new record when they are told SUPERSEDED.
+    `on_state_change(is_ready)` is called when readiness changes; `on_answers()` when takes have been told
+    their outcome, once for all that were told together. `refresh(owner, generation, done)` is called when
+    the server knows another generation of an integration's record than we took for, 0 = it knows none; it
+    puts that record into force and calls `done`. Until then the takes wait, so that their callers find the
+    new record when they are told SUPERSEDED.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RedisBucketStore:
         self.keys = KeySpace(url.prefix, url.partitions)
         self.limits = limits or StoreLimits()
         self.on_state_change: Callable[[bool], None] | None = None
+        self.on_answers: Callable[[], None] = _nothing
         self.refresh: Refresh | None = None
         self._url = url
         self._counts = StoreCounts(metrics)
@@ -112,8 +115,10 @@ class RedisBucketStore:
         """
         self._url.verify()
         connector = Connector(self._url, self.keys, self.limits)
+        loop = asyncio.get_running_loop()
         parts = LaneParts(
-            asyncio.get_running_loop(),
+            loop,
+            TurnEnd(loop, lambda: self.on_answers()),
             self.limits,
             self._counts,
             self,
@@ -122,7 +127,7 @@ class RedisBucketStore:
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
         )
         is_cluster = self._url.kind is Kind.CLUSTER
-        self._superseded = SupersededTakes(parts.loop)
+        self._superseded = SupersededTakes(loop)
         self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
         self._lanes = self._topology.lanes
         self._topology.start()
@@ -231,3 +236,7 @@ class RedisBucketStore:
             self._told[code] = now_s
             with contextlib.suppress(Exception):
                 log.error("the store at %s refuses takes: %s", lane.name, advice_of(error))
+
+
+def _nothing() -> None:
+    """Nobody writes answers together."""

@@ -1,9 +1,9 @@
 """
 The way to one node: takes gather, leave together, and each gets its answer within its time.
 
-Natural batching: what arrives in one turn of the event loop leaves together; while `in_flight_max`
-batches are on their way the next one gathers. An idle node is therefore asked at once, a busy one
-gets fewer and larger calls. There is no task and no timer per take: one timer watches over the lane.
+Natural batching: what arrives in one turn of the event loop leaves together, see `turn`; while
+`in_flight_max` batches are on their way the next one gathers. An idle node is therefore asked at once, a
+busy one gets fewer and larger calls. There is no task and no timer per take: one timer watches over the lane.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sidecar.stores.redis.take_call import (
     encode_call,
     starts_of,
 )
+from sidecar.stores.redis.turn import TurnEnd
 
 TIMER_GRAIN_S = 0.002
 """Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
@@ -66,6 +67,7 @@ class LaneParts:
     """
 
     loop: asyncio.AbstractEventLoop
+    turn: TurnEnd
     limits: StoreLimits
     counts: StoreCounts
     events: LaneEvents
@@ -90,6 +92,7 @@ class Lane:
         self.link: Link | None = None
         self._parts = parts
         self._loop = parts.loop
+        self._turn = parts.turn
         self._limits = parts.limits
         self._counts = parts.counts
         self._values = parts.counts.values
@@ -98,7 +101,7 @@ class Lane:
         self._gathering = Gathering(parts.limits)
         self._in_flight: list[Batch] = []
         self._probe: _Probe | None = None
-        self._is_flush_due = False
+        self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = NEVER_S
         self._heard_s = 0.0
@@ -117,18 +120,28 @@ class Lane:
         gathering.add(compiled, asked, deadline_s, done)
         if deadline_s < self._timer_s:
             self._watch(deadline_s)
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._turn.end_with(self)
 
-    def _flush(self) -> None:
-        self._is_flush_due = False
+    def end_turn(self) -> bool:
+        """See `turn.TurnLane`."""
+        self._is_turn_due = False
+        is_waiting = bool(self._in_flight)
         self.flush()
+        return is_waiting
+
+    def hear(self) -> None:
+        """See `turn.TurnLane`. Bounded, however fast the server replies."""
+        for _ in range(self._limits.in_flight_max):
+            if self.link is None or not self._in_flight or not self.link.read_now():
+                return
 
     def _after_replies(self) -> None:
         """A reply has made room: send what gathered behind it, unless this turn is going to send anyway."""
-        if not self._is_flush_due:
+        if not self._is_turn_due:
             self.flush()
+        self._turn.heard()
 
     def flush(self) -> None:
         """Send what has gathered, as far as the bound on batches in flight allows."""

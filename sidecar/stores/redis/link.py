@@ -8,6 +8,7 @@ answers the n-th command, so a reply that is lost makes the connection worthless
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
@@ -16,6 +17,11 @@ import hiredis
 
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
+
+READ_BYTES = 65_536
+"""The most that one `Link.read_now` reads."""
+
+_UNREADABLE = -1  # behind TLS only the transport can read
 
 
 class Receiver(Protocol):
@@ -48,6 +54,7 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(protocolError=hiredis.ProtocolError, replyError=ErrorReply)
         self._receivers: deque[Receiver] = deque()
         self._transport: asyncio.Transport | None = None
+        self._socket = _UNREADABLE
         self._unread_bytes = 0
         self._reply_bytes_max = reply_bytes_max
 
@@ -93,7 +100,27 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ready to send."""
+        socket = transport.get_extra_info("socket")
+        if socket is not None and transport.get_extra_info("ssl_object") is None:
+            self._socket = socket.fileno()
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
+
+    def read_now(self) -> bool:
+        """
+        Hand out replies that have come since the event loop looked; True = there was something to read.
+
+        Over TLS there never is: those replies come in the loop's time. An end of the connection is left to
+        the transport, which finds it there, too.
+        """
+        if self._socket == _UNREADABLE or self._transport is None or self._transport.is_closing():
+            return False
+        try:
+            data = os.read(self._socket, READ_BYTES)
+        except OSError:
+            return False  # nothing has come, or the connection is broken
+        if data:
+            self.data_received(data)
+        return bool(data)
 
     def data_received(self, data: bytes) -> None:
         """Hand out the replies that are complete."""

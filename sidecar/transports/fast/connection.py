@@ -191,7 +191,12 @@ class Connection(asyncio.BufferedProtocol):
         """Flush at the end of this turn, unless that is going to happen anyway."""
         if not self._is_flush_pending:
             self._is_flush_pending = True
-            self._core.loop.call_soon(self._guarded, self.flush)
+            self._core.flush_soon(self)
+
+    def flush_pending(self) -> None:
+        """Flush, unless that has happened since `flush_soon`."""
+        if self._is_flush_pending:
+            self._guarded(self.flush)
 
     def resume_soon(self) -> None:
         """Let other connections have their turn, then handle the rest of what was read."""

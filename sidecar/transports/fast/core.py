@@ -17,6 +17,9 @@ from sidecar.transports.server import TransportLimits
 READ_BYTES = 65_536
 """One read of a connection. More would be faster by nothing and let one connection hold the loop."""
 
+SHARE_CALLS = 16
+"""What any connection may have handled in a turn of the loop, however many others there are."""
+
 _log = logging.getLogger("sidecar.transports")
 
 
@@ -32,18 +35,26 @@ class Peer(Protocol):
     def abort(self) -> None:
         """Close without a word, whatever is unwritten."""
 
+    def flush_pending(self) -> None:
+        """Write what is queued, unless that has happened."""
+
 
 class Core:
     """
     The state that connections share; one per server, used from its event loop alone.
 
-    `open` counts connections, TLS handshakes included, `running` handlers that have not ended,
+    `share_calls_min` is what each connection may have handled in a turn without asking for its share. `open`
+    counts connections, TLS handshakes included, `running` handlers that have not ended,
     `buffered_bytes` those of unfinished requests. Gauges follow them: what a gauge in shared memory
     held before this process is no concern of its limits.
     """
 
     __slots__ = (
+        "_calls_left",
         "_faults_logged_s",
+        "_share_calls",
+        "_sharers",
+        "_unflushed",
         "buffered_bytes",
         "check_interval_s",
         "closed_slots",
@@ -63,6 +74,7 @@ class Core:
         "read_buffer",
         "running",
         "running_slot",
+        "share_calls_min",
         "values",
         "wheel",
     )
@@ -112,6 +124,11 @@ class Core:
             reason: metrics.slot("sidecar_connections_closed_total", reason) for reason in CLOSE_REASONS
         }
         self._faults_logged_s = float("-inf")
+        self._unflushed: list[Peer] = []
+        self.share_calls_min = min(SHARE_CALLS, limits.calls_per_turn_max)
+        self._calls_left = 0
+        self._share_calls = limits.calls_per_turn_max
+        self._sharers = 0
 
     def admit(self, peer: str) -> bool:
         """Take a place for one more connection of *peer* ('' = uncounted); False = there is none."""
@@ -137,6 +154,38 @@ class Core:
                 self.peers[peer] = count
             else:
                 del self.peers[peer]
+
+    def take_share(self, calls: int) -> int:
+        """
+        How many of *calls* that wait on one connection may be handled in this turn of the loop.
+
+        All that ask draw on `calls_per_turn_max`, in equal parts if as many ask as did in the turn before;
+        each gets `share_calls_min`. So a turn in which many connections have much to say is hardly longer
+        than one in which a single one has.
+        """
+        if not self._sharers:
+            self._calls_left = self.limits.calls_per_turn_max
+            self.loop.call_soon(self._end_turn)
+        self._sharers += 1
+        share = min(calls, max(self.share_calls_min, min(self._calls_left, self._share_calls)))
+        self._calls_left -= share
+        return share
+
+    def _end_turn(self) -> None:
+        self._share_calls = self.limits.calls_per_turn_max // self._sharers
+        self._sharers = 0
+
+    def flush_soon(self, peer: Peer) -> None:
+        """Have *peer* write what is queued at the end of this turn, or with the next `flush`."""
+        if not self._unflushed:
+            self.loop.call_soon(self.flush)
+        self._unflushed.append(peer)
+
+    def flush(self) -> None:
+        """Write what connections have queued so far in this turn."""
+        unflushed, self._unflushed = self._unflushed, []
+        for peer in unflushed:
+            peer.flush_pending()
 
     def log_fault(self, what: str) -> None:
         """Log the exception being handled: a fault of ours. At most once a second, whatever comes in."""

@@ -76,6 +76,11 @@ class FastGrpcServer:
             core.wheel.add(core.loop.time() + POLL_INTERVAL_S, self)
         return tuple(listener.endpoint for listener in listeners)
 
+    def flush(self) -> None:
+        """See `GrpcServer.flush`."""
+        if self._core is not None:
+            self._core.flush()
+
     def reload_tls(self) -> bool:
         """Load all TLS files again now; False = some cannot be used and the former ones stay."""
         results = [context.reload() for context in self._tls]

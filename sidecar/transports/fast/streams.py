@@ -9,7 +9,7 @@ measured, and do nothing that such a call does not need.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from sidecar.rpc.statuses import RpcError, StatusCode
@@ -132,18 +132,20 @@ class Streams:
         """True while events wait for the next turn."""
         return bool(self._backlog)
 
-    def handle(self, events: Iterable[Event]) -> None:
+    def handle(self, events: Sequence[Event]) -> None:
         """
         Handle *events* in order.
 
-        After `calls_per_turn_max` calls the rest waits for the next turn of the loop, so that one
-        connection cannot hold up the others.
+        After its share of this turn's calls the rest waits for the next one (`Core.take_share`), so that
+        one connection cannot hold up the others, and the answers to a pile of calls come bit by bit.
         """
         if self._backlog:
             self._backlog.extend(events)
             return
         calls = self.calls
-        events_left = 2 * self._core.limits.calls_per_turn_max  # headers and data of each
+        events_left = len(events)
+        if events_left > 2 * self._core.share_calls_min:  # headers and data of each
+            events_left = 2 * self._core.take_share(events_left // 2)
         rest: Iterator[Any] = iter(events)  # Any: `type(event) is` is faster than isinstance
         for event in rest:
             kind = type(event)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from sidecar.app.config import load_config
 from sidecar.app.shared_store import SharedStore
+from sidecar.app.wiring import LoadedConfig, build_sidecar
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.stores.local_share import FORGET_AFTER_US, LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
 from tests.building import ManualClock, make_metrics
-from tests.store_worlds import bucket
+from tests.store_worlds import bucket, run
 
 
 @pytest.fixture
@@ -43,3 +47,12 @@ def test_beat__forgets_what_was_used_once_the_store_is_back(
     clock.advance(us=1)
     shared._beaten(1)
     assert len(local) == kept
+
+
+def test_answers__leave_as_soon_as_the_store_has_told_all(tmp_path: Path) -> None:
+    """The store's word that it has handed out what came goes to the server, which then writes."""
+    file = tmp_path / "sidecar.yaml"
+    file.write_text("{store: 'redis://127.0.0.1:1', listen: {grpc: '127.0.0.1:0', admin: []}}")
+    sidecar = run(build_sidecar(LoadedConfig(load_config(file, {})), make_metrics()))
+    assert sidecar.shared is not None
+    assert sidecar.shared.buckets.on_answers == sidecar.server.flush

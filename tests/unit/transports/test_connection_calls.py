@@ -487,6 +487,42 @@ def test_turn__other_connections_get_theirs() -> None:
     assert [rig.stream(stream_id).status for stream_id, _ in calls] == [0] * 35
 
 
+def test_turn__connections_share_it() -> None:
+    """The first to ask takes what there is, then all get equal parts; a few calls are never put off."""
+    rigs = [Rig(TransportLimits(calls_per_turn_max=60))]
+    core, loop = rigs[0].core, rigs[0].loop
+    rigs += [Rig(core=core) for _ in range(3)]
+    for rig, count in zip(rigs, (100, 100, 100, 16), strict=True):
+        rig.say_unread(b"".join(rig.call_bytes()[1] for _ in range(count)))
+    assert [answered(rig) for rig in rigs] == [60, 16, 16, 16]
+    loop.turn()
+    assert [answered(rig) for rig in rigs] == [80, 36, 36, 16]
+    loop.settle()
+    assert [answered(rig) for rig in rigs] == [100, 100, 100, 16]
+
+
+def answered(rig: Rig) -> int:
+    """How many of the client's calls have come back OK."""
+    return sum(rig.stream(stream_id).status == 0 for stream_id in range(1, rig.stream_id(), 2))
+
+
+def test_flush__writes_late_answers_of_all_connections_once() -> None:
+    """What was answered so far leaves when `Core.flush` says so; the end of the turn adds nothing."""
+    rigs = [Rig()]
+    rigs.append(Rig(core=rigs[0].core))
+    for rig in rigs:
+        rig.say_unread(rig.call_bytes("/t/Keep")[1] + rig.call_bytes("/t/Keep")[1])
+    before = [rig.transport.writes for rig in rigs]
+    rigs[0].kept.reply_all()
+    assert [rig.transport.writes for rig in rigs] == before
+    rigs[0].core.flush()
+    once = [count + 1 for count in before]
+    assert [rig.transport.writes for rig in rigs] == once
+    rigs[0].loop.settle()
+    assert [rig.transport.writes for rig in rigs] == once
+    assert [answered(rig) for rig in rigs] == [2, 2]
+
+
 def test_turn__the_order_of_events_survives_a_break() -> None:
     """A reset that waits behind the break still cancels its call, and nothing is left."""
     rig = Rig(TransportLimits(calls_per_turn_max=2))

@@ -18,6 +18,7 @@ from sidecar.stores.redis.link import Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy
 from sidecar.stores.redis.superseded import Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
+from sidecar.stores.redis.turn import TurnEnd
 from tests.building import make_metrics
 
 SERVER_NOW_US = 1_764_000_000_000_000
@@ -103,6 +104,7 @@ class FakeLink:
         self.on_turn: Callable[[], None] | None = None
         self.writes: list[list[list[bytes]]] = []
         self.receivers: list[Receiver] = []
+        self.arrived: list[Any] = []
         self.is_aborted = False
 
     def send(self, commands: bytes, receivers: Iterable[Receiver]) -> None:
@@ -126,6 +128,13 @@ class FakeLink:
         for receiver in receivers:
             receiver.lost()
 
+    def read_now(self) -> bool:
+        """Hand out the first of the replies that have arrived unnoticed."""
+        if not self.arrived:
+            return False
+        self.reply(self.arrived.pop(0))
+        return True
+
     @property
     def commands(self) -> list[list[bytes]]:
         """Every command so far."""
@@ -147,6 +156,11 @@ class FakeOwner:
         self.empty: list[tuple[BucketSet, Taken, int, float]] = []
         self.newer: list[tuple[str, int]] = []
         self.errors: list[tuple[str, Remedy]] = []
+        self.answers = 0
+
+    def answered(self) -> None:
+        """See `TurnEnd`."""
+        self.answers += 1
 
     def changed(self, lane: Lane) -> None:
         """See `LaneEvents`."""
@@ -175,10 +189,12 @@ class Bench:
         self.owner = FakeOwner()
         self.metrics = make_metrics()
         self.limits = StoreLimits(**limits)
+        loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.lane = Lane(
             "node",
             LaneParts(
-                cast(asyncio.AbstractEventLoop, self.loop),
+                loop,
+                TurnEnd(loop, self.owner.answered),
                 self.limits,
                 StoreCounts(self.metrics),
                 self.owner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from socket import socket, socketpair
 from typing import Any, cast
 
 import pytest
@@ -26,6 +27,9 @@ class FakeTransport:
     def write(self, data: bytes) -> None:
         """Keep it."""
         self.written += data
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket behind it."""
 
     def abort(self) -> None:
         """End, and say so once."""
@@ -149,5 +153,72 @@ def test_link__a_request_gets_its_reply_or_its_error() -> None:
         assert await good == b"x"
         with pytest.raises(ErrorReply, match="ERR no"):
             await bad
+
+    run(scene())
+
+
+async def joined_link() -> tuple[Link, socket]:
+    """A link over a real socket, and the socket's other end."""
+    ours, theirs = socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_unix_connection(lambda: Link(loop, 1_000), sock=ours)
+    return link, theirs
+
+
+def test_link__what_has_come_is_read_without_the_loop() -> None:
+    """`read_now` hands replies out within the turn in which they came; without any it does nothing."""
+
+    async def scene() -> None:
+        link, server = await joined_link()
+        with server:
+            keeping = Keeping()
+            link.send(b"PING\r\n", (keeping,))
+            assert server.recv(100) == b"PING\r\n", "commands leave within the turn, too"
+            assert not link.read_now()
+            server.send(b"+PONG\r\n")
+            assert link.read_now()
+            assert keeping.got == [b"PONG"]
+            assert not link.read_now()
+            link.abort()
+            assert not link.read_now()
+            await link.lost
+
+    run(scene())
+
+
+def test_link__a_reply_may_be_read_in_part_here_and_there() -> None:
+    """The rest of a reply that `read_now` met in its middle comes by the loop, and the other way round."""
+
+    async def scene() -> None:
+        link, server = await joined_link()
+        with server:
+            first = link.request("GET", "a")
+            second = link.request("GET", "b")
+            server.send(b"$3\r\no")
+            assert link.read_now()
+            server.send(b"ne\r\n$3\r\nt")
+            assert await first == b"one"
+            server.send(b"wo\r\n")
+            assert link.read_now()
+            assert second.result() == b"two"
+            link.abort()
+            await link.lost
+
+    run(scene())
+
+
+def test_link__the_end_is_left_to_the_transport() -> None:
+    """`read_now` meets the end of the connection: whoever waits still learns of it, once."""
+
+    async def scene() -> None:
+        link, server = await joined_link()
+        keeping = Keeping()
+        link.send(b"PING\r\n", (keeping,))
+        server.close()
+        assert not link.read_now()
+        await link.lost
+        assert keeping.got == ["lost"]
+        assert not link.read_now()
 
     run(scene())

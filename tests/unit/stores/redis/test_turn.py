@@ -1,0 +1,69 @@
+"""The end of a turn: takes leave first, then replies that lie there are handed out, then answers leave."""
+
+from __future__ import annotations
+
+from tests.store_worlds import bucket
+
+from .fakes import Bench, asked_of, full_reply
+
+ACME = bucket("acme")
+
+
+def test_turn__a_reply_that_came_meanwhile_is_handed_out_as_the_turn_ends() -> None:
+    """Not a turn later, and after the turn's own takes have left; the answers are written once."""
+    bench = Bench()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.take("b", ACME)
+    bench.link.arrived.append(full_reply(1))
+    bench.loop.turn()
+    assert [asked_of(call) for call in bench.link.commands] == [[1], [1]]
+    assert list(bench.outcomes) == ["a"]
+    assert bench.owner.answers == 1
+
+
+def test_turn__the_replies_to_all_batches_are_heard_and_answers_written_once() -> None:
+    """Also the one to the batch that has only just left, where the server was quick."""
+    bench = Bench()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.take("b", ACME)
+    bench.link.arrived += [full_reply(1), full_reply(1)]
+    bench.loop.turn()
+    assert list(bench.outcomes) == ["a", "b"]
+    assert bench.owner.answers == 1
+
+
+def test_turn__hearing_makes_room_for_what_gathered() -> None:
+    """With the bound on batches in flight reached nothing can leave before a reply is heard; then it does."""
+    bench = Bench(in_flight_max=1)
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.take("b", ACME)
+    bench.take("c", ACME)
+    bench.link.arrived.append(full_reply(1))
+    bench.loop.turn()
+    assert [asked_of(call) for call in bench.link.commands] == [[1], [2]]
+    assert list(bench.outcomes) == ["a"]
+
+
+def test_turn__a_quick_server_cannot_keep_the_turn_from_ending() -> None:
+    """At most as many replies as batches may be in flight are heard: the loop has other work."""
+    bench = Bench(in_flight_max=1, groups_max=1)
+    for name in "abcdef":
+        bench.take(name, bucket(name))
+    bench.loop.turn()
+    bench.take("g", bucket("g"))
+    bench.link.arrived += [full_reply(1)] * 6
+    bench.loop.turn()
+    assert list(bench.outcomes) == ["a"]
+
+
+def test_turn__replies_in_the_loops_own_time_are_written_at_once() -> None:
+    """Whoever reads for the loop tells the end of each read."""
+    bench = Bench()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    assert bench.owner.answers == 0, "nothing was to be heard"
+    bench.link.reply(full_reply(1))
+    assert bench.owner.answers == 1

@@ -60,7 +60,7 @@ class TransportLimits:
     # One connection.
     streams_max: int = 1_024  # advertised; lower and Envoy's first flight is refused, see `engine`
     calls_per_connection_max: int = 1_024  # handlers that have not ended (rapid reset)
-    calls_per_turn_max: int = 64  # new calls of a loop turn, which connections share; 16 each at least
+    calls_per_turn_max: int = 64  # new calls of a loop turn, which connections share; see `Core`
     buffered_bytes_per_connection_max: int = 4 << 20  # unfinished requests; also the receive window
     write_buffer_bytes_max: int = 1 << 20  # answers the peer does not read
     handshake_timeout_s: float = 10.0  # TLS; again from the preface to the SETTINGS ACK

@@ -18,7 +18,10 @@ READ_BYTES = 65_536
 """One read of a connection. More would be faster by nothing and let one connection hold the loop."""
 
 SHARE_CALLS = 16
-"""What any connection may have handled in a turn of the loop, however many others there are."""
+"""A connection's share of a turn of the loop is no smaller, however many others have one."""
+
+UNDIVIDED_CALLS = 32
+"""So few calls of one connection are never divided: each part would have a write and more of its own."""
 
 _log = logging.getLogger("sidecar.transports")
 
@@ -43,8 +46,8 @@ class Core:
     """
     The state that connections share; one per server, used from its event loop alone.
 
-    `share_calls_min` is what each connection may have handled in a turn without asking for its share. `open`
-    counts connections, TLS handshakes included, `running` handlers that have not ended,
+    So many calls as `undivided_calls` a connection may have handled in a turn without asking for its share.
+    `open` counts connections, TLS handshakes included, `running` handlers that have not ended,
     `buffered_bytes` those of unfinished requests. Gauges follow them: what a gauge in shared memory
     held before this process is no concern of its limits.
     """
@@ -53,6 +56,7 @@ class Core:
         "_calls_left",
         "_faults_logged_s",
         "_share_calls",
+        "_share_calls_min",
         "_sharers",
         "_unflushed",
         "buffered_bytes",
@@ -74,7 +78,7 @@ class Core:
         "read_buffer",
         "running",
         "running_slot",
-        "share_calls_min",
+        "undivided_calls",
         "values",
         "wheel",
     )
@@ -125,7 +129,8 @@ class Core:
         }
         self._faults_logged_s = float("-inf")
         self._unflushed: list[Peer] = []
-        self.share_calls_min = min(SHARE_CALLS, limits.calls_per_turn_max)
+        self.undivided_calls = min(UNDIVIDED_CALLS, limits.calls_per_turn_max)
+        self._share_calls_min = min(SHARE_CALLS, limits.calls_per_turn_max)
         self._calls_left = 0
         self._share_calls = limits.calls_per_turn_max
         self._sharers = 0
@@ -160,14 +165,14 @@ class Core:
         How many of *calls* that wait on one connection may be handled in this turn of the loop.
 
         All that ask draw on `calls_per_turn_max`, in equal parts if as many ask as did in the turn before;
-        each gets `share_calls_min`. So a turn in which many connections have much to say is hardly longer
+        each gets SHARE_CALLS. So a turn in which many connections have much to say is hardly longer
         than one in which a single one has.
         """
         if not self._sharers:
             self._calls_left = self.limits.calls_per_turn_max
             self.loop.call_soon(self._end_turn)
         self._sharers += 1
-        share = min(calls, max(self.share_calls_min, min(self._calls_left, self._share_calls)))
+        share = min(calls, max(self._share_calls_min, min(self._calls_left, self._share_calls)))
         self._calls_left -= share
         return share
 

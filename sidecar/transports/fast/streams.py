@@ -144,7 +144,7 @@ class Streams:
             return
         calls = self.calls
         events_left = len(events)
-        if events_left > 2 * self._core.share_calls_min:  # headers and data of each
+        if events_left > 2 * self._core.undivided_calls:  # headers and data of each
             events_left = 2 * self._core.take_share(events_left // 2)
         rest: Iterator[Any] = iter(events)  # Any: `type(event) is` is faster than isinstance
         for event in rest:

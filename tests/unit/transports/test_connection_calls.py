@@ -492,13 +492,13 @@ def test_turn__connections_share_it() -> None:
     rigs = [Rig(TransportLimits(calls_per_turn_max=60))]
     core, loop = rigs[0].core, rigs[0].loop
     rigs += [Rig(core=core) for _ in range(3)]
-    for rig, count in zip(rigs, (100, 100, 100, 16), strict=True):
+    for rig, count in zip(rigs, (100, 100, 100, 32), strict=True):
         rig.say_unread(b"".join(rig.call_bytes()[1] for _ in range(count)))
-    assert [answered(rig) for rig in rigs] == [60, 16, 16, 16]
+    assert [answered(rig) for rig in rigs] == [60, 16, 16, 32]
     loop.turn()
-    assert [answered(rig) for rig in rigs] == [80, 36, 36, 16]
+    assert [answered(rig) for rig in rigs] == [80, 36, 36, 32]
     loop.settle()
-    assert [answered(rig) for rig in rigs] == [100, 100, 100, 16]
+    assert [answered(rig) for rig in rigs] == [100, 100, 100, 32]
 
 
 def answered(rig: Rig) -> int:

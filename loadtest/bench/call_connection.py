@@ -6,12 +6,11 @@ import socket
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from time import perf_counter_ns
 
 from loadtest.bench.wire import Answers, Requests, WireError, opening
 
 ANSWER_TIMEOUT_S = 20.0
-READ_BYTES = 262_144
+READ_BYTES = 65_536
 STREAMS_MAX = 256
 """Calls under way on one connection in an open loop; later ones wait, and their wait counts."""
 
@@ -27,88 +26,92 @@ def is_late(payload: bytes) -> bool:
 
 
 class CallConnection:
-    """One connection: what is due on it, under way, and answered."""
+    """
+    One connection: what is due on it, under way, and answered.
+
+    `due` counts calls whose moment has come and that are not yet sent; `late` those that were judged to be.
+    """
 
     def __init__(self, target: str, requests: Requests, picks: Iterator[int]) -> None:
         self.socket = connect(target)
-        self.due_ns: deque[int] = deque()
+        self.due = 0
         self.under_way = 0
         self.late = 0
-        self.kept_from_ns = 0
-        self._dues_ns = array("q")  # of call n, which is on stream 2n + 1
-        self._latencies_ns = array("q")
-        self._measured_dues_ns = array("q")  # of each of those
-        self._messages: list[bytes] = []
         self._requests = requests
         self._picks = picks
-        self._answers = Answers(self._keep, self._ended)
+        self._planned: deque[tuple[bytes, int]] = deque()
+        self._moments_ns = array("q")  # of call n, which is on stream 2n + 1
+        self._answers = Answers()
         self._stream = 1
         self.socket.sendall(opening())
 
-    def _keep(self, payload: bytes) -> bool:
-        """Judge it when the load is over."""
-        self._messages.append(payload)
-        return True
+    def plan(self, moment_ns: int) -> None:
+        """Make one more call ready to be sent, which will be due at *moment_ns*."""
+        self._moments_ns.append(moment_ns)
+        self._planned.append(self._next_request())
 
-    def judge(self) -> None:
-        """
-        Judge all answers; count late ones.
-
-        Raises:
-            WireError: one is not an allow.
-        """
-        for payload in self._messages:
-            if not is_allow(payload):
-                if not is_late(payload):
-                    raise WireError(f"an answer is not what this load must get: {payload[:200]!r}")
-                self.late += 1
-
-    def measured(self) -> Iterator[tuple[int, int]]:
-        """When each call was due that was made at a time, and its latency, both in nanoseconds."""
-        return zip(self._measured_dues_ns, self._latencies_ns, strict=True)
-
-    def _ended(self, stream: int) -> None:
-        self.under_way -= 1
-        if self._dues_ns:
-            due_ns = self._dues_ns[stream >> 1]
-            if due_ns >= self.kept_from_ns:
-                self._latencies_ns.append(perf_counter_ns() - due_ns)
-                self._measured_dues_ns.append(due_ns)
+    def _next_request(self) -> tuple[bytes, int]:
+        """The next request, and what it takes of the server's window."""
+        number, stream = next(self._picks), self._stream
+        self._stream += 2
+        make = self._requests.first if stream == 1 else self._requests.next
+        return make(stream, number), self._requests.sizes[number]
 
     def send(self, count: int) -> None:
-        """Call *count* times; calls that were due at a time take theirs along."""
-        pieces: list[bytes] = [bytes(self._answers.to_send)]
-        self._answers.to_send.clear()
+        """Make *count* calls, those that are planned first."""
+        answers, planned = self._answers, self._planned
+        pieces = [bytes(answers.to_send)]
+        answers.to_send.clear()
         for _ in range(count):
-            number = next(self._picks)
-            if self._stream == 1:
-                pieces.append(self._requests.first(1, number))
-            else:
-                pieces += self._requests.next(self._stream, number)
-            self._answers.window_bytes -= self._requests.sizes[number]
-            if self.due_ns:
-                self._dues_ns.append(self.due_ns.popleft())
-            self._stream += 2
-        if self._answers.window_bytes < 0:
+            request, window_bytes = planned.popleft() if planned else self._next_request()
+            pieces.append(request)
+            answers.window_bytes -= window_bytes
+        if answers.window_bytes < 0:
             raise WireError("the server's window is used up: it is not reading what it is sent")
         self.under_way += count
         self.socket.sendall(b"".join(pieces))
 
-    def read(self) -> int:
-        """Read what has come; how many answers ended."""
+    def send_due(self) -> None:
+        """Make the calls that are due, as far as the connection takes them."""
+        room = self._answers.window_bytes // self._requests.size_max
+        count = min(self.due, STREAMS_MAX - self.under_way, room)
+        if count > 0:
+            self.due -= count
+            self.send(count)
+
+    def read(self, read_ns: int = 0) -> int:
+        """Read at *read_ns* what has come; how many answers ended."""
         before = self._answers.answers
         data = self.socket.recv(READ_BYTES)
         if not data:
             raise WireError("the server closed a connection")
-        self._answers.feed(data)
-        return self._answers.answers - before
+        self._answers.feed(data, read_ns)
+        ended = self._answers.answers - before
+        self.under_way -= ended
+        return ended
 
-    def send_due(self) -> None:
-        """Send the calls that are due, as far as the connection takes them."""
-        count = min(len(self.due_ns), STREAMS_MAX - self.under_way)
-        room = self._answers.window_bytes // self._requests.size_max
-        if count > 0 and room > 0:
-            self.send(min(count, room))
+    def judge(self) -> list[tuple[int, int]]:
+        """
+        Judge all answers; when each planned call was due and when its answer was read.
+
+        Raises:
+            WireError: one is neither an allow nor late.
+        """
+        calls: list[tuple[int, int]] = []
+        moments_ns = self._moments_ns
+
+        def ended(stream: int, read_ns: int) -> None:
+            if moments_ns:
+                calls.append((moments_ns[stream >> 1], read_ns))
+
+        self._answers.judge(self._is_good, ended)
+        return calls
+
+    def _is_good(self, payload: bytes) -> bool:
+        if is_allow(payload):
+            return True
+        self.late += 1
+        return is_late(payload)
 
 
 def connect(target: str) -> socket.socket:

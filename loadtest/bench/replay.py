@@ -6,9 +6,9 @@ or at a given rate whether it answers or not, latency counted from when a call w
 that stops pays for every call it delays (open loop, no coordinated omission). The run is described by
 files in FOLDER, see `Run`; the result goes to standard output as JSON.
 
-In an open loop the generator does nothing that can wait: answers are judged when the load is over. It sleeps
-until a call is due or an answer is there: were it never idle, each message to another program on its core
-would have to interrupt it first, and the server would pay for that.
+In an open loop the generator does nothing that can wait: requests are made before the load, and what answers
+say is read after it. It sleeps until a call is due or an answer is there: were it never idle, each message to
+another program on its core would have to interrupt it first, and the server would pay for that.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Run:
     streams: int
     rate_per_s: float = 0.0
     warm_up_s: float = 0.0
-    manner: str = Manner.EQUAL
+    manner: Manner = Manner.EQUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,35 +147,33 @@ def _closed_loop(run: Run, connections: Sequence[CallConnection]) -> None:
                 unsent -= count
 
 
-def _open_loop(run: Run, connections: Sequence[CallConnection]) -> None:
-    """Call at random moments, whatever is answered."""
+def _open_loop(connections: Sequence[CallConnection], moments_ns: Iterable[int], manner: Manner) -> None:
+    """Call at *moments_ns*, over the connections in turn, whatever is answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
-    moments_ns, turns = _moments_ns(run), cycle(connections)
-    with awake(), _in_manner(run.manner):
-        unanswered = len(moments_ns)
+    turns, waiting = cycle(connections), deque(moments_ns)
+    with awake(), _in_manner(manner):
+        unanswered = len(waiting)
         heard_ns = started_ns = perf_counter_ns()
-        for connection in connections:
-            connection.kept_from_ns = started_ns + int(run.warm_up_s * 1e9)
-        dues_ns = deque(started_ns + moment_ns for moment_ns in moments_ns)
         while unanswered:
             now_ns = perf_counter_ns()
-            while dues_ns and dues_ns[0] <= now_ns:
-                next(turns).due_ns.append(dues_ns.popleft())
+            while waiting and started_ns + waiting[0] <= now_ns:
+                waiting.popleft()
+                next(turns).due += 1
             for connection in connections:
-                if connection.due_ns:
+                if connection.due:
                     connection.send_due()
-            until_ns = dues_ns[0] if dues_ns else heard_ns + int(ANSWER_TIMEOUT_S * 1e9)
+            until_ns = started_ns + waiting[0] if waiting else heard_ns + int(ANSWER_TIMEOUT_S * 1e9)
             # By `select`: `epoll` knows whole milliseconds only.
             ready, _, _ = select.select(by_fd, (), (), max(0.0, (until_ns - perf_counter_ns()) / 1e9))
             for fd in ready:
-                unanswered -= by_fd[fd].read()
-                heard_ns = now_ns
-            if not dues_ns and now_ns - heard_ns > ANSWER_TIMEOUT_S * 1e9:
+                heard_ns = perf_counter_ns()
+                unanswered -= by_fd[fd].read(heard_ns - started_ns)
+            if not waiting and perf_counter_ns() - heard_ns > ANSWER_TIMEOUT_S * 1e9:
                 raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
 
 
 @contextmanager
-def _in_manner(manner: str) -> Iterator[None]:
+def _in_manner(manner: Manner) -> Iterator[None]:
     """No garbage collection meanwhile, and the priority that *manner* says."""
     policy = os.sched_getscheduler(0)
     gc.disable()
@@ -242,22 +240,24 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
         connections = [CallConnection(run.target, requests, source) for _ in range(run.connections)]
         for connection in connections:
             open_connections.enter_context(connection.socket)
+        moments_ns = _moments_ns(run) if run.rate_per_s else []
+        for moment_ns, connection in zip(moments_ns, cycle(connections)):
+            connection.plan(moment_ns)
         started_s, cpu_s = perf_counter(), process_time()
-        if run.rate_per_s:
-            _open_loop(run, connections)
+        if moments_ns:
+            _open_loop(connections, moments_ns, run.manner)
         else:
             _closed_loop(run, connections)
         elapsed_s, cpu_s = perf_counter() - started_s, process_time() - cpu_s
-    for connection in connections:
-        connection.judge()
+    calls = [call for connection in connections for call in connection.judge()]
     late = sum(connection.late for connection in connections)
     if late > LATE_SHARE_MAX * run.calls:
         raise WireError(
             f"the store was late for {late} of {run.calls} calls: it, or the machine, was overloaded"
         )
-    calls = [call for connection in connections for call in connection.measured()]
-    ordered = sorted(latency_ns for _, latency_ns in calls)
-    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered), typical_latencies_us(calls))
+    kept = [(due_ns, read_ns - due_ns) for due_ns, read_ns in calls if due_ns >= run.warm_up_s * 1e9]
+    ordered = sorted(latency_ns for _, latency_ns in kept)
+    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered), typical_latencies_us(kept))
 
 
 def main(folder: Path) -> None:

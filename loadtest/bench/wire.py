@@ -3,22 +3,24 @@ Unary gRPC calls as ready-made HTTP/2 frames: many different requests a second o
 
 Every request on a connection has the same header block: the first one puts its headers into the
 peer's dynamic table, all others are six indexes into it (RFC 7541 6.1, 6.2.1). So a request is a handful of
-constant bytes, twice its stream id, and its message. Answers are read frame by frame and each is judged.
+constant bytes, twice its stream id, and its message. Answers are counted by the heads of their frames, which
+takes next to no time; what they say is judged when the load is over.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 FRAME_HEAD = struct.Struct(">IBI")  # length and type share the first word
+HEAD_BYTES = FRAME_HEAD.size
 STREAM_ID_MAX = 2**31 - 1
 WINDOW_BYTES = 65_535
 RECEIVE_WINDOW_BYTES = 2**31 - 1
-WINDOW_LOW_BYTES = 2**30
+"""More than a load gets on one connection: it is never widened."""
 
 _POST_HTTP = b"\x83\x86"  # :method POST and :scheme http of the static table
 _INDEXED = _POST_HTTP + b"\xc1\xc0\xbf\xbe"  # the four that the first block has put into the dynamic table
@@ -65,68 +67,80 @@ class Requests:
             DATA, END_STREAM, stream, self._messages[number]
         )
 
-    def next(self, stream: int, number: int) -> tuple[bytes, ...]:
-        """The pieces of any further request."""
+    def next(self, stream: int, number: int) -> bytes:
+        """Any further request."""
         stream_id = stream.to_bytes(4, "big")
-        return self._head, stream_id, self._middles[number], stream_id, self._messages[number]
+        return b"".join((self._head, stream_id, self._middles[number], stream_id, self._messages[number]))
 
 
 class Answers:
     """
     Reads what a server sends on one connection.
 
-    `ended` is called with the stream of each answer that is complete; `to_send` gathers what must be
-    sent back; `window_bytes` is what the server still takes, by its WINDOW_UPDATEs.
+    `answers` counts those that are complete; `to_send` gathers what must be sent back; `window_bytes` is
+    what the server still takes, by its WINDOW_UPDATEs. All that came is kept for `judge`.
     """
 
-    def __init__(self, is_good: Callable[[bytes], bool], ended: Callable[[int], None]) -> None:
-        """Judge every message by *is_good*."""
-        self._is_good = is_good
-        self._ended = ended
+    def __init__(self) -> None:
+        """Nothing has come."""
         self._rest = b""
-        self._messages = 0
-        self._received_bytes = 0
+        self._kept: list[tuple[int, bytes]] = []
         self.answers = 0
         self.window_bytes = WINDOW_BYTES
         self.to_send = bytearray()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, read_ns: int) -> None:
         """
-        Read *data*.
+        Count what is complete with *data*, which was read at *read_ns*.
 
         Raises:
-            WireError: an answer is not good, or has no message, or the server gives up a stream.
+            WireError: the server gives up a stream or the connection.
         """
         data = self._rest + data if self._rest else data
-        at, size, unpack = 0, len(data), FRAME_HEAD.unpack_from
-        while at + 9 <= size:
-            head, flags, stream = unpack(data, at)
-            end = at + 9 + (head >> 8)
+        at, size, answers, unpack = 0, len(data), 0, FRAME_HEAD.unpack_from
+        while at + HEAD_BYTES <= size:
+            head, flags, _ = unpack(data, at)
+            end = at + HEAD_BYTES + (head >> 8)
             if end > size:
                 break
             kind = head & 0xFF
-            if kind == DATA:
-                self._message(data[at + 9 : end])
-            elif kind != HEADERS:
-                self._control(kind, flags, data[at + 9 : end])
-            if kind <= HEADERS and flags & END_STREAM:
-                self.answers += 1
-                if self._messages < self.answers:
-                    raise WireError(f"a call ended without a message: it failed, {data[at + 9 : end]!r}")
-                self._ended(stream)
+            if kind > HEADERS:
+                self._control(kind, flags, data[at + HEAD_BYTES : end])
+            elif flags & END_STREAM:
+                answers += 1
             at = end
+        self.answers += answers
+        self._kept.append((read_ns, data[:at]))
         self._rest = data[at:]
 
-    def _message(self, payload: bytes) -> None:
-        if not payload:  # grpc-core may end a stream by an empty frame
-            return
-        if int.from_bytes(payload[1:5], "big") != len(payload) - 5 or not self._is_good(payload):
-            raise WireError(f"an answer is not what this load must get: {payload[:200]!r}")
-        self._messages += 1
-        self._received_bytes += len(payload)
-        if self._received_bytes >= WINDOW_LOW_BYTES:
-            self.to_send += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received_bytes))
-            self._received_bytes = 0
+    def judge(self, is_good: Callable[[bytes], bool], ended: Callable[[int, int], None]) -> None:
+        """
+        Judge every message by *is_good*; *ended* gets the stream of each answer and when its end was read.
+
+        Raises:
+            WireError: an answer is not good, or has no message.
+        """
+        messages = answers = 0
+        for read_ns, kind, flags, stream, payload in self._frames():
+            if kind == DATA and payload:  # grpc-core may end a stream by an empty frame
+                if int.from_bytes(payload[1:5], "big") != len(payload) - 5 or not is_good(payload):
+                    raise WireError(f"an answer is not what this load must get: {payload[:200]!r}")
+                messages += 1
+            if kind <= HEADERS and flags & END_STREAM:
+                answers += 1
+                if messages < answers:
+                    raise WireError(f"a call ended without a message: it failed, {payload!r}")
+                ended(stream, read_ns)
+
+    def _frames(self) -> Iterator[tuple[int, int, int, int, bytes]]:
+        """All frames so far: when each was read, its type, flags, stream and payload."""
+        for read_ns, data in self._kept:
+            at = 0
+            while at < len(data):
+                head, flags, stream = FRAME_HEAD.unpack_from(data, at)
+                begin = at + HEAD_BYTES
+                at = begin + (head >> 8)
+                yield read_ns, head & 0xFF, flags, stream, data[begin:at]
 
     def _control(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE:

@@ -38,10 +38,11 @@ def served() -> tuple[H2Connection, list[Event]]:
     return server, server.receive_data(opening())
 
 
-def answers() -> tuple[Answers, list[int]]:
-    """A reader that takes GOOD alone, and the streams it saw end."""
-    ended: list[int] = []
-    return Answers(lambda payload: payload == GOOD, ended.append), ended
+def judged(reader: Answers) -> list[tuple[int, int]]:
+    """The streams that ended and when that was read, where GOOD alone is a good answer."""
+    ended: list[tuple[int, int]] = []
+    reader.judge(lambda payload: payload == GOOD, lambda stream, read_ns: ended.append((stream, read_ns)))
+    return ended
 
 
 def answer(stream: int, message: bytes = GOOD) -> bytes:
@@ -59,7 +60,7 @@ def test_requests__first_and_further_ones_say_the_same() -> None:
     server, _ = served()
     events = server.receive_data(requests.first(1, 0))
     for stream, number in ((3, 1), (5, 0)):
-        events += server.receive_data(b"".join(requests.next(stream, number)))
+        events += server.receive_data(requests.next(stream, number))
     heads = [event.headers for event in events if isinstance(event, RequestReceived)]
     assert (
         heads
@@ -87,21 +88,24 @@ def test_requests__first_and_further_ones_say_the_same() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1_000])
 def test_answers__are_counted_however_the_bytes_are_cut(step: int) -> None:
-    """Frames end where they say, not where a read does."""
-    reader, ended = answers()
+    """Frames end where they say, not where a read does; an answer counts from the read that ends it."""
+    reader, counted = Answers(), []
     data = b"".join(map(answer, (1, 3, 5)))
     for at in range(0, len(data), step):
-        reader.feed(data[at : at + step])
-    assert (reader.answers, ended) == (3, [1, 3, 5])
+        before = reader.answers
+        reader.feed(data[at : at + step], at)
+        counted += [at] * (reader.answers - before)
+    assert reader.answers == 3
+    assert judged(reader) == list(zip((1, 3, 5), counted, strict=True))
 
 
 def test_answers__an_empty_last_frame_is_no_message() -> None:
     """grpc-core may end a stream by an empty DATA frame: the answer came before."""
-    reader, ended = answers()
+    reader = Answers()
     reader.feed(
-        frame(HEADERS, END_HEADERS, 1, b"\x88") + frame(DATA, 0, 1, GOOD) + frame(DATA, END_STREAM, 1, b"")
+        frame(HEADERS, END_HEADERS, 1, b"\x88") + frame(DATA, 0, 1, GOOD) + frame(DATA, END_STREAM, 1, b""), 5
     )
-    assert ended == [1]
+    assert judged(reader) == [(1, 5)]
 
 
 @pytest.mark.parametrize(
@@ -116,16 +120,17 @@ def test_answers__an_empty_last_frame_is_no_message() -> None:
 )
 def test_answers__whatever_is_no_good_answer_ends_the_load(data: bytes, fault: str) -> None:
     """A benchmark that counted denials or failures as answers would be fast and wrong."""
-    reader, _ = answers()
+    reader = Answers()
     with pytest.raises(WireError, match=fault):
-        reader.feed(data)
+        reader.feed(data, 0)
+        judged(reader)
 
 
 def test_answers__what_must_be_acknowledged_is() -> None:
     """SETTINGS and PING are answered, their acknowledgements are not, and windows grow."""
-    reader, _ = answers()
-    reader.feed(frame(SETTINGS, 0, 0, b"") + frame(PING, 0, 0, b"12345678"))
-    reader.feed(frame(SETTINGS, 1, 0, b"") + frame(PING, 1, 0, b"87654321"))
+    reader = Answers()
+    reader.feed(frame(SETTINGS, 0, 0, b"") + frame(PING, 0, 0, b"12345678"), 0)
+    reader.feed(frame(SETTINGS, 1, 0, b"") + frame(PING, 1, 0, b"87654321"), 0)
     assert bytes(reader.to_send) == frame(SETTINGS, 1, 0, b"") + frame(PING, 1, 0, b"12345678")
-    reader.feed(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1_000)))
+    reader.feed(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1_000)), 0)
     assert reader.window_bytes == WINDOW_BYTES + 1_000

@@ -172,6 +172,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     server = grpc_server(config, methods, metrics)
     if shared is not None:
         shared.buckets.on_answers = server.flush
+        server.on_part = shared.buckets.end_part
     return Sidecar(
         config,
         metrics,

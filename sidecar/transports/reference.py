@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -67,6 +67,8 @@ class ReferenceGrpcServer:
         self._certificates: list[CertificateSource] = []
         self._server: grpc.aio.Server | None = None
         self._claims: list[UnixClaim] = []
+        self.on_part: Callable[[], None] | None = None
+        """See `GrpcServer.on_part`: grpc-core hands calls over one by one, so it is never called."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """See `GrpcServer.start`."""

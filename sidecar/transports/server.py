@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,8 +100,12 @@ class GrpcServer(Protocol):
     """
     Serves a method table on endpoints until it is drained.
 
-    Both implementations are built as `Server(methods, endpoints, limits, metrics)`.
+    Both implementations are built as `Server(methods, endpoints, limits, metrics)`. `on_part`, set before
+    `start`, is called when some calls of a turn of the loop have been handled and others may follow, by a
+    server that handles many in one turn.
     """
+
+    on_part: Callable[[], None] | None
 
     async def start(self) -> tuple[Endpoint, ...]:
         """

@@ -26,7 +26,7 @@ from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import TurnEnd
+from sidecar.stores.redis.turn import Turn
 from sidecar.stores.redis.urls import Kind, StoreUrl
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class RedisBucketStore:
         self._compiled: dict[BucketSet, CompiledSet] = {}
         self._lanes: list[Lane] = []
         self._topology: Topology | None = None
+        self._turn: Turn | None = None
         self._superseded: SupersededTakes | None = None
         self._was_ready = False
         self._told: dict[str, float] = {}
@@ -116,9 +117,10 @@ class RedisBucketStore:
         self._url.verify()
         connector = Connector(self._url, self.keys, self.limits)
         loop = asyncio.get_running_loop()
+        self._turn = Turn(loop, lambda: self.on_answers())
         parts = LaneParts(
             loop,
-            TurnEnd(loop, lambda: self.on_answers()),
+            self._turn,
             self.limits,
             self._counts,
             self,
@@ -156,6 +158,15 @@ class RedisBucketStore:
         if compiled is None:
             compiled = self._compile(buckets)
         self._lanes[compiled.partition].add(compiled, asked, timeout_s, done)
+
+    def end_part(self) -> None:
+        """
+        Some requests of this turn of the loop have been handled, others may follow: look at Redis now.
+
+        Whoever reads requests calls it between them, so that a long turn does not hold up what is under way.
+        """
+        if self._turn is not None:
+            self._turn.end_part()
 
     def forget(self, owner: str) -> None:
         """Ask the server again about every bucket of integration *owner*: it was reset."""

@@ -33,7 +33,7 @@ from sidecar.stores.redis.take_call import (
     encode_call,
     starts_of,
 )
-from sidecar.stores.redis.turn import TurnEnd
+from sidecar.stores.redis.turn import Turn
 
 TIMER_GRAIN_S = 0.002
 """Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
@@ -67,7 +67,7 @@ class LaneParts:
     """
 
     loop: asyncio.AbstractEventLoop
-    turn: TurnEnd
+    turn: Turn
     limits: StoreLimits
     counts: StoreCounts
     events: LaneEvents
@@ -124,18 +124,29 @@ class Lane:
             self._is_turn_due = True
             self._turn.end_with(self)
 
-    def end_turn(self) -> bool:
+    @property
+    def is_waiting(self) -> bool:
+        """See `turn.TurnLane`."""
+        return bool(self._in_flight)
+
+    def send_early(self) -> None:
+        """See `turn.TurnLane`. Only to an idle node: behind a batch in flight takes may as well gather."""
+        if self._gathering.takes >= self._limits.early_takes_min and not self._in_flight:
+            self.flush()
+
+    def end_turn(self) -> None:
         """See `turn.TurnLane`."""
         self._is_turn_due = False
-        is_waiting = bool(self._in_flight)
         self.flush()
-        return is_waiting
 
-    def hear(self) -> None:
+    def hear(self) -> bool:
         """See `turn.TurnLane`. Bounded, however fast the server replies."""
+        has_heard = False
         for _ in range(self._limits.in_flight_max):
             if self.link is None or not self._in_flight or not self.link.read_now():
-                return
+                break
+            has_heard = True
+        return has_heard
 
     def _after_replies(self) -> None:
         """A reply has made room: send what gathered behind it, unless this turn is going to send anyway."""

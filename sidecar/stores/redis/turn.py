@@ -1,9 +1,11 @@
 """
-The end of a turn of the event loop, for all lanes of a store: takes leave, and replies are heard.
+Turns of the event loop, for all lanes of a store: when takes leave, and when replies are heard.
 
 A loop looks at its sockets once a turn, then handles everything that they brought. A reply that comes
 meanwhile would wait for the next turn, amid all the requests which that one reads: under load the longest
-part of a decision's way. So the links are looked at once more when a turn ends, and its answers leave then.
+part of a decision's way. So the links are looked at between the parts of a turn and once more when it
+ends, and answers leave then. A turn that a stop of the core has made long sends its takes part by part, too:
+the server works on the first of them while we read the others.
 """
 
 from __future__ import annotations
@@ -14,37 +16,51 @@ from typing import Protocol
 
 
 class TurnLane(Protocol):
-    """What the end of a turn needs of a lane."""
+    """What a turn needs of a lane."""
 
-    def end_turn(self) -> bool:
-        """Send what the turn has gathered; True = replies to earlier batches are still to come."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether replies to batches are still to come."""
 
-    def hear(self) -> None:
-        """Hand out the replies that have come since the loop looked."""
+    def send_early(self) -> None:
+        """Send what has gathered if that is worth a batch of its own before the turn ends."""
+
+    def end_turn(self) -> None:
+        """Send what the turn has gathered."""
+
+    def hear(self) -> bool:
+        """Hand out the replies that have come since the loop looked; True = there were some."""
 
 
-class TurnEnd:
+class Turn:
     """
-    Ends each turn once for all lanes that gathered takes in it.
+    Ends parts and turns for all lanes of a store.
 
     *on_answers* is called when takes have been told their outcome, once for all that came in together: the
     moment to write what they brought about.
     """
 
-    __slots__ = ("_is_ending", "_lanes", "_loop", "_on_answers")
+    __slots__ = ("_gathering", "_is_ending", "_loop", "_on_answers", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_answers: Callable[[], None]) -> None:
         """Wait for takes."""
         self._loop = loop
         self._on_answers = on_answers
-        self._lanes: list[TurnLane] = []
+        self._gathering: list[TurnLane] = []
+        self._waiting: list[TurnLane] = []
         self._is_ending = False
 
     def end_with(self, lane: TurnLane) -> None:
         """Have *lane*, which has just gathered the turn's first take, take part in the end of this turn."""
-        if not self._lanes:
+        if not self._gathering:
             self._loop.call_soon(self._end)
-        self._lanes.append(lane)
+        self._gathering.append(lane)
+
+    def end_part(self) -> None:
+        """Some requests of the turn have been handled, and others may follow."""
+        gathering = self._gathering
+        if gathering or self._waiting:
+            self._finish(gathering, is_turn=False)
 
     def heard(self) -> None:
         """The replies of one read have been handed out."""
@@ -52,14 +68,23 @@ class TurnEnd:
             self._on_answers()
 
     def _end(self) -> None:
-        lanes, self._lanes = self._lanes, []
+        lanes, self._gathering = self._gathering, []
+        self._finish(lanes, is_turn=True)
+
+    def _finish(self, lanes: list[TurnLane], *, is_turn: bool) -> None:
+        """Send to all nodes first: they work while we hand out what others have replied."""
         self._is_ending = True
+        asked, has_heard = self._waiting, False
         try:
-            # Send to all nodes first: they work while we hand out what others have replied.
-            waiting = [lane for lane in lanes if lane.end_turn()]
-            for lane in waiting:
-                lane.hear()
+            for lane in lanes:
+                if is_turn:
+                    lane.end_turn()
+                else:
+                    lane.send_early()
+            for lane in asked:
+                has_heard |= lane.hear()
+            self._waiting = [lane for lane in dict.fromkeys((*asked, *lanes)) if lane.is_waiting]
         finally:
             self._is_ending = False
-        if waiting:
+        if has_heard:
             self._on_answers()

@@ -132,9 +132,13 @@ class Connection(asyncio.BufferedProtocol):
                 self._streams.handle(events)
             elif not lifetime.read_silently(now_s):
                 self.kill("header_timeout", H2Error.ENHANCE_YOUR_CALM)
-            self.flush()
+            if self._streams.has_output:
+                self.flush()
+            else:
+                self._is_flush_pending = False
         except Exception as error:
             self.on_fault(error)
+        core.end_part()
 
     def eof_received(self) -> None:
         """The peer closes: nothing we could still say would be read."""
@@ -209,6 +213,7 @@ class Connection(asyncio.BufferedProtocol):
         self._streams.resume()
         self.flush()
         self._set_reading()
+        self._core.end_part()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         if self._is_over:

@@ -71,6 +71,7 @@ class Core:
         "loop",
         "methods",
         "on_connection_left",
+        "on_part",
         "open",
         "open_slot",
         "peers",
@@ -120,6 +121,7 @@ class Core:
         self.buffered_bytes = 0
         self.is_draining = False
         self.on_connection_left: Callable[[], None] = _nothing
+        self.on_part: Callable[[], None] = _nothing
         self.values = metrics.values
         self.running_slot = metrics.slot("sidecar_calls_running")
         self.open_slot = metrics.slot("sidecar_connections_open")
@@ -180,6 +182,13 @@ class Core:
         self._share_calls = self.limits.calls_per_turn_max // self._sharers
         self._sharers = 0
 
+    def end_part(self) -> None:
+        """Some calls of this turn have been handled; whoever keeps some may look after them now."""
+        try:
+            self.on_part()
+        except Exception:
+            self.log_fault("the end of a part of a turn")
+
     def flush_soon(self, peer: Peer) -> None:
         """Have *peer* write what is queued at the end of this turn, or with the next `flush`."""
         if not self._unflushed:
@@ -201,4 +210,4 @@ class Core:
 
 
 def _nothing() -> None:
-    """Nobody waits for connections to leave."""
+    """Nobody wants to be told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import Method
@@ -44,6 +44,8 @@ class FastGrpcServer:
         self._acceptors: list[Acceptor] = []
         self._tls: list[TlsContext] = []
         self._left = asyncio.Event()
+        self.on_part: Callable[[], None] | None = None
+        """See `GrpcServer.on_part`."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """
@@ -65,6 +67,8 @@ class FastGrpcServer:
             http_error_delay_s=self._http_error_delay_s,
         )
         core.on_connection_left = self._left.set
+        if self.on_part is not None:
+            core.on_part = self.on_part
         self._tls = [context for context in contexts if context is not None]
         self._acceptors = [
             Acceptor(core, listener, context, self._metrics)

@@ -454,6 +454,11 @@ class Streams:
         """See `Wire.on_fault`."""
         self._wire.on_fault(error)
 
+    @property
+    def has_output(self) -> bool:
+        """False = there is nothing to write: no answer since `take_output`, nor anything of ngh2's own."""
+        return self.replies != self._replies_counted or self._http2.want_write or bool(self._resets)
+
     def take_output(self) -> bytes:
         """The bytes to write now."""
         http2 = self._http2

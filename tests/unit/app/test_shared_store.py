@@ -50,9 +50,10 @@ def test_beat__forgets_what_was_used_once_the_store_is_back(
 
 
 def test_answers__leave_as_soon_as_the_store_has_told_all(tmp_path: Path) -> None:
-    """The store's word that it has handed out what came goes to the server, which then writes."""
+    """The store says when to write what came, and the server says when it may look for more."""
     file = tmp_path / "sidecar.yaml"
     file.write_text("{store: 'redis://127.0.0.1:1', listen: {grpc: '127.0.0.1:0', admin: []}}")
     sidecar = run(build_sidecar(LoadedConfig(load_config(file, {})), make_metrics()))
     assert sidecar.shared is not None
     assert sidecar.shared.buckets.on_answers == sidecar.server.flush
+    assert sidecar.server.on_part == sidecar.shared.buckets.end_part

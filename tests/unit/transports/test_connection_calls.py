@@ -523,6 +523,41 @@ def test_flush__writes_late_answers_of_all_connections_once() -> None:
     assert [answered(rig) for rig in rigs] == [2, 2]
 
 
+def test_part__whoever_keeps_calls_is_told_after_each_read_and_each_part_of_one() -> None:
+    """So calls that wait for something are looked after while others are still to be handled."""
+    rig = Rig(TransportLimits(calls_per_turn_max=10))
+    parts: list[int] = []
+    rig.core.on_part = lambda: parts.append(len(rig.kept.calls))
+    rig.say_unread(b"".join(rig.call_bytes("/t/Keep")[1] for _ in range(25)))
+    assert parts == [10]
+    rig.loop.settle()
+    assert parts == [10, 20, 25]
+
+
+def test_part__what_fails_then_harms_no_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the connection whose read came before it serves on."""
+    rig = Rig()
+
+    def fail() -> None:
+        raise ValueError("not the connection's fault")
+
+    rig.core.on_part = fail
+    assert rig.request().status == 0
+    assert rig.request().status == 0
+    assert "not the connection's fault" in caplog.text
+
+
+def test_read__that_brings_no_answer_about_writes_nothing() -> None:
+    """A kept call waits and nothing of HTTP/2's own is due: no write, and the answer still leaves."""
+    rig = Rig()
+    before = rig.transport.writes
+    rig.say_unread(rig.call_bytes("/t/Keep")[1])
+    assert rig.transport.writes == before
+    rig.kept.reply_all()
+    rig.loop.settle()
+    assert rig.transport.writes == before + 1
+
+
 def test_turn__the_order_of_events_survives_a_break() -> None:
     """A reset that waits behind the break still cancels its call, and nothing is left."""
     rig = Rig(TransportLimits(calls_per_turn_max=2))

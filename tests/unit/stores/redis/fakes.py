@@ -18,7 +18,7 @@ from sidecar.stores.redis.link import Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy
 from sidecar.stores.redis.superseded import Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import TurnEnd
+from sidecar.stores.redis.turn import Turn
 from tests.building import make_metrics
 
 SERVER_NOW_US = 1_764_000_000_000_000
@@ -159,7 +159,7 @@ class FakeOwner:
         self.answers = 0
 
     def answered(self) -> None:
-        """See `TurnEnd`."""
+        """See `Turn`."""
         self.answers += 1
 
     def changed(self, lane: Lane) -> None:
@@ -190,11 +190,12 @@ class Bench:
         self.metrics = make_metrics()
         self.limits = StoreLimits(**limits)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
+        self.turn = Turn(loop, self.owner.answered)
         self.lane = Lane(
             "node",
             LaneParts(
                 loop,
-                TurnEnd(loop, self.owner.answered),
+                self.turn,
                 self.limits,
                 StoreCounts(self.metrics),
                 self.owner,

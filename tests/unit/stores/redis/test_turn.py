@@ -1,4 +1,4 @@
-"""The end of a turn: takes leave first, then replies that lie there are handed out, then answers leave."""
+"""Ends of turns and of their parts: takes leave, replies that came are handed out, answers leave."""
 
 from __future__ import annotations
 
@@ -67,3 +67,56 @@ def test_turn__replies_in_the_loops_own_time_are_written_at_once() -> None:
     assert bench.owner.answers == 0, "nothing was to be heard"
     bench.link.reply(full_reply(1))
     assert bench.owner.answers == 1
+
+
+def test_part__a_reply_is_heard_between_the_parts_of_a_turn() -> None:
+    """While the turn goes on to read: what was asked before it is answered at once."""
+    bench = Bench()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.take("b", ACME)
+    bench.link.arrived.append(full_reply(1))
+    bench.turn.end_part()
+    assert list(bench.outcomes) == ["a"]
+    assert bench.owner.answers == 1
+    assert len(bench.link.writes) == 1, "b waits for the end of its turn"
+    bench.turn.end_part()
+    assert bench.owner.answers == 1, "nothing new was heard"
+
+
+def test_part__many_takes_leave_before_their_turn_ends() -> None:
+    """`early_takes_min` of them, to an idle node; what comes after them leaves when the turn ends."""
+    bench = Bench(early_takes_min=3)
+    for name in "ab":
+        bench.take(name, ACME)
+        bench.turn.end_part()
+    assert bench.link.writes == []
+    bench.take("c", ACME)
+    bench.turn.end_part()
+    assert [asked_of(call) for call in bench.link.commands] == [[3]]
+    bench.take("d", ACME)
+    bench.loop.turn()
+    assert [asked_of(call) for call in bench.link.commands] == [[3], [1]]
+
+
+def test_part__takes_gather_behind_a_batch_that_left_early() -> None:
+    """A node that is at work is not asked again before the turn ends, or it has replied."""
+    bench = Bench(early_takes_min=2)
+    for name in "abcd":
+        bench.take(name, ACME)
+        bench.turn.end_part()
+    assert [asked_of(call) for call in bench.link.commands] == [[2]]
+    bench.link.arrived.append(full_reply(2))
+    bench.turn.end_part()
+    assert list(bench.outcomes) == ["a", "b"]
+    bench.turn.end_part()
+    assert [asked_of(call) for call in bench.link.commands] == [[2], [2]]
+
+
+def test_part__without_takes_there_is_nothing_to_do() -> None:
+    """A turn whose requests were all decided from memory costs no look at Redis."""
+    bench = Bench()
+    bench.link.arrived.append(full_reply(1))
+    bench.turn.end_part()
+    assert len(bench.link.arrived) == 1
+    assert bench.owner.answers == 0

@@ -130,8 +130,8 @@ class Lane:
         return bool(self._in_flight)
 
     def send_early(self) -> None:
-        """See `turn.TurnLane`. Only to an idle node: behind a batch in flight takes may as well gather."""
-        if self._gathering.takes >= self._limits.early_takes_min and not self._in_flight:
+        """See `turn.TurnLane`."""
+        if self._gathering.takes >= self._limits.early_takes_min:
             self.flush()
 
     def end_turn(self) -> None:

@@ -32,9 +32,9 @@ class StoreLimits:
     in_flight_max: int = 2
     """Batches on their way to one node: one that Redis works on, one on the wire. The next one gathers,
     and the longer it does the more equal takes it merges."""
-    early_takes_min: int = 8
-    """So many takes leave before their turn ends, if the node is idle: a batch of its own adds some percent
-    to what they cost, and a turn that reads that much is a long one."""
+    early_takes_min: int = 16
+    """So many takes leave before their turn ends: a batch of its own adds little to what they cost, and a
+    turn that reads that much is a long one."""
     groups_max: int = 64
     """Entries of one batch: about 0.2 ms of Redis, which serves nobody else meanwhile. Larger ones save
     little (docs/adr/0005), and while Redis works on one batch we can prepare the next."""

@@ -85,7 +85,7 @@ def test_part__a_reply_is_heard_between_the_parts_of_a_turn() -> None:
 
 
 def test_part__many_takes_leave_before_their_turn_ends() -> None:
-    """`early_takes_min` of them, to an idle node; what comes after them leaves when the turn ends."""
+    """`early_takes_min` of them; what comes after them leaves when the turn ends."""
     bench = Bench(early_takes_min=3)
     for name in "ab":
         bench.take(name, ACME)
@@ -99,9 +99,9 @@ def test_part__many_takes_leave_before_their_turn_ends() -> None:
     assert [asked_of(call) for call in bench.link.commands] == [[3], [1]]
 
 
-def test_part__takes_gather_behind_a_batch_that_left_early() -> None:
-    """A node that is at work is not asked again before the turn ends, or it has replied."""
-    bench = Bench(early_takes_min=2)
+def test_part__takes_gather_while_the_bound_on_batches_in_flight_is_reached() -> None:
+    """Leaving early is no way around `in_flight_max`: a reply must come first."""
+    bench = Bench(early_takes_min=2, in_flight_max=1)
     for name in "abcd":
         bench.take(name, ACME)
         bench.turn.end_part()

@@ -9,6 +9,7 @@ busy one gets fewer and larger calls. There is no task and no timer per take: on
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -99,6 +100,8 @@ class Lane:
         self._clock = parts.clock
         self._breaker = Breaker(parts.limits.breaker_failures_max, parts.limits.probe_after_s, parts.jitter)
         self._gathering = Gathering(parts.limits)
+        # In a Cluster a batch is a call for each partition: early batches would be many calls of few takes.
+        self._early_takes_min = sys.maxsize if parts.is_cluster else parts.limits.early_takes_min
         self._in_flight: list[Batch] = []
         self._probe: _Probe | None = None
         self._is_turn_due = False
@@ -129,15 +132,14 @@ class Lane:
         """See `turn.TurnLane`."""
         return bool(self._in_flight)
 
-    def send_early(self) -> None:
+    def send_early(self) -> bool:
         """See `turn.TurnLane`."""
-        if self._gathering.takes >= self._limits.early_takes_min:
-            self.flush()
+        return self._gathering.takes >= self._early_takes_min and self.flush()
 
-    def end_turn(self) -> None:
+    def end_turn(self) -> bool:
         """See `turn.TurnLane`."""
         self._is_turn_due = False
-        self.flush()
+        return self.flush()
 
     def hear(self) -> bool:
         """See `turn.TurnLane`. Bounded, however fast the server replies."""
@@ -154,13 +156,16 @@ class Lane:
             self.flush()
         self._turn.heard()
 
-    def flush(self) -> None:
-        """Send what has gathered, as far as the bound on batches in flight allows."""
+    def flush(self) -> bool:
+        """Send what has gathered, as far as the bound on batches in flight allows; True = something."""
+        has_sent = False
         while self.refusal is None and len(self._in_flight) < self._limits.in_flight_max:
             batch = self._gathering.pop()
             if batch is None:
-                return
+                break
             self._send(batch)
+            has_sent = True
+        return has_sent
 
     def _send(self, batch: Batch) -> None:
         now_s = self._clock()

@@ -22,11 +22,11 @@ class TurnLane(Protocol):
     def is_waiting(self) -> bool:
         """Whether replies to batches are still to come."""
 
-    def send_early(self) -> None:
-        """Send what has gathered if that is worth a batch of its own before the turn ends."""
+    def send_early(self) -> bool:
+        """Send what has gathered if that is worth a batch of its own before the turn ends; True = it was."""
 
-    def end_turn(self) -> None:
-        """Send what the turn has gathered."""
+    def end_turn(self) -> bool:
+        """Send what the turn has gathered; True = there was something, and room for it."""
 
     def hear(self) -> bool:
         """Hand out the replies that have come since the loop looked; True = there were some."""
@@ -74,16 +74,14 @@ class Turn:
     def _finish(self, lanes: list[TurnLane], *, is_turn: bool) -> None:
         """Send to all nodes first: they work while we hand out what others have replied."""
         self._is_ending = True
-        asked, has_heard = self._waiting, False
+        asked, has_sent, has_heard = self._waiting, False, False
         try:
             for lane in lanes:
-                if is_turn:
-                    lane.end_turn()
-                else:
-                    lane.send_early()
+                has_sent |= lane.end_turn() if is_turn else lane.send_early()
             for lane in asked:
                 has_heard |= lane.hear()
-            self._waiting = [lane for lane in dict.fromkeys((*asked, *lanes)) if lane.is_waiting]
+            if has_sent or has_heard:
+                self._waiting = [lane for lane in dict.fromkeys((*asked, *lanes)) if lane.is_waiting]
         finally:
             self._is_ending = False
         if has_heard:

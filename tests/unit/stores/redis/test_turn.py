@@ -113,6 +113,18 @@ def test_part__takes_gather_while_the_bound_on_batches_in_flight_is_reached() ->
     assert [asked_of(call) for call in bench.link.commands] == [[2], [2]]
 
 
+def test_part__in_a_cluster_takes_wait_for_the_end_of_their_turn() -> None:
+    """There a batch is a call for each partition, and a small one many calls; replies are heard all the same."""
+    bench = Bench(is_cluster=True, early_takes_min=1)
+    bench.take("a", ACME)
+    bench.turn.end_part()
+    assert bench.link.writes == []
+    bench.loop.turn()
+    bench.link.arrived.append(full_reply(1))
+    bench.turn.end_part()
+    assert list(bench.outcomes) == ["a"]
+
+
 def test_part__without_takes_there_is_nothing_to_do() -> None:
     """A turn whose requests were all decided from memory costs no look at Redis."""
     bench = Bench()

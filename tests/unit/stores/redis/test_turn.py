@@ -114,7 +114,7 @@ def test_part__takes_gather_while_the_bound_on_batches_in_flight_is_reached() ->
 
 
 def test_part__in_a_cluster_takes_wait_for_the_end_of_their_turn() -> None:
-    """There a batch is a call for each partition, and a small one many calls; replies are heard all the same."""
+    """There a small batch would be a call for each partition. Replies are heard all the same."""
     bench = Bench(is_cluster=True, early_takes_min=1)
     bench.take("a", ACME)
     bench.turn.end_part()

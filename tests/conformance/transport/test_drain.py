@@ -165,7 +165,8 @@ def test_takeover__no_call_fails(servers: Servers, kind: str) -> None:
             load.wait_for_more(200)
             assert serving.probe.requests >= 100
     assert load.errors == []
-    assert load.refused <= ROUNDS * PARALLEL
+    # Those in flight, and the calls that took their place before the client had read the GOAWAY.
+    assert load.refused <= ROUNDS * 2 * PARALLEL
 
 
 def test_takeover__unix_path_stays_the_successors(servers: Servers) -> None:

@@ -188,7 +188,8 @@ REFERENCE_DIFFERENCES = (
         "takeover_under_load",
         "some calls fail",
         "grpc-core ends calls that arrive after its GOAWAY left and before the client has read it, at most "
-        "those in flight and the ones that take their place; a restart without a failed call takes the fast transport",
+        "those in flight and the ones that take their place; a restart without a failed call takes the "
+        "fast transport",
     ),
     _row(
         "age_under_load",

@@ -5,12 +5,12 @@ Both become one tree of plain values plus an *origin* for each value in it, so t
 found later can be told with its file and line, or with its variable.
 
 Each key is also a variable: `listen.grpc` is SIDECAR_LISTEN__GRPC. Its value is text as it stands for
-keys that are text, else a YAML scalar, or JSON where it begins with '[' or '{'. Empty = not set.
+keys that are text, else a YAML scalar, or JSON or YAML where it begins with '[' or '{' or has several
+lines. A list may also be written with commas. Empty = not set.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,15 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from sidecar.stores.file_faults import FaultList, FileFault, meant_key, quoted
-from sidecar.stores.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, read_yaml, scalar_value
+from sidecar.stores.yaml_nodes import (
+    SYNTAX_HINT,
+    YamlError,
+    YamlList,
+    YamlMap,
+    YamlNode,
+    read_yaml,
+    scalar_value,
+)
 
 PREFIX = "SIDECAR_"
 CONFIG_BYTES_MAX = 1 << 20
@@ -30,8 +38,18 @@ CONFIG_BYTES_MAX = 1 << 20
 RESERVED = frozenset({"SIDECAR_CONFIG", "SIDECAR_API_KEY", "SIDECAR_SERVER", "SIDECAR_ADMIN_TOKEN"})
 """Variables of the command line; no settings."""
 
-# Kubernetes sets these in every pod beside a Service that is called 'sidecar'.
-_KUBERNETES = re.compile(r"SIDECAR_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+# Kubernetes sets these in every pod for each Service of its namespace: here for one called 'sidecar' or
+# 'sidecar-<anything>'. The value decides with the name, so that a mistyped setting is still an error.
+_SERVICE_LINK = re.compile(
+    r"SIDECAR_(?:[A-Z0-9_]+_)?(?:"
+    r"(?:SERVICE_HOST|PORT_\d+_(?:TCP|UDP|SCTP)_ADDR)=[0-9a-fA-F.:]+"
+    r"|(?:SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)_PORT)=\d{1,5}"
+    r"|PORT_\d+_(?:TCP|UDP|SCTP)_PROTO=(?:tcp|udp|sctp)"
+    r"|PORT(?:_\d+_(?:TCP|UDP|SCTP))?=(?:tcp|udp|sctp)://\S+)"
+)
+
+_IPV6_FIRST = re.compile(r"\[[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:%[^]]*)?\]")
+"""An address such as '[::]:9194' begins like a list."""
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """A dotted path in parts: ('listen', 'grpc', 0)."""
@@ -144,21 +162,27 @@ def add_environment(
     kinds = dict(settings_of(model))
     paths = {variable(path): path for path in kinds}
     for name in sorted(environ):  # a mapping before its own keys
-        if not name.startswith(PREFIX) or name in RESERVED or _KUBERNETES.fullmatch(name):
+        if not name.startswith(PREFIX) or name in RESERVED:
             continue
         if name not in paths:
-            faults.put(FileFault(name, None, "", _unknown_variable(name, paths)))
-        elif environ[name]:
+            if not _SERVICE_LINK.fullmatch(f"{name}={environ[name]}"):
+                faults.put(FileFault(name, None, "", _unknown_variable(name, paths)))
+        elif environ[name].strip():
             path = paths[name]
             value = _environment_value(environ[name], kinds[path], name, faults)
             tree.put(path, value, (name, None))
 
 
 def _unknown_variable(name: str, known: Mapping[str, object]) -> str:
-    meant = meant_key(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known])
-    if meant is None:
-        return "is no setting; see docs/configuration.md for those that are, or unset it"
-    return f"is no setting; did you mean {PREFIX}{meant}?"
+    meant = meant_key(
+        name.removeprefix(PREFIX).upper(), [variable.removeprefix(PREFIX) for variable in known]
+    )
+    if meant is not None:
+        return f"is not a setting; did you mean {PREFIX}{meant}?"
+    return (
+        "is not a setting; unset it, or see docs/configuration.md for the settings (in Kubernetes,"
+        " 'enableServiceLinks: false' in the pod keeps variables of Services out)"
+    )
 
 
 def settings_of(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -170,30 +194,39 @@ def settings_of(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[Ke
 
 
 def _environment_value(text: str, kind: Any, name: str, faults: FaultList) -> object:
-    if _is_text(kind):
+    if _is_of_type(kind, str):
         return text
-    if text[0] not in "[{":
-        return scalar_value(text)
+    text = text.strip()
+    is_list, is_address = _is_of_type(kind, tuple), _IPV6_FIRST.match(text) is not None
+    if "\n" in text or (text[0] in "[{" and not is_address):
+        value = _yaml_value(text, name, faults)
+        return (value,) if is_list and isinstance(value, dict) else value
+    if is_list:
+        return tuple(scalar_value(item) for part in text.split(",") if (item := part.strip()))
+    return scalar_value(text)
+
+
+def _yaml_value(text: str, name: str, faults: FaultList) -> object:
+    """The value of a variable in YAML, of which JSON is a part."""
     try:
-        return _tuples(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        faults.put(FileFault(name, None, "", f"is not JSON ({error}): {quoted(text)}"))
+        root = read_yaml(text)
+    except YamlError as error:
+        told = f"{error.problem.removesuffix(SYNTAX_HINT)}: {quoted(text)}"
+        problem = f"{told}; write JSON, with every address in quotes"
+        faults.put(FileFault(name, error.line if "\n" in text else None, "", problem))
         return ()
+    mistakes = FaultList(name)
+    value = None if root is None else _plain(root, (), ConfigTree(name), mistakes)
+    for fault in mistakes.faults:
+        faults.put(fault)
+    return value
 
 
-def _is_text(kind: Any) -> bool:
-    """Whether a field of this type is text: its value is taken as it stands."""
+def _is_of_type(kind: Any, wanted: type) -> bool:
+    """Whether a field of type *kind* may hold a value of the type *wanted*."""
     origin = get_origin(kind)
     if origin is Annotated:
-        return _is_text(get_args(kind)[0])
+        return _is_of_type(get_args(kind)[0], wanted)
     if origin in (Union, types.UnionType):
-        return any(_is_text(inner) for inner in get_args(kind))
-    return kind is str
-
-
-def _tuples(value: object) -> object:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return value
+        return any(_is_of_type(inner, wanted) for inner in get_args(kind))
+    return kind is wanted or origin is wanted

@@ -18,6 +18,9 @@ import yaml
 DEPTH_MAX = 32
 """Deepest nesting; the files need six, and the tree is built by recursion."""
 
+SYNTAX_HINT = "; look at this line and the one before it"
+"""Ends the problem of a `YamlError` that the parser found."""
+
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {"": None, "~": None, "null": None, "true": True, "false": False}
@@ -97,7 +100,7 @@ def read_yaml(text: str) -> YamlNode | None:
 
 def _syntax_fault(error: yaml.MarkedYAMLError) -> str:
     parts = [part for part in (error.context, error.problem) if part]
-    return f"not YAML: {', '.join(parts)}; look at this line and the one before it"
+    return f"not YAML: {', '.join(parts)}{SYNTAX_HINT}"
 
 
 class _Composer:

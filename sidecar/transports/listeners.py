@@ -42,7 +42,7 @@ def parse_endpoint(text: str, tls: TlsFiles | None = None) -> Endpoint:
     if text.startswith("unix:"):
         return Endpoint(path=_parse_unix_path(text), tls=tls)
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon or text.endswith("]"):
         raise ListenError(f"endpoint '{text}': the port is missing; write 'host:port' or 'unix:/path'")
     return Endpoint(host=_parse_host(text, host), port=_parse_port(text, port), tls=tls)
 

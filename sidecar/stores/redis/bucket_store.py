@@ -137,6 +137,7 @@ class RedisBucketStore:
 
     async def close(self) -> None:
         """Stop: whoever waits for a take is told UNAVAILABLE. Bounded by `close_timeout_s` a connection."""
+        self.on_state_change = None  # whoever stops the store does not want to hear that it is gone
         topology, self._topology = self._topology, None
         if topology is not None:
             await topology.close()
@@ -211,17 +212,22 @@ class RedisBucketStore:
     # What lanes tell; see `LaneEvents`.
 
     def changed(self, lane: Lane) -> None:
-        """A lane began or ceased to take takes."""
-        if lane.refusal is not None and self._topology is not None:
-            self._topology.search()
-        is_ready = self.is_ready
-        if is_ready and not self._was_ready:
+        """A lane began or ceased to take takes, or has another link."""
+        if lane.refusal is not None:
+            self.disconnected(lane)
+        else:
             # The server may be another one, with other memories: a promoted replica, a restarted one.
             self._denials.clear()
+        is_ready = self.is_ready
         if is_ready is not self._was_ready:
             self._was_ready = is_ready
             if self.on_state_change is not None:
                 self.on_state_change(is_ready)
+
+    def disconnected(self, lane: Lane) -> None:
+        """A lane lost its link: perhaps its node is no longer the one to ask."""
+        if self._topology is not None:
+            self._topology.search()
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """Remember for how long the bucket stays empty."""

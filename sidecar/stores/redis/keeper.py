@@ -73,26 +73,38 @@ class Keeper:
 
     async def _keep(self) -> None:
         while True:
+            began_s = monotonic()
             link = await self._try()
             self.tried.set()
-            if link is not None:
-                began_s = monotonic()
-                self.lane.attach(link)
-                try:
-                    await asyncio.shield(link.lost)
-                finally:
-                    self.lane.detach()
-                    link.abort()
-                if monotonic() - began_s >= self._limits.steady_s:
-                    self._backoff.reset()
-                    continue
-            await asyncio.sleep(self._backoff.next_s())
+            wait_s = await self._follow(link) if link is not None else self._backoff.next_s()
+            await asyncio.sleep(max(wait_s, began_s + self._limits.reopen_interval_s - monotonic()))
+
+    async def _follow(self, link: Link) -> float:
+        """
+        Use *link* until it ends; the wait before the next attempt.
+
+        A connection that the server or the network ended is reopened at once. One that we gave up, because
+        the server is a replica or sends garbage, would be given up again.
+        """
+        began_s = monotonic()
+        self.lane.attach(link)
+        try:
+            await asyncio.shield(link.lost)
+        finally:
+            self.lane.detach()
+            is_given_up = link.is_given_up
+            link.abort()
+        if is_given_up and monotonic() - began_s < self._limits.steady_s:
+            return self._backoff.next_s()
+        self._backoff.reset()
+        return 0.0
 
     async def _try(self) -> Link | None:
         try:
             link = await self._connect()
         except CONNECT_ERRORS as error:
             self._counts.values[self._counts.failed_connects] += 1
+            self.lane.give_up_reopening()
             self._tell(advice_of(error) or type(error).__name__)
             return None
         self._counts.values[self._counts.connects] += 1

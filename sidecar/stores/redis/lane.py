@@ -47,7 +47,10 @@ class LaneEvents(Protocol):
     """What a lane tells its owner."""
 
     def changed(self, lane: Lane) -> None:
-        """The lane began or ceased to take takes."""
+        """The lane began or ceased to take takes, or has another link."""
+
+    def disconnected(self, lane: Lane) -> None:
+        """The lane's link was lost, and is being reopened."""
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """A bucket is empty; *now_us* is the server's time, read after *sent_s* of our monotonic clock."""
@@ -82,8 +85,8 @@ class Lane:
     """
     Sends the takes of one node over the link it is given.
 
-    `refusal` says why takes are refused now, None = they are not. The invariant: every `done` is called
-    exactly once, with an outcome or a fault, and not from within `add`.
+    `refusal` says why takes are refused now, None = they are not; they leave once there is a `link`.
+    The invariant: every `done` is called exactly once, with an outcome or a fault, and not from within `add`.
     """
 
     def __init__(self, name: str, parts: LaneParts) -> None:
@@ -108,6 +111,7 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = NEVER_S
         self._heard_s = 0.0
+        self._reopen_by_s = NEVER_S
 
     # Takes come in.
 
@@ -159,7 +163,13 @@ class Lane:
     def flush(self) -> bool:
         """Send what has gathered, as far as the bound on batches in flight allows; True = something."""
         has_sent = False
-        while self.refusal is None and len(self._in_flight) < self._limits.in_flight_max:
+        link = self.link
+        while (
+            self.refusal is None
+            and len(self._in_flight) < self._limits.in_flight_max
+            and link is not None
+            and link.is_open
+        ):
             batch = self._gathering.pop()
             if batch is None:
                 break
@@ -287,18 +297,36 @@ class Lane:
             self._values[self._counts.breakers_open] -= 1
         self._breaker.reset()
         self._values[self._counts.links] += 1
-        self._set_refusal(None)
+        self._reopen_by_s = NEVER_S
+        self.refusal = None
+        self._parts.events.changed(self)
         self._watch(self._heard_s + self._limits.keepalive_s)
         self.flush()
 
     def detach(self) -> None:
-        """The link has ended: refuse until there is another one."""
-        if self.link is None:
+        """
+        The link has ended.
+
+        Where the server or the network ended it, it is reopened at once: takes that have not left wait for
+        that, within their deadline. Else, and when that takes long or fails, they are refused.
+        """
+        link = self.link
+        if link is None:
             return
-        self.link.on_turn = None
+        link.on_turn = None
         self.link = None
         self._probe = None
         self._values[self._counts.links] -= 1
+        if link.is_given_up or self.refusal is not None:
+            self.give_up_reopening()
+        else:
+            self._reopen_by_s = self._clock() + self._limits.call_timeout_s
+            self._watch(self._reopen_by_s)
+            self._parts.events.disconnected(self)
+
+    def give_up_reopening(self) -> None:
+        """There is no link soon: refuse until there is one."""
+        self._reopen_by_s = NEVER_S
         self._set_refusal(StoreFault.UNAVAILABLE)
         self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
 
@@ -306,6 +334,7 @@ class Lane:
         """Refuse from now on; whoever waits is told."""
         link = self.link
         self.detach()
+        self.give_up_reopening()
         for batch in tuple(self._in_flight):
             self._tell(batch.release(), StoreFault.UNAVAILABLE)
         if self._breaker.state is not BreakerState.CLOSED:
@@ -338,6 +367,8 @@ class Lane:
         self._timer, self._timer_s = None, NEVER_S
         if self._gathering.deadline_s <= now_s:
             self._tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
+        if self._reopen_by_s <= now_s:
+            self.give_up_reopening()
         for batch in tuple(self._in_flight):
             self._check(batch, now_s)
         self._check_probe(now_s)
@@ -411,7 +442,7 @@ class Lane:
         self._watch(self._breaker.probe_at_s)
 
     def _next_due_s(self) -> float:
-        due_s = self._gathering.deadline_s
+        due_s = min(self._gathering.deadline_s, self._reopen_by_s)
         for batch in self._in_flight:
             due_s = min(due_s, batch.deadline_s, batch.overdue_s, batch.dead_s)
         if self._probe is not None:

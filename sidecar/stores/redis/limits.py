@@ -54,7 +54,9 @@ class StoreLimits:
     backoff_max_s: float = 0.4
     """... up to this."""
     steady_s: float = 1.0
-    """A connection that lasted this long was a good one: the next attempt starts without back-off."""
+    """A connection that we gave up after this long was a good one: the next attempt has no back-off."""
+    reopen_interval_s: float = 0.01
+    """A lost connection is reopened at once, but connects begin at least this far apart."""
 
     denials_max: int = 65_536
     """Integrations known to be empty."""

@@ -56,12 +56,14 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket = _UNREADABLE
         self._unread_bytes = 0
+        self.is_given_up = False
+        """We ended the connection; the server did not."""
         self._reply_bytes_max = reply_bytes_max
 
     @property
     def is_open(self) -> bool:
         """Whether commands can be sent."""
-        return self._transport is not None
+        return self._transport is not None and not self._transport.is_closing()
 
     @property
     def waiting(self) -> int:
@@ -96,6 +98,7 @@ class Link(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection at once; may be called again."""
         if self._transport is not None:
+            self.is_given_up = True
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import hiredis
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.keeper import Backoff
-from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.urls import Kind
 from sidecar.stores.registry.redis.nodes import Nodes
 
@@ -80,15 +81,19 @@ class Feed:
             self.sequences[partition] = max(sequence, self.sequences[partition] or 0)
 
     async def _follow(self) -> None:
-        backoff = Backoff(self._connector.limits)
+        limits = self._connector.limits
+        backoff = Backoff(limits)
         while True:
-            with contextlib.suppress(*CONNECT_ERRORS):
+            began_s, wait_s = monotonic(), 0.0
+            try:
                 await self._subscribe(backoff)
+            except CONNECT_ERRORS:
+                wait_s = backoff.next_s()
             self._nodes.search()
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(max(wait_s, began_s + limits.reopen_interval_s - monotonic()))
 
     async def _subscribe(self, backoff: Backoff) -> None:
-        """Connect and follow until the connection ends."""
+        """Connect and follow until the connection ends; then it is reopened at once."""
         link = await self._open()
         try:
             link.on_message = self._hear
@@ -98,8 +103,9 @@ class Feed:
             self._set_live(True)
             while not link.lost.done():
                 await asyncio.wait((link.lost,), timeout=PING_INTERVAL_S)
-                async with asyncio.timeout(PING_INTERVAL_S):
-                    await link.request("PING")
+                with contextlib.suppress(LinkLostError):
+                    async with asyncio.timeout(PING_INTERVAL_S):
+                        await link.request("PING")
         finally:
             self._set_live(False)
             link.abort()

@@ -125,11 +125,14 @@ class Nodes:
         self, partition: int, deadline_s: float, commands: Callable[[], Sequence[Command]], is_write: bool
     ) -> list[Any]:
         backoff = Backoff(self._limits)
+        has_failed = False
         while True:
             try:
                 return await self._attempt(partition, deadline_s, commands, is_write)
             except _RepeatError as error:
-                wait_s = backoff.next_s()
+                # A connection that was lost is reopened at once; the wait is for what fails again.
+                wait_s = 0.0 if error.is_link_lost and not has_failed else backoff.next_s()
+                has_failed = True
                 if monotonic() + wait_s >= deadline_s:
                     raise RegistryUnavailableError(
                         f"the registry at {self.url} cannot be used ({error}): try again; nothing was changed"
@@ -148,7 +151,8 @@ class Nodes:
             self.search()
             if is_write:
                 raise ReplyLostError(str(error)) from error
-            raise _RepeatError(f"no reply: {error or 'too late'}") from error
+            is_link_lost = isinstance(error, LinkLostError)
+            raise _RepeatError(f"no reply: {error or 'too late'}", is_link_lost=is_link_lost) from error
         errors = [reply for reply in replies if isinstance(reply, ErrorReply)]
         if errors:
             await self._mend(link, errors[0], is_write)
@@ -243,7 +247,11 @@ def call_of(script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> C
 
 
 class _RepeatError(Exception):
-    """It was not carried out, and may be after a moment."""
+    """It was not carried out, and may be after a moment; `is_link_lost` = at once, by another connection."""
+
+    def __init__(self, text: str, *, is_link_lost: bool = False) -> None:
+        super().__init__(text)
+        self.is_link_lost = is_link_lost
 
 
 class _Replies:

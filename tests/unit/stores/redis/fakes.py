@@ -106,6 +106,12 @@ class FakeLink:
         self.receivers: list[Receiver] = []
         self.arrived: list[Any] = []
         self.is_aborted = False
+        self.is_given_up = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return not self.is_aborted
 
     def send(self, commands: bytes, receivers: Iterable[Receiver]) -> None:
         """Keep the write, parsed."""
@@ -122,6 +128,11 @@ class FakeLink:
         self.receivers += added
 
     def abort(self) -> None:
+        """We end the connection."""
+        self.is_given_up = True
+        self.end()
+
+    def end(self) -> None:
         """The connection ends: everybody who waits is told, a turn later than here in reality."""
         self.is_aborted = True
         receivers, self.receivers = self.receivers, []
@@ -157,6 +168,7 @@ class FakeOwner:
         self.newer: list[tuple[str, int]] = []
         self.errors: list[tuple[str, Remedy]] = []
         self.answers = 0
+        self.lost_links = 0
 
     def answered(self) -> None:
         """See `Turn`."""
@@ -165,6 +177,10 @@ class FakeOwner:
     def changed(self, lane: Lane) -> None:
         """See `LaneEvents`."""
         self.states.append(lane.refusal)
+
+    def disconnected(self, lane: Lane) -> None:
+        """See `LaneEvents`."""
+        self.lost_links += 1
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """See `LaneEvents`."""
@@ -216,9 +232,13 @@ class Bench:
         return self.link
 
     def lose_link(self) -> None:
-        """The connection ends, as its keeper sees it."""
-        self.link.abort()
+        """The server or the network ends the connection, as its keeper sees it."""
+        self.link.end()
         self.lane.detach()
+
+    def fail_to_reopen(self) -> None:
+        """The keeper could not connect."""
+        self.lane.give_up_reopening()
 
     def take(self, name: str, buckets: BucketSet, asked: int = 1, timeout_s: float = 0.05) -> None:
         """A take whose outcome goes to `outcomes[name]`, once."""

@@ -281,17 +281,34 @@ def test_lane__an_empty_bucket_is_told_to_the_owner() -> None:
     assert bench.owner.empty == [(ACME, Taken(3, 0, SECOND_US, empty_us), SERVER_NOW_US, sent_s)]
 
 
-def test_lane__a_lost_link_fails_everybody_at_once() -> None:
-    """In flight or gathering: all are told UNAVAILABLE, once, and the lane refuses until it has a link."""
+def test_lane__a_lost_link_fails_only_what_has_left() -> None:
+    """A take that was sent is not repeated, it may have been carried out; one that was not waits."""
     bench = Bench(in_flight_max=1)
     bench.take("sent", ACME)
     bench.loop.turn()
     bench.take("gathering", GLOBEX)
     bench.lose_link()
-    assert bench.outcomes == {"sent": StoreFault.UNAVAILABLE, "gathering": StoreFault.UNAVAILABLE}
+    assert bench.outcomes == {"sent": StoreFault.UNAVAILABLE}
     bench.take("after", ACME)
     bench.loop.turn()
-    assert bench.outcomes["after"] is StoreFault.UNAVAILABLE
+    assert bench.owner.lost_links == 1
+    link = bench.attach()
+    assert len(link.writes) == 1
+    link.reply(full_reply(1, 1))
+    assert isinstance(bench.outcomes["gathering"], Taken) and isinstance(bench.outcomes["after"], Taken)
+    assert bench.owner.states == [None, None]
+
+
+def test_lane__a_link_that_cannot_be_reopened_fails_everybody() -> None:
+    """The first failed attempt to connect tells those who wait, and the lane refuses until it has a link."""
+    bench = Bench(in_flight_max=1)
+    bench.lose_link()
+    bench.take("waiting", ACME)
+    bench.loop.turn()
+    bench.fail_to_reopen()
+    bench.take("after", ACME)
+    bench.loop.turn()
+    assert bench.outcomes == {"waiting": StoreFault.UNAVAILABLE, "after": StoreFault.UNAVAILABLE}
     bench.attach()
     bench.take("again", ACME)
     bench.loop.turn()
@@ -300,13 +317,39 @@ def test_lane__a_lost_link_fails_everybody_at_once() -> None:
     assert bench.owner.states == [None, StoreFault.UNAVAILABLE, None]
 
 
-def test_lane__a_link_that_closed_unnoticed_fails_the_take() -> None:
-    """Between the end of a connection and its keeper's notice a take is answered, not lost."""
+def test_lane__a_link_that_takes_long_to_reopen_is_not_waited_for() -> None:
+    """A host that swallows connections: takes wait for one call's time, those that follow not at all."""
+    bench = Bench(call_timeout_s=0.05)
+    bench.lose_link()
+    bench.take("patient", ACME, timeout_s=10)
+    bench.take("hasty", GLOBEX, timeout_s=0.02)
+    bench.loop.advance(0.03)
+    assert bench.outcomes == {"hasty": StoreFault.TIMEOUT}
+    bench.loop.advance(0.03)
+    assert bench.outcomes["patient"] is StoreFault.UNAVAILABLE
+    assert bench.lane.refusal is StoreFault.UNAVAILABLE
+
+
+def test_lane__a_link_that_was_given_up_is_not_waited_for() -> None:
+    """The server is a replica, or answers nonsense: the next connection will not be better at once."""
     bench = Bench()
-    bench.link.is_aborted = True
     bench.take("a", ACME)
     bench.loop.turn()
-    assert bench.outcomes == {"a": StoreFault.UNAVAILABLE}
+    bench.link.reply(error("READONLY You can't write against a read only replica."))
+    bench.take("b", GLOBEX)
+    bench.lane.detach()
+    assert bench.outcomes == {"a": StoreFault.UNAVAILABLE, "b": StoreFault.UNAVAILABLE}
+
+
+def test_lane__a_link_that_closed_unnoticed_is_waited_for() -> None:
+    """Between the end of a connection and its keeper's notice a take waits, as it does after that."""
+    bench = Bench()
+    bench.link.end()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    bench.lane.detach()
+    bench.attach().reply(full_reply(1))
+    assert isinstance(bench.outcomes["a"], Taken)
 
 
 def test_lane__a_node_that_does_not_answer_is_not_waited_for() -> None:
@@ -484,6 +527,6 @@ def test_lane__a_callback_that_raises_is_reported() -> None:
     bench.outcomes["a"] = StoreFault.TIMEOUT  # so that `done` raises: told twice
     bench.take("b", GLOBEX)
     bench.loop.turn()
-    bench.lose_link()
+    bench.lane.close()
     assert bench.outcomes["b"] is StoreFault.UNAVAILABLE
     assert len(bench.loop.exceptions) == 1

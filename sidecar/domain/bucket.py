@@ -3,7 +3,8 @@ The token bucket: GCRA over one integer per bucket, the specification that take.
 
 A bucket is its theoretical arrival time (TAT), integer microseconds since the epoch: the time at
 which it is full again. All arithmetic is on integers, so nothing is lost at a refill, and a bucket
-with a limit of L a minute and a burst of B admits at most B + L*T/60 takes in any T seconds.
+with a limit of L a minute and a burst of B admits at most B + L*T/60 takes in any T seconds. Where
+the quota changes, L and B are the largest that were in force within the T seconds.
 
 Source: the generic cell rate algorithm, virtual scheduling (ITU-T I.371); docs/adr/0002.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple, final
 
 US_PER_MINUTE = 60_000_000
@@ -63,15 +65,34 @@ class Quota:
         return self.burst * self.interval_us
 
 
+class Debt(NamedTuple):
+    """
+    What a bucket owes beyond its burst, because tokens were used under a larger one.
+
+    `tat_us` is the time at which all that was used has come back; it is later than the level's own.
+    `burst` is the burst of the last take: a larger one makes what is owed count again.
+    """
+
+    tat_us: int
+    burst: int
+
+
 class Level(NamedTuple):
     """
     What is stored of a bucket: its TAT and the interval it was written under.
 
-    The interval is kept so that a change of the limit keeps the tokens that were used.
+    The interval is kept so that a change of the limit keeps the tokens that were used. `debt` None =
+    nothing is owed beyond `tat_us`, as in every bucket whose burst was not lowered while it was in use.
     """
 
     tat_us: int
     interval_us: int
+    debt: Debt | None = None
+
+    @property
+    def forgotten_at_us(self) -> int:
+        """When nothing of it is left to remember: the bucket is full under every quota."""
+        return self.tat_us if self.debt is None else self.debt.tat_us
 
 
 @final
@@ -103,8 +124,8 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
 
     Returns:
         The outcome, and the level to store; None = store nothing. A refused take changes no bucket. It
-        stores one only to rebase it: a level of another interval, or further ahead than an empty
-        bucket, is put in terms of this quota, else it would go on refilling by the terms it was
+        stores one only to rebase it: a level of another interval or burst, or further ahead than an
+        empty bucket, is put in terms of this quota, else it would go on refilling by the terms it was
         written in and the wait told here would not be enough.
 
     This is `draw_all` for one bucket and a cost of 1, and the whole of the embedded hot path.
@@ -113,11 +134,13 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     span_us = burst * interval_us
     start_us = now_us
     if level is not None:
-        tat_us, written_us = level
-        if tat_us > now_us:
-            # Nearly every level stands in the terms of its quota, and needs no call.
-            is_plain = written_us == interval_us and tat_us - now_us <= span_us
-            start_us = tat_us if is_plain else _start(level, quota, now_us)
+        tat_us, written_us, debt = level
+        if tat_us > now_us or debt is not None:
+            # Nearly every level is in the terms of its quota and needs no conversion.
+            if debt is not None or written_us != interval_us or tat_us - now_us > span_us:
+                taken, levels = draw_all((level,), (quota,), asked, 1, now_us)
+                return taken, None if levels is None else levels[0]
+            start_us = tat_us
     room = (now_us + span_us - start_us) // interval_us
     admitted = asked if asked < room else room
     reset_at_us = start_us + admitted * interval_us
@@ -125,8 +148,8 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     retry_after_us = 0 if remaining else reset_at_us + interval_us - span_us - now_us
     # Called for every decision: a named tuple's own constructor takes three times as long.
     taken = tuple.__new__(Taken, (admitted, remaining, retry_after_us, reset_at_us))
-    if admitted or (asked and level != (start_us, interval_us)):
-        return taken, tuple.__new__(Level, (reset_at_us, interval_us))
+    if admitted:
+        return taken, tuple.__new__(Level, (reset_at_us, interval_us, None))
     return taken, None
 
 
@@ -156,44 +179,63 @@ def draw_all(
         raise QuotaError(f"asked must be 0..{ASKED_MAX} and cost 1..{BURST_MAX}, not {asked} and {cost}")
     starts = [_start(level, quota, now_us) for level, quota in zip(levels, quotas, strict=True)]
     rooms = [
-        (now_us + quota.span_us - start) // quota.interval_us
+        (now_us + quota.span_us - start.tat_us) // quota.interval_us
         for start, quota in zip(starts, quotas, strict=True)
     ]
     admitted = min(asked, min(rooms) // cost)
     used = admitted * cost
-    resets = [start + used * quota.interval_us for start, quota in zip(starts, quotas, strict=True)]
+    drawn = [_after(start, quota, used, now_us) for start, quota in zip(starts, quotas, strict=True)]
+    resets = [level.tat_us for level in drawn]
     waits = [_wait(reset, quota, cost, now_us) for reset, quota in zip(resets, quotas, strict=True)]
     retry_after_us = -1 if -1 in waits else max(waits)
     taken = Taken(admitted, min(rooms) - used, retry_after_us, max(resets))
-    if admitted or (asked and _is_rebased(levels, resets, quotas, now_us)):
-        return taken, [Level(reset, quota.interval_us) for reset, quota in zip(resets, quotas, strict=True)]
+    if admitted or (asked and any(map(_is_rebased, levels, drawn, repeat(now_us)))):
+        return taken, drawn
     return taken, None
 
 
-def _start(level: Level | None, quota: Quota, now_us: int) -> int:
+class _Start(NamedTuple):
+    """Where a take counts from: the TAT, and the TAT of all that is owed, which is not earlier."""
+
+    tat_us: int
+    debt_us: int
+
+
+def _start(level: Level | None, quota: Quota, now_us: int) -> _Start:
     """
-    The TAT from which a take counts: never in the past, never further ahead than an empty bucket.
+    The times from which a take counts; the TAT is never in the past, nor further ahead than an empty bucket.
 
-    A clock that stepped back or a lowered burst leaves the bucket at worst empty, never in debt. A
-    level written under another interval keeps its used tokens, rounded up.
+    A smaller burst cuts what is used at it, so nobody waits longer than the bucket takes to fill, and
+    what is owed stays: under a larger burst it counts as used again. A level written under another
+    interval keeps its tokens, rounded up. A clock that stepped back leaves the bucket at worst empty.
     """
-    if level is None or level.tat_us <= now_us:
-        return now_us
-    ahead_us = level.tat_us - now_us
-    if level.interval_us != quota.interval_us:
-        ahead_us = -(-ahead_us // level.interval_us)
-        ahead_us = min(ahead_us, quota.burst) * quota.interval_us
-    return now_us + min(ahead_us, quota.span_us)
+    if level is None or level.forgotten_at_us <= now_us:
+        return _Start(now_us, now_us)
+    interval_us = quota.interval_us
+    used_us, owed_us = max(0, level.tat_us - now_us), level.forgotten_at_us - now_us
+    if level.interval_us != interval_us:
+        used_us = min(-(-used_us // level.interval_us), BURST_MAX) * interval_us
+        owed_us = min(-(-owed_us // level.interval_us), BURST_MAX) * interval_us
+    else:
+        owed_us = min(owed_us, BURST_MAX * interval_us)
+    if level.debt is not None and quota.burst > level.debt.burst:
+        used_us = owed_us
+    return _Start(now_us + min(used_us, quota.span_us), now_us + owed_us)
 
 
-def _is_rebased(
-    levels: Sequence[Level | None], starts: Sequence[int], quotas: Sequence[Quota], now_us: int
-) -> bool:
-    """True when some bucket in use is stored in other terms than *starts* and *quotas*."""
-    return any(
-        level is not None and level.tat_us > now_us and level != (start, quota.interval_us)
-        for level, start, quota in zip(levels, starts, quotas, strict=True)
-    )
+def _after(start: _Start, quota: Quota, used: int, now_us: int) -> Level:
+    """The level after *used* tokens; nobody can owe more than the largest burst there is."""
+    used_us = used * quota.interval_us
+    tat_us = start.tat_us + used_us
+    debt_us = min(start.debt_us + used_us, now_us + BURST_MAX * quota.interval_us)
+    return Level(tat_us, quota.interval_us, Debt(debt_us, quota.burst) if debt_us > tat_us else None)
+
+
+def _is_rebased(level: Level | None, drawn: Level, now_us: int) -> bool:
+    """True when the bucket is in use and stored in other terms than *drawn*, from which nothing was taken."""
+    if level is None or level.forgotten_at_us <= now_us:
+        return False
+    return level._replace(tat_us=max(level.tat_us, now_us)) != drawn
 
 
 def _wait(reset_at_us: int, quota: Quota, cost: int, now_us: int) -> int:

@@ -20,10 +20,10 @@ class EmbeddedBucketStore:
     """
     Buckets of one process.
 
-    At most *buckets_max* are kept. When a further one needs a place, those that are full again are
-    dropped; when none is full, its takes are refused as overloaded: dropping a used bucket would hand
-    out its tokens again. Looking for full ones walks over all, so it is not done again before the
-    first of them can have become full.
+    At most *buckets_max* are kept. When a further one needs a place, those that are full again and owe
+    nothing are dropped; when there is none, its takes are refused as overloaded: dropping a used bucket
+    would hand out its tokens again. Looking for full ones walks over all, so it is not done again before
+    the first of them can have become full.
     """
 
     __slots__ = ("_buckets_max", "_clock_us", "_full_at_us", "_levels", "_searched_at_us")
@@ -82,7 +82,7 @@ class EmbeddedBucketStore:
 
     def _drop_full(self, now_us: int) -> None:
         levels = self._levels
-        for key in [key for key, level in levels.items() if level.tat_us <= now_us]:
+        for key in [key for key, level in levels.items() if level.forgotten_at_us <= now_us]:
             del levels[key]
         self._searched_at_us = now_us
-        self._full_at_us = min((level.tat_us for level in levels.values()), default=0)
+        self._full_at_us = min((level.forgotten_at_us for level in levels.values()), default=0)

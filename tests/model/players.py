@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import hiredis
 
-from sidecar.domain.bucket import BucketSet, Level, Quota, Taken, draw_all
+from sidecar.domain.bucket import BucketSet, Level, Taken, draw_all
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.keys import KeySpace
@@ -24,6 +24,7 @@ from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
 from sidecar.stores.redis.scripts import TAKE
 from sidecar.stores.redis.take_call import CompiledSet, Group, apportion, encode_call, starts_of
+from tests.exact_bucket import Admissions, ExactBucket
 
 Outcome = Taken | StoreFault
 Takes = tuple[BucketSet, list[int]]
@@ -171,61 +172,46 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-@dataclass
-class ExactBucket:
-    """
-    A token bucket in exact fractions on real time: what the integers may never exceed.
-
-    `is_plain` until its quota changes or a clock steps back: so long the integers equal it.
-    """
-
-    quota: Quota
-    real_us: int
-    tokens: Fraction = field(init=False)
-    is_plain: bool = True
-
-    def __post_init__(self) -> None:
-        """Begin full."""
-        self.tokens = Fraction(self.quota.burst)
-
-    def at(self, real_us: int) -> Fraction:
-        """The tokens there."""
-        refilled = Fraction(real_us - self.real_us, self.quota.interval_us)
-        self.tokens = min(Fraction(self.quota.burst), self.tokens + refilled)
-        self.real_us = real_us
-        return self.tokens
-
-    def rebase(self, quota: Quota, real_us: int) -> None:
-        """Another quota from now on; used tokens stay used."""
-        if quota == self.quota:
-            return
-        used = self.quota.burst - self.at(real_us)
-        self.quota, self.is_plain = quota, False
-        self.tokens = quota.burst - min(used, Fraction(quota.burst))
-
-
 class OraclePlayer:
-    """An exact bucket for each key, told what the others admitted."""
+    """
+    An exact bucket for each key on real time, told what the others admitted: they may not admit more.
+
+    As long as a bucket's quota does not change and no clock steps back, it is plain: they admit as much.
+    """
 
     def __init__(self) -> None:
         """All buckets are full."""
         self.exact: dict[str, ExactBucket] = {}
+        self._admissions: dict[str, Admissions] = {}
+        self._is_plain: dict[str, bool] = {}
+
+    def end(self) -> None:
+        """What was admitted holds the bound, whatever the quotas were; all buckets are full again."""
+        for admissions in self._admissions.values():
+            admissions.check()
+        for kept in (self.exact, self._admissions, self._is_plain):
+            kept.clear()
 
     def check(self, buckets: BucketSet, asked: int, taken: Taken, real_us: int) -> None:
         """Never more admitted than the fractions allow; exactly as much in a plain history."""
         exact = []
         for key, quota in zip(buckets.keys, buckets.quotas, strict=True):
-            bucket = self.exact.setdefault(key, ExactBucket(quota, real_us))
-            bucket.rebase(quota, real_us)
+            rate = Fraction(1, quota.interval_us)
+            bucket = self.exact.setdefault(key, ExactBucket(rate, quota.burst, real_us))
+            bucket.at(real_us)
+            if (rate, quota.burst) != (bucket.tokens_per_us, bucket.burst):
+                bucket.change(rate, quota.burst, rounds_up=False)
+                self._is_plain[key] = False
             exact.append(bucket)
+            admissions = self._admissions.setdefault(key, Admissions())
+            admissions.add(real_us, taken.admitted * buckets.cost, rate, quota.burst)
         allowed = min(bucket.at(real_us) for bucket in exact) // buckets.cost
         assert taken.admitted <= min(asked, allowed)
-        if all(bucket.is_plain for bucket in exact):
+        if all(self._is_plain.get(key, True) for key in buckets.keys):
             assert taken.admitted == min(asked, allowed)
         for bucket in exact:
-            bucket.tokens -= taken.admitted * buckets.cost
+            bucket.take(taken.admitted * buckets.cost)
 
     def clock_stepped_back(self) -> None:
         """From now on the others may be stricter."""
-        for bucket in self.exact.values():
-            bucket.is_plain = False
+        self._is_plain = dict.fromkeys(self.exact, False)

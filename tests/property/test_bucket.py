@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import accumulate
+from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.bucket import (
@@ -13,13 +14,14 @@ from sidecar.domain.bucket import (
     BURST_MAX,
     LIMIT_RPM_MAX,
     US_PER_MINUTE,
+    Debt,
     Level,
     Quota,
     Taken,
     draw,
     draw_all,
 )
-from tests.exact_bucket import ExactBucket
+from tests.exact_bucket import Admissions, ExactBucket
 
 NOW_US = 1_764_000_000_000_000
 YEAR_2200_US = 7_258_118_400_000_000
@@ -31,14 +33,18 @@ Step = tuple[int, int]
 limits_rpm = st.integers(1, LIMIT_RPM_MAX)
 bursts = st.one_of(st.integers(1, 20), st.integers(1, BURST_MAX))
 quotas = st.builds(Quota.per_minute, limits_rpm, bursts)
-levels = st.one_of(
-    st.none(),
-    st.builds(
-        Level,
-        st.one_of(st.integers(NOW_US - 10**9, NOW_US + 10**9), st.integers(0, YEAR_2200_US)),
-        st.integers(6_000, US_PER_MINUTE),
-    ),
-)
+times_us = st.one_of(st.integers(NOW_US - 10**9, NOW_US + 10**9), st.integers(0, YEAR_2200_US))
+
+
+@st.composite
+def used_levels(draw: st.DrawFn) -> Level:
+    """A level of any time and interval; in some the tokens used under a larger burst are owed."""
+    tat_us, debt_us = sorted((draw(times_us), draw(times_us)))
+    debt = draw(st.one_of(st.none(), st.builds(Debt, st.just(debt_us), bursts)))
+    return Level(tat_us, draw(st.integers(6_000, US_PER_MINUTE)), debt if debt_us > tat_us else None)
+
+
+levels = st.one_of(st.none(), used_levels())
 costs = st.one_of(st.integers(1, 5), st.integers(1, BURST_MAX))
 few_takes = st.integers(0, 40)
 
@@ -85,35 +91,113 @@ def test_draw__admits_exactly_what_the_interval_gives(data: st.DataObject, quota
         taken, to_store = draw(level, quota, asked, now_us)
         level = kept(level, to_store)
         assert taken.admitted == min(asked, exact.at(now_us) // 1)
-        exact.tokens -= taken.admitted
-        missing = quota.burst - exact.tokens
-        assert taken.remaining == exact.tokens // 1
-        assert taken.reset_at_us == now_us + missing * quota.interval_us
-        assert taken.retry_after_us == max(0, (1 - exact.tokens) * quota.interval_us)
+        exact.take(taken.admitted)
+        tokens = quota.burst - exact.used
+        assert taken.remaining == tokens // 1
+        assert taken.reset_at_us == now_us + exact.used * quota.interval_us
+        assert taken.retry_after_us == max(0, (1 - tokens) * quota.interval_us)
 
 
-@given(st.data(), st.lists(st.tuples(limits_rpm, bursts), min_size=1, max_size=4))
-def test_draw__a_limit_change_keeps_used_tokens(data: st.DataObject, changes: list[tuple[int, int]]) -> None:
-    """From the first take under a new limit on, the bucket is the exact one with the used tokens kept."""
+changed_quotas = st.lists(
+    st.tuples(
+        st.one_of(st.sampled_from((60, 600)), limits_rpm), st.one_of(st.sampled_from((1, 5, 40)), bursts)
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.data(), changed_quotas)
+def test_draw__a_quota_change_keeps_used_tokens(data: st.DataObject, changes: list[tuple[int, int]]) -> None:
+    """From the first take under a new quota on, the bucket is the exact one with the used tokens kept."""
     now_us, level = NOW_US, None
     exact: ExactBucket | None = None
     for limit_rpm, burst in changes:
         quota = Quota.per_minute(limit_rpm, burst)
         rate = Fraction(1, quota.interval_us)
-        rate_before = exact.tokens_per_us if exact else rate
         for index, (wait_us, asked) in enumerate(data.draw(steps(quota.interval_us))):
             now_us += wait_us
             exact = exact or ExactBucket(rate, burst, now_us)
-            tokens = exact.at(now_us)
+            exact.at(now_us)
             if index == 0:
-                if rate_before == rate:
-                    exact.burst, exact.tokens = burst, max(Fraction(0), tokens + burst - exact.burst)
-                else:
-                    exact.change(rate, burst)
+                exact.change(rate, burst)
             taken, to_store = draw(level, quota, max(1, asked), now_us)
             level = kept(level, to_store)
-            assert taken.admitted == min(max(1, asked), exact.tokens // 1)
-            exact.tokens -= taken.admitted
+            assert taken.admitted == min(max(1, asked), exact.at(now_us) // 1)
+            exact.take(taken.admitted)
+            assert level is None or (level.debt is None) == (exact.owed == exact.used)
+
+
+class Attack(NamedTuple):
+    """One step of a client and an administrator who try for more than the quotas allow."""
+
+    quota_index: int
+    wait_intervals: Fraction
+    asked: int
+
+
+attacks = st.lists(
+    st.builds(
+        Attack,
+        st.integers(0, 2),
+        st.one_of(st.just(Fraction(0)), st.fractions(0, 30, max_denominator=7)),
+        st.one_of(st.just(ASKED_MAX), st.integers(0, 40)),
+    ),
+    max_size=20,
+)
+few_quotas = st.tuples(
+    st.one_of(st.sampled_from((1, 60, 600)), limits_rpm),
+    st.one_of(st.sampled_from((1, 40)), st.integers(1, 60)),
+)
+
+
+@settings(max_examples=3_000)
+@given(st.lists(few_quotas, min_size=3, max_size=3), attacks)
+def test_draw__never_over_admits_while_quotas_change(
+    rules: list[tuple[int, int]], steps_taken: list[Attack]
+) -> None:
+    """
+    In every window at most the largest burst + the largest limit * T/60, in force within it, pass.
+
+    And whatever happens, nobody waits longer than the bucket in force takes to fill.
+    """
+    now_us, level = NOW_US, None
+    admissions = Admissions()
+    limit_rpm, burst = rules[0]
+    for step in steps_taken:
+        now_us += int(step.wait_intervals * Quota.per_minute(limit_rpm).interval_us)
+        admissions.add(now_us, 0, Fraction(limit_rpm, US_PER_MINUTE), burst)
+        limit_rpm, burst = rules[step.quota_index]
+        quota = Quota.per_minute(limit_rpm, burst)
+        taken, to_store = draw(level, quota, step.asked, now_us)
+        level = kept(level, to_store)
+        admissions.add(now_us, taken.admitted, Fraction(limit_rpm, US_PER_MINUTE), burst)
+        assert taken.reset_at_us - now_us <= quota.span_us
+    admissions.check()
+
+
+@settings(max_examples=500)
+@given(st.lists(few_quotas, min_size=3, max_size=3), attacks, attacks)
+def test_draw_all__never_over_admits_while_quotas_change(
+    rules: list[tuple[int, int]], shared_steps: list[Attack], single_steps: list[Attack]
+) -> None:
+    """The same of a bucket that is taken from alone and together with another, at a cost of 1 and of 2."""
+    now_us = NOW_US
+    held: list[Level | None] = [None, None]
+    admissions = Admissions()
+    limit_rpm, burst = rules[0]
+    for shared, single in zip(shared_steps, single_steps, strict=False):
+        now_us += int(shared.wait_intervals * Quota.per_minute(limit_rpm).interval_us)
+        admissions.add(now_us, 0, Fraction(limit_rpm, US_PER_MINUTE), burst)
+        limit_rpm, burst = rules[shared.quota_index]
+        quota, other = Quota.per_minute(limit_rpm, burst), Quota.per_minute(*rules[single.quota_index])
+        taken, drawn = draw_all(held, [quota, other], shared.asked, 2, now_us)
+        held = held if drawn is None else list(drawn)
+        admissions.add(now_us, 2 * taken.admitted, Fraction(limit_rpm, US_PER_MINUTE), burst)
+        taken, to_store = draw(held[0], quota, single.asked, now_us)
+        held[0] = kept(held[0], to_store)
+        admissions.add(now_us, taken.admitted, Fraction(limit_rpm, US_PER_MINUTE), burst)
+    admissions.check()
 
 
 @given(st.data(), limits_rpm, bursts)
@@ -132,7 +216,7 @@ def test_draw__never_over_admits_while_the_clock_steps_back(
         taken, to_store = draw(level, quota, asked, real_us + offset_us)
         level = kept(level, to_store)
         assert taken.admitted <= exact.at(real_us)
-        exact.tokens -= taken.admitted
+        exact.take(taken.admitted)
 
 
 @given(levels, quotas, few_takes)
@@ -261,6 +345,12 @@ def test_draw_all__a_full_wait_passes(
         assert draw_all(after, rules, 1, cost, NOW_US + taken.retry_after_us - 1)[0].admitted == 0
 
 
+def as_double(level: Level) -> Level:
+    """The same level in the numbers of Lua."""
+    debt = level.debt and Debt(*map(float, level.debt))  # type: ignore[arg-type]
+    return Level(float(level.tat_us), float(level.interval_us), debt)  # type: ignore[arg-type]
+
+
 @given(several, st.integers(0, ASKED_MAX), costs, st.integers(0, YEAR_2200_US))
 def test_draw_all__doubles_compute_the_same(
     buckets: list[tuple[Level | None, Quota]], asked: int, cost: int, now_us: int
@@ -269,7 +359,7 @@ def test_draw_all__doubles_compute_the_same(
     held, rules = [level for level, _ in buckets], [quota for _, quota in buckets]
     taken, to_store = draw_all(held, rules, asked, cost, now_us)
     as_doubles = draw_all(
-        [level and Level(float(level.tat_us), float(level.interval_us)) for level in held],  # type: ignore[arg-type]
+        [level and as_double(level) for level in held],
         [Quota(float(quota.interval_us), float(quota.burst)) for quota in rules],  # type: ignore[arg-type]
         float(asked),  # type: ignore[arg-type]
         float(cost),  # type: ignore[arg-type]
@@ -277,6 +367,7 @@ def test_draw_all__doubles_compute_the_same(
     )
     assert as_doubles == (taken, to_store)
     assert taken.reset_at_us < 2**53
+    assert all(level.forgotten_at_us < 2**53 for level in to_store or ())
 
 
 @given(limits_rpm)

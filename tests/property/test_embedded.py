@@ -39,4 +39,4 @@ def test_take_now__never_over_admits_whatever_gives_way(
         room = min(exact[key].at(clock.now_us) for key in keys) // cost
         assert taken.admitted == min(asked, room)
         for key in keys:
-            exact[key].tokens -= taken.admitted * cost
+            exact[key].take(taken.admitted * cost)

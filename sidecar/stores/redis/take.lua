@@ -1,8 +1,10 @@
 -- take.lua: take tokens for many decisions in one call; each decision's buckets all or none.
 --
 -- KEYS[1..n]  all different, one hash tag in Cluster (the partition's):
---             buckets, value '<tat>:<interval>': TAT in us since the epoch, 16 digits (< 2^53), and
---             the interval in us it was written under; not there = full
+--             buckets, value '<tat>:<interval>' or '<tat>:<interval>:<debt>:<burst>' (layouts 1 and 2; the
+--             number of fields tells them apart): TAT in us since the epoch, 16 digits (< 2^53), and the
+--             interval in us it was written under; debt = TAT of all that is owed, 16 digits, only while it
+--             is later than the TAT, with the burst of the last take; not there = full
 --             generations, value = decimal text: the number of an integration's record
 -- ARGV[1]     now_us: '0' = the server's TIME; > 0 only in tests
 -- ARGV[2]     groups, one after another, as little-endian unsigned 32-bit words (struct 'I4'); a group:
@@ -20,7 +22,8 @@
 -- Order       groups see what the groups before them in the call took
 -- Writes      nothing for a peek; a refused take writes only a bucket that must be rebased (see draw);
 --             all writes follow all decisions, one SET for each bucket that changed
--- TTL         max(1, ceil((tat - now) / 1000)) ms, set together with the value: then the bucket is full
+-- TTL         max(1, ceil((the later TAT - now) / 1000)) ms, set together with the value: then the bucket
+--             is full and nothing is owed
 -- Cost        O(buckets): one TIME, one MGET, one SET for each bucket that changed
 -- Mirror      draw_all in sidecar/domain/bucket.py, same integers, same order
 
@@ -39,10 +42,13 @@ local sent = {struct.unpack('<' .. string.rep('I4', words), ARGV[2])}
 -- Integers are printed as such where C's long has 64 bits: that takes an eighth of the whole call less
 -- than printing them as doubles, which a 32-bit build of Redis must do.
 local is_long = format('%d', 4503599627370496) == '4503599627370496'
-local level_text, ttl_text = '%016.0f:%.0f', '%.0f'
-if is_long then level_text, ttl_text = '%016d:%d', '%d' end
+local level_text, owing_text, ttl_text = '%016.0f:%.0f', '%016.0f:%.0f:%016.0f:%.0f', '%.0f'
+if is_long then level_text, owing_text, ttl_text = '%016d:%d', '%016d:%d:%016d:%d', '%d' end
 
+local BURST_MAX = 1000000
 local tats, intervals = {}, {} -- levels by number of key, read on first use; a TAT of 0 is a full bucket
+local debts, bursts = {}, {} -- what is owed, for the few levels of layout 2
+local owed = {} -- the same for the takes of one group: where they count from
 local changed, changes = {}, 0 -- numbers of the keys to write, each once
 local is_changed = {}
 local reply, replied = {now}, 1
@@ -51,25 +57,47 @@ local function read(key_at, interval)
   local value = stored[key_at]
   local tat = value and tonumber(sub(value, 1, 16)) or 0
   tats[key_at] = tat
-  intervals[key_at] = tat > 0 and tonumber(sub(value, 18)) or interval
+  if tat > 0 then
+    local written = tonumber(sub(value, 18)) -- nil: it is of layout 2
+    if not written then
+      local debt, burst
+      written, debt, burst = string.match(value, '^%d+:(%d+):(%d+):(%d+)$')
+      written, debts[key_at], bursts[key_at] = tonumber(written), tonumber(debt), tonumber(burst)
+    end
+    intervals[key_at] = written or interval
+  else
+    intervals[key_at] = interval
+  end
   return tat
 end
 
-local function start_of(tat, written, interval, burst)
-  if tat <= now then return now end
-  local ahead = tat - now
+-- Where takes count from, for a level that is not in the terms of its quota; see _start in the mirror.
+local function rebase(key_at, tat, interval, burst)
+  local debt, written = debts[key_at], intervals[key_at]
+  local used = tat > now and tat - now or 0
+  local owing = (debt or tat) - now
+  owed[key_at] = nil
+  if owing <= 0 then return now end
   if written ~= interval then
-    ahead = ceil(ahead / written)
-    if ahead > burst then ahead = burst end
-    ahead = ahead * interval
+    used = math.min(ceil(used / written), BURST_MAX) * interval
+    owing = math.min(ceil(owing / written), BURST_MAX) * interval
+  else
+    owing = math.min(owing, BURST_MAX * interval)
   end
-  local span = burst * interval
-  if ahead > span then ahead = span end
-  return now + ahead
+  if debt and burst > bursts[key_at] then used = owing end
+  used = math.min(used, burst * interval)
+  if owing > used then owed[key_at] = now + owing end
+  return now + used
 end
 
-local function store(key_at, tat, interval)
+local function store(key_at, tat, interval, burst, used)
   tats[key_at], intervals[key_at] = tat, interval
+  local debt = owed[key_at]
+  if debt then
+    debt = math.min(debt + used, now + BURST_MAX * interval)
+    if debt <= tat then debt = nil end
+  end
+  if debt or debts[key_at] then debts[key_at], bursts[key_at] = debt, burst end
   if not is_changed[key_at] then
     changes = changes + 1
     is_changed[key_at], changed[changes] = true, key_at
@@ -91,9 +119,21 @@ while at <= words do
     for b = first, last, 3 do
       local key_at, interval, burst = sent[b], sent[b + 1], sent[b + 2]
       local tat = tats[key_at] or read(key_at, interval)
-      local written = intervals[key_at]
-      local start = start_of(tat, written, interval, burst)
-      if tat > now and (tat ~= start or written ~= interval) then is_rebased = true end
+      local debt, start = debts[key_at], tat
+      if debt or tat > now then
+        if debt or intervals[key_at] ~= interval or tat - now > burst * interval then
+          start = rebase(key_at, tat, interval, burst)
+          if not is_rebased then
+            is_rebased = (debt or tat) > now
+              and (start ~= (tat > now and tat or now) or intervals[key_at] ~= interval
+                or owed[key_at] ~= debt or (debt and bursts[key_at] ~= burst))
+          end
+        elseif owed[key_at] then
+          owed[key_at] = nil
+        end
+      else
+        start = now
+      end
       local tokens = floor((now + burst * interval - start) / interval)
       if not room or tokens < room then room = tokens end
       replied = replied + 1
@@ -104,8 +144,8 @@ while at <= words do
     reply[admitted_at] = admitted
     if admitted > 0 or (asked > 0 and is_rebased) then
       for b = first, last, 3 do
-        local start = reply[admitted_at + 1 + (b - first) / 3]
-        store(sent[b], start + admitted * cost * sent[b + 1], sent[b + 1])
+        local used = admitted * cost * sent[b + 1]
+        store(sent[b], reply[admitted_at + 1 + (b - first) / 3] + used, sent[b + 1], sent[b + 2], used)
       end
     end
   end
@@ -113,10 +153,12 @@ end
 
 for i = 1, changes do
   local key_at = changed[i]
-  local tat = tats[key_at]
-  local ttl_ms = ceil((tat - now) / 1000)
+  local tat, debt = tats[key_at], debts[key_at]
+  local text = debt and format(owing_text, tat, intervals[key_at], debt, bursts[key_at])
+    or format(level_text, tat, intervals[key_at])
+  local ttl_ms = ceil(((debt or tat) - now) / 1000)
   if ttl_ms < 1 then ttl_ms = 1 end
-  call('SET', KEYS[key_at], format(level_text, tat, intervals[key_at]), 'PX', format(ttl_text, ttl_ms))
+  call('SET', KEYS[key_at], text, 'PX', format(ttl_text, ttl_ms))
 end
 
 return reply

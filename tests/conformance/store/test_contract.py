@@ -100,8 +100,39 @@ def test_store__a_limit_change_keeps_used_tokens(stage: Stage) -> None:
     stage.play(scene)
 
 
-def test_store__a_clock_that_steps_back_leaves_no_debt(stage: Stage) -> None:
-    """The bucket is at worst empty, never in debt."""
+def test_store__lowering_and_raising_a_quota_gives_no_second_burst(stage: Stage) -> None:
+    """600, 60, 600 rpm, again and again: one burst, then what comes back; and no wait is longer than told."""
+
+    async def scene(store: BucketStore, clock: ManualClock) -> None:
+        high, low = bucket(limit_rpm=600, burst=600), bucket(limit_rpm=60, burst=60)
+        admitted = 0
+        for buckets in (high, low) * 5:
+            taken = await take(store, buckets, asked=1_000)
+            assert isinstance(taken, Taken)
+            assert taken.reset_at_us - clock() <= buckets.quotas[0].span_us
+            admitted += taken.admitted
+            clock.advance(us=100_000)
+        assert 600 <= admitted <= 600 + 9
+
+    stage.play(scene)
+
+
+def test_store__what_was_used_under_a_larger_burst_lasts_until_it_has_come_back(stage: Stage) -> None:
+    """A bucket that is full under a small burst still remembers what it owes to the large one."""
+
+    async def scene(store: BucketStore, clock: ManualClock) -> None:
+        large, small = bucket(limit_rpm=60, burst=100), bucket(limit_rpm=60, burst=1)
+        await take(store, large, asked=100)
+        await take(store, small)
+        clock.advance(seconds=10)
+        assert await take(store, small, asked=0) == Taken(0, 1, 0, clock())
+        assert await take(store, large, asked=100) == Taken(10, 0, SECOND_US, clock() + 100 * SECOND_US)
+
+    stage.play(scene)
+
+
+def test_store__a_clock_that_steps_back_makes_nobody_wait(stage: Stage) -> None:
+    """The bucket is at worst empty."""
 
     async def scene(store: BucketStore, clock: ManualClock) -> None:
         await take(store, bucket(burst=3), asked=3)

@@ -35,6 +35,35 @@ def set_generation(world: World, store: RedisBucketStore, owner: str, generation
     server.client.set(key, generation)
 
 
+@pytest.mark.parametrize(
+    ("value", "admitted", "kept"),
+    [
+        ("1764000002000000:1000000", 3, "1764000005000000:1000000"),
+        ("1764000002000000:500000", 1, "1764000005000000:1000000"),
+        ("1764000001000000:1000000:1764000004000000:1", 1, "1764000005000000:1000000"),
+        ("1764000002000000:1000000:1764000009000000:5", 3, "1764000005000000:1000000:1764000012000000:5"),
+        ("no bucket at all", 5, "1764000005000000:1000000"),
+        ("1764000002000000:?:of another version", 3, "1764000005000000:1000000"),
+    ],
+)
+def test_fleet__values_of_every_layout_are_understood(value: str, admitted: int, kept: str) -> None:
+    """Today's layouts, with and without a debt, are taken over; what is none of them never breaks a call."""
+
+    async def scene() -> None:
+        world = World("standalone")
+        store = world.store(ManualClock())
+        await store.start()
+        client, buckets = servers_of(world)[0].client, bucket(limit_rpm=60, burst=5)
+        key = store.keys.bucket(buckets.owner, buckets.keys[0])
+        client.set(key, value)
+        taken = await take(store, buckets, asked=10)
+        assert isinstance(taken, Taken)
+        assert (taken.admitted, client.get(key)) == (admitted, kept.encode())
+        await store.close()
+
+    run(scene())
+
+
 def test_fleet__sidecars_share_every_bucket(world: World) -> None:
     """Three stores take at once from forty buckets: each bucket admits its burst, neither more nor less."""
 

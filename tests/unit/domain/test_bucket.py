@@ -12,6 +12,7 @@ from sidecar.domain.bucket import (
     BURST_MAX,
     LIMIT_RPM_MAX,
     BucketSet,
+    Debt,
     Level,
     Quota,
     QuotaError,
@@ -92,7 +93,7 @@ def test_draw__a_raised_limit_helps_at_once() -> None:
     assert draw(rebased, fast, 1, NOW_US + 6_000)[0].admitted == 1
 
 
-def test_draw__a_lowered_burst_leaves_no_debt() -> None:
+def test_draw__a_lowered_burst_makes_nobody_wait() -> None:
     """A thousand used tokens under a burst of one are one used token, not a thousand seconds of waiting."""
     wide, narrow = Quota.per_minute(60, burst=1_000), Quota.per_minute(60, burst=1)
     _, level = draw(None, wide, 1_000, NOW_US)
@@ -101,7 +102,59 @@ def test_draw__a_lowered_burst_leaves_no_debt() -> None:
     assert draw(rebased, narrow, 1, NOW_US + SECOND_US)[0].admitted == 1
 
 
-def test_draw__a_clock_that_stepped_back_an_hour_leaves_no_debt() -> None:
+def admitted_while_switching(quotas: tuple[Quota, ...], rounds: int, seconds: int) -> int:
+    """How many takes pass when each quota in turn is in force for *seconds* and all of it is asked for."""
+    level, admitted, now_us = None, 0, NOW_US
+    for _ in range(rounds):
+        for quota in quotas:
+            taken, to_store = draw(level, quota, 10_000, now_us)
+            level = level if to_store is None else to_store
+            admitted += taken.admitted
+            now_us += seconds * SECOND_US
+    return admitted
+
+
+@pytest.mark.parametrize(
+    ("quotas", "bound"),
+    [
+        ((Quota.per_minute(600), Quota.per_minute(60)), 600 + 11 * 10),
+        ((Quota.per_minute(60, burst=100), Quota.per_minute(60, burst=1)), 100 + 11),
+        ((Quota.per_minute(60), Quota.per_minute(600)), 600 + 11 * 10),
+        ((Quota.per_minute(600, burst=600), Quota.per_minute(600, burst=60)), 600 + 11 * 10),
+        ((Quota.per_minute(600, 9), Quota.per_minute(60, 600), Quota.per_minute(6_000, 1)), 600 + 17 * 100),
+    ],
+)
+def test_draw__switching_quotas_hands_out_one_burst(quotas: tuple[Quota, ...], bound: int) -> None:
+    """Lowering a quota and raising it again gives no further burst, however often it is done."""
+    assert admitted_while_switching(quotas, 6, 0) == max(quota.burst for quota in quotas)
+    assert admitted_while_switching(quotas, 6, 1) <= bound
+
+
+def test_draw__a_raised_burst_helps_by_the_difference() -> None:
+    """An empty bucket of 60 that may hold 600 has 540 tokens at once, and what was used stays used."""
+    small, large = Quota.per_minute(60), Quota.per_minute(60, burst=600)
+    _, level = draw(None, small, 60, NOW_US)
+    taken, level = draw(level, large, 600, NOW_US)
+    assert (taken.admitted, level) == (540, Level(NOW_US + 600 * SECOND_US, SECOND_US))
+    refused, level = draw(level, small, 1, NOW_US)
+    assert refused.retry_after_us == SECOND_US
+    assert level == Level(NOW_US + 60 * SECOND_US, SECOND_US, Debt(NOW_US + 600 * SECOND_US, 60))
+    assert draw(level, large, 600, NOW_US)[0].admitted == 0
+
+
+def test_draw__a_debt_is_forgotten_when_it_is_paid() -> None:
+    """The level is a plain one again as soon as all that was used has come back."""
+    wide, narrow = Quota.per_minute(60, burst=5), Quota.per_minute(60, burst=1)
+    _, level = draw(None, wide, 5, NOW_US)
+    _, level = draw(level, narrow, 1, NOW_US)
+    assert level is not None and level.forgotten_at_us == NOW_US + 5 * SECOND_US
+    _, level = draw(level, narrow, 1, NOW_US + 4 * SECOND_US)
+    assert level is not None and level.debt is not None
+    _, level = draw(level, narrow, 1, NOW_US + 6 * SECOND_US)
+    assert level == Level(NOW_US + 7 * SECOND_US, SECOND_US)
+
+
+def test_draw__a_clock_that_stepped_back_an_hour_makes_nobody_wait() -> None:
     """The bucket is empty at worst, and refills from then on."""
     hour_us = 3_600 * SECOND_US
     _, level = draw(None, ONE_A_SECOND, 1, NOW_US + hour_us)
@@ -131,7 +184,7 @@ def test_draw_all__a_refusal_may_rebase() -> None:
     used = Level(NOW_US + SECOND_US, ONE_A_SECOND.interval_us)
     _, to_store = draw_all([ahead, used, None], [ONE_A_SECOND] * 3, 1, 1, NOW_US)
     assert to_store == [
-        Level(NOW_US + 3 * SECOND_US, ONE_A_SECOND.interval_us),
+        Level(NOW_US + 3 * SECOND_US, ONE_A_SECOND.interval_us, Debt(ahead.tat_us, ONE_A_SECOND.burst)),
         used,
         Level(NOW_US, ONE_A_SECOND.interval_us),
     ]

@@ -104,6 +104,20 @@ def test_take_now__at_the_bound_a_used_bucket_never_gives_way() -> None:
     assert admitted(store.take_now(buckets("a"), 1)) == admitted(store.take_now(buckets("b"), 1)) == 0
 
 
+def test_take_now__at_the_bound_a_bucket_that_owes_never_gives_way() -> None:
+    """It is full under its small burst, but what was used under the large one must not be given again."""
+    clock = ManualClock()
+    store = EmbeddedBucketStore(clock, buckets_max=1)
+    large = buckets("a", quota=Quota.per_minute(60, burst=60))
+    store.take_now(large, 60)
+    store.take_now(buckets("a"), 1)
+    clock.advance(10)
+    assert store.take_now(buckets("b"), 1) is StoreFault.OVERLOADED
+    assert admitted(store.take_now(large, 60)) == 10
+    clock.advance(60)
+    assert admitted(store.take_now(buckets("b"), 1)) == 1
+
+
 def test_take_now__at_the_bound_known_buckets_still_work() -> None:
     """Overload of others is nothing to them, nor to a peek."""
     store = EmbeddedBucketStore(ManualClock(), buckets_max=2)

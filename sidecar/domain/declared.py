@@ -45,7 +45,6 @@ class Terms:
     What a comparison goes by.
 
     `reason` goes on record with every change. `has_prune`: what the file does not name is ended, too.
-    `knows_digests` False = the records of the registry came without the digests of their credentials.
     """
 
     lifecycle: Lifecycle
@@ -53,7 +52,6 @@ class Terms:
     now_us: int
     reason: str
     has_prune: bool = False
-    knows_digests: bool = True
 
 
 class Kind(Enum):
@@ -343,7 +341,7 @@ def _impossible(
     remedy = "generate a new API key with 'sidecar keys new' and declare that"
     for one in declared.credentials:
         other, owner = known.get(one.id), owners.get(one.id, declared.id)
-        if other is not None and terms.knows_digests and other.digest != one.digest:
+        if other is not None and other.digest != one.digest:
             message = f"credential {one.id} has another digest in the registry, and an id is used once"
         elif owner != declared.id:
             message = f"credential id {one.id} belongs to {owner!r}, and an id is used once"

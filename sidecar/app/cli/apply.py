@@ -1,7 +1,8 @@
-"""`sidecar apply`: make running sidecars hold what a file declares, by the admin API."""
+"""`sidecar apply`: make the registry hold what a file declares, through the admin API."""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ PruneOption = Annotated[
     bool,
     typer.Option(
         "--prune",
-        help="Delete integrations, and revoke API keys, that the file does not name. Both are for ever.",
+        help="Delete integrations, and revoke API keys, that the file does not name. Both are permanent.",
     ),
 ]
 ReasonOption = Annotated[
@@ -26,14 +27,15 @@ ReasonOption = Annotated[
     typer.Option(
         "--reason",
         metavar="TEXT",
-        help="Why; goes on record with every change. Default: that the file declares it.",
+        help="The reason to record with every change. Default: 'declared in FILE'.",
     ),
 ]
 
 
-def reason_of(reason: str, file: Path) -> str:
-    """What goes on record: the reason that was given, or where the change comes from."""
-    return reason or f"declared in {file.name}"[:200]
+FILE_BYTES_MAX = 12 * 1_048_576
+"""Written as JSON it must fit into the 16 MiB that the admin API accepts."""
+APPLY_EXTRA_S = 600.0
+"""Added to the deadline of the call; the server gives up after the same time."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,28 +51,43 @@ def apply(
     reason: ReasonOption = "",
 ) -> None:
     """
-    Make the registry hold what a file declares: show the difference, ask, and change only that.
+    Make the registry hold what a file declares: show the difference, ask, and apply only that.
 
     Applying it twice changes nothing the second time. What the file does not name is left alone
     unless --prune is given. Exits with 1 when anything was refused, or would be.
     """
-    from sidecar.app.cli.declaring import Asked, declare
-    from sidecar.app.declaring.api_target import ApiTarget
-    from sidecar.app.declaring.target import TargetError
-    from sidecar.stores.registry_file import load_declarations
+    from sidecar.app.admin_client.client import path_to
+    from sidecar.app.cli.declaring import ApplyOptions, Document, declare
 
-    asked = Asked(
-        reason=reason_of(reason, file),
-        is_dry_run=dry_run,
-        is_confirmed=call.is_confirmed,
-        has_prune=prune,
-        is_json=call.is_json,
-    )
-    target = ApiTarget(call.client)
+    body = {"file": _text_of(file), "file_name": file.name, "prune": prune, "reason": reason}
+
+    def send(is_dry_run: bool, plan: str | None) -> Document:
+        return call.client.change(
+            "POST",
+            path_to("apply"),
+            {**body, "expected_plan": plan},
+            query={"dry_run": is_dry_run},
+            idempotency_key=f"apply-{secrets.token_hex(8)}",
+            extra_s=APPLY_EXTRA_S,
+        ).data
+
+    options = ApplyOptions(dry_run, call.is_confirmed, call.is_json)
+    declare(lambda: send(True, None), lambda plan: send(False, plan), options, call.confirm)
+
+
+def _text_of(file: Path) -> str:
+    """The content of *file*; the server parses it, so that one place says what is wrong with it."""
     try:
-        declared = load_declarations(file, str(file), target.catalogue())
-        for warning in declared.warnings:
-            typer.echo(f"warning: {warning}", err=True)
-        declare(target, declared.declarations, asked, call.confirm)
-    except TargetError as error:
-        raise CommandError("\n  ".join(str(error).splitlines())) from None
+        with file.open("rb") as stream:
+            content = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror}") from None
+    if len(content) > FILE_BYTES_MAX:
+        raise CommandError(
+            f"{file} is larger than {FILE_BYTES_MAX} bytes; 'sidecar registry push' takes larger ones"
+        )
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CommandError(f"{file}:{line}: not UTF-8 text; save the file as UTF-8") from None

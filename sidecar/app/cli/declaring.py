@@ -1,35 +1,31 @@
-"""A declared registry from start to end: the difference is shown, asked about, applied and told."""
+"""Applying a declared registry from start to end: show the difference, ask, apply, report."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
 from sidecar.app.cli.exits import EXIT_REFUSED, EXIT_USAGE, CommandError
 from sidecar.app.cli.tables import plain, terminal
 
-if TYPE_CHECKING:
-    from sidecar.app.declaring.engine import Report
-    from sidecar.app.declaring.target import ChangeTarget
-    from sidecar.domain.declared import Declaration, Difference, Plan
-
 SHOWN_MAX = 200
-"""Integrations whose differences are shown one by one; the rest is counted, and `--json` tells all."""
+"""Integrations whose differences are shown; the rest is counted, and `--json` prints all of them."""
 _FIELD_WIDTH = 20
+
+Document = Mapping[str, Any]
+"""A plan and its report, as the admin API answers them: `services.admin.apply.document.ApplyView`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the command was asked for."""
+class ApplyOptions:
+    """What the command was given."""
 
-    reason: str
     is_dry_run: bool
     is_confirmed: bool
-    has_prune: bool
     is_json: bool
 
 
@@ -41,69 +37,73 @@ class Line(NamedTuple):
 
 
 def declare(
-    target: ChangeTarget,
-    declarations: Sequence[Declaration],
-    asked: Asked,
+    plan: Callable[[], Document],
+    apply: Callable[[str], Document],
+    options: ApplyOptions,
     confirm: Callable[[str], None],
 ) -> None:
     """
-    Make *target* hold what *declarations* say.
+    Apply a file: plan it, show the difference, ask, and apply exactly that plan.
 
     Args:
-        target: where the changes go.
-        declarations: what the file declares.
-        asked: the options of the command.
+        plan: makes the plan and changes nothing.
+        apply: applies the plan with this digest.
+        options: what the command was given.
         confirm: asks, and raises unless the answer is yes.
 
     Raises:
         CommandError: nobody can be asked.
-        TargetError: the target failed before anything was tried.
-        Exit: something was refused, or was broken off.
+        Exit: something was refused, or the registry failed before the end.
     """
-    from sidecar.app.declaring.engine import Wish, apply_plan, make_plan
+    if options.is_json and not (options.is_dry_run or options.is_confirmed):
+        raise CommandError("--json shows no diff to confirm: pass --yes or --dry-run, too", EXIT_USAGE)
+    document = plan()
+    for warning in document["warnings"]:
+        typer.echo(f"warning: {plain(warning)}", err=True)
+    counts = document["difference"]["counts"]
+    if not options.is_json:
+        show_plan(document["difference"])
+    if counts["steps"] and not options.is_dry_run:
+        if not options.is_confirmed:
+            confirm(_question(counts))
+        document = apply(document["plan"])
+    if options.is_json:
+        import json
 
-    if asked.is_json and not (asked.is_dry_run or asked.is_confirmed):
-        raise CommandError("--json shows no diff to say yes to: give --yes or --dry-run, too", EXIT_USAGE)
-    plan = make_plan(target, Wish(declarations, asked.reason, asked.has_prune))
-    if not asked.is_json:
-        show_plan(plan)
-    report = None
-    if plan.steps and not asked.is_dry_run:
-        if not asked.is_confirmed:
-            confirm(_question(plan))
-        report = apply_plan(target, plan)
-    _tell(plan, report, asked)
-    is_whole = report is None or not (report.declined or report.error)
-    if plan.refused or not is_whole:
+        typer.echo(json.dumps({**document, "is_dry_run": options.is_dry_run}, indent=2))
+    else:
+        _print_outcome(document, options)
+    report = document["report"]
+    if counts["refused"] or (report is not None and (report["declined"] or report["error"])):
         raise typer.Exit(EXIT_REFUSED)
 
 
-def show_plan(plan: Plan) -> None:
-    """Print what would be removed, changed, refused and added, in this order, and the counts."""
+def show_plan(difference: Document) -> None:
+    """Print what is removed, changed, rejected and added, in this order, and the counts."""
     console = terminal()
-    for line in plan_lines(plan):
+    for line in plan_lines(difference):
         console.print(line.text, style=line.style, soft_wrap=True)
 
 
-def plan_lines(plan: Plan) -> Iterator[Line]:
-    """The diff of *plan*, what takes something away first; no value in it can steer a terminal."""
-    from sidecar.domain.declared import Kind
-
-    order = (Kind.REMOVE, Kind.CHANGE, Kind.NONE, Kind.ADD)
-    differences = sorted(plan.differences, key=lambda one: order.index(one.kind))
-    for difference in differences[:SHOWN_MAX]:
-        yield from _difference_lines(difference)
-    if len(differences) > SHOWN_MAX:
-        yield Line(f"… and {len(differences) - SHOWN_MAX} more; --json tells all of them", "dim")
-    if differences:
+def plan_lines(difference: Document) -> Iterator[Line]:
+    """The diff of a plan, removals first; no value in it can control a terminal."""
+    order = ("remove", "change", "none", "add")
+    integrations = sorted(difference["integrations"], key=lambda member: order.index(member["change"]))
+    for integration in integrations[:SHOWN_MAX]:
+        yield from _integration_lines(integration)
+    if len(integrations) > SHOWN_MAX:
+        yield Line(f"… and {len(integrations) - SHOWN_MAX} more; --json prints all of them", "dim")
+    if integrations:
         yield Line("")
-    counts = [f"{plan.count(kind)} to {kind.value}" for kind in (Kind.ADD, Kind.CHANGE, Kind.REMOVE)]
-    refused = f", {plan.refused} with something that cannot be" if plan.refused else ""
-    yield Line(f"{', '.join(counts)}, {plan.unchanged} unchanged{refused}", "bold")
-    if plan.kept_integrations or plan.kept_credentials:
+    counts = difference["counts"]
+    numbers = ", ".join(f"{counts[change]} to {change}" for change in ("add", "change", "remove"))
+    refused = f", {counts['refused']} with something that is rejected" if counts["refused"] else ""
+    yield Line(f"{numbers}, {counts['unchanged']} unchanged{refused}", "bold")
+    kept = difference["not_in_file"]
+    if kept["integrations"] or kept["credentials"]:
         yield Line(
-            f"not in the file, and left alone: {_count(len(plan.kept_integrations), 'integration')},"
-            f" {_count(len(plan.kept_credentials), 'live credential')}; --prune would end them",
+            f"not in the file, and left alone: {_count(len(kept['integrations']), 'integration')},"
+            f" {_count(len(kept['credentials']), 'live credential')}; --prune would remove them",
             "dim",
         )
 
@@ -111,28 +111,25 @@ def plan_lines(plan: Plan) -> Iterator[Line]:
 _HEADS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "bold red"), "none": (" ", "")}
 
 
-def _difference_lines(difference: Difference) -> Iterator[Line]:
-    from sidecar.app.declaring.document import shown_field
-
-    sign, style = _HEADS[difference.kind.value]
-    ending = "   for ever: its id is never used again" if difference.kind.value == "remove" else ""
-    yield Line(f"{sign} {plain(difference.integration_id)}   {plain(difference.name)}{ending}", style)
-    for change in map(shown_field, difference.fields):
-        if change.field == "name" and change.before is None:
-            continue  # it stands in the head
-        name = plain(change.field).ljust(_FIELD_WIDTH)
-        if change.before is None:
-            yield Line(f"    + {name} {_value(change.after)}", "green")
-        elif change.after is None:
-            yield Line(f"    - {name} {_value(change.before)}", "red")
+def _integration_lines(integration: Document) -> Iterator[Line]:
+    sign, style = _HEADS[integration["change"]]
+    ending = "   permanently: its id cannot be used again" if integration["change"] == "remove" else ""
+    yield Line(f"{sign} {plain(integration['id'])}   {plain(integration['name'])}{ending}", style)
+    for change in integration["fields"]:
+        before, after = change["before"], change["after"]
+        if change["field"] == "name" and before is None:
+            continue  # the head line shows it
+        name = plain(change["field"]).ljust(_FIELD_WIDTH)
+        if before is None:
+            yield Line(f"    + {name} {_value(after)}", "green")
+        elif after is None:
+            yield Line(f"    - {name} {_value(before)}", "red")
         else:
-            yield Line(f"    ~ {name} {_value(change.before)} → {_value(change.after)}", "yellow")
-    for refusal in difference.refusals:
-        what = f"{refusal.word}: " if refusal.word else ""
-        yield Line(
-            f"    ! {what}{plain(refusal.problem.message)}: {plain(refusal.problem.remedy)}", "bold red"
-        )
-    for remark in difference.remarks:
+            yield Line(f"    ~ {name} {_value(before)} → {_value(after)}", "yellow")
+    for refusal in integration["refusals"]:
+        action = f"{refusal['action']}: " if refusal["action"] else ""
+        yield Line(f"    ! {action}{plain(refusal['message'])}: {plain(refusal['remedy'])}", "bold red")
+    for remark in integration["remarks"]:
         yield Line(f"    note: {plain(remark)}", "dim")
 
 
@@ -140,47 +137,35 @@ def _value(value: object) -> str:
     return '""' if value == "" else plain(value)
 
 
-def _question(plan: Plan) -> str:
-    from sidecar.domain.declared import Kind
-
-    removed = plan.count(Kind.REMOVE)
-    ends = f", {removed} of them deletions for ever" if removed else ""
-    return f"Make {_count(plan.steps, 'change')}{ends}?"
+def _question(counts: Document) -> str:
+    removed = counts["remove"]
+    deletions = f", {removed} of them permanent deletions" if removed else ""
+    return f"Make {_count(counts['steps'], 'change')}{deletions}?"
 
 
-def _tell(plan: Plan, report: Report | None, asked: Asked) -> None:
-    if asked.is_json:
-        import json
-
-        from sidecar.app.declaring.document import plan_document, report_document
-
-        document = {**plan_document(plan), "is_dry_run": asked.is_dry_run, "report": report_document(report)}
-        typer.echo(json.dumps(document, indent=2))
-    elif report is not None:
-        _tell_report(report)
-    elif asked.is_dry_run and plan.steps:
+def _print_outcome(document: Document, options: ApplyOptions) -> None:
+    if document["report"] is not None:
+        _print_report(document["report"])
+    elif options.is_dry_run and document["difference"]["counts"]["steps"]:
         typer.echo("Dry run: nothing was changed.")
     else:
         typer.echo("Nothing to do.")
 
 
-def _tell_report(report: Report) -> None:
-    typer.echo(f"Made {_count(report.made, 'change')} in {report.took_s:.1f} s.")
-    for one in report.declined[:SHOWN_MAX]:
-        assert one.declined is not None
-        word = one.difference.steps[one.made].command.word
-        typer.echo(
-            f"refused: {plain(one.difference.integration_id)}: {word}: {plain(one.declined.message)}",
-            err=True,
-        )
-    if len(report.declined) > SHOWN_MAX:
-        typer.echo(f"… and {len(report.declined) - SHOWN_MAX} more were refused", err=True)
-    if report.error is not None:
-        doubt = "; some of those may be in force all the same" if report.error.may_have_happened else ""
-        typer.echo(f"sidecar: broken off: {report.error}", err=True)
-        typer.echo(f"  {_count(report.unfinished, 'change')} not made{doubt}; run it again", err=True)
-    elif report.unfinished:
-        typer.echo(f"{_count(report.unfinished, 'change')} after those not tried; run it again", err=True)
+def _print_report(report: Document) -> None:
+    typer.echo(f"Made {_count(report['steps_made'], 'change')} in {report['took_ms'] / 1_000:.1f} s.")
+    declined = report["declined"]
+    for step in declined[:SHOWN_MAX]:
+        typer.echo(f"refused: {plain(step['id'])}: {step['action']}: {plain(step['message'])}", err=True)
+    if len(declined) > SHOWN_MAX:
+        typer.echo(f"… and {len(declined) - SHOWN_MAX} more were refused", err=True)
+    not_tried = _count(report["steps_not_tried"], "change")
+    if report["error"] is not None:
+        doubt = "; some of those may be in force" if report["may_have_happened"] else ""
+        typer.echo(f"sidecar: the registry failed: {plain(report['error'])}", err=True)
+        typer.echo(f"  {not_tried} not made{doubt}; run the command again", err=True)
+    elif report["steps_not_tried"]:
+        typer.echo(f"{not_tried} after those not tried; run the command again", err=True)
 
 
 def _count(number: int, noun: str) -> str:
@@ -196,8 +181,7 @@ def ask_first(question: str) -> None:
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise CommandError(
-            f"nothing was done, because nobody can be asked here: {question} Give --yes if you mean it",
-            EXIT_USAGE,
+            f"not a terminal, so nothing was changed: {question} Pass --yes to confirm", EXIT_USAGE
         )
     if not typer.confirm(question, err=True):
-        raise CommandError("nothing was done")
+        raise CommandError("nothing was changed")

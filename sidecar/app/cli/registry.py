@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.app.cli.apply import DryRunOption, PruneOption, ReasonOption, reason_of
+from sidecar.app.cli.apply import DryRunOption, PruneOption, ReasonOption
 from sidecar.app.cli.exits import EXIT_USAGE, CommandError, telling_mistakes
 from sidecar.app.cli.options import ConfigOption, JsonOption
 
@@ -68,7 +68,7 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """
-    Make the registry hold what a file declares: show the difference, ask, and change only that.
+    Make the registry hold what a file declares: show the difference, ask, and apply only that.
 
     Works on the registry that the configuration names, past any running sidecar; those that follow
     it decide by the changes at once. Pushing twice changes nothing the second time. What the file
@@ -76,21 +76,15 @@ def push(
     would be.
     """
     from sidecar.app.cli.connecting import given_token
-    from sidecar.app.cli.declaring import Asked, ask_first, declare
+    from sidecar.app.cli.declaring import ApplyOptions, ask_first, declare
+    from sidecar.app.cli.pushing import Push
 
     with telling_mistakes():
-        asked = Asked(reason_of(reason, file), dry_run, yes, prune, json)
         secret = given_token(token, token_file)
         with _opened(config, store) as (runner, opened, catalogue):
-            from sidecar.app.declaring.registry_target import RegistryTarget, authenticated
-            from sidecar.stores.registry_file import load_declarations
-
-            declared = load_declarations(file, str(file), catalogue)
-            for warning in declared.warnings:
-                typer.echo(f"warning: {warning}", err=True)
-            actor = runner.run(authenticated(opened, secret))
-            target = RegistryTarget(opened, actor, catalogue, runner)
-            declare(target, declared.declarations, asked, ask_first)
+            pushed = Push(opened, catalogue, runner, file)
+            pushed.prepare(secret, reason, has_prune=prune)
+            declare(pushed.plan, pushed.apply, ApplyOptions(dry_run, yes, json), ask_first)
 
 
 @app.command()
@@ -137,7 +131,6 @@ def _opened(
     """
     from sidecar.app.config import load_config
     from sidecar.app.control_plane import open_registry
-    from sidecar.app.declaring.target import TargetError
     from sidecar.app.rules import build_rules
     from sidecar.stores.registry.protocol import RegistryError
 
@@ -150,7 +143,7 @@ def _opened(
                 yield runner, opened, catalogue
             finally:
                 runner.run(opened.aclose())
-    except (RegistryError, TargetError) as error:
+    except RegistryError as error:
         raise CommandError(str(error)) from None
 
 

@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from sidecar.services.admin import administrators, audit, changes, many, reading, review
 from sidecar.services.admin.answers import answer
-from sidecar.services.admin.call import Call
+from sidecar.services.admin.apply import file_endpoint
+from sidecar.services.admin.call import BODY_BYTES_MAX, Call
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.envelope import CALL, Envelope
 from sidecar.services.admin.openapi import document
@@ -33,6 +34,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *reading.ENDPOINTS,
     *changes.ENDPOINTS,
     *many.ENDPOINTS,
+    *file_endpoint.ENDPOINTS,
     *audit.ENDPOINTS,
     *review.ENDPOINTS,
     *administrators.ENDPOINTS,
@@ -104,7 +106,9 @@ def _serving(plane: ControlPlane, endpoint: Endpoint) -> Callable[[Request], Awa
             await call.no_body()
             body = None
         else:
-            body = await call.body(endpoint.body)
+            if endpoint.body_bytes_max > BODY_BYTES_MAX:
+                call.take_long()  # so few large bodies are in memory at a time
+            body = await call.body(endpoint.body, endpoint.body_bytes_max)
         return await endpoint.handle(plane, call, query, body)
 
     return serve

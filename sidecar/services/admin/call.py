@@ -112,14 +112,14 @@ class Call:
                 values[name] = value
         return _checked(model, values)
 
-    async def body(self, model: type[Model]) -> Model:
+    async def body(self, model: type[Model], bytes_max: int = BODY_BYTES_MAX) -> Model:
         """
-        The body as *model*; no body is an empty object.
+        The body, of at most *bytes_max*, as *model*; no body is an empty object.
 
         Raises:
             ProblemError: too large, too slow, of another type, no JSON, or a value that does not fit.
         """
-        raw = await self._read()
+        raw = await self._read(bytes_max)
         if raw:
             self._require_json_type()
             self._body = _parsed(raw)
@@ -136,7 +136,7 @@ class Call:
         Raises:
             ProblemError: there is one.
         """
-        if await self._read():
+        if await self._read(BODY_BYTES_MAX):
             raise _bad("", f"{self.request.method} takes no body", "put what you mean into the query string")
 
     def header(self, name: str) -> str | None:
@@ -186,18 +186,18 @@ class Call:
         self._digest = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         return self._digest
 
-    async def _read(self) -> bytes:
+    async def _read(self, bytes_max: int) -> bytes:
         length = self.request.headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length[:20]) > BODY_BYTES_MAX:
-            raise _too_large()
+        if length.isdecimal() and int(length[:20]) > bytes_max:
+            raise _too_large(bytes_max)
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in self.request.stream():
                     size += len(chunk)
-                    if size > BODY_BYTES_MAX:
-                        raise _too_large()
+                    if size > bytes_max:
+                        raise _too_large(bytes_max)
                     chunks.append(chunk)
         except TimeoutError:
             raise problem_error(
@@ -301,10 +301,10 @@ def _takes_several(model: type[BaseModel], name: str) -> bool:
     return known is not None and get_origin(known.annotation) is list
 
 
-def _too_large() -> Exception:
+def _too_large(bytes_max: int) -> Exception:
     return problem_error(
         ApiCode.BODY_TOO_LARGE,
-        f"the body is larger than {BODY_BYTES_MAX} bytes",
+        f"the body is larger than {bytes_max} bytes",
         "send fewer changes at a time",
     )
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sidecar.domain.roles import Action, Actor, Role
 from sidecar.services.admin.bodies import Query
-from sidecar.services.admin.call import Call
+from sidecar.services.admin.call import BODY_BYTES_MAX, Call
 from sidecar.services.admin.plane import ControlPlane
 
 Handle: TypeAlias = Callable[[ControlPlane, Call, Any, Any], Awaitable[Response]]
@@ -47,6 +47,7 @@ class Endpoint:
     has_generation: bool = False
     """It takes If-Match."""
     examples: tuple[dict[str, object], ...] = field(default=())
+    body_bytes_max: int = BODY_BYTES_MAX
 
     @property
     def is_change(self) -> bool:

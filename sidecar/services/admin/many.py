@@ -1,4 +1,4 @@
-"""Many changes in one call, each whole or absent on its own: what `apply` sends."""
+"""Many changes in one call, each whole or absent on its own."""
 
 from __future__ import annotations
 

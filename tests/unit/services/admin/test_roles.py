@@ -34,6 +34,7 @@ MAY = {
     "list_administrators": READERS,
     "show_administrator": READERS,
     "integration_suspend": SUSPENDERS,
+    "apply_file": ALL,  # each change in it needs its own permission, and reading needs one
     "make_changes": SUSPENDERS,  # each change in it needs its own permission
     "integration_create": ADMINS,
     "integration_edit": ADMINS,

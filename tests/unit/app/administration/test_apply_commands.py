@@ -17,10 +17,11 @@ from sidecar.app.cli.root import app
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.declared import Declaration, Terms, compare
 from sidecar.domain.integrations import Integration
+from sidecar.services.admin.apply.document import plan_view
 from tests.administration import ANN, LIFECYCLE, NOW_US, digest
-from tests.unit.app.administration.served import Served, served_api
+from tests.unit.services.admin.apply.registries import fresh_store_url
 
-from .worlds import fresh_store_url
+from .served import Served, served_api
 
 FILE = f"""
 integrations:
@@ -92,7 +93,7 @@ def test_push__shows_asks_and_changes(desk: Desk) -> None:
     ]
     unasked = desk.run("registry", "push", file)
     assert unasked.exit_code == 2
-    assert "nobody can be asked here: Make 2 changes? Give --yes" in unasked.stderr
+    assert "Make 2 changes? Pass --yes" in unasked.stderr
     pushed = desk.run("registry", "push", file, "--yes")
     assert (pushed.exit_code, pushed.stdout.splitlines()[-1].startswith("Made 2 changes in ")) == (0, True)
     again = desk.run("registry", "push", file, "--yes")
@@ -110,7 +111,7 @@ def test_pull__can_be_pushed_again(desk: Desk) -> None:
     assert desk.run("registry", "pull").stdout == pulled.read_text()
     again = desk.run("registry", "push", str(pulled), "--prune", "--json", "--yes")
     assert again.exit_code == 0
-    assert json.loads(again.stdout)["counts"] == {
+    assert json.loads(again.stdout)["difference"]["counts"] == {
         "add": 0, "change": 0, "remove": 0, "unchanged": 2, "refused": 0, "steps": 0,
     }  # fmt: skip
 
@@ -137,10 +138,10 @@ def test_push__an_empty_registry_needs_its_first_administrator(desk: Desk) -> No
     """The error names the command; where there are administrators it says that the token is nobody's."""
     stranger = generate_api_key("sca").api_key
     empty = desk.run("registry", "push", desk.file(), "--yes", "--token", stranger)
-    assert (empty.exit_code, "'sidecar admin bootstrap' makes the first one" in empty.stderr) == (1, True)
+    assert (empty.exit_code, "sidecar admin bootstrap" in empty.stderr) == (1, True)
     desk.bootstrap()
     unknown = desk.run("registry", "push", desk.file(), "--yes", "--token", stranger)
-    assert (unknown.exit_code, "this token is nobody's here" in unknown.stderr) == (1, True)
+    assert (unknown.exit_code, "ask an administrator for a new token" in unknown.stderr) == (1, True)
     none = desk.run("registry", "push", desk.file(), SIDECAR_ADMIN_TOKEN="")
     assert (none.exit_code, "no administrator's token was given" in none.stderr) == (2, True)
     assert desk.run("registry", "pull").stdout == "integrations: []\n"
@@ -167,9 +168,9 @@ def test_push__removes_only_with_prune(desk: Desk) -> None:
     desk.run("registry", "push", desk.file(), "--yes")
     file = desk.file("integrations: [{id: depot, name: Depot Ltd}]", "less.yaml")
     kept = desk.run("registry", "push", file, "--dry-run").stdout
-    assert "not in the file, and left alone: 1 integration, 0 live credentials; --prune would end" in kept
+    assert "not in the file, and left alone: 1 integration, 0 live credentials; --prune would remove" in kept
     pruned = desk.run("registry", "push", file, "--prune", "--yes").stdout.splitlines()
-    assert pruned[0] == "- acme-erp   Acme ERP   for ever: its id is never used again"
+    assert pruned[0] == "- acme-erp   Acme ERP   permanently: its id cannot be used again"
     assert pruned[1:3] == ["~ depot   Depot Ltd", "    ~ name                 Depot → Depot Ltd"]
 
 
@@ -222,10 +223,10 @@ def test_apply__json_needs_its_yes_beforehand(api: Served, tmp_path: Path) -> No
     unasked = api.run("apply", "-f", str(file), "--json")
     assert (unasked.exit_code, unasked.stdout) == (2, "")
     dry = json.loads(api.told("apply", "-f", str(file), "--json", "--dry-run"))
-    assert (dry["counts"]["add"], dry["report"], dry["is_dry_run"]) == (2, None, True)
+    assert (dry["difference"]["counts"]["add"], dry["report"], dry["is_dry_run"]) == (2, None, True)
     done = json.loads(api.told("apply", "-f", str(file), "--json", "--yes"))
     assert done["report"]["steps_made"] == 2
-    assert done["integrations"][0]["actions"] == ["integration.create"]
+    assert done["difference"]["integrations"][0]["actions"] == ["integration.create"]
 
 
 def test_plan_lines__are_bounded() -> None:
@@ -233,12 +234,13 @@ def test_plan_lines__are_bounded() -> None:
     declarations = [
         Declaration(Integration(f"i{n}", "N"), frozenset({"id", "name"})) for n in range(SHOWN_MAX + 7)
     ]
-    lines = [line.text for line in plan_lines(compare(declarations, [], Terms(LIFECYCLE, ANN, NOW_US, "x")))]
+    plan = compare(declarations, [], Terms(LIFECYCLE, ANN, NOW_US, "x"))
+    lines = [line.text for line in plan_lines(plan_view(plan))]
     assert len(lines) == SHOWN_MAX + 3
-    assert lines[SHOWN_MAX] == "… and 7 more; --json tells all of them"
+    assert lines[SHOWN_MAX] == "… and 7 more; --json prints all of them"
     terms = Terms(LIFECYCLE, ANN, NOW_US, "x", has_prune=True)
     removed = compare([], [Integration("evil", "[red]b")], terms)
-    assert next(plan_lines(removed)).text.startswith("- evil   [red]b")
+    assert next(plan_lines(plan_view(removed))).text.startswith("- evil   [red]b")
 
 
 class Terminal(io.StringIO):
@@ -254,5 +256,5 @@ def test_ask_first__goes_by_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal("y\nn\n"))
     monkeypatch.setattr(sys, "stderr", Terminal())
     ask_first("Make 1 change?")
-    with pytest.raises(CommandError, match="nothing was done"):
+    with pytest.raises(CommandError, match="nothing was changed"):
         ask_first("Make 1 change?")

@@ -1,0 +1,165 @@
+"""Compares a file with a registry and applies the difference: bounded batches, guarded by generations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import NamedTuple
+
+from sidecar.domain.changes import ChangeContext, ChangeRequest, Position
+from sidecar.domain.declared import Declaration, Difference, Plan, Step, Terms, compare
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.domain.refusals import RefusedError
+from sidecar.domain.roles import Actor
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.domain.texts import REASON_LENGTH_MAX
+from sidecar.stores.registry.protocol import Registry, RegistryError
+
+STEPS_MAX = 1_000
+"""Steps of one call of the registry; it accepts at most `REQUESTS_MAX`."""
+
+
+class Declined(NamedTuple):
+    """A step that the registry refused, so it changed nothing: `code` is the domain's word for why."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the steps of one integration have come; `declined` ends them."""
+
+    difference: Difference
+    made: int = 0
+    declined: Declined | None = None
+
+    @property
+    def next_step(self) -> Step | None:
+        """The step to make now; None = there is none, or one was declined."""
+        steps = self.difference.steps
+        return steps[self.made] if self.declined is None and self.made < len(steps) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """
+    The result of applying a plan.
+
+    `error` is the registry's failure that ended it early, None = it ran to its end. `positions` are those of
+    the changes in the registry's history. `took_s` is how long it took.
+    """
+
+    progress: tuple[Progress, ...]
+    took_s: float
+    error: RegistryError | None = None
+    positions: tuple[Position, ...] = ()
+
+    @property
+    def made(self) -> int:
+        """Steps that were made."""
+        return sum(progress.made for progress in self.progress)
+
+    @property
+    def declined(self) -> tuple[Progress, ...]:
+        """Integrations with a step that the registry refused."""
+        return tuple(progress for progress in self.progress if progress.declined is not None)
+
+    @property
+    def unfinished(self) -> int:
+        """Steps that were not tried, because an earlier one was refused or the registry failed."""
+        steps = sum(len(progress.difference.steps) for progress in self.progress)
+        return steps - self.made - len(self.declined)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyRequest:
+    """
+    What a registry should hold, who says so, and how to treat what the file does not name.
+
+    `reason` is recorded with each change. `has_prune`: delete what is not declared. `context` is recorded as
+    the origin of every change. `expected_plan` is the digest of the only plan to apply, None = any.
+    """
+
+    declarations: Sequence[Declaration]
+    reason: str
+    actor: Actor
+    context: ChangeContext
+    now_us: int
+    has_prune: bool = False
+    expected_plan: str | None = None
+    is_dry_run: bool = False
+
+
+class PlanChangedError(Exception):
+    """The plan is another one than `ApplyRequest.expected_plan`: the file or the registry has changed."""
+
+
+def default_reason(file_name: str) -> str:
+    """The reason on record where none was given."""
+    return f"declared in {file_name}"[:REASON_LENGTH_MAX]
+
+
+async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: ApplyRequest) -> Plan:
+    """
+    Compare *request* with what *registry* holds now.
+
+    Raises:
+        RegistryError: the registry could not be read.
+    """
+    terms = Terms(Lifecycle(catalogue), request.actor, request.now_us, request.reason, request.has_prune)
+    held = (await registry.load_all()).records
+    # In a thread: the comparison of 10,000 integrations takes a second of processor time.
+    return await asyncio.to_thread(compare, request.declarations, held, terms)
+
+
+async def apply_plan(registry: Registry, plan: Plan, request: ApplyRequest) -> Report:
+    """
+    Make the steps of *plan*: the first one of every integration, then the second one, and so on.
+
+    A step is sent only after the one before it was made, and each names the generation that it expects:
+    where somebody else has changed an integration meanwhile, nothing more is done to it. A registry that
+    fails ends the run; the report tells how far it came.
+    """
+    run = _Run(registry, request)
+    started_s = monotonic()
+    progress = tuple(Progress(difference) for difference in plan.differences if difference.steps)
+    error = None
+    try:
+        waiting = progress
+        while waiting := tuple(member for member in waiting if member.next_step is not None):
+            for first in range(0, len(waiting), STEPS_MAX):
+                await run.apply(waiting[first : first + STEPS_MAX])
+    except RegistryError as failure:
+        error = failure
+    return Report(progress, monotonic() - started_s, error, tuple(run.positions))
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run of `apply_plan`; `positions` grows with each change."""
+
+    registry: Registry
+    request: ApplyRequest
+    positions: list[Position] = field(default_factory=list)
+
+    async def apply(self, batch: Sequence[Progress]) -> None:
+        """Make the next step of each member of *batch*; note what was made and what was declined."""
+        results = await self.registry.apply_many(list(self._requests(batch)))
+        for progress, result in zip(batch, results, strict=True):
+            if isinstance(result, RefusedError):
+                progress.declined = Declined(result.code.word, str(result))
+                continue
+            progress.made += 1
+            if result.position is not None:
+                self.positions.append(result.position)
+
+    def _requests(self, batch: Sequence[Progress]) -> Iterator[ChangeRequest]:
+        for progress in batch:
+            step = progress.next_step
+            assert step is not None  # `apply_plan` takes only those
+            yield ChangeRequest(
+                step.command, self.request.actor, self.request.context, step.expected_generation
+            )

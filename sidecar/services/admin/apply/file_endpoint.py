@@ -1,0 +1,134 @@
+"""The endpoint that makes the registry hold what a posted file declares."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.responses import Response
+
+from sidecar.domain.changes import ChangeContext
+from sidecar.domain.roles import Action
+from sidecar.services.admin import bodies as b
+from sidecar.services.admin.answers import answer
+from sidecar.services.admin.apply.document import ApplyView
+from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, default_reason
+from sidecar.services.admin.apply.run import apply_declared
+from sidecar.services.admin.awaited import while_awaited
+from sidecar.services.admin.call import Call
+from sidecar.services.admin.confirmation import put_in_force
+from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.problems import ApiCode, Fault, Problem, ProblemError, problem_error
+from sidecar.stores.file_faults import FileFaultsError
+from sidecar.stores.registry_file import Declared, parse_declarations
+
+FILE_BYTES_MAX = 16 * 1_048_576
+"""Of the body that carries the file; a file of 10,000 integrations takes about 3 MB."""
+APPLY_TIMEOUT_S = 600.0
+FILE_NAME = "FILE"
+"""What messages call a file whose name the caller did not send."""
+
+
+class FileToApply(b.Body):
+    """
+    A registry file, as text, and how to apply it.
+
+    `prune`: delete integrations, and revoke API keys, that the file does not name; both are permanent.
+    `expected_plan`: apply only the plan with this digest, which a dry run answered; any other is refused.
+    """
+
+    file: Annotated[str, Field(description="The YAML text of the file, with the list `integrations:`.")]
+    file_name: Annotated[str, Field(max_length=255, description="What messages call the file.")] = FILE_NAME
+    prune: bool = False
+    expected_plan: Annotated[str, Field(max_length=71)] | None = None
+
+
+class ApplyQuery(b.Query):
+    """Whether to apply the file, or only to compare it."""
+
+    dry_run: Annotated[b.Switch, Field(description="Change nothing; answer with the plan alone.")] = False
+
+
+async def apply_file(plane: ControlPlane, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
+    """Compare the file with the registry and, unless it is a dry run, apply the difference."""
+    call.note(action="apply", is_dry_run=query.dry_run)
+    try:
+        work = _applied(plane, call, query, body)
+        return await while_awaited(call.request.receive, work, APPLY_TIMEOUT_S)
+    except TimeoutError:
+        error = problem_error(
+            ApiCode.TIMEOUT,
+            f"the file was not applied within {APPLY_TIMEOUT_S:g} s",
+            "apply it again: only what is still different is changed",
+        )
+        raise error from None
+
+
+async def _applied(plane: ControlPlane, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
+    declared = await asyncio.to_thread(_declared, plane, body)
+    request = ApplyRequest(
+        declared.declarations,
+        body.reason or default_reason(body.file_name),
+        call.actor,
+        ChangeContext(call.request_id, call.source),
+        plane.clock_us(),
+        body.prune,
+        body.expected_plan,
+        query.dry_run,
+    )
+    try:
+        view, positions = await apply_declared(plane.registry, plane.catalogue, request)
+    except PlanChangedError:
+        raise _plan_changed() from None
+    view["warnings"] = [str(warning) for warning in declared.warnings]
+    if view["report"] is not None:
+        view["is_in_force"] = await put_in_force(plane, positions)
+        call.note(count=view["report"]["steps_made"], refused=len(view["report"]["declined"]))
+    return answer(view)
+
+
+def _declared(plane: ControlPlane, body: FileToApply) -> Declared:
+    try:
+        return parse_declarations(body.file.encode(), body.file_name, plane.catalogue)
+    except FileFaultsError as error:
+        raise _mistakes(error) from None
+
+
+def _mistakes(error: FileFaultsError) -> ProblemError:
+    """Every mistake of the file, with its line."""
+    code = ApiCode.INVALID_FILE
+    faults = tuple(
+        Fault(code.word, f"line {fault.line}" if fault.line is not None else "", _located(fault), "")
+        for fault in error.faults
+    )
+    detail = "\n".join(error.lines())
+    return ProblemError(Problem(code.status, code.word, detail, faults))
+
+
+def _located(fault: Any) -> str:
+    return f"{fault.field}: {fault.problem}" if fault.field else str(fault.problem)
+
+
+def _plan_changed() -> ProblemError:
+    return problem_error(
+        ApiCode.PLAN_CHANGED,
+        "the file or the registry has changed since the plan was made; nothing was changed",
+        "make a new plan with dry_run, look at it, and apply that",
+        "expected_plan",
+    )
+
+
+ENDPOINTS = (
+    Endpoint(
+        "apply_file", "POST", "/v1/apply", "changes", "Make the registry hold what a file declares",
+        "Compares the file with the registry and changes only what differs: batches of single changes, each"
+        " whole or absent, guarded by the generation it was planned on. With `dry_run` it answers with the"
+        " plan; send the plan's digest back as `expected_plan` to apply exactly that. Applying a file again"
+        " is always safe.",
+        apply_file, frozenset({Action.READ_INTEGRATIONS}), ApplyQuery, FileToApply, answer=ApplyView,
+        examples=({"file": "integrations:\n  - {id: acme, name: Acme, scopes: [orders:read]}\n"},),
+        body_bytes_max=FILE_BYTES_MAX,
+    ),
+)  # fmt: skip

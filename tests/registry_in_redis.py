@@ -11,7 +11,7 @@ from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.changes import AdminRequest, ChangeContext, Committed
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.roles import Actor
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.redis.registry import RedisRegistry

@@ -24,7 +24,8 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.decider import Decider, Decision
 from sidecar.services.ext_authz import ExtAuthzService, access_request
-from sidecar.stores.embedded import EmbeddedBucketStore, wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.embedded import EmbeddedBucketStore
 
 REPEATS = 20_000
 ROUNDS = 7

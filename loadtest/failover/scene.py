@@ -16,7 +16,7 @@ from sidecar.app.conformance.accuracy import Terms
 from sidecar.app.conformance.callers import Caller
 from sidecar.app.conformance.sidecars import Fleet, child_environment
 from sidecar.app.conformance.subjects import ROUTES, make_subjects
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.redis.keys import KeySpace
 
 CONNECTIONS, IN_FLIGHT = 2, 96

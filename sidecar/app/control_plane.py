@@ -16,7 +16,7 @@ from sidecar.app.settings import SQLITE_REGISTRY
 from sidecar.domain.changes import Position
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.observe.metrics import Metrics
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.registry.protocol import Registry, RegistryError
 

@@ -11,7 +11,7 @@ from sidecar.domain.accounts import TOKEN_PREFIX
 from sidecar.domain.administrators import Bootstrap, NewToken
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, ChangeContext
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Registry
 
 US_PER_DAY = 86_400 * 1_000_000

@@ -11,6 +11,7 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.services.store_fallback import StoreFallback
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.heartbeat import Heartbeat
@@ -49,7 +50,7 @@ class SharedStore:
         """
         limits = store_limits(timeout_s)
         self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation)
-        self.fallback = StoreFallback(metrics, policy, LocalShare())
+        self.fallback = StoreFallback(metrics, policy, LocalShare(wall_us=wall_clock_us))
         self._heart = Heartbeat(self.buckets, own_id())
         self._metrics = metrics
         self.components = ("store",)

@@ -28,6 +28,7 @@ from sidecar.services.decision_service import SERVICE as DECISION_SERVICE
 from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.health import HealthService
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
@@ -96,7 +97,7 @@ class LoadedConfig:
         """Decides by these rules and this registry; *shared* None = with buckets of its own."""
         policy, snapshot = self.rules.policy, self.registry.snapshot
         if shared is None:
-            return Decider(policy, snapshot, EmbeddedBucketStore(), metrics)
+            return Decider(policy, snapshot, EmbeddedBucketStore(wall_us=wall_clock_us), metrics)
         timeout_s = self.config.settings.store_timeout_s
         return Decider(
             policy, snapshot, shared.buckets, metrics, store_timeout_s=timeout_s, fallback=shared.fallback

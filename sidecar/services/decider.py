@@ -14,7 +14,7 @@ from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
 from sidecar.services.store_fallback import StoreFallback, fault_reason
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault
 
 STORE_TIMEOUT_S = 0.05

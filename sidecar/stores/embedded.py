@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from sidecar.domain.bucket import BucketSet, Level, Taken, draw, draw_all
+from sidecar.stores.clocks import steady_clock_us
 from sidecar.stores.protocols import StoreFault, TakeDone
 
 BUCKETS_MAX = 1_000_000
 
+COMPARE_CLOCKS_US = 1_000_000
+"""How often the two clocks are compared."""
 
-def wall_clock_us() -> int:
-    """Microseconds since the epoch, by the system's clock."""
-    return time.time_ns() // 1_000
+TOLERANCE_US = 1_000
+"""Clocks that differ by less agree: reading them one after the other takes time, too."""
+
+_NEVER_US = 2**63
 
 
 class EmbeddedBucketStore:
@@ -26,11 +29,34 @@ class EmbeddedBucketStore:
     the first of them can have become full.
     """
 
-    __slots__ = ("_buckets_max", "_clock_us", "_full_at_us", "_levels", "_searched_at_us")
+    __slots__ = (
+        "_ahead_us",
+        "_buckets_max",
+        "_clock_us",
+        "_compare_at_us",
+        "_full_at_us",
+        "_levels",
+        "_searched_at_us",
+        "_tells_from_us",
+        "_wall_us",
+    )
 
-    def __init__(self, clock_us: Callable[[], int] = wall_clock_us, buckets_max: int = BUCKETS_MAX) -> None:
-        """Read the time from *clock_us*, once a take."""
+    def __init__(
+        self,
+        clock_us: Callable[[], int] = steady_clock_us,
+        buckets_max: int = BUCKETS_MAX,
+        wall_us: Callable[[], int] | None = None,
+    ) -> None:
+        """
+        Refill buckets by *clock_us*, read once a take, and tell `reset_at_us` by *wall_us*.
+
+        The two are compared once a second. *wall_us* None = *clock_us* tells the time itself.
+        """
         self._clock_us = clock_us
+        self._wall_us = wall_us
+        self._compare_at_us = 0 if wall_us is not None else _NEVER_US
+        self._ahead_us = 0  # the wall clock's time less ours
+        self._tells_from_us = self._compare_at_us  # from then on `_told` is needed
         self._buckets_max = buckets_max
         self._levels: dict[str, Level] = {}
         self._searched_at_us = 0  # the last search for full buckets, and when it found
@@ -52,7 +78,7 @@ class EmbeddedBucketStore:
             if len(levels) >= self._buckets_max and not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
             levels[key] = level
-        return taken
+        return taken if now_us < self._tells_from_us else self._told(taken, now_us)
 
     def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
         """Not needed: `take_now` always answers."""
@@ -66,7 +92,17 @@ class EmbeddedBucketStore:
             if not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
             self._levels.update(zip(buckets.keys, drawn, strict=True))
-        return taken
+        return taken if now_us < self._tells_from_us else self._told(taken, now_us)
+
+    def _told(self, taken: Taken, now_us: int) -> Taken:
+        """*taken* in terms of the wall clock, which is compared with ours when that is due."""
+        if now_us >= self._compare_at_us:
+            assert self._wall_us is not None  # else it would never be due
+            ahead_us = self._wall_us() - now_us
+            self._ahead_us = ahead_us if abs(ahead_us) >= TOLERANCE_US else 0
+            self._compare_at_us = now_us + COMPARE_CLOCKS_US
+            self._tells_from_us = 0 if self._ahead_us else self._compare_at_us
+        return taken._replace(reset_at_us=taken.reset_at_us + self._ahead_us) if self._ahead_us else taken
 
     def _has_room(self, keys: Sequence[str], now_us: int) -> bool:
         """Whether the buckets *keys* can be kept, after full ones have given way if need be."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sidecar.domain.bucket import BURST_MAX, BucketSet, Quota, Taken
-from sidecar.stores.embedded import EmbeddedBucketStore, wall_clock_us
+from sidecar.stores.clocks import steady_clock_us
+from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import StoreFault
 
 SHARES_MAX = 65_536
@@ -35,10 +36,16 @@ class LocalShare:
     has been back for a while, so that the next failure begins the same way.
     """
 
-    def __init__(self, clock_us: Callable[[], int] = wall_clock_us, live_sidecars: int = 1) -> None:
-        """Share with *live_sidecars* others, this one included."""
-        self._store = EmbeddedBucketStore(clock_us)
+    def __init__(
+        self,
+        clock_us: Callable[[], int] = steady_clock_us,
+        live_sidecars: int = 1,
+        wall_us: Callable[[], int] | None = None,
+    ) -> None:
+        """Share with *live_sidecars* others, this one included; for the clocks see `EmbeddedBucketStore`."""
         self._clock_us = clock_us
+        self._wall_us = wall_us
+        self._store = EmbeddedBucketStore(clock_us, wall_us=wall_us)
         self._live_sidecars = max(1, live_sidecars)
         self._shares: dict[BucketSet, BucketSet] = {}
         self._used_at_us = 0
@@ -73,7 +80,7 @@ class LocalShare:
         """Begin anew if no take came for `FORGET_AFTER_US`; to be called while the store answers."""
         is_used = len(self._store) > 0 or len(self._shares) > 0
         if is_used and self._clock_us() - self._used_at_us >= FORGET_AFTER_US:
-            self._store = EmbeddedBucketStore(self._clock_us)
+            self._store = EmbeddedBucketStore(self._clock_us, wall_us=self._wall_us)
             self._shares.clear()
 
     def _share(self, buckets: BucketSet) -> BucketSet:

@@ -30,7 +30,7 @@ from sidecar.domain.changes import ChangeContext, ChangeRequest
 from sidecar.domain.cidr import parse_address
 from sidecar.domain.lifecycle import commands as c
 from sidecar.services.ext_authz_client import Checked, check_request
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import ListQuery, Registry
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 from tests.redis_servers import shared

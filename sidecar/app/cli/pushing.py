@@ -16,7 +16,7 @@ from sidecar.domain.roles import Action, Actor
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, default_reason
 from sidecar.services.admin.apply.run import apply_declared
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry_file import load_declarations
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from time import monotonic
 
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.urls import StoreUrl
 from sidecar.stores.registry.redis.nodes import Nodes

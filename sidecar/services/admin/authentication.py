@@ -33,7 +33,7 @@ class Gate:
     def __init__(self, plane: ControlPlane) -> None:
         """Look tokens up in the registry of *plane*."""
         self._plane = plane
-        self._attempts = FailedAttempts(plane.clock_us)
+        self._attempts = FailedAttempts(plane.steady_us)
 
     async def admit(self, call: Call) -> Caller:
         """

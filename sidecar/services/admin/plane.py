@@ -9,6 +9,7 @@ from typing import Protocol
 from sidecar.domain.changes import Position
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.observe.metrics import Metrics
+from sidecar.stores.clocks import steady_clock_us
 from sidecar.stores.registry.protocol import Registry
 
 
@@ -26,7 +27,8 @@ class ControlPlane:
 
     `put_in_force` waits, within a bound of its own, until this sidecar decides by the change at a position;
     False = some worker of it does not yet. `sealer` None = no key to
-    encrypt webhook secrets with is configured, so none are made.
+    encrypt webhook secrets with is configured, so none are made. `clock_us` tells the time, `steady_us`
+    measures how much of it has passed.
     """
 
     registry: Registry
@@ -35,3 +37,4 @@ class ControlPlane:
     put_in_force: Callable[[Position], Awaitable[bool]]
     sealer: Sealer | None
     clock_us: Callable[[], int]
+    steady_us: Callable[[], int] = steady_clock_us

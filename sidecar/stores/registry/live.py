@@ -22,7 +22,7 @@ from sidecar.domain.integrations import Integration, IntegrationError
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Changes, Registry, RegistryError
 
 log = logging.getLogger("sidecar.registry")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from sidecar.domain.bucket import BucketSet, Quota, Taken
-from sidecar.stores.embedded import EmbeddedBucketStore, wall_clock_us
+from sidecar.stores import clocks
+from sidecar.stores.clocks import steady_clock_us, wall_clock_us
+from sidecar.stores.embedded import COMPARE_CLOCKS_US, TOLERANCE_US, EmbeddedBucketStore
+from sidecar.stores.local_share import LocalShare
 from sidecar.stores.protocols import StoreFault
 from tests.building import NOW_US, SECOND_US, ManualClock
 
@@ -191,7 +196,60 @@ def test_take_later__is_never_needed() -> None:
         EmbeddedBucketStore().take_later(buckets("a"), 1, 1.0, lambda outcome: None)
 
 
-def test_wall_clock__is_in_microseconds() -> None:
-    """The default clock is this century's time in µs, and does not run backwards here."""
-    first, second = wall_clock_us(), wall_clock_us()
+def test_take_now__the_wall_clock_only_tells_the_time() -> None:
+    """130 s back: nobody waits longer. An hour forward: no token more. The reset is told by that clock."""
+    steady, wall = ManualClock(), ManualClock()
+    store = EmbeddedBucketStore(steady, wall_us=wall)
+    assert store.take_now(buckets("a"), 2) == Taken(2, 0, SECOND_US, NOW_US + 2 * SECOND_US)
+    for step_s in (-130, 3_600):
+        wall.advance(step_s)
+        wall.advance(1)
+        steady.advance(1)
+        told_us = wall() + 2 * SECOND_US
+        assert store.take_now(buckets("a"), 2) == Taken(1, 0, SECOND_US, told_us)
+        assert store.take_now(buckets("a", "b"), 1) == Taken(0, 0, SECOND_US, told_us)
+
+
+def test_take_now__a_step_of_the_wall_clock_is_noticed_within_a_second() -> None:
+    """The wall clock is read once a second, not once a take; back in step, nothing is converted."""
+    steady, wall = ManualClock(), ManualClock()
+    store = EmbeddedBucketStore(steady, wall_us=wall)
+    for _ in range(100):
+        store.take_now(buckets("a"), 0)
+    assert wall.reads == 1
+    for step_s in (5, -5):
+        wall.advance(step_s)
+        steady.advance(us=COMPARE_CLOCKS_US)
+        wall.advance(us=COMPARE_CLOCKS_US)
+        assert store.take_now(buckets("a"), 0) == Taken(0, 2, 0, wall.now_us)
+    wall.advance(us=TOLERANCE_US - 1)
+    steady.advance(us=COMPARE_CLOCKS_US)
+    wall.advance(us=COMPARE_CLOCKS_US)
+    assert store.take_now(buckets("a"), 0) == Taken(0, 2, 0, steady.now_us)
+
+
+def test_local_share__goes_by_the_steady_clock_too() -> None:
+    """What answers while a shared store is gone."""
+    steady, wall = ManualClock(), ManualClock()
+    share = LocalShare(steady, 1, wall)
+    wall.advance(-130)
+    assert share.take_now(buckets("a"), 2) == Taken(2, 0, SECOND_US, wall() + 2 * SECOND_US)
+    wall.advance(3_600)
+    assert admitted(share.take_now(buckets("a"), 1)) == 0
+    steady.advance(1)
+    assert admitted(share.take_now(buckets("a"), 1)) == 1
+
+
+def test_clocks__setting_the_system_clock_leaves_the_steady_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tell this century in µs; the steady one counts on, whatever the system's clock says."""
+    first, wall, second = steady_clock_us(), wall_clock_us(), steady_clock_us()
     assert 1_700_000_000_000_000 < first <= second < 4_102_444_800_000_000
+    assert abs(first - wall) < 600 * SECOND_US
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert wall_clock_us() == 0
+    assert steady_clock_us() >= second
+
+
+def test_clocks__suspended_time_counts() -> None:
+    """A client that waited while the machine was suspended has waited: CLOCK_BOOTTIME counts that."""
+    assert clocks._STEADY == time.CLOCK_BOOTTIME

@@ -25,7 +25,7 @@ from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import Code, RefusedError, refusal
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
     USES_MAX,

@@ -24,7 +24,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.plane import ControlPlane
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import DAY_US, LIFECYCLE
 from tests.waiting import eventually

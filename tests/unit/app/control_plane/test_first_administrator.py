@@ -18,7 +18,7 @@ from sidecar.app.control_plane import open_registry
 from sidecar.app.first_administrator import US_PER_DAY
 from sidecar.domain.accounts import Administrator, authenticate
 from sidecar.domain.roles import Role
-from sidecar.stores.embedded import wall_clock_us
+from sidecar.stores.clocks import wall_clock_us
 from tests.redis_servers import shared
 
 

@@ -74,7 +74,7 @@ class World:
         self.put_in_force = PutInForce([])
         self.keys = keys
         self.plane = ControlPlane(
-            registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock
+            registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock, clock
         )
         self.app: ASGIApp = build_api(self.plane)
         self._runner = runner

@@ -1,24 +1,33 @@
-"""Makes the first administrator of a registry: the one account that nobody gave."""
+"""
+Makes administrators on the registry itself: the first one, and one to come back with when nobody else can.
+
+Both are made by whoever owns the registry's file or the credentials of its store, past the admin API.
+"""
 
 from __future__ import annotations
 
+import os
+import pwd
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sidecar.domain.accounts import TOKEN_PREFIX
-from sidecar.domain.administrators import Bootstrap, NewToken
+from sidecar.domain.administrators import AdminCommand, Bootstrap, NewToken, Recover
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, ChangeContext
+from sidecar.domain.roles import Actor, machine_actor
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Registry
 
-US_PER_DAY = 86_400 * 1_000_000
+US_PER_SECOND = 1_000_000
+_USER = re.compile(r"[0-9A-Za-z._-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
-class FirstAdministrator:
+class MadeAdministrator:
     """What was made; `token` is nowhere else, `expires_at` is ISO 8601 in UTC."""
 
     id: str
@@ -29,26 +38,71 @@ class FirstAdministrator:
 
 
 async def make_first_administrator(
-    registry: Registry,
-    id: str,
-    name: str,
-    expires_in_days: int,
-    clock_us: Callable[[], int] = wall_clock_us,
-) -> FirstAdministrator:
+    registry: Registry, id: str, name: str, lifetime_s: int, clock_us: Callable[[], int] = wall_clock_us
+) -> MadeAdministrator:
     """
-    Make the administrator *id* with a token that lives for *expires_in_days*.
+    Make the administrator *id* with a token that lives for *lifetime_s*.
 
     Raises:
         RefusedError: the registry has had administrators before, or the id or the name cannot be.
         RegistryError: the registry failed.
     """
+
+    def command(token: NewToken) -> AdminCommand:
+        return Bootstrap(administrator_id=id, name=name, token=token)
+
+    return await _make(registry, command, None, lifetime_s, clock_us)
+
+
+async def recover_administrator(
+    registry: Registry,
+    id: str,
+    name: str,
+    reason: str,
+    lifetime_s: int,
+    clock_us: Callable[[], int] = wall_clock_us,
+) -> MadeAdministrator:
+    """
+    Make the administrator *id*, whose access depends on no other one; see `administrators.Recover`.
+
+    Raises:
+        RefusedError: the registry never had an administrator, or the id or a text cannot be.
+        RegistryError: the registry failed.
+    """
+
+    def command(token: NewToken) -> AdminCommand:
+        return Recover(administrator_id=id, name=name, token=token, reason=reason)
+
+    return await _make(registry, command, local_actor(), lifetime_s, clock_us)
+
+
+def local_actor() -> Actor:
+    """The user of this machine who runs the process, as the audit log names them."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = ""
+    return machine_actor(name if _USER.fullmatch(name) else str(uid))
+
+
+def local_context() -> ChangeContext:
+    """Where a change comes from that is made on the registry itself."""
+    return ChangeContext(request_id=secrets.token_hex(8), source="local")
+
+
+async def _make(
+    registry: Registry,
+    command: Callable[[NewToken], AdminCommand],
+    actor: Actor | None,
+    lifetime_s: int,
+    clock_us: Callable[[], int],
+) -> MadeAdministrator:
     fresh = generate_api_key(TOKEN_PREFIX)
-    expires_at_us = clock_us() + expires_in_days * US_PER_DAY
+    expires_at_us = clock_us() + lifetime_s * US_PER_SECOND
     token = NewToken(fresh.credential_id, fresh.digest, expires_at_us)
-    context = ChangeContext(request_id=secrets.token_hex(8), source="local")
-    command = Bootstrap(administrator_id=id, name=name, token=token)
-    made = await registry.administer(AdminRequest(command, None, context))
-    expires_at = datetime.fromtimestamp(expires_at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return FirstAdministrator(
+    made = await registry.administer(AdminRequest(command(token), actor, local_context()))
+    expires_at = datetime.fromtimestamp(expires_at_us // US_PER_SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return MadeAdministrator(
         made.administrator.id, made.administrator.name, fresh.api_key, fresh.credential_id, expires_at
     )

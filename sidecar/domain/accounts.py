@@ -15,7 +15,7 @@ from typing import Any
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of
 from sidecar.domain.canonical import Json, canonical_json
 from sidecar.domain.refusals import Code, refusal
-from sidecar.domain.roles import Actor, Grant, Role, merge_grants
+from sidecar.domain.roles import Actor, Grant, Role, is_machine, merge_grants
 
 TOKEN_PREFIX = "sca"  # noqa: S105 - a prefix, no password
 _NO_DIGEST = sha256(b"compared with when there is no token, so that the answer takes as long").digest()
@@ -54,7 +54,8 @@ class Administrator:
     """
     One account. `removed_at_us` None = it may act; a removed one has no tokens and is kept for its id.
 
-    `grants` say who gave the account and its role, over all steps.
+    `grants` say who gave the account and its role, over all steps. `is_recovered` = it was made on the
+    machine that holds the registry (`administrators.Recover`), so its access depends on no administrator.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Administrator:
     grants: tuple[Grant, ...] = ()
     removed_at_us: int | None = None
     generation: int = 1
+    is_recovered: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -109,7 +111,8 @@ def authenticate(token: str, holder: Administrator | None, now_us: int) -> Actor
 
 def actor_of(holder: Administrator, token: AdminToken) -> Actor:
     """The actor that *holder* is by *token*."""
-    return Actor(holder.id, holder.role, token.id, merge_grants(holder.grants, token.grants))
+    grants = merge_grants(holder.grants, token.grants)
+    return Actor(holder.id, holder.role, token.id, grants, holder.is_recovered)
 
 
 def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
@@ -117,11 +120,13 @@ def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
     The actor as the registry knows it now, in the transaction of the change.
 
     *actor* was authenticated a moment ago; since then the account may have been removed, its role changed
-    or its token revoked.
+    or its token revoked. A user of the machine has no account: owning the store is what lets it in.
 
     Raises:
         ForbiddenError: actor_ended.
     """
+    if is_machine(actor.id):
+        return actor
     token = token_of(holder, actor.token_id)
     if holder is None or holder.id != actor.id or token is None or token.expires_at_us <= now_us:
         raise refusal(
@@ -134,8 +139,14 @@ def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
 
 
 def describe_administrator(administrator: Administrator) -> dict[str, Json]:
-    """*administrator* as others see it: tokens by id, no digest."""
+    """
+    *administrator* as others see it: tokens by id, no digest.
+
+    `is_recovered` is left out where it is False, so that accounts from before there was one keep their text,
+    and with it the digest that the audit log has of them.
+    """
     return {
+        **({"is_recovered": True} if administrator.is_recovered else {}),
         "id": administrator.id,
         "name": administrator.name,
         "role": administrator.role.value,
@@ -189,6 +200,7 @@ def parse_administrator(stored: Mapping[str, Any]) -> Administrator:
         grants=_parsed_grants(stored["grants"]),
         removed_at_us=stored["removed_at_us"],
         generation=stored["generation"],
+        is_recovered=stored.get("is_recovered", False),
     )
 
 

@@ -18,12 +18,14 @@ from sidecar.domain.bucket import US_PER_MINUTE
 from sidecar.domain.canonical import Json
 from sidecar.domain.records import changed_fields
 from sidecar.domain.refusals import Code, RefusedError, raise_for, refusal
-from sidecar.domain.roles import Action, Actor, Grant, Role, merge_grants
+from sidecar.domain.roles import Action, Actor, Grant, Role, is_machine, merge_grants
 from sidecar.domain.texts import NAME_LENGTH_MAX, REASON_LENGTH_MAX, text_problems
 
 ADMINISTRATOR_ID = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 ADMINISTRATORS_MAX = 1_000
 """Accounts ever made, removed ones included, because their ids are never used again."""
+RECOVERIES_MAX = 100
+"""Accounts beyond `ADMINISTRATORS_MAX` that recoveries may make: nobody can use up the way back in."""
 TOKENS_MAX = 10
 TOKEN_LIFETIME_MAX_US = 366 * 24 * 60 * US_PER_MINUTE
 
@@ -52,6 +54,21 @@ class Bootstrap(AdminCommand):
     """Make the first administrator, on a registry that never had one."""
 
     word = "admin.bootstrap"
+
+    name: str
+    token: NewToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recover(AdminCommand):
+    """
+    Make an administrator whose access depends on no other one: on the machine, for who owns the registry.
+
+    It is the way back in when no token is left, and when the only administrator suspended an integration.
+    Who owns the machine may be who suspended, so what the account reactivates is marked.
+    """
+
+    word = "admin.recover"
 
     name: str
     token: NewToken
@@ -104,6 +121,7 @@ class RevokeToken(AdminCommand):
 
 ADMIN_COMMANDS: tuple[type[AdminCommand], ...] = (
     Bootstrap,
+    Recover,
     CreateAdministrator,
     SetRole,
     RemoveAdministrator,
@@ -148,19 +166,21 @@ def administer(
     Args:
         directory: all accounts, removed ones too.
         command: what is asked.
-        actor: who asks; None only for `Bootstrap`.
+        actor: who asks; None only for `Bootstrap`, a user of the machine only for `Recover`.
         now_us: the store's clock.
         recorded_at_us: the time on the latest audit entry, which what is recorded now never precedes.
 
     Raises:
         RefusedError: nothing may be written.
     """
-    if not isinstance(command, Bootstrap):
+    if isinstance(command, Recover):
+        assert actor is not None and is_machine(actor.id)  # no listener and no token leads here
+    elif not isinstance(command, Bootstrap):
         assert actor is not None  # the protocol takes no other command without an actor
         actor.require(Action.ADMINISTER)
     raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
     setting = _Setting(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
-    if isinstance(command, (Bootstrap, CreateAdministrator)):
+    if isinstance(command, (Bootstrap, Recover, CreateAdministrator)):
         return _create(command, setting)
     old = _active(directory, command.administrator_id)
     changed, summary, claims = _RULES[type(command)](old, command, setting)
@@ -172,14 +192,21 @@ def administer(
     return AdminOutcome(changed, summary, before, after, claims)
 
 
-def _create(command: Bootstrap | CreateAdministrator, setting: _Setting) -> AdminOutcome:
-    directory = setting.directory
+def _create(command: Bootstrap | Recover | CreateAdministrator, setting: _Setting) -> AdminOutcome:
+    directory, is_recovery = setting.directory, isinstance(command, Recover)
     if isinstance(command, Bootstrap) and directory:
         raise refusal(
             Code.NOT_EMPTY,
             "",
             "the registry has had administrators before: only an empty one can be bootstrapped",
-            "ask one of its administrators for an account",
+            "ask one of its administrators for an account; when none is left, run 'sidecar admin recover'",
+        )
+    if is_recovery and not directory:
+        raise refusal(
+            Code.NEVER_BOOTSTRAPPED,
+            "",
+            "the registry never had an administrator, so there is nothing to recover",
+            "run 'sidecar admin bootstrap', if this is the right registry",
         )
     if not ADMINISTRATOR_ID.fullmatch(command.administrator_id):
         raise refusal(
@@ -192,7 +219,7 @@ def _create(command: Bootstrap | CreateAdministrator, setting: _Setting) -> Admi
     raise_for(text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True))
     if command.administrator_id in directory:
         raise _id_in_use(directory[command.administrator_id])
-    if len(directory) >= ADMINISTRATORS_MAX:
+    if len(directory) >= ADMINISTRATORS_MAX + (RECOVERIES_MAX if is_recovery else 0):
         raise refusal(
             Code.TOO_MANY,
             "",
@@ -206,8 +233,11 @@ def _create(command: Bootstrap | CreateAdministrator, setting: _Setting) -> Admi
         created_at_us=setting.at_us,
         tokens=(_new_token(command.token, (), setting),),
         grants=_grants_now(setting),
+        is_recovered=is_recovery,
     )
     summary = f"created administrator {administrator.id} with the role {administrator.role.value}"
+    if is_recovery:
+        summary += ", on the machine that holds the registry"
     claims = (command.token.id,)
     return AdminOutcome(administrator, summary, {}, describe_administrator(administrator), claims)
 

@@ -113,7 +113,8 @@ class Integration:
     since the last reactivation, one per administrator, the latest last; `suspended_generation` is the
     generation of the latest suspension ever: a credential issued before it never works again.
     What is in force at a moment, `domain.effective` says. `on_store_error` is what answers while the bucket
-    cannot be asked; None = what the configuration of each sidecar says.
+    cannot be asked; None = what the configuration of each sidecar says. `single_person_at_us` is when it was
+    reactivated, if its suspender and whoever reactivated it may be one person; else 0.
     """
 
     id: str
@@ -136,6 +137,7 @@ class Integration:
     created_at_us: int = 0
     changed_at_us: int = 0
     on_store_error: FailPolicy | None = None
+    single_person_at_us: int = 0
 
     def __post_init__(self) -> None:
         """Hold the rules that a single record must keep."""

@@ -28,13 +28,14 @@ def to_stored(record: Integration) -> dict[str, Json]:
     """
     Everything in *record*; `from_stored` reads it back as an equal value.
 
-    `on_store_error` is left out where it is not set, so that records from before there was one keep their
-    text, and with it the digest that the audit log has of them.
+    `on_store_error` and `single_person_at_us` are left out where they are not set, so that records from
+    before there were such keep their text, and with it the digest that the audit log has of them.
     """
     policy = record.on_store_error
     return {
         **_shared(record),
         **({} if policy is None else {"on_store_error": policy.value}),
+        **({"single_person_at_us": record.single_person_at_us} if record.single_person_at_us else {}),
         "generation": record.generation,
         "credentials": [
             {
@@ -86,6 +87,7 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
         created_at_us=stored["created_at_us"],
         changed_at_us=stored["changed_at_us"],
         on_store_error=FailPolicy(policy) if policy is not None else None,
+        single_person_at_us=stored.get("single_person_at_us", 0),
     )
 
 
@@ -104,6 +106,7 @@ def describe(record: Integration) -> dict[str, Json]:
     return {
         **_shared(record),
         "on_store_error": record.on_store_error.value if record.on_store_error is not None else None,
+        "single_person": record.single_person_at_us > 0,
         "credentials": {one.id: _describe_credential(record, one) for one in record.credentials},
         "webhook_secrets": {one.id: {"expires_at_us": one.expires_at_us} for one in record.webhook_secrets},
     }

@@ -60,6 +60,7 @@ class Code(Enum):
     SECRET_EXISTS = ("secret_exists", Kind.CONFLICT)
     LAST_ADMINISTRATOR = ("last_administrator", Kind.CONFLICT)
     NOT_EMPTY = ("not_empty", Kind.CONFLICT)
+    NEVER_BOOTSTRAPPED = ("never_bootstrapped", Kind.CONFLICT)
     IDEMPOTENCY_MISMATCH = ("idempotency_mismatch", Kind.CONFLICT)
 
     def __init__(self, word: str, kind: Kind) -> None:

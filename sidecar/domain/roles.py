@@ -73,19 +73,32 @@ def merge_grants(*grants: Iterable[Grant]) -> tuple[Grant, ...]:
     return tuple(Grant(by, latest[by]) for by in sorted(latest))
 
 
+MACHINE = "machine:"
+"""
+Begins the actor id of a command that ran on the machine without a token; no administrator's id has a colon.
+"""
+
+
+def is_machine(actor_id: str) -> bool:
+    """Whether *actor_id* is no administrator, but a user of the machine that holds the registry."""
+    return actor_id.startswith(MACHINE)
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """
-    Who makes a change: one administrator, by one token.
+    Who makes a change: one administrator, by one token; or a user of the machine that holds the registry.
 
     Identity is `id`: an administrator with two tokens is one administrator. `grants` says, over all
-    steps, who gave this account and this token their access, and when at the latest.
+    steps, who gave this account and this token their access, and when at the latest. `is_recovered` = the
+    account was made on the machine, by nobody who has a name in the registry.
     """
 
     id: str
     role: Role
     token_id: str
     grants: tuple[Grant, ...] = ()
+    is_recovered: bool = False
 
     def may(self, action: Action) -> bool:
         """Whether the role permits *action*."""
@@ -106,3 +119,12 @@ class Actor:
                 f"{self.id!r} has the role {self.role.value}, which does not permit {action.value}",
                 f"ask an administrator with the role {allowed}",
             )
+
+
+def machine_actor(user: str) -> Actor:
+    """
+    The actor of a command that *user* runs on the machine, on the registry itself.
+
+    It may suspend and look, as an operator may; the one other thing it may do is `administrators.Recover`.
+    """
+    return Actor(MACHINE + user, Role.OPERATOR, "")

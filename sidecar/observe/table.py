@@ -205,6 +205,11 @@ REGISTRY_METRICS = (
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
+        "sidecar_registry_single_person_integrations",
+        Kind.GAUGE,
+        "Integrations whose suspender and reactivating administrator may be one person.",
+    ),
+    MetricSpec(
         "sidecar_credential_uses_written_total",
         Kind.COUNTER,
         "Uses of credentials written to the registry: latest time, by credential and address.",
@@ -324,6 +329,7 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_in_touch": min,
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
+    "sidecar_registry_single_person_integrations": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from sidecar.app.cli import admin_accounts
-from sidecar.app.cli.admin_bootstrap import bootstrap
+from sidecar.app.cli.admin_bootstrap import bootstrap, recover
 
 app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
 
@@ -16,4 +16,5 @@ def admin() -> None:
 
 
 app.command()(bootstrap)
+app.command()(recover)
 admin_accounts.add_to(app)

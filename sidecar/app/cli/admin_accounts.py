@@ -128,6 +128,6 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _lifetime(field: str, expires: str) -> dict[str, Any]:
-    from sidecar.app.cli.moments import seconds_until
+    from sidecar.app.cli.moments import token_lifetime
 
-    return {field: seconds_until("--expires", expires)}
+    return {field: token_lifetime("--expires", expires)}

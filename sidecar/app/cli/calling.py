@@ -163,7 +163,12 @@ class Confirmed:
     """What a step has that takes something away."""
 
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask. Scripts need it, but for 'suspend'.")
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Do not ask. Scripts need it; for 'suspend' only when nobody else could reactivate.",
+        ),
     ] = False
 
 
@@ -215,6 +220,30 @@ class Invocation:
     def is_dry_run(self) -> bool:
         """Whether nothing is to be changed."""
         return isinstance(self._change, IntegrationChange) and self._change.dry_run
+
+    @property
+    def integration_change(self) -> IntegrationChange:
+        """The options of a change of an integration."""
+        assert isinstance(self._change, IntegrationChange)  # the command was registered with them
+        return self._change
+
+    def preview(self, method: str, *segments: str, body: Mapping[str, Any]) -> Answer:
+        """
+        What a change would do, whatever the options of this run say.
+
+        Raises:
+            AdminCallError: it would be refused, or there was no answer.
+        """
+        from sidecar.app.admin_client.client import path_to
+
+        return self.client.change(
+            method,
+            path_to(*segments),
+            body,
+            query={"dry_run": True},
+            idempotency_key=secrets.token_hex(16),
+            expected_generation=self.integration_change.expect,
+        )
 
     def get(self, *segments: str, query: Query | None = None, extra_s: float = 0.0) -> dict[str, Any]:
         """Read what the path of *segments* names; see `AdminClient.get`."""
@@ -269,11 +298,11 @@ class Invocation:
         """
         Ask before a step that takes something away, unless `--yes` was given.
 
-        Without a terminal nobody can be asked; then the step needs `--yes`, unless it *is_urgent*: a
+        Without a terminal the step needs `--yes`, unless it *is_urgent*: a
         suspension from a script in an incident must not fail for want of an option.
 
         Raises:
-            CommandError: the answer was no, or nobody can be asked.
+            CommandError: the answer was no, or this is not a terminal.
         """
         if self._is_confirmed or self.is_dry_run:
             return
@@ -281,7 +310,7 @@ class Invocation:
             if is_urgent:
                 return
             raise CommandError(
-                f"nothing was done, because nobody can be asked here: {question} Give --yes if you mean it",
+                f"not a terminal, so nothing was changed: {question} Pass --yes to confirm",
                 EXIT_USAGE,
             )
         if not typer.confirm(question, err=True):

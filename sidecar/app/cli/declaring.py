@@ -177,7 +177,7 @@ def ask_first(question: str) -> None:
     Ask on the terminal.
 
     Raises:
-        CommandError: the answer was no, or nobody can be asked.
+        CommandError: the answer was no, or this is not a terminal.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise CommandError(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sidecar.app.cli.exits import EXIT_USAGE, CommandError
+from sidecar.domain import durations
+from sidecar.domain.administrators import TOKEN_LIFETIME_MAX_US
 
-UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?:[0-9]{1,9}[smhdw])+")
-_PART = re.compile(r"([0-9]+)([smhdw])")
 NEVER = "never"
 
 
@@ -36,25 +34,18 @@ class Moment:
 
 def parse_duration(option: str, text: str) -> int:
     """
-    Seconds of `90s`, `15m`, `2h`, `90d`, `1w` or several of them together, such as `1h30m`.
+    Seconds of a duration: see `sidecar.domain.durations`.
 
     >>> parse_duration("--overlap", "1h30m")
     5400
 
     Raises:
-        CommandError: anything else, or longer than a century.
+        CommandError: it is none, or longer than a century.
     """
-    if text == "0":
-        return 0
-    if not _DURATION.fullmatch(text):
-        raise CommandError(
-            f"{option} {text!r} is no duration: write 90s, 15m, 2h, 90d or 1w, or several such as 1h30m",
-            EXIT_USAGE,
-        )
-    seconds = sum(int(number) * UNIT_S[unit] for number, unit in _PART.findall(text))
-    if seconds > 100 * 366 * UNIT_S["d"]:
-        raise CommandError(f"{option} {text!r} is longer than a century", EXIT_USAGE)
-    return seconds
+    try:
+        return durations.parse_duration(text)
+    except durations.DurationError as error:
+        raise CommandError(f"{option} {error}", EXIT_USAGE) from None
 
 
 def parse_when(option: str, text: str) -> Moment | Duration:
@@ -67,14 +58,14 @@ def parse_when(option: str, text: str) -> Moment | Duration:
     Raises:
         CommandError: neither, or a moment without an offset, which would mean another one elsewhere.
     """
-    if _DURATION.fullmatch(text):
+    if durations.DURATION.fullmatch(text):
         return Duration(parse_duration(option, text))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise CommandError(
-            f"{option} {text!r} is neither a moment such as 2026-12-01T00:00Z nor a duration such as 2h or"
-            " 90d",
+            f"{option} {text!r} is neither a time such as 2026-12-01T00:00Z nor a duration; write the"
+            f" duration as {durations.FORM}",
             EXIT_USAGE,
         ) from None
     if moment.tzinfo is None:
@@ -106,11 +97,27 @@ def seconds_until(option: str, text: str) -> int:
         CommandError: see `parse_when`, or a moment that has passed.
     """
     when = parse_when(option, text)
-    if isinstance(when, Duration):
-        return max(1, when.seconds)
-    seconds = int(when.unix_s - time.time())
+    seconds = when.seconds if isinstance(when, Duration) else int(when.unix_s - time.time())
     if seconds < 1:
-        raise CommandError(f"{option} {text!r} has passed already", EXIT_USAGE)
+        raise CommandError(f"{option} {text!r} is not in the future; write 90d, or a later time", EXIT_USAGE)
+    return seconds
+
+
+def token_lifetime(option: str, text: str) -> int:
+    """
+    How long an administrator's token is to live, in whole seconds.
+
+    Raises:
+        CommandError: see `seconds_until`; or longer than such a token may live.
+    """
+    seconds = seconds_until(option, text)
+    longest_s = TOKEN_LIFETIME_MAX_US // 1_000_000
+    if seconds > longest_s:
+        longest = durations.format_duration(longest_s)
+        raise CommandError(
+            f"{option} {text!r} is longer than {longest}, the longest life of an administrator's token",
+            EXIT_USAGE,
+        )
     return seconds
 
 

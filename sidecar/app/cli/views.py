@@ -84,6 +84,8 @@ def print_integration(record: Record) -> None:
         ("status", record["status"]),
     ]
     fields += [(f"suspended by {one['by']}", _suspension(one)) for one in record["suspensions"]]
+    if record.get("single_person_at"):
+        fields.append(("reactivated", f"{shown(record['single_person_at'])}, perhaps by a single person"))
     fields += [
         ("contact", record["contact"]),
         ("owner", record["owner"]),
@@ -147,13 +149,19 @@ def print_administrators(accounts: Sequence[Record]) -> None:
         (
             one["id"],
             one["name"],
-            one["role"] if one["removed_at"] is None else "removed",
+            _role(one),
             [token["id"] for token in one["tokens"]],
             shown(max((token["expires_at"] for token in one["tokens"]), default=None)),
         )
         for one in accounts
     ]
     print_table(ADMINISTRATORS, rows, "there is no administrator")
+
+
+def _role(account: Record) -> str:
+    """What an account may do, and whether it was made on the machine."""
+    role = "removed" if account["removed_at"] is not None else account["role"]
+    return f"{role}, recovered" if account.get("is_recovered") else role
 
 
 def _allowlist(record: Record) -> str:

@@ -16,9 +16,11 @@ from sidecar.domain.integrations import (
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.allowlists import check_entries
 from sidecar.domain.lifecycle.credentials import credential_id_used, new_credential
+from sidecar.domain.lifecycle.dual_control import is_single_person, refusal_to_reactivate
 from sidecar.domain.lifecycle.limits import fail_policy_of, parse_scopes, quota_of
-from sidecar.domain.lifecycle.outcome import Draft, Setting
+from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
+from sidecar.domain.roles import Actor, is_machine
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
 
 
@@ -108,37 +110,58 @@ def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
     )
     ended = sum(is_live(record, one, setting.now_us) for one in record.credentials)
     what = "1 live credential was" if ended == 1 else f"{ended} live credentials were"
-    return Draft(changed, f"suspended; {what} invalidated")
+    return Draft(changed, f"suspended; {what} invalidated", _machine_notices(setting.actor))
+
+
+def _machine_notices(actor: Actor) -> tuple[Notice, ...]:
+    """What a suspension on the machine means for the reactivation."""
+    if not is_machine(actor.id):
+        return ()
+    return (
+        Notice(
+            "single_person",
+            "",
+            "no administrator's token was used, so nothing proves who suspended it: its reactivation will be"
+            " marked single_person",
+        ),
+    )
 
 
 def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> Draft:
     """
-    Let it in again, with the credentials that were issued since the latest suspension.
+    Let it in again, with the credentials that were issued since the latest suspension; by a second person.
 
-    Nobody who suspended it since the last reactivation may, nor an account or a token to which one of
-    them gave access since: four eyes must be the eyes of two people.
+    Where one person may have done both, the record says when, until somebody reactivates it anew.
     """
-    suspenders = {suspension.by for suspension in record.suspensions}
-    actor = setting.actor
-    if actor.id in suspenders:
-        raise refusal(
-            Code.SAME_ADMINISTRATOR,
-            "",
-            f"{actor.id!r} suspended {record.id!r} and cannot be the one who reactivates it",
-            "ask another administrator; who that is must not depend on you",
-        )
-    since_us = min((suspension.since_us for suspension in record.suspensions), default=0)
-    for grant in actor.grants:
-        if grant.by in suspenders and grant.at_us >= since_us:
-            raise refusal(
-                Code.GRANTED_BY_SUSPENDER,
-                "",
-                f"{actor.id!r} has this access from {grant.by!r}, who had suspended {record.id!r}",
-                "ask an administrator whose account and token do not come from a suspender",
-            )
+    actor, suspensions = setting.actor, record.suspensions
+    refused = refusal_to_reactivate(actor, suspensions, record.id)
+    if refused is not None:
+        raise refused
+    is_alone = is_single_person(actor, suspensions)
     kept = tuple(one for one in record.credentials if not is_invalidated(record, one))
-    changed = replace(record, status=Status.ACTIVE, credentials=kept, suspensions=())
-    return Draft(changed, f"reactivated; credentials: {', '.join(one.id for one in kept)}")
+    changed = replace(
+        record,
+        status=Status.ACTIVE,
+        credentials=kept,
+        suspensions=(),
+        single_person_at_us=setting.at_us if is_alone else 0,
+    )
+    summary = f"reactivated; credentials: {', '.join(one.id for one in kept)}"
+    if is_alone:
+        return Draft(changed, f"{summary}; single_person", _single_person_notices(actor))
+    return Draft(changed, summary)
+
+
+def _single_person_notices(actor: Actor) -> tuple[Notice, ...]:
+    """What tells that nothing proves a second person."""
+    return (
+        Notice(
+            "single_person",
+            "",
+            f"the suspender and {actor.id!r} may be one person, who owns the machine of the registry: the"
+            " audit log and the review say so; have a second person confirm it",
+        ),
+    )
 
 
 def _detail_problems(command: c.CreateIntegration | c.EditDetails) -> list[Problem]:

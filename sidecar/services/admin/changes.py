@@ -10,9 +10,10 @@ from typing import Any, NotRequired
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from sidecar.domain.accounts import Administrator
 from sidecar.domain.changes import ChangeRequest, Committed, Position
 from sidecar.domain.integrations import Integration
-from sidecar.domain.lifecycle.commands import Command, CreateIntegration
+from sidecar.domain.lifecycle.commands import Command, CreateIntegration, Suspend
 from sidecar.domain.lifecycle.outcome import Notice
 from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin import bodies as b
@@ -29,6 +30,7 @@ from sidecar.services.admin.secrets_drawn import (
     draw_webhook_secret,
     secret_to_try,
 )
+from sidecar.services.admin.standing import accounts_now, lock_notices
 from sidecar.services.admin.views import IntegrationView, NoticeView, integration_view, notice_view
 
 _STRONG_TAG = re.compile(r'"(0|[1-9][0-9]{0,15})"')
@@ -66,11 +68,16 @@ class ChangeView(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A command, which kind of secret belongs to it, and the secret; '' = it is only tried."""
+    """
+    A command, which kind of secret belongs to it, and the secret; '' = it is only tried.
+
+    `accounts` are there for a suspension, to tell whether anybody could end it.
+    """
 
     command: Command
     draws: Draws = Draws.NOTHING
     secret: str = field(default="", repr=False)
+    accounts: tuple[Administrator, ...] | None = None
 
 
 async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
@@ -80,6 +87,8 @@ async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: An
     expected_generation = expected_by(call.header("If-Match"))
     try:
         made = _made(row, given, plane, is_trial=query.dry_run)
+        if row.command is Suspend:
+            made = replace(made, accounts=await accounts_now(plane.registry))
         if query.dry_run:
             return await _try(plane, call, made, expected_generation)
         request = ChangeRequest(made.command, call.actor, call.context(), expected_generation)
@@ -100,7 +109,7 @@ async def _try(plane: ControlPlane, call: Call, made: _Made, expected_generation
     )
     call.note(is_dry_run=True)
     view: ChangeView = {
-        **_view(plane, outcome.record, outcome.notices),
+        **_view(plane, outcome.record, outcome.notices, made),
         "is_change": outcome.is_change,
         "is_deleted": outcome.is_deleted,
         "is_dry_run": True,
@@ -117,7 +126,7 @@ async def _committed(
     positions = (committed.position,) if committed.position is not None else ()
     is_in_force = await put_in_force(plane, positions)
     view: ChangeView = {
-        **_view(plane, committed.record, committed.notices),
+        **_view(plane, committed.record, committed.notices, made),
         "is_change": committed.entry is not None,
         "is_deleted": committed.is_deleted,
         "is_in_force": is_in_force,
@@ -146,10 +155,12 @@ def _headers(row: ChangeRow, committed: Committed) -> dict[str, str]:
     return headers
 
 
-def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...]) -> ChangeView:
+def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...], made: _Made) -> ChangeView:
+    now_us = plane.clock_us()
+    told = (*notices, *lock_notices(made.accounts, record, now_us))
     return {
-        "integration": integration_view(record, plane.clock_us()),
-        "notices": [notice_view(notice) for notice in notices],
+        "integration": integration_view(record, now_us),
+        "notices": [notice_view(notice) for notice in told],
         "is_change": False,
         "is_deleted": False,
         "is_dry_run": False,

@@ -13,7 +13,7 @@ from sidecar.domain.changes import LiveSidecar, Position, unconfirmed
 from sidecar.observe.logs import log_event
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.plane import ControlPlane
-from sidecar.stores.registry.protocol import RegistryError
+from sidecar.stores.registry.protocol import Registry, RegistryError
 
 LOOK_INTERVAL_S = 0.05
 WAITING_NAMED_MAX = 100
@@ -54,6 +54,14 @@ async def confirm(
 ) -> ConfirmationView:
     """Wait up to *wait_s* until every live sidecar has confirmed the changes at *positions*."""
     began_ns = monotonic_ns()
+    confirmation = await confirmed(plane.registry, positions, wait_s)
+    call.waited_ns += monotonic_ns() - began_ns
+    return confirmation
+
+
+async def confirmed(registry: Registry, positions: Sequence[Position], wait_s: float) -> ConfirmationView:
+    """`confirm` for who has nothing but the registry."""
+    began_ns = monotonic_ns()
     last = latest(positions)
     sidecars: tuple[LiveSidecar, ...] = ()
     waiting: list[str] = []
@@ -61,7 +69,7 @@ async def confirm(
     try:
         async with asyncio.timeout(wait_s):
             while True:
-                sidecars = await plane.registry.live_sidecars()
+                sidecars = await registry.live_sidecars()
                 waiting = sorted({one for position in last for one in unconfirmed(sidecars, position)})
                 if not waiting:
                     is_complete = True
@@ -74,7 +82,6 @@ async def confirm(
         log_event(_LOG, logging.WARNING, "sidecars cannot be asked whether they follow", error=str(error))
         sidecars, waiting = (), []
     took_ns = monotonic_ns() - began_ns
-    call.waited_ns += took_ns
     return {
         "is_complete": is_complete,
         "sidecars": len(sidecars),

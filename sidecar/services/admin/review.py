@@ -34,6 +34,7 @@ OLD_DAYS = 90
 
 FlagWord = Literal[
     "suspended",
+    "single_person",
     "allowlist_off",
     "no_live_credential",
     "sensitive_scope",
@@ -171,6 +172,14 @@ def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Itera
     """What concerns the integration as a whole."""
     if record.status is Status.SUSPENDED:
         yield _flag("suspended", None, "suspended: reactivate it, or delete it when nobody needs it any more")
+    if record.single_person_at_us:
+        at = format_time(record.single_person_at_us)
+        yield _flag(
+            "single_person",
+            None,
+            f"was reactivated at {at} by an administrator who may also have suspended it: have a second"
+            " person check it, then suspend and reactivate it by two administrators",
+        )
     if not record.is_allowlist_enabled:
         yield _flag("allowlist_off", None, "every address may call: turn the allowlist on")
     if not any(is_live(record, one, now_us) for one in record.credentials):

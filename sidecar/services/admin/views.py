@@ -77,7 +77,12 @@ class SuspensionView(TypedDict):
 
 
 class IntegrationView(TypedDict):
-    """One integration."""
+    """
+    One integration.
+
+    `single_person_at` is when it was reactivated, if the suspender and the reactivating administrator may be
+    one person; else null.
+    """
 
     id: str
     name: str
@@ -96,6 +101,7 @@ class IntegrationView(TypedDict):
     credentials: list[CredentialView]
     webhook_secrets: list[WebhookSecretView]
     suspensions: list[SuspensionView]
+    single_person_at: str | None
     generation: int
     created_at: str | None
     changed_at: str | None
@@ -119,13 +125,18 @@ class TokenView(TypedDict):
 
 
 class AdministratorView(TypedDict):
-    """An administrator's account; a removed one is kept for its id."""
+    """
+    An administrator's account; a removed one is kept for its id.
+
+    `is_recovered` true = it was made by 'sidecar admin recover', on the machine that holds the registry.
+    """
 
     id: str
     name: str
     role: RoleWord
     created_at: str
     removed_at: str | None
+    is_recovered: bool
     tokens: list[TokenView]
 
 
@@ -177,6 +188,7 @@ def integration_view(
             }
             for one in record.suspensions
         ],
+        "single_person_at": format_optional_time(record.single_person_at_us),
         "generation": record.generation,
         "created_at": format_optional_time(record.created_at_us),
         "changed_at": format_optional_time(record.changed_at_us),
@@ -213,6 +225,7 @@ def administrator_view(administrator: Administrator, now_us: int) -> Administrat
         "role": ROLE_WORDS[administrator.role],
         "created_at": format_time(administrator.created_at_us),
         "removed_at": format_time(removed_at_us) if removed_at_us is not None else None,
+        "is_recovered": administrator.is_recovered,
         "tokens": [
             {
                 "id": token.id,

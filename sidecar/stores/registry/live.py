@@ -99,6 +99,7 @@ class LiveRegistry:
         self._options = options or LiveOptions()
         self._records: dict[str, Integration] = {}
         self._raised: set[str] = set()
+        self._single_person: set[str] = set()
         self._revision: Revision | None = None
         self._asked = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -198,6 +199,7 @@ class LiveRegistry:
         newer = {id: self._records.get(id) for id in later}
         self._records = {record.id: record for record in view.records}
         self._raised = {record.id for record in view.records if record.limit_raise is not None}
+        self._single_person = {record.id for record in view.records if record.single_person_at_us}
         replaced = self.snapshot.integrations
         self._show(loaded, [one for id, one in replaced.items() if loaded.integrations.get(id) is not one])
         self._keep_newer(newer)
@@ -357,9 +359,12 @@ class LiveRegistry:
         for record in fresh:
             self._records[record.id] = record
             (self._raised.add if record.limit_raise is not None else self._raised.discard)(record.id)
+            alone = self._single_person
+            (alone.add if record.single_person_at_us else alone.discard)(record.id)
         for id in deleted:
             self._records.pop(id, None)
             self._raised.discard(id)
+            self._single_person.discard(id)
         ids = dict.fromkeys((*(record.id for record in fresh), *deleted))
         moved = [id for id in ids if after.integrations.get(id) is not before.integrations.get(id)]
         if moved:
@@ -370,6 +375,7 @@ class LiveRegistry:
         if len(self._refreshed) > REFRESHES_MAX:
             self._refreshed.clear()
         self.snapshot = snapshot
+        self._metrics.set("sidecar_registry_single_person_integrations", to=len(self._single_person))
         self._on_snapshot(snapshot, retired)
         self._arm()
 

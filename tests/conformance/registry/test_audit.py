@@ -10,15 +10,17 @@ from sidecar.domain.administrators import (
     CreateAdministrator,
     IssueToken,
     NewToken,
+    Recover,
     RemoveAdministrator,
     RevokeToken,
     SetRole,
 )
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.audit import Anchor, AuditEntry, FindingKind, parse_entry
+from sidecar.domain.integrations import Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.refusals import Code, RefusedError
-from sidecar.domain.roles import Actor, Role
+from sidecar.domain.roles import Actor, Role, machine_actor
 from sidecar.stores.registry.protocol import PAGE_MAX, AuditQuery
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, CAT, DAY_US, ID, NOW_US, OLLI, create, credential, digest, set_up
@@ -220,6 +222,37 @@ def test_administrators__an_account_made_by_the_suspender_does_not_reactivate(wo
     for puppet in (Actor("eve", Role.ADMIN, "tokeneve"), Actor("bob", Role.ADMIN, "gift")):
         assert world.refused(reactivate, puppet).code is Code.GRANTED_BY_SUSPENDER
     assert world.apply(reactivate, BOB).entry is not None
+
+
+def test_administrators__a_recovered_one_reactivates_what_the_only_one_suspended(world: World) -> None:
+    """Whoever owns the store gets back in without an administrator; every store keeps the mark."""
+    for name in ("bob", "cat"):
+        world.administer(RemoveAdministrator(administrator_id=name))
+    world.apply(set_up())
+    world.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
+    world.apply(c.IssueCredential(integration_id=ID, credential=credential("new")), ANN)
+    recover = Recover(administrator_id="eve", name="Eve", token=new_token("tokeneve", world.clock))
+    made = world.administer(recover, machine_actor("root"))
+    assert made.entry is not None
+    assert (made.entry.actor, made.entry.action) == ("machine:root", "admin.recover")
+    reactivated = world.apply(
+        c.Reactivate(integration_id=ID, reason="fine"), Actor("eve", Role.ADMIN, "tokeneve")
+    )
+    assert reactivated.entry is not None
+    assert reactivated.entry.after["single_person"] is True
+    assert world.get(ID).single_person_at_us == reactivated.entry.at_us
+    assert world.run(verify_registry(world.registry)).is_intact
+
+
+def test_machine__suspends_without_an_account(world: World) -> None:
+    """Where no token is left, the owner of the store can still close the door; any administrator opens it."""
+    world.apply(set_up())
+    suspended = world.apply(c.Suspend(integration_id=ID, reason="leak"), machine_actor("root"))
+    assert suspended.record.status is Status.SUSPENDED
+    world.apply(c.IssueCredential(integration_id=ID, credential=credential("new")), ANN)
+    assert world.apply(c.Reactivate(integration_id=ID, reason="fine"), ANN).record.single_person_at_us
+    assert world.refused(create("other"), machine_actor("root")).code is Code.ROLE_FORBIDS
+    assert world.run(verify_registry(world.registry)).is_intact
 
 
 def test_administrators__idempotency(world: World) -> None:

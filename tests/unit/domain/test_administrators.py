@@ -22,6 +22,7 @@ from sidecar.domain.accounts import (
 from sidecar.domain.administrators import (
     ADMIN_COMMANDS,
     ADMINISTRATORS_MAX,
+    RECOVERIES_MAX,
     TOKEN_LIFETIME_MAX_US,
     TOKENS_MAX,
     AdminCommand,
@@ -30,6 +31,7 @@ from sidecar.domain.administrators import (
     CreateAdministrator,
     IssueToken,
     NewToken,
+    Recover,
     RemoveAdministrator,
     RevokeToken,
     SetRole,
@@ -37,7 +39,7 @@ from sidecar.domain.administrators import (
 )
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
 from sidecar.domain.refusals import Code, RefusedError
-from sidecar.domain.roles import PERMISSIONS, Action, Actor, Grant, Role, merge_grants
+from sidecar.domain.roles import PERMISSIONS, Action, Actor, Grant, Role, machine_actor, merge_grants
 from tests.administration import DAY_US, HOUR_US, NOW_US, digest
 
 EXPIRY_US = NOW_US + DAY_US
@@ -96,7 +98,7 @@ EXAMPLES: dict[type[AdminCommand], AdminCommand] = {
 
 def test_examples__cover_every_command() -> None:
     """The tests below leave no command out."""
-    assert {Bootstrap, *EXAMPLES} == set(ADMIN_COMMANDS)
+    assert {Bootstrap, Recover, *EXAMPLES} == set(ADMIN_COMMANDS)
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -121,6 +123,65 @@ def test_bootstrap__on_an_empty_store_only() -> None:
         with pytest.raises(RefusedError) as caught:
             administer(known, again, None, NOW_US)
         assert caught.value.code is Code.NOT_EMPTY
+
+
+MACHINE = machine_actor("root")
+RECOVER = Recover(administrator_id="eve", name="Eve", token=token("tokeneve"), reason="all tokens lost")
+
+
+def test_recover__makes_an_admin_that_no_account_gave() -> None:
+    """It is an admin, marked, with the machine alone behind its access; the audit log gets the mark."""
+    outcome = administer(directory(), RECOVER, MACHINE, NOW_US)
+    made = outcome.administrator
+    assert (made.role, made.is_recovered) == (Role.ADMIN, True)
+    assert [grant.by for grant in made.grants] == ["machine:root"]
+    assert outcome.after["is_recovered"] is True
+    assert parse_administrator(json.loads(stored_administrator(made))) == made
+
+
+def test_recover__when_no_account_is_left_that_could() -> None:
+    """Expired tokens, removed accounts and a full directory do not stop it; an empty registry does."""
+    accounts = directory()
+    gone = {"ann": replace(accounts["ann"], removed_at_us=NOW_US, tokens=())}
+    assert administer(gone, RECOVER, MACHINE, NOW_US).is_change
+    full = {**accounts, **{f"a{n}": replace(accounts["ann"], id=f"a{n}") for n in range(ADMINISTRATORS_MAX)}}
+    assert administer(full, RECOVER, MACHINE, NOW_US).is_change
+    over = {**full, **{f"b{n}": replace(accounts["ann"], id=f"b{n}") for n in range(RECOVERIES_MAX)}}
+    for known, code in (({}, Code.NEVER_BOOTSTRAPPED), (over, Code.TOO_MANY)):
+        with pytest.raises(RefusedError) as caught:
+            administer(known, RECOVER, MACHINE, NOW_US)
+        assert caught.value.code is code
+
+
+def test_recover__by_no_administrator() -> None:
+    """A token leads nowhere near it: whoever wires it to one finds out at the first call."""
+    accounts = directory()
+    for by in (actor(accounts["ann"]), None):
+        with pytest.raises(AssertionError):
+            administer(accounts, RECOVER, by, NOW_US)
+
+
+def test_machine__is_no_administrator() -> None:
+    """Who works on the registry itself makes, ends and promotes nobody but by a recovery."""
+    for command in EXAMPLES.values():
+        with pytest.raises(RefusedError) as caught:
+            administer(directory(("bob", Role.ADMIN)), command, MACHINE, NOW_US)
+        assert caught.value.code is Code.ROLE_FORBIDS
+
+
+def test_recovered__the_mark_stays_and_is_passed_on() -> None:
+    """A change of role keeps it; access that the account gives has the machine behind it."""
+    accounts = directory(("bob", Role.ADMIN))
+    accounts["eve"] = administer(accounts, RECOVER, MACHINE, NOW_US).administrator
+    made = act(accounts, CREATE, "eve").administrator
+    given = act(accounts, IssueToken(administrator_id="bob", token=token("gift")), "eve").administrator
+    own = act(accounts, IssueToken(administrator_id="eve", token=token("own")), "eve").administrator
+    for account, token_id in ((made, "tokennew"), (given, "gift"), (own, "own")):
+        assert "machine:root" in {grant.by for grant in actor(account, token_id).grants}
+    assert "machine:root" not in {grant.by for grant in actor(given, "tokenbob").grants}
+    lowered = act(accounts, SetRole(administrator_id="eve", role=Role.AUDITOR), "bob").administrator
+    raised = act({**accounts, "eve": lowered}, SetRole(administrator_id="eve", role=Role.ADMIN), "bob")
+    assert raised.administrator.is_recovered
 
 
 def test_create__ids_are_for_ever() -> None:

@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from sidecar.domain.accounts import Administrator, AdminToken
 from sidecar.domain.effective import in_force, is_invalidated
 from sidecar.domain.integrations import SUSPENSIONS_MAX, Status, Suspension
 from sidecar.domain.lifecycle import commands as c
+from sidecar.domain.lifecycle.dual_control import able_to_reactivate
 from sidecar.domain.lifecycle.outcome import Facts
 from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
+from sidecar.domain.records import from_stored, to_stored
 from sidecar.domain.refusals import Code, Kind, RefusedError
-from sidecar.domain.roles import PERMISSIONS, Action, Actor, Grant, Role
+from sidecar.domain.roles import PERMISSIONS, Action, Actor, Grant, Role, machine_actor
 from tests.administration import (
     ANN,
     AUDREY,
@@ -38,6 +41,7 @@ from tests.administration import (
 
 SUSPEND = c.Suspend(integration_id=ID, reason="key leaked")
 REACTIVATE = c.Reactivate(integration_id=ID, reason="keys replaced")
+NEW2 = credential("new2")
 
 
 def refused(*arguments: object, **named: object) -> Code:
@@ -286,6 +290,95 @@ def test_reactivate__suspending_again_does_not_make_earlier_gifts_older() -> Non
     record = apply(record, c.IssueCredential(integration_id=ID, credential=credential("new2"))).record
     puppet = Actor("eve", Role.ADMIN, "t", (Grant("ann", NOW_US + 1),))
     assert refused(record, REACTIVATE, puppet) is Code.GRANTED_BY_SUSPENDER
+
+
+MACHINE = machine_actor("root")
+RECOVERED = Actor("eve", Role.ADMIN, "t", (Grant("machine:root", NOW_US - DAY_US),), is_recovered=True)
+
+
+@pytest.mark.parametrize(
+    ("actor", "suspender", "is_marked"),
+    [
+        (BOB, ANN, False),
+        (RECOVERED, ANN, True),
+        (Actor("fay", Role.ADMIN, "t", (Grant("machine:root", NOW_US), Grant("eve", NOW_US))), ANN, True),
+        # Access from before the suspension: nobody knew of it then.
+        (Actor("fay", Role.ADMIN, "t", (Grant("machine:root", NOW_US - 1),)), ANN, False),
+        # Nothing tells who suspended it: it may be the administrator who reactivates.
+        (BOB, MACHINE, True),
+    ],
+    ids=["two people", "recovered", "given by a recovered one", "given before", "suspended on the machine"],
+)
+def test_reactivate__a_single_person_is_marked(actor: Actor, suspender: Actor, is_marked: bool) -> None:
+    """On the record, in the audit entry, and to whoever does it."""
+    outcome = apply(reissued(by=suspender), REACTIVATE, actor, NOW_US + HOUR_US)
+    assert outcome.record.status is Status.ACTIVE
+    assert outcome.record.single_person_at_us == (NOW_US + HOUR_US if is_marked else 0)
+    assert outcome.after.get("single_person") is (True if is_marked else None)
+    assert outcome.summary.endswith("; single_person") is is_marked
+    assert [one.code for one in outcome.notices] == (["single_person"] if is_marked else [])
+    assert from_stored(to_stored(outcome.record)) == outcome.record
+
+
+def test_reactivate__two_people_end_the_mark() -> None:
+    """The next reactivation by a second administrator takes it off the record; the trail keeps it."""
+    record = apply(reissued(by=ANN), REACTIVATE, RECOVERED).record
+    assert record.single_person_at_us
+    record = apply(
+        apply(record, SUSPEND, ANN).record, c.IssueCredential(integration_id=ID, credential=NEW2)
+    ).record
+    assert record.single_person_at_us
+    outcome = apply(record, REACTIVATE, BOB)
+    assert outcome.record.single_person_at_us == 0
+    assert (outcome.before["single_person"], outcome.after["single_person"]) == (True, False)
+
+
+def test_reactivate__a_recovered_suspender_is_still_the_suspender() -> None:
+    """Recovering an account is no second person for the account itself, nor for whom it gave access."""
+    record = reissued(by=RECOVERED)
+    assert refused(record, REACTIVATE, RECOVERED) is Code.SAME_ADMINISTRATOR
+    puppet = Actor("fay", Role.ADMIN, "t", (Grant("eve", NOW_US + 1), Grant("machine:root", NOW_US - DAY_US)))
+    assert refused(record, REACTIVATE, puppet) is Code.GRANTED_BY_SUSPENDER
+
+
+def test_machine__suspends_and_does_nothing_else() -> None:
+    """Who works on the registry itself, without a token, can close a door there and open none."""
+    outcome = apply(active(), SUSPEND, MACHINE)
+    assert [one.by for one in outcome.record.suspensions] == ["machine:root"]
+    assert [one.code for one in outcome.notices] == ["single_person"]
+    for kind, command in examples().items():
+        if kind is not c.Suspend:
+            assert refused(in_state(State.ACTIVE)[0], command, MACHINE) is Code.ROLE_FORBIDS
+    # It takes nobody off the list who may not reactivate.
+    both = apply(reissued(by=ANN), SUSPEND, MACHINE).record
+    both = apply(both, c.IssueCredential(integration_id=ID, credential=NEW2)).record
+    assert refused(both, REACTIVATE, ANN) is Code.SAME_ADMINISTRATOR
+
+
+def account(name: str, role: Role = Role.ADMIN, ends_us: int = NOW_US + DAY_US, *by: str) -> Administrator:
+    """An account with one token, and access that *by* gave after the suspension."""
+    grants = tuple(Grant(one, NOW_US + 1) for one in by)
+    return Administrator(
+        name, name, role, NOW_US - DAY_US, (AdminToken(f"t{name}", digest(name), NOW_US, ends_us),), grants
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "able"),
+    [
+        ([], ()),
+        ([account("bob")], ("bob",)),
+        ([account("bob", ends_us=NOW_US)], ()),
+        ([account("olli", Role.OPERATOR), account("audrey", Role.AUDITOR)], ()),
+        ([account("eve", Role.ADMIN, NOW_US + DAY_US, "ann")], ()),
+        ([replace(account("bob"), removed_at_us=NOW_US)], ()),
+        ([account("eve", Role.ADMIN, NOW_US + DAY_US, "machine:root")], ("eve",)),
+    ],
+    ids=["nobody", "another", "expired", "other roles", "given by the suspender", "removed", "recovered"],
+)
+def test_able_to_reactivate__is_who_could(others: list[Administrator], able: tuple[str, ...]) -> None:
+    """The same rule as the reactivation's own, asked of everybody: the suspender never counts."""
+    assert able_to_reactivate([account("ann"), *others], suspended(by=ANN).suspensions, NOW_US) == able
 
 
 def test_reactivate__of_an_active_one_is_a_conflict() -> None:

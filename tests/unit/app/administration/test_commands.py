@@ -361,8 +361,8 @@ def test_confirmation__without_a_terminal_needs_yes(shared_api: Served, argument
     """What takes something away is not done by a script that did not say so: exit 2, nothing sent."""
     result = shared_api.run(*arguments, SIDECAR_SERVER="http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("sidecar: nothing was done, because nobody can be asked here: ")
-    assert result.stderr.rstrip().endswith("Give --yes if you mean it")
+    assert result.stderr.startswith("sidecar: not a terminal, so nothing was changed: ")
+    assert result.stderr.rstrip().endswith("Pass --yes to confirm")
 
 
 def test_admin__accounts_roles_and_tokens(api: Served) -> None:

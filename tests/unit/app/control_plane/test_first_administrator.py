@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from sidecar.app.cli.root import app
 from sidecar.app.config import load_config
 from sidecar.app.control_plane import open_registry
-from sidecar.app.first_administrator import US_PER_DAY
 from sidecar.domain.accounts import Administrator, authenticate
 from sidecar.domain.roles import Role
 from sidecar.stores.clocks import wall_clock_us
+from tests.administration import DAY_US
 from tests.redis_servers import shared
 
 
@@ -60,7 +60,7 @@ def test_bootstrap__prints_a_token_that_works(tmp_path: Path) -> None:
     actor = authenticate(token, ann, now_us)
     assert (actor.id, actor.role, ann.name) == ("ann", Role.ADMIN, "Ann Lee")
     left_us = ann.tokens[0].expires_at_us - now_us
-    assert 89 * US_PER_DAY < left_us <= 90 * US_PER_DAY
+    assert 89 * DAY_US < left_us <= 90 * DAY_US
 
 
 def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
 def test_bootstrap__as_json(tmp_path: Path) -> None:
     """`--json` tells who was made, the token, its id and its end."""
     config = configured(tmp_path, registry="sqlite:registry.sqlite")
-    told = json.loads(bootstrap(config, "--json", "--expires-in-days", "1").stdout)
+    told = json.loads(bootstrap(config, "--json", "--expires", "1d").stdout)
     assert told["administrator"] == {"id": "ann", "name": "ann", "role": "admin"}
     [ann] = administrators(config)
     assert told["token_id"] == ann.tokens[0].id
@@ -115,7 +115,7 @@ def test_bootstrap__without_a_registry_to_change(
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [("--expires-in-days", "0"), ("--expires-in-days", "367")])
+@pytest.mark.parametrize("arguments", [("--expires", "0"), ("--expires", "367d"), ("--expires", "90")])
 def test_bootstrap__wrong_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """What cannot be a token's life is wrong usage, and makes nothing."""
     config = configured(tmp_path, registry="sqlite:registry.sqlite")

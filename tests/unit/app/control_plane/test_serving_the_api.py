@@ -99,7 +99,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
 
     async def token_in(folder: Path) -> str:
         registry = await SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE)
-        made = await make_first_administrator(registry, "ann", "Ann", 1)
+        made = await make_first_administrator(registry, "ann", "Ann", 86_400)
         await registry.aclose()
         return made.token
 

@@ -158,7 +158,7 @@ def test_changes__four_eyes_and_new_keys_before_a_reactivation(world: World) -> 
     world.refused(409, "no_new_credential", world.call("POST", f"{ACME}/reactivate", again, "bob"))
     world.change(f"{ACME}/credentials/issue", {})
     document = world.refused(403, "same_administrator", world.call("POST", f"{ACME}/reactivate", again))
-    assert document["problems"][0]["remedy"].startswith("ask another administrator")
+    assert document["problems"][0]["remedy"].startswith("another administrator must do this")
     view = world.change(f"{ACME}/reactivate", again, "bob")
     assert [one["state"] for one in view["integration"]["credentials"]] == ["active"]
 

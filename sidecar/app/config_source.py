@@ -124,7 +124,7 @@ def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
             return tree
         root = read_yaml(content.decode())
     except OSError as error:
-        faults.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
+        faults.add_unreadable(error)
     except UnicodeDecodeError:
         faults.add(None, "", "is not UTF-8 text; save it as UTF-8")
     except YamlError as error:

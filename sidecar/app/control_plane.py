@@ -8,6 +8,7 @@ registry in the store that a fleet shares. A YAML file is a registry, too, but o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidecar.app.config import Config
@@ -43,6 +44,14 @@ def put_registry_faults(config: Config, faults: FaultList) -> None:
     )
 
 
+def key_path_of(config: Config) -> Path | None:
+    """The file with the keys that seal webhook secrets: the named one, or the one beside the registry."""
+    named, database = config.webhook_key_path, config.registry_database
+    if named is not None or database is None:
+        return named
+    return database.with_name(f"{database.name}.key")
+
+
 def sealer_of(config: Config) -> KeySealer | None:
     """
     What seals the webhook secrets of *config*; None = no key is named, and there is no place to make one.
@@ -53,18 +62,16 @@ def sealer_of(config: Config) -> KeySealer | None:
     Raises:
         FileFaultsError: the key file cannot be used.
     """
-    named, database = config.webhook_key_path, config.registry_database
-    if named is None and database is None:
+    path = key_path_of(config)
+    if path is None:
         return None
     from sidecar.app.sealing import SealError, read_keys, read_or_make_keys
 
     try:
-        if named is not None:
-            return read_keys(named)
-        assert database is not None
-        return read_or_make_keys(database.with_name(f"{database.name}.key"))
+        return read_keys(path) if config.webhook_key_path is not None else read_or_make_keys(path)
     except SealError as error:
         faults = FaultList(config.tree.file)
+        faults.is_unreadable = isinstance(error.__cause__, OSError)
         faults.put(config.fault(("webhook_secret_key_file",), str(error)))
         raise faults.error() from None
 

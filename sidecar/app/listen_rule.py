@@ -23,6 +23,22 @@ def put_open_admin(config: Config, faults: FaultList) -> None:
             )
 
 
+def put_repeated_address(config: Config, faults: FaultList) -> None:
+    """Note in *faults* each address that is given twice: both would bind, and each get half the calls."""
+    first: dict[Endpoint, str] = {}
+    for kind in ("grpc", "admin", "metrics"):
+        for index, item in enumerate(getattr(config.settings.listen, kind)):
+            name = first.setdefault(item.address, f"listen.{kind}[{index}]")
+            is_any_port = not item.address.path and item.address.port == 0
+            if name != f"listen.{kind}[{index}]" and not is_any_port:
+                faults.put(
+                    config.fault(
+                        ("listen", kind, index),
+                        f"{item.address} is also the address of {name}: give each its own",
+                    )
+                )
+
+
 def refuse_open_admin(config: Config) -> None:
     """
     Refuse an admin listener that a token would be sent to in the clear.

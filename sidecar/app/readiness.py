@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from sidecar.observe.file_reading import unreadable_kinds
 from sidecar.observe.metrics import Metrics
 
 
@@ -38,8 +39,20 @@ class Readiness:
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """The components by name."""
-        return self._components
+        """The components by name, with 'files' when one cannot be read."""
+        return {**self._components, **self.files}
+
+    @property
+    def files(self) -> dict[str, Component]:
+        """
+        Which files cannot be read now, as the component 'files'; empty = all can be read.
+
+        The last content is in force, so the process still decides and stays ready.
+        """
+        kinds = unreadable_kinds(self._metrics)
+        if not kinds:
+            return {}
+        return {"files": Component(True, f"cannot be read, the last content is in force: {', '.join(kinds)}")}
 
     def set(self, name: str, is_ready: bool, state: str) -> None:
         """State anew how *name* is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import sys
 import time
 from collections import deque
@@ -15,13 +17,16 @@ from typing import NamedTuple, TypeAlias
 from sidecar.domain.integrations import Integration
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
-from sidecar.stores.file_faults import FileFault
+from sidecar.stores.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.stores.registry_file import load_registry_bytes, parse_registry
 
 LOADING_SWITCH_INTERVAL_S = 0.000_2
 """How long a loading thread may keep the interpreter from the event loop; Python's default is 5 ms."""
 
 Stamp: TypeAlias = tuple[int, int, int, int] | None
+
+UNREAD: Stamp = (0, 0, 0, 0)
+"""The stamp of a file that was not read: no look finds the file unchanged."""
 
 
 class LoadedRegistry(NamedTuple):
@@ -51,6 +56,8 @@ class RegistrySource:
         self._generation_floor = 0
         self.is_settling = False
         """True when the last look saw a change that the next one is to confirm."""
+        self.is_unreadable = False
+        """True when the file could not be read the last time: each look tries again."""
 
     def load(self, previous: Snapshot) -> LoadedRegistry | None:
         """
@@ -64,25 +71,41 @@ class RegistrySource:
         started_s = time.monotonic()
         self.is_settling = False
         self._read_stamp = self._stamp()
-        content, digest = load_registry_bytes(self.path, self.file)
-        if digest == self._digest:
-            return None
-        with beside_the_event_loop():
-            records, warnings = parse_registry(content, self.file, self._catalogue)
-            queue = deque(records)
-            del records  # what was parsed but has not changed is let go of bit by bit
-            snapshot = Snapshot.compile(tuple(self._numbered(queue, previous)), previous)
+        self.is_unreadable = False
+        try:
+            content, digest = load_registry_bytes(self.path, self.file)
+            if digest == self._digest:
+                return None
+            with beside_the_event_loop():
+                snapshot, warnings = self._compile(content, previous)
+        except FileFaultsError as error:
+            if error.is_unreadable:  # not read, so that the next look tries again
+                self._read_stamp, self.is_unreadable = UNREAD, True
+            raise
+        except MemoryError:
+            self._read_stamp, self.is_unreadable = UNREAD, True
+            faults = FaultList(self.file)
+            faults.add_unreadable(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+            raise faults.error() from None
         self._remember_removed(snapshot, previous)
         self._digest = digest
         return LoadedRegistry(snapshot, warnings, time.monotonic() - started_s)
+
+    def _compile(self, content: bytes, previous: Snapshot) -> tuple[Snapshot, tuple[FileFault, ...]]:
+        records, warnings = parse_registry(content, self.file, self._catalogue)
+        queue = deque(records)
+        del records  # what was parsed but has not changed is let go of bit by bit
+        return Snapshot.compile(tuple(self._numbered(queue, previous)), previous), warnings
 
     def look(self, previous: Snapshot) -> LoadedRegistry | None:
         """
         Read the file if it has changed since it was read and has stopped changing; None = not so.
 
         Raises:
-            FileFaultsError: as `load`, once for each change.
+            FileFaultsError: as `load`, once for each change; at each look while it cannot be read.
         """
+        if self.is_unreadable:
+            return self.load(previous)
         stamp = self._stamp()
         if stamp == self._read_stamp:
             self.is_settling = False

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from sidecar.app.background import BackgroundThread
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
+from sidecar.observe.file_reading import ReadEpisode
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import Decider
@@ -48,6 +49,7 @@ class RegistryWatch:
         self._decider = decider
         self._metrics = metrics
         self._poll_interval_s = poll_interval_s
+        self._episode = ReadEpisode(metrics, "registry", source.file)
         self._asked = asyncio.Event()
         self._thread = BackgroundThread("registry")
 
@@ -84,6 +86,12 @@ class RegistryWatch:
         try:
             loaded = loading.result()
         except FileFaultsError as error:
+            if error.is_unreadable:
+                if not self._episode.is_open:
+                    self._count("failed")
+                self._episode.begin(str(error))
+                return
+            self._episode.end()
             self._count("failed")
             log_event(
                 _log,
@@ -97,6 +105,8 @@ class RegistryWatch:
             self._count("failed")
             _log.exception("registry not loaded, the former one stays in force")
         else:
+            if not self._source.is_unreadable:
+                self._episode.end()
             if loaded is not None:
                 self._count("ok")
                 await self._put_in_force(loaded)

@@ -64,7 +64,7 @@ def read_keys(path: Path) -> KeySealer:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             content = stream.read(KEY_FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise SealError(f"{path} cannot be read: {error.strerror}; {_how_to_make(path)}") from None
+        raise SealError(f"{path} cannot be read: {error.strerror}; {_how_to_make(path)}") from error
     if mode & OTHERS:
         raise SealError(f"{path} has mode {mode:04o}, so everybody could use its keys: run chmod 640 {path}")
     lines = [line.strip() for line in content.splitlines() if line.strip()]

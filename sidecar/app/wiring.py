@@ -12,7 +12,7 @@ from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of
 from sidecar.app.followed_registry import FollowedRegistry
-from sidecar.app.listen_rule import put_open_admin
+from sidecar.app.listen_rule import put_open_admin, put_repeated_address
 from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import RegistryWatch
@@ -134,6 +134,7 @@ class LoadedConfig:
         faults = FaultList(self.config.tree.file)
         put_registry_faults(self.config, faults)
         put_open_admin(self.config, faults)
+        put_repeated_address(self.config, faults)
         faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:

@@ -172,6 +172,10 @@ class WorkerCounts(Metrics):
             totals[gauge.slot] = gauge.rule([values[gauge.slot] for values in sources])
         return totals
 
+    def value(self, name: str, *labels: str) -> int:
+        """Read one counter or gauge of the program."""
+        return self.totals()[self.table.slot(name, *labels)]
+
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family in table order, then those of the other collectors."""
         yield from collect(self.table, self.totals())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sidecar.domain.decisions import Reason, Verdict
 from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
+from sidecar.observe.file_reading import FILE_KINDS
 from sidecar.observe.metrics import Kind, MetricSpec, MetricTable
 
 CLOSE_REASONS = (
@@ -92,6 +93,12 @@ PROCESS_METRICS = (
         Kind.COUNTER,
         "Registry files read again; failed = the former registry stays in force.",
         labels=(("result", ("ok", "unchanged", "failed")),),
+    ),
+    MetricSpec(
+        "sidecar_files_unreadable",
+        Kind.GAUGE,
+        "Files that cannot be read now; their last content stays in force.",
+        labels=(("file", FILE_KINDS),),
     ),
     MetricSpec("sidecar_log_lines_dropped_total", Kind.COUNTER, "Log lines dropped: too many, or not read."),
 )

@@ -35,10 +35,15 @@ class FileFault(NamedTuple):
 
 
 class FileFaultsError(ValueError):
-    """A file holds mistakes; `faults` are the first `FAULTS_SHOWN_MAX`, `total` counts all of them."""
+    """
+    A file holds mistakes; `faults` are the first `FAULTS_SHOWN_MAX`, `total` counts all of them.
 
-    def __init__(self, faults: Iterable[FileFault], total: int) -> None:
+    `is_unreadable` = a file could not be read, which may pass: what it says is not known.
+    """
+
+    def __init__(self, faults: Iterable[FileFault], total: int, is_unreadable: bool = False) -> None:
         """Put one mistake on each line of the message."""
+        self.is_unreadable = is_unreadable
         self.faults = tuple(faults)
         self.total = total
         super().__init__("\n".join(self.lines()))
@@ -58,6 +63,7 @@ class FaultList:
         self.file = file
         self.faults: list[FileFault] = []
         self.total = 0
+        self.is_unreadable = False
 
     def __len__(self) -> int:
         """How many mistakes were found, those not kept included."""
@@ -66,6 +72,11 @@ class FaultList:
     def add(self, line: int | None, field: str, problem: str) -> None:
         """Note one mistake at *line* of the file."""
         self.put(FileFault(self.file, line, field, problem))
+
+    def add_unreadable(self, error: OSError) -> None:
+        """Note that the file could not be read now."""
+        self.is_unreadable = True
+        self.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
 
     def put(self, fault: FileFault) -> None:
         """Note one mistake, which may be in another file."""
@@ -81,6 +92,7 @@ class FaultList:
         for fault in error.faults:
             self.put(fault)
         self.total += error.total - len(error.faults)
+        self.is_unreadable = self.is_unreadable or error.is_unreadable
 
     def raise_any(self) -> None:
         """
@@ -94,7 +106,7 @@ class FaultList:
 
     def error(self) -> FileFaultsError:
         """The mistakes as one error; there must be some."""
-        return FileFaultsError(self.faults, self.total)
+        return FileFaultsError(self.faults, self.total, self.is_unreadable)
 
 
 def quoted(text: object) -> str:

@@ -24,7 +24,6 @@ a file that reads back to the same records.
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +33,7 @@ import yaml
 from sidecar.domain.declared import Declaration
 from sidecar.domain.integrations import Integration
 from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.observe.file_reading import NotRegularFileError, read_regular_file
 from sidecar.stores.file_faults import FaultList, FileFault
 from sidecar.stores.node_fields import Place
 from sidecar.stores.registry_records import RecordReader, integration_to_dict
@@ -89,14 +89,12 @@ def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
     faults = FaultList(file)
     content = b""
     try:
-        # Asked first, because opening a pipe would wait for its writer.
-        if stat.S_ISREG(path.stat().st_mode):
-            with path.open("rb") as stream:
-                content = stream.read(REGISTRY_BYTES_MAX + 1)
-        else:
-            faults.add(None, "", "is not a regular file; name the YAML file that holds the integrations")
+        content = read_regular_file(path, REGISTRY_BYTES_MAX)
+    except NotRegularFileError:
+        faults.is_unreadable = True  # a mount may be away for a moment
+        faults.add(None, "", "is not a regular file; name the YAML file that holds the integrations")
     except OSError as error:
-        faults.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
+        faults.add_unreadable(error)
     if len(content) > REGISTRY_BYTES_MAX:
         faults.add(None, "", f"is larger than {REGISTRY_BYTES_MAX >> 20} MiB; is it the right file?")
     faults.raise_any()

@@ -113,6 +113,35 @@ def bind(endpoint: Endpoint) -> Listener:
         raise listen_error(endpoint, error) from error
 
 
+def check_endpoint(endpoint: Endpoint) -> None:
+    """
+    Raise what `bind` would raise for *endpoint*, but for a port that is in use; nothing is bound for long.
+
+    Raises:
+        ListenError: it cannot be bound; names it and says what to do.
+    """
+    try:
+        if endpoint.path:
+            staged = staged_path(endpoint)
+            if not staged.startswith("@"):
+                folder = Path(staged).parent
+                folder.stat()
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # Shared and not listening: a sidecar that serves there does not notice.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise listen_error(endpoint, error) from error
+
+
 def _bind_tcp(endpoint: Endpoint) -> Listener:
     family, kind, protocol, _, address = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -8,9 +8,17 @@ from typing import cast
 
 import grpc
 
+from sidecar.observe.file_reading import ReadEpisode
 from sidecar.observe.metrics import Metrics
-from sidecar.transports.server import ListenError, TlsFiles
-from sidecar.transports.tls import load_again, server_context, signature
+from sidecar.transports.server import TlsFiles
+from sidecar.transports.tls import (
+    UNREAD,
+    UnreadableTlsError,
+    load_again,
+    server_context,
+    signature,
+    warn_of_validity,
+)
 
 
 class CertificateSource:
@@ -30,6 +38,7 @@ class CertificateSource:
         self._files = files
         self._metrics = metrics
         self._lock = threading.Lock()  # core fetches on threads of its own
+        self._episode = ReadEpisode(metrics, "tls", str(files.certificate))
         self._signature = signature(files)
         self._fresh: grpc.ServerCertificateConfiguration | None = None
         self.credentials = grpc.dynamic_ssl_server_credentials(
@@ -38,6 +47,7 @@ class CertificateSource:
             cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch),
             require_client_authentication=files.client_ca is not None,
         )
+        warn_of_validity(files)
 
     def reload(self) -> bool:
         """Load the files again for the next handshake; False = they cannot be used, the former stay."""
@@ -54,7 +64,9 @@ class CertificateSource:
     def _reload(self) -> bool:
         # Taken before reading: a change during the reading is seen at the next look.
         self._signature = signature(self._files)
-        loaded = load_again(self._files, self._metrics, self._load)
+        loaded = load_again(self._files, self._metrics, self._episode, self._load)
+        if self._episode.is_open:
+            self._signature = UNREAD
         self._fresh = loaded or self._fresh
         return loaded is not None
 
@@ -65,5 +77,5 @@ class CertificateSource:
             authorities = None if files.client_ca is None else files.client_ca.read_bytes()
             pair = (files.key.read_bytes(), files.certificate.read_bytes())
         except OSError as error:
-            raise ListenError(f"TLS file {error.filename}: {error.strerror}; put it back") from error
+            raise UnreadableTlsError(f"TLS file {error.filename}: {error.strerror}; put it back") from error
         return grpc.ssl_server_certificate_configuration([pair], authorities)

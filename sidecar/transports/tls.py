@@ -10,22 +10,36 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from sidecar.observe.file_reading import RETRY_INTERVAL_S, ReadEpisode, read_regular_file
+from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.transports.server import ListenError, TlsFiles
 
-POLL_INTERVAL_S = 5.0
-"""How often a server looks for changed files; `reload` does it at once."""
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+POLL_INTERVAL_S = RETRY_INTERVAL_S
+"""How often a server looks for changed files, and tries again those that cannot be read."""
+
+PEM_BYTES_MAX = 1 << 20
+"""A bundle of all public CAs takes 200 KiB."""
+
+UNREAD: Signature = ()
+"""The signature of files that were not read: no look finds them unchanged."""
 
 TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Everything else that TLS 1.2 has is prohibited or not ephemeral (RFC 9113 9.2.2)."""
 
 _log = logging.getLogger("sidecar.transports")
 
-Signature = tuple[tuple[int, int, int] | None, ...]
 Loaded = TypeVar("Loaded")
+
+
+class UnreadableTlsError(ListenError):
+    """A TLS file cannot be read now, which may pass."""
 
 
 def signature(files: TlsFiles) -> Signature:
@@ -45,17 +59,70 @@ def _stat_signature(path: Path) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def load_again(files: TlsFiles, metrics: Metrics, load: Callable[[], Loaded]) -> Loaded | None:
-    """What *load* makes of changed *files*; None = they cannot be used. Either is counted and logged."""
+def load_again(
+    files: TlsFiles, metrics: Metrics, episode: ReadEpisode, load: Callable[[], Loaded]
+) -> Loaded | None:
+    """
+    What *load* makes of changed *files*; None = they cannot be used. Either is counted and logged.
+
+    While they cannot be read, `episode` is open and the next look must try again.
+    """
     try:
         loaded = load()
+    except UnreadableTlsError as error:
+        if not episode.is_open:
+            metrics.add("sidecar_tls_reloads_total", "failed")
+        episode.begin(str(error))
+        return None
     except ListenError as error:
+        episode.end()
         metrics.add("sidecar_tls_reloads_total", "failed")
         _log.error("TLS reload failed, the former certificate stays in use: %s", error)
         return None
+    episode.end()
     metrics.add("sidecar_tls_reloads_total", "ok")
     _log.info("TLS files loaded again: %s", files.certificate)
+    warn_of_validity(files)
     return loaded
+
+
+def certificate_problem(content: bytes, now: datetime) -> str:
+    """
+    Why clients refuse the first certificate in *content* (PEM) at the time *now*; '' = they do not.
+
+    Servers load a certificate whatever its dates are.
+    """
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificates(content)[0]
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        return f"expired at {end:%Y-%m-%dT%H:%M:%SZ}, so clients that verify it refuse to connect: renew it"
+    if now < begin:
+        return (
+            f"is valid from {begin:%Y-%m-%dT%H:%M:%SZ} on, so clients that verify it refuse to connect now:"
+            " look at the clock of this machine, or use another certificate"
+        )
+    return ""
+
+
+def warn_of_validity(files: TlsFiles) -> None:
+    """Log a warning when clients refuse the certificate because of its dates."""
+    try:
+        problem = certificate_problem(_read(files.certificate), datetime.now(UTC))
+    except (UnreadableTlsError, ValueError):
+        return  # whoever loads the file says so
+    if problem:
+        log_event(_log, logging.WARNING, "TLS certificate", file=str(files.certificate), problem=problem)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular_file(path, PEM_BYTES_MAX)
+    except OSError as error:
+        raise UnreadableTlsError(
+            f"TLS file {path}: {error.strerror}; check the path and that this user may read it"
+        ) from error
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
@@ -63,16 +130,24 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     A context for gRPC over TLS: at least TLS 1.2, ALPN exactly h2 (RFC 9113 3.2, 9.2).
 
     Raises:
+        UnreadableTlsError: a file cannot be read now.
         ListenError: a file cannot be used; names it and says what to do.
     """
     for path in _paths(files):
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            raise ListenError(
-                f"TLS file {path}: {error.strerror}; check the path and that this user may read it"
-            ) from error
+        if len(_read(path)) > PEM_BYTES_MAX:
+            raise ListenError(f"TLS file {path} is larger than {PEM_BYTES_MAX >> 20} MiB: name a PEM file")
+    try:
+        return _server_context(files)
+    except ssl.SSLError as error:
+        raise ListenError(f"TLS files {files.certificate} and {files.key}: {error}; look at both") from error
+    except OSError as error:  # what could be read a moment ago cannot now
+        raise UnreadableTlsError(
+            f"TLS file {error.filename or files.certificate}: {error.strerror}; check the path and that this"
+            " user may read it"
+        ) from error
+
+
+def _server_context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(TLS_1_2_CIPHERS)
@@ -119,8 +194,10 @@ class TlsContext:
         """
         self._files = files
         self._metrics = metrics
+        self._episode = ReadEpisode(metrics, "tls", str(files.certificate))
         self._signature = signature(files)
         self.current = server_context(files)
+        warn_of_validity(files)
 
     def poll(self) -> None:
         """Load the files again when one of them has changed since the last look."""
@@ -131,6 +208,8 @@ class TlsContext:
         """Load the files again; False = they cannot be used, the former context stays."""
         # Taken before reading: a change during the reading is seen at the next look.
         self._signature = signature(self._files)
-        loaded = load_again(self._files, self._metrics, lambda: server_context(self._files))
+        loaded = load_again(self._files, self._metrics, self._episode, lambda: server_context(self._files))
+        if self._episode.is_open:
+            self._signature = UNREAD
         self.current = loaded or self.current
         return loaded is not None

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.app.cli.exits import telling_mistakes
+from sidecar.app.cli.exits import EXIT_OK, EXIT_REFUSED, telling_mistakes
+from sidecar.app.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from sidecar.app.checking import Checked
     from sidecar.app.config import Config
+    from sidecar.app.online_check import OnlineReport
     from sidecar.app.wiring import LoadedConfig
+    from sidecar.stores.file_faults import FileFault
 
 
 def check_config(
@@ -23,49 +27,103 @@ def check_config(
             help="The configuration file. Default: sidecar.yaml in this directory if there is one.",
         ),
     ] = None,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Ask the shared store too: is it reachable and fit for this?"),
+    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """
     Check a configuration with everything that it names, without running it.
 
-    Reads the configuration (with the environment on top, as `serve` does), the registry and the TLS
-    files, and looks for routes that can never match. Exits with 1 after naming every mistake.
+    Reads the configuration (with the environment on top, as `serve` does), the registry, the keys and
+    the TLS files, looks at the addresses to listen on, and finds what `serve` would refuse. Whether a
+    port is in use is not looked at. Exits with 1 after naming every mistake.
     """
+    if json:
+        raise typer.Exit(_print_json(file, online))
     with telling_mistakes():
-        from sidecar.app.checking import check
-
-        loaded = check(file)
-    _print_summary(loaded.config, loaded)
+        checked, report = _check(file, online)
+    _print_summary(checked, report)
 
 
-def _print_summary(config: Config, loaded: LoadedConfig) -> None:
+def _check(file: Path | None, online: bool) -> tuple[Checked, OnlineReport]:
+    from sidecar.app.checking import check
+    from sidecar.app.online_check import OnlineReport, ask_store
+
+    checked = check(file)
+    if not online:
+        return checked, OnlineReport((), ())
+    import asyncio
+
+    return checked, asyncio.run(ask_store(checked.loaded.config))
+
+
+def _print_json(file: Path | None, online: bool) -> int:
+    """Print what was found for programs; return the exit code."""
+    import json
+
+    from sidecar.stores.file_faults import FileFaultsError
+
+    found: dict[str, object] = {"is_valid": True, "mistakes": [], "mistakes_total": 0}
+    try:
+        checked, report = _check(file, online)
+    except FileFaultsError as error:
+        found |= {"is_valid": False, "mistakes_total": error.total}
+        found["mistakes"] = [fault._asdict() for fault in error.faults]
+    else:
+        found["warnings"] = [str(warning) for warning in _warnings(checked, report)]
+        found["summary"] = dict(_rows(checked.loaded, report))
+    typer.echo(json.dumps(found, indent=2))
+    return EXIT_OK if found["is_valid"] else EXIT_REFUSED
+
+
+def _print_summary(checked: Checked, report: OnlineReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    settings = config.settings
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a long path is told whole
-    table.add_row("configuration", config.tree.file)
-    table.add_row("gRPC", _addresses(config, "grpc") + f"  (transport: {settings.transport})")
-    table.add_row("admin", _addresses(config, "admin"))
-    table.add_row("metrics", _addresses(config, "metrics"))
-    table.add_row("workers", _workers(config))
-    table.add_row("store", _store(config))
-    if loaded.shared_url is not None:
-        table.add_row("without store", _without_store(loaded))
-    table.add_row("routes", str(len(settings.routes)))
-    table.add_row("registry", _registry(config, loaded))
+    for name, value in _rows(checked.loaded, report):
+        table.add_row(name, value)
     console = Console(soft_wrap=True, highlight=False)
     console.print("[green]No mistakes.[/green]")
     console.print(table)
-    for warning in (*loaded.rules.warnings, *loaded.registry.warnings, *_policies_without_effect(loaded)):
+    for warning in _warnings(checked, report):
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _warnings(checked: Checked, report: OnlineReport) -> tuple[FileFault | str, ...]:
+    return (*checked.warnings, *_policies_without_effect(checked.loaded), *report.warnings)
+
+
+def _rows(loaded: LoadedConfig, report: OnlineReport) -> list[tuple[str, str]]:
+    """What the configuration comes to, line by line."""
+    config = loaded.config
+    rows = [
+        ("configuration", config.tree.file),
+        ("gRPC", _addresses(config, "grpc") + f"  (transport: {config.settings.transport})"),
+        ("admin", _addresses(config, "admin")),
+        ("metrics", _addresses(config, "metrics")),
+        ("workers", _workers(config)),
+        ("store", _store(config)),
+    ]
+    if report.facts:
+        rows.append(("store says", ", ".join(report.facts)))
+    if loaded.shared_url is not None:
+        rows.append(("without store", _without_store(loaded)))
+    rows += [("routes", str(len(config.settings.routes))), ("registry", _registry(config, loaded))]
+    return rows
 
 
 def _addresses(config: Config, kind: str) -> str:
     from sidecar.app.wiring import endpoints
 
-    return ", ".join(f"{one}{' (TLS)' if one.tls else ''}" for one in endpoints(config, kind)) or "off"
+    return (
+        ", ".join(f"{endpoint}{' (TLS)' if endpoint.tls else ''}" for endpoint in endpoints(config, kind))
+        or "off"
+    )
 
 
 def _workers(config: Config) -> str:
@@ -112,9 +170,9 @@ def _own_policies(loaded: LoadedConfig) -> str:
 
 def _registry(config: Config, loaded: LoadedConfig) -> str:
     if loaded.shared_url is not None and loaded.source is None:
-        return f"in the store at {loaded.shared_url}, which is not asked here"
+        return f"in the store at {loaded.shared_url}, which --online asks"
     if config.registry_database is not None:
-        state = "there" if config.registry_database.exists() else "made at the first start"
+        state = "there" if config.registry_database.exists() else "created at the first start"
         return f"{config.registry_database}, changed by administrators ({state})"
     if loaded.source is None:
         return "none: every API key is refused"

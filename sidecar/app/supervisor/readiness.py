@@ -36,4 +36,4 @@ class WorkersReadiness(Readiness):
     @property
     def components(self) -> Mapping[str, Component]:
         """How each worker is: 'worker 0', 'worker 1' ..."""
-        return {f"worker {slot.index}": slot.component for slot in self._slots}
+        return {f"worker {slot.index}": slot.component for slot in self._slots} | self.files

@@ -69,14 +69,14 @@ def read_report(packet: bytes) -> Report:
 
 def _packed_fault(fault: Exception | None) -> Sequence[Any]:
     if isinstance(fault, FileFaultsError):
-        return ["file", fault.total, [_cut(one) for one in fault.faults]]
+        return ["file", fault.total, [_cut(one) for one in fault.faults], fault.is_unreadable]
     return ["listen", str(fault)[:PROBLEM_CHARS_MAX]] if fault is not None else []
 
 
 def _unpacked_fault(packed: Sequence[Any]) -> Exception | None:
     match packed:
-        case ["file", total, faults]:
-            return FileFaultsError((FileFault(*one) for one in faults), total)
+        case ["file", total, faults, is_unreadable]:
+            return FileFaultsError((FileFault(*one) for one in faults), total, is_unreadable)
         case ["listen", text]:
             return ListenError(text)
     return None

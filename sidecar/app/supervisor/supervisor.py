@@ -29,6 +29,7 @@ from sidecar.app.supervisor.usage import WorkerUsage
 from sidecar.app.wiring import endpoints
 from sidecar.domain.changes import Position
 from sidecar.observe.build import VERSION
+from sidecar.observe.file_reading import RETRY_INTERVAL_S, ReadEpisode
 from sidecar.observe.logs import log_event, set_up_logging
 from sidecar.observe.shared import WorkerCounts
 from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
@@ -108,6 +109,7 @@ class Supervisor:
         self._admin = AdminServer(app, endpoints(plan.config, "admin"), counts)
         watching = AdminApp(counts, readiness)
         self._watching = AdminServer(watching, endpoints(plan.config, "metrics"), counts)
+        self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
         self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._told_to_roll = asyncio.Event()
@@ -267,13 +269,14 @@ class Supervisor:
             sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it
             launch = self._launch(config)
         except (FileFaultsError, ListenError) as error:
-            self._log_stop(0, str(error))
+            self._stop_roll(0, str(error), error)
             return False
+        self._unreadable.end()
         self._warn_of_left_out(config)
         for replaced, slot in enumerate(self._slots):
             why_not = await self._replaced(slot, launch)
             if why_not:
-                self._log_stop(replaced, why_not)
+                self._stop_roll(replaced, why_not, slot.start_error)
                 return False
         await self._open_control_plane(config)
         self._config = config
@@ -292,7 +295,13 @@ class Supervisor:
         slot.replace(launch, tell)
         return await done
 
-    def _log_stop(self, replaced: int, why: str) -> None:
+    def _stop_roll(self, replaced: int, why: str, error: Exception | None) -> None:
+        """A rolling restart failed because of *error*; a file that cannot be read is tried again."""
+        if isinstance(error, FileFaultsError) and error.is_unreadable:
+            self._unreadable.begin(str(error))
+            self._loop.call_later(RETRY_INTERVAL_S, self._told_to_roll.set)
+            return
+        self._unreadable.end()
         log_event(
             _log,
             logging.ERROR,

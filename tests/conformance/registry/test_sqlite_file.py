@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from sidecar.stores.registry.protocol import (
     RegistryError,
     RegistryUnavailableError,
 )
-from sidecar.stores.registry.sqlite.file import connect, open_database
+from sidecar.stores.registry.sqlite.file import TRACES, check_file, connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS
 from tests.administration import LIFECYCLE, ManualClock, create, request
@@ -56,8 +56,9 @@ def test_open__a_file_that_others_can_read_is_refused(world: World, mode: int) -
     """A loose mode is told with the command that mends it."""
     path = path_of(world)
     path.chmod(mode)
-    with pytest.raises(RegistryUnavailableError, match="chmod 600"):
-        world.run(world.backend.open())
+    for open_or_check in (check_file, open_database):
+        with pytest.raises(RegistryUnavailableError, match="chmod 600"):
+            open_or_check(path)
     path.chmod(0o600)
 
 
@@ -71,20 +72,94 @@ def test_open__settings_that_durability_rests_on(world: World, runner: asyncio.R
         assert [database.execute(f"PRAGMA {name}").fetchone()[0] for name in settings] == [2, 1, 1, 1]
 
 
-def test_open__missing_folder(tmp_path: Path) -> None:
-    """A path that cannot be made is told, and nothing is made."""
-    with pytest.raises(RegistryUnavailableError, match="No such file or directory"):
-        open_database(tmp_path / "nosuch" / "registry.db")
+@pytest.mark.parametrize("open_or_check", [open_database, check_file])
+def test_open__missing_folder(tmp_path: Path, open_or_check: Callable[[Path], object]) -> None:
+    """A path whose folder is missing is told, and nothing is created."""
+    with pytest.raises(RegistryUnavailableError, match="create the folder"):
+        open_or_check(tmp_path / "nosuch" / "registry.db")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_open__a_file_that_is_no_database(tmp_path: Path) -> None:
-    """Some other file is refused and stays as it was."""
-    path = tmp_path / "notes.txt"
-    path.write_text("not a database" * 100)
+@pytest.mark.parametrize("open_or_check", [open_database, check_file])
+@pytest.mark.parametrize("content", [b"", b"SQLite", b"not a database" * 100, b"\0" * 4096])
+def test_open__a_file_that_lost_its_beginning(
+    tmp_path: Path, open_or_check: Callable[[Path], object], content: bytes
+) -> None:
+    """A file that was truncated or overwritten is never taken for a new one, and stays as it was."""
+    path = tmp_path / "registry.db"
+    path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(RegistryDamagedError, match="cannot be used"):
+    with pytest.raises(RegistryDamagedError, match="restore a backup"):
+        open_or_check(path)
+    assert (path.read_bytes(), [one.name for one in tmp_path.iterdir()]) == (content, ["registry.db"])
+
+
+@pytest.mark.parametrize("bytes_kept", [100, 512, 4096, 8192, -4096])
+def test_open__a_file_that_lost_its_end(world: World, bytes_kept: int) -> None:
+    """A registry that was cut anywhere is refused as damaged, by the check too."""
+    world.apply(create())
+    world.run(world.registry.aclose())
+    path = path_of(world)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:bytes_kept])
+    for open_or_check in (check_file, open_database):
+        with pytest.raises(RegistryDamagedError, match="restore a backup"):
+            open_or_check(path)
+    path.write_bytes(whole)
+    world.registry = world.run(world.backend.open())
+
+
+@pytest.mark.parametrize("open_or_check", [open_database, check_file])
+@pytest.mark.parametrize("suffix", TRACES)
+def test_open__a_registry_that_is_gone(
+    tmp_path: Path, open_or_check: Callable[[Path], object], suffix: str
+) -> None:
+    """What stands beside a registry shows that there was one: no new one is created in its place."""
+    (tmp_path / f"registry.db{suffix}").touch()
+    with pytest.raises(RegistryDamagedError, match=f"registry.db{suffix} beside it shows"):
+        open_or_check(tmp_path / "registry.db")
+    assert [one.name for one in tmp_path.iterdir()] == [f"registry.db{suffix}"]
+
+
+def test_open__an_empty_database_is_no_new_registry(tmp_path: Path) -> None:
+    """A SQLite file without a table is not of ours either."""
+    path = tmp_path / "registry.db"
+    path.touch(0o600)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM")
+        database.execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(RegistryDamagedError, match="not of a registry"):
         open_database(path)
-    assert path.read_text() == "not a database" * 100
+
+
+def test_open__a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
+    """A new file is there whole or not at all: a half-made one would count as lost."""
+
+    def failing(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_CREATE_TRIGGER else 0
+        )
+        return database
+
+    with pytest.raises(RegistryError):
+        open_database(tmp_path / "registry.db", failing)
+    assert list(tmp_path.iterdir()) == []
+    open_database(tmp_path / "registry.db").close()
+
+
+def test_check__changes_nothing(world: World, tmp_path: Path) -> None:
+    """The check reads a registry that is in use, one that is closed, and makes no file."""
+    world.apply(create())
+    check_file(path_of(world))
+    world.run(world.registry.aclose())
+    before = path_of(world).read_bytes()
+    check_file(path_of(world))
+    assert path_of(world).read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["registry.db"]
+    check_file(tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+    world.registry = world.run(world.backend.open())
 
 
 def test_open__the_database_of_another_program(tmp_path: Path) -> None:
@@ -104,8 +179,9 @@ def test_open__a_registry_of_a_later_version(world: World) -> None:
     path = path_of(world)
     with closing(connect(path)) as database:
         database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(RegistryDamagedError, match="later than this program knows"):
-        world.run(world.backend.open())
+    for open_or_check in (check_file, open_database):
+        with pytest.raises(RegistryDamagedError, match="later than this program knows"):
+            open_or_check(path)
 
 
 def test_open__many_at_once_make_one_registry(tmp_path: Path, runner: asyncio.Runner) -> None:

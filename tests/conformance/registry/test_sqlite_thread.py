@@ -288,7 +288,7 @@ def test_write__a_full_disk_changes_nothing(tmp_path: Path, runner: asyncio.Runn
         )
         await found(registry, clock)
         revision = await registry.revision()
-        made[0].execute("PRAGMA max_page_count = 1")  # SQLite takes it as: no page more than there are
+        made[-1].execute("PRAGMA max_page_count = 1")  # SQLite takes it as: no page more than there are
         outcomes = await asyncio.gather(
             *(registry.apply(request(create(f"i{n}", contact="x" * 200))) for n in range(200)),
             return_exceptions=True,

@@ -60,6 +60,10 @@ class Served:
         """How many reloads of TLS files were 'ok' or 'failed'."""
         return self.metrics.value("sidecar_tls_reloads_total", result)
 
+    def unreadable(self, kind: str) -> int:
+        """Files of *kind* that cannot be read now."""
+        return self.metrics.value("sidecar_files_unreadable", kind)
+
     def running(self) -> int:
         """How many handlers run."""
         return self.metrics.value("sidecar_calls_running")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 import warnings
@@ -230,6 +232,33 @@ def test_reload__bad_files_keep_the_old_certificate(
     write(files, good)
     eventually(lambda: serial_shown(served.tcp) == serial(good), what="the good certificate is shown")
     assert served.reloads("ok") >= 1
+
+
+@pytest.mark.usefixtures("quick_poll")
+@pytest.mark.parametrize(
+    "code", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES], ids=errno.errorcode.get
+)
+def test_reload__a_renewal_that_could_not_be_read(
+    servers: Servers, authority: Authority, files: TlsFiles, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that was renewed while reading failed is shown once reading works, untouched since."""
+    served = servers.start(endpoints=(Endpoint("127.0.0.1", 0, tls=files),))
+    before, renewed = serial_shown(served.tcp), authority.issue("renewed")
+    tried: list[None] = []
+
+    def failing(path: Path, bytes_max: int) -> bytes:
+        tried.append(None)
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sidecar.transports.tls.read_regular_file", failing)
+        write(files, renewed)
+        eventually(
+            lambda: serial_shown(served.tcp) == before and len(tried) > 3, what="reading was tried again"
+        )
+        assert (served.reloads("failed"), served.unreadable("tls")) == (1, 1)
+    eventually(lambda: serial_shown(served.tcp) == serial(renewed), what="the renewed certificate is shown")
+    assert (served.reloads("failed"), served.unreadable("tls")) == (1, 0)
 
 
 def test_reload__on_demand(servers: Servers, authority: Authority, files: TlsFiles) -> None:

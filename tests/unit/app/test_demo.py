@@ -15,7 +15,7 @@ from sidecar.domain.api_keys import credential_id_of
 def test_demo__is_a_configuration_without_a_mistake(tmp_path: Path) -> None:
     """Config, registry and keys belong together, and nothing in it is odd."""
     demo = prepare_demo(tmp_path / "new" / "demo")
-    loaded = check(demo.config)
+    loaded = check(demo.config).loaded
     assert (loaded.rules.warnings, loaded.registry.warnings) == ((), ())
     snapshot = loaded.registry.snapshot
     owners = {
@@ -43,7 +43,7 @@ def test_demo__keys_and_registry_are_written_together(tmp_path: Path, missing: s
     (tmp_path / missing).unlink()
     second = prepare_demo(tmp_path)
     assert second.api_keys != first.api_keys
-    credentials = check(second.config).registry.snapshot.credentials
+    credentials = check(second.config).loaded.registry.snapshot.credentials
     assert {credential_id_of(key) for key in second.api_keys.values()} == set(credentials)
 
 

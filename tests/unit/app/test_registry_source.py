@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.app.registry_source import LOADING_SWITCH_INTERVAL_S, LoadedRegistry, RegistrySource
+from sidecar.domain.integrations import Status
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.stores import registry_file
@@ -118,14 +120,53 @@ def test_registry_source__a_bad_file_is_told_once(path: Path, source: RegistrySo
     assert sorted(loaded(source.look(first)).integrations) == ["z"]
 
 
-def test_registry_source__a_vanished_file_is_told_once(path: Path, source: RegistrySource) -> None:
-    """A file that is gone is a mistake, and no reason to ask for it every second."""
+def test_registry_source__a_vanished_file_is_tried_again(path: Path, source: RegistrySource) -> None:
+    """A file that is gone was not read: each look tries, and takes the file up when it is back as it was."""
+    first = loaded(source.load(EMPTY))
+    content, status = path.read_bytes(), path.stat()
+    path.unlink()
+    assert source.look(first) is None  # a file that is being replaced may be gone for a moment
+    for _ in range(3):
+        with pytest.raises(FileFaultsError, match="cannot be read") as caught:
+            source.look(first)
+        assert (caught.value.is_unreadable, source.is_unreadable) == (True, True)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.look(first) is None
+    assert not source.is_unreadable
+
+
+PASSING = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EACCES, errno.ENOENT]
+
+
+@pytest.mark.parametrize("code", PASSING, ids=errno.errorcode.get)
+def test_registry_source__a_change_that_could_not_be_read(
+    path: Path, source: RegistrySource, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspension that was written while reading failed is in force once reading works, without a change."""
+    first = loaded(source.load(EMPTY))
+    write(path, "id: a, name: A, status: suspended")
+
+    def failing(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sidecar.observe.file_reading.os.open", failing)
+        assert source.look(first) is None
+        for _ in range(2):
+            with pytest.raises(FileFaultsError, match="cannot be read"):
+                source.look(first)
+    assert loaded(source.look(first)).integrations["a"].record.status is Status.SUSPENDED
+
+
+def test_registry_source__a_folder_in_its_place(path: Path, source: RegistrySource) -> None:
+    """A mount that is away leaves a folder: that is not an invalid registry."""
     first = loaded(source.load(EMPTY))
     path.unlink()
-    assert source.look(first) is None
-    with pytest.raises(FileFaultsError, match="cannot be read"):
-        source.look(first)
-    assert source.look(first) is None
+    path.mkdir()
+    with pytest.raises(FileFaultsError, match="not a regular file") as caught:
+        source.load(first)
+    assert caught.value.is_unreadable
 
 
 def test_registry_source__a_rename_is_seen_whatever_its_time(path: Path, source: RegistrySource) -> None:

@@ -8,11 +8,13 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sidecar.app import registry_watch
+from sidecar.app.readiness import Readiness
 from sidecar.app.registry_source import LoadedRegistry, RegistrySource
 from sidecar.app.registry_watch import LET_GO_PER_TURN, RegistryWatch, let_go, retired_by
 from sidecar.domain.scopes import ScopeCatalogue
@@ -36,6 +38,14 @@ class Watched:
         self.source = RegistrySource(path, "registry.yaml", ScopeCatalogue())
         first = self.source.load(self.decider.snapshot)
         assert first is not None
+        self.attempts: list[None] = []
+        load = self.source.load
+
+        def counted(previous: Snapshot) -> LoadedRegistry | None:
+            self.attempts.append(None)
+            return load(previous)
+
+        self.source.load = counted  # type: ignore[method-assign]
         self.decider.snapshot = first.snapshot
         self.watch = RegistryWatch(self.source, self.decider, self.metrics, poll_interval_s)
 
@@ -106,6 +116,32 @@ def test_registry_watch__reloads_when_asked(tmp_path: Path) -> None:
         assert watched.metrics.value("sidecar_registry_loaded_timestamp_seconds") > 0
 
     run(tmp_path, scenario)
+
+
+def test_registry_watch__a_file_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line at the begin and one at the end; meanwhile the metric counts it and the registry stays."""
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "sidecar.files"]
+
+    async def scenario(watched: Watched) -> None:
+        readiness = Readiness(watched.metrics, ())
+        hidden = watched.path.with_suffix(".hidden")
+        write(hidden, "Second")
+        watched.path.unlink()
+        unreadable = partial(watched.metrics.value, "sidecar_files_unreadable", "registry")
+        await watched.until(lambda: unreadable() == 1)
+        assert names(watched.decider) == ["First"]
+        assert readiness.is_ready
+        assert "registry" in readiness.components["files"].state
+        await watched.until(lambda: len(watched.attempts) > 5)
+        assert (len(lines()), watched.count("failed")) == (1, 1)
+        hidden.rename(watched.path)
+        await watched.until(lambda: names(watched.decider) == ["Second"])
+        assert (unreadable(), len(lines()), readiness.components) == (0, 2, {})
+
+    with caplog.at_level("INFO"):
+        run(tmp_path, scenario, poll_interval_s=0.001)
 
 
 def test_registry_watch__counts_a_reload_of_the_same(tmp_path: Path) -> None:

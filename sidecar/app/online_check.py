@@ -1,0 +1,150 @@
+"""What the shared store says to a configuration: reachable, of the right kind, fit for what lives there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from sidecar.app.config import Config
+from sidecar.app.shared_store import store_limits
+from sidecar.stores.file_faults import FaultList, FileFault
+from sidecar.stores.redis.cluster import read_slots
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
+from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+
+EVICTS_NOTHING = "noeviction"
+TIMEOUT_S = 10.0
+
+
+class OnlineReport(NamedTuple):
+    """What the store answered, in words, and remarks."""
+
+    facts: tuple[str, ...]
+    warnings: tuple[FileFault, ...]
+
+
+async def ask_store(config: Config) -> OnlineReport:
+    """
+    Ask the shared store of *config*; writes nothing there. An embedded store has nothing to ask.
+
+    Raises:
+        FileFaultsError: the store cannot be used as it is configured; says why.
+    """
+    url = config.settings.shared_store
+    if url is None:
+        return OnlineReport((), ())
+    faults = FaultList(config.tree.file)
+    report = OnlineReport((), ())
+    space = KeySpace(url.prefix, url.partitions)
+    connector = Connector(url, space, store_limits(config.settings.store_timeout_s), scripts=())
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            link = await _open(connector, url, space)
+            try:
+                report = await _look(link, config, space, faults)
+            finally:
+                link.abort()
+    except TimeoutError:
+        problem = f"no answer within {TIMEOUT_S:g} s; look at the address, the network and the server"
+        faults.put(config.fault(("store",), f"the store at {url} cannot be used: {problem}"))
+    except CONNECT_ERRORS as error:
+        problem = str(error) or type(error).__name__
+        faults.put(config.fault(("store",), f"the store at {url} cannot be used: {problem}"))
+    faults.raise_any()
+    return report
+
+
+async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
+    """A link to the primary that holds the home partition."""
+    if url.kind is Kind.SENTINEL:
+        return await connector.open_primary()
+    if url.kind is Kind.STANDALONE:
+        return await connector.open(url.addresses[0])
+    *others, last = url.addresses
+    for address in others:
+        try:
+            return await _open_cluster(connector, address.host, space, address)
+        except CONNECT_ERRORS:
+            continue  # any node that answers will do
+    return await _open_cluster(connector, last.host, space, last)
+
+
+async def _open_cluster(connector: Connector, host: str, space: KeySpace, address: Address) -> Link:
+    slots = read_slots(await connector.ask(address, connector.url.login, "CLUSTER", "SLOTS"), host)
+    home = space.slot_of(HOME)
+    owners = [owner for first, last, owner in slots if first <= home <= last]
+    if not owners:
+        raise ConnectionError(f"{address}: no node serves slot {home}, so the Cluster is not whole")
+    return await connector.open(owners[0])
+
+
+async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) -> OnlineReport:
+    facts = ["reachable"]
+    warnings: list[FileFault] = []
+    info = await _info(link)
+    if "redis_version" in info:
+        facts.append(f"version {info.get('valkey_version') or info['redis_version']}")
+    if info.get("role", "master") != "master":
+        faults.put(
+            config.fault(
+                ("store",),
+                f"the server is a replica of {info.get('master_host')}:{info.get('master_port')}, which takes"
+                " no writes: name the primary",
+            )
+        )
+    layout = await link.request("GET", space.layout_key)
+    if layout is not None and layout != space.layout.encode():
+        faults.put(
+            config.fault(
+                ("store",),
+                f"the keys under prefix {space.prefix!r} have the layout {layout.decode(errors='replace')!r},"
+                f" this configuration's is {space.layout!r}: use the same 'partitions', or another prefix",
+            )
+        )
+    _check_eviction(info.get("maxmemory_policy"), config, faults, facts, warnings)
+    if config.has_control_plane:
+        entries = int(await link.request("XLEN", RegistryKeys(space).once(HOME, "audit")))
+        facts.append(f"a registry with {entries} audit entries in its first partition")
+        if not entries:
+            facts[-1] = "no registry"
+            warnings.append(
+                config.fault(
+                    ("store",),
+                    "no registry is there, so every API key is refused: create one with 'sidecar admin"
+                    " bootstrap', or look whether prefix and database are right",
+                )
+            )
+    return OnlineReport(tuple(facts), tuple(warnings))
+
+
+def _check_eviction(
+    policy: str | None, config: Config, faults: FaultList, facts: list[str], warnings: list[FileFault]
+) -> None:
+    if policy is None:
+        warnings.append(
+            config.fault(
+                ("store",), "the server does not say what it evicts (INFO memory): allow +info for this user"
+            )
+        )
+        return
+    facts.append(f"maxmemory-policy {policy}")
+    if policy == EVICTS_NOTHING:
+        return
+    problem = f"the server evicts keys (maxmemory-policy {policy}): set it to {EVICTS_NOTHING}, because"
+    if config.has_control_plane:
+        faults.put(config.fault(("store",), f"{problem} the registry would vanish with its keys"))
+    else:
+        warnings.append(config.fault(("store",), f"{problem} an evicted bucket is full again"))
+
+
+async def _info(link: Link) -> dict[str, str]:
+    """The fields of INFO; empty = the user may not ask."""
+    try:
+        text = (await link.request("INFO")).decode(errors="replace")
+    except ErrorReply:
+        return {}
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

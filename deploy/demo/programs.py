@@ -150,6 +150,16 @@ class Program:
             self._process.wait()
             raise self._error(f"did not end within {timeout_s:g} s and was killed") from None
 
+    def stop_at_once(self) -> int:
+        """Send SIGTERM until it ends, as an impatient user does, and return its exit code."""
+        self.signal(signal.SIGTERM)
+        never = threading.Event()
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while self.is_running and time.monotonic() < deadline_s:
+            never.wait(TICK_S)
+            self.signal(signal.SIGTERM)
+        return self.wait()
+
     def stop(self) -> int:
         """Ask it to end (SIGTERM), wait, and return its exit code; see `wait`."""
         self.signal(signal.SIGTERM)

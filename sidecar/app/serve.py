@@ -20,7 +20,9 @@ import uvloop
 
 from sidecar.app.config import Config
 from sidecar.app.listen_rule import refuse_open_admin
+from sidecar.app.orphans import OrphanReaper
 from sidecar.app.registry_watch import announce
+from sidecar.app.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
 from sidecar.app.supervisor.cpus import worker_count
 from sidecar.app.supervisor.store_rule import is_shared, refuse_unshared_store
 from sidecar.app.supervisor.systemd import notify_ready
@@ -129,6 +131,7 @@ class Process:
         self._sidecar = sidecar
         self._on_serving = on_serving
         self._told_to_stop = asyncio.Event()
+        self._stop_signals = StopSignals(asyncio.get_running_loop().time)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -145,6 +148,7 @@ class Process:
             if self._sidecar.followed is not None:
                 await self._sidecar.followed.close()
         log_event(_log, logging.INFO, "stopped")
+        ignore_stop_signals()
         return EXIT_STOPPED
 
     async def _run(self) -> None:
@@ -211,20 +215,23 @@ class Process:
             self._on_serving(grpc, admin)
 
     def handle_signals(self) -> None:
-        """Have signals call `stop` and `reload`."""
+        """Have signals call `stop` and `reload`, and reap orphans."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        OrphanReaper().watch(loop)
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self.stop, number)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def stop(self, number: signal.Signals) -> None:
-        """The first time: drain. The second time: end at once."""
-        if self._told_to_stop.is_set():
+        """Drain at the first signal, end at once at a later one; see `StopSignals`."""
+        step = self._stop_signals.receive()
+        if step is StopStep.FORCE:
             log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
             self._logs.close()
             os._exit(EXIT_FORCED)
-        log_event(_log, logging.INFO, "told to stop", signal=number.name)
-        self._told_to_stop.set()
+        if step is StopStep.DRAIN:
+            log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
+            self._told_to_stop.set()
 
     def reload(self) -> None:
         """Read the registry and the TLS files again."""

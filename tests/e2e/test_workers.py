@@ -279,15 +279,17 @@ def test_stop__kills_what_does_not_drain_in_time(folder: Path, port: int) -> Non
         assert (line["worker"], line["why"]) == (1, "end_timeout")
 
 
-def test_stop__a_second_signal_ends_at_once(folder: Path, port: int) -> None:
-    """Who cannot wait an hour for the drain says so twice."""
+def test_stop__a_later_signal_ends_at_once(folder: Path, port: int) -> None:
+    """Signals within a second are one; whoever cannot wait an hour for the drain signals again."""
     with Supervised(folder, f"127.0.0.1:{port}", make_owner(), drain_timeout_s=3600) as supervised:
         pids = supervised.pids()
         send_signal(pids[0], signal.SIGSTOP)
         supervised.signal(signal.SIGTERM)
-        eventually(lambda: supervised.lines("draining the workers"), what="the drain begins")
         supervised.signal(signal.SIGTERM)
-        assert supervised.wait() == 1
+        eventually(lambda: supervised.lines("draining the workers"), what="the drain begins")
+        requests = supervised.lines("shutdown requested")
+        assert len([line for line in requests if "worker" not in line]) == 1
+        assert supervised.stop_at_once() == 1
         assert all(map(is_gone, pids))
 
 

@@ -31,9 +31,10 @@ def serve(
     """
     Run the sidecar until SIGTERM or Ctrl-C.
 
-    SIGTERM drains and exits with 0; a second one ends at once, with 1. SIGHUP reads the registry and
-    the TLS files again; workers that share a store it replaces one by one. Exits with 1 when the
-    configuration or the registry holds a mistake, with 2 when an address cannot be listened on.
+    SIGTERM drains and exits with 0; another one, more than a second later, ends at once, with 1.
+    SIGHUP reads the registry and the TLS files again; workers that share a store it replaces one by
+    one. Exits with 1 when the configuration or the registry holds a mistake, with 2 when an address
+    cannot be listened on.
     """
     with telling_mistakes():
         from sidecar.app.config import load_config

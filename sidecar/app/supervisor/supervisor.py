@@ -18,7 +18,9 @@ from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.app.followed_registry import IN_FORCE_TIMEOUT_S
+from sidecar.app.orphans import OrphanReaper
 from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
+from sidecar.app.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
 from sidecar.app.supervisor.addresses import HeldPorts, worker_endpoint
 from sidecar.app.supervisor.control_plane import SupervisedControlPlane
 from sidecar.app.supervisor.priority import Priority
@@ -100,7 +102,8 @@ class Supervisor:
         self._slots = tuple(
             Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
         )
-        counts.collect_along(WorkerUsage(lambda: [pid for slot in self._slots for pid in slot.pids]))
+        self._orphans = OrphanReaper(self._worker_pids)
+        counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
         counts.set("sidecar_workers_wanted", to=plan.count)
         counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
         readiness = WorkersReadiness(counts, self._slots)
@@ -112,6 +115,7 @@ class Supervisor:
         self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
         self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
+        self._stop_signals = StopSignals(loop.time)
         self._told_to_roll = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -137,6 +141,7 @@ class Supervisor:
             self._ports.close()
             self._priority.close()
         log_event(_log, logging.INFO, "stopped")
+        ignore_stop_signals()
         return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
 
     def _launch(self, config: Config) -> Launch:
@@ -206,21 +211,26 @@ class Supervisor:
             log_event(_log, logging.ERROR, "workers are left that cannot be killed")
 
     def _handle_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._told_to_roll.set)
+        self._orphans.watch(self._loop)
+
+    def _worker_pids(self) -> list[int]:
+        return [pid for slot in self._slots for pid in slot.pids]
 
     def _stop(self, number: signal.Signals) -> None:
-        """The first time: drain. The second time: end at once."""
-        if self._told_to_stop.is_set():
+        """Drain at the first signal, end at once at a later one; see `StopSignals`."""
+        step = self._stop_signals.receive()
+        if step is StopStep.FORCE:
             log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
             for slot in self._slots:
                 slot.stop()
                 slot.kill()
-            return
-        log_event(_log, logging.INFO, "told to stop", signal=number.name)
-        self._told_to_stop.set()
-        self._changed.set()
+        elif step is StopStep.DRAIN:
+            log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
+            self._told_to_stop.set()
+            self._changed.set()
 
     def _on_change(self) -> None:
         """Something about a worker has changed: count anew, and wake who waits for it."""

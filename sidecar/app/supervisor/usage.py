@@ -25,14 +25,17 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class WorkerUsage(Collector):
     """Collects the use of the processes that *pids* names, and of those that have ended."""
 
-    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
-        """Ask *pids* at every collection."""
+    def __init__(
+        self, pids: Callable[[], Iterable[int]], orphans_cpu_us: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Ask both at every collection; *orphans_cpu_us* of ended children were no worker's."""
         self._pids = pids
+        self._orphans_cpu_us = orphans_cpu_us
 
     def collect(self) -> Iterator[Metric]:
         """Yield the three families."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_us = round(ended.ru_utime * 1e6) + round(ended.ru_stime * 1e6)
+        cpu_us = round(ended.ru_utime * 1e6) + round(ended.ru_stime * 1e6) - self._orphans_cpu_us()
         resident_bytes = fds = 0
         for pid in self._pids():
             folder = Path(f"/proc/{pid}")

@@ -99,9 +99,24 @@ def test_serve__is_not_ready_while_it_drains(tmp_path: Path) -> None:
             assert status == 503
             assert json.loads(body)["components"]["grpc"] == {"is_ready": False, "state": "draining"}
             assert admin_get(admin, "/healthz")[0] == 200
-            running.signal(signal.SIGTERM)
-            assert running.wait() == 1
+            assert running.stop_at_once() == 1
     assert running.event("stopped at once")["signal"] == "SIGTERM"
+
+
+def test_serve__signals_within_a_second_are_one(tmp_path: Path) -> None:
+    """A wrapper signals a process and then its group: that is no wish to end at once."""
+    configured = Configured(tmp_path, drain_timeout_s=60)
+    with configured.serve() as running:
+        [target] = running.event("serving")["grpc"]
+        with grpc.insecure_channel(target) as channel:
+            watch = channel.unary_stream(WATCH_PATH, None, None)(b"", timeout=30)
+            assert next(watch) == b"\x08\x01"
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                running.signal(number)
+            assert next(watch) == b"\x08\x02"  # NOT_SERVING: it drains
+        assert running.wait() == 0
+    assert len(running.events("shutdown requested")) == 1
+    assert running.events("stopped at once") == []
 
 
 OPEN_CALL = (

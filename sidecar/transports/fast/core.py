@@ -11,6 +11,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
 from sidecar.rpc.calls import Method, method_table
 from sidecar.transports.fast.engine import configuration
+from sidecar.transports.fast.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.fast.wheel import Loop, TimerWheel
 from sidecar.transports.server import TransportLimits
 
@@ -64,6 +65,7 @@ class Core:
         "closed_slots",
         "code_slots",
         "connections",
+        "freed",
         "h2_options",
         "http_error_delay_s",
         "is_draining",
@@ -111,6 +113,7 @@ class Core:
         self.random = random or Random()  # noqa: S311 - jitter, no secret
         self.http_error_delay_s = http_error_delay_s
         self.wheel = TimerWheel(loop)
+        self.freed = FreedMemory(self.wheel)
         self.h2_options = configuration(limits)
         # Reads are handled to the end before the next one starts, so one buffer serves all.
         self.read_buffer = memoryview(bytearray(READ_BYTES))
@@ -155,6 +158,7 @@ class Core:
         self.open -= 1
         self.values[self.open_slot] = self.open
         self.values[self.closed_slots[reason]] += 1
+        self.freed.add(CONNECTION_BYTES, self.loop.time())
         if peer:
             count = self.peers[peer] - 1
             if count:

@@ -516,3 +516,7 @@ class Streams:
         self.calls.clear()
         for call in calls:
             self._cancel(call)
+
+    def detach(self, wire: Wire) -> None:
+        """The connection is closed: refer to *wire* in its place. Kept calls may still end."""
+        self._wire = wire

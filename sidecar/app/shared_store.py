@@ -18,6 +18,9 @@ from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import StoreUrl
 
+LOOK_INTERVAL_S = 5.0
+"""How often a server is asked again whether it may evict keys: that can be changed while it runs."""
+
 _log = logging.getLogger("sidecar.app")
 
 
@@ -57,6 +60,7 @@ class SharedStore:
         self._url = url
         self._on_state: OnState = lambda name, is_ready, state: None
         self._was_ready = False
+        self._is_connected: bool | None = None
 
     async def run(self, on_state: OnState) -> None:
         """Connect, and tell *on_state* how it is, until cancelled."""
@@ -67,7 +71,9 @@ class SharedStore:
             await self.buckets.start()
             self._heart.start()
             self._tell_store(self.buckets.is_ready)
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(LOOK_INTERVAL_S)
+                await self.buckets.look_at_servers()
         finally:
             try:
                 await self._heart.close()
@@ -87,13 +93,19 @@ class SharedStore:
         Once connected the process stays ready: without the store it answers by its policy, and a fleet
         that is taken out of service as one helps nobody.
         """
+        is_news, self._is_connected = is_ready is not self._is_connected, is_ready
         self._was_ready = self._was_ready or is_ready
-        self._on_state("store", self._was_ready, "connected" if is_ready else "unreachable")
+        trouble = self.buckets.trouble
+        state = "connected" if is_ready else f"{self._url} cannot be used: {trouble or 'not connected'}"
+        self._on_state("store", self._was_ready, state)
+        if not is_news:
+            return
         log_event(
             _log,
             logging.INFO if is_ready else logging.WARNING,
             "store connected" if is_ready else "store unreachable",
             store=str(self._url),
+            **({"problem": trouble} if trouble else {}),
         )
 
 

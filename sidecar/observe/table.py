@@ -147,7 +147,11 @@ STORE_METRICS = (
         Kind.COUNTER,
         "Takes refused without a trip, because their bucket was known to be empty still.",
     ),
-    MetricSpec("sidecar_store_breakers_open", Kind.GAUGE, "Nodes of the store that are not asked now."),
+    MetricSpec(
+        "sidecar_store_breakers_open",
+        Kind.GAUGE,
+        "Nodes of the store that are not asked now: not connected, or failing.",
+    ),
     MetricSpec("sidecar_store_breaker_trips_total", Kind.COUNTER, "Times that a node's breaker opened."),
     MetricSpec("sidecar_store_connections_open", Kind.GAUGE, "Connections to the store that are in use."),
     MetricSpec(
@@ -155,6 +159,11 @@ STORE_METRICS = (
         Kind.COUNTER,
         "Attempts to connect to a node of the store.",
         labels=(("result", ("ok", "failed")),),
+    ),
+    MetricSpec(
+        "sidecar_store_may_evict",
+        Kind.GAUGE,
+        "Servers of the store whose maxmemory-policy may remove keys; it must be noeviction.",
     ),
     MetricSpec(
         "sidecar_store_script_loads_total",
@@ -339,5 +348,6 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_single_person_integrations": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,
+    "sidecar_store_may_evict": max,
 }
 """How one value is made of those of all workers, for gauges that are not to be added up."""

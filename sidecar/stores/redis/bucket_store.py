@@ -14,7 +14,7 @@ from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.cluster import ClusterTopology
-from sidecar.stores.redis.connect import Connector
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
@@ -23,11 +23,12 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
 from sidecar.stores.redis.scripts import Script
+from sidecar.stores.redis.server_info import evicts
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
 from sidecar.stores.redis.turn import Turn
-from sidecar.stores.redis.urls import Kind, StoreUrl
+from sidecar.stores.redis.urls import Address, Kind, StoreUrl
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ class Topology(Protocol):
     """Which lane serves a partition, and keeping those lanes connected."""
 
     lanes: list[Lane]
+
+    @property
+    def trouble(self) -> str:
+        """Why some partition cannot be used, for a person to read; '' = all can be."""
 
     def start(self) -> None:
         """Begin to connect."""
@@ -57,7 +62,8 @@ class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
-    `on_state_change(is_ready)` is called when readiness changes; `on_answers()` when takes have been told
+    `on_state_change(is_ready)` is called when readiness or `trouble` changes.
+    `on_answers()` is called when takes have been told
     their outcome, once for all that were told together. `refresh(owner, generation, done)` is called when
     the server knows another generation of an integration's record than we took for, 0 = it knows none; it
     puts that record into force and calls `done`. Until then the takes wait, so that their callers find the
@@ -96,16 +102,23 @@ class RedisBucketStore:
         self._denials = Denials(self.limits.denials_max, self.limits.denial_s_max)
         self._compiled: dict[BucketSet, CompiledSet] = {}
         self._lanes: list[Lane] = []
+        self._policies: dict[Address, str] = {}
+        self._connector: Connector | None = None
         self._topology: Topology | None = None
         self._turn: Turn | None = None
         self._superseded: SupersededTakes | None = None
-        self._was_ready = False
+        self._was = False, ""
         self._told: dict[str, float] = {}
 
     @property
     def is_ready(self) -> bool:
         """Whether every bucket can be taken from now."""
         return bool(self._lanes) and all(lane.refusal is None for lane in self._lanes)
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not ready, for a person to read; '' = it is."""
+        return self._topology.trouble if self._topology is not None and not self.is_ready else ""
 
     async def start(self) -> None:
         """
@@ -115,7 +128,9 @@ class RedisBucketStore:
             StoreUrlError: a password or TLS file of the URL cannot be read.
         """
         self._url.verify()
-        connector = Connector(self._url, self.keys, self.limits)
+        connector = Connector(self._url, self.keys, self.limits, holds_registry=self._checks_generation)
+        connector.on_policy = self._note_policy
+        self._connector = connector
         loop = asyncio.get_running_loop()
         self._turn = Turn(loop, lambda: self.on_answers())
         parts = LaneParts(
@@ -209,6 +224,31 @@ class RedisBucketStore:
         self._compiled[buckets] = compiled
         return compiled
 
+    async def look_at_servers(self) -> None:
+        """Look again whether a server may evict keys; that one does not answer is left to takes to notice."""
+        links = [lane.link for lane in dict.fromkeys(self._lanes) if lane.link is not None]
+        in_use = {link.address for link in links}
+        self._policies = {address: policy for address, policy in self._policies.items() if address in in_use}
+        for link in links:
+            if self._connector is not None:
+                with contextlib.suppress(*CONNECT_ERRORS):
+                    await self._connector.look(link)
+        self._count_policies()
+
+    def _note_policy(self, address: Address, policy: str) -> None:
+        """The server at *address* has the evicting *policy*, '' = it evicts nothing."""
+        if policy == self._policies.get(address, ""):
+            return
+        self._policies[address] = policy
+        self._count_policies()
+        if policy:
+            log.error("store: %s", evicts(address, policy, holds_registry=self._checks_generation))
+        else:
+            log.info("store: %s evicts no keys any more", address)
+
+    def _count_policies(self) -> None:
+        self._counts.values[self._counts.may_evict] = sum(map(bool, self._policies.values()))
+
     # What lanes tell; see `LaneEvents`.
 
     def changed(self, lane: Lane) -> None:
@@ -218,11 +258,11 @@ class RedisBucketStore:
         else:
             # The server may be another one, with other memories: a promoted replica, a restarted one.
             self._denials.clear()
-        is_ready = self.is_ready
-        if is_ready is not self._was_ready:
-            self._was_ready = is_ready
+        state = self.is_ready, self.trouble
+        if state != self._was:
+            self._was = state
             if self.on_state_change is not None:
-                self.on_state_change(is_ready)
+                self.on_state_change(state[0])
 
     def disconnected(self, lane: Lane) -> None:
         """A lane lost its link: perhaps its node is no longer the one to ask."""
@@ -241,9 +281,10 @@ class RedisBucketStore:
 
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """Look for the nodes where that may help; say in the log what a person must mend."""
+        is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not Kind.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
             self._topology.search()
-        if remedy is not Remedy.TELL:
+        if remedy is not Remedy.TELL and not is_misplaced:
             return
         code = code_of(error)[:32]
         now_s = monotonic()

@@ -51,6 +51,11 @@ class ClusterTopology:
         """Wait until the first attempt to connect everywhere has ended, well or not."""
         await self._tried.wait()
 
+    @property
+    def trouble(self) -> str:
+        """See `Topology`."""
+        return self._told or next((lane.trouble for lane in self.lanes if lane.trouble), "")
+
     def search(self) -> None:
         """Something has changed: ask for the slot map soon."""
         self._wanted.set()
@@ -100,8 +105,8 @@ class ClusterTopology:
                 reply = await self._connector.ask(address, self._connector.url.login, "CLUSTER", "SLOTS")
                 return read_slots(reply, address.host)
             except CONNECT_ERRORS as error:
-                troubles.append(f"{address}: {error or type(error).__name__}")
-        raise HandshakeError(f"no node tells the slots of the Cluster: {'; '.join(troubles)}")
+                troubles.append(str(error))
+        raise HandshakeError("; ".join(troubles))
 
     def _owners(self, slot_map: SlotMap) -> dict[int, Address]:
         """The primary of each partition; a partition whose slot nobody serves is left out."""
@@ -155,8 +160,9 @@ class ClusterTopology:
     def _tell(self, trouble: str) -> None:
         """Say a trouble once, not at every attempt."""
         if trouble != self._told:
-            log.warning("cannot use %s: %s; trying again", self._connector.url, trouble)
+            log.warning("cannot use the store at %s: %s; trying again", self._connector.url, trouble)
             self._told = trouble
+            self._parts.events.changed(self._nowhere)
 
 
 def read_slots(reply: Any, asked_host: str) -> SlotMap:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from sidecar.stores.redis.diagnosis import diagnose
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.scripts import SCRIPTS, Script
+from sidecar.stores.redis.server_info import ServerInfo, evicts, misfit, not_a_sentinel
 from sidecar.stores.redis.urls import Address, Login, StoreUrl, StoreUrlError
 
 CLIENT_NAME = "sidecar"
+
+log = logging.getLogger(__name__)
 
 
 class HandshakeError(ConnectionError):
@@ -34,9 +39,19 @@ class Connector:
         limits: StoreLimits,
         scripts: Sequence[Script] = SCRIPTS,
         link: type[Link] = Link,
+        *,
+        holds_registry: bool = False,
     ) -> None:
-        """Use the login, the TLS files and the database of *url*; links are of class *link*."""
+        """
+        Use the login, the TLS files and the database of *url*; links are of class *link*.
+
+        *holds_registry*: a server that may evict keys is refused, not only warned of. `on_policy` is told
+        the evicting maxmemory-policy of each server, '' = it evicts nothing.
+        """
         self.url = url
+        self.holds_registry = holds_registry
+        self.on_policy: Callable[[Address, str], None] = lambda address, policy: None
+        self._is_blind = False
         self.keys = keys
         self.limits = limits
         self._scripts = scripts
@@ -50,17 +65,72 @@ class Connector:
         Raises:
             OSError, ErrorReply, StoreUrlError: there is none; TimeoutError is an OSError.
         """
-        async with asyncio.timeout(self.limits.connect_timeout_s):
-            link = await self._connect(address)
-            try:
+        link: Link | None = None
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout_s):
+                link = await self._connect(address)
                 await _login(link, self.url.login)
+                self._check(address, await self._info(link))
                 if self.url.database:
                     await link.request("SELECT", self.url.database)
                 await _load_scripts(link, self._scripts)
-            except BaseException:
-                link.abort()
+                return link
+        except HandshakeError:
+            _abort(link)
+            raise
+        except CONNECT_ERRORS as error:
+            _abort(link)
+            cause = link.error if link is not None and link.error is not None else error
+            limit_s = self.limits.connect_timeout_s
+            raise HandshakeError(await diagnose(self.url, address, cause, limit_s)) from error
+        except BaseException:
+            _abort(link)
+            raise
+
+    async def look(self, link: Link) -> None:
+        """
+        Look again at a server that is in use: its maxmemory-policy may have been changed.
+
+        Raises:
+            LinkLostError, TimeoutError: it does not say.
+        """
+        async with asyncio.timeout(self.limits.discovery_timeout_s):
+            info = await self._info(link)
+        if info is not None:
+            self.on_policy(link.address, info.evicting_policy)
+
+    async def _info(self, link: Link) -> ServerInfo | None:
+        """What the server tells of itself; None = it may not tell us."""
+        try:
+            return ServerInfo.parse(await link.request("INFO"))
+        except ErrorReply as error:
+            if error.code in ("NOAUTH", "LOADING", "DENIED"):
                 raise
-            return link
+            if not self._is_blind:
+                self._is_blind = True
+                log.warning(
+                    "the store at %s does not answer INFO (%s): whether it may evict keys and whether the URL"
+                    " fits the server is not known; allow +info",
+                    self.url,
+                    error,
+                )
+            return None
+
+    def _check(self, address: Address, info: ServerInfo | None) -> None:
+        """
+        Refuse a server that the URL does not fit, or that may evict the registry.
+
+        Raises:
+            HandshakeError: says what it is, and what would work.
+        """
+        if info is None:
+            return
+        if trouble := misfit(self.url, address, info):
+            raise HandshakeError(trouble)
+        policy = info.evicting_policy
+        self.on_policy(address, policy)
+        if policy and self.holds_registry:
+            raise HandshakeError(evicts(address, policy, holds_registry=True))
 
     async def ask(self, address: Address, login: Login, *words: str) -> Any:
         """
@@ -69,13 +139,33 @@ class Connector:
         Raises:
             As `open` does.
         """
-        async with asyncio.timeout(self.limits.discovery_timeout_s):
-            link = await self._connect(address)
-            try:
+        link: Link | None = None
+        try:
+            async with asyncio.timeout(self.limits.discovery_timeout_s):
+                link = await self._connect(address)
                 await _login(link, login)
-                return await link.request(*words)
-            finally:
-                link.abort()
+                try:
+                    return await link.request(*words)
+                except ErrorReply:
+                    if trouble := await self._misfit(link, address, words[0]):
+                        raise HandshakeError(trouble) from None
+                    raise
+        except HandshakeError:
+            raise
+        except CONNECT_ERRORS as error:
+            cause = link.error if link is not None and link.error is not None else error
+            limit_s = self.limits.discovery_timeout_s
+            raise HandshakeError(await diagnose(self.url, address, cause, limit_s)) from error
+        finally:
+            _abort(link)
+
+    async def _misfit(self, link: Link, address: Address, command: str) -> str:
+        """Why a server does not know *command*; '' = it does not say."""
+        info = await self._info(link)
+        if info is None:
+            return ""
+        judge = not_a_sentinel if command == "SENTINEL" else misfit
+        return judge(self.url, address, info)
 
     async def open_primary(self) -> Link:
         """
@@ -112,6 +202,15 @@ class Connector:
                 f" {self.keys.layout!r}: give every sidecar the same 'partitions', or another prefix"
             )
 
+    async def _unknown_service(self, sentinel: Address) -> str:
+        """What a Sentinel knows instead of the service of the URL."""
+        login = self.url.sentinel_login
+        try:
+            info = ServerInfo.parse(await self.ask(sentinel, login, "INFO"))
+        except HandshakeError:
+            info = ServerInfo({"redis_mode": "sentinel"})
+        return not_a_sentinel(self.url, sentinel, info)
+
     async def _ask_sentinels(self) -> Address:
         """Ask one after another; the one that knew is asked first next time."""
         troubles = []
@@ -121,14 +220,14 @@ class Connector:
                     sentinel, self.url.sentinel_login, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.url.service
                 )
             except CONNECT_ERRORS as error:
-                troubles.append(f"{sentinel}: {error or type(error).__name__}")
+                troubles.append(str(error))
                 continue
             if found:
                 self._sentinels.remove(sentinel)
                 self._sentinels.insert(0, sentinel)
                 return Address(found[0].decode(), int(found[1]))
-            troubles.append(f"{sentinel}: does not know the service {self.url.service!r}")
-        raise HandshakeError(f"no Sentinel names a primary: {'; '.join(troubles)}")
+            troubles.append(await self._unknown_service(sentinel))
+        raise HandshakeError("; ".join(troubles))
 
     async def _connect(self, address: Address) -> Link:
         loop = asyncio.get_running_loop()
@@ -136,18 +235,23 @@ class Connector:
         def protocol() -> Link:
             return self._link(loop, self.limits.reply_bytes_max)
 
+        tls = self.url.tls
         if address.path:
             _, link = await loop.create_unix_connection(protocol, address.path)
-            return link
-        tls = self.url.tls
-        if tls is None:
+        elif tls is None:
             _, link = await loop.create_connection(protocol, address.host, address.port)
-            return link
-        name = tls.server_name or address.host
-        _, link = await loop.create_connection(
-            protocol, address.host, address.port, ssl=tls.context(), server_hostname=name
-        )
+        else:
+            name = tls.server_name or address.host
+            _, link = await loop.create_connection(
+                protocol, address.host, address.port, ssl=tls.context(), server_hostname=name
+            )
+        link.address = address
         return link
+
+
+def _abort(link: Link | None) -> None:
+    if link is not None:
+        link.abort()
 
 
 async def _login(link: Link, login: Login) -> None:

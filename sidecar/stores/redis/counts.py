@@ -21,6 +21,7 @@ class StoreCounts:
         "failed_connects",
         "faults",
         "links",
+        "may_evict",
         "merged",
         "script_loads",
         "takes",
@@ -43,6 +44,7 @@ class StoreCounts:
         self.links = metrics.slot("sidecar_store_connections_open")
         self.connects = metrics.slot("sidecar_store_connects_total", "ok")
         self.failed_connects = metrics.slot("sidecar_store_connects_total", "failed")
+        self.may_evict = metrics.slot("sidecar_store_may_evict")
         self.topology_changes = metrics.slot("sidecar_store_topology_changes_total")
         self.faults = {fault: metrics.slot("sidecar_store_faults_total", fault.value) for fault in StoreFault}
         self.errors = {

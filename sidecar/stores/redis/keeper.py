@@ -13,7 +13,6 @@ from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.lane import Lane
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link
-from sidecar.stores.redis.replies import advice_of
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +103,9 @@ class Keeper:
             link = await self._connect()
         except CONNECT_ERRORS as error:
             self._counts.values[self._counts.failed_connects] += 1
-            self.lane.give_up_reopening()
-            self._tell(advice_of(error) or type(error).__name__)
+            trouble = str(error) or type(error).__name__
+            self._tell(trouble)
+            self.lane.fail(trouble)
             return None
         self._counts.values[self._counts.connects] += 1
         if self._told:

@@ -22,7 +22,7 @@ from sidecar.stores.redis.breaker import Breaker, BreakerState
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError, Receiver
-from sidecar.stores.redis.replies import ErrorReply, Remedy, remedy_of
+from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
 from sidecar.stores.redis.scripts import TAKE
 from sidecar.stores.redis.superseded import Tell
 from sidecar.stores.redis.take_call import (
@@ -86,6 +86,7 @@ class Lane:
     Sends the takes of one node over the link it is given.
 
     `refusal` says why takes are refused now, None = they are not; they leave once there is a `link`.
+    `trouble` is the same for a person to read; '' = there is none.
     The invariant: every `done` is called exactly once, with an outcome or a fault, and not from within `add`.
     """
 
@@ -93,6 +94,7 @@ class Lane:
         """A lane to *name* without a link: it refuses."""
         self.name = name
         self.refusal: StoreFault | None = StoreFault.UNAVAILABLE
+        self.trouble = ""
         self.link: Link | None = None
         self._parts = parts
         self._loop = parts.loop
@@ -112,6 +114,7 @@ class Lane:
         self._timer_s = NEVER_S
         self._heard_s = 0.0
         self._reopen_by_s = NEVER_S
+        self._is_counted = False
 
     # Takes come in.
 
@@ -284,6 +287,7 @@ class Lane:
             self._opened()
         self._parts.events.refused(self, error, remedy)
         if remedy is Remedy.FIND_PRIMARY and self.link is not None:
+            self.trouble = advice_of(error)
             self.link.abort()
 
     # The link comes and goes.
@@ -293,12 +297,11 @@ class Lane:
         self.link = link
         link.on_turn = self._after_replies
         self._heard_s = self._clock()
-        if self._breaker.state is not BreakerState.CLOSED:
-            self._values[self._counts.breakers_open] -= 1
+        self._count_refusing(False)
         self._breaker.reset()
         self._values[self._counts.links] += 1
         self._reopen_by_s = NEVER_S
-        self.refusal = None
+        self.refusal, self.trouble = None, ""
         self._parts.events.changed(self)
         self._watch(self._heard_s + self._limits.keepalive_s)
         self.flush()
@@ -318,28 +321,32 @@ class Lane:
         self._probe = None
         self._values[self._counts.links] -= 1
         if link.is_given_up or self.refusal is not None:
-            self.give_up_reopening()
+            self.fail(self.trouble)
         else:
             self._reopen_by_s = self._clock() + self._limits.call_timeout_s
             self._watch(self._reopen_by_s)
             self._parts.events.disconnected(self)
 
-    def give_up_reopening(self) -> None:
-        """There is no link soon: refuse until there is one."""
+    def fail(self, trouble: str) -> None:
+        """There is no link soon, because of *trouble*: refuse until there is one."""
         self._reopen_by_s = NEVER_S
+        is_news = trouble != self.trouble and self.refusal is not None
+        self.trouble = trouble
+        self._count_refusing(True)
         self._set_refusal(StoreFault.UNAVAILABLE)
+        if is_news:
+            self._parts.events.changed(self)
         self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
 
     def close(self) -> None:
         """Refuse from now on; whoever waits is told."""
         link = self.link
         self.detach()
-        self.give_up_reopening()
+        self.fail("")
         for batch in tuple(self._in_flight):
             self._tell(batch.release(), StoreFault.UNAVAILABLE)
-        if self._breaker.state is not BreakerState.CLOSED:
-            self._values[self._counts.breakers_open] -= 1
-            self._breaker.reset()
+        self._count_refusing(False)
+        self._breaker.reset()
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_s = None, NEVER_S
@@ -368,7 +375,7 @@ class Lane:
         if self._gathering.deadline_s <= now_s:
             self._tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
         if self._reopen_by_s <= now_s:
-            self.give_up_reopening()
+            self.fail(f"{self.name} takes no connection within {self._limits.call_timeout_s * 1e3:g} ms")
         for batch in tuple(self._in_flight):
             self._check(batch, now_s)
         self._check_probe(now_s)
@@ -424,7 +431,8 @@ class Lane:
                 return
         if probe.overdue_s < NEVER_S and self._breaker.state is BreakerState.HALF_OPEN:
             self._breaker.end_probe(is_good=True, now_s=now_s)
-            self._values[self._counts.breakers_open] -= 1
+            self._count_refusing(False)
+            self.trouble = ""
             self._set_refusal(None)
         self._watch(self._next_due_s())
 
@@ -436,7 +444,8 @@ class Lane:
 
     def _opened(self) -> None:
         self._values[self._counts.breaker_trips] += 1
-        self._values[self._counts.breakers_open] += 1
+        self._count_refusing(True)
+        self.trouble = f"{self.name} does not answer within {self._limits.call_timeout_s * 1e3:g} ms"
         self._set_refusal(StoreFault.UNAVAILABLE)
         self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
         self._watch(self._breaker.probe_at_s)
@@ -454,6 +463,11 @@ class Lane:
         return min(due_s, self._breaker.probe_at_s)
 
     # Answers go out.
+
+    def _count_refusing(self, is_refusing: bool) -> None:
+        """Count this node among those that are not asked, or no longer."""
+        self._values[self._counts.breakers_open] += is_refusing - self._is_counted
+        self._is_counted = is_refusing
 
     def _set_refusal(self, refusal: StoreFault | None) -> None:
         if refusal is not self.refusal:

@@ -17,6 +17,7 @@ import hiredis
 
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
+from sidecar.stores.redis.urls import Address
 
 READ_BYTES = 65_536
 """The most that one `Link.read_now` reads."""
@@ -56,8 +57,12 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket = _UNREADABLE
         self._unread_bytes = 0
+        self.address = Address()
+        """The server's, set by whoever connects."""
         self.is_given_up = False
         """We ended the connection; the server did not."""
+        self.error: Exception | None = None
+        """What ended the connection, where the transport knows."""
         self._reply_bytes_max = reply_bytes_max
 
     @property
@@ -147,7 +152,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""
-        self._transport = None
+        self._transport, self.error = None, exc
         while self._receivers:
             self._receivers.popleft().lost()
         if not self.lost.done():

@@ -52,14 +52,23 @@ _REMEDIES = {
 }
 
 _ADVICE = {
-    "CROSSSLOT": "this is a Redis Cluster: use a redis+cluster:// URL",
+    "CROSSSLOT": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
+    "MOVED": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "MISCONF": "the server cannot persist and refuses writes: see its log",
-    "OOM": "the server is at its maxmemory: give it more, or set maxmemory-policy volatile-ttl",
-    "NOAUTH": "the server wants a password: put it into the URL's environment variable or file",
+    "OOM": "the server is at its maxmemory: raise maxmemory, and keep maxmemory-policy noeviction",
+    "LOADING": "the server is still reading its data from disk: it is used as soon as that is done",
+    "DENIED": "protected-mode of the server admits only its own machine: set a password, or bind an address",
+    "NOAUTH": "the server wants a password: give the URL password_env or password_file",
     "NOPERM": "the ACL user lacks a permission: docs/registry-redis.md lists what it needs",
-    "WRONGPASS": "the user or the password is wrong",
+    "WRONGPASS": "the user name or the password is wrong: correct what the URL names",
     "READONLY": "the server is a replica: the URL must lead to the primary",
 }
+_ADVICE_OF_TEXTS = {
+    "AUTH <password> called without any password": "the server has no password: leave it out of the URL",
+    "DB index is out of range": "the server has fewer databases: use a smaller number, 0 is always there",
+    "SELECT is not allowed in cluster mode": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
+}
+"""For errors whose code says nothing."""
 
 
 def code_of(error: Exception) -> str:
@@ -75,5 +84,8 @@ def remedy_of(error: Exception) -> Remedy:
 
 def advice_of(error: Exception) -> str:
     """The error and what to do about it, for the log."""
-    advice = _ADVICE.get(code_of(error))
-    return f"{error}; {advice}" if advice else str(error)
+    text = str(error)
+    advice = _ADVICE.get(code_of(error)) or next(
+        (advice for part, advice in _ADVICE_OF_TEXTS.items() if part in text), ""
+    )
+    return f"{text}; {advice}" if advice else text

@@ -40,6 +40,11 @@ class SingleTopology:
         """End the connection."""
         await self._keeper.close()
 
+    @property
+    def trouble(self) -> str:
+        """See `Topology`."""
+        return self._lane.trouble
+
     def search(self) -> None:
         """The primary is elsewhere: the lane drops its link, and the keeper asks anew."""
 

@@ -7,6 +7,7 @@ Where the shared store is, from one URL, with its secrets kept out of every text
     redis+sentinel://host[:port],host[:port].../service[/database][?options]
     redis+cluster://host[:port],host[:port]...[?options]
     rediss+sentinel://..., rediss+cluster://...
+    valkey://..., valkeys://... and the like              the same, written for Valkey
 
 Options: `database`, `prefix`, `partitions`, `user`, `password_env`, `password_file`,
 `sentinel_user`, `sentinel_password_env`, `sentinel_password_file`, and for TLS `ca_file`, `cert_file`,
@@ -156,14 +157,15 @@ class StoreUrl:
 
 
 _SCHEMES = {
-    "redis": (Kind.STANDALONE, False),
-    "rediss": (Kind.STANDALONE, True),
-    "unix": (Kind.STANDALONE, False),
-    "redis+sentinel": (Kind.SENTINEL, False),
-    "rediss+sentinel": (Kind.SENTINEL, True),
-    "redis+cluster": (Kind.CLUSTER, False),
-    "rediss+cluster": (Kind.CLUSTER, True),
-}
+    f"{server}{tls}{suffix}": (kind, bool(tls))
+    for server in ("redis", "valkey")
+    for kind, suffix in (
+        (Kind.STANDALONE, ""),
+        (Kind.SENTINEL, "+sentinel"),
+        (Kind.CLUSTER, "+cluster"),
+    )
+    for tls in ("", "s")
+} | {"unix": (Kind.STANDALONE, False)}
 
 SCHEMES = tuple(_SCHEMES)
 """The schemes of store URLs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -12,30 +12,33 @@ import redis
 import redis.exceptions
 
 from sidecar.domain.lifecycle.commands import EnableAllowlist
+from sidecar.stores.protocols import StoreFault
+from sidecar.stores.redis.bucket_store import RedisBucketStore
+from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
 from sidecar.stores.registry.protocol import SIDECAR_LIFETIME_US, AuditQuery, ListQuery, Registry
 from sidecar.stores.registry.redis import feed
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ID, LIFECYCLE, ManualClock, create, request
+from tests.building import make_metrics
 from tests.fault.registry.writes import WRITES
-from tests.house.source import text_of
-from tests.redis_servers import LOOPBACK, shared
+from tests.redis_servers import LOOPBACK, RedisServer, documented_permissions, shared
+from tests.registry_in_redis import add_people
+from tests.store_worlds import PATIENT, bucket, ready, run, take
 
-PAGE = "docs/registry-redis.md"
 USER = "keeper"
-ELSEWHERE = {"role", "cluster|slots"}
-"""Commands that are needed with Sentinel and in a Cluster alone."""
-OURS = {"info", "config|resetstat", "acl|setuser", "acl|deluser", "acl|whoami", "auth", "hello"}
+ELSEWHERE = {"role", "cluster|slots", "select"}
+"""Commands that are needed with Sentinel, in a Cluster, and with a database in the URL alone."""
+OURS = {"config|resetstat", "acl|setuser", "acl|deluser", "acl|whoami", "auth", "hello"}
 """Commands of these tests themselves, and the one that everybody may run."""
 
 
 def permissions() -> list[str]:
     """What the page gives to the user of a sidecar whose registry is in Redis."""
-    lists = re.findall(r"^user sidecar on >… (.+)$", text_of(PAGE), re.MULTILINE)
+    lists = documented_permissions()
     assert len(lists) == 2, "one list for buckets alone, one for the registry, too"
-    found: list[str] = lists[1].split()
-    return found
+    return lists[1].split()
 
 
 @pytest.fixture
@@ -141,14 +144,85 @@ def test_permissions__are_enough_and_no_more(admin: redis.Redis, monkeypatch: py
     granted = {word[1:] for word in permissions() if word.startswith("+")}
     used = commands_used(admin)
     assert used <= granted
-    buckets = {word[1:] for word in first_list() if word.startswith("+")}
+    buckets = {word[1:] for word in documented_permissions()[0].split() if word.startswith("+")}
     assert granted - used - ELSEWHERE <= buckets
 
 
-def first_list() -> list[str]:
-    """What the page gives to the user of a sidecar whose buckets alone are in Redis."""
-    found: list[str] = re.findall(r"^user sidecar on >… (.+)$", text_of(PAGE), re.MULTILINE)[0].split()
-    return found
+def form_of(kind: str, prefix: str) -> tuple[StoreUrl, list[RedisServer]]:
+    """A URL of *kind* for `USER`, and the servers that must know that user."""
+    servers = shared()
+    query = f"user={USER}&password_env=KEEPER_PASSWORD&prefix={prefix}&partitions=4"
+    if kind == "cluster":
+        return parse_store_url(f"{servers.cluster.url}?{query}"), servers.cluster.servers
+    if kind == "sentinel":
+        return parse_store_url(f"{servers.sentinel.url}?{query}"), [servers.sentinel.primary]
+    if kind == "unix":
+        return parse_store_url(f"unix://{servers.unix.folder}/socket?{query}"), [servers.unix]
+    if kind == "tls":
+        files = servers.tls_files
+        query += f"&ca_file={files.ca}&cert_file={files.client_cert}&key_file={files.client_key}"
+        return parse_store_url(f"rediss://{LOOPBACK}:{servers.tls.tls_port}?{query}"), [servers.tls]
+    database = "/3" if kind == "database" else ""
+    return parse_store_url(f"{servers.standalone.url}{database}?{query}"), [servers.standalone]
+
+
+def client_of(server: RedisServer) -> redis.Redis:
+    """An administrator of *server*, however it is reached."""
+    servers = shared()
+    if server is servers.unix:
+        return redis.Redis(unix_socket_path=str(server.folder / "socket"))
+    if server is servers.tls:
+        files = servers.tls_files
+        return redis.Redis(
+            LOOPBACK,
+            servers.tls.tls_port,
+            ssl=True,
+            ssl_ca_certs=str(files.ca),
+            ssl_certfile=str(files.client_cert),
+            ssl_keyfile=str(files.client_key),
+        )
+    return redis.Redis(LOOPBACK, server.port)
+
+
+@pytest.mark.parametrize("kind", ["standalone", "database", "unix", "tls", "sentinel", "cluster"])
+@pytest.mark.parametrize("with_registry", [False, True], ids=["buckets", "registry"])
+def test_permissions__are_enough_for_every_form_of_url(
+    kind: str, with_registry: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user with exactly these takes, beats and administers; nothing is refused or warned of."""
+    monkeypatch.setenv("KEEPER_PASSWORD", "correct")
+    where, servers = form_of(kind, f"sidecar:{kind}:{next(_NUMBERS)}:")
+    granted = documented_permissions()[with_registry].split()
+    for server in servers:
+        with client_of(server) as client:
+            client.execute_command("ACL", "SETUSER", USER, "reset", "on", ">correct", *granted)  # type: ignore[no-untyped-call]
+
+    async def scene() -> None:
+        store = RedisBucketStore(where, make_metrics(), PATIENT, checks_generation=with_registry)
+        await store.start()
+        await ready(store)
+        beat = Heartbeat(store, "sidecar-1")
+        assert await beat.beat()
+        await store.look_at_servers()
+        for number in range(8):
+            assert await take(store, bucket(f"acme-{number}")) is not StoreFault.TIMEOUT
+        if with_registry:
+            registry = RedisRegistry(where, LIFECYCLE)
+            await add_people(registry)
+            revision = await registry.revision()
+            await registry.changes_since(revision, timeout_s=0.05)
+            await registry.apply(request(create("permitted")))
+            assert [one.id for one in (await registry.changes_since(revision)).records] == ["permitted"]
+            await registry.aclose()
+        await beat.close()
+        await store.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(scene(), patience_s=60)
+    assert [record.getMessage() for record in caplog.records] == []
+    for server in servers:
+        with client_of(server) as client:
+            client.acl_deluser(USER)
 
 
 _NUMBERS = itertools.count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 
@@ -294,7 +295,7 @@ def test_fleet__a_wrong_password_is_told_without_the_password(
 
     with caplog.at_level(logging.DEBUG):
         run(scene())
-    assert "the user or the password is wrong" in caplog.text
+    assert "the user name or the password is wrong" in caplog.text
     assert "tried-secret" not in caplog.text + repr(url) + str(url)
 
 
@@ -367,13 +368,13 @@ def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPath
         store.on_state_change = states.append
         await store.start()
         assert await take(store, bucket()) is StoreFault.UNAVAILABLE
-        assert states == []
+        assert True not in states
         await asyncio.get_running_loop().run_in_executor(None, server.start)
         await ready(store)
         assert isinstance(await take(store, bucket()), Taken)
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         await ready(store, False)
-        assert states == [True, False]
+        assert [state for state, _ in itertools.groupby(states)] == [False, True, False]
         await store.close()
 
     run(scene())

@@ -23,7 +23,7 @@ SLACK_S = 1.0
 RECOVERY_S = 5.0
 """A store that is well again is used again within a second; the rest is for a busy machine."""
 
-HANDSHAKE = ["CLIENT", "SCRIPT", "SCRIPT", "SET", "GET"]
+HANDSHAKE = ["CLIENT", "INFO", "SCRIPT", "SCRIPT", "SET", "GET"]
 QUICK = {
     "call_timeout_s": 0.05,
     "link_timeout_s": 0.1,
@@ -82,7 +82,7 @@ def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> 
     async def scene() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, number)
         await survive(world, proxy)
-        assert proxy.commands[: min(number, 5)] == HANDSHAKE[: min(number, 5)]
+        assert proxy.commands[: min(number, 6)] == HANDSHAKE[: min(number, 6)]
         assert proxy.tripped.is_set()
 
     run(scene())

@@ -19,8 +19,8 @@ from .kept import Content, Place, Shelf, is_whole_or_absent, repeated, verified,
 
 MESSAGES_MAX = 60
 """A write with more messages than this is not what it was."""
-CONNECTING = 6
-"""The messages in which a link is made ready; nothing is written before the seventh."""
+CONNECTING = 7
+"""The messages in which a link is made ready; nothing is written before the eighth."""
 NAMES = (
     "integration.create", "integration.suspend", "integration.reactivate", "credential.rotate",
     "webhook_secret.generate", "apply_many", "admin.bootstrap", "admin.create",

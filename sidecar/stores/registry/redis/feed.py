@@ -16,7 +16,7 @@ from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.urls import Kind
 from sidecar.stores.registry.redis.nodes import Nodes
 
-PING_INTERVAL_S = 2.0
+PING_INTERVAL_S = 0.4
 """A subscribed connection that is dead is found out within twice that."""
 
 

@@ -24,20 +24,22 @@ from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_o
 from sidecar.stores.redis.resp import pack_all
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.urls import Address, Kind, StoreUrl
-from sidecar.stores.registry.protocol import RegistryTimeoutError, RegistryUnavailableError
+from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.scripts import SCRIPTS
 
 Word: TypeAlias = str | bytes | int
 Command: TypeAlias = tuple[Word, ...]
 
-REPLY_TIMEOUT_S = 2.0
+PATIENCE_S = 1.2
+"""How long a call tries to reach a node that is not there, before its caller is told: within two seconds."""
+REPLY_TIMEOUT_S = 1.2
 """A node that has not replied for so long is given up, and its connection with it."""
 REPLY_BYTES_MAX = 64 << 20
 COMMANDS_MAX = 512
 """Commands that leave together: bounds how long others of this link wait."""
 
 LIMITS = replace(
-    StoreLimits(), reply_bytes_max=REPLY_BYTES_MAX, connect_timeout_s=2.0, discovery_timeout_s=1.0
+    StoreLimits(), reply_bytes_max=REPLY_BYTES_MAX, connect_timeout_s=0.9, discovery_timeout_s=0.5
 )
 
 _REPEATED = (Remedy.FIND_NODES, Remedy.FIND_PRIMARY, Remedy.WAIT)
@@ -53,7 +55,7 @@ class Nodes:
     def __init__(self, url: StoreUrl, space: KeySpace, limits: StoreLimits = LIMITS) -> None:
         """Nothing is opened yet."""
         self.url = url
-        self.connector = Connector(url, space, limits, SCRIPTS)
+        self.connector = Connector(url, space, limits, SCRIPTS, holds_registry=True)
         self._space = space
         self._limits = limits
         self._links: dict[Address, Link] = {}
@@ -61,6 +63,7 @@ class Nodes:
         self._connecting = asyncio.Lock()
         self._is_agreed = False
         self._is_closed = False
+        self._trouble = ""
 
     async def run(self, partition: int, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         """
@@ -126,6 +129,7 @@ class Nodes:
     ) -> list[Any]:
         backoff = Backoff(self._limits)
         has_failed = False
+        deadline_s = min(deadline_s, monotonic() + PATIENCE_S)
         while True:
             try:
                 return await self._attempt(partition, deadline_s, commands, is_write)
@@ -135,7 +139,8 @@ class Nodes:
                 has_failed = True
                 if monotonic() + wait_s >= deadline_s:
                     raise RegistryUnavailableError(
-                        f"the registry at {self.url} cannot be used ({error}): try again; nothing was changed"
+                        f"the store {self.url}, which holds the registry, cannot be used: {error}. Nothing"
+                        " was changed; retry when that is corrected"
                     ) from error
             await asyncio.sleep(wait_s)
 
@@ -168,8 +173,10 @@ class Nodes:
             if remedy is Remedy.FIND_PRIMARY:
                 link.abort()
         else:
-            raise RegistryUnavailableError(f"the registry at {self.url} refuses: {advice_of(error)}")
-        raise _RepeatError(str(error)) from error
+            raise RegistryUnavailableError(
+                f"the store {self.url}, which holds the registry, refuses: {advice_of(error)}"
+            )
+        raise _RepeatError(advice_of(error)) from error
 
     async def _ask(self, link: Link, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         """Send *commands* together; the replies, errors among them."""
@@ -192,9 +199,8 @@ class Nodes:
                     return await self._connect(address)
         except CONNECT_ERRORS as error:
             self.search()
-            if monotonic() >= deadline_s:
-                raise RegistryTimeoutError(f"the registry at {self.url} cannot be reached in time") from error
-            raise _RepeatError(str(error) or type(error).__name__) from error
+            self._trouble = str(error) or self._trouble
+            raise _RepeatError(self._trouble or f"no connection within {PATIENCE_S:g} s") from error
 
     async def _connect(self, address: Address) -> Link:
         link = self._links.get(address)
@@ -226,7 +232,7 @@ class Nodes:
                     await self.connector.ask(address, self.url.login, "CLUSTER", "SLOTS"), address.host
                 )
             except CONNECT_ERRORS as error:
-                troubles.append(f"{address}: {error or type(error).__name__}")
+                troubles.append(str(error))
                 continue
             owners = {
                 partition: owner
@@ -238,7 +244,7 @@ class Nodes:
                 self._slots = owners
                 return
             troubles.append(f"{address}: not every slot is served")
-        raise HandshakeError(f"no node tells the slots of the Cluster: {'; '.join(troubles)}")
+        raise HandshakeError("; ".join(troubles))
 
 
 def call_of(script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Command:

@@ -238,7 +238,7 @@ class Bench:
 
     def fail_to_reopen(self) -> None:
         """The keeper could not connect."""
-        self.lane.give_up_reopening()
+        self.lane.fail("nothing listens at node")
 
     def take(self, name: str, buckets: BucketSet, asked: int = 1, timeout_s: float = 0.05) -> None:
         """A take whose outcome goes to `outcomes[name]`, once."""

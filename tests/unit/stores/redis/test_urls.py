@@ -21,6 +21,8 @@ QUOTED = "s3cr3t%2F%40%3A%3F"
         ("redis://db:7000/3", Kind.STANDALONE, [Address("db", 7000)], "redis://db:7000/3"),
         ("redis://[::1]:7000", Kind.STANDALONE, [Address("::1", 7000)], "redis://[::1]:7000"),
         ("rediss://db", Kind.STANDALONE, [Address("db", 6379)], "rediss://db:6379"),
+        ("valkey://db", Kind.STANDALONE, [Address("db", 6379)], "redis://db:6379"),
+        ("valkeys+cluster://db", Kind.CLUSTER, [Address("db", 6379)], "rediss+cluster://db:6379"),
         ("unix:///run/a.sock", Kind.STANDALONE, [Address(path="/run/a.sock")], "unix:/run/a.sock"),
         (
             "redis+sentinel://a,b:26380/main/2",
@@ -60,7 +62,7 @@ def test_urls__tls_files_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("http://db", "scheme 'http' must be one of redis, rediss, unix"),
+        ("http://db", "scheme 'http' must be one of redis, rediss, redis+sentinel"),
         ("db:6379", "scheme"),
         ("redis://", "host '' must be"),
         ("redis://a b", "host 'a b' must be"),
@@ -96,7 +98,7 @@ def test_urls__each_mistake_is_told(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize("rest", ["db", "db:x", "db?x=y", "a,b", "db/z", "db#f", "", "db?password_env=X"])
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "unix", "http"])
+@pytest.mark.parametrize("scheme", ["redis", "valkeys", "redis+sentinel", "redis+cluster", "unix", "http"])
 def test_urls__no_text_shows_the_password(scheme: str, rest: str) -> None:
     """Neither a good URL's text and repr nor a bad one's message."""
     try:

@@ -1,0 +1,117 @@
+"""What a server tells of itself in INFO, and whether a store URL and that server go together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+
+NOEVICTION = "noeviction"
+"""The one maxmemory-policy under which a server removes no key on its own."""
+
+_SERVICE = re.compile(r"(?:^|,)name=([^,]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The fields of INFO by name; '' stands for a field that the server does not tell."""
+
+    fields: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, reply: Any) -> ServerInfo:
+        """
+        Read the reply to INFO.
+
+        >>> ServerInfo.parse(b"# Server\\r\\nredis_mode:cluster\\r\\n").mode
+        'cluster'
+        """
+        text = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
+        pairs = (line.partition(":") for line in text.splitlines() if line and line[0] != "#")
+        return cls({name: value for name, _, value in pairs})
+
+    @property
+    def mode(self) -> str:
+        """'standalone', 'sentinel' or 'cluster'."""
+        mode = self.fields.get("redis_mode") or self.fields.get("server_mode", "")
+        return "cluster" if self.fields.get("cluster_enabled") == "1" else mode
+
+    @property
+    def primary(self) -> Address | None:
+        """Whose replica the server is; None = it is a primary, or does not tell."""
+        if self.fields.get("role") != "slave":
+            return None
+        port = self.fields.get("master_port", "")
+        return Address(self.fields.get("master_host", ""), int(port) if port.isdecimal() else 0)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services that a Sentinel watches."""
+        found = (
+            _SERVICE.search(value)
+            for name, value in sorted(self.fields.items())
+            if re.fullmatch(r"master\d+", name)
+        )
+        return tuple(match[1] for match in found if match is not None)
+
+    @property
+    def evicting_policy(self) -> str:
+        """The maxmemory-policy under which the server may remove keys; '' = it removes none."""
+        policy = self.fields.get("maxmemory_policy", NOEVICTION)
+        return "" if policy == NOEVICTION else policy
+
+
+def misfit(url: StoreUrl, address: Address, info: ServerInfo) -> str:
+    """Why the server at *address* cannot be what *url* names, and the URL that would work; '' = it can."""
+    if info.mode == "sentinel" and url.kind is not Kind.SENTINEL:
+        return f"{address} is a Sentinel and holds no keys: use {_sentinel_url(url, address, info)}"
+    if info.mode == "cluster" and url.kind is not Kind.CLUSTER:
+        return f"{address} is a node of a Redis Cluster: use {_url(url, Kind.CLUSTER, address)}"
+    if info.mode == "standalone" and url.kind is Kind.CLUSTER:
+        return f"{address} is not a node of a Redis Cluster: use {_url(url, Kind.STANDALONE, address)}"
+    if url.kind is Kind.STANDALONE and info.primary is not None:
+        primary = _url(url, Kind.STANDALONE, info.primary)
+        return f"{address} is a replica of {info.primary} and accepts no writes: use {primary}"
+    return ""
+
+
+def not_a_sentinel(url: StoreUrl, address: Address, info: ServerInfo) -> str:
+    """Why the server at *address*, asked as a Sentinel of *url*, is none that can tell; '' = it is one."""
+    if info.mode != "sentinel":
+        kind = Kind.CLUSTER if info.mode == "cluster" else Kind.STANDALONE
+        noun = "a node of a Redis Cluster" if kind is Kind.CLUSTER else "a Redis server"
+        return f"{address} is {noun}, not a Sentinel: name the Sentinels, or use {_url(url, kind, address)}"
+    if url.service not in info.services:
+        known = ", ".join(info.services) or "none"
+        return (
+            f"{address} does not know the service {url.service!r}, only these: {known}"
+            f"; use {_sentinel_url(url, address, info)}"
+        )
+    return ""
+
+
+def evicts(address: Address, policy: str, *, holds_registry: bool) -> str:
+    """That the server at *address* may remove keys, what that does, and the remedy."""
+    what = (
+        "the registry is stored there: integrations would vanish"
+        if holds_registry
+        else "an evicted bucket is a full one: requests beyond the limit would be admitted"
+    )
+    return (
+        f"{address} may evict keys (maxmemory-policy {policy}), and {what}; set maxmemory-policy {NOEVICTION}"
+        f" in its configuration and now (CONFIG SET maxmemory-policy {NOEVICTION})"
+    )
+
+
+def _url(url: StoreUrl, kind: Kind, address: Address) -> str:
+    """The URL of *kind* at *address*; options stay as they are, so they are not told."""
+    database = 0 if kind is Kind.CLUSTER else url.database
+    return str(replace(url, kind=kind, addresses=(address,), service="", database=database))
+
+
+def _sentinel_url(url: StoreUrl, address: Address, info: ServerInfo) -> str:
+    service = info.services[0] if info.services else "SERVICE"
+    return str(replace(url, kind=Kind.SENTINEL, addresses=(address,), service=service))

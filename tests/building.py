@@ -24,7 +24,8 @@ from sidecar.domain.client_address import ClientAddressRule, PeerAddress
 from sidecar.domain.credential_sources import DEFAULT_SOURCES, CredentialSource, CredentialSources
 from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.policy import AccessRequest, Policy, Route
-from sidecar.domain.routes import RouteTable, parse_route_path
+from sidecar.domain.route_readings import RouteReadings
+from sidecar.domain.routes import parse_route_path
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
@@ -101,6 +102,7 @@ def make_policy(
     routes: Iterable[tuple[str, str, str | None]] = ROUTES,
     sources: Iterable[CredentialSource] = DEFAULT_SOURCES,
     client_address: ClientAddressRule | None = None,
+    on_misconfigured: Callable[[str], None] | None = None,
 ) -> Policy:
     """A policy over *routes*; the client is the peer unless *client_address* says otherwise."""
     catalogue = ScopeCatalogue()
@@ -109,7 +111,10 @@ def make_policy(
         for method, path, scope in routes
     ]
     rule = PeerAddress() if client_address is None else client_address
-    return Policy(CredentialSources(tuple(sources)), rule, RouteTable(entries), catalogue)
+    readings = RouteReadings(entries)
+    return Policy(
+        CredentialSources(tuple(sources)), rule, readings, catalogue, on_misconfigured=on_misconfigured
+    )
 
 
 def make_decider(
@@ -155,7 +160,7 @@ def make_request(
 ) -> AccessRequest:
     """A request that the default policy allows, given the key of an integration with orders:read."""
     all_headers = {**({} if api_key is None else {"x-api-key": api_key}), **(headers or {})}
-    return AccessRequest(method, path, all_headers.get, peer, scope)
+    return AccessRequest(method, path, all_headers.get, peer, scope or None)
 
 
 def make_check(

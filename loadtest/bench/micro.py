@@ -17,7 +17,8 @@ from sidecar.domain.client_address import ClientHeader
 from sidecar.domain.credential_sources import CredentialSources
 from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.policy import Policy, Route
-from sidecar.domain.routes import RouteTable, parse_route_path
+from sidecar.domain.route_readings import RouteReadings
+from sidecar.domain.routes import parse_route_path
 from sidecar.domain.scopes import Scope, ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
@@ -115,4 +116,4 @@ def _policy() -> Policy:
         (frozenset({"GET"}), parse_route_path("/v1/orders/{id}"), Route(catalogue.parse("orders:read"))),
         (frozenset({"GET"}), parse_route_path("/v1/inventory/**"), Route(catalogue.parse("inventory:read"))),
     ]
-    return Policy(CredentialSources(), ClientHeader("x-client-ip"), RouteTable(routes), catalogue)
+    return Policy(CredentialSources(), ClientHeader("x-client-ip"), RouteReadings(routes), catalogue)

@@ -17,14 +17,14 @@ from sidecar.domain.answers import (
 )
 from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason, retry_after_s
-from sidecar.domain.paths import PathRefusedError, normalise_path
+from sidecar.domain.paths import normalise_path
 from sidecar.domain.policy import AccessRequest, Evaluation
 from sidecar.services.decider import Decision, limits_of
 from sidecar.stores.registry_records import iso_time
 
 PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"
 
-STEPS = ("credential", "suspension", "allowlist", "path", "scope", "bucket")
+STEPS = ("credential", "suspension", "allowlist", "path", "route", "scope", "bucket")
 """In the order of `Policy.evaluate`."""
 
 _FAILED_STEP = {
@@ -35,6 +35,10 @@ _FAILED_STEP = {
     Reason.INTEGRATION_SUSPENDED: "suspension",
     Reason.IP_NOT_ALLOWED: "allowlist",
     Reason.PATH_REFUSED: "path",
+    Reason.URI_TOO_LONG: "path",
+    Reason.ROUTE_UNKNOWN: "route",
+    Reason.METHOD_NOT_ALLOWED: "route",
+    Reason.ROUTE_MISCONFIGURED: "route",
     Reason.SCOPE_MISSING: "scope",
     Reason.RATE_LIMITED: "bucket",
     Reason.STORE_UNAVAILABLE: "bucket",
@@ -44,9 +48,18 @@ _FAILED_STEP = {
 
 _CREDENTIAL_FAULTS = {
     Reason.MISSING_CREDENTIAL: "the request carries no API key",
-    Reason.MALFORMED_CREDENTIAL: "no API key by its shape or checksum, or more than one key",
+    Reason.MALFORMED_CREDENTIAL: "not an API key: its shape or its checksum is wrong",
     Reason.UNKNOWN_CREDENTIAL: "no integration has this API key",
     Reason.EXPIRED_CREDENTIAL: "the API key has expired",
+}
+
+
+_ROUTE_FAULTS = {
+    Reason.ROUTE_UNKNOWN: "no route matches the path",
+    Reason.METHOD_NOT_ALLOWED: "routes match the path, but none of them with the method {method}",
+    Reason.ROUTE_MISCONFIGURED: (
+        "the proxy states {scope!r}, which is not a scope of the configuration; correct it in the proxy"
+    ),
 }
 
 
@@ -92,8 +105,7 @@ def answer_to(decision: Decision, style: AnswerStyle) -> Answer:
     limits, mark = limits_of(decision), fallback_headers(decision.fallback)
     if reason is Reason.OK:
         client = [*(limit_headers(limits, style) if limits is not None else []), *mark]
-        removed = (evaluation.key_header,) if evaluation.key_header else ()
-        return Answer(200, client, identity_headers(evaluation, decision.id), removed, b"")
+        return Answer(200, client, identity_headers(evaluation, decision.id), evaluation.key_headers, b"")
     headers = [*denial_headers(reason, decision.id, limits, style), *mark]
     body = problem_body(reason, evaluation, decision.id, limits, style)
     return Answer(http_status(reason, style), headers, [], (), body)
@@ -122,7 +134,7 @@ def as_plain_data(decision: Decision, steps: list[Step], answer: Answer) -> dict
 def _credential(request: AccessRequest, decision: Decision) -> str:
     evaluation = decision.evaluation
     if evaluation.integration is None or evaluation.credential is None:
-        return _CREDENTIAL_FAULTS[decision.reason]
+        return evaluation.detail or _CREDENTIAL_FAULTS[decision.reason]
     expires_at_us = evaluation.credential.expires_at_us
     expiry = f", valid until {iso_time(expires_at_us)}" if expires_at_us is not None else ""
     return (
@@ -148,18 +160,19 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
 
 
 def _path(request: AccessRequest, decision: Decision) -> str:
-    try:
-        return normalise_path(request.path)
-    except PathRefusedError as error:
-        return str(error)
+    return decision.evaluation.detail or normalise_path(request.path, len(request.path))
+
+
+def _route(request: AccessRequest, decision: Decision) -> str:
+    if decision.evaluation.reason in _ROUTE_FAULTS:
+        return _ROUTE_FAULTS[decision.evaluation.reason].format(method=request.method, scope=request.scope)
+    return "stated by the proxy" if request.scope is not None else "a route matches"
 
 
 def _scope(request: AccessRequest, decision: Decision) -> str:
     evaluation = decision.evaluation
-    asked_by = "the proxy" if request.scope else "the route"
+    asked_by = "the route" if request.scope is None else "the proxy"
     if evaluation.reason is Reason.SCOPE_MISSING:
-        if evaluation.scope is None:
-            return f"{request.scope!r} is no scope" if request.scope else "no route matches method and path"
         return f"{asked_by} asks for {evaluation.scope}; the integration has {_scopes(evaluation)}"
     return f"{asked_by} asks for {evaluation.scope or 'no scope'}"
 
@@ -185,6 +198,7 @@ _DETAILS = {
     "suspension": _suspension,
     "allowlist": _allowlist,
     "path": _path,
+    "route": _route,
     "scope": _scope,
     "bucket": _bucket,
 }

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from sidecar.app.config import Config
-from sidecar.app.settings import NO_SCOPE
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.client_address import ClientAddressRule, ClientHeader, ForwardedFor, PeerAddress
 from sidecar.domain.credential_sources import CredentialSource, CredentialSources
 from sidecar.domain.policy import Policy, Route
 from sidecar.domain.prefix_trie import PrefixTrie
-from sidecar.domain.routes import RouteError, RouteTable
+from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
+from sidecar.domain.routes import RouteError
 from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeError
+from sidecar.observe.logs import log_event
 from sidecar.stores.file_faults import FaultList, FileFault
 
 SHARED_STORE_KEYS = ("store_timeout_ms", "on_store_error")
 """Settings that only a shared store gives a meaning."""
+
+_log = logging.getLogger("sidecar.app")
 
 
 class Rules(NamedTuple):
@@ -47,6 +51,7 @@ def build_rules(config: Config) -> Rules:
         routes,
         catalogue,
         resolves_every_address=config.has_control_plane,  # which tells from where a credential was used
+        on_misconfigured=_log_misconfigured,
     )
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
@@ -62,6 +67,15 @@ def client_address_rule(config: Config) -> ClientAddressRule:
     if rule.trusted_proxies:
         return ForwardedFor(PrefixTrie(rule.trusted_proxies), rule.header)
     return ClientHeader(rule.header)
+
+
+def _log_misconfigured(problem: str) -> None:
+    log_event(
+        _log,
+        logging.ERROR,
+        "route misconfigured in the proxy: its requests are refused until its 'scope' is corrected",
+        problem=problem,
+    )
 
 
 def _without_effect(config: Config) -> tuple[FileFault, ...]:
@@ -86,22 +100,21 @@ def _catalogue(config: Config, faults: FaultList) -> ScopeCatalogue:
 
 def _routes(
     config: Config, catalogue: ScopeCatalogue, faults: FaultList
-) -> tuple[RouteTable[Route], tuple[FileFault, ...]]:
+) -> tuple[RouteReadings[Route], tuple[FileFault, ...]]:
+    paths = config.settings.paths
     entries = []
     for index, route in enumerate(config.settings.routes):
         scope: Scope | None = None
-        if route.scope != NO_SCOPE:
-            try:
-                scope = catalogue.parse(route.scope)
-            except ScopeError as error:
-                hint = "" if ":" in route.scope else f", or '{NO_SCOPE}'"
-                faults.put(config.fault(("routes", index, "scope"), f"{error}{hint}"))
+        try:
+            scope = catalogue.parse_required(route.scope)
+        except ScopeError as error:
+            faults.put(config.fault(("routes", index, "scope"), str(error)))
         entries.append((frozenset(route.methods), route.path, Route(scope)))
     try:
-        table = RouteTable(entries)
+        table = RouteReadings(entries, Case(paths.case), TrailingSlash(paths.trailing_slash), paths.chars_max)
     except RouteError as error:
         faults.put(config.fault(("routes",), str(error)))
-        return RouteTable[Route](()), ()
+        return RouteReadings[Route](()), ()
     return table, tuple(
         config.fault(
             ("routes", entry.index),

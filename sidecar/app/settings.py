@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from sidecar.domain.cidr import Cidr, parse_cidr
+from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
 from sidecar.stores.redis.urls import SCHEMES, StoreUrl, parse_store_url
@@ -51,9 +52,8 @@ STORE_TIMEOUT_MIN_MS = 5
 """Timers are exact to about two milliseconds, so less would give the store no time at all."""
 STORE_TIMEOUT_MAX_MS = 10_000
 WORKERS_MAX = 256
-NO_SCOPE = "none"
-"""A route's scope when any active integration may call it."""
-
+PATH_CHARS_MIN = 64
+"""A lower bound would refuse ordinary paths."""
 EMBEDDED_STORE = "embedded:"
 """Buckets in the memory of the process; every other store is shared."""
 
@@ -178,6 +178,14 @@ class RouteSettings(Section):
     scope: str
 
 
+class PathSettings(Section):
+    """How the upstream reads paths, and how long a path may be; see `route_readings`."""
+
+    case: Literal["sensitive", "insensitive", "either"] = "either"
+    trailing_slash: Literal["ignored", "significant", "either"] = "either"
+    chars_max: Annotated[int, Field(ge=PATH_CHARS_MIN, le=LIMIT_MAX)] = PATH_CHARS_MAX
+
+
 class ClientIpSettings(Section):
     """
     Who the client is: the peer of the proxy, or what a header says.
@@ -290,6 +298,7 @@ class Settings(Section):
         Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)
     ] = 1
     routes: tuple[RouteSettings, ...] = ()
+    paths: PathSettings = PathSettings()
     scope_categories: tuple[CategorySettings, ...] = ()
     client_ip: ClientIpSettings = ClientIpSettings()
     credentials: Annotated[tuple[CredentialSettings, ...], Field(min_length=1)] = (

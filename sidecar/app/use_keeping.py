@@ -29,7 +29,7 @@ def use_noter(uses: CredentialUses) -> Callable[[Evaluation, int], None]:
     note, refused = uses.note, Reason.IP_NOT_ALLOWED
 
     def note_use(evaluation: Evaluation, now_us: int) -> None:
-        reason, integration, credential, _, address, _ = evaluation
+        reason, integration, credential, _, address, _, _ = evaluation
         if address is not None and reason is not refused and credential is not None:
             note(credential.id, integration.id, address, now_us)  # type: ignore[union-attr]  # both or none
 

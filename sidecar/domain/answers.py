@@ -30,6 +30,10 @@ _TITLES = {
     Reason.INTEGRATION_SUSPENDED: "Integration suspended",
     Reason.IP_NOT_ALLOWED: "Address not allowed",
     Reason.PATH_REFUSED: "Path refused",
+    Reason.URI_TOO_LONG: "Path too long",
+    Reason.ROUTE_UNKNOWN: "Route unknown",
+    Reason.METHOD_NOT_ALLOWED: "Method not allowed",
+    Reason.ROUTE_MISCONFIGURED: "Route misconfigured",
     Reason.SCOPE_MISSING: "Scope missing",
     Reason.RATE_LIMITED: "Quota exceeded",
     Reason.STORE_UNAVAILABLE: "Rate limits unavailable",
@@ -147,6 +151,8 @@ def problem_body(
 
 
 def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle) -> str:
+    if evaluation.detail:
+        return evaluation.detail
     match reason:
         case Reason.MISSING_CREDENTIAL:
             return f"Send your API key in the header {style.key_hint}."
@@ -162,18 +168,26 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
                 f"Requests from {_address_text(evaluation.client_address)} are not on this integration's"
                 " IP allowlist. Call from a listed address or ask your administrator to add this one."
             )
-        case Reason.PATH_REFUSED:
+        case Reason.ROUTE_UNKNOWN:
             return (
-                "The path is ambiguous. Send it without '.', '..' or empty segments, backslashes, ';'"
-                " and encoded slashes, dots or percent signs."
+                "No route of this platform is open to integrations at this path. Compare the URL with the"
+                " API's documentation, upper and lower case included."
             )
-        case Reason.SCOPE_MISSING if evaluation.scope is not None:
+        case Reason.METHOD_NOT_ALLOWED:
+            return (
+                "This path is open to integrations, but not with this method. Compare the method with the"
+                " API's documentation."
+            )
+        case Reason.ROUTE_MISCONFIGURED:
+            return (
+                "The platform's own configuration of this route is wrong, so no integration can call it."
+                " Report it to the platform's support, with the decision_id; your request is not at fault."
+            )
+        case Reason.SCOPE_MISSING:
             return (
                 f"This call needs the scope {evaluation.scope}, which this integration does not have."
                 " Ask your administrator to add it."
             )
-        case Reason.SCOPE_MISSING:
-            return "No rule of the platform opens this method and path to integrations. Check the URL."
         case Reason.RATE_LIMITED if limits is not None and not limits.retry_after:
             return (
                 "This request costs more than a full burst, so waiting cannot help."

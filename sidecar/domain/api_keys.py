@@ -23,6 +23,7 @@ KEY_LENGTH_MAX = 128
 CREDENTIAL_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
+_OWN_PREFIX = f"{PREFIX}_"
 _PREFIX = re.compile(r"[0-9A-Za-z-]{1,16}")
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -74,6 +75,24 @@ def credential_id_of(api_key: str) -> str:
     if expected != api_key[-CHECKSUM_LENGTH:]:
         raise ApiKeyError("the API key's checksum does not match: it is mistyped or cut off")
     return credential_id
+
+
+def is_own_key(text: str) -> bool:
+    """
+    Whether *text*, found where callers also carry tokens of others, is meant to be a key of ours.
+
+    It is when it begins with our prefix, mistyped or not; with another prefix (`sidecar keys new --prefix`)
+    when it is a whole key.
+    """
+    if text.startswith(_OWN_PREFIX):
+        return True
+    if text.count("_") != 2:
+        return False
+    try:
+        credential_id_of(text)
+    except ApiKeyError:
+        return False
+    return True
 
 
 def digest_of(api_key: str) -> str:

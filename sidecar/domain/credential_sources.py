@@ -1,10 +1,18 @@
-"""Where a request carries its API key, and that it carries exactly one."""
+"""
+Where a request carries its API key, and that it carries one alone.
+
+In a header that is for API keys (`x-api-key`) every value is one. In a header with a scheme, such as
+`authorization: Bearer`, callers also carry tokens of their own users, meant for the upstream: there only what
+looks like a key of ours is one, and every other value passes untouched.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from sidecar.domain.api_keys import is_own_key
 
 IDENTITY_HEADERS = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
 """What an allowed request carries to the upstream, set by the sidecar; never a credential source."""
@@ -18,7 +26,14 @@ class CredentialSourceError(ValueError):
 
 
 class AmbiguousCredentialError(ValueError):
-    """A request carries more than one API key."""
+    """A request carries more than one API key, or a key that cannot be taken away; the message is public."""
+
+
+_TWO_KEYS = "The request carries two different API keys. Send one of them alone."
+_SHARED_HEADER = (
+    "A header carries an API key beside another value, so the key cannot be removed before the request is"
+    " passed on. Send the API key in a header of its own."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +69,28 @@ class CredentialSource:
             )
 
     def key_in(self, value: str) -> str | None:
-        """The API key in a header *value*; None = it carries none."""
+        """
+        The API key in a header *value*, repeats joined with ','; None = it carries none.
+
+        Raises:
+            AmbiguousCredentialError: it carries two keys, or something else beside a key.
+        """
+        if "," not in value:
+            return self._single_key(value)
+        values = [part for part in value.split(",") if part.strip()]
+        keys = {self._single_key(part) for part in values}
+        if len(keys) <= 1:
+            return keys.pop() if keys else None
+        raise AmbiguousCredentialError(_SHARED_HEADER if None in keys else _TWO_KEYS)
+
+    def _single_key(self, value: str) -> str | None:
         if self.scheme is None:
-            return value
-        scheme, _, key = value.partition(" ")
-        return key.strip() if scheme.lower() == self.scheme.lower() else None
+            return value.strip()
+        parts = value.split(None, 1)
+        if len(parts) < 2 or parts[0].lower() != self.scheme.lower():
+            return None
+        key = parts[1].strip()
+        return key if is_own_key(key) else None
 
 
 DEFAULT_SOURCES = (CredentialSource("x-api-key"), CredentialSource("authorization", "Bearer"))
@@ -73,18 +105,18 @@ class CredentialSources:
         """Look at *sources* in this order."""
         self.sources = tuple(sources)
 
-    def find(self, header: Callable[[str], str | None]) -> tuple[str, str] | None:
+    def find(self, header: Callable[[str], str | None]) -> tuple[str, tuple[str, ...]] | None:
         """
-        Return (API key, name of the header that carried it), or None.
+        Return (API key, names of the headers that carried it), or None.
 
         Args:
             header: returns a request header by lower-case name; repeats joined with ','.
 
         Raises:
-            AmbiguousCredentialError: two sources carry a key, or one header carries several: which
-                of them the upstream would believe is unknown, so neither is believed.
+            AmbiguousCredentialError: the request carries two different keys (which of them the upstream
+                would believe is unknown, so neither is believed), or a key beside something else.
         """
-        found: tuple[str, str] | None = None
+        found: tuple[str, tuple[str, ...]] | None = None
         for source in self.sources:
             value = header(source.header)
             if not value:
@@ -92,7 +124,10 @@ class CredentialSources:
             key = source.key_in(value)
             if not key:
                 continue
-            if found is not None or "," in value:
-                raise AmbiguousCredentialError("more than one API key in the request; send exactly one")
-            found = key, source.header
+            if found is None:
+                found = key, (source.header,)
+            elif found[0] != key:
+                raise AmbiguousCredentialError(_TWO_KEYS)
+            elif source.header not in found[1]:
+                found = key, (*found[1], source.header)
         return found

@@ -42,6 +42,10 @@ class Reason(Enum):
     STORE_UNAVAILABLE = ("store_unavailable", Verdict.DENY_403, 503, 14)
     OVERLOADED = ("overloaded", Verdict.DENY_403, 503, 14)
     DRAINING = ("draining", Verdict.DENY_403, 503, 14)
+    URI_TOO_LONG = ("uri_too_long", Verdict.DENY_403, 414, 7)
+    ROUTE_UNKNOWN = ("route_unknown", Verdict.DENY_403, 403, 7)
+    METHOD_NOT_ALLOWED = ("method_not_allowed", Verdict.DENY_403, 403, 7)
+    ROUTE_MISCONFIGURED = ("route_misconfigured", Verdict.DENY_403, 403, 7)
 
     def __init__(self, word: str, verdict: Verdict, http_status: int, grpc_code: int) -> None:
         """Spread the row over named attributes."""

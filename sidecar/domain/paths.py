@@ -7,11 +7,11 @@ left is put into the normal form of RFC 3986 6.2.2:
 
 * the query is dropped;
 * an escape of a character that may stand in a segment as it is becomes that character (`%61` is `a`,
-  `%40` is `@`), because upstreams decode both spellings alike before they route;
+  `%40` is `@`);
 * every other escape stays, with upper-case digits (`%c3%a9` is `%C3%A9`).
 
-A trailing slash is kept; route tables treat '/a/' and '/a' alike. Letter case is kept, too: an upstream
-that ignores it must be given routes that do not depend on it.
+A trailing slash and letter case are kept. Upstreams differ about them, and about which escapes they decode
+before they route: `route_readings` compares what each common way of reading would be routed to.
 """
 
 from __future__ import annotations
@@ -22,33 +22,70 @@ from itertools import product
 from urllib.parse import unquote_to_bytes
 
 PATH_CHARS_MAX = 8_192
-"""Longest request target, query included; RFC 9112 3 asks servers for at least 8,000."""
+"""Default bound of a path; RFC 9112 3 asks servers for at least 8,000. A query does not count."""
 
 
 class PathFault(Enum):
-    """Why a path is refused; the value completes the sentence 'the path ...'."""
+    """
+    Why a path is refused.
 
-    TOO_LONG = f"is longer than {PATH_CHARS_MAX} characters"
-    NOT_ABSOLUTE = "does not start with '/'"
-    ILLEGAL_CHARACTER = "holds a character that must be percent-encoded or is not allowed at all"
-    FRAGMENT = "holds a '#'"
-    BACKSLASH = "holds a backslash"
-    PATH_PARAMETER = "holds a ';', plain or as %3B"
-    EMPTY_SEGMENT = "holds '//'"
-    DOT_SEGMENT = "holds a '.' or '..' segment"
-    MALFORMED_ESCAPE = "holds a '%' that is not followed by two hex digits"
-    ENCODED_SEPARATOR = "holds an encoded '/', '\\', '.' or '%' (%2F, %5C, %2E, %25)"
-    ENCODED_CONTROL = "holds an encoded control character (%00 to %1F, %7F)"
-    NOT_UTF8 = "holds escapes that are not UTF-8"
+    `text` completes the sentence 'the path ...', `remedy` says what to send instead.
+    """
+
+    TOO_LONG = ("is too long", "Put long values into the query or the body.")
+    NOT_ABSOLUTE = ("does not start with '/'", "Send a path that starts with '/'.")
+    NOT_ASCII = (
+        "holds a character that is not ASCII",
+        "Percent-encode its UTF-8 bytes: %C3%A9 for e with an acute accent.",
+    )
+    ILLEGAL_CHARACTER = (
+        "holds a character that must be percent-encoded or is not allowed at all",
+        "Percent-encode it, such as %20 for a space; control characters are never allowed.",
+    )
+    ILLEGAL_QUERY = (
+        "is followed by a query that holds a character that must be percent-encoded",
+        "Percent-encode spaces, control characters and what is not ASCII in the query.",
+    )
+    FRAGMENT = ("holds a '#'", "Leave out the fragment, from '#' on.")
+    BACKSLASH = ("holds a backslash", "Separate segments with '/'.")
+    PATH_PARAMETER = ("holds a ';', plain or as %3B", "Send it without ';' and what follows it.")
+    EMPTY_SEGMENT = ("holds '//'", "Send one '/' between segments.")
+    DOT_SEGMENT = ("holds a '.' or '..' segment", "Send the path that it leads to.")
+    MALFORMED_ESCAPE = (
+        "holds a '%' that is not followed by two hex digits",
+        "Write each escape as '%' and two of 0-9 and A-F.",
+    )
+    ENCODED_SEPARATOR = (
+        "holds an encoded '/', '\\', '.' or '%' (%2F, %5C, %2E, %25)",
+        "Such characters cannot be part of a segment: '.' is sent as it is, the others not at all.",
+    )
+    ENCODED_CONTROL = ("holds an encoded control character (%00 to %1F, %7F)", "Send it without.")
+    NOT_UTF8 = ("holds escapes that are not UTF-8", "Encode text as UTF-8 before you percent-encode it.")
+    AMBIGUOUS_ROUTE = (
+        "leads to different routes, with different scopes, depending on how it is read",
+        "Send it as the API's documentation writes it: the same upper and lower case, plain characters not"
+        " percent-encoded, no '/' at the end.",
+    )
+
+    def __init__(self, text: str, remedy: str) -> None:
+        """Spread the row over named attributes."""
+        self.text = text
+        self.remedy = remedy
 
 
 class PathRefusedError(ValueError):
     """A path that has no single meaning; `fault` is why. The message never quotes the path."""
 
-    def __init__(self, fault: PathFault) -> None:
-        """Name the fault in the message."""
-        super().__init__(f"the path {fault.value}")
+    def __init__(self, fault: PathFault, chars_max: int = 0) -> None:
+        """Name the fault in the message; *chars_max* is the bound of a path that is too long."""
+        bound = f": at most {chars_max} characters are accepted, without the query" if chars_max else ""
+        super().__init__(f"the path {fault.text}{bound}")
         self.fault = fault
+
+    @property
+    def advice(self) -> str:
+        """What is wrong and what to do, in sentences."""
+        return f"The{str(self)[3:]}. {self.fault.remedy}"
 
 
 # RFC 3986 3.3: a segment is pchar*. Left out here: '%', and ';', which some upstreams cut off.
@@ -56,6 +93,9 @@ _SEGMENT_CHARS = r"A-Za-z0-9\-._~!$&'()*+,=:@"
 # RFC 9112 3.2: a request target is visible ASCII; a fragment is never sent.
 _VISIBLE_CHARS = r"!-\"$-~"
 _PLAIN_TARGET = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
+# The same without upper-case letters and without a '/' at the end of the path: most paths are like that.
+_SIMPLE_CHARS = _SEGMENT_CHARS.replace("A-Z", "")
+SIMPLE_TARGET = re.compile(rf"(/[{_SIMPLE_CHARS}/]*+(?<!/))(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
 _VISIBLE_TARGET = re.compile(rf"[{_VISIBLE_CHARS}]*").fullmatch
 _PATH_WITH_ESCAPES = re.compile(rf"[{_SEGMENT_CHARS}/%]*").fullmatch
 _SEGMENT_CHAR = re.compile(rf"[{_SEGMENT_CHARS}]").fullmatch
@@ -65,38 +105,55 @@ _CONTROLS = frozenset([*range(0x20), 0x7F])
 _AMBIGUOUS = frozenset(b"/\\.%;")  # decoded once more by the next program, they change the segments
 
 
-def normalise_path(raw: str) -> str:
+def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     """
     The one normal form of the path of request target *raw*, which may hold a query.
 
     >>> normalise_path("/v1/%6Frders/caf%c3%a9?expand=lines")
     '/v1/orders/caf%C3%A9'
 
-    The whole target must be visible ASCII; the query is not looked at beyond that.
+    The whole target must be visible ASCII; the query is not looked at beyond that, and does not count
+    towards *chars_max*.
 
     Raises:
         PathRefusedError: the path could mean different things to different programs.
     """
     plain = _PLAIN_TARGET(raw)
-    if plain and len(raw) <= PATH_CHARS_MAX:
+    if plain:
         path = plain[1]
-        if "//" not in path and "/." not in path:  # '/.' may be harmless: '/.well-known'
+        # '/.' may be harmless: '/.well-known'
+        if len(path) <= chars_max and "//" not in path and "/." not in path:
             return path
-    path = raw.partition("?")[0]
-    fault = _target_fault(raw) or _path_fault(path)
+    path, _, query = raw.partition("?")
+    if len(path) > chars_max:
+        raise PathRefusedError(PathFault.TOO_LONG, chars_max)
+    fault = _target_fault(path, query) or _path_fault(path)
     if fault is not None:
         raise PathRefusedError(fault)
     return _normalise_escapes(path) if "%" in path else path
 
 
-def _target_fault(raw: str) -> PathFault | None:
-    if len(raw) > PATH_CHARS_MAX:
-        return PathFault.TOO_LONG
-    if not raw.startswith("/"):
+def decode_unreserved(path: str) -> str:
+    """
+    *path*, which has a normal form, as RFC 3986 6.2.2.2 alone would have it.
+
+    >>> decode_unreserved("/%75sers/%40me")
+    '/users/%40me'
+    """
+    head, *pieces = path.split("%")
+    return head + "".join(_UNRESERVED.get(piece[:2], f"%{piece[:2].upper()}") + piece[2:] for piece in pieces)
+
+
+def _target_fault(path: str, query: str) -> PathFault | None:
+    if not path.startswith("/"):
         return PathFault.NOT_ABSOLUTE
-    if not _VISIBLE_TARGET(raw):
-        return PathFault.FRAGMENT if "#" in raw else PathFault.ILLEGAL_CHARACTER
-    return None
+    if "#" in path or "#" in query:
+        return PathFault.FRAGMENT
+    if not path.isascii():
+        return PathFault.NOT_ASCII
+    if not _VISIBLE_TARGET(path):
+        return PathFault.ILLEGAL_CHARACTER
+    return None if _VISIBLE_TARGET(query) else PathFault.ILLEGAL_QUERY
 
 
 def _path_fault(path: str) -> PathFault | None:
@@ -148,3 +205,4 @@ def _normal_escapes() -> dict[str, str]:
 
 
 _NORMAL_ESCAPES = _normal_escapes()
+_UNRESERVED = {digits: form for digits, form in _NORMAL_ESCAPES.items() if form.isalnum() or form in "-_~"}

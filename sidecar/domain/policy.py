@@ -1,5 +1,5 @@
 """
-The policy: API key, integration, suspension, IP allowlist, path, scope, in this order.
+The policy: API key, integration, suspension, IP allowlist, path, route, scope, in this order.
 
 `Policy.evaluate` says at once what the registry decides; what is left is to take from the bucket
 (`asked` 1) or, for a refusal that is answered with limits, to peek into it (`asked` 0).
@@ -14,12 +14,16 @@ from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
-from sidecar.domain.paths import PathRefusedError, normalise_path
-from sidecar.domain.routes import RouteTable
+from sidecar.domain.paths import PathFault, PathRefusedError
+from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
 
 SCOPE_OVERRIDES_MAX = 1_024
+"""Scopes stated by proxies and callers of which we keep what they mean."""
+
+MISCONFIGURED_TOLD_MAX = 64
+"""Misconfigured scopes that are reported, each once; the rest is only counted."""
 
 
 class AccessRequest(NamedTuple):
@@ -28,7 +32,7 @@ class AccessRequest(NamedTuple):
 
     `path` is raw and may hold a query; `header` returns a request header by lower-case name, repeats
     joined with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the
-    scope that the proxy's route asks for, '' = the route table decides.
+    scope that the proxy's route asks for, or 'none', None = the route table decides.
 
     Callers that are no proxy state more by themselves: `api_key`, None = it is looked for in the headers;
     and `address_rule`, how to find the client's address, None = by the configuration's rule.
@@ -38,7 +42,7 @@ class AccessRequest(NamedTuple):
     path: str
     header: Callable[[str], str | None]
     peer: str
-    scope: str = ""
+    scope: str | None = None
     api_key: str | None = None
     address_rule: ClientAddressRule | None = None
 
@@ -49,15 +53,17 @@ class Evaluation(NamedTuple):
 
     `reason` OK = allowed if the bucket admits it. `integration` None = the caller is not known.
     `client_address` is packed, None = unknown or not looked at; `scope` is the scope asked for, None =
-    none needed or not looked at; `key_header` is the header to take away from the upstream.
+    none needed or not looked at; `key_headers` are the headers to take away from the upstream; `detail`
+    tells the caller more than the reason does, in sentences of a closed list, '' = there is no more to tell.
     """
 
     reason: Reason
     integration: CompiledIntegration | None = None
     credential: CompiledCredential | None = None
-    key_header: str = ""
+    key_headers: tuple[str, ...] = ()
     client_address: bytes | None = None
     scope: Scope | None = None
+    detail: str = ""
 
 
 class Route(NamedTuple):
@@ -71,6 +77,8 @@ class Policy:
 
     __slots__ = (
         "_catalogue",
+        "_misconfigured",
+        "_on_misconfigured",
         "_overrides",
         "_resolves_every_address",
         "client_address",
@@ -82,83 +90,111 @@ class Policy:
         self,
         sources: CredentialSources,
         client_address: ClientAddressRule,
-        routes: RouteTable[Route],
+        routes: RouteReadings[Route],
         catalogue: ScopeCatalogue,
         *,
         resolves_every_address: bool = False,
+        on_misconfigured: Callable[[str], None] | None = None,
     ) -> None:
         """
-        Keep the rules. A path that no route matches is denied: scope_missing.
+        Keep the rules. A path that no route matches is denied: route_unknown.
 
         *resolves_every_address* = the client's address is worked out for integrations without an
-        allowlist, too, for whoever keeps note of it.
+        allowlist, too, for whoever keeps note of it. *on_misconfigured* is told what is wrong with a scope
+        that a proxy states, once for each of the first `MISCONFIGURED_TOLD_MAX`.
         """
         self.sources = sources
         self.client_address = client_address
         self.routes = routes
         self._catalogue = catalogue
         self._resolves_every_address = resolves_every_address
-        self._overrides: dict[str, Scope | None] = {}
+        self._on_misconfigured = on_misconfigured
+        self._misconfigured: set[str] = set()
+        self._overrides: dict[str, Route | None] = {}
 
     def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
         """Decide all that the registry decides; the first rule that fails gives the reason."""
         try:
-            api_key, key_header = request.api_key, ""
+            api_key = request.api_key
+            key_headers: tuple[str, ...] = ()
             if api_key is None:
                 found = self.sources.find(request.header)
                 if found is None:
                     return _MISSING
-                api_key, key_header = found
+                api_key, key_headers = found
             credential = snapshot.credentials.get(credential_id_of(api_key))
-        except (AmbiguousCredentialError, ApiKeyError):
+        except ApiKeyError:
             return _MALFORMED
+        except AmbiguousCredentialError as error:
+            return Evaluation(Reason.MALFORMED_CREDENTIAL, detail=str(error))
         if credential is None or not matches(api_key, credential.digest):
             return _UNKNOWN if snapshot.is_loaded else _UNLOADED
         if credential.expires_at_us is not None and credential.expires_at_us <= now_us:
             return Evaluation(Reason.EXPIRED_CREDENTIAL)
-        return self._evaluate_known(request, credential, key_header)
+        return self._evaluate_known(request, credential, key_headers)
 
     def _evaluate_known(
-        self, request: AccessRequest, credential: CompiledCredential, key_header: str
+        self, request: AccessRequest, credential: CompiledCredential, key_headers: tuple[str, ...]
     ) -> Evaluation:
         integration = credential.integration
         if integration.is_suspended:
-            return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_header)
+            return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_headers)
         address = None
         allowlist = integration.allowlist
         if allowlist is not None or self._resolves_every_address:
             rule = self.client_address if request.address_rule is None else request.address_rule
             address = rule.resolve(request.peer, request.header)
             if allowlist is not None and (address is None or not allowlist.contains(address)):
-                return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_header, address)
+                return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address)
         try:
-            path = normalise_path(request.path)
-        except PathRefusedError:
-            return Evaluation(Reason.PATH_REFUSED, integration, credential, key_header, address)
-        if request.scope:
-            scope = self.scope_named(request.scope)
-            permitted = scope in integration.scopes
-        else:
-            route = self.routes.match(request.method, path)
-            scope = route.scope if route is not None else None
-            permitted = route is not None and (scope is None or scope in integration.scopes)
-        reason = Reason.OK if permitted else Reason.SCOPE_MISSING
+            if request.scope is None:
+                route = self.routes.find(request.method, request.path)
+            else:
+                self.routes.normalise(request.path)
+                route = self.route_named(request.scope)
+        except PathRefusedError as error:
+            reason = Reason.URI_TOO_LONG if error.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
+            return Evaluation(reason, integration, credential, key_headers, address, None, error.advice)
+        if route is None:
+            return Evaluation(self._routeless(request), integration, credential, key_headers, address)
+        scope = route.scope
+        reason = Reason.OK if scope is None or scope in integration.scopes else Reason.SCOPE_MISSING
         # The usual way out: a named tuple's own constructor takes three times as long.
-        return tuple.__new__(Evaluation, (reason, integration, credential, key_header, address, scope))
+        return tuple.__new__(Evaluation, (reason, integration, credential, key_headers, address, scope, ""))
 
-    def scope_named(self, text: str) -> Scope | None:
-        """The scope that a caller asks for by its name; None = not a scope, which nobody has."""
+    def _routeless(self, request: AccessRequest) -> Reason:
+        """Why there is no route for *request*."""
+        if request.scope is not None:
+            self._report(request.scope)
+            return Reason.ROUTE_MISCONFIGURED
+        return Reason.METHOD_NOT_ALLOWED if self.routes.has_path(request.path) else Reason.ROUTE_UNKNOWN
+
+    def _report(self, text: str) -> None:
+        """Say what is wrong with the scope *text*, once."""
+        if (
+            self._on_misconfigured is not None
+            and text not in self._misconfigured
+            and len(self._misconfigured) < MISCONFIGURED_TOLD_MAX
+        ):
+            self._misconfigured.add(text)
+            try:
+                self._catalogue.parse_required(text)
+            except ScopeError as error:
+                self._on_misconfigured(str(error))
+
+    def route_named(self, text: str) -> Route | None:
+        """What the scope *text*, or 'none', asks for; None = there is no such scope."""
         try:
             return self._overrides[text]
         except KeyError:
             pass
         try:
-            scope = self._catalogue.parse(text)
+            route = Route(self._catalogue.parse_required(text))
         except ScopeError:
-            scope = None
+            route = None
         if len(self._overrides) < SCOPE_OVERRIDES_MAX:
-            self._overrides[text] = scope
-        return scope
+            self._overrides[text] = route
+        return route
 
 
 _MISSING = Evaluation(Reason.MISSING_CREDENTIAL)

@@ -95,7 +95,7 @@ def _parse_literal(text: str, part: str) -> str:
     try:
         return normalise_path(f"/{part}")[1:]
     except PathRefusedError as error:
-        raise _fault(text, f"segment {part!r}: {error}") from None
+        raise _fault(text, f"segment {part!r}: {error}. {error.fault.remedy}") from None
 
 
 def _fault(text: str, fault: str) -> RouteError:
@@ -140,8 +140,15 @@ class RouteTable(Generic[T]):
         """
         The target of the first entry that matches; None = no entry does.
 
-        *path* is in the normal form of `normalise_path`; '/a/' is matched as '/a'. Methods are
-        case-sensitive (RFC 9110 9.1). One look-up per segment.
+        See `locate`. Methods are case-sensitive (RFC 9110 9.1).
+        """
+        return self.locate(path).match(method)
+
+    def locate(self, path: str) -> RouteState[T]:
+        """
+        The state after the segments of *path*, by one look-up per segment.
+
+        *path* is in the normal form of `normalise_path`; '/a/' is located as '/a'.
         """
         segments = path.split("/")
         if not segments[-1]:
@@ -152,30 +159,42 @@ class RouteTable(Generic[T]):
             if edges is None:
                 break
             state = edges.get(segment, state.other)
-        return state.targets.get(method, state.default)
+        return state
 
     def unreachable(self) -> tuple[UnreachableEntry, ...]:
         """The entries that no request can reach, in list order."""
         return self._unreachable
 
 
-class _State(Generic[T]):
+class RouteState(Generic[T]):
     """
     What is known after some segments of a path.
 
     `edges` leads on by the next segment, `other` by any segment that is not in it; None for `edges` = no
     further segment changes anything. If the path ends here, `targets` holds the winner by method and
-    `default` the winner for all other methods.
+    `default` the winner for all other methods. `beyond` is the state of the entries that match through
+    their '**' alone; `is_exact` = others match, too.
     """
 
-    __slots__ = ("default", "edges", "other", "targets")
+    __slots__ = ("beyond", "default", "edges", "is_exact", "other", "targets")
 
-    def __init__(self, targets: Mapping[str, T], default: T | None) -> None:
+    def __init__(self, targets: Mapping[str, T], default: T | None, is_exact: bool) -> None:
         """Begin as a state that nothing leads out of."""
-        self.edges: dict[str, _State[T]] | None = None
-        self.other: _State[T] = self
+        self.edges: dict[str, RouteState[T]] | None = None
+        self.other: RouteState[T] = self
+        self.beyond: RouteState[T] = self
         self.targets = targets
         self.default = default
+        self.is_exact = is_exact
+
+    def match(self, method: str) -> T | None:
+        """The winner for *method* if the path ends here; None = there is none."""
+        return self.targets.get(method, self.default)
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether an entry matches with any method if the path ends here."""
+        return self.default is not None or bool(self.targets)
 
 
 class _Node:
@@ -212,13 +231,14 @@ class _Compiler(Generic[T]):
         """Take *entries* in order."""
         self._entries = entries
         self._methods = [_expand_methods(methods, pattern) for methods, pattern, _ in entries]
-        self._states: dict[_Nodes, _State[T]] = {}
+        self._states: dict[_Nodes, RouteState[T]] = {}
         self._pending: list[_Nodes] = []
         self._edges = 0
         # By entry: the entries that win where it matches.
         self._won_by: tuple[set[int], ...] = tuple(set() for _ in entries)
+        self._unreachable: tuple[UnreachableEntry, ...] = ()
 
-    def compile(self) -> _State[T]:
+    def compile(self) -> RouteState[T]:
         """The state before the first '/'."""
         start = _Node()
         root = start.literals[""] = _Node()
@@ -227,15 +247,18 @@ class _Compiler(Generic[T]):
         start_state = self._state(frozenset([start]))
         while self._pending:
             self._connect(self._pending.pop())
-        return start_state
-
-    def unreachable(self) -> tuple[UnreachableEntry, ...]:
-        """After `compile`: the entries that won nowhere."""
-        return tuple(
+        self._unreachable = tuple(
             UnreachableEntry(index, tuple(sorted(by)))
             for index, by in enumerate(self._won_by)
             if index not in by
         )
+        for nodes in list(self._states):
+            self._states[nodes].beyond = self._state(frozenset(node for node in nodes if node.is_tail))
+        return start_state
+
+    def unreachable(self) -> tuple[UnreachableEntry, ...]:
+        """After `compile`: the entries that won nowhere."""
+        return self._unreachable
 
     def _connect(self, nodes: _Nodes) -> None:
         """Give the state of *nodes* its edges."""
@@ -264,12 +287,13 @@ class _Compiler(Generic[T]):
                     _enter(node.literals[literal], following)
             state.edges[literal] = self._state(frozenset(following))
 
-    def _state(self, nodes: _Nodes) -> _State[T]:
+    def _state(self, nodes: _Nodes) -> RouteState[T]:
         state = self._states.get(nodes)
         if state is None:
             winners, default = self._winners(sorted(index for node in nodes for index in node.ends))
             targets = {method: self._entries[index][2] for method, index in winners.items()}
-            state = _State(targets, None if default is None else self._entries[default][2])
+            is_exact = any(node.ends and not node.is_tail for node in nodes)
+            state = RouteState(targets, None if default is None else self._entries[default][2], is_exact)
             self._states[nodes] = state
             self._pending.append(nodes)
         return state

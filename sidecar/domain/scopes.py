@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+NO_SCOPE = "none"
+"""In place of a scope where any active integration may call."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
@@ -105,6 +108,20 @@ class ScopeCatalogue:
         if category.read_only and access == "write":
             raise ScopeError(f"scope {text!r} asks write on the read-only category {category.title}")
         return Scope(name, access)
+
+    def parse_required(self, text: str) -> Scope | None:
+        """
+        Read what a route asks for: a scope, or 'none', which is None.
+
+        Raises:
+            ScopeError: neither.
+        """
+        if text == NO_SCOPE:
+            return None
+        try:
+            return self.parse(text)
+        except ScopeError as error:
+            raise ScopeError(f"{error}{'' if ':' in text else f', or {NO_SCOPE!r}'}") from None
 
 
 def _by_name(categories: Iterable[ScopeCategory]) -> dict[str, ScopeCategory]:

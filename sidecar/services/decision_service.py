@@ -157,8 +157,10 @@ def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
         raise InvalidFieldError(
             "headers: leave them out when api_key is set; which of the two counts is unclear"
         )
-    if scope and policy.scope_named(scope) is None:
-        raise InvalidFieldError("scope: must be 'category:read' or 'category:write' of a configured category")
+    if scope and policy.route_named(scope) is None:
+        raise InvalidFieldError(
+            "scope: must be 'category:read' or 'category:write' of a configured category, or 'none'"
+        )
     if not scope:
         for field, value in (("method", request.method), ("path", request.path)):
             if not value:
@@ -170,7 +172,7 @@ def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
         request.path or "/",
         _by_lower_name(request).get,
         request.client_ip,
-        scope,
+        scope or None,
         api_key or None,
         _STATED_ADDRESS,
     )

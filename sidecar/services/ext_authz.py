@@ -46,7 +46,7 @@ class ExtAuthzService:
         """Render answers in *style*."""
         self._decider = decider
         self._style = style
-        self._unknown_caller: dict[Reason, Template] = {}
+        self._unknown_caller: dict[tuple[Reason, str], Template] = {}
 
     def methods(self) -> tuple[UnaryMethod, ...]:
         """The methods to bind to a transport."""
@@ -73,7 +73,7 @@ class ExtAuthzService:
     def render(self, decision: Decision) -> bytes:
         """A serialised CheckResponse for *decision*."""
         id, reason, evaluation, taken, fallback = decision
-        _, integration, credential, key_header, _, scope = evaluation
+        _, integration, credential, key_headers, _, scope, detail = evaluation
         if integration is None:
             return self._unknown_caller_template(decision) % {b"id": id.encode()}
         if reason is Reason.IP_NOT_ALLOWED:
@@ -86,7 +86,7 @@ class ExtAuthzService:
         # What stands in the message and is no variable, and the variables' widths. The registry's
         # objects outlive this service and its style, so the service is part of the key.
         key = (
-            self, reason.word, credential, key_header, scope if reason is Reason.SCOPE_MISSING else None,
+            self, reason.word, credential, key_headers, scope if reason is Reason.SCOPE_MISSING else detail,
             len(remaining), len(reset), len(wait), fallback,
         )  # fmt: skip
         template = integration.fragments.get(key)
@@ -98,13 +98,14 @@ class ExtAuthzService:
         return template % {b"id": id.encode(), b"remaining": remaining, b"reset": reset, b"wait": wait}
 
     def _unknown_caller_template(self, decision: Decision) -> Template:
-        template = self._unknown_caller.get(decision.reason)
+        key = decision.reason, decision.evaluation.detail
+        template = self._unknown_caller.get(key)
         if template is None:
             template = compile_template(
                 lambda values: _serialise(check_response(decision, values["id"], None, self._style)),
                 {"id": DECISION_ID_LENGTH},
             )
-            self._unknown_caller[decision.reason] = template
+            self._unknown_caller[key] = template
         return template
 
     def _compile(self, decision: Decision, remaining: int, reset: int, wait: int) -> Template:
@@ -133,7 +134,7 @@ def access_request(attributes: AttributeContext, reads_peer: bool = True) -> Acc
     if not headers and http.HasField("header_map"):
         headers = _joined(http.header_map.headers)
     peer = attributes.source.address.socket_address.address if reads_peer else ""
-    scope = attributes.context_extensions.get("scope", "")
+    scope = attributes.context_extensions.get("scope")
     # A named tuple's own constructor takes three times as long.
     return tuple.__new__(AccessRequest, (http.method, http.path, headers.get, peer, scope, None, None))
 
@@ -158,8 +159,7 @@ def check_response(
     if reason.grpc_code == 0:
         allowed = response.ok_response
         allowed.headers.extend(_options(identity_headers(evaluation, decision_id)))
-        if evaluation.key_header:
-            allowed.headers_to_remove.append(evaluation.key_header)
+        allowed.headers_to_remove.extend(evaluation.key_headers)
         if limits is not None:
             allowed.response_headers_to_add.extend(_options(limit_headers(limits, style)))
         allowed.response_headers_to_add.extend(mark)

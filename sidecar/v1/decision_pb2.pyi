@@ -94,7 +94,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_MISSING_CREDENTIAL: _Reason.ValueType  # 2
     """DENY_403. The request carries no API key."""
     REASON_MALFORMED_CREDENTIAL: _Reason.ValueType  # 3
-    """DENY_403. The key is mistyped or cut off (its checksum is wrong), or there are two."""
+    """DENY_403. The key is mistyped or cut off (its checksum is wrong), or there are two different ones."""
     REASON_UNKNOWN_CREDENTIAL: _Reason.ValueType  # 4
     """DENY_403. The key is well formed, but nobody's: made up, or revoked."""
     REASON_EXPIRED_CREDENTIAL: _Reason.ValueType  # 5
@@ -104,9 +104,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_IP_NOT_ALLOWED: _Reason.ValueType  # 7
     """DENY_403. The client's address is not on the integration's allowlist, or unknown."""
     REASON_PATH_REFUSED: _Reason.ValueType  # 8
-    """DENY_403. The path could mean different things to different programs."""
+    """DENY_403. The path could mean different things to different programs; `body` says why."""
     REASON_SCOPE_MISSING: _Reason.ValueType  # 9
-    """DENY_403. The integration lacks the scope, or no route leads to the path."""
+    """DENY_403. The integration lacks the scope."""
     REASON_RATE_LIMITED: _Reason.ValueType  # 10
     """DENY_429. The bucket has no token left."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 11
@@ -115,6 +115,16 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """DENY_403, http_status 503. The sidecar or its store has too much to do."""
     REASON_DRAINING: _Reason.ValueType  # 13
     """DENY_403, http_status 503. The sidecar is stopping."""
+    REASON_URI_TOO_LONG: _Reason.ValueType  # 14
+    """DENY_403, http_status 414. The path, without its query, is longer than the configuration allows."""
+    REASON_ROUTE_UNKNOWN: _Reason.ValueType  # 15
+    """DENY_403. No route leads to the path."""
+    REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 16
+    """DENY_403. Routes lead to the path, but none of them with this method."""
+    REASON_ROUTE_MISCONFIGURED: _Reason.ValueType  # 17
+    """DENY_403. The proxy states a scope that the configuration does not have. Never the answer to a native
+    call, which fails with INVALID_ARGUMENT instead.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why. Each reason belongs to one verdict."""
@@ -126,7 +136,7 @@ REASON_OK: Reason.ValueType  # 1
 REASON_MISSING_CREDENTIAL: Reason.ValueType  # 2
 """DENY_403. The request carries no API key."""
 REASON_MALFORMED_CREDENTIAL: Reason.ValueType  # 3
-"""DENY_403. The key is mistyped or cut off (its checksum is wrong), or there are two."""
+"""DENY_403. The key is mistyped or cut off (its checksum is wrong), or there are two different ones."""
 REASON_UNKNOWN_CREDENTIAL: Reason.ValueType  # 4
 """DENY_403. The key is well formed, but nobody's: made up, or revoked."""
 REASON_EXPIRED_CREDENTIAL: Reason.ValueType  # 5
@@ -136,9 +146,9 @@ REASON_INTEGRATION_SUSPENDED: Reason.ValueType  # 6
 REASON_IP_NOT_ALLOWED: Reason.ValueType  # 7
 """DENY_403. The client's address is not on the integration's allowlist, or unknown."""
 REASON_PATH_REFUSED: Reason.ValueType  # 8
-"""DENY_403. The path could mean different things to different programs."""
+"""DENY_403. The path could mean different things to different programs; `body` says why."""
 REASON_SCOPE_MISSING: Reason.ValueType  # 9
-"""DENY_403. The integration lacks the scope, or no route leads to the path."""
+"""DENY_403. The integration lacks the scope."""
 REASON_RATE_LIMITED: Reason.ValueType  # 10
 """DENY_429. The bucket has no token left."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 11
@@ -147,6 +157,16 @@ REASON_OVERLOADED: Reason.ValueType  # 12
 """DENY_403, http_status 503. The sidecar or its store has too much to do."""
 REASON_DRAINING: Reason.ValueType  # 13
 """DENY_403, http_status 503. The sidecar is stopping."""
+REASON_URI_TOO_LONG: Reason.ValueType  # 14
+"""DENY_403, http_status 414. The path, without its query, is longer than the configuration allows."""
+REASON_ROUTE_UNKNOWN: Reason.ValueType  # 15
+"""DENY_403. No route leads to the path."""
+REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 16
+"""DENY_403. Routes lead to the path, but none of them with this method."""
+REASON_ROUTE_MISCONFIGURED: Reason.ValueType  # 17
+"""DENY_403. The proxy states a scope that the configuration does not have. Never the answer to a native
+call, which fails with INVALID_ARGUMENT instead.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -192,7 +212,8 @@ class DecideRequest(_message.Message):
     path: _builtins.str
     """The path as it came, undecoded, with or without a query: "/v1/orders/42?expand=lines".
     A path that two programs could read differently ("..", "//", "%2f", ...) is denied as
-    REASON_PATH_REFUSED, not an invalid argument: it is your client's doing. At most 8,192 characters.
+    REASON_PATH_REFUSED, not an invalid argument: it is your client's doing. A path without its query that
+    is longer than `paths.chars_max` of the configuration (8,192) is denied as REASON_URI_TOO_LONG.
     Required unless `scope` is set.
     """
     api_key: _builtins.str
@@ -205,14 +226,14 @@ class DecideRequest(_message.Message):
     """
     scope: _builtins.str
     """The scope to ask for, "category:read" or "category:write", instead of the one that the route of
-    `method` and `path` asks for. Must be a scope of the configuration. Empty = the route decides, and a
-    path without a route is denied as REASON_SCOPE_MISSING.
+    `method` and `path` asks for; "none" = any active integration may go on. Must be a scope of the
+    configuration. Empty = the route decides, and a path without a route is denied as REASON_ROUTE_UNKNOWN.
     """
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Headers of the request you have received, of which only those that may carry an API key are read, in
         the configured order. Names in any case; join the values of a repeated header with ",": a request with
-        two keys is denied as REASON_MALFORMED_CREDENTIAL. Leave it empty when `api_key` is set.
+        two different keys is denied as REASON_MALFORMED_CREDENTIAL. Leave it empty when `api_key` is set.
         """
 
     def __init__(
@@ -283,7 +304,7 @@ class DecideResponse(_message.Message):
     decision_id: _builtins.str
     """Names this decision in all logs of the platform. 22 characters of [0-9a-z], unique over all sidecars."""
     http_status: _builtins.int
-    """The HTTP status to answer a denied request with: 401 or 403, 429, 503. 200 for an ALLOW."""
+    """The HTTP status to answer a denied request with: 401 or 403, 414, 429, 503. 200 for an ALLOW."""
     integration_id: _builtins.str
     """The integration that the key belongs to. Empty while the caller is not known, that is for the four
     credential reasons.

@@ -52,7 +52,8 @@ def test_answers__a_bearer_token_is_a_key_too(stack: Stack) -> None:
         ([("authorization", "Basic dXNlcjpwYXNz")], "missing_credential"),
         ([("x-api-key", "hello")], "unknown_credential"),
         ([("x-api-key", BAD_CHECKSUM)], "unknown_credential"),
-        ([("authorization", "Bearer hello")], "unknown_credential"),
+        ([("authorization", "Bearer sck_hello")], "unknown_credential"),
+        ([("authorization", "Bearer hello")], "missing_credential"),
     ],
 )
 def test_answers__a_caller_that_is_not_known(
@@ -81,7 +82,7 @@ def test_answers__a_key_that_is_not_accepted(any_stack: Stack, who: str) -> None
         ("foreigner", "/v1/inventory/42", "ip_not_allowed"),
         ("reader", "/v1/inventory/a;b", "path_refused"),
         ("financier", "/v1/inventory/42", "scope_missing"),
-        ("reader", "/v1/nowhere", "scope_missing"),
+        ("reader", "/v1/nowhere", "route_unknown"),
     ],
 )
 def test_answers__a_known_caller_that_may_not(any_stack: Stack, who: str, path: str, reason: str) -> None:

@@ -111,7 +111,7 @@ def test_problem_body__is_ascii_json(
     if reason is Reason.OK:
         return
     body = problem_body(
-        reason, Evaluation(reason, compiled(name), None, "", address, scope), NEXT_ID(), figures, style
+        reason, Evaluation(reason, compiled(name), None, (), address, scope), NEXT_ID(), figures, style
     )
     assert body.isascii()
     problem = json.loads(body)
@@ -128,7 +128,7 @@ def test_check_response__keeps_envoy_s_rules(
     Envoy lets a request through when a denial lacks either half, and removes headers after it sets them.
     """
     integration = compiled(name)
-    evaluation = Evaluation(reason, integration, integration.credentials[0], "x-api-key")
+    evaluation = Evaluation(reason, integration, integration.credentials[0], ("x-api-key",))
     if reason.is_credential_fault:
         evaluation = Evaluation(reason)
     taken = Taken(0, 1, 1, 1) if is_peeked or reason is Reason.RATE_LIMITED else None
@@ -139,7 +139,7 @@ def test_check_response__keeps_envoy_s_rules(
     assert (response.status.code == 0) == is_allowed
     assert response.WhichOneof("http_response") == ("ok_response" if is_allowed else "denied_response")
     allowed, denial = response.ok_response, response.denied_response
-    assert (denial.status.code in {401, 403, 429, 503}) == (not is_allowed)
+    assert (denial.status.code in {401, 403, 414, 429, 503}) == (not is_allowed)
     removed = set(allowed.headers_to_remove)
     for options in (allowed.headers, allowed.response_headers_to_add, denial.headers):
         assert_safe([(option.header.key, option.header.value) for option in options])

@@ -48,9 +48,9 @@ def decisions(draw: st.DrawFn) -> Decision:
         return Decision(NEXT_ID(), reason, Evaluation(reason), None)
     key = draw(st.sampled_from(KEYS))
     credential = SNAPSHOT.credentials[key.credential_id]
-    key_header = draw(st.sampled_from(("x-api-key", "authorization", "")))
+    key_headers = draw(st.sampled_from((("x-api-key",), ("authorization",), ())))
     evaluation = Evaluation(
-        reason, credential.integration, credential, key_header, draw(addresses), draw(scopes)
+        reason, credential.integration, credential, key_headers, draw(addresses), draw(scopes)
     )
     is_taken = reason in (Reason.OK, Reason.RATE_LIMITED) or draw(st.booleans())
     taken = draw(takens) if is_taken else None

@@ -99,8 +99,8 @@ def _request(
         except AddressError as error:
             raise CommandError(str(error), EXIT_USAGE) from None
     if peer:
-        return AccessRequest(method, path, headers.get, peer, scope)
-    return AccessRequest(method, path, headers.get, ip or "", scope, address_rule=PeerAddress())
+        return AccessRequest(method, path, headers.get, peer, scope or None)
+    return AccessRequest(method, path, headers.get, ip or "", scope or None, address_rule=PeerAddress())
 
 
 def _never_late(decision: Decision, context: None) -> None:

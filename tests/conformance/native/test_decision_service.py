@@ -60,7 +60,7 @@ def test_decide__over_a_socket(server: Server) -> None:
             allowed = await stub.Decide(ask(key), timeout=PATIENCE_S)
             assert (allowed.verdict, allowed.remaining) == (pb.VERDICT_ALLOW, 59)
             denied = await stub.Decide(ask(key, path="/nowhere"), timeout=PATIENCE_S)
-            assert (denied.verdict, denied.reason) == (pb.VERDICT_DENY_403, pb.REASON_SCOPE_MISSING)
+            assert (denied.verdict, denied.reason) == (pb.VERDICT_DENY_403, pb.REASON_ROUTE_UNKNOWN)
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await stub.Decide(ask(key, client_ip="here"), timeout=PATIENCE_S)
             assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -176,7 +176,7 @@ def test_decide__allows_and_explains(demo: tuple[str, dict[str, str]]) -> None:
         (("GET", "/v1/inventory/1", "--ip", "192.0.2.9"), "depot-scanner", "ok", 200),
         (("GET", "/v1/inventory/1", "--peer", "192.0.2.9"), "depot-scanner", "ok", 200),
         (("GET", "/v1/../orders"), "acme-erp", "path_refused", 403),
-        (("GET", "/v1/nothing"), "acme-erp", "scope_missing", 403),
+        (("GET", "/v1/nothing"), "acme-erp", "route_unknown", 403),
         (("GET", "/v1/nothing", "--scope", "inventory:read"), "acme-erp", "ok", 200),
     ],
 )

@@ -41,7 +41,7 @@ def decide(
 CASES = [
     (make_request(KEY.api_key), {}, "", "59 of 60 tokens left, refilled at 60 a minute"),
     (make_request(None), {}, "credential", "the request carries no API key"),
-    (make_request("nonsense"), {}, "credential", "no API key by its shape or checksum, or more than one key"),
+    (make_request("nonsense"), {}, "credential", "not an API key: its shape or its checksum is wrong"),
     (make_request(OTHER.api_key), {}, "credential", "no integration has this API key"),
     (make_request(KEY.api_key), {"expires_at_us": NOW_US}, "credential", "the API key has expired"),
     (make_request(KEY.api_key), {"status": Status.SUSPENDED}, "suspension", "suspended by an administrator"),
@@ -53,7 +53,10 @@ CASES = [
         make_request(KEY.api_key, peer=""), {"allowlist": ("192.0.2.0/24",)}, "allowlist",
         "the client's address is not known",
     ),
-    (make_request(KEY.api_key, path="/v1//orders"), {}, "path", "the path holds '//'"),
+    (
+        make_request(KEY.api_key, path="/v1//orders"), {}, "path",
+        "The path holds '//'. Send one '/' between segments.",
+    ),
     (
         make_request(KEY.api_key, path="/v1/finance/1"), {}, "scope",
         "the route asks for finance:read; the integration has orders:read",
@@ -62,12 +65,19 @@ CASES = [
         make_request(KEY.api_key, path="/v1/finance/1"), {"scopes": ()}, "scope",
         "the route asks for finance:read; the integration has no scopes",
     ),
-    (make_request(KEY.api_key, path="/v2"), {}, "scope", "no route matches method and path"),
+    (make_request(KEY.api_key, path="/v2"), {}, "route", "no route matches the path"),
+    (
+        make_request(KEY.api_key, method="PUT"), {}, "route",
+        "routes match the path, but none of them with the method PUT",
+    ),
     (
         make_request(KEY.api_key, scope="crm:write"), {}, "scope",
         "the proxy asks for crm:write; the integration has orders:read",
     ),
-    (make_request(KEY.api_key, scope="crm"), {}, "scope", "'crm' is no scope"),
+    (
+        make_request(KEY.api_key, scope="crm"), {}, "route",
+        "the proxy states 'crm', which is not a scope of the configuration; correct it in the proxy",
+    ),
 ]  # fmt: skip
 
 
@@ -107,11 +117,12 @@ def test_explain__what_passed_is_told_too() -> None:
     request = make_request(KEY.api_key, peer="192.0.2.7", path="/v1/status?x=1")
     record = make_integration(KEY, allowlist=("192.0.2.0/24",), expires_at_us=NOW_US + 3600 * SECOND_US)
     details = [step.detail for step in explain(request, decide(request, record))]
-    assert details[:5] == [
+    assert details[:6] == [
         f"{KEY.credential_id} of Acme GmbH (acme), valid until 2025-11-24T17:00:00Z",
         "active",
         "192.0.2.7 is in 192.0.2.0/24",
         "/v1/status",
+        "a route matches",
         "the route asks for no scope",
     ]
 

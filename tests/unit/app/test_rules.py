@@ -36,10 +36,10 @@ routes:
   - {path: /v1/ping, scope: none}
 """
     table = rules(tmp_path, text).policy.routes
-    assert table.match("GET", "/v1/orders/1") == Route(Scope("orders", "read"))
-    assert table.match("PUT", "/v1/orders/1") == Route(Scope("orders", "write"))
-    assert table.match("DELETE", "/v1/orders/1") is None
-    assert table.match("PURGE", "/v1/ping") == Route(None)
+    assert table.find("GET", "/v1/orders/1") == Route(Scope("orders", "read"))
+    assert table.find("PUT", "/v1/orders/1") == Route(Scope("orders", "write"))
+    assert table.find("DELETE", "/v1/orders/1") is None
+    assert table.find("PURGE", "/v1/ping") == Route(None)
 
 
 def test_rules__a_hidden_route_is_a_warning(tmp_path: Path) -> None:

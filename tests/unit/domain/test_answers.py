@@ -176,12 +176,17 @@ def test_problem_body__names_the_address(address: str | None, expected: str) -> 
 
 
 def test_problem_body__names_the_scope() -> None:
-    """Or says that no route leads there, which no scope would help against."""
+    """The missing one, as it is written."""
     assert (
         "the scope orders:write, which"
         in problem(Reason.SCOPE_MISSING, scope=Scope("orders", "write"))["detail"]
     )
-    assert "No rule of the platform opens" in problem(Reason.SCOPE_MISSING)["detail"]
+
+
+def test_problem_body__prefers_what_the_evaluation_found() -> None:
+    """What exactly is wrong is told instead of what is always true of the reason."""
+    for reason in (Reason.PATH_REFUSED, Reason.URI_TOO_LONG, Reason.MALFORMED_CREDENTIAL):
+        assert problem(reason, detail="Mend it.")["detail"] == "Mend it."
 
 
 def test_problem_body__tells_how_long_to_wait() -> None:

@@ -27,6 +27,10 @@ ANSWERS = {
     Reason.STORE_UNAVAILABLE: (Verdict.DENY_403, 503, 14),
     Reason.OVERLOADED: (Verdict.DENY_403, 503, 14),
     Reason.DRAINING: (Verdict.DENY_403, 503, 14),
+    Reason.URI_TOO_LONG: (Verdict.DENY_403, 414, 7),
+    Reason.ROUTE_UNKNOWN: (Verdict.DENY_403, 403, 7),
+    Reason.METHOD_NOT_ALLOWED: (Verdict.DENY_403, 403, 7),
+    Reason.ROUTE_MISCONFIGURED: (Verdict.DENY_403, 403, 7),
 }
 """The table of answers, written out a second time."""
 

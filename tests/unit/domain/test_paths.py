@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.domain.paths import PATH_CHARS_MAX, PathFault, PathRefusedError, normalise_path
+from sidecar.domain.paths import (
+    PATH_CHARS_MAX,
+    PathFault,
+    PathRefusedError,
+    decode_unreserved,
+    normalise_path,
+)
 
 UNRESERVED_AND_MORE = "ABCXYZabcxyz0189-_~!$&'()*+,=:@"
 
@@ -104,17 +110,17 @@ def test_normalise_path__has_one_form(raw: str, normal: str) -> None:
         ("/a#b", PathFault.FRAGMENT),
         ("/a?b#c", PathFault.FRAGMENT),
         ("/a b", PathFault.ILLEGAL_CHARACTER),
-        ("/a?b c", PathFault.ILLEGAL_CHARACTER),
+        ("/a?b c", PathFault.ILLEGAL_QUERY),
         ("/a\r\nb", PathFault.ILLEGAL_CHARACTER),
         ("/a\n", PathFault.ILLEGAL_CHARACTER),
-        ("/a?\n", PathFault.ILLEGAL_CHARACTER),
+        ("/a?\n", PathFault.ILLEGAL_QUERY),
         ("/..\n", PathFault.ILLEGAL_CHARACTER),
         ("/a\0", PathFault.ILLEGAL_CHARACTER),
         ("/a\x7f", PathFault.ILLEGAL_CHARACTER),
-        ("/caf\N{LATIN SMALL LETTER E WITH ACUTE}", PathFault.ILLEGAL_CHARACTER),
-        ("/a?\N{SNOWMAN}", PathFault.ILLEGAL_CHARACTER),
-        ("/\N{FULLWIDTH FULL STOP}\N{FULLWIDTH FULL STOP}/", PathFault.ILLEGAL_CHARACTER),
-        ("/a\udcff", PathFault.ILLEGAL_CHARACTER),
+        ("/caf\N{LATIN SMALL LETTER E WITH ACUTE}", PathFault.NOT_ASCII),
+        ("/a?\N{SNOWMAN}", PathFault.ILLEGAL_QUERY),
+        ("/\N{FULLWIDTH FULL STOP}\N{FULLWIDTH FULL STOP}/", PathFault.NOT_ASCII),
+        ("/a\udcff", PathFault.NOT_ASCII),
         ("/a|b", PathFault.ILLEGAL_CHARACTER),
         ("/{id}", PathFault.ILLEGAL_CHARACTER),
         ('/"a"', PathFault.ILLEGAL_CHARACTER),
@@ -129,12 +135,35 @@ def test_normalise_path__refuses(raw: str, fault: PathFault) -> None:
 
 
 def test_normalise_path__length_bound() -> None:
-    """The longest target passes, query included; one character more is refused, also in the query."""
+    """The longest path passes, with any query; one character more is refused, with the bound in the text."""
     longest = "/" + "a" * (PATH_CHARS_MAX - 1)
-    assert normalise_path(longest) == longest
+    assert normalise_path(longest) == normalise_path(f"{longest}?{longest}") == longest
+    assert normalise_path("/a?" + "b" * 2 * PATH_CHARS_MAX) == "/a"
     assert fault_of(longest + "a") is PathFault.TOO_LONG
-    assert fault_of("/a?" + "b" * (PATH_CHARS_MAX - 2)) is PathFault.TOO_LONG
+    assert fault_of(longest + "a?b") is PathFault.TOO_LONG
     assert fault_of("/%61" + "b" * (PATH_CHARS_MAX - 3)) is PathFault.TOO_LONG
+    assert normalise_path("/abc?defg", 4) == "/abc"
+    with pytest.raises(PathRefusedError, match="too long: at most 4 characters are accepted, without the qu"):
+        normalise_path("/abcd", 4)
+
+
+@pytest.mark.parametrize("fault", PathFault, ids=lambda fault: fault.name.lower())
+def test_path_refused_error__says_what_is_wrong_and_what_to_do(fault: PathFault) -> None:
+    """Every fault has two sentences of its own: 'The path ...' and what to send instead."""
+    error = PathRefusedError(fault, 64 if fault is PathFault.TOO_LONG else 0)
+    assert error.advice.startswith(f"The path {fault.text}")
+    assert error.advice.endswith(f". {fault.remedy}")
+    assert fault.remedy.endswith(".")
+    assert len({fault.text for fault in PathFault}) == len(PathFault)
+
+
+@pytest.mark.parametrize(
+    ("path", "decoded"),
+    [("/%75sers/%40me", "/users/%40me"), ("/%c3%a9%7e%2B", "/%C3%A9~%2B"), ("/a", "/a")],
+)
+def test_decode_unreserved__leaves_all_other_escapes(path: str, decoded: str) -> None:
+    """RFC 3986 6.2.2.2: letters, digits, '-', '_' and '~', no more; hex digits are upper case."""
+    assert decode_unreserved(path) == decoded
 
 
 def test_path_refused_error__never_quotes_the_path() -> None:

@@ -12,7 +12,14 @@ from sidecar.domain.cidr import parse_address
 from sidecar.domain.client_address import ClientHeader, PeerAddress
 from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Credential, Status
-from sidecar.domain.policy import SCOPE_OVERRIDES_MAX, AccessRequest, Evaluation, Policy
+from sidecar.domain.paths import PATH_CHARS_MAX
+from sidecar.domain.policy import (
+    MISCONFIGURED_TOLD_MAX,
+    SCOPE_OVERRIDES_MAX,
+    AccessRequest,
+    Evaluation,
+    Policy,
+)
 from sidecar.domain.scopes import Scope, ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from tests.building import CLIENT_IP, NOW_US, make_integration, make_key, make_policy, make_request
@@ -44,14 +51,14 @@ def test_evaluate__allows(evaluate: Evaluate, key: NewApiKey) -> None:
     assert evaluation.reason is Reason.OK
     assert evaluation.integration is not None and evaluation.integration.id == "acme"
     assert evaluation.credential is not None and evaluation.credential.id == key.credential_id
-    assert evaluation.key_header == "x-api-key"
+    assert evaluation.key_headers == ("x-api-key",)
     assert evaluation.scope == Scope("orders", "read")
 
 
 def test_evaluate__a_key_as_bearer_token(evaluate: Evaluate, key: NewApiKey) -> None:
     """The header that carried the key is the one to take away from the upstream."""
     evaluation = evaluate(api_key=None, headers={"authorization": f"Bearer {key.api_key}"})
-    assert (evaluation.reason, evaluation.key_header) == (Reason.OK, "authorization")
+    assert (evaluation.reason, evaluation.key_headers) == (Reason.OK, ("authorization",))
 
 
 def test_evaluate__no_key(evaluate: Evaluate) -> None:
@@ -65,9 +72,21 @@ def test_evaluate__a_mistyped_key(evaluate: Evaluate, key: NewApiKey) -> None:
 
 
 def test_evaluate__two_keys(evaluate: Evaluate, key: NewApiKey) -> None:
-    """Two keys are malformed, even when both are good."""
-    assert evaluate(headers={"authorization": f"Bearer {key.api_key}"}).reason is Reason.MALFORMED_CREDENTIAL
-    assert evaluate(api_key=f"{key.api_key},{key.api_key}").reason is Reason.MALFORMED_CREDENTIAL
+    """Two different keys are malformed, even when both are good, and told as such; one key twice is not."""
+    other = make_key().api_key
+    beside = {"authorization": f"Bearer {other}"}
+    for request in ({"headers": beside}, {"api_key": f"{key.api_key},{other}"}):
+        evaluation = evaluate(**request)
+        assert (evaluation.reason, evaluation.integration) == (Reason.MALFORMED_CREDENTIAL, None)
+        assert "two different API keys" in evaluation.detail
+    twice = evaluate(headers={"authorization": f"Bearer {key.api_key}"})
+    assert (twice.reason, twice.key_headers) == (Reason.OK, ("x-api-key", "authorization"))
+
+
+def test_evaluate__the_user_s_own_token_beside_the_key(evaluate: Evaluate) -> None:
+    """It is the upstream's: not a second key, and not taken away."""
+    evaluation = evaluate(headers={"authorization": "Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ1In0.c2ln"})
+    assert (evaluation.reason, evaluation.key_headers) == (Reason.OK, ("x-api-key",))
 
 
 def test_evaluate__a_key_nobody_has(evaluate: Evaluate) -> None:
@@ -157,8 +176,29 @@ def test_evaluate__the_client_address_rule_decides(evaluate: Evaluate) -> None:
 )
 def test_evaluate__odd_paths(evaluate: Evaluate, path: str) -> None:
     """A path that two programs could read differently is refused, whatever the route says."""
-    assert evaluate(path=path).reason is Reason.PATH_REFUSED
-    assert evaluate(path=path, scope="orders:read").reason is Reason.PATH_REFUSED
+    for scope in ("", "orders:read", "none"):
+        evaluation = evaluate(path=path, scope=scope)
+        assert evaluation.reason is Reason.PATH_REFUSED
+        assert evaluation.detail.startswith("The path ")
+
+
+@pytest.mark.parametrize("scope", ["", "orders:read"])
+def test_evaluate__a_path_that_is_too_long(evaluate: Evaluate, scope: str) -> None:
+    """It has a reason of its own, and the query does not count."""
+    longest = "/v1/orders/".ljust(PATH_CHARS_MAX, "4")
+    assert evaluate(path=f"{longest}?{longest}", scope=scope).reason is Reason.OK
+    evaluation = evaluate(path=f"{longest}2", scope=scope)
+    assert evaluation.reason is Reason.URI_TOO_LONG
+    assert "at most 8192 characters" in evaluation.detail
+
+
+def test_evaluate__a_path_that_leads_to_two_scopes(evaluate: Evaluate) -> None:
+    """The route that is judged must be the one that is served."""
+    policy = make_policy(routes=[("GET", "/users/@me", None), ("GET", "/users/{id}", "orders:write")])
+    assert evaluate(None, policy, path="/users/@me").reason is Reason.OK
+    evaluation = evaluate(None, policy, path="/users/%40me")
+    assert evaluation.reason is Reason.PATH_REFUSED
+    assert "different routes" in evaluation.detail
 
 
 @pytest.mark.parametrize(
@@ -170,9 +210,11 @@ def test_evaluate__odd_paths(evaluate: Evaluate, path: str) -> None:
         ("POST", "/v1/orders", Reason.SCOPE_MISSING, Scope("orders", "write")),
         ("GET", "/v1/finance/ledgers/1", Reason.SCOPE_MISSING, Scope("finance", "read")),
         ("GET", "/v1/status", Reason.OK, None),
-        ("GET", "/v1/nowhere", Reason.SCOPE_MISSING, None),
-        ("DELETE", "/v1/orders/42", Reason.SCOPE_MISSING, None),
-        ("get", "/v1/orders/42", Reason.SCOPE_MISSING, None),
+        ("GET", "/v1/nowhere", Reason.ROUTE_UNKNOWN, None),
+        ("DELETE", "/v1/orders/42", Reason.METHOD_NOT_ALLOWED, None),
+        ("get", "/v1/orders/42", Reason.METHOD_NOT_ALLOWED, None),
+        ("GET", "/v1/orders", Reason.METHOD_NOT_ALLOWED, None),
+        ("GET", "/V1/orders/42", Reason.ROUTE_UNKNOWN, None),
     ],
 )
 def test_evaluate__routes(
@@ -193,16 +235,38 @@ def test_evaluate__write_does_not_include_read(evaluate: Evaluate) -> None:
     [
         ("orders:read", Reason.OK),
         ("finance:read", Reason.SCOPE_MISSING),
-        ("orders:delete", Reason.SCOPE_MISSING),
-        ("unknown:read", Reason.SCOPE_MISSING),
-        ("taxonomies:write", Reason.SCOPE_MISSING),
+        ("none", Reason.OK),
+        ("orders:delete", Reason.ROUTE_MISCONFIGURED),
+        ("unknown:read", Reason.ROUTE_MISCONFIGURED),
+        ("taxonomies:write", Reason.ROUTE_MISCONFIGURED),
+        ("Orders:read", Reason.ROUTE_MISCONFIGURED),
+        ("none ", Reason.ROUTE_MISCONFIGURED),
+        ("orders", Reason.ROUTE_MISCONFIGURED),
     ],
 )
 def test_evaluate__the_proxy_s_route_may_ask_for_a_scope(
     evaluate: Evaluate, scope: str, reason: Reason
 ) -> None:
-    """It takes the place of the route table, both ways; what is no scope, nobody has."""
+    """It takes the place of the route table, both ways; what is no scope is the platform's mistake."""
     assert evaluate(path="/v1/finance/1", scope=scope).reason is reason
+
+
+def test_evaluate__an_empty_scope_is_no_scope(key: NewApiKey) -> None:
+    """A proxy that states nothing in particular is misconfigured; the route table does not step in."""
+    request = AccessRequest("GET", "/v1/orders/42", {"x-api-key": key.api_key}.get, CLIENT_IP, "")
+    snapshot = Snapshot.compile([make_integration(key)])
+    assert make_policy().evaluate(request, snapshot, NOW_US).reason is Reason.ROUTE_MISCONFIGURED
+
+
+def test_evaluate__a_misconfigured_scope_is_reported_once(key: NewApiKey) -> None:
+    """What is wrong with it, once for each of the first ones; a caller's flood is not repeated."""
+    told: list[str] = []
+    policy, snapshot = make_policy(on_misconfigured=told.append), Snapshot.compile([make_integration(key)])
+    for number in [*range(MISCONFIGURED_TOLD_MAX), 1, 2, 3, MISCONFIGURED_TOLD_MAX]:
+        policy.evaluate(make_request(key.api_key, scope=f"s{number}:read"), snapshot, NOW_US)
+    policy.evaluate(make_request(key.api_key, scope="none"), snapshot, NOW_US)
+    assert len(told) == MISCONFIGURED_TOLD_MAX
+    assert told[0].startswith("scope 's0:read' names the unknown category 's0'; known: inventory, ")
 
 
 def test_evaluate__scopes_asked_for_by_proxies_are_bounded(key: NewApiKey) -> None:
@@ -210,7 +274,7 @@ def test_evaluate__scopes_asked_for_by_proxies_are_bounded(key: NewApiKey) -> No
     policy, snapshot = make_policy(), Snapshot.compile([make_integration(key)])
     for number in range(SCOPE_OVERRIDES_MAX + 10):
         request = make_request(key.api_key, scope=f"s{number}:read")
-        assert policy.evaluate(request, snapshot, NOW_US).reason is Reason.SCOPE_MISSING
+        assert policy.evaluate(request, snapshot, NOW_US).reason is Reason.ROUTE_MISCONFIGURED
     assert len(policy._overrides) == SCOPE_OVERRIDES_MAX
     assert (
         policy.evaluate(make_request(key.api_key, scope="orders:read"), snapshot, NOW_US).reason is Reason.OK
@@ -246,6 +310,7 @@ def test_evaluate__the_first_rule_that_fails_gives_the_reason(key: NewApiKey) ->
         ({"expires_at_us": None}, {}, Reason.INTEGRATION_SUSPENDED),
         ({"status": Status.ACTIVE}, {}, Reason.IP_NOT_ALLOWED),
         ({}, {"peer": "10.1.1.1"}, Reason.PATH_REFUSED),
+        ({}, {"path": "/v1/orders"}, Reason.METHOD_NOT_ALLOWED),
         ({}, {"path": "/v1/orders/42"}, Reason.SCOPE_MISSING),
         ({"scopes": ("orders:read",)}, {}, Reason.OK),
     ]
@@ -266,7 +331,7 @@ def test_evaluate__a_key_handed_over_by_itself(key: NewApiKey) -> None:
 
     request = AccessRequest("GET", "/v1/orders/42", no_header, "", api_key=key.api_key)
     evaluation = make_policy().evaluate(request, snapshot, NOW_US)
-    assert (evaluation.reason, evaluation.key_header) == (Reason.OK, "")
+    assert (evaluation.reason, evaluation.key_headers) == (Reason.OK, ())
     for broken in ("", "junk"):
         request = AccessRequest("GET", "/v1/orders/42", no_header, "", api_key=broken)
         assert make_policy().evaluate(request, snapshot, NOW_US).reason is Reason.MALFORMED_CREDENTIAL

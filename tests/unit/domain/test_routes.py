@@ -102,7 +102,7 @@ def test_route_pattern__equal_by_what_it_matches() -> None:
         ("/a#b", "holds a '#'"),
         ("/a/../b", "'.' or '..'"),
         ("/a b", "percent-encoded"),
-        ("/caf\N{LATIN SMALL LETTER E WITH ACUTE}", "percent-encoded"),
+        ("/caf\N{LATIN SMALL LETTER E WITH ACUTE}", "not ASCII. Percent-encode"),
         ("/a%2fb", "encoded '/'"),
         ("/a;b", "';'"),
     ],

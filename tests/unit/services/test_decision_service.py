@@ -194,7 +194,9 @@ DENIALS: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = [
     (Reason.IP_NOT_ALLOWED, {"allowlist": ["10.0.0.0/8"]}, {}),
     (Reason.PATH_REFUSED, {}, {"path": "/v1//orders"}),
     (Reason.SCOPE_MISSING, {}, {"path": "/v1/finance/1"}),
-    (Reason.SCOPE_MISSING, {}, {"path": "/nowhere"}),
+    (Reason.ROUTE_UNKNOWN, {}, {"path": "/nowhere"}),
+    (Reason.METHOD_NOT_ALLOWED, {}, {"method": "DELETE"}),
+    (Reason.URI_TOO_LONG, {}, {"path": "/v1/orders/".ljust(8_193, "4")}),
 ]
 
 
@@ -208,7 +210,7 @@ def test_decide__denies_with_403(
     response = decide(serve(key, record=record), ask(key, **fields))
     is_known = not reason.is_credential_fault
     assert reason_of(response) == reason.word
-    assert (response.verdict, response.http_status) == (pb.VERDICT_DENY_403, 403)
+    assert (response.verdict, response.http_status) == (pb.VERDICT_DENY_403, reason.http_status)
     assert (response.integration_id, response.limit, response.remaining) == (
         ("acme", 60, 60) if is_known else ("", 0, 0)
     )
@@ -305,14 +307,16 @@ def test_decide__a_key_in_headers(key: NewApiKey, headers: dict[str, str]) -> No
 @pytest.mark.parametrize(
     "headers",
     [
-        {"x-api-key": "%s,%s"},
-        {"x-api-key": "%s", "X-API-KEY": "%s"},
-        {"x-api-key": "%s", "authorization": "Bearer %s"},
+        {"x-api-key": "%s,%o"},
+        {"x-api-key": "%s", "X-API-KEY": "%o"},
+        {"x-api-key": "%s", "authorization": "Bearer %o"},
     ],
 )
 def test_decide__two_keys_in_headers(key: NewApiKey, headers: dict[str, str]) -> None:
     """As for proxies: which of them counts is unclear, so none does."""
-    headers = {name: value.replace("%s", key.api_key) for name, value in headers.items()}
+    headers = {name: value.replace("%s", key.api_key, 1) for name, value in headers.items()}
+    other = make_key().api_key
+    headers = {name: value.replace("%o", other) for name, value in headers.items()}
     assert reason_of(decide(serve(key), ask(headers=headers))) == "malformed_credential"
 
 

@@ -17,7 +17,7 @@ from sidecar.domain.client_address import PeerAddress
 from sidecar.domain.credential_sources import CredentialSources
 from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import AccessRequest, Policy
-from sidecar.domain.routes import RouteTable
+from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import Decider
@@ -44,7 +44,7 @@ DROPPED = "sidecar_credential_uses_dropped_total"
 def noting_decider(uses: CredentialUses, clock: ManualClock, **fields: object) -> Decider:
     """A decider over one integration with one token, which keeps note in *uses*."""
     policy = Policy(
-        CredentialSources(), PeerAddress(), RouteTable(()), ScopeCatalogue(), resolves_every_address=True
+        CredentialSources(), PeerAddress(), RouteReadings(()), ScopeCatalogue(), resolves_every_address=True
     )
     record = make_integration(KEY, rate_limit_rpm=1, burst=1, **fields)  # type: ignore[arg-type]
     decider = make_decider(record, policy=policy, clock=clock)

@@ -111,10 +111,14 @@ async def open_registry(config: Config) -> Registry:
         from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 
         return await SqliteRegistry.open(config.registry_database, lifecycle)
+    from sidecar.stores.registry.redis.nodes import Replication
     from sidecar.stores.registry.redis.registry import RedisRegistry
 
     assert config.settings.shared_store is not None
-    return RedisRegistry(config.settings.shared_store, lifecycle)
+    replication = Replication(
+        config.settings.registry_replicas_min, config.settings.registry_replicas_timeout_ms / 1_000
+    )
+    return RedisRegistry(config.settings.shared_store, lifecycle, replication=replication)
 
 
 async def registry_of(config: Config) -> Registry:

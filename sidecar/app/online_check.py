@@ -13,6 +13,7 @@ from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.urls import Address, Kind, StoreUrl
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 
@@ -61,7 +62,11 @@ async def ask_store(config: Config) -> OnlineReport:
 async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
     """A link to the primary that holds the home partition."""
     if url.kind is Kind.SENTINEL:
-        return await connector.open_primary()
+        watch = SentinelWatch(connector, lambda primary: None)
+        try:
+            return await connector.open((await watch.ask()).primary)
+        finally:
+            await watch.close()
     if url.kind is Kind.STANDALONE:
         return await connector.open(url.addresses[0])
     *others, last = url.addresses
@@ -74,7 +79,7 @@ async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
 
 
 async def _open_cluster(connector: Connector, host: str, space: KeySpace, address: Address) -> Link:
-    slots = read_slots(await connector.ask(address, connector.url.login, "CLUSTER", "SLOTS"), host)
+    slots = read_slots(await connector.ask(address, "CLUSTER", "SLOTS"), host)
     home = space.slot_of(HOME)
     owners = [owner for first, last, owner in slots if first <= home <= last]
     if not owners:

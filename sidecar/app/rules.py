@@ -17,7 +17,12 @@ from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, Sco
 from sidecar.observe.logs import log_event
 from sidecar.stores.file_faults import FaultList, FileFault
 
-SHARED_STORE_KEYS = ("store_timeout_ms", "on_store_error")
+SHARED_STORE_KEYS = (
+    "store_timeout_ms",
+    "on_store_error",
+    "registry_replicas_min",
+    "registry_replicas_timeout_ms",
+)
 """Settings that only a shared store gives a meaning."""
 
 _log = logging.getLogger("sidecar.app")

@@ -51,6 +51,9 @@ DRAIN_TIMEOUT_MAX_S = 3_600.0
 STORE_TIMEOUT_MIN_MS = 5
 """Timers are exact to about two milliseconds, so less would give the store no time at all."""
 STORE_TIMEOUT_MAX_MS = 10_000
+REPLICAS_MAX = 16
+REPLICAS_TIMEOUT_MAX_MS = 5_000
+"""Half of a change's deadline."""
 WORKERS_MAX = 256
 PATH_CHARS_MIN = 64
 """A lower bound would refuse ordinary paths."""
@@ -294,6 +297,8 @@ class Settings(Section):
     store: Annotated[str, _parsed(_store)] = "embedded:"
     store_timeout_ms: Annotated[int, Field(ge=STORE_TIMEOUT_MIN_MS, le=STORE_TIMEOUT_MAX_MS)] = 50
     on_store_error: Literal["deny", "allow", "local"] = "deny"
+    registry_replicas_min: Annotated[int, Field(ge=0, le=REPLICAS_MAX)] = 1
+    registry_replicas_timeout_ms: Annotated[int, Field(ge=1, le=REPLICAS_TIMEOUT_MAX_MS)] = 1_000
     workers: Annotated[
         Annotated[int, Field(ge=1, le=WORKERS_MAX)] | Literal["auto"], PlainValidator(_workers)
     ] = 1

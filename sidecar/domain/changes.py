@@ -135,7 +135,8 @@ class Committed:
 
     `record` is the integration afterwards (of a deleted one what is kept of it); `entry` None = all was so
     already and nothing was written; `is_replay` = this is the result of an earlier request with the same
-    idempotency key, whose secret was shown then and is not kept.
+    idempotency key, whose secret was shown then and is not kept. `is_durable` False = it is on one server of
+    the store alone: a failover may lose it.
     """
 
     record: Integration
@@ -143,6 +144,7 @@ class Committed:
     notices: tuple[Notice, ...] = ()
     is_deleted: bool = False
     is_replay: bool = False
+    is_durable: bool = True
 
     @property
     def generation(self) -> int:
@@ -157,11 +159,12 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class AdminCommitted:
-    """A change of the administrators that is in the registry and on record."""
+    """A change of the administrators that is in the registry and on record; see `Committed`."""
 
     administrator: Administrator
     entry: AuditEntry | None
     is_replay: bool = False
+    is_durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

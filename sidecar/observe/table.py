@@ -175,6 +175,16 @@ STORE_METRICS = (
         Kind.COUNTER,
         "Times that partitions of a Cluster moved to other nodes.",
     ),
+    MetricSpec(
+        "sidecar_store_primary_changes_total",
+        Kind.COUNTER,
+        "Times that the Sentinels named another primary while the former one was in use.",
+    ),
+    MetricSpec(
+        "sidecar_store_sentinels_followed",
+        Kind.GAUGE,
+        "Sentinels of the store URL that are subscribed to now.",
+    ),
 )  # fmt: skip
 
 FALLBACK_METRICS = (
@@ -349,5 +359,6 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,
     "sidecar_store_may_evict": max,
+    "sidecar_store_sentinels_followed": min,
 }
 """How one value is made of those of all workers, for gauges that are not to be added up."""

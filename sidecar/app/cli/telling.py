@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,8 +31,19 @@ def tell_change(answer: Answer, *, err: bool = False) -> None:
         typer.echo(f"note: {plain(notice.get('message'))}", err=True)
     if data.get("is_in_force") is False and not data.get("is_dry_run"):
         typer.echo("note: it is committed, but the sidecar that answered does not decide by it yet", err=True)
+    tell_durability(data)
     if data.get("confirmation") is not None:
         typer.echo(_confirmed(data["confirmation"]), err=err)
+
+
+def tell_durability(data: Mapping[str, Any]) -> None:
+    """Say on standard error that a change is on one server alone, if it is."""
+    if data.get("is_durable") is False and not data.get("is_dry_run"):
+        typer.echo(
+            "note: too few replicas of the store have this change, so the loss of the primary can undo it;"
+            " see 'Durability' in docs/registry-redis.md",
+            err=True,
+        )
 
 
 def tell_lost_secret(what: str) -> None:

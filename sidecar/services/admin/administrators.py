@@ -36,13 +36,14 @@ class AdministratorListView(TypedDict):
 
 class AdministratorChangeView(TypedDict):
     """
-    What a change of an account did.
+    What a change of an account did; `is_durable` as for a change of an integration.
 
     `token` is shown in the first answer only: a repeat under the same idempotency key has null.
     """
 
     administrator: AdministratorView
     is_change: bool
+    is_durable: bool
     summary: str
     position: str | None
     took_ms: int
@@ -159,6 +160,7 @@ async def change_account(row: AccountRow, plane: ControlPlane, call: Call, query
     view: AdministratorChangeView = {
         "administrator": administrator_view(committed.administrator, plane.clock_us()),
         "is_change": entry is not None,
+        "is_durable": committed.is_durable,
         "summary": entry.summary if entry is not None else "all was so already",
         "position": position_text(Position(entry.chain, entry.sequence)) if entry is not None else None,
         "took_ms": call.took_ms,

@@ -46,7 +46,8 @@ class ChangeView(TypedDict):
     What a change did.
 
     `position` null = nothing had to be changed, or it was only tried. `is_in_force` false = the change is
-    made, but this sidecar does not decide by it yet. `api_key` and `secret` are shown in the first answer
+    made, but this sidecar does not decide by it yet. `is_durable` false = it is on one server of the store
+    alone, and lost with that one. `api_key` and `secret` are shown in the first answer
     only: a repeat under the same idempotency key has null.
     """
 
@@ -56,6 +57,7 @@ class ChangeView(TypedDict):
     is_deleted: bool
     is_dry_run: bool
     is_in_force: bool
+    is_durable: bool
     summary: str
     position: str | None
     took_ms: int
@@ -130,6 +132,7 @@ async def _committed(
         "is_change": committed.entry is not None,
         "is_deleted": committed.is_deleted,
         "is_in_force": is_in_force,
+        "is_durable": committed.is_durable,
         "summary": committed.entry.summary if committed.entry is not None else "all was so already",
         "position": position_text(committed.position),
     }
@@ -142,6 +145,7 @@ async def _committed(
         generation=committed.generation,
         is_replay=committed.is_replay,
         is_in_force=is_in_force,
+        is_durable=committed.is_durable,
     )
     return answer(view, row.status, _headers(row, committed))
 
@@ -165,6 +169,7 @@ def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...],
         "is_deleted": False,
         "is_dry_run": False,
         "is_in_force": False,
+        "is_durable": False,
         "summary": "",
         "position": None,
         "took_ms": 0,

@@ -49,6 +49,7 @@ class ManyView(TypedDict):
     results: list[ResultView]
     is_dry_run: bool
     is_in_force: bool
+    is_durable: bool
     took_ms: int
     confirmation: NotRequired[ConfirmationView]
 
@@ -90,18 +91,20 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
     made = await (_tried(plane, requests) if query.dry_run else _applied(plane, requests))
     positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
     is_in_force = await put_in_force(plane, positions) and not query.dry_run
+    is_durable = not query.dry_run and all(one.is_durable for one in made if isinstance(one, Committed))
     results = [_result(request, one, call) for request, one in zip(requests, made, strict=True)]
     view: ManyView = {
         "results": results,
         "is_dry_run": query.dry_run,
         "is_in_force": is_in_force,
+        "is_durable": is_durable,
         "took_ms": call.took_ms,
     }
     if query.wait_s and not query.dry_run:
         view["confirmation"] = await confirm(plane, call, positions, query.wait_s)
         view["took_ms"] = call.took_ms
     refused_count = sum(isinstance(one, RefusedError) for one in made)
-    call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force)
+    call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force, is_durable=is_durable)
     return answer(view)
 
 

@@ -36,6 +36,10 @@ TELL_AGAIN_S = 10.0
 """An error that a person must mend is logged that often."""
 
 
+TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN")
+"""Errors that may pass by themselves, and that a person should hear of if they do not."""
+
+
 class Topology(Protocol):
     """Which lane serves a partition, and keeping those lanes connected."""
 
@@ -284,9 +288,9 @@ class RedisBucketStore:
         is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not Kind.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
             self._topology.search()
-        if remedy is not Remedy.TELL and not is_misplaced:
-            return
         code = code_of(error)[:32]
+        if remedy is not Remedy.TELL and code not in TOLD_CODES and not is_misplaced:
+            return
         now_s = monotonic()
         if now_s - self._told.get(code, -TELL_AGAIN_S) >= TELL_AGAIN_S:
             if len(self._told) >= 64:

@@ -102,7 +102,7 @@ class ClusterTopology:
         troubles = []
         for address in dict.fromkeys((*connected, *self._keepers, *self._connector.url.addresses)):
             try:
-                reply = await self._connector.ask(address, self._connector.url.login, "CLUSTER", "SLOTS")
+                reply = await self._connector.ask(address, "CLUSTER", "SLOTS")
                 return read_slots(reply, address.host)
             except CONNECT_ERRORS as error:
                 troubles.append(str(error))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from sidecar.stores.redis.diagnosis import diagnose
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.scripts import SCRIPTS, Script
 from sidecar.stores.redis.server_info import ServerInfo, evicts, misfit, not_a_sentinel
-from sidecar.stores.redis.urls import Address, Login, StoreUrl, StoreUrlError
+from sidecar.stores.redis.urls import Address, Kind, Login, StoreUrl, StoreUrlError
 
 CLIENT_NAME = "sidecar"
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Connector:
         self.limits = limits
         self._scripts = scripts
         self._link = link
-        self._sentinels = list(url.addresses)
+        self._openings: dict[asyncio.Task[Link], Address] = {}
 
     async def open(self, address: Address) -> Link:
         """
@@ -65,24 +67,49 @@ class Connector:
         Raises:
             OSError, ErrorReply, StoreUrlError: there is none; TimeoutError is an OSError.
         """
+        opening = asyncio.get_running_loop().create_task(self._open(address))
+        self._openings[opening] = address
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise LinkLostError(f"{address} is no longer the primary") from None
+        finally:
+            del self._openings[opening]
+
+    async def _open(self, address: Address) -> Link:
+        async def prepare(link: Link) -> Link:
+            info = await self._info(link)
+            self._check(address, info)
+            link.run_id = info.fields.get("run_id", "") if info is not None else ""
+            if self.url.kind is Kind.SENTINEL:
+                await _require_primary(link)
+            if self.url.database:
+                await link.request("SELECT", self.url.database)
+            await _load_scripts(link, self._scripts)
+            return link
+
+        return await self._reach(address, self.url.login, self.limits.connect_timeout_s, prepare)
+
+    async def _reach(
+        self, address: Address, login: Login, timeout_s: float, work: Callable[[Link], Awaitable[Result]]
+    ) -> Result:
+        """Connect, and what *work* makes of the link, within *timeout_s*; when it fails the link is ended."""
         link: Link | None = None
         try:
-            async with asyncio.timeout(self.limits.connect_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 link = await self._connect(address)
-                await _login(link, self.url.login)
-                self._check(address, await self._info(link))
-                if self.url.database:
-                    await link.request("SELECT", self.url.database)
-                await _load_scripts(link, self._scripts)
-                return link
+                await _login(link, login)
+                return await work(link)
         except HandshakeError:
             _abort(link)
             raise
         except CONNECT_ERRORS as error:
             _abort(link)
             cause = link.error if link is not None and link.error is not None else error
-            limit_s = self.limits.connect_timeout_s
-            raise HandshakeError(await diagnose(self.url, address, cause, limit_s)) from error
+            raise HandshakeError(await diagnose(self.url, address, cause, timeout_s)) from error
         except BaseException:
             _abort(link)
             raise
@@ -132,58 +159,48 @@ class Connector:
         if policy and self.holds_registry:
             raise HandshakeError(evicts(address, policy, holds_registry=True))
 
-    async def ask(self, address: Address, login: Login, *words: str) -> Any:
+    def abandon_others(self, primary: Address) -> None:
+        """End the attempts to connect to servers that are not *primary*: their callers get LinkLostError."""
+        for opening, address in self._openings.items():
+            if address != primary:
+                opening.cancel()
+
+    async def open_sentinel(self, sentinel: Address) -> Link:
         """
-        The reply of a server that is asked once, such as a Sentinel.
+        A link to a Sentinel, without scripts.
 
         Raises:
             As `open` does.
         """
-        link: Link | None = None
-        try:
-            async with asyncio.timeout(self.limits.discovery_timeout_s):
-                link = await self._connect(address)
-                await _login(link, login)
-                try:
-                    return await link.request(*words)
-                except ErrorReply:
-                    if trouble := await self._misfit(link, address, words[0]):
-                        raise HandshakeError(trouble) from None
-                    raise
-        except HandshakeError:
-            raise
-        except CONNECT_ERRORS as error:
-            cause = link.error if link is not None and link.error is not None else error
-            limit_s = self.limits.discovery_timeout_s
-            raise HandshakeError(await diagnose(self.url, address, cause, limit_s)) from error
-        finally:
-            _abort(link)
 
-    async def _misfit(self, link: Link, address: Address, command: str) -> str:
-        """Why a server does not know *command*; '' = it does not say."""
-        info = await self._info(link)
-        if info is None:
-            return ""
-        judge = not_a_sentinel if command == "SENTINEL" else misfit
-        return judge(self.url, address, info)
+        async def keep(link: Link) -> Link:
+            return link
 
-    async def open_primary(self) -> Link:
+        limit_s = self.limits.discovery_timeout_s
+        return await self._reach(sentinel, self.url.sentinel_login, limit_s, keep)
+
+    async def ask(self, address: Address, *words: str) -> Any:
         """
-        A link to the primary that Sentinel names.
+        The reply of a server that is asked once, such as a Cluster node.
 
         Raises:
-            As `open` does; also when the server that Sentinel names is no primary (yet).
+            As `open` does.
         """
-        address = await self._ask_sentinels()
-        link = await self.open(address)
-        try:
-            role = await asyncio.wait_for(link.request("ROLE"), self.limits.discovery_timeout_s)
-            if not role or role[0] != b"master":
-                raise HandshakeError(f"Sentinel names {address} as the primary, but it is none (yet)")
-        except BaseException:
-            link.abort()
-            raise
-        return link
+        return await self._ask(address, self.url.login, *words)
+
+    async def _ask(self, address: Address, login: Login, *words: str) -> Any:
+        async def request(link: Link) -> Any:
+            try:
+                return await link.request(*words)
+            except ErrorReply:
+                info = await self._info(link)
+                if info is not None and (trouble := misfit(self.url, address, info)):
+                    raise HandshakeError(trouble) from None
+                raise
+            finally:
+                link.abort()
+
+        return await self._reach(address, login, self.limits.discovery_timeout_s, request)
 
     async def agree_on_layout(self, link: Link) -> None:
         """
@@ -202,32 +219,13 @@ class Connector:
                 f" {self.keys.layout!r}: give every sidecar the same 'partitions', or another prefix"
             )
 
-    async def _unknown_service(self, sentinel: Address) -> str:
-        """What a Sentinel knows instead of the service of the URL."""
-        login = self.url.sentinel_login
+    async def explain_sentinel(self, sentinel: Address) -> str:
+        """Why a Sentinel does not know the service of the URL."""
         try:
-            info = ServerInfo.parse(await self.ask(sentinel, login, "INFO"))
+            info = ServerInfo.parse(await self._ask(sentinel, self.url.sentinel_login, "INFO"))
         except HandshakeError:
             info = ServerInfo({"redis_mode": "sentinel"})
         return not_a_sentinel(self.url, sentinel, info)
-
-    async def _ask_sentinels(self) -> Address:
-        """Ask one after another; the one that knew is asked first next time."""
-        troubles = []
-        for sentinel in tuple(self._sentinels):
-            try:
-                found = await self.ask(
-                    sentinel, self.url.sentinel_login, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.url.service
-                )
-            except CONNECT_ERRORS as error:
-                troubles.append(str(error))
-                continue
-            if found:
-                self._sentinels.remove(sentinel)
-                self._sentinels.insert(0, sentinel)
-                return Address(found[0].decode(), int(found[1]))
-            troubles.append(await self._unknown_service(sentinel))
-        raise HandshakeError("; ".join(troubles))
 
     async def _connect(self, address: Address) -> Link:
         loop = asyncio.get_running_loop()
@@ -264,6 +262,13 @@ async def _login(link: Link, login: Login) -> None:
         if error.code == "NOAUTH":
             raise
         # A name is a courtesy to whoever reads CLIENT LIST; the ACL may forbid it.
+
+
+async def _require_primary(link: Link) -> None:
+    """Make sure that the server is a primary, whatever Sentinels say."""
+    role = await link.request("ROLE")
+    if not role or role[0] != b"master":
+        raise HandshakeError(f"the Sentinels name {link.address} as the primary, but it is a replica (still)")
 
 
 async def _load_scripts(link: Link, scripts: Sequence[Script]) -> None:

@@ -23,7 +23,9 @@ class StoreCounts:
         "links",
         "may_evict",
         "merged",
+        "primary_changes",
         "script_loads",
+        "sentinels",
         "takes",
         "topology_changes",
         "trip",
@@ -46,6 +48,8 @@ class StoreCounts:
         self.failed_connects = metrics.slot("sidecar_store_connects_total", "failed")
         self.may_evict = metrics.slot("sidecar_store_may_evict")
         self.topology_changes = metrics.slot("sidecar_store_topology_changes_total")
+        self.primary_changes = metrics.slot("sidecar_store_primary_changes_total")
+        self.sentinels = metrics.slot("sidecar_store_sentinels_followed")
         self.faults = {fault: metrics.slot("sidecar_store_faults_total", fault.value) for fault in StoreFault}
         self.errors = {
             code: metrics.slot("sidecar_store_error_replies_total", code) for code in STORE_ERROR_CODES

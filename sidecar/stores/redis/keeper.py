@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -56,11 +57,17 @@ class Keeper:
         self._counts = counts
         self._backoff = Backoff(limits)
         self._told = ""
+        self._hurried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to connect."""
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"store link {self.lane.name}")
+
+    def hurry(self) -> None:
+        """It is known now where to connect: do not wait any longer."""
+        self._backoff.reset()
+        self._hurried.set()
 
     async def close(self) -> None:
         """End the link and the attempts."""
@@ -72,11 +79,12 @@ class Keeper:
 
     async def _keep(self) -> None:
         while True:
+            self._hurried.clear()
             began_s = monotonic()
             link = await self._try()
             self.tried.set()
             wait_s = await self._follow(link) if link is not None else self._backoff.next_s()
-            await asyncio.sleep(max(wait_s, began_s + self._limits.reopen_interval_s - monotonic()))
+            await self._pause(max(wait_s, began_s + self._limits.reopen_interval_s - monotonic()))
 
     async def _follow(self, link: Link) -> float:
         """
@@ -97,6 +105,12 @@ class Keeper:
             return self._backoff.next_s()
         self._backoff.reset()
         return 0.0
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait, unless it becomes known meanwhile where to connect."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._hurried.wait()
 
     async def _try(self) -> Link | None:
         try:

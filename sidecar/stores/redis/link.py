@@ -64,6 +64,10 @@ class Link(asyncio.Protocol):
         self.error: Exception | None = None
         """What ended the connection, where the transport knows."""
         self._reply_bytes_max = reply_bytes_max
+        self.address = Address()
+        """The server's, set by whoever connects."""
+        self.run_id = ""
+        """Of the server's process, as it told in the handshake; '' = it was not asked."""
 
     @property
     def is_open(self) -> bool:
@@ -104,6 +108,11 @@ class Link(asyncio.Protocol):
         """End the connection at once; may be called again."""
         if self._transport is not None:
             self.is_given_up = True
+            self._transport.abort()
+
+    def leave(self) -> None:
+        """End the connection: the server is no longer the one to ask; what waits goes to the next one."""
+        if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -157,6 +166,30 @@ class Link(asyncio.Protocol):
             self._receivers.popleft().lost()
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+class PushLink(Link):
+    """A link on which the server also speaks unasked: messages of channels go to `on_message`."""
+
+    on_message: Callable[[bytes], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out messages and replies."""
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._take(reply)
+        except hiredis.ProtocolError:
+            self.abort()
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, list) and reply[:1] == [b"message"]:
+            if self.on_message is not None:
+                self.on_message(reply[2])
+        elif self._receivers:
+            self._receivers.popleft().replied(reply)
+        else:
+            self.abort()
 
 
 class _FutureReceiver:

@@ -22,7 +22,7 @@ class Remedy(Enum):
     LOAD_SCRIPT = auto()
     """The server does not know the script: load it and send the call once more, within its deadline."""
     FIND_NODES = auto()
-    """The slot is served elsewhere, or nowhere: ask for the topology again."""
+    """The slot or the primary is elsewhere, or nowhere: ask for the topology again."""
     FIND_PRIMARY = auto()
     """This server is no primary: drop the connection and find it."""
     WAIT = auto()
@@ -43,7 +43,7 @@ _REMEDIES = {
     "UNBLOCKED": Remedy.FIND_PRIMARY,
     "LOADING": Remedy.WAIT,
     "BUSY": Remedy.WAIT,
-    "NOREPLICAS": Remedy.WAIT,
+    "NOREPLICAS": Remedy.FIND_NODES,  # a deposed primary, or one whose replicas are away
     "MISCONF": Remedy.TELL,
     "OOM": Remedy.TELL,
     "NOAUTH": Remedy.TELL,
@@ -54,6 +54,7 @@ _REMEDIES = {
 _ADVICE = {
     "CROSSSLOT": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "MOVED": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
+    "NOREPLICAS": "the primary has fewer replicas than its min-replicas-to-write: see why they are away",
     "MISCONF": "the server cannot persist and refuses writes: see its log",
     "OOM": "the server is at its maxmemory: raise maxmemory, and keep maxmemory-policy noeviction",
     "LOADING": "the server is still reading its data from disk: it is used as soon as that is done",

@@ -1,35 +1,45 @@
-"""One primary for every key: a standalone server, or the one that Sentinel names."""
+"""One primary for every key: a standalone server, or the one that the Sentinels name."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from sidecar.stores.redis.connect import Connector
 from sidecar.stores.redis.keeper import Keeper
 from sidecar.stores.redis.lane import Lane, LaneParts
 from sidecar.stores.redis.link import Link
-from sidecar.stores.redis.urls import Kind
+from sidecar.stores.redis.sentinels import SentinelWatch
+from sidecar.stores.redis.urls import Address, Kind
+
+log = logging.getLogger(__name__)
 
 
 class SingleTopology:
     """
     One lane that serves every partition.
 
-    A primary that Sentinel has demoted or that died ends our link, for Sentinel closes the clients of a
-    server it reconfigures; the next attempt asks Sentinel again.
+    A deposed primary may live on and take takes for ten seconds, until a Sentinel makes it a replica: so its
+    connection is ended as soon as a Sentinel names another one.
     """
 
     def __init__(self, connector: Connector, parts: LaneParts) -> None:
         """Nothing is opened before `start`."""
         url = connector.url
         self._connector = connector
+        self._counts = parts.counts
         self._lane = Lane(str(url), parts)
-        connect = self._find_primary if url.kind is Kind.SENTINEL else self._open
-        self._keeper = Keeper(self._lane, connect, connector.limits, parts.counts)
+        self._keeper = Keeper(self._lane, self._open, connector.limits, parts.counts)
+        self._watch: SentinelWatch | None = None
+        if url.kind is Kind.SENTINEL:
+            self._watch = SentinelWatch(connector, self._moved, self._followed)
+        self._run_id = ""
         self.lanes = [self._lane] * connector.keys.partitions
 
     def start(self) -> None:
         """Begin to connect."""
+        if self._watch is not None:
+            self._watch.start()
         self._keeper.start()
 
     async def tried(self) -> None:
@@ -38,6 +48,8 @@ class SingleTopology:
 
     async def close(self) -> None:
         """End the connection."""
+        if self._watch is not None:
+            await self._watch.close()
         await self._keeper.close()
 
     @property
@@ -46,13 +58,35 @@ class SingleTopology:
         return self._lane.trouble
 
     def search(self) -> None:
-        """The primary is elsewhere: the lane drops its link, and the keeper asks anew."""
+        """The primary may be elsewhere: ask the Sentinels."""
+        if self._watch is not None:
+            self._watch.look_soon()
+
+    def _moved(self, primary: Address) -> None:
+        """The Sentinels name another primary."""
+        self._connector.abandon_others(primary)
+        link = self._lane.link
+        if link is not None and link.address != primary:
+            self._counts.values[self._counts.primary_changes] += 1
+            link.leave()
+        self._keeper.hurry()
+
+    def _followed(self, sentinels: int) -> None:
+        self._counts.values[self._counts.sentinels] = sentinels
 
     async def _open(self) -> Link:
-        return await self._prepare(await self._connector.open(self._connector.url.addresses[0]))
-
-    async def _find_primary(self) -> Link:
-        return await self._prepare(await self._connector.open_primary())
+        if self._watch is None:
+            return await self._prepare(await self._connector.open(self._connector.url.addresses[0]))
+        await self._watch.ask()
+        assert self._watch.primary is not None
+        link = await self._prepare(await self._connector.open(self._watch.primary))
+        if link.address != self._watch.primary:
+            link.abort()
+            raise ConnectionError(f"{link.address} is no longer the primary")
+        if self._run_id and link.run_id != self._run_id:
+            log.info("the primary %s is another process than before: run id %s", link.address, link.run_id)
+        self._run_id = link.run_id
+        return link
 
     async def _prepare(self, link: Link) -> Link:
         try:

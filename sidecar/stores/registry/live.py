@@ -12,13 +12,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, TypeAlias
 
 from sidecar.domain.changes import Position, Revision
 from sidecar.domain.effective import in_force, next_change_at_us
-from sidecar.domain.integrations import Integration, IntegrationError
+from sidecar.domain.integrations import Integration, IntegrationError, Status
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
@@ -100,6 +100,7 @@ class LiveRegistry:
         self._records: dict[str, Integration] = {}
         self._raised: set[str] = set()
         self._single_person: set[str] = set()
+        self._overruled: dict[str, int] = {}
         self._revision: Revision | None = None
         self._asked = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -193,13 +194,14 @@ class LiveRegistry:
         started = self._begin()
         view = await self._registry.load_all()
         now_us, before = self._options.clock_us(), self.snapshot
-        records = tuple(in_force(record, now_us) for record in view.records)
+        judged = tuple(self._judge(record, started) for record in view.records)
+        records = tuple(in_force(record, now_us) for record in judged)
         loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before).changeable())
         later = [id for id, turn in self._refreshed.items() if turn >= started]
         newer = {id: self._records.get(id) for id in later}
-        self._records = {record.id: record for record in view.records}
-        self._raised = {record.id for record in view.records if record.limit_raise is not None}
-        self._single_person = {record.id for record in view.records if record.single_person_at_us}
+        self._records = {record.id: record for record in judged}
+        self._raised = {record.id for record in judged if record.limit_raise is not None}
+        self._single_person = {record.id for record in judged if record.single_person_at_us}
         replaced = self.snapshot.integrations
         self._show(loaded, [one for id, one in replaced.items() if loaded.integrations.get(id) is not one])
         self._keep_newer(newer)
@@ -341,6 +343,36 @@ class LiveRegistry:
         held = self._records.get(record.id)
         return held is None or held.generation > record.generation
 
+    def _judge(self, record: Integration, started: int | None) -> Integration:
+        """
+        What to put into force: *record*, unless it lacks a suspension that was in force.
+
+        A failover to a replica that missed writes, or a restored backup, can take a suspension back without
+        anybody's decision. It stays in force here, under the generation that the store holds, until somebody
+        changes the integration.
+        """
+        held = self._records.get(record.id)
+        is_active_again = (
+            held is not None and held.status is Status.SUSPENDED and record.status is not Status.SUSPENDED
+        )
+        if held is not None and is_active_again and self._overruled.get(record.id) == record.generation:
+            return held
+        self._overruled.pop(record.id, None)
+        is_late = started is not None and self._refreshed.get(record.id, 0) >= started
+        if held is None or not is_active_again or is_late or record.generation >= held.generation:
+            return record
+        self._overruled[record.id] = record.generation
+        log_event(
+            log,
+            logging.ERROR,
+            "the store lost a suspension, the integration stays suspended here: suspend it again, or change"
+            " it to let it in",
+            integration=record.id,
+            lost_generation=held.generation,
+            generation=record.generation,
+        )
+        return replace(held, generation=record.generation)
+
     # Putting in force.
 
     def _put(
@@ -351,7 +383,9 @@ class LiveRegistry:
         prepared: Mapping[str, CompiledIntegration] | None = None,
     ) -> None:
         """Put *records* into force and *deleted* out of it; nothing is changed when they do not fit."""
-        fresh = [record for record in records if not self._is_overtaken(record, started)]
+        fresh = [
+            self._judge(record, started) for record in records if not self._is_overtaken(record, started)
+        ]
         if not fresh and not deleted:
             return
         now_us, before = self._options.clock_us(), self.snapshot
@@ -363,6 +397,7 @@ class LiveRegistry:
             (alone.add if record.single_person_at_us else alone.discard)(record.id)
         for id in deleted:
             self._records.pop(id, None)
+            self._overruled.pop(id, None)
             self._raised.discard(id)
             self._single_person.discard(id)
         ids = dict.fromkeys((*(record.id for record in fresh), *deleted))

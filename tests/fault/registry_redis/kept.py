@@ -25,7 +25,7 @@ PARTITIONS = 3
 Content: TypeAlias = Mapping[str, Mapping[str, Any]]
 """What is kept, by partition (its tag) and key."""
 
-UNDECIDED = ("c:", "promises", "promises-age", "epoch", "layout")
+UNDECIDED = ("c:", "promises", "promises-age", "epoch", "layout", "settled")
 """
 Keys that may be ahead of a change that came to nothing, and do no harm: claims of credential ids, places
 of idempotency keys, and how far a partition knows of the administrators.

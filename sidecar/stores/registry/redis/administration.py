@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
 
 from sidecar.domain.accounts import Administrator, confirm
-from sidecar.domain.audit import AuditEntry
+from sidecar.domain.audit import AuditEntry, ChainHead
 from sidecar.domain.canonical import canonical_json
 from sidecar.domain.changes import AdminCommitted, AdminPlan, AdminRequest, plan_administration
 from sidecar.domain.refusals import Code, RefusedError, refusal
@@ -29,7 +30,7 @@ from sidecar.stores.registry.redis.idempotency import (
     result_of,
 )
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
-from sidecar.stores.registry.redis.nodes import Nodes, ReplyLostError, Word
+from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
 from sidecar.stores.registry.redis.people import read_people
 from sidecar.stores.registry.redis.reads import Reader
 from sidecar.stores.registry.redis.replies import entry_of
@@ -103,21 +104,22 @@ class _Change:
         directory = {one.id: one for one in await reads.administrators(self._reader)}
         lost = await self._find_lost()
         if lost is not None:
-            return await self._finish(AdminCommitted(directory[_id_of(lost)], lost), lost)
+            return await self._finish(AdminCommitted(directory[_id_of(lost)], lost), lost.head)
         earlier = await self._earlier(directory, people.now_us)
         if earlier is not None:
-            return earlier
+            return await self._finish(earlier, people.head)
         head = people.head._replace(at_us=max(head.at_us for head in (*heads, people.head)))
         planned = plan_administration(directory, head, self._request, people.now_us)
         committed = AdminCommitted(planned.outcome.administrator, planned.entry)
         if planned.stored is None or planned.entry is None:
-            return committed
+            return await self._finish(committed, people.head)
         if self._kept and not await self._owner._promises.make(
             self._kept, self._request.context, _WHERE, people.now_us, self._deadline_s
         ):
             raise mismatch()
         if await self._commit(planned, planned.entry, planned.stored, committed, people.now_us):
-            return await self._finish(committed, planned.entry)
+            self._lost.append(planned.entry)  # until it is known that it is in the history that counts
+            return await self._finish(committed, planned.entry.head)
         return None
 
     async def _earlier(self, directory: dict[str, Administrator], now_us: int) -> AdminCommitted | None:
@@ -156,8 +158,8 @@ class _Change:
             *(canonical_json(list(planned.outcome.claims)), self._kept, kept),
         ]
         try:
-            verdict, *details = await self._nodes.write(
-                HOME, ADMINISTER, keys, arguments, self._deadline_s, on_sent=self._sent
+            [(verdict, *details)], _ = await self._nodes.write(
+                HOME, [call_of(ADMINISTER, keys, arguments)], self._deadline_s, on_sent=self._sent
             )
         except ReplyLostError:
             self._lost.append(entry)
@@ -177,19 +179,39 @@ class _Change:
             )
         return False
 
-    async def _finish(self, committed: AdminCommitted, entry: AuditEntry) -> AdminCommitted:
-        """Let every partition know, before the caller may rely on it."""
-        calls = (
-            self._nodes.run(
-                partition,
-                [("EVALSHA", FENCE.sha, 1, self._keys.once(partition, "epoch"), entry.sequence)],
-                self._deadline_s,
-            )
-            for partition in range(self._keys.partitions)
-            if partition != HOME
-        )
-        await asyncio.gather(*calls)
-        return committed
+    async def _finish(self, committed: AdminCommitted, head: ChainHead) -> AdminCommitted | None:
+        """
+        Let every partition know, before the caller may rely on it; None = the history that counts lacks it.
+
+        What each node was told is one write, so it is known whether all of it is durable.
+        """
+        epoch = committed.entry.sequence if committed.entry is not None else 0
+        by_node: dict[object, list[int]] = {}
+        for partition in range(self._keys.partitions):
+            by_node.setdefault(await self._nodes.address_of(partition), []).append(partition)
+        calls = (self._tell(partitions, head, epoch) for partitions in by_node.values())
+        told = await asyncio.gather(*calls)
+        if None in told:
+            return None
+        return replace(committed, is_durable=all(told))
+
+    async def _tell(self, partitions: Sequence[int], head: ChainHead, epoch: int) -> bool | None:
+        """Let the partitions of one node know of *epoch*; make sure that the home partition holds *head*."""
+        commands: list[Command] = [
+            call_of(FENCE, [self._keys.once(partition, "epoch")], [epoch]) for partition in partitions
+        ]
+        commands.append(("SET", self._keys.once(partitions[0], "settled"), head.sequence))
+        is_home = HOME in partitions and head.sequence > 0
+        if is_home:
+            at = f"{head.sequence}-0"
+            commands.append(("XRANGE", self._keys.once(HOME, "audit"), at, at))
+        try:
+            replies, is_durable = await self._nodes.write(partitions[0], commands, self._deadline_s)
+        except ReplyLostError:
+            return None
+        if is_home and not (replies[-1] and entry_of(HOME, replies[-1][0]).digest == head.digest):
+            return None
+        return is_durable
 
     def _sent(self) -> None:
         self.is_open = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TypeAlias
 
@@ -41,7 +41,7 @@ from sidecar.stores.registry.redis.idempotency import (
     result_of,
 )
 from sidecar.stores.registry.redis.keys import RegistryKeys
-from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word
+from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
 from sidecar.stores.registry.redis.people import People, read_people
 from sidecar.stores.registry.redis.reads import Reader, head_command, record_command, seen_command, seen_of
 from sidecar.stores.registry.redis.replies import FoundRecord, entry_of, found_record, head_of
@@ -197,20 +197,48 @@ class _Batch:
         view = await self.read(pending)
         for made, was_made in zip(self._lost, view.lost, strict=True):
             if was_made:
+                is_durable = await self._settled(_first_entry(made).head)
+                if is_durable is None:
+                    return None
                 self._lost, self.is_open = [], False
-                return self._results(made)
+                return self._results(made, is_durable)
+        found = view.head
         planned = await self._plan(view, pending)
         if not await self._claim(planned, view.people.now_us):
             return None
         if not any(one.entry for one in planned.staged):
+            # What was so already must be so in the history that counts, and be as durable as a change.
             await self._keep_unchanged(planned, view.people.now_us)
-            return self._results(planned)
-        if await self._commit(planned, view):
-            return self._results(planned)
-        return None
+            is_durable = await self._settled(found) if _has_committed(planned) else True
+        else:
+            is_durable = await self._commit(planned, view)
+        return self._results(planned, is_durable) if is_durable is not None else None
 
-    def _results(self, made: _Round) -> dict[int, Result]:
-        return made.results | {one.index: one.committed for one in made.staged}
+    async def _settled(self, head: ChainHead) -> bool | None:
+        """Whether the chain up to *head* is durable; None = that is not the history that counts."""
+        keys, at = self._keys, f"{head.sequence}-0"
+        commands: list[Command] = [
+            ("SET", keys.once(self._partition, "settled"), head.sequence),
+            ("XRANGE", keys.once(self._partition, "audit"), at, at),
+        ]
+        if not head.sequence:
+            del commands[1]
+        try:
+            replies, is_durable = await self._nodes.write(self._partition, commands, self._deadline_s)
+        except ReplyLostError:
+            return None
+        if head.sequence:
+            [found] = replies[1] or [None]
+            if found is None or entry_of(self._partition, found).digest != head.digest:
+                return None
+        return is_durable
+
+    def _results(self, made: _Round, is_durable: bool) -> dict[int, Result]:
+        results = made.results | {one.index: one.committed for one in made.staged}
+        return {
+            index: replace(one, is_durable=is_durable) if isinstance(one, Committed) else one
+            for index, one in results.items()
+        }
 
     def _told(self, error: RegistryError) -> RegistryError:
         """The same error; it says so when a call's outcome is not known."""
@@ -327,17 +355,17 @@ class _Batch:
 
     # Commit.
 
-    async def _commit(self, planned: _Round, view: _View) -> bool:
-        """Whether it is committed; False = plan anew."""
+    async def _commit(self, planned: _Round, view: _View) -> bool | None:
+        """Commit it, and whether that is durable; None = plan anew."""
         written = [one for one in planned.staged if one.entry is not None]
         keys, arguments = self._call(written, view)
         try:
-            verdict, *details = await self._nodes.write(
-                self._partition, CHANGE, keys, arguments, self._deadline_s, on_sent=self._sent
+            [(verdict, *details)], is_durable = await self._nodes.write(
+                self._partition, [call_of(CHANGE, keys, arguments)], self._deadline_s, on_sent=self._sent
             )
         except ReplyLostError:
             self._lost.append(planned)
-            return False
+            return None
         except RegistryError:
             self.is_open = bool(self._lost)  # the server refused this call, or never got it
             raise
@@ -353,7 +381,8 @@ class _Batch:
         elif verdict == b"ok":
             unchanged = [one for one in planned.staged if one.entry is None]
             await self._keep_unchanged(_Round(staged=unchanged), view.people.now_us)
-        return bool(verdict == b"ok")
+            return is_durable
+        return None
 
     def _sent(self) -> None:
         self.is_open = True
@@ -421,6 +450,10 @@ def _kept_result(one: _Staged) -> str:
 
 def _where(request: ChangeRequest) -> str:
     return f"integration:{request.command.integration_id}"
+
+
+def _has_committed(planned: _Round) -> bool:
+    return bool(planned.staged) or any(isinstance(one, Committed) for one in planned.results.values())
 
 
 def _first_entry(made: _Round) -> AuditEntry:

@@ -6,42 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
-
-import hiredis
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.keeper import Backoff
-from sidecar.stores.redis.link import Link, LinkLostError
-from sidecar.stores.redis.urls import Kind
+from sidecar.stores.redis.link import LinkLostError, PushLink
+from sidecar.stores.redis.urls import Address
 from sidecar.stores.registry.redis.nodes import Nodes
 
 PING_INTERVAL_S = 0.4
 """A subscribed connection that is dead is found out within twice that."""
-
-
-class PushLink(Link):
-    """A link on which the server also speaks unasked: messages of channels go to `on_message`."""
-
-    on_message: Callable[[bytes], None] | None = None
-
-    def data_received(self, data: bytes) -> None:
-        """Hand out messages and replies."""
-        try:
-            self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
-                self._take(reply)
-        except hiredis.ProtocolError:
-            self.abort()
-
-    def _take(self, reply: Any) -> None:
-        if isinstance(reply, list) and reply[:1] == [b"message"]:
-            if self.on_message is not None:
-                self.on_message(reply[2])
-        elif self._receivers:
-            self._receivers.popleft().replied(reply)
-        else:
-            self.abort()
 
 
 class Feed:
@@ -60,6 +33,8 @@ class Feed:
         self._channel = channel
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
+        self._link: PushLink | None = None
+        nodes.on_move = self._moved
         self.sequences: list[int | None] = [None] * connector.keys.partitions
         self.is_live = False
 
@@ -111,14 +86,16 @@ class Feed:
             link.abort()
 
     async def _open(self) -> PushLink:
-        connector = self._connector
-        if connector.url.kind is Kind.SENTINEL:
-            link = await connector.open_primary()
-        else:
-            address = await self._nodes.address_of(0) or connector.url.addresses[0]
-            link = await connector.open(address)
+        link = await self._connector.open(await self._nodes.address_of(0))
         assert isinstance(link, PushLink)
+        self._link = link
         return link
+
+    def _moved(self, primary: Address) -> None:
+        """The Sentinels name another primary: the former one publishes nothing that counts."""
+        self._connector.abandon_others(primary)
+        if self._link is not None and self._link.address != primary:
+            self._link.leave()
 
     def _set_live(self, is_live: bool) -> None:
         self.is_live = is_live

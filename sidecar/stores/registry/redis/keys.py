@@ -16,6 +16,7 @@ Once a partition:
     a:<filter>:<name>   zset   sequences of the entries of one subject, actor or action
     changes             zset   every integration, by the sequence of its latest change
     ids                 zset   integrations that are not deleted, in the order of their ids
+    settled             text   written to find out whether replicas have all that was written before
     epoch               text   sequence of the change of administrators that this partition knows of
     results             hash   idempotency key -> what was answered
     results-age         zset   the same keys, by time (us)

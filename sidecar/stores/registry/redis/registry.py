@@ -47,7 +47,7 @@ from sidecar.stores.registry.redis.audit_log import audit_page
 from sidecar.stores.registry.redis.commits import BATCH_MAX, Committer, Result
 from sidecar.stores.registry.redis.feed import Feed
 from sidecar.stores.registry.redis.keys import RegistryKeys
-from sidecar.stores.registry.redis.nodes import LIMITS, Nodes
+from sidecar.stores.registry.redis.nodes import LIMITS, REPLICATION, Nodes, Replication
 from sidecar.stores.registry.redis.reads import Reader
 
 CALL_TIMEOUT_S = 10.0
@@ -74,6 +74,7 @@ class RedisRegistry:
         clock_us: Callable[[], int] | None = None,
         timeout_s: float = CALL_TIMEOUT_S,
         limits: StoreLimits = LIMITS,
+        replication: Replication = REPLICATION,
     ) -> None:
         """
         Use the store at *url* under the rules of *lifecycle*.
@@ -84,13 +85,14 @@ class RedisRegistry:
             clock_us: replaces the server's clock; for tests alone, no setting leads here.
             timeout_s: the deadline of each call.
             limits: bounds of connecting.
+            replication: what makes a change durable.
         """
         space = KeySpace(url.prefix, url.partitions)
         self.url = url
         self._clock_us = clock_us
         self._timeout_s = timeout_s
         self._keys = RegistryKeys(space)
-        self._nodes = Nodes(url, space, limits)
+        self._nodes = Nodes(url, space, limits, replication)
         self._feed = Feed(self._nodes, self._keys.channel, self._wake)
         self._committer = Committer(self._nodes, self._keys, lifecycle, clock_us)
         self._administration = Administration(self._nodes, self._keys, clock_us)

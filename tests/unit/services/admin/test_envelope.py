@@ -291,6 +291,7 @@ def test_log__a_change_has_one_line_with_its_outcome(world: World, caplog: pytes
         "generation": 2,
         "is_replay": False,
         "is_in_force": True,
+        "is_durable": True,
     }
     assert (invalid["status"], invalid["code"], invalid["action"]) == (422, "invalid_value", "limit.set")
     assert (forbidden["status"], forbidden["code"]) == (403, "role_forbids")

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sidecar.domain.changes import Position, Revision
+from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.snapshot import CompiledIntegration
 from sidecar.stores.registry import live
@@ -38,6 +40,8 @@ class Hindered:
         self.fault: Exception | None = None
         self.held: dict[str, asyncio.Event] = {}
         self.says_reset = False
+        self.older: Integration | None = None
+        """What the store holds of the one integration, having lost what came later."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """The method of the registry, once nothing holds it up; an answer that is held back was true then."""
@@ -51,6 +55,10 @@ class Hindered:
                 self.says_reset = False
                 return Changes(arguments[0], is_reset=True)
             answer = await method(*arguments)
+            if self.older is not None and name == "load_all":
+                answer = answer._replace(records=(self.older,))
+            if self.older is not None and name == "get":
+                answer = self.older
             if name in self.held:
                 self.answered.append(name)
                 await self.held[name].wait()
@@ -391,3 +399,36 @@ def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
             assert not scene.live._tasks
 
     play(act())
+
+
+@pytest.mark.parametrize("way", ["load", "fetch"])
+def test_run__a_suspension_that_the_store_lost_stays_in_force(
+    way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failover takes no suspension back: it holds until somebody changes the integration."""
+
+    async def act() -> None:
+        async with followed_in(tmp_path) as scene:
+            before = await scene.registry.real.get(ID)
+            assert before is not None
+            await scene.apply(c.Suspend(integration_id=ID, reason="leaked"))
+            await until(lambda: scene.live.snapshot.integrations[ID].is_suspended)
+            scene.registry.older = before
+            if way == "load":
+                scene.registry.says_reset = True
+                scene.live.reconcile()
+                await until(lambda: scene.metrics.value("sidecar_registry_loads_total") == 2)
+            else:
+                assert await scene.refreshed(before.generation)
+            for _ in range(2):  # also when it is looked at again
+                held = scene.live.snapshot.integrations[ID]
+                assert (held.is_suspended, held.generation) == (True, before.generation)
+                assert await scene.refreshed(0)
+            changed = replace(before, generation=before.generation + 1, name="Changed")
+            scene.registry.older = changed
+            assert await scene.refreshed(changed.generation)
+            assert not scene.live.snapshot.integrations[ID].is_suspended
+
+    with caplog.at_level(logging.ERROR):
+        play(act())
+    assert caplog.text.count("the store lost a suspension") == 1

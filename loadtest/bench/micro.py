@@ -62,7 +62,7 @@ def run() -> list[Section]:
             lambda: policy.evaluate(request, snapshot, wall_clock_us()),
         ),
         ("take: embedded bucket", lambda: store.take_now(buckets, 1)),
-        ("render: Decision to CheckResponse", lambda: service.render(decision)),
+        ("render: Decision to CheckResponse", lambda: service.render(decision, request)),
     ]
     call = _NoCall()
     whole = _time_us(lambda: service.check(message, call))  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def problem_body(
     reason: Reason, evaluation: Evaluation, decision_id: str, limits: Limits | None, style: AnswerStyle
 ) -> bytes:
     """The body of a denial: what happened and what to do about it (RFC 9457)."""
-    public = Reason.UNKNOWN_CREDENTIAL if reason.public_word == "unknown_credential" else reason
+    public = _public(reason)
     limited = reason is Reason.RATE_LIMITED
     problem: dict[str, object] = {
         "type": QUOTA_EXCEEDED_TYPE if limited else PROBLEM_TYPE_PREFIX + public.word,
@@ -148,6 +148,29 @@ def problem_body(
     if limited:
         problem["violated-policies"] = ["rpm"]
     return json.dumps(problem, ensure_ascii=True).encode()
+
+
+def grpc_status_headers(
+    reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle
+) -> Headers:
+    """
+    What tells a gRPC client of a denial, in the place of status and body.
+
+    A client that tries RESOURCE_EXHAUSTED again waits for as long as `grpc-retry-pushback-ms` says (gRFC A6).
+    """
+    public = _public(reason)
+    headers = [
+        ("grpc-status", str(reason.grpc_code)),
+        ("grpc-message", header_value(f"{_TITLES[public]}: {_detail(public, evaluation, limits, style)}")),
+    ]
+    if reason is Reason.RATE_LIMITED and limits is not None and limits.retry_after:
+        headers.append(("grpc-retry-pushback-ms", f"{limits.retry_after}000"))
+    return headers
+
+
+def _public(reason: Reason) -> Reason:
+    """The reason whose words the caller is told."""
+    return Reason.UNKNOWN_CREDENTIAL if reason.public_word == "unknown_credential" else reason
 
 
 def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle) -> str:

@@ -21,6 +21,7 @@ from sidecar.domain.answers import (
     Limits,
     denial_headers,
     fallback_headers,
+    grpc_status_headers,
     http_status,
     identity_headers,
     limit_headers,
@@ -36,6 +37,7 @@ from sidecar.services.templates import Template, compile_template
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 TEMPLATES_PER_INTEGRATION_MAX = 256
 
+_GRPC = "application/grpc"
 _OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -46,7 +48,7 @@ class ExtAuthzService:
         """Render answers in *style*."""
         self._decider = decider
         self._style = style
-        self._unknown_caller: dict[tuple[Reason, str], Template] = {}
+        self._unknown_caller: dict[tuple[Reason, str, bool], Template] = {}
 
     def methods(self) -> tuple[UnaryMethod, ...]:
         """The methods to bind to a transport."""
@@ -64,21 +66,23 @@ class ExtAuthzService:
         except DecodeError:
             raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
         request = access_request(attributes, self._decider.policy.client_address.reads_peer)
-        decision = self._decider.decide(request, call.deadline_s, self._reply, call)
-        return None if decision is None else self.render(decision)
+        decision = self._decider.decide(request, call.deadline_s, self._reply, (call, request))
+        return None if decision is None else self.render(decision, request)
 
-    def _reply(self, decision: Decision, call: UnaryCall) -> None:
-        call.reply(self.render(decision))
+    def _reply(self, decision: Decision, context: tuple[UnaryCall, AccessRequest]) -> None:
+        call, request = context
+        call.reply(self.render(decision, request))
 
-    def render(self, decision: Decision) -> bytes:
-        """A serialised CheckResponse for *decision*."""
+    def render(self, decision: Decision, request: AccessRequest) -> bytes:
+        """A serialised CheckResponse for *decision* about *request*."""
         id, reason, evaluation, taken, fallback = decision
         _, integration, credential, key_headers, _, scope, detail = evaluation
+        is_grpc = reason is not Reason.OK and is_grpc_type(request.header("content-type"))
         if integration is None:
-            return self._unknown_caller_template(decision) % {b"id": id.encode()}
+            return self._unknown_caller_template(decision, is_grpc) % {b"id": id.encode()}
         if reason is Reason.IP_NOT_ALLOWED:
             # The refused address stands in the text, so no template could be used again.
-            return _serialise(check_response(decision, id, limits_of(decision), self._style))
+            return _serialise(check_response(decision, id, limits_of(decision), self._style, is_grpc))
         remaining = reset = wait = b""
         if taken is not None:
             remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
@@ -87,28 +91,28 @@ class ExtAuthzService:
         # objects outlive this service and its style, so the service is part of the key.
         key = (
             self, reason.word, credential, key_headers, scope if reason is Reason.SCOPE_MISSING else detail,
-            len(remaining), len(reset), len(wait), fallback,
+            len(remaining), len(reset), len(wait), fallback, is_grpc,
         )  # fmt: skip
         template = integration.fragments.get(key)
         if template is None:
-            template = self._compile(decision, len(remaining), len(reset), len(wait))
+            template = self._compile(decision, len(remaining), len(reset), len(wait), is_grpc)
             if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
                 integration.fragments.clear()
             integration.fragments[key] = template
         return template % {b"id": id.encode(), b"remaining": remaining, b"reset": reset, b"wait": wait}
 
-    def _unknown_caller_template(self, decision: Decision) -> Template:
-        key = decision.reason, decision.evaluation.detail
+    def _unknown_caller_template(self, decision: Decision, is_grpc: bool) -> Template:
+        key = decision.reason, decision.evaluation.detail, is_grpc
         template = self._unknown_caller.get(key)
         if template is None:
             template = compile_template(
-                lambda values: _serialise(check_response(decision, values["id"], None, self._style)),
+                lambda values: _serialise(check_response(decision, values["id"], None, self._style, is_grpc)),
                 {"id": DECISION_ID_LENGTH},
             )
             self._unknown_caller[key] = template
         return template
 
-    def _compile(self, decision: Decision, remaining: int, reset: int, wait: int) -> Template:
+    def _compile(self, decision: Decision, remaining: int, reset: int, wait: int, is_grpc: bool) -> Template:
         """The template of *decision* for figures of these widths."""
         own = limits_of(decision)
 
@@ -116,7 +120,7 @@ class ExtAuthzService:
             limits = own and Limits(
                 own.limit, values["remaining"], values["reset"], values["wait"], own.is_share
             )
-            return _serialise(check_response(decision, values["id"], limits, self._style))
+            return _serialise(check_response(decision, values["id"], limits, self._style, is_grpc))
 
         widths = {"id": DECISION_ID_LENGTH, "remaining": remaining, "reset": reset, "wait": wait}
         return compile_template(render, widths)
@@ -148,10 +152,20 @@ def _joined(headers: list[HeaderValue]) -> dict[str, str]:
     return joined
 
 
+def is_grpc_type(content_type: str | None) -> bool:
+    """Whether a request with this content type is a gRPC call to Envoy: gRPC-Web, for example, is not."""
+    return content_type is not None and (content_type == _GRPC or content_type.startswith(f"{_GRPC}+"))
+
+
 def check_response(
-    decision: Decision, decision_id: str, limits: Limits | None, style: AnswerStyle
+    decision: Decision, decision_id: str, limits: Limits | None, style: AnswerStyle, is_grpc: bool = False
 ) -> CheckResponse:
-    """The CheckResponse of *decision*, with *decision_id* and *limits* in place of its own."""
+    """
+    The CheckResponse of *decision*, with *decision_id* and *limits* in place of its own.
+
+    For a gRPC call Envoy turns a denial into a status: into that of our header `grpc-status`, else into one
+    that it works out from the HTTP status, which for 429 would be UNAVAILABLE, and clients try that again.
+    """
     response = CheckResponse()
     evaluation, reason = decision.evaluation, decision.reason
     response.status.code = reason.grpc_code
@@ -168,7 +182,10 @@ def check_response(
         denied.status.CopyFrom(HttpStatus(code=http_status(reason, style)))
         denied.headers.extend(_options(denial_headers(reason, decision_id, limits, style)))
         denied.headers.extend(mark)
-        denied.body = problem_body(reason, evaluation, decision_id, limits, style).decode()
+        if is_grpc:
+            denied.headers.extend(_options(grpc_status_headers(reason, evaluation, limits, style)))
+        else:
+            denied.body = problem_body(reason, evaluation, decision_id, limits, style).decode()
     response.dynamic_metadata.update(
         {
             "decision_id": decision_id,

@@ -118,9 +118,16 @@ def test_problem_body__is_ascii_json(
     assert {"type", "title", "status", "detail", "reason", "decision_id"} <= set(problem)
 
 
-@given(st.sampled_from(Reason), names, st.booleans(), styles, st.none() | st.sampled_from(FailPolicy))
+@given(
+    st.sampled_from(Reason),
+    names,
+    st.booleans(),
+    styles,
+    st.none() | st.sampled_from(FailPolicy),
+    st.booleans(),
+)
 def test_check_response__keeps_envoy_s_rules(
-    reason: Reason, name: str, is_peeked: bool, style: AnswerStyle, policy: FailPolicy | None
+    reason: Reason, name: str, is_peeked: bool, style: AnswerStyle, policy: FailPolicy | None, is_grpc: bool
 ) -> None:
     """
     Only an allow has code 0; a denial has code and denied_response; options replace; sets exclude removals.
@@ -134,13 +141,16 @@ def test_check_response__keeps_envoy_s_rules(
     taken = Taken(0, 1, 1, 1) if is_peeked or reason is Reason.RATE_LIMITED else None
     fallback = Fallback(policy, 1) if policy is not None else None
     decision = Decision(NEXT_ID(), reason, evaluation, taken, fallback)
-    response = check_response(decision, decision.id, limits_of(decision), style)
+    response = check_response(decision, decision.id, limits_of(decision), style, is_grpc)
     is_allowed = reason is Reason.OK
     assert (response.status.code == 0) == is_allowed
     assert response.WhichOneof("http_response") == ("ok_response" if is_allowed else "denied_response")
     allowed, denial = response.ok_response, response.denied_response
     assert (denial.status.code in {401, 403, 414, 429, 503}) == (not is_allowed)
     removed = set(allowed.headers_to_remove)
+    codes = [option.header.value for option in denial.headers if option.header.key == "grpc-status"]
+    assert codes == ([str(reason.grpc_code)] if is_grpc and not is_allowed else [])
+    assert bool(denial.body) == (not is_allowed and not is_grpc)
     for options in (allowed.headers, allowed.response_headers_to_add, denial.headers):
         assert_safe([(option.header.key, option.header.value) for option in options])
         assert {option.append_action for option in options} <= {HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD}

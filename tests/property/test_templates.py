@@ -16,9 +16,9 @@ from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import Snapshot
 from sidecar.services.decider import Decision, limits_of
-from sidecar.services.ext_authz import ExtAuthzService, check_response
+from sidecar.services.ext_authz import ExtAuthzService, check_response, is_grpc_type
 from sidecar.services.templates import compile_template
-from tests.building import make_decider, make_integration, make_key
+from tests.building import make_decider, make_integration, make_key, make_request
 
 KEYS = (make_key(), make_key())
 SNAPSHOT = Snapshot.compile(
@@ -49,8 +49,9 @@ def decisions(draw: st.DrawFn) -> Decision:
     key = draw(st.sampled_from(KEYS))
     credential = SNAPSHOT.credentials[key.credential_id]
     key_headers = draw(st.sampled_from((("x-api-key",), ("authorization",), ())))
+    detail = draw(st.sampled_from(("", "The path holds '//'. Send one '/' between segments.")))
     evaluation = Evaluation(
-        reason, credential.integration, credential, key_headers, draw(addresses), draw(scopes)
+        reason, credential.integration, credential, key_headers, draw(addresses), draw(scopes), detail
     )
     is_taken = reason in (Reason.OK, Reason.RATE_LIMITED) or draw(st.booleans())
     taken = draw(takens) if is_taken else None
@@ -66,12 +67,17 @@ def service(style: AnswerStyle) -> ExtAuthzService:
     return ExtAuthzService(make_decider(), style)
 
 
-@given(styles, decisions())
-def test_render__is_what_protobuf_builds(style: AnswerStyle, decision: Decision) -> None:
-    """For every reason, width, style and integration, byte for byte the same message."""
-    expected = check_response(decision, decision.id, limits_of(decision), style)
+@given(styles, decisions(), st.sampled_from((None, "application/json", "application/grpc+proto")))
+def test_render__is_what_protobuf_builds(
+    style: AnswerStyle, decision: Decision, content_type: str | None
+) -> None:
+    """For every reason, width, style, integration and kind of client, byte for byte the same message."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    request = make_request(headers=headers)
+    is_grpc = decision.reason is not Reason.OK and is_grpc_type(content_type)
+    expected = check_response(decision, decision.id, limits_of(decision), style, is_grpc)
     for _ in range(2):
-        assert CheckResponse.FromString(service(style).render(decision)) == expected
+        assert CheckResponse.FromString(service(style).render(decision, request)) == expected
 
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)

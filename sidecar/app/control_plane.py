@@ -17,7 +17,6 @@ from sidecar.app.settings import SQLITE_REGISTRY
 from sidecar.domain.changes import Position
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.observe.metrics import Metrics
-from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.registry.protocol import Registry, RegistryError
 
@@ -90,7 +89,7 @@ def build_admin_api(
 
     catalogue = build_rules(config).catalogue
     sealer = sealer_of(config)
-    return build_api(ControlPlane(registry, catalogue, metrics, put_in_force, sealer, wall_clock_us))
+    return build_api(ControlPlane(registry, catalogue, metrics, put_in_force, sealer, registry.now_us))
 
 
 async def open_registry(config: Config) -> Registry:

@@ -19,7 +19,6 @@ from sidecar.domain.administrators import AdminCommand, Bootstrap, NewToken, Rec
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, ChangeContext
 from sidecar.domain.roles import Actor, machine_actor
-from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Registry
 
 US_PER_SECOND = 1_000_000
@@ -38,7 +37,7 @@ class MadeAdministrator:
 
 
 async def make_first_administrator(
-    registry: Registry, id: str, name: str, lifetime_s: int, clock_us: Callable[[], int] = wall_clock_us
+    registry: Registry, id: str, name: str, lifetime_s: int
 ) -> MadeAdministrator:
     """
     Make the administrator *id* with a token that lives for *lifetime_s*.
@@ -51,7 +50,7 @@ async def make_first_administrator(
     def command(token: NewToken) -> AdminCommand:
         return Bootstrap(administrator_id=id, name=name, token=token)
 
-    return await _make(registry, command, None, lifetime_s, clock_us)
+    return await _make(registry, command, None, lifetime_s)
 
 
 async def recover_administrator(
@@ -60,7 +59,6 @@ async def recover_administrator(
     name: str,
     reason: str,
     lifetime_s: int,
-    clock_us: Callable[[], int] = wall_clock_us,
 ) -> MadeAdministrator:
     """
     Make the administrator *id*, whose access depends on no other one; see `administrators.Recover`.
@@ -73,7 +71,7 @@ async def recover_administrator(
     def command(token: NewToken) -> AdminCommand:
         return Recover(administrator_id=id, name=name, token=token, reason=reason)
 
-    return await _make(registry, command, local_actor(), lifetime_s, clock_us)
+    return await _make(registry, command, local_actor(), lifetime_s)
 
 
 def local_actor() -> Actor:
@@ -96,10 +94,10 @@ async def _make(
     command: Callable[[NewToken], AdminCommand],
     actor: Actor | None,
     lifetime_s: int,
-    clock_us: Callable[[], int],
 ) -> MadeAdministrator:
     fresh = generate_api_key(TOKEN_PREFIX)
-    expires_at_us = clock_us() + lifetime_s * US_PER_SECOND
+    await registry.token_holder(fresh.credential_id)  # nobody's; the reply tells the registry's time
+    expires_at_us = registry.now_us() + lifetime_s * US_PER_SECOND
     token = NewToken(fresh.credential_id, fresh.digest, expires_at_us)
     made = await registry.administer(AdminRequest(command(token), actor, local_context()))
     expires_at = datetime.fromtimestamp(expires_at_us // US_PER_SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -55,7 +55,9 @@ class FollowedRegistry:
         self._on_state: OnState = lambda name, is_ready, state: None
         self._thread = BackgroundThread("registry-compile")
         self._letting_go: set[asyncio.Task[None]] = set()
-        options = LiveOptions(sidecar_id=own_id(), beside=self._beside, reach_patience_s=patience_s)
+        options = LiveOptions(
+            own_id(), beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
+        )
         self._live = LiveRegistry(registry, self._show, metrics, options)
         uses = CredentialUses()
         decider.note_use = use_noter(uses)

@@ -11,7 +11,6 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.services.store_fallback import StoreFallback
-from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.heartbeat import Heartbeat
@@ -20,6 +19,9 @@ from sidecar.stores.redis.urls import StoreUrl
 
 LOOK_INTERVAL_S = 5.0
 """How often a server is asked again whether it may evict keys: that can be changed while it runs."""
+
+CLOCK_APART_US = 1_000_000
+"""A difference that is told; below half of it the episode is over, and the next is told again."""
 
 _log = logging.getLogger("sidecar.app")
 
@@ -53,7 +55,8 @@ class SharedStore:
         """
         limits = store_limits(timeout_s)
         self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation)
-        self.fallback = StoreFallback(metrics, policy, LocalShare(wall_us=wall_clock_us))
+        local = LocalShare(wall_us=self.buckets.clock.now_us)
+        self.fallback = StoreFallback(metrics, policy, local)
         self._heart = Heartbeat(self.buckets, own_id())
         self._metrics = metrics
         self.components = ("store",)
@@ -61,6 +64,7 @@ class SharedStore:
         self._on_state: OnState = lambda name, is_ready, state: None
         self._was_ready = False
         self._is_connected: bool | None = None
+        self._is_clock_apart = False
 
     async def run(self, on_state: OnState) -> None:
         """Connect, and tell *on_state* how it is, until cancelled."""
@@ -87,6 +91,25 @@ class SharedStore:
         self._metrics.set("sidecar_store_live_sidecars", to=live_sidecars)
         if self.buckets.is_ready:
             local.forget_unused()
+        self._compare_clocks()
+
+    def _compare_clocks(self) -> None:
+        """Tell by how much the store's clock, by which credentials expire, differs from this machine's."""
+        difference_us = self.buckets.clock.difference_us
+        self._metrics.set("sidecar_store_clock_difference_seconds", to=round(difference_us / 1e6))
+        if self._is_clock_apart:
+            self._is_clock_apart = abs(difference_us) >= CLOCK_APART_US // 2
+            return
+        self._is_clock_apart = abs(difference_us) >= CLOCK_APART_US
+        if self._is_clock_apart:
+            log_event(
+                _log,
+                logging.WARNING,
+                "clock differs from the store's: credentials and raised limits end by the store's clock;"
+                " set both by NTP",
+                store=str(self._url),
+                store_ahead_s=round(difference_us / 1e6, 1),
+            )
 
     def _tell_store(self, is_ready: bool) -> None:
         """

@@ -99,9 +99,8 @@ class LoadedConfig:
         if shared is None:
             return Decider(policy, snapshot, EmbeddedBucketStore(wall_us=wall_clock_us), metrics)
         timeout_s = self.config.settings.store_timeout_s
-        return Decider(
-            policy, snapshot, shared.buckets, metrics, store_timeout_s=timeout_s, fallback=shared.fallback
-        )
+        buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
+        return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
 
     def shared_store(self, metrics: Metrics) -> SharedStore | None:
         """The store that the configuration shares; None = it is embedded. A file goes before its registry."""

@@ -203,6 +203,11 @@ FALLBACK_METRICS = (
         Kind.GAUGE,
         "Sidecar processes that share the store, as last counted: a local share is one of so many.",
     ),
+    MetricSpec(
+        "sidecar_store_clock_difference_seconds",
+        Kind.GAUGE,
+        "The store's clock, by which credentials expire, less this machine's own; whole seconds.",
+    ),
 )
 
 REGISTRY_METRICS = (
@@ -350,6 +355,11 @@ def _least_known(values: Sequence[int]) -> int:
     return min(filter(None, values), default=0)
 
 
+def _furthest_from_zero(values: Sequence[int]) -> int:
+    """The value of the largest magnitude, with its sign."""
+    return max(values, key=abs, default=0)
+
+
 WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_ready": max,
     "sidecar_registry_in_touch": min,
@@ -360,5 +370,6 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_store_live_sidecars": max,
     "sidecar_store_may_evict": max,
     "sidecar_store_sentinels_followed": min,
+    "sidecar_store_clock_difference_seconds": _furthest_from_zero,
 }
 """How one value is made of those of all workers, for gauges that are not to be added up."""

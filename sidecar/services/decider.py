@@ -84,7 +84,8 @@ class Decider:
         fallback: StoreFallback | None = None,
     ) -> None:
         """
-        Count into *metrics*; expiry is judged by *clock_us*, buckets by the store's own clock.
+        Count into *metrics*; expiry is judged by *clock_us*, which tells the time of the store where one
+        is shared, so that the whole fleet judges alike.
 
         *fallback* answers when the store does not; None = the store is no shared one, so what it cannot
         answer is refused.
@@ -95,7 +96,7 @@ class Decider:
         """Told of each request with a known key, and when it came; None = nobody keeps note."""
         self._store = store
         self._take_now = store.take_now
-        self._clock_us = clock_us
+        self.clock_us = clock_us
         self._store_timeout_s = store_timeout_s
         self._fallback = fallback
         self._next_id = DecisionIds()
@@ -124,7 +125,7 @@ class Decider:
         the store gets no more than its own bound, nor than most of what the caller has left.
         """
         started_ns = perf_counter_ns()
-        now_us = self._clock_us()
+        now_us = self.clock_us()
         evaluation = self.policy.evaluate(request, self.snapshot, now_us)
         integration = evaluation.integration
         if integration is None:
@@ -246,4 +247,4 @@ class _Pending:
 
     def _evaluate(self) -> None:
         decider = self._decider
-        self.evaluation = decider.policy.evaluate(self._request, decider.snapshot, decider._clock_us())
+        self.evaluation = decider.policy.evaluate(self._request, decider.snapshot, decider.clock_us())

@@ -49,7 +49,6 @@ async def _suspend(
     from sidecar.services.admin.confirmation import confirmed
     from sidecar.services.admin.standing import accounts_now, lock_notices
     from sidecar.services.admin.views import integration_view, notice_view
-    from sidecar.stores.clocks import wall_clock_us
 
     command = Suspend(integration_id=id, reason=reason)
     request = ChangeRequest(command, local_actor(), local_context(), expected)
@@ -60,7 +59,7 @@ async def _suspend(
         made = await registry.apply(request)
         record, notices = made.record, made.notices
         summary = made.entry.summary if made.entry is not None else "suspended already"
-    now_us = wall_clock_us()
+    now_us = registry.now_us()
     notices += lock_notices(await accounts_now(registry), record, now_us)
     data: dict[str, Any] = {
         "integration": integration_view(record, now_us),

@@ -16,7 +16,6 @@ from sidecar.domain.roles import Action, Actor
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, default_reason
 from sidecar.services.admin.apply.run import apply_declared
-from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry_file import load_declarations
 
@@ -59,7 +58,7 @@ class Push:
             reason or default_reason(self._file.name),
             actor,
             ChangeContext(request_id=f"push-{secrets.token_hex(8)}", source="local"),
-            wall_clock_us(),
+            self._registry.now_us(),
             has_prune,
         )
 
@@ -94,7 +93,7 @@ class Push:
     async def _authenticated(self, token: str) -> Actor:
         try:
             holder = await self._registry.token_holder(token_id_of(token))
-            actor = authenticate(token, holder, wall_clock_us())
+            actor = authenticate(token, holder, self._registry.now_us())
             actor.require(Action.READ_INTEGRATIONS)
         except AuthenticationError:
             has_accounts = bool(await self._registry.administrators())

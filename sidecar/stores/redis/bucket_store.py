@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.observe.metrics import Metrics
+from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.cluster import ClusterTopology
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
@@ -66,6 +67,8 @@ class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
+    `clock` tells its time, known from every take and heartbeat.
+
     `on_state_change(is_ready)` is called when readiness or `trouble` changes.
     `on_answers()` is called when takes have been told
     their outcome, once for all that were told together. `refresh(owner, generation, done)` is called when
@@ -96,6 +99,7 @@ class RedisBucketStore:
         """
         self.keys = KeySpace(url.prefix, url.partitions)
         self.limits = limits or StoreLimits()
+        self.clock = StoreClock()
         self.on_state_change: Callable[[bool], None] | None = None
         self.on_answers: Callable[[], None] = _nothing
         self.refresh: Refresh | None = None
@@ -145,6 +149,7 @@ class RedisBucketStore:
             self,
             is_cluster=self._url.kind is Kind.CLUSTER,
             override_clock_us=self._override_clock_us,
+            store_clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
         )
         is_cluster = self._url.kind is Kind.CLUSTER
@@ -219,6 +224,10 @@ class RedisBucketStore:
                     raise
             await link.request("SCRIPT", "LOAD", script.source)
             return await link.request("EVALSHA", *words)
+
+    def learn_time(self, partition: int, told_us: int) -> None:
+        """The node of *partition* has just told its time."""
+        self.clock.learn(self._lanes[partition].name, told_us)
 
     def _compile(self, buckets: BucketSet) -> CompiledSet:
         if len(self._compiled) >= self.limits.compiled_max:

@@ -3,7 +3,7 @@
 -- KEYS[1]  sorted set: member = a sidecar's id, score = when its beat runs out, us since the epoch
 -- ARGV[1]  id of the sidecar, '' = only count
 -- ARGV[2]  lifetime_us: how long this beat counts; 0 = the sidecar says goodbye
--- Reply    integer: sidecars whose beat has not run out
+-- Reply    integers: sidecars whose beat has not run out, and now in us since the epoch
 -- TTL      the lifetime, renewed with each beat: a fleet that is gone leaves nothing behind
 -- Cost     O(log n) for n sidecars, plus those that have run out since the last call
 
@@ -18,4 +18,4 @@ elseif id ~= '' then
   redis.call('ZREM', KEYS[1], id)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
-return redis.call('ZCARD', KEYS[1])
+return {redis.call('ZCARD', KEYS[1]), now}

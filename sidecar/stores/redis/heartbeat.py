@@ -30,6 +30,8 @@ class Heartbeat:
     """
     Beats for one sidecar, and counts the fleet.
 
+    A beat also tells the store's time, which is so known before the first take.
+
     `live_sidecars` is the last count, at least 1; `on_beat(live_sidecars)` is called after each beat that
     the store has answered. When it answers again after it did not, the others may not have said yet that
     they live: the count does not fall before all have had the time.
@@ -93,5 +95,7 @@ class Heartbeat:
             await self._pause(INTERVAL_S)
 
     async def _run(self, lifetime_us: int) -> int:
-        count = await self._store.run(HEARTBEAT, 0, (self._store.keys.live_key,), (self._id, lifetime_us))
+        keys = (self._store.keys.live_key,)
+        count, now_us = await self._store.run(HEARTBEAT, 0, keys, (self._id, lifetime_us))
+        self._store.learn_time(0, now_us)
         return int(count)

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.batches import Batch, Gathering
 from sidecar.stores.redis.breaker import Breaker, BreakerState
@@ -38,6 +39,9 @@ from sidecar.stores.redis.turn import Turn
 
 TIMER_GRAIN_S = 0.002
 """Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
+
+CLOCK_INTERVAL_S = 0.1
+"""How often the store's time is taken from a reply."""
 
 LOOP_LATE_S = 0.01
 """A timer that fires this late tells of a loop that stood still, not of a server that did not answer."""
@@ -79,6 +83,7 @@ class LaneParts:
     override_clock_us: Callable[[], int] | None = None
     clock: Callable[[], float] = monotonic
     jitter: Callable[[], float] = field(default=lambda: 1.0)
+    store_clock: StoreClock = field(default_factory=StoreClock)
 
 
 class Lane:
@@ -113,6 +118,7 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = NEVER_S
         self._heard_s = 0.0
+        self._clock_due_s = 0.0
         self._reopen_by_s = NEVER_S
         self._is_counted = False
 
@@ -244,8 +250,14 @@ class Lane:
             self._fail(call.groups, StoreFault.UNAVAILABLE)
             self._mend(error, Remedy.TELL, now_s)
             return
+        if now_s >= self._clock_due_s and not batch.is_overdue:
+            self._learn_clock(reply[0], now_s)
         for group, admitted, starts in answers:
             self._settle(group, admitted, starts, reply[0], batch.sent_s)
+
+    def _learn_clock(self, told_us: int, now_s: float) -> None:
+        self._clock_due_s = now_s + CLOCK_INTERVAL_S
+        self._parts.store_clock.learn(self.name, told_us)
 
     def _settle(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
         if not group.waiting:
@@ -319,6 +331,7 @@ class Lane:
         link.on_turn = None
         self.link = None
         self._probe = None
+        self._parts.store_clock.forget(self.name)
         self._values[self._counts.links] -= 1
         if link.is_given_up or self.refusal is not None:
             self.fail(self.trouble)
@@ -429,6 +442,8 @@ class Lane:
                 self._mend(reply, remedy, now_s)
                 self._watch(self._next_due_s())
                 return
+        elif probe.overdue_s < NEVER_S and isinstance(reply, list) and reply and isinstance(reply[0], int):
+            self._learn_clock(reply[0], now_s)
         if probe.overdue_s < NEVER_S and self._breaker.state is BreakerState.HALF_OPEN:
             self._breaker.end_probe(is_good=True, now_s=now_s)
             self._count_refusing(False)

@@ -44,7 +44,7 @@ REACH_PATIENCE_S = 0.1
 PACE_S = 0.1
 """Between two looks that found changes: those that follow each other closely are taken up together."""
 TIMER_MAX_S = 60.0
-"""The wall clock is looked at again after so long: it may have been set."""
+"""The clock is looked at again after so long: it may have been set."""
 
 Beside: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs work beside the event loop and gives its result."""
@@ -58,11 +58,11 @@ class LiveOptions:
     """
     How a registry is followed.
 
-    `sidecar_id` is announced with how far this process has come; '' = it is not. `clock_us` is the wall
-    clock, by which temporary raises of limits end; `reach_patience_s` is how long a change that is waited for
-    may be on its way before it is looked for; `pace_s` is the least time from a look that found changes to
-    the next, so that changes which follow each other closely share one; `jitter` spreads the reconciles of
-    a fleet.
+    `sidecar_id` is announced with how far this process has come; '' = it is not. `clock_us` is the clock by
+    which temporary raises of limits end, the store's where it is shared; `reach_patience_s` is how long a
+    change that is waited for may be on its way before it is looked for; `pace_s` is the least time from a
+    look that found changes to the next, so that changes which follow each other closely share one; `jitter`
+    spreads the reconciles of a fleet.
     """
 
     sidecar_id: str = ""

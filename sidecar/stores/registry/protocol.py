@@ -283,7 +283,15 @@ class Registry(Protocol):
         """Every account, removed ones too, in order of their ids."""
 
     async def token_holder(self, token_id: str) -> Administrator | None:
-        """The account that a token id belongs to; None = nobody's."""
+        """The account that a token id belongs to; None = nobody's. `now_us` is then known."""
+
+    def now_us(self) -> int:
+        """
+        The time by which this registry judges what expires, as it was last told; never waits.
+
+        Where the store is shared it is the store's, so that all its users judge alike. Until the store has
+        told it, it is this machine's.
+        """
 
     async def announce(self, sidecar_id: str, revision: Revision) -> None:
         """Say that a sidecar is alive and has followed the registry to *revision*; may be lost in a crash."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from sidecar.domain.bucket import BucketSet, Quota, Taken
-from sidecar.stores import clocks
-from sidecar.stores.clocks import steady_clock_us, wall_clock_us
 from sidecar.stores.embedded import COMPARE_CLOCKS_US, TOLERANCE_US, EmbeddedBucketStore
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.protocols import StoreFault
@@ -238,18 +234,3 @@ def test_local_share__goes_by_the_steady_clock_too() -> None:
     assert admitted(share.take_now(buckets("a"), 1)) == 0
     steady.advance(1)
     assert admitted(share.take_now(buckets("a"), 1)) == 1
-
-
-def test_clocks__setting_the_system_clock_leaves_the_steady_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both tell this century in µs; the steady one counts on, whatever the system's clock says."""
-    first, wall, second = steady_clock_us(), wall_clock_us(), steady_clock_us()
-    assert 1_700_000_000_000_000 < first <= second < 4_102_444_800_000_000
-    assert abs(first - wall) < 600 * SECOND_US
-    monkeypatch.setattr(time, "time_ns", lambda: 0)
-    assert wall_clock_us() == 0
-    assert steady_clock_us() >= second
-
-
-def test_clocks__suspended_time_counts() -> None:
-    """A client that waited while the machine was suspended has waited: CLOCK_BOOTTIME counts that."""
-    assert clocks._STEADY == time.CLOCK_BOOTTIME

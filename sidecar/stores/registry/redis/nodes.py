@@ -16,6 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from sidecar.stores.clocks import StoreClock
 from sidecar.stores.redis.cluster import read_slots
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.keeper import Backoff
@@ -81,7 +82,11 @@ class Written(NamedTuple):
 
 
 class Nodes:
-    """Links to the nodes of one store, by partition; made when they are first needed."""
+    """
+    Links to the nodes of one store, by partition; made when they are first needed.
+
+    `clock` tells the time of the home partition's node, as it was last told.
+    """
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class Nodes:
         self.connector = Connector(url, space, limits, SCRIPTS, holds_registry=True)
         self.on_move: Callable[[Address], None] = lambda primary: None
         """Called when the Sentinels name another primary: links to others are of no use."""
+        self.clock = StoreClock()
         self._space = space
         self._limits = limits
         self._replication = replication

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sidecar.domain.accounts import Administrator
 from sidecar.domain.audit import ChainHead
 from sidecar.stores.registry.redis.keys import HOME
-from sidecar.stores.registry.redis.reads import Reader, head_command
+from sidecar.stores.registry.redis.reads import Reader, head_command, learn_time_us
 from sidecar.stores.registry.redis.replies import account_of, head_of
 
 
@@ -35,7 +35,7 @@ async def read_people(reader: Reader, ids: Iterable[str], clock_us: Callable[[],
     """
     names = tuple(dict.fromkeys(ids))
     admins = reader.keys.once(HOME, "admins")
-    epoch, (seconds, micros), head, *texts = await reader.ask(
+    epoch, time, head, *texts = await reader.ask(
         HOME,
         ("GET", reader.keys.once(HOME, "epoch")),
         ("TIME",),
@@ -44,7 +44,7 @@ async def read_people(reader: Reader, ids: Iterable[str], clock_us: Callable[[],
     )
     return People(
         epoch=int(epoch or 0),
-        now_us=clock_us() if clock_us is not None else int(seconds) * 1_000_000 + int(micros),
+        now_us=clock_us() if clock_us is not None else learn_time_us(reader, time),
         head=head_of(HOME, head),
         holders={name: account_of(text) for name, text in zip(names, texts, strict=True) if text is not None},
     )

@@ -252,7 +252,9 @@ async def administrators(reader: Reader) -> tuple[Administrator, ...]:
 
 async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
     """The account that a token id was ever given to."""
-    [holder] = await reader.ask(HOME, ("HGET", reader.keys.once(HOME, "tokens"), token_id))
+    tokens = reader.keys.once(HOME, "tokens")
+    holder, time = await reader.ask(HOME, ("HGET", tokens, token_id), ("TIME",))
+    learn_time_us(reader, time)
     if holder is None:
         return None
     [text] = await reader.ask(HOME, ("HGET", reader.keys.once(HOME, "admins"), holder))
@@ -261,8 +263,15 @@ async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
 
 async def server_time_us(reader: Reader) -> int:
     """The clock of the home partition's node, by which all changes are timed."""
-    [(seconds, micros)] = await reader.ask(HOME, ("TIME",))
-    return int(seconds) * 1_000_000 + int(micros)
+    [time] = await reader.ask(HOME, ("TIME",))
+    return learn_time_us(reader, time)
+
+
+def learn_time_us(reader: Reader, reply: Sequence[bytes]) -> int:
+    """The time that the home partition's node has just told in *reply* to TIME."""
+    told_us = int(reply[0]) * 1_000_000 + int(reply[1])
+    reader.nodes.clock.learn("", told_us)
+    return told_us
 
 
 def pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:

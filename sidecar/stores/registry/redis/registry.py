@@ -228,6 +228,10 @@ class RedisRegistry:
         async with self._reading() as reader:
             return await reads.token_holder(reader, token_id)
 
+    def now_us(self) -> int:
+        """See `Registry.now_us`: the time of the home partition's node, by which all changes are timed."""
+        return self._nodes.clock.now_us() if self._clock_us is None else self._clock_us()
+
     async def announce(self, sidecar_id: str, revision: Revision) -> None:
         """See `Registry.announce`."""
         async with self._reading() as reader:

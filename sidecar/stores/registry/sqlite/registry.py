@@ -201,6 +201,10 @@ class SqliteRegistry:
         """See `Registry.token_holder`."""
         return await self._read(lambda database: reads.token_holder(database, token_id))
 
+    def now_us(self) -> int:
+        """See `Registry.now_us`: this machine's time."""
+        return self._clock_us()
+
     async def announce(self, sidecar_id: str, revision: Revision) -> None:
         """See `Registry.announce`."""
         await self._write(

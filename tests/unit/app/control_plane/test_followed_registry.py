@@ -17,11 +17,12 @@ from sidecar.domain.changes import Position
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.snapshot import Snapshot
 from sidecar.services.decider import Decider
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.live import REACHES_MAX
 from sidecar.stores.registry.protocol import RegistryView
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import ID, LIFECYCLE, create, request
-from tests.building import make_decider, make_metrics
+from tests.building import SECOND_US, ManualClock, make_decider, make_metrics
 from tests.registry_in_redis import add_people
 
 FAR = Position(0, 1_000_000)
@@ -32,9 +33,10 @@ class Following:
     """A process that follows a registry, and the states it has told."""
 
     def __init__(self, registry: SqliteRegistry) -> None:
-        """Follow *registry* with a decider that knows nothing yet."""
+        """Follow *registry* with a decider that knows nothing yet, on a clock that stands."""
         self.registry = registry
-        self.decider: Decider = make_decider()
+        self.clock = ManualClock(wall_clock_us())
+        self.decider: Decider = make_decider(clock=self.clock)
         self.decider.snapshot = Snapshot.unloaded()
         self.followed = FollowedRegistry(registry, self.decider, make_metrics())
         self.states: list[tuple[str, bool, str]] = []
@@ -69,6 +71,27 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("ahead_s", "limit_rpm"), [(-600, 9_000), (0, 9_000), (600, 60)])
+def test_follow__a_raise_ends_by_the_clock_of_the_decider(
+    tmp_path: Path, ahead_s: int, limit_rpm: int
+) -> None:
+    """Which is the store's where it is shared, so that a raise ends everywhere at once."""
+
+    async def scene() -> None:
+        async with following(tmp_path) as scene:
+            scene.clock.advance(seconds=ahead_s)
+            await scene.registry.apply(request(create(rate_limit_rpm=60)))
+            raised = c.RaiseLimit(
+                integration_id=ID, rate_limit_rpm=9_000, until_us=wall_clock_us() + 300 * SECOND_US
+            )
+            made = await scene.registry.apply(request(raised))
+            assert made.position is not None
+            assert await scene.followed.put_in_force(made.position)
+            assert scene.decider.snapshot.integrations[ID].limit_rpm == limit_rpm
+
+    asyncio.run(scene())
 
 
 def test_follow__changes_of_this_process(tmp_path: Path) -> None:

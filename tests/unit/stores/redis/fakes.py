@@ -9,6 +9,7 @@ from typing import Any, cast
 import hiredis
 
 from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.keys import KeySpace
@@ -207,6 +208,7 @@ class Bench:
         self.limits = StoreLimits(**limits)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.turn = Turn(loop, self.owner.answered)
+        self.clock = StoreClock(lambda: SERVER_NOW_US - 7, lambda: 0)
         self.lane = Lane(
             "node",
             LaneParts(
@@ -217,6 +219,7 @@ class Bench:
                 self.owner,
                 is_cluster=is_cluster,
                 clock=self.loop.clock,
+                store_clock=self.clock,
             ),
         )
         self.link = FakeLink()

@@ -477,6 +477,26 @@ def test_lane__an_idle_link_is_probed() -> None:
     assert bench.owner.states == [None, StoreFault.UNAVAILABLE]
 
 
+def test_lane__every_reply_may_tell_the_time() -> None:
+    """A probe does, and a take, ten times a second at most; one that came late is no measure of it."""
+    bench = Bench(keepalive_s=1.0, call_timeout_s=0.05)
+    assert bench.clock.now_us() == 0, "our own, until the store has told its time"
+    bench.loop.advance(1.01)
+    bench.link.reply([SERVER_NOW_US])
+    assert bench.clock.now_us() == SERVER_NOW_US
+    told = []
+    for index, wait_s in enumerate((0.05, 0.04, 0.2, 0.2)):
+        bench.loop.advance(wait_s)
+        bench.take(str(index), ACME)
+        bench.loop.turn()
+        bench.loop.advance(0.06 if index == 2 else 0)
+        bench.link.reply([SERVER_NOW_US + index, 1, SERVER_NOW_US])
+        told.append(bench.clock.now_us() - SERVER_NOW_US)
+    assert told == [0, 0, 0, 3]
+    bench.lane.detach()
+    assert bench.clock.now_us() == SERVER_NOW_US + 3, "the last that was known"
+
+
 def test_lane__traffic_needs_no_probe() -> None:
     """A link that is in use is not probed."""
     bench = Bench(keepalive_s=1.0)

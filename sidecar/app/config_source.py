@@ -122,7 +122,8 @@ def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
         if len(content) > CONFIG_BYTES_MAX:
             faults.add(None, "", f"is larger than {CONFIG_BYTES_MAX >> 20} MiB; is it the right file?")
             return tree
-        root = read_yaml(content.decode())
+        content.decode()
+        root = read_yaml(content)
     except OSError as error:
         faults.add_unreadable(error)
     except UnicodeDecodeError:

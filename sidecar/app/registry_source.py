@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.stores.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.stores.registry_file import load_registry_bytes, parse_registry
+from sidecar.stores.yaml_nodes import YamlCancelledError
 
 LOADING_SWITCH_INTERVAL_S = 0.000_2
 """How long a loading thread may keep the interpreter from the event loop; Python's default is 5 ms."""
@@ -54,10 +56,15 @@ class RegistrySource:
         self._unsettled_stamp: Stamp = None
         self._digest = b""
         self._generation_floor = 0
+        self._cancelled = threading.Event()
         self.is_settling = False
         """True when the last look saw a change that the next one is to confirm."""
         self.is_unreadable = False
         """True when the file could not be read the last time: each look tries again."""
+
+    def cancel(self) -> None:
+        """End a load that another thread does, within milliseconds; from any thread, for good."""
+        self._cancelled.set()
 
     def load(self, previous: Snapshot) -> LoadedRegistry | None:
         """
@@ -67,6 +74,7 @@ class RegistrySource:
 
         Raises:
             FileFaultsError: it cannot be read or holds mistakes; what was loaded before stays right.
+            YamlCancelledError: `cancel` was called.
         """
         started_s = time.monotonic()
         self.is_settling = False
@@ -92,7 +100,7 @@ class RegistrySource:
         return LoadedRegistry(snapshot, warnings, time.monotonic() - started_s)
 
     def _compile(self, content: bytes, previous: Snapshot) -> tuple[Snapshot, tuple[FileFault, ...]]:
-        records, warnings = parse_registry(content, self.file, self._catalogue)
+        records, warnings = parse_registry(content, self.file, self._catalogue, self._cancelled.is_set)
         queue = deque(records)
         del records  # what was parsed but has not changed is let go of bit by bit
         return Snapshot.compile(tuple(self._numbered(queue, previous)), previous), warnings
@@ -126,6 +134,8 @@ class RegistrySource:
     def _numbered(self, records: deque[Integration], previous: Snapshot) -> Iterator[Integration]:
         """*records*, taken out, numbered: only one that has changed gets a higher generation."""
         while records:
+            if self._cancelled.is_set():
+                raise YamlCancelledError
             record = records.popleft()
             compiled = previous.integrations.get(record.id)
             if compiled is None:
@@ -158,6 +168,9 @@ def beside_the_event_loop() -> Iterator[None]:
     sys.setswitchinterval(LOADING_SWITCH_INTERVAL_S)
     try:
         yield
+    except BaseException:
+        gc.collect()  # before it is out of sight: what was refused is garbage
+        raise
     finally:
         sys.setswitchinterval(interval_s)
         gc.freeze()

@@ -65,6 +65,7 @@ class RegistryWatch:
                 load = self._source.load if is_asked else self._source.look
                 await self._take_up(load, is_asked)
         finally:
+            self._source.cancel()
             self._thread.close()
 
     async def _wait(self) -> bool:

@@ -38,12 +38,16 @@ class FileFaultsError(ValueError):
     """
     A file holds mistakes; `faults` are the first `FAULTS_SHOWN_MAX`, `total` counts all of them.
 
-    `is_unreadable` = a file could not be read, which may pass: what it says is not known.
+    `is_cut` = the rest of a file was not read, because it holds too many. `is_unreadable` = a file could
+    not be read, which may pass: what it says is not known.
     """
 
-    def __init__(self, faults: Iterable[FileFault], total: int, is_unreadable: bool = False) -> None:
+    def __init__(
+        self, faults: Iterable[FileFault], total: int, is_unreadable: bool = False, is_cut: bool = False
+    ) -> None:
         """Put one mistake on each line of the message."""
         self.is_unreadable = is_unreadable
+        self.is_cut = is_cut
         self.faults = tuple(faults)
         self.total = total
         super().__init__("\n".join(self.lines()))
@@ -51,8 +55,11 @@ class FileFaultsError(ValueError):
     def lines(self) -> Iterator[str]:
         """The mistakes as they are printed, and how many more there are."""
         yield from map(str, self.faults)
-        if self.total > len(self.faults):
-            yield f"... and {self.total - len(self.faults)} more; mend these first"
+        left = self.total - len(self.faults)
+        if self.is_cut:
+            yield f"... and {left} more up to here, the rest was not read; fix these first"
+        elif left:
+            yield f"... and {left} more; fix these first"
 
 
 class FaultList:
@@ -64,6 +71,7 @@ class FaultList:
         self.faults: list[FileFault] = []
         self.total = 0
         self.is_unreadable = False
+        self.is_cut = False
 
     def __len__(self) -> int:
         """How many mistakes were found, those not kept included."""
@@ -93,6 +101,7 @@ class FaultList:
             self.put(fault)
         self.total += error.total - len(error.faults)
         self.is_unreadable = self.is_unreadable or error.is_unreadable
+        self.is_cut = self.is_cut or error.is_cut
 
     def raise_any(self) -> None:
         """
@@ -106,7 +115,7 @@ class FaultList:
 
     def error(self) -> FileFaultsError:
         """The mistakes as one error; there must be some."""
-        return FileFaultsError(self.faults, self.total, self.is_unreadable)
+        return FileFaultsError(self.faults, self.total, self.is_unreadable, self.is_cut)
 
 
 def quoted(text: object) -> str:

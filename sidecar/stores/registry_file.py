@@ -23,8 +23,9 @@ a file that reads back to the same records.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +38,18 @@ from sidecar.observe.file_reading import NotRegularFileError, read_regular_file
 from sidecar.stores.file_faults import FaultList, FileFault
 from sidecar.stores.node_fields import Place
 from sidecar.stores.registry_records import RecordReader, integration_to_dict
-from sidecar.stores.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, read_yaml
+from sidecar.stores.yaml_nodes import ItemStream, YamlError, YamlMap, YamlNode, read_yaml
 
 REGISTRY_BYTES_MAX = 64 << 20
 """Twenty times the size of 10,000 integrations; more is not a registry but a mistake."""
+
+VALUES_MAX = 8_000_000
+"""Values of a whole file, with those that aliases repeat: 200,000 integrations of 40."""
+
+MISTAKES_MAX = 10_000
+"""Mistakes after which the rest of a file is not read."""
+
+_PIECE_BYTES = 1 << 20
 
 
 class Registry(NamedTuple):
@@ -101,14 +110,17 @@ def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
     return RegistryBytes(content, hashlib.sha256(content).digest())
 
 
-def parse_registry(content: bytes, file: str, catalogue: ScopeCatalogue) -> Registry:
+def parse_registry(
+    content: bytes, file: str, catalogue: ScopeCatalogue, is_cancelled: Callable[[], bool] = lambda: False
+) -> Registry:
     """
     Read the registry in *content*; *file* is its name in messages, scopes are those of *catalogue*.
 
     Raises:
-        FileFaultsError: it holds mistakes; the first ones are told, all are counted.
+        FileFaultsError: it holds mistakes; the first ones are told, and counted up to `MISTAKES_MAX`.
+        YamlCancelledError: *is_cancelled* said so.
     """
-    records, reader = _parse(content, file, catalogue)
+    records, reader = _parse(content, file, catalogue, is_cancelled)
     return Registry(tuple(records), tuple(reader.warnings.faults))
 
 
@@ -134,44 +146,62 @@ def parse_declarations(content: bytes, file: str, catalogue: ScopeCatalogue) -> 
     return Declared(declarations, tuple(reader.warnings.faults))
 
 
-def _parse(content: bytes, file: str, catalogue: ScopeCatalogue) -> tuple[list[Integration], RecordReader]:
+def _parse(
+    content: bytes, file: str, catalogue: ScopeCatalogue, is_cancelled: Callable[[], bool] = lambda: False
+) -> tuple[list[Integration], RecordReader]:
     faults = FaultList(file)
     reader = RecordReader(catalogue, faults)
     records: list[Integration] = []
+
+    def take(number: int, node: YamlNode) -> None:
+        record = reader.integration(Place(f"integrations[{number}]", node.line), node)
+        if record is not None:
+            records.append(record)
+        if len(faults) >= MISTAKES_MAX:
+            faults.is_cut = True
+            raise faults.error()
+
     try:
-        records = _read_root(read_yaml(content.decode()), reader)
-    except UnicodeDecodeError as error:
-        faults.add(content.count(b"\n", 0, error.start) + 1, "", "is not UTF-8 text; save it as UTF-8")
+        _check_utf8(content)
+        # Item by item, so that neither a large file nor a wrong one is in memory as a tree.
+        root = read_yaml(content, ItemStream("integrations", take, VALUES_MAX), is_cancelled)
+        _check_root(root, reader)
     except YamlError as error:
+        faults = FaultList(file)  # alone: what was made of the lines before may be a consequence
         faults.add(error.line, "", error.problem)
     faults.raise_any()
     return records, reader
 
 
-def _read_root(root: YamlNode | None, reader: RecordReader) -> list[Integration]:
+def _check_utf8(content: bytes) -> None:
+    """Refuse what is not UTF-8; piece by piece, because the text as a whole may take four times the bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(content)
+    for begin in range(0, len(content) + 1, _PIECE_BYTES):
+        piece = view[begin : begin + _PIECE_BYTES]
+        try:
+            decoder.decode(piece, final=begin + _PIECE_BYTES > len(content))
+        except UnicodeDecodeError as error:
+            end = begin + error.start
+            raise YamlError(
+                content.count(b"\n", 0, max(end, 0)) + 1, "is not UTF-8 text; save it as UTF-8"
+            ) from None
+
+
+def _check_root(root: YamlNode | None, reader: RecordReader) -> None:
+    """Note what is wrong around the integrations."""
     if not isinstance(root, YamlMap):
         # An empty file is refused on purpose: it is what a writer that has only just begun leaves.
         reader.wrong(
             Place("", root.line if root is not None else 1),
             "must hold the list 'integrations:'; write 'integrations: []' for none",
         )
-        return []
+        return
     fields = reader.fields(root, Place("", root.line), ("integrations",))
     if "integrations" not in fields:
         problem = "'integrations:' is missing; write 'integrations: []' for none"
         reader.missing(Place("", root.line), "integrations", problem)
-    items = reader.items(fields, "integrations")
-    # The tree is let go of bit by bit: all at once would lock the interpreter for tens of milliseconds.
-    for _, node in fields.values():
-        if isinstance(node, YamlList):
-            node.items.clear()
-    items.reverse()
-    records = []
-    while items:
-        record = reader.integration(*items.pop())
-        if record is not None:
-            records.append(record)
-    return records
+    reader.items(fields, "integrations")
 
 
 def dump_registry(records: Iterable[Integration]) -> str:

@@ -10,13 +10,26 @@ the time and of the memory of a full YAML load. No tag is ever followed to a Pyt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 
 DEPTH_MAX = 32
-"""Deepest nesting; the files need six, and the tree is built by recursion."""
+"""Deepest nesting, that of aliases included; the files need six, and trees are walked by recursion."""
+
+VALUES_MAX = 100_000
+"""Values of one tree, and of one file where its items are not kept; an alias counts as all that it repeats.
+A configuration with a thousand routes has ten thousand."""
+
+ANCHORS_MAX = 1_000
+"""Anchors of one file: each is kept until the end of the file."""
+
+SCALAR_CHARS_MAX = 65_536
+"""Of one value or key; the longest that means anything has a few hundred."""
+
+CANCEL_CHECK_EVENTS = 256
+"""Parser events between two looks whether reading was cancelled: about a millisecond."""
 
 SYNTAX_HINT = "; look at this line and the one before it"
 """Ends the problem of a `YamlError` that the parser found."""
@@ -37,6 +50,10 @@ class YamlError(ValueError):
         super().__init__(problem)
         self.line = line
         self.problem = problem
+
+
+class YamlCancelledError(Exception):
+    """Nobody wants the result any more."""
 
 
 class YamlScalar(NamedTuple):
@@ -76,25 +93,47 @@ class YamlEntry(NamedTuple):
 YamlNode: TypeAlias = YamlScalar | YamlList | YamlMap
 
 
-def read_yaml(text: str) -> YamlNode | None:
+class ItemStream(NamedTuple):
     """
-    The tree of the one document in *text*; None = it is empty.
+    A list that is read item by item, so that the file never is in memory as a whole tree.
 
-    Aliases share the anchor's node, so a short text stays a small tree.
+    `key` of the outermost mapping holds the list; `take` gets the number and the node of each item, which is
+    not kept. `values_max` bounds the values of the whole file.
+    """
+
+    key: str
+    take: Callable[[int, YamlNode], None]
+    values_max: int
+
+
+def read_yaml(
+    text: str | bytes,
+    stream: ItemStream | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> YamlNode | None:
+    """
+    The tree of the one document in *text* (bytes are UTF-8); None = it is empty.
+
+    Aliases share the anchor's node. The list that *stream* names has no items in the tree.
 
     Raises:
-        YamlError: not YAML, several documents, keys that are not text, or nested too deeply.
+        YamlError: not YAML, several documents, keys that are not text, or more than a bound allows.
+        YamlCancelledError: *is_cancelled* said so.
     """
     try:
         loader = _Loader(text)
         try:
-            return _Composer(loader).document()
+            return _Composer(loader, stream, is_cancelled).document()
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else 1, _syntax_fault(error)) from None
-    except yaml.YAMLError as error:  # a character that YAML forbids
+    except yaml.reader.ReaderError as error:  # a character that YAML forbids, or bytes that are not UTF-8
+        begin = text[: error.position]
+        line = begin.count("\n" if isinstance(begin, str) else b"\n") + 1  # type: ignore[arg-type]
+        raise YamlError(line, f"not YAML: {' '.join(str(error.reason).split())}") from None
+    except yaml.YAMLError as error:
         raise YamlError(1, f"not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -103,12 +142,36 @@ def _syntax_fault(error: yaml.MarkedYAMLError) -> str:
     return f"not YAML: {', '.join(parts)}{SYNTAX_HINT}"
 
 
-class _Composer:
-    """Builds nodes from parser events."""
+class _Anchored(NamedTuple):
+    """What an anchor names: how many values it holds, and how deep it is nested."""
 
-    def __init__(self, loader: Any) -> None:
-        self._next = loader.get_event
-        self._anchors: dict[str, YamlNode] = {}
+    node: YamlNode
+    values: int
+    height: int
+
+
+class _Composer:
+    """Builds nodes from parser events, within the bounds."""
+
+    def __init__(self, loader: Any, stream: ItemStream | None, is_cancelled: Callable[[], bool]) -> None:
+        self._get_event = loader.get_event
+        self._stream = stream
+        self._is_cancelled = is_cancelled
+        self._anchors: dict[str, _Anchored] = {}
+        self._anchored = 0
+        self._events = 0
+        self._values = 0
+        """Values up to here, those that aliases repeat included."""
+        self._values_before = 0
+        """Of these, values of items that were taken by the stream."""
+        self._height = 0
+        """Levels below the node that was composed last."""
+
+    def _next(self) -> Any:
+        self._events += 1
+        if self._events % CANCEL_CHECK_EVENTS == 0 and self._is_cancelled():
+            raise YamlCancelledError
+        return self._get_event()
 
     def document(self) -> YamlNode | None:
         self._next()  # the start of the stream
@@ -129,41 +192,101 @@ class _Composer:
             raise YamlError(line, f"nested deeper than {DEPTH_MAX} levels")
         kind = type(event)
         if kind is yaml.AliasEvent:
-            return self._aliased(event.anchor, line)
+            return self._aliased(event.anchor, line, depth)
+        before = self._values
+        self._count(line, 1)
         node: YamlNode
         if kind is yaml.ScalarEvent:
-            node = YamlScalar(event.value, event.implicit[0], line)
+            _check_length(event.value, line)
+            node, self._height = YamlScalar(event.value, event.implicit[0], line), 0
         elif kind is yaml.SequenceStartEvent:
             node = self._list(line, depth)
         else:
             node = self._map(line, depth)
         if event.anchor:
-            self._anchors[event.anchor] = node
+            self._anchor(event.anchor, _Anchored(node, self._values - before, self._height), line)
         return node
 
-    def _aliased(self, anchor: str, line: int) -> YamlNode:
+    def _count(self, line: int, values: int) -> None:
+        """More values have come: in a tree that is kept, and in the file."""
+        self._values += values
+        if self._values - self._values_before + self._anchored > VALUES_MAX:
+            raise YamlError(
+                line,
+                f"more than {VALUES_MAX} values up to here, aliases counted in full; is it the right file?",
+            )
+        if self._stream is not None and self._values > self._stream.values_max:
+            raise YamlError(line, f"the file holds more than {self._stream.values_max} values: split it")
+
+    def _anchor(self, name: str, anchored: _Anchored, line: int) -> None:
+        if len(self._anchors) >= ANCHORS_MAX:
+            raise YamlError(line, f"the file holds more than {ANCHORS_MAX} anchors ('&{name}'): use fewer")
+        if self._stream is not None:
+            self._anchored += anchored.values
+        self._anchors[name] = anchored
+
+    def _aliased(self, anchor: str, line: int, depth: int) -> YamlNode:
         try:
-            return self._anchors[anchor]
+            node, values, self._height = self._anchors[anchor]
         except KeyError:
             raise YamlError(line, f"no anchor '&{anchor}' stands before this alias") from None
+        self._count(line, values)
+        if depth + self._height > DEPTH_MAX:
+            raise YamlError(line, f"nested deeper than {DEPTH_MAX} levels by the alias '*{anchor}'")
+        return node
 
     def _list(self, line: int, depth: int) -> YamlList:
-        items = []
+        items, height = [], 0
         while type(event := self._next()) is not yaml.SequenceEndEvent:
             items.append(self._node(event, depth + 1))
+            height = max(height, self._height)
+        self._height = height + 1
         return YamlList(items, line)
+
+    def _streamed(self, stream: ItemStream, line: int) -> YamlList:
+        """Hand out the items of the list that begins here."""
+        number = 0
+        while type(event := self._next()) is not yaml.SequenceEndEvent:
+            self._values_before = self._values
+            stream.take(number, self._node(event, 2))
+            number += 1
+        self._values_before = self._values
+        self._height = 0
+        return YamlList([], line)
 
     def _map(self, line: int, depth: int) -> YamlMap:
         entries: dict[str, YamlEntry] = {}
         repeated: list[tuple[str, int]] = []
+        height, stream = 0, self._stream
         while type(event := self._next()) is not yaml.MappingEndEvent:
             key_line: int = event.start_mark.line + 1
             if type(event) is not yaml.ScalarEvent:
                 raise YamlError(key_line, "a key must be plain text")
-            if event.value in entries:
-                repeated.append((event.value, key_line))
-            entries[event.value] = YamlEntry(key_line, self._node(self._next(), depth + 1))
+            key = event.value
+            _check_length(key, key_line)
+            if key in entries:
+                repeated.append((key, key_line))
+            event = self._next()
+            if (
+                stream is not None
+                and depth == 0
+                and key == stream.key
+                and type(event) is yaml.SequenceStartEvent
+            ):
+                node: YamlNode = self._streamed(stream, key_line)
+            else:
+                node = self._node(event, depth + 1)
+            entries[key] = YamlEntry(key_line, node)
+            height = max(height, self._height)
+        self._height = height + 1
         return YamlMap(entries, repeated, line)
+
+
+def _check_length(text: str, line: int) -> None:
+    if len(text) > SCALAR_CHARS_MAX:
+        raise YamlError(
+            line, f"a text of {len(text)} characters begins here; at most {SCALAR_CHARS_MAX} are allowed"
+        )
 
 
 def node_of(value: object, line: int = 1) -> YamlNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -183,6 +184,16 @@ def test_check__a_path_that_is_too_long_for_a_worker(tmp_path: Path) -> None:
     socket = f"/tmp/{(107 - 5) * 'x'}"
     path.write_text(f"store: redis://127.0.0.1:1\nworkers: 2\nlisten: {{grpc: 'unix:{socket}', admin: []}}")
     with pytest.raises(FileFaultsError, match="the path takes 109 bytes"):
+        check(path)
+
+
+def test_check__a_bomb_of_aliases(tmp_path: Path) -> None:
+    """A few hundred bytes cannot hold up the check: aliases count as all that they repeat."""
+    path = tmp_path / "sidecar.yaml"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]" for a, b in itertools.pairwise("abcdefghij")]
+    path.write_text("\n".join(lines))
+    with pytest.raises(FileFaultsError, match=r"sidecar\.yaml:6: more than 100000 values up to here"):
         check(path)
 
 

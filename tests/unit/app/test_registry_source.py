@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.stores import registry_file
 from sidecar.stores.file_faults import FileFaultsError
+from sidecar.stores.yaml_nodes import YamlCancelledError
 from tests.house.source import ROOT
 
 EMPTY = Snapshot.empty()
@@ -157,6 +159,64 @@ def test_registry_source__a_change_that_could_not_be_read(
             with pytest.raises(FileFaultsError, match="cannot be read"):
                 source.look(first)
     assert loaded(source.look(first)).integrations["a"].record.status is Status.SUSPENDED
+
+
+def test_registry_source__a_load_can_be_cancelled(path: Path, source: RegistrySource) -> None:
+    """A stop need not wait until a large file is read: reading ends at once, and nothing changes."""
+    first = loaded(source.load(EMPTY))
+    write(path, *(f"id: i{n}, name: N" for n in range(1_000)))
+    source.cancel()
+    with pytest.raises(YamlCancelledError):
+        source.load(first)
+
+
+REFUSED_FILES = {
+    "junk items": "- a\n" * 300_000,
+    "a mistake at the end": "".join(
+        f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(3_000)
+    ),
+    "cut": "".join(f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(3_000)) + "- {",
+    "only mistakes": "".join(f"- {{id: i{n}, name: N, burst: 0}}\n" for n in range(3_000)),
+}
+_LOAD_AGAIN = """
+import sys
+from pathlib import Path
+from sidecar.app.registry_source import RegistrySource
+from sidecar.domain.scopes import ScopeCatalogue
+from sidecar.domain.snapshot import Snapshot
+from sidecar.stores.file_faults import FileFaultsError
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+source = RegistrySource(Path(sys.argv[1]), "FILE", ScopeCatalogue())
+for number in range(33):
+    if number == 3:
+        before = resident()
+    try:
+        source.load(Snapshot.empty())
+        sys.exit("was loaded")
+    except FileFaultsError:
+        pass
+print((resident() - before) >> 20, resident() >> 20)
+"""
+
+
+@pytest.mark.parametrize("name", REFUSED_FILES)
+def test_registry_source__refused_files_leave_nothing_behind(tmp_path: Path, name: str) -> None:
+    """Thirty refused files take no memory that is not given back, and no file takes much."""
+    path = tmp_path / "registry.yaml"
+    path.write_text(f"integrations:\n{REFUSED_FILES[name]}{'- {id: late}' if 'end' in name else ''}\n")
+    result = subprocess.run(
+        [sys.executable, "-c", _LOAD_AGAIN, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    grown_mib, resident_mib = map(int, result.stdout.split())
+    assert grown_mib <= 4
+    assert resident_mib <= 150
 
 
 def test_registry_source__a_folder_in_its_place(path: Path, source: RegistrySource) -> None:

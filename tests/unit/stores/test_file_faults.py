@@ -32,7 +32,7 @@ def test_fault_list__keeps_the_first_and_counts_all() -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == FAULTS_SHOWN_MAX + 1
     assert lines[0] == "a.yaml:1: x: is odd"
-    assert lines[-1] == "... and 980 more; mend these first"
+    assert lines[-1] == "... and 980 more; fix these first"
     assert (len(faults), caught.value.total) == (1_000, 1_000)
 
 

@@ -155,7 +155,7 @@ def test_registry__a_thousand_mistakes_are_told_in_bounds() -> None:
     content = "integrations:\n" + "".join(f"  - {{id: {n}, name: N, burst: 0}}\n" for n in range(1_000))
     told = mistakes(content.encode())
     assert len(told) == FAULTS_SHOWN_MAX + 1
-    assert told[-1] == "... and 980 more; mend these first"
+    assert told[-1] == "... and 980 more; fix these first"
 
 
 def test_registry__not_utf8_names_the_line() -> None:

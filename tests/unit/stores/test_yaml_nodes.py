@@ -7,7 +7,13 @@ import yaml
 
 from sidecar.stores import yaml_nodes
 from sidecar.stores.yaml_nodes import (
+    ANCHORS_MAX,
+    CANCEL_CHECK_EVENTS,
     DEPTH_MAX,
+    SCALAR_CHARS_MAX,
+    VALUES_MAX,
+    ItemStream,
+    YamlCancelledError,
     YamlEntry,
     YamlError,
     YamlList,
@@ -63,28 +69,87 @@ def test_read_yaml__an_alias_is_its_anchor() -> None:
     assert node.entries["a"].node is node.entries["b"].node
 
 
-@pytest.mark.usefixtures("parser")
-def test_read_yaml__a_bomb_of_aliases_stays_small() -> None:
-    """Aliases of aliases make no larger tree: ten levels of ten are a hundred and ten nodes, not 10**10."""
+def bomb(levels: int) -> str:
+    """Aliases of aliases: each level repeats the one before ten times."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]
-    node = read_yaml("\n".join(lines))
-    assert len(_distinct(node)) <= 10 + 11 + 1
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
 
 
-def _distinct(node: YamlNode | None) -> set[int]:
-    seen: dict[int, YamlNode] = {}
-    todo = [node] if node is not None else []
-    while todo:
-        one = todo.pop()
-        if id(one) in seen:
-            continue
-        seen[id(one)] = one
-        if isinstance(one, YamlList):
-            todo += one.items
-        elif isinstance(one, YamlMap):
-            todo += [entry.node for entry in one.entries.values()]
-    return set(seen)
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__a_bomb_of_aliases_is_refused() -> None:
+    """Aliases count as all that they repeat, because whoever walks the tree meets it again and again."""
+    assert read_yaml(bomb(4)) is not None
+    with pytest.raises(YamlError, match=f"more than {VALUES_MAX} values up to here") as caught:
+        read_yaml(bomb(9))
+    assert caught.value.line == 5
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__values_have_a_bound() -> None:
+    """The value beyond the bound is named by its line."""
+    assert read_yaml("- a\n" * (VALUES_MAX - 1)) is not None
+    with pytest.raises(YamlError, match="values up to here") as caught:
+        read_yaml("- a\n" * 10 * VALUES_MAX)
+    assert caught.value.line == VALUES_MAX
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__a_ladder_of_aliases_is_not_deep() -> None:
+    """Depth counts through aliases: each step of a ladder is one level more for whoever walks it."""
+    steps = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, DEPTH_MAX + 5))]
+    assert read_yaml("\n".join(steps[: DEPTH_MAX - 2])) is not None
+    with pytest.raises(YamlError, match=r"nested deeper than 32 levels by the alias '\*a\d+'") as caught:
+        read_yaml("\n".join(steps))
+    assert caught.value.line == DEPTH_MAX
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__anchors_have_a_bound() -> None:
+    """Each anchor is kept to the end of the file."""
+    with pytest.raises(YamlError, match="more than 1000 anchors"):
+        read_yaml("".join(f"- &a{n} x\n" for n in range(ANCHORS_MAX + 1)))
+
+
+@pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize("text", ["a: {}", "{}: a", "- [1, '{}']", "a: |\n  {}"])
+def test_read_yaml__texts_have_a_bound(text: str) -> None:
+    """A value or a key may be as long as anything that means something."""
+    with pytest.raises(YamlError, match=r"at most 65536 are allowed|while scanning a simple key"):
+        read_yaml(text.replace("{}", "x" * (SCALAR_CHARS_MAX + 1)))
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__streamed_items_are_not_kept() -> None:
+    """Items are handed out one by one with their number, and bounds hold for each of them."""
+    taken: list[tuple[int, YamlNode]] = []
+    text = "a: 1\nlist:\n- x\n- [y]\n"
+    stream = ItemStream("list", lambda number, node: taken.append((number, node)), 10)
+    root = read_yaml(text.encode(), stream)
+    assert isinstance(root, YamlMap)
+    assert root.entries["list"].node == YamlList([], 2)
+    assert taken == [(0, YamlScalar("x", True, 3)), (1, YamlList([YamlScalar("y", True, 4)], 4))]
+    with pytest.raises(YamlError, match="the file holds more than 10 values"):
+        read_yaml("list:\n" + "- x\n" * 20, stream)
+    with pytest.raises(YamlError, match="values up to here"):
+        read_yaml(f"list:\n- [{'x, ' * VALUES_MAX}]", stream._replace(values_max=1 << 30))
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__anchors_of_streamed_items_count() -> None:
+    """What anchors keep of items that are handed out counts until the end."""
+    stream = ItemStream("list", lambda number, node: None, 1 << 30)
+    item = "[" + "x, " * (VALUES_MAX // 10) + "]"
+    with pytest.raises(YamlError, match="values up to here") as caught:
+        read_yaml("list:\n" + "".join(f"- &a{n} {item}\n" for n in range(20)), stream)
+    assert 5 <= caught.value.line <= 12
+
+
+@pytest.mark.usefixtures("parser")
+def test_read_yaml__can_be_cancelled() -> None:
+    """Reading ends within some hundred values after it is cancelled."""
+    with pytest.raises(YamlCancelledError):
+        read_yaml("- a\n" * CANCEL_CHECK_EVENTS, is_cancelled=lambda: True)
 
 
 @pytest.mark.usefixtures("parser")

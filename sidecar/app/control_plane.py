@@ -19,6 +19,7 @@ from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.registry.protocol import Registry, RegistryError
+from sidecar.stores.registry.uses import TokenUses
 
 if TYPE_CHECKING:
     from sidecar.app.admin_http import AsgiApp
@@ -76,10 +77,14 @@ def sealer_of(config: Config) -> KeySealer | None:
 
 
 def build_admin_api(
-    config: Config, registry: Registry, metrics: Metrics, put_in_force: Callable[[Position], Awaitable[bool]]
+    config: Config,
+    registry: Registry,
+    metrics: Metrics,
+    put_in_force: Callable[[Position], Awaitable[bool]],
+    token_uses: TokenUses,
 ) -> AsgiApp:
     """
-    The admin API over *registry*, as *config* has it.
+    The admin API over *registry*, as *config* has it; it notes in *token_uses* who calls.
 
     Raises:
         FileFaultsError: the key file for webhook secrets cannot be used.
@@ -89,7 +94,11 @@ def build_admin_api(
 
     catalogue = build_rules(config).catalogue
     sealer = sealer_of(config)
-    return build_api(ControlPlane(registry, catalogue, metrics, put_in_force, sealer, registry.now_us))
+    return build_api(
+        ControlPlane(
+            registry, catalogue, metrics, put_in_force, sealer, registry.now_us, token_uses=token_uses
+        )
+    )
 
 
 async def open_registry(config: Config) -> Registry:

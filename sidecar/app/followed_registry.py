@@ -21,7 +21,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import Decider
 from sidecar.stores.registry.live import REACH_PATIENCE_S, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Registry
-from sidecar.stores.registry.uses import CredentialUses
+from sidecar.stores.registry.uses import CredentialUses, RefusedCallers
 
 IN_FORCE_TIMEOUT_S = 2.0
 """How long a change waits to be in force here before its answer says that it is not yet."""
@@ -59,9 +59,9 @@ class FollowedRegistry:
             own_id(), beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
         )
         self._live = LiveRegistry(registry, self._show, metrics, options)
-        uses = CredentialUses()
-        decider.note_use = use_noter(uses)
-        self._keeping = UseKeeping(uses, registry, metrics)
+        uses, refusals = CredentialUses(), RefusedCallers()
+        decider.note_use = use_noter(uses, refusals)
+        self._keeping = UseKeeping(uses, refusals, registry, metrics)
 
     async def run(self, on_state: OnState) -> None:
         """Follow the registry until cancelled; *on_state* is told when it is loaded."""

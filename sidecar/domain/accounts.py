@@ -7,7 +7,7 @@ A token has the format of an API key with the prefix 'sca'; only its digest is k
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -136,6 +136,24 @@ def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
             "ask another administrator for a new token",
         )
     return actor_of(holder, token)
+
+
+EXPIRY_WARNING_US = 14 * 24 * 3_600 * 1_000_000
+"""How long before the last token ends it is warned of."""
+
+
+def live_admin_tokens(
+    accounts: Iterable[Administrator], now_us: int
+) -> list[tuple[Administrator, AdminToken]]:
+    """The live tokens with the role admin; the one that ends last is the last one."""
+    live = [
+        (account, token)
+        for account in accounts
+        if account.is_active and account.role is Role.ADMIN
+        for token in account.tokens
+        if token.expires_at_us > now_us
+    ]
+    return sorted(live, key=lambda pair: pair[1].expires_at_us)
 
 
 def describe_administrator(administrator: Administrator) -> dict[str, Json]:

@@ -333,6 +333,16 @@ ADMIN_METRICS = (
         "Calls of the admin API without a valid token; 429 = too many from that address.",
         labels=(("status", ("401", "429")),),
     ),
+    MetricSpec(
+        "sidecar_admin_live_administrators",
+        Kind.GAUGE,
+        "Administrators with the role admin and a live token; 0 = none, or no admin API here.",
+    ),
+    MetricSpec(
+        "sidecar_admin_access_ends_timestamp_seconds",
+        Kind.GAUGE,
+        "When the last live token with the role admin expires, Unix time; 0 = none, or no admin API here.",
+    ),
 )  # fmt: skip
 
 TABLE = MetricTable(

@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -130,15 +130,20 @@ class World:
 
     def wait_for_a_use(self) -> None:
         """Wait until it is written when a key of the integration was last used."""
+        self._wait(
+            lambda acme: any(key["last_used_at"] for key in acme["credentials"]), "the last use is written"
+        )
 
+    def wait_for_a_refusal(self) -> None:
+        """Wait until it is written whom the allowlist refused."""
+        self._wait(lambda acme: bool(acme["refused_callers"]), "the refused caller is written")
+
+    def _wait(self, is_written: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Wait until the integration is as it is to be."""
         token, _ = self.run("ann", 'echo "$SIDECAR_ADMIN_TOKEN"')
         with AdminClient(parse_server(self._admin), token, timeout_s=USES_WRITTEN_S) as client:
-            path = path_to("integrations", "acme-erp", "credentials")
-            eventually(
-                lambda: any(one["last_used_at"] for one in client.get(path)["items"]),
-                USES_WRITTEN_S,
-                "the last use is written",
-            )
+            path = path_to("integrations", "acme-erp")
+            eventually(lambda: is_written(client.get(path)), USES_WRITTEN_S, what)
 
 
 @pytest.fixture
@@ -159,6 +164,8 @@ def test_operations__every_command_does_what_the_page_shows(world: World) -> Non
     for step in steps():
         if step.command in ("sidecar credentials list acme-erp", "sidecar review --flagged"):
             world.wait_for_a_use()
+        if step.command == "sidecar allowlist show acme-erp":
+            world.wait_for_a_refusal()
         printed, code = world.run(step.person, step.command)
         assert examples.hold(step.shown, printed), f"{step.person}$ {step.command}\n{printed}"
         assert (code == 0) == (not step.shown.startswith("sidecar: ")), step.command

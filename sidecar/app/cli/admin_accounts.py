@@ -66,11 +66,21 @@ def add_to(app: typer.Typer) -> None:
 
     @command(app, "list")
     def list_administrators(call: Invocation) -> None:
-        """List the accounts, removed ones too."""
+        """
+        List the accounts with their tokens and the last use of each; removed accounts, too.
+
+        Warns from 14 days before the last token with the role admin expires.
+        """
+        from sidecar.app.cli.tables import plain
         from sidecar.app.cli.views import print_administrators
 
         listing = call.get("administrators")
-        call.print_json(listing) if call.is_json else print_administrators(listing["items"])
+        if call.is_json:
+            call.print_json(listing)
+            return
+        print_administrators(listing["items"])
+        for notice in listing.get("notices") or ():
+            typer.echo(f"warning: {plain(notice['message'])}", err=True)
 
     @command(app, "create", Change)
     def create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,17 +27,27 @@ def allowlist() -> None:
 
 @command(app, "show")
 def show(call: Invocation, id: IdArgument) -> None:
-    """Show the entries, and whether the allowlist is on."""
+    """
+    Show the entries, whether the allowlist is on, and which callers it refused in the last 30 days.
+
+    Of each refused caller it shows the address, the API key, and the entry that admits the address.
+    """
     from sidecar.app.cli.tables import Column, print_table
+    from sidecar.app.cli.views import print_refused_callers
 
     record = call.get("integrations", id)
     entries, is_on = record["ip_allowlist"], record["is_allowlist_enabled"]
+    callers = record.get("refused_callers", [])
     if call.is_json:
-        call.print_json({"is_allowlist_enabled": is_on, "ip_allowlist": entries})
+        shown = {"is_allowlist_enabled": is_on, "ip_allowlist": entries, "refused_callers": callers}
+        call.print_json(shown)
         return
     state = "on: only these addresses are let in" if is_on else "off: every address is let in"
     typer.echo(f"The allowlist of {id} is {state}.", err=True)
     print_table([Column("entry", is_whole=True)], [[entry] for entry in entries], "it has no entry")
+    if callers:
+        typer.echo(f"{id} was refused from these addresses, the latest first:", err=True)
+        print_refused_callers(callers, "", err=not sys.stdout.isatty())
 
 
 @command(app, "add", IntegrationChange)

@@ -49,20 +49,23 @@ def plain(value: object) -> str:
     )
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str) -> None:
+def print_table(
+    columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str, *, err: bool = False
+) -> None:
     """
     Print *rows* below the heads of *columns*; *empty* is said on standard error when there are none.
 
-    The members of a list stand below each other, or with spaces between when piped.
+    The members of a list stand below each other, or with spaces between when piped. *err* = plain rows on
+    standard error, for what must not get into a pipe.
     """
     kept = list(rows)
     if not kept:
         typer.echo(empty, err=True)
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and not err:
         _draw(columns, [list(map(_drawn, row)) for row in kept], terminal())
     else:
         for row in kept:
-            typer.echo("\t".join(map(plain, row)))
+            typer.echo("\t".join(map(plain, row)), err=err)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

@@ -37,8 +37,17 @@ ADMINISTRATORS = (
     Column("id"),
     Column("name"),
     Column("role"),
-    Column("tokens"),
-    Column("last token ends"),
+    Column("token", is_whole=True),
+    Column("expires"),
+    Column("last used"),
+    Column("from"),
+)
+REFUSED_CALLERS = (
+    Column("refused"),
+    Column("address"),
+    Column("credential", is_whole=True),
+    Column("entry that admits it"),
+    Column("now"),
 )
 LIVE = ("active", "overlapping")
 
@@ -103,6 +112,9 @@ def print_integration(record: Record) -> None:
     print_fields(fields)
     typer.echo()
     print_credentials(record["credentials"], "no credential")
+    if record.get("refused_callers"):
+        typer.echo()
+        print_refused_callers(record["refused_callers"], "")
 
 
 def limit_of(record: Record) -> Record:
@@ -144,18 +156,36 @@ def print_credentials(credentials: Sequence[Record], empty: str) -> None:
 
 
 def print_administrators(accounts: Sequence[Record]) -> None:
-    """Print accounts, one a line; removed ones too, because their ids stand in the audit log."""
+    """Print one token a line; also accounts without one, because their ids stand in the audit log."""
     rows = [
         (
-            one["id"],
-            one["name"],
-            _role(one),
-            [token["id"] for token in one["tokens"]],
-            shown(max((token["expires_at"] for token in one["tokens"]), default=None)),
+            account["id"],
+            account["name"],
+            _role(account),
+            token.get("id", "-"),
+            shown(token.get("expires_at")),
+            shown(token.get("last_used_at"), "never" if token else "-"),
+            token.get("last_used_from") or "-",
         )
-        for one in accounts
+        for account in accounts
+        for token in account["tokens"] or [{}]
     ]
     print_table(ADMINISTRATORS, rows, "there is no administrator")
+
+
+def print_refused_callers(callers: Sequence[Record], empty: str, *, err: bool = False) -> None:
+    """Print whom an allowlist refused, the latest first, with the entry that admits the address."""
+    rows = [
+        (
+            shown(caller["refused_at"]),
+            caller["address"] or "unknown: check 'client_ip'",
+            caller["credential_id"],
+            caller["entry"] or "-",
+            "admitted" if caller["is_admitted_now"] else "refused",
+        )
+        for caller in callers
+    ]
+    print_table(REFUSED_CALLERS, rows, empty, err=err)
 
 
 def _role(account: Record) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from sidecar.app.admin_http import AdminApp
+from sidecar.app.admin_upkeep import AdminUpkeep
 from sidecar.app.config import Config
 from sidecar.app.control_plane import build_admin_api, registry_of
 from sidecar.app.followed_registry import close_registry
 from sidecar.domain.changes import Position
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.uses import TokenUses
 
 
 class SupervisedControlPlane:
@@ -27,7 +30,7 @@ class SupervisedControlPlane:
         self._app = app
         self._put_in_force = put_in_force
         self._metrics = metrics
-        self._registry: Registry | None = None
+        self._served: _Served | None = None
 
     async def open(self, config: Config) -> None:
         """
@@ -37,24 +40,41 @@ class SupervisedControlPlane:
             FileFaultsError: the registry or the key file for webhook secrets cannot be used; the one before
                 stays.
         """
-        former, registry = self._registry, None
+        former, served = self._served, None
         if config.serves_admin_api:
-            registry = await registry_of(config)
+            registry, token_uses = await registry_of(config), TokenUses()
             try:
-                api = build_admin_api(config, registry, self._metrics, self._put_in_force)
+                api = build_admin_api(config, registry, self._metrics, self._put_in_force, token_uses)
             except BaseException:
                 await close_registry(registry)
                 raise
             self._app.api = api
+            served = _Served(registry, AdminUpkeep(registry, token_uses, self._metrics, registry.now_us))
         else:
             self._app.api = None
-        self._registry = registry
+        self._served = served
         if former is not None:
-            await close_registry(former)
+            await former.close()
 
     async def close(self) -> None:
-        """Let go of the registry."""
+        """Close the registry."""
         self._app.api = None
-        former, self._registry = self._registry, None
+        former, self._served = self._served, None
         if former is not None:
-            await close_registry(former)
+            await former.close()
+
+
+class _Served:
+    """A registry that the API serves, and what is done beside the calls."""
+
+    def __init__(self, registry: Registry, upkeep: AdminUpkeep) -> None:
+        self._registry = registry
+        self._upkeep = upkeep
+        self._running = asyncio.create_task(upkeep.run())
+
+    async def close(self) -> None:
+        """Write what is left, and close the registry."""
+        self._running.cancel()
+        await asyncio.wait((self._running,))
+        await self._upkeep.end()
+        await close_registry(self._registry)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from sidecar.domain import administrators as a
-from sidecar.domain.accounts import TOKEN_PREFIX
+from sidecar.domain.accounts import TOKEN_PREFIX, live_admin_tokens
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, Position
 from sidecar.domain.refusals import Code, refusal
@@ -22,16 +22,24 @@ from sidecar.services.admin.call import Call
 from sidecar.services.admin.changes import position_text
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
-from sidecar.services.admin.times import SECOND_US
-from sidecar.services.admin.views import AdministratorView, administrator_view
+from sidecar.services.admin.standing import expiry_notices
+from sidecar.services.admin.times import SECOND_US, format_time
+from sidecar.services.admin.views import AdministratorView, NoticeView, administrator_view, notice_view
 
 ACCOUNT = "/v1/administrators/{administrator_id}"
 
 
 class AdministratorListView(TypedDict):
-    """Every account, removed ones too."""
+    """
+    Every account, removed ones too.
+
+    `admin_access_ends_at` is when the last live token with the role admin ends, null = there is none;
+    `notices` warn of it two weeks ahead.
+    """
 
     items: list[AdministratorView]
+    admin_access_ends_at: str | None
+    notices: list[NoticeView]
 
 
 class AdministratorChangeView(TypedDict):
@@ -123,15 +131,24 @@ async def list_administrators(plane: ControlPlane, call: Call, query: Any, body:
     """Every account."""
     now_us = plane.clock_us()
     accounts = await plane.registry.administrators()
-    return await list_answer((administrator_view(one, now_us) for one in accounts), {})
+    uses = plane.token_uses.over(await plane.registry.token_uses())
+    live = live_admin_tokens(accounts, now_us)
+    return await list_answer(
+        (administrator_view(account, now_us, uses) for account in accounts),
+        {
+            "admin_access_ends_at": format_time(live[-1][1].expires_at_us) if live else None,
+            "notices": [notice_view(notice) for notice in expiry_notices(accounts, now_us)],
+        },
+    )
 
 
 async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
     """One account, also a removed one."""
     wanted = call.path("administrator_id")
-    for one in await plane.registry.administrators():
-        if one.id == wanted:
-            return answer(administrator_view(one, plane.clock_us()))
+    for account in await plane.registry.administrators():
+        if account.id == wanted:
+            uses = plane.token_uses.over(await plane.registry.token_uses())
+            return answer(administrator_view(account, plane.clock_us(), uses))
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,
         "administrator_id",

@@ -47,15 +47,17 @@ class Gate:
         try:
             token = _bearer_token(call.request.headers.getlist("Authorization"))
             token_id = token_id_of(token)
-            return await self._caller(token, token_id)
+            return await self._caller(token, token_id, call.source)
         except AuthenticationError as error:
             raise self._refused(call, error, token_id) from None
 
-    async def _caller(self, token: str, token_id: str) -> Caller:
+    async def _caller(self, token: str, token_id: str, source: str) -> Caller:
         holder = await self._plane.registry.token_holder(token_id)
-        actor = authenticate(token, holder, self._plane.clock_us())
+        now_us = self._plane.clock_us()
+        actor = authenticate(token, holder, now_us)
         known = token_of(holder, token_id)
         assert holder is not None and known is not None  # `authenticate` found both
+        self._plane.token_uses.note(token_id, source, now_us)
         return Caller(actor, holder.name, known.expires_at_us)
 
     def _refused(self, call: Call, error: AuthenticationError, token_id: str) -> ProblemError:

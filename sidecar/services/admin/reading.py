@@ -25,6 +25,7 @@ from sidecar.services.admin.views import (
     category_view,
     credential_views,
     integration_view,
+    refused_caller_view,
 )
 from sidecar.stores.registry.protocol import ListQuery
 
@@ -104,10 +105,13 @@ async def list_integrations(plane: ControlPlane, call: Call, query: b.ListQuery,
 
 
 async def show_integration(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
-    """One integration, with the last use of its credentials."""
+    """One integration, with the last use of its credentials, and whom its allowlist refused."""
     record = await known_integration(plane, call.path("integration_id"))
     uses = await plane.registry.last_uses(record.id)
-    return answer(integration_view(record, plane.clock_us(), uses), headers=etag(record.generation))
+    refused = await plane.registry.refused_callers(record.id)
+    view = integration_view(record, plane.clock_us(), uses)
+    view["refused_callers"] = [refused_caller_view(record, caller) for caller in refused]
+    return answer(view, headers=etag(record.generation))
 
 
 async def list_credentials(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
@@ -174,7 +178,8 @@ ENDPOINTS = (
     ),
     Endpoint(
         "show_integration", "GET", INTEGRATION, "integrations", "Show one integration",
-        "With the last use of its API keys. Its ETag is the generation that If-Match takes.",
+        "With the last use of its API keys, and the latest callers that its allowlist refused. Its ETag is"
+        " the generation that If-Match takes.",
         show_integration, _READ, answer=IntegrationView,
     ),
     Endpoint(

@@ -1,15 +1,17 @@
-"""What an administrator must know before a suspension: whether anybody could end it."""
+"""What administrators must know in time: whether anybody could end a suspension, and act at all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sidecar.domain.accounts import Administrator
+from sidecar.domain.accounts import EXPIRY_WARNING_US, Administrator, live_admin_tokens
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle.dual_control import able_to_reactivate
 from sidecar.domain.lifecycle.outcome import Notice
+from sidecar.services.admin.times import format_time
 from sidecar.stores.registry.protocol import Registry, RegistryError
 
+DAY_US = 24 * 3_600 * 1_000_000
 NOBODY_CAN_REACTIVATE = "nobody_can_reactivate"
 
 
@@ -35,5 +37,30 @@ def lock_notices(
             " administrator with a live token, and there is none; make one first ('sidecar admin create'), or"
             " have the owner of the registry run 'sidecar admin recover' on its machine, which the audit log"
             " shows for ever",
+        ),
+    )
+
+
+def expiry_notices(accounts: Sequence[Administrator], now_us: int) -> tuple[Notice, ...]:
+    """The notice that the last token with the role admin ends within two weeks, or has ended."""
+    live = live_admin_tokens(accounts, now_us)
+    if not live:
+        message = (
+            "no administrator with the role admin has a live token: whoever owns the registry runs 'sidecar"
+            " admin recover' on its machine"
+        )
+        return (Notice("no_live_admin_token", "", message),) if accounts else ()
+    account, token = live[-1]
+    if token.expires_at_us - now_us > EXPIRY_WARNING_US:
+        return ()
+    days = (token.expires_at_us - now_us) // DAY_US
+    return (
+        Notice(
+            "last_admin_token_expires",
+            "",
+            f"the last token with the role admin, {token.id} of {account.id}, expires at"
+            f" {format_time(token.expires_at_us)}, in {days} {'day' if days == 1 else 'days'}: issue another"
+            f" one with 'sidecar admin token issue {account.id}'; after that only 'sidecar admin recover' on"
+            " the machine of the registry helps",
         ),
     )

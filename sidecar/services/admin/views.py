@@ -11,8 +11,8 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from sidecar.domain.accounts import Administrator
-from sidecar.domain.cidr import format_address
+from sidecar.domain.accounts import Administrator, AdminToken
+from sidecar.domain.cidr import block_of, format_address
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, Status
@@ -21,7 +21,7 @@ from sidecar.domain.roles import Role
 from sidecar.domain.scopes import ScopeCategory
 from sidecar.services.admin.problems import api_name
 from sidecar.services.admin.times import format_optional_time, format_time
-from sidecar.stores.registry.protocol import LastUse
+from sidecar.stores.registry.protocol import LastUse, RefusedCaller, TokenUse
 
 RoleWord = Literal["admin", "auditor", "operator"]
 PolicyWord = Literal["deny", "allow", "local"]
@@ -49,6 +49,21 @@ class CredentialView(TypedDict):
     replaced_by: str | None
     last_used_at: NotRequired[str | None]
     last_used_address: NotRequired[str | None]
+
+
+class RefusedCallerView(TypedDict):
+    """
+    A caller with a valid API key that the allowlist refused.
+
+    `address` null = the sidecar could not work it out, see the setting `client_ip`. `entry` is the allowlist
+    entry that admits exactly this address; `is_admitted_now` true = the allowlist admits it by now.
+    """
+
+    address: str | None
+    credential_id: str
+    refused_at: str
+    entry: str | None
+    is_admitted_now: bool
 
 
 class WebhookSecretView(TypedDict):
@@ -98,6 +113,7 @@ class IntegrationView(TypedDict):
     ip_allowlist: list[str]
     is_allowlist_enabled: bool
     on_store_error: PolicyWord | None
+    refused_callers: NotRequired[list[RefusedCallerView]]
     credentials: list[CredentialView]
     webhook_secrets: list[WebhookSecretView]
     suspensions: list[SuspensionView]
@@ -122,6 +138,8 @@ class TokenView(TypedDict):
     issued_at: str
     expires_at: str
     is_expired: bool
+    last_used_at: NotRequired[str | None]
+    last_used_from: NotRequired[str | None]
 
 
 class AdministratorView(TypedDict):
@@ -216,8 +234,26 @@ def notice_view(notice: Notice) -> NoticeView:
     return {"code": notice.code, "field": api_name(notice.field), "message": notice.message}
 
 
-def administrator_view(administrator: Administrator, now_us: int) -> AdministratorView:
-    """*administrator* with the tokens that are kept."""
+def refused_caller_view(record: Integration, caller: RefusedCaller) -> RefusedCallerView:
+    """*caller*, whom the allowlist of *record* refused."""
+    view: RefusedCallerView = {
+        "address": None,
+        "credential_id": caller.credential_id,
+        "refused_at": format_time(caller.at_us),
+        "entry": None,
+        "is_admitted_now": not (record.is_allowlist_enabled and record.ip_allowlist),
+    }
+    if caller.address:
+        view["address"] = format_address(caller.address)
+        view["entry"] = str(block_of(caller.address, 8 * len(caller.address)))
+        view["is_admitted_now"] |= any(entry.contains(caller.address) for entry in record.ip_allowlist)
+    return view
+
+
+def administrator_view(
+    administrator: Administrator, now_us: int, uses: Mapping[str, TokenUse] | None = None
+) -> AdministratorView:
+    """*administrator* with the tokens that are kept; with *uses* also when each was last used."""
     removed_at_us = administrator.removed_at_us
     return {
         "id": administrator.id,
@@ -226,16 +262,22 @@ def administrator_view(administrator: Administrator, now_us: int) -> Administrat
         "created_at": format_time(administrator.created_at_us),
         "removed_at": format_time(removed_at_us) if removed_at_us is not None else None,
         "is_recovered": administrator.is_recovered,
-        "tokens": [
-            {
-                "id": token.id,
-                "issued_at": format_time(token.issued_at_us),
-                "expires_at": format_time(token.expires_at_us),
-                "is_expired": token.expires_at_us <= now_us,
-            }
-            for token in administrator.tokens
-        ],
+        "tokens": [_token(token, now_us, uses) for token in administrator.tokens],
     }
+
+
+def _token(token: AdminToken, now_us: int, uses: Mapping[str, TokenUse] | None) -> TokenView:
+    view: TokenView = {
+        "id": token.id,
+        "issued_at": format_time(token.issued_at_us),
+        "expires_at": format_time(token.expires_at_us),
+        "is_expired": token.expires_at_us <= now_us,
+    }
+    if uses is not None:
+        use = uses.get(token.id)
+        view["last_used_at"] = format_time(use.at_us) if use is not None else None
+        view["last_used_from"] = use.source if use is not None else None
+    return view
 
 
 def category_view(category: ScopeCategory) -> ScopeCategoryView:

@@ -43,6 +43,12 @@ IDEMPOTENCY_KEYS_MAX = 10_000
 IDEMPOTENCY_LIFETIME_US = 24 * 3_600 * 1_000_000
 SEEN_WINDOW_US = 3_600 * 1_000_000
 """How long an address counts as seen, for the lock-out warning."""
+REFUSED_MAX = 20
+"""Refused callers of one integration that are kept: address and credential, the latest ones."""
+REFUSED_WINDOW_US = 30 * 24 * 3_600 * 1_000_000
+"""How long a refused caller is shown."""
+TOKEN_USES_MAX = 10_000
+"""Administrators' tokens whose last use is kept."""
 SIDECAR_LIFETIME_US = 10 * 1_000_000
 """A sidecar that has not announced itself for this long no longer counts as live."""
 SIDECARS_MAX = 10_000
@@ -174,6 +180,27 @@ class LastUse(NamedTuple):
     address: Address
 
 
+class RefusedCaller(NamedTuple):
+    """
+    That the allowlist of an integration refused a valid credential from an address, the latest time.
+
+    `address` b"" = it could not be worked out: see the setting `client_ip`.
+    """
+
+    integration_id: str
+    credential_id: str
+    address: Address
+    at_us: int
+
+
+class TokenUse(NamedTuple):
+    """That an administrator's token was used, the latest time; `source` is where the call came from."""
+
+    token_id: str
+    at_us: int
+    source: str
+
+
 class RecordProof(NamedTuple):
     """
     A record beside its latest audit entry: equal digests prove that nobody changed it around the log.
@@ -270,6 +297,18 @@ class Registry(Protocol):
 
     async def addresses_seen(self, integration_id: str) -> tuple[Address, ...]:
         """Where the integration's requests came from within the last hour, the latest first; bounded."""
+
+    async def record_refusals(self, refusals: Sequence[RefusedCaller]) -> None:
+        """Note callers that an allowlist refused; may be lost in a crash, and never go back in time."""
+
+    async def refused_callers(self, integration_id: str) -> tuple[RefusedCaller, ...]:
+        """The latest refused callers within `REFUSED_WINDOW_US`, the latest first; at most `REFUSED_MAX`."""
+
+    async def record_token_uses(self, uses: Sequence[TokenUse]) -> None:
+        """Note uses of administrators' tokens; may be lost in a crash, and never go back in time."""
+
+    async def token_uses(self) -> Mapping[str, TokenUse]:
+        """The last use of each token that was used, by token id; at most `TOKEN_USES_MAX`, the latest."""
 
     async def administer(self, request: AdminRequest) -> AdminCommitted:
         """

@@ -1,12 +1,23 @@
-"""Uses of credentials, gathered on the hot path and written behind it."""
+"""Uses of credentials and tokens, and refused callers: gathered on the hot path and written behind it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sidecar.domain.cidr import Address
-from sidecar.stores.registry.protocol import CredentialUse, Registry
+from sidecar.stores.registry.protocol import (
+    REFUSED_MAX,
+    TOKEN_USES_MAX,
+    CredentialUse,
+    RefusedCaller,
+    Registry,
+    TokenUse,
+)
 
 PENDING_MAX = 100_000
 """Pairs of credential and address between two flushes; about 20 MB at worst."""
+REFUSED_INTEGRATIONS_MAX = 1_000
+"""Integrations with refused callers between two flushes; about 5 MB at worst."""
 FLUSH_BATCH_MAX = 1_000
 """Uses written in one go: what the event loop, which decides meanwhile, builds in a millisecond."""
 
@@ -71,3 +82,104 @@ class CredentialUses:
                 pending[key] = value
             else:
                 self.dropped_count += 1
+
+
+class RefusedCallers:
+    """
+    Remembers the latest callers that allowlists refused, until the next flush.
+
+    At most `REFUSED_MAX` callers of an integration, the latest, and *integrations_max* integrations are
+    kept. Not thread-safe: one event loop notes and flushes.
+    """
+
+    __slots__ = ("_integrations_max", "_pending")
+
+    def __init__(self, integrations_max: int = REFUSED_INTEGRATIONS_MAX) -> None:
+        """Keep callers of at most *integrations_max* integrations."""
+        self._pending: dict[str, dict[tuple[str, Address], int]] = {}
+        self._integrations_max = integrations_max
+
+    def __len__(self) -> int:
+        """Integrations that wait for the next flush."""
+        return len(self._pending)
+
+    def note(self, integration_id: str, credential_id: str, address: Address, now_us: int) -> None:
+        """Note one refusal: two dict writes at most."""
+        callers = self._pending.get(integration_id)
+        if callers is None:
+            if len(self._pending) >= self._integrations_max:
+                return
+            callers = self._pending[integration_id] = {}
+        caller = (credential_id, address)
+        if caller not in callers and len(callers) >= REFUSED_MAX:
+            del callers[next(iter(callers))]
+        callers.pop(caller, None)  # so that the first one is the one that was refused longest ago
+        callers[caller] = now_us
+
+    async def flush(self, registry: Registry) -> None:
+        """
+        Write what waits to *registry*, in bounded batches.
+
+        Raises:
+            RegistryError: the registry failed; what was not written waits on, as far as there is room.
+        """
+        pending, self._pending = self._pending, {}
+        try:
+            while pending:
+                ids = list(pending)[: FLUSH_BATCH_MAX // REFUSED_MAX]
+                await registry.record_refusals(
+                    [
+                        RefusedCaller(id, credential_id, address, at_us)
+                        for id in ids
+                        for (credential_id, address), at_us in pending[id].items()
+                    ]
+                )
+                for id in ids:
+                    del pending[id]
+        except BaseException:
+            for id, callers in pending.items():
+                for (credential_id, address), at_us in callers.items():
+                    if at_us > self._pending.get(id, {}).get((credential_id, address), 0):
+                        self.note(id, credential_id, address, at_us)
+            raise
+
+
+class TokenUses:
+    """Remembers the latest use of each administrator's token until the next flush; bounded."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self) -> None:
+        """Nothing was used yet."""
+        self._pending: dict[str, TokenUse] = {}
+
+    def __len__(self) -> int:
+        """Tokens that wait for the next flush."""
+        return len(self._pending)
+
+    def note(self, token_id: str, source: str, now_us: int) -> None:
+        """Note one use of a valid token."""
+        if token_id in self._pending or len(self._pending) < TOKEN_USES_MAX:
+            self._pending[token_id] = TokenUse(token_id, now_us, source)
+
+    def over(self, kept: Mapping[str, TokenUse]) -> dict[str, TokenUse]:
+        """What the registry has *kept*, with what waits to be written put over it."""
+        return {**kept, **self._pending}
+
+    async def flush(self, registry: Registry) -> None:
+        """
+        Write what waits to *registry*.
+
+        Raises:
+            RegistryError: the registry failed; what was not written waits on.
+        """
+        pending, self._pending = self._pending, {}
+        try:
+            while pending:
+                batch = [pending[token_id] for token_id in list(pending)[:FLUSH_BATCH_MAX]]
+                await registry.record_token_uses(batch)
+                for use in batch:
+                    del pending[use.token_id]
+        except BaseException:
+            self._pending = {**pending, **self._pending}
+            raise

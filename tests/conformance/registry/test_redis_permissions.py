@@ -72,6 +72,8 @@ async def read_everything(registry: Registry) -> None:
     await registry.webhook_secrets(ID)
     await registry.last_uses(ID)
     await registry.addresses_seen(ID)
+    await registry.refused_callers(ID)
+    await registry.token_uses()
     await registry.administrators()
     await registry.token_holder("tokenann")
     await registry.live_sidecars()

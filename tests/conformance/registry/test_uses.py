@@ -9,13 +9,17 @@ from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.domain.refusals import Code, RefusedError
 from sidecar.stores.registry.protocol import (
+    REFUSED_MAX,
+    REFUSED_WINDOW_US,
     SEEN_WINDOW_US,
     USES_MAX,
     CredentialUse,
     LastUse,
+    RefusedCaller,
     RegistryError,
+    TokenUse,
 )
-from sidecar.stores.registry.uses import CredentialUses
+from sidecar.stores.registry.uses import CredentialUses, TokenUses
 from tests.administration import HOUR_US, ID, MINUTE_US, NOW_US, create, credential, request, set_up
 from tests.conformance.registry.world import World
 
@@ -154,3 +158,66 @@ def test_credential_uses__wait_on_when_the_registry_fails(world: World) -> None:
     world.registry = world.run(world.backend.open())
     assert world.run(uses.flush(world.registry)) == 3
     assert world.run(world.registry.last_uses(ID))["live"].at_us == NOW_US + 9
+
+
+def refuse(world: World, *callers: RefusedCaller) -> None:
+    """Note refused callers."""
+    world.run(world.registry.record_refusals(callers))
+
+
+def test_refused_callers__the_latest_first(world: World) -> None:
+    """Each address with each credential stands once, by its latest time; a late report changes nothing."""
+    world.apply(set_up())
+    here = RefusedCaller(ID, "live", HERE, NOW_US + 2)
+    unknown = RefusedCaller(ID, "live", b"", NOW_US + 1)
+    refuse(world, here, unknown, here._replace(at_us=NOW_US), here._replace(integration_id="nosuch"))
+    assert world.run(world.registry.refused_callers(ID)) == (here, unknown)
+    refuse(world, unknown._replace(at_us=NOW_US + 3))
+    assert world.run(world.registry.refused_callers(ID)) == (unknown._replace(at_us=NOW_US + 3), here)
+    assert world.run(world.registry.refused_callers("nosuch")) == ()
+
+
+def test_refused_callers__are_bounded_and_forgotten(world: World) -> None:
+    """A flood keeps the latest; after thirty days nobody is shown."""
+    world.apply(set_up())
+    callers = [RefusedCaller(ID, "live", n.to_bytes(4), NOW_US + n) for n in range(3 * REFUSED_MAX)]
+    refuse(world, *callers)
+    refuse(world, callers[0])
+    assert world.run(world.registry.refused_callers(ID)) == tuple(reversed(callers[-REFUSED_MAX:]))
+    world.clock.advance(REFUSED_WINDOW_US + 3 * REFUSED_MAX)
+    assert world.run(world.registry.refused_callers(ID)) == ()
+
+
+def test_refused_callers__of_one_call_are_bounded(world: World) -> None:
+    """More than one call takes are refused."""
+    with pytest.raises(RefusedError) as caught:
+        refuse(world, *[RefusedCaller(ID, "live", HERE, NOW_US)] * (USES_MAX + 1))
+    assert caught.value.code is Code.TOO_MANY
+
+
+def test_token_uses__the_latest_counts(world: World) -> None:
+    """A later use replaces an earlier one; ids that no token ever had are not kept."""
+    first = TokenUse("tokenann", NOW_US + 2, "192.0.2.1")
+    uses = (first, first._replace(at_us=NOW_US + 1, source="local"), TokenUse("nosuch", NOW_US, "local"))
+    world.run(world.registry.record_token_uses(uses))
+    assert world.run(world.registry.token_uses()) == {"tokenann": first}
+    pending = TokenUses()
+    pending.note("tokenbob", "local", NOW_US)
+    pending.note("tokenann", "2001:db8::1", NOW_US + 3)
+    later = {
+        "tokenann": TokenUse("tokenann", NOW_US + 3, "2001:db8::1"),
+        "tokenbob": TokenUse("tokenbob", NOW_US, "local"),
+    }
+    assert pending.over(world.run(world.registry.token_uses())) == later
+    world.run(pending.flush(world.registry))
+    assert len(pending) == 0
+    assert world.run(world.registry.token_uses()) == later
+
+
+def test_token_uses__are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest are kept."""
+    for store in ("sqlite.writes", "sqlite.reads", "redis.presence"):
+        monkeypatch.setattr(f"sidecar.stores.registry.{store}.TOKEN_USES_MAX", 2, raising=False)
+    for number, name in enumerate(("tokenann", "tokenbob", "tokencat")):
+        world.run(world.registry.record_token_uses([TokenUse(name, NOW_US + number, "local")]))
+    assert set(world.run(world.registry.token_uses())) == {"tokenbob", "tokencat"}

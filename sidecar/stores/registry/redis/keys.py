@@ -9,6 +9,7 @@ In the partition of an integration:
     w:<integration>     hash   webhook secret id -> sealed secret
     u:<integration>     hash   credential id -> '<time, us> <address, hex>' of its latest use
     s:<integration>     zset   addresses seen, by time (us)
+    x:<integration>     zset   '<credential id> <address, hex>' that its allowlist refused, by time (us)
 
 Once a partition:
 
@@ -31,6 +32,8 @@ In partition 0 alone:
     tokens              hash   token id -> administrator, for ever
     sidecars            hash   sidecar -> revision
     sidecars-age        zset   the same sidecars, by time (us)
+    token-uses          hash   token id -> '<time, us> <source>' of its latest use
+    token-uses-age      zset   the same tokens, by time (us)
 """
 
 from __future__ import annotations

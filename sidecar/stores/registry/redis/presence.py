@@ -1,23 +1,29 @@
-"""What may be lost in a crash: uses of credentials, addresses seen, and which sidecars live."""
+"""What may be lost in a crash: uses of credentials and tokens, addresses, and which sidecars live."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sidecar.domain.changes import LiveSidecar, Revision
 from sidecar.domain.cidr import Address
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.stores.registry.protocol import (
+    REFUSED_MAX,
+    REFUSED_WINDOW_US,
     SEEN_WINDOW_US,
     SIDECAR_LIFETIME_US,
     SIDECARS_MAX,
+    TOKEN_USES_MAX,
     CredentialUse,
+    RefusedCaller,
+    TokenUse,
 )
 from sidecar.stores.registry.redis.keys import HOME
 from sidecar.stores.registry.redis.nodes import Command, call_of
 from sidecar.stores.registry.redis.reads import Reader, pairs, seen_command, seen_of
-from sidecar.stores.registry.redis.scripts import ANNOUNCE, USE
+from sidecar.stores.registry.redis.replies import refused_caller_of, token_use_of
+from sidecar.stores.registry.redis.scripts import ANNOUNCE, REFUSE, TOKEN_USE, USE
 
 SEEN_TTL_MS = 2 * SEEN_WINDOW_US // 1_000
 """Addresses of an integration that falls silent go by themselves; which count, their times say."""
@@ -46,6 +52,52 @@ async def addresses_seen(reader: Reader, integration_id: str, now_us: int) -> tu
     partition = reader.keys.partition_of(integration_id)
     [reply] = await reader.ask(partition, seen_command(reader.keys, integration_id, now_us))
     return seen_of(reply)
+
+
+async def record_refusals(reader: Reader, refusals: Sequence[RefusedCaller]) -> None:
+    """Note the latest refused callers of each integration, of which a bounded number is kept."""
+    by_integration: dict[str, list[RefusedCaller]] = {}
+    for refusal in refusals:
+        by_integration.setdefault(refusal.integration_id, []).append(refusal)
+    by_partition: dict[int, list[Command]] = {}
+    for integration_id, some in by_integration.items():
+        keys = [reader.keys.of(integration_id, kind) for kind in "rx"]
+        calls = by_partition.setdefault(reader.keys.partition_of(integration_id), [])
+        for first in range(0, len(some), _USES_PER_CALL):
+            arguments: list[str | int] = [REFUSED_MAX, REFUSED_WINDOW_US // 1_000]
+            for refusal in some[first : first + _USES_PER_CALL]:
+                arguments += [f"{refusal.credential_id} {refusal.address.hex()}", refusal.at_us]
+            calls.append(call_of(REFUSE, keys, arguments))
+    await asyncio.gather(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
+
+
+async def refused_callers(reader: Reader, integration_id: str, now_us: int) -> tuple[RefusedCaller, ...]:
+    """The callers that the allowlist refused lately, the latest first."""
+    partition, key = reader.keys.partition_of(integration_id), reader.keys.of(integration_id, "x")
+    lowest = f"({now_us - REFUSED_WINDOW_US}"
+    [reply] = await reader.ask(
+        partition,
+        ("ZREVRANGEBYSCORE", key, "+inf", lowest, "WITHSCORES", "LIMIT", 0, REFUSED_MAX),
+    )
+    return tuple(refused_caller_of(integration_id, caller, at_us) for caller, at_us in pairs(reply))
+
+
+async def record_token_uses(reader: Reader, uses: Sequence[TokenUse]) -> None:
+    """Note the latest use of each token; of tokens that ended long ago it is forgotten."""
+    keys = [reader.keys.once(HOME, name) for name in ("tokens", "token-uses", "token-uses-age")]
+    calls: list[Command] = []
+    for first in range(0, len(uses), _USES_PER_CALL):
+        arguments: list[str | int] = [TOKEN_USES_MAX]
+        for use in uses[first : first + _USES_PER_CALL]:
+            arguments += [use.token_id, use.at_us, use.source]
+        calls.append(call_of(TOKEN_USE, keys, arguments))
+    await reader.ask(HOME, *calls)
+
+
+async def token_uses(reader: Reader) -> Mapping[str, TokenUse]:
+    """The last use of each token."""
+    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.once(HOME, "token-uses")))
+    return {token_id.decode(): token_use_of(token_id, text) for token_id, text in pairs(reply)}
 
 
 async def announce(reader: Reader, sidecar_id: str, revision: Revision, now_us: int) -> None:

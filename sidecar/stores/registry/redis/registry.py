@@ -36,10 +36,12 @@ from sidecar.stores.registry.protocol import (
     LastUse,
     ListQuery,
     RecordProof,
+    RefusedCaller,
     RegistryClosedError,
     RegistryOverloadedError,
     RegistryTimeoutError,
     RegistryView,
+    TokenUse,
 )
 from sidecar.stores.registry.redis import follow, presence, reads
 from sidecar.stores.registry.redis.administration import Administration
@@ -212,6 +214,28 @@ class RedisRegistry:
         """See `Registry.addresses_seen`."""
         async with self._reading() as reader:
             return await presence.addresses_seen(reader, integration_id, await self._now_us(reader))
+
+    async def record_refusals(self, refusals: Sequence[RefusedCaller]) -> None:
+        """See `Registry.record_refusals`."""
+        _require_at_most(len(refusals), USES_MAX, "refused callers")
+        async with self._reading() as reader:
+            await presence.record_refusals(reader, refusals)
+
+    async def refused_callers(self, integration_id: str) -> tuple[RefusedCaller, ...]:
+        """See `Registry.refused_callers`."""
+        async with self._reading() as reader:
+            return await presence.refused_callers(reader, integration_id, await self._now_us(reader))
+
+    async def record_token_uses(self, uses: Sequence[TokenUse]) -> None:
+        """See `Registry.record_token_uses`."""
+        _require_at_most(len(uses), USES_MAX, "uses of tokens")
+        async with self._reading() as reader:
+            await presence.record_token_uses(reader, uses)
+
+    async def token_uses(self) -> Mapping[str, TokenUse]:
+        """See `Registry.token_uses`."""
+        async with self._reading() as reader:
+            return await presence.token_uses(reader)
 
     async def administer(self, request: AdminRequest) -> AdminCommitted:
         """See `Registry.administer`."""

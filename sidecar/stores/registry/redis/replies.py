@@ -10,7 +10,7 @@ from sidecar.domain.accounts import Administrator, parse_administrator
 from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain
 from sidecar.domain.integrations import Integration
 from sidecar.domain.records import from_stored
-from sidecar.stores.registry.protocol import LastUse, RegistryDamagedError
+from sidecar.stores.registry.protocol import LastUse, RefusedCaller, RegistryDamagedError, TokenUse
 
 Value = TypeVar("Value")
 
@@ -80,6 +80,26 @@ def last_use_of(text: bytes) -> LastUse:
         return LastUse(int(at_us), bytes.fromhex(address))
 
     return _read("a credential's use", read)
+
+
+def refused_caller_of(integration_id: str, caller: bytes, at_us: bytes) -> RefusedCaller:
+    """A caller that an allowlist refused."""
+
+    def read() -> RefusedCaller:
+        credential_id, _, address = caller.decode().partition(" ")
+        return RefusedCaller(integration_id, credential_id, bytes.fromhex(address), int(float(at_us)))
+
+    return _read("a refused caller", read)
+
+
+def token_use_of(token_id: bytes, text: bytes) -> TokenUse:
+    """The latest use of an administrator's token."""
+
+    def read() -> TokenUse:
+        at_us, _, source = text.decode().partition(" ")
+        return TokenUse(token_id.decode(), int(at_us), source)
+
+    return _read("a token's use", read)
 
 
 def _read(what: str, read: Callable[[], Value]) -> Value:

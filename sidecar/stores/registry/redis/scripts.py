@@ -11,7 +11,9 @@ PROMISE = load_script("promise.lua", __package__)
 ADMINISTER = load_script("administer.lua", __package__)
 FENCE = load_script("fence.lua", __package__)
 USE = load_script("use.lua", __package__)
+REFUSE = load_script("refuse.lua", __package__)
+TOKEN_USE = load_script("token_use.lua", __package__)
 ANNOUNCE = load_script("announce.lua", __package__)
 
-SCRIPTS = (CHANGE, CLAIM, BAR, PROMISE, ADMINISTER, FENCE, USE, ANNOUNCE)
+SCRIPTS = (CHANGE, CLAIM, BAR, PROMISE, ADMINISTER, FENCE, USE, REFUSE, TOKEN_USE, ANNOUNCE)
 """Every script that the registry needs on a server."""

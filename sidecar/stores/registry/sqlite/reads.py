@@ -20,8 +20,11 @@ from sidecar.stores.registry.pages import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     CHANGES_MAX,
     PAGE_MAX,
+    REFUSED_MAX,
+    REFUSED_WINDOW_US,
     SEEN_WINDOW_US,
     SIDECAR_LIFETIME_US,
+    TOKEN_USES_MAX,
     AuditPage,
     AuditQuery,
     Changes,
@@ -29,8 +32,10 @@ from sidecar.stores.registry.protocol import (
     LastUse,
     ListQuery,
     RecordProof,
+    RefusedCaller,
     RegistryDamagedError,
     RegistryView,
+    TokenUse,
 )
 
 _RECORDS_PER_TURN = 10
@@ -198,6 +203,26 @@ def addresses_seen(database: sqlite3.Connection, integration_id: str, now_us: in
         (integration_id, now_us - SEEN_WINDOW_US, ADDRESSES_SEEN_MAX),
     )
     return tuple(row[0] for row in rows)
+
+
+def refused_callers(
+    database: sqlite3.Connection, integration_id: str, now_us: int
+) -> tuple[RefusedCaller, ...]:
+    """The callers that the allowlist refused lately, the latest first."""
+    rows = database.execute(
+        "SELECT integration_id, credential_id, address, at_us FROM refused_callers"
+        " WHERE integration_id = ? AND at_us > ? ORDER BY at_us DESC, address, credential_id LIMIT ?",
+        (integration_id, now_us - REFUSED_WINDOW_US, REFUSED_MAX),
+    )
+    return tuple(RefusedCaller(*row) for row in rows)
+
+
+def token_uses(database: sqlite3.Connection) -> Mapping[str, TokenUse]:
+    """The last use of each token."""
+    rows = database.execute(
+        "SELECT token_id, at_us, source FROM token_uses ORDER BY at_us DESC LIMIT ?", (TOKEN_USES_MAX,)
+    )
+    return {row[0]: TokenUse(*row) for row in rows}
 
 
 def administrator(database: sqlite3.Connection, administrator_id: str) -> Administrator | None:

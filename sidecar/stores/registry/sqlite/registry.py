@@ -37,8 +37,10 @@ from sidecar.stores.registry.protocol import (
     LastUse,
     ListQuery,
     RecordProof,
+    RefusedCaller,
     RegistryOverloadedError,
     RegistryView,
+    TokenUse,
 )
 from sidecar.stores.registry.sqlite import reads, writes
 from sidecar.stores.registry.sqlite.file import Connect, connect, open_database
@@ -188,6 +190,26 @@ class SqliteRegistry:
         return await self._read(
             lambda database: reads.addresses_seen(database, integration_id, self._clock_us())
         )
+
+    async def record_refusals(self, refusals: Sequence[RefusedCaller]) -> None:
+        """See `Registry.record_refusals`."""
+        _require_at_most(len(refusals), USES_MAX, "refused callers")
+        await self._write(lambda database: writes.record_refusals(database, refusals), Durability.LAX)
+
+    async def refused_callers(self, integration_id: str) -> tuple[RefusedCaller, ...]:
+        """See `Registry.refused_callers`."""
+        return await self._read(
+            lambda database: reads.refused_callers(database, integration_id, self._clock_us())
+        )
+
+    async def record_token_uses(self, uses: Sequence[TokenUse]) -> None:
+        """See `Registry.record_token_uses`."""
+        _require_at_most(len(uses), USES_MAX, "uses of tokens")
+        await self._write(lambda database: writes.record_token_uses(database, uses), Durability.LAX)
+
+    async def token_uses(self) -> Mapping[str, TokenUse]:
+        """See `Registry.token_uses`."""
+        return await self._read(reads.token_uses)
 
     async def administer(self, request: AdminRequest) -> AdminCommitted:
         """See `Registry.administer`."""

@@ -110,6 +110,24 @@ CREATE TABLE sidecars (
 ) STRICT, WITHOUT ROWID
 """
 
+_REFUSED_CALLERS = """
+CREATE TABLE refused_callers (
+    integration_id TEXT NOT NULL,
+    credential_id  TEXT NOT NULL,
+    address        BLOB NOT NULL,
+    at_us          INTEGER NOT NULL,
+    PRIMARY KEY (integration_id, credential_id, address)
+) STRICT, WITHOUT ROWID
+"""
+
+_USES_OF_TOKENS = """
+CREATE TABLE token_uses (
+    token_id TEXT PRIMARY KEY,
+    at_us    INTEGER NOT NULL,
+    source   TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
 _INDEXES = (
     "CREATE INDEX audit_subject ON audit (subject, sequence)",
     "CREATE INDEX audit_actor ON audit (actor, sequence)",
@@ -301,5 +319,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         *_INTEGRATION_GUARDS,
         *_OTHER_GUARDS,
     ),
+    (_REFUSED_CALLERS, _USES_OF_TOKENS),
 )
 """The statements of each step; each step is one transaction."""

@@ -25,10 +25,14 @@ from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
 from sidecar.domain.refusals import Code, refusal
 from sidecar.stores.registry.protocol import (
+    REFUSED_MAX,
     SEEN_WINDOW_US,
     SIDECAR_LIFETIME_US,
     SIDECARS_MAX,
+    TOKEN_USES_MAX,
     CredentialUse,
+    RefusedCaller,
+    TokenUse,
 )
 from sidecar.stores.registry.results import (
     replayed_admin_commit,
@@ -147,6 +151,38 @@ def record_uses(database: sqlite3.Connection, uses: Sequence[CredentialUse]) -> 
             " OR at_us < (SELECT max(at_us) FROM addresses_seen WHERE integration_id = ?1) - ?3)",
             (integration_id, ADDRESSES_SEEN_MAX, SEEN_WINDOW_US),
         )
+
+
+def record_refusals(database: sqlite3.Connection, refusals: Sequence[RefusedCaller]) -> None:
+    """Note the latest refused callers of each integration, of which a bounded number is kept."""
+    database.executemany(
+        "INSERT INTO refused_callers (integration_id, credential_id, address, at_us)"
+        " SELECT id, ?2, ?3, ?4 FROM integrations WHERE id = ?1"
+        " ON CONFLICT DO UPDATE SET at_us = max(at_us, excluded.at_us)",
+        refusals,
+    )
+    for integration_id in {caller.integration_id for caller in refusals}:
+        database.execute(
+            "DELETE FROM refused_callers WHERE integration_id = ?1 AND (credential_id, address) NOT IN ("
+            "SELECT credential_id, address FROM refused_callers WHERE integration_id = ?1"
+            " ORDER BY at_us DESC LIMIT ?2)",
+            (integration_id, REFUSED_MAX),
+        )
+
+
+def record_token_uses(database: sqlite3.Connection, uses: Sequence[TokenUse]) -> None:
+    """Note the latest use of each token; of tokens that ended long ago it is forgotten."""
+    database.executemany(
+        "INSERT INTO token_uses (token_id, at_us, source) SELECT id, ?2, ?3 FROM token_ids WHERE id = ?1"
+        " ON CONFLICT DO UPDATE SET at_us = excluded.at_us, source = excluded.source"
+        " WHERE excluded.at_us >= at_us",
+        uses,
+    )
+    database.execute(
+        "DELETE FROM token_uses WHERE at_us < coalesce("
+        "(SELECT at_us FROM token_uses ORDER BY at_us DESC LIMIT 1 OFFSET ?), 0)",
+        (TOKEN_USES_MAX - 1,),
+    )
 
 
 def announce(database: sqlite3.Connection, sidecar_id: str, revision: Revision, now_us: int) -> None:

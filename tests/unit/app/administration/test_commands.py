@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from sidecar.domain.changes import Revision
+from sidecar.domain.cidr import parse_address
+from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.registry.protocol import RefusedCaller
 
 from .scripted import SILENCE, Scripted
 from .served import Served
@@ -378,12 +381,10 @@ def test_admin__accounts_roles_and_tokens(api: Served) -> None:
     second = api.told("admin", "token", "issue", "carol", "--expires", "2h").strip()
     listed = [line.split("\t") for line in api.told("admin", "list").splitlines()]
     ids = [token.split("_")[1], second.split("_")[1]]
-    assert next(row for row in listed if row[0] == "carol")[:4] == [
-        "carol",
-        "Carol C",
-        "operator",
-        " ".join(ids),
-    ]
+    carol = [row for row in listed if row[0] == "carol"]
+    assert [row[:4] for row in carol] == [["carol", "Carol C", "operator", one] for one in ids]
+    assert [row[6] for row in carol] == ["127.0.0.1", "-"]
+    assert carol[1][5] == "never"
     api.told("admin", "token", "revoke", "carol", ids[0], "--yes")
     ended = api.run("admin", "whoami", who="carol")
     assert (ended.exit_code, "it has expired or was revoked" in ended.stderr) == (1, True)
@@ -393,7 +394,55 @@ def test_admin__accounts_roles_and_tokens(api: Served) -> None:
     )
     accounts = json.loads(api.told("admin", "list", "--json"))["items"]
     assert [one["removed_at"] is not None for one in accounts if one["id"] == "carol"] == [True]
-    assert "carol\tCarol C\tremoved\t\t-" in api.told("admin", "list").splitlines()
+    assert "carol\tCarol C\tremoved\t-\t-\t-\t-" in api.told("admin", "list").splitlines()
+
+
+def test_admin__list_warns_before_the_last_token_ends(api: Served) -> None:
+    """Two weeks ahead, with the token, the days that are left and what to run; programs read a code."""
+    api.told("admin", "remove", "bob", "--yes")
+    assert "warning" not in api.run("admin", "list").stderr
+    old = api.tokens["ann"].split("_")[1]
+    api.tokens["ann"] = api.told("admin", "token", "issue", "ann", "--expires", "13d1h").strip()
+    api.told("admin", "token", "revoke", "ann", old, "--yes")
+    told = api.run("admin", "list").stderr
+    assert (
+        f"warning: the last token with the role admin, {api.tokens['ann'].split('_')[1]} of ann, ex" in told
+    )
+    assert "in 13 days: issue another one with 'sidecar admin token issue ann'" in told
+    listing = json.loads(api.told("admin", "list", "--json"))
+    assert [notice["code"] for notice in listing["notices"]] == ["last_admin_token_expires"]
+    assert listing["admin_access_ends_at"] == listing["items"][0]["tokens"][0]["expires_at"]
+
+
+def test_allowlist__shows_whom_it_refused(api: Served) -> None:
+    """With the entry that admits the address; adding it is seen there. Standard output keeps to entries."""
+    key = json.loads(
+        api.told(
+            "integrations", "create", "locked", "--allow", "192.0.2.0/24", "--issue-credential", "--json"
+        )
+    )["credential_id"]
+    now_us = wall_clock_us()
+    callers = [
+        RefusedCaller("locked", key, parse_address("203.0.113.7"), now_us),
+        RefusedCaller("locked", key, parse_address("2001:db8::7"), now_us - 1),
+        RefusedCaller("locked", key, b"", now_us - 2),
+    ]
+    api.wait(api.registry.record_refusals(callers))
+    shown = api.run("allowlist", "show", "locked")
+    assert shown.stdout == "192.0.2.0/24\n"
+    lines = [line.split("\t")[1:] for line in shown.stderr.splitlines() if "\t" in line]
+    assert lines == [
+        ["203.0.113.7", key, "203.0.113.7/32", "refused"],
+        ["2001:db8::7", key, "2001:db8::7/128", "refused"],
+        ["unknown: check 'client_ip'", key, "-", "refused"],
+    ]
+    api.told("allowlist", "add", "locked", lines[0][2])
+    assert [one["is_admitted_now"] for one in record_of(api, "locked")["refused_callers"]] == [
+        True,
+        False,
+        False,
+    ]
+    assert "203.0.113.7/32\tadmitted" in api.told("integrations", "show", "locked")
 
 
 def test_admin__the_last_one_stays(api: Served) -> None:

@@ -44,7 +44,7 @@ def populated(shared_api: Served) -> Served:
         ),
         (("review", "--search", "zz-"), ("crm:read opens", "to decide", "never")),
         (("credentials", "list", "zz-red"), ("credential", "last used", "invalidated")),
-        (("admin", "list"), ("auditor", "last token ends")),
+        (("admin", "list"), ("auditor", "last used")),
         (("scopes", "catalogue"), ("sensitivity", "consumables:read consumables:write")),
     ],
     ids=lambda value: " ".join(value[:2]),

@@ -22,7 +22,13 @@ def test_administrators__a_new_one_gets_a_token_that_works(world: World) -> None
     headers = {"Authorization": f"Bearer {view['token']}"}
     whoami = world.get("/v1/whoami", "", headers=headers)
     assert (whoami["administrator"], whoami["role"]) == ("cat@example", "operator")
-    assert world.get("/v1/administrators/cat%40example") == view["administrator"]
+    shown = world.get("/v1/administrators/cat%40example")
+    (token,) = shown["tokens"]
+    assert (token.pop("last_used_at"), token.pop("last_used_from")) == (
+        "2025-11-24T16:00:00.000000Z",
+        "192.0.2.1",
+    )
+    assert shown == view["administrator"]
     everywhere = world.call("GET", "/v1/administrators").text + world.call("GET", "/v1/audit/export").text
     assert view["token"].rsplit("_")[-1] not in everywhere and digest_of(view["token"]) not in everywhere
 

@@ -5,7 +5,7 @@
 set -eu
 
 # program:Debian and Ubuntu package
-NEEDED='h2load:nghttp2-client redis-server:redis-server'
+NEEDED='h2load:nghttp2-client nginx:nginx redis-server:redis-server'
 
 missing=
 for pair in $NEEDED; do
@@ -22,7 +22,15 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 fi
 echo "Installing for the tests:$missing"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT INT TERM
+# The tests start these programs themselves: keep apt from starting them as services, too.
+policy=/usr/sbin/policy-rc.d
+if [ -e "$policy" ]; then
+    policy=$log
+else
+    printf '%s\n' '#!/bin/sh' 'exit 101' >"$policy"
+    chmod 755 "$policy"
+fi
+trap 'rm -f "$log" "$policy"' EXIT INT TERM
 export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086  # one word a package
 { apt-get update && $install; } </dev/null >"$log" 2>&1 || { cat "$log" >&2; exit 1; }

@@ -22,8 +22,8 @@ from sidecar.stores.registry.protocol import Registry, RegistryError
 from sidecar.stores.registry.uses import TokenUses
 
 if TYPE_CHECKING:
-    from sidecar.app.admin_http import AsgiApp
     from sidecar.app.sealing import KeySealer
+    from sidecar.transports.http1.asgi import AsgiApp
 
 NO_CONTROL_PLANE = (
     f"administrators can change nothing here: set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared"

@@ -20,6 +20,7 @@ import uvloop
 
 from sidecar.app.config import Config
 from sidecar.app.listen_rule import refuse_open_admin
+from sidecar.app.open_files import raise_open_files_limit
 from sidecar.app.orphans import OrphanReaper
 from sidecar.app.registry_watch import announce
 from sidecar.app.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
@@ -97,6 +98,7 @@ def run(config: Config, metrics: Metrics, make: Make) -> int:
         FileFaultsError: the rules or the registry hold mistakes.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
     """
+    raise_open_files_limit()
     log = config.settings.log
     logs = set_up_logging(
         log.level, log.format, sys.stderr, lambda: metrics.add("sidecar_log_lines_dropped_total")
@@ -154,17 +156,17 @@ class Process:
     async def _run(self) -> None:
         sidecar = self._sidecar
         try:
-            admin, watching = await sidecar.admin.start(), await sidecar.watching.start()
+            admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
             grpc = await sidecar.server.start()
-            self._begin(grpc, admin, watching)
+            self._begin(grpc, admin, metrics)
             self.on_serving(grpc, admin)
             await self._told_to_stop.wait()
             await self._drain()
         finally:
             await self._end_tasks()
-            await asyncio.gather(sidecar.admin.stop(), sidecar.watching.stop())
+            await asyncio.gather(sidecar.admin_server.stop(), sidecar.metrics_server.stop())
 
-    def _begin(self, grpc: Endpoints, admin: Endpoints, watching: Endpoints) -> None:
+    def _begin(self, grpc: Endpoints, admin: Endpoints, metrics: Endpoints) -> None:
         """Everything is bound: watch the registry, say that we are ready."""
         sidecar = self._sidecar
         if sidecar.watch is not None and self._loaded.source is not None:
@@ -190,7 +192,7 @@ class Process:
             transport=self._loaded.config.settings.transport,
             grpc=[str(endpoint) for endpoint in grpc],
             admin=[str(endpoint) for endpoint in admin],
-            metrics=[str(endpoint) for endpoint in watching],
+            metrics=[str(endpoint) for endpoint in metrics],
         )
 
     def _state(self, name: str, is_ready: bool, state: str) -> None:
@@ -244,8 +246,8 @@ class Process:
         reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
         if reload_tls is not None:
             reload_tls()
-        self.spawn(sidecar.admin.reload_tls())
-        self.spawn(sidecar.watching.reload_tls())
+        sidecar.admin_server.reload_tls()
+        sidecar.metrics_server.reload_tls()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* beside everything else; it ends with the run."""

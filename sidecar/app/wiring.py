@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.app.admin_http import AdminApp
-from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of
 from sidecar.app.followed_registry import FollowedRegistry
@@ -33,6 +32,8 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.file_faults import FaultList
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.live import REACH_PATIENCE_S
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.work import SHARED_LOOP
 from sidecar.transports.server import Endpoint, GrpcServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -49,9 +50,9 @@ class Sidecar:
     """
     The parts of one process.
 
-    `admin` serves `listen.admin`, `watching` serves `listen.metrics`. `watch` None = there is no registry
-    file to watch; `shared` None = the store is embedded; `followed` None = there is no registry that
-    administrators change.
+    `admin_server` serves `listen.admin`, `metrics_server` serves `listen.metrics`. `watch` None = there is
+    no registry file to watch; `shared` None = the store is embedded; `followed` None = there is no registry
+    that administrators change.
     """
 
     config: Config
@@ -61,8 +62,8 @@ class Sidecar:
     health_services: tuple[str, ...]
     readiness: Readiness
     server: GrpcServer
-    admin: AdminServer
-    watching: AdminServer
+    admin_server: HttpServer
+    metrics_server: HttpServer
     watch: RegistryWatch | None
     shared: SharedStore | None = None
     followed: FollowedRegistry | None = None
@@ -174,6 +175,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     if shared is not None:
         shared.buckets.on_answers = server.flush
         server.on_part = shared.buckets.end_part
+    admin = AdminApp(metrics, readiness, SHARED_LOOP, NO_CONTROL_PLANE)
+    pages = AdminApp(metrics, readiness, SHARED_LOOP)
     return Sidecar(
         config,
         metrics,
@@ -182,8 +185,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         HEALTH_SERVICES,
         readiness,
         server,
-        AdminServer(AdminApp(metrics, readiness, NO_CONTROL_PLANE), endpoints(config, "admin"), metrics),
-        AdminServer(AdminApp(metrics, readiness), endpoints(config, "metrics"), metrics),
+        HttpServer(admin.serve, endpoints(config, "admin"), metrics, SHARED_LOOP),
+        HttpServer(pages.serve, endpoints(config, "metrics"), metrics, SHARED_LOOP),
         watch,
         shared,
         followed,

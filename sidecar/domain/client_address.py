@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from sidecar.domain.cidr import Address, AddressError, parse_address
@@ -15,6 +16,9 @@ from sidecar.domain.prefix_trie import PrefixTrie
 
 HOPS_MAX = 16
 """Entries of X-Forwarded-For looked at, from the right; longer chains of trusted proxies are refused."""
+
+IPV6_NETWORK_BITS = 64
+"""Whoever has one IPv6 address has its /64 (RFC 6177), so that is what counts as one source."""
 
 # '192.0.2.1:80', '[2001:db8::1]:80' and '[2001:db8::1]' (RFC 3986 3.2.2), as some proxies write hops.
 _WITH_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\])(?::[0-9]{1,5})?")
@@ -116,3 +120,21 @@ def _parse_hop(text: str) -> Address | None:
         return parse_address(text)
     except AddressError:
         return None
+
+
+def network_of(source: str) -> str:
+    """
+    What counts as one source: an IPv4 address, an IPv6 /64, or what is no address as it is.
+
+    >>> network_of("2001:db8::1:2:3:4"), network_of("::ffff:192.0.2.1"), network_of("local")
+    ('2001:db8::', '192.0.2.1', 'local')
+    """
+    try:
+        address = ip_address(source.partition("%")[0])
+    except ValueError:
+        return source
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(IPv6Address(int(address) >> IPV6_NETWORK_BITS << IPV6_NETWORK_BITS))
+    return str(address)

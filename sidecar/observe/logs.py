@@ -201,6 +201,6 @@ def set_up_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in ("asyncio", "uvicorn", "uvicorn.error"):  # their everyday lines are not ours
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # Its everyday lines are not ours.
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, root.level))
     return handler

@@ -57,6 +57,40 @@ TRANSPORT_METRICS = (
     ),
 )
 
+HTTP_CLOSE_REASONS = (
+    "peer",             # the client closed it, or its connection broke
+    "served",           # after an answer, because the client asked for it or its request was not read on
+    "drain",            # the sidecar is stopping, or its TLS files have changed
+    "no_request",       # no byte within 10 s of the connection
+    "idle",             # no request for 80 s
+    "body_timeout",     # the body did not come within 20 s
+    "slow_reader",      # the answer was not taken within 20 s
+    "handshake",        # TLS
+    "bad_request",      # a request that cannot be served, see sidecar_http_requests_refused_total
+    "evicted",          # idle for longest when there was no place for a new connection
+    "connection_limit", # no place, and none idle
+    "memory_limit",     # answers that were not taken filled the memory for them
+    "internal",         # a fault of our own
+)  # fmt: skip
+
+HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
+
+HTTP_METRICS = (
+    MetricSpec("sidecar_http_connections_open", Kind.GAUGE, "Connections to HTTP listeners open now."),
+    MetricSpec(
+        "sidecar_http_connections_closed_total",
+        Kind.COUNTER,
+        "Connections to HTTP listeners closed, by why.",
+        labels=(("reason", HTTP_CLOSE_REASONS),),
+    ),
+    MetricSpec(
+        "sidecar_http_requests_refused_total",
+        Kind.COUNTER,
+        "HTTP requests refused before anything handled them, by status.",
+        labels=(("status", HTTP_REFUSALS),),
+    ),
+)
+
 DECISION_METRICS = (
     MetricSpec(
         "sidecar_decisions_total",
@@ -351,6 +385,7 @@ TABLE = MetricTable(
         *STORE_METRICS,
         *FALLBACK_METRICS,
         *TRANSPORT_METRICS,
+        *HTTP_METRICS,
         *PROCESS_METRICS,
         *REGISTRY_METRICS,
         *WORKER_METRICS,

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import uvloop
 
 from sidecar.app.admin_http import AdminApp
-from sidecar.app.admin_server import AdminServer
 from sidecar.app.config import Config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.app.followed_registry import IN_FORCE_TIMEOUT_S
+from sidecar.app.open_files import raise_open_files_limit
 from sidecar.app.orphans import OrphanReaper
 from sidecar.app.serve import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
 from sidecar.app.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
@@ -36,6 +36,8 @@ from sidecar.observe.logs import log_event, set_up_logging
 from sidecar.observe.shared import WorkerCounts
 from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
 from sidecar.stores.file_faults import FileFaultsError
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.work import OWN_LOOP
 from sidecar.transports.server import ListenError
 
 BEAT_CHECK_INTERVAL_S = 1.0
@@ -72,6 +74,7 @@ def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int
         FileFaultsError, ListenError: a worker found a mistake at its first start.
         StartError: a worker ended for another reason before all of them served.
     """
+    raise_open_files_limit()
     log_settings = plan.config.settings.log
     counts = WorkerCounts(TABLE, WORKER_GAUGE_RULES)
     logs = set_up_logging(
@@ -107,12 +110,12 @@ class Supervisor:
         counts.set("sidecar_workers_wanted", to=plan.count)
         counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
         readiness = WorkersReadiness(counts, self._slots)
-        app = AdminApp(counts, readiness, NO_CONTROL_PLANE)
+        app = AdminApp(counts, readiness, OWN_LOOP, NO_CONTROL_PLANE)
         self._control_plane = SupervisedControlPlane(app, counts, self._put_in_force)
-        self._admin = AdminServer(app, endpoints(plan.config, "admin"), counts)
-        watching = AdminApp(counts, readiness)
-        self._watching = AdminServer(watching, endpoints(plan.config, "metrics"), counts)
         self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
+        self._admin_server = HttpServer(app.serve, endpoints(plan.config, "admin"), counts, OWN_LOOP)
+        pages = AdminApp(counts, readiness, OWN_LOOP)
+        self._metrics_server = HttpServer(pages.serve, endpoints(plan.config, "metrics"), counts, OWN_LOOP)
         self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._stop_signals = StopSignals(loop.time)
@@ -124,19 +127,19 @@ class Supervisor:
         self._handle_signals()
         try:
             await self._open_control_plane(self._config)
-            admin = await self._admin.start()
-            watching = await self._watching.start()
+            admin = await self._admin_server.start()
+            metrics = await self._metrics_server.start()
             launch = self._launch(self._config)
             for slot in self._slots:
                 slot.start(launch)
             if await self._all_serve():
-                self._begin(admin, watching, on_serving)
+                self._begin(admin, metrics, on_serving)
                 await self._told_to_stop.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
             await self._end_workers()
-            await asyncio.gather(self._admin.stop(), self._watching.stop())
+            await asyncio.gather(self._admin_server.stop(), self._metrics_server.stop())
             await self._control_plane.close()
             self._ports.close()
             self._priority.close()
@@ -177,7 +180,7 @@ class Supervisor:
             await self._next_change()
         return True
 
-    def _begin(self, admin: Endpoints, watching: Endpoints, on_serving: Serving) -> None:
+    def _begin(self, admin: Endpoints, metrics: Endpoints, on_serving: Serving) -> None:
         served = [endpoint for slot in self._slots for endpoint in slot.report.grpc or ()]
         grpc = tuple(dict.fromkeys(served))
         self._spawn(self._roll_when_told())
@@ -192,7 +195,7 @@ class Supervisor:
             transport=self._config.settings.transport,
             grpc=[str(endpoint) for endpoint in grpc],
             admin=[str(endpoint) for endpoint in admin],
-            metrics=[str(endpoint) for endpoint in watching],
+            metrics=[str(endpoint) for endpoint in metrics],
         )
         on_serving(grpc, admin)
 
@@ -268,12 +271,16 @@ class Supervisor:
         log_event(_log, logging.INFO, "told to reload")
         for slot in self._slots:
             slot.reload()
-        await asyncio.gather(self._admin.reload_tls(), self._watching.reload_tls())
+        self._reload_tls()
+
+    def _reload_tls(self) -> None:
+        self._admin_server.reload_tls()
+        self._metrics_server.reload_tls()
 
     async def _roll(self) -> bool:
         """Replace the workers one by one; False = a mistake was found, and the others stay."""
         log_event(_log, logging.INFO, "rolling restart")
-        await asyncio.gather(self._admin.reload_tls(), self._watching.reload_tls())
+        self._reload_tls()
         try:
             config = self._reload()
             sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it

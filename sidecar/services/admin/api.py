@@ -53,7 +53,7 @@ def build_api(
     """
     The application that serves /v1 over *plane*.
 
-    At most *calls_max* calls are in hand, of which *long_calls_max* may take minutes.
+    At most *calls_max* calls run at the same time, of which *long_calls_max* may take minutes.
     It has no lifespan: whoever made the registry closes it, once the server has stopped.
     """
     app = FastAPI(

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidecar.observe.logs import log_event
 from sidecar.observe.table import ADMIN_CALLS, ADMIN_STATUSES, OTHER
+from sidecar.rpc.http import TRUST
 from sidecar.services.admin.authentication import Gate
 from sidecar.services.admin.call import Call, request_id_of
 from sidecar.services.admin.places import Places
@@ -78,8 +79,10 @@ class Envelope:
         return call
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        call.ending.enter_context(self._places.take())
         call.caller = await self._gate.admit(call)
+        # Strangers have places of their own in the HTTP server; these are for valid tokens alone.
+        scope.get("extensions", {}).get(TRUST, _ignore)()
+        call.ending.enter_context(self._places.take())
         _require_plain_path(scope)
         await self._app(scope, receive, answer)
 
@@ -177,3 +180,7 @@ def _log_change(call: Call, status: int | None) -> None:
         took_ms=call.took_ms,
         **call.noted,
     )
+
+
+def _ignore() -> None:
+    """No HTTP server of ours is there to be told."""

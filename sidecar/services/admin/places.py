@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from sidecar.services.admin.problems import ApiCode, retry_error
 
 CALLS_MAX = 128
-"""Calls in hand. Callers without a token hold a place only while it is looked up."""
+"""Concurrent calls with a valid token; those without have places of their own in the HTTP server."""
 LONG_CALLS_MAX = 32
-"""Of these, calls that may take minutes: that wait for other sidecars, export or verify."""
+"""Of these, calls that may take minutes: those that wait for other sidecars, export or verify."""
 
 
 class Places:
@@ -34,7 +34,7 @@ class Places:
         if self.count >= self._count_max:
             raise retry_error(
                 ApiCode.OVERLOADED,
-                f"{self._count_max} such calls are in hand already; nothing was done: try again",
+                f"too many concurrent requests (limit {self._count_max}); nothing was changed; retry later",
             )
         self.count += 1
         try:

@@ -17,7 +17,7 @@ from sidecar.app.demo import prepare_demo
 from sidecar.domain.api_keys import credential_id_of, digest_of
 from sidecar.stores.yaml_nodes import read_yaml
 
-HEAVY = ("pydantic", "httpx", "grpc", "uvloop", "uvicorn", "google.protobuf", "yaml", "prometheus_client",
+HEAVY = ("pydantic", "httpx", "grpc", "uvloop", "httptools", "google.protobuf", "yaml", "prometheus_client",
          "asyncio")  # fmt: skip
 
 

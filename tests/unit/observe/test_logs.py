@@ -244,12 +244,11 @@ def root() -> Iterator[logging.Logger]:
     """The root logger, put back as it was."""
     logger = logging.getLogger()
     handlers, level = list(logger.handlers), logger.level
-    levels = {name: logging.getLogger(name).level for name in ("asyncio", "uvicorn", "uvicorn.error")}
+    asyncio_level = logging.getLogger("asyncio").level
     yield logger
     logger.handlers[:] = handlers
     logger.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
+    logging.getLogger("asyncio").setLevel(asyncio_level)
 
 
 class Terminal(io.StringIO):
@@ -285,9 +284,9 @@ def test_set_up_logging__keeps_to_the_level(root: logging.Logger) -> None:
     stream = io.StringIO()
     handler = set_up_logging("info", "json", stream)
     logging.getLogger("sidecar.any").debug("no")
-    logging.getLogger("uvicorn.error").info("no")
+    logging.getLogger("asyncio").info("no")
     logging.getLogger("sidecar.any").info("yes")
-    logging.getLogger("uvicorn.error").warning("yes")
+    logging.getLogger("asyncio").warning("yes")
     handler.close()
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["yes", "yes"]
 

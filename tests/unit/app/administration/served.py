@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import uvicorn
 from typer.testing import CliRunner, Result
 
 from sidecar.app.admin_client.address import parse_server
@@ -26,8 +26,11 @@ from sidecar.services.admin.api import build_api
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.asgi import serve_asgi
+from sidecar.transports.http1.work import OWN_LOOP
+from sidecar.transports.server import Endpoint
 from tests.administration import DAY_US, LIFECYCLE
-from tests.waiting import eventually
 
 Value = TypeVar("Value")
 
@@ -96,35 +99,18 @@ def served_api(folder: Path) -> Iterator[Served]:
         return asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE_S)
 
     registry = wait(SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE))
-    plane = ControlPlane(
-        registry, LIFECYCLE.catalogue, Metrics(TABLE), _at_once, PlainSealer(), wall_clock_us
-    )
-    server = _server(plane)
-    serving = asyncio.run_coroutine_threadsafe(server.serve(), loop)
+    metrics = Metrics(TABLE)
+    plane = ControlPlane(registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us)
+    server = HttpServer(partial(serve_asgi, build_api(plane)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
     try:
-        eventually(lambda: server.started or serving.done(), PATIENCE_S, "the API listens")
-        port = server.servers[0].sockets[0].getsockname()[1]
-        served = Served(f"http://127.0.0.1:{port}", registry, loop)
+        [endpoint] = wait(server.start())
+        served = Served(f"http://{endpoint}", registry, loop)
         wait(_add_people(served))
         yield served
     finally:
-        server.should_exit = True
-        serving.result(PATIENCE_S)
+        wait(server.stop())
         wait(registry.aclose())
         _stop(loop, thread)
-
-
-def _server(plane: ControlPlane) -> uvicorn.Server:
-    config = uvicorn.Config(
-        build_api(plane),
-        port=0,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    return uvicorn.Server(config)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

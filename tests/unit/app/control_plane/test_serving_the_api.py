@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from sidecar.app.admin_http import AdminApp, AsgiApp, Receive, Scope, Send
+from sidecar.app.admin_http import AdminApp
 from sidecar.app.checking import check
 from sidecar.app.config import Config, load_config
 from sidecar.app.control_plane import NO_CONTROL_PLANE, sealer_of
@@ -21,8 +20,11 @@ from sidecar.app.supervisor.control_plane import SupervisedControlPlane
 from sidecar.domain.changes import Position
 from sidecar.stores.file_faults import FileFaultsError
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+from sidecar.transports.http1.asgi import Receive, Scope, Send
+from sidecar.transports.http1.work import OWN_LOOP
 from tests.administration import LIFECYCLE
 from tests.building import make_metrics
+from tests.http_exchanges import ask
 
 SQLITE = "sqlite:registry.sqlite"
 
@@ -30,26 +32,14 @@ SQLITE = "sqlite:registry.sqlite"
 def an_app(why_no_api: str = NO_CONTROL_PLANE) -> AdminApp:
     """An admin application without an API."""
     metrics = make_metrics()
-    return AdminApp(metrics, Readiness(metrics, ()), why_no_api)
+    return AdminApp(metrics, Readiness(metrics, ()), OWN_LOOP, why_no_api)
 
 
-async def get(app: AsgiApp, path: str, token: str = "") -> tuple[int, bytes]:
+async def get(app: AdminApp, path: str, token: str = "") -> tuple[int, bytes]:
     """What *app* answers to a GET."""
-    sent: list[MutableMapping[str, Any]] = []
-    headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
-
-    async def receive() -> MutableMapping[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "headers": headers, "client": None, "scheme": "http", "server": None, "root_path": "",
-    }  # fmt: skip
-    await app(scope, receive, send)
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+    headers = ((b"authorization", f"Bearer {token}".encode()),) if token else ()
+    answer = await ask(app.serve, path, headers=headers)
+    return answer.status, answer.body
 
 
 def configured(folder: Path, **settings: Any) -> Config:

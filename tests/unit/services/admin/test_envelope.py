@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import Position, Revision
 from sidecar.services.admin import envelope
 from sidecar.services.admin.api import build_api
@@ -127,22 +128,22 @@ def test_envelope__what_follows_a_commit_cannot_unmake_it(
     assert (view["confirmation"]["is_complete"], view["confirmation"]["waiting_for"]) == (False, [])
 
 
-def test_envelope__calls_in_hand_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_envelope__concurrent_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further one is refused at once, and their places are free again afterwards."""
     assert (CALLS_MAX, LONG_CALLS_MAX) == (128, 32)
     world.app = build_api(world.plane, calls_max=2)
     holding, begun = asyncio.Event(), asyncio.Semaphore(0)
-    real = world.registry.token_holder
+    real = world.registry.list
 
-    async def slow(token_id: str) -> Any:
+    async def slow(*arguments: Any) -> Any:
         begun.release()
         await holding.wait()
-        return await real(token_id)
+        return await real(*arguments)
 
-    monkeypatch.setattr(world.registry, "token_holder", slow)
+    monkeypatch.setattr(world.registry, "list", slow)
 
     async def crowd() -> tuple[httpx.Response, list[httpx.Response]]:
-        first = [asyncio.ensure_future(world.calling("GET", "/v1/whoami")) for _ in range(2)]
+        first = [asyncio.ensure_future(world.calling("GET", "/v1/integrations")) for _ in range(2)]
         for _ in first:
             await begun.acquire()
         third = await world.calling("GET", "/v1/whoami")
@@ -154,6 +155,39 @@ def test_envelope__calls_in_hand_are_bounded(world: World, monkeypatch: pytest.M
     assert third.headers["Retry-After"] == "1"
     assert [answer.status_code for answer in first] == [200, 200]
     assert world.call("GET", "/v1/whoami").status_code == 200
+
+
+def test_envelope__strangers_take_no_place_of_administrators(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tokens are being looked up, a valid one has a place and the server is told of it."""
+    world.app = build_api(world.plane, calls_max=1)
+    stranger = generate_api_key("sca")
+    holding, begun = asyncio.Event(), asyncio.Semaphore(0)
+    real = world.registry.token_holder
+
+    async def slow_for_strangers(token_id: str) -> Any:
+        if token_id == stranger.credential_id:
+            begun.release()
+            await holding.wait()
+        return await real(token_id)
+
+    monkeypatch.setattr(world.registry, "token_holder", slow_for_strangers)
+    headers = {"Authorization": f"Bearer {stranger.api_key}"}
+
+    async def crowd() -> tuple[httpx.Response, list[httpx.Response]]:
+        first = [
+            asyncio.ensure_future(world.calling("GET", "/v1/whoami", headers=headers)) for _ in range(20)
+        ]
+        for _ in first:
+            await begun.acquire()
+        known = await world.calling("GET", "/v1/whoami")
+        holding.set()
+        return known, list(await asyncio.gather(*first))
+
+    known, first = world.run(crowd())
+    assert known.status_code == 200
+    assert {answer.status_code for answer in first} <= {401, 429}
 
 
 def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:

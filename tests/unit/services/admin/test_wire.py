@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
 
 from sidecar.services.admin import call
 from sidecar.services.admin.call import BODY_BYTES_MAX
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.asgi import serve_asgi
+from sidecar.transports.http1.work import OWN_LOOP
+from sidecar.transports.server import Endpoint
 from tests.unit.services.admin.world import World
 
 
@@ -63,32 +67,18 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(int(lengths[0]))
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals alone."""
-
-    def install_signal_handlers(self) -> None:
-        """Not in a test."""
-
-
 @pytest.fixture
 def wire(world: World) -> Iterator[Wire]:
-    """The API behind uvicorn, as the admin listener runs it."""
-    config = uvicorn.Config(
-        world.app, "127.0.0.1", 0, http="httptools", lifespan="off", log_config=None, access_log=False
-    )
-    config.load()
-    server = _Server(config)
-    server.lifespan = config.lifespan_class(config)
+    """The API behind the HTTP server that the admin listener has."""
 
-    async def start() -> int:
-        await server.startup()
-        port: int = server.servers[0].sockets[0].getsockname()[1]
-        return port
+    async def start() -> tuple[HttpServer, int]:
+        server = HttpServer(partial(serve_asgi, world.app), [Endpoint("127.0.0.1")], world.metrics, OWN_LOOP)
+        [endpoint] = await server.start()
+        return server, endpoint.port
 
-    port = world.run(start())
+    server, port = world.run(start())
     yield Wire(world, port)
-    server.force_exit = True
-    world.run(server.shutdown())
+    world.run(server.stop())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The admin listeners, with real sockets on uvloop."""
+"""HTTP listeners, with real sockets on uvloop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from sidecar.app import admin_server
 from sidecar.app.admin_http import AdminApp
-from sidecar.app.admin_server import KEEP_ALIVE_TIMEOUT_S, AdminServer
 from sidecar.app.readiness import Readiness
+from sidecar.transports.http1 import HttpServer, server
+from sidecar.transports.http1.limits import HttpLimits
+from sidecar.transports.http1.work import SHARED_LOOP
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles
 from tests.building import make_metrics
 from tests.unit.transports.certificates import Authority
@@ -25,10 +26,11 @@ ANY = Endpoint("127.0.0.1", 0)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-def make_server(*endpoints: Endpoint) -> AdminServer:
+def make_server(*endpoints: Endpoint) -> HttpServer:
     """A server of the admin pages."""
     metrics = make_metrics()
-    return AdminServer(AdminApp(metrics, Readiness(metrics, ("grpc",))), endpoints, metrics)
+    app = AdminApp(metrics, Readiness(metrics, ("grpc",)), SHARED_LOOP)
+    return HttpServer(app.serve, endpoints, metrics, SHARED_LOOP)
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -72,18 +74,18 @@ async def close(*connections: Streams) -> None:
             continue
 
 
-async def started(*endpoints: Endpoint) -> tuple[AdminServer, Sequence[Endpoint]]:
+async def started(*endpoints: Endpoint) -> tuple[HttpServer, Sequence[Endpoint]]:
     """A running server, and where it listens."""
-    server = make_server(*endpoints)
-    return server, await server.start()
+    serving = make_server(*endpoints)
+    return serving, await serving.start()
 
 
-def test_admin_server__serves_on_all_its_endpoints(tmp_path: Path) -> None:
+def test_http_server__serves_on_all_its_endpoints(tmp_path: Path) -> None:
     """TCP with a port of the system's choice, and a Unix socket with its mode."""
     path = tmp_path / "admin.sock"
 
     async def scenario() -> None:
-        server, endpoints = await started(ANY, Endpoint(path=str(path)))
+        serving, endpoints = await started(ANY, Endpoint(path=str(path)))
         assert endpoints[0].port > 0
         assert path.stat().st_mode & 0o777 == 0o660
         for endpoint in endpoints:
@@ -91,7 +93,7 @@ def test_admin_server__serves_on_all_its_endpoints(tmp_path: Path) -> None:
             assert [(await get(connection))[0] for _ in range(3)] == [200, 200, 200]
             assert (await get(connection, "/readyz"))[0] == 503
             await close(connection)
-        await server.stop()
+        await serving.stop()
         assert not path.exists()
         with pytest.raises(OSError):
             await connect(endpoints[0])
@@ -99,62 +101,62 @@ def test_admin_server__serves_on_all_its_endpoints(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_admin_server__connections_outlive_those_of_proxies() -> None:
+def test_http_server__connections_outlive_those_of_proxies() -> None:
     """The server never closes a kept-alive connection first: 75 s is what proxies keep one."""
-    assert KEEP_ALIVE_TIMEOUT_S > 75
+    assert HttpLimits().idle_timeout_s > 75
 
 
-def test_admin_server__stops_with_idle_connections_open() -> None:
+def test_http_server__stops_with_idle_connections_open() -> None:
     """A scraper that keeps its connection does not hold up the end."""
 
     async def scenario() -> None:
-        server, [endpoint] = await started(ANY)
+        serving, [endpoint] = await started(ANY)
         connection = await connect(endpoint)
         assert (await get(connection))[0] == 200
-        await server.stop()
+        await serving.stop()
         assert await connection[0].read() == b""
         await close(connection)
 
     run(scenario)
 
 
-def test_admin_server__stops_in_spite_of_half_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_server__stops_in_spite_of_half_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that never ends its request gets the grace, and no more."""
-    monkeypatch.setattr(admin_server, "STOP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 0.05)
 
     async def scenario() -> None:
-        server, [endpoint] = await started(ANY)
+        serving, [endpoint] = await started(ANY)
         connection = await connect(endpoint)
         connection[1].write(b"GET /healthz HTTP/1.1\r\nhost:")
         await connection[1].drain()
-        await server.stop()
+        await serving.stop()
         await close(connection)
 
     run(scenario)
 
 
-def test_admin_server__a_taken_address_is_told_and_nothing_stays_bound(tmp_path: Path) -> None:
+def test_http_server__a_taken_address_is_told_and_nothing_stays_bound(tmp_path: Path) -> None:
     """If one endpoint cannot be bound, none is."""
     first = tmp_path / "first.sock"
     blocked = tmp_path / "blocked"
     blocked.write_text("no socket")
 
     async def scenario() -> None:
-        server = make_server(Endpoint(path=str(first)), Endpoint(path=str(blocked)))
+        serving = make_server(Endpoint(path=str(first)), Endpoint(path=str(blocked)))
         with pytest.raises(ListenError, match="is not a socket"):
-            await server.start()
+            await serving.start()
         assert not first.exists()
 
     run(scenario)
 
 
-def test_admin_server__without_endpoints_is_nothing() -> None:
+def test_http_server__without_endpoints_is_nothing() -> None:
     """`listen.admin: []` turns it off."""
 
     async def scenario() -> None:
-        server, endpoints = await started()
-        await server.reload_tls()
-        await server.stop()
+        serving, endpoints = await started()
+        serving.reload_tls()
+        await serving.stop()
         assert endpoints == ()
 
     run(scenario)
@@ -185,33 +187,33 @@ def serial(connection: Streams) -> str:
     return str(certificate["serialNumber"])
 
 
-def test_admin_server__tls_files_are_followed(tmp_path: Path) -> None:
+def test_http_server__tls_files_are_followed(tmp_path: Path) -> None:
     """After a reload new connections get the new certificate, and requests on old ones were not lost."""
     tls = Tls(tmp_path)
 
     async def scenario() -> None:
-        server, [endpoint] = await started(tls.endpoint)
+        serving, [endpoint] = await started(tls.endpoint)
         before = await connect(endpoint, tls.trust())
         assert (await get(before))[0] == 200
         tls.authority.sign("server")
-        await server.reload_tls()
+        serving.reload_tls()
         after = await connect(endpoint, tls.trust())
         status, body = await get(after)
         assert (status, json.loads(body)) == (200, {"status": "alive"})
         assert serial(before) != serial(after)
         await close(before, after)
-        await server.stop()
+        await serving.stop()
 
     run(scenario)
 
 
-def test_admin_server__changed_tls_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_server__changed_tls_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to send a signal."""
-    monkeypatch.setattr(admin_server, "POLL_INTERVAL_S", 0.005)
+    monkeypatch.setattr(server, "POLL_INTERVAL_S", 0.005)
     tls = Tls(tmp_path)
 
     async def scenario() -> None:
-        server, [endpoint] = await started(tls.endpoint)
+        serving, [endpoint] = await started(tls.endpoint)
         first = await connect(endpoint, tls.trust())
         number = serial(first)
         await close(first)
@@ -222,34 +224,34 @@ def test_admin_server__changed_tls_files_are_found(tmp_path: Path, monkeypatch: 
             await close(connection)
             if current != number:
                 break
-        await server.stop()
+        await serving.stop()
 
     run(scenario)
 
 
-def test_admin_server__bad_tls_files_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_http_server__bad_tls_files_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The former certificate stays in use, and the log says why."""
     tls = Tls(tmp_path)
 
     async def scenario() -> None:
-        server, [endpoint] = await started(tls.endpoint)
+        serving, [endpoint] = await started(tls.endpoint)
         tls.key.write_text("nonsense")
-        await server.reload_tls()
+        serving.reload_tls()
         connection = await connect(endpoint, tls.trust())
         assert (await get(connection))[0] == 200
         await close(connection)
-        await server.stop()
+        await serving.stop()
 
     run(scenario)
     assert "the former certificate stays in use" in caplog.text
 
 
-def test_admin_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:
+def test_http_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:
     """Mutual TLS lets in only whom the CA of now signed, not those of a CA that was replaced."""
     tls = Tls(tmp_path, is_mutual=True)
 
     async def scenario() -> None:
-        server, [endpoint] = await started(tls.endpoint)
+        serving, [endpoint] = await started(tls.endpoint)
         insider, stranger = tls.trust("prometheus"), tls.trust()
         connection = await connect(endpoint, insider)
         assert (await get(connection))[0] == 200
@@ -258,9 +260,9 @@ def test_admin_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         tls.authority.ca.write_bytes(Authority(other).ca.read_bytes())
-        await server.reload_tls()
+        serving.reload_tls()
         await refused(endpoint, insider)
-        await server.stop()
+        await serving.stop()
 
     run(scenario)
 

@@ -1,0 +1,123 @@
+"""
+Accepting connections on one listener, in turn with all other work of its server.
+
+Accepting by hand rather than by `loop.create_server` gives four things: TLS handshakes count as
+connections from their first byte, the TLS context is the current one for each, a flood of connections
+is paced as any other work, and running out of file descriptors closes idle connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from functools import partial
+
+from sidecar.transports.http1.connection import Connection
+from sidecar.transports.http1.core import HttpCore
+from sidecar.transports.listeners import Listener
+from sidecar.transports.tls import TlsContext
+
+PAUSE_S = 0.5
+"""How long accepting rests when the process has no file descriptor left."""
+
+HANDSHAKE_COST_S = 0.001
+"""What a TLS handshake costs the event loop, as far as its pace is concerned."""
+
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_log = logging.getLogger("sidecar.http")
+
+
+class Acceptor:
+    """Takes in the connections of one listener. Implements `work.Worker`."""
+
+    source = "listener"
+
+    def __init__(self, core: HttpCore, listener: Listener, tls: TlsContext | None) -> None:
+        """Nothing is accepted before `start`."""
+        self._core = core
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._tls = tls
+        self._pause: asyncio.TimerHandle | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._pause = None
+        self._loop.add_reader(self._listener.socket, self._on_readable)
+
+    def stop(self) -> None:
+        """Give the endpoint up."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._core.queue.discard(self)
+        self._loop.remove_reader(self._listener.socket)
+        self._listener.close()
+
+    def cancel_handshakes(self) -> set[asyncio.Task[None]]:
+        """Drop connections that are still shaking hands; returns the tasks that end by it."""
+        for task in self._handshakes:
+            task.cancel()
+        return self._handshakes
+
+    def _on_readable(self) -> None:
+        self._loop.remove_reader(self._listener.socket)
+        self._core.queue.add(self)
+
+    def work(self) -> None:
+        """Take in one connection (from the work queue)."""
+        try:
+            accepted, address = self._listener.socket.accept()
+        except (BlockingIOError, InterruptedError):
+            self.start()
+            return
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._rest(error)
+            else:
+                self._core.queue.add(self)  # the client was gone again before accept (accept(2))
+            return
+        self._core.queue.add(self)
+        accepted.setblocking(False)
+        peer = None if self._listener.endpoint.path else (str(address[0]), int(address[1]))
+        connection = Connection(self._core, accepted, peer)
+        if not self._core.admit(connection):
+            accepted.close()
+            return
+        if self._tls is not None:
+            self._core.queue.charge(HANDSHAKE_COST_S)
+        task = self._loop.create_task(self._serve(accepted, connection))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    def _rest(self, error: OSError) -> None:
+        """No descriptor is left: close the connection that has been idle for longest, and wait a moment."""
+        core = self._core
+        core.metrics.add("sidecar_accept_pauses_total")
+        _log.error("accepting on %s pauses: %s", self._listener.endpoint, error.strerror)
+        if core.idle:
+            next(iter(core.idle)).abort("evicted")
+        self._pause = self._loop.call_later(PAUSE_S, self.start)
+
+    async def _serve(self, accepted: socket.socket, connection: Connection) -> None:
+        """Hand the socket to *connection*; one task per connection, which ends with the handshake."""
+        tls = None if self._tls is None else self._tls.current
+        limits = self._core.limits
+        connect = partial(self._loop.connect_accepted_socket, lambda: connection, accepted)
+        try:
+            if tls is None:
+                await connect()
+            else:
+                tls.set_alpn_protocols(["http/1.1"])
+                await connect(
+                    ssl=tls,
+                    ssl_handshake_timeout=limits.handshake_timeout_s,
+                    ssl_shutdown_timeout=limits.linger_s,
+                )
+        except (OSError, asyncio.CancelledError):
+            connection.abort("handshake")  # ssl.SSLError and TimeoutError are OSErrors
+        except Exception:
+            self._core.log_fault(f"accepting on {self._listener.endpoint}")
+            connection.abort("internal")

@@ -98,6 +98,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Keep what was read, and read no more before it is this connection's turn."""
+        if self._phase is _Phase.CLOSED:
+            return
         if self._phase is not _Phase.ENDING:
             self._inbox += self._core.read_buffer[:nbytes]
         self._pause_reading()
@@ -114,9 +116,10 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is closed."""
+        """It is closed: drop what refers back, so that the memory of TLS is free at once."""
         if self._phase is not _Phase.CLOSED:
             self._close()
+        self._transport = cast(asyncio.Transport, None)
 
     def pause_writing(self) -> None:
         """The peer does not take what was written, and has a deadline for it."""
@@ -388,7 +391,7 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """See `ConnectionHandle.drain`."""
         self._is_last = True
-        if self._phase is _Phase.CONNECTING:
+        if self._phase is _Phase.CONNECTING and self._core.is_draining:
             self.abort("drain")
         elif self._phase is _Phase.READING:
             self._end("drain")

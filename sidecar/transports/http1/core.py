@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
+from sidecar.transports.fast.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.fast.wheel import Loop, TimerWheel
 from sidecar.transports.http1.exchange import Handler
 from sidecar.transports.http1.limits import HttpLimits
@@ -56,6 +57,7 @@ class HttpCore:
         self.metrics = metrics
         self.loop = loop
         self.wheel = TimerWheel(loop)
+        self._freed = FreedMemory(self.wheel)
         self.queue = WorkQueue(loop, pace)
         # Reads are handled to the end before the next one starts, so one buffer serves all.
         self.read_buffer = memoryview(bytearray(READ_BYTES))
@@ -104,6 +106,7 @@ class HttpCore:
         count = self._sources.pop(connection.source) - 1
         if count:
             self._sources[connection.source] = count
+        self._freed.add(CONNECTION_BYTES, self.loop.time())
         self.metrics.add("sidecar_http_connections_open", by=-1)
         self.metrics.add("sidecar_http_connections_closed_total", reason)
         self.on_left()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import HTTP_CLOSE_REASONS
 from sidecar.transports.http1 import HttpServer, acceptor
+from sidecar.transports.http1.connection import Connection
 from sidecar.transports.http1.exchange import Exchange
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.messages import Response
@@ -185,6 +187,41 @@ def test_peers__a_handshake_has_a_deadline(tmp_path: Path) -> None:
         await server.stop()
 
     run(scenario)
+
+
+def test_peers__that_have_gone_leave_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    """Reference counts alone free a connection, TLS or not: the collector does not see what OpenSSL holds."""
+    tls = Tls(tmp_path)
+    trust = tls.trust()
+
+    async def visit(endpoint: Endpoint, served: Served) -> None:
+        connection = await connect(endpoint, trust if endpoint.tls else None)
+        assert await get(connection, "/small") == (200, b"small")
+        await close(connection)
+        held = await hold(Endpoint(endpoint.host, endpoint.port), b"GET / HTTP")
+        held[1].transport.abort()
+        while served.open:  # noqa: ASYNC110 - a count has no event
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        for endpoint in (tls.endpoint, Endpoint("127.0.0.1")):
+            served = Served()
+            server = await served.start(endpoint)
+            await visit(served.endpoint, served)
+            gc.collect()
+            for _ in range(5):
+                await visit(served.endpoint, served)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            left = [each for each in gc.get_objects() if isinstance(each, Connection)]
+            assert left == []
+            await server.stop()
+
+    gc.disable()
+    try:
+        run(scenario)
+    finally:
+        gc.enable()
 
 
 @contextmanager

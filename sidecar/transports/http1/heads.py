@@ -44,8 +44,11 @@ def find_head(inbox: bytearray, searched: int, limits: HttpLimits) -> int:
         searched: so many bytes were there at the last search.
 
     Raises:
-        HttpError: it is longer than it may be.
+        HttpError: it is longer than it may be, or begins as no request does: TLS to a plain listener
+            gets an answer at once.
     """
+    if inbox and not 0x41 <= inbox[0] <= 0x5A and inbox != b"\r":  # methods begin with A to Z
+        raise HttpError(400, "The request does not begin with a method.")
     found = inbox.find(END_OF_HEAD, max(0, searched - len(END_OF_HEAD) + 1))
     end = 0 if found < 0 else found + len(END_OF_HEAD)
     length = end or len(inbox)

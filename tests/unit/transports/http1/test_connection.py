@@ -163,7 +163,7 @@ def test_deadline__of_what_does_not_come(
 
 def test_deadline__dripping_does_not_move_it() -> None:
     """A byte a second, of a head or of empty lines before it, is not progress."""
-    for drop, timeout_s in ((b"x", LIMITS.head_timeout_s), (b"\r\n", LIMITS.first_byte_timeout_s)):
+    for drop, timeout_s in ((b"X", LIMITS.head_timeout_s), (b"\r\n", LIMITS.first_byte_timeout_s)):
         rig = HttpRig()
         client = rig.connect()
         for _ in range(int(timeout_s) + 2):

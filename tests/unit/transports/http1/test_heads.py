@@ -142,13 +142,22 @@ def test_find_head__bounds_to_the_byte() -> None:
     assert find_head(bytearray(head + b"more"), 0, limits) == 40
     for inbox, status in (
         (b"GET /1234567 HTTP/1.1\r\n\r\n", 414),
-        (b"x" * 22, 414),
+        (b"X" * 22, 414),
         (line + b"\nA: 1234567890123\r\n\r\n", 431),
         (line + b"\n" + b"y" * 20, 431),
     ):
         with pytest.raises(HttpError) as caught:
             find_head(bytearray(inbox), 0, limits)
         assert caught.value.status == status
+
+
+@pytest.mark.parametrize("begin", [b"\x16\x03\x01", b"\x00", b" GET", b"get", b"\rG"])
+def test_find_head__what_begins_as_no_request_is_refused_at_once(begin: bytes) -> None:
+    """TLS to a plain listener, for one: nobody waits for the end of its head."""
+    with pytest.raises(HttpError) as caught:
+        find_head(bytearray(begin), 0, LIMITS)
+    assert caught.value.status == 400
+    assert find_head(bytearray(b"\r"), 0, LIMITS) == 0
 
 
 def test_find_head__goes_on_where_it_stopped() -> None:

@@ -155,6 +155,7 @@ class FindingKind(Enum):
     MISSING = "missing"
     REORDERED = "reordered"
     RECORD_ALTERED = "record_altered"
+    DERIVED_ALTERED = "derived_altered"
 
 
 @dataclass(frozen=True, slots=True)

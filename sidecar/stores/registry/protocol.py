@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sidecar.domain.accounts import Administrator
-from sidecar.domain.audit import StoredEntry
+from sidecar.domain.audit import AuditEntry, StoredEntry
 from sidecar.domain.changes import (
     AdminCommitted,
     AdminRequest,
@@ -30,6 +30,7 @@ from sidecar.domain.integrations import Integration, Status
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import RefusedError
+from sidecar.stores.registry.derived import DerivedProblem
 
 PAGE_MAX = 500
 """Members of one page of a list or of the audit log."""
@@ -206,12 +207,16 @@ class RecordProof(NamedTuple):
     A record beside its latest audit entry: equal digests prove that nobody changed it around the log.
 
     `subject` is as in the audit log; `digest` is `domain.records.record_digest` of what is stored now.
+    `is_deleted` is what the store takes the integration for; `problems` say what is kept beside the record
+    and does not follow from it.
     """
 
     subject: str
     chain: int
     sequence: int
     digest: str
+    is_deleted: bool = False
+    problems: tuple[str, ...] = ()
 
 
 class Registry(Protocol):
@@ -285,6 +290,12 @@ class Registry(Protocol):
 
     async def record_proofs(self, chain: int, after: str = "") -> tuple[RecordProof, ...]:
         """Up to `PAGE_MAX` proofs of records in *chain*, in order of subject, those after *after*."""
+
+    async def entry_problems(self, chain: int, entries: Sequence[AuditEntry]) -> tuple[DerivedProblem, ...]:
+        """Where indexes and claims of ids differ from what *entries* of *chain* say."""
+
+    async def chain_problems(self, chain: int) -> tuple[DerivedProblem, ...]:
+        """What the store lists beside *chain* without a record, and guards of the store that are gone."""
 
     async def webhook_secrets(self, integration_id: str) -> tuple[SealedSecret, ...]:
         """The sealed secrets of the integration's webhooks that are still kept, for whoever signs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from sidecar.domain.audit import (
@@ -15,6 +15,8 @@ from sidecar.domain.audit import (
     FindingKind,
     StoredEntry,
 )
+from sidecar.domain.lifecycle.commands import DeleteIntegration
+from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import AuditQuery, RecordProof, Registry
 
 ENTRIES_PER_TURN = 50
@@ -53,22 +55,32 @@ async def verify_registry(registry: Registry, anchors: Iterable[Anchor] = ()) ->
     for chain in await registry.chains():
         records = await _RecordCheck.begin(registry, chain)
         verifier = ChainVerifier(chain, kept_anchors)
-        async for stored in _entries(registry, chain):
-            entry = verifier.add(stored)
-            if entry is not None:
+        problems: list[DerivedProblem] = []
+        async for page in _pages(registry, chain):
+            entries = [entry for stored in page if (entry := verifier.add(stored)) is not None]
+            for entry in entries:
                 records.add(entry)
+            if len(problems) < FINDINGS_MAX:
+                problems += await registry.entry_problems(chain, entries)
+        problems += await registry.chain_problems(chain)
         reports.append(verifier.report())
         findings += records.findings()
+        findings += (_derived(chain, problem) for problem in problems)
         records_count += len(records.proofs)
     return RegistryReport(tuple(reports), records_count, tuple(findings[:FINDINGS_MAX]))
 
 
-async def _entries(registry: Registry, chain: int) -> AsyncIterator[StoredEntry]:
+def _derived(chain: int, problem: DerivedProblem) -> Finding:
+    where = f": see entry {problem.sequence} of chain {chain}" if problem.sequence else f" (chain {chain})"
+    kind = FindingKind.DERIVED_ALTERED
+    return Finding(kind, chain, problem.sequence, problem.sequence, f"{problem.message}{where}")
+
+
+async def _pages(registry: Registry, chain: int) -> AsyncIterator[Sequence[StoredEntry]]:
     after = ""
     while True:
         page = await registry.audit(AuditQuery(chain=chain, after=after, limit=ENTRIES_PER_TURN))
-        for stored in page.entries:
-            yield stored
+        yield page.entries
         after = page.next_after
         if not after:
             return
@@ -88,6 +100,7 @@ class _RecordCheck:
         self._sequence = sequence
         self._proven: set[str] = set()
         self._found: dict[str, Finding] = {}
+        self._derived = [(proof, problem) for proof in self.proofs.values() for problem in proof.problems]
 
     @classmethod
     async def begin(cls, registry: Registry, chain: int) -> _RecordCheck:
@@ -102,6 +115,9 @@ class _RecordCheck:
         proof = self.proofs.get(entry.subject)
         if proof is not None and proof.sequence == entry.sequence and proof.digest == entry.record_digest:
             self._proven.add(entry.subject)
+            if proof.is_deleted != (entry.action == DeleteIntegration.word):
+                state = "deleted" if proof.is_deleted else "not deleted"
+                self._derived.append((proof, f"it is kept as {state}, the log says otherwise"))
             return
         if entry.sequence > self._sequence:
             return
@@ -115,7 +131,12 @@ class _RecordCheck:
         for subject, proof in self.proofs.items():
             if subject not in self._proven:
                 self._find(subject, proof.sequence, "was changed around the audit log")
-        return [self._found[subject] for subject in sorted(self._found)]
+        altered = [self._found[subject] for subject in sorted(self._found)]
+        beside = [
+            DerivedProblem(proof.sequence, f"beside the record of {proof.subject}: {problem}")
+            for proof, problem in self._derived
+        ]
+        return altered + [_derived(self._chain, problem) for problem in beside]
 
     def _find(self, subject: str, sequence: int, what: str) -> None:
         message = f"the record of {subject} {what}: see entry {sequence} of chain {self._chain}"

@@ -19,15 +19,12 @@ from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
-from sidecar.domain.records import record_digest
 from sidecar.stores.registry.pages import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
-    PAGE_MAX,
     SEEN_WINDOW_US,
     IntegrationPage,
     LastUse,
     ListQuery,
-    RecordProof,
     RegistryView,
 )
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
@@ -166,49 +163,6 @@ async def _matching(reader: Reader, partition: int, query: ListQuery) -> list[st
             if text is not None and wanted in text and status in (None, its_status):
                 matching.append(one)
     return matching[: query.limit + 1]
-
-
-async def record_proofs(reader: Reader, chain: int, after: str) -> tuple[RecordProof, ...]:
-    """Proofs of administrators (in partition 0) and of integrations, in order of their subjects."""
-    if not 0 <= chain < reader.keys.partitions:
-        return ()
-    proofs: list[RecordProof] = []
-    if chain == HOME and not after.startswith("integration:"):
-        proofs += await _account_proofs(reader, after.removeprefix("administrator:"))
-    after = after.removeprefix("integration:") if after.startswith("integration:") else ""
-    if len(proofs) < PAGE_MAX:
-        proofs += await _integration_proofs(reader, chain, after, PAGE_MAX - len(proofs))
-    return tuple(proofs)
-
-
-async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
-    kept, sequences = await reader.ask(
-        HOME,
-        ("HGETALL", reader.keys.once(HOME, "admins")),
-        ("HGETALL", reader.keys.once(HOME, "admins-at")),
-    )
-    at = dict(pairs(sequences))
-    return [
-        RecordProof(
-            f"administrator:{one.decode()}", HOME, int(at.get(one, b"0")), record_digest(text.decode())
-        )
-        for one, text in sorted(pairs(kept))
-        if one.decode() > after
-    ][:PAGE_MAX]
-
-
-async def _integration_proofs(reader: Reader, chain: int, after: str, count: int) -> list[RecordProof]:
-    """Of all integrations, deleted ones too: they stand in `changes` alone, which is not in this order."""
-    [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.once(chain, "changes"), 0, -1))
-    ids = sorted(one.decode() for one in reply)
-    ids = [one for one in ids if one > after][:count]
-    replies = await reader.ask(
-        chain, *(("HMGET", reader.keys.of(one, "r"), "record", "sequence") for one in ids)
-    )
-    return [
-        RecordProof(f"integration:{one}", chain, int(sequence or 0), record_digest((text or b"").decode()))
-        for one, (text, sequence) in zip(ids, replies, strict=True)
-    ]
 
 
 async def webhook_secrets(reader: Reader, integration_id: str) -> tuple[SealedSecret, ...]:

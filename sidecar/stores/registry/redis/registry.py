@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
 from sidecar.domain.accounts import Administrator
+from sidecar.domain.audit import AuditEntry
 from sidecar.domain.changes import (
     AdminCommitted,
     AdminRequest,
@@ -25,6 +26,7 @@ from sidecar.domain.refusals import Code, RefusedError, refusal
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import StoreUrl
+from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
     USES_MAX,
@@ -43,7 +45,7 @@ from sidecar.stores.registry.protocol import (
     RegistryView,
     TokenUse,
 )
-from sidecar.stores.registry.redis import follow, presence, reads
+from sidecar.stores.registry.redis import derived, follow, presence, reads
 from sidecar.stores.registry.redis.administration import Administration
 from sidecar.stores.registry.redis.audit_log import audit_page
 from sidecar.stores.registry.redis.commits import BATCH_MAX, Committer, Result
@@ -192,7 +194,17 @@ class RedisRegistry:
     async def record_proofs(self, chain: int, after: str = "") -> tuple[RecordProof, ...]:
         """See `Registry.record_proofs`."""
         async with self._reading() as reader:
-            return await reads.record_proofs(reader, chain, after)
+            return await derived.record_proofs(reader, chain, after)
+
+    async def entry_problems(self, chain: int, entries: Sequence[AuditEntry]) -> tuple[DerivedProblem, ...]:
+        """See `Registry.entry_problems`."""
+        async with self._reading() as reader:
+            return await derived.entry_problems(reader, chain, entries)
+
+    async def chain_problems(self, chain: int) -> tuple[DerivedProblem, ...]:
+        """See `Registry.chain_problems`."""
+        async with self._reading() as reader:
+            return await derived.chain_problems(reader, chain)
 
     async def webhook_secrets(self, integration_id: str) -> tuple[SealedSecret, ...]:
         """See `Registry.webhook_secrets`."""

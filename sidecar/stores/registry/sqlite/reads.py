@@ -37,11 +37,12 @@ from sidecar.stores.registry.protocol import (
     RegistryView,
     TokenUse,
 )
+from sidecar.stores.registry.sqlite.derived import integration_problems
 
 _RECORDS_PER_TURN = 10
 _PAUSE_S = 0.000_05
 """Long enough to leave the processor: a thread that only gives the interpreter up is often back first."""
-_SUBJECTS = (("administrator:", "administrators"), ("integration:", "integrations"))
+_SUBJECTS = (("administrator:", "administrators", "''"), ("integration:", "integrations", "status"))
 
 
 class FoundRecord(NamedTuple):
@@ -163,14 +164,17 @@ def _conditions(query: AuditQuery) -> tuple[list[str], list[object]]:
 def record_proofs(database: sqlite3.Connection, after: str) -> tuple[RecordProof, ...]:
     """Proofs of administrators' accounts and of integrations, in order of their subjects."""
     proofs: list[RecordProof] = []
-    for prefix, table in _SUBJECTS:
+    for prefix, table, status in _SUBJECTS:
         if after >= prefix and not after.startswith(prefix):
             continue
         rows = database.execute(
-            f"SELECT id, sequence, record FROM {table} WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
+            f"SELECT id, sequence, record, {status} FROM {table} WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608
             (after.removeprefix(prefix) if after.startswith(prefix) else "", PAGE_MAX - len(proofs)),
         )
-        proofs += (RecordProof(prefix + row[0], 0, row[1], record_digest(row[2])) for row in rows)
+        for id, sequence, record, its_status in rows.fetchall():
+            problems = integration_problems(database, id, record) if its_status else ()
+            digest, is_deleted = record_digest(record), its_status == "deleted"
+            proofs.append(RecordProof(prefix + id, 0, sequence, digest, is_deleted, problems))
     return tuple(proofs)
 
 

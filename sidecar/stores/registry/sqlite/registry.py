@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sidecar.domain.accounts import Administrator
+from sidecar.domain.audit import AuditEntry
 from sidecar.domain.changes import (
     AdminCommitted,
     AdminRequest,
@@ -26,6 +27,7 @@ from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import Code, RefusedError, refusal
 from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
     USES_MAX,
@@ -42,7 +44,7 @@ from sidecar.stores.registry.protocol import (
     RegistryView,
     TokenUse,
 )
-from sidecar.stores.registry.sqlite import reads, writes
+from sidecar.stores.registry.sqlite import derived, reads, writes
 from sidecar.stores.registry.sqlite.file import Connect, connect, open_database
 from sidecar.stores.registry.sqlite.thread import BATCH_MAX, POLL_INTERVAL_S, QUEUE_MAX, SqliteThread
 from sidecar.stores.registry.sqlite.transactions import Durability, Work
@@ -171,6 +173,14 @@ class SqliteRegistry:
     async def record_proofs(self, chain: int, after: str = "") -> tuple[RecordProof, ...]:
         """See `Registry.record_proofs`."""
         return await self._read(lambda database: reads.record_proofs(database, after)) if chain == 0 else ()
+
+    async def entry_problems(self, chain: int, entries: Sequence[AuditEntry]) -> tuple[DerivedProblem, ...]:
+        """See `Registry.entry_problems`."""
+        return await self._read(lambda database: derived.entry_problems(database, entries))
+
+    async def chain_problems(self, chain: int) -> tuple[DerivedProblem, ...]:
+        """See `Registry.chain_problems`."""
+        return await self._read(derived.file_problems)
 
     async def webhook_secrets(self, integration_id: str) -> tuple[SealedSecret, ...]:
         """See `Registry.webhook_secrets`."""

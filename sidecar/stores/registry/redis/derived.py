@@ -1,0 +1,233 @@
+"""
+What the registry in Redis derives from records and entries, compared with them: for verification alone.
+
+Several keys cannot be read at one moment. What seems wrong is looked at again; a difference counts when the
+record was the same before and after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from sidecar.domain.audit import AuditEntry
+from sidecar.domain.records import record_digest
+from sidecar.stores.registry.derived import (
+    DELETED,
+    INTEGRATION,
+    DerivedProblem,
+    KeptBeside,
+    beside_problems,
+    claim_problem,
+    issued_ids,
+    read_record,
+    secret_problems,
+)
+from sidecar.stores.registry.protocol import PAGE_MAX, RecordProof
+from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+from sidecar.stores.registry.redis.nodes import Command
+from sidecar.stores.registry.redis.reads import Reader, heads, pairs
+
+LOOKS_MAX = 5
+"""Looks at one record that changes all the time; then it is left to the next verification."""
+
+_INDEXED = ("subject", "actor", "action")
+_CHUNK = 500
+_FIELDS = ("record", "sequence", "status", "search")
+
+
+async def record_proofs(reader: Reader, chain: int, after: str) -> tuple[RecordProof, ...]:
+    """Proofs of administrators (in partition 0) and of integrations, in order of their subjects."""
+    if not 0 <= chain < reader.keys.partitions:
+        return ()
+    proofs: list[RecordProof] = []
+    if chain == HOME and not after.startswith("integration:"):
+        proofs += await _account_proofs(reader, after.removeprefix("administrator:"))
+    after = after.removeprefix("integration:") if after.startswith("integration:") else ""
+    if len(proofs) < PAGE_MAX:
+        proofs += await _integration_proofs(reader, chain, after, PAGE_MAX - len(proofs))
+    return tuple(proofs)
+
+
+async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
+    kept, sequences = await reader.ask(
+        HOME,
+        ("HGETALL", reader.keys.once(HOME, "admins")),
+        ("HGETALL", reader.keys.once(HOME, "admins-at")),
+    )
+    at = dict(pairs(sequences))
+    return [
+        RecordProof(
+            f"administrator:{one.decode()}", HOME, int(at.get(one, b"0")), record_digest(text.decode())
+        )
+        for one, text in sorted(pairs(kept))
+        if one.decode() > after
+    ][:PAGE_MAX]
+
+
+async def _integration_proofs(reader: Reader, chain: int, after: str, count: int) -> list[RecordProof]:
+    """Of all integrations, deleted ones too: they stand in `changes` alone, which is not in this order."""
+    [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.once(chain, "changes"), 0, -1))
+    ids = sorted(one.decode() for one in reply)
+    ids = [one for one in ids if one > after][:count]
+    looks = [_look(reader.keys, chain, one) for one in ids]
+    replies = await reader.ask(chain, *(command for look in looks for command in look))
+    each = len(replies) // max(1, len(ids))
+    return [
+        await _proof(reader, chain, one, replies[number * each : (number + 1) * each])
+        for number, one in enumerate(ids)
+    ]
+
+
+def _look(keys: RegistryKeys, chain: int, integration_id: str) -> list[Command]:
+    """Reads a record and all that is beside it; the sequence first and last."""
+    return [
+        ("HMGET", keys.of(integration_id, "r"), *_FIELDS),
+        ("GET", keys.of(integration_id, "g")),
+        ("ZSCORE", keys.once(chain, "ids"), integration_id),
+        ("ZSCORE", keys.once(chain, "changes"), integration_id),
+        ("HKEYS", keys.of(integration_id, "w")),
+        ("HGET", keys.of(integration_id, "r"), "sequence"),
+    ]
+
+
+async def _proof(reader: Reader, chain: int, integration_id: str, replies: Sequence[Any]) -> RecordProof:
+    """The proof of an integration that was looked at with *replies*; what seems wrong is looked at again."""
+    problems: tuple[str, ...] = ()
+    for _ in range(LOOKS_MAX):
+        (stored, sequence, status, search), generation, in_ids, in_changes, secrets, sequence_after = replies
+        if sequence == sequence_after:
+            kept = KeptBeside(_text(status), _number(generation), _text(search))
+            found = _problems(_text(stored) or "", kept, in_ids, (sequence, in_changes), secrets)
+            if found == problems:
+                break  # none, or the same twice
+            problems = found
+        replies = await reader.ask(chain, *_look(reader.keys, chain, integration_id))
+    return RecordProof(
+        f"integration:{integration_id}",
+        chain,
+        _number(sequence) or 0,
+        record_digest(_text(stored) or ""),
+        _text(status) == DELETED,
+        problems,
+    )
+
+
+def _problems(
+    stored: str, kept: KeptBeside, in_ids: Any, sequences: tuple[Any, Any], secrets: list[bytes]
+) -> tuple[str, ...]:
+    """What is wrong beside the record *stored*; *sequences* are its own and the one in 'changes'."""
+    record = read_record(stored)
+    if record is None:
+        return ()
+    problems = list(beside_problems(record, kept))
+    if kept.status != DELETED and in_ids is None:
+        problems.append("'ids' lacks it, so lists do not show it")
+    if kept.status == DELETED and in_ids is not None:
+        problems.append("'ids' has it, though it is deleted")
+    own, in_changes = map(_number, sequences)
+    if own != in_changes:
+        problems.append(f"'changes' has it at {in_changes}, its latest change is {own}")
+    problems += secret_problems(record, [name.decode(errors="replace") for name in secrets])
+    return tuple(problems)
+
+
+async def entry_problems(
+    reader: Reader, chain: int, entries: Sequence[AuditEntry]
+) -> tuple[DerivedProblem, ...]:
+    """Indexes that lack *entries*, and claims that differ from what they issued."""
+    keys = reader.keys
+    wanted = [(entry, name, str(getattr(entry, name))) for entry in entries for name in _INDEXED]
+    scores = await reader.ask(
+        chain, *(("ZSCORE", keys.index(chain, name, value), entry.sequence) for entry, name, value in wanted)
+    )
+    problems = [
+        DerivedProblem(
+            entry.sequence, f"the index of {name} {value} lacks the entry, so lists do not show it"
+        )
+        for (entry, name, value), score in zip(wanted, scores, strict=True)
+        if _number(score) != entry.sequence
+    ]
+    for entry in entries:
+        for issued in issued_ids(entry):
+            problems += await _claim_problems(reader, chain, entry, issued)
+    return tuple(problems)
+
+
+async def _claim_problems(reader: Reader, chain: int, entry: AuditEntry, issued: str) -> list[DerivedProblem]:
+    keys = reader.keys
+    kind, _, name = entry.subject.partition(":")
+    if kind != INTEGRATION:
+        [holder] = await reader.ask(HOME, ("HGET", keys.once(HOME, "tokens"), issued))
+        return [] if _text(holder) == name else [claim_problem(entry, issued, _text(holder))]
+    [generation], [owner] = await asyncio.gather(
+        reader.ask(chain, ("HGET", keys.of(name, "k"), issued)),
+        reader.ask(keys.partition_of(issued), ("GET", keys.claim(issued))),
+    )
+    problems = []
+    if _number(generation) != entry.generation:
+        kept = None if generation is None else f"generation {_text(generation)}"
+        problems.append(claim_problem(entry, issued, kept))
+    claimed_by = (_text(owner) or "").rpartition(" ")[2]  # '<time> <integration>'
+    if claimed_by != name:
+        problems.append(claim_problem(entry, issued, claimed_by or None))
+    return problems
+
+
+async def chain_problems(reader: Reader, chain: int) -> tuple[DerivedProblem, ...]:
+    """What one partition lists though it is not there, and what no record explains."""
+    keys = reader.keys
+    problems: list[DerivedProblem] = []
+    for name in ("ids", "changes"):
+        problems += await _ghosts(reader, chain, name)
+    [epoch] = await reader.ask(chain, ("GET", keys.once(chain, "epoch")))
+    latest = (await heads(reader))[HOME].sequence
+    if (_number(epoch) or 0) > latest:
+        message = f"'epoch' is {_number(epoch)}, later than any change of administrators: changes are refused"
+        problems.append(DerivedProblem(0, message))
+    if chain == HOME:
+        problems += await _token_problems(reader, keys)
+    return tuple(problems)
+
+
+async def _ghosts(reader: Reader, chain: int, name: str) -> list[DerivedProblem]:
+    """Members of the list *name* that have no record."""
+    problems: list[DerivedProblem] = []
+    first = 0
+    while True:
+        page = ("ZRANGE", reader.keys.once(chain, name), first, first + _CHUNK - 1)
+        [members] = await reader.ask(chain, page)
+        if not members:
+            return problems
+        first += len(members)
+        ids = [member.decode(errors="replace") for member in members]
+        records = await reader.ask(chain, *(("HGET", reader.keys.of(one, "r"), "status") for one in ids))
+        problems += [
+            DerivedProblem(0, f"'{name}' lists {one!r}, which has no record")
+            for one, status in zip(ids, records, strict=True)
+            if status is None
+        ]
+
+
+async def _token_problems(reader: Reader, keys: RegistryKeys) -> list[DerivedProblem]:
+    tokens, people = await reader.ask(
+        HOME, ("HGETALL", keys.once(HOME, "tokens")), ("HKEYS", keys.once(HOME, "admins"))
+    )
+    return [
+        DerivedProblem(0, f"the claim of id {_text(token)} belongs to nobody")
+        for token, holder in pairs(tokens)
+        if holder not in people
+    ]
+
+
+def _text(reply: bytes | None) -> str | None:
+    return None if reply is None else reply.decode(errors="replace")
+
+
+def _number(reply: Any) -> int | None:
+    """A reply that should be an integer; None = it is missing or is none."""
+    try:
+        return None if reply is None else int(float(reply))
+    except ValueError:
+        return None

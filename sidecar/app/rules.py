@@ -113,7 +113,8 @@ def _routes(
         try:
             scope = catalogue.parse_required(route.scope)
         except ScopeError as error:
-            faults.put(config.fault(("routes", index, "scope"), str(error)))
+            message = f"{error}{catalogue.did_you_mean(route.scope)}"
+            faults.put(config.fault(("routes", index, "scope"), message))
         entries.append((frozenset(route.methods), route.path, Route(scope)))
     try:
         table = RouteReadings(entries, Case(paths.case), TrailingSlash(paths.trailing_slash), paths.chars_max)

@@ -19,6 +19,7 @@ from sidecar.domain.canonical import Json
 from sidecar.domain.records import changed_fields
 from sidecar.domain.refusals import Code, RefusedError, raise_for, refusal
 from sidecar.domain.roles import Action, Actor, Grant, Role, is_machine, merge_grants
+from sidecar.domain.suggestions import did_you_mean
 from sidecar.domain.texts import NAME_LENGTH_MAX, REASON_LENGTH_MAX, text_problems
 
 ADMINISTRATOR_ID = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
@@ -331,10 +332,12 @@ def _active(directory: Directory, administrator_id: str) -> Administrator:
     administrator = directory.get(administrator_id)
     if administrator is None or not administrator.is_active:
         state = "was removed" if administrator is not None else "does not exist"
+        active = (known.id for known in directory.values() if known.is_active)
+        meant = did_you_mean(administrator_id, active) if administrator is None else ""
         raise refusal(
             Code.ADMINISTRATOR_UNKNOWN,
             "administrator_id",
-            f"administrator {administrator_id[:80]!a} {state}",
+            f"administrator {administrator_id[:80]!a} {state}{meant}",
             "list the administrators",
         )
     return administrator

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from sidecar.domain.suggestions import did_you_mean
+
 NO_SCOPE = "none"
 """In place of a scope where any active integration may call."""
 
@@ -108,6 +110,19 @@ class ScopeCatalogue:
         if category.read_only and access == "write":
             raise ScopeError(f"scope {text!r} asks write on the read-only category {category.title}")
         return Scope(name, access)
+
+    def did_you_mean(self, text: str) -> str:
+        """
+        The end of a message about a scope that `parse` refused; '' = nothing is like it.
+
+        Not part of `parse`, because decisions parse, too, and comparing names takes its time.
+        """
+        known = (
+            f"{category.name}:{access}"
+            for category in self.categories.values()
+            for access in (("read",) if category.read_only else ("read", "write"))
+        )
+        return did_you_mean(text, known)
 
     def parse_required(self, text: str) -> Scope | None:
         """

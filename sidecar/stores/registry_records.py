@@ -35,6 +35,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _VALID: dict[str, Any] = {"id": "x", "name": "x"}
 _VALID_CREDENTIAL: dict[str, Any] = {"id": "x", "digest": "sha256:" + 64 * "0"}
 _ID_CHARS_SHOWN_MAX = 64
+SUGGESTIONS_MAX = 20
+"""Mistakes of a file after which no scope is guessed any more: comparing names takes its time."""
 
 
 class RecordReader(NodeReader):
@@ -170,7 +172,8 @@ class RecordReader(NodeReader):
             try:
                 scope = self._scopes[text] = self._catalogue.parse(text)
             except ScopeError as error:
-                self.wrong(place, str(error))
+                meant = self._catalogue.did_you_mean(text) if self.faults.total < SUGGESTIONS_MAX else ""
+                self.wrong(place, f"{error}{meant}")
         return scope
 
     def _allowlist(self, fields: Fields) -> tuple[Cidr, ...]:

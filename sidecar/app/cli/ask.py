@@ -9,6 +9,7 @@ import typer
 
 from sidecar.app.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, telling_mistakes
 from sidecar.app.cli.options import (
+    ConfigOption,
     HeaderOption,
     JsonOption,
     KeyOption,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sidecar.services.ext_authz_client import Checked
 
 COUNT_MAX = 10_000
+LOOPBACK = "127.0.0.1"
 
 
 def ask(
@@ -36,13 +38,29 @@ def ask(
     ] = "127.0.0.1:9191",
     key: KeyOption = None,
     ip: Annotated[
+        str | None,
+        typer.Option(
+            "--ip",
+            metavar="ADDRESS",
+            help="The client's address, sent as 'client_ip' of the configuration expects it.",
+        ),
+    ] = None,
+    peer: Annotated[
         str,
-        typer.Option("--ip", "--peer", metavar="ADDRESS", help="Who calls the proxy; 'client_ip' applies."),
-    ] = "127.0.0.1",
+        typer.Option(
+            "--peer",
+            metavar="ADDRESS",
+            help="Instead of --ip: who calls the proxy, as it is. Default: 127.0.0.1.",
+        ),
+    ] = "",
+    config: ConfigOption = None,
     scope: ScopeOption = "",
     header: HeaderOption = None,
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=COUNT_MAX, help="Ask so often, one after the other.")
+        int,
+        typer.Option(
+            "--count", "-n", min=1, max=COUNT_MAX, help="Number of requests to send, one after another."
+        ),
     ] = 1,
     ca: Annotated[
         Path | None, typer.Option("--ca", metavar="FILE", help="PEM file of the CA to trust; turns TLS on.")
@@ -60,6 +78,9 @@ def ask(
 
     This is a real call and takes a token. Exits with 0 when the (last) request is allowed, with 3
     when it is denied, with 1 when the sidecar does not answer.
+
+    With --ip the configuration (--config) says how the sidecar learns the client's address: give the
+    configuration that the sidecar runs with.
     """
     with telling_mistakes():
         from sidecar.app.asking import Asker, AskError
@@ -67,7 +88,8 @@ def ask(
 
         headers = given_headers(header)
         add_key(headers, given_key(key), "x-api-key", None)
-        request = check_request(method, path, headers, ip, scope)
+        caller = _as_client(ip, peer, config, headers) if ip is not None else peer or LOOPBACK
+        request = check_request(method, path, headers, caller, scope)
         try:
             with Asker(target, _tls(ca, cert, cert_key)) as asker:
                 for _ in range(count):
@@ -76,6 +98,35 @@ def ask(
         except AskError as error:
             raise CommandError(str(error)) from None
     raise typer.Exit(EXIT_OK if checked.is_allowed else EXIT_DENIED)
+
+
+def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str]) -> str:
+    """
+    Make the request one of the client at *ip*, as the sidecar will see it; return who calls the proxy.
+
+    Raises:
+        CommandError: *ip* is no address, or what else was given says another one.
+        FileFaultsError: the configuration holds mistakes.
+    """
+    from sidecar.app.config import load_config
+    from sidecar.domain.cidr import AddressError, format_address, parse_address
+
+    if peer:
+        raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
+    try:
+        parse_address(ip)
+    except AddressError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    rule = load_config(config).settings.client_ip
+    if rule.header is None:
+        return ip
+    if rule.header in headers:
+        raise CommandError(
+            f"--ip is sent in the header {rule.header}, which --header names, too: leave one of them out",
+            EXIT_USAGE,
+        )
+    headers[rule.header] = ip
+    return format_address(rule.trusted_proxies[0].network) if rule.trusted_proxies else LOOPBACK
 
 
 def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:

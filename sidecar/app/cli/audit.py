@@ -94,16 +94,24 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output."),
     ] = None,
+    integration: Annotated[
+        str, typer.Option("--integration", metavar="ID", help="Only what was done to this integration.")
+    ] = "",
     since: SinceOption = "",
     until: UntilOption = "",
 ) -> None:
     """
     Write the audit log as it is kept, one entry a line, so that anybody can verify it offline.
 
-    The file is whole or absent: it appears under its name once everything is in it. Only an export from
-    the first entry on can be verified as a whole.
+    The file is whole or absent: it appears under its name once everything is in it. Only an export of
+    all entries from the first one on can be verified: an extract (--integration, --since, --until) has
+    gaps, which 'audit verify FILE' reports. Keep the whole export beside it as the proof.
     """
-    query = {"since": _past("--since", since), "until": _past("--until", until)}
+    query: dict[str, str | int | bool | None] = {
+        "integration": integration,
+        "since": _past("--since", since),
+        "until": _past("--until", until),
+    }
     if output is None:
         call.client.copy_lines("/v1/audit/export", query, typer.echo)
         return
@@ -114,7 +122,7 @@ def export(
             count = call.client.copy_lines("/v1/audit/export", query, lambda line: lines.write(line + "\n"))
     except AuditFileError as error:
         raise CommandError(str(error)) from None
-    typer.echo(f"{output}: {count} entries", err=True)
+    typer.echo(f"{output}: {_counted(count, 'entry', 'entries')}", err=True)
 
 
 @command(app, "verify")

@@ -9,6 +9,8 @@ from typing import Any
 from sidecar.app.admin_client.client import Answer
 from sidecar.app.cli.calling import Invocation
 from sidecar.app.cli.exits import EXIT_USAGE, CommandError
+from sidecar.domain.refusals import Code, RefusedError
+from sidecar.services.admin.meant import closest_integration
 from sidecar.stores.registry.protocol import Registry
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
@@ -34,7 +36,13 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
     call.confirm(question, is_urgent=True)
 
     async def work(registry: Registry) -> dict[str, Any]:
-        return await _suspend(registry, id, reason, options.expect, options.dry_run, options.waiting_s)
+        try:
+            return await _suspend(registry, id, reason, options.expect, options.dry_run, options.waiting_s)
+        except RefusedError as error:
+            meant = ""
+            if error.code is Code.INTEGRATION_UNKNOWN:
+                meant = await closest_integration(registry, id)
+            raise CommandError(f"{error}" + (f"\n  did you mean {meant!r}?" if meant else "")) from None
 
     call.tell_change(Answer(on_registry(config, work), is_replay=False))
 

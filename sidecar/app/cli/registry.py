@@ -97,23 +97,36 @@ def pull(
     ] = False,
     config: ConfigOption = None,
     store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """
     Write the registry as a file that can be pushed again: pushing it at once changes nothing.
 
     The file holds digests of API keys, no keys. It does not hold temporary raises, webhook secrets
-    and the history of suspensions, which a push leaves alone.
+    and the history of suspensions, which a push leaves alone. With --json the registry goes to
+    standard output as JSON, which can be pushed, too; beside a FILE --json says what was written.
     """
     with telling_mistakes():
         with _opened(config, store) as (runner, opened, _):
             records = runner.run(opened.load_all()).records
-        from sidecar.stores.registry_file import dump_registry
+        import json as encoder
 
-        text = dump_registry(sorted(records, key=lambda record: record.id))
+        from sidecar.stores.registry_file import dump_registry
+        from sidecar.stores.registry_records import integration_to_dict
+
+        records = tuple(sorted(records, key=lambda record: record.id))
+        if file == STDOUT and json:
+            held = {"integrations": [integration_to_dict(record) for record in records]}
+            typer.echo(encoder.dumps(held, indent=2, ensure_ascii=False))
+            return
+        text = dump_registry(records)
         if file == STDOUT:
             typer.echo(text, nl=False)
+            return
+        _replace(Path(file), text, is_confirmed=yes)
+        if json:
+            typer.echo(encoder.dumps({"file": file, "integrations": len(records)}))
         else:
-            _replace(Path(file), text, is_confirmed=yes)
             noun = "integration" if len(records) == 1 else "integrations"
             typer.echo(f"{file}: {len(records)} {noun}", err=True)
 

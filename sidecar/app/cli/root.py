@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from sidecar.app.cli import (
@@ -37,6 +39,23 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 invalid or refused, 2 wrong usage or an address in use, 3 denied,"
     " 4 in conflict with what is there now, 5 done but not confirmed in time.",
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=version.print_version,
+            is_eager=True,
+            help="Print which build this is, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """A rate-limit and auth decision service for API proxies."""
+
+
 app.command()(serve.serve)
 app.command("check-config")(check_config.check_config)
 app.command()(decide.decide)

@@ -126,7 +126,8 @@ def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[S
             scopes.add(catalogue.parse(text))
         except ScopeError as error:
             remedy = "write 'category:read' or 'category:write' of a category that is configured"
-            problems.append(Problem(Code.UNKNOWN_SCOPE, f"scopes[{index}]", str(error), remedy))
+            message = f"{error}{catalogue.did_you_mean(text)}"
+            problems.append(Problem(Code.UNKNOWN_SCOPE, f"scopes[{index}]", message, remedy))
     raise_for(problems)
     return frozenset(scopes)
 

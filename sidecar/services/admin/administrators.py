@@ -16,6 +16,7 @@ from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, Position
 from sidecar.domain.refusals import Code, refusal
 from sidecar.domain.roles import Action, Role
+from sidecar.domain.suggestions import did_you_mean
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, list_answer
 from sidecar.services.admin.call import Call
@@ -145,14 +146,15 @@ async def list_administrators(plane: ControlPlane, call: Call, query: Any, body:
 async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
     """One account, also a removed one."""
     wanted = call.path("administrator_id")
-    for account in await plane.registry.administrators():
+    accounts = await plane.registry.administrators()
+    for account in accounts:
         if account.id == wanted:
             uses = plane.token_uses.over(await plane.registry.token_uses())
             return answer(administrator_view(account, plane.clock_us(), uses))
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,
         "administrator_id",
-        f"there is no administrator {wanted[:80]!a}",
+        f"there is no administrator {wanted[:80]!a}{did_you_mean(wanted, (one.id for one in accounts))}",
         "list the administrators",
     )
 

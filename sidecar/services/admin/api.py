@@ -12,16 +12,25 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin import administrators, audit, changes, many, reading, review
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply import file_endpoint
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.envelope import CALL, Envelope
+from sidecar.services.admin.meant import with_suggestion
 from sidecar.services.admin.openapi import document
 from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
 from sidecar.services.admin.plane import ControlPlane
-from sidecar.services.admin.problems import ApiCode, Problem, problem_error, respond
+from sidecar.services.admin.problems import (
+    ApiCode,
+    Problem,
+    ProblemError,
+    problem_error,
+    refused,
+    respond,
+)
 
 
 async def show_document(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
@@ -109,7 +118,12 @@ def _serving(plane: ControlPlane, endpoint: Endpoint) -> Callable[[Request], Awa
             if endpoint.body_bytes_max > BODY_BYTES_MAX:
                 call.take_long()  # so few large bodies are in memory at a time
             body = await call.body(endpoint.body, endpoint.body_bytes_max)
-        return await endpoint.handle(plane, call, query, body)
+        try:
+            return await endpoint.handle(plane, call, query, body)
+        except (ProblemError, RefusedError) as error:
+            problem = error.problem if isinstance(error, ProblemError) else refused(error)
+            wanted = request.path_params.get("integration_id", "")
+            raise ProblemError(await with_suggestion(plane.registry, problem, wanted)) from None
 
     return serve
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -103,8 +104,10 @@ async def list_entries(plane: ControlPlane, call: Call, query: b.AuditListQuery,
 async def export_entries(plane: ControlPlane, call: Call, query: b.ExportQuery, body: Any) -> Response:
     """Every entry exactly as it is kept, so that anybody can verify it without this program."""
     call.take_long()
-    chains = await plane.registry.chains()
+    subject = f"integration:{query.integration}" if query.integration else ""
+    chains = await plane.registry.chains(subject)
     wanted = AuditQuery(
+        subject=subject,
         since_us=query.since or 0,
         until_us=query.until if query.until is not None else AuditQuery().until_us,
         limit=EXPORT_PAGE,
@@ -175,14 +178,7 @@ async def _exported(plane: ControlPlane, chains: tuple[int, ...], wanted: AuditQ
     for chain in chains:
         after = ""
         while True:
-            query = AuditQuery(
-                chain=chain,
-                since_us=wanted.since_us,
-                until_us=wanted.until_us,
-                after=after,
-                limit=wanted.limit,
-            )
-            page = await plane.registry.audit(query)
+            page = await plane.registry.audit(replace(wanted, chain=chain, after=after))
             yield b"".join(map(_line, page.entries))
             after = page.next_after
             if not after:

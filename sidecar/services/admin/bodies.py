@@ -309,8 +309,9 @@ class AuditListQuery(PageQuery):
 
 
 class ExportQuery(Query):
-    """Which audit entries to export: a chain can only be verified from its first entry on."""
+    """Which audit entries to export: a chain can only be verified from its first entry on, and whole."""
 
+    integration: Annotated[str, Field(description="Only what was done to this integration.")] = ""
     since: Moment | None = None
     until: Moment | None = None
 

@@ -274,6 +274,34 @@ def test_serve__the_demo(tmp_path: Path) -> None:
         assert json.loads(as_json.stdout)["status"] in (200, 429)
 
 
+@pytest.mark.parametrize(
+    "client_ip",
+    [
+        "peer",
+        {"header": "x-forwarded-for", "trusted_proxies": ["10.0.0.0/8"]},
+        {"header": "x-real-ip"},
+    ],
+    ids=["peer", "forwarded", "header"],
+)
+def test_ask__ip_is_the_clients_address(tmp_path: Path, client_ip: object) -> None:
+    """Whatever the sidecar goes by, --ip is the client's address to it, as it is to `decide`."""
+    configured = Configured(tmp_path, client_ip=client_ip)
+    configured.write_registry(ip_allowlist=["192.0.2.0/24"])
+    with configured.serve() as running:
+        target = running.event("serving")["grpc"][0]
+        for ip, code in (("192.0.2.9", 0), ("203.0.113.7", 3), ("10.0.0.9", 3)):
+            for command in (("ask", "--target", target), ("decide",)):
+                name, *options = command
+                result = subprocess.run(
+                    [
+                        sys.executable, "-m", "sidecar.app.cli", name, "GET", "/v1/orders", *options,
+                        "--config", str(configured.file), "--ip", ip, "--key", configured.key.api_key,
+                    ],
+                    capture_output=True, text=True, timeout=60, check=False,
+                )  # fmt: skip
+                assert result.returncode == code, (command, ip, result.stdout, result.stderr)
+
+
 def test_ask__nobody_there_is_told() -> None:
     """A sidecar that does not answer ends the command with 1 and a hint."""
     with socket.socket() as free:

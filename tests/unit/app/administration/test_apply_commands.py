@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from sidecar.app.cli.declaring import SHOWN_MAX, ask_first, plan_lines
@@ -109,6 +110,10 @@ def test_pull__can_be_pushed_again(desk: Desk) -> None:
     assert (told.exit_code, told.stdout) == (0, "")
     assert told.stderr == f"{pulled}: 2 integrations\n"
     assert desk.run("registry", "pull").stdout == pulled.read_text()
+    as_json = json.loads(desk.run("registry", "pull", "--json").stdout)
+    assert as_json == yaml.safe_load(pulled.read_text())
+    told = json.loads(desk.run("registry", "pull", str(pulled), "--json").stdout)
+    assert told == {"file": str(pulled), "integrations": 2}
     again = desk.run("registry", "push", str(pulled), "--prune", "--json", "--yes")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["difference"]["counts"] == {

@@ -110,6 +110,20 @@ def test_audit_verify__by_the_server(api: Served) -> None:
     assert (malformed.exit_code, "an anchor is" in malformed.stderr) == (1, True)
 
 
+def test_audit_export__of_one_integration(api: Served, export: Path, tmp_path: Path) -> None:
+    """Only its entries, each as it was hashed; what has gaps is not passed off as a whole log."""
+    whole = export.read_text().splitlines()
+    ids = {json.loads(json.loads(line)["text"])["subject"] for line in whole}
+    (subject, *_) = sorted(one for one in ids if one.startswith("integration:"))
+    file = tmp_path / "one.ndjson"
+    result = api.run("audit", "export", "--integration", subject.partition(":")[2], "--output", str(file))
+    assert result.exit_code == 0
+    wanted = [line for line in whole if json.loads(json.loads(line)["text"])["subject"] == subject]
+    assert file.read_text().splitlines() == wanted
+    assert verified(api, file)[0] == 1
+    assert api.told("audit", "export", "--integration", "nobody") == ""
+
+
 def test_audit_export__is_what_was_hashed(api: Served, export: Path) -> None:
     """A whole file that only its owner can read, and that says offline what the server says."""
     assert stat.S_IMODE(export.stat().st_mode) == 0o600

@@ -453,6 +453,31 @@ def test_admin__the_last_one_stays(api: Served) -> None:
     assert "nobody with the role admin and a live token would be left" in last.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("integrations", "show", "acme-wharehouse"), "acme-warehouse"),
+        (("suspend", "acme-warehuose", "--reason", "leak"), "acme-warehouse"),
+        (("limit", "set", "cme-warehouse", "5"), "acme-warehouse"),
+        (("credentials", "list", "acme_warehouse"), "acme-warehouse"),
+        (("scopes", "add", "acme-warehouse", "order:read"), "orders:read"),
+        (("scopes", "add", "acme-warehouse", "orders:raed"), "orders:read"),
+        (("admin", "role", "audry", "operator"), "audrey"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_mistyped__the_name_that_may_be_meant(
+    shared_api: Served, arguments: tuple[str, ...], meant: str
+) -> None:
+    """An id or a scope that does not exist, and is like one that does, is answered with that one."""
+    if shared_api.run("integrations", "show", "acme-warehouse").exit_code:
+        shared_api.told("integrations", "create", "acme-warehouse")
+    result = shared_api.run(*arguments)
+    assert result.exit_code == 1
+    assert f"did you mean '{meant}'?" in result.stderr
+    assert "did you mean" not in shared_api.run("integrations", "show", "quite-another").stderr
+
+
 @pytest.mark.parametrize("who", ["audrey", "olli"])
 def test_roles__what_a_role_does_not_permit_is_told(shared_api: Served, who: str) -> None:
     """Whoever may not is told whom to ask."""

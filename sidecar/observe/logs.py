@@ -2,27 +2,39 @@
 Logs: one JSON object a line on standard error, or plain text for a terminal; no API key, ever.
 
 Logging never holds up a decision: lines go through a bounded queue to a thread that writes, so a
-reader that stalls costs lines, not latency. A flood is cut to `LINES_PER_MINUTE_MAX`. Lines that were
-lost either way are counted, and the count is written as soon as there is room.
+reader that stalls costs lines, not latency. Each logger has a budget for each level, of lines a minute and
+of places in the queue: what peers can cause drowns neither an operator's event nor an error of ours.
+Lines that were lost are counted, and a line tells how many there were and of which kinds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic_ns
 from typing import Any, TextIO
 
 from sidecar.domain.bucket import Level, Quota, draw
 
+LINES_PER_MINUTE_MAX = 600
+LINES_BURST = 200
+"""Of one kind: the lines of one logger at one level."""
+KINDS_MAX = 64
+"""Kinds with a budget of their own; whatever comes after them shares one for each level."""
 QUEUE_LINES_MAX = 1_000
-LINES_PER_MINUTE_MAX = 6_000
-LINES_BURST = 1_000
+QUEUE_LINES_OF_KIND_MAX = LINES_BURST
+QUEUE_LINES_FOR_ERRORS = 250
+"""Places in the queue that are kept for errors."""
+LOST_INTERVAL_US = 1_000_000
+"""Between two lines that tell of lost ones."""
+LOST_KINDS_TOLD_MAX = 10
 TEXT_CHARS_MAX = 4_096
 """Of a message, of a field and of a stack trace, which keeps its end."""
 FIELDS_MAX = 20
@@ -107,6 +119,17 @@ def _escaped(match: re.Match[str]) -> str:
     return ascii(match[0])[1:-1]
 
 
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """The lines of one logger at one level."""
+
+    name: str
+    level: Level | None = None  # of its budget
+    queued: int = 0  # changed where lines are logged
+    written: int = 0  # changed by the thread that writes
+    lost: int = 0  # and not yet told
+
+
 class LineHandler(logging.Handler):
     """Formats records where they are logged and writes the lines in a thread of its own."""
 
@@ -122,50 +145,88 @@ class LineHandler(logging.Handler):
         self._on_lost = on_lost
         self._clock_us = clock_us
         self._quota = Quota.per_minute(LINES_PER_MINUTE_MAX, LINES_BURST)
-        self._level: Level | None = None
-        self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES_MAX)
-        self._lost = 0
+        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._lines: queue.Queue[tuple[_Kind, str] | None] = queue.Queue(QUEUE_LINES_MAX)
+        self._lost_told_us: int | None = None
         self._is_closed = False
         self._writer = threading.Thread(target=self._write_lines, name="log writer", daemon=True)
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one line, or drop it: never waits, never raises. Called under the handler's lock."""
-        if not self._admit():
-            return self._lose()
+        kind = self._kind_of(record)
+        now_us = self._clock_us()
+        if not self._admit(kind, now_us):
+            return self._lose(kind)
+        with contextlib.suppress(queue.Full):
+            self._tell_lost(now_us)
         try:
-            self._announce_lost()
-            self._lines.put_nowait(self.format(record))
+            self._put(kind, record)
         except Exception:  # a full queue, or arguments that do not fit the message
-            self._lose()
+            self._lose(kind)
         return None
 
-    def _admit(self) -> bool:
-        taken, level = draw(self._level, self._quota, 1, self._clock_us())
+    def _kind_of(self, record: logging.LogRecord) -> _Kind:
+        key = (record.name, record.levelno)
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) >= KINDS_MAX:
+                key = ("other loggers", record.levelno)
+            kind = self._kinds.setdefault(key, _Kind(f"{key[0]} {record.levelname.lower()}"))
+        return kind
+
+    def _admit(self, kind: _Kind, now_us: int) -> bool:
+        taken, level = draw(kind.level, self._quota, 1, now_us)
         if level is not None:
-            self._level = level
+            kind.level = level
         return bool(taken.admitted)
 
-    def _lose(self) -> None:
-        self._lost += 1
+    def _put(self, kind: _Kind, record: logging.LogRecord) -> None:
+        """
+        Queue the line of *record*.
+
+        Raises:
+            queue.Full: there is no place for a line of this kind.
+        """
+        kept = 0 if record.levelno >= logging.ERROR else QUEUE_LINES_FOR_ERRORS
+        waiting = kind.queued - kind.written
+        if waiting >= QUEUE_LINES_OF_KIND_MAX or self._lines.qsize() >= QUEUE_LINES_MAX - kept:
+            raise queue.Full
+        self._lines.put_nowait((kind, self.format(record)))
+        kind.queued += 1
+
+    def _lose(self, kind: _Kind) -> None:
+        kind.lost += 1
         self._on_lost()
 
-    def _announce_lost(self) -> None:
-        if self._lost:
-            record = logging.LogRecord(
-                __name__, logging.WARNING, "", 0, "%d log lines were dropped", (self._lost,), None
-            )
-            self._lines.put_nowait(self.format(record))
-            self._lost = 0
+    def _tell_lost(self, now_us: int | None) -> None:
+        """Queue a line that tells of lost ones, unless that was just done; *now_us* None = in any case."""
+        told_us = self._lost_told_us
+        if now_us is not None and told_us is not None and now_us < told_us + LOST_INTERVAL_US:
+            return
+        losing = sorted((kind for kind in self._kinds.values() if kind.lost), key=lambda kind: -kind.lost)
+        if not losing:
+            return
+        message = "%d log lines were dropped"
+        lost = sum(kind.lost for kind in losing)
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, message, (lost,), None)
+        kinds = [f"{kind.name}: {kind.lost}" for kind in losing[:LOST_KINDS_TOLD_MAX]]
+        setattr(record, _FIELDS, {"kinds": kinds})
+        self._put(self._kind_of(record), record)
+        for kind in losing:
+            kind.lost = 0
+        self._lost_told_us = now_us
 
     def _write_lines(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while (item := self._lines.get()) is not None:
+            kind, line = item
             try:
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
             except (OSError, ValueError):  # nobody reads any more, or the stream is closed
                 self._on_lost()
+            kind.written += 1
 
     def close(self) -> None:
         """Write what is queued, for at most `CLOSE_TIMEOUT_S`; may be called again."""
@@ -173,6 +234,8 @@ class LineHandler(logging.Handler):
         if self._is_closed:
             return
         self._is_closed = True
+        with contextlib.suppress(queue.Full), self.lock or contextlib.nullcontext():
+            self._tell_lost(None)
         try:
             self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
         except queue.Full:  # the reader has stalled

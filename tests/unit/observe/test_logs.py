@@ -17,10 +17,13 @@ from sidecar.domain.api_keys import generate_api_key
 from sidecar.observe import logs
 from sidecar.observe.logs import (
     FIELDS_MAX,
+    KINDS_MAX,
     LINES_BURST,
     LINES_PER_MINUTE_MAX,
     LIST_ITEMS_MAX,
+    QUEUE_LINES_FOR_ERRORS,
     QUEUE_LINES_MAX,
+    QUEUE_LINES_OF_KIND_MAX,
     TEXT_CHARS_MAX,
     JsonFormatter,
     LineHandler,
@@ -186,7 +189,7 @@ def test_line_handler__writes_in_order_and_all_at_the_end() -> None:
 
 
 def test_line_handler__a_flood_is_cut_and_told() -> None:
-    """More than a burst is dropped and counted; when there is room again, the next line says so."""
+    """More than a burst of one kind is dropped and counted; the next line that is not says so."""
     clock, lost, stream = ManualClock(), Lost(), io.StringIO()
     handler = LineHandler(stream, lost, clock)
     logger = logger_to(handler)
@@ -202,22 +205,120 @@ def test_line_handler__a_flood_is_cut_and_told() -> None:
     assert stream.getvalue().splitlines()[-2:] == ["7 log lines were dropped", "later"]
 
 
+def test_line_handler__tells_of_lost_lines_once_a_second_and_at_the_end() -> None:
+    """With their kinds, the largest first; a flood is not doubled by lines about it."""
+    clock, stream = ManualClock(), io.StringIO()
+    handler = LineHandler(stream, clock_us=clock)
+    handler.setFormatter(JsonFormatter())
+    noisy, quiet = child_of(handler, "sidecar.noisy"), child_of(handler, "sidecar.quiet")
+    for _ in range(LINES_BURST + 50):
+        noisy.warning("x")
+    for _ in range(LINES_BURST + 2):
+        quiet.info("y")
+    quiet.error("first")
+    for _ in range(30):
+        noisy.warning("x")
+        quiet.error("z")
+    handler.close()
+    told = [entry for entry in entries(stream) if entry["message"].endswith("were dropped")]
+    assert [(entry["message"], entry["kinds"]) for entry in told] == [
+        ("50 log lines were dropped", ["sidecar.noisy warning: 50"]),
+        ("32 log lines were dropped", ["sidecar.noisy warning: 30", "sidecar.quiet info: 2"]),
+    ]
+
+
+def child_of(handler: logging.Handler, name: str) -> logging.Logger:
+    """A logger called *name* that writes to *handler* alone."""
+    logger = logging.Logger(name)
+    logger.addHandler(handler)
+    return logger
+
+
+def entries(stream: io.StringIO) -> list[dict[str, Any]]:
+    """The JSON lines in *stream*."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_line_handler__noise_of_peers_drowns_nothing_else() -> None:
+    """However much one logger writes at one level: other levels and loggers have budgets of their own."""
+    lost, stream = Lost(), io.StringIO()
+    handler = LineHandler(stream, lost, ManualClock())
+    noisy, operator = logging.Logger("sidecar.http"), logging.Logger("sidecar.registry")
+    for logger in (noisy, operator):
+        logger.addHandler(handler)
+    for _ in range(10_000):
+        noisy.warning("bad request")
+    operator.warning("registry refused")
+    noisy.error("our own fault")
+    noisy.info("as usual")
+    assert lost.lines == 10_000 - LINES_BURST
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert lines.count("bad request") == LINES_BURST
+    assert {"registry refused", "our own fault", "as usual"} <= set(lines)
+
+
+def test_line_handler__kinds_are_bounded() -> None:
+    """Names that come from elsewhere use up no memory; those that come late share a budget for each level."""
+    handler = LineHandler(io.StringIO(), clock_us=ManualClock())
+    for number in range(1_000):
+        child_of(handler, f"library.{number}").warning("x")
+    child_of(handler, "library.late").error("x")
+    assert len(handler._kinds) <= KINDS_MAX + 3
+    handler.close()
+
+
+class Gate(io.StringIO):
+    """A stream that takes nothing until it is opened."""
+
+    def __init__(self) -> None:
+        """Closed."""
+        super().__init__()
+        self.opened = threading.Event()
+
+    def write(self, text: str) -> int:
+        """Wait."""
+        self.opened.wait(60.0)
+        return super().write(text)
+
+
+def test_line_handler__a_reader_that_stalls_costs_noise_before_anything_else() -> None:
+    """One kind takes only a part of the queue, and what is left at the end of it is for errors."""
+    clock, stream = ManualClock(), Gate()
+    handler = LineHandler(stream, clock_us=clock)
+    loggers = [child_of(handler, f"sidecar.{number}") for number in range(10)]
+    for _ in range(30):  # minutes
+        for _ in range(LINES_PER_MINUTE_MAX):
+            loggers[0].warning("noise")
+        clock.advance(seconds=60)
+    loggers[1].info("an operator's event")
+    for _ in range(10):
+        for logger in loggers[2:]:
+            for _ in range(LINES_BURST):
+                logger.info("more noise")
+        clock.advance(seconds=60)
+    assert handler._lines.qsize() <= QUEUE_LINES_MAX - QUEUE_LINES_FOR_ERRORS
+    loggers[0].error("an error of ours")
+    stream.opened.set()
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert lines.count("noise") <= QUEUE_LINES_OF_KIND_MAX + 1
+    assert {"an operator's event", "an error of ours"} <= set(lines)
+
+
 def test_line_handler__a_reader_that_stalls_holds_nothing_up() -> None:
     """With a full pipe nobody reads, logging goes on at once; lines past the queue's bound are counted."""
     reading, stream = pipe()
     lost = Lost()
     handler = LineHandler(stream, lost)
-    logger = logger_to(handler)
     line = "x" * 4_096  # a pipe holds 16 of these
     try:
-        for _ in range(LINES_BURST):
-            logger.info(line)
-        eventually(lambda: handler._lines.qsize() >= LINES_BURST - 40)
-        handler._level = None  # a minute later: the flood's bound does not count here
-        for _ in range(QUEUE_LINES_MAX):
-            logger.info(line)
+        for number in range(10):
+            logger = child_of(handler, f"sidecar.{number}")
+            for _ in range(LINES_BURST):
+                logger.error(line)
         assert handler._lines.qsize() == QUEUE_LINES_MAX
-        assert lost.lines > QUEUE_LINES_MAX // 2
+        assert lost.lines > 10 * LINES_BURST - QUEUE_LINES_MAX - 40
     finally:
         os.close(reading)
         handler.close()
@@ -303,7 +404,7 @@ def test_line_handler__closing_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> N
 
     handler = LineHandler(Stuck())
     logger = logger_to(handler)
-    for _ in range(QUEUE_LINES_MAX):
+    for _ in range(QUEUE_LINES_OF_KIND_MAX):
         logger.info("x")
     handler.close()
     assert handler._writer.is_alive()

@@ -20,7 +20,7 @@ from sidecar.transports.server import Endpoint, ListenError, TlsFiles
 from tests.building import make_metrics
 from tests.unit.transports.certificates import Authority
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 ANY = Endpoint("127.0.0.1", 0)
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -153,7 +153,7 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
     if allowlist is None:
         return "off: any address may call"
     if evaluation.client_address is None:
-        return "the client's address is not known"
+        return evaluation.detail
     address = format_address(evaluation.client_address)
     block = allowlist.longest_match(evaluation.client_address)
     return f"{address} is in {block}" if block else f"{address} is in none of {len(allowlist)} entries"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from sidecar.app.config import Config
+from sidecar.domain.cidr import AddressError, is_loopback, parse_address
 from sidecar.stores.file_faults import FaultList
 from sidecar.transports.server import Endpoint
 
@@ -61,8 +60,6 @@ def is_local(endpoint: Endpoint) -> bool:
     if endpoint.path or endpoint.host == "localhost":
         return True
     try:
-        address = ipaddress.ip_address(endpoint.host)
-    except ValueError:  # a name may lead anywhere, and tomorrow elsewhere
+        return is_loopback(parse_address(endpoint.host))
+    except AddressError:  # a name may lead anywhere, and tomorrow elsewhere
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

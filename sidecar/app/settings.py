@@ -214,6 +214,11 @@ class ClientIpSettings(Section):
     def _check(self) -> ClientIpSettings:
         if self.header is None and self.trusted_proxies:
             raise ValueError("trusted_proxies needs a header; add 'header: x-forwarded-for'")
+        if self.header == "forwarded":
+            raise ValueError(
+                "header is 'forwarded', whose elements hold more than addresses and are not read; have your"
+                " proxy set 'x-forwarded-for' or a header with the address alone, such as 'x-client-ip'"
+            )
         if self.header == "x-forwarded-for" and not self.trusted_proxies:
             raise ValueError(
                 "clients can write x-forwarded-for themselves: add 'trusted_proxies' with the blocks of your"

@@ -23,7 +23,12 @@ _MAPPED_BITS = 96
 _QUOTED_CHARS_MAX = 64  # errors quote at most this much of what they refuse
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 _LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]")
-_WITH_PORT = re.compile(r"\[.*\]:[0-9]+|[0-9.]+:[0-9]+")
+_ZONE = r"%[0-9A-Za-z._~-]{1,64}"
+# What is more than an address in what proxies write (RFC 7239 6, RFC 3986 3.2.2, RFC 4007 11, RFC 6874): a
+# port, also a hidden one, brackets, and a zone id, which names an interface of one machine.
+_PORT = r":(?:[0-9]{0,5}|_[0-9A-Za-z._-]{1,64})"
+_IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+_AS_PROXIES_WRITE = re.compile(rf"([0-9.]+){_PORT}|\[({_IPV6})(?:{_ZONE})?\](?:{_PORT})?|({_IPV6}){_ZONE}")
 
 
 class AddressError(ValueError):
@@ -51,6 +56,42 @@ def parse_address(text: str) -> Address:
     except (OSError, ValueError):  # ValueError: NUL or a lone surrogate inside
         raise AddressError(f"{_quoted(text)} is not an IP address{_address_fault(text)}") from None
     return packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed
+
+
+def parse_client_address(text: str) -> Address:
+    """
+    Pack an address in any form in which proxies write it: with spaces around it, a port, brackets, a zone id,
+    or in the quotes of RFC 7239. Port and zone id are dropped.
+
+    >>> parse_client_address("192.0.2.1:443") == parse_client_address(" 192.0.2.1") == bytes([192, 0, 2, 1])
+    True
+    >>> format_address(parse_client_address('"[fe80::1%25eth0]:80"'))
+    'fe80::1'
+
+    Raises:
+        AddressError: anything else, such as 'unknown'; the message names the text and the forms.
+    """
+    bare = text.strip(" \t")
+    if bare[:1] == '"' == bare[-1:]:
+        bare = bare[1:-1]
+    if "%" in bare or bare[:1] == "[" or bare.count(":") == 1:
+        written = _AS_PROXIES_WRITE.fullmatch(bare)
+        if written is not None:
+            bare = written[1] or written[2] or written[3]
+    try:
+        return parse_address(bare)
+    except AddressError:
+        hint = "; allowed are IPv4 and IPv6 addresses, such as 192.0.2.1, 192.0.2.1:443 or [2001:db8::1]:443"
+        if not bare:
+            hint = ": it is empty"
+        elif bare == "unknown" or bare[0] == "_":
+            hint = ": the proxy that wrote it does not know or does not tell the address"
+        raise AddressError(f"{_quoted(text)} is not an IP address{hint}") from None
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether *address* is of this machine alone: 127.0.0.0/8 or ::1."""
+    return address[0] == 127 if len(address) == 4 else address == bytes(15) + b"\1"
 
 
 def format_address(address: Address) -> str:
@@ -85,7 +126,8 @@ class Cidr:
         if self.network.startswith(_MAPPED_PREFIX):
             raise CidrError(f"{format_address(self.network)} is IPv4-mapped: use the IPv4 block")
         if int.from_bytes(self.network) & _host_mask(width_bits, self.length_bits):
-            raise CidrError(_host_bits_fault(self.network, self.length_bits))
+            written = f"{format_address(self.network)}/{self.length_bits}"
+            raise CidrError(_host_bits_fault(written, self.network, self.length_bits))
 
     @property
     def width_bits(self) -> int:
@@ -137,12 +179,7 @@ def parse_cidr(text: str) -> Cidr:
         return Cidr(address, len(address) * 8)
     length_bits = _parse_length(text, length_text, 128 if ":" in address_text else 32)
     if len(address) == 4 and ":" in address_text:
-        if length_bits < _MAPPED_BITS:
-            raise CidrError(
-                f"{_quoted(text)} has host bits set; an IPv4-mapped block has a length of at least "
-                f"{_MAPPED_BITS}; write {format_address(address)} with an IPv4 length of 0..32"
-            )
-        length_bits -= _MAPPED_BITS
+        length_bits = _unmapped_length(text, address, length_bits)
     return Cidr(address, length_bits)
 
 
@@ -150,10 +187,47 @@ def _parse_length(text: str, length_text: str, width_bits: int) -> int:
     if not _LENGTH.fullmatch(length_text) or int(length_text) > width_bits:
         hint = "; write a prefix length, not a netmask" if "." in length_text else ""
         raise CidrError(
-            f"{_quoted(text)} is not a CIDR block: "
-            f"after the slash stands a whole number from 0 to {width_bits}{hint}"
+            f"{_quoted(text)} is not a CIDR block: the length after the slash is {_quoted(length_text)}; "
+            f"it must be a whole number from 0 to {width_bits}{hint}"
         )
     return int(length_text)
+
+
+def _unmapped_length(text: str, address: Address, length_bits: int) -> int:
+    """The IPv4 length of a block that *text* writes as IPv4-mapped, where it is one; errors name *text*."""
+    ipv4_bits = length_bits - _MAPPED_BITS
+    if ipv4_bits < 0:
+        hint = ""
+        if length_bits <= 32:
+            meant = block_of(address, length_bits)
+            hint = f"; did you mean {meant}?"
+        raise CidrError(
+            f"{_quoted(text)} is wider than IPv4: the length of an IPv4-mapped block is {_MAPPED_BITS}..128, "
+            f"{_MAPPED_BITS} more than the IPv4 block{hint}"
+        )
+    if int.from_bytes(address) & _host_mask(32, ipv4_bits):
+        raise CidrError(_host_bits_fault(_quoted(text), address, ipv4_bits))
+    return ipv4_bits
+
+
+def embedded_ipv4(cidr: Cidr) -> Cidr | None:
+    """
+    The IPv4 block that the IPv6 block *cidr* embeds: as 6to4 (RFC 3056), NAT64 (RFC 6052) or IPv4-compatible.
+
+    >>> str(embedded_ipv4(parse_cidr("2002:a00::/24")))
+    '10.0.0.0/8'
+    """
+    for prefix in _EMBEDDING:
+        first = prefix.length_bits
+        address = cidr.network[first // 8 : first // 8 + 4]
+        if prefix.covers(cidr) and first < cidr.length_bits and address[0]:  # not ::1
+            return block_of(address, min(32, cidr.length_bits - first))
+    return None
+
+
+def describe_embedded(ipv4: Cidr) -> str:
+    """What to know of an entry that embeds *ipv4*: the rest of a sentence that begins with the entry."""
+    return f"lets IPv6 clients in whose addresses embed {ipv4}; IPv4 clients need the entry {ipv4}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,33 +274,31 @@ def _host_mask(width_bits: int, length_bits: int) -> int:
     return (1 << (width_bits - length_bits)) - 1
 
 
-def _host_bits_fault(address: Address, length_bits: int) -> str:
-    width_bits = len(address) * 8
-    host = format_address(address)
-    return (
-        f"{host}/{length_bits} has host bits set; "
-        f"did you mean {block_of(address, length_bits)} or {host}/{width_bits}?"
-    )
+def _host_bits_fault(written: str, address: Address, length_bits: int) -> str:
+    host, meant = Cidr(address, len(address) * 8), block_of(address, length_bits)
+    every = f", every IPv{4 if len(address) == 4 else 6} address," if length_bits == 0 else ""
+    return f"{written} has host bits set; did you mean {meant}{every} or {host}?"
 
 
 def _address_fault(text: str) -> str:
-    """What is wrong with *text*, when it is one of the usual mistakes; else nothing."""
+    """What is wrong with *text*, when it is one of the usual mistakes, and what to write; else nothing."""
     head = text[:_QUOTED_CHARS_MAX]
     if not head:
         return ": it is empty"
-    if head != head.strip():
-        return ": it has white space around it"
-    if "%" in head:
-        return ": zone ids are not allowed"
-    if _WITH_PORT.fullmatch(head):
-        return ": leave out the port"
-    if head.startswith("["):
-        return ": leave out the brackets"
+    bare = head.strip()
+    if head != bare:
+        return ": remove the white space around it"
     if _LEADING_ZERO.search(head):
-        return ": an octet has a leading zero"
-    return ""
+        return ": an octet has a leading zero, which some programs read as octal; leave it out"
+    written = _AS_PROXIES_WRITE.fullmatch(head)
+    if written is None:
+        return ""
+    return f": leave out port, brackets and zone id; write {written[1] or written[2] or written[3]}"
 
 
 def _quoted(text: str) -> str:
     head = ascii(text[:_QUOTED_CHARS_MAX])
     return head if len(text) <= _QUOTED_CHARS_MAX else f"{head}..."
+
+
+_EMBEDDING = tuple(map(parse_cidr, ("2002::/16", "64:ff9b::/96", "::/96")))

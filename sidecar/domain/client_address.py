@@ -1,27 +1,22 @@
 """
 Which address a request came from: one rule per way in which proxies say so.
 
-A rule that cannot be sure returns None, and an integration with an allowlist is then refused.
+A rule that cannot be sure says why, and an integration with an allowlist is then refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
-from sidecar.domain.cidr import Address, AddressError, parse_address
+from sidecar.domain.cidr import Address, AddressError, block_of, format_address, parse_client_address
 from sidecar.domain.prefix_trie import PrefixTrie
 
 HOPS_MAX = 16
-"""Entries of X-Forwarded-For looked at, from the right; longer chains of trusted proxies are refused."""
+"""Elements of X-Forwarded-For looked at, from the right; longer chains of trusted proxies are refused."""
 
 IPV6_NETWORK_BITS = 64
 """Whoever has one IPv6 address has its /64 (RFC 6177), so that is what counts as one source."""
-
-# '192.0.2.1:80', '[2001:db8::1]:80' and '[2001:db8::1]' (RFC 3986 3.2.2), as some proxies write hops.
-_WITH_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\])(?::[0-9]{1,5})?")
 
 HeaderLookUp = Callable[[str], str | None]
 """The value of a request header by lower-case name, repeats joined with ','; None = absent."""
@@ -34,25 +29,32 @@ class ClientAddressRule(Protocol):
     def reads_peer(self) -> bool:
         """Whether `resolve` needs its *peer*; a service may leave it empty otherwise."""
 
-    def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
+    def resolve(self, peer: str, header: HeaderLookUp) -> Address:
         """
-        The client's packed address; None = it cannot be known.
+        The client's packed address.
 
         Args:
             peer: the address that connected to the proxy, as text.
             header: looks up a header of the client's request.
+
+        Raises:
+            AddressError: it cannot be known; the message names the place and the value.
         """
 
 
 class PeerAddress:
     """The client is whoever connected to the proxy; headers are not looked at."""
 
-    __slots__ = ()
+    __slots__ = ("_place",)
     reads_peer = True
 
-    def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
+    def __init__(self, place: str = "the peer of the proxy") -> None:
+        """Where the peer's address was read: *place*, for errors."""
+        self._place = place
+
+    def resolve(self, peer: str, header: HeaderLookUp) -> Address:
         """See `ClientAddressRule.resolve`."""
-        return _parse_hop(peer)
+        return _read(self._place, peer)
 
 
 class ForwardedFor:
@@ -62,7 +64,7 @@ class ForwardedFor:
     The chain is X-Forwarded-For followed by the peer. It is walked from the right: while an address is a
     trusted proxy's, the one to its left was seen by that proxy and is looked at next. The first address
     that is not trusted is the client, and what stands left of it is the client's own claim. When all are
-    trusted, the request began at the leftmost.
+    trusted, the request began at the leftmost. Empty elements are no hops (RFC 9110 5.6.1).
     """
 
     __slots__ = ("_header", "_trusted")
@@ -73,20 +75,24 @@ class ForwardedFor:
         self._trusted = trusted
         self._header = header
 
-    def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
-        """See `ClientAddressRule.resolve`; None also for a malformed hop or more than HOPS_MAX."""
-        address = _parse_hop(peer)
-        if address is None or not self._trusted.contains(address):
+    def resolve(self, peer: str, header: HeaderLookUp) -> Address:
+        """See `ClientAddressRule.resolve`; it cannot be known behind more than HOPS_MAX trusted hops."""
+        address = _read("the peer of the proxy", peer)
+        if not self._trusted.contains(address):
             return address
         chain = header(self._header)
         if chain is None:
             return address
         hops = chain.rsplit(",", HOPS_MAX)  # one more than HOPS_MAX when there are too many
         for hop in reversed(hops[-HOPS_MAX:]):
-            address = _parse_hop(hop.strip(" \t"))
-            if address is None or not self._trusted.contains(address):
+            if not hop.strip(" \t"):
+                continue
+            address = _read(self._header, hop)
+            if not self._trusted.contains(address):
                 return address
-        return address if len(hops) <= HOPS_MAX else None
+        if len(hops) > HOPS_MAX:
+            raise AddressError(f"{self._header} names more than {HOPS_MAX} trusted proxies one after another")
+        return address
 
 
 class ClientHeader:
@@ -103,23 +109,19 @@ class ClientHeader:
         """Read header *name*, in lower case."""
         self._name = name
 
-    def resolve(self, peer: str, header: HeaderLookUp) -> Address | None:
-        """See `ClientAddressRule.resolve`; None also when the header came more than once."""
+    def resolve(self, peer: str, header: HeaderLookUp) -> Address:
+        """See `ClientAddressRule.resolve`; it cannot be known when the header came more than once."""
         value = header(self._name)
-        return None if value is None else _parse_hop(value.strip(" \t"))
+        if value is None:
+            raise AddressError(f"the request has no header {self._name}, which the proxy must set")
+        return _read(self._name, value)
 
 
-def _parse_hop(text: str) -> Address | None:
-    """The address in *text*, which may carry a port; None = malformed."""
-    if text.count(":") == 1 or text.startswith("["):
-        hop = _WITH_PORT.fullmatch(text)
-        if hop is None:
-            return None
-        text = hop[1] or hop[2]
+def _read(place: str, text: str) -> Address:
     try:
-        return parse_address(text)
-    except AddressError:
-        return None
+        return parse_client_address(text)
+    except AddressError as error:
+        raise AddressError(f"{place}: {error}") from None
 
 
 def network_of(source: str) -> str:
@@ -130,11 +132,7 @@ def network_of(source: str) -> str:
     ('2001:db8::', '192.0.2.1', 'local')
     """
     try:
-        address = ip_address(source.partition("%")[0])
-    except ValueError:
+        address = parse_client_address(source)
+    except AddressError:
         return source
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(IPv6Address(int(address) >> IPV6_NETWORK_BITS << IPV6_NETWORK_BITS))
-    return str(address)
+    return format_address(address if len(address) == 4 else block_of(address, IPV6_NETWORK_BITS).network)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
+from sidecar.domain.cidr import AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
@@ -143,9 +144,15 @@ class Policy:
         allowlist = integration.allowlist
         if allowlist is not None or self._resolves_every_address:
             rule = self.client_address if request.address_rule is None else request.address_rule
-            address = rule.resolve(request.peer, request.header)
+            problem = ""
+            try:
+                address = rule.resolve(request.peer, request.header)
+            except AddressError as error:
+                problem = f"{_NO_ADDRESS}: {error}"
             if allowlist is not None and (address is None or not allowlist.contains(address)):
-                return Evaluation(Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address)
+                return Evaluation(
+                    Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address, detail=problem
+                )
         try:
             if request.scope is None:
                 route = self.routes.find(request.method, request.path)
@@ -197,6 +204,10 @@ class Policy:
         return route
 
 
+_NO_ADDRESS = (
+    "This integration has an IP allowlist, and the address that the request comes from cannot be established;"
+    " the operator of the API must correct this"
+)
 _MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
 _MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
 _UNLOADED = Evaluation(Reason.STORE_UNAVAILABLE)

@@ -19,7 +19,7 @@ from sidecar.domain.answers import (
     limit_headers,
     problem_body,
 )
-from sidecar.domain.cidr import AddressError, parse_address
+from sidecar.domain.cidr import AddressError, parse_client_address
 from sidecar.domain.client_address import PeerAddress
 from sidecar.domain.decisions import Reason, Verdict
 from sidecar.domain.fail_policy import FailPolicy
@@ -39,7 +39,9 @@ BATCH_REQUESTS_MAX = 256
 _VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
 _REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
 _FALLBACKS = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
-_STATED_ADDRESS = PeerAddress()  # the caller states the client's address, so no header is asked for it
+_STATED_ADDRESS = PeerAddress(
+    "client_ip"
+)  # the caller states the client's address, so no header is asked for it
 
 
 class DecisionService:
@@ -187,7 +189,7 @@ def _access_request_at(index: int, request: pb.DecideRequest, policy: Policy) ->
 
 def _check_address(text: str) -> None:
     try:
-        parse_address(text)
+        parse_client_address(text)
     except AddressError as error:
         raise InvalidFieldError(f"client_ip: {error}; leave it empty if it is unknown") from None
 

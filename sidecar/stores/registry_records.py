@@ -12,7 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sidecar.domain.bucket import QuotaError
-from sidecar.domain.cidr import Cidr, CidrError, describe_overlaps, parse_cidr
+from sidecar.domain.cidr import (
+    Cidr,
+    CidrError,
+    describe_embedded,
+    describe_overlaps,
+    embedded_ipv4,
+    parse_cidr,
+)
 from sidecar.domain.declared import DETAILS
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import DEFAULT_LIMIT_RPM, Credential, Integration, IntegrationError, Status
@@ -188,6 +195,9 @@ class RecordReader(NodeReader):
                 places.append(place)
             except CidrError as error:
                 self.wrong(place, str(error))
+        for place, cidr in zip(places, cidrs, strict=True):
+            if (ipv4 := embedded_ipv4(cidr)) is not None:
+                self.warnings.add(place.line, place.field, f"{cidr} {describe_embedded(ipv4)}")
         for overlap in describe_overlaps(cidrs):
             place = places[overlap.index]
             self.warnings.add(place.line, place.field, f"{overlap}; it can be left out")

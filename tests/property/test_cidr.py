@@ -15,6 +15,7 @@ from sidecar.domain.cidr import (
     format_address,
     parse_address,
     parse_cidr,
+    parse_client_address,
 )
 
 MAPPED = IPv6Network("::ffff:0:0/96")
@@ -60,6 +61,55 @@ def test_parse_address__agrees_with_ipaddress(text: str) -> None:
         assert parse_address(text) == oracle(text)
     except AddressError:
         assert oracle(text) is None
+
+
+spaces = st.text(" \t", max_size=2)
+zones = st.sampled_from(("", "%4", "%eth0", "%25eth0", "%25br-lan.7", "%~_"))
+ports = st.one_of(st.just(""), st.just(":"), st.just(":_hidden"), st.integers(0, 65_535).map(":{}".format))
+
+
+@st.composite
+def as_proxies_write(draw: st.DrawFn) -> tuple[str, bytes]:
+    """An address in some form that a proxy may write it in, and the address."""
+    address = draw(addresses)
+    text, port = str(ip_address(address)), draw(ports)
+    if draw(st.booleans()):
+        text = text.upper()
+    if len(address) == 4:
+        if draw(st.booleans()):
+            text = f"::ffff:{text}"
+        else:
+            return f"{draw(spaces)}{text}{port}{draw(spaces)}", address
+    text += draw(zones)
+    if port or draw(st.booleans()):
+        text = f"[{text}]{port}"
+    if draw(st.booleans()):
+        text = f'"{text}"'
+    mapped = len(address) == 16 and IPv6Address(address) in MAPPED
+    return f"{draw(spaces)}{text}{draw(spaces)}", address[12:] if mapped else address
+
+
+@settings(deadline=None)
+@given(as_proxies_write())
+def test_parse_client_address__reads_every_form(written: tuple[str, bytes]) -> None:
+    """Spaces, quotes, brackets, ports and zone ids in any combination change nothing about the address."""
+    text, address = written
+    assert parse_client_address(text) == address
+
+
+@settings(deadline=None)
+@given(texts | st.from_regex(r"[0-9a-f:.%\[\]_ ]{0,24}", fullmatch=True))
+def test_parse_client_address__reads_nothing_else(text: str) -> None:
+    """What is read is the address that is left when the rest is cut off; what is not is named in ASCII."""
+    try:
+        address = parse_client_address(text)
+    except AddressError as error:
+        assert ascii(text[:64]) in str(error)
+        assert str(error).isascii() and str(error).isprintable()
+        assert oracle(text) is None
+    else:
+        bare = text.strip(" ").lstrip("[").partition("%")[0].partition("]")[0]
+        assert oracle(bare.partition(":")[0] if bare.count(":") == 1 else bare) == address
 
 
 @settings(deadline=None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from sidecar.domain.cidr import AddressError, is_loopback, parse_address
 
 UNIX = "unix:"
 _HOST_OF_UNIX = "http://sidecar"
@@ -73,6 +74,6 @@ def _unix(text: str) -> ServerAddress:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        return is_loopback(parse_address(host))
+    except AddressError:
         return host == "localhost"

@@ -87,7 +87,7 @@ def decide(
 def _request(
     method: str, path: str, headers: dict[str, str], scope: str, ip: str | None, peer: str
 ) -> AccessRequest:
-    from sidecar.domain.cidr import AddressError, parse_address
+    from sidecar.domain.cidr import AddressError, parse_client_address
     from sidecar.domain.client_address import PeerAddress
     from sidecar.domain.policy import AccessRequest
 
@@ -95,12 +95,12 @@ def _request(
         raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
     for address in (ip, peer or None):
         try:
-            _ = address is None or parse_address(address)
+            _ = address is None or parse_client_address(address)
         except AddressError as error:
             raise CommandError(str(error), EXIT_USAGE) from None
     if peer:
         return AccessRequest(method, path, headers.get, peer, scope or None)
-    return AccessRequest(method, path, headers.get, ip or "", scope or None, address_rule=PeerAddress())
+    return AccessRequest(method, path, headers.get, ip or "", scope or None, address_rule=PeerAddress("--ip"))
 
 
 def _never_late(decision: Decision, context: None) -> None:

@@ -6,7 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
-from sidecar.domain.cidr import Address, Cidr, CidrError, describe_overlaps, format_address, parse_cidr
+from sidecar.domain.cidr import (
+    Address,
+    Cidr,
+    CidrError,
+    describe_embedded,
+    describe_overlaps,
+    embedded_ipv4,
+    format_address,
+    parse_cidr,
+)
 from sidecar.domain.integrations import ALLOWLIST_ENTRIES_MAX, Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
@@ -151,6 +160,11 @@ def _breadth_notices(field: str, entries: Sequence[Cidr]) -> list[Notice]:
         )
         for entry in entries
         if entry.length_bits == 0
+    ]
+    notices += [
+        Notice("embedded_ipv4", field, f"{entry} {describe_embedded(ipv4)}")
+        for entry in entries
+        if (ipv4 := embedded_ipv4(entry)) is not None
     ]
     if len({len(entry.network) for entry in entries}) == 2:
         message = (

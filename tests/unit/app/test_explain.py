@@ -51,7 +51,9 @@ CASES = [
     ),
     (
         make_request(KEY.api_key, peer=""), {"allowlist": ("192.0.2.0/24",)}, "allowlist",
-        "the client's address is not known",
+        "This integration has an IP allowlist, and the address that the request comes from cannot be"
+        " established; the operator of the API must correct this: the peer of the proxy: '' is not an IP"
+        " address: it is empty",
     ),
     (
         make_request(KEY.api_key, path="/v1//orders"), {}, "path",

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.app.config import load_config
 from sidecar.app.rules import Rules, build_rules
-from sidecar.domain.cidr import parse_address
+from sidecar.domain.cidr import AddressError, parse_address
 from sidecar.domain.policy import Route
 from sidecar.domain.scopes import Scope
 from sidecar.stores.file_faults import FileFaultsError
@@ -21,7 +21,7 @@ def rules(tmp_path: Path, text: str) -> Rules:
     return build_rules(load_config(path, {}))
 
 
-def client(tmp_path: Path, text: str, peer: str = "203.0.113.9", **headers: str) -> bytes | None:
+def client(tmp_path: Path, text: str, peer: str = "203.0.113.9", **headers: str) -> bytes:
     """Who the client of a request is, by the configuration *text*."""
     found = {name.replace("_", "-"): value for name, value in headers.items()}
     return rules(tmp_path, text).policy.client_address.resolve(peer, found.get)
@@ -75,7 +75,14 @@ def test_rules__a_header_is_the_client(tmp_path: Path) -> None:
     """A header that the proxy sets is believed, whoever the peer is."""
     text = "client_ip: {header: x-client-ip}"
     assert client(tmp_path, text, x_client_ip="192.0.2.1") == parse_address("192.0.2.1")
-    assert client(tmp_path, text) is None
+    with pytest.raises(AddressError, match="no header x-client-ip"):
+        client(tmp_path, text)
+
+
+def test_rules__the_standard_header_of_hops_is_refused(tmp_path: Path) -> None:
+    """'forwarded' is no list of addresses: whoever sets it learns at once what to set instead."""
+    with pytest.raises(FileFaultsError, match="'forwarded', whose elements hold more than addresses"):
+        rules(tmp_path, "client_ip: {header: forwarded, trusted_proxies: 10.0.0.0/8}")
 
 
 def test_rules__a_chain_is_walked_past_trusted_proxies(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from sidecar.domain.cidr import (
     Overlap,
     block_of,
     describe_overlaps,
+    embedded_ipv4,
     format_address,
+    is_loopback,
     parse_address,
     parse_cidr,
 )
@@ -38,14 +40,15 @@ def test_parse_address__packs(text: str, packed: bytes) -> None:
     ("text", "fault"),
     [
         ("", "is empty"),
-        (" 10.0.0.1", "white space"),
+        (" 10.0.0.1", "remove the white space"),
         ("10.0.0.1\n", "white space"),
         ("10.0.0.01", "leading zero"),
         ("::ffff:10.0.0.01", "not an IP address"),
-        ("10.0.0.1:80", "leave out the port"),
-        ("[::1]:80", "leave out the port"),
-        ("[::1]", "leave out the brackets"),
-        ("fe80::1%eth0", "zone ids"),
+        ("10.0.0.1:80", "leave out port, brackets and zone id; write 10.0.0.1$"),
+        ("[::1]:80", "leave out port, brackets and zone id; write ::1$"),
+        ("[::1]", "write ::1$"),
+        ("fe80::1%eth0", "write fe80::1$"),
+        ("[fe80::1%25eth0]:80", "write fe80::1$"),
         ("10.0.0", "not an IP address"),
         ("10.0.0.256", "not an IP address"),
         ("0x0a.0.0.1", "not an IP address"),
@@ -93,6 +96,10 @@ def test_format_address__is_canonical() -> None:
         ("::/0", "::/0"),
         ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
         ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::ffff:a00:0/104", "10.0.0.0/8"),
+        ("2002:a00::/24", "2002:a00::/24"),
+        ("2002:c000:204::/48", "2002:c000:204::/48"),
         ("::ffff:10.1.2.3", "10.1.2.3/32"),
         ("::fffe:0:0/95", "::fffe:0:0/95"),
     ],
@@ -117,7 +124,15 @@ def test_parse_cidr__names_the_network_meant() -> None:
     [
         ("", "is empty"),
         ("/8", "is empty"),
+        ("10.0.0.0/", "'10.0.0.0/' is not a CIDR block: the length after the slash is ''"),
         ("10.0.0.0/", "a whole number from 0 to 32"),
+        (
+            "fe80::/64%eth0",
+            "the length after the slash is '64%eth0'; it must be a whole number from 0 to 128",
+        ),
+        ("fe80::1%eth0/64", "'fe80::1%eth0/64' is not a CIDR block.*write fe80::1$"),
+        ("[2001:db8::]/32", "'.2001:db8::./32' is not a CIDR block.*write 2001:db8::$"),
+        ("10.0.0.1:80/32", "write 10.0.0.1$"),
         ("10.0.0.0/33", "a whole number from 0 to 32"),
         ("10.0.0.0/-1", "a whole number from 0 to 32"),
         ("10.0.0.0/08", "a whole number from 0 to 32"),
@@ -128,8 +143,21 @@ def test_parse_cidr__names_the_network_meant() -> None:
         ("10.0.0.0/255.0.0.0", "not a netmask"),
         ("2001:db8::/129", "a whole number from 0 to 128"),
         ("2001:db8::1/64", "did you mean 2001:db8::/64 or 2001:db8::1/128"),
-        ("::ffff:10.0.0.5/104", "did you mean 10.0.0.0/8 or 10.0.0.5/32"),
-        ("::ffff:10.0.0.0/8", "a length of at least 96"),
+        (
+            "::ffff:10.0.0.5/104",
+            "^'::ffff:10.0.0.5/104' has host bits set; .* 10.0.0.0/8 or 10.0.0.5/32",
+        ),
+        (
+            "::ffff:10.0.0.0/96",
+            "^'::ffff:10.0.0.0/96' has host bits set; .* 0.0.0.0/0, every IPv4 address, or 10.0.0.0/32",
+        ),
+        ("::FFFF:a00:0/96", "^'::FFFF:a00:0/96' has host bits set; did you mean 0.0.0.0/0"),
+        ("::ffff:10.0.0.0/8", "^'::ffff:10.0.0.0/8' is wider than IPv4.*96..128.*did you mean 10.0.0.0/8?"),
+        ("::ffff:10.0.0.0/95", "^'::ffff:10.0.0.0/95' is wider than IPv4.*96 more than the IPv4 block$"),
+        (
+            "2002:a00:1::/32",
+            "2002:a00:1::/32 has host bits set; .* 2002:a00::/32 or 2002:a00:1::/128",
+        ),
         ("10.0.0/8", "not a CIDR block"),
         ("internal", "not a CIDR block"),
     ],
@@ -219,3 +247,33 @@ def test_describe_overlaps__is_empty_for_disjoint_blocks() -> None:
     assert describe_overlaps(cidrs) == ()
     assert describe_overlaps([parse_cidr("0.0.0.0/0"), parse_cidr("::/0")]) == ()
     assert describe_overlaps([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "ipv4"),
+    [
+        ("2002:a00::/24", "10.0.0.0/8"),
+        ("2002:c000:204::/48", "192.0.2.4/32"),
+        ("2002:c000:204:1::/64", "192.0.2.4/32"),
+        ("64:ff9b::192.0.2.0/120", "192.0.2.0/24"),
+        ("::192.0.2.4", "192.0.2.4/32"),
+        ("2002::/16", None),
+        ("2000::/3", None),
+        ("::1", None),
+        ("::/0", None),
+        ("2001:db8::/32", None),
+        ("10.0.0.0/8", None),
+    ],
+)
+def test_embedded_ipv4__is_found(text: str, ipv4: str | None) -> None:
+    """6to4, NAT64 and IPv4-compatible blocks are IPv6, and name the IPv4 block that was perhaps meant."""
+    found = embedded_ipv4(parse_cidr(text))
+    assert (None if found is None else str(found)) == ipv4
+
+
+def test_is_loopback__is_this_machine() -> None:
+    """127.0.0.0/8 and ::1, also written as IPv4-mapped."""
+    for text in ("127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"):
+        assert is_loopback(parse_address(text))
+    for text in ("128.0.0.1", "0.0.0.0", "::", "::2", "::127.0.0.1"):
+        assert not is_loopback(parse_address(text))

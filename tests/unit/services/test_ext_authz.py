@@ -379,7 +379,7 @@ def test_check__a_refused_address_is_named(key: NewApiKey) -> None:
     for peer, text in (
         ("2001:db8::1", "from 2001:db8::1 are"),
         ("192.0.2.1", "from 192.0.2.1 are"),
-        ("", "from an address that could not be established are"),
+        ("", "the peer of the proxy: '' is not an IP address: it is empty"),
     ):
         assert text in denied(check(service, make_check(key.api_key, peer=peer)))[3]["detail"]
 

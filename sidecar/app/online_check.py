@@ -14,10 +14,10 @@ from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
+from sidecar.stores.redis.server_info import NOEVICTION, ServerInfo, evicts
 from sidecar.stores.redis.urls import Address, Kind, StoreUrl
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 
-EVICTS_NOTHING = "noeviction"
 TIMEOUT_S = 10.0
 
 
@@ -41,7 +41,8 @@ async def ask_store(config: Config) -> OnlineReport:
     faults = FaultList(config.tree.file)
     report = OnlineReport((), ())
     space = KeySpace(url.prefix, url.partitions)
-    connector = Connector(url, space, store_limits(config.settings.store_timeout_s), scripts=())
+    limits = store_limits(config.settings.store_timeout_s)
+    connector = Connector(url, space, limits, scripts=(), holds_registry=config.has_control_plane)
     try:
         async with asyncio.timeout(TIMEOUT_S):
             link = await _open(connector, url, space)
@@ -88,19 +89,22 @@ async def _open_cluster(connector: Connector, host: str, space: KeySpace, addres
 
 
 async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) -> OnlineReport:
+    """What *link*, which the connector found fit, leads to."""
     facts = ["reachable"]
     warnings: list[FileFault] = []
     info = await _info(link)
-    if "redis_version" in info:
-        facts.append(f"version {info.get('valkey_version') or info['redis_version']}")
-    if info.get("role", "master") != "master":
-        faults.put(
+    if info is None:
+        warnings.append(
             config.fault(
-                ("store",),
-                f"the server is a replica of {info.get('master_host')}:{info.get('master_port')}, which takes"
-                " no writes: name the primary",
+                ("store",), "the server does not say what it evicts (INFO): allow +info for this user"
             )
         )
+    else:
+        facts.append(f"version {info.fields.get('valkey_version') or info.fields.get('redis_version')}")
+        facts.append(f"maxmemory-policy {info.evicting_policy or NOEVICTION}")
+        if info.evicting_policy:  # where the registry is, the connector has refused it
+            problem = evicts(link.address, info.evicting_policy, holds_registry=False)
+            warnings.append(config.fault(("store",), problem))
     layout = await link.request("GET", space.layout_key)
     if layout is not None and layout != space.layout.encode():
         faults.put(
@@ -110,14 +114,13 @@ async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) 
                 f" this configuration's is {space.layout!r}: use the same 'partitions', or another prefix",
             )
         )
-    _check_eviction(info.get("maxmemory_policy"), config, faults, facts, warnings)
     if config.has_control_plane:
         # Only commands that the documented permissions allow.
         log = RegistryKeys(space).once(HOME, "audit")
-        latest = await link.request("XREVRANGE", log, "+", "-", "COUNT", "1")
-        facts.append("a registry is there")
-        if not latest:
-            facts[-1] = "no registry"
+        if await link.request("XREVRANGE", log, "+", "-", "COUNT", "1"):
+            facts.append("a registry is there")
+        else:
+            facts.append("no registry")
             warnings.append(
                 config.fault(
                     ("store",),
@@ -128,30 +131,9 @@ async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) 
     return OnlineReport(tuple(facts), tuple(warnings))
 
 
-def _check_eviction(
-    policy: str | None, config: Config, faults: FaultList, facts: list[str], warnings: list[FileFault]
-) -> None:
-    if policy is None:
-        warnings.append(
-            config.fault(
-                ("store",), "the server does not say what it evicts (INFO memory): allow +info for this user"
-            )
-        )
-        return
-    facts.append(f"maxmemory-policy {policy}")
-    if policy == EVICTS_NOTHING:
-        return
-    problem = f"the server evicts keys (maxmemory-policy {policy}): set it to {EVICTS_NOTHING}, because"
-    if config.has_control_plane:
-        faults.put(config.fault(("store",), f"{problem} the registry would vanish with its keys"))
-    else:
-        warnings.append(config.fault(("store",), f"{problem} an evicted bucket is full again"))
-
-
-async def _info(link: Link) -> dict[str, str]:
-    """The fields of INFO; empty = the user may not ask."""
+async def _info(link: Link) -> ServerInfo | None:
+    """What the server tells of itself; None = the user may not ask."""
     try:
-        text = (await link.request("INFO")).decode(errors="replace")
+        return ServerInfo.parse(await link.request("INFO"))
     except ErrorReply:
-        return {}
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        return None

@@ -22,7 +22,9 @@ from sidecar.stores.registry.protocol import Registry, RegistryError
 from sidecar.stores.registry.uses import TokenUses
 
 if TYPE_CHECKING:
+    from sidecar.app.followed_registry import FollowedRegistry
     from sidecar.app.sealing import KeySealer
+    from sidecar.stores.redis.bucket_store import RedisBucketStore
     from sidecar.transports.http1.asgi import AsgiApp
 
 NO_CONTROL_PLANE = (
@@ -33,6 +35,15 @@ NO_CONTROL_PLANE = (
 
 def put_registry_faults(config: Config, faults: FaultList) -> None:
     """Note in *faults* when store and registry of *config* do not go together."""
+    has_shared_registry = config.settings.shared_store is not None and config.has_control_plane
+    if config.settings.registry_id and not has_shared_registry:
+        faults.put(
+            config.fault(
+                ("registry_id",),
+                "names a registry in a shared store, and there is none: remove it, or set a shared"
+                " 'store' and no 'registry'",
+            )
+        )
     if config.registry_database is None or config.settings.shared_store is None:
         return
     faults.put(
@@ -122,11 +133,27 @@ async def open_registry(config: Config) -> Registry:
     from sidecar.stores.registry.redis.nodes import Replication
     from sidecar.stores.registry.redis.registry import RedisRegistry
 
-    assert config.settings.shared_store is not None
-    replication = Replication(
-        config.settings.registry_replicas_min, config.settings.registry_replicas_timeout_ms / 1_000
+    settings = config.settings
+    assert settings.shared_store is not None
+    replication = Replication(settings.registry_replicas_min, settings.registry_replicas_timeout_ms / 1_000)
+    return RedisRegistry(
+        settings.shared_store, lifecycle, replication=replication, registry_id=settings.registry_id
     )
-    return RedisRegistry(config.settings.shared_store, lifecycle, replication=replication)
+
+
+def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:
+    """Take from *buckets* only by records of the history that their store holds, which *followed* knows."""
+    from sidecar.stores.registry.redis.registry import RedisRegistry
+
+    buckets.refresh = followed.refresh
+    if isinstance(followed.registry, RedisRegistry):
+        buckets.check_link = followed.registry.check_link
+
+        def doubt() -> None:
+            followed.doubt()
+            buckets.release_waiting()
+
+        followed.registry.on_doubt = doubt
 
 
 async def registry_of(config: Config) -> Registry:

@@ -55,10 +55,13 @@ class FollowedRegistry:
         self._on_state: OnState = lambda name, is_ready, state: None
         self._thread = BackgroundThread("registry-compile")
         self._letting_go: set[asyncio.Task[None]] = set()
+        self._is_in_force = False
+        self._trouble = ""
         options = LiveOptions(
             own_id(), beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
         )
         self._live = LiveRegistry(registry, self._show, metrics, options)
+        self._live.on_trouble = self._tell
         uses, refusals = CredentialUses(), RefusedCallers()
         decider.note_use = use_noter(uses, refusals)
         self._keeping = UseKeeping(uses, refusals, registry, metrics)
@@ -88,6 +91,10 @@ class FollowedRegistry:
             compiled.is_outdated = True
         self._live.refresh(integration_id, generation, done)
 
+    def doubt(self) -> None:
+        """Put everything out of force until it was loaded anew: a server lacks what was followed."""
+        self._live.doubt()
+
     def reload(self) -> None:
         """Look for changes at once."""
         self._live.reconcile()
@@ -116,15 +123,25 @@ class FollowedRegistry:
 
     def _show(self, snapshot: Snapshot, retired: Sequence[CompiledIntegration]) -> None:
         """Put *snapshot* in force."""
-        is_first = not self._decider.snapshot.is_loaded
+        was_in_force = self._is_in_force
         self._decider.snapshot = snapshot
         tell_registry(snapshot, self._metrics)
-        if is_first:
-            self._on_state("registry", True, "loaded")
+        self._is_in_force = snapshot.is_loaded or bool(snapshot.integrations)
+        if self._is_in_force is not was_in_force:
+            self._tell(self._trouble)
         if retired:
             task = asyncio.get_running_loop().create_task(let_go(list(retired)))
             self._letting_go.add(task)
             task.add_done_callback(self._letting_go.discard)
+
+    def _tell(self, trouble: str) -> None:
+        """State how the registry is: without *trouble* it is followed."""
+        self._trouble = trouble
+        if self._is_in_force:
+            state = f"loaded, but not followed: {trouble}" if trouble else "loaded"
+        else:
+            state = trouble or "starting"
+        self._on_state("registry", self._is_in_force, state)
 
 
 async def close_registry(registry: Registry) -> None:

@@ -298,6 +298,7 @@ class Settings(Section):
     listen: ListenSettings = ListenSettings()
     transport: Literal["fast", "grpcio"] = "fast"
     registry: Annotated[str, _parsed(_registry)] | None = None
+    registry_id: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
     webhook_secret_key_file: str | None = None
     store: Annotated[str, _parsed(_store)] = "embedded:"
     store_timeout_ms: Annotated[int, Field(ge=STORE_TIMEOUT_MIN_MS, le=STORE_TIMEOUT_MAX_MS)] = 50

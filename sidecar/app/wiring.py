@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sidecar.app.admin_http import AdminApp
 from sidecar.app.config import Config
-from sidecar.app.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of
+from sidecar.app.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of, share_history
 from sidecar.app.followed_registry import FollowedRegistry
 from sidecar.app.listen_rule import put_open_admin, put_repeated_address
 from sidecar.app.readiness import Readiness
@@ -159,7 +159,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     decider = loaded.decider(metrics, shared)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
-        shared.buckets.refresh = followed.refresh
+        share_history(shared.buckets, followed)
     readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
     health = HealthService(HEALTH_SERVICES)
     style = loaded.rules.style

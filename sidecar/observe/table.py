@@ -264,6 +264,11 @@ REGISTRY_METRICS = (
         "Times that the shared registry could not be asked or used; the registry in force stays.",
     ),
     MetricSpec(
+        "sidecar_registry_replaced",
+        Kind.GAUGE,
+        "1 = the store holds another registry than the one followed, none, or an older state of it.",
+    ),
+    MetricSpec(
         "sidecar_registry_refreshes_total",
         Kind.COUNTER,
         "Integrations fetched at once because a take found that their record had changed.",
@@ -408,6 +413,7 @@ def _furthest_from_zero(values: Sequence[int]) -> int:
 WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_ready": max,
     "sidecar_registry_in_touch": min,
+    "sidecar_registry_replaced": max,
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
     "sidecar_registry_single_person_integrations": max,

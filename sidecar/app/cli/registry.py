@@ -131,6 +131,43 @@ def pull(
             typer.echo(f"{file}: {len(records)} {noun}", err=True)
 
 
+@app.command()
+def accept(
+    was: Annotated[
+        str,
+        typer.Option(
+            "--was",
+            metavar="ID",
+            help="The registry that the sidecars follow, as their log names it. Default: what they remember.",
+        ),
+    ] = "",
+    yes: YesOption = False,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """
+    Accept what the store holds now in place of the registry that the sidecars follow.
+
+    For a store that was flushed, replaced, or restored from an older snapshot: sidecars answer
+    requests with 503 until the lost data are back, or until this was run. The registry in the
+    store gets a new id, and those that follow the former one follow it. Changes that the store
+    lacks, suspensions among them, stay lost: repeat them right after. A 'registry_id' in the
+    configuration must be changed to the new id.
+    """
+    from sidecar.app.cli.declaring import ask_first
+
+    with telling_mistakes(), _opened(config, store) as (runner, opened, _):
+        from sidecar.stores.registry.redis.registry import RedisRegistry
+
+        if not isinstance(opened, RedisRegistry):
+            raise CommandError("the registry is not in a shared store: there is nothing to accept")
+        if not yes:
+            ask_first(f"Accept what {opened.url} holds now, whatever is missing there?")
+        found, id = runner.run(opened.accept(was))
+        held = f"registry {found}" if found else "no registry"
+        typer.echo(f"{opened.url} held {held}; it is registry {id} from now on.")
+
+
 @contextmanager
 def _opened(
     config: Path | None, store: str | None

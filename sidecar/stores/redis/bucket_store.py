@@ -19,9 +19,9 @@ from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
-from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.lane import Lane, LaneParts, LinkCheck
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.link import LinkLostError
+from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.server_info import evicts
@@ -74,7 +74,8 @@ class RedisBucketStore:
     their outcome, once for all that were told together. `refresh(owner, generation, done)` is called when
     the server knows another generation of an integration's record than we took for, 0 = it knows none; it
     puts that record into force and calls `done`. Until then the takes wait, so that their callers find the
-    new record when they are told SUPERSEDED.
+    new record when they are told SUPERSEDED. `check_link` judges each connection before it is used: what we
+    go by must be of the history that the server holds.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class RedisBucketStore:
         self.on_state_change: Callable[[bool], None] | None = None
         self.on_answers: Callable[[], None] = _nothing
         self.refresh: Refresh | None = None
+        self.check_link: LinkCheck | None = None
         self._url = url
         self._counts = StoreCounts(metrics)
         self._checks_generation = checks_generation
@@ -148,6 +150,7 @@ class RedisBucketStore:
             self._counts,
             self,
             is_cluster=self._url.kind is Kind.CLUSTER,
+            check_link=self._check_link,
             override_clock_us=self._override_clock_us,
             store_clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
@@ -236,6 +239,15 @@ class RedisBucketStore:
         compiled = CompiledSet(buckets, self.keys, self._checks_generation)
         self._compiled[buckets] = compiled
         return compiled
+
+    async def _check_link(self, link: Link, partitions: Sequence[int]) -> None:
+        if self.check_link is not None:
+            await self.check_link(link, partitions)
+
+    def release_waiting(self) -> None:
+        """Fail the takes that were not sent yet: the records that they go by no longer count."""
+        for lane in dict.fromkeys(self._lanes):
+            lane.release_waiting()
 
     async def look_at_servers(self) -> None:
         """Look again whether a server may evict keys; that one does not answer is left to takes to notice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
@@ -88,6 +88,7 @@ class ClusterTopology:
             owners = self._owners(await self._ask())
             await self._connect(set(owners.values()))
             await self._agree(owners)
+            await self._check_moved(owners)
         except CONNECT_ERRORS as error:
             self._tell(str(error) or type(error).__name__)
             return
@@ -129,7 +130,21 @@ class ClusterTopology:
         await asyncio.gather(*(self._keepers[address].tried.wait() for address in addresses))
 
     def _opener(self, address: Address) -> Callable[[], Awaitable[Link]]:
-        return lambda: self._connector.open(address)
+        async def open_checked() -> Link:
+            link = await self._connector.open(address)
+            try:
+                await self._check(link, [n for n, lane in enumerate(self.lanes) if lane.name == str(address)])
+            except BaseException:
+                link.abort()
+                raise
+            return link
+
+        return open_checked
+
+    async def _check(self, link: Link, partitions: Sequence[int]) -> None:
+        """Make sure that a node holds what was followed in the partitions that it serves."""
+        if partitions:
+            await self._parts.check_link(link, partitions)
 
     async def _agree(self, owners: dict[int, Address]) -> None:
         """Before anything is served: every sidecar of the fleet has the same partitions."""
@@ -143,6 +158,17 @@ class ClusterTopology:
         async with asyncio.timeout(self._limits.discovery_timeout_s):
             await self._connector.agree_on_layout(link)
         self._is_agreed = True
+
+    async def _check_moved(self, owners: dict[int, Address]) -> None:
+        """Check the nodes that partitions have moved to, before they are taken from there."""
+        moved: dict[Address, list[int]] = {}
+        for partition, owner in owners.items():
+            if self.lanes[partition] is not self._keepers[owner].lane:
+                moved.setdefault(owner, []).append(partition)
+        for owner, partitions in moved.items():
+            link = self._keepers[owner].lane.link
+            if link is not None:  # else it is not taken from until it has another one, which is checked
+                await self._check(link, partitions)
 
     async def _assign(self, owners: dict[int, Address]) -> None:
         """Send each partition's takes to its primary, and let go of nodes that serve none."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.stores.clocks import StoreClock
@@ -66,12 +66,21 @@ class LaneEvents(Protocol):
         """The server replied *error*."""
 
 
+LinkCheck: TypeAlias = Callable[[Link, Sequence[int]], Awaitable[None]]
+"""Raises one of `CONNECT_ERRORS` where a server does not hold what it should."""
+
+
+async def _any_link(link: Link, partitions: Sequence[int]) -> None:
+    """Nothing is known of what a server should hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaneParts:
     """
     What all lanes of a store share.
 
-    `is_cluster`: each call holds one partition. `override_clock_us` replaces the server's clock, in tests.
+    `is_cluster`: each call holds one partition. `check_link` judges a connection, and the partitions that are
+    to be taken from over it, before it is used. `override_clock_us` replaces the server's clock, in tests.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -80,6 +89,7 @@ class LaneParts:
     counts: StoreCounts
     events: LaneEvents
     is_cluster: bool = False
+    check_link: LinkCheck = _any_link
     override_clock_us: Callable[[], int] | None = None
     clock: Callable[[], float] = monotonic
     jitter: Callable[[], float] = field(default=lambda: 1.0)
@@ -349,6 +359,10 @@ class Lane:
         self._set_refusal(StoreFault.UNAVAILABLE)
         if is_news:
             self._parts.events.changed(self)
+        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+
+    def release_waiting(self) -> None:
+        """Fail the takes that were not sent: what they were decided by no longer counts."""
         self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
 
     def close(self) -> None:

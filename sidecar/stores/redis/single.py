@@ -28,6 +28,7 @@ class SingleTopology:
         url = connector.url
         self._connector = connector
         self._counts = parts.counts
+        self._check_link = parts.check_link
         self._lane = Lane(str(url), parts)
         self._keeper = Keeper(self._lane, self._open, connector.limits, parts.counts)
         self._watch: SentinelWatch | None = None
@@ -92,6 +93,7 @@ class SingleTopology:
         try:
             async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                 await self._connector.agree_on_layout(link)
+            await self._check_link(link, range(self._connector.keys.partitions))
         except BaseException:
             link.abort()
             raise

@@ -23,7 +23,14 @@ from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.stores.clocks import wall_clock_us
-from sidecar.stores.registry.protocol import Changes, Registry, RegistryError
+from sidecar.stores.registry.protocol import (
+    Changes,
+    Registry,
+    RegistryDamagedError,
+    RegistryError,
+    RegistryReplacedError,
+    lost_record,
+)
 
 log = logging.getLogger("sidecar.registry")
 
@@ -93,6 +100,8 @@ class LiveRegistry:
         """Nothing is asked before `run`."""
         self.snapshot = Snapshot.unloaded()
         self.is_loaded = False
+        self.on_trouble: Callable[[str], None] = lambda trouble: None
+        """Told why the registry cannot be followed, whenever that changes; '' = it is followed."""
         self._registry = registry
         self._on_snapshot = on_snapshot
         self._metrics = metrics
@@ -113,6 +122,15 @@ class LiveRegistry:
         self._announce_at_s = 0.0
         self._paced_until_s = 0.0
         self._told = ""
+        self._doubted = 0
+        """What was asked before this turn is of a history that no longer counts."""
+        self._followed = 0
+
+    def doubt(self) -> None:
+        """A server does not hold what was followed: no record counts any more, until all was loaded anew."""
+        self._doubted = self._begin()
+        self._drop()
+        self._asked.set()
 
     def reconcile(self) -> None:
         """Look for changes at once, whatever was pushed."""
@@ -125,10 +143,16 @@ class LiveRegistry:
         try:
             while True:
                 try:
+                    if self._followed < self._doubted:
+                        self._revision, self._followed = None, self._doubted
                     await (self._load() if self._revision is None else self._follow())
                     await self._announce()
                 except (RegistryError, IntegrationError) as error:
                     self._failed(error)
+                    if isinstance(error, RegistryReplacedError):
+                        self._drop()
+                        self._revision = None
+                        self._records = {}  # an operator who accepts another history accepts all of it
                     await asyncio.sleep(retry_s * self._options.jitter())
                     retry_s = min(2 * retry_s, RETRY_MAX_S)
                 else:
@@ -197,6 +221,11 @@ class LiveRegistry:
         judged = tuple(self._judge(record, started) for record in view.records)
         records = tuple(in_force(record, now_us) for record in judged)
         loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before).changeable())
+        if started <= self._doubted:
+            return
+        if view.lost:
+            log_event(log, logging.ERROR, "registry damaged", problem=lost_record(*view.lost))
+            loaded.is_loaded = False  # a key that is not known may be one of theirs
         later = [id for id, turn in self._refreshed.items() if turn >= started]
         newer = {id: self._records.get(id) for id in later}
         self._records = {record.id: record for record in judged}
@@ -209,7 +238,19 @@ class LiveRegistry:
         self.is_loaded = True
         self._reconcile_at_s = monotonic() + self._options.reconcile_interval_s * self._options.jitter()
         self._metrics.add("sidecar_registry_loads_total")
-        log_event(log, logging.INFO, "registry loaded", integrations=len(loaded.integrations))
+        named = {"registry_id": view.registry_id} if view.registry_id else {}
+        log_event(log, logging.INFO, "registry loaded", integrations=len(loaded.integrations), **named)
+
+    def _drop(self) -> None:
+        """
+        Put everything out of force: generations of another history may repeat, and mean other records.
+
+        What was in force is remembered, for suspensions that the store may have lost; see `_judge`.
+        """
+        self._raised = set()
+        retired = list(self.snapshot.integrations.values())
+        if self.snapshot.is_loaded or retired:
+            self._show(Snapshot.unloaded(), retired)
 
     def _keep_newer(self, newer: Mapping[str, Integration | None]) -> None:
         """Put back what was fetched while all was being loaded, where it is later; None = it had ended."""
@@ -239,7 +280,8 @@ class LiveRegistry:
                 return
             changes = waited
         if changes.is_reset:
-            log_event(log, logging.WARNING, "the registry's history is another one: loading it whole")
+            log_event(log, logging.ERROR, "the registry's history is another one: loading it whole")
+            self._drop()
             self._revision = None
             return
         await self._take_up(changes, started)
@@ -260,6 +302,8 @@ class LiveRegistry:
             await asyncio.wait((pushed, asked))
 
     async def _take_up(self, changes: Changes, started: int) -> None:
+        if started <= self._doubted:
+            return
         prepared: dict[str, CompiledIntegration] = {}
         if len(changes.records) > SMALL_CHANGE_MAX:
             now_us = self._options.clock_us()
@@ -289,16 +333,23 @@ class LiveRegistry:
         """Count it; say it once, not at every attempt."""
         self._metrics.add("sidecar_registry_follow_failures_total")
         self._metrics.set("sidecar_registry_in_touch", to=0)
+        self._metrics.set("sidecar_registry_replaced", to=int(isinstance(error, RegistryReplacedError)))
         if str(error) != self._told:
             self._told = str(error)
+            self.on_trouble(self._told)
             log_event(
-                log, logging.WARNING, "registry not followed, what is in force stays", problem=self._told
+                log,
+                logging.ERROR if isinstance(error, RegistryReplacedError) else logging.WARNING,
+                "registry not followed",
+                problem=self._told,
             )
 
     def _in_touch(self) -> None:
         self._metrics.set("sidecar_registry_in_touch", to=1)
+        self._metrics.set("sidecar_registry_replaced", to=0)
         if self._told:
             self._told = ""
+            self.on_trouble("")
             log_event(log, logging.INFO, "registry followed again")
 
     async def _end(self) -> None:
@@ -321,6 +372,9 @@ class LiveRegistry:
         try:
             async with asyncio.timeout(REFRESH_TIMEOUT_S):
                 record = await self._registry.get(integration_id)
+            is_missing = record is None and integration_id in self._records
+            if is_missing and not await self._registry.was_deleted(integration_id):
+                raise RegistryDamagedError(lost_record(integration_id))  # nobody decided that it ends
             self._put(*(([record], []) if record is not None else ([], [integration_id])), started)
             self._refreshed[integration_id] = self._begin()
             is_known = True
@@ -383,6 +437,8 @@ class LiveRegistry:
         prepared: Mapping[str, CompiledIntegration] | None = None,
     ) -> None:
         """Put *records* into force and *deleted* out of it; nothing is changed when they do not fit."""
+        if started is not None and started <= self._doubted:
+            return
         fresh = [
             self._judge(record, started) for record in records if not self._is_overtaken(record, started)
         ]

@@ -73,6 +73,10 @@ class RegistryUnavailableError(RegistryError):
     """The store cannot be reached, is locked, full or broken."""
 
 
+class RegistryReplacedError(RegistryUnavailableError):
+    """The store holds another registry than the one that is followed, none, or an older state of it."""
+
+
 class RegistryDamagedError(RegistryError):
     """What the store holds is not a registry's, or a guard of the store refused what was to be written."""
 
@@ -87,6 +91,15 @@ class RegistryTimeoutError(RegistryError):
 
 class RegistryClosedError(RegistryError):
     """The registry was closed; this call was not begun."""
+
+
+def lost_record(*ids: str) -> str:
+    """What to say where records are gone from the store, though nobody deleted the integrations."""
+    named = ", ".join(sorted(ids)[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+    return (
+        f"the store lost the records of {named}: their keys were evicted or removed around the registry. Set"
+        " maxmemory-policy noeviction, and restore a backup of the store"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +155,17 @@ class AuditPage:
 
 
 class RegistryView(NamedTuple):
-    """All integrations at one moment."""
+    """
+    All integrations at one moment.
+
+    `lost` are the ids of those whose records are gone from the store; `registry_id` is that of a registry in
+    a shared store.
+    """
 
     revision: Revision
     records: tuple[Integration, ...]
+    lost: tuple[str, ...] = ()
+    registry_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +274,9 @@ class Registry(Protocol):
 
     async def get(self, integration_id: str) -> Integration | None:
         """The integration with this id; None = there is none, or it was deleted."""
+
+    async def was_deleted(self, integration_id: str) -> bool:
+        """Whether there was an integration with this id, and an administrator deleted it."""
 
     async def list(self, query: ListQuery) -> IntegrationPage:
         """

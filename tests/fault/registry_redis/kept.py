@@ -25,10 +25,10 @@ PARTITIONS = 3
 Content: TypeAlias = Mapping[str, Mapping[str, Any]]
 """What is kept, by partition (its tag) and key."""
 
-UNDECIDED = ("c:", "promises", "promises-age", "epoch", "layout", "settled")
+UNDECIDED = ("c:", "promises", "promises-age", "epoch", "layout", "registry-id", "remembered", "settled")
 """
 Keys that may be ahead of a change that came to nothing, and do no harm: claims of credential ids, places
-of idempotency keys, and how far a partition knows of the administrators.
+of idempotency keys, how far a partition knows of the administrators, and which registry it is.
 """
 
 

@@ -16,6 +16,9 @@ from sidecar.stores.registry.redis.nodes import Nodes
 PING_INTERVAL_S = 0.4
 """A subscribed connection that is dead is found out within twice that."""
 
+QUESTION = b"?"
+"""The message by which a bootstrap asks whether anybody remembers a registry here."""
+
 
 class Feed:
     """
@@ -37,6 +40,8 @@ class Feed:
         nodes.on_move = self._moved
         self.sequences: list[int | None] = [None] * connector.keys.partitions
         self.is_live = False
+        self.on_question: Callable[[], None] = lambda: None
+        """Called when a bootstrap asks whether anybody remembers a registry."""
 
     def start(self) -> None:
         """Begin to follow, unless it was begun."""
@@ -103,6 +108,9 @@ class Feed:
         self._on_change()
 
     def _hear(self, message: bytes) -> None:
+        if message == QUESTION:
+            self.on_question()
+            return
         partition, _, rest = message.partition(b" ")
         sequence = rest.partition(b" ")[0]
         if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= len(self.sequences):

@@ -8,33 +8,10 @@ from collections.abc import Iterable, Mapping
 from sidecar.domain.audit import ChainHead
 from sidecar.domain.changes import Revision
 from sidecar.domain.integrations import Integration
-from sidecar.stores.registry.protocol import CHANGES_MAX, Changes
+from sidecar.stores.registry.protocol import CHANGES_MAX, Changes, RegistryDamagedError, lost_record
+from sidecar.stores.registry.redis.history import History
 from sidecar.stores.registry.redis.reads import Reader, head_command, records
 from sidecar.stores.registry.redis.replies import entry_of, head_of
-
-
-class History:
-    """
-    The digests of what this process was told last, by partition.
-
-    A failover to a replica that missed writes goes on from an earlier entry, and soon has as many entries
-    as before: the sequence alone would not show that what was followed is no longer in the chain.
-    """
-
-    __slots__ = ("_told",)
-
-    def __init__(self) -> None:
-        """Nothing was told."""
-        self._told: dict[int, tuple[int, str]] = {}
-
-    def note(self, head: ChainHead) -> None:
-        """A reader is told that the chain is at *head*."""
-        self._told[head.chain] = (head.sequence, head.digest)
-
-    def digest_at(self, partition: int, sequence: int) -> str | None:
-        """The digest that was told for this place; None = nothing was, lately."""
-        told = self._told.get(partition)
-        return told[1] if told is not None and told[0] == sequence else None
 
 
 async def changes_since(
@@ -65,7 +42,9 @@ async def changes_since(
         ids, reached = await _changed_ids(reader, partition, since.sequences[partition], room)
         room -= len(ids)
         for one, found in zip(ids, await records(reader, partition, ids), strict=True):
-            if found is None or found.is_deleted:
+            if found is None:
+                raise RegistryDamagedError(lost_record(one))
+            if found.is_deleted:
                 deleted.append(one)
             else:
                 changed.append(found.record)

@@ -18,6 +18,7 @@ Once a partition:
     changes             zset   every integration, by the sequence of its latest change
     ids                 zset   integrations that are not deleted, in the order of their ids
     settled             text   written to find out whether replicas have all that was written before
+    registry-id         text   which registry it is: a random id for life, the same in every partition
     epoch               text   sequence of the change of administrators that this partition knows of
     results             hash   idempotency key -> what was answered
     results-age         zset   the same keys, by time (us)
@@ -30,6 +31,8 @@ In partition 0 alone:
     admins              hash   administrator -> record
     admins-at           hash   administrator -> sequence of its latest audit entry
     tokens              hash   token id -> administrator, for ever
+    replaced            text   former ids, which an operator had this registry take the place of
+    remembered          text   the id that running sidecars remember though the store lacks it; for a minute
     sidecars            hash   sidecar -> revision
     sidecars-age        zset   the same sidecars, by time (us)
     token-uses          hash   token id -> '<time, us> <source>' of its latest use

@@ -25,7 +25,9 @@ from sidecar.stores.registry.protocol import (
     IntegrationPage,
     LastUse,
     ListQuery,
+    RegistryDamagedError,
     RegistryView,
+    lost_record,
 )
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes
@@ -86,6 +88,27 @@ async def record(reader: Reader, integration_id: str) -> FoundRecord | None:
     return found_record(reply)
 
 
+async def latest_record(reader: Reader, integration_id: str) -> tuple[FoundRecord | None, ChainHead]:
+    """
+    The record with this id, and a head of its chain that covers it.
+
+    Raises:
+        RegistryDamagedError: it has no generation, or another one, beside it: takes would never pass.
+    """
+    keys = reader.keys
+    partition = keys.partition_of(integration_id)
+    reply, generation, head = await reader.ask(
+        partition,
+        record_command(keys, integration_id),
+        ("GET", keys.of(integration_id, "g")),
+        head_command(keys, partition),
+    )
+    found = found_record(reply)
+    if found is not None and generation is None:
+        raise RegistryDamagedError(lost_record(integration_id))
+    return found, head_of(partition, head)
+
+
 async def records(reader: Reader, partition: int, ids: Sequence[str]) -> list[FoundRecord | None]:
     """The records of integrations of one partition; parsed bit by bit."""
     replies = await reader.ask(partition, *(record_command(reader.keys, one) for one in ids))
@@ -101,18 +124,22 @@ async def load_all(reader: Reader) -> tuple[RegistryView, tuple[ChainHead, ...]]
     """Every integration, with the heads that were read before."""
     before = await heads(reader)
     parts = await asyncio.gather(*(_load(reader, one) for one in range(reader.keys.partitions)))
-    every = sorted((one for part in parts for one in part), key=lambda one: one.id)
-    return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(every)), before
+    every = sorted((one for part, _ in parts for one in part), key=lambda one: one.id)
+    lost = tuple(sorted(one for _, gone in parts for one in gone))
+    return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(every), lost), before
 
 
-async def _load(reader: Reader, partition: int) -> list[Integration]:
+async def _load(reader: Reader, partition: int) -> tuple[list[Integration], list[str]]:
+    """The integrations of a partition, and the ids of those whose records are gone."""
     loaded: list[Integration] = []
+    lost: list[str] = []
     after = ""
     while ids := await _ids(reader, partition, after, _CHUNK):
         found = await records(reader, partition, ids)
         loaded += [one.record for one in found if one is not None and not one.is_deleted]
+        lost += [id for id, one in zip(ids, found, strict=True) if one is None]
         after = ids[-1]
-    return loaded
+    return loaded, lost
 
 
 async def _ids(reader: Reader, partition: int, after: str, count: int) -> list[str]:

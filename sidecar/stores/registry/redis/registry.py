@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
+from typing import Any
 
 from sidecar.domain.accounts import Administrator
+from sidecar.domain.administrators import Bootstrap
 from sidecar.domain.audit import AuditEntry
 from sidecar.domain.changes import (
     AdminCommitted,
@@ -18,13 +20,15 @@ from sidecar.domain.changes import (
     Revision,
 )
 from sidecar.domain.cidr import Address
-from sidecar.domain.integrations import Integration
+from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.redis.connect import HandshakeError
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.urls import StoreUrl
 from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import (
@@ -40,6 +44,7 @@ from sidecar.stores.registry.protocol import (
     RecordProof,
     RefusedCaller,
     RegistryClosedError,
+    RegistryError,
     RegistryOverloadedError,
     RegistryTimeoutError,
     RegistryView,
@@ -50,8 +55,17 @@ from sidecar.stores.registry.redis.administration import Administration
 from sidecar.stores.registry.redis.audit_log import audit_page
 from sidecar.stores.registry.redis.commits import BATCH_MAX, Committer, Result
 from sidecar.stores.registry.redis.feed import Feed
-from sidecar.stores.registry.redis.keys import RegistryKeys
-from sidecar.stores.registry.redis.nodes import LIMITS, REPLICATION, Nodes, Replication
+from sidecar.stores.registry.redis.history import History
+from sidecar.stores.registry.redis.identity import Identity, accept
+from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+from sidecar.stores.registry.redis.nodes import (
+    LIMITS,
+    REPLICATION,
+    REPLY_TIMEOUT_S,
+    Command,
+    Nodes,
+    Replication,
+)
 from sidecar.stores.registry.redis.reads import Reader
 
 CALL_TIMEOUT_S = 10.0
@@ -79,6 +93,7 @@ class RedisRegistry:
         timeout_s: float = CALL_TIMEOUT_S,
         limits: StoreLimits = LIMITS,
         replication: Replication = REPLICATION,
+        registry_id: str = "",
     ) -> None:
         """
         Use the store at *url* under the rules of *lifecycle*.
@@ -90,6 +105,7 @@ class RedisRegistry:
             timeout_s: the deadline of each call.
             limits: bounds of connecting.
             replication: what makes a change durable.
+            registry_id: the only registry that is believed, '' = the first one that is found.
         """
         space = KeySpace(url.prefix, url.partitions)
         self.url = url
@@ -100,7 +116,14 @@ class RedisRegistry:
         self._feed = Feed(self._nodes, self._keys.channel, self._wake)
         self._committer = Committer(self._nodes, self._keys, lifecycle, clock_us)
         self._administration = Administration(self._nodes, self._keys, clock_us)
-        self._history = follow.History()
+        self._history = History()
+        self._identity = Identity(str(url), url.kind, self._keys, self._history, registry_id)
+        self._identity_due_s = 0.0
+        self.on_doubt: Callable[[], None] = lambda: None
+        """Called when a server lacks the history that was followed: nothing counts before a reload."""
+        self._identity.on_forget = lambda: self.on_doubt()
+        self._feed.on_question = self._answer
+        self._answers: set[asyncio.Task[None]] = set()
         self._watchers: set[asyncio.Future[None]] = set()
         self._calls = 0
         self._is_closed = False
@@ -109,9 +132,11 @@ class RedisRegistry:
         """See `Registry.apply`."""
         with self._call() as deadline_s:
             partition = self._keys.partition_of(request.command.integration_id)
+            await self._require_known(deadline_s)
             [outcome] = await self._committer.change(partition, [request], deadline_s)
         if isinstance(outcome, RefusedError):
             raise outcome
+        self._note(outcome)
         return outcome
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
@@ -129,7 +154,10 @@ class RedisRegistry:
             for first in range(0, len(indexes), BATCH_MAX):
                 batch = indexes[first : first + BATCH_MAX]
                 with self._call() as deadline_s:
+                    await self._require_known(deadline_s)
                     made = await self._committer.change(partition, [requests[n] for n in batch], deadline_s)
+                for outcome in made:
+                    self._note(outcome)
                 outcomes.update(zip(batch, made, strict=True))
 
         await _all(change(*part) for part in by_partition.items())
@@ -142,9 +170,18 @@ class RedisRegistry:
 
     async def get(self, integration_id: str) -> Integration | None:
         """See `Registry.get`."""
+        if not INTEGRATION_ID.fullmatch(integration_id):
+            return None
+        async with self._reading() as reader:
+            found, head = await reads.latest_record(reader, integration_id)
+        self._history.see(head)
+        return found.record if found is not None and not found.is_deleted else None
+
+    async def was_deleted(self, integration_id: str) -> bool:
+        """See `Registry.was_deleted`."""
         async with self._reading() as reader:
             found = await reads.record(reader, integration_id)
-        return found.record if found is not None and not found.is_deleted else None
+        return found is not None and found.is_deleted
 
     async def list(self, query: ListQuery) -> IntegrationPage:
         """See `Registry.list`."""
@@ -153,11 +190,12 @@ class RedisRegistry:
 
     async def load_all(self) -> RegistryView:
         """See `Registry.load_all`."""
-        async with self._reading() as reader:
+        async with self._reading(is_known=False) as reader:
+            await self._identity.check(reader)
             view, heads = await reads.load_all(reader)
         for head in heads:
             self._history.note(head)
-        return view
+        return view._replace(registry_id=self._identity.known)
 
     async def revision(self) -> Revision:
         """See `Registry.revision`."""
@@ -175,8 +213,7 @@ class RedisRegistry:
                 remaining_s = deadline_s - monotonic()
                 if changes.revision != revision or changes.is_reset or remaining_s <= 0:
                     return changes
-                if not self._feed.is_live:
-                    remaining_s = min(remaining_s, LOOK_INTERVAL_S)
+                remaining_s = min(remaining_s, LOOK_INTERVAL_S)
                 await asyncio.wait([changed], timeout=remaining_s)
 
     async def audit(self, query: AuditQuery) -> AuditPage:
@@ -252,7 +289,13 @@ class RedisRegistry:
     async def administer(self, request: AdminRequest) -> AdminCommitted:
         """See `Registry.administer`."""
         with self._call() as deadline_s:
-            return await self._administration.administer(request, deadline_s)
+            await self._require_known(deadline_s)
+            if isinstance(request.command, Bootstrap):
+                await self._identity.begin(Reader(self._nodes, self._keys, deadline_s))
+            made = await self._administration.administer(request, deadline_s)
+        if made.entry is not None:
+            self._history.see(made.entry.head)
+        return made
 
     async def administrators(self) -> tuple[Administrator, ...]:
         """See `Registry.administrators`."""
@@ -283,6 +326,9 @@ class RedisRegistry:
         """See `Registry.aclose`."""
         self._is_closed = True
         await self._feed.close()
+        for answer in self._answers:
+            answer.cancel()
+        await asyncio.gather(*self._answers, return_exceptions=True)
         await self._nodes.close()
         self._wake()
 
@@ -303,6 +349,8 @@ class RedisRegistry:
             if is_full or known[partition] is None or known[partition] != sequence
         ]
         async with self._reading() as reader:
+            if looked_at:
+                await self._identity.check(reader, {HOME, *looked_at})
             changes, heads = await follow.changes_since(reader, revision, looked_at, self._history)
         if self._feed.sequences is known:  # else a subscription began meanwhile, and may have missed some
             for partition, head in heads.items():
@@ -325,12 +373,86 @@ class RedisRegistry:
         finally:
             self._calls -= 1
 
+    @property
+    def registry_id(self) -> str:
+        """The id of the registry that is followed, '' = none was found yet."""
+        return self._identity.known
+
+    async def accept(self, was: str = "") -> tuple[str, str]:
+        """
+        Have sidecars that follow registry *was* follow what the store holds; see `identity.accept`.
+
+        Returns:
+            The registry that the store held before, '' = none, and its new id.
+        """
+        async with self._reading(is_known=False) as reader:
+            return await accept(reader, was)
+
+    async def check_link(self, link: Link, partitions: Iterable[int]) -> None:
+        """
+        Make sure that the server behind *link* has what this process followed, before it is used.
+
+        Raises:
+            HandshakeError: it has not; the follower was told, and loads anew what is there.
+            ErrorReply, LinkLostError, TimeoutError: it does not say.
+        """
+        if not self._identity.known:
+            return
+
+        async def run(commands: Sequence[Command]) -> list[Any]:
+            return list(await asyncio.gather(*(link.request(*words) for words in commands)))
+
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            found = await asyncio.gather(*(self._identity.look(one, run) for one in partitions))
+        if not all(map(self._identity.is_followed, found)):
+            self.on_doubt()
+            raise HandshakeError(
+                f"the history of registry {self._identity.known} there is not the one followed"
+            )
+
+    async def _require_known(self, deadline_s: float) -> None:
+        """
+        Look whether the store holds the registry that is followed: every second, and where that is in doubt.
+
+        Raises:
+            RegistryReplacedError: it does not.
+        """
+        reader = Reader(self._nodes, self._keys, deadline_s)
+        if self._identity.fault is not None or not self._identity.is_checked:
+            await self._identity.check(reader)
+        elif monotonic() >= self._identity_due_s:
+            await self._identity.check(reader, (HOME,))
+        else:
+            return
+        self._identity_due_s = monotonic() + LOOK_INTERVAL_S
+
+    def _note(self, outcome: Result) -> None:
+        """Remember that a change is in its chain."""
+        if not isinstance(outcome, RefusedError) and outcome.entry is not None:
+            self._history.see(outcome.entry.head)
+
+    def _answer(self) -> None:
+        """A bootstrap asks whether anybody remembers a registry here."""
+        if not self._identity.known or self._is_closed:
+            return
+
+        async def answer() -> None:
+            with suppress(RegistryError):
+                async with self._reading(is_known=False) as reader:
+                    await self._identity.claim(reader)
+
+        task = asyncio.get_running_loop().create_task(answer())
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Reader]:
+    async def _reading(self, *, is_known: bool = True) -> AsyncIterator[Reader]:
         """A call that changes nothing that must last; it ends by its deadline."""
         with self._call() as deadline_s:
             try:
                 async with asyncio.timeout(self._timeout_s):
+                    if is_known:
+                        await self._require_known(deadline_s)
                     yield Reader(self._nodes, self._keys, deadline_s)
             except TimeoutError:
                 raise RegistryTimeoutError(

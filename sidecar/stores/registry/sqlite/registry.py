@@ -137,6 +137,11 @@ class SqliteRegistry:
         found = await self._read(lambda database: reads.record_of(database, integration_id))
         return found.record if found is not None and not found.is_deleted else None
 
+    async def was_deleted(self, integration_id: str) -> bool:
+        """See `Registry.was_deleted`."""
+        found = await self._read(lambda database: reads.record_of(database, integration_id))
+        return found is not None and found.is_deleted
+
     async def list(self, query: ListQuery) -> IntegrationPage:
         """See `Registry.list`."""
         return await self._read(lambda database: reads.list_records(database, query))

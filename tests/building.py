@@ -102,7 +102,6 @@ def make_policy(
     routes: Iterable[tuple[str, str, str | None]] = ROUTES,
     sources: Iterable[CredentialSource] = DEFAULT_SOURCES,
     client_address: ClientAddressRule | None = None,
-    on_misconfigured: Callable[[str], None] | None = None,
 ) -> Policy:
     """A policy over *routes*; the client is the peer unless *client_address* says otherwise."""
     catalogue = ScopeCatalogue()
@@ -111,10 +110,7 @@ def make_policy(
         for method, path, scope in routes
     ]
     rule = PeerAddress() if client_address is None else client_address
-    readings = RouteReadings(entries)
-    return Policy(
-        CredentialSources(tuple(sources)), rule, readings, catalogue, on_misconfigured=on_misconfigured
-    )
+    return Policy(CredentialSources(tuple(sources)), rule, RouteReadings(entries), catalogue)
 
 
 def make_decider(

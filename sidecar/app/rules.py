@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 from sidecar.app.config import Config
@@ -14,7 +13,6 @@ from sidecar.domain.prefix_trie import PrefixTrie
 from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
 from sidecar.domain.routes import RouteError
 from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeError
-from sidecar.observe.logs import log_event
 from sidecar.stores.file_faults import FaultList, FileFault
 
 SHARED_STORE_KEYS = (
@@ -24,8 +22,6 @@ SHARED_STORE_KEYS = (
     "registry_replicas_timeout_ms",
 )
 """Settings that only a shared store gives a meaning."""
-
-_log = logging.getLogger("sidecar.app")
 
 
 class Rules(NamedTuple):
@@ -56,7 +52,6 @@ def build_rules(config: Config) -> Rules:
         routes,
         catalogue,
         resolves_every_address=config.has_control_plane,  # which tells from where a credential was used
-        on_misconfigured=_log_misconfigured,
     )
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
@@ -72,15 +67,6 @@ def client_address_rule(config: Config) -> ClientAddressRule:
     if rule.trusted_proxies:
         return ForwardedFor(PrefixTrie(rule.trusted_proxies), rule.header)
     return ClientHeader(rule.header)
-
-
-def _log_misconfigured(problem: str) -> None:
-    log_event(
-        _log,
-        logging.ERROR,
-        "route misconfigured in the proxy: its requests are refused until its 'scope' is corrected",
-        problem=problem,
-    )
 
 
 def _without_effect(config: Config) -> tuple[FileFault, ...]:

@@ -163,6 +163,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
     health = HealthService(HEALTH_SERVICES)
     style = loaded.rules.style
+    loaded.rules.policy.on_misconfigured = _log_misconfigured
     methods: list[Method] = [
         *health.methods(),
         *ExtAuthzService(decider, style).methods(),
@@ -190,6 +191,15 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         watch,
         shared,
         followed,
+    )
+
+
+def _log_misconfigured(problem: str) -> None:
+    log_event(
+        _log,
+        logging.ERROR,
+        "route misconfigured in the proxy: its requests are refused until its 'scope' is corrected",
+        problem=problem,
     )
 
 

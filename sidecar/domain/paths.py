@@ -92,7 +92,7 @@ class PathRefusedError(ValueError):
 _SEGMENT_CHARS = r"A-Za-z0-9\-._~!$&'()*+,=:@"
 # RFC 9112 3.2: a request target is visible ASCII; a fragment is never sent.
 _VISIBLE_CHARS = r"!-\"$-~"
-_PLAIN_TARGET = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
+PLAIN_TARGET = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
 # The same without upper-case letters and without a '/' at the end of the path: most paths are like that.
 _SIMPLE_CHARS = _SEGMENT_CHARS.replace("A-Z", "")
 SIMPLE_TARGET = re.compile(rf"(/[{_SIMPLE_CHARS}/]*+(?<!/))(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
@@ -118,7 +118,7 @@ def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     Raises:
         PathRefusedError: the path could mean different things to different programs.
     """
-    plain = _PLAIN_TARGET(raw)
+    plain = PLAIN_TARGET(raw)
     if plain:
         path = plain[1]
         # '/.' may be harmless: '/.well-known'

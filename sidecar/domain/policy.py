@@ -79,10 +79,10 @@ class Policy:
     __slots__ = (
         "_catalogue",
         "_misconfigured",
-        "_on_misconfigured",
         "_overrides",
         "_resolves_every_address",
         "client_address",
+        "on_misconfigured",
         "routes",
         "sources",
     )
@@ -95,21 +95,20 @@ class Policy:
         catalogue: ScopeCatalogue,
         *,
         resolves_every_address: bool = False,
-        on_misconfigured: Callable[[str], None] | None = None,
     ) -> None:
         """
         Keep the rules. A path that no route matches is denied: route_unknown.
 
         *resolves_every_address* = the client's address is worked out for integrations without an
-        allowlist, too, for whoever keeps note of it. *on_misconfigured* is told what is wrong with a scope
-        that a proxy states, once for each of the first `MISCONFIGURED_TOLD_MAX`.
+        allowlist, too, for whoever keeps note of it.
         """
         self.sources = sources
         self.client_address = client_address
         self.routes = routes
         self._catalogue = catalogue
         self._resolves_every_address = resolves_every_address
-        self._on_misconfigured = on_misconfigured
+        self.on_misconfigured: Callable[[str], None] | None = None
+        """Told what is wrong with a scope that a proxy states, once for each of the first ones."""
         self._misconfigured: set[str] = set()
         self._overrides: dict[str, Route | None] = {}
 
@@ -179,7 +178,7 @@ class Policy:
     def _report(self, text: str) -> None:
         """Say what is wrong with the scope *text*, once."""
         if (
-            self._on_misconfigured is not None
+            self.on_misconfigured is not None
             and text not in self._misconfigured
             and len(self._misconfigured) < MISCONFIGURED_TOLD_MAX
         ):
@@ -187,7 +186,7 @@ class Policy:
             try:
                 self._catalogue.parse_required(text)
             except ScopeError as error:
-                self._on_misconfigured(str(error))
+                self.on_misconfigured(str(error))
 
     def route_named(self, text: str) -> Route | None:
         """What the scope *text*, or 'none', asks for; None = there is no such scope."""

@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote
 
 from sidecar.domain.paths import (
     PATH_CHARS_MAX,
+    PLAIN_TARGET,
     SIMPLE_TARGET,
     PathFault,
     PathRefusedError,
@@ -79,7 +80,18 @@ class RouteReadings(Generic[T]):
     the routes have no capitals either. Other paths take a bounded number of walks, mostly two.
     """
 
-    __slots__ = ("_chars_max", "_folds", "_has_space", "_is_plain", "_primary", "_slash", "_tables")
+    __slots__ = (
+        "_caseless",
+        "_chars_max",
+        "_depth",
+        "_has_space",
+        "_is_caseless",
+        "_is_plain",
+        "_primary",
+        "_segment_chars",
+        "_slash",
+        "_tables",
+    )
 
     def __init__(
         self,
@@ -108,6 +120,12 @@ class RouteReadings(Generic[T]):
                 )
             self._tables.append((fold, table))
         self._primary = self._tables[0][1]
+        self._is_caseless = case is Case.INSENSITIVE
+        # To look up a path without escapes, which all of them read alike, in lower case.
+        self._caseless = tuple({id(table): table for _, table in self._tables[1:]}.values())
+        self._depth = max((len(pattern.segments) for _, pattern, _ in entries), default=0)
+        # Nine characters, such as %E2%84%AA, are one at least in every reading.
+        self._segment_chars = 9 * max(map(len, literals), default=0) + 9
         self._has_space = any("%20" in literal for literal in literals)
         self._is_plain = len(tables) == 1 and not self._has_space
         self._slash = trailing_slash
@@ -120,13 +138,19 @@ class RouteReadings(Generic[T]):
         Raises:
             PathRefusedError: the path could mean different things to different programs.
         """
-        simple = SIMPLE_TARGET(target) if self._is_plain else None
-        if simple is not None:
-            path: str = simple[1]
+        is_simple = self._is_plain
+        plain = SIMPLE_TARGET(target) if is_simple else None
+        if plain is None:
+            is_simple, plain = False, PLAIN_TARGET(target)
+        if plain is not None:
+            path: str = plain[1]
             # '/.' may be harmless: '/.well-known'
             if len(path) <= self._chars_max and "//" not in path and "/." not in path:
-                state = self._primary.locate(path)
-                return state.targets.get(method, state.default)
+                if is_simple:
+                    state = self._primary.locate(path)
+                    return state.targets.get(method, state.default)
+                if path[-1] != "/" and not self._has_space:
+                    return self._compare_case(method, path)
         return self._compare(method, target)
 
     def normalise(self, target: str) -> str:
@@ -147,15 +171,26 @@ class RouteReadings(Generic[T]):
         """See `RouteTable.unreachable`."""
         return self._primary.unreachable()
 
+    def _compare_case(self, method: str, path: str) -> T | None:
+        """The route of *path*, which has no escapes and no '/' at its end, so that only case may matter."""
+        lower = path.lower()
+        primary = self._primary.locate(lower if self._is_caseless else path).match(method)
+        if primary is not None:
+            for table in self._caseless:
+                match = table.locate(lower).match(method)
+                if match is not primary and match is not None and match != primary:
+                    raise PathRefusedError(PathFault.AMBIGUOUS_ROUTE)
+        return primary
+
     def _compare(self, method: str, target: str) -> T | None:
-        path = self.normalise(target)
+        spellings = self._spellings(target)
         fold, table = self._tables[0]
-        states = self._states(table, fold(path))
+        path = fold(spellings[0])
+        states = self._states(table, path)
         primary = states[0].match(method)
         if primary is None:
             return None
-        seen = {(id(table), fold(path))}
-        spellings = self._spellings(target.partition("?")[0], path)
+        seen = {(id(table), path)}
         for fold, table in self._tables:
             for spelling in spellings:
                 reading = id(table), fold(spelling)
@@ -178,14 +213,28 @@ class RouteReadings(Generic[T]):
         significant = [state.beyond, state.other]  # the empty segment fills nothing, or a parameter
         return significant if self._slash is TrailingSlash.SIGNIFICANT else [state, *significant]
 
-    def _spellings(self, raw: str, path: str) -> set[str]:
-        """*path*, the normal form of *raw*, in every way that programs decode it."""
-        spellings = {path}
+    def _spellings(self, target: str) -> list[str]:
+        """The path of *target* in every way that programs decode it, first of all in its normal form."""
+        path, raw = self.normalise(target), target.partition("?")[0]
+        spellings = [self._told_apart(path)]
         if "%" in raw:
-            spellings |= {raw, decode_unreserved(raw)}
+            undecoded = self._told_apart(raw)
+            spellings += [undecoded, decode_unreserved(undecoded)]
         if self._has_space and "+" in raw:  # a space to those who decode a path as if it were a form
-            spellings.add(normalise_path(raw.replace("+", "%20"), 3 * self._chars_max))
+            spaced = normalise_path(raw.replace("+", "%20"), 3 * self._chars_max)
+            spellings.append(self._told_apart(spaced))
         return spellings
+
+    def _told_apart(self, path: str) -> str:
+        """
+        As much of *path* as the routes can tell apart, so that a long one takes no longer to compare.
+
+        Segments behind those of the longest route, and what is longer than every literal segment, match
+        nothing but '**' and parameters.
+        """
+        segments = path.split("/", self._depth + 2)
+        del segments[self._depth + 2 :]
+        return "/".join([segment[: self._segment_chars] for segment in segments])
 
 
 def _read(pattern: RoutePattern, fold: Callable[[str], str]) -> RoutePattern:

@@ -261,7 +261,8 @@ def test_evaluate__an_empty_scope_is_no_scope(key: NewApiKey) -> None:
 def test_evaluate__a_misconfigured_scope_is_reported_once(key: NewApiKey) -> None:
     """What is wrong with it, once for each of the first ones; a caller's flood is not repeated."""
     told: list[str] = []
-    policy, snapshot = make_policy(on_misconfigured=told.append), Snapshot.compile([make_integration(key)])
+    policy, snapshot = make_policy(), Snapshot.compile([make_integration(key)])
+    policy.on_misconfigured = told.append
     for number in [*range(MISCONFIGURED_TOLD_MAX), 1, 2, 3, MISCONFIGURED_TOLD_MAX]:
         policy.evaluate(make_request(key.api_key, scope=f"s{number}:read"), snapshot, NOW_US)
     policy.evaluate(make_request(key.api_key, scope="none"), snapshot, NOW_US)

@@ -190,6 +190,16 @@ def test_find__the_bound_is_that_of_the_path() -> None:
         assert refused.value.fault is PathFault.TOO_LONG
 
 
+@pytest.mark.parametrize("tail", ["", "/", "/A%C3%89" * 500, "/" + "%E2%84%AA" * 800])
+def test_find__long_paths_are_read_as_far_as_routes_tell_them_apart(tail: str) -> None:
+    """What follows cannot change the answer, nor how much is compared for it."""
+    table = readings(["/users/@me/**", "/users/{id}/**", "/%E2%84%AA", "/{x}/**"])
+    for path, expected in (("/users/42", "/users/{id}/**"), ("/users/%41", "/users/{id}/**")):
+        assert table.find("GET", path + tail) == expected
+    assert is_refused(table, f"/users/%40me{tail}")
+    assert max(map(len, table._spellings(f"/users/%40me{tail}"))) < 400
+
+
 def test_find__an_ordinary_path_takes_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a path with capitals two; the worst takes ten."""
     walked: list[str] = []

@@ -204,7 +204,7 @@ def _log_misconfigured(problem: str) -> None:
 
 
 def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> GrpcServer:
-    """The transport that *config* chooses; only that one is imported."""
+    """The transport that *config* chooses; grpcio is only imported for its own."""
     limits = config.settings.transport_limits()
     where = endpoints(config, "grpc")
     if config.settings.transport == "grpcio":

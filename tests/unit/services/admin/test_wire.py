@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.domain.api_keys import generate_api_key
 from sidecar.services.admin import call
 from sidecar.services.admin.call import BODY_BYTES_MAX
 from sidecar.transports.http1 import HttpServer
@@ -258,3 +259,28 @@ def test_wire__an_export_is_streamed(wire: Wire) -> None:
     status, content = wire.send("GET /v1/audit/export")
     assert status == 200
     assert content.endswith(b"0\r\n\r\n") and content.count(b'"digest"') == 4
+
+
+def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: Wire) -> None:
+    """Silent connections, half-sent requests, a crowd with wrong tokens: a suspension is made."""
+    world = wire.world
+    world.create()
+    stranger = generate_api_key("sca").api_key
+    wrong = f"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stranger}\r\n\r\n".encode()
+
+    async def suspended() -> tuple[int, Any]:
+        held = []
+        for sent in (b"", b"POST /v1/integrations HTTP/1.1\r\nHost:", wrong * 20):
+            for _ in range(70):
+                _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+                writer.write(sent)
+                held.append(writer)
+        body = b'{"reason": "leaked"}'
+        lines = ("POST /v1/integrations/acme/suspend", "Content-Type: application/json")
+        answer = await wire._send((*lines, f"Content-Length: {len(body)}"), body, None, True)
+        for writer in held:
+            writer.transport.abort()
+        return answer
+
+    status, view = world.run(suspended())
+    assert (status, view["integration"]["status"]) == (200, "suspended")

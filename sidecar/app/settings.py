@@ -43,6 +43,8 @@ LIMIT_MIN = {
     "header_fields_max": 16,
     "buffered_bytes_per_connection_max": 65_536,  # the initial window: RFC 9113 6.9.2 knows no smaller one
     "stream_queue_bytes_max": 1_024,
+    "unsent_bytes_max": 1 << 20,  # a proxy's burst of some hundred calls
+    "unsent_bytes_per_peer_max": 1 << 20,
 }
 """Below these a limit would refuse ordinary calls; every other one may be as low as 1."""
 

@@ -22,7 +22,7 @@ CLOSE_REASONS = (
     "slow_reader",     # the peer does not read our answers
     "too_many_pings",  # gRPC proposal A8
     "connection_limit",
-    "memory_limit",
+    "memory_limit",    # the peer left too many answers untaken or requests unfinished
     "internal",        # a fault of our own
 )  # fmt: skip
 
@@ -36,6 +36,16 @@ TRANSPORT_METRICS = (
         Kind.COUNTER,
         "Client connections closed, by why.",
         labels=(("reason", CLOSE_REASONS),),
+    ),
+    MetricSpec(
+        "sidecar_unsent_bytes",
+        Kind.GAUGE,
+        "Memory of answers that peers have not taken and of requests that they have not finished.",
+    ),
+    MetricSpec(
+        "sidecar_reads_postponed_total",
+        Kind.COUNTER,
+        "Reads that waited for a later turn of the event loop, because others had taken this one.",
     ),
     MetricSpec("sidecar_calls_running", Kind.GAUGE, "Calls whose handler has not ended."),
     MetricSpec(

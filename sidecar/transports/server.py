@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -26,13 +26,15 @@ class Endpoint:
     """
     One place to listen: TCP (`host` and `port`, port 0 = any free one) or a Unix socket (`path`).
 
-    A Unix socket is created with mode 0660; `path` starting with '@' is an abstract name.
+    A Unix socket is created with mode 0660; `path` starting with '@' is an abstract name. `is_exclusive` =
+    binding it fails while another process listens there; otherwise both listen, or a path is taken over.
     """
 
     host: str = ""
     port: int = 0
     path: str = ""
     tls: TlsFiles | None = None
+    is_exclusive: bool = field(default=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         """As a person writes it in the configuration."""
@@ -80,6 +82,8 @@ class TransportLimits:
     connections_max: int = 4_096
     connections_per_peer_max: int = 1_024  # of one IP address; Unix sockets are not counted
     buffered_bytes_max: int = 128 << 20
+    unsent_bytes_max: int = 64 << 20  # untaken answers and open requests, 2,560 for each of their streams
+    unsent_bytes_per_peer_max: int = 32 << 20  # of one IP address; Unix sockets are not counted
 
     @property
     def check_interval_s(self) -> float:

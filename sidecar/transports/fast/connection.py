@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import cast
 
+from sidecar.transports.fast.authority import AuthorityFilter
 from sidecar.transports.fast.closed import CLOSED_TRANSPORT, CLOSED_WIRE
 from sidecar.transports.fast.core import Core
 from sidecar.transports.fast.engine import (
@@ -50,11 +51,14 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "__weakref__",
         "_core",
+        "_filter",
         "_http2",
         "_is_connected",
         "_is_flush_pending",
         "_is_over",
         "_is_reading",
+        "_is_slow",
+        "_is_waiting",
         "_lifetime",
         "_peer",
         "_policing",
@@ -62,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
         "_streams",
         "_tick",
         "_transport",
+        "_unread",
         "_unwritable_since_s",
     )
 
@@ -75,6 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._core = core
         self._peer = peer
         self._http2 = open_http2(core.limits, core.h2_options)
+        self._filter: AuthorityFilter | None = AuthorityFilter(core.limits)
         self._policing = Policing(core.limits, now_s)
         self._lifetime = Lifetime(core.limits, now_s, core.random.uniform(-0.1, 0.1))
         self._streams = Streams(core, self._http2, self._policing, self)
@@ -85,6 +91,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_over = False
         self._is_reading = True
         self._is_flush_pending = False
+        self._is_slow = False
+        self._is_waiting = False
+        self._unread = b""
         self._unwritable_since_s: float | None = None
 
     # The socket.
@@ -114,19 +123,41 @@ class Connection(asyncio.BufferedProtocol):
             self.connection_lost(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The buffer that all connections share: it is empty again when `buffer_updated` returns."""
-        return self._core.read_buffer
+        """A buffer that all connections share: it is empty again when `buffer_updated` returns."""
+        turns = self._core.turns
+        return turns.late_buffer if self._is_slow else turns.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle what was read, and write what it brought about."""
+        """Handle what was read, and write what it brought about; or let it wait for its turn."""
         if self._is_over:
             return
         core = self._core
+        turns = core.turns
+        now_s = self._lifetime.read_s = core.loop.time()
+        is_late = False
+        data = turns.read_buffer[:nbytes]
+        if now_s != turns.now_s:
+            turns.begin(now_s)
+        elif turns.clock() >= turns.ends_s:
+            is_late = True
+        if is_late or self._is_slow or self._unread:
+            self._unread += data
+            self._wait(is_late=is_late)
+        else:
+            self._handle(data, now_s)
+
+    def _handle(self, data: bytes | memoryview, now_s: float) -> None:
+        """Handle *data*, and write what it brought about."""
+        core = self._core
         lifetime = self._lifetime
-        now_s = lifetime.read_s = self._streams.now_s = core.loop.time()
+        self._streams.now_s = now_s
         self._is_flush_pending = True
         try:
-            self._http2.receive_data(core.read_buffer[:nbytes])
+            if self._filter is not None:
+                data = self._filter.feed(data)
+                if self._filter.is_done:
+                    self._filter = None
+            self._http2.receive_data(data)
             events = self._http2.events()
             if events:
                 lifetime.silent_since_s = None
@@ -159,11 +190,14 @@ class Connection(asyncio.BufferedProtocol):
         """Cancel what runs and count why."""
         core = self._core
         self._is_over = True
+        self._unread = b""
+        held_bytes = core.held.of(self)
+        core.held.set(self, self._peer, 0)
         core.connections.discard(self)
         core.wheel.discard(self._tick, self)
         self._streams.close()
         self._break_cycles()
-        core.leave(self._peer, self._reason or "peer")
+        core.leave(self._peer, self._reason or "peer", held_bytes)
         core.on_connection_left()
 
     def _break_cycles(self) -> None:
@@ -177,7 +211,8 @@ class Connection(asyncio.BufferedProtocol):
         self._streams.detach(CLOSED_WIRE)
 
     def _set_reading(self) -> None:
-        wanted = self._is_over or (self._unwritable_since_s is None and not self._streams.has_backlog)
+        is_behind = self._streams.has_backlog or bool(self._unread)
+        wanted = self._is_over or (self._unwritable_since_s is None and not is_behind)
         if wanted != self._is_reading and not self._transport.is_closing():
             self._is_reading = wanted
             if wanted:
@@ -200,8 +235,25 @@ class Connection(asyncio.BufferedProtocol):
             events = http2.events()
             if events:
                 self._streams.handle(events)
-        if http2.queued_body_size() > self._core.limits.write_buffer_bytes_max:
+        queued_bytes = http2.queued_body_size()
+        if queued_bytes or self._is_slow:
+            self._weigh(queued_bytes)
+
+    def _weigh(self, queued_bytes: int) -> None:
+        """Account for what the peer makes us hold, with *queued_bytes* of answers that it does not take."""
+        self._is_slow = queued_bytes > 0
+        if queued_bytes > self._core.limits.write_buffer_bytes_max:
             self._abort("slow_reader")
+            return
+        held_bytes = queued_bytes + self._streams.open_bytes
+        if self._unwritable_since_s is not None:
+            held_bytes += self._transport.get_write_buffer_size()
+        self._core.held.set(self, self._peer, held_bytes)
+
+    def shed(self, held_bytes: int) -> None:
+        """Close at once: the peer makes us hold too much, *held_bytes*."""
+        self._core.freed.add(held_bytes, self._core.loop.time())
+        self._abort("memory_limit")
 
     def flush_soon(self) -> None:
         """Flush at the end of this turn, unless that is going to happen anyway."""
@@ -216,16 +268,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_soon(self) -> None:
         """Let other connections have their turn, then handle the rest of what was read."""
+        self._wait()
+
+    def _wait(self, *, is_late: bool = False) -> None:
         self._set_reading()
-        self._core.loop.call_soon(self._guarded, self._resume)
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._core.turns.wait(self, is_slow=self._is_slow, is_late=is_late)
+
+    def resume(self) -> None:
+        """It is this connection's turn: handle a part of what waits."""
+        self._is_waiting = False
+        self._guarded(self._resume)
 
     def _resume(self) -> None:
-        self._streams.now_s = self._core.loop.time()
-        self._is_flush_pending = True
-        self._streams.resume()
-        self.flush()
-        self._set_reading()
-        self._core.end_part()
+        now_s = self._core.loop.time()
+        if self._streams.has_backlog:
+            self._streams.now_s = now_s
+            self._is_flush_pending = True
+            self._streams.resume()
+            self.flush()
+            self._core.end_part()
+        else:
+            unread, self._unread = self._unread, b""
+            self._handle(unread, now_s)
+        if self._unread:
+            self._wait()
+        else:
+            self._set_reading()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         if self._is_over:
@@ -388,6 +458,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         streams = self._streams
         streams.check(now_s)
+        self._weigh(self._http2.queued_body_size())
+        if self._is_over:
+            return
         self._do(self._lifetime.next_step(now_s, len(streams.calls), streams.seen, streams.last_stream_id))
         self.flush()
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from random import Random
+from time import monotonic
 from typing import Protocol
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
 from sidecar.rpc.calls import Method, method_table
 from sidecar.transports.fast.engine import configuration
+from sidecar.transports.fast.held import HeldMemory
 from sidecar.transports.fast.memory import CONNECTION_BYTES, FreedMemory
+from sidecar.transports.fast.turns import Turns
 from sidecar.transports.fast.wheel import Loop, TimerWheel
 from sidecar.transports.server import TransportLimits
-
-READ_BYTES = 65_536
-"""One read of a connection. More would be faster by nothing and let one connection hold the loop."""
 
 SHARE_CALLS = 16
 """A connection's share of a turn of the loop is no smaller, however many others have one."""
@@ -67,6 +67,7 @@ class Core:
         "connections",
         "freed",
         "h2_options",
+        "held",
         "http_error_delay_s",
         "is_draining",
         "limits",
@@ -78,9 +79,9 @@ class Core:
         "open_slot",
         "peers",
         "random",
-        "read_buffer",
         "running",
         "running_slot",
+        "turns",
         "undivided_calls",
         "values",
         "wheel",
@@ -94,6 +95,7 @@ class Core:
         loop: Loop,
         random: Random | None = None,
         http_error_delay_s: float = 0.0,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """
         Look up every counter once.
@@ -102,6 +104,7 @@ class Core:
             random: jitters connection ages; tests seed it.
             http_error_delay_s: hold 405 and 415 back. A conformance tool that spoils a request with
                 its second frame would otherwise see the answer to the first one win the race.
+            clock: measures what handling takes, in seconds.
 
         Raises:
             ValueError: two methods share a path.
@@ -115,8 +118,14 @@ class Core:
         self.wheel = TimerWheel(loop)
         self.freed = FreedMemory(self.wheel)
         self.h2_options = configuration(limits)
-        # Reads are handled to the end before the next one starts, so one buffer serves all.
-        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        values = metrics.values
+        postponed_slot = metrics.slot("sidecar_reads_postponed_total")
+
+        def count_postponed() -> None:
+            values[postponed_slot] += 1
+
+        self.turns = Turns(loop, clock, count_postponed)
+        self.held = HeldMemory(limits, metrics)
         self.connections: set[Peer] = set()
         self.peers: dict[str, int] = {}
         self.open = 0
@@ -153,12 +162,12 @@ class Core:
         self.values[self.open_slot] = self.open
         return True
 
-    def leave(self, peer: str, reason: str) -> None:
-        """Give the place of a closed connection back and count why it closed."""
+    def leave(self, peer: str, reason: str, held_bytes: int = 0) -> None:
+        """Give the place of a closed connection back, which held *held_bytes*, and count why it closed."""
         self.open -= 1
         self.values[self.open_slot] = self.open
         self.values[self.closed_slots[reason]] += 1
-        self.freed.add(CONNECTION_BYTES, self.loop.time())
+        self.freed.add(CONNECTION_BYTES + held_bytes, self.loop.time())
         if peer:
             count = self.peers[peer] - 1
             if count:

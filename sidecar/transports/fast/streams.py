@@ -41,6 +41,7 @@ from sidecar.transports.fast.engine import (
     TrailersReceived,
     peer_header_list_bytes_max,
 )
+from sidecar.transports.fast.held import STREAM_BYTES
 from sidecar.transports.fast.policing import Policing, is_dust
 from sidecar.transports.fast.requests import Refusal, Request, read_request
 from sidecar.transports.framing import PREFIX, CompressedError, FramingError, MessageReader, frame_message
@@ -79,7 +80,8 @@ class Streams:
     """
     Every open stream of one connection and its call. Implements `calls.Answerer`.
 
-    `now_s` is the loop's clock at the start of this turn. `seen` counts requests, `replies` OK answers
+    `now_s` is the loop's clock at the start of this turn, `header_bytes` what the headers of unfinished
+    requests took at the last `check`. `seen` counts requests, `replies` OK answers
     of unary calls, `statuses` other ends, `frames` further DATA frames sent; `running` kept calls.
     """
 
@@ -96,6 +98,7 @@ class Streams:
         "_wire",
         "calls",
         "frames",
+        "header_bytes",
         "last_stream_id",
         "now_s",
         "replies",
@@ -117,6 +120,7 @@ class Streams:
         self._request = _NO_REQUEST
         self._resets: list[int] = []
         self.calls: dict[int, FastCall] = {}
+        self.header_bytes = 0
         self.now_s = 0.0
         self.last_stream_id = 0
         self.seen = 0
@@ -484,6 +488,11 @@ class Streams:
         except ConnectionStateError:
             return b""  # a GOAWAY has just been taken: the connection is over
 
+    @property
+    def open_bytes(self) -> int:
+        """What streams hold that run no handler: those that receive, and those whose answer is untaken."""
+        return self.header_bytes + STREAM_BYTES * (len(self.calls) - self.running)
+
     # Time, and the end.
 
     @property
@@ -495,8 +504,10 @@ class Streams:
         """End requests that do not complete and answers that are not taken; every quarter second."""
         limits = self._core.limits
         self.now_s = now_s
+        self.header_bytes = 0
         for call in list(self.calls.values()):
             if call.state == RECEIVING:
+                self.header_bytes += call.request.octets
                 if call.deadline_s is not None and now_s >= call.deadline_s:
                     self._spoil(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
                 elif now_s - call.started_s >= limits.request_timeout_s:
@@ -504,6 +515,7 @@ class Streams:
             elif call.state == ENDED:
                 if not call.ended_s:
                     call.ended_s = now_s
+                    call.request = _NO_REQUEST  # its headers are not needed to wait for the peer
                 elif now_s - call.ended_s >= limits.write_timeout_s:
                     # A window that is never opened, or only a byte at a time.
                     self._http2.reset_stream(call.stream_id, H2Error.CANCEL)

@@ -208,6 +208,11 @@ REFERENCE_DIFFERENCES = (
         "grpc.aio tells nothing of connections; calls are counted, save those that grpc-core ends itself",
     ),
     _row(
+        "authority_absent",
+        "rst INTERNAL_ERROR",
+        "grpc-core takes no request without an authority or a host; every client of gRPC sends one",
+    ),
+    _row(
         "stream_ids_used_up",
         "served",
         "grpc-core leaves it to the client to count its stream ids; `connection_age_max_s` helps",
@@ -219,6 +224,8 @@ LIMITS_NOT_KEPT = {
     "calls_per_turn_max": "grpc-core has threads of its own and hands over one call at a time",
     "buffered_bytes_per_connection_max": "grpc-core sizes its windows by the bandwidth it measures",
     "buffered_bytes_max": "grpc.aio cannot set grpc-core's resource quota",
+    "unsent_bytes_max": "grpc.aio does not tell which answers wait for their peers",
+    "unsent_bytes_per_peer_max": "grpc.aio does not tell which answers wait for their peers",
     "write_buffer_bytes_max": "grpc-core keeps answers that the peer does not read with their streams",
     "header_timeout_s": "grpc-core waits for a header block as long as the connection lives",
     "write_timeout_s": "grpc-core waits for a slow reader until keepalive or age end the connection",

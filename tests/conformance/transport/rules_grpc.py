@@ -68,6 +68,21 @@ REQUEST_RULES = (
     Rule("content_type_parameter", PH2, "served", _with(content_type="application/grpc;v=1")),
     Rule("te_missing", PH2, "served", _with(te=None)),
     Rule("user_agent", PH2, "served", _with(user_agent="grpc-c++/1.2")),
+    *(
+        Rule(f"authority_{name}", PH2, "served", _with(_authority=value))
+        for name, value in (
+            ("socket_path", "/run/sidecar/grpc.sock"),
+            ("socket_path_encoded", "%2Frun%2Fsidecar%2Fgrpc.sock"),
+            ("unix_uri", "unix:///run/sidecar/grpc.sock"),
+            ("abstract_socket", "@sidecar"),
+            ("user", "user@host"),
+            ("space", "a b"),
+            ("empty", ""),
+            ("absent", None),
+        )
+    ),
+    Rule("authority_host_path", PH2, "served", _with(_authority=None, host="/run/sidecar/grpc.sock")),
+    Rule("authority_and_host_path", PH2, "served", _with(host="/run/sidecar/grpc.sock")),
     Rule("method_unknown", STAT, "status 12", _with(_path="/probe.Probe/Nope")),
     Rule("service_unknown", STAT, "status 12", _with(_path="/no.Such/Echo")),
     Rule("path_root", STAT, "status 12", _with(_path="/")),

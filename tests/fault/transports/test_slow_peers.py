@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sidecar.transports.fast.core import READ_BYTES
 from sidecar.transports.fast.lifetime import LINGER_S
+from sidecar.transports.fast.turns import READ_BYTES
 from sidecar.transports.server import TransportLimits
 from tests.unit.transports.rig import (
     CONTINUATION,

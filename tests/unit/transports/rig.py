@@ -329,6 +329,7 @@ class Rig:
             self.loop,
             Random(1),
             http_error_delay_s,
+            self.loop.time,
         )
         assert self.core.admit("")
         self.connection = Connection(self.core)
@@ -348,12 +349,13 @@ class Rig:
 
     def say(self, data: bytes, *, byte_by_byte: bool = False) -> None:
         """Have the server read *data*, as far as it reads, then finish the turn."""
-        step = 1 if byte_by_byte else 65_536
-        for start in range(0, len(data), step):
+        while data:
             if self.transport.is_closing():
                 return
             assert self.transport.is_reading, "the server does not read"
-            self._feed(data[start : start + step])
+            step = 1 if byte_by_byte else len(self.connection.get_buffer(-1))
+            self._feed(data[:step])
+            data = data[step:]
             self.loop.settle()
 
     def _feed(self, data: bytes) -> None:

@@ -1,0 +1,207 @@
+"""
+Serves requests whose `:authority` names no host: a socket path, an empty text, nothing at all.
+
+grpc-java and older grpc-go send the path of a Unix socket there. No decision depends on it, but nghttp2
+resets such a stream before anybody hears of it, and ngh2 has no option to change that. So the first requests
+of a connection are decoded here as well. As long as their authorities are good, nghttp2 gets every byte as it
+came, and after `REQUESTS_LOOKED_AT` of them nothing is looked at any more: a client has one authority. At the
+first one that nghttp2 would refuse, this connection's headers are from then on written anew, with a good one.
+
+Whatever is wrong otherwise is left to nghttp2 to judge. Source: RFC 7541, RFC 9113 4.1, 6.2, 8.3.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import hpack
+
+from sidecar.transports.server import TransportLimits
+
+REQUESTS_LOOKED_AT = 16
+"""Of a connection whose authorities are good; decoding one costs about 50 µs."""
+
+STAND_IN = b"localhost"
+"""The authority that nghttp2 gets in place of what names no host."""
+
+PREFACE_BYTES = 24
+FRAME_HEADER_BYTES = 9
+FRAME_BYTES_MAX = 16_384  # we advertise no larger SETTINGS_MAX_FRAME_SIZE
+CONTINUATIONS_MAX = 8  # as in `engine.configuration`
+HELD_BYTES_MAX = 65_536  # of one header block; what is longer is nghttp2's to refuse
+
+_HEADERS, _CONTINUATION = 1, 9
+_END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x4, 0x8, 0x20
+_UNREADABLE_BLOCK = b"\x80"
+"""An index of 0, which ends a connection with COMPRESSION_ERROR (RFC 7541 6.1)."""
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]+")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+
+class AuthorityFilter:
+    """
+    What comes in on one connection, on its way to nghttp2.
+
+    `is_done` = pass everything on from now on, without asking.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_continuations",
+        "_decoder",
+        "_is_rewriting",
+        "_pass_bytes",
+        "_requests",
+        "is_done",
+    )
+
+    def __init__(self, limits: TransportLimits) -> None:
+        """Nothing has come yet."""
+        self._buffer = bytearray()
+        self._pass_bytes = PREFACE_BYTES
+        self._continuations = 0
+        self._requests = 0
+        self._is_rewriting = False
+        self._decoder = hpack.Decoder(max_header_list_size=4 * limits.header_list_bytes_max)
+        self.is_done = False
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """What nghttp2 is to get now that *data* has come; an unfinished header block waits for its end."""
+        self._buffer += data
+        output = bytearray()
+        while not self.is_done and (self._pass(output) or self._take_block(output)):
+            pass
+        if self.is_done:
+            output += self._buffer
+            self._buffer.clear()
+        return bytes(output)
+
+    def _pass(self, output: bytearray) -> bool:
+        """Pass on what is no header block; False = a block, or an unfinished frame header, is next."""
+        buffer = self._buffer
+        if not self._pass_bytes and len(buffer) >= FRAME_HEADER_BYTES and buffer[3] != _HEADERS:
+            # A CONTINUATION out of place, too: it is nghttp2's to refuse.
+            self._pass_bytes = FRAME_HEADER_BYTES + int.from_bytes(buffer[:3])
+        passed = min(self._pass_bytes, len(buffer))
+        output += buffer[:passed]
+        del buffer[:passed]
+        self._pass_bytes -= passed
+        return passed > 0
+
+    def _take_block(self, output: bytearray) -> bool:
+        """Pass on the header block that is next; False = its end has not come yet."""
+        buffer = self._buffer
+        block, end, frames = bytearray(), 0, 0
+        while len(buffer) >= end + FRAME_HEADER_BYTES:
+            size = int.from_bytes(buffer[end : end + 3])
+            kind, flags = buffer[end + 3], buffer[end + 4]
+            is_expected = kind == (_CONTINUATION if frames else _HEADERS) and (
+                buffer[end + 5 : end + 9] == buffer[5:9]
+            )
+            if (
+                not is_expected
+                or size > FRAME_BYTES_MAX
+                or frames > CONTINUATIONS_MAX
+                or end > HELD_BYTES_MAX
+            ):
+                self._give_up(output)
+                return False
+            if len(buffer) < end + FRAME_HEADER_BYTES + size:
+                return False
+            payload = bytes(buffer[end + FRAME_HEADER_BYTES : end + FRAME_HEADER_BYTES + size])
+            block += payload if frames else _fragment(payload, flags)
+            frames += 1
+            end += FRAME_HEADER_BYTES + size
+            if flags & _END_HEADERS:
+                self._judge(bytes(block), end, output)
+                return True
+        return False
+
+    def _judge(self, block: bytes, end: int, output: bytearray) -> None:
+        """Pass on a whole header block, the first *end* bytes of the buffer, as it is or written anew."""
+        try:
+            fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except hpack.HPACKError:
+            self._give_up(output)
+            return
+        wanted = _with_host(fields)
+        self._is_rewriting = self._is_rewriting or wanted is not fields
+        buffer = self._buffer
+        if self._is_rewriting:
+            output += _frames(bytes(buffer[5:9]), buffer[4] & _END_STREAM, _encoded(wanted))
+        else:
+            output += buffer[:end]
+            self._requests += 1
+            self.is_done = self._requests >= REQUESTS_LOOKED_AT
+        del buffer[:end]
+
+    def _give_up(self, output: bytearray) -> None:
+        """What comes is no proper header block: let nghttp2 say so."""
+        if self._is_rewriting:  # its table is not the client's, so it could read a block wrongly
+            output += _frames(bytes(self._buffer[5:9]), 0, _UNREADABLE_BLOCK)
+            self._buffer.clear()
+        self.is_done = True
+
+
+def _fragment(payload: bytes, flags: int) -> bytes:
+    """The part of a header block in a HEADERS frame; b'' = its padding does not fit (nghttp2 refuses it)."""
+    start, end = 0, len(payload)
+    if flags & _PADDED:
+        start, end = 1, end - (payload[0] if payload else 0)
+    if flags & _PRIORITY:
+        start += 5
+    return payload[start:end] if start <= end else b""
+
+
+def _with_host(fields: Fields) -> Fields:
+    """*fields* themselves when nghttp2 takes their authority, else with a good one."""
+    names = [name for name, _ in fields]
+    if b":path" not in names or names.count(b":authority") > 1:
+        return fields  # trailers, or malformed
+    bad = {
+        name
+        for name, value in fields
+        if name in (b":authority", b"host") and not _HOST.fullmatch(value) and not _CONTROL.search(value)
+    }
+    has_host = b":authority" in names or b"host" in names
+    if has_host and not bad:
+        return fields
+    kept = [field for field in fields if field[0] not in bad]
+    if any(name in (b":authority", b"host") for name, _ in kept):
+        return kept
+    return [(b":authority", STAND_IN), *kept]
+
+
+def _encoded(fields: Fields) -> bytes:
+    """A header block of literals that leaves the table alone (RFC 7541 6.2.2)."""
+    return b"".join(
+        b"\0" + _integer(len(name)) + name + _integer(len(value)) + value for name, value in fields
+    )
+
+
+def _integer(number: int) -> bytes:
+    """The length of a string that is not Huffman-coded: 7 bits, then as many as it takes (RFC 7541 5.1)."""
+    if number < 127:
+        return bytes((number,))
+    octets = bytearray((127,))
+    number -= 127
+    while number >= 128:
+        octets.append(number & 127 | 128)
+        number >>= 7
+    octets.append(number)
+    return bytes(octets)
+
+
+def _frames(stream_id: bytes, end_stream: int, block: bytes) -> bytes:
+    """HEADERS, and CONTINUATION where one frame is too small."""
+    parts = [block[start : start + FRAME_BYTES_MAX] for start in range(0, len(block), FRAME_BYTES_MAX)]
+    output = bytearray()
+    for number, part in enumerate(parts):
+        flags = (0 if number else end_stream) | (_END_HEADERS if number == len(parts) - 1 else 0)
+        kind = _CONTINUATION if number else _HEADERS
+        output += len(part).to_bytes(3) + bytes((kind, flags)) + stream_id + part
+    return bytes(output)

@@ -34,6 +34,8 @@ class ReservedPort:
     def __init__(self) -> None:
         """Take any free port."""
         self._socket = socket.socket()
+        # Both options: then a sidecar may bind it that wants to be the only one to listen.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._socket.bind(("127.0.0.1", 0))
         self.number: int = self._socket.getsockname()[1]
@@ -79,13 +81,20 @@ class Sidecar(Program):
     """A running `sidecar serve`, asked by Envoy at `address`; its admin listener is a Unix socket."""
 
     def __init__(
-        self, folder: Path, address: str, registry: Path | str | None, name: str = "sidecar", **settings: Any
+        self,
+        folder: Path,
+        address: str,
+        registry: Path | str | None,
+        name: str = "sidecar",
+        takes_over: bool = False,
+        **settings: Any,
     ) -> None:
         """
         Serve on *address* ('host:port' or 'unix:/path') and wait until it is ready.
 
         *registry* is that setting, None = the one in the store. *settings* are other keys of the
-        configuration file. Sidecars that run at the same time need different names.
+        configuration file. Sidecars that run at the same time need different names; *takes_over* = another
+        one serves *address* already.
 
         Raises:
             ProgramError: it refused the configuration or did not become ready.
@@ -99,6 +108,8 @@ class Sidecar(Program):
             defaults["registry"] = str(registry)
         config.write_text(yaml.safe_dump({"listen": listen, **defaults, **settings}))
         command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
+        if takes_over:
+            command.append("--take-over")
         super().__init__(name, command, folder)
         try:
             self.wait_for(self.is_ready, "being ready")

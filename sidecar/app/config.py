@@ -25,12 +25,14 @@ class Config:
     Settings, and where they came from.
 
     `directory` is what paths in the settings are relative to: the configuration file's, or the
-    working directory when there is no file.
+    working directory when there is no file. `takes_over` = this process may listen where another one
+    does, which it is about to replace (`serve --take-over`).
     """
 
     settings: Settings
     directory: Path
     tree: ConfigTree
+    takes_over: bool = False
 
     def path(self, text: str) -> Path:
         """The file that a setting names."""

@@ -16,6 +16,16 @@ class Component(NamedTuple):
     state: str
 
 
+def lacking(components: Mapping[str, Component]) -> str:
+    """
+    The components that are not ready, as text.
+
+    >>> lacking({"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
+    'store: unreachable'
+    """
+    return ", ".join(f"{name}: {each.state}" for name, each in components.items() if not each.is_ready)
+
+
 class Readiness:
     """Ready = every component is; `/readyz` and the gauge `sidecar_ready` tell it."""
 
@@ -53,6 +63,11 @@ class Readiness:
         if not kinds:
             return {}
         return {"files": Component(True, f"cannot be read, the last content is in force: {', '.join(kinds)}")}
+
+    @property
+    def lacking_to_serve(self) -> str:
+        """What is not ready but for the gRPC listener itself, as text; '' = nothing."""
+        return lacking({name: each for name, each in self.components.items() if name != "grpc"})
 
     def set(self, name: str, is_ready: bool, state: str) -> None:
         """State anew how *name* is."""

@@ -8,12 +8,14 @@ go of the listening sockets, tell clients to go elsewhere, let running calls end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import uvloop
@@ -22,16 +24,19 @@ from sidecar.app.config import Config
 from sidecar.app.listen_rule import refuse_open_admin
 from sidecar.app.open_files import raise_open_files_limit
 from sidecar.app.orphans import OrphanReaper
+from sidecar.app.readiness import Component
 from sidecar.app.registry_watch import announce
 from sidecar.app.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
 from sidecar.app.supervisor.cpus import worker_count
+from sidecar.app.supervisor.start_error import StartError
 from sidecar.app.supervisor.store_rule import is_shared, refuse_unshared_store
 from sidecar.app.supervisor.systemd import notify_ready
-from sidecar.app.wiring import LoadedConfig, Sidecar, build_sidecar, warn
+from sidecar.app.wiring import LoadedConfig, Sidecar, build_sidecar, endpoints, warn
 from sidecar.observe.build import VERSION
 from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
+from sidecar.transports.listeners import is_served
 from sidecar.transports.server import Endpoint
 
 EXIT_STOPPED = 0
@@ -41,6 +46,11 @@ YOUNG_OBJECTS_MAX = 20_000
 """Objects that live before the collector looks for garbage among them: calls under way are none, and Python's
 700 are reached by every burst of them."""
 
+WITHOUT_STORE_S = 5.0
+"""How long a start waits for a store that does not answer, where nobody else serves meanwhile."""
+UNTIL_READY_S = 120.0
+"""How long a start may take to load the registry."""
+
 _log = logging.getLogger("sidecar.app")
 
 Endpoints: TypeAlias = tuple[Endpoint, ...]
@@ -48,6 +58,18 @@ Serving: TypeAlias = Callable[[Endpoints, Endpoints], None]
 """Called once it serves, with the gRPC and the admin endpoints and their real ports."""
 Make: TypeAlias = "Callable[[LoadedConfig, Sidecar, LineHandler], Process]"
 """Makes the process that runs a sidecar."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartPatience:
+    """
+    How long a start waits for registry and store before it listens.
+
+    `without_store_s` holds while the store has not answered: then answers by policy are better than none.
+    """
+
+    without_store_s: float = WITHOUT_STORE_S
+    until_ready_s: float = UNTIL_READY_S
 
 
 def serve(
@@ -67,7 +89,7 @@ def serve(
         FileFaultsError: the rules or the registry hold mistakes, workers would not share a store, or the
             admin listener would be open to a network.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
-        StartError: a worker ended before it served.
+        StartError: a worker ended before it served, or what takes over did not become ready.
     """
 
     def tell(grpc: Endpoints, admin: Endpoints) -> None:
@@ -132,6 +154,8 @@ class Process:
         self._logs = logs
         self._sidecar = sidecar
         self._on_serving = on_serving
+        self.patience = StartPatience()
+        self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._stop_signals = StopSignals(asyncio.get_running_loop().time)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,6 +166,7 @@ class Process:
 
         Raises:
             ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+            StartError: another process serves here, and this one did not become ready to replace it.
         """
         self.handle_signals()
         try:
@@ -156,18 +181,32 @@ class Process:
     async def _run(self) -> None:
         sidecar = self._sidecar
         try:
-            admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
-            grpc = await sidecar.server.start()
-            self._begin(grpc, admin, metrics)
-            self.on_serving(grpc, admin)
-            await self._told_to_stop.wait()
-            await self._drain()
+            replaces = self._replaces()
+            admin: Endpoints = ()
+            metrics: Endpoints = ()
+            if not replaces:
+                admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
+            self.begin()
+            if await self._may_listen(replaces):
+                if replaces:
+                    admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
+                grpc = await sidecar.server.start()
+                self._tell_serving(grpc, admin, metrics)
+                self.on_serving(grpc, admin)
+                await self._told_to_stop.wait()
+                await self._drain()
         finally:
             await self._end_tasks()
             await asyncio.gather(sidecar.admin_server.stop(), sidecar.metrics_server.stop())
 
-    def _begin(self, grpc: Endpoints, admin: Endpoints, metrics: Endpoints) -> None:
-        """Everything is bound: watch the registry, say that we are ready."""
+    def _replaces(self) -> bool:
+        """Whether another process serves an address of this one, so that taking it over is to wait."""
+        config = self._sidecar.config
+        every = [each for kind in ("grpc", "admin", "metrics") for each in endpoints(config, kind)]
+        return any(is_served(each) for each in every if not each.is_exclusive)
+
+    def begin(self) -> None:
+        """Watch or follow the registry, connect to the store."""
         sidecar = self._sidecar
         if sidecar.watch is not None and self._loaded.source is not None:
             announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
@@ -178,6 +217,40 @@ class Process:
             self._state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
             self.spawn(sidecar.shared.run(self._state))
+
+    async def _may_listen(self, replaces: bool) -> bool:
+        """
+        Wait for registry and store, within bounds; False = a stop was requested before.
+
+        Raises:
+            StartError: they are not there in time, and another process serves meanwhile.
+        """
+        readiness = self._sidecar.readiness
+        started_s = asyncio.get_running_loop().time()
+        while readiness.lacking_to_serve and not self._told_to_stop.is_set():
+            has_store = readiness.components.get("store", Component(True, "")).is_ready
+            bound_s = self.patience.until_ready_s if has_store or replaces else self.patience.without_store_s
+            waited_s = asyncio.get_running_loop().time() - started_s
+            if waited_s >= bound_s:
+                self._give_up_waiting(replaces, bound_s)
+                break
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(bound_s - waited_s, self.patience.without_store_s)):
+                    await self._changed.wait()
+        return not self._told_to_stop.is_set()
+
+    def _give_up_waiting(self, replaces: bool, waited_s: float) -> None:
+        lacks = self._sidecar.readiness.lacking_to_serve
+        if replaces:
+            raise StartError(
+                f"not ready within {waited_s:g} s ({lacks}), so the sidecar that serves these addresses keeps"
+                " them; see that the store answers and start again"
+            )
+        log_event(_log, logging.WARNING, "listening although not ready", lacks=lacks, waited_s=waited_s)
+
+    def _tell_serving(self, grpc: Endpoints, admin: Endpoints, metrics: Endpoints) -> None:
+        """Everything is bound: say that we serve."""
         self._state("grpc", True, "serving")
         # What was loaded lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -201,6 +274,7 @@ class Process:
         sidecar.readiness.set(name, is_ready, state)
         for service in sidecar.health_services:
             sidecar.health.set_serving(service, sidecar.readiness.is_ready)
+        self._changed.set()
 
     async def _drain(self) -> None:
         sidecar = self._sidecar
@@ -234,6 +308,7 @@ class Process:
         if step is StopStep.DRAIN:
             log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
             self._told_to_stop.set()
+            self._changed.set()
 
     def reload(self) -> None:
         """Read the registry and the TLS files again."""

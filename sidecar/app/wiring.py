@@ -217,9 +217,17 @@ def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> 
 
 
 def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
-    """The endpoints of `listen.<kind>`, with their TLS files."""
-    items = getattr(config.settings.listen, kind)
-    return tuple(replace(item.address, tls=config.tls_files(kind, index)) for index, item in enumerate(items))
+    """
+    The endpoints of `listen.<kind>`, with their TLS files.
+
+    Sidecars that share a store may listen side by side. With buckets of their own they would admit the
+    limits twice.
+    """
+    is_exclusive = config.settings.shared_store is None and not config.takes_over
+    return tuple(
+        replace(item.address, tls=config.tls_files(kind, index), is_exclusive=is_exclusive)
+        for index, item in enumerate(getattr(config.settings.listen, kind))
+    )
 
 
 def warn(loaded: LoadedConfig) -> None:

@@ -3,7 +3,9 @@ Where a server listens: reading an endpoint from text, binding it, and giving it
 
 Both kinds of endpoint can be taken over by a new process while the old one still serves, so that a
 restart loses no request: a TCP port is shared by SO_REUSEPORT, the path of a Unix socket is replaced
-by rename(), which is atomic.
+by rename(), which is atomic. An exclusive endpoint is refused while another process listens on it.
+
+Source: socket(7), unix(7), link(2).
 """
 
 from __future__ import annotations
@@ -149,7 +151,8 @@ def _bind_tcp(endpoint: Endpoint) -> Listener:
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if not endpoint.is_exclusive:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Accepted connections inherit it on Linux: an answer must not wait for the peer's ACK.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
@@ -157,11 +160,43 @@ def _bind_tcp(endpoint: Endpoint) -> Listener:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listening.bind(address)
         listening.listen(BACKLOG)
+        # Without it until here the kernel let nobody else listen; from now on a successor may.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setblocking(False)
     except BaseException:
         listening.close()
         raise
     return Listener(listening, replace(endpoint, port=listening.getsockname()[1]))
+
+
+def is_served(endpoint: Endpoint) -> bool:
+    """Whether a process listens on *endpoint* now, so that binding it would share it or take it over."""
+    if endpoint.path:
+        return _answers(endpoint.path)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # The kernel refuses it beside a socket that listens, and only then.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _answers(path: str) -> bool:
+    """Whether a process listens on a Unix socket: one that has ended leaves a path that refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path.replace("@", "\0", 1) if path.startswith("@") else path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # its queue is full, or it does not let us in: somebody is there
+            return True
+    return True
 
 
 def _bind_unix(endpoint: Endpoint) -> Listener:
@@ -226,13 +261,30 @@ def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
         return None
     try:
         Path(staged).chmod(UNIX_MODE)
+        if endpoint.is_exclusive:
+            _link(staged, endpoint.path)
         identity = _identity(Path(staged))
         Path(staged).rename(endpoint.path)
+        Path(staged).unlink(missing_ok=True)  # rename does nothing when both are names of one file
     except BaseException:
         with contextlib.suppress(OSError):
             Path(staged).unlink()
         raise
     return UnixClaim(endpoint.path, identity)
+
+
+def _link(staged: str, path: str) -> None:
+    """
+    Give the socket *staged* the name *path* as well, unless another process listens there.
+
+    Raises:
+        OSError: one does (EADDRINUSE).
+    """
+    try:
+        os.link(staged, path)  # atomic: of two that start at once only one gets the name
+    except FileExistsError:
+        if _answers(path):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
 
 
 Identity = tuple[int, int, int]
@@ -271,11 +323,18 @@ _REMEDIES = {
     errno.EMFILE: "this process has no free file descriptor; raise its limit (ulimit -n)",
 }
 
+_EXCLUSIVE_REMEDY = (
+    "it is in use by another program; two sidecars that share no store would admit twice the limits. Stop"
+    " that program or choose another address; to replace a running sidecar without a gap, add --take-over"
+)
+
 
 def listen_error(endpoint: Endpoint, error: OSError) -> ListenError:
     """Say in words why *endpoint* cannot be bound and what to do about it."""
     if isinstance(error, socket.gaierror):
         remedy = f"the host name does not resolve ({error.strerror}); use an address or a known name"
+    elif error.errno == errno.EADDRINUSE and endpoint.is_exclusive:
+        remedy = _EXCLUSIVE_REMEDY
     else:
         remedy = _REMEDIES.get(error.errno or 0, f"the system says: {error.strerror or error}")
     return ListenError(f"cannot listen on {endpoint}: {remedy}")

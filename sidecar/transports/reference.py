@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,7 +27,7 @@ import grpc.aio
 
 from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import Method, method_table
-from sidecar.transports.listeners import UnixClaim, bind, listen_error, publish, staged_path
+from sidecar.transports.listeners import UnixClaim, bind, is_served, listen_error, publish, staged_path
 from sidecar.transports.reference_calls import CallRunner, RunningCalls
 from sidecar.transports.reference_tls import CertificateSource
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
@@ -188,6 +190,8 @@ def _ms(seconds: float) -> int:
 def _address(endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> str:
     """What grpc.aio calls *endpoint*; the staged name of a Unix socket is noted."""
     try:
+        if endpoint.is_exclusive and is_served(endpoint):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if not endpoint.path:
             # Core would listen on every address that the name has; ours is the first, as elsewhere.
             found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)

@@ -95,7 +95,10 @@ class Stack:
 
     def start_sidecar(self, name: str = "sidecar") -> Sidecar:
         """Start a sidecar of this stack's kind, at its address; one that runs already needs another name."""
-        sidecar = Sidecar(self.folder, self.address, self.registry, name, **dict(self.kind.settings))
+        takes_over = name != "sidecar"
+        sidecar = Sidecar(
+            self.folder, self.address, self.registry, name, takes_over, **dict(self.kind.settings)
+        )
         self._parts.callback(sidecar.stop)
         return sidecar
 

@@ -32,11 +32,13 @@ from tests.e2e.workers import (
     make_owner,
     send_signal,
 )
+from tests.redis_servers import free_port
 from tests.waiting import eventually
 
 CALLS = 40
 KILLS = 3
 REQUESTS = 150
+START_TIMEOUT_S = 20.0
 
 
 @pytest.fixture
@@ -251,6 +253,24 @@ def test_roll__a_mistake_changes_nothing(supervised: Supervised, port: int, brok
     (line,) = supervised.lines("rolling restart stopped, the other workers stay")
     assert line["replaced"] == 0
     assert {"config": "fats", "registry": "registry.yaml", "address": "in use"}[broken] in line["why"]
+
+
+def test_roll__a_successor_that_is_not_ready_takes_nothing(folder: Path) -> None:
+    """Without its store it never listens: every worker keeps its socket, also after the failed roll."""
+    address, owner = f"unix:{folder}/grpc.sock", make_owner()
+    with Supervised(folder, address, owner, start_timeout_s=START_TIMEOUT_S) as supervised:
+        before = supervised.pids()
+        supervised.configure(address, store=f"redis://127.0.0.1:{free_port()}")
+        with Callers(unix_addresses(folder), owner) as callers:
+            supervised.roll(NOT_ROLLED)
+            callers.await_more(1)
+        with Callers(unix_addresses(folder), owner) as fresh:
+            fresh.await_more(1)
+        assert (callers.faults, fresh.faults) == ([], [])
+        assert supervised.pids()[1:] == before[1:]
+        assert not any(map(is_gone, before))
+        (line,) = supervised.lines("rolling restart stopped, the other workers stay")
+        assert "store: unreachable" in line["why"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,5 +1,7 @@
 """
-`python -m tests.e2e.unshared_workers CONFIG WORKERS BEATS_MISSED_MAX`: a supervisor for tests alone.
+A supervisor for tests alone.
+
+`python -m tests.e2e.unshared_workers CONFIG WORKERS BEATS_MISSED_MAX START_TIMEOUT_S`
 
 It is `sidecar serve` but for one refusal: it runs several workers on the embedded store, where each of
 them has buckets of its own. Tests of processes do not need more; no user gets here.
@@ -8,6 +10,7 @@ them has buckets of its own. Tests of processes do not need more; no user gets h
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from sidecar.app.cli.exits import telling_mistakes
@@ -17,14 +20,14 @@ from sidecar.app.supervisor.supervisor import Plan, supervise
 from sidecar.app.supervisor.systemd import notify_ready
 
 
-def main(path: Path, workers: int, beats_missed_max: int) -> int:
+def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float) -> int:
     """Supervise *workers* on the configuration at *path*; return the exit code."""
 
     def reload() -> Config:
-        return load_config(path)
+        return replace(load_config(path), takes_over=True)  # of a predecessor's socket, when rolling
 
     with telling_mistakes():
-        plan = Plan(load_config(path), workers, reload, Patience(beats_missed_max=beats_missed_max))
+        plan = Plan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
         return supervise(plan, lambda grpc, admin: notify_ready())
     raise AssertionError("telling_mistakes swallowed a mistake")
 
@@ -34,6 +37,6 @@ if __name__ == "__main__":
     import typer
 
     try:
-        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))
     except typer.Exit as end:
         sys.exit(end.exit_code)

@@ -16,6 +16,7 @@ import yaml
 from deploy.demo.calling import Answer, Client
 from deploy.demo.programs import Program
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
+from sidecar.app.supervisor.slot import PATIENCE
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request
 from tests.e2e.in_background import InBackground
@@ -58,6 +59,7 @@ class Supervised(Program):
         owner: Owner,
         beats_missed_max: int = BEATS_MISSED_MAX,
         is_awaited: bool = True,
+        start_timeout_s: float = PATIENCE.start_timeout_s,
         **settings: Any,
     ) -> None:
         """Write the files and start; *is_awaited* = until all workers are ready."""
@@ -71,7 +73,7 @@ class Supervised(Program):
         self.configure(grpc, **settings)
         command = [
             sys.executable, "-m", "tests.e2e.unshared_workers", str(self.config), str(WORKERS),
-            str(beats_missed_max),
+            str(beats_missed_max), str(start_timeout_s),
         ]  # fmt: skip
         super().__init__("supervisor", command, folder)
         if is_awaited:

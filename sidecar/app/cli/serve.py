@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,13 @@ def serve(
     demo_directory: Annotated[
         Path, typer.Option("--demo-directory", metavar="DIR", help="Where the demo is.")
     ] = DEMO_DIRECTORY,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Listen beside a running sidecar, to replace it. Buckets of 'embedded:' begin full.",
+        ),
+    ] = False,
 ) -> None:
     """
     Run the sidecar until SIGTERM or Ctrl-C.
@@ -41,12 +49,20 @@ def serve(
         from sidecar.app.serve import serve as run
 
         if not demo:
-            raise typer.Exit(run(load_config(config), reload=lambda: load_config(config)))
+            raise typer.Exit(
+                run(
+                    replace(load_config(config), takes_over=take_over),
+                    reload=lambda: replace(load_config(config), takes_over=take_over),
+                )
+            )
         if config is not None:
             raise CommandError("--demo brings its own configuration; leave --config out", 2)
         prepared = _prepare(demo_directory)
         raise typer.Exit(
-            run(load_config(prepared.config), lambda grpc, admin: _welcome(prepared, grpc, admin))
+            run(
+                replace(load_config(prepared.config), takes_over=take_over),
+                lambda grpc, admin: _welcome(prepared, grpc, admin),
+            )
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Assignment:
     The task of worker *index*.
 
     `grpc` is where it listens, item by item of `listen.grpc`; `counts_fd` is its block of counts,
-    `link_fd` its end of the socket to the supervisor.
+    `link_fd` its end of the socket to the supervisor. `is_successor` = another process serves these
+    endpoints until this worker is ready, so it listens only then.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Assignment:
     grpc: tuple[Endpoint, ...]
     counts_fd: int
     link_fd: int
+    is_successor: bool = False
 
     def write(self) -> int:
         """A memfd that holds it, to be inherited by the worker and closed here after its start."""
@@ -46,6 +48,8 @@ class Assignment:
             "counts_fd": self.counts_fd,
             "link_fd": self.link_fd,
             "directory": str(self.config.directory),
+            "takes_over": self.config.takes_over,
+            "is_successor": self.is_successor,
             "file": tree.file,
             "values": tree.values,
             "origins": list(tree.origins.items()),
@@ -64,9 +68,15 @@ def read_assignment(fd: int) -> Assignment:
     origins = {tuple(path): (file, line) for path, (file, line) in content["origins"]}
     tree = ConfigTree(content["file"], _tuples(content["values"]), origins)
     grpc = tuple(map(parse_endpoint, content["grpc"]))
-    config = Config(Settings.model_validate(tree.values), Path(content["directory"]), tree)
+    settings = Settings.model_validate(tree.values)
+    config = Config(settings, Path(content["directory"]), tree, content["takes_over"])
     return Assignment(
-        content["index"], own_config(config, grpc), grpc, content["counts_fd"], content["link_fd"]
+        content["index"],
+        own_config(config, grpc),
+        grpc,
+        content["counts_fd"],
+        content["link_fd"],
+        content["is_successor"],
     )
 
 
@@ -78,7 +88,7 @@ def own_config(config: Config, grpc: Sequence[Endpoint]) -> Config:
         for item, endpoint in zip(listen.grpc, grpc, strict=True)
     )
     listen = listen.model_copy(update={"grpc": items, "admin": (), "metrics": ()})
-    return Config(config.settings.model_copy(update={"listen": listen}), config.directory, config.tree)
+    return replace(config, settings=config.settings.model_copy(update={"listen": listen}))
 
 
 def _tuples(value: Any) -> Any:

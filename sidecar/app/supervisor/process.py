@@ -48,9 +48,12 @@ class WorkerProcess:
         grpc: Sequence[Endpoint],
         counts: WorkerCounts,
         priority: Priority | None = None,
+        is_successor: bool = False,
     ) -> None:
         """
         Start worker *index*, which serves *config* on *grpc*, endpoints of its own with real ports.
+
+        *is_successor* = another process serves them until this worker is ready.
 
         Raises:
             OSError: the system has no process, memory or file descriptor left.
@@ -67,7 +70,9 @@ class WorkerProcess:
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._link.close)
             with theirs:
-                assignment = Assignment(index, config, tuple(grpc), self._block.fd, theirs.fileno())
+                assignment = Assignment(
+                    index, config, tuple(grpc), self._block.fd, theirs.fileno(), is_successor
+                )
                 self._child = (priority or Priority()).start(lambda: _started(assignment))
             undo.callback(_ended, self._child)
             self.pid = self._child.pid
@@ -100,9 +105,9 @@ class WorkerProcess:
         """See `slot.Worker`."""
         if self._orders.is_over:
             return True
-        # What it has said is heard first: if it has not said that it serves, it has yet to load the registry.
+        # Its first report comes before it loads the registry, so one without has yet to load the change.
         self._hear()
-        return self.report.grpc is None or await self._orders.give(position, timeout_s)
+        return not self.report.components or await self._orders.give(position, timeout_s)
 
     def _signal(self, number: signal.Signals) -> None:
         # By its pidfd: a process id may already belong to somebody else.

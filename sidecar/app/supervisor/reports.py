@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.app.readiness import Component
+from sidecar.app.readiness import Component, lacking
 from sidecar.stores.file_faults import FileFault, FileFaultsError
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError
@@ -46,7 +46,7 @@ class Report:
     @property
     def lacking(self) -> str:
         """The components that are not ready, as text: 'registry: loading'."""
-        return ", ".join(f"{name}: {one.state}" for name, one in self.components.items() if not one.is_ready)
+        return lacking(self.components)
 
     def packed(self) -> bytes:
         """As one packet."""

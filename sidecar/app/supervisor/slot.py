@@ -56,8 +56,11 @@ class Worker(Protocol):
         """Have it decide by the change at *position*, if it decides; False = not within *timeout_s*."""
 
 
-Launch: TypeAlias = Callable[[int], Worker]
-"""Starts worker number so and so; raises OSError when the system refuses."""
+Launch: TypeAlias = Callable[[int, bool], Worker]
+"""
+Starts worker number so and so, as a successor of one that serves or not; raises OSError when the system
+refuses.
+"""
 
 
 class Timer(Protocol):
@@ -190,7 +193,7 @@ class Slot:
         """Start a worker by *launch*, which also starts it again should it crash."""
         self._launch = launch
         self._restart = None
-        self._incumbent = self._begin(launch)
+        self._incumbent = self._begin(launch, is_successor=False)
         if self._incumbent is None:
             self._mourn("start_failed", served_s=0.0)
         self._on_change()
@@ -203,7 +206,7 @@ class Slot:
         with the reason; the worker in place stays then. One replacement at a time.
         """
         self._on_replaced = on_replaced
-        self._successor = self._begin(launch)
+        self._successor = self._begin(launch, is_successor=True)
         if self._successor is None:
             self._end_replacement(str(self.start_error))
         self._on_change()
@@ -242,9 +245,9 @@ class Slot:
         yield from (life for life in (self._incumbent, self._successor) if life is not None)
         yield from self._leaving
 
-    def _begin(self, launch: Launch) -> _Life | None:
+    def _begin(self, launch: Launch, *, is_successor: bool) -> _Life | None:
         try:
-            worker = launch(self.index)
+            worker = launch(self.index, is_successor)
         except OSError as error:
             self.start_error = StartError(f"worker {self.index} could not be started: {error}")
             self._trouble = str(error)

@@ -38,7 +38,8 @@ from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
 from sidecar.stores.file_faults import FileFaultsError
 from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.work import OWN_LOOP
-from sidecar.transports.server import ListenError
+from sidecar.transports.listeners import is_served
+from sidecar.transports.server import Endpoint, ListenError
 
 BEAT_CHECK_INTERVAL_S = 1.0
 KILLED_TIMEOUT_S = 5.0
@@ -102,6 +103,7 @@ class Supervisor:
         self._ports = HeldPorts()
         self._priority = Priority()
         self._rolls = plan.rolls
+        self._replaces = False
         self._slots = tuple(
             Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
         )
@@ -127,12 +129,15 @@ class Supervisor:
         self._handle_signals()
         try:
             await self._open_control_plane(self._config)
-            admin = await self._admin_server.start()
-            metrics = await self._metrics_server.start()
             launch = self._launch(self._config)
+            self._replaces = self._is_served()
+            admin, metrics = ((), ()) if self._replaces else await self._start_listeners()
             for slot in self._slots:
                 slot.start(launch)
             if await self._all_serve():
+                if self._replaces:
+                    admin, metrics = await self._start_listeners()
+                    self._replaces = False
                 self._begin(admin, metrics, on_serving)
                 await self._told_to_stop.wait()
         finally:
@@ -150,13 +155,26 @@ class Supervisor:
     def _launch(self, config: Config) -> Launch:
         """How to start a worker that serves *config*; its ports are held from now on."""
         grpc = self._ports.hold(endpoints(config, "grpc"))
-        is_alone = len(self._slots) == 1
 
-        def launch(index: int) -> WorkerProcess:
-            own = grpc if is_alone else tuple(worker_endpoint(endpoint, index) for endpoint in grpc)
-            return WorkerProcess(index, config, own, self._counts, self._priority)
+        def launch(index: int, is_successor: bool) -> WorkerProcess:
+            own = tuple(self._own_endpoint(endpoint, index) for endpoint in grpc)
+            replaces = is_successor or self._replaces
+            return WorkerProcess(index, config, own, self._counts, self._priority, replaces)
 
         return launch
+
+    def _own_endpoint(self, endpoint: Endpoint, index: int) -> Endpoint:
+        return endpoint if len(self._slots) == 1 else worker_endpoint(endpoint, index)
+
+    def _is_served(self) -> bool:
+        """Whether another process serves an address of this one, which is to be taken over when ready."""
+        every = [*endpoints(self._config, "admin"), *endpoints(self._config, "metrics")]
+        for endpoint in endpoints(self._config, "grpc"):
+            every += [self._own_endpoint(endpoint, index) for index in range(len(self._slots))]
+        return any(is_served(endpoint) for endpoint in every if not endpoint.is_exclusive)
+
+    async def _start_listeners(self) -> tuple[Endpoints, Endpoints]:
+        return await self._admin_server.start(), await self._metrics_server.start()
 
     async def _open_control_plane(self, config: Config) -> None:
         if config.serves_admin_api:

@@ -15,8 +15,9 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from math import inf
 
-from sidecar.app.serve import Process, run
+from sidecar.app.serve import Process, StartPatience, run
 from sidecar.app.supervisor.assignment import read_assignment
 from sidecar.app.supervisor.orders import ORDER_BYTES_MAX, Confirmation, Order, read_order
 from sidecar.app.supervisor.priority import ask_for_short_slices
@@ -98,21 +99,36 @@ class WorkerSidecar(Process):
 
     def __init__(
         self, loaded: LoadedConfig, sidecar: Sidecar, logs: LineHandler, index: int, link: Link,
-        block: CountBlock,
+        block: CountBlock, is_successor: bool = False,
     ) -> None:  # fmt: skip
-        """Worker *index* of the supervisor at the other end of *link*."""
+        """
+        Worker *index* of the supervisor at the other end of *link*.
+
+        *is_successor* = another process serves until this one is ready.
+        """
         logs.addFilter(WorkerField(index))
         super().__init__(loaded, sidecar, logs)
         self._link = link
         self._block = block
         self._grpc: tuple[Endpoint, ...] | None = None
+        if is_successor:
+            self.patience = StartPatience(inf, inf)  # the supervisor ends it if it takes too long
 
-    def on_serving(self, grpc: tuple[Endpoint, ...], admin: tuple[Endpoint, ...]) -> None:
-        """Tell the supervisor that it serves, and from now on whenever its readiness changes."""
-        self._grpc = grpc
+    def begin(self) -> None:
+        """Tell the supervisor, from now on, whenever the readiness of this worker changes."""
         self._sidecar.readiness.on_change = self._tell
         self._tell()
         self._beat()
+        super().begin()
+
+    def on_serving(self, grpc: tuple[Endpoint, ...], admin: tuple[Endpoint, ...]) -> None:
+        """Tell the supervisor that it serves."""
+        self._grpc = grpc
+        self._tell()
+
+    def _replaces(self) -> bool:
+        """Whose place this worker takes is for the supervisor to know."""
+        return False
 
     def handle_signals(self) -> None:
         """SIGTERM drains, however often it comes: only the supervisor cuts a drain short (SIGKILL)."""
@@ -160,7 +176,9 @@ def main(fd: int) -> int:
         return run(
             assignment.config,
             Metrics(TABLE, block.values),
-            lambda loaded, sidecar, logs: WorkerSidecar(loaded, sidecar, logs, assignment.index, link, block),
+            lambda loaded, sidecar, logs: WorkerSidecar(
+                loaded, sidecar, logs, assignment.index, link, block, assignment.is_successor
+            ),
         )
     except START_ERRORS as error:
         link.tell(Report(fault=error))

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def connect(listener: Listener) -> socket.socket:
     """A client's socket, connected."""
     client = socket.socket(listener.socket.family, socket.SOCK_STREAM)
     client.settimeout(5)
-    client.connect(listener.endpoint.path or listener.socket.getsockname())
+    client.connect(listener.socket.getsockname() if listener.claim is None else listener.endpoint.path)
     return client
 
 
@@ -246,3 +247,94 @@ def test_bind__an_abstract_name_has_no_file(opened: list[Listener]) -> None:
         bind(Endpoint(path=name))
     listener.close()
     opened.append(bind(Endpoint(path=name)))
+
+
+# Endpoints that one process wants for itself.
+
+ANY_PORT = Endpoint(host="127.0.0.1", port=0)
+
+
+def alone(endpoint: Endpoint) -> Endpoint:
+    """*endpoint*, to be bound only where nobody else listens."""
+    return replace(endpoint, is_exclusive=True)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp6", "path", "abstract"])
+@pytest.mark.parametrize("first_is_alone", [True, False])
+def test_exclusive__is_refused_while_another_listens(
+    tmp_path: Path, opened: list[Listener], kind: str, first_is_alone: bool
+) -> None:
+    """Whichever kind of endpoint it is, and however the other one was bound; the other one goes on."""
+    endpoint = {
+        "tcp": ANY_PORT,
+        "tcp6": Endpoint(host="::1", port=0),
+        "path": Endpoint(path=str(tmp_path / "s.sock")),
+        "abstract": Endpoint(path=f"@sidecar-test-{os.getpid()}"),
+    }[kind]
+    opened.append(bind(alone(endpoint) if first_is_alone else endpoint))
+    served = opened[0].endpoint
+    assert listeners.is_served(served)
+    for _ in range(2):
+        with pytest.raises(ListenError, match=r"in use .*--take-over"):
+            bind(alone(served))
+    with connect(opened[0]):
+        assert opened[0].socket.accept()[0].close() is None
+    assert [path.name for path in tmp_path.iterdir()] == (["s.sock"] if kind == "path" else [])
+    opened.pop().close()
+    assert not listeners.is_served(served)
+    opened.append(bind(alone(served)))
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
+def test_exclusive__a_wildcard_overlaps_every_address(opened: list[Listener], wildcard: str) -> None:
+    """Both ways round."""
+    opened.append(bind(alone(ANY_PORT)))
+    port = opened[0].endpoint.port
+    with pytest.raises(ListenError, match="in use"):
+        bind(alone(Endpoint(host=wildcard, port=port)))
+    opened.pop().close()
+    opened.append(bind(alone(Endpoint(host=wildcard, port=port))))
+    with pytest.raises(ListenError, match="in use"):
+        bind(alone(Endpoint(host="127.0.0.1", port=port)))
+
+
+@pytest.mark.parametrize("kind", ["tcp", "path"])
+def test_exclusive__a_successor_that_may_take_over_does(
+    tmp_path: Path, opened: list[Listener], kind: str
+) -> None:
+    """An exclusive endpoint can be taken over like any other, by whoever was told to."""
+    opened.append(bind(alone(ANY_PORT if kind == "tcp" else Endpoint(path=str(tmp_path / "s.sock")))))
+    opened.append(bind(replace(opened[0].endpoint, is_exclusive=False)))
+    opened[0].close()
+    with connect(opened[1]):
+        assert opened[1].socket.accept()[0].close() is None
+
+
+def test_exclusive__a_path_that_a_crash_has_left_is_replaced(tmp_path: Path, opened: list[Listener]) -> None:
+    """Nobody listens there any more."""
+    endpoint = alone(Endpoint(path=str(tmp_path / "s.sock")))
+    with socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(endpoint.path)
+        crashed.listen()
+    assert not listeners.is_served(endpoint)
+    opened.append(bind(endpoint))
+    with connect(opened[0]):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["s.sock"]
+
+
+def test_exclusive__a_port_that_is_held_and_does_not_listen_is_free(opened: list[Listener]) -> None:
+    """As a supervisor holds the ports of its workers."""
+    with socket.socket() as held:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            held.setsockopt(socket.SOL_SOCKET, option, 1)
+        held.bind(("127.0.0.1", 0))
+        endpoint = alone(Endpoint(host="127.0.0.1", port=held.getsockname()[1]))
+        assert not listeners.is_served(endpoint)
+        opened.append(bind(endpoint))
+
+
+def test_served__an_address_of_another_machine_is_not(tmp_path: Path) -> None:
+    """What cannot be bound at all is told by binding."""
+    assert not listeners.is_served(Endpoint(host="192.0.2.1", port=1))
+    assert not listeners.is_served(Endpoint(path=str(tmp_path / "none" / "s.sock")))

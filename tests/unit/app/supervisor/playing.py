@@ -127,6 +127,7 @@ class Stage:
         self.timers = ManualTimers()
         self.metrics = Metrics(TABLE)
         self.workers: list[PlayedWorker] = []
+        self.successors: list[bool] = []
         self.refusal: OSError | None = None
         self.changes = 0
         self._pids = count(100)
@@ -142,9 +143,10 @@ class Stage:
     def _on_change(self) -> None:
         self.changes += 1
 
-    def launch(self, index: int) -> PlayedWorker:
+    def launch(self, index: int, is_successor: bool) -> PlayedWorker:
         """Start a worker."""
         assert index == self.slot.index
+        self.successors.append(is_successor)
         if self.refusal is not None:
             raise self.refusal
         self.workers.append(PlayedWorker(next(self._pids)))

@@ -143,6 +143,7 @@ def test_replace__the_successor_is_ready_before_the_predecessor_goes(stage: Stag
     predecessor = stage.serve()
     told = stage.replace()
     successor = stage.last
+    assert stage.successors == [False, True]  # so the successor knows that it is to listen only when ready
     assert (predecessor.signals, stage.slot.component.is_ready) == ([], True)
     successor.tell(NOT_READY)
     assert predecessor.signals == []

@@ -270,7 +270,7 @@ def test_roll__a_successor_that_is_not_ready_takes_nothing(folder: Path) -> None
         assert supervised.pids()[1:] == before[1:]
         assert not any(map(is_gone, before))
         (line,) = supervised.lines("rolling restart stopped, the other workers stay")
-        assert "store: unreachable" in line["why"]
+        assert "store: " in line["why"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

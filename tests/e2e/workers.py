@@ -144,7 +144,7 @@ class Supervised(Program):
         """Ask for a rolling restart and wait until it has ended as *series* counts."""
         before = self.metric(series)
         self.signal(signal.SIGHUP)
-        eventually(lambda: self.metric(series) == before + 1, 30, what=f"{series} grows")
+        eventually(lambda: self.metric(series) == before + 1, 60, what=f"{series} grows")
 
 
 def _of(found: dict[str, float], name: str) -> list[float]:

@@ -90,7 +90,7 @@ def test_fleet__keeps_the_limit_while_sidecars_are_killed(kind: str) -> None:
 def test_command__finds_out_sidecars_that_share_nothing() -> None:
     """Two sidecars with buckets of their own admit twice as much: broken, exit code 1."""
     code, printed, _ = conformance(
-        *("--store", "embedded:", "--sidecars", "2", "--buckets", "2", "--seconds", "0.8", "--json")
+        *("--store", "embedded:", "--sidecars", "2", "--buckets", "2", "--duration", "1s", "--json")
     )
     told = json.loads(printed)
     assert (code, told["verdict"]) == (1, "broken")
@@ -181,7 +181,7 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
 def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> None:
     """SIGTERM in the middle of a run: no sidecar and no folder is left, and nothing is claimed."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    arguments = ("--store", "embedded:", "--sidecars", "1", "--seconds", "600")
+    arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
         [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
         env=environment,
@@ -201,7 +201,7 @@ def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> N
 def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
     """After kill -9 of the command the kernel ends its sidecars."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    arguments = ("--store", "embedded:", "--sidecars", "1", "--seconds", "600")
+    arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
         [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
         env=environment,
@@ -235,7 +235,7 @@ def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path
 def test_command__prints_a_table_and_leaves_nothing() -> None:
     """People see each bucket and one word at the end; every key of the run has a time to live."""
     store = store_of("standalone")
-    code, printed, _ = conformance("--store", store, "--sidecars", "1", "--buckets", "2", "--seconds", "0.6")
+    code, printed, _ = conformance("--store", store, "--sidecars", "1", "--buckets", "2", "--duration", "1s")
     assert code == 0
     assert printed.rstrip().endswith("fulfilled")
     assert "1 sidecar on redis://" in printed

@@ -144,7 +144,7 @@ def single(folder: Path) -> Iterator[Controlled]:
 def test_workers__follow_the_supervisor_s_api(fleet: Controlled) -> None:
     """Both workers know what the API has changed, and share one bucket exactly."""
     made = fleet.ann.change(
-        "/integrations?wait_s=20", id="acme", name="Acme", issue_credential=True, rate_limit_rpm=1, burst=7
+        "/integrations?wait=20s", id="acme", name="Acme", issue_credential=True, rate_limit_rpm=1, burst=7
     )
     assert made["confirmation"]["is_complete"] is True
     key = made["api_key"]
@@ -164,7 +164,7 @@ def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
 def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
     """A suspension that waits for the fleet is confirmed by both workers, and stands on record."""
     fleet.ann.create("waiting")
-    told = fleet.ann.change("/integrations/waiting/suspend?wait_s=20", reason="leak")["confirmation"]
+    told = fleet.ann.change("/integrations/waiting/suspend?wait=20s", reason="leak")["confirmation"]
     assert (told["is_complete"], told["sidecars"], told["waiting_for"]) == (True, 2, [])
     assert fleet.verify().is_intact
 

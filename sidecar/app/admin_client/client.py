@@ -202,7 +202,7 @@ class AdminClient:
             waited = f"{(timeout_s or self._timeout_s):g} s"
             raise AdminCallError(
                 Failure.UNAVAILABLE,
-                [f"no answer from {self._address.text} within {waited}", "give it longer with --timeout-s"],
+                [f"no answer from {self._address.text} within {waited}", "give it longer with --timeout 60s"],
                 may_have_happened=is_change,
             ) from None
         except httpx.ConnectError as error:

@@ -43,7 +43,7 @@ def token() -> None:
 @command(token_app, "issue", Change)
 def issue_token(call: Invocation, id: AccountArgument, expires: TokenExpiresOption = LIFETIME) -> None:
     """Give an account one more token; it is alone on standard output, shown this once."""
-    answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in_s", expires))
+    answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in", expires))
     call.tell_secret(answer, "token", f"The token of {id}")
 
 
@@ -95,7 +95,7 @@ def add_to(app: typer.Typer) -> None:
             "id": id,
             "name": name or id,
             "role": role.value,
-            **_lifetime("token_expires_in_s", expires),
+            **_lifetime("token_expires_in", expires),
         }
         call.tell_secret(call.change("POST", "administrators", body=body), "token", f"The token of {id}")
 
@@ -139,5 +139,6 @@ def add_to(app: typer.Typer) -> None:
 
 def _lifetime(field: str, expires: str) -> dict[str, Any]:
     from sidecar.app.cli.moments import token_lifetime
+    from sidecar.domain.durations import format_duration
 
-    return {field: token_lifetime("--expires", expires)}
+    return {field: format_duration(token_lifetime("--expires", expires))}

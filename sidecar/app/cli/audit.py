@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Who did what, when, from where and
 PATH = "/v1/audit"
 FIRST_CHAIN = 0
 VERIFY_TIMEOUT_S = 110.0
-"""Besides --timeout-s: a verification reads the whole log."""
+"""Besides --timeout: a verification reads the whole log."""
 ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
 SinceOption = Annotated[
     str,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SERVER = "http://127.0.0.1:9193"
 WAIT_S = 10
 WAIT_S_MAX = 60
+TIMEOUT_S_MAX = 600
 ADMINISTRATION = "Administration"
 """The part of `sidecar --help` where commands that call the admin API stand."""
 _CONNECTION = "Connection"
@@ -83,17 +84,15 @@ class Connection:
             help="PEM file of the CA to trust, for https. Default: the machine's.",
         ),
     ] = None
-    timeout_s: Annotated[
-        float,
+    timeout: Annotated[
+        str,
         typer.Option(
-            "--timeout-s",
-            metavar="SECONDS",
-            min=0.1,
-            max=600.0,
+            "--timeout",
+            metavar="DURATION",
             rich_help_panel=_CONNECTION,
-            help="How long one call may take.",
+            help="How long one call may take, such as 30s or 2m; at most 10m.",
         ),
-    ] = 10.0
+    ] = "10s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,22 +139,29 @@ class IntegrationChange(Change):
             help=f"Return once every live sidecar has confirmed, at most {WAIT_S} s.",
         ),
     ] = False
-    wait_s: Annotated[
-        int | None,
+    wait_for: Annotated[
+        str,
         typer.Option(
-            "--wait-s",
-            metavar="SECONDS",
-            min=1,
-            max=WAIT_S_MAX,
+            "--wait-for",
+            metavar="DURATION",
             rich_help_panel=_CHANGE,
-            help="The same, and wait so long.",
+            help="Wait at most this long for every sidecar to confirm, such as 30s; at most 1m.",
         ),
-    ] = None
+    ] = ""
 
     @property
     def waiting_s(self) -> int | None:
-        """How long to wait for confirmations; None = not at all."""
-        return self.wait_s if self.wait_s is not None else WAIT_S if self.wait else None
+        """
+        How long to wait for confirmations; None = not at all.
+
+        Raises:
+            CommandError: --wait-for is no duration that may be waited for.
+        """
+        from sidecar.app.cli.moments import duration_within
+
+        if self.wait_for:
+            return duration_within("--wait-for", self.wait_for, WAIT_S_MAX)
+        return WAIT_S if self.wait else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +212,11 @@ class Invocation:
         """
         if self._client is None:
             from sidecar.app.cli.connecting import connect
+            from sidecar.app.cli.moments import duration_within
 
             given = self._connection
-            self._client = connect(given.server, given.token, given.token_file, given.ca, given.timeout_s)
+            timeout_s = duration_within("--timeout", given.timeout, TIMEOUT_S_MAX)
+            self._client = connect(given.server, given.token, given.token_file, given.ca, timeout_s)
         return self._client
 
     @property
@@ -262,11 +270,15 @@ class Invocation:
         """
         from sidecar.app.admin_client.client import path_to
         from sidecar.app.admin_client.failures import AdminCallError, Failure
+        from sidecar.domain.durations import format_duration
 
         asked = self._change or Change()
         query: dict[str, str | int | bool | None] = {}
+        wait_s: int | None = None
         if isinstance(asked, IntegrationChange):
-            query = {"dry_run": asked.dry_run or None, "wait_s": None if asked.dry_run else asked.waiting_s}
+            wait_s = None if asked.dry_run else asked.waiting_s
+            wait = format_duration(wait_s) if wait_s else None
+            query = {"dry_run": asked.dry_run or None, "wait": wait}
         reason = {"reason": asked.reason} if asked.reason else {}
         try:
             return self.client.change(
@@ -276,7 +288,7 @@ class Invocation:
                 query={**query, **reason} if in_query else query,
                 idempotency_key=self._key,
                 expected_generation=asked.expect if isinstance(asked, IntegrationChange) else None,
-                extra_s=float(query.get("wait_s") or 0),
+                extra_s=float(wait_s or 0),
             )
         except AdminCallError as error:
             if not error.may_have_happened:

@@ -12,7 +12,7 @@ from sidecar.app.cli.options import JsonOption
 if TYPE_CHECKING:
     from sidecar.app.conformance.program import Outcome, Plan
 
-SECONDS_MAX = 3_600.0
+DURATION_S_MAX = 3_600
 
 StoreOption: TypeAlias = Annotated[
     str,
@@ -36,17 +36,15 @@ LimitOption: TypeAlias = Annotated[
 BurstOption: TypeAlias = Annotated[
     int, typer.Option("--burst", min=1, max=1_000_000, help="Burst of each integration.")
 ]
-SecondsOption: TypeAlias = Annotated[
-    float, typer.Option("--seconds", min=0.5, max=SECONDS_MAX, help="How long to hammer.")
+DurationOption: TypeAlias = Annotated[
+    str, typer.Option("--duration", metavar="DURATION", help="How long to send requests, 1s to 1h.")
 ]
 KillOption: TypeAlias = Annotated[
-    float | None,
+    str,
     typer.Option(
         "--kill-worker-every",
-        metavar="SECONDS",
-        min=0.2,
-        max=SECONDS_MAX,
-        help="Kill one sidecar after another with SIGKILL, so often, and start it again.",
+        metavar="DURATION",
+        help="Kill one sidecar after another with SIGKILL at this interval, 1s to 1h, and start it again.",
     ),
 ]
 TargetOption: TypeAlias = Annotated[
@@ -81,8 +79,8 @@ def conformance(
     buckets: BucketsOption = 4,
     limit: LimitOption = 6_000,
     burst: BurstOption = 100,
-    seconds: SecondsOption = 10.0,
-    kill_worker_every: KillOption = None,
+    duration: DurationOption = "10s",
+    kill_worker_every: KillOption = "",
     target: TargetOption = None,
     key: KeysOption = None,
     connections: ConnectionsOption = 2,
@@ -98,17 +96,24 @@ def conformance(
     or could not be judged.
     """
     with telling_mistakes():
+        from sidecar.app.cli.moments import duration_within
         from sidecar.app.conformance.program import Plan
         from sidecar.app.conformance.run import Load
 
+        duration_s = duration_within("--duration", duration, DURATION_S_MAX)
+        kill_every_s = (
+            duration_within("--kill-worker-every", kill_worker_every, DURATION_S_MAX)
+            if kill_worker_every
+            else None
+        )
         plan = Plan(
             store=store,
-            load=Load(seconds, connections, in_flight),
+            load=Load(float(duration_s), connections, in_flight),
             limit_rpm=limit,
             burst=burst,
             sidecars=sidecars,
             buckets=buckets,
-            kill_every_s=kill_worker_every,
+            kill_every_s=kill_every_s,
             targets=tuple(target or ()),
             api_keys=tuple(key or ()) if target else (),
         )

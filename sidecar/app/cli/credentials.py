@@ -69,9 +69,9 @@ def rotate(
     The new key is alone on standard output, shown this once. 'credentials list' shows who still uses the
     old one.
     """
-    from sidecar.app.cli.moments import parse_duration
+    from sidecar.app.cli.moments import checked_duration
 
-    body = {"overlap_s": parse_duration("--overlap", overlap), **_moment(expires)}
+    body = {"overlap": checked_duration("--overlap", overlap), **_moment(expires)}
     answer = call.change("POST", "integrations", id, "credentials", credential, "rotate", body=body)
     call.tell_secret(answer, "api_key", f"The new API key of {id}")
 
@@ -109,7 +109,7 @@ def _expiry(expires: str) -> dict[str, Any]:
     if not expires:
         return {}
     when = parse_when("--expires", expires)
-    return {"expires_in_s": when.seconds} if isinstance(when, Duration) else {"expires_at": when.text}
+    return {"expires_in": when.text} if isinstance(when, Duration) else {"expires_at": when.text}
 
 
 def _moment(expires: str) -> dict[str, Any]:

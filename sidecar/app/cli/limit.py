@@ -55,7 +55,7 @@ def raise_limit(
     from sidecar.app.cli.moments import Duration, parse_when
 
     when = parse_when("--until", until)
-    end = {"for_s": when.seconds} if isinstance(when, Duration) else {"until": when.text}
+    end = {"duration": when.text} if isinstance(when, Duration) else {"until": when.text}
     body = {"rate_limit_rpm": rpm, **end, **({} if burst is None else {"burst": burst})}
     call.tell_change(call.change("POST", "integrations", id, "limit", "raise", body=body))
 

@@ -19,6 +19,11 @@ class Duration:
 
     seconds: int
 
+    @property
+    def text(self) -> str:
+        """As the API takes it."""
+        return durations.format_duration(self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -46,6 +51,30 @@ def parse_duration(option: str, text: str) -> int:
         return durations.parse_duration(text)
     except durations.DurationError as error:
         raise CommandError(f"{option} {error}", EXIT_USAGE) from None
+
+
+def checked_duration(option: str, text: str) -> str:
+    """
+    A duration as the API takes it.
+
+    Raises:
+        CommandError: see `parse_duration`.
+    """
+    return durations.format_duration(parse_duration(option, text))
+
+
+def duration_within(option: str, text: str, longest_s: int) -> int:
+    """
+    Seconds of a duration of at least one second.
+
+    Raises:
+        CommandError: it is none, shorter, or longer than *longest_s*.
+    """
+    seconds = parse_duration(option, text)
+    if not 1 <= seconds <= longest_s:
+        longest = durations.format_duration(longest_s)
+        raise CommandError(f"{option} is {text}; it must be 1s to {longest}", EXIT_USAGE)
+    return seconds
 
 
 def parse_when(option: str, text: str) -> Moment | Duration:

@@ -38,8 +38,8 @@ def rotate(
     ] = "0",
 ) -> None:
     """Replace the signing secret; the new one is alone on standard output, shown this once."""
-    from sidecar.app.cli.moments import parse_duration
+    from sidecar.app.cli.moments import checked_duration
 
-    body = {"overlap_s": parse_duration("--overlap", overlap)}
+    body = {"overlap": checked_duration("--overlap", overlap)}
     answer = call.change("POST", "integrations", id, "webhook-secret", "rotate", body=body)
     call.tell_secret(answer, "secret", f"The new webhook secret of {id}")

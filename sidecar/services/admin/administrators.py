@@ -105,7 +105,7 @@ def _issue(given: _Given) -> a.AdminCommand:
 ROWS: tuple[AccountRow, ...] = (
     AccountRow(
         a.CreateAdministrator, "POST", "/v1/administrators", "Make an account, with its first token",
-        b.NewAdministrator, _create, "token_expires_in_s", 201,
+        b.NewAdministrator, _create, "token_expires_in", 201,
         ({"id": "bob", "name": "Bob", "role": "operator"},),
     ),
     AccountRow(
@@ -119,7 +119,7 @@ ROWS: tuple[AccountRow, ...] = (
     ),
     AccountRow(
         a.IssueToken, "POST", ACCOUNT + "/tokens", "Give an account one more token, shown once",
-        b.TokenTerms, _issue, "expires_in_s", 201, ({"expires_in_s": 2_592_000},),
+        b.TokenTerms, _issue, "expires_in", 201, ({"expires_in": "30d"},),
     ),
     AccountRow(
         a.RevokeToken, "DELETE", ACCOUNT + "/tokens/{token_id}", "End a token at once", None,

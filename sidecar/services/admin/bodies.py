@@ -7,23 +7,23 @@ answers; the bounds that stand here in `json_schema_extra` only tell readers of 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from sidecar.domain.administrators import ADMINISTRATOR_ID, TOKEN_LIFETIME_MAX_US
+from sidecar.domain.administrators import ADMINISTRATOR_ID
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
 from sidecar.domain.bucket import BURST_MAX, LIMIT_RPM_MAX
+from sidecar.domain.durations import FORM, format_duration, parse_duration
 from sidecar.domain.integrations import (
     ALLOWLIST_ENTRIES_MAX,
     CREDENTIALS_MAX,
     DEFAULT_LIMIT_RPM,
     INTEGRATION_ID,
 )
-from sidecar.domain.lifecycle.credentials import OVERLAP_MAX_US
-from sidecar.domain.lifecycle.limits import RAISE_MAX_US, SCOPES_MAX
+from sidecar.domain.lifecycle.limits import SCOPES_MAX
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, REASON_LENGTH_MAX
-from sidecar.services.admin.times import SECOND_US, parse_time
+from sidecar.services.admin.times import parse_time
 from sidecar.services.admin.views import PolicyWord, RoleWord
 from sidecar.stores.registry.protocol import PAGE_MAX
 
@@ -46,6 +46,20 @@ def _moment(value: object) -> object:
 
 def _not_text(value: object) -> object:
     raise ValueError("write a moment with its offset as text, such as 2026-12-01T00:00:00Z")
+
+
+def _duration(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"write a duration as text: {FORM}")
+    return parse_duration(value)
+
+
+def _duration_like(example: str, default: int | None = None) -> tuple[BeforeValidator, WithJsonSchema]:
+    """What makes seconds a duration in the API; the schema shows *example* and *default* as text."""
+    schema: dict[str, Any] = {"type": "string", "examples": [example]}
+    if default is not None:
+        schema["default"] = format_duration(default)
+    return BeforeValidator(_duration), WithJsonSchema(schema)
 
 
 def _number(value: object) -> object:
@@ -82,7 +96,10 @@ Scopes = Annotated[list[str], _documented(maxItems=SCOPES_MAX, examples=[["order
 Entries = Annotated[list[str], _documented(maxItems=ALLOWLIST_ENTRIES_MAX, examples=[["192.0.2.0/24"]])]
 LimitRpm = Annotated[Count, _documented(minimum=1, maximum=LIMIT_RPM_MAX)]
 Burst = Annotated[Count, _documented(minimum=1, maximum=BURST_MAX)]
-OverlapS = Annotated[Count, _documented(maximum=OVERLAP_MAX_US // SECOND_US)]
+OverlapTime: TypeAlias = Annotated[int, *_duration_like("24h", default=0)]
+RaiseTime: TypeAlias = Annotated[int, *_duration_like("2h")]
+Lifetime: TypeAlias = Annotated[int, *_duration_like("90d")]
+TokenLifetime: TypeAlias = Annotated[int, *_duration_like("90d", default=TOKEN_DAYS * DAY_S)]
 _DECIMAL = BeforeValidator(_number)
 """Stands last, so that the bounds before it stay in the schema."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
@@ -160,20 +177,20 @@ class TemporaryLimit(Limit):
     """A higher limit, until a moment or for a time: one of the two."""
 
     until: Moment | None = None
-    for_s: Annotated[Count, _documented(minimum=1, maximum=RAISE_MAX_US // SECOND_US)] | None = None
+    duration: RaiseTime | None = None
 
 
 class CredentialTerms(Body):
     """When the new API key ends: at a moment, after a time, or never."""
 
     expires_at: Moment | None = None
-    expires_in_s: Count | None = None
+    expires_in: Lifetime | None = None
 
 
 class RotationTerms(Body):
     """How long the old API key works on, and when the new one ends."""
 
-    overlap_s: OverlapS = 0
+    overlap: OverlapTime = 0
     expires_at: Moment | None = None
 
 
@@ -186,7 +203,7 @@ class Expiry(Body):
 class Overlap(Body):
     """How long the old secret signs along."""
 
-    overlap_s: OverlapS = 0
+    overlap: OverlapTime = 0
 
 
 class StorePolicy(Body):
@@ -201,9 +218,7 @@ class NewAdministrator(Body):
     id: AdministratorId
     name: Name
     role: RoleWord
-    token_expires_in_s: Annotated[
-        Count, _documented(minimum=1, maximum=TOKEN_LIFETIME_MAX_US // SECOND_US)
-    ] = TOKEN_DAYS * DAY_S
+    token_expires_in: TokenLifetime = TOKEN_DAYS * DAY_S
 
 
 class RoleChange(Body):
@@ -215,9 +230,7 @@ class RoleChange(Body):
 class TokenTerms(Body):
     """When the new token ends."""
 
-    expires_in_s: Annotated[Count, _documented(minimum=1, maximum=TOKEN_LIFETIME_MAX_US // SECOND_US)] = (
-        TOKEN_DAYS * DAY_S
-    )
+    expires_in: TokenLifetime = TOKEN_DAYS * DAY_S
 
 
 class GivenCredential(BaseModel):
@@ -243,14 +256,15 @@ class ChangeQuery(Query):
     """How to make a change: only tried, or waited for."""
 
     dry_run: Annotated[Switch, Field(description="Change nothing; answer as if it had been done.")] = False
-    wait_s: Annotated[
+    wait: Annotated[
         int,
         Field(
             ge=0,
             le=WAIT_S_MAX,
-            description="Answer once every live sidecar has confirmed, or after this time.",
+            description="Answer once every live sidecar has confirmed, or after this time; at most 60s.",
         ),
-        _DECIMAL,
+        BeforeValidator(_duration),
+        WithJsonSchema({"type": "string", "examples": ["10s"], "default": "0s"}),
     ] = 0
 
 

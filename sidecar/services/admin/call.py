@@ -175,7 +175,7 @@ class Call:
         """A digest of what was asked for: how long to wait for it is no part of that."""
         if self._digest:
             return self._digest
-        query = sorted(item for item in self.request.query_params.multi_items() if item[0] != "wait_s")
+        query = sorted(item for item in self.request.query_params.multi_items() if item[0] != "wait")
         asked = [
             self.request.method,
             self.request.url.path,

@@ -132,13 +132,13 @@ def _set_limit(given: Given) -> c.Command:
 
 def _raise_limit(given: Given) -> c.Command:
     body = given.body
-    until_us = one_end("until", body.until, "for_s", body.for_s, given.now_us)
+    until_us = one_end("until", body.until, "duration", body.duration, given.now_us)
     if until_us is None:
         raise refusal(
             Code.INVALID_VALUE,
             "until",
             "a temporary raise needs an end",
-            "send 'until' with a moment, or 'for_s' with a time",
+            "send 'until' with a time such as 2026-12-01T00:00Z, or 'duration' such as 2h",
         )
     return c.RaiseLimit(**given.on, rate_limit_rpm=body.rate_limit_rpm, until_us=until_us, burst=body.burst)
 
@@ -152,7 +152,7 @@ def _rotate(given: Given) -> c.Command:
         **given.on,
         credential_id=given.credential_id,
         credential=given.credentials[0],
-        overlap_us=given.body.overlap_s * SECOND_US,
+        overlap_us=given.body.overlap * SECOND_US,
     )
 
 
@@ -169,7 +169,7 @@ def _generate_secret(given: Given) -> c.Command:
 
 def _rotate_secret(given: Given) -> c.Command:
     assert given.secret is not None  # the row draws one
-    return c.RotateWebhookSecret(**given.on, secret=given.secret, overlap_us=given.body.overlap_s * SECOND_US)
+    return c.RotateWebhookSecret(**given.on, secret=given.secret, overlap_us=given.body.overlap * SECOND_US)
 
 
 def one_end(at_name: str, at_us: int | None, in_name: str, in_s: int | None, now_us: int) -> int | None:
@@ -253,7 +253,7 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit for a time",
         b.TemporaryLimit, _raise_limit, b.TemporaryLimit,
-        examples=({"rate_limit_rpm": 3000, "for_s": 7200},),
+        examples=({"rate_limit_rpm": 3000, "duration": "2h"},),
     ),
     ChangeRow(
         c.EndLimitRaise, "POST", INTEGRATION + "/limit/end-raise", "limit",
@@ -269,12 +269,12 @@ ROWS: tuple[ChangeRow, ...] = (
         c.IssueCredential, "POST", INTEGRATION + "/credentials/issue", "credentials",
         "Issue an API key, shown once",
         b.CredentialTerms, lambda given: c.IssueCredential(**given.on, credential=given.credentials[0]),
-        b.ReasonOnly, Draws.API_KEY, 201, ({"expires_in_s": 7_776_000},),
+        b.ReasonOnly, Draws.API_KEY, 201, ({"expires_in": "90d"},),
     ),
     ChangeRow(
         c.RotateCredential, "POST", CREDENTIAL + "/rotate", "credentials",
         "Issue an API key, shown once, in place of another, which works on for an overlap",
-        b.RotationTerms, _rotate, b.Overlap, Draws.API_KEY, 201, ({"overlap_s": 86_400},),
+        b.RotationTerms, _rotate, b.Overlap, Draws.API_KEY, 201, ({"overlap": "24h"},),
     ),
     ChangeRow(
         c.RevokeCredential, "POST", CREDENTIAL + "/revoke", "credentials",
@@ -295,7 +295,7 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.RotateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/rotate", "webhook_secrets",
         "Replace the webhook signing secret, shown once; the old one signs along for an overlap",
-        b.Overlap, _rotate_secret, None, Draws.WEBHOOK_SECRET, 201, ({"overlap_s": 86_400},),
+        b.Overlap, _rotate_secret, None, Draws.WEBHOOK_SECRET, 201, ({"overlap": "24h"},),
     ),
 )  # fmt: skip
 

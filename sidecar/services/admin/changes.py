@@ -94,13 +94,13 @@ async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: An
         if query.dry_run:
             return await _try(plane, call, made, expected_generation)
         request = ChangeRequest(made.command, call.actor, call.context(), expected_generation)
-        if query.wait_s:
+        if query.wait:
             call.take_long()
         committed = await plane.registry.apply(request)
     except RefusedError as error:
         names = _CREATE_NAMES if row.command is CreateIntegration else FIELD_NAMES
         raise ProblemError(refused(error, names)) from None
-    return await _committed(row, plane, call, made, committed, query.wait_s)
+    return await _committed(row, plane, call, made, committed, query.wait)
 
 
 async def _try(plane: ControlPlane, call: Call, made: _Made, expected_generation: int | None) -> Response:
@@ -222,8 +222,8 @@ def _expiry(row: ChangeRow, given: Given) -> int | None:
     if row.command is CreateIntegration:
         at_us: int | None = body.credential_expires_at
         return at_us
-    in_s = getattr(body, "expires_in_s", None)
-    return one_end("expires_at", body.expires_at, "expires_in_s", in_s, given.now_us)
+    in_s = getattr(body, "expires_in", None)
+    return one_end("expires_at", body.expires_at, "expires_in", in_s, given.now_us)
 
 
 def _webhook_secrets_off() -> ProblemError:

@@ -86,7 +86,7 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
     """Make the changes, or try each against what is stored now."""
     call.note(action="changes", count=len(body.changes))
     requests = await _requests(plane, call, body.changes)
-    if query.wait_s:
+    if query.wait:
         call.take_long()
     made = await (_tried(plane, requests) if query.dry_run else _applied(plane, requests))
     positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
@@ -100,8 +100,8 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
         "is_durable": is_durable,
         "took_ms": call.took_ms,
     }
-    if query.wait_s and not query.dry_run:
-        view["confirmation"] = await confirm(plane, call, positions, query.wait_s)
+    if query.wait and not query.dry_run:
+        view["confirmation"] = await confirm(plane, call, positions, query.wait)
         view["took_ms"] = call.took_ms
     refused_count = sum(isinstance(one, RefusedError) for one in made)
     call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force, is_durable=is_durable)

@@ -67,7 +67,7 @@ class ApiCode(Enum):
 FIELD_NAMES: Mapping[str, str] = {
     "expires_at_us": "expires_at",
     "until_us": "until",
-    "overlap_us": "overlap_s",
+    "overlap_us": "overlap",
     "expected_generation": "If-Match",
     "idempotency_key": "Idempotency-Key",
     "administrator_id": "id",

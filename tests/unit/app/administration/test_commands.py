@@ -192,7 +192,7 @@ def test_wait__says_who_has_confirmed(api: Served) -> None:
     assert quick.exit_code == 0
     assert re.search(r"^in force on 0 sidecars after \d+ ms$", quick.stdout, re.MULTILINE)
     api.announce("sidecar-1", Revision((1,)))
-    slow = api.run("scopes", "add", "waited", "orders:read", "--wait-s", "1")
+    slow = api.run("scopes", "add", "waited", "orders:read", "--wait-for", "1s")
     assert slow.exit_code == 5
     assert "by 1 of 1 sidecar: sidecar-1; 'sidecar sidecars' shows how they stand" in slow.stdout
     assert record_of(api, "waited")["scopes"] == ["orders:read"]
@@ -342,7 +342,7 @@ def test_changes__print_the_answer_as_json(shared_api: Served) -> None:
 def test_changes__one_without_an_answer_can_be_repeated(shared_api: Served) -> None:
     """Whoever gets no answer is told that it may have happened, and how to repeat it as the same change."""
     with Scripted(SILENCE) as server:
-        lost = shared_api.run("limit", "set", "any", "10", "--timeout-s", "0.2", SIDECAR_SERVER=server.url)
+        lost = shared_api.run("limit", "set", "any", "10", "--timeout", "1s", SIDECAR_SERVER=server.url)
     assert lost.exit_code == 1
     found = re.search(r"it may have happened all the same: .*--idempotency-key ([0-9a-f]{32}),", lost.stderr)
     assert found

@@ -22,7 +22,7 @@ TERMS = Terms(600, 10, 10)
     [
         ((), "--store says where"),
         (("--target", "127.0.0.1:1"), "add --key"),
-        (("--target", "127.0.0.1:1", "--key", "k", "--kill-worker-every", "1"), "leave --target out"),
+        (("--target", "127.0.0.1:1", "--key", "k", "--kill-worker-every", "1s"), "leave --target out"),
         (("--store", "memcached://x"), "memcached"),
         (("--store", "redis://127.0.0.1:1?password_env=NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE"),
     ],

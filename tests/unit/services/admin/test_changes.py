@@ -37,7 +37,7 @@ HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
     "allowlist.enable": ((("ann", "/allowlist/disable", {}),), "/allowlist/enable", {}, "on"),
     "allowlist.disable": ((), "/allowlist/disable", {}, "off"),
     "limit.set": ((), "/limit/set", {"rate_limit_rpm": 120, "burst": 10}, "set the limit to 120"),
-    "limit.raise": ((), "/limit/raise", {"rate_limit_rpm": 600, "for_s": 7200}, "raised the limit to 600"),
+    "limit.raise": ((), "/limit/raise", {"rate_limit_rpm": 600, "duration": "2h"}, "raised the limit to 600"),
     "limit.end_raise": (
         (("ann", "/limit/raise", {"rate_limit_rpm": 600, "until": LATER}),),
         "/limit/end-raise",
@@ -45,8 +45,8 @@ HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
         "ended the temporary raise",
     ),
     "store_error.set": ((), "/on-store-error", {"policy": "local"}, "local"),
-    "credential.issue": ((), "/credentials/issue", {"expires_in_s": 3600}, "issued credential"),
-    "credential.rotate": ((), "/credentials/{key}/rotate", {"overlap_s": 3600}, "rotated credential"),
+    "credential.issue": ((), "/credentials/issue", {"expires_in": "1h"}, "issued credential"),
+    "credential.rotate": ((), "/credentials/{key}/rotate", {"overlap": "1h"}, "rotated credential"),
     "credential.revoke": ((), "/credentials/{key}/revoke", {}, "revoked credential"),
     "credential.set_expiry": (
         (),
@@ -58,7 +58,7 @@ HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
     "webhook_secret.rotate": (
         (("ann", "/webhook-secret/generate", {}),),
         "/webhook-secret/rotate",
-        {"overlap_s": 3600},
+        {"overlap": "1h"},
         "rotated webhook secret",
     ),
 }
@@ -177,7 +177,7 @@ def test_changes__a_suspension_is_shown_with_its_author(world: World) -> None:
 def test_changes__a_raise_is_shown_while_it_lasts(world: World) -> None:
     """It reverts by itself, and the views follow the clock."""
     world.create()
-    shown = world.change(f"{ACME}/limit/raise", {"rate_limit_rpm": 600, "for_s": 3600})["integration"]
+    shown = world.change(f"{ACME}/limit/raise", {"rate_limit_rpm": 600, "duration": "1h"})["integration"]
     assert (shown["effective_limit_rpm"], shown["rate_limit_rpm"]) == (600, 60)
     assert shown["limit_raise"] == {
         "rate_limit_rpm": 600,
@@ -205,7 +205,13 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("/limit/set", {}, 422, "invalid_value", "rate_limit_rpm"),
     ("/limit/set", {"rate_limit_rpm": 60, "bust": 5}, 422, "invalid_value", "bust"),
     ("/limit/raise", {"rate_limit_rpm": 600}, 422, "invalid_value", "until"),
-    ("/limit/raise", {"rate_limit_rpm": 600, "until": LATER, "for_s": 5}, 422, "invalid_value", "for_s"),
+    (
+        "/limit/raise",
+        {"rate_limit_rpm": 600, "until": LATER, "duration": "5s"},
+        422,
+        "invalid_value",
+        "duration",
+    ),
     ("/limit/raise", {"rate_limit_rpm": 600, "until": "2020-01-01T00:00Z"}, 422, "invalid_value", "until"),
     ("/limit/raise", {"rate_limit_rpm": 600, "until": "2025-12-01T00:00:00"}, 422, "invalid_value", "until"),
     ("/limit/raise", {"rate_limit_rpm": 600, "until": 1764000000}, 422, "invalid_value", "until"),
@@ -216,9 +222,9 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("/allowlist/add", {"entries": ["10.0.0.1/8"]}, 422, "invalid_value", "entries[0]"),
     ("/allowlist/remove", {"entries": ["10.0.0.0/8"]}, 404, "entry_unknown", "entries"),
     ("/credentials/issue", {"expires_at": "2020-01-01T00:00Z"}, 422, "invalid_value", "expires_at"),
-    ("/credentials/issue", {"expires_at": LATER, "expires_in_s": 9}, 422, "invalid_value", "expires_in_s"),
+    ("/credentials/issue", {"expires_at": LATER, "expires_in": "9s"}, 422, "invalid_value", "expires_in"),
     ("/credentials/nosuch/revoke", {}, 404, "credential_unknown", "credential_id"),
-    ("/webhook-secret/rotate", {"overlap_s": 31 * 86_400}, 422, "invalid_value", "overlap_s"),
+    ("/webhook-secret/rotate", {"overlap": "31d"}, 422, "invalid_value", "overlap"),
     ("/suspend", {}, 422, "reason_required", "reason"),
     ("/suspend", {"reason": "  "}, 422, "reason_required", "reason"),
     ("/suspend", {"reason": "x" * 501}, 422, "invalid_value", "reason"),
@@ -412,7 +418,7 @@ def test_changes__a_key_that_is_issued_is_the_one_on_record(world: World) -> Non
         == first["integration"]["credentials"][0]["id"]
     )
     path = f"{ACME}/credentials/{first['credential_id']}/rotate"
-    second = world.change(path, {"overlap_s": 3600, "expires_at": LATER})
+    second = world.change(path, {"overlap": "1h", "expires_at": LATER})
     old, new = second["integration"]["credentials"]
     assert (old["state"], old["replaced_by"], new["state"]) == (
         "overlapping",

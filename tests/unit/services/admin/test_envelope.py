@@ -123,7 +123,7 @@ def test_envelope__what_follows_a_commit_cannot_unmake_it(
     """That nobody can be asked whether they follow is no failure of the change."""
     world.create()
     monkeypatch.setattr(world.registry, "live_sidecars", failing(RegistryUnavailableError("away")))
-    view = world.change(f"{ACME}/suspend?wait_s=5", {"reason": "x"})
+    view = world.change(f"{ACME}/suspend?wait=5s", {"reason": "x"})
     assert view["is_change"] and view["integration"]["status"] == "suspended"
     assert (view["confirmation"]["is_complete"], view["confirmation"]["waiting_for"]) == (False, [])
 
@@ -195,9 +195,9 @@ def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:
     world.create()
     before = world.revision()
     world.app = build_api(world.plane, long_calls_max=0)
-    world.refused(503, "overloaded", world.call("POST", f"{ACME}/suspend?wait_s=1", {"reason": "x"}))
+    world.refused(503, "overloaded", world.call("POST", f"{ACME}/suspend?wait=1s", {"reason": "x"}))
     changes = {"changes": [{"action": "integration.delete", "integration_id": "acme"}]}
-    world.refused(503, "overloaded", world.call("POST", "/v1/changes?wait_s=1", changes))
+    world.refused(503, "overloaded", world.call("POST", "/v1/changes?wait=1s", changes))
     for path in ("/v1/audit/export", "/v1/audit/verify"):
         world.refused(503, "overloaded", world.call("GET", path))
     assert world.revision() == before
@@ -220,9 +220,7 @@ def test_confirmation__ends_when_every_live_sidecar_has_followed(world: World) -
     world.run(world.registry.announce("two", Revision((0,))))
 
     async def scene() -> httpx.Response:
-        suspending = asyncio.ensure_future(
-            world.calling("POST", f"{ACME}/suspend?wait_s=60", {"reason": "x"})
-        )
+        suspending = asyncio.ensure_future(world.calling("POST", f"{ACME}/suspend?wait=60s", {"reason": "x"}))
         while (await world.registry.revision()).sequences[0] < 6:  # noqa: ASYNC110 - a commit has no event
             await asyncio.sleep(0)
         assert not suspending.done()
@@ -248,7 +246,7 @@ def test_confirmation__at_the_timeout_it_names_who_lags(world: World) -> None:
 def test_confirmation__nobody_alive_has_nothing_to_confirm(world: World) -> None:
     """No sidecar decides, so none decides by what was before; the number says that it was none."""
     world.create()
-    view = world.change(f"{ACME}/suspend?wait_s=60", {"reason": "x"})
+    view = world.change(f"{ACME}/suspend?wait=60s", {"reason": "x"})
     assert (view["confirmation"]["is_complete"], view["confirmation"]["sidecars"]) == (True, 0)
 
 
@@ -258,12 +256,12 @@ def test_confirmation__the_last_position_of_each_partition_is_enough() -> None:
     assert latest(positions) == (Position(0, 3), Position(1, 9))
 
 
-@pytest.mark.parametrize("wait_s", ["61", "-1", "1.5", "soon"])
-def test_confirmation__the_wait_is_bounded(world: World, wait_s: str) -> None:
+@pytest.mark.parametrize("wait", ["61s", "-1s", "1.5s", "soon", "60"])
+def test_confirmation__the_wait_is_bounded(world: World, wait: str) -> None:
     """Up to a minute, in whole seconds."""
     world.create()
-    answer = world.call("POST", f"{ACME}/suspend?wait_s={wait_s}", {"reason": "x"})
-    assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "wait_s"
+    answer = world.call("POST", f"{ACME}/suspend?wait={wait}", {"reason": "x"})
+    assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "wait"
 
 
 def counted(world: World, route: str, method: str, status: str) -> int:

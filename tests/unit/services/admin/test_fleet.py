@@ -111,7 +111,7 @@ def test_fleet__a_suspension_waits_for_the_partition_it_is_in(fleet: World) -> N
     revision = fleet.run(fleet.registry.revision())
     ahead = Revision(tuple(sequence + 1 for sequence in revision.sequences))
     fleet.run(fleet.registry.announce("ahead", ahead))
-    view = fleet.change("/v1/integrations/int-5/suspend?wait_s=60", {"reason": "x"})
+    view = fleet.change("/v1/integrations/int-5/suspend?wait=60s", {"reason": "x"})
     assert (view["confirmation"]["is_complete"], view["confirmation"]["sidecars"]) == (True, 1)
     partition = int(view["position"].split(".")[0])
     behind = tuple(n - (place == partition) for place, n in enumerate(ahead.sequences))

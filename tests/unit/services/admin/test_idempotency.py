@@ -57,7 +57,7 @@ def test_idempotency__another_request_under_the_key_is_refused(
 def test_idempotency__how_long_to_wait_is_no_part_of_the_request(world: World) -> None:
     """Who was cut off while waiting asks again without the wait, or with another."""
     world.create()
-    world.change(f"{ACME}/suspend?wait_s=1", {"reason": "x"}, headers=KEY)
+    world.change(f"{ACME}/suspend?wait=1s", {"reason": "x"}, headers=KEY)
     again = world.call("POST", f"{ACME}/suspend", {"reason": "x"}, headers=KEY)
     assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
     assert world.get(ACME)["generation"] == 2

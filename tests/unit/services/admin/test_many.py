@@ -78,7 +78,7 @@ def test_many__keys_are_given_by_their_public_half(world: World) -> None:
             "action": "credential.rotate",
             "integration_id": "acme",
             "credential_id": "first",
-            "overlap_s": 60,
+            "overlap": "60s",
             "credential": {"id": "third", "digest": digest("third")},
         },
     )

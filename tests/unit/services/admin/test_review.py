@@ -61,7 +61,7 @@ def test_review__age_counts_from_day_ninety_one(world: World) -> None:
     """A key older than ninety days, and one not used for as long."""
     key = world.create(credential_expires_at="2026-12-01T00:00:00Z")["credential_id"]
     use(world, key)
-    lasting = world.change("/v1/administrators/audrey/tokens", {"expires_in_s": 31_000_000})["token"]
+    lasting = world.change("/v1/administrators/audrey/tokens", {"expires_in": "350d"})["token"]
     headers = {"Authorization": f"Bearer {lasting}"}
     world.clock.advance(90 * DAY_US)
     assert world.get("/v1/review", "", headers=headers)["items"][0]["flags"] == []

@@ -50,6 +50,7 @@ _SERVICE_LINK = re.compile(
 
 _IPV6_FIRST = re.compile(r"\[[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:%[^]]*)?\]")
 """An address such as '[::]:9194' begins like a list."""
+_IPV6_UNQUOTED = re.compile(rf"(?<!['\"]){_IPV6_FIRST.pattern}:\d")
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """A dotted path in parts: ('listen', 'grpc', 0)."""
@@ -129,13 +130,21 @@ def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
     except UnicodeDecodeError:
         faults.add(None, "", "is not UTF-8 text; save it as UTF-8")
     except YamlError as error:
-        faults.add(error.line, "", error.problem)
+        faults.add(error.line, "", error.problem + _address_hint(content, error.line))
     else:
         if isinstance(root, YamlMap):
             tree.values = _plain(root, (), tree, faults)
         elif root is not None:
             faults.add(root.line, "", "must hold settings, one 'key: value' a line")
     return tree
+
+
+def _address_hint(content: bytes, line: int) -> str:
+    """What to add about a YAML mistake at *line*: an IPv6 address without quotes begins like a list."""
+    lines = content.splitlines()[max(0, line - 2) : line]
+    if any(_IPV6_UNQUOTED.search(text.decode(errors="replace")) for text in lines):
+        return "; put an IPv6 address in quotes: '[::]:9194'"
+    return ""
 
 
 def _plain(node: YamlNode, path: KeyPath, tree: ConfigTree, faults: FaultList) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -55,6 +56,24 @@ def test_reload__needs_no_signal(own_stack: Stack) -> None:
     eventually(lambda: reloads(own_stack, "ok") == 1, what="the change is seen")
     refused = own_stack.get("/v1/inventory/42", reader)
     assert (refused.status, refused.json()["reason"]) == (403, "scope_missing")
+
+
+def test_reload__a_suspension_written_while_no_descriptor_was_free(own_stack: Stack) -> None:
+    """A suspension that could not be read is in force once descriptors are back, without a change."""
+    reader, sidecar = own_stack.people.reader, own_stack.sidecar
+    assert own_stack.get("/v1/inventory/42", reader).status == 200
+    limits = resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    reader.fields["status"] = "suspended"
+    write_registry(own_stack.registry, own_stack.people.registered)
+    eventually(lambda: "file cannot be read" in sidecar.printed(), what="the begin of the episode is logged")
+    assert own_stack.get("/v1/inventory/42", reader).status == 200
+    resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, limits)
+    eventually(
+        lambda: own_stack.get("/v1/inventory/42", reader).status == 403, what="the suspension is in force"
+    )
+    assert sidecar.printed().count("file cannot be read") == 1
+    assert sidecar.printed().count("file can be read again") == 1
 
 
 def test_reload__a_removed_key_is_unknown(own_stack: Stack) -> None:

@@ -30,7 +30,15 @@ from sidecar.stores.registry.protocol import RegistryError
 CALL = "sidecar.call"
 """Where the call stands in the ASGI scope."""
 
+NO_REGISTRY = (
+    "the store that holds the registry (Redis, or the SQLite file) cannot be used now, so no token can be"
+    " checked; nothing was changed: see /readyz and the sidecar's log, mend the store, and retry"
+)
+"""What callers are told before they are known."""
+
 _LOG = logging.getLogger(__name__)
+_LOG_OF_REFUSALS = logging.getLogger(f"{__name__}.refusals")
+"""Has a budget of its own: strangers must not crowd out the changes of administrators."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -89,10 +97,16 @@ class Envelope:
     async def _fail(self, call: Call, error: Exception, answer: _Answer) -> None:
         problem = problem_of(error, call.is_change)
         if isinstance(error, RegistryError):
-            log_event(_LOG, logging.WARNING, "the registry failed a call", error=str(error))
+            log_event(
+                _LOG,
+                logging.WARNING,
+                "the registry failed a call",
+                request_id=call.request_id,
+                source=call.source,
+                error=str(error),
+            )
             if call.caller is None and problem is not None:
-                # Where the registry is and what ails it is nothing for strangers.
-                problem = replace(problem, detail="the registry cannot tell whose token this is: try again")
+                problem = replace(problem, detail=NO_REGISTRY)  # its address is nothing for strangers
         if problem is None:
             _LOG.error("a call of the admin API failed, request %s", call.request_id, exc_info=error)
             problem = own_fault(call.is_change)
@@ -163,8 +177,22 @@ def _require_plain_path(scope: Scope) -> None:
 
 
 def _log_change(call: Call, status: int | None) -> None:
-    """One line for each call that was meant to change something, by somebody who was let in."""
+    """
+    One line for each call that was meant to change something, by somebody who was let in.
+
+    Other calls get one when they fail: their callers are told a request id, which must lead somewhere.
+    """
     if not call.is_change or call.caller is None:
+        if status is not None and status >= 400:
+            log_event(
+                _LOG_OF_REFUSALS,
+                logging.INFO,
+                "admin API call refused",
+                status=status,
+                source=call.source,
+                request_id=call.request_id,
+                **call.noted,
+            )
         return
     actor = call.caller.actor
     log_event(

@@ -71,6 +71,25 @@ def test_envelope__a_fault_of_the_registry_is_told_as_such(
     assert "may_have_happened" not in world.refused(status, code, world.call("GET", ACME))
 
 
+def test_envelope__each_failed_call_is_in_the_log_by_its_request_id(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused or failed, read or change, by a stranger or not: what the caller was told is found there."""
+    world.create()
+    with caplog.at_level(logging.INFO):
+        answers = [
+            world.call("GET", "/v1/integrations/nobody"),
+            world.call("POST", f"{ACME}/limit/set", {}),
+            world.call("GET", ACME, who=""),
+        ]
+        error = RegistryUnavailableError("the store is away")
+        monkeypatch.setattr(world.registry, "token_holder", failing(error))
+        answers += [world.call("GET", ACME), world.call("POST", f"{ACME}/limit/set", {"rate_limit_rpm": 5})]
+    logged = {vars(record).get("event_fields", {}).get("request_id") for record in caplog.records}
+    assert all(answer.status_code >= 400 for answer in answers)
+    assert {answer.headers["X-Request-Id"] for answer in answers} <= logged
+
+
 def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

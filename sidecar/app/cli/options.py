@@ -37,7 +37,7 @@ HeaderOption: TypeAlias = Annotated[
 ]
 ScopeOption: TypeAlias = Annotated[
     str,
-    typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy's route asks for, if any."),
+    typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy states, or 'none'."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 MethodArgument: TypeAlias = Annotated[str, typer.Argument(metavar="METHOD", help="Such as GET.")]

@@ -261,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None or exchange.is_body_whole:
             return
         if self._is_continue_due and not exchange.is_begun:
-            self._transport.write(_CONTINUE)
+            self._write(_CONTINUE)
         self._is_continue_due = False
         self._core.queue.add(self)
 
@@ -299,6 +299,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # The answer.
 
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():  # else `connection_lost` is about to be called
+            self._transport.write(data)
+
     def trust(self) -> None:
         """See `Wire.trust`."""
         if self._exchange is not None and not self._is_trusted:
@@ -332,7 +336,7 @@ class Connection(asyncio.BufferedProtocol):
         data = self._pending_head + data
         self._pending_head = b""
         if data:
-            self._transport.write(data)
+            self._write(data)
         if self._phase is _Phase.CLOSED:
             return  # the write passed the bound of all unsent answers
         self._exchange.is_writable = self._is_writable
@@ -377,7 +381,7 @@ class Connection(asyncio.BufferedProtocol):
                 (b"content-type", response.content_type.encode()),
                 (b"content-length", str(len(response.body)).encode()),
             )
-            self._transport.write(head_bytes(response.status, headers, time.time(), True) + response.body)
+            self._write(head_bytes(response.status, headers, time.time(), True) + response.body)
             self._end("bad_request")
         elif exchange.is_begun:
             self.abort("bad_request")
@@ -439,10 +443,14 @@ class Connection(asyncio.BufferedProtocol):
         core.idle[self] = None
         limits = core.limits
         self._set_deadline(limits.linger_s if self._is_writable else limits.write_timeout_s, "ending")
-        if self._is_eof or not self._transport.can_write_eof():
+        if self._is_eof or self._transport.is_closing() or not self._transport.can_write_eof():
             self._transport.close()
-        else:
+            return
+        try:
             self._transport.write_eof()
+        except OSError:  # asyncio's own transports: the peer has reset the connection
+            self.abort(reason)
+        else:
             core.queue.add(self)
 
     def _close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from sidecar.transports.http1.core import READ_BYTES
@@ -262,6 +264,19 @@ def test_end__the_handler_is_told() -> None:
         assert changes == [True]
         handler.answer()
         assert rig.core._requests == 0 and rig.core.connections == {}
+
+
+def test_end__of_a_connection_that_the_peer_has_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some transports learn of it when the end is to be said: then it has ended."""
+
+    def reset() -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    rig = HttpRig()
+    client = rig.connect()
+    monkeypatch.setattr(client.transport, "write_eof", reset)
+    client.say(b"GET / HTTP/1.0\r\n\r\n")
+    assert rig.closed_for == {"served": 1} and rig.core.connections == {}
 
 
 def test_fault__of_a_handler_is_a_500(caplog: pytest.LogCaptureFixture) -> None:

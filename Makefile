@@ -73,7 +73,7 @@ conformance: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sid
 revocation: setup-tests ## Suspend 1,000 times under load: nobody is let in after the commit
 	$(BIN)/python -m loadtest.revocation $(ARGS)
 
-failover: setup-tests ## Kill primaries under load, behind Sentinels and in a Cluster, and see what clients see
+failover: setup-tests ## Replace primaries under load, and see what clients see and what becomes of suspensions
 	$(BIN)/python -m loadtest.failover $(ARGS)
 
 soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat

@@ -5,16 +5,34 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from itertools import cycle, islice
 
 from loadtest.failover.scene import fail_over
 from loadtest.failover.stores import KINDS, SILENCE_MS
+from loadtest.failover.suspensions import WAYS, fail_over_while_suspending
 from loadtest.proving import EXIT_BROKEN, EXIT_KEPT, run
+
+SUSPENSIONS = "suspensions"
+SCENES = (*KINDS, SUSPENSIONS)
+
+
+async def _suspend(ways: Sequence[str], silence_ms: int) -> bool:
+    """Play the scene of suspensions; whether no promise was broken."""
+    rounds = []
+    async for played in fail_over_while_suspending(ways, silence_ms):
+        rounds.append(played)
+        print(json.dumps({"kind": SUSPENSIONS, "round": len(rounds), **played.as_json()}), flush=True)
+    totals = ("sent_after", "admitted_after", "acknowledged", "not_durable", "errors", "lost")
+    summary = {name: sum(getattr(played, name) for played in rounds) for name in totals}
+    print(json.dumps({"kind": SUSPENSIONS, "rounds": len(rounds), **summary}), flush=True)
+    return all(played.is_kept for played in rounds)
 
 
 def main(arguments: list[str]) -> int:
     """Run it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.failover", description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, action="append", help="may be repeated; default: each")
+    parser.add_argument("--kind", choices=SCENES, action="append", help="may be repeated; default: each")
     parser.add_argument("--rounds", type=int, default=3, help="failovers of each kind (default 3)")
     parser.add_argument("--sidecars", type=int, default=2, help="sidecars under load (default 2)")
     parser.add_argument(
@@ -23,9 +41,16 @@ def main(arguments: list[str]) -> int:
         default=SILENCE_MS,
         help=f"a primary is replaced after so long (default {SILENCE_MS})",
     )
+    parser.add_argument(
+        "--way", choices=WAYS, action="append", help="how a primary fails in 'suspensions'; default: in turn"
+    )
     given = parser.parse_args(arguments)
     is_kept = True
-    for kind in given.kind or KINDS:
+    for kind in given.kind or SCENES:
+        if kind == SUSPENSIONS:
+            ways = list(islice(cycle(given.way or WAYS), given.rounds))
+            is_kept = run(_suspend(ways, given.silence_ms)) and is_kept
+            continue
         for number in range(1, given.rounds + 1):
             failover = run(fail_over(kind, given.sidecars, given.silence_ms))
             is_kept = is_kept and failover.is_kept

@@ -28,7 +28,7 @@ class Administrator:
 
     def __init__(self, url: StoreUrl) -> None:
         """Nothing is connected yet."""
-        self._registry = RedisRegistry(url, Lifecycle(ScopeCatalogue()))
+        self.registry = RedisRegistry(url, Lifecycle(ScopeCatalogue()))
 
     async def prepare(self, count: int) -> list[str]:
         """
@@ -40,7 +40,7 @@ class Administrator:
         digest = generate_api_key().digest
         token = NewToken(ACTOR.token_id, digest, int(time() * 1e6) + TOKEN_LIFETIME_US)
         first = Bootstrap(administrator_id=ACTOR.id, name="Revocation", token=token)
-        await self._registry.administer(AdminRequest(first, None, CONTEXT))
+        await self.registry.administer(AdminRequest(first, None, CONTEXT))
         keys = [generate_api_key() for _ in range(count)]
         requests = [
             ChangeRequest(
@@ -57,17 +57,17 @@ class Administrator:
             for number, key in enumerate(keys)
         ]
         for start in range(0, count, REQUESTS_MAX):
-            _raise_any(await self._registry.apply_many(requests[start : start + REQUESTS_MAX]))
+            _raise_any(await self.registry.apply_many(requests[start : start + REQUESTS_MAX]))
         return [key.api_key for key in keys]
 
-    async def suspend(self, number: int) -> None:
+    async def suspend(self, number: int) -> Committed:
         """Suspend the integration of trial *number*, and return once that is committed."""
         command = Suspend(integration_id=name_of(number), reason="trial")
-        await self._registry.apply(ChangeRequest(command, ACTOR, CONTEXT))
+        return await self.registry.apply(ChangeRequest(command, ACTOR, CONTEXT))
 
     async def close(self) -> None:
         """Let go of the registry."""
-        await self._registry.aclose()
+        await self.registry.aclose()
 
 
 def name_of(trial: int) -> str:

@@ -292,6 +292,8 @@ class _Sentinel:
 
     def _tell(self, trouble: str) -> None:
         """Say a trouble once, and that it is over."""
+        if trouble and self._watch.primary is None:
+            return  # whoever asks for the primary tells it
         if trouble and not self._told:
             log.warning("Sentinel %s is not followed: %s; trying again", self.address, trouble)
         elif self._told and not trouble:

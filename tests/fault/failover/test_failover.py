@@ -6,6 +6,7 @@ import pytest
 
 from loadtest.failover.answers import DRAINING, DRY
 from loadtest.failover.scene import fail_over
+from loadtest.failover.suspensions import WAYS, SuspensionRound, fail_over_while_suspending
 from tests.store_worlds import run
 
 PATIENCE_S = 180.0
@@ -34,3 +35,18 @@ def test_failover__under_load(kind: str) -> None:
         assert failover.over_admitted(bucket) <= allowed
     for sidecar in range(SIDECARS):
         assert failover.recovered_ns(sidecar) > failover.killed_ns
+
+
+def test_failover__an_acknowledged_suspension_holds() -> None:
+    """
+    Behind Sentinels the primary is replaced by hand, dies, or stands still, and lives on beside its successor.
+
+    Of the suspensions acknowledged as durable meanwhile none is lost, and no request sent later is admitted.
+    """
+
+    async def scene() -> list[SuspensionRound]:
+        return [played async for played in fail_over_while_suspending(WAYS)]
+
+    for played in run(scene(), PATIENCE_S):
+        assert played.is_kept, played.as_json()
+        assert played.sent_after > 0

@@ -90,6 +90,7 @@ class Load:
     messages: Sequence[bytes]
     numbers: range = range(0)
     seen: SuspensionRound = field(default_factory=lambda: SuspensionRound(""))
+    lost: set[int] = field(default_factory=set)
     acknowledged_ns: dict[int, int] = field(default_factory=dict)
     """When each suspension was acknowledged as durable."""
     turn: int = 0
@@ -205,7 +206,9 @@ async def _judge(group: SentinelGroup, load: Load) -> None:
         view = await registry.load_all()
         suspended = {record.id for record in view.records if record.status is Status.SUSPENDED}
         # Those of earlier rounds too: a later failover must not undo them either.
-        load.seen.lost = sum(name_of(number) not in suspended for number in load.acknowledged_ns)
+        lost = {number for number in load.acknowledged_ns if name_of(number) not in suspended}
+        load.seen.lost = len(lost - load.lost)
+        load.lost |= lost
         load.seen.is_intact = (await verify_registry(registry)).is_intact
     finally:
         await registry.aclose()

@@ -8,14 +8,14 @@ from typing import NamedTuple
 from sidecar.app.config import Config
 from sidecar.app.shared_store import store_limits
 from sidecar.stores.file_faults import FaultList, FileFault
-from sidecar.stores.redis.cluster import read_slots
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.server_info import NOEVICTION, ServerInfo, evicts
-from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+from sidecar.stores.redis.slots import find_slots
+from sidecar.stores.redis.urls import Kind, StoreUrl
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 
 TIMEOUT_S = 10.0
@@ -70,21 +70,11 @@ async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
             await watch.close()
     if url.kind is Kind.STANDALONE:
         return await connector.open(url.addresses[0])
-    *others, last = url.addresses
-    for address in others:
-        try:
-            return await _open_cluster(connector, address.host, space, address)
-        except CONNECT_ERRORS:
-            continue  # any node that answers will do
-    return await _open_cluster(connector, last.host, space, last)
-
-
-async def _open_cluster(connector: Connector, host: str, space: KeySpace, address: Address) -> Link:
-    slots = read_slots(await connector.ask(address, "CLUSTER", "SLOTS"), host)
     home = space.slot_of(HOME)
+    slots = await find_slots(connector, url.addresses)
     owners = [owner for first, last, owner in slots if first <= home <= last]
     if not owners:
-        raise ConnectionError(f"{address}: no node serves slot {home}, so the Cluster is not whole")
+        raise ConnectionError(f"no node serves slot {home}, so the Cluster is not whole")
     return await connector.open(owners[0])
 
 

@@ -220,6 +220,17 @@ STORE_METRICS = (
         "Times that partitions of a Cluster moved to other nodes.",
     ),
     MetricSpec(
+        "sidecar_store_partitions_unserved",
+        Kind.GAUGE,
+        "Partitions of a Cluster that no node serves now, or none that can be reached.",
+    ),
+    MetricSpec(
+        "sidecar_store_redirects_total",
+        Kind.COUNTER,
+        "Script calls that a node of a Cluster sent elsewhere, and whether another one took them.",
+        labels=(("result", ("ok", "failed")),),
+    ),
+    MetricSpec(
         "sidecar_store_primary_changes_total",
         Kind.COUNTER,
         "Times that the Sentinels named another primary while the former one was in use.",
@@ -432,5 +443,6 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_store_may_evict": max,
     "sidecar_store_sentinels_followed": min,
     "sidecar_store_clock_difference_seconds": _furthest_from_zero,
+    "sidecar_store_partitions_unserved": max,
 }
 """How one value is made of those of all workers, for gauges that are not to be added up."""

@@ -37,7 +37,7 @@ TELL_AGAIN_S = 10.0
 """An error that a person must mend is logged that often."""
 
 
-TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN")
+TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 """Errors that may pass by themselves, and that a person should hear of if they do not."""
 
 
@@ -56,8 +56,15 @@ class Topology(Protocol):
     async def tried(self) -> None:
         """Wait until the first attempt has ended."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every partition is served."""
+
     def search(self) -> None:
         """Something has changed: look for the primaries again."""
+
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
     async def close(self) -> None:
         """End all connections."""
@@ -123,7 +130,7 @@ class RedisBucketStore:
     @property
     def is_ready(self) -> bool:
         """Whether every bucket can be taken from now."""
-        return bool(self._lanes) and all(lane.refusal is None for lane in self._lanes)
+        return self._topology is not None and self._topology.is_whole
 
     @property
     def trouble(self) -> str:
@@ -303,6 +310,10 @@ class RedisBucketStore:
         self._denials.forget(group.compiled.buckets)
         assert self._superseded is not None  # made before the lanes
         self._superseded.hold(group, generation, tell, self.refresh)
+
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """Have the takes of *groups* sent where their slot is."""
+        return self._topology is not None and self._topology.redirected(lane, groups, error)
 
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """Look for the nodes where that may help; say in the log what a person must mend."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.keeper import Backoff, Keeper
-from sidecar.stores.redis.keys import SLOTS
 from sidecar.stores.redis.lane import Lane, LaneParts
-from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.link import Link, LinkLostError
+from sidecar.stores.redis.redirects import Redirects
+from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of
+from sidecar.stores.redis.slots import SlotMap, find_slots, read_redirect
+from sidecar.stores.redis.take_call import Group
 from sidecar.stores.redis.urls import Address
 
 log = logging.getLogger(__name__)
 
-SlotMap = list[tuple[int, int, Address]]
-"""First slot, last slot, primary."""
+LOOK_INTERVAL_S = 5.0
+"""A node that is cut off from the others may not tell it: the map is asked for that often in any case."""
 
 
 class ClusterTopology:
@@ -40,6 +43,10 @@ class ClusterTopology:
         self._wanted = asyncio.Event()
         self._tried = asyncio.Event()
         self._told = ""
+        self._marked: dict[int, str] = {}
+        self._unserved: list[int] | None = None
+        self._partial = ""
+        self._redirects = Redirects(connector, parts.counts, self._link_to, self._not_followed)
         self._task: asyncio.Task[None] | None = None
         self.lanes = [self._nowhere] * connector.keys.partitions
 
@@ -54,7 +61,7 @@ class ClusterTopology:
     @property
     def trouble(self) -> str:
         """See `Topology`."""
-        return self._told or next((lane.trouble for lane in self.lanes if lane.trouble), "")
+        return self._told or self._partial or next((lane.trouble for lane in self.lanes if lane.trouble), "")
 
     def search(self) -> None:
         """Something has changed: ask for the slot map soon."""
@@ -66,26 +73,93 @@ class ClusterTopology:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
+        await self._redirects.close()
         keepers, self._keepers = self._keepers, {}
         self.lanes[:] = [self._nowhere] * len(self.lanes)
         await asyncio.gather(*(keeper.close() for keeper in keepers.values()))
         self._nowhere.close()
+
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """Another node may have the slot of *groups*; True = they are sent there."""
+        self.search()
+        if self._redirects.follow(lane, groups, error):
+            return True
+        self._mark(groups[0].compiled.partition, error)
+        return False
+
+    def _not_followed(self, lane: Lane, partition: int, error: Exception) -> None:
+        self._mark(partition, error)
+        self._parts.events.refused(lane, error, Remedy.FIND_NODES)
+
+    def _mark(self, partition: int, error: Exception) -> None:
+        """Nobody serves *partition* until it has been found out that somebody does."""
+        if partition not in self._marked:
+            self._marked[partition] = advice_of(error)
+            self._wanted.set()
+            self._count()
+
+    def _count(self) -> None:
+        """Tell how many partitions are not served, and why, when that has changed."""
+        lanes, marked = self.lanes, self._marked
+        unserved = [
+            number for number, lane in enumerate(lanes) if lane.refusal is not None or number in marked
+        ]
+        counts = self._parts.counts
+        counts.values[counts.unserved] = len(unserved)
+        if unserved == self._unserved:
+            return
+        was_known, self._unserved = self._unserved is not None, unserved
+        if unserved:
+            first = unserved[0]
+            reason = marked.get(first) or lanes[first].trouble or f"{lanes[first].name} is not connected"
+            self._partial = f"{len(unserved)} of {len(lanes)} partitions are not served: {reason}"
+            log.error("the Cluster at %s: %s", self._connector.url, self._partial)
+        elif was_known:
+            self._partial = ""
+            log.info("the Cluster at %s: every partition is served", self._connector.url)
+        self._parts.events.changed(self._nowhere)
 
     async def _follow(self) -> None:
         backoff = Backoff(self._limits)
         while True:
             self._wanted.clear()
             await self._refresh()
+            await self._probe()
+            self._count()
             self._tried.set()
-            if all(lane.refusal is None for lane in self.lanes):
+            if self.is_whole:
                 backoff.reset()
-                await self._wanted.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_INTERVAL_S):
+                        await self._wanted.wait()
             # A short pause in any case: many replies tell of one change, and a failover takes its time.
             await asyncio.sleep(backoff.next_s())
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every partition is served."""
+        return not self._marked and all(lane.refusal is None for lane in self.lanes)
+
+    async def _probe(self) -> None:
+        """Find out which of the partitions that nobody served somebody serves now."""
+        for partition in tuple(self._marked):
+            link = self.lanes[partition].link
+            if link is None:
+                continue
+            try:
+                async with asyncio.timeout(self._limits.discovery_timeout_s):
+                    await link.request("GET", self._connector.keys.named(partition, "layout"))
+            except ErrorReply as error:
+                if error.code not in ("ASK", "TRYAGAIN"):  # which a slot that is being moved replies
+                    continue
+            except (LinkLostError, TimeoutError):
+                continue
+            del self._marked[partition]
+
     async def _refresh(self) -> None:
+        nodes = (*self._keepers, *self._connector.url.addresses)
         try:
-            owners = self._owners(await self._ask())
+            owners = self._owners(await find_slots(self._connector, nodes))
             await self._connect(set(owners.values()))
             await self._agree(owners)
             await self._check_moved(owners)
@@ -96,18 +170,6 @@ class ClusterTopology:
             log.info("found the nodes of %s", self._connector.url)
             self._told = ""
         await self._assign(owners)
-
-    async def _ask(self) -> SlotMap:
-        """The slot map as the first node that answers sees it; nodes we are connected to come first."""
-        connected = [address for address, keeper in self._keepers.items() if keeper.lane.refusal is None]
-        troubles = []
-        for address in dict.fromkeys((*connected, *self._keepers, *self._connector.url.addresses)):
-            try:
-                reply = await self._connector.ask(address, "CLUSTER", "SLOTS")
-                return read_slots(reply, address.host)
-            except CONNECT_ERRORS as error:
-                troubles.append(str(error))
-        raise HandshakeError("; ".join(troubles))
 
     def _owners(self, slot_map: SlotMap) -> dict[int, Address]:
         """The primary of each partition; a partition whose slot nobody serves is left out."""
@@ -128,6 +190,10 @@ class ClusterTopology:
             keeper.start()
         # A connect has its own bound, so this has one.
         await asyncio.gather(*(self._keepers[address].tried.wait() for address in addresses))
+
+    def _link_to(self, address: Address) -> Link | None:
+        keeper = self._keepers.get(address)
+        return keeper.lane.link if keeper is not None else None
 
     def _opener(self, address: Address) -> Callable[[], Awaitable[Link]]:
         async def open_checked() -> Link:
@@ -156,7 +222,16 @@ class ClusterTopology:
         if link is None:
             raise HandshakeError(f"{owners[0]}, which serves partition 0, is not connected")
         async with asyncio.timeout(self._limits.discovery_timeout_s):
-            await self._connector.agree_on_layout(link)
+            try:
+                await self._connector.agree_on_layout(link)
+            except ErrorReply as error:
+                if error.code != "ASK":
+                    raise
+                there = await self._connector.open(read_redirect(error, owners[0]))
+                try:
+                    await self._connector.agree_on_layout(there, is_asking=True)
+                finally:
+                    there.abort()
         self._is_agreed = True
 
     async def _check_moved(self, owners: dict[int, Address]) -> None:
@@ -189,24 +264,3 @@ class ClusterTopology:
             log.warning("cannot use the store at %s: %s; trying again", self._connector.url, trouble)
             self._told = trouble
             self._parts.events.changed(self._nowhere)
-
-
-def read_slots(reply: Any, asked_host: str) -> SlotMap:
-    """
-    Read CLUSTER SLOTS. A node that does not know its own host means the one it was asked by.
-
-    Raises:
-        HandshakeError: it is no such reply, or serves no slot at all.
-    """
-    try:
-        slot_map = [
-            (first, last, Address((primary[0] or b"").decode() or asked_host, primary[1]))
-            for first, last, primary, *_ in reply
-        ]
-        if all(0 <= first <= last < SLOTS for first, last, _ in slot_map) and slot_map:
-            return slot_map
-    except (TypeError, ValueError, AttributeError, LookupError):
-        pass
-    raise HandshakeError(
-        f"CLUSTER SLOTS replied {str(reply)[:80]!r}: is this a Redis Cluster with slots assigned?"
-    )

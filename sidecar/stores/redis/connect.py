@@ -179,38 +179,47 @@ class Connector:
         limit_s = self.limits.discovery_timeout_s
         return await self._reach(sentinel, self.url.sentinel_login, limit_s, keep)
 
-    async def ask(self, address: Address, *words: str) -> Any:
+    async def ask(self, address: Address, *commands: tuple[str, ...]) -> list[Any]:
         """
-        The reply of a server that is asked once, such as a Cluster node.
+        The replies of a server that is asked once, such as a Cluster node; the first one is no error.
 
         Raises:
             As `open` does.
         """
-        return await self._ask(address, self.url.login, *words)
+        return await self._ask(address, self.url.login, *commands)
 
-    async def _ask(self, address: Address, login: Login, *words: str) -> Any:
-        async def request(link: Link) -> Any:
+    async def _ask(self, address: Address, login: Login, *commands: tuple[str, ...]) -> list[Any]:
+        async def request(link: Link) -> list[Any]:
             try:
-                return await link.request(*words)
-            except ErrorReply:
-                info = await self._info(link)
-                if info is not None and (trouble := misfit(self.url, address, info)):
-                    raise HandshakeError(trouble) from None
-                raise
+                asking = [link.request(*words) for words in commands]
+                first, *others = await asyncio.gather(*asking, return_exceptions=True)
+                if isinstance(first, ErrorReply):
+                    info = await self._info(link)
+                    if info is not None and (trouble := misfit(self.url, address, info)):
+                        raise HandshakeError(trouble)
+                if isinstance(first, BaseException):
+                    raise first
+                return [first, *others]
             finally:
                 link.abort()
 
         return await self._reach(address, login, self.limits.discovery_timeout_s, request)
 
-    async def agree_on_layout(self, link: Link) -> None:
+    async def agree_on_layout(self, link: Link, *, is_asking: bool = False) -> None:
         """
         Make sure that the fleet's sidecars use the same number of partitions; the first one sets it.
+
+        *is_asking*: the server is only about to have the keys' slot, see ASKING.
 
         Raises:
             HandshakeError: the keys there have another layout.
             ErrorReply: the server cannot say.
         """
+        if is_asking:
+            await link.request("ASKING")
         await link.request("SET", self.keys.layout_key, self.keys.layout, "NX")
+        if is_asking:
+            await link.request("ASKING")
         found = await link.request("GET", self.keys.layout_key)
         if found != self.keys.layout.encode():
             text = (found or b"nothing").decode(errors="replace")
@@ -222,7 +231,8 @@ class Connector:
     async def explain_sentinel(self, sentinel: Address) -> str:
         """Why a Sentinel does not know the service of the URL."""
         try:
-            info = ServerInfo.parse(await self._ask(sentinel, self.url.sentinel_login, "INFO"))
+            [reply] = await self._ask(sentinel, self.url.sentinel_login, ("INFO",))
+            info = ServerInfo.parse(reply)
         except HandshakeError:
             info = ServerInfo({"redis_mode": "sentinel"})
         return not_a_sentinel(self.url, sentinel, info)

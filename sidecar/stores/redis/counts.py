@@ -24,11 +24,13 @@ class StoreCounts:
         "may_evict",
         "merged",
         "primary_changes",
+        "redirects",
         "script_loads",
         "sentinels",
         "takes",
         "topology_changes",
         "trip",
+        "unserved",
         "values",
     )
 
@@ -50,6 +52,10 @@ class StoreCounts:
         self.topology_changes = metrics.slot("sidecar_store_topology_changes_total")
         self.primary_changes = metrics.slot("sidecar_store_primary_changes_total")
         self.sentinels = metrics.slot("sidecar_store_sentinels_followed")
+        self.redirects = {
+            result: metrics.slot("sidecar_store_redirects_total", result) for result in ("ok", "failed")
+        }
+        self.unserved = metrics.slot("sidecar_store_partitions_unserved")
         self.faults = {fault: metrics.slot("sidecar_store_faults_total", fault.value) for fault in StoreFault}
         self.errors = {
             code: metrics.slot("sidecar_store_error_replies_total", code) for code in STORE_ERROR_CODES

@@ -65,6 +65,9 @@ class LaneEvents(Protocol):
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
 
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
+
 
 LinkCheck: TypeAlias = Callable[[Link, Sequence[int]], Awaitable[None]]
 """Raises one of `CONNECT_ERRORS` where a server does not hold what it should."""
@@ -209,7 +212,7 @@ class Lane:
         values[counts.calls] += len(calls)
         values[counts.takes] += batch.takes
         values[counts.merged] += batch.takes - len(batch.groups)
-        self._write(b"".join(self._encode(call.groups) for call in calls), calls)
+        self._write(b"".join(self.encode(call.groups) for call in calls), calls)
         self._watch(min(batch.deadline_s, batch.overdue_s))
 
     def _calls_of(self, batch: Batch) -> Iterable[Sequence[Group]]:
@@ -221,9 +224,10 @@ class Lane:
             calls.setdefault(group.compiled.partition, []).append(group)
         return calls.values()
 
-    def _encode(self, groups: Iterable[Group]) -> bytes:
+    def encode(self, groups: Iterable[Group], *, is_unchecked: bool = False) -> bytes:
+        """The script call for *groups*; *is_unchecked* = without looking at generations."""
         override = self._parts.override_clock_us
-        return encode_call(groups, override() if override is not None else 0)
+        return encode_call(groups, override() if override is not None else 0, is_unchecked=is_unchecked)
 
     def _write(self, commands: bytes, receivers: Sequence[Receiver]) -> None:
         assert self.link is not None
@@ -245,6 +249,8 @@ class Lane:
             if remedy is Remedy.LOAD_SCRIPT and not call.is_second and self._send_again(call):
                 return
             self._finish(batch, now_s)
+            if remedy is Remedy.FIND_NODES and self._parts.events.redirected(self, call.groups, reply):
+                return
             self._fail(call.groups, StoreFault.UNAVAILABLE)
             self._mend(reply, remedy, now_s)
             return
@@ -254,16 +260,20 @@ class Lane:
             self._watch(self._breaker.probe_at_s)
         else:
             self._breaker.succeed()
+        self.give(call.groups, reply, batch.sent_s)
+
+    def give(self, groups: Sequence[Group], reply: Any, sent_s: float) -> None:
+        """Tell the takes of *groups* what *reply*, which was asked for at *sent_s*, says."""
         try:
-            answers = starts_of(call.groups, reply)
+            answers = starts_of(groups, reply)
         except UnexpectedReplyError as error:
-            self._fail(call.groups, StoreFault.UNAVAILABLE)
-            self._mend(error, Remedy.TELL, now_s)
+            self._fail(groups, StoreFault.UNAVAILABLE)
+            self._mend(error, Remedy.TELL, self._clock())
             return
         if now_s >= self._clock_due_s and not batch.is_overdue:
             self._learn_clock(reply[0], now_s)
         for group, admitted, starts in answers:
-            self._settle(group, admitted, starts, reply[0], batch.sent_s)
+            self._settle(group, admitted, starts, reply[0], sent_s)
 
     def _learn_clock(self, told_us: int, now_s: float) -> None:
         self._clock_due_s = now_s + CLOCK_INTERVAL_S
@@ -273,12 +283,16 @@ class Lane:
         if not group.waiting:
             return  # the lane was closed meanwhile, and everybody told
         if admitted < 0:
-            self._parts.events.superseded(group, -1 - admitted, self._tell)
+            self.supersede(group, -1 - admitted)
             return
         taken = apportion(group, starts, now_us, self._report)
         # Only takes put a bucket in terms of their quota, so only they know for how long it is empty.
         if not taken.remaining and group.asked and len(starts) == 1:
             self._parts.events.emptied(group.compiled.buckets, taken, now_us, sent_s)
+
+    def supersede(self, group: Group, generation: int) -> None:
+        """The record of the owner of *group* has another *generation*."""
+        self._parts.events.superseded(group, generation, self.tell)
 
     def _send_again(self, call: _Call) -> bool:
         """The server lost the script: load it and call again, if somebody still waits. Once."""
@@ -290,7 +304,7 @@ class Lane:
         again = _Call(self, call.batch, groups, is_second=True)
         self._values[self._counts.script_loads] += 1
         self._values[self._counts.calls] += 1
-        self._write(TAKE.load + self._encode(groups), (IGNORED, again))
+        self._write(TAKE.load + self.encode(groups), (IGNORED, again))
         return True
 
     def call_lost(self, call: _Call) -> None:
@@ -359,7 +373,7 @@ class Lane:
         self._set_refusal(StoreFault.UNAVAILABLE)
         if is_news:
             self._parts.events.changed(self)
-        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent: what they were decided by no longer counts."""
@@ -371,7 +385,7 @@ class Lane:
         self.detach()
         self.fail("")
         for batch in tuple(self._in_flight):
-            self._tell(batch.release(), StoreFault.UNAVAILABLE)
+            self.tell(batch.release(), StoreFault.UNAVAILABLE)
         self._count_refusing(False)
         self._breaker.reset()
         if self._timer is not None:
@@ -400,7 +414,7 @@ class Lane:
             return
         self._timer, self._timer_s = None, NEVER_S
         if self._gathering.deadline_s <= now_s:
-            self._tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
+            self.tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
         if self._reopen_by_s <= now_s:
             self.fail(f"{self.name} takes no connection within {self._limits.call_timeout_s * 1e3:g} ms")
         for batch in tuple(self._in_flight):
@@ -410,7 +424,7 @@ class Lane:
 
     def _check(self, batch: Batch, now_s: float) -> None:
         if batch.deadline_s <= now_s:
-            self._tell(batch.expire(now_s), StoreFault.TIMEOUT)
+            self.tell(batch.expire(now_s), StoreFault.TIMEOUT)
         if batch.overdue_s <= now_s:
             batch.overdue_s = NEVER_S
             batch.is_overdue = True
@@ -437,7 +451,7 @@ class Lane:
             self._probe = _Probe(
                 self, now_s + self._limits.call_timeout_s, now_s + self._limits.link_timeout_s
             )
-            self._write(self._encode(()), (self._probe,))
+            self._write(self.encode(()), (self._probe,))
 
     def probed(self, probe: _Probe, reply: Any) -> None:
         """The server has answered a probe."""
@@ -476,7 +490,7 @@ class Lane:
         self._count_refusing(True)
         self.trouble = f"{self.name} does not answer within {self._limits.call_timeout_s * 1e3:g} ms"
         self._set_refusal(StoreFault.UNAVAILABLE)
-        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
         self._watch(self._breaker.probe_at_s)
 
     def _next_due_s(self) -> float:
@@ -505,9 +519,10 @@ class Lane:
 
     def _fail(self, groups: Iterable[Group], fault: StoreFault) -> None:
         for group in groups:
-            self._tell(group.release(), fault)
+            self.tell(group.release(), fault)
 
-    def _tell(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
+    def tell(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
+        """Tell *fault* to those who wait for *takes*."""
         slot = self._counts.faults[fault]
         for done in takes:
             self._values[slot] += 1

@@ -54,6 +54,9 @@ _REMEDIES = {
 _ADVICE = {
     "CROSSSLOT": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "MOVED": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
+    "CLUSTERDOWN": "no node serves the slot, or the node is cut off from the others: see CLUSTER INFO",
+    "ASK": "the slot is being moved: finish that with 'redis-cli --cluster fix'",
+    "TRYAGAIN": "the slot is being moved, its keys are on two nodes: finish with 'redis-cli --cluster fix'",
     "NOREPLICAS": "the primary has fewer replicas than its min-replicas-to-write: see why they are away",
     "MISCONF": "the server cannot persist and refuses writes: see its log",
     "OOM": "the server is at its maxmemory: raise maxmemory, and keep maxmemory-policy noeviction",

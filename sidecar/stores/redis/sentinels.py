@@ -35,14 +35,18 @@ class SentinelView(NamedTuple):
     """
     What one Sentinel says.
 
-    `replicas` is how many it would promote; `age_s` is for how long the primary has been the one;
-    `sentinels` is how many there are, this one included.
+    `is_failing_over` = it leads a failover that is not decided yet; `is_switching` = it leads one that is and
+    shows the new primary under the former one's name. `replicas` is how many may be promoted; `strays` are
+    those that report to be primaries, such as a former one, or one just promoted. `age_s` is for how long the
+    primary has been the one; `sentinels` is how many there are, this one included.
     """
 
     primary: Address
     epoch: int
     is_failing_over: bool
+    is_switching: bool
     replicas: int
+    strays: int
     age_s: float
     sentinels: int
 
@@ -145,9 +149,11 @@ class SentinelWatch:
         if is_majority and newest.epoch < self._epoch:
             self._take(newest)  # the service was removed and is monitored anew
         assert self.primary is not None
-        return SentinelWord(
-            self.primary, any(view.is_failing_over for view in views), self.replicas, is_majority
-        )
+        replicas = max(view.replicas for view in views)
+        if len(views) < len(looks):
+            # The one that did not answer may lead a failover, and a stray be the replica that it promoted.
+            replicas += max(view.strays for view in views)
+        return SentinelWord(self.primary, any(view.is_failing_over for view in views), replicas, is_majority)
 
     async def handed_over(self) -> None:
         """Wait until every sidecar has had the time to leave the former primary."""
@@ -160,8 +166,8 @@ class SentinelWatch:
     def note(self, view: SentinelView) -> None:
         """Go by *view* if it is newer than what was known."""
         is_newer = view.epoch > self._epoch
-        # The leader of a failover has the new epoch in mind before it shows it.
-        is_leader = view.epoch == self._epoch and view.is_failing_over and view.primary != self.primary
+        # The leader of a failover may show the new primary a moment before the new epoch, or after it.
+        is_leader = view.epoch == self._epoch and view.is_switching and view.primary != self.primary
         if is_newer or is_leader:
             self._take(view)
         elif view.primary == self.primary:
@@ -178,7 +184,7 @@ class SentinelWatch:
         if former == view.primary:
             return
         now_s = monotonic()
-        self._moved_s = now_s if former is not None or view.is_failing_over else now_s - view.age_s
+        self._moved_s = now_s if former is not None or view.is_switching else now_s - view.age_s
         if former is not None:
             log.info(
                 "the Sentinels name %s as the primary of %s instead of %s",
@@ -320,11 +326,16 @@ def read_view(master: Any, found: Any, replicas: Any) -> SentinelView:
     try:
         fields = _fields(master)
         primary = Address(found[0].decode(), int(found[1]))
+        is_leader = "failover_in_progress" in fields["flags"].split(",")
+        is_decided = (fields["ip"], int(fields["port"])) != (primary.host, primary.port)
+        others = [_fields(replica) for replica in replicas]
         return SentinelView(
             primary,
             epoch=int(fields["config-epoch"]),
-            is_failing_over="failover_in_progress" in fields["flags"].split(","),
-            replicas=sum(_is_electable(_fields(replica), primary) for replica in replicas),
+            is_failing_over=is_leader and not is_decided,
+            is_switching=is_leader and is_decided,
+            replicas=sum(_may_be_promoted(other, primary) for other in others),
+            strays=sum(other["role-reported"] == "master" for other in others),
             age_s=int(fields["role-reported-time"]) / 1_000,
             sentinels=int(fields["num-other-sentinels"]) + 1,
         )
@@ -337,10 +348,10 @@ def _fields(reply: Sequence[bytes]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _is_electable(replica: Mapping[str, str], primary: Address) -> bool:
-    """Whether a Sentinel that saw *replica* so would promote it in the place of *primary*."""
+def _may_be_promoted(replica: Mapping[str, str], primary: Address) -> bool:
+    """Whether a Sentinel that saw *replica* so may promote it in the place of *primary*, or just did."""
     return (
-        replica["flags"] == "slave"
+        not {"s_down", "o_down", "disconnected"} & set(replica["flags"].split(","))
         and replica["role-reported"] == "slave"
         and replica["master-link-status"] == "ok"
         and replica["slave-priority"] != "0"

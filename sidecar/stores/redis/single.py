@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from sidecar.stores.redis.connect import Connector
 from sidecar.stores.redis.keeper import Keeper
 from sidecar.stores.redis.lane import Lane, LaneParts
 from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
+from sidecar.stores.redis.take_call import Group
 from sidecar.stores.redis.urls import Address, Kind
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,16 @@ class SingleTopology:
         """The primary may be elsewhere: ask the Sentinels."""
         if self._watch is not None:
             self._watch.look_soon()
+
+    @property
+    def is_whole(self) -> bool:
+        """See `Topology`."""
+        return self._lane.refusal is None
+
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """See `Topology`: there is no other node."""
+        self.search()
+        return False
 
     def _moved(self, primary: Address) -> None:
         """The Sentinels name another primary."""

@@ -35,7 +35,16 @@ class CompiledSet:
     `generation_key` None = the generation is not checked.
     """
 
-    __slots__ = ("buckets", "cost", "generation", "generation_key", "is_plain", "keys", "partition")
+    __slots__ = (
+        "buckets",
+        "cost",
+        "generation",
+        "generation_key",
+        "generation_text",
+        "is_plain",
+        "keys",
+        "partition",
+    )
 
     def __init__(self, buckets: BucketSet, keys: KeySpace, checks_generation: bool) -> None:
         """
@@ -61,7 +70,8 @@ class CompiledSet:
             (bulk(keys.bucket(buckets.owner, key).encode()), quota.interval_us, quota.burst)
             for key, quota in zip(buckets.keys, buckets.quotas, strict=True)
         )
-        self.generation_key = bulk(keys.generation(buckets.owner).encode()) if checks_generation else None
+        self.generation_text = keys.generation(buckets.owner) if checks_generation else ""
+        self.generation_key = bulk(self.generation_text.encode()) if checks_generation else None
 
 
 class Group:
@@ -102,18 +112,18 @@ class Group:
         return (done for _, _, done in waiting if done is not None)
 
 
-def encode_call(groups: Iterable[Group], now_us: int = 0) -> bytes:
+def encode_call(groups: Iterable[Group], now_us: int = 0, *, is_unchecked: bool = False) -> bytes:
     """
     The EVALSHA that takes for *groups*, all of one partition when the server is a Cluster.
 
-    *now_us* 0 = the server's clock; anything else is for tests.
+    *now_us* 0 = the server's clock; anything else is for tests. *is_unchecked*: whatever their generations.
     """
     key_at: dict[bytes, int] = {}
     words: list[int] = []
     number = key_at.setdefault
     for group in groups:
         compiled = group.compiled
-        key = compiled.generation_key
+        key = None if is_unchecked else compiled.generation_key
         generation_at = UNCHECKED if key is None else number(key, len(key_at) + 1)
         words += (group.asked, compiled.cost, generation_at, compiled.generation, len(compiled.keys))
         for key, interval_us, burst in compiled.keys:

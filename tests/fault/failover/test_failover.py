@@ -39,7 +39,7 @@ def test_failover__under_load(kind: str) -> None:
 
 def test_failover__an_acknowledged_suspension_holds() -> None:
     """
-    Behind Sentinels the primary is replaced by hand, dies, or stands still, and lives on beside its successor.
+    Behind Sentinels a primary is replaced by hand, dies, or stands still and lives on beside its successor.
 
     Of the suspensions acknowledged as durable meanwhile none is lost, and no request sent later is admitted.
     """

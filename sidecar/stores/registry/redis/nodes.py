@@ -17,7 +17,6 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from sidecar.stores.clocks import StoreClock
-from sidecar.stores.redis.cluster import read_slots
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.keys import KeySpace
@@ -27,6 +26,7 @@ from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_o
 from sidecar.stores.redis.resp import pack_all
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.sentinels import SentinelWatch
+from sidecar.stores.redis.slots import find_slots, read_redirect
 from sidecar.stores.redis.urls import Address, Kind, StoreUrl
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.scripts import SCRIPTS
@@ -174,6 +174,8 @@ class Nodes:
             return self.url.addresses[0]
         if partition not in self._slots:
             await self._find_nodes()
+        if partition not in self._slots:
+            raise HandshakeError(f"no node of the Cluster serves partition {partition}")
         return self._slots[partition]
 
     def search(self) -> None:
@@ -221,16 +223,41 @@ class Nodes:
             self.search()
             is_link_lost = isinstance(error, LinkLostError)
             raise _RepeatError(f"no reply: {error or 'too late'}", is_link_lost=is_link_lost) from error
-        await self._mend_any(link, replies)
+        targets: dict[Address, list[int]] = {}
+        for index, reply in enumerate(replies):
+            if isinstance(reply, ErrorReply) and reply.code == "ASK":
+                targets.setdefault(read_redirect(reply, link.address), []).append(index)
+        for target, indexes in targets.items():  # those alone: what the first node has, the other one lacks
+            there = await self._link_to(target, deadline_s)
+            found = await self._ask_there(there, [commands[index] for index in indexes], deadline_s)
+            for index, reply in zip(indexes, found, strict=True):
+                replies[index] = reply
+        await self._mend_any(partition, link, replies)
         return replies
+
+    async def _ask_there(self, link: Link, commands: Sequence[Command], deadline_s: float) -> list[Any]:
+        """The replies of a node that a slot is being moved to."""
+        asking = [word for command in commands for word in (("ASKING",), command)]
+        try:
+            return (await self._ask(link, asking, deadline_s))[1::2]
+        except (LinkLostError, TimeoutError) as error:
+            link.abort()
+            raise _RepeatError(f"no reply: {error or 'too late'}") from error
 
     async def _attempt_write(
         self, partition: int, deadline_s: float, commands: Callable[[], Sequence[Command]]
     ) -> Written:
         link = await self._link(partition, deadline_s, is_writer=True)
         try:
-            replies = await self._ask(link, commands(), deadline_s)
-            await self._mend_any(link, replies)
+            sent = commands()
+            replies = await self._ask(link, sent, deadline_s)
+            first = replies[0]
+            if isinstance(first, ErrorReply) and first.code == "ASK":
+                self._put_back(link)
+                link = await self._writer(read_redirect(first, link.address))
+                asking = [word for command in sent for word in (("ASKING",), command)]
+                replies = (await self._ask(link, asking, deadline_s))[1::2]
+            await self._mend_any(partition, link, replies)
             is_durable = await self._settle(partition, link, deadline_s)
         except (LinkLostError, TimeoutError) as error:
             link.abort()
@@ -285,10 +312,9 @@ class Nodes:
             return False
         if word.primary != link.address:
             raise ReplyLostError(f"{word.primary} is the primary now")
-        if acknowledged < word.replicas or not is_durable:
-            if word.is_failing_over:
-                raise ReplyLostError("a failover is under way")
-            is_durable = False
+        if word.is_failing_over:
+            raise ReplyLostError("a failover is under way")
+        is_durable = is_durable and acknowledged >= word.replicas
         await watch.handed_over()
         if watch.primary != link.address:
             raise ReplyLostError(f"{watch.primary} is the primary now")
@@ -300,15 +326,16 @@ class Nodes:
             await self._find_nodes()
         except CONNECT_ERRORS as error:
             raise ReplyLostError(str(error)) from error
-        if self._slots[partition] != link.address:
-            raise ReplyLostError(f"{self._slots[partition]} serves partition {partition} now")
+        owner = self._slots.get(partition)
+        if owner != link.address:
+            raise ReplyLostError(f"{owner or 'nobody'} serves partition {partition} now")
 
-    async def _mend_any(self, link: Link, replies: Sequence[Any]) -> None:
+    async def _mend_any(self, partition: int, link: Link, replies: Sequence[Any]) -> None:
         error = next((reply for reply in replies if isinstance(reply, ErrorReply)), None)
         if error is not None:
-            await self._mend(link, error)
+            await self._mend(partition, link, error)
 
-    async def _mend(self, link: Link, error: ErrorReply) -> None:
+    async def _mend(self, partition: int, link: Link, error: ErrorReply) -> None:
         """An error reply means that the command was not carried out; always raises."""
         remedy = remedy_of(error)
         if remedy is Remedy.LOAD_SCRIPT:
@@ -317,6 +344,9 @@ class Nodes:
             self.search()
             if remedy is Remedy.FIND_PRIMARY:
                 link.abort()
+            if error.code == "MOVED" and self.url.kind is Kind.CLUSTER:
+                self._slots[partition] = read_redirect(error, link.address)
+                raise _RepeatError(str(error), is_link_lost=True) from error
         else:
             raise RegistryUnavailableError(
                 f"the store {self.url}, which holds the registry, refuses: {advice_of(error)}"
@@ -345,18 +375,29 @@ class Nodes:
                 address = await self.address_of(partition)
                 if is_writer:
                     return await self._writer(address)
-                link = self._links.get(address)
-                if link is not None and link.is_open:
-                    return link
-                async with self._connecting:
-                    link = self._links.get(address)
-                    if link is None or not link.is_open:  # else somebody was quicker
-                        link = self._links[address] = await self._connect(address)
-                    return link
+                return await self._reader(address)
         except CONNECT_ERRORS as error:
             self.search()
             self._trouble = str(error) or self._trouble
             raise _RepeatError(self._trouble or f"no connection within {PATIENCE_S:g} s") from error
+
+    async def _link_to(self, address: Address, deadline_s: float) -> Link:
+        """An open link to the node at *address*, to which another one redirects."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - monotonic())):
+                return await self._reader(address)
+        except CONNECT_ERRORS as error:
+            raise _RepeatError(str(error) or f"{address} cannot be reached in time") from error
+
+    async def _reader(self, address: Address) -> Link:
+        link = self._links.get(address)
+        if link is not None and link.is_open:
+            return link
+        async with self._connecting:
+            link = self._links.get(address)
+            if link is None or not link.is_open:  # else somebody was quicker
+                link = self._links[address] = await self._connect(address)
+            return link
 
     async def _writer(self, address: Address) -> Link:
         idle = self._writers.get(address, [])
@@ -387,24 +428,13 @@ class Nodes:
 
     async def _find_nodes(self) -> None:
         """Ask for the slot map of the Cluster; nodes that we know come first."""
-        troubles = []
-        for address in dict.fromkeys((*self._links, *self.url.addresses)):
-            try:
-                slot_map = read_slots(await self.connector.ask(address, "CLUSTER", "SLOTS"), address.host)
-            except CONNECT_ERRORS as error:
-                troubles.append(str(error))
-                continue
-            owners = {
-                partition: owner
-                for partition in range(self._space.partitions)
-                for first, last, owner in slot_map
-                if first <= self._space.slot_of(partition) <= last
-            }
-            if len(owners) == self._space.partitions:
-                self._slots = owners
-                return
-            troubles.append(f"{address}: not every slot is served")
-        raise HandshakeError("; ".join(troubles))
+        slot_map = await find_slots(self.connector, (*self._links, *self.url.addresses))
+        self._slots = {
+            partition: owner
+            for partition in range(self._space.partitions)
+            for first, last, owner in slot_map
+            if first <= self._space.slot_of(partition) <= last
+        }
 
 
 def call_of(script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Command:

@@ -192,6 +192,10 @@ class FakeOwner:
         self.newer.append((group.compiled.buckets.owner, generation))
         tell(group.release(), StoreFault.SUPERSEDED)
 
+    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """See `LaneEvents`: there is no other node."""
+        return False
+
     def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
         """See `LaneEvents`."""
         self.errors.append((str(error), remedy))

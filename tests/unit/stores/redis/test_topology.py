@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.stores.redis.cluster import read_slots
 from sidecar.stores.redis.connect import HandshakeError
 from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.slots import read_slots
 from sidecar.stores.redis.urls import Address
 
 A, B = Address("10.0.0.1", 7000), Address("10.0.0.2", 7001)

@@ -1,0 +1,219 @@
+"""
+Takes that a node of a Cluster sent elsewhere, because their slot has moved or is being moved.
+
+MOVED, ASK and TRYAGAIN are replied before a script runs, so its takes may be sent again; a call whose reply
+was lost may not. While a slot is being moved its keys are on two nodes, and none runs a script for keys that
+it has only some of: then the generation is read where it is, and after that the bucket is taken from where
+that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from sidecar.stores.protocols import StoreFault, TakeDone
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
+from sidecar.stores.redis.counts import StoreCounts
+from sidecar.stores.redis.lane import Lane
+from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
+from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.resp import pack
+from sidecar.stores.redis.slots import read_redirect
+from sidecar.stores.redis.take_call import NEVER_S, Group
+from sidecar.stores.redis.urls import Address
+
+CALLS_MAX = 256
+"""Script calls that are followed at a time; the takes of more fail."""
+HOPS_MAX = 5
+LINKS_MAX = 16
+"""Connections to nodes that serve none of our slots yet."""
+PAUSE_S = 0.005
+"""Before a call is tried again whose keys are on the way."""
+ASKING = pack("ASKING")
+FOLLOWED = ("MOVED", "ASK", "TRYAGAIN")
+
+
+class _NobodyWaitsError(Exception):
+    """The time of every take is over."""
+
+
+class Redirects:
+    """
+    Follows redirected calls, each in a task of its own, which ends when its takes have been told.
+
+    *link_to* finds a connection that is open already; *on_failure* is told of what could not be followed.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        counts: StoreCounts,
+        link_to: Callable[[Address], Link | None],
+        on_failure: Callable[[Lane, int, Exception], None],
+    ) -> None:
+        """Follow nothing yet."""
+        self._connector = connector
+        self._counts = counts
+        self._link_to = link_to
+        self._on_failure = on_failure
+        self._links: dict[Address, Link] = {}
+        self._connecting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """Send *groups* of one partition where *error* says; False = that is not possible."""
+        if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or lane.link is None:
+            return False
+        work = self._follow(lane, [group for group in groups if group.waiting], error, lane.link.address)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def close(self) -> None:
+        """End; whoever waits is told."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._connector.limits.close_timeout_s)
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.abort()
+
+    async def _follow(self, lane: Lane, groups: list[Group], error: ErrorReply, asked: Address) -> None:
+        slot = "ok"
+        try:
+            await self._send_on(lane, groups, error, asked)
+        except _NobodyWaitsError as nobody:
+            slot = "failed"
+            if nobody.__cause__ is not None:
+                self._on_failure(lane, groups[0].compiled.partition, error)
+        except CONNECT_ERRORS as failure:
+            slot = "failed"
+            self._on_failure(lane, groups[0].compiled.partition, failure)
+        finally:
+            self._counts.values[self._counts.redirects[slot]] += 1
+            for group in groups:
+                lane.tell(group.release(), StoreFault.UNAVAILABLE)
+
+    async def _send_on(self, lane: Lane, groups: list[Group], error: ErrorReply, asked: Address) -> None:
+        hops = 0
+        while True:
+            if error.code == "TRYAGAIN":
+                single = [group for group in groups if len(group.compiled.keys) == 1]
+                apart = (self._take_apart(lane, group, asked) for group in single)
+                for failure in await asyncio.gather(*apart, return_exceptions=True):
+                    if isinstance(failure, BaseException) and not isinstance(failure, _NobodyWaitsError):
+                        raise failure
+                groups = [group for group in groups if group.waiting and len(group.compiled.keys) > 1]
+                if not groups:
+                    return
+                await self._pause(lane, groups, error)
+                is_asking = False
+            else:
+                hops += 1
+                if hops > HOPS_MAX or error.code not in FOLLOWED:
+                    raise error
+                is_asking, asked = error.code == "ASK", read_redirect(error, asked)
+            sent_s = monotonic()
+            reply = await self._call(lane, groups, asked, is_asking, lane.encode(groups))
+            if not isinstance(reply, ErrorReply):
+                lane.give(groups, reply, sent_s)
+                return
+            error = reply
+
+    async def _take_apart(self, lane: Lane, group: Group, asked: Address) -> None:
+        """Take for one group key by key: the generation first, so that a take never goes by an older one."""
+        compiled = group.compiled
+        if compiled.generation_text:
+            command = pack("GET", compiled.generation_text)
+            found = await self._chase(lane, group, asked, command)
+            generation = int(found or 0)
+            if generation != compiled.generation:
+                lane.supersede(group, generation)
+                return
+        sent_s = monotonic()
+        reply = await self._chase(lane, group, asked, lane.encode([group], is_unchecked=True))
+        lane.give([group], reply, sent_s)
+
+    async def _chase(self, lane: Lane, group: Group, asked: Address, command: bytes) -> Any:
+        """The reply to *command* about one key, from whichever node has it."""
+        is_asking = False
+        for _ in range(HOPS_MAX):
+            reply = await self._call(lane, [group], asked, is_asking, command)
+            if not isinstance(reply, ErrorReply):
+                return reply
+            if reply.code not in ("MOVED", "ASK"):
+                raise reply
+            is_asking, asked = reply.code == "ASK", read_redirect(reply, asked)
+        raise HandshakeError(f"{asked} redirects in a circle")
+
+    async def _call(
+        self, lane: Lane, groups: Sequence[Group], address: Address, is_asking: bool, command: bytes
+    ) -> Any:
+        """The reply of *address*, an error reply included, while somebody waits for it."""
+        opening = asyncio.ensure_future(self._link(address))
+        link = await self._wait(lane, groups, opening)
+        receiver = _Reply(asyncio.get_running_loop().create_future())
+        if is_asking:
+            link.send(ASKING + command, (IGNORED, receiver))
+        else:
+            link.send(command, (receiver,))
+        return await self._wait(lane, groups, receiver.future)
+
+    async def _pause(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> None:
+        try:
+            await self._wait(lane, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
+        except _NobodyWaitsError as nobody:
+            raise nobody from error
+
+    async def _wait(self, lane: Lane, groups: Sequence[Group], future: asyncio.Future[Any]) -> Any:
+        """The result of *future*; takes whose time comes first are told, and when all were it is given up."""
+        try:
+            while True:
+                due_s = min(group.deadline_s for group in groups)
+                if due_s == NEVER_S:
+                    raise _NobodyWaitsError
+                await asyncio.wait((future,), timeout=max(0.0, due_s - monotonic()))
+                if future.done():
+                    return future.result()
+                now_s = monotonic()
+                for group in groups:
+                    due: list[TakeDone] = group.expire(now_s)
+                    lane.tell(due, StoreFault.TIMEOUT)
+        finally:
+            if not future.done():
+                future.cancel()
+
+    async def _link(self, address: Address) -> Link:
+        link = self._link_to(address) or self._links.get(address)
+        if link is not None and link.is_open:
+            return link
+        async with self._connecting:
+            link = self._links.get(address)
+            if link is None or not link.is_open:
+                if len(self._links) >= LINKS_MAX:
+                    self._links.pop(next(iter(self._links))).abort()
+                link = self._links[address] = await self._connector.open(address)
+            return link
+
+
+class _Reply:
+    """Puts any reply into a future, errors too."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self.future = future
+
+    def replied(self, reply: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(reply)
+
+    def lost(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(LinkLostError("the connection to Redis ended before the reply"))

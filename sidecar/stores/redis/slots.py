@@ -1,0 +1,98 @@
+"""
+Which primary serves which slot of a Cluster, as most of its nodes see it.
+
+A primary that is cut off from the others goes on answering, and believes what it knew. So several nodes are
+asked: those that see the Cluster well come first, of these the ones with the highest epoch, and of these the
+map that most of them show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
+from sidecar.stores.redis.keys import SLOTS
+from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.urls import Address
+
+SlotMap = list[tuple[int, int, Address]]
+"""First slot, last slot, primary."""
+
+NODES_ASKED_MAX = 8
+_EPOCH = re.compile(rb"^cluster_current_epoch:(\d+)", re.MULTILINE)
+_IS_WELL = re.compile(rb"^cluster_state:ok", re.MULTILINE)
+
+
+class _View(NamedTuple):
+    """What one node says."""
+
+    is_well: bool
+    epoch: int
+    slot_map: SlotMap
+
+
+async def find_slots(connector: Connector, nodes: Iterable[Address]) -> SlotMap:
+    """
+    The slot map, from the first *nodes*, asked side by side.
+
+    Raises:
+        HandshakeError: none of them tells.
+    """
+    asked = list(dict.fromkeys(nodes))[:NODES_ASKED_MAX]
+    found = await asyncio.gather(*(_view(connector, node) for node in asked), return_exceptions=True)
+    views = [view for view in found if isinstance(view, _View)]
+    for failure in found:
+        if isinstance(failure, BaseException) and not isinstance(failure, CONNECT_ERRORS):
+            raise failure
+    if not views:
+        raise HandshakeError("; ".join(dict.fromkeys(str(failure) for failure in found)))
+    votes = Counter(str(view.slot_map) for view in views)
+    return max(views, key=lambda view: (view.is_well, view.epoch, votes[str(view.slot_map)])).slot_map
+
+
+async def _view(connector: Connector, node: Address) -> _View:
+    slots, info = await connector.ask(node, ("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+    if isinstance(info, ErrorReply):
+        raise info
+    epoch = _EPOCH.search(info)
+    return _View(
+        bool(_IS_WELL.search(info)), int(epoch[1]) if epoch is not None else 0, read_slots(slots, node.host)
+    )
+
+
+def read_slots(reply: Any, asked_host: str) -> SlotMap:
+    """
+    Read CLUSTER SLOTS. A node that does not know its own host means the one it was asked by.
+
+    Raises:
+        HandshakeError: it is no such reply, or serves no slot at all.
+    """
+    try:
+        slot_map = [
+            (first, last, Address((primary[0] or b"").decode() or asked_host, primary[1]))
+            for first, last, primary, *_ in reply
+        ]
+        if all(0 <= first <= last < SLOTS for first, last, _ in slot_map) and slot_map:
+            return sorted(slot_map, key=lambda part: part[0])
+    except (TypeError, ValueError, AttributeError, LookupError):
+        pass
+    raise HandshakeError(
+        f"CLUSTER SLOTS replied {str(reply)[:80]!r}: is this a Redis Cluster with slots assigned?"
+    )
+
+
+def read_redirect(error: ErrorReply, asked: Address) -> Address:
+    """
+    Where MOVED or ASK leads; a host that is left out means the one that was asked.
+
+    Raises:
+        HandshakeError: nowhere.
+    """
+    host, colon, port = str(error).split(" ")[-1].rpartition(":")
+    if not (colon and port.isascii() and port.isdigit()):
+        raise HandshakeError(f"{asked} redirects to nowhere: {error}")
+    return Address(host.strip("[]") or asked.host, int(port))

@@ -113,7 +113,8 @@ class ClusterTopology:
             first = unserved[0]
             reason = marked.get(first) or lanes[first].trouble or f"{lanes[first].name} is not connected"
             self._partial = f"{len(unserved)} of {len(lanes)} partitions are not served: {reason}"
-            log.error("the Cluster at %s: %s", self._connector.url, self._partial)
+            if not self._told:  # else why no node can be asked has been told
+                log.error("the Cluster at %s: %s", self._connector.url, self._partial)
         elif was_known:
             self._partial = ""
             log.info("the Cluster at %s: every partition is served", self._connector.url)

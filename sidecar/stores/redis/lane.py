@@ -260,20 +260,24 @@ class Lane:
             self._watch(self._breaker.probe_at_s)
         else:
             self._breaker.succeed()
-        self.give(call.groups, reply, batch.sent_s)
+        if (
+            self.give(call.groups, reply, batch.sent_s)
+            and now_s >= self._clock_due_s
+            and not batch.is_overdue
+        ):
+            self._learn_clock(reply[0], now_s)
 
-    def give(self, groups: Sequence[Group], reply: Any, sent_s: float) -> None:
-        """Tell the takes of *groups* what *reply*, which was asked for at *sent_s*, says."""
+    def give(self, groups: Sequence[Group], reply: Any, sent_s: float) -> bool:
+        """Tell the takes of *groups* what *reply*, asked for at *sent_s*, says; False = it makes no sense."""
         try:
             answers = starts_of(groups, reply)
         except UnexpectedReplyError as error:
             self._fail(groups, StoreFault.UNAVAILABLE)
             self._mend(error, Remedy.TELL, self._clock())
-            return
-        if now_s >= self._clock_due_s and not batch.is_overdue:
-            self._learn_clock(reply[0], now_s)
+            return False
         for group, admitted, starts in answers:
             self._settle(group, admitted, starts, reply[0], sent_s)
+        return True
 
     def _learn_clock(self, told_us: int, now_s: float) -> None:
         self._clock_due_s = now_s + CLOCK_INTERVAL_S

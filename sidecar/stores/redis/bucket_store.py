@@ -60,6 +60,9 @@ class Topology(Protocol):
     def is_whole(self) -> bool:
         """Whether every partition is served."""
 
+    def count_unserved(self) -> None:
+        """Tell how many partitions are not served, when that has changed."""
+
     def search(self) -> None:
         """Something has changed: look for the primaries again."""
 
@@ -290,6 +293,8 @@ class RedisBucketStore:
         else:
             # The server may be another one, with other memories: a promoted replica, a restarted one.
             self._denials.clear()
+        if self._topology is not None:
+            self._topology.count_unserved()
         state = self.is_ready, self.trouble
         if state != self._was:
             self._was = state

@@ -96,10 +96,12 @@ class ClusterTopology:
         if partition not in self._marked:
             self._marked[partition] = advice_of(error)
             self._wanted.set()
-            self._count()
+            self.count_unserved()
 
-    def _count(self) -> None:
+    def count_unserved(self) -> None:
         """Tell how many partitions are not served, and why, when that has changed."""
+        if self._task is None or not self._tried.is_set():
+            return  # not begun, or closed
         lanes, marked = self.lanes, self._marked
         unserved = [
             number for number, lane in enumerate(lanes) if lane.refusal is not None or number in marked
@@ -126,8 +128,8 @@ class ClusterTopology:
             self._wanted.clear()
             await self._refresh()
             await self._probe()
-            self._count()
             self._tried.set()
+            self.count_unserved()
             if self.is_whole:
                 backoff.reset()
                 with contextlib.suppress(TimeoutError):

@@ -381,7 +381,7 @@ class Lane:
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent: what they were decided by no longer counts."""
-        self._tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
 
     def close(self) -> None:
         """Refuse from now on; whoever waits is told."""

@@ -71,6 +71,9 @@ class SingleTopology:
         """See `Topology`."""
         return self._lane.refusal is None
 
+    def count_unserved(self) -> None:
+        """See `Topology`: there are no parts."""
+
     def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
         """See `Topology`: there is no other node."""
         self.search()

@@ -28,7 +28,7 @@ from tests.registry_in_redis import add_people
 from tests.store_worlds import PATIENT, bucket, ready, run, take
 
 USER = "keeper"
-ELSEWHERE = {"wait", "cluster|slots", "select"}
+ELSEWHERE = {"wait", "cluster|slots", "cluster|info", "asking", "select"}
 """Commands that are needed with replicas, in a Cluster, and with a database in the URL alone."""
 OURS = {"config|resetstat", "acl|setuser", "acl|deluser", "acl|whoami", "auth", "hello"}
 """Commands of these tests themselves, and the one that everybody may run."""

@@ -187,7 +187,7 @@ def test_primary__that_nobody_replaces_is_told(
     """Part of the slots is served by nobody: not ready, a gauge, one log line, and the rest goes on."""
 
     async def scene() -> None:
-        store = opened(cluster)
+        store = RedisBucketStore(parse_store_url(cluster.url), make_metrics())
         await store.start()
         slot = store.keys.slot_of(store.keys.partition_of(OWNER))
         primary = cluster.primary_of(slot)

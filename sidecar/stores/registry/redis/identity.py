@@ -131,7 +131,7 @@ class Identity:
             if remembered is not None:
                 raise RegistryReplacedError(
                     f"sidecars remember registry {remembered.decode()}, and the store {self._where} is empty:"
-                    f" restore its data. If it is to be a new registry, run {ACCEPT} first"
+                    f" restore its data. If it is to be a new registry, run 'sidecar registry accept' first"
                 )
             if asyncio.get_running_loop().time() >= deadline_s:
                 break

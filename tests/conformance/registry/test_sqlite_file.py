@@ -148,6 +148,23 @@ def test_open__a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
     open_database(tmp_path / "registry.db").close()
 
 
+@pytest.mark.parametrize("what", ["emptied", "removed", "replaced"])
+def test_open__a_file_that_is_lost_while_open(world: World, what: str) -> None:
+    """Changes of a file that is not there any more would be lost: they are refused, with the cause."""
+    path = path_of(world)
+    world.apply(create())
+    if what == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.rename(path.with_name("moved.db"))
+    if what == "replaced":
+        path.write_bytes(b"")
+    with pytest.raises(RegistryUnavailableError, match=f"was {what} while it was open"):
+        world.apply(create("other"))
+    with pytest.raises(RegistryUnavailableError, match=f"was {what} while it was open"):
+        world.run(world.registry.load_all())
+
+
 def test_check__changes_nothing(world: World, tmp_path: Path) -> None:
     """The check reads a registry that is in use, one that is closed, and makes no file."""
     world.apply(create())

@@ -89,6 +89,38 @@ def check_file(path: Path) -> None:
     database.close()
 
 
+class FileWatch:
+    """Notices that the file of an open registry was truncated, removed or replaced: changes would be lost."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember which file is at *path* now."""
+        self._path = path
+        self._identity = _identity(path)
+
+    def check(self) -> None:
+        """
+        Look at the file; one that cannot be looked at now counts as unchanged.
+
+        Raises:
+            RegistryDamagedError: it is not the file that was opened, or it is empty.
+        """
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            raise RegistryDamagedError(f"registry {self._path} was removed while it was open") from None
+        except OSError:
+            return
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise RegistryDamagedError(f"registry {self._path} was replaced while it was open")
+        if not status.st_size:
+            raise RegistryDamagedError(f"registry {self._path} was emptied while it was open")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 @contextmanager
 def _closing_on_error(database: sqlite3.Connection, path: Path) -> Iterator[None]:
     """Close *database* where something fails, and say which file it was."""

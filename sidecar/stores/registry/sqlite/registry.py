@@ -102,7 +102,7 @@ class SqliteRegistry:
         """
         registry = cls(path, lifecycle, clock_us, timeout_s)
         registry._thread = SqliteThread(
-            partial(open_database, path, connect), registry._wake, queue_max, poll_interval_s
+            partial(open_database, path, connect), registry._wake, queue_max, poll_interval_s, path
         )
         await registry._thread.start()
         return registry

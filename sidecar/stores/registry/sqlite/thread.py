@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sidecar.stores.registry.protocol import (
@@ -21,6 +22,7 @@ from sidecar.stores.registry.protocol import (
     RegistryTimeoutError,
     RegistryUnavailableError,
 )
+from sidecar.stores.registry.sqlite.file import FileWatch
 from sidecar.stores.registry.sqlite.transactions import Durability, Job, Work, perform
 
 QUEUE_MAX = 1_024
@@ -42,14 +44,16 @@ class SqliteThread:
         on_change: Callable[[], None],
         queue_max: int = QUEUE_MAX,
         poll_interval_s: float = POLL_INTERVAL_S,
+        path: Path | None = None,
     ) -> None:
         """
         Open the file with *open_database*, in the thread.
 
         *on_change* is called on the event loop after writes, and when another process has written while
-        `is_watching`.
+        `is_watching`. Work is refused once the file at *path* is not the one that was opened.
         """
         self._open = open_database
+        self._path = path
         self._on_change = on_change
         self._queue_max = queue_max
         self._poll_interval_s = poll_interval_s
@@ -132,7 +136,10 @@ class SqliteThread:
 
     def _work(self, database: sqlite3.Connection) -> None:
         seen = _data_version(database)
+        watch = FileWatch(self._path) if self._path is not None else None
         while (jobs := self._next_jobs()) is not None:
+            if watch is not None:
+                watch.check()
             has_written = False
             if jobs:
                 has_written = perform(database, jobs)

@@ -32,6 +32,7 @@ from sidecar.transports.fast.engine import (
 from sidecar.transports.fast.lifetime import CALM_GRACE_S, Act, Lifetime, Phase, Step
 from sidecar.transports.fast.policing import Policing
 from sidecar.transports.fast.streams import Streams
+from sidecar.transports.fast.turns import LATE_READ_BYTES, READ_BYTES
 
 _DRAIN_PING = b"draining"
 _KEEPALIVE_PING = b"anyone??"
@@ -140,7 +141,8 @@ class Connection(asyncio.BufferedProtocol):
             turns.begin(now_s)
         elif turns.clock() >= turns.ends_s:
             is_late = True
-        if is_late or self._is_slow or self._unread:
+        is_behind = nbytes > LATE_READ_BYTES and turns.is_crowded
+        if is_late or is_behind or self._is_slow or self._unread:
             self._unread += data
             self._wait(is_late=is_late)
         else:
@@ -290,8 +292,9 @@ class Connection(asyncio.BufferedProtocol):
             self.flush()
             self._core.end_part()
         else:
-            unread, self._unread = self._unread, b""
-            self._handle(unread, now_s)
+            size = LATE_READ_BYTES if self._core.turns.is_crowded else READ_BYTES
+            part, self._unread = self._unread[:size], self._unread[size:]
+            self._handle(part, now_s)
         if self._unread:
             self._wait()
         else:

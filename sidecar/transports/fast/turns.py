@@ -24,6 +24,10 @@ LATE_READ_BYTES = 1_024
 """One read that has to wait: two or three requests of a proxy. So what waits takes little memory."""
 
 
+CROWD = 16
+"""With more connections waiting, each has a little parsed at a time: parsed requests take 20 times the room."""
+
+
 class Waiting(Protocol):
     """A connection with something to handle."""
 
@@ -72,6 +76,11 @@ class Turns:
     def late_buffer(self) -> memoryview:
         """Where to read what has to wait anyway; the first part of `read_buffer`."""
         return self._late_buffer
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many connections wait that each is to have only `LATE_READ_BYTES` parsed in its turn."""
+        return len(self._prompt) + len(self._slow) > CROWD
 
     def begin(self, now_s: float) -> None:
         """A turn begins, at *now_s* on the loop's clock."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.transports.fast.held import STREAM_BYTES
-from sidecar.transports.fast.turns import LATE_READ_BYTES, TURN_S, Turns
+from sidecar.transports.fast.turns import CROWD, LATE_READ_BYTES, TURN_S, Turns
 from sidecar.transports.server import Endpoint, TransportLimits
 from tests.unit.transports.rig import PREFACE, ManualLoop, Rig, frame, settings_frame
 from tests.unit.transports.sockets import Client, dial
@@ -250,3 +250,25 @@ def test_turns__a_late_read_waits_and_is_small() -> None:
     assert late.stream(stream_id).status == 0
     assert late.transport.is_reading
     assert len(late.connection.get_buffer(-1)) > LATE_READ_BYTES
+
+
+def test_turns__in_a_crowd_each_has_a_little_parsed_at_a_time() -> None:
+    """Bytes wait as bytes: what is parsed of a long read, and answered, comes bit by bit."""
+    rig = Rig()
+    calls = b"".join(rig.call_bytes()[1] for _ in range(400))
+    for _ in range(CROWD + 1):
+        rig.core.turns.wait(Idle(), is_slow=False)
+    rig.say_unread(calls[:LATE_READ_BYTES])
+    rig.say_unread(calls[LATE_READ_BYTES:])
+    assert rig.core.turns.is_crowded
+    assert not rig.connection._streams.has_backlog
+    assert rig.connection._streams.seen < 100
+    rig.loop.settle()
+    assert rig.ended(0) == 400
+
+
+class Idle:
+    """A connection that has nothing left to do when its turn comes."""
+
+    def resume(self) -> None:
+        """Nothing."""

@@ -88,7 +88,7 @@ class Push:
             raise CommandError(
                 "the registry has changed since the plan was made; nothing was changed: run the command again"
             ) from None
-        return {**view, "warnings": self._warnings}
+        return {**view, "warnings": [*self._warnings, *view["warnings"]]}
 
     async def _authenticated(self, token: str) -> Actor:
         try:

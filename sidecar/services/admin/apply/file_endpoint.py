@@ -82,7 +82,7 @@ async def _applied(plane: ControlPlane, call: Call, query: ApplyQuery, body: Fil
         view, positions = await apply_declared(plane.registry, plane.catalogue, request)
     except PlanChangedError:
         raise _plan_changed() from None
-    view["warnings"] = [str(warning) for warning in declared.warnings]
+    view["warnings"] = [*map(str, declared.warnings), *view["warnings"]]
     if view["report"] is not None:
         view["is_in_force"] = await put_in_force(plane, positions)
         call.note(count=view["report"]["steps_made"], refused=len(view["report"]["declined"]))

@@ -6,10 +6,18 @@ import asyncio
 from collections.abc import Sequence
 
 from sidecar.domain.changes import Position
+from sidecar.domain.declared import Plan
+from sidecar.domain.integrations import Suspension
+from sidecar.domain.lifecycle.commands import Suspend
+from sidecar.domain.lifecycle.dual_control import able_to_reactivate
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.services.admin.apply.document import ApplyView, plan_digest, plan_view, report_view
 from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, apply_plan, make_plan
+from sidecar.services.admin.standing import accounts_now
 from sidecar.stores.registry.protocol import Registry
+
+NAMED_MAX = 5
+"""Integrations that one warning names; the rest is counted."""
 
 
 async def apply_declared(
@@ -29,7 +37,7 @@ async def apply_declared(
     view: ApplyView = {
         "plan": digest,
         "difference": await asyncio.to_thread(plan_view, plan),
-        "warnings": [],
+        "warnings": await _lock_warnings(registry, plan, request),
         "is_dry_run": request.is_dry_run,
         "report": None,
     }
@@ -38,3 +46,21 @@ async def apply_declared(
     report = await apply_plan(registry, plan, request)
     view["report"] = report_view(report)
     return view, report.positions
+
+
+async def _lock_warnings(registry: Registry, plan: Plan, request: ApplyRequest) -> list[str]:
+    """The warning that nobody could reactivate what *plan* suspends; none when somebody could."""
+    ids = [
+        difference.integration_id
+        for difference in plan.differences
+        if any(isinstance(step.command, Suspend) for step in difference.steps)
+    ]
+    accounts = await accounts_now(registry) if ids else None
+    suspension = Suspension(request.actor.id, request.now_us, "", 0, request.now_us)
+    if accounts is None or able_to_reactivate(accounts, [suspension], request.now_us):
+        return []
+    named = ", ".join(ids[:NAMED_MAX]) + (f" and {len(ids) - NAMED_MAX} more" if len(ids) > NAMED_MAX else "")
+    return [
+        f"this suspends {named}, which nobody can reactivate: that takes another administrator with a live"
+        " token, and there is none; make one first ('sidecar admin create')"
+    ]

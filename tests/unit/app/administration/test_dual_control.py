@@ -88,6 +88,19 @@ def test_suspend__by_one_of_two_asks_a_script_nothing(api: Served) -> None:
     assert (result.exit_code, "nobody can" in result.output) == (0, False)
 
 
+def test_apply__a_file_that_suspends_says_so(alone: Served, config: Path, tmp_path: Path) -> None:
+    """A declared suspension locks as well: the plan warns of it, by the API and on the registry itself."""
+    file = tmp_path / "fleet.yaml"
+    file.write_text("integrations:\n  - {id: acme, name: acme, status: suspended}\n")
+    for arguments in (
+        ("apply", "--file", str(file)),
+        ("registry", "push", str(file), "--config", str(config)),
+    ):
+        planned = alone.run(*arguments, "--dry-run")
+        assert "warning: this suspends acme, which nobody can reactivate" in planned.stderr, planned.output
+    assert status_of(alone) == "active"
+
+
 def test_suspend__by_an_operator_is_ended_by_the_administrator(alone: Served) -> None:
     """The operator is not the only administrator."""
     result = alone.run("suspend", "acme", "--reason", "leak", who="olli")

@@ -221,6 +221,7 @@ def test_lane__a_lost_script_is_not_loaded_for_nobody() -> None:
         ("ASK 42 10.0.0.1:6379", Remedy.FIND_NODES),
         ("TRYAGAIN Multiple keys request during rehashing of slot", Remedy.FIND_NODES),
         ("CLUSTERDOWN Hash slot not served", Remedy.FIND_NODES),
+        ("NOREPLICAS Not enough good replicas to write.", Remedy.FIND_NODES),
         ("READONLY You can't write against a read only replica. script: ab", Remedy.FIND_PRIMARY),
         ("MASTERDOWN Link with MASTER is down", Remedy.FIND_PRIMARY),
         ("LOADING Redis is loading the dataset in memory", Remedy.WAIT),
@@ -550,3 +551,14 @@ def test_lane__a_callback_that_raises_is_reported() -> None:
     bench.lane.close()
     assert bench.outcomes["b"] is StoreFault.UNAVAILABLE
     assert len(bench.loop.exceptions) == 1
+
+
+def test_lane__a_primary_without_replicas_is_no_failure_of_the_node() -> None:
+    """NOREPLICAS is a quick answer: each take fails, and no breaker opens and closes over it."""
+    bench = Bench(breaker_failures_max=1)
+    for name in "abc":
+        bench.take(name, ACME)
+        bench.loop.turn()
+        bench.link.reply(error("NOREPLICAS Not enough good replicas to write."))
+    assert bench.outcomes == dict.fromkeys("abc", StoreFault.UNAVAILABLE)
+    assert (bench.lane.refusal, bench.count("breaker_trips_total")) == (None, 0)

@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
     given, others = parser.parse_known_args(arguments)
     with redis_at(given.redis) as store:
-        command = [sys.executable, "-m", "sidecar.app.cli", "conformance", "--store", store, *others]
+        command = [sys.executable, "-m", "sidecar.cli", "conformance", "--store", store, *others]
         return subprocess.run(command).returncode
 
 

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.proving import EXIT_BROKEN, EXIT_KEPT, redis_at, run
-from sidecar.app.conformance.accuracy import Terms
-from sidecar.app.conformance.callers import Call, Caller
-from sidecar.app.conformance.sidecars import Fleet, child_environment
-from sidecar.app.conformance.subjects import ROUTES, Subject, make_subjects, own_prefix
 from sidecar.services.ext_authz_client import read_status
+from sidecar.verify.accuracy import Terms
+from sidecar.verify.callers import Call, Caller
+from sidecar.verify.sidecars import Fleet, child_environment
+from sidecar.verify.subjects import ROUTES, Subject, make_subjects, own_prefix
 
 BUCKETS = 200
 TERMS = Terms(limit_rpm=600, burst=10, held_at_start=10)

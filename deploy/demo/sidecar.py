@@ -107,7 +107,7 @@ class Sidecar(Program):
         if registry is not None:
             defaults["registry"] = str(registry)
         config.write_text(yaml.safe_dump({"listen": listen, **defaults, **settings}))
-        command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
+        command = [sys.executable, "-m", "sidecar.cli", "serve", "--config", str(config)]
         if takes_over:
             command.append("--take-over")
         super().__init__(name, command, folder)

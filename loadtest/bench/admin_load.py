@@ -141,7 +141,7 @@ def _running(folder: Path) -> Iterator[_Scene]:
         "routes": [{"methods": ["GET"], "path": "/v1/orders/{id}", "scope": "orders:read"}],
     }
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "sidecar.app.cli", "admin", "bootstrap", "--id", "bench"]
+    command = [sys.executable, "-m", "sidecar.cli", "admin", "bootstrap", "--id", "bench"]
     made = subprocess.run(
         [*command, "--config", str(config)], capture_output=True, text=True, check=True, timeout=60
     )

@@ -90,7 +90,7 @@ def running_sidecar(
         cores,
         python,
         "-m",
-        "sidecar.app.cli",
+        "sidecar.cli",
         "serve",
         "--config",
         str(config),

@@ -90,7 +90,7 @@ def zipf_picks(kinds: int, size: int = 200_000) -> array[int]:
 
 def check_config(place: Place) -> None:
     """Let `sidecar check-config` judge the configuration before it is measured."""
-    command = [sys.executable, "-m", "sidecar.app.cli", "check-config", str(place.config)]
+    command = [sys.executable, "-m", "sidecar.cli", "check-config", str(place.config)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 

@@ -9,10 +9,10 @@ from time import monotonic_ns
 from typing import Any, NamedTuple
 
 from loadtest.proving import percentile
-from sidecar.app.conformance.accuracy import most_admitted
-from sidecar.app.conformance.callers import Call
-from sidecar.app.conformance.subjects import Subject
 from sidecar.services.ext_authz_client import read_status
+from sidecar.verify.accuracy import most_admitted
+from sidecar.verify.callers import Call
+from sidecar.verify.subjects import Subject
 
 DRAINING, DRY = 0, 1
 """The buckets of a run: one that is being emptied when the primary dies, and one that is long empty."""

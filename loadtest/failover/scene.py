@@ -12,12 +12,12 @@ from time import monotonic, monotonic_ns, sleep
 from loadtest.failover.answers import DRAINING, AnswerLog, Failover
 from loadtest.failover.stores import SILENCE_MS, FailoverStore, start_store
 from loadtest.redis_servers import RedisServer
-from sidecar.app.conformance.accuracy import Terms
-from sidecar.app.conformance.callers import Caller
-from sidecar.app.conformance.sidecars import Fleet, child_environment
-from sidecar.app.conformance.subjects import ROUTES, make_subjects
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.redis.keys import KeySpace
+from sidecar.verify.accuracy import Terms
+from sidecar.verify.callers import Caller
+from sidecar.verify.sidecars import Fleet, child_environment
+from sidecar.verify.subjects import ROUTES, make_subjects
 
 CONNECTIONS, IN_FLIGHT = 2, 96
 CALLS_PER_S = 4_000.0

@@ -22,14 +22,14 @@ from loadtest.failover.scene import FailoverError
 from loadtest.failover.stores import SILENCE_MS
 from loadtest.redis_servers import LOOPBACK, QUICK_REPLICATION, SERVICE, RedisServer, SentinelGroup
 from loadtest.revocation.administrator import Administrator, name_of
-from sidecar.app.conformance.callers import Call, Caller
-from sidecar.app.conformance.sidecars import Fleet, child_environment
-from sidecar.app.conformance.subjects import ROUTES, message_of
 from sidecar.domain.integrations import Status
 from sidecar.services.ext_authz_client import read_status
 from sidecar.stores.redis.urls import parse_store_url
 from sidecar.stores.registry.protocol import RegistryError
 from sidecar.stores.registry.verification import verify_registry
+from sidecar.verify.callers import Call, Caller
+from sidecar.verify.sidecars import Fleet, child_environment
+from sidecar.verify.subjects import ROUTES, message_of
 
 WAYS = ("manual", "kill", "stall-2.2", "stall-3.0")
 """SENTINEL FAILOVER by hand, kill -9, and a primary that stands still for so many seconds."""

@@ -23,9 +23,9 @@ from typing import Any
 
 import uvloop
 
-from sidecar.app.conformance.callers import Call, Caller
-from sidecar.app.conformance.subjects import message_of
 from sidecar.services.ext_authz_client import read_status
+from sidecar.verify.callers import Call, Caller
+from sidecar.verify.subjects import message_of
 
 CONNECTIONS, IN_FLIGHT = 2, 16
 ADMITTED_FIRST = 50

@@ -16,9 +16,9 @@ from typing import Any
 from loadtest.proving import forget_keys, percentile
 from loadtest.revocation.administrator import Administrator
 from loadtest.revocation.load import TrialResult
-from sidecar.app.conformance.sidecars import Fleet, child_environment
-from sidecar.app.conformance.subjects import ROUTES, own_prefix
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
+from sidecar.verify.sidecars import Fleet, child_environment
+from sidecar.verify.subjects import ROUTES, own_prefix
 
 STEP_TIMEOUT_S = 15.0
 """How long the load may take to say something that must come."""

@@ -25,7 +25,7 @@ SQLITE = "sqlite:registry.sqlite"
 def bootstrap(config: Path, id: str = "ann") -> str:
     """The token of the first administrator, made by the command."""
     command = [
-        sys.executable, "-m", "sidecar.app.cli", "admin", "bootstrap", "--id", id, "--config", str(config)
+        sys.executable, "-m", "sidecar.cli", "admin", "bootstrap", "--id", id, "--config", str(config)
     ]  # fmt: skip
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S)
     return made.stdout.strip()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.app.running import Running
+from tests.unit.process.running import Running
 from tests.unit.transports.certificates import Authority
 
 COMMAND_TIMEOUT_S = 60
@@ -42,7 +42,7 @@ class Site:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "sidecar.app.cli", *arguments],
+            [sys.executable, "-m", "sidecar.cli", *arguments],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
@@ -102,7 +102,7 @@ def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
 def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> None:
     """A full disk or a closed output ends a command in a sentence; a key that was lost is named."""
     environment = {"SIDECAR_SERVER": site.plain, "SIDECAR_ADMIN_TOKEN": site.token}
-    program = f"{sys.executable} -m sidecar.app.cli"
+    program = f"{sys.executable} -m sidecar.cli"
     script = (
         f"{program} integrations create full > /dev/full\n"
         f"{program} credentials issue full > /dev/full\n"

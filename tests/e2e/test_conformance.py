@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.app.conformance.accuracy import Finding, Terms
-from sidecar.app.conformance.callers import Call, Caller
-from sidecar.app.conformance.program import Outcome, Plan, prove
-from sidecar.app.conformance.run import AccuracyRun, Load, RunResult
-from sidecar.app.conformance.sidecars import Fleet, SidecarsError, child_environment
-from sidecar.app.conformance.store_clock import StoreClock
-from sidecar.app.conformance.subjects import ROUTES, Subject, SubjectError, make_subjects
 from sidecar.domain.api_keys import generate_api_key
+from sidecar.verify.accuracy import Finding, Terms
+from sidecar.verify.callers import Call, Caller
+from sidecar.verify.program import Outcome, Plan, prove
+from sidecar.verify.run import AccuracyRun, Load, RunResult
+from sidecar.verify.sidecars import Fleet, SidecarsError, child_environment
+from sidecar.verify.store_clock import StoreClock
+from sidecar.verify.subjects import ROUTES, Subject, SubjectError, make_subjects
 from tests.e2e.workers import is_gone
 from tests.redis_servers import shared
 from tests.store_worlds import run
@@ -51,7 +51,7 @@ def store_of(kind: str) -> str:
 def conformance(*arguments: str) -> tuple[int, str, str]:
     """Run the command; its exit code and what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -137,7 +137,7 @@ def test_targets__that_run_already(tmp_path: Path) -> None:
 
 def test_run__that_does_not_empty_the_bucket_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket that is too large for the load is told so, in bounded time: no verdict of either kind."""
-    monkeypatch.setattr("sidecar.app.conformance.run.EMPTY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("sidecar.verify.run.EMPTY_TIMEOUT_S", 0.1)
     large = plan("embedded:", 1, buckets=1, load=Load(0.5))
     outcome = run(prove(replace(large, burst=1_000_000)), PATIENCE_S)
     assert outcome.run.findings() == [Finding.NOT_SATURATED]
@@ -183,7 +183,7 @@ def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> N
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -203,7 +203,7 @@ def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.app.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -21,20 +21,20 @@ import pytest
 import yaml
 
 from deploy.demo.sidecar import Sidecar
-from sidecar.app.asking import Asker
-from sidecar.app.config import load_config
-from sidecar.app.control_plane import open_registry
+from sidecar.cli.asking import Asker
 from sidecar.domain.accounts import authenticate, token_id_of
 from sidecar.domain.api_keys import credential_id_of
 from sidecar.domain.changes import ChangeContext, ChangeRequest
 from sidecar.domain.cidr import parse_address
 from sidecar.domain.lifecycle import commands as c
+from sidecar.process.config import load_config
+from sidecar.process.control_plane import open_registry
 from sidecar.services.ext_authz_client import Checked, check_request
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import ListQuery, Registry
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 from tests.redis_servers import shared
-from tests.unit.app.running import Running, admin_get
+from tests.unit.process.running import Running, admin_get
 from tests.waiting import eventually
 
 from .control_plane import SQLITE, Administrator, bootstrap
@@ -346,7 +346,7 @@ def test_listener__open_to_a_network_in_the_clear(folder: Path, workers: int) ->
         "store": "redis://127.0.0.1:1",
     }
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "sidecar.app.cli", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", "sidecar.cli", "serve", "--config", str(config)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "listen.admin" in ended.stderr

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from sidecar.app.admin_client.address import parse_server
-from sidecar.app.admin_client.client import AdminClient, path_to
+from sidecar.admin_client.address import parse_server
+from sidecar.admin_client.client import AdminClient, path_to
 from sidecar.domain.api_keys import credential_id_of
 from tests.e2e.shells import Shell
 from tests.house.source import text_of
-from tests.unit.app.running import Running
+from tests.unit.process.running import Running
 from tests.waiting import eventually
 
 PAGE = "docs/operations.md"

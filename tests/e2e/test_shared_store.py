@@ -17,7 +17,7 @@ from sidecar.domain.lifecycle import commands as c
 from tests.administration import ANN, BOB, CAT, ID
 from tests.redis_servers import RedisServer, free_port, shared
 from tests.registry_in_redis import RegistryHand, create_for
-from tests.unit.app.running import Configured, Running, admin_get
+from tests.unit.process.running import Configured, Running, admin_get
 from tests.waiting import eventually
 
 

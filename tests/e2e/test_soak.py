@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.soak import BUCKETS, soak
-from sidecar.app.conformance.accuracy import Terms
+from sidecar.verify.accuracy import Terms
 from tests.redis_servers import shared
 from tests.store_worlds import run
 

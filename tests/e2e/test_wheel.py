@@ -37,4 +37,4 @@ def test_wheel__holds_every_file_of_the_program(tmp_path: Path) -> None:
         path for path in project_files() if path.startswith(("sidecar/", "loadtest/")) and path.endswith(DATA)
     }
     assert expected - names == set()
-    assert "sidecar = sidecar.app.cli:main" in commands
+    assert "sidecar = sidecar.cli:main" in commands

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.demo.envoy import TCP_CONFIG, UNIX_CONFIG, Document, cluster, running_envoy
 from deploy.demo.sidecar import ReservedPort, write_registry
 from deploy.demo.upstream import running_upstream
-from sidecar.app.cli.exits import EXIT_REFUSED, EXIT_USAGE
+from sidecar.cli.exits import EXIT_REFUSED, EXIT_USAGE
 from tests.e2e.conftest import GRPCIO
 from tests.e2e.steady_load import SteadyLoad
 from tests.e2e.workers import (

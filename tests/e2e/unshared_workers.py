@@ -13,11 +13,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sidecar.app.cli.exits import telling_mistakes
-from sidecar.app.config import Config, load_config
-from sidecar.app.supervisor.slot import Patience
-from sidecar.app.supervisor.supervisor import Plan, supervise
-from sidecar.app.supervisor.systemd import notify_ready
+from sidecar.cli.exits import telling_mistakes
+from sidecar.process.config import Config, load_config
+from sidecar.process.supervisor.slot import Patience
+from sidecar.process.supervisor.supervisor import Plan, supervise
+from sidecar.process.supervisor.systemd import notify_ready
 
 
 def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float) -> int:

@@ -11,19 +11,26 @@ import pytest
 from tests.house.source import Source, python_sources, report
 
 GROUND = frozenset({"domain"})
+STORES = GROUND | {"sources", "observe", "rpc"}
+SERVICES = STORES | {"stores", "v1"}
+PROCESS = SERVICES | {"services", "transports"}
 BELOW: dict[str, frozenset[str]] = {
     "domain": frozenset(),
+    "sources": GROUND,
     "observe": GROUND,
     "rpc": GROUND | {"observe"},
-    "stores": GROUND | {"observe", "rpc"},
+    "stores": STORES,
     "transports": GROUND | {"observe", "rpc"},
-    "services": GROUND | {"observe", "rpc", "stores", "v1"},
-    "app": GROUND | {"observe", "rpc", "stores", "transports", "services", "v1"},
+    "services": SERVICES,
+    "process": PROCESS,
+    "verify": PROCESS | {"process"},
+    "admin_client": GROUND | {"observe"},
+    "cli": PROCESS | {"process", "verify", "admin_client"},
     "v1": frozenset(),
 }
 """For each room, the rooms below it. `v1` holds the messages that proto/ generates."""
 
-ONLY_IN = {"ngh2": "transports", "envoy": "services", "typer": "app"}
+ONLY_IN = {"ngh2": "transports", "envoy": "services", "typer": "cli"}
 """Libraries that one room alone may know, so that replacing them stays one room's work."""
 
 
@@ -96,10 +103,10 @@ def test_import_order__every_room_is_listed() -> None:
         ("sidecar/services/a.py", "from sidecar.transports.server import Endpoint", 1),
         ("sidecar/transports/a.py", "def f():\n    from sidecar.stores import protocols", 2),
         ("sidecar/transports/fast/a.py", "from ...services import health", 1),
-        ("sidecar/transports/__init__.py", "from ..app import cli", 1),
-        ("sidecar/rpc/a.py", "if TYPE_CHECKING:\n    from sidecar.app.cli import main", 2),
+        ("sidecar/transports/__init__.py", "from ..process import serve", 1),
+        ("sidecar/rpc/a.py", "if TYPE_CHECKING:\n    from sidecar.cli import main", 2),
         ("sidecar/services/a.py", "import ngh2", 1),
-        ("sidecar/app/a.py", "import loadtest.bench", 1),
+        ("sidecar/cli/a.py", "import loadtest.bench", 1),
     ],
 )  # fmt: skip
 def test_import_order__an_arrow_up_is_named_with_its_line(path: str, text: str, line: int) -> None:
@@ -112,7 +119,7 @@ def test_import_order__an_arrow_up_is_named_with_its_line(path: str, text: str, 
     ("path", "text"),
     [
         ("sidecar/domain/a.py", "import json\nfrom sidecar.domain.scopes import Scope\nfrom . import scopes"),
-        ("sidecar/app/a.py", "from sidecar.transports.fast import server\nimport typer"),
+        ("sidecar/cli/a.py", "from sidecar.transports.fast import server\nimport typer"),
         (
             "sidecar/transports/fast/a.py",
             "import ngh2\nfrom ..server import Endpoint\nfrom ...rpc import calls",

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.app.config import load_config
-from sidecar.app.shared_store import CLOCK_APART_US, SharedStore
-from sidecar.app.wiring import LoadedConfig
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.decisions import Reason
 from sidecar.observe.metrics import Metrics
+from sidecar.process.config import load_config
+from sidecar.process.shared_store import CLOCK_APART_US, SharedStore
+from sidecar.process.wiring import LoadedConfig
 from sidecar.services.decider import Decider, Decision
 from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.registry.file.registry_records import iso_time
 from sidecar.stores.registry.redis.registry import RedisRegistry
-from sidecar.stores.registry_records import iso_time
 from tests.administration import LIFECYCLE
 from tests.building import SECOND_US, make_key, make_metrics, make_request
 from tests.redis_servers import shared as servers
@@ -115,7 +115,7 @@ def test_difference__is_a_metric_and_told_once_an_episode(
                 assert abs(told_s - seconds) <= 1
         await sidecar.shared.buckets.close()
 
-    with caplog.at_level(logging.WARNING, "sidecar.app"):
+    with caplog.at_level(logging.WARNING, "sidecar.process"):
         run(scene())
     assert CLOCK_APART_US == SECOND_US
     told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]

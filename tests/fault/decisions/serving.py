@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, TypeAlias
 import grpc
 import yaml
 
-from sidecar.app.config import load_config
-from sidecar.app.wiring import LoadedConfig, Sidecar, build_sidecar
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
 from sidecar.domain.fail_policy import FailPolicy
+from sidecar.process.config import load_config
+from sidecar.process.wiring import LoadedConfig, Sidecar, build_sidecar
 from sidecar.services.decider import _Pending
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request, read_response

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.app import shared_store
 from sidecar.domain.fail_policy import FailPolicy
+from sidecar.process import shared_store
 from sidecar.stores.redis.limits import StoreLimits
 from tests.fault.redis.proxy import Fault, FaultProxy
 from tests.redis_servers import shared

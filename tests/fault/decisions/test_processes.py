@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidecar.services.ext_authz_client import Checked
 from tests.redis_servers import RedisServer
-from tests.unit.app.running import Configured, Running, admin_get, eventually_metric, metric
+from tests.unit.process.running import Configured, Running, admin_get, eventually_metric, metric
 from tests.waiting import eventually
 
 from .serving import MARK

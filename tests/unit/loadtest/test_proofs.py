@@ -16,8 +16,8 @@ from loadtest.redis_servers import RedisServerError
 from loadtest.revocation.load import ADMITTED_FIRST, CONNECTIONS, DENIED_AFTER, RevocationLoad, Trial
 from loadtest.revocation.trials import Held, RevocationReport
 from loadtest.soak import Sample, SoakError, SoakReport, growth
-from sidecar.app.conformance.accuracy import Terms
-from sidecar.app.conformance.subjects import Subject
+from sidecar.verify.accuracy import Terms
+from sidecar.verify.subjects import Subject
 
 MS = 1_000_000
 

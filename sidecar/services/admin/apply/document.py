@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from sidecar.domain.canonical import Json
 from sidecar.domain.declared import Difference, FieldChange, Kind, Plan, Refusal
 from sidecar.services.admin.apply.engine import Progress, Report
-from sidecar.stores.registry_records import iso_time
+from sidecar.stores.registry.file.registry_records import iso_time
 
 _TIME_SUFFIX = "_us"
 

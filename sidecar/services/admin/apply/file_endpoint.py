@@ -21,8 +21,8 @@ from sidecar.services.admin.confirmation import put_in_force
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, Fault, Problem, ProblemError, problem_error
-from sidecar.stores.file_faults import FileFaultsError
-from sidecar.stores.registry_file import Declared, parse_declarations
+from sidecar.sources.file_faults import FileFaultsError
+from sidecar.stores.registry.file.registry_file import Declared, parse_declarations
 
 FILE_BYTES_MAX = 16 * 1_048_576
 """Of the body that carries the file; a file of 10,000 integrations takes about 3 MB."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from sidecar.app.admin_http import AdminApp
-from sidecar.app.readiness import Readiness
+from sidecar.process.admin_http import AdminApp
+from sidecar.process.readiness import Readiness
 from sidecar.transports.http1 import HttpServer, server
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import SHARED_LOOP

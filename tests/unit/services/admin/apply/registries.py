@@ -15,10 +15,10 @@ from sidecar.domain.integrations import Integration
 from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin.apply.engine import ApplyRequest, Report, apply_plan, make_plan
 from sidecar.stores.redis.urls import parse_store_url
+from sidecar.stores.registry.file.registry_file import parse_declarations
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from sidecar.stores.registry_file import parse_declarations
 from tests.administration import ANN, LIFECYCLE, NOW_US
 from tests.redis_servers import LOOPBACK, shared
 from tests.registry_in_redis import add_people

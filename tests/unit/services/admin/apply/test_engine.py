@@ -15,8 +15,8 @@ from sidecar.domain.lifecycle import commands as c
 from sidecar.services.admin.apply import engine
 from sidecar.services.admin.apply.document import plan_digest, plan_view, report_view
 from sidecar.services.admin.apply.engine import STEPS_MAX
+from sidecar.stores.registry.file.registry_file import dump_registry
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
-from sidecar.stores.registry_file import dump_registry
 from tests.administration import ANN, digest
 
 from .registries import CONTEXT, Target, redis_target, sqlite_target

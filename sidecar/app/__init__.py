@@ -1,1 +1,0 @@
-"""Settings, wiring, the life of the process and the command line."""

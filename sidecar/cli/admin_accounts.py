@@ -1,0 +1,144 @@
+"""`sidecar admin`: accounts of administrators, their roles and their tokens."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from sidecar.cli.calling import Change, Confirmed, Invocation, command
+
+AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account's id.")]
+TokenExpiresOption = Annotated[
+    str,
+    typer.Option(
+        "--expires", metavar="WHEN", help="When the token ends: 2026-12-01T00:00Z, or 90d; at most 366d."
+    ),
+]
+LIFETIME = "90d"
+
+
+class RoleWord(StrEnum):
+    """What an account may do."""
+
+    ADMIN = "admin"
+    AUDITOR = "auditor"
+    OPERATOR = "operator"
+
+
+RoleOption = Annotated[
+    RoleWord,
+    typer.Option("--role", help="admin may do everything, auditor read everything, operator suspend."),
+]
+
+token_app = typer.Typer(no_args_is_help=True, help="Tokens of administrators.")
+
+
+@token_app.callback()
+def token() -> None:
+    """Tokens of administrators."""
+
+
+@command(token_app, "issue", Change)
+def issue_token(call: Invocation, id: AccountArgument, expires: TokenExpiresOption = LIFETIME) -> None:
+    """Give an account one more token; it is alone on standard output, shown this once."""
+    answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in", expires))
+    call.tell_secret(answer, "token", f"The token of {id}")
+
+
+@command(token_app, "revoke", Change, Confirmed)
+def revoke_token(
+    call: Invocation,
+    id: AccountArgument,
+    token_id: Annotated[
+        str, typer.Argument(metavar="TOKEN_ID", help="The token's id, as 'admin list' shows it.")
+    ],
+) -> None:
+    """End a token at once."""
+    call.confirm(f"Revoke the token {token_id} of {id}? Calls with it are refused from now on.")
+    call.tell_change(call.change("DELETE", "administrators", id, "tokens", token_id, in_query=True))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands on *app*."""
+    app.add_typer(token_app, name="token")
+
+    @command(app, "list")
+    def list_administrators(call: Invocation) -> None:
+        """
+        List the accounts with their tokens and the last use of each; removed accounts, too.
+
+        Warns from 14 days before the last token with the role admin expires.
+        """
+        from sidecar.cli.tables import plain
+        from sidecar.cli.views import print_administrators
+
+        listing = call.get("administrators")
+        if call.is_json:
+            call.print_json(listing)
+            return
+        print_administrators(listing["items"])
+        for notice in listing.get("notices") or ():
+            typer.echo(f"warning: {plain(notice['message'])}", err=True)
+
+    @command(app, "create", Change)
+    def create(
+        call: Invocation,
+        id: Annotated[str, typer.Argument(metavar="ID", help="The id, such as bob; it is for ever.")],
+        role: RoleOption,
+        name: Annotated[str, typer.Option("--name", metavar="TEXT", help="Who it is. Default: the id.")] = "",
+        expires: TokenExpiresOption = LIFETIME,
+    ) -> None:
+        """Make an account; its first token is alone on standard output, shown this once."""
+        body = {
+            "id": id,
+            "name": name or id,
+            "role": role.value,
+            **_lifetime("token_expires_in", expires),
+        }
+        call.tell_secret(call.change("POST", "administrators", body=body), "token", f"The token of {id}")
+
+    @command(app, "role", Change)
+    def set_role(
+        call: Invocation,
+        id: AccountArgument,
+        role: Annotated[RoleWord, typer.Argument(metavar="ROLE", help="admin, auditor or operator.")],
+    ) -> None:
+        """Change what an account may do."""
+        call.tell_change(call.change("POST", "administrators", id, "role", body={"role": role.value}))
+
+    @command(app, "remove", Change, Confirmed)
+    def remove(call: Invocation, id: AccountArgument) -> None:
+        """End an account and its tokens; what it did stays on record, and its id is never used again."""
+        call.confirm(
+            f"Remove the administrator {id}? The account's tokens end at once, its id is gone for good."
+        )
+        call.tell_change(call.change("DELETE", "administrators", id, in_query=True))
+
+    @command(app, "whoami")
+    def whoami(call: Invocation) -> None:
+        """Say who you are to the server, and until when."""
+        from sidecar.cli.moments import shown
+        from sidecar.cli.tables import print_fields
+
+        me = call.get("whoami")
+        if call.is_json:
+            call.print_json(me)
+            return
+        print_fields(
+            [
+                ("administrator", me["administrator"]),
+                ("role", me["role"]),
+                ("token", me["token_id"]),
+                ("until", shown(me["expires_at"])),
+                ("may", me["permissions"]),
+            ]
+        )
+
+
+def _lifetime(field: str, expires: str) -> dict[str, Any]:
+    from sidecar.cli.moments import token_lifetime
+    from sidecar.domain.durations import format_duration
+
+    return {field: format_duration(token_lifetime("--expires", expires))}

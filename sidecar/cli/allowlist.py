@@ -1,0 +1,107 @@
+"""`sidecar allowlist`: from where an integration may call."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.calling import Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.exits import EXIT_USAGE, CommandError
+from sidecar.cli.integrations import IdArgument
+
+app = typer.Typer(no_args_is_help=True, help="From where an integration may call.")
+
+FILE_LINES_MAX = 1_000
+EntriesArgument = Annotated[
+    list[str], typer.Argument(metavar="CIDR", help="Such as 192.0.2.0/24 or 2001:db8::/32.")
+]
+
+
+@app.callback()
+def allowlist() -> None:
+    """From where an integration may call."""
+
+
+@command(app, "show")
+def show(call: Invocation, id: IdArgument) -> None:
+    """
+    Show the entries, whether the allowlist is on, and which callers it refused in the last 30 days.
+
+    Of each refused caller it shows the address, the API key, and the entry that admits the address.
+    """
+    from sidecar.cli.tables import Column, print_table
+    from sidecar.cli.views import print_refused_callers
+
+    record = call.get("integrations", id)
+    entries, is_on = record["ip_allowlist"], record["is_allowlist_enabled"]
+    callers = record.get("refused_callers", [])
+    if call.is_json:
+        shown = {"is_allowlist_enabled": is_on, "ip_allowlist": entries, "refused_callers": callers}
+        call.print_json(shown)
+        return
+    state = "on: only these addresses are let in" if is_on else "off: every address is let in"
+    typer.echo(f"The allowlist of {id} is {state}.", err=True)
+    print_table([Column("entry", is_whole=True)], [[entry] for entry in entries], "it has no entry")
+    if callers:
+        typer.echo(f"{id} was refused from these addresses, the latest first:", err=True)
+        print_refused_callers(callers, "", err=not sys.stdout.isatty())
+
+
+@command(app, "add", IntegrationChange)
+def add(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
+    """Let more addresses in."""
+    call.tell_change(call.change("POST", "integrations", id, "allowlist", "add", body={"entries": cidr}))
+
+
+@command(app, "remove", IntegrationChange)
+def remove(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
+    """Take entries out, as they stand in the list."""
+    call.tell_change(call.change("POST", "integrations", id, "allowlist", "remove", body={"entries": cidr}))
+
+
+@command(app, "set", IntegrationChange)
+def set_entries(
+    call: Invocation,
+    id: IdArgument,
+    cidr: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CIDR", help="All entries, in place of those there are."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Read them from a file, one a line; # begins a comment."),
+    ] = None,
+) -> None:
+    """Replace all entries; whether the allowlist is on stays as it is."""
+    if (cidr is None) == (file is None):
+        raise CommandError("name the entries, or a --file with them", EXIT_USAGE)
+    entries = cidr if file is None else _entries_in(file)
+    call.tell_change(call.change("POST", "integrations", id, "allowlist", "set", body={"entries": entries}))
+
+
+@command(app, "enable", IntegrationChange)
+def enable(call: Invocation, id: IdArgument) -> None:
+    """Turn it on: only addresses of its entries are let in. Warns of addresses that this locks out."""
+    call.tell_change(call.change("POST", "integrations", id, "allowlist", "enable", body={}))
+
+
+@command(app, "disable", IntegrationChange, Confirmed)
+def disable(call: Invocation, id: IdArgument) -> None:
+    """Turn it off: every address is let in. The entries are kept."""
+    call.confirm(f"Turn the allowlist of {id} off? Its API keys then work from everywhere.")
+    call.tell_change(call.change("POST", "integrations", id, "allowlist", "disable", body={}))
+
+
+def _entries_in(file: Path) -> list[str]:
+    """The entries in *file*, without comments and empty lines."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file} cannot be read: {error}", EXIT_USAGE) from None
+    entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
+    if len(entries) > FILE_LINES_MAX:
+        raise CommandError(f"{file} has {len(entries)} entries; an allowlist holds 50", EXIT_USAGE)
+    return entries

@@ -1,0 +1,158 @@
+"""`sidecar ask`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.options import (
+    ConfigOption,
+    HeaderOption,
+    JsonOption,
+    KeyOption,
+    MethodArgument,
+    PathArgument,
+    ScopeOption,
+    add_key,
+    given_headers,
+    given_key,
+)
+
+if TYPE_CHECKING:
+    from sidecar.cli.asking import ClientTls
+    from sidecar.services.ext_authz_client import Checked
+
+COUNT_MAX = 10_000
+LOOPBACK = "127.0.0.1"
+
+
+def ask(
+    method: MethodArgument,
+    path: PathArgument,
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", metavar="ADDRESS", help="'host:port' or 'unix:/path' of the sidecar."),
+    ] = "127.0.0.1:9191",
+    key: KeyOption = None,
+    ip: Annotated[
+        str | None,
+        typer.Option(
+            "--ip",
+            metavar="ADDRESS",
+            help="The client's address, sent as 'client_ip' of the configuration expects it.",
+        ),
+    ] = None,
+    peer: Annotated[
+        str,
+        typer.Option(
+            "--peer",
+            metavar="ADDRESS",
+            help="Instead of --ip: who calls the proxy, as it is. Default: 127.0.0.1.",
+        ),
+    ] = "",
+    config: ConfigOption = None,
+    scope: ScopeOption = "",
+    header: HeaderOption = None,
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count", "-n", min=1, max=COUNT_MAX, help="Number of requests to send, one after another."
+        ),
+    ] = 1,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="FILE", help="PEM file of the CA to trust; turns TLS on.")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option("--cert", metavar="FILE", help="PEM file of a client certificate.")
+    ] = None,
+    cert_key: Annotated[
+        Path | None, typer.Option("--cert-key", metavar="FILE", help="PEM file of its key.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Ask a running sidecar about one request, as Envoy would.
+
+    This is a real call and takes a token. Exits with 0 when the (last) request is allowed, with 3
+    when it is denied, with 1 when the sidecar does not answer.
+
+    With --ip the configuration (--config) says how the sidecar learns the client's address: give the
+    configuration that the sidecar runs with.
+    """
+    with telling_mistakes():
+        from sidecar.cli.asking import Asker, AskError
+        from sidecar.services.ext_authz_client import check_request
+
+        headers = given_headers(header)
+        add_key(headers, given_key(key), "x-api-key", None)
+        caller = _as_client(ip, peer, config, headers) if ip is not None else peer or LOOPBACK
+        request = check_request(method, path, headers, caller, scope)
+        try:
+            with Asker(target, _tls(ca, cert, cert_key)) as asker:
+                for _ in range(count):
+                    checked = asker.ask(request)
+                    _print(checked, json, brief=count > 1)
+        except AskError as error:
+            raise CommandError(str(error)) from None
+    raise typer.Exit(EXIT_OK if checked.is_allowed else EXIT_DENIED)
+
+
+def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str]) -> str:
+    """
+    Make the request one of the client at *ip*, as the sidecar will see it; return who calls the proxy.
+
+    Raises:
+        CommandError: *ip* is no address, or what else was given says another one.
+        FileFaultsError: the configuration holds mistakes.
+    """
+    from sidecar.domain.cidr import AddressError, format_address, parse_address
+    from sidecar.process.config import load_config
+
+    if peer:
+        raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
+    try:
+        parse_address(ip)
+    except AddressError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    rule = load_config(config).settings.client_ip
+    if rule.header is None:
+        return ip
+    if rule.header in headers:
+        raise CommandError(
+            f"--ip is sent in the header {rule.header}, which --header names, too: leave one of them out",
+            EXIT_USAGE,
+        )
+    headers[rule.header] = ip
+    return format_address(rule.trusted_proxies[0].network) if rule.trusted_proxies else LOOPBACK
+
+
+def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:
+    from sidecar.cli.asking import ClientTls
+
+    if (cert is None) != (key is None) or (cert is not None and ca is None):
+        raise CommandError("--cert, --cert-key and --ca belong together", EXIT_USAGE)
+    return None if ca is None else ClientTls(ca, cert, key)
+
+
+def _print(checked: Checked, as_json: bool, brief: bool) -> None:
+    import json
+
+    if as_json:
+        typer.echo(json.dumps(checked._asdict()))
+        return
+    headers = dict(checked.client_headers)
+    left = f"  {headers['x-ratelimit-remaining']} left" if "x-ratelimit-remaining" in headers else ""
+    wait = f"  retry in {headers['retry-after']} s" if "retry-after" in headers else ""
+    word = "allowed" if checked.is_allowed else "denied "
+    typer.echo(f"{word}  {checked.status}  {checked.reason}{left}{wait}  {checked.decision_id}")
+    if brief:
+        return
+    for name, value in checked.client_headers:
+        typer.echo(f"  {name}: {value}")
+    for name, value in checked.upstream_headers:
+        typer.echo(f"  {name}: {value}  (to the upstream)")
+    if checked.body:
+        typer.echo(json.dumps(json.loads(checked.body), indent=2))

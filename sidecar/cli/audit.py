@@ -1,0 +1,226 @@
+"""`sidecar audit`: who did what, when, from where and why; and the proof that the log is whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sidecar.cli.calling import Invocation, command
+from sidecar.cli.exits import EXIT_REFUSED, CommandError
+from sidecar.cli.integrations import LimitOption
+from sidecar.cli.tables import Column, plain
+
+if TYPE_CHECKING:
+    from sidecar.admin_client.client import AdminClient, Listing
+    from sidecar.cli.audit_file import FileReport
+
+app = typer.Typer(no_args_is_help=True, help="Who did what, when, from where and why.")
+
+PATH = "/v1/audit"
+FIRST_CHAIN = 0
+VERIFY_TIMEOUT_S = 110.0
+"""Besides --timeout: a verification reads the whole log."""
+ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
+SinceOption = Annotated[
+    str,
+    typer.Option("--since", metavar="WHEN", help="From then on: 2026-12-01T00:00Z, or 2h = two hours ago."),
+]
+UntilOption = Annotated[str, typer.Option("--until", metavar="WHEN", help="Before then.")]
+AnchorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--anchor",
+        metavar="CHAIN:SEQUENCE:DIGEST",
+        help="What an earlier verification printed, kept elsewhere; may be repeated.",
+    ),
+]
+
+
+@app.callback()
+def audit() -> None:
+    """Who did what, when, from where and why."""
+
+
+@command(app, "list")
+def list_entries(
+    call: Invocation,
+    integration: Annotated[
+        str, typer.Option("--integration", metavar="ID", help="Only what was done to this integration.")
+    ] = "",
+    subject: Annotated[
+        str, typer.Option("--subject", metavar="KIND:ID", help="Such as administrator:ann.")
+    ] = "",
+    actor: Annotated[str, typer.Option("--actor", metavar="ID", help="Only what this one did.")] = "",
+    action: Annotated[
+        str, typer.Option("--action", metavar="WORD", help="Such as integration.suspend.")
+    ] = "",
+    since: SinceOption = "",
+    until: UntilOption = "",
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="In the order they came.")] = False,
+    chain: Annotated[
+        int | None, typer.Option("--chain", metavar="N", min=0, help="Of a registry that has several.")
+    ] = None,
+    limit: LimitOption = 50,
+) -> None:
+    """
+    List audit entries, the newest first.
+
+    A fleet's registry has several chains; without --chain, --integration or --subject their entries are
+    put together in the order of their times.
+    """
+    from sidecar.cli.views import print_listing
+
+    query: dict[str, str | int | bool | None] = {
+        "integration": integration,
+        "subject": subject,
+        "actor": actor,
+        "action": action,
+        "since": _past("--since", since),
+        "until": _past("--until", until),
+        "chain": chain,
+        "newest_first": not oldest_first,
+    }
+    listing = _listed(call.client, query, limit)
+    print_listing(call, listing, ENTRIES, map(_row, listing.items), "there is no such entry")
+
+
+@command(app, "export")
+def export(
+    call: Invocation,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output."),
+    ] = None,
+    integration: Annotated[
+        str, typer.Option("--integration", metavar="ID", help="Only what was done to this integration.")
+    ] = "",
+    since: SinceOption = "",
+    until: UntilOption = "",
+) -> None:
+    """
+    Write the audit log as it is kept, one entry a line, so that anybody can verify it offline.
+
+    The file is whole or absent: it appears under its name once everything is in it. Only an export of
+    all entries from the first one on can be verified: an extract (--integration, --since, --until) has
+    gaps, which 'audit verify FILE' reports. Keep the whole export beside it as the proof.
+    """
+    query: dict[str, str | int | bool | None] = {
+        "integration": integration,
+        "since": _past("--since", since),
+        "until": _past("--until", until),
+    }
+    if output is None:
+        call.client.copy_lines("/v1/audit/export", query, typer.echo)
+        return
+    from sidecar.cli.audit_file import AuditFileError, new_file
+
+    try:
+        with new_file(output) as lines:
+            count = call.client.copy_lines("/v1/audit/export", query, lambda line: lines.write(line + "\n"))
+    except AuditFileError as error:
+        raise CommandError(str(error)) from None
+    typer.echo(f"{output}: {_counted(count, 'entry', 'entries')}", err=True)
+
+
+@command(app, "verify")
+def verify(
+    call: Invocation,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="An export, verified here. Default: the registry, by the server."
+        ),
+    ] = None,
+    anchor: AnchorOption = None,
+) -> None:
+    """
+    Find every audit entry that was altered, removed or moved, and every record changed around the log.
+
+    Of a FILE it checks the chain, without a server. Prints anchors: keep them elsewhere, and give them to a
+    later verification, because a chain alone cannot show that its end was cut off. Exits with 1 when
+    something was found.
+    """
+    report = _verified_by_server(call, anchor or []) if file is None else _verified_here(file, anchor or [])
+    if call.is_json:
+        call.print_json(report)
+    else:
+        _tell_report(report)
+    if not report["is_intact"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limit: int) -> Listing:
+    """Up to *limit* entries: of the one chain that is meant, or of all of them together."""
+    if query["chain"] is not None or query["integration"] or query["subject"]:
+        return client.listed(PATH, query, limit)
+    listing = client.listed(PATH, {**query, "chain": FIRST_CHAIN}, limit)
+    others = [chain for chain in listing.rest["chains"] if chain != FIRST_CHAIN]
+    if not others:
+        return listing
+    from sidecar.admin_client.client import Listing
+
+    listings = [listing, *(client.listed(PATH, {**query, "chain": chain}, limit) for chain in others)]
+    entries = [entry for one in listings for entry in one.items]
+    # Entries that cannot be read have no time: they come first, because they need a look.
+    lost = [entry for entry in entries if entry["at"] is None]
+    told = [entry for entry in entries if entry["at"] is not None]
+    told.sort(key=lambda entry: str(entry["at"]), reverse=bool(query["newest_first"]))
+    has_more = len(entries) > limit or any(one.next_after is not None for one in listings)
+    more = "" if has_more else None  # no single cursor leads on
+    return Listing([*lost, *told][:limit], more, {"chains": listing.rest["chains"]})
+
+
+def _verified_by_server(call: Invocation, anchors: list[str]) -> dict[str, Any]:
+    return call.get("audit", "verify", query={"anchor": anchors}, extra_s=VERIFY_TIMEOUT_S)
+
+
+def _verified_here(file: Path, anchors: list[str]) -> dict[str, Any]:
+    from sidecar.cli.audit_file import AuditFileError, verify_file
+
+    try:
+        report: FileReport = verify_file(file, anchors)
+    except AuditFileError as error:
+        raise CommandError(str(error)) from None
+    return report.as_json()
+
+
+def _tell_report(report: dict[str, Any]) -> None:
+    for finding in report["findings"]:
+        typer.echo(f"{finding['kind']}: {plain(finding['problem'])}")
+    found = len(report["findings"])
+    state = "intact" if report["is_intact"] else f"NOT intact: {_counted(found, 'finding', 'findings')}"
+    entries = _counted(report["entries"], "entry", "entries")
+    typer.echo(f"{entries} in {_counted(len(report['chains']), 'chain', 'chains')}: {state}")
+    for chain in report["chains"] if report["is_intact"] else ():
+        if chain["entries"]:
+            typer.echo(f"anchor {chain['anchor']}")
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def _row(entry: dict[str, Any]) -> tuple[object, ...]:
+    """An entry: on a terminal four columns that fit into 80 characters, piped one for each value."""
+    from sidecar.cli.moments import shown
+
+    place = f"{entry['chain']}:{entry['sequence']}"
+    values = [entry[name] or "" for name in ("action", "subject", "summary", "reason", "source")]
+    if not entry["is_readable"]:
+        values[2] = "its body was altered: run 'sidecar audit verify'"
+    when, who = shown(entry["at"]), entry["actor"] or "-"
+    if not sys.stdout.isatty():
+        return when, who, *values, place
+    action, subject, summary, reason, source = values
+    because = [f"reason: {reason}"] if reason else []
+    return when, who, [f"{action} of {subject}", summary, *because, f"from {source}"], place
+
+
+def _past(option: str, text: str) -> str | None:
+    """The moment that *text* means; a duration counts back from now."""
+    from sidecar.cli.moments import moment_ago
+
+    return moment_ago(option, text) if text else None

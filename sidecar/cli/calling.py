@@ -1,0 +1,465 @@
+"""
+Commands that call the admin API: the options that all of them have, and one call from start to end.
+
+`command` adds the options to a function, so each command spells out only its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
+
+import typer
+
+from sidecar.cli.exits import (
+    EXIT_REFUSED,
+    EXIT_UNCONFIRMED,
+    EXIT_USAGE,
+    CommandError,
+    telling_mistakes,
+)
+
+if TYPE_CHECKING:
+    from sidecar.admin_client.client import AdminClient, Answer, Query
+
+SERVER = "http://127.0.0.1:9193"
+WAIT_S = 10
+WAIT_S_MAX = 60
+TIMEOUT_S_MAX = 600
+ADMINISTRATION = "Administration"
+"""The part of `sidecar --help` where commands that call the admin API stand."""
+_CONNECTION = "Connection"
+_CHANGE = "Change"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where to send calls, and as whom. Every command has these."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of text for people.")] = (
+        False
+    )
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            envvar="SIDECAR_SERVER",
+            rich_help_panel=_CONNECTION,
+            help="The admin listener: http://127.0.0.1:9193, https://host:port or unix:/path.",
+        ),
+    ] = SERVER
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            envvar="SIDECAR_ADMIN_TOKEN",
+            rich_help_panel=_CONNECTION,
+            help="Your token; '-' reads it from standard input. Others on the machine can see arguments.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            rich_help_panel=_CONNECTION,
+            help="A file with your token as its first line; goes before --token.",
+        ),
+    ] = None
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca",
+            metavar="FILE",
+            rich_help_panel=_CONNECTION,
+            help="PEM file of the CA to trust, for https. Default: the machine's.",
+        ),
+    ] = None
+    timeout: Annotated[
+        str,
+        typer.Option(
+            "--timeout",
+            metavar="DURATION",
+            rich_help_panel=_CONNECTION,
+            help="How long one call may take, such as 30s or 2m; at most 10m.",
+        ),
+    ] = "10s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What every change has."""
+
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; goes on record for ever.")] = (
+        ""
+    )
+    idempotency_key: Annotated[
+        str,
+        typer.Option(
+            "--idempotency-key",
+            metavar="KEY",
+            rich_help_panel=_CHANGE,
+            help="Repeat the change that was made under this key, if it was made. Default: a fresh one.",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegrationChange(Change):
+    """What every change of an integration has."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=_CHANGE, help="Say what would happen, and change nothing."),
+    ] = False
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            metavar="GENERATION",
+            min=0,
+            rich_help_panel=_CHANGE,
+            help="Change it only if nobody has since this generation of it.",
+        ),
+    ] = None
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            rich_help_panel=_CHANGE,
+            help=f"Return once every live sidecar has confirmed, at most {WAIT_S} s.",
+        ),
+    ] = False
+    wait_for: Annotated[
+        str,
+        typer.Option(
+            "--wait-for",
+            metavar="DURATION",
+            rich_help_panel=_CHANGE,
+            help="Wait at most this long for every sidecar to confirm, such as 30s; at most 1m.",
+        ),
+    ] = ""
+
+    @property
+    def waiting_s(self) -> int | None:
+        """
+        How long to wait for confirmations; None = not at all.
+
+        Raises:
+            CommandError: --wait-for is no duration that may be waited for.
+        """
+        from sidecar.cli.moments import duration_within
+
+        if self.wait_for:
+            return duration_within("--wait-for", self.wait_for, WAIT_S_MAX)
+        return WAIT_S if self.wait else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """What a step has that takes something away."""
+
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Do not ask. Scripts need it; for 'suspend' only when nobody else could reactivate.",
+        ),
+    ] = False
+
+
+class Invocation:
+    """One run of a command: its connection, and what all changes share."""
+
+    def __init__(self, connection: Connection, change: Change | None, confirmed: Confirmed | None) -> None:
+        """Take the options that were given; nothing is connected before the first call."""
+        self.is_json = connection.json
+        self._connection = connection
+        self._change = change
+        self._is_confirmed = confirmed is not None and confirmed.yes
+        self._key = (change.idempotency_key if change is not None else "") or secrets.token_hex(16)
+        self._client: AdminClient | None = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.__exit__(kind, error, trace)
+
+    @property
+    def client(self) -> AdminClient:
+        """
+        The connection.
+
+        Raises:
+            CommandError: the server's address or the token cannot be used.
+            AdminCallError: the CA file cannot be used.
+        """
+        if self._client is None:
+            from sidecar.cli.connecting import connect
+            from sidecar.cli.moments import duration_within
+
+            given = self._connection
+            timeout_s = duration_within("--timeout", given.timeout, TIMEOUT_S_MAX)
+            self._client = connect(given.server, given.token, given.token_file, given.ca, timeout_s)
+        return self._client
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether `--yes` was given."""
+        return self._is_confirmed
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether nothing is to be changed."""
+        return isinstance(self._change, IntegrationChange) and self._change.dry_run
+
+    @property
+    def integration_change(self) -> IntegrationChange:
+        """The options of a change of an integration."""
+        assert isinstance(self._change, IntegrationChange)  # the command was registered with them
+        return self._change
+
+    def preview(self, method: str, *segments: str, body: Mapping[str, Any]) -> Answer:
+        """
+        What a change would do, whatever the options of this run say.
+
+        Raises:
+            AdminCallError: it would be refused, or there was no answer.
+        """
+        from sidecar.admin_client.client import path_to
+
+        return self.client.change(
+            method,
+            path_to(*segments),
+            body,
+            query={"dry_run": True},
+            idempotency_key=secrets.token_hex(16),
+            expected_generation=self.integration_change.expect,
+        )
+
+    def get(self, *segments: str, query: Query | None = None, extra_s: float = 0.0) -> dict[str, Any]:
+        """Read what the path of *segments* names; see `AdminClient.get`."""
+        from sidecar.admin_client.client import path_to
+
+        return self.client.get(path_to(*segments), query, extra_s=extra_s)
+
+    def change(
+        self, method: str, *segments: str, body: Mapping[str, Any] | None = None, in_query: bool = False
+    ) -> Answer:
+        """
+        Make the change that the path of *segments* names, with the options of this run.
+
+        Raises:
+            AdminCallError: see `AdminClient.change`; what may have happened all the same is said then.
+        """
+        from sidecar.admin_client.client import path_to
+        from sidecar.admin_client.failures import AdminCallError, Failure
+        from sidecar.domain.durations import format_duration
+
+        asked = self._change or Change()
+        query: dict[str, str | int | bool | None] = {}
+        wait_s: int | None = None
+        if isinstance(asked, IntegrationChange):
+            wait_s = None if asked.dry_run else asked.waiting_s
+            wait = format_duration(wait_s) if wait_s else None
+            query = {"dry_run": asked.dry_run or None, "wait": wait}
+        reason = {"reason": asked.reason} if asked.reason else {}
+        try:
+            return self.client.change(
+                method,
+                path_to(*segments),
+                None if in_query else {**(body or {}), **reason},
+                query={**query, **reason} if in_query else query,
+                idempotency_key=self._key,
+                expected_generation=asked.expect if isinstance(asked, IntegrationChange) else None,
+                extra_s=float(wait_s or 0),
+            )
+        except AdminCallError as error:
+            if not error.may_have_happened:
+                raise
+            lines, document = [*error.lines, self._how_to_repeat], error.document
+            raise AdminCallError(error.failure, lines, may_have_happened=True, document=document) from None
+        except KeyboardInterrupt:
+            lines = ["interrupted before there was an answer", self._how_to_repeat]
+            raise AdminCallError(Failure.UNAVAILABLE, lines, may_have_happened=True) from None
+
+    @property
+    def _how_to_repeat(self) -> str:
+        return (
+            f"it may have happened all the same: look, or repeat it with --idempotency-key {self._key},"
+            " which cannot make it happen twice"
+        )
+
+    def confirm(self, question: str, *, is_urgent: bool = False) -> None:
+        """
+        Ask before a step that takes something away, unless `--yes` was given.
+
+        Without a terminal the step needs `--yes`, unless it *is_urgent*: a
+        suspension from a script in an incident must not fail for want of an option.
+
+        Raises:
+            CommandError: the answer was no, or this is not a terminal.
+        """
+        if self._is_confirmed or self.is_dry_run:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if is_urgent:
+                return
+            raise CommandError(
+                f"not a terminal, so nothing was changed: {question} Pass --yes to confirm",
+                EXIT_USAGE,
+            )
+        if not typer.confirm(question, err=True):
+            raise CommandError("nothing was done")
+
+    def print_json(self, data: object) -> None:
+        """Print what the API said, for programs."""
+        import json
+
+        typer.echo(json.dumps(data, indent=2))
+
+    def tell_change(self, answer: Answer) -> None:
+        """
+        Say what a change did.
+
+        Raises:
+            Exit: not every sidecar confirmed in time.
+        """
+        from sidecar.cli.telling import tell_change
+
+        if self.is_json:
+            self.print_json(answer.data)
+        else:
+            tell_change(answer)
+        confirmation = answer.data.get("confirmation")
+        if confirmation is not None and not confirmation["is_complete"]:
+            raise typer.Exit(EXIT_UNCONFIRMED)
+
+    def tell_secret(self, answer: Answer, field: str, what: str) -> None:
+        """
+        Print the secret that a change made, alone on standard output, and all else on standard error.
+
+        Raises:
+            Exit: there is no secret to show, or not every sidecar confirmed in time.
+        """
+        from sidecar.cli.telling import tell_change, tell_lost_secret
+
+        secret = answer.data.get(field)
+        if self.is_json:
+            self.print_json(answer.data)
+        else:
+            tell_change(answer, err=True)
+            if secret:
+                typer.echo(f"{what}, shown this once:", err=True)
+                _print_secret(secret, what)
+        if not secret and not self.is_dry_run:
+            tell_lost_secret(what)
+            raise typer.Exit(EXIT_REFUSED)
+        confirmation = answer.data.get("confirmation")
+        if confirmation is not None and not confirmation["is_complete"]:
+            raise typer.Exit(EXIT_UNCONFIRMED)
+
+
+def command(
+    app: typer.Typer, name: str, *kinds: type, panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """
+    Register a function as the command *name*; it gets an `Invocation` first, then its own arguments.
+
+    *kinds* are the options that it has besides its own and those of `Connection`: `Change` or
+    `IntegrationChange`, and `Confirmed`. A parameter of the function goes before one of the same name.
+    """
+    shared = (*kinds, Connection)
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        names = {parameter.name for parameter in own}
+        added = {
+            parameter.name: parameter
+            for kind in shared
+            for parameter in _parameters(kind)
+            if parameter.name not in names
+        }
+
+        def run(**given: Any) -> None:
+            options = [_taken(kind, given) for kind in shared]
+            with telling_mistakes(), _telling_write_faults(), _invocation(options) as invocation:
+                function(invocation, **{name: given[name] for name in names})
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
+        run.__doc__, run.__name__ = function.__doc__, function.__name__
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name, rich_help_panel=panel)(run)
+        return function
+
+    return register
+
+
+@contextmanager
+def _telling_write_faults() -> Iterator[None]:
+    """
+    Say that the output cannot be written; a reader that has gone, such as `head`, is none of our business.
+
+    Raises:
+        CommandError: standard output is closed, or its disk is full.
+    """
+    if sys.stdout is None:
+        raise CommandError("standard output is closed, so nothing was done", EXIT_USAGE)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"the output cannot be written: {error.strerror or error}") from None
+
+
+def _print_secret(secret: str, what: str) -> None:
+    try:
+        typer.echo(secret)
+    except OSError as error:
+        raise CommandError(
+            f"{what} was made, but standard output cannot be written ({error.strerror}), so it is lost:"
+            " revoke it and make another one"
+        ) from None
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    """The fields of an options class, as parameters of a command."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    ]
+
+
+def _taken(kind: type, given: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+
+
+def _invocation(options: list[Any]) -> Invocation:
+    def find(kind: type) -> Any:
+        return next((one for one in options if isinstance(one, kind)), None)
+
+    return Invocation(find(Connection), find(Change), find(Confirmed))

@@ -1,0 +1,80 @@
+"""The connection of a command to the admin API: which server, and with whose token."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.cli.exits import EXIT_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from sidecar.admin_client.client import AdminClient
+
+TOKEN_CHARS_MAX = 4_096
+
+
+def connect(
+    server: str, token: str | None, token_file: Path | None, ca: Path | None, timeout_s: float
+) -> AdminClient:
+    """
+    A client of the admin API by the options of a command; nothing is sent yet.
+
+    Raises:
+        CommandError: the server's address or the token cannot be used.
+        AdminCallError: the CA file cannot be used.
+    """
+    from sidecar.admin_client.address import ServerAddressError, parse_server
+    from sidecar.admin_client.client import AdminClient
+
+    try:
+        address = parse_server(server)
+    except ServerAddressError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    return AdminClient(address, given_token(token, token_file), ca=ca, timeout_s=timeout_s)
+
+
+def given_token(token: str | None, token_file: Path | None) -> str:
+    """
+    The administrator's token that `--token-file`, else `--token` or its variable gives.
+
+    Raises:
+        CommandError: there is none, or it cannot be one; never with a word of it.
+    """
+    from sidecar.domain.accounts import AuthenticationError, token_id_of
+
+    where, given = _found(token, token_file)
+    if not given:
+        raise CommandError(f"{where} is empty, where an administrator's token should be", EXIT_USAGE)
+    try:
+        token_id_of(given)
+    except AuthenticationError:
+        raise CommandError(
+            f"{where} holds something else than an administrator's token, which begins with 'sca_': was it"
+            " copied whole?",
+            EXIT_USAGE,
+        ) from None
+    return given
+
+
+def _found(token: str | None, token_file: Path | None) -> tuple[str, str]:
+    """Where a token was looked for, and what was there."""
+    if token_file is not None:
+        return f"the file {token_file}", _first_line(token_file)
+    if token == "-":  # noqa: S105 - a dash, no password
+        return "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
+    if not token:
+        raise CommandError(
+            "no administrator's token was given: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
+            " 'sidecar admin bootstrap' makes the first one",
+            EXIT_USAGE,
+        )
+    return "SIDECAR_ADMIN_TOKEN or --token", token.strip()
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open(encoding="ascii", errors="replace") as lines:
+            return lines.readline(TOKEN_CHARS_MAX).strip()
+    except OSError as error:
+        raise CommandError(f"the token file {file} cannot be read: {error.strerror}", EXIT_USAGE) from None

@@ -1,0 +1,118 @@
+"""`sidecar credentials`: the API keys of an integration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sidecar.cli.calling import Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.integrations import ExpiresOption, IdArgument
+
+app = typer.Typer(
+    no_args_is_help=True, help="API keys of an integration: list, issue, rotate, revoke, expire."
+)
+
+CredentialArgument = Annotated[
+    str, typer.Argument(metavar="CREDENTIAL", help="The credential's id, as 'credentials list' shows it.")
+]
+
+
+@app.callback()
+def credentials() -> None:
+    """API keys of an integration: list, issue, rotate, revoke, expire."""
+
+
+@command(app, "list")
+def list_credentials(call: Invocation, id: IdArgument) -> None:
+    """List the credentials, how they stand, and when and from where each was last used."""
+    from sidecar.cli.views import print_credentials
+
+    listing = call.get("integrations", id, "credentials")
+    if call.is_json:
+        call.print_json(listing)
+    else:
+        print_credentials(
+            listing["items"], f"{id} has no credential; 'sidecar credentials issue {id}' makes one"
+        )
+
+
+@command(app, "issue", IntegrationChange)
+def issue(call: Invocation, id: IdArgument, expires: ExpiresOption = "") -> None:
+    """
+    Issue one more API key; the others work on.
+
+    The key is alone on standard output, shown this once: KEY=$(sidecar credentials issue acme).
+    """
+    answer = call.change("POST", "integrations", id, "credentials", "issue", body=_expiry(expires))
+    call.tell_secret(answer, "api_key", f"The API key of {id}")
+
+
+@command(app, "rotate", IntegrationChange)
+def rotate(
+    call: Invocation,
+    id: IdArgument,
+    credential: CredentialArgument,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            "--overlap",
+            metavar="DURATION",
+            help="How long the old key works on, at most 30d. 0 = it ends at once.",
+        ),
+    ] = "0",
+    expires: ExpiresOption = "",
+) -> None:
+    """
+    Issue an API key in place of another, which works on for the overlap.
+
+    The new key is alone on standard output, shown this once. 'credentials list' shows who still uses the
+    old one.
+    """
+    from sidecar.cli.moments import checked_duration
+
+    body = {"overlap": checked_duration("--overlap", overlap), **_moment(expires)}
+    answer = call.change("POST", "integrations", id, "credentials", credential, "rotate", body=body)
+    call.tell_secret(answer, "api_key", f"The new API key of {id}")
+
+
+@command(app, "revoke", IntegrationChange, Confirmed)
+def revoke(call: Invocation, id: IdArgument, credential: CredentialArgument) -> None:
+    """End an API key at once and for ever."""
+    call.confirm(f"Revoke {credential} of {id}? Requests with it are refused from now on, for ever.")
+    call.tell_change(call.change("POST", "integrations", id, "credentials", credential, "revoke", body={}))
+
+
+@command(app, "expire", IntegrationChange)
+def expire(
+    call: Invocation,
+    id: IdArgument,
+    credential: CredentialArgument,
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at", metavar="WHEN", help="When it ends: 2026-12-01T00:00Z, 90d from now, or 'never'."
+        ),
+    ],
+) -> None:
+    """Change when an API key ends; to end it at once, revoke it."""
+    from sidecar.cli.moments import NEVER, moment_of
+
+    body = {"expires_at": None if at == NEVER else moment_of("--at", at)}
+    call.tell_change(call.change("POST", "integrations", id, "credentials", credential, "expiry", body=body))
+
+
+def _expiry(expires: str) -> dict[str, Any]:
+    """When a new key ends, for the API: a duration counts by the server's clock."""
+    from sidecar.cli.moments import Duration, parse_when
+
+    if not expires:
+        return {}
+    when = parse_when("--expires", expires)
+    return {"expires_in": when.text} if isinstance(when, Duration) else {"expires_at": when.text}
+
+
+def _moment(expires: str) -> dict[str, Any]:
+    from sidecar.cli.moments import moment_of
+
+    return {"expires_at": moment_of("--expires", expires)} if expires else {}

@@ -1,0 +1,144 @@
+"""`sidecar decide`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.options import (
+    ConfigOption,
+    HeaderOption,
+    JsonOption,
+    KeyOption,
+    MethodArgument,
+    PathArgument,
+    ScopeOption,
+    add_key,
+    given_headers,
+    given_key,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sidecar.domain.policy import AccessRequest
+    from sidecar.process.explain import Answer, Step
+    from sidecar.services.decider import Decision
+
+_MARKS = {"passed": "[green]passed[/green]", "failed": "[red]failed[/red]", "not reached": "[dim]-[/dim]"}
+
+
+def decide(
+    method: MethodArgument,
+    path: PathArgument,
+    config: ConfigOption = None,
+    key: KeyOption = None,
+    ip: Annotated[
+        str | None,
+        typer.Option("--ip", metavar="ADDRESS", help="The client's address, however it was found out."),
+    ] = None,
+    peer: Annotated[
+        str,
+        typer.Option(
+            "--peer",
+            metavar="ADDRESS",
+            help="Instead of --ip: who calls the proxy; 'client_ip' applies.",
+        ),
+    ] = "",
+    scope: ScopeOption = "",
+    header: HeaderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Decide one request offline, against a full bucket, and explain each step.
+
+    Exits with 0 when the request is allowed and with 3 when it is denied.
+    """
+    with telling_mistakes():
+        from sidecar.observe.metrics import Metrics
+        from sidecar.observe.table import TABLE
+        from sidecar.process.config import load_config
+        from sidecar.process.explain import answer_to, explain
+        from sidecar.process.wiring import LoadedConfig
+
+        loaded = LoadedConfig(load_config(config))
+        if not loaded.registry.snapshot.is_loaded:
+            raise CommandError(
+                "administrators change this registry, and 'decide' works offline: ask a running sidecar with"
+                " 'sidecar ask', or decide from a file of 'sidecar registry pull' with"
+                " SIDECAR_STORE=embedded: SIDECAR_REGISTRY=FILE"
+            )
+        source = loaded.rules.policy.sources.sources[0]
+        headers = given_headers(header)
+        add_key(headers, given_key(key), source.header, source.scheme)
+        request = _request(method, path, headers, scope, ip, peer)
+        decision = loaded.decider(Metrics(TABLE)).decide(request, None, _never_late, None)
+        assert decision is not None  # the embedded store answers at once
+        steps, answer = explain(request, decision), answer_to(decision, loaded.rules.style)
+    if json:
+        _print_json(decision, steps, answer)
+    else:
+        _print(decision, steps, answer)
+    raise typer.Exit(EXIT_OK if decision.reason.verdict.value == "ALLOW" else EXIT_DENIED)
+
+
+def _request(
+    method: str, path: str, headers: dict[str, str], scope: str, ip: str | None, peer: str
+) -> AccessRequest:
+    from sidecar.domain.cidr import AddressError, parse_client_address
+    from sidecar.domain.client_address import PeerAddress
+    from sidecar.domain.policy import AccessRequest
+
+    if ip is not None and peer:
+        raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
+    for address in (ip, peer or None):
+        try:
+            _ = address is None or parse_client_address(address)
+        except AddressError as error:
+            raise CommandError(str(error), EXIT_USAGE) from None
+    if peer:
+        return AccessRequest(method, path, headers.get, peer, scope or None)
+    return AccessRequest(method, path, headers.get, ip or "", scope or None, address_rule=PeerAddress("--ip"))
+
+
+def _never_late(decision: Decision, context: None) -> None:
+    raise AssertionError("the embedded store answers at once")
+
+
+def _print_json(decision: Decision, steps: list[Step], answer: Answer) -> None:
+    import json
+
+    from sidecar.process.explain import as_plain_data
+
+    typer.echo(json.dumps(as_plain_data(decision, steps, answer), indent=2))
+
+
+def _print(decision: Decision, steps: list[Step], answer: Answer) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    colour = "green" if answer.status == 200 else "red"
+    verdict, reason = decision.reason.verdict.value, decision.reason.word
+    console.print(f"[bold {colour}]{verdict}[/] {reason}  [dim]{decision.id}[/]\n")
+    table = Table.grid(padding=(0, 2))
+    for number, step in enumerate(steps, 1):
+        table.add_row(str(number), step.name, _MARKS[step.outcome], escape(step.detail))
+    console.print(table)
+    console.print(f"\nHTTP {answer.status}" if answer.status != 200 else "\nOn to the upstream", style="bold")
+    _print_headers(console, "to the client", answer.client_headers)
+    _print_headers(console, "to the upstream", answer.upstream_headers)
+    for name in answer.removed_headers:
+        console.print(f"  {escape(name)}  [dim]taken away from the upstream[/dim]")
+    if answer.body:
+        console.print_json(answer.body.decode())
+
+
+def _print_headers(console: Console, whom: str, headers: list[tuple[str, str]]) -> None:
+    from rich.markup import escape
+
+    for name, value in headers:
+        console.print(f"  {escape(name)}: {escape(value)}  [dim]{whom}[/dim]")

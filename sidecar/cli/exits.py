@@ -1,0 +1,72 @@
+"""Exit codes, and how mistakes of users end a command: in a sentence, never in a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from sidecar.admin_client.failures import AdminCallError, Failure
+from sidecar.domain.api_keys import ApiKeyError
+from sidecar.process.supervisor.start_error import StartError
+from sidecar.sources.file_faults import FileFaultsError
+from sidecar.transports.server import ListenError
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+"""Something is invalid or refused: a configuration, a registry, a sidecar that does not answer."""
+EXIT_USAGE = 2
+"""Wrong arguments, or an address that cannot be listened on."""
+EXIT_DENIED = 3
+"""`decide` and `ask`: the request is denied."""
+EXIT_CONFLICT = 4
+"""A change does not go with what is there now: look again (HTTP 409 and 412 of the admin API)."""
+EXIT_UNCONFIRMED = 5
+"""A change was made, but not every live sidecar confirmed it in the time that `--wait` gave."""
+
+
+class CommandError(Exception):
+    """A command cannot go on; the message is for the user."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_REFUSED) -> None:
+        """End with *exit_code* after telling *message*."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def telling_mistakes() -> Iterator[None]:
+    """
+    End the command with one clear line for each mistake.
+
+    Raises:
+        Exit: there was one; carries the exit code.
+    """
+    try:
+        yield
+    except FileFaultsError as error:
+        noun = "mistake" if error.total == 1 else "mistakes"
+        _tell(f"{error.total} {noun}; nothing was started or changed", *error.lines())
+        raise typer.Exit(EXIT_REFUSED) from None
+    except ListenError as error:
+        _tell(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
+    except StartError as error:
+        _tell(f"{error}; nothing is running")
+        raise typer.Exit(EXIT_REFUSED) from None
+    except CommandError as error:
+        _tell(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except ApiKeyError as error:
+        _tell(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
+    except AdminCallError as error:
+        _tell(*error.lines)
+        raise typer.Exit(EXIT_CONFLICT if error.failure is Failure.CONFLICT else EXIT_REFUSED) from None
+
+
+def _tell(problem: str, *details: str) -> None:
+    typer.echo(f"sidecar: {problem}", err=True)
+    for detail in details:
+        typer.echo(f"  {detail}", err=True)

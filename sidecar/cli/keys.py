@@ -1,0 +1,52 @@
+"""`sidecar keys`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.exits import telling_mistakes
+from sidecar.cli.options import JsonOption
+from sidecar.domain.api_keys import PREFIX
+
+app = typer.Typer(no_args_is_help=True, help="API keys.")
+
+
+@app.callback()
+def keys() -> None:
+    """API keys."""
+
+
+@app.command()
+def new(
+    json: JsonOption = False,
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="TEXT", help="What the key begins with, to recognise it by.")
+    ] = PREFIX,
+) -> None:
+    """
+    Draw a fresh API key and print it with the registry lines for it.
+
+    The key is shown this once; the registry holds only its digest.
+    """
+    from sidecar.domain.api_keys import generate_api_key
+
+    with telling_mistakes():
+        key = generate_api_key(prefix)
+    if json:
+        import json as encoder
+
+        credential = {"id": key.credential_id, "digest": key.digest}
+        typer.echo(encoder.dumps({"api_key": key.api_key, "credential": credential}))
+        return
+    typer.echo(
+        f"""API key, shown this once; hand it to whoever runs the integration:
+
+  {key.api_key}
+
+For the registry, below 'credentials:' of the integration:
+
+  - id: "{key.credential_id}"
+    digest: {key.digest}"""
+    )

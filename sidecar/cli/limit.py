@@ -1,0 +1,66 @@
+"""`sidecar limit`: how many requests an integration may make, for good and for a time."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.integrations import BurstOption, IdArgument
+
+app = typer.Typer(no_args_is_help=True, help="The rate limit of an integration, for good and for a time.")
+
+RpmArgument = Annotated[int, typer.Argument(metavar="RPM", help="Requests per minute, 1 to 10,000.")]
+
+
+@app.callback()
+def limit() -> None:
+    """The rate limit of an integration, for good and for a time."""
+
+
+@command(app, "show")
+def show(call: Invocation, id: IdArgument) -> None:
+    """Show the limit in force, the lasting one, and a temporary raise."""
+    from sidecar.cli.tables import print_fields
+    from sidecar.cli.views import limit_fields, limit_of
+
+    record = call.get("integrations", id)
+    call.print_json(limit_of(record)) if call.is_json else print_fields(limit_fields(record))
+
+
+@command(app, "set", IntegrationChange)
+def set_limit(call: Invocation, id: IdArgument, rpm: RpmArgument, burst: BurstOption = None) -> None:
+    """Set the lasting limit, in force at once; what was used stays used, and a temporary raise ends."""
+    body = {"rate_limit_rpm": rpm} | ({} if burst is None else {"burst": burst})
+    call.tell_change(call.change("POST", "integrations", id, "limit", "set", body=body))
+
+
+@command(app, "raise", IntegrationChange)
+def raise_limit(
+    call: Invocation,
+    id: IdArgument,
+    rpm: RpmArgument,
+    until: Annotated[
+        str,
+        typer.Option(
+            "--until",
+            metavar="WHEN",
+            help="2026-12-01T00:00Z, or 2h from now; within 90 days. Then it reverts.",
+        ),
+    ],
+    burst: BurstOption = None,
+) -> None:
+    """Raise the limit for a time, such as for a migration; it reverts by itself."""
+    from sidecar.cli.moments import Duration, parse_when
+
+    when = parse_when("--until", until)
+    end = {"duration": when.text} if isinstance(when, Duration) else {"until": when.text}
+    body = {"rate_limit_rpm": rpm, **end, **({} if burst is None else {"burst": burst})}
+    call.tell_change(call.change("POST", "integrations", id, "limit", "raise", body=body))
+
+
+@command(app, "end-raise", IntegrationChange)
+def end_raise(call: Invocation, id: IdArgument) -> None:
+    """End a temporary raise before its time."""
+    call.tell_change(call.change("POST", "integrations", id, "limit", "end-raise", body={}))

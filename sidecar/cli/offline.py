@@ -1,0 +1,109 @@
+"""`sidecar suspend --offline`: a suspension on the registry itself, when the API or every token is gone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sidecar.admin_client.client import Answer
+from sidecar.cli.calling import Invocation
+from sidecar.cli.exits import EXIT_USAGE, CommandError
+from sidecar.domain.refusals import Code, RefusedError
+from sidecar.services.admin.meant import closest_integration
+from sidecar.stores.registry.protocol import Registry
+
+FILE_BYTES_MAX = 64 * 1024 * 1024
+
+
+def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str, question: str) -> None:
+    """
+    Suspend *id* in the registry that the configuration at *config* names, as a user of this machine.
+
+    Raises:
+        CommandError: nobody confirmed it; the registry is a file, or cannot be reached, or refused it.
+        FileFaultsError: the configuration holds mistakes, or names no registry.
+    """
+    from sidecar.cli.on_registry import on_registry
+    from sidecar.process.config import load_config
+
+    path = load_config(config).registry_path
+    if path is not None:
+        raise CommandError(how_to_edit(path, id))
+    options = call.integration_change
+    if options.idempotency_key:
+        raise CommandError("--idempotency-key is for the API; leave it out with --offline", EXIT_USAGE)
+    call.confirm(question, is_urgent=True)
+
+    async def work(registry: Registry) -> dict[str, Any]:
+        try:
+            return await _suspend(registry, id, reason, options.expect, options.dry_run, options.waiting_s)
+        except RefusedError as error:
+            meant = ""
+            if error.code is Code.INTEGRATION_UNKNOWN:
+                meant = await closest_integration(registry, id)
+            raise CommandError(f"{error}" + (f"\n  did you mean {meant!r}?" if meant else "")) from None
+
+    call.tell_change(Answer(on_registry(config, work), is_replay=False))
+
+
+async def _suspend(
+    registry: Registry, id: str, reason: str, expected: int | None, is_dry_run: bool, wait_s: int | None
+) -> dict[str, Any]:
+    """What the admin API answers to a suspension, worked out here."""
+    from sidecar.domain.changes import ChangeRequest
+    from sidecar.domain.lifecycle.commands import Suspend
+    from sidecar.process.first_administrator import local_actor, local_context
+    from sidecar.services.admin.confirmation import confirmed
+    from sidecar.services.admin.standing import accounts_now, lock_notices
+    from sidecar.services.admin.views import integration_view, notice_view
+
+    command = Suspend(integration_id=id, reason=reason)
+    request = ChangeRequest(command, local_actor(), local_context(), expected)
+    if is_dry_run:
+        tried = await registry.preview(request)
+        record, notices, summary = tried.record, tried.notices, tried.summary
+    else:
+        made = await registry.apply(request)
+        record, notices = made.record, made.notices
+        summary = made.entry.summary if made.entry is not None else "suspended already"
+    now_us = registry.now_us()
+    notices += lock_notices(await accounts_now(registry), record, now_us)
+    data: dict[str, Any] = {
+        "integration": integration_view(record, now_us),
+        "notices": [notice_view(notice) for notice in notices],
+        "is_change": True,
+        "is_dry_run": is_dry_run,
+        "summary": summary,
+    }
+    if wait_s is not None and not is_dry_run and made.position is not None:
+        data["confirmation"] = await confirmed(registry, [made.position], wait_s)
+    return data
+
+
+def how_to_edit(path: Path, id: str) -> str:
+    """What to write into the registry file at *path*, and where, to suspend *id*."""
+    return "\n  ".join(
+        (
+            f"the registry is the file {path}; an editor changes it, not this command. To suspend {id}:",
+            f"1. {_place(path, id)}, write the line: status: suspended",
+            "   (in place of a 'status' that stands there, with the indentation of 'id')",
+            "2. save the file: every sidecar that reads it follows within seconds, without a restart",
+            "3. run 'sidecar check-config': a file with a mistake is refused whole, and nothing is suspended",
+            "A file cannot end API keys for ever: take the leaked one out before you reactivate.",
+        )
+    )
+
+
+def _place(path: Path, id: str) -> str:
+    """Where the entry of *id* is, as far as the file's text tells."""
+    entry = re.compile(rf"\s*(-\s+)?[\"']?id[\"']?\s*:\s*[\"']?{re.escape(id)}[\"']?\s*(#.*)?")
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(FILE_BYTES_MAX).splitlines()
+    except OSError as error:
+        return f"{path} cannot be read here ({error.strerror}); below the line 'id: {id}'"
+    found = [number for number, line in enumerate(lines, 1) if entry.fullmatch(line)]
+    if found:
+        return f"below line {found[0]} ('id: {id}')"
+    return f"no line 'id: {id}' was found; in the entry of the integration"

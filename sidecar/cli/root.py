@@ -1,0 +1,79 @@
+"""The root of the command line: which commands there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli import (
+    admin,
+    allowlist,
+    apply,
+    ask,
+    audit,
+    check_config,
+    conformance,
+    credentials,
+    decide,
+    integrations,
+    keys,
+    limit,
+    registry,
+    review,
+    scopes,
+    serve,
+    sidecars,
+    standing,
+    version,
+    webhook_secret,
+)
+from sidecar.cli.calling import ADMINISTRATION
+
+app = typer.Typer(
+    name="sidecar",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A rate-limit and auth decision service for API proxies.",
+    epilog="Exit codes: 0 fine, 1 invalid or refused, 2 wrong usage or an address in use, 3 denied,"
+    " 4 in conflict with what is there now, 5 done but not confirmed in time.",
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=version.print_version,
+            is_eager=True,
+            help="Print which build this is, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """A rate-limit and auth decision service for API proxies."""
+
+
+app.command()(serve.serve)
+app.command("check-config")(check_config.check_config)
+app.command()(decide.decide)
+app.command()(ask.ask)
+app.add_typer(keys.app, name="keys")
+app.command()(conformance.conformance)
+app.command()(version.version)
+
+app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
+app.add_typer(credentials.app, name="credentials", rich_help_panel=ADMINISTRATION)
+standing.add_to(app)
+apply.add_to(app)
+app.add_typer(scopes.app, name="scopes", rich_help_panel=ADMINISTRATION)
+app.add_typer(limit.app, name="limit", rich_help_panel=ADMINISTRATION)
+app.add_typer(allowlist.app, name="allowlist", rich_help_panel=ADMINISTRATION)
+app.add_typer(webhook_secret.app, name="webhook-secret", rich_help_panel=ADMINISTRATION)
+app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
+app.add_typer(registry.app, name="registry", rich_help_panel=ADMINISTRATION)
+app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
+review.add_to(app)
+sidecars.add_to(app)

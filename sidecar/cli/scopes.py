@@ -1,0 +1,61 @@
+"""`sidecar scopes`: what an integration may read and write."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.integrations import IdArgument
+
+app = typer.Typer(no_args_is_help=True, help="What an integration may read and write.")
+
+ScopesArgument = Annotated[
+    list[str], typer.Argument(metavar="SCOPE", help="Such as orders:read or orders:write.")
+]
+
+
+@app.callback()
+def scopes() -> None:
+    """What an integration may read and write."""
+
+
+@command(app, "list")
+def list_scopes(call: Invocation, id: IdArgument) -> None:
+    """List the scopes of an integration."""
+    from sidecar.cli.tables import Column, print_table
+
+    record = call.get("integrations", id)
+    if call.is_json:
+        call.print_json(record["scopes"])
+    else:
+        print_table([Column("scope")], [[scope] for scope in record["scopes"]], f"{id} has no scope")
+
+
+@command(app, "add", IntegrationChange)
+def add(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
+    """Permit more, from the next request on."""
+    call.tell_change(call.change("POST", "integrations", id, "scopes", "add", body={"scopes": scope}))
+
+
+@command(app, "remove", IntegrationChange)
+def remove(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
+    """Permit less: the next request that needs one of them gets a 403."""
+    call.tell_change(call.change("POST", "integrations", id, "scopes", "remove", body={"scopes": scope}))
+
+
+@command(app, "catalogue")
+def catalogue(call: Invocation) -> None:
+    """List the categories that are configured, their sensitivity, and what may be asked of each."""
+    from sidecar.cli.tables import Column, print_table
+
+    listing = call.get("scopes")
+    if call.is_json:
+        call.print_json(listing)
+        return
+    rows = [
+        (one["name"], one["title"], one["sensitivity"], " ".join(one["scopes"])) for one in listing["items"]
+    ]
+    columns = (Column("category"), Column("title"), Column("sensitivity"), Column("scopes"))
+    print_table(columns, rows, "no category is configured")

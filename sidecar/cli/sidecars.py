@@ -1,0 +1,33 @@
+"""`sidecar sidecars`: which sidecars are alive, and how far each has followed the registry."""
+
+from __future__ import annotations
+
+import typer
+
+from sidecar.cli.calling import ADMINISTRATION, Invocation, command
+from sidecar.cli.tables import Column, print_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command on *app*."""
+
+    @command(app, "sidecars", panel=ADMINISTRATION)
+    def sidecars(call: Invocation) -> None:
+        """List the live sidecars, and whether each decides by the registry as it is now."""
+        from sidecar.cli.moments import shown
+
+        listing = call.get("sidecars")
+        if call.is_json:
+            call.print_json(listing)
+            return
+        rows = [
+            (
+                one["id"],
+                "up to date" if one["is_up_to_date"] else "behind",
+                one["revision"],
+                shown(one["seen_at"]),
+            )
+            for one in listing["items"]
+        ]
+        columns = (Column("sidecar"), Column("registry"), Column("revision"), Column("seen"))
+        print_table(columns, rows, "no sidecar has announced itself within the last 10 s")

@@ -1,0 +1,73 @@
+"""What commands say about a change: what it did, what to look out for, who has confirmed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sidecar.cli.tables import plain
+
+if TYPE_CHECKING:
+    from sidecar.admin_client.client import Answer
+
+SIDECARS_NAMED_MAX = 5
+
+
+def tell_change(answer: Answer, *, err: bool = False) -> None:
+    """Say on standard output, or standard error, what a change did; warnings go to standard error."""
+    data = answer.data
+    subject = data.get("integration") or data.get("administrator") or {}
+    said = plain(data.get("summary") or "done")
+    if data.get("is_dry_run"):
+        said = f"dry run, nothing was changed: {said if data.get('is_change') else 'it is so already'}"
+    elif answer.is_replay:
+        said = f"{said} (by an earlier call with this key)"
+    elif data.get("is_change") is False:
+        said = "nothing to do: it is so already"
+    typer.echo(f"{plain(subject.get('id'))}: {said}" if subject.get("id") else said, err=err)
+    for notice in data.get("notices") or ():
+        typer.echo(f"note: {plain(notice.get('message'))}", err=True)
+    if data.get("is_in_force") is False and not data.get("is_dry_run"):
+        typer.echo("note: it is committed, but the sidecar that answered does not decide by it yet", err=True)
+    tell_durability(data)
+    if data.get("confirmation") is not None:
+        typer.echo(_confirmed(data["confirmation"]), err=err)
+
+
+def tell_durability(data: Mapping[str, Any]) -> None:
+    """Say on standard error that a change is on one server alone, if it is."""
+    if data.get("is_durable") is False and not data.get("is_dry_run"):
+        typer.echo(
+            "note: too few replicas of the store have this change, so the loss of the primary can undo it;"
+            " see 'Durability' in docs/registry-redis.md",
+            err=True,
+        )
+
+
+def tell_lost_secret(what: str) -> None:
+    """Say that a secret was made and cannot be shown again, and what to do."""
+    typer.echo(
+        f"sidecar: {what} was made by an earlier call, whose answer showed it; it is not kept\n"
+        "  if nobody has that answer, revoke it and make another one",
+        err=True,
+    )
+
+
+def _confirmed(confirmation: dict[str, Any]) -> str:
+    took, count = confirmation["took_ms"], confirmation["sidecars"]
+    noun = "sidecar" if count == 1 else "sidecars"
+    if confirmation["is_complete"]:
+        return f"in force on {count} {noun} after {took} ms"
+    if not confirmation["waiting_for"]:
+        return (
+            "committed, but the registry could not tell which sidecars have confirmed: 'sidecar sidecars' may"
+        )
+    waiting = [plain(one) for one in confirmation["waiting_for"]]
+    named = ", ".join(waiting[:SIDECARS_NAMED_MAX])
+    more = f" and {len(waiting) - SIDECARS_NAMED_MAX} more" if len(waiting) > SIDECARS_NAMED_MAX else ""
+    return (
+        f"committed, but not confirmed within {took} ms by {len(waiting)} of {count} {noun}: {named}{more};"
+        " 'sidecar sidecars' shows how they stand"
+    )

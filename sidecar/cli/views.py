@@ -1,0 +1,210 @@
+"""Integrations, credentials and accounts as tables: which of their fields people need to see, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sidecar.cli.moments import shown
+from sidecar.cli.tables import Column, print_fields, print_table
+
+if TYPE_CHECKING:
+    from sidecar.admin_client.client import Listing
+    from sidecar.cli.calling import Invocation
+
+Record = dict[str, Any]
+
+INTEGRATIONS = (
+    Column("id"),
+    Column("name"),
+    Column("status"),
+    Column("limit/min", is_number=True),
+    Column("keys", is_number=True),
+    Column("scopes", is_number=True),
+    Column("allowlist"),
+)
+CREDENTIALS = (
+    Column("credential", is_whole=True),
+    Column("state", is_whole=True),
+    Column("issued"),
+    Column("expires"),
+    Column("last used"),
+    Column("from"),
+)
+ADMINISTRATORS = (
+    Column("id"),
+    Column("name"),
+    Column("role"),
+    Column("token", is_whole=True),
+    Column("expires"),
+    Column("last used"),
+    Column("from"),
+)
+REFUSED_CALLERS = (
+    Column("refused"),
+    Column("address"),
+    Column("credential", is_whole=True),
+    Column("entry that admits it"),
+    Column("now"),
+)
+LIVE = ("active", "overlapping")
+
+
+def print_listing(
+    call: Invocation,
+    listing: Listing,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[object]],
+    empty: str,
+) -> None:
+    """Print a list as JSON or as a table, and say on standard error when there is more of it."""
+    if call.is_json:
+        call.print_json({"items": listing.items, "next_after": listing.next_after, **listing.rest})
+    else:
+        print_table(columns, rows, empty)
+    if listing.next_after is not None:
+        typer.echo(f"note: {len(listing.items)} shown, there are more: narrow it, or raise --limit", err=True)
+
+
+def print_integrations(call: Invocation, listing: Listing) -> None:
+    """Print integrations, one a line."""
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            one["status"],
+            one["effective_limit_rpm"],
+            sum(key["state"] in LIVE for key in one["credentials"]),
+            len(one["scopes"]),
+            _allowlist(one),
+        )
+        for one in listing.items
+    ]
+    print_listing(call, listing, INTEGRATIONS, rows, "there is no such integration")
+
+
+def print_integration(record: Record) -> None:
+    """Print one integration, then its credentials."""
+    fields: list[tuple[str, object]] = [
+        ("id", record["id"]),
+        ("name", record["name"]),
+        ("status", record["status"]),
+    ]
+    fields += [(f"suspended by {one['by']}", _suspension(one)) for one in record["suspensions"]]
+    if record.get("single_person_at"):
+        fields.append(("reactivated", f"{shown(record['single_person_at'])}, perhaps by a single person"))
+    fields += [
+        ("contact", record["contact"]),
+        ("owner", record["owner"]),
+        ("third-party manager", record["third_party_manager"]),
+        ("scopes", record["scopes"] or "none"),
+        *limit_fields(record),
+        ("allowlist", record["ip_allowlist"] or "no entry"),
+        ("allowlist is", _allowlist(record)),
+        ("on store error", record.get("on_store_error") or "as configured"),
+        ("webhook secrets", [one["id"] for one in record["webhook_secrets"]] or "none"),
+        ("created", shown(record["created_at"])),
+        ("changed", shown(record["changed_at"])),
+        ("generation", record["generation"]),
+    ]
+    print_fields(fields)
+    typer.echo()
+    print_credentials(record["credentials"], "no credential")
+    if record.get("refused_callers"):
+        typer.echo()
+        print_refused_callers(record["refused_callers"], "")
+
+
+def limit_of(record: Record) -> Record:
+    """The parts of an integration that make up its limit."""
+    names = ("rate_limit_rpm", "burst", "limit_raise", "effective_limit_rpm")
+    return {name: record[name] for name in names}
+
+
+def limit_fields(record: Record) -> list[tuple[str, object]]:
+    """The limit in force, the lasting one, and the raise between them if there is one."""
+    burst = record["burst"] if record["burst"] is not None else record["rate_limit_rpm"]
+    fields: list[tuple[str, object]] = [("limit per minute", record["effective_limit_rpm"])]
+    raised = record["limit_raise"]
+    if raised is None:
+        return [*fields, ("burst", burst)]
+    raised_burst = raised["burst"] if raised["burst"] is not None else raised["rate_limit_rpm"]
+    return [
+        *fields,
+        ("burst", raised_burst),
+        ("raised until", shown(raised["until"])),
+        ("then", f"{record['rate_limit_rpm']} per minute, burst {burst}"),
+    ]
+
+
+def print_credentials(credentials: Sequence[Record], empty: str) -> None:
+    """Print credentials, in the order in which they were issued."""
+    rows = [
+        (
+            one["id"],
+            one["state"],
+            shown(one["issued_at"]),
+            _end(one),
+            shown(one.get("last_used_at"), "never"),
+            one.get("last_used_address") or "-",
+        )
+        for one in credentials
+    ]
+    print_table(CREDENTIALS, rows, empty)
+
+
+def print_administrators(accounts: Sequence[Record]) -> None:
+    """Print one token a line; also accounts without one, because their ids stand in the audit log."""
+    rows = [
+        (
+            account["id"],
+            account["name"],
+            _role(account),
+            token.get("id", "-"),
+            shown(token.get("expires_at")),
+            shown(token.get("last_used_at"), "never" if token else "-"),
+            token.get("last_used_from") or "-",
+        )
+        for account in accounts
+        for token in account["tokens"] or [{}]
+    ]
+    print_table(ADMINISTRATORS, rows, "there is no administrator")
+
+
+def print_refused_callers(callers: Sequence[Record], empty: str, *, err: bool = False) -> None:
+    """Print whom an allowlist refused, the latest first, with the entry that admits the address."""
+    rows = [
+        (
+            shown(caller["refused_at"]),
+            caller["address"] or "unknown: check 'client_ip'",
+            caller["credential_id"],
+            caller["entry"] or "-",
+            "admitted" if caller["is_admitted_now"] else "refused",
+        )
+        for caller in callers
+    ]
+    print_table(REFUSED_CALLERS, rows, empty, err=err)
+
+
+def _role(account: Record) -> str:
+    """What an account may do, and whether it was made on the machine."""
+    role = "removed" if account["removed_at"] is not None else account["role"]
+    return f"{role}, recovered" if account.get("is_recovered") else role
+
+
+def _allowlist(record: Record) -> str:
+    count = len(record["ip_allowlist"])
+    if not record["is_allowlist_enabled"] or not count:
+        return f"off ({count})" if count else "off"
+    return f"on ({count})"
+
+
+def _suspension(suspension: Record) -> str:
+    return f"{shown(suspension['at'])}: {suspension['reason']}"
+
+
+def _end(credential: Record) -> str:
+    end = shown(credential["expires_at"], "never")
+    return f"{end}, then {credential['replaced_by']}" if credential["replaced_by"] else end

@@ -1,0 +1,45 @@
+"""`sidecar webhook-secret`: what an integration's webhooks are signed with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.integrations import IdArgument
+
+app = typer.Typer(no_args_is_help=True, help="What the webhooks of an integration are signed with.")
+
+
+@app.callback()
+def webhook_secret() -> None:
+    """What the webhooks of an integration are signed with."""
+
+
+@command(app, "generate", IntegrationChange)
+def generate(call: Invocation, id: IdArgument) -> None:
+    """Make the first signing secret; it is alone on standard output, shown this once."""
+    answer = call.change("POST", "integrations", id, "webhook-secret", "generate", body={})
+    call.tell_secret(answer, "secret", f"The webhook secret of {id}")
+
+
+@command(app, "rotate", IntegrationChange)
+def rotate(
+    call: Invocation,
+    id: IdArgument,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            "--overlap",
+            metavar="DURATION",
+            help="How long the old secret signs along, at most 30d. 0 = it ends at once.",
+        ),
+    ] = "0",
+) -> None:
+    """Replace the signing secret; the new one is alone on standard output, shown this once."""
+    from sidecar.cli.moments import checked_duration
+
+    body = {"overlap": checked_duration("--overlap", overlap)}
+    answer = call.change("POST", "integrations", id, "webhook-secret", "rotate", body=body)
+    call.tell_secret(answer, "secret", f"The new webhook secret of {id}")

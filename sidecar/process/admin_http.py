@@ -1,0 +1,94 @@
+"""What the HTTP listeners answer: /metrics, /healthz, /readyz, and under /v1 the admin API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from sidecar.observe.build import VERSION
+from sidecar.observe.metrics import Metrics
+from sidecar.process.metrics_page import MetricsPage
+from sidecar.process.readiness import Readiness
+from sidecar.transports.http1.asgi import AsgiApp, serve_asgi
+from sidecar.transports.http1.exchange import Exchange
+from sidecar.transports.http1.messages import JSON, Response, problem
+from sidecar.transports.http1.work import Pace
+
+API_PATH = b"/v1"
+
+NOT_HERE = "The admin API is not served here: ask an address of 'listen.admin'."
+
+
+class BuildCollector(Collector):
+    """Which build this is, as a metric."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield `sidecar_build_info`."""
+        info = GaugeMetricFamily("sidecar_build_info", "Always 1; says which build.", labels=["version"])
+        info.add_metric([VERSION], 1)
+        yield info
+
+
+class AdminApp:
+    """
+    The HTTP application of one process.
+
+    `api` answers what is asked under /v1; None = nothing does, and `why_no_api` says why.
+    """
+
+    def __init__(
+        self, metrics: Metrics, readiness: Readiness, pace: Pace, why_no_api: str = NOT_HERE
+    ) -> None:
+        """Show *metrics* beside those of the process itself, rendered at *pace*, and *readiness*."""
+        self.api: AsgiApp | None = None
+        self.why_no_api = why_no_api
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(metrics)
+        registry.register(BuildCollector())
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._metrics_page = MetricsPage(registry, pace)
+        self._readiness = readiness
+        self._pages: Mapping[bytes, Callable[[Exchange], None]] = {
+            b"/metrics": self._metrics_page.serve,
+            b"/healthz": lambda exchange: exchange.respond(_HEALTHZ),
+            b"/readyz": lambda exchange: exchange.respond(self._readyz()),
+        }
+
+    def serve(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request = exchange.request
+        page = self._pages.get(request.path)
+        if page is None and is_for_api(request.path):
+            if self.api is not None:
+                serve_asgi(self.api, exchange)
+            else:
+                exchange.respond(problem(404, "No admin API", self.why_no_api))
+        elif page is None:
+            known = ", ".join(path.decode() for path in self._pages)
+            exchange.respond(problem(404, "No such page", f"Known here: {known}."))
+        elif request.method not in ("GET", "HEAD"):
+            allow = ((b"allow", b"GET, HEAD"),)
+            exchange.respond(problem(405, "Method not allowed", "Use GET or HEAD.", allow))
+        else:
+            page(exchange)
+
+    def _readyz(self) -> Response:
+        ready = self._readiness.is_ready
+        components = {name: component._asdict() for name, component in self._readiness.components.items()}
+        body = {"status": self._readiness.status, "components": components}
+        return Response(200 if ready else 503, JSON, json.dumps(body, indent=2).encode() + b"\n")
+
+
+_HEALTHZ = Response(200, JSON, b'{"status": "alive"}\n')
+"""The process is alive: its event loop answers."""
+
+
+def is_for_api(path: bytes) -> bool:
+    """Whether *path* is one of the admin API's."""
+    return path == API_PATH or path.startswith(API_PATH + b"/")

@@ -1,0 +1,127 @@
+"""
+What `serve` would refuse, found without running it.
+
+Each check is the function that `serve` itself uses, or its twin that creates nothing, so that the two
+commands agree. Whether a port is in use is left to `serve`: a sidecar that runs already uses it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from sidecar.process.config import Config, load_config
+from sidecar.process.control_plane import key_path_of, sealer_of
+from sidecar.process.supervisor.addresses import worker_endpoint
+from sidecar.process.supervisor.cpus import worker_count
+from sidecar.process.supervisor.store_rule import put_unshared_store
+from sidecar.process.wiring import LoadedConfig
+from sidecar.sources.file_faults import FaultList, FileFault, FileFaultsError
+from sidecar.stores.registry.protocol import RegistryError
+from sidecar.transports.listeners import check_endpoint
+from sidecar.transports.server import ListenError
+from sidecar.transports.tls import certificate_problem, server_context
+
+LISTEN_KINDS = ("grpc", "admin", "metrics")
+
+
+class Checked(NamedTuple):
+    """A configuration without mistakes, with all that it names, and remarks on it."""
+
+    loaded: LoadedConfig
+    warnings: tuple[FileFault, ...]
+
+
+def check(path: Path | None) -> Checked:
+    """
+    Read the configuration at *path* (None = the default one) and all that it names.
+
+    Raises:
+        FileFaultsError: there are mistakes, in whichever of the files.
+    """
+    config = load_config(path)
+    faults = FaultList(config.tree.file)
+    loaded: LoadedConfig | None = None
+    try:
+        loaded = LoadedConfig(config)
+    except FileFaultsError as error:
+        faults.extend(error)
+    workers = worker_count(config.settings.workers)
+    put_unshared_store(config, workers, faults)
+    _check_listeners(config, workers, faults)
+    _check_database(config, faults)
+    _check_keys(config, faults)
+    faults.raise_any()
+    assert loaded is not None
+    warnings = (*loaded.rules.warnings, *loaded.registry.warnings, *_renamed_sockets(config, workers))
+    return Checked(loaded, warnings)
+
+
+def _check_listeners(config: Config, workers: int, faults: FaultList) -> None:
+    """Addresses that cannot be listened on, and TLS files that cannot be used."""
+    for kind in LISTEN_KINDS:
+        is_shared = kind == "grpc" and workers > 1
+        for index, item in enumerate(getattr(config.settings.listen, kind)):
+            try:
+                # A worker's socket has a longer name than the one that is written.
+                check_endpoint(worker_endpoint(item.address, workers - 1) if is_shared else item.address)
+            except ListenError as error:
+                faults.put(config.fault(("listen", kind, index), str(error)))
+            files = config.tls_files(kind, index)
+            if files is None:
+                continue
+            try:
+                server_context(files)
+                problem = certificate_problem(files.certificate.read_bytes(), datetime.now(UTC))
+            except ListenError as error:
+                problem = str(error)
+            else:
+                problem = problem and f"the certificate {files.certificate} {problem}"
+            if problem:
+                faults.put(config.fault(("listen", kind, index, "tls"), problem))
+
+
+def _check_database(config: Config, faults: FaultList) -> None:
+    """A registry file that cannot be opened or created."""
+    if config.registry_database is None:
+        return
+    from sidecar.stores.registry.sqlite.file import check_file
+
+    try:
+        check_file(config.registry_database)
+    except RegistryError as error:
+        faults.put(config.fault(("registry",), str(error)))
+
+
+def _check_keys(config: Config, faults: FaultList) -> None:
+    """A key file that cannot be used; one that `serve` creates by itself is not created here."""
+    path = key_path_of(config)
+    if path is None:
+        return
+    if config.webhook_key_path is None and not path.exists():
+        if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+            problem = f"the key file {path} cannot be created: this user may not write its folder"
+            faults.put(config.fault(("registry",), problem))
+        return
+    try:
+        sealer_of(config)
+    except FileFaultsError as error:
+        faults.extend(error)
+
+
+def _renamed_sockets(config: Config, workers: int) -> list[FileFault]:
+    """Unix sockets that have other names when there are several workers."""
+    if workers == 1:
+        return []
+    return [
+        config.fault(
+            ("listen", "grpc", index),
+            f"with {workers} workers the sockets are {worker_endpoint(item.address, 0).path} to"
+            f" {worker_endpoint(item.address, workers - 1).path}, one for each worker: name all of"
+            " them in the proxy",
+        )
+        for index, item in enumerate(config.settings.listen.grpc)
+        if item.address.path
+    ]

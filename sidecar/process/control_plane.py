@@ -1,0 +1,178 @@
+"""
+The control plane: which registry a configuration has that administrators can change, and opening it.
+
+There are two: the SQLite file that `registry: sqlite:PATH` names, beside the embedded store, and the
+registry in the store that a fleet shares. A YAML file is a registry, too, but one that its owner edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.domain.changes import Position
+from sidecar.domain.lifecycle.machine import Lifecycle
+from sidecar.observe.metrics import Metrics
+from sidecar.process.config import Config
+from sidecar.process.rules import build_rules
+from sidecar.process.settings import SQLITE_REGISTRY
+from sidecar.sources.file_faults import FaultList
+from sidecar.stores.registry.protocol import Registry, RegistryError
+from sidecar.stores.registry.uses import TokenUses
+
+if TYPE_CHECKING:
+    from sidecar.process.followed_registry import FollowedRegistry
+    from sidecar.process.sealing import KeySealer
+    from sidecar.stores.redis.bucket_store import RedisBucketStore
+    from sidecar.transports.http1.asgi import AsgiApp
+
+NO_CONTROL_PLANE = (
+    f"administrators can change nothing here: set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared"
+    " 'store:' without 'registry', and restart"
+)
+
+
+def put_registry_faults(config: Config, faults: FaultList) -> None:
+    """Note in *faults* when store and registry of *config* do not go together."""
+    has_shared_registry = config.settings.shared_store is not None and config.has_control_plane
+    if config.settings.registry_id and not has_shared_registry:
+        faults.put(
+            config.fault(
+                ("registry_id",),
+                "names a registry in a shared store, and there is none: remove it, or set a shared"
+                " 'store' and no 'registry'",
+            )
+        )
+    if config.registry_database is None or config.settings.shared_store is None:
+        return
+    faults.put(
+        config.fault(
+            ("registry",),
+            "the store is shared, and a SQLite file is not: other sidecars would not see its changes; leave"
+            " 'registry' out, so that the integrations are in the store, or write 'store: embedded:'",
+        )
+    )
+
+
+def key_path_of(config: Config) -> Path | None:
+    """The file with the keys that seal webhook secrets: the named one, or the one beside the registry."""
+    named, database = config.webhook_key_path, config.registry_database
+    if named is not None or database is None:
+        return named
+    return database.with_name(f"{database.name}.key")
+
+
+def sealer_of(config: Config) -> KeySealer | None:
+    """
+    What seals the webhook secrets of *config*; None = no key is named, and there is no place to make one.
+
+    Beside a SQLite registry a key file is made at the first start, '<registry>.key'. In a fleet all
+    sidecars need the same keys, so there they must be named.
+
+    Raises:
+        FileFaultsError: the key file cannot be used.
+    """
+    path = key_path_of(config)
+    if path is None:
+        return None
+    from sidecar.process.sealing import SealError, read_keys, read_or_make_keys
+
+    try:
+        return read_keys(path) if config.webhook_key_path is not None else read_or_make_keys(path)
+    except SealError as error:
+        faults = FaultList(config.tree.file)
+        faults.is_unreadable = isinstance(error.__cause__, OSError)
+        faults.put(config.fault(("webhook_secret_key_file",), str(error)))
+        raise faults.error() from None
+
+
+def build_admin_api(
+    config: Config,
+    registry: Registry,
+    metrics: Metrics,
+    put_in_force: Callable[[Position], Awaitable[bool]],
+    token_uses: TokenUses,
+) -> AsgiApp:
+    """
+    The admin API over *registry*, as *config* has it; it notes in *token_uses* who calls.
+
+    Raises:
+        FileFaultsError: the key file for webhook secrets cannot be used.
+    """
+    from sidecar.services.admin.api import build_api
+    from sidecar.services.admin.plane import ControlPlane
+
+    catalogue = build_rules(config).catalogue
+    sealer = sealer_of(config)
+    return build_api(
+        ControlPlane(
+            registry, catalogue, metrics, put_in_force, sealer, registry.now_us, token_uses=token_uses
+        )
+    )
+
+
+async def open_registry(config: Config) -> Registry:
+    """
+    Open the registry of *config* that administrators can change; the caller closes it (`aclose`).
+
+    Raises:
+        FileFaultsError: there is none, or the configuration holds mistakes.
+        RegistryError: the SQLite file cannot be used. A shared store is first asked with the first call.
+    """
+    faults = FaultList(config.tree.file)
+    put_registry_faults(config, faults)
+    if not config.has_control_plane:
+        faults.put(config.fault(("registry",), _no_control_plane(config)))
+    faults.raise_any()
+    lifecycle = Lifecycle(build_rules(config).catalogue)
+    if config.registry_database is not None:
+        from sidecar.stores.registry.sqlite.registry import SqliteRegistry
+
+        return await SqliteRegistry.open(config.registry_database, lifecycle)
+    from sidecar.stores.registry.redis.nodes import Replication
+    from sidecar.stores.registry.redis.registry import RedisRegistry
+
+    settings = config.settings
+    assert settings.shared_store is not None
+    replication = Replication(settings.registry_replicas_min, settings.registry_replicas_timeout_ms / 1_000)
+    return RedisRegistry(
+        settings.shared_store, lifecycle, replication=replication, registry_id=settings.registry_id
+    )
+
+
+def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:
+    """Take from *buckets* only by records of the history that their store holds, which *followed* knows."""
+    from sidecar.stores.registry.redis.registry import RedisRegistry
+
+    buckets.refresh = followed.refresh
+    if isinstance(followed.registry, RedisRegistry):
+        buckets.check_link = followed.registry.check_link
+
+        def doubt() -> None:
+            followed.doubt()
+            buckets.release_waiting()
+
+        followed.registry.on_doubt = doubt
+
+
+async def registry_of(config: Config) -> Registry:
+    """
+    `open_registry` for who cannot run without it: a file that cannot be used is a mistake of *config*.
+
+    Raises:
+        FileFaultsError: there is none, or its file cannot be used, or the configuration holds mistakes.
+    """
+    try:
+        return await open_registry(config)
+    except RegistryError as error:
+        faults = FaultList(config.tree.file)
+        faults.put(config.fault(("registry",), str(error)))
+        raise faults.error() from error
+
+
+def _no_control_plane(config: Config) -> str:
+    """Why administrators can change nothing, and what to do."""
+    if config.registry_path is not None:
+        return f"is the file {config.registry_path}, which is changed by editing it; {NO_CONTROL_PLANE}"
+    return f"is not set; {NO_CONTROL_PLANE}"

@@ -1,0 +1,204 @@
+"""One decision, told step by step: what was looked at, what came of it, and the whole answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from sidecar.domain.answers import (
+    AnswerStyle,
+    Headers,
+    denial_headers,
+    fallback_headers,
+    http_status,
+    identity_headers,
+    limit_headers,
+    problem_body,
+)
+from sidecar.domain.cidr import format_address
+from sidecar.domain.decisions import Reason, retry_after_s
+from sidecar.domain.paths import normalise_path
+from sidecar.domain.policy import AccessRequest, Evaluation
+from sidecar.services.decider import Decision, limits_of
+from sidecar.stores.registry.file.registry_records import iso_time
+
+PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"
+
+STEPS = ("credential", "suspension", "allowlist", "path", "route", "scope", "bucket")
+"""In the order of `Policy.evaluate`."""
+
+_FAILED_STEP = {
+    Reason.MISSING_CREDENTIAL: "credential",
+    Reason.MALFORMED_CREDENTIAL: "credential",
+    Reason.UNKNOWN_CREDENTIAL: "credential",
+    Reason.EXPIRED_CREDENTIAL: "credential",
+    Reason.INTEGRATION_SUSPENDED: "suspension",
+    Reason.IP_NOT_ALLOWED: "allowlist",
+    Reason.PATH_REFUSED: "path",
+    Reason.URI_TOO_LONG: "path",
+    Reason.ROUTE_UNKNOWN: "route",
+    Reason.METHOD_NOT_ALLOWED: "route",
+    Reason.ROUTE_MISCONFIGURED: "route",
+    Reason.SCOPE_MISSING: "scope",
+    Reason.RATE_LIMITED: "bucket",
+    Reason.STORE_UNAVAILABLE: "bucket",
+    Reason.OVERLOADED: "bucket",
+    Reason.DRAINING: "bucket",
+}
+
+_CREDENTIAL_FAULTS = {
+    Reason.MISSING_CREDENTIAL: "the request carries no API key",
+    Reason.MALFORMED_CREDENTIAL: "not an API key: its shape or its checksum is wrong",
+    Reason.UNKNOWN_CREDENTIAL: "no integration has this API key",
+    Reason.EXPIRED_CREDENTIAL: "the API key has expired",
+}
+
+
+_ROUTE_FAULTS = {
+    Reason.ROUTE_UNKNOWN: "no route matches the path",
+    Reason.METHOD_NOT_ALLOWED: "routes match the path, but none of them with the method {method}",
+    Reason.ROUTE_MISCONFIGURED: (
+        "the proxy states {scope!r}, which is not a scope of the configuration; correct it in the proxy"
+    ),
+}
+
+
+class Step(NamedTuple):
+    """One step: `outcome` is 'passed', 'failed' or 'not reached'; `detail` says what was found."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+class Answer(NamedTuple):
+    """
+    What goes back to the proxy.
+
+    `client_headers` are for the client, on allow added to the upstream's; `upstream_headers` and
+    `removed_headers` change the request that the upstream gets.
+    """
+
+    status: int
+    client_headers: Headers
+    upstream_headers: Headers
+    removed_headers: tuple[str, ...]
+    body: bytes
+
+
+def explain(request: AccessRequest, decision: Decision) -> list[Step]:
+    """The steps of *decision*, from what its evaluation found."""
+    failed = STEPS.index(_FAILED_STEP[decision.reason]) if decision.reason in _FAILED_STEP else len(STEPS)
+    steps = []
+    for index, name in enumerate(STEPS):
+        if index > failed:
+            steps.append(Step(name, NOT_REACHED, ""))
+        else:
+            outcome = FAILED if index == failed else PASSED
+            steps.append(Step(name, outcome, _DETAILS[name](request, decision)))
+    return steps
+
+
+def answer_to(decision: Decision, style: AnswerStyle) -> Answer:
+    """The whole answer, as every dialect sends it."""
+    evaluation, reason = decision.evaluation, decision.reason
+    limits, mark = limits_of(decision), fallback_headers(decision.fallback)
+    if reason is Reason.OK:
+        client = [*(limit_headers(limits, style) if limits is not None else []), *mark]
+        return Answer(200, client, identity_headers(evaluation, decision.id), evaluation.key_headers, b"")
+    headers = [*denial_headers(reason, decision.id, limits, style), *mark]
+    body = problem_body(reason, evaluation, decision.id, limits, style)
+    return Answer(http_status(reason, style), headers, [], (), body)
+
+
+def as_plain_data(decision: Decision, steps: list[Step], answer: Answer) -> dict[str, Any]:
+    """Everything about *decision* for `--json`."""
+    evaluation = decision.evaluation
+    return {
+        "decision_id": decision.id,
+        "verdict": decision.reason.verdict.value,
+        "reason": decision.reason.word,
+        "integration": evaluation.integration.id if evaluation.integration else None,
+        "credential": evaluation.credential.id if evaluation.credential else None,
+        "steps": [step._asdict() for step in steps],
+        "answer": {
+            "status": answer.status,
+            "client_headers": dict(answer.client_headers),
+            "upstream_headers": dict(answer.upstream_headers),
+            "removed_headers": list(answer.removed_headers),
+            "body": json.loads(answer.body) if answer.body else None,
+        },
+    }
+
+
+def _credential(request: AccessRequest, decision: Decision) -> str:
+    evaluation = decision.evaluation
+    if evaluation.integration is None or evaluation.credential is None:
+        return evaluation.detail or _CREDENTIAL_FAULTS[decision.reason]
+    expires_at_us = evaluation.credential.expires_at_us
+    expiry = f", valid until {iso_time(expires_at_us)}" if expires_at_us is not None else ""
+    return (
+        f"{evaluation.credential.id} of {evaluation.integration.name} ({evaluation.integration.id}){expiry}"
+    )
+
+
+def _suspension(request: AccessRequest, decision: Decision) -> str:
+    integration = decision.evaluation.integration
+    return "suspended by an administrator" if integration and integration.is_suspended else "active"
+
+
+def _allowlist(request: AccessRequest, decision: Decision) -> str:
+    evaluation = decision.evaluation
+    allowlist = evaluation.integration.allowlist if evaluation.integration else None
+    if allowlist is None:
+        return "off: any address may call"
+    if evaluation.client_address is None:
+        return evaluation.detail
+    address = format_address(evaluation.client_address)
+    block = allowlist.longest_match(evaluation.client_address)
+    return f"{address} is in {block}" if block else f"{address} is in none of {len(allowlist)} entries"
+
+
+def _path(request: AccessRequest, decision: Decision) -> str:
+    return decision.evaluation.detail or normalise_path(request.path, len(request.path))
+
+
+def _route(request: AccessRequest, decision: Decision) -> str:
+    if decision.evaluation.reason in _ROUTE_FAULTS:
+        return _ROUTE_FAULTS[decision.evaluation.reason].format(method=request.method, scope=request.scope)
+    return "stated by the proxy" if request.scope is not None else "a route matches"
+
+
+def _scope(request: AccessRequest, decision: Decision) -> str:
+    evaluation = decision.evaluation
+    asked_by = "the route" if request.scope is None else "the proxy"
+    if evaluation.reason is Reason.SCOPE_MISSING:
+        return f"{asked_by} asks for {evaluation.scope}; the integration has {_scopes(evaluation)}"
+    return f"{asked_by} asks for {evaluation.scope or 'no scope'}"
+
+
+def _scopes(evaluation: Evaluation) -> str:
+    scopes = evaluation.integration.scopes if evaluation.integration else ()
+    return ", ".join(sorted(map(str, scopes))) or "no scopes"
+
+
+def _bucket(request: AccessRequest, decision: Decision) -> str:
+    taken, integration = decision.taken, decision.evaluation.integration
+    if taken is None or integration is None:
+        return "the store gave no answer"
+    quota = integration.record.quota
+    left = f"{taken.remaining} of {quota.burst} tokens left, refilled at {integration.limit_rpm} a minute"
+    if decision.reason is Reason.RATE_LIMITED:
+        return f"{left}; the next in {retry_after_s(taken.retry_after_us)} s"
+    return left
+
+
+_DETAILS = {
+    "credential": _credential,
+    "suspension": _suspension,
+    "allowlist": _allowlist,
+    "path": _path,
+    "route": _route,
+    "scope": _scope,
+    "bucket": _bucket,
+}

@@ -1,0 +1,54 @@
+"""`sidecar serve`: one process, or a supervisor above several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.table import TABLE
+from sidecar.process.config import Config
+from sidecar.process.listen_rule import refuse_open_admin
+from sidecar.process.run import Endpoints, Process, Serving, run
+from sidecar.process.supervisor.cpus import worker_count
+from sidecar.process.supervisor.store_rule import is_shared, refuse_unshared_store
+from sidecar.process.supervisor.systemd import notify_ready
+
+
+def serve(
+    config: Config, on_serving: Serving | None = None, reload: Callable[[], Config] | None = None
+) -> int:
+    """
+    Run a sidecar, or a supervisor above one or several, until it is told to stop; return the exit code.
+
+    There is a supervisor for several workers, and for an admin API: that gets a process of its own.
+
+    Args:
+        config: what to serve.
+        on_serving: called once it serves.
+        reload: reads the configuration again, for a rolling restart of the workers.
+
+    Raises:
+        FileFaultsError: the rules or the registry hold mistakes, workers would not share a store, or the
+            admin listener would be open to a network.
+        ListenError: an endpoint cannot be bound or its TLS files cannot be used.
+        StartError: a worker ended before it served, or what takes over did not become ready.
+    """
+
+    def tell(grpc: Endpoints, admin: Endpoints) -> None:
+        notify_ready()
+        if on_serving is not None:
+            on_serving(grpc, admin)
+
+    count = worker_count(config.settings.workers)
+    if count == 1 and not config.serves_admin_api:
+        return run(config, Metrics(TABLE), lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, tell))
+    from sidecar.process.supervisor.supervisor import Plan, supervise
+
+    def read() -> Config:
+        fresh = config if reload is None else reload()
+        refuse_unshared_store(fresh, count)
+        return fresh
+
+    refuse_unshared_store(config, count)
+    refuse_open_admin(config)
+    return supervise(Plan(config, count, read, rolls=is_shared(config)), tell)

@@ -1,0 +1,366 @@
+"""The supervisor: starts the workers, keeps them, replaces them, drains them, answers for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import uvloop
+
+from sidecar.domain.changes import Position
+from sidecar.observe.build import VERSION
+from sidecar.observe.file_reading import RETRY_INTERVAL_S, ReadEpisode
+from sidecar.observe.logs import log_event, set_up_logging
+from sidecar.observe.shared import WorkerCounts
+from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
+from sidecar.process.admin_http import AdminApp
+from sidecar.process.config import Config
+from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
+from sidecar.process.followed_registry import IN_FORCE_TIMEOUT_S
+from sidecar.process.open_files import raise_open_files_limit
+from sidecar.process.orphans import OrphanReaper
+from sidecar.process.run import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
+from sidecar.process.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
+from sidecar.process.supervisor.addresses import HeldPorts, worker_endpoint
+from sidecar.process.supervisor.control_plane import SupervisedControlPlane
+from sidecar.process.supervisor.priority import Priority
+from sidecar.process.supervisor.process import WorkerProcess
+from sidecar.process.supervisor.readiness import WorkersReadiness
+from sidecar.process.supervisor.slot import PATIENCE, Launch, Patience, Slot
+from sidecar.process.supervisor.usage import WorkerUsage
+from sidecar.process.wiring import endpoints
+from sidecar.sources.file_faults import FileFaultsError
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.work import OWN_LOOP
+from sidecar.transports.listeners import is_served
+from sidecar.transports.server import Endpoint, ListenError
+
+BEAT_CHECK_INTERVAL_S = 1.0
+KILLED_TIMEOUT_S = 5.0
+"""How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
+
+Reload: TypeAlias = Callable[[], Config]
+"""Reads the configuration again and checks it; raises FileFaultsError."""
+
+_log = logging.getLogger("sidecar.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What to supervise: *count* workers that serve *config*.
+
+    `reload` is what SIGHUP has done. `rolls` False = SIGHUP replaces no worker, because a successor would
+    begin with full buckets: it is passed on.
+    """
+
+    config: Config
+    count: int
+    reload: Reload
+    patience: Patience = PATIENCE
+    rolls: bool = True
+
+
+def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int:
+    """
+    Run workers until told to stop; return the exit code. *on_serving* is called once all of them serve.
+
+    Raises:
+        FileFaultsError, ListenError: a worker found a mistake at its first start.
+        StartError: a worker ended for another reason before all of them served.
+    """
+    raise_open_files_limit()
+    log_settings = plan.config.settings.log
+    counts = WorkerCounts(TABLE, WORKER_GAUGE_RULES)
+    logs = set_up_logging(
+        log_settings.level,
+        log_settings.format,
+        sys.stderr,
+        lambda: counts.add("sidecar_log_lines_dropped_total"),
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Supervisor(plan, counts, runner.get_loop()).run(on_serving))
+    finally:
+        logs.close()
+
+
+class Supervisor:
+    """One run of the supervisor."""
+
+    def __init__(self, plan: Plan, counts: WorkerCounts, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing is started or bound before `run`."""
+        self._config = plan.config
+        self._reload = plan.reload
+        self._counts = counts
+        self._loop = loop
+        self._ports = HeldPorts()
+        self._priority = Priority()
+        self._rolls = plan.rolls
+        self._replaces = False
+        self._slots = tuple(
+            Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
+        )
+        self._orphans = OrphanReaper(self._worker_pids)
+        counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
+        counts.set("sidecar_workers_wanted", to=plan.count)
+        counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
+        readiness = WorkersReadiness(counts, self._slots)
+        app = AdminApp(counts, readiness, OWN_LOOP, NO_CONTROL_PLANE)
+        self._control_plane = SupervisedControlPlane(app, counts, self._put_in_force)
+        self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
+        self._admin_server = HttpServer(app.serve, endpoints(plan.config, "admin"), counts, OWN_LOOP)
+        pages = AdminApp(counts, readiness, OWN_LOOP)
+        self._metrics_server = HttpServer(pages.serve, endpoints(plan.config, "metrics"), counts, OWN_LOOP)
+        self._changed = asyncio.Event()
+        self._told_to_stop = asyncio.Event()
+        self._stop_signals = StopSignals(loop.time)
+        self._told_to_roll = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, on_serving: Serving) -> int:
+        """Start, run and stop; see `supervise`."""
+        self._handle_signals()
+        try:
+            await self._open_control_plane(self._config)
+            launch = self._launch(self._config)
+            self._replaces = self._is_served()
+            admin, metrics = ((), ()) if self._replaces else await self._start_listeners()
+            for slot in self._slots:
+                slot.start(launch)
+            if await self._all_serve():
+                if self._replaces:
+                    admin, metrics = await self._start_listeners()
+                    self._replaces = False
+                self._begin(admin, metrics, on_serving)
+                await self._told_to_stop.wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._end_workers()
+            await asyncio.gather(self._admin_server.stop(), self._metrics_server.stop())
+            await self._control_plane.close()
+            self._ports.close()
+            self._priority.close()
+        log_event(_log, logging.INFO, "stopped")
+        ignore_stop_signals()
+        return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
+
+    def _launch(self, config: Config) -> Launch:
+        """How to start a worker that serves *config*; its ports are held from now on."""
+        grpc = self._ports.hold(endpoints(config, "grpc"))
+
+        def launch(index: int, is_successor: bool) -> WorkerProcess:
+            own = tuple(self._own_endpoint(endpoint, index) for endpoint in grpc)
+            replaces = is_successor or self._replaces
+            return WorkerProcess(index, config, own, self._counts, self._priority, replaces)
+
+        return launch
+
+    def _own_endpoint(self, endpoint: Endpoint, index: int) -> Endpoint:
+        return endpoint if len(self._slots) == 1 else worker_endpoint(endpoint, index)
+
+    def _is_served(self) -> bool:
+        """Whether another process serves an address of this one, which is to be taken over when ready."""
+        every = [*endpoints(self._config, "admin"), *endpoints(self._config, "metrics")]
+        for endpoint in endpoints(self._config, "grpc"):
+            every += [self._own_endpoint(endpoint, index) for index in range(len(self._slots))]
+        return any(is_served(endpoint) for endpoint in every if not endpoint.is_exclusive)
+
+    async def _start_listeners(self) -> tuple[Endpoints, Endpoints]:
+        return await self._admin_server.start(), await self._metrics_server.start()
+
+    async def _open_control_plane(self, config: Config) -> None:
+        if config.serves_admin_api:
+            self._priority.give_way()
+        await self._control_plane.open(config)
+
+    async def _put_in_force(self, position: Position) -> bool:
+        """Wait until every worker decides by the change at *position*; False = not in time."""
+        workers = [worker for slot in self._slots for worker in slot.workers]
+        ordered = (worker.put_in_force(position, IN_FORCE_TIMEOUT_S) for worker in workers)
+        return all(await asyncio.gather(*ordered))
+
+    async def _all_serve(self) -> bool:
+        """Wait until each worker serves; False = told to stop before. The places bound the wait."""
+        while not all(slot.is_serving for slot in self._slots):
+            for slot in self._slots:
+                if slot.start_error is not None:
+                    raise slot.start_error
+            if self._told_to_stop.is_set():
+                return False
+            await self._next_change()
+        return True
+
+    def _begin(self, admin: Endpoints, metrics: Endpoints, on_serving: Serving) -> None:
+        served = [endpoint for slot in self._slots for endpoint in slot.report.grpc or ()]
+        grpc = tuple(dict.fromkeys(served))
+        self._spawn(self._roll_when_told())
+        self._spawn(self._check_beats())
+        log_event(
+            _log,
+            logging.INFO,
+            "supervising",
+            version=VERSION,
+            pid=os.getpid(),
+            workers=len(self._slots),
+            transport=self._config.settings.transport,
+            grpc=[str(endpoint) for endpoint in grpc],
+            admin=[str(endpoint) for endpoint in admin],
+            metrics=[str(endpoint) for endpoint in metrics],
+        )
+        on_serving(grpc, admin)
+
+    async def _end_workers(self) -> None:
+        """Drain all, kill what is left in time, and wait until they are gone."""
+        longest_s = max(slot.end_timeout_s for slot in self._slots)
+        if longest_s:
+            log_event(_log, logging.INFO, "draining the workers", timeout_s=longest_s)
+        for slot in self._slots:
+            slot.stop()
+        try:
+            async with asyncio.timeout(longest_s + KILLED_TIMEOUT_S):
+                while not all(slot.is_empty for slot in self._slots):
+                    await self._next_change()
+        except TimeoutError:
+            log_event(_log, logging.ERROR, "workers are left that cannot be killed")
+
+    def _handle_signals(self) -> None:
+        for number in STOP_SIGNALS:
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._told_to_roll.set)
+        self._orphans.watch(self._loop)
+
+    def _worker_pids(self) -> list[int]:
+        return [pid for slot in self._slots for pid in slot.pids]
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Drain at the first signal, end at once at a later one; see `StopSignals`."""
+        step = self._stop_signals.receive()
+        if step is StopStep.FORCE:
+            log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
+            for slot in self._slots:
+                slot.stop()
+                slot.kill()
+        elif step is StopStep.DRAIN:
+            log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
+            self._told_to_stop.set()
+            self._changed.set()
+
+    def _on_change(self) -> None:
+        """Something about a worker has changed: count anew, and wake who waits for it."""
+        slots = self._slots
+        self._counts.set("sidecar_workers_running", to=sum(slot.is_serving for slot in slots))
+        self._counts.set("sidecar_workers_ready", to=sum(slot.component.is_ready for slot in slots))
+        self._changed.set()
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _check_beats(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_CHECK_INTERVAL_S)
+            for slot in self._slots:
+                slot.check_beats()
+
+    async def _roll_when_told(self) -> None:
+        while True:
+            await self._told_to_roll.wait()
+            self._told_to_roll.clear()
+            if not self._rolls:
+                await self._pass_reload_on()
+                continue
+            try:
+                result = "ok" if await self._roll() else "failed"
+            except Exception:  # a fault of ours must not end the supervisor
+                _log.exception("rolling restart failed")
+                result = "failed"
+            self._counts.add("sidecar_rolling_restarts_total", result)
+
+    async def _pass_reload_on(self) -> None:
+        """Have workers and listeners read their files again."""
+        log_event(_log, logging.INFO, "told to reload")
+        for slot in self._slots:
+            slot.reload()
+        self._reload_tls()
+
+    def _reload_tls(self) -> None:
+        self._admin_server.reload_tls()
+        self._metrics_server.reload_tls()
+
+    async def _roll(self) -> bool:
+        """Replace the workers one by one; False = a mistake was found, and the others stay."""
+        log_event(_log, logging.INFO, "rolling restart")
+        self._reload_tls()
+        try:
+            config = self._reload()
+            sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it
+            launch = self._launch(config)
+        except (FileFaultsError, ListenError) as error:
+            self._stop_roll(0, str(error), error)
+            return False
+        self._unreadable.end()
+        self._warn_of_left_out(config)
+        for replaced, slot in enumerate(self._slots):
+            why_not = await self._replaced(slot, launch)
+            if why_not:
+                self._stop_roll(replaced, why_not, slot.start_error)
+                return False
+        await self._open_control_plane(config)
+        self._config = config
+        self._ports.keep_only(endpoints(config, "grpc"))
+        log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))
+        return True
+
+    async def _replaced(self, slot: Slot, launch: Launch) -> str:
+        """Replace the worker in *slot*; '' = done, else why not."""
+        done: asyncio.Future[str] = self._loop.create_future()
+
+        def tell(why_not: str) -> None:
+            if not done.done():  # a stop may have cancelled it
+                done.set_result(why_not)
+
+        slot.replace(launch, tell)
+        return await done
+
+    def _stop_roll(self, replaced: int, why: str, error: Exception | None) -> None:
+        """A rolling restart failed because of *error*; a file that cannot be read is tried again."""
+        if isinstance(error, FileFaultsError) and error.is_unreadable:
+            self._unreadable.begin(str(error))
+            self._loop.call_later(RETRY_INTERVAL_S, self._told_to_roll.set)
+            return
+        self._unreadable.end()
+        log_event(
+            _log,
+            logging.ERROR,
+            "rolling restart stopped, the other workers stay",
+            replaced=replaced,
+            workers=len(self._slots),
+            why=why,
+        )
+
+    def _warn_of_left_out(self, config: Config) -> None:
+        """Say which changed settings are the supervisor's own: they take a restart of the whole."""
+        old, new = self._config.settings, config.settings
+        changed = [
+            key
+            for key, before, after in (
+                ("workers", old.workers, new.workers),
+                ("listen.admin", old.listen.admin, new.listen.admin),
+                ("listen.metrics", old.listen.metrics, new.listen.metrics),
+                ("log", old.log, new.log),
+            )
+            if before != after
+        ]
+        if changed:
+            log_event(_log, logging.WARNING, "takes a restart, not SIGHUP, to be in force", keys=changed)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(self._loop.create_task(work))

@@ -1,0 +1,242 @@
+"""Builds the parts of one sidecar process and joins them, once, before anything is served."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sidecar.domain.fail_policy import FailPolicy
+from sidecar.domain.snapshot import Snapshot
+from sidecar.observe.logs import log_event
+from sidecar.observe.metrics import Metrics
+from sidecar.process.admin_http import AdminApp
+from sidecar.process.config import Config
+from sidecar.process.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of, share_history
+from sidecar.process.followed_registry import FollowedRegistry
+from sidecar.process.listen_rule import put_open_admin, put_repeated_address
+from sidecar.process.readiness import Readiness
+from sidecar.process.registry_source import LoadedRegistry, RegistrySource
+from sidecar.process.registry_watch import RegistryWatch
+from sidecar.process.rules import Rules, build_rules
+from sidecar.process.shared_store import SharedStore
+from sidecar.rpc.calls import Method
+from sidecar.services.decider import Decider
+from sidecar.services.decision_service import SERVICE as DECISION_SERVICE
+from sidecar.services.decision_service import DecisionService
+from sidecar.services.ext_authz import ExtAuthzService
+from sidecar.services.health import HealthService
+from sidecar.sources.file_faults import FaultList
+from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
+from sidecar.stores.registry.live import REACH_PATIENCE_S
+from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.work import SHARED_LOOP
+from sidecar.transports.server import Endpoint, GrpcServer
+
+HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
+"""What the health service tells about; '' = the whole process."""
+COMPONENTS = ("grpc", "registry")
+SWITCH_INTERVAL_S = 0.000_2
+"""How long the thread of a registry's file may hold the interpreter while decisions wait for it."""
+
+_log = logging.getLogger("sidecar.process")
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """
+    The parts of one process.
+
+    `admin_server` serves `listen.admin`, `metrics_server` serves `listen.metrics`. `watch` None = there is
+    no registry file to watch; `shared` None = the store is embedded; `followed` None = there is no registry
+    that administrators change.
+    """
+
+    config: Config
+    metrics: Metrics
+    decider: Decider
+    health: HealthService
+    health_services: tuple[str, ...]
+    readiness: Readiness
+    server: GrpcServer
+    admin_server: HttpServer
+    metrics_server: HttpServer
+    watch: RegistryWatch | None
+    shared: SharedStore | None = None
+    followed: FollowedRegistry | None = None
+
+
+class LoadedConfig:
+    """A configuration with everything that it names, checked: rules and registry."""
+
+    def __init__(self, config: Config) -> None:
+        """
+        Compile the rules and load the registry.
+
+        Raises:
+            FileFaultsError: rules or registry hold mistakes.
+        """
+        self.config = config
+        self.rules: Rules = build_rules(config)
+        self.source: RegistrySource | None = None
+        self.registry = LoadedRegistry(Snapshot.empty())
+        self.shared_url = config.settings.shared_store
+        self._verify_settings()
+        if self.shared_url is not None:
+            self._verify(self.shared_url)
+        path = config.registry_path
+        if path is not None:
+            self.source = RegistrySource(path, str(path), self.rules.catalogue)
+            self.registry = self.source.load(self.registry.snapshot) or self.registry
+        elif config.has_control_plane:
+            self.registry = LoadedRegistry(Snapshot.unloaded())
+
+    def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
+        """Decides by these rules and this registry; *shared* None = with buckets of its own."""
+        policy, snapshot = self.rules.policy, self.registry.snapshot
+        if shared is None:
+            return Decider(policy, snapshot, EmbeddedBucketStore(wall_us=wall_clock_us), metrics)
+        timeout_s = self.config.settings.store_timeout_s
+        buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
+        return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
+
+    def shared_store(self, metrics: Metrics) -> SharedStore | None:
+        """The store that the configuration shares; None = it is embedded. A file goes before its registry."""
+        if self.shared_url is None:
+            return None
+        settings = self.config.settings
+        return SharedStore(
+            self.shared_url,
+            metrics,
+            checks_generation=self.config.has_control_plane,
+            timeout_s=settings.store_timeout_s,
+            policy=FailPolicy(settings.on_store_error),
+        )
+
+    async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
+        """
+        The registry that administrators change, for *decider* to follow; None = there is none.
+
+        Raises:
+            FileFaultsError: the registry's file cannot be used.
+        """
+        if not self.config.has_control_plane:
+            return None
+        # Nobody pushes the changes that another process makes in a file: there is nothing to be patient for.
+        patience_s = REACH_PATIENCE_S if self.config.registry_database is None else 0.0
+        return FollowedRegistry(await registry_of(self.config), decider, metrics, patience_s)
+
+    def _verify_settings(self) -> None:
+        """Refuse what each is valid alone, but not together."""
+        faults = FaultList(self.config.tree.file)
+        put_registry_faults(self.config, faults)
+        put_open_admin(self.config, faults)
+        put_repeated_address(self.config, faults)
+        faults.raise_any()
+
+    def _verify(self, url: StoreUrl) -> None:
+        """Read the passwords and TLS files that *url* names, once, so that a mistake shows at once."""
+        try:
+            url.verify()
+        except StoreUrlError as error:
+            faults = FaultList(self.config.tree.file)
+            faults.put(self.config.fault(("store",), str(error)))
+            faults.raise_any()
+
+
+async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
+    """
+    Join the parts of a sidecar that runs by *loaded*; nothing is bound yet.
+
+    Raises:
+        FileFaultsError: the registry's file cannot be used.
+    """
+    config = loaded.config
+    shared = loaded.shared_store(metrics)
+    decider = loaded.decider(metrics, shared)
+    followed = await loaded.followed_registry(decider, metrics)
+    if shared is not None and followed is not None:
+        share_history(shared.buckets, followed)
+    readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
+    health = HealthService(HEALTH_SERVICES)
+    style = loaded.rules.style
+    loaded.rules.policy.on_misconfigured = _log_misconfigured
+    methods: list[Method] = [
+        *health.methods(),
+        *ExtAuthzService(decider, style).methods(),
+        *DecisionService(decider, style).methods(),
+    ]
+    watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
+    if config.registry_database is not None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+    server = grpc_server(config, methods, metrics)
+    if shared is not None:
+        shared.buckets.on_answers = server.flush
+        server.on_part = shared.buckets.end_part
+    admin = AdminApp(metrics, readiness, SHARED_LOOP, NO_CONTROL_PLANE)
+    pages = AdminApp(metrics, readiness, SHARED_LOOP)
+    return Sidecar(
+        config,
+        metrics,
+        decider,
+        health,
+        HEALTH_SERVICES,
+        readiness,
+        server,
+        HttpServer(admin.serve, endpoints(config, "admin"), metrics, SHARED_LOOP),
+        HttpServer(pages.serve, endpoints(config, "metrics"), metrics, SHARED_LOOP),
+        watch,
+        shared,
+        followed,
+    )
+
+
+def _log_misconfigured(problem: str) -> None:
+    log_event(
+        _log,
+        logging.ERROR,
+        "route misconfigured in the proxy: its requests are refused until its 'scope' is corrected",
+        problem=problem,
+    )
+
+
+def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> GrpcServer:
+    """The transport that *config* chooses; grpcio is only imported for its own."""
+    limits = config.settings.transport_limits()
+    where = endpoints(config, "grpc")
+    if config.settings.transport == "grpcio":
+        from sidecar.transports.reference import ReferenceGrpcServer
+
+        return ReferenceGrpcServer(methods, where, limits, metrics)
+    from sidecar.transports.fast import FastGrpcServer
+
+    return FastGrpcServer(methods, where, limits, metrics)
+
+
+def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
+    """
+    The endpoints of `listen.<kind>`, with their TLS files.
+
+    Sidecars that share a store may listen side by side. With buckets of their own they would admit the
+    limits twice.
+    """
+    is_exclusive = config.settings.shared_store is None and not config.takes_over
+    return tuple(
+        replace(item.address, tls=config.tls_files(kind, index), is_exclusive=is_exclusive)
+        for index, item in enumerate(getattr(config.settings.listen, kind))
+    )
+
+
+def warn(loaded: LoadedConfig) -> None:
+    """Log what is valid in the configuration but odd."""
+    for warning in loaded.rules.warnings:
+        log_event(_log, logging.WARNING, "odd in the configuration", at=str(warning))
+    if loaded.source is None and not loaded.config.has_control_plane:
+        log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
+    if not loaded.config.settings.routes:
+        log_event(
+            _log, logging.WARNING, "no routes: only paths whose scope the proxy states are open; set 'routes'"
+        )

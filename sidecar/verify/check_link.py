@@ -1,0 +1,185 @@
+"""One connection to a sidecar for Check calls: many at a time, each told once how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TypeAlias, cast
+
+from sidecar.services.ext_authz import CHECK
+from sidecar.verify.frames import (
+    ACK,
+    DATA,
+    END_STREAM,
+    FRAME_BYTES_MAX,
+    GOAWAY,
+    GRPC_PREFIX_BYTES,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_DEFAULT,
+    WINDOW_UPDATE,
+    Frame,
+    FrameError,
+    FrameReader,
+    call_frames,
+    data_of,
+    frame,
+    header_block,
+    opening,
+    window_update,
+)
+
+CALL_TIMEOUT_MS = 4_000
+"""`grpc-timeout` of each call: a sidecar may take no longer, whatever happens to its store."""
+CREDIT_BYTES = 1 << 24
+"""So often the connection's window is opened again; far below its 2 GB."""
+ANSWER_BYTES_MAX = 65_536
+STREAM_MAX = 2**30
+"""Stream ids end at 2^31 (RFC 9113 5.1.1); a connection is given up long before."""
+
+Told: TypeAlias = Callable[[int, bytes, int], None]
+"""Told of each call's end: its tag, its answer's message (b'' = none came), and when it was sent (ns)."""
+
+
+class CheckLink(asyncio.Protocol):
+    """
+    Sends Check calls and reads their answers; `in_flight` are under way.
+
+    `is_open` False = no further call is taken: not connected yet, told to go (GOAWAY), or ended.
+    """
+
+    def __init__(self, authority: str, on_end: Told, on_closed: Callable[[], None]) -> None:
+        """*on_end* is told of each call's end, *on_closed* once of the connection's, after its calls."""
+        self.is_open = False
+        self.received_ns = 0
+        """When something came last, on the monotonic clock."""
+        self._block = header_block(CHECK, authority, CALL_TIMEOUT_MS)
+        self._on_end = on_end
+        self._on_closed = on_closed
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._calls: dict[int, tuple[int, int, list[bytes]]] = {}
+        self._next_stream = 1
+        self._window = WINDOW_DEFAULT
+        self._uncredited = 0
+        self._out: list[bytes] = []
+
+    @property
+    def in_flight(self) -> int:
+        """Calls without an answer yet."""
+        return len(self._calls)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `call` may be called: the connection is open, and its window takes any message of ours."""
+        return self.is_open and self._window >= FRAME_BYTES_MAX
+
+    def call(self, message: bytes, tag: int) -> None:
+        """
+        Begin a call, which leaves at the next `flush`; *tag* comes back at its end.
+
+        Raises:
+            ValueError: the message does not fit into one frame.
+        """
+        cost = len(message) + GRPC_PREFIX_BYTES
+        if cost > FRAME_BYTES_MAX:
+            raise ValueError(f"a message of {len(message)} bytes does not fit into one frame")
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        self._window -= cost
+        self._calls[stream] = (tag, monotonic_ns(), [])
+        self._out.append(call_frames(self._block, stream, message))
+        self.is_open = self._next_stream < STREAM_MAX
+
+    def flush(self) -> None:
+        """Send what was begun, in one write."""
+        if self._out and self._transport is not None:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    def abort(self) -> None:
+        """End the connection at once; calls under way are told that no answer came."""
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol: calls are taken at once, before the server's settings (RFC 9113 3.4)."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self.received_ns = monotonic_ns()
+        self._transport.write(opening())
+        self.is_open = True
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.received_ns = monotonic_ns()
+        try:
+            for one in self._reader.feed(data):
+                self._take_in(one)
+        except FrameError:
+            self.abort()
+            return
+        if self._uncredited >= CREDIT_BYTES:
+            self._out.append(window_update(0, self._uncredited))
+            self._uncredited = 0
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol: every call under way ends without an answer."""
+        self.is_open = False
+        self._transport = None
+        calls, self._calls = self._calls, {}
+        for tag, sent_ns, _ in calls.values():
+            self._on_end(tag, b"", sent_ns)
+        self._on_closed()
+
+    def _take_in(self, one: Frame) -> None:
+        if one.kind == DATA:
+            self._take_data(one)
+        elif one.kind == HEADERS:
+            if one.flags & END_STREAM:
+                self._end(one.stream)
+        elif one.kind == RST_STREAM:
+            self._end(one.stream, is_reset=True)
+        elif one.kind == WINDOW_UPDATE:
+            if one.stream == 0:
+                self._window += int.from_bytes(one.payload, "big")
+        elif one.kind in (SETTINGS, PING) and not one.flags & ACK:
+            self._out.append(frame(one.kind, ACK, 0, one.payload if one.kind == PING else b""))
+        elif one.kind == GOAWAY:
+            self.is_open = False
+
+    def _take_data(self, one: Frame) -> None:
+        self._uncredited += len(one.payload)  # padding counts, frame heads do not (RFC 9113 6.9.1)
+        call = self._calls.get(one.stream)
+        if call is not None:
+            call[2].append(data_of(one))
+            if sum(map(len, call[2])) > ANSWER_BYTES_MAX:
+                raise FrameError(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+        if one.flags & END_STREAM:
+            self._end(one.stream)
+
+    def _end(self, stream: int, is_reset: bool = False) -> None:
+        call = self._calls.pop(stream, None)
+        if call is not None:
+            tag, sent_ns, parts = call
+            message = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._on_end(tag, b"" if is_reset else message[GRPC_PREFIX_BYTES:], sent_ns)
+
+
+async def connect(link: CheckLink, target: str, timeout_s: float) -> None:
+    """
+    Connect *link* to *target*, 'host:port' or 'unix:/path'.
+
+    Raises:
+        OSError: it cannot be reached; a TimeoutError is one.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout_s):
+        if target.startswith("unix:"):
+            await loop.create_unix_connection(lambda: link, target.removeprefix("unix:"))
+            return
+        host, _, port = target.rpartition(":")
+        await loop.create_connection(lambda: link, host.strip("[]"), int(port))

@@ -1,0 +1,51 @@
+"""Whether the workers together get traffic."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.process.readiness import Component
+from sidecar.process.supervisor.readiness import WorkersReadiness
+from tests.unit.process.supervisor.playing import CRASH, NOT_READY, READY, Stage
+
+
+@pytest.mark.parametrize(
+    ("reports", "is_ready", "status"),
+    [
+        ((READY, READY), True, "ready"),
+        ((READY, NOT_READY), True, "degraded"),
+        ((NOT_READY, READY), True, "degraded"),
+        ((NOT_READY, NOT_READY), False, "not ready"),
+    ],
+)
+def test_readiness__one_ready_worker_is_enough(reports: tuple, is_ready: bool, status: str) -> None:
+    """A worker that is not ready gets no traffic anyway; that one is missing shows in the status."""
+    stages = [Stage() for _ in reports]
+    readiness = WorkersReadiness(stages[0].metrics, [stage.slot for stage in stages])
+    assert (readiness.is_ready, readiness.status) == (False, "not ready")
+    for stage, report in zip(stages, reports, strict=True):
+        stage.slot.start(stage.launch)
+        stage.last.tell(report)
+    assert (readiness.is_ready, readiness.status) == (is_ready, status)
+
+
+def test_readiness__names_each_worker_and_what_it_lacks() -> None:
+    """Whoever looks at /readyz sees which worker is missing, and why."""
+    stage = Stage()
+    readiness = WorkersReadiness(stage.metrics, [stage.slot])
+    assert readiness.components == {"worker 3": Component(False, "starting")}
+    stage.serve()
+    assert readiness.components == {"worker 3": Component(True, "ready")}
+    stage.last.tell(NOT_READY)
+    assert readiness.components == {"worker 3": Component(False, "store: unreachable")}
+    stage.last.end(CRASH)
+    assert readiness.components == {"worker 3": Component(False, "restarts: crashed (SIGSEGV)")}
+
+
+def test_readiness__ends_with_the_drain() -> None:
+    """From the first moment of a stop on, /readyz says no."""
+    stage = Stage()
+    stage.serve()
+    readiness = WorkersReadiness(stage.metrics, [stage.slot])
+    stage.slot.stop()
+    assert (readiness.is_ready, readiness.status) == (False, "not ready")

@@ -1,0 +1,336 @@
+"""One worker's place, through every turn of events."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from sidecar.process.readiness import Component
+from sidecar.process.supervisor.reports import Report
+from sidecar.process.supervisor.start_error import StartError
+from sidecar.sources.file_faults import FileFault, FileFaultsError
+from tests.unit.process.supervisor.playing import (
+    BEATS_MISSED_MAX,
+    CRASH,
+    END_TIMEOUT_S,
+    NOT_READY,
+    READY,
+    STABLE_S,
+    START_TIMEOUT_S,
+    Stage,
+)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    """A slot that has not been started."""
+    return Stage()
+
+
+def test_start__serves_when_the_worker_says_so(stage: Stage) -> None:
+    """A worker that runs is no worker that serves; that it serves is its own word."""
+    stage.slot.start(stage.launch)
+    assert (stage.slot.is_serving, stage.slot.component) == (False, Component(False, "starting"))
+    stage.last.tell(NOT_READY)
+    assert (stage.slot.is_serving, stage.slot.component) == (True, Component(False, "store: unreachable"))
+    stage.last.tell(READY)
+    assert (stage.slot.component, stage.slot.report) == (Component(True, "ready"), READY)
+    assert stage.slot.pids == [stage.last.pid]
+
+
+def test_start__leaves_no_timer_once_it_serves(stage: Stage) -> None:
+    """A worker that serves has no deadline, ready or not: its store may be away for hours."""
+    stage.slot.start(stage.launch)
+    stage.last.tell(NOT_READY)
+    assert stage.timers.waiting == []
+
+
+def test_start__is_bounded(stage: Stage) -> None:
+    """A worker that does not serve in time is killed, counted, and started again."""
+    stage.slot.start(stage.launch)
+    stage.timers.advance(START_TIMEOUT_S - 0.001)
+    assert stage.last.signals == []
+    stage.timers.advance(0.001)
+    assert stage.last.signals == [signal.SIGKILL]
+    stage.last.end(-signal.SIGKILL)
+    assert stage.restarts("start_timeout") == 1
+    assert isinstance(stage.slot.start_error, StartError)
+    assert str(stage.slot.start_error) == "worker 3 was not ready within 20 s (it did not serve)"
+    stage.timers.advance(0)
+    assert len(stage.workers) == 2
+
+
+def test_start__tells_the_mistake_that_the_worker_found(stage: Stage) -> None:
+    """A mistake in a file arrives as it is, so the command can tell it like its own."""
+    fault = FileFaultsError([FileFault("registry.yaml", 3, "integrations", "is wrong")], 1)
+    stage.slot.start(stage.launch)
+    stage.last.tell(Report(fault=fault))
+    stage.last.end(1)
+    assert stage.slot.start_error is fault
+    assert stage.restarts("start_failed") == 1
+
+
+def test_start__says_how_a_worker_ended_that_said_nothing(stage: Stage) -> None:
+    """Out of memory, a broken library: the signal is all there is to tell."""
+    stage.slot.start(stage.launch)
+    stage.last.end(-signal.SIGKILL)
+    assert (
+        str(stage.slot.start_error) == "worker 3 ended (SIGKILL) before it was ready; its own lines say more"
+    )
+
+
+def test_start__a_system_that_refuses_is_asked_again(stage: Stage) -> None:
+    """No process, no memory: told, counted, and tried again with back-off."""
+    stage.refusal = BlockingIOError(11, "Resource temporarily unavailable")
+    stage.slot.start(stage.launch)
+    assert "could not be started" in str(stage.slot.start_error)
+    assert stage.slot.is_empty
+    stage.timers.advance(0)
+    assert stage.restarts("start_failed") == 2
+    stage.refusal = None
+    stage.timers.advance(stage.timers.next_s)
+    stage.last.tell(READY)
+    assert stage.slot.component.is_ready
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(CRASH, "crashed"), (-signal.SIGKILL, "crashed"), (1, "crashed"), (0, "exited")]
+)
+def test_crash__is_counted_and_made_good_at_once(stage: Stage, code: int, reason: str) -> None:
+    """Whoever ends unasked is replaced without a wait, the first time."""
+    stage.serve().end(code)
+    assert (stage.slot.is_serving, stage.restarts(reason)) == (False, 1)
+    assert not stage.slot.component.is_ready
+    assert stage.slot.component.state.startswith(f"restarts: {reason} (")
+    stage.timers.advance(0)
+    assert len(stage.workers) == 2
+    stage.last.tell(READY)
+    assert stage.slot.component == Component(True, "ready")
+
+
+def test_crash__in_a_row_do_not_spin(stage: Stage) -> None:
+    """A worker that always crashes is started less and less often: 1, 2, 4, 8, 8 ... seconds."""
+    stage.serve()
+    assert stage.crash_in_a_row(7) == [0, 1, 2, 4, 8, 8, 8]
+    assert len(stage.workers) == 7
+
+
+def test_crash__after_a_long_life_costs_no_wait(stage: Stage) -> None:
+    """What happened long ago is forgiven."""
+    stage.serve()
+    stage.crash_in_a_row(3)
+    stage.timers.advance(stage.timers.next_s)
+    stage.last.tell(READY)
+    stage.timers.advance(STABLE_S)
+    stage.last.end(CRASH)
+    assert stage.timers.next_s == 0
+
+
+def test_crash__while_starting_lived_not_at_all(stage: Stage) -> None:
+    """The time that a start took is no stable life, however long it was."""
+    stage.serve().end(CRASH)
+    stage.timers.advance(0)
+    for wait_s in (1, 2):
+        stage.timers.advance(START_TIMEOUT_S)
+        stage.last.end(-signal.SIGKILL)
+        assert stage.timers.next_s == wait_s
+        stage.timers.advance(wait_s)
+
+
+def test_replace__the_successor_is_ready_before_the_predecessor_goes(stage: Stage) -> None:
+    """Two at once for a moment, never none."""
+    predecessor = stage.serve()
+    told = stage.replace()
+    successor = stage.last
+    assert stage.successors == [False, True]  # so the successor knows that it is to listen only when ready
+    assert (predecessor.signals, stage.slot.component.is_ready) == ([], True)
+    successor.tell(NOT_READY)
+    assert predecessor.signals == []
+    successor.tell(READY)
+    assert (predecessor.signals, told) == ([signal.SIGTERM], [])
+    assert stage.slot.component.is_ready
+    predecessor.end(0)
+    assert told == [""]
+    assert stage.slot.pids == [successor.pid]
+    assert (stage.restarts("rolling"), stage.restarts("exited")) == (1, 0)
+    assert stage.timers.waiting == []
+
+
+def test_replace__a_predecessor_that_does_not_end_is_killed(stage: Stage) -> None:
+    """A stuck call holds up a rolling restart for a bounded time, and is no fault of the whole."""
+    predecessor = stage.serve()
+    told = stage.replace()
+    stage.last.tell(READY)
+    stage.timers.advance(END_TIMEOUT_S)
+    assert predecessor.signals == [signal.SIGTERM, signal.SIGKILL]
+    predecessor.end(-signal.SIGKILL)
+    assert told == [""]
+    assert not stage.slot.was_killed
+
+
+def test_replace__a_successor_that_fails_leaves_the_predecessor_in_place(stage: Stage) -> None:
+    """A mistake in the new configuration costs nothing but an error."""
+    predecessor = stage.serve()
+    told = stage.replace()
+    stage.last.tell(Report(fault=FileFaultsError([FileFault("a.yaml", None, "", "is gone")], 1)))
+    stage.last.end(1)
+    assert told == ["worker 3: a.yaml: is gone"]
+    assert (predecessor.signals, stage.slot.pids) == ([], [predecessor.pid])
+    assert stage.restarts("start_failed") == 1
+    assert stage.timers.waiting == []
+
+
+def test_replace__a_successor_must_be_ready_in_time(stage: Stage) -> None:
+    """Serving is not enough: a successor that cannot reach its store must not take over."""
+    predecessor = stage.serve()
+    told = stage.replace()
+    stage.last.tell(NOT_READY)
+    stage.timers.advance(START_TIMEOUT_S)
+    assert stage.last.signals == [signal.SIGKILL]
+    stage.last.end(-signal.SIGKILL)
+    assert told == ["worker 3 was not ready within 20 s (store: unreachable)"]
+    assert (predecessor.signals, stage.slot.component.is_ready) == ([], True)
+
+
+def test_replace__when_the_system_refuses_the_predecessor_stays(stage: Stage) -> None:
+    """No process to be had: told at once."""
+    predecessor = stage.serve()
+    stage.refusal = OSError(12, "Cannot allocate memory")
+    told = stage.replace()
+    assert len(told) == 1 and "Cannot allocate memory" in told[0]
+    assert stage.slot.pids == [predecessor.pid]
+
+
+def test_replace__a_crash_meanwhile_is_made_good_by_the_successor(stage: Stage) -> None:
+    """No third process is started for a place whose next worker is on its way."""
+    stage.serve()
+    told = stage.replace()
+    stage.workers[0].end(CRASH)
+    assert (len(stage.workers), len(stage.timers.waiting)) == (2, 1)
+    stage.last.tell(READY)
+    assert (told, stage.slot.component.is_ready) == ([""], True)
+
+
+def test_replace__when_both_fail_the_place_is_filled_as_before(stage: Stage) -> None:
+    """The crashed one is started again by what it was started by."""
+    stage.serve()
+    newer = Stage()
+    told: list[str] = []
+    stage.slot.replace(newer.launch, told.append)
+    stage.last.end(CRASH)
+    newer.last.end(1)
+    assert told == ["worker 3 ended (exit code 1) before it was ready; its own lines say more"]
+    stage.timers.advance(stage.timers.next_s)
+    assert (len(stage.workers), len(newer.workers)) == (2, 1)
+
+
+def test_replace__of_a_place_that_waits_to_restart_fills_it(stage: Stage) -> None:
+    """A corrected configuration ends a crash loop at once."""
+    stage.serve()
+    stage.crash_in_a_row(3)
+    assert stage.slot.is_empty
+    told = stage.replace()
+    stage.last.tell(READY)
+    assert (told, len(stage.timers.waiting)) == ([""], 0)
+
+
+def test_replace__what_took_over_is_what_restarts(stage: Stage) -> None:
+    """After a rolling restart a crash brings back the new configuration, without old crashes' wait."""
+    stage.serve().end(CRASH)
+    stage.timers.advance(0)
+    stage.last.tell(READY)
+    newer = Stage()
+    stage.slot.replace(newer.launch, lambda why_not: None)
+    newer.last.tell(READY)
+    stage.last.end(0)
+    newer.last.end(CRASH)
+    assert stage.timers.next_s == 0
+    stage.timers.advance(0)
+    assert (len(stage.workers), len(newer.workers)) == (2, 2)
+
+
+def test_stop__drains_everything_and_starts_nothing(stage: Stage) -> None:
+    """Incumbent and successor are told to end; their ends are no crashes."""
+    incumbent = stage.serve()
+    told = stage.replace()
+    stage.slot.stop()
+    assert (incumbent.signals, stage.last.signals) == ([signal.SIGTERM], [signal.SIGTERM])
+    assert stage.slot.component == Component(False, "draining")
+    stage.last.end(-signal.SIGTERM)
+    incumbent.end(0)
+    assert (stage.slot.is_empty, stage.slot.was_killed, told) == (True, False, [])
+    assert stage.timers.waiting == []
+    assert sum(stage.restarts(reason) for reason in ("crashed", "exited", "start_failed")) == 0
+
+
+def test_stop__kills_what_does_not_end_in_time(stage: Stage) -> None:
+    """SIGTERM, the drain's time, SIGKILL; and it is known afterwards."""
+    worker = stage.serve()
+    stage.slot.stop()
+    assert stage.slot.end_timeout_s == END_TIMEOUT_S
+    stage.timers.advance(END_TIMEOUT_S - 0.001)
+    assert worker.signals == [signal.SIGTERM]
+    stage.timers.advance(0.001)
+    assert worker.signals == [signal.SIGTERM, signal.SIGKILL]
+    worker.end(-signal.SIGKILL)
+    assert (stage.slot.is_empty, stage.slot.was_killed) == (True, True)
+
+
+def test_stop__takes_back_a_restart(stage: Stage) -> None:
+    """A place that waits to restart stays empty."""
+    stage.serve().end(CRASH)
+    stage.slot.stop()
+    stage.timers.advance(1_000)
+    assert (len(stage.workers), stage.slot.is_empty) == (1, True)
+
+
+def test_stop__again_with_kill_ends_at_once(stage: Stage) -> None:
+    """A second signal: no more waiting."""
+    worker = stage.serve()
+    stage.slot.stop()
+    stage.slot.stop()
+    stage.slot.kill()
+    assert worker.signals == [signal.SIGTERM, signal.SIGKILL]
+    assert stage.slot.was_killed
+
+
+def test_beats__a_standing_loop_is_ended(stage: Stage) -> None:
+    """A worker whose loop hangs answers nothing, but would go on getting connections."""
+    worker = stage.serve()
+    for _ in range(BEATS_MISSED_MAX - 1):
+        stage.slot.check_beats()
+    worker.beat += 1
+    for _ in range(BEATS_MISSED_MAX):
+        stage.slot.check_beats()
+        assert worker.signals == []
+    stage.slot.check_beats()
+    assert worker.signals == [signal.SIGKILL]
+    worker.end(-signal.SIGKILL)
+    assert stage.restarts("unresponsive") == 1
+    stage.timers.advance(0)
+    assert len(stage.workers) == 2
+
+
+def test_beats__a_start_has_its_own_bound(stage: Stage) -> None:
+    """While a large registry is loaded the loop does not turn yet."""
+    stage.slot.start(stage.launch)
+    for _ in range(10 * BEATS_MISSED_MAX):
+        stage.slot.check_beats()
+    assert stage.last.signals == []
+
+
+def test_changes__are_told(stage: Stage) -> None:
+    """Whoever looks at a place is woken by each turn of events."""
+    seen = [stage.changes]
+    for move in (
+        lambda: stage.slot.start(stage.launch),
+        lambda: stage.last.tell(READY),
+        lambda: stage.last.end(CRASH),
+        lambda: stage.timers.advance(0),
+        stage.slot.stop,
+        lambda: stage.last.end(-signal.SIGTERM),
+    ):
+        move()
+        seen.append(stage.changes)
+    assert seen == sorted(set(seen))

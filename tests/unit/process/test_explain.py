@@ -1,0 +1,167 @@
+"""A decision told step by step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.decisions import Reason
+from sidecar.domain.integrations import Integration, Status
+from sidecar.domain.policy import AccessRequest
+from sidecar.process.explain import FAILED, NOT_REACHED, PASSED, STEPS, answer_to, as_plain_data, explain
+from sidecar.services.decider import Decision
+from sidecar.stores.protocols import BucketStore, StoreFault
+from tests.building import (
+    NOW_US,
+    SECOND_US,
+    FaultyStore,
+    make_decider,
+    make_integration,
+    make_key,
+    make_request,
+)
+
+KEY = make_key()
+OTHER = make_key()
+
+
+def decide(
+    request: AccessRequest, record: Integration, store: BucketStore | None = None, times: int = 1
+) -> Decision:
+    """The last of so many decisions about *request*."""
+    decider = make_decider(record, store=store)
+    for _ in range(times):
+        decision = decider.decide(request, None, lambda late, context: None, None)
+    assert decision is not None
+    return decision
+
+
+CASES = [
+    (make_request(KEY.api_key), {}, "", "59 of 60 tokens left, refilled at 60 a minute"),
+    (make_request(None), {}, "credential", "the request carries no API key"),
+    (make_request("nonsense"), {}, "credential", "not an API key: its shape or its checksum is wrong"),
+    (make_request(OTHER.api_key), {}, "credential", "no integration has this API key"),
+    (make_request(KEY.api_key), {"expires_at_us": NOW_US}, "credential", "the API key has expired"),
+    (make_request(KEY.api_key), {"status": Status.SUSPENDED}, "suspension", "suspended by an administrator"),
+    (
+        make_request(KEY.api_key, peer="203.0.113.9"), {"allowlist": ("192.0.2.0/24", "10.0.0.0/8")},
+        "allowlist", "203.0.113.9 is in none of 2 entries",
+    ),
+    (
+        make_request(KEY.api_key, peer=""), {"allowlist": ("192.0.2.0/24",)}, "allowlist",
+        "This integration has an IP allowlist, and the address that the request comes from cannot be"
+        " established; the operator of the API must correct this: the peer of the proxy: '' is not an IP"
+        " address: it is empty",
+    ),
+    (
+        make_request(KEY.api_key, path="/v1//orders"), {}, "path",
+        "The path holds '//'. Send one '/' between segments.",
+    ),
+    (
+        make_request(KEY.api_key, path="/v1/finance/1"), {}, "scope",
+        "the route asks for finance:read; the integration has orders:read",
+    ),
+    (
+        make_request(KEY.api_key, path="/v1/finance/1"), {"scopes": ()}, "scope",
+        "the route asks for finance:read; the integration has no scopes",
+    ),
+    (make_request(KEY.api_key, path="/v2"), {}, "route", "no route matches the path"),
+    (
+        make_request(KEY.api_key, method="PUT"), {}, "route",
+        "routes match the path, but none of them with the method PUT",
+    ),
+    (
+        make_request(KEY.api_key, scope="crm:write"), {}, "scope",
+        "the proxy asks for crm:write; the integration has orders:read",
+    ),
+    (
+        make_request(KEY.api_key, scope="crm"), {}, "route",
+        "the proxy states 'crm', which is not a scope of the configuration; correct it in the proxy",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "fields", "failed", "detail"), CASES)
+def test_explain__tells_the_step_that_failed(
+    request_: AccessRequest, fields: dict[str, object], failed: str, detail: str
+) -> None:
+    """What comes before passed, what comes after was not reached, and the detail says what was found."""
+    steps = explain(request_, decide(request_, make_integration(KEY, **fields)))  # type: ignore[arg-type]
+    at = STEPS.index(failed) if failed else len(STEPS)
+    assert [step.name for step in steps] == list(STEPS)
+    assert [step.outcome for step in steps] == (
+        [PASSED] * at + [FAILED] * (at < len(STEPS)) + [NOT_REACHED] * (len(STEPS) - at - 1)
+    )
+    assert steps[min(at, len(STEPS) - 1)].detail == detail
+
+
+def test_explain__an_empty_bucket() -> None:
+    """A rate limit tells what is left and when the next token comes."""
+    request = make_request(KEY.api_key)
+    steps = explain(request, decide(request, make_integration(KEY, burst=1), times=2))
+    assert steps[-1] == (
+        "bucket", FAILED, "0 of 1 tokens left, refilled at 60 a minute; the next in 1 s",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [StoreFault.UNAVAILABLE, StoreFault.OVERLOADED])
+def test_explain__a_store_without_an_answer(fault: StoreFault) -> None:
+    """The bucket failed, everything before it passed."""
+    request = make_request(KEY.api_key)
+    steps = explain(request, decide(request, make_integration(KEY), FaultyStore(fault)))
+    assert steps[-1] == ("bucket", FAILED, "the store gave no answer")
+
+
+def test_explain__what_passed_is_told_too() -> None:
+    """Whose key, until when, which block, which scope."""
+    request = make_request(KEY.api_key, peer="192.0.2.7", path="/v1/status?x=1")
+    record = make_integration(KEY, allowlist=("192.0.2.0/24",), expires_at_us=NOW_US + 3600 * SECOND_US)
+    details = [step.detail for step in explain(request, decide(request, record))]
+    assert details[:6] == [
+        f"{KEY.credential_id} of Acme GmbH (acme), valid until 2025-11-24T17:00:00Z",
+        "active",
+        "192.0.2.7 is in 192.0.2.0/24",
+        "/v1/status",
+        "a route matches",
+        "the route asks for no scope",
+    ]
+
+
+def test_explain__every_reason_has_its_step() -> None:
+    """A reason that is added must be explained: none but OK is without a step that failed."""
+    request = make_request(KEY.api_key)
+    evaluation = decide(request, make_integration(KEY)).evaluation
+    for reason in Reason:
+        known = evaluation if not reason.is_credential_fault else type(evaluation)(reason)
+        outcomes = [step.outcome for step in explain(request, Decision("id", reason, known, None))]
+        assert (FAILED in outcomes) == (reason is not Reason.OK)
+
+
+def test_answer_to__an_allow() -> None:
+    """Client and upstream get their headers, and the key is taken away."""
+    answer = answer_to(decide(make_request(KEY.api_key), make_integration(KEY)), AnswerStyle())
+    assert (answer.status, answer.removed_headers, answer.body) == (200, ("x-api-key",), b"")
+    assert [name for name, _ in answer.client_headers] == [
+        "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset",
+    ]  # fmt: skip
+    assert dict(answer.upstream_headers)["x-integration-id"] == "acme"
+
+
+def test_answer_to__a_denial_in_its_style() -> None:
+    """Status, headers and body follow the configuration."""
+    answer = answer_to(decide(make_request(None), make_integration(KEY)), AnswerStyle(401))
+    assert (answer.status, json.loads(answer.body)["status"]) == (401, 401)
+    assert "www-authenticate" in dict(answer.client_headers)
+    assert (answer.upstream_headers, answer.removed_headers) == ([], ())
+
+
+def test_as_plain_data__is_json() -> None:
+    """Everything for `--json`, an unknown caller included."""
+    for request in (make_request(KEY.api_key), make_request(None)):
+        decision = decide(request, make_integration(KEY))
+        data = as_plain_data(decision, explain(request, decision), answer_to(decision, AnswerStyle()))
+        assert json.loads(json.dumps(data)) == data
+        assert data["verdict"] == decision.reason.verdict.value
+        assert [step["name"] for step in data["steps"]] == list(STEPS)

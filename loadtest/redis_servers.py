@@ -278,7 +278,9 @@ class ClusterGroup:
     @property
     def epoch(self) -> int:
         """Grows with each failover, as the first node that is alive knows."""
-        alive = next(one for one in self.servers if one.process is not None and one.process.poll() is None)
+        alive = next(
+            server for server in self.servers if server.process is not None and server.process.poll() is None
+        )
         return int(alive.client.execute_command("CLUSTER INFO")["cluster_current_epoch"])
 
     def primary_of(self, slot: int) -> RedisServer:
@@ -287,7 +289,7 @@ class ClusterGroup:
             if server.process is not None and server.process.poll() is None:
                 for first, last, owner, *_ in server.client.execute_command("CLUSTER SLOTS"):
                     if first <= slot <= last:
-                        return next(one for one in self.servers if one.port == owner[1])
+                        return next(server for server in self.servers if server.port == owner[1])
         raise RedisServerError(f"nobody serves slot {slot}")
 
     def flush(self) -> None:

@@ -131,7 +131,7 @@ def _read(hammer: Hammer, is_over: threading.Event, counts: Hammered) -> None:
 
 def _change(hammer: Hammer, is_over: threading.Event, counts: Hammered, first: int) -> None:
     calls = AdminCalls(hammer.address, hammer.token)
-    ids = [one["id"] for one in calls.call("GET", f"/integrations?limit={PAGE}&search=bystander")["items"]]
+    ids = [item["id"] for item in calls.call("GET", f"/integrations?limit={PAGE}&search=bystander")["items"]]
     for number in count(first):
         if is_over.is_set():
             break

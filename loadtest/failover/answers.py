@@ -81,7 +81,7 @@ class Failover:
 
     def over_admitted(self, bucket: int) -> int:
         """Requests admitted beyond B + L·T/60."""
-        admitted = sum(one.status == 200 for one in self.answers if one.bucket == bucket)
+        admitted = sum(answer.status == 200 for answer in self.answers if answer.bucket == bucket)
         return max(0, admitted - most_admitted(self.subjects[bucket].terms, self.window_us))
 
     @property
@@ -92,8 +92,8 @@ class Failover:
 
     def during(self) -> list[Answer]:
         """Answers from the kill until all sidecars answered normally again, or to the end if they did not."""
-        last_ns = self.normal_ns or max(one.received_ns for one in self.answers)
-        return [one for one in self.answers if self.killed_ns <= one.received_ns <= last_ns]
+        last_ns = self.normal_ns or max(answer.received_ns for answer in self.answers)
+        return [answer for answer in self.answers if self.killed_ns <= answer.received_ns <= last_ns]
 
     def recovered_ns(self, sidecar: int) -> int:
         """
@@ -101,7 +101,7 @@ class Failover:
 
         0 = it did not. The bucket was not empty at the kill, so no refusal of it is from memory.
         """
-        own = [one for one in self.answers if one.sidecar == sidecar and one.bucket == DRAINING]
+        own = [answer for answer in self.answers if answer.sidecar == sidecar and answer.bucket == DRAINING]
         failed = [one.received_ns for one in own if one.status == 503 and one.received_ns >= self.killed_ns]
         failed_ns = min(failed, default=0)
         normal = (one.received_ns for one in own if one.status in NORMAL and one.sent_ns > failed_ns)
@@ -109,7 +109,7 @@ class Failover:
 
     def slowest_ms(self) -> float:
         """The longest that any request of the whole run waited for its answer."""
-        return max(one.received_ns - one.sent_ns for one in self.answers) / 1e6
+        return max(answer.received_ns - answer.sent_ns for answer in self.answers) / 1e6
 
     @property
     def is_kept(self) -> bool:
@@ -117,7 +117,7 @@ class Failover:
         Whether every request got its defined answer, every sidecar recovered, and no bucket gave more than
         one burst again for each failover, which is the bound of what a successor can have missed.
         """
-        statuses = {one.status for one in self.answers}
+        statuses = {answer.status for answer in self.answers}
         return (
             not self.hung
             and statuses <= {*NORMAL, 503}
@@ -133,7 +133,7 @@ class Failover:
         during = self.during()
         waits_ms = sorted((one.received_ns - one.sent_ns) / 1e6 for one in during)
         normal_ns, is_normal = self.normal_ns, self.normal_ns > 0
-        later = sum(one.status == 503 and one.received_ns > normal_ns for one in self.answers)
+        later = sum(answer.status == 503 and answer.received_ns > normal_ns for answer in self.answers)
         return {
             "verdict": "kept" if self.is_kept else "broken",
             "requests": len(self.answers),

@@ -63,7 +63,7 @@ class SentinelStore:
             except redis.RedisError:
                 continue
             if int(port) != killed.port:
-                return next(one for one in self._group.servers if one.port == int(port))
+                return next(server for server in self._group.servers if server.port == int(port))
         return None
 
     def stop(self) -> None:

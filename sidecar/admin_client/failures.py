@@ -123,9 +123,9 @@ def _problem_lines(document: dict[str, Any]) -> list[str]:
     if len(problems) == 1:
         return [_text(problems[0].get("remedy"))] if problems[0].get("remedy") else []
     lines = [
-        f"{_text(one.get('field')) or 'the whole'}: {_text(one.get('message'))}"
-        + (f"; {_text(one.get('remedy'))}" if one.get("remedy") else "")
-        for one in problems[:PROBLEMS_MAX]
+        f"{_text(problem.get('field')) or 'the whole'}: {_text(problem.get('message'))}"
+        + (f"; {_text(problem.get('remedy'))}" if problem.get("remedy") else "")
+        for problem in problems[:PROBLEMS_MAX]
     ]
     if len(problems) > PROBLEMS_MAX:
         lines.append(f"and {len(problems) - PROBLEMS_MAX} more")
@@ -134,7 +134,9 @@ def _problem_lines(document: dict[str, Any]) -> list[str]:
 
 def _problems(document: dict[str, Any]) -> list[dict[str, Any]]:
     problems = document.get("problems")
-    return [one for one in problems if isinstance(one, dict)] if isinstance(problems, list) else []
+    return (
+        [problem for problem in problems if isinstance(problem, dict)] if isinstance(problems, list) else []
+    )
 
 
 def _text(value: object) -> str:

@@ -163,12 +163,12 @@ def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limi
     from sidecar.admin_client.client import Listing
 
     listings = [listing, *(client.listed(PATH, {**query, "chain": chain}, limit) for chain in others)]
-    entries = [entry for one in listings for entry in one.items]
+    entries = [entry for listing in listings for entry in listing.items]
     # Entries that cannot be read have no time: they come first, because they need a look.
     lost = [entry for entry in entries if entry["at"] is None]
     told = [entry for entry in entries if entry["at"] is not None]
     told.sort(key=lambda entry: str(entry["at"]), reverse=bool(query["newest_first"]))
-    has_more = len(entries) > limit or any(one.next_after is not None for one in listings)
+    has_more = len(entries) > limit or any(listing.next_after is not None for listing in listings)
     more = "" if has_more else None  # no single cursor leads on
     return Listing([*lost, *told][:limit], more, {"chains": listing.rest["chains"]})
 

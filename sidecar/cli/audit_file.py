@@ -46,8 +46,8 @@ class FileReport:
         return {
             "is_intact": not self.findings,
             "entries": sum(chain.entries_count for chain in self.chains),
-            "chains": [chain_view(one) for one in self.chains],
-            "findings": [finding_view(one) for one in self.findings],
+            "chains": [chain_view(chain) for chain in self.chains],
+            "findings": [finding_view(finding) for finding in self.findings],
         }
 
 

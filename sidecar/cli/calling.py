@@ -404,7 +404,7 @@ def command(
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
         run.__doc__, run.__name__ = function.__doc__, function.__name__
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app.command(name, rich_help_panel=panel)(run)
         return function
@@ -460,6 +460,6 @@ def _taken(kind: type, given: Mapping[str, Any]) -> Any:
 
 def _invocation(options: list[Any]) -> Invocation:
     def find(kind: type) -> Any:
-        return next((one for one in options if isinstance(one, kind)), None)
+        return next((option for option in options if isinstance(option, kind)), None)
 
     return Invocation(find(Connection), find(Change), find(Confirmed))

@@ -163,8 +163,8 @@ def _policies_without_effect(loaded: LoadedConfig) -> list[str]:
 
 def _own_policies(loaded: LoadedConfig) -> str:
     """How many integrations of the registry file have which policy of their own."""
-    records = [one.record for one in loaded.registry.snapshot.integrations.values()]
-    own = Counter(one.on_store_error.value for one in records if one.on_store_error is not None)
+    records = [integration.record for integration in loaded.registry.snapshot.integrations.values()]
+    own = Counter(record.on_store_error.value for record in records if record.on_store_error is not None)
     return ", ".join(f"{count} {policy}" for policy, count in sorted(own.items()))
 
 

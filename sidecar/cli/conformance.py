@@ -10,7 +10,7 @@ from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError, t
 from sidecar.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from sidecar.verify.program import Outcome, Plan
+    from sidecar.verify.program import Outcome, VerificationPlan
 
 DURATION_S_MAX = 3_600
 
@@ -97,7 +97,7 @@ def conformance(
     """
     with telling_mistakes():
         from sidecar.cli.moments import duration_within
-        from sidecar.verify.program import Plan
+        from sidecar.verify.program import VerificationPlan
         from sidecar.verify.run import Load
 
         duration_s = duration_within("--duration", duration, DURATION_S_MAX)
@@ -106,7 +106,7 @@ def conformance(
             if kill_worker_every
             else None
         )
-        plan = Plan(
+        plan = VerificationPlan(
             store=store,
             load=Load(float(duration_s), connections, in_flight),
             limit_rpm=limit,
@@ -123,7 +123,7 @@ def conformance(
     raise typer.Exit(EXIT_OK if outcome.run.is_fulfilled else EXIT_REFUSED)
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: VerificationPlan) -> None:
     """Refuse what does not go together, before anything is started."""
     from sidecar.process.settings import EMBEDDED_STORE
     from sidecar.stores.redis.urls import StoreUrlError, parse_store_url
@@ -147,7 +147,7 @@ def _check(plan: Plan) -> None:
             raise CommandError(str(error), EXIT_USAGE) from None
 
 
-def _carry_out(plan: Plan) -> Outcome:
+def _carry_out(plan: VerificationPlan) -> Outcome:
     """Run it on an event loop of its own; Ctrl-C and SIGTERM clean up as well."""
     import asyncio
     import signal

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sidecar.domain.policy import AccessRequest
-    from sidecar.process.explain import Answer, Step
+    from sidecar.process.explain import Answer, ExplainedStep
     from sidecar.services.decider import Decision
 
 _MARKS = {"passed": "[green]passed[/green]", "failed": "[red]failed[/red]", "not reached": "[dim]-[/dim]"}
@@ -107,7 +107,7 @@ def _never_late(decision: Decision, context: None) -> None:
     raise AssertionError("the embedded store answers at once")
 
 
-def _print_json(decision: Decision, steps: list[Step], answer: Answer) -> None:
+def _print_json(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> None:
     import json
 
     from sidecar.process.explain import as_plain_data
@@ -115,7 +115,7 @@ def _print_json(decision: Decision, steps: list[Step], answer: Answer) -> None:
     typer.echo(json.dumps(as_plain_data(decision, steps, answer), indent=2))
 
 
-def _print(decision: Decision, steps: list[Step], answer: Answer) -> None:
+def _print(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

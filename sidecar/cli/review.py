@@ -58,10 +58,10 @@ def add_to(app: typer.Typer) -> None:
         query = {"search": search, "status": status.value if status is not None else None}
         listing = call.client.listed("/v1/review", query, limit, page_max=PAGE_MAX)
         if flagged:
-            listing = listing._replace(items=[one for one in listing.items if one["flags"]])
+            listing = listing._replace(items=[item for item in listing.items if item["flags"]])
         if csv:
             print_csv(
-                CSV_HEADS, (row for one in listing.items for row in _csv_rows(one, listing.rest["as_of"]))
+                CSV_HEADS, (row for item in listing.items for row in _csv_rows(item, listing.rest["as_of"]))
             )
             if listing.next_after is not None:
                 raise CommandError(f"there are more than {limit} integrations: raise --limit")

@@ -55,7 +55,8 @@ def catalogue(call: Invocation) -> None:
         call.print_json(listing)
         return
     rows = [
-        (one["name"], one["title"], one["sensitivity"], " ".join(one["scopes"])) for one in listing["items"]
+        (item["name"], item["title"], item["sensitivity"], " ".join(item["scopes"]))
+        for item in listing["items"]
     ]
     columns = (Column("category"), Column("title"), Column("sensitivity"), Column("scopes"))
     print_table(columns, rows, "no category is configured")

@@ -22,12 +22,12 @@ def add_to(app: typer.Typer) -> None:
             return
         rows = [
             (
-                one["id"],
-                "up to date" if one["is_up_to_date"] else "behind",
-                one["revision"],
-                shown(one["seen_at"]),
+                item["id"],
+                "up to date" if item["is_up_to_date"] else "behind",
+                item["revision"],
+                shown(item["seen_at"]),
             )
-            for one in listing["items"]
+            for item in listing["items"]
         ]
         columns = (Column("sidecar"), Column("registry"), Column("revision"), Column("seen"))
         print_table(columns, rows, "no sidecar has announced itself within the last 10 s")

@@ -69,4 +69,4 @@ def _lock_warning(call: Invocation, id: str, reason: str) -> str:
     """What the server says when nobody could reactivate it; '' = somebody could."""
     tried = call.preview("POST", "integrations", id, "suspend", body={"reason": reason})
     notices = tried.data.get("notices") or ()
-    return next((one["message"] for one in notices if one.get("code") == NOBODY_CAN_REACTIVATE), "")
+    return next((notice["message"] for notice in notices if notice.get("code") == NOBODY_CAN_REACTIVATE), "")

@@ -72,15 +72,15 @@ def print_integrations(call: Invocation, listing: Listing) -> None:
     """Print integrations, one a line."""
     rows = [
         (
-            one["id"],
-            one["name"],
-            one["status"],
-            one["effective_limit_rpm"],
-            sum(key["state"] in LIVE for key in one["credentials"]),
-            len(one["scopes"]),
-            _allowlist(one),
+            item["id"],
+            item["name"],
+            item["status"],
+            item["effective_limit_rpm"],
+            sum(key["state"] in LIVE for key in item["credentials"]),
+            len(item["scopes"]),
+            _allowlist(item),
         )
-        for one in listing.items
+        for item in listing.items
     ]
     print_listing(call, listing, INTEGRATIONS, rows, "there is no such integration")
 
@@ -92,7 +92,9 @@ def print_integration(record: Record) -> None:
         ("name", record["name"]),
         ("status", record["status"]),
     ]
-    fields += [(f"suspended by {one['by']}", _suspension(one)) for one in record["suspensions"]]
+    fields += [
+        (f"suspended by {suspension['by']}", _suspension(suspension)) for suspension in record["suspensions"]
+    ]
     if record.get("single_person_at"):
         fields.append(("reactivated", f"{shown(record['single_person_at'])}, perhaps by a single person"))
     fields += [
@@ -104,7 +106,7 @@ def print_integration(record: Record) -> None:
         ("allowlist", record["ip_allowlist"] or "no entry"),
         ("allowlist is", _allowlist(record)),
         ("on store error", record.get("on_store_error") or "as configured"),
-        ("webhook secrets", [one["id"] for one in record["webhook_secrets"]] or "none"),
+        ("webhook secrets", [webhook_secret["id"] for webhook_secret in record["webhook_secrets"]] or "none"),
         ("created", shown(record["created_at"])),
         ("changed", shown(record["changed_at"])),
         ("generation", record["generation"]),
@@ -143,14 +145,14 @@ def print_credentials(credentials: Sequence[Record], empty: str) -> None:
     """Print credentials, in the order in which they were issued."""
     rows = [
         (
-            one["id"],
-            one["state"],
-            shown(one["issued_at"]),
-            _end(one),
-            shown(one.get("last_used_at"), "never"),
-            one.get("last_used_address") or "-",
+            credential["id"],
+            credential["state"],
+            shown(credential["issued_at"]),
+            _end(credential),
+            shown(credential.get("last_used_at"), "never"),
+            credential.get("last_used_address") or "-",
         )
-        for one in credentials
+        for credential in credentials
     ]
     print_table(CREDENTIALS, rows, empty)
 

@@ -184,7 +184,7 @@ class Current:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChangePlan:
     """
     All that a change writes, as a whole or not at all.
 
@@ -199,14 +199,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class AdminPlan:
-    """All that a change of an administrator writes, as a whole or not at all; see `Plan`."""
+    """All that a change of an administrator writes, as a whole or not at all; see `ChangePlan`."""
 
     outcome: AdminOutcome
     stored: str | None
     entry: AuditEntry | None
 
 
-def plan(lifecycle: Lifecycle, current: Current, request: ChangeRequest, now_us: int) -> Plan:
+def plan(lifecycle: Lifecycle, current: Current, request: ChangeRequest, now_us: int) -> ChangePlan:
     """
     Work out all that *request* writes.
 
@@ -220,12 +220,12 @@ def plan(lifecycle: Lifecycle, current: Current, request: ChangeRequest, now_us:
     facts = Facts(current.is_deleted, current.addresses_seen, current.head.at_us)
     outcome = lifecycle.apply(current.record, command, actor, now_us, facts)
     if not outcome.is_change:
-        return Plan(outcome, None, None)
+        return ChangePlan(outcome, None, None)
     stored = stored_text(outcome.record)
     subject = f"integration:{outcome.record.id}"
     generation = outcome.record.generation
     entry = _entry(current.head, now_us, actor, request, subject, generation, outcome, stored)
-    return Plan(outcome, stored, entry)
+    return ChangePlan(outcome, stored, entry)
 
 
 def plan_administration(
@@ -298,4 +298,4 @@ class LiveSidecar(NamedTuple):
 
 def unconfirmed(sidecars: Iterable[LiveSidecar], position: Position) -> tuple[str, ...]:
     """The sidecars that have not yet confirmed the change at *position*, by id."""
-    return tuple(sorted(one.id for one in sidecars if not one.revision.covers(position)))
+    return tuple(sorted(sidecar.id for sidecar in sidecars if not sidecar.revision.covers(position)))

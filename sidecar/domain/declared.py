@@ -54,7 +54,7 @@ class Terms:
     has_prune: bool = False
 
 
-class Kind(Enum):
+class DifferenceKind(Enum):
     """What happens to an integration."""
 
     ADD = "add"
@@ -76,7 +76,7 @@ class FieldChange(NamedTuple):
     after: Json
 
 
-class Step(NamedTuple):
+class PlannedCommand(NamedTuple):
     """A command, and the generation of the record that it was planned on; 0 = there is none."""
 
     command: c.Command
@@ -101,15 +101,15 @@ class Difference:
 
     integration_id: str
     name: str
-    kind: Kind
-    steps: tuple[Step, ...] = ()
+    kind: DifferenceKind
+    steps: tuple[PlannedCommand, ...] = ()
     fields: tuple[FieldChange, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ApplyPlan:
     """
     All that differs between a file and a registry, in the order of the file; what is removed comes last.
 
@@ -122,7 +122,7 @@ class Plan:
     kept_integrations: tuple[str, ...] = ()
     kept_credentials: tuple[str, ...] = ()
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: DifferenceKind) -> int:
         """How many integrations are to be added, changed or removed."""
         return sum(difference.kind is kind for difference in self.differences)
 
@@ -137,10 +137,10 @@ class Plan:
         return sum(len(difference.steps) for difference in self.differences)
 
 
-def compare(declarations: Sequence[Declaration], held: Iterable[Integration], terms: Terms) -> Plan:
+def compare(declarations: Sequence[Declaration], held: Iterable[Integration], terms: Terms) -> ApplyPlan:
     """What must be done so that a registry with *held* is as *declarations* say."""
     records = {record.id: record for record in held}
-    owners = {one.id: record.id for record in records.values() for one in record.credentials}
+    owners = {credential.id: record.id for record in records.values() for credential in record.credentials}
     differences: list[Difference] = []
     kept_credentials: list[str] = []
     unchanged = 0
@@ -149,14 +149,14 @@ def compare(declarations: Sequence[Declaration], held: Iterable[Integration], te
         difference = differ(declaration, record, terms, owners)
         if record is not None and not terms.has_prune:
             kept_credentials += (one.id for one in _unnamed(declaration.record, record, terms.now_us))
-        unchanged += difference.kind is Kind.NONE and not difference.refusals
-        if difference.kind is not Kind.NONE or difference.refusals or difference.remarks:
+        unchanged += difference.kind is DifferenceKind.NONE and not difference.refusals
+        if difference.kind is not DifferenceKind.NONE or difference.refusals or difference.remarks:
             differences.append(difference)
     left = [records[id] for id in sorted(records)]
     if terms.has_prune:
-        return Plan((*differences, *(_removal(record, terms) for record in left)), unchanged)
+        return ApplyPlan((*differences, *(_removal(record, terms) for record in left)), unchanged)
     kept = tuple(record.id for record in left)
-    return Plan(tuple(differences), unchanged, kept, tuple(kept_credentials))
+    return ApplyPlan(tuple(differences), unchanged, kept, tuple(kept_credentials))
 
 
 def differ(
@@ -172,12 +172,12 @@ def differ(
     barred = {refusal.problem.field for refusal in refusals}
     possible = declared
     if barred:
-        kept = tuple(one for one in declared.credentials if _place(one.id) not in barred)
+        kept = tuple(credential for credential in declared.credentials if _place(credential.id) not in barred)
         possible = replace(declared, credentials=kept)
     commands = _creation(possible, terms) if held is None else _changes(declaration, possible, held, terms)
     final, steps, refused = _tried(commands, held, terms)
     refusals += [*refused, *_not_brought_back(declared, held, final, steps, barred)]
-    kind = Kind.NONE if not steps else Kind.ADD if held is None else Kind.CHANGE
+    kind = DifferenceKind.NONE if not steps else DifferenceKind.ADD if held is None else DifferenceKind.CHANGE
     return Difference(
         declared.id,
         declared.name,
@@ -273,21 +273,21 @@ def _expiries(
     declared: Integration, held: Integration, on: Mapping[str, str], now_us: int
 ) -> Iterator[c.Command]:
     """Ends that are to be moved; what a suspension invalidated never works again, whenever it ends."""
-    wanted = {one.id: one for one in declared.credentials}
-    for one in held.credentials:
-        other = wanted.get(one.id)
-        if other is None or other.expires_at_us == one.expires_at_us or _has_expired(other, now_us):
+    wanted = {credential.id: credential for credential in declared.credentials}
+    for credential in held.credentials:
+        other = wanted.get(credential.id)
+        if other is None or other.expires_at_us == credential.expires_at_us or _has_expired(other, now_us):
             continue
-        if not is_invalidated(held, one):
-            yield c.SetCredentialExpiry(**on, credential_id=one.id, expires_at_us=other.expires_at_us)
+        if not is_invalidated(held, credential):
+            yield c.SetCredentialExpiry(**on, credential_id=credential.id, expires_at_us=other.expires_at_us)
 
 
 def _tried(
     commands: Iterable[c.Command], held: Integration | None, terms: Terms
-) -> tuple[Integration | None, tuple[Step, ...], list[Refusal]]:
+) -> tuple[Integration | None, tuple[PlannedCommand, ...], list[Refusal]]:
     """The record after the commands that the rules accept, those commands, and the refusals."""
     record = held
-    steps: list[Step] = []
+    steps: list[PlannedCommand] = []
     refusals: list[Refusal] = []
     for command in commands:
         try:
@@ -298,7 +298,7 @@ def _tried(
                 break
             continue
         if outcome.is_change:
-            steps.append(Step(command, record.generation if record is not None else 0))
+            steps.append(PlannedCommand(command, record.generation if record is not None else 0))
             record = outcome.record
     return record, tuple(steps), refusals
 
@@ -306,30 +306,38 @@ def _tried(
 def _removal(record: Integration, terms: Terms) -> Difference:
     command = c.DeleteIntegration(integration_id=record.id, reason=terms.reason)
     _, _, refusals = _tried((command,), record, terms)
-    steps = () if refusals else (Step(command, record.generation),)
-    kind = Kind.REMOVE if steps else Kind.NONE
+    steps = () if refusals else (PlannedCommand(command, record.generation),)
+    kind = DifferenceKind.REMOVE if steps else DifferenceKind.NONE
     return Difference(record.id, record.name, kind, steps, refusals=tuple(refusals))
 
 
 def _missing(declared: Integration, held: Integration | None, now_us: int) -> list[Credential]:
     """Credentials to issue; one that has expired would not work, so it may as well not be there."""
-    known = {one.id for one in held.credentials} if held is not None else set()
-    return [one for one in declared.credentials if one.id not in known and not _has_expired(one, now_us)]
+    known = {credential.id for credential in held.credentials} if held is not None else set()
+    return [
+        credential
+        for credential in declared.credentials
+        if credential.id not in known and not _has_expired(credential, now_us)
+    ]
 
 
 def _ended(declared: Integration, held: Integration, now_us: int) -> list[Credential]:
     """Credentials that work in the registry though they are declared as expired."""
-    expired = {one.id for one in declared.credentials if _has_expired(one, now_us)}
-    return [one for one in held.credentials if one.id in expired and is_live(held, one, now_us)]
+    expired = {credential.id for credential in declared.credentials if _has_expired(credential, now_us)}
+    return [
+        credential
+        for credential in held.credentials
+        if credential.id in expired and is_live(held, credential, now_us)
+    ]
 
 
 def _unnamed(declared: Integration, held: Integration, live_at_us: int | None = None) -> list[Credential]:
     """Credentials of *held* that are not declared; with *live_at_us* only those that work then."""
-    named = {one.id for one in declared.credentials}
+    named = {credential.id for credential in declared.credentials}
     return [
-        one
-        for one in held.credentials
-        if one.id not in named and (live_at_us is None or is_live(held, one, live_at_us))
+        credential
+        for credential in held.credentials
+        if credential.id not in named and (live_at_us is None or is_live(held, credential, live_at_us))
     ]
 
 
@@ -337,37 +345,43 @@ def _impossible(
     declared: Integration, held: Integration | None, terms: Terms, owners: Mapping[str, str]
 ) -> Iterator[Refusal]:
     """Credentials whose id stands for another key, or for another integration's."""
-    known = {one.id: one for one in held.credentials} if held is not None else {}
+    known = {credential.id: credential for credential in held.credentials} if held is not None else {}
     remedy = "generate a new API key with 'sidecar keys new' and declare that"
-    for one in declared.credentials:
-        other, owner = known.get(one.id), owners.get(one.id, declared.id)
-        if other is not None and other.digest != one.digest:
-            message = f"credential {one.id} has another digest in the registry, and an id is used once"
+    for credential in declared.credentials:
+        other, owner = known.get(credential.id), owners.get(credential.id, declared.id)
+        if other is not None and other.digest != credential.digest:
+            message = f"credential {credential.id} has another digest in the registry, and an id is used once"
         elif owner != declared.id:
-            message = f"credential id {one.id} belongs to {owner!r}, and an id is used once"
+            message = f"credential id {credential.id} belongs to {owner!r}, and an id is used once"
         else:
             continue
-        yield Refusal("", Problem(Code.CREDENTIAL_ID_USED, _place(one.id), message, remedy))
+        yield Refusal("", Problem(Code.CREDENTIAL_ID_USED, _place(credential.id), message, remedy))
 
 
 def _not_brought_back(
     declared: Integration,
     held: Integration | None,
     final: Integration | None,
-    steps: Sequence[Step],
+    steps: Sequence[PlannedCommand],
     barred: set[str],
 ) -> Iterator[Refusal]:
     """Declared credentials that had ended: those that the record loses on the way, or keeps in vain."""
     if held is None or final is None:
         return
     revoked = {step.command.credential_id for step in steps if isinstance(step.command, c.RevokeCredential)}
-    lost = {one.id for one in held.credentials} - {one.id for one in final.credentials} - revoked
+    lost = (
+        {credential.id for credential in held.credentials}
+        - {credential.id for credential in final.credentials}
+        - revoked
+    )
     if final.status is Status.ACTIVE:
-        lost |= {one.id for one in final.credentials if is_invalidated(final, one)}
-    for one in declared.credentials:
-        if one.id in lost and _place(one.id) not in barred:
-            message = f"credential {one.id} has ended for ever, by a suspension or by its expiry"
-            problem = Problem(Code.CREDENTIAL_ENDED, _place(one.id), message, "take it out of the file")
+        lost |= {credential.id for credential in final.credentials if is_invalidated(final, credential)}
+    for credential in declared.credentials:
+        if credential.id in lost and _place(credential.id) not in barred:
+            message = f"credential {credential.id} has ended for ever, by a suspension or by its expiry"
+            problem = Problem(
+                Code.CREDENTIAL_ENDED, _place(credential.id), message, "take it out of the file"
+            )
             yield Refusal("", problem)
 
 
@@ -382,8 +396,12 @@ def _remarks(
     had_raise = held is not None and raise_in_force(held, now_us) is not None
     if had_raise and final is not None and final.limit_raise is None:
         yield "the change of its limit ends the temporary raise"
-    known = {one.id for one in held.credentials} if held is not None else set()
-    expired = [one.id for one in declared.credentials if one.id not in known and _has_expired(one, now_us)]
+    known = {credential.id for credential in held.credentials} if held is not None else set()
+    expired = [
+        credential.id
+        for credential in declared.credentials
+        if credential.id not in known and _has_expired(credential, now_us)
+    ]
     if expired:
         yield f"not issued, because it has expired already: {', '.join(expired)}"
 
@@ -401,11 +419,13 @@ def _field_changes(held: Integration | None, final: Integration) -> Iterator[Fie
     was_on = before.is_allowlist_enabled if before.ip_allowlist else True
     if final.ip_allowlist and was_on is not final.is_allowlist_enabled:
         yield FieldChange("is_allowlist_enabled", None if held is None else was_on, not was_on)
-    ends = {one.id: one.expires_at_us for one in before.credentials}
-    yield from _members("credentials", ends, (one.id for one in final.credentials))
-    for one in final.credentials:
-        if one.id in ends and ends[one.id] != one.expires_at_us:
-            yield FieldChange(f"credentials.{one.id}.expires_at_us", ends[one.id], one.expires_at_us)
+    ends = {credential.id: credential.expires_at_us for credential in before.credentials}
+    yield from _members("credentials", ends, (credential.id for credential in final.credentials))
+    for credential in final.credentials:
+        if credential.id in ends and ends[credential.id] != credential.expires_at_us:
+            yield FieldChange(
+                f"credentials.{credential.id}.expires_at_us", ends[credential.id], credential.expires_at_us
+            )
 
 
 def _members(field: str, before: Iterable[str], after: Iterable[str]) -> Iterator[FieldChange]:

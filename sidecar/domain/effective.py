@@ -64,7 +64,11 @@ def in_force(record: Integration, now_us: int) -> Integration:
         changes.update(rate_limit_rpm=limit_raise.rate_limit_rpm, burst=limit_raise.burst)
     if record.ip_allowlist and not record.is_allowlist_enabled:
         changes.update(ip_allowlist=())
-    if record.status is Status.ACTIVE and any(is_invalidated(record, one) for one in record.credentials):
-        kept = tuple(one for one in record.credentials if not is_invalidated(record, one))
+    if record.status is Status.ACTIVE and any(
+        is_invalidated(record, credential) for credential in record.credentials
+    ):
+        kept = tuple(
+            credential for credential in record.credentials if not is_invalidated(record, credential)
+        )
         changes.update(credentials=kept)
     return replace(record, **changes) if changes else record  # type: ignore[arg-type]

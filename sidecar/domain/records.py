@@ -39,18 +39,22 @@ def to_stored(record: Integration) -> dict[str, Json]:
         "generation": record.generation,
         "credentials": [
             {
-                "id": one.id,
-                "digest": one.digest,
-                "expires_at_us": one.expires_at_us,
-                "issued_at_us": one.issued_at_us,
-                "issued_generation": one.issued_generation,
-                "replaced_by": one.replaced_by,
+                "id": credential.id,
+                "digest": credential.digest,
+                "expires_at_us": credential.expires_at_us,
+                "issued_at_us": credential.issued_at_us,
+                "issued_generation": credential.issued_generation,
+                "replaced_by": credential.replaced_by,
             }
-            for one in record.credentials
+            for credential in record.credentials
         ],
         "webhook_secrets": [
-            {"id": one.id, "issued_at_us": one.issued_at_us, "expires_at_us": one.expires_at_us}
-            for one in record.webhook_secrets
+            {
+                "id": webhook_secret.id,
+                "issued_at_us": webhook_secret.issued_at_us,
+                "expires_at_us": webhook_secret.expires_at_us,
+            }
+            for webhook_secret in record.webhook_secrets
         ],
         "changed_at_us": record.changed_at_us,
     }
@@ -74,16 +78,18 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
         rate_limit_rpm=stored["rate_limit_rpm"],
         burst=stored["burst"],
         ip_allowlist=tuple(parse_cidr(text) for text in stored["ip_allowlist"]),
-        credentials=tuple(Credential(**one) for one in stored["credentials"]),
+        credentials=tuple(Credential(**credential) for credential in stored["credentials"]),
         generation=stored["generation"],
         contact=stored["contact"],
         owner=stored["owner"],
         third_party_manager=stored["third_party_manager"],
         is_allowlist_enabled=stored["is_allowlist_enabled"],
         limit_raise=LimitRaise(**limit_raise) if limit_raise is not None else None,
-        suspensions=tuple(Suspension(**one) for one in stored["suspensions"]),
+        suspensions=tuple(Suspension(**suspension) for suspension in stored["suspensions"]),
         suspended_generation=stored["suspended_generation"],
-        webhook_secrets=tuple(WebhookSecret(**one) for one in stored["webhook_secrets"]),
+        webhook_secrets=tuple(
+            WebhookSecret(**webhook_secret) for webhook_secret in stored["webhook_secrets"]
+        ),
         created_at_us=stored["created_at_us"],
         changed_at_us=stored["changed_at_us"],
         on_store_error=FailPolicy(policy) if policy is not None else None,
@@ -107,8 +113,13 @@ def describe(record: Integration) -> dict[str, Json]:
         **_shared(record),
         "on_store_error": record.on_store_error.value if record.on_store_error is not None else None,
         "single_person": record.single_person_at_us > 0,
-        "credentials": {one.id: _describe_credential(record, one) for one in record.credentials},
-        "webhook_secrets": {one.id: {"expires_at_us": one.expires_at_us} for one in record.webhook_secrets},
+        "credentials": {
+            credential.id: _describe_credential(record, credential) for credential in record.credentials
+        },
+        "webhook_secrets": {
+            webhook_secret.id: {"expires_at_us": webhook_secret.expires_at_us}
+            for webhook_secret in record.webhook_secrets
+        },
     }
 
 
@@ -162,13 +173,13 @@ def _shared(record: Integration) -> dict[str, Json]:
         "is_allowlist_enabled": record.is_allowlist_enabled,
         "suspensions": [
             {
-                "by": one.by,
-                "at_us": one.at_us,
-                "reason": one.reason,
-                "generation": one.generation,
-                "since_us": one.since_us,
+                "by": suspension.by,
+                "at_us": suspension.at_us,
+                "reason": suspension.reason,
+                "generation": suspension.generation,
+                "since_us": suspension.since_us,
             }
-            for one in record.suspensions
+            for suspension in record.suspensions
         ],
         "suspended_generation": record.suspended_generation,
         "created_at_us": record.created_at_us,

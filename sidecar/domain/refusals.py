@@ -12,7 +12,7 @@ from enum import Enum
 from typing import ClassVar
 
 
-class Kind(Enum):
+class RefusalKind(Enum):
     """The four ways a change can be refused; an API maps each to one status."""
 
     INVALID = "invalid"
@@ -28,42 +28,42 @@ class Code(Enum):
     `word` stands in API answers; it never changes once published.
     """
 
-    INVALID_VALUE = ("invalid_value", Kind.INVALID)
-    REASON_REQUIRED = ("reason_required", Kind.INVALID)
-    HOLDS_SECRET = ("holds_secret", Kind.INVALID)
-    UNKNOWN_SCOPE = ("unknown_scope", Kind.INVALID)
-    TOO_MANY = ("too_many", Kind.INVALID)
-    ALLOWLIST_EMPTY = ("allowlist_empty", Kind.INVALID)
+    INVALID_VALUE = ("invalid_value", RefusalKind.INVALID)
+    REASON_REQUIRED = ("reason_required", RefusalKind.INVALID)
+    HOLDS_SECRET = ("holds_secret", RefusalKind.INVALID)
+    UNKNOWN_SCOPE = ("unknown_scope", RefusalKind.INVALID)
+    TOO_MANY = ("too_many", RefusalKind.INVALID)
+    ALLOWLIST_EMPTY = ("allowlist_empty", RefusalKind.INVALID)
 
-    ROLE_FORBIDS = ("role_forbids", Kind.FORBIDDEN)
-    SAME_ADMINISTRATOR = ("same_administrator", Kind.FORBIDDEN)
-    GRANTED_BY_SUSPENDER = ("granted_by_suspender", Kind.FORBIDDEN)
-    ACTOR_ENDED = ("actor_ended", Kind.FORBIDDEN)
+    ROLE_FORBIDS = ("role_forbids", RefusalKind.FORBIDDEN)
+    SAME_ADMINISTRATOR = ("same_administrator", RefusalKind.FORBIDDEN)
+    GRANTED_BY_SUSPENDER = ("granted_by_suspender", RefusalKind.FORBIDDEN)
+    ACTOR_ENDED = ("actor_ended", RefusalKind.FORBIDDEN)
 
-    INTEGRATION_UNKNOWN = ("integration_unknown", Kind.NOT_FOUND)
-    INTEGRATION_DELETED = ("integration_deleted", Kind.NOT_FOUND)
-    CREDENTIAL_UNKNOWN = ("credential_unknown", Kind.NOT_FOUND)
-    ENTRY_UNKNOWN = ("entry_unknown", Kind.NOT_FOUND)
-    SECRET_UNKNOWN = ("secret_unknown", Kind.NOT_FOUND)
-    RAISE_UNKNOWN = ("raise_unknown", Kind.NOT_FOUND)
-    ADMINISTRATOR_UNKNOWN = ("administrator_unknown", Kind.NOT_FOUND)
-    TOKEN_UNKNOWN = ("token_unknown", Kind.NOT_FOUND)
+    INTEGRATION_UNKNOWN = ("integration_unknown", RefusalKind.NOT_FOUND)
+    INTEGRATION_DELETED = ("integration_deleted", RefusalKind.NOT_FOUND)
+    CREDENTIAL_UNKNOWN = ("credential_unknown", RefusalKind.NOT_FOUND)
+    ENTRY_UNKNOWN = ("entry_unknown", RefusalKind.NOT_FOUND)
+    SECRET_UNKNOWN = ("secret_unknown", RefusalKind.NOT_FOUND)
+    RAISE_UNKNOWN = ("raise_unknown", RefusalKind.NOT_FOUND)
+    ADMINISTRATOR_UNKNOWN = ("administrator_unknown", RefusalKind.NOT_FOUND)
+    TOKEN_UNKNOWN = ("token_unknown", RefusalKind.NOT_FOUND)
 
-    GENERATION_CONFLICT = ("generation_conflict", Kind.CONFLICT)
-    ID_TAKEN = ("id_taken", Kind.CONFLICT)
-    ID_RETIRED = ("id_retired", Kind.CONFLICT)
-    CREDENTIAL_ID_USED = ("credential_id_used", Kind.CONFLICT)
-    CREDENTIAL_ENDED = ("credential_ended", Kind.CONFLICT)
-    CREDENTIAL_REPLACED = ("credential_replaced", Kind.CONFLICT)
-    NO_NEW_CREDENTIAL = ("no_new_credential", Kind.CONFLICT)
-    NOT_SUSPENDED = ("not_suspended", Kind.CONFLICT)
-    SECRET_EXISTS = ("secret_exists", Kind.CONFLICT)
-    LAST_ADMINISTRATOR = ("last_administrator", Kind.CONFLICT)
-    NOT_EMPTY = ("not_empty", Kind.CONFLICT)
-    NEVER_BOOTSTRAPPED = ("never_bootstrapped", Kind.CONFLICT)
-    IDEMPOTENCY_MISMATCH = ("idempotency_mismatch", Kind.CONFLICT)
+    GENERATION_CONFLICT = ("generation_conflict", RefusalKind.CONFLICT)
+    ID_TAKEN = ("id_taken", RefusalKind.CONFLICT)
+    ID_RETIRED = ("id_retired", RefusalKind.CONFLICT)
+    CREDENTIAL_ID_USED = ("credential_id_used", RefusalKind.CONFLICT)
+    CREDENTIAL_ENDED = ("credential_ended", RefusalKind.CONFLICT)
+    CREDENTIAL_REPLACED = ("credential_replaced", RefusalKind.CONFLICT)
+    NO_NEW_CREDENTIAL = ("no_new_credential", RefusalKind.CONFLICT)
+    NOT_SUSPENDED = ("not_suspended", RefusalKind.CONFLICT)
+    SECRET_EXISTS = ("secret_exists", RefusalKind.CONFLICT)
+    LAST_ADMINISTRATOR = ("last_administrator", RefusalKind.CONFLICT)
+    NOT_EMPTY = ("not_empty", RefusalKind.CONFLICT)
+    NEVER_BOOTSTRAPPED = ("never_bootstrapped", RefusalKind.CONFLICT)
+    IDEMPOTENCY_MISMATCH = ("idempotency_mismatch", RefusalKind.CONFLICT)
 
-    def __init__(self, word: str, kind: Kind) -> None:
+    def __init__(self, word: str, kind: RefusalKind) -> None:
         """Spread the row over named attributes."""
         self.word = word
         self.kind = kind
@@ -91,7 +91,7 @@ class RefusedError(Exception):
     `problems` has at least one member, all of one kind; the first one speaks for them.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[RefusalKind]
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         """Keep *problems*; the text is one line each."""
@@ -117,25 +117,25 @@ class RefusedError(Exception):
 class InvalidError(RefusedError):
     """The command itself is wrong, whatever the state of the registry."""
 
-    kind = Kind.INVALID
+    kind = RefusalKind.INVALID
 
 
 class ForbiddenError(RefusedError):
     """This administrator may not do it."""
 
-    kind = Kind.FORBIDDEN
+    kind = RefusalKind.FORBIDDEN
 
 
 class NotFoundError(RefusedError):
     """What the command names does not exist."""
 
-    kind = Kind.NOT_FOUND
+    kind = RefusalKind.NOT_FOUND
 
 
 class ConflictError(RefusedError):
     """The state of the registry does not allow it, now."""
 
-    kind = Kind.CONFLICT
+    kind = RefusalKind.CONFLICT
 
 
 class GenerationConflictError(ConflictError):
@@ -158,7 +158,7 @@ class GenerationConflictError(ConflictError):
         )
 
 
-_CLASSES: dict[Kind, type[RefusedError]] = {
+_CLASSES: dict[RefusalKind, type[RefusedError]] = {
     error.kind: error for error in (InvalidError, ForbiddenError, NotFoundError, ConflictError)
 }
 

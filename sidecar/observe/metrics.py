@@ -25,7 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """What a metric means to Prometheus."""
 
     COUNTER = "counter"
@@ -44,7 +44,7 @@ class MetricSpec:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     buckets_ns: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class MetricSpec:
     @property
     def width(self) -> int:
         """Slots that one series takes: 1, or for a histogram buckets + infinity + sum."""
-        return len(self.buckets_ns) + 2 if self.kind is Kind.HISTOGRAM else 1
+        return len(self.buckets_ns) + 2 if self.kind is MetricKind.HISTOGRAM else 1
 
     @property
     def series(self) -> tuple[tuple[str, ...], ...]:
@@ -164,10 +164,10 @@ def collect(table: MetricTable, values: Sequence[int] | memoryview) -> Iterator[
 
 def _family(spec: MetricSpec, first: int, values: Sequence[int] | memoryview) -> Metric:
     names = [name for name, _ in spec.labels]
-    if spec.kind is Kind.HISTOGRAM:
+    if spec.kind is MetricKind.HISTOGRAM:
         return _histogram_family(spec, names, first, values)
     family: CounterMetricFamily | GaugeMetricFamily
-    if spec.kind is Kind.COUNTER:
+    if spec.kind is MetricKind.COUNTER:
         family = CounterMetricFamily(spec.name, spec.help, labels=names)
     else:
         family = GaugeMetricFamily(spec.name, spec.help, labels=names)

@@ -20,7 +20,7 @@ from typing import Self, TypeAlias
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from sidecar.observe.metrics import Kind, Metrics, MetricTable, collect
+from sidecar.observe.metrics import MetricKind, Metrics, MetricTable, collect
 
 WORD_BYTES = 8
 HEADER_WORDS = 8
@@ -185,7 +185,7 @@ class WorkerCounts(Metrics):
 
 def _gauges(table: MetricTable, rules: Mapping[str, GaugeRule]) -> Iterator[_Gauge]:
     for spec in table.specs:
-        if spec.kind is Kind.GAUGE:
+        if spec.kind is MetricKind.GAUGE:
             first = table.slot(spec.name, *spec.series[0])
             for offset in range(len(spec.series)):
                 yield _Gauge(first + offset, rules.get(spec.name, sum))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sidecar.domain.decisions import Reason, Verdict
 from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
 from sidecar.observe.file_reading import FILE_KINDS
-from sidecar.observe.metrics import Kind, MetricSpec, MetricTable
+from sidecar.observe.metrics import MetricKind, MetricSpec, MetricTable
 
 CLOSE_REASONS = (
     "peer",            # the client closed it, or its connection broke
@@ -29,39 +29,39 @@ CLOSE_REASONS = (
 GRPC_CODES = tuple(str(code) for code in range(17))
 
 TRANSPORT_METRICS = (
-    MetricSpec("sidecar_connections_open", Kind.GAUGE, "Client connections open now."),
-    MetricSpec("sidecar_connections_accepted_total", Kind.COUNTER, "Client connections accepted."),
+    MetricSpec("sidecar_connections_open", MetricKind.GAUGE, "Client connections open now."),
+    MetricSpec("sidecar_connections_accepted_total", MetricKind.COUNTER, "Client connections accepted."),
     MetricSpec(
         "sidecar_connections_closed_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Client connections closed, by why.",
         labels=(("reason", CLOSE_REASONS),),
     ),
     MetricSpec(
         "sidecar_unsent_bytes",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Memory of answers that peers have not taken and of requests that they have not finished.",
     ),
     MetricSpec(
         "sidecar_reads_postponed_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Reads that waited for a later turn of the event loop, because others had taken this one.",
     ),
-    MetricSpec("sidecar_calls_running", Kind.GAUGE, "Calls whose handler has not ended."),
+    MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls whose handler has not ended."),
     MetricSpec(
         "sidecar_calls_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "gRPC calls ended, by status code (0 = OK, also for denials).",
         labels=(("grpc_code", GRPC_CODES),),
     ),
     MetricSpec(
         "sidecar_accept_pauses_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that accepting paused for want of file descriptors or memory.",
     ),
     MetricSpec(
         "sidecar_tls_reloads_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "TLS files that changed and were loaded again; failed = the former ones stay in use.",
         labels=(("result", ("ok", "failed")),),
     ),
@@ -86,16 +86,16 @@ HTTP_CLOSE_REASONS = (
 HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
 
 HTTP_METRICS = (
-    MetricSpec("sidecar_http_connections_open", Kind.GAUGE, "Connections to HTTP listeners open now."),
+    MetricSpec("sidecar_http_connections_open", MetricKind.GAUGE, "Connections to HTTP listeners open now."),
     MetricSpec(
         "sidecar_http_connections_closed_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Connections to HTTP listeners closed, by why.",
         labels=(("reason", HTTP_CLOSE_REASONS),),
     ),
     MetricSpec(
         "sidecar_http_requests_refused_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "HTTP requests refused before anything handled them, by status.",
         labels=(("status", HTTP_REFUSALS),),
     ),
@@ -104,7 +104,7 @@ HTTP_METRICS = (
 DECISION_METRICS = (
     MetricSpec(
         "sidecar_decisions_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Decisions made, by verdict and reason.",
         labels=(
             ("verdict", tuple(verdict.value for verdict in Verdict)),
@@ -114,7 +114,7 @@ DECISION_METRICS = (
     ),
     MetricSpec(
         "sidecar_decision_duration_seconds",
-        Kind.HISTOGRAM,
+        MetricKind.HISTOGRAM,
         "Time from a parsed request to its decision, a trip to the store included.",
         buckets_ns=(
             5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
@@ -124,27 +124,29 @@ DECISION_METRICS = (
 )  # fmt: skip
 
 PROCESS_METRICS = (
-    MetricSpec("sidecar_ready", Kind.GAUGE, "1 while /readyz answers 200, else 0."),
-    MetricSpec("sidecar_registry_integrations", Kind.GAUGE, "Integrations in the registry in force."),
-    MetricSpec("sidecar_registry_credentials", Kind.GAUGE, "Credentials in the registry in force."),
+    MetricSpec("sidecar_ready", MetricKind.GAUGE, "1 while /readyz answers 200, else 0."),
+    MetricSpec("sidecar_registry_integrations", MetricKind.GAUGE, "Integrations in the registry in force."),
+    MetricSpec("sidecar_registry_credentials", MetricKind.GAUGE, "Credentials in the registry in force."),
     MetricSpec(
         "sidecar_registry_loaded_timestamp_seconds",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "When the registry in force was loaded, Unix time.",
     ),
     MetricSpec(
         "sidecar_registry_reloads_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Registry files read again; failed = the former registry stays in force.",
         labels=(("result", ("ok", "unchanged", "failed")),),
     ),
     MetricSpec(
         "sidecar_files_unreadable",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Files that cannot be read now; their last content stays in force.",
         labels=(("file", FILE_KINDS),),
     ),
-    MetricSpec("sidecar_log_lines_dropped_total", Kind.COUNTER, "Log lines dropped: too many, or not read."),
+    MetricSpec(
+        "sidecar_log_lines_dropped_total", MetricKind.COUNTER, "Log lines dropped: too many, or not read."
+    ),
 )
 
 STORE_ERROR_CODES = (
@@ -153,21 +155,21 @@ STORE_ERROR_CODES = (
 )  # fmt: skip
 
 STORE_METRICS = (
-    MetricSpec("sidecar_store_takes_total", Kind.COUNTER, "Takes and peeks sent to the shared store."),
+    MetricSpec("sidecar_store_takes_total", MetricKind.COUNTER, "Takes and peeks sent to the shared store."),
     MetricSpec(
         "sidecar_store_takes_merged_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Of these, takes that shared the entry of an equal one in their batch.",
     ),
-    MetricSpec("sidecar_store_batches_total", Kind.COUNTER, "Batches of takes sent to a node of the store."),
+    MetricSpec("sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store."),
     MetricSpec(
         "sidecar_store_calls_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Script calls sent: one for each batch, in a Cluster one for each partition of it.",
     ),
     MetricSpec(
         "sidecar_store_trip_duration_seconds",
-        Kind.HISTOGRAM,
+        MetricKind.HISTOGRAM,
         "Time from sending a batch to its last reply.",
         buckets_ns=(
             50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
@@ -176,68 +178,68 @@ STORE_METRICS = (
     ),
     MetricSpec(
         "sidecar_store_faults_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Takes without an outcome, by why.",
         labels=(("fault", ("unavailable", "timeout", "overloaded", "superseded")),),
     ),
     MetricSpec(
         "sidecar_store_error_replies_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Error replies of the store, by code.",
         labels=(("code", STORE_ERROR_CODES),),
     ),
     MetricSpec(
         "sidecar_store_denials_from_memory_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Takes refused without a trip, because their bucket was known to be empty still.",
     ),
     MetricSpec(
         "sidecar_store_breakers_open",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Nodes of the store that are not asked now: not connected, or failing.",
     ),
-    MetricSpec("sidecar_store_breaker_trips_total", Kind.COUNTER, "Times that a node's breaker opened."),
-    MetricSpec("sidecar_store_connections_open", Kind.GAUGE, "Connections to the store that are in use."),
+    MetricSpec("sidecar_store_breaker_trips_total", MetricKind.COUNTER, "Times that a node's breaker opened."),
+    MetricSpec("sidecar_store_connections_open", MetricKind.GAUGE, "Connections to the store that are in use."),
     MetricSpec(
         "sidecar_store_connects_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Attempts to connect to a node of the store.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_store_may_evict",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Servers of the store whose maxmemory-policy may remove keys; it must be noeviction.",
     ),
     MetricSpec(
         "sidecar_store_script_loads_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that the store had lost a script and was sent it again.",
     ),
     MetricSpec(
         "sidecar_store_topology_changes_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that partitions of a Cluster moved to other nodes.",
     ),
     MetricSpec(
         "sidecar_store_partitions_unserved",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Partitions of a Cluster that no node serves now, or none that can be reached.",
     ),
     MetricSpec(
         "sidecar_store_redirects_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Script calls that a node of a Cluster sent elsewhere, and whether another one took them.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_store_primary_changes_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that the Sentinels named another primary while the former one was in use.",
     ),
     MetricSpec(
         "sidecar_store_sentinels_followed",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Sentinels of the store URL that are subscribed to now.",
     ),
 )  # fmt: skip
@@ -245,7 +247,7 @@ STORE_METRICS = (
 FALLBACK_METRICS = (
     MetricSpec(
         "sidecar_store_fallbacks_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Decisions that on_store_error made because the shared store could not, by policy and verdict.",
         labels=(
             ("policy", tuple(policy.value for policy in FailPolicy)),
@@ -255,12 +257,12 @@ FALLBACK_METRICS = (
     ),
     MetricSpec(
         "sidecar_store_live_sidecars",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Sidecar processes that share the store, as last counted: a local share is one of so many.",
     ),
     MetricSpec(
         "sidecar_store_clock_difference_seconds",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "The store's clock, by which credentials expire, less this machine's own; whole seconds.",
     ),
 )
@@ -268,46 +270,48 @@ FALLBACK_METRICS = (
 REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_registry_in_touch",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "1 while the shared registry could be asked the last time; 0 = the registry in force may be old.",
     ),
     MetricSpec(
-        "sidecar_registry_loads_total", Kind.COUNTER, "Times that the shared registry was loaded as a whole."
+        "sidecar_registry_loads_total",
+        MetricKind.COUNTER,
+        "Times that the shared registry was loaded as a whole.",
     ),
     MetricSpec(
         "sidecar_registry_changes_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Integrations of the shared registry that were put into force, or out of it, one by one.",
     ),
     MetricSpec(
         "sidecar_registry_follow_failures_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Times that the shared registry could not be asked or used; the registry in force stays.",
     ),
     MetricSpec(
         "sidecar_registry_replaced",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "1 = the store holds another registry than the one followed, none, or an older state of it.",
     ),
     MetricSpec(
         "sidecar_registry_refreshes_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Integrations fetched at once because a take found that their record had changed.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_registry_single_person_integrations",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Integrations whose suspender and reactivating administrator may be one person.",
     ),
     MetricSpec(
         "sidecar_credential_uses_written_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Uses of credentials written to the registry: latest time, by credential and address.",
     ),
     MetricSpec(
         "sidecar_credential_uses_dropped_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Uses of credentials not noted, because too many credentials and addresses waited to be written.",
     ),
 )
@@ -323,19 +327,21 @@ RESTART_REASONS = (
 
 WORKER_METRICS = (
     MetricSpec(
-        "sidecar_workers_wanted", Kind.GAUGE, "Worker processes that there should be; 0 = no supervisor."
+        "sidecar_workers_wanted",
+        MetricKind.GAUGE,
+        "Worker processes that there should be; 0 = no supervisor.",
     ),
-    MetricSpec("sidecar_workers_running", Kind.GAUGE, "Worker processes that serve now."),
-    MetricSpec("sidecar_workers_ready", Kind.GAUGE, "Of these, how many are ready for traffic."),
+    MetricSpec("sidecar_workers_running", MetricKind.GAUGE, "Worker processes that serve now."),
+    MetricSpec("sidecar_workers_ready", MetricKind.GAUGE, "Of these, how many are ready for traffic."),
     MetricSpec(
         "sidecar_worker_restarts_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Worker processes that ended or were replaced, by why.",
         labels=(("reason", RESTART_REASONS),),
     ),
     MetricSpec(
         "sidecar_rolling_restarts_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Rolling restarts that ended; failed = some or all workers were not replaced.",
         labels=(("result", ("ok", "failed")),),
     ),
@@ -368,7 +374,7 @@ ADMIN_STATUSES = (
 ADMIN_METRICS = (
     MetricSpec(
         "sidecar_admin_requests_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Calls of the admin API, by group of endpoints, method and status.",
         labels=(
             ("route", tuple(dict.fromkeys(route for route, _ in ADMIN_CALLS))),
@@ -379,7 +385,7 @@ ADMIN_METRICS = (
     ),
     MetricSpec(
         "sidecar_admin_request_duration_seconds",
-        Kind.HISTOGRAM,
+        MetricKind.HISTOGRAM,
         "Time of a call of the admin API, without waiting for other sidecars to confirm.",
         labels=(("kind", ("read", "change")),),
         buckets_ns=(
@@ -389,18 +395,18 @@ ADMIN_METRICS = (
     ),
     MetricSpec(
         "sidecar_admin_failed_attempts_total",
-        Kind.COUNTER,
+        MetricKind.COUNTER,
         "Calls of the admin API without a valid token; 429 = too many from that address.",
         labels=(("status", ("401", "429")),),
     ),
     MetricSpec(
         "sidecar_admin_live_administrators",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "Administrators with the role admin and a live token; 0 = none, or no admin API here.",
     ),
     MetricSpec(
         "sidecar_admin_access_ends_timestamp_seconds",
-        Kind.GAUGE,
+        MetricKind.GAUGE,
         "When the last live token with the role admin expires, Unix time; 0 = none, or no admin API here.",
     ),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from sidecar.process.config import Config, load_config
 from sidecar.process.control_plane import key_path_of, sealer_of
 from sidecar.process.supervisor.addresses import worker_endpoint
 from sidecar.process.supervisor.cpus import worker_count
-from sidecar.process.supervisor.store_rule import put_unshared_store
+from sidecar.process.supervisor.store_rule import check_unshared_store
 from sidecar.process.wiring import LoadedConfig
 from sidecar.sources.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.stores.registry.protocol import RegistryError
@@ -49,7 +49,7 @@ def check(path: Path | None) -> Checked:
     except FileFaultsError as error:
         faults.extend(error)
     workers = worker_count(config.settings.workers)
-    put_unshared_store(config, workers, faults)
+    check_unshared_store(config, workers, faults)
     _check_listeners(config, workers, faults)
     _check_database(config, faults)
     _check_keys(config, faults)

@@ -63,7 +63,7 @@ _ROUTE_FAULTS = {
 }
 
 
-class Step(NamedTuple):
+class ExplainedStep(NamedTuple):
     """One step: `outcome` is 'passed', 'failed' or 'not reached'; `detail` says what was found."""
 
     name: str
@@ -86,16 +86,16 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def explain(request: AccessRequest, decision: Decision) -> list[Step]:
+def explain(request: AccessRequest, decision: Decision) -> list[ExplainedStep]:
     """The steps of *decision*, from what its evaluation found."""
     failed = STEPS.index(_FAILED_STEP[decision.reason]) if decision.reason in _FAILED_STEP else len(STEPS)
     steps = []
     for index, name in enumerate(STEPS):
         if index > failed:
-            steps.append(Step(name, NOT_REACHED, ""))
+            steps.append(ExplainedStep(name, NOT_REACHED, ""))
         else:
             outcome = FAILED if index == failed else PASSED
-            steps.append(Step(name, outcome, _DETAILS[name](request, decision)))
+            steps.append(ExplainedStep(name, outcome, _DETAILS[name](request, decision)))
     return steps
 
 
@@ -111,7 +111,7 @@ def answer_to(decision: Decision, style: AnswerStyle) -> Answer:
     return Answer(http_status(reason, style), headers, [], (), body)
 
 
-def as_plain_data(decision: Decision, steps: list[Step], answer: Answer) -> dict[str, Any]:
+def as_plain_data(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
     """Everything about *decision* for `--json`."""
     evaluation = decision.evaluation
     return {

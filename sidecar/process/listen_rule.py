@@ -8,7 +8,7 @@ from sidecar.sources.file_faults import FaultList
 from sidecar.transports.server import Endpoint
 
 
-def put_open_admin(config: Config, faults: FaultList) -> None:
+def check_open_admin(config: Config, faults: FaultList) -> None:
     """Note in *faults* each address of `listen.admin` that a token would be sent to in the clear."""
     for index, item in enumerate(config.settings.listen.admin):
         if item.tls is None and not is_local(item.address):
@@ -46,7 +46,7 @@ def refuse_open_admin(config: Config) -> None:
         FileFaultsError: *config* has one.
     """
     faults = FaultList(config.tree.file)
-    put_open_admin(config, faults)
+    check_open_admin(config, faults)
     faults.raise_any()
 
 

@@ -15,7 +15,7 @@ from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.server_info import NOEVICTION, ServerInfo, evicts
 from sidecar.stores.redis.slots import find_slots
-from sidecar.stores.redis.urls import Kind, StoreUrl
+from sidecar.stores.redis.urls import StoreTopology, StoreUrl
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 
 TIMEOUT_S = 10.0
@@ -62,13 +62,13 @@ async def ask_store(config: Config) -> OnlineReport:
 
 async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
     """A link to the primary that holds the home partition."""
-    if url.kind is Kind.SENTINEL:
+    if url.kind is StoreTopology.SENTINEL:
         watch = SentinelWatch(connector, lambda primary: None)
         try:
             return await connector.open((await watch.ask()).primary)
         finally:
             await watch.close()
-    if url.kind is Kind.STANDALONE:
+    if url.kind is StoreTopology.STANDALONE:
         return await connector.open(url.addresses[0])
     home = space.slot_of(HOME)
     slots = await find_slots(connector, url.addresses)

@@ -43,7 +43,9 @@ def build_rules(config: Config) -> Rules:
     faults = FaultList(config.tree.file)
     catalogue = _catalogue(config, faults)
     routes, warnings = _routes(config, catalogue, faults)
-    sources = tuple(CredentialSource(one.header, one.scheme) for one in config.settings.credentials)
+    sources = tuple(
+        CredentialSource(credential.header, credential.scheme) for credential in config.settings.credentials
+    )
     _check_sources(config, sources, faults)
     faults.raise_any()
     policy = Policy(
@@ -81,7 +83,7 @@ def _without_effect(config: Config) -> tuple[FileFault, ...]:
 
 
 def _catalogue(config: Config, faults: FaultList) -> ScopeCatalogue:
-    categories = [one.category() for one in config.settings.scope_categories]
+    categories = [scope_category.category() for scope_category in config.settings.scope_categories]
     try:
         return ScopeCatalogue(categories or DEFAULT_CATEGORIES)
     except ScopeError as error:

@@ -42,7 +42,7 @@ def serve(
     count = worker_count(config.settings.workers)
     if count == 1 and not config.serves_admin_api:
         return run(config, Metrics(TABLE), lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, tell))
-    from sidecar.process.supervisor.supervisor import Plan, supervise
+    from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
 
     def read() -> Config:
         fresh = config if reload is None else reload()
@@ -51,4 +51,4 @@ def serve(
 
     refuse_unshared_store(config, count)
     refuse_open_admin(config)
-    return supervise(Plan(config, count, read, rolls=is_shared(config)), tell)
+    return supervise(SupervisorPlan(config, count, read, rolls=is_shared(config)), tell)

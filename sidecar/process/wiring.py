@@ -15,7 +15,7 @@ from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
 from sidecar.process.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of, share_history
 from sidecar.process.followed_registry import FollowedRegistry
-from sidecar.process.listen_rule import put_open_admin, put_repeated_address
+from sidecar.process.listen_rule import check_open_admin, put_repeated_address
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import RegistryWatch
@@ -133,7 +133,7 @@ class LoadedConfig:
         """Refuse what each is valid alone, but not together."""
         faults = FaultList(self.config.tree.file)
         put_registry_faults(self.config, faults)
-        put_open_admin(self.config, faults)
+        check_open_admin(self.config, faults)
         put_repeated_address(self.config, faults)
         faults.raise_any()
 

@@ -65,8 +65,8 @@ def read_response(message: bytes) -> Checked:
     if response.status.code == 0:
         allowed = response.ok_response
         client = [(one.header.key, one.header.value) for one in allowed.response_headers_to_add]
-        upstream = [(one.header.key, one.header.value) for one in allowed.headers]
+        upstream = [(header.header.key, header.header.value) for header in allowed.headers]
         return Checked(True, 200, reason, decision_id, client, upstream, "")
     denied = response.denied_response
-    client = [(one.header.key, one.header.value) for one in denied.headers]
+    client = [(header.header.key, header.header.value) for header in denied.headers]
     return Checked(False, denied.status.code, reason, decision_id, client, [], denied.body)

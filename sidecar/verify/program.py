@@ -26,7 +26,7 @@ REGISTRY_FILE = "registry.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class VerificationPlan:
     """
     A run with sidecars of its own, or with given ones.
 
@@ -49,12 +49,12 @@ class Plan:
 class Outcome:
     """What a plan came to."""
 
-    plan: Plan
+    plan: VerificationPlan
     run: RunResult
     kills: int
 
 
-async def prove(plan: Plan) -> Outcome:
+async def prove(plan: VerificationPlan) -> Outcome:
     """
     Carry out *plan*; nothing of it is left afterwards but keys that expire by themselves.
 
@@ -68,7 +68,7 @@ async def prove(plan: Plan) -> Outcome:
     return await (_prove_given(plan) if plan.targets else _prove_own(plan))
 
 
-async def _prove_given(plan: Plan) -> Outcome:
+async def _prove_given(plan: VerificationPlan) -> Outcome:
     async with _clock(plan.store) as clock:
         began = await clock.now()
         ways = [plan.targets[number % len(plan.targets)] for number in range(len(plan.api_keys))]
@@ -82,7 +82,7 @@ async def _prove_given(plan: Plan) -> Outcome:
         return Outcome(plan, await run.run(began), 0)
 
 
-async def _prove_own(plan: Plan) -> Outcome:
+async def _prove_own(plan: VerificationPlan) -> Outcome:
     store = plan.store if plan.store == EMBEDDED_STORE else own_prefix(plan.store)
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-conformance-")))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.demo.envoy import Document, ext_authz
-from tests.e2e.stack import Kind, Stack, Stacks
+from tests.e2e.stack import Stack, StackKind, Stacks
 
 GRPCIO = (("transport", "grpcio"),)
 WIDE = (("limits", {"message_bytes_max": 131_072}),)
@@ -24,12 +24,12 @@ def _raw_headers(document: Document) -> None:
 
 
 KINDS = {
-    "fast-tcp": Kind(),
-    "fast-unix": Kind(unix=True),
-    "grpcio-tcp": Kind(settings=GRPCIO),
-    "grpcio-unix": Kind(unix=True, settings=GRPCIO),
-    "raw-headers": Kind(unix=True, settings=WIDE, edit=_raw_headers),
-    "status-401": Kind(unix=True, settings=(("unauthenticated_status", 401), ("ietf_headers", True))),
+    "fast-tcp": StackKind(),
+    "fast-unix": StackKind(unix=True),
+    "grpcio-tcp": StackKind(settings=GRPCIO),
+    "grpcio-unix": StackKind(unix=True, settings=GRPCIO),
+    "raw-headers": StackKind(unix=True, settings=WIDE, edit=_raw_headers),
+    "status-401": StackKind(unix=True, settings=(("unauthenticated_status", 401), ("ietf_headers", True))),
 }
 
 

@@ -56,7 +56,7 @@ class People:
 
 
 @dataclass(frozen=True)
-class Kind:
+class StackKind:
     """One way to put the parts together."""
 
     unix: bool = False
@@ -67,7 +67,7 @@ class Kind:
 class Stack:
     """Everything of one kind, running; `close` stops it all."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: StackKind) -> None:
         """Start the API, the sidecar and Envoy, in this order, and wait for each."""
         self._parts = ExitStack()
         self.kind = kind
@@ -133,7 +133,7 @@ class Stack:
 class Stacks:
     """The stacks that tests share, each started when it is first asked for."""
 
-    def __init__(self, kinds: dict[str, Kind]) -> None:
+    def __init__(self, kinds: dict[str, StackKind]) -> None:
         """Know *kinds* by name."""
         self._kinds = kinds
         self._running: dict[str, Stack] = {}

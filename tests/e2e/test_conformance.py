@@ -19,7 +19,7 @@ import pytest
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.verify.accuracy import Finding, Terms
 from sidecar.verify.callers import Call, Caller
-from sidecar.verify.program import Outcome, Plan, prove
+from sidecar.verify.program import Outcome, VerificationPlan, prove
 from sidecar.verify.run import AccuracyRun, Load, RunResult
 from sidecar.verify.sidecars import Fleet, SidecarsError, child_environment
 from sidecar.verify.store_clock import StoreClock
@@ -34,10 +34,10 @@ LIMIT_RPM, BURST = 3_000, 50
 SECONDS = 1.2
 
 
-def plan(store: str, sidecars: int, **changes: object) -> Plan:
+def plan(store: str, sidecars: int, **changes: object) -> VerificationPlan:
     """A short run."""
     given = {"load": Load(SECONDS, connections=1), "buckets": 4, **changes}
-    return Plan(store=store, limit_rpm=LIMIT_RPM, burst=BURST, sidecars=sidecars, **given)  # type: ignore[arg-type]
+    return VerificationPlan(store=store, limit_rpm=LIMIT_RPM, burst=BURST, sidecars=sidecars, **given)  # type: ignore[arg-type]
 
 
 def store_of(kind: str) -> str:
@@ -169,7 +169,9 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
 
     async def scene() -> None:
         async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, key, _):
-            given = Plan("", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,))
+            given = VerificationPlan(
+                "", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,)
+            )
             with pytest.raises(SubjectError, match=f"the limit is {LIMIT_RPM} a minute, not {LIMIT_RPM + 1}"):
                 await prove(replace(given, limit_rpm=LIMIT_RPM + 1))
             with pytest.raises(SubjectError, match="403 unknown_credential"):
@@ -218,7 +220,7 @@ def _serving(pid: int) -> list[int]:
     """The children of *pid*, once they run their own program."""
     children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
-    return children if all(b"serve" in one for one in commands) else []
+    return children if all(b"serve" in command for command in commands) else []
 
 
 def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.demo.sidecar import Sidecar
 from tests.e2e.conftest import GRPCIO
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -19,7 +19,8 @@ TIMEOUT_S = 15.0
 
 
 @pytest.fixture(
-    params=[Kind(), Kind(unix=True), Kind(settings=GRPCIO)], ids=["fast-tcp", "fast-unix", "grpcio-tcp"]
+    params=[StackKind(), StackKind(unix=True), StackKind(settings=GRPCIO)],
+    ids=["fast-tcp", "fast-unix", "grpcio-tcp"],
 )
 def own_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack whose sidecar one test may stop."""

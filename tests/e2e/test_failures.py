@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.demo.envoy import Document, ext_authz
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 from tests.waiting import eventually
 
 OPEN_CONNECTIONS = "sidecar_connections_open"
 
 
-@pytest.fixture(params=[Kind(), Kind(unix=True)], ids=["tcp", "unix"])
+@pytest.fixture(params=[StackKind(), StackKind(unix=True)], ids=["tcp", "unix"])
 def own_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack that one test may break."""
     stack = Stack(request.param)
@@ -79,7 +79,7 @@ def _fail_open(document: Document) -> None:
 
 def test_failures__denials_stand_where_envoy_fails_open() -> None:
     """`failure_mode_allow` lets requests pass while no sidecar is there; denials are no failures to it."""
-    stack = Stack(Kind(unix=True, edit=_fail_open))
+    stack = Stack(StackKind(unix=True, edit=_fail_open))
     try:
         owner = stack.people.limited()
         statuses = [stack.get("/v1/inventory/42", owner).status for _ in range(5)]

@@ -13,7 +13,7 @@ import yaml
 
 from deploy.demo.envoy import Document, cluster, named, tcp_address
 from deploy.demo.sidecar import ROUTES, Owner
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 from tests.house.source import text_of
 
 METHOD = "/demo.Stock/Read"
@@ -69,7 +69,7 @@ def grpc_stack() -> Iterator[Stack]:
         ]
 
     routes = (*ROUTES, {"methods": "POST", "path": "/demo.Stock/**", "scope": "inventory:read"})
-    stack = Stack(Kind(settings=(("routes", list(routes)),), edit=edit))
+    stack = Stack(StackKind(settings=(("routes", list(routes)),), edit=edit))
     yield stack
     stack.close()
     server.stop(None).wait(PATIENCE_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploy.demo.envoy import Document, ingress_http
-from tests.e2e.stack import Kind, Stack, upstream_headers
+from tests.e2e.stack import Stack, StackKind, upstream_headers
 
 IDENTITY = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
 SPOOFED = [(name, "forged") for name in IDENTITY]
@@ -64,7 +64,7 @@ def _open_route(document: Document) -> None:
 
 def test_identity__no_claim_passes_where_nobody_is_asked() -> None:
     """On a route without a check, the API gets no identity at all, not the client's invention."""
-    stack = Stack(Kind(unix=True, edit=_open_route))
+    stack = Stack(StackKind(unix=True, edit=_open_route))
     try:
         answer = stack.get("/open", headers=SPOOFED)
         assert answer.status == 200

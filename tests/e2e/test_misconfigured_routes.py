@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.demo.envoy import Document, ingress_http
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 from tests.waiting import eventually
 
 STATED = {"/v1/typo": "inventory:raed", "/v1/unknown": "stock:read", "/v1/empty": "", "/v1/open": "none"}
@@ -29,7 +29,7 @@ def _states(document: Document) -> None:
 @pytest.fixture(scope="module")
 def misconfigured() -> Iterator[Stack]:
     """A stack whose Envoy states the scopes of `STATED`."""
-    stack = Stack(Kind(unix=True, edit=_states))
+    stack = Stack(StackKind(unix=True, edit=_states))
     yield stack
     stack.close()
 

@@ -180,7 +180,7 @@ def _check_files(folder: Path) -> None:
     assert {row["integration"] for row in before} == {"acme-erp", "old-import"}
     assert [(row["integration"], row["credential"]) for row in after] == [("acme-erp", credential_id_of(key))]
     accounts = json.loads((folder / "administrators-2026-Q4.json").read_text())["items"]
-    assert {one["id"]: one["role"] for one in accounts} == {
+    assert {account["id"]: account["role"] for account in accounts} == {
         "ann": "admin",
         "bob": "admin",
         "audrey": "auditor",

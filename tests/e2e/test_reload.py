@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.demo.sidecar import write_registry
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 from tests.waiting import eventually
 
 
 @pytest.fixture
 def own_stack() -> Iterator[Stack]:
     """A stack whose registry one test may change."""
-    stack = Stack(Kind(unix=True))
+    stack = Stack(StackKind(unix=True))
     yield stack
     stack.close()
 

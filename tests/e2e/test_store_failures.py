@@ -10,7 +10,7 @@ import pytest
 from deploy.demo.calling import Answer
 from deploy.demo.sidecar import Owner, write_registry
 from sidecar.domain.fail_policy import FailPolicy
-from tests.e2e.stack import LIMITED_BURST, LIMITED_RPM, Kind, Stack
+from tests.e2e.stack import LIMITED_BURST, LIMITED_RPM, Stack, StackKind
 from tests.redis_servers import RedisServer
 from tests.waiting import eventually
 
@@ -30,7 +30,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def stack(server: RedisServer) -> Iterator[Stack]:
     """Envoy and a sidecar whose buckets are in that Redis."""
-    stack = Stack(Kind(settings=(("store", server.url), ("on_store_error", "local"))))
+    stack = Stack(StackKind(settings=(("store", server.url), ("on_store_error", "local"))))
     yield stack
     stack.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.demo.sidecar import Sidecar
 from tests.e2e.conftest import GRPCIO
-from tests.e2e.stack import Kind, Stack
+from tests.e2e.stack import Stack, StackKind
 from tests.e2e.steady_load import SteadyLoad
 
 ALLOWED = 'sidecar_decisions_total{reason="ok",verdict="ALLOW"}'
@@ -31,8 +31,8 @@ def take_over_again_and_again(stack: Stack, load: SteadyLoad, rounds: int) -> Si
     return running
 
 
-@pytest.mark.parametrize("kind", [Kind(), Kind(unix=True)], ids=["tcp", "unix"])
-def test_take_over__loses_no_request(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [StackKind(), StackKind(unix=True)], ids=["tcp", "unix"])
+def test_take_over__loses_no_request(kind: StackKind) -> None:
     """Start the new one, then stop the old one, three times over under load through Envoy: 0 failures."""
     stack = Stack(kind)
     try:
@@ -52,7 +52,7 @@ def test_take_over__on_grpcio_fails_closed_for_a_moment(unix: bool) -> None:
     grpc-core refuses new calls from the moment at which it begins to send GOAWAY; the client cannot
     know by then. That is one reason why `fast` is the default.
     """
-    stack = Stack(Kind(unix=unix, settings=GRPCIO))
+    stack = Stack(StackKind(unix=unix, settings=GRPCIO))
     try:
         with SteadyLoad(stack.envoy.port, stack.people.reader, faults_max=GRPCIO_FAULTS_MAX) as load:
             last = take_over_again_and_again(stack, load, rounds=1)
@@ -63,8 +63,8 @@ def test_take_over__on_grpcio_fails_closed_for_a_moment(unix: bool) -> None:
         stack.close()
 
 
-@pytest.mark.parametrize("kind", [Kind(), Kind(unix=True)], ids=["tcp", "unix"])
-def test_take_over__the_old_process_leaves_the_socket_alone(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [StackKind(), StackKind(unix=True)], ids=["tcp", "unix"])
+def test_take_over__the_old_process_leaves_the_socket_alone(kind: StackKind) -> None:
     """A process that ends must not remove the address that its successor serves by then."""
     stack = Stack(kind)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sidecar.cli.exits import telling_mistakes
 from sidecar.process.config import Config, load_config
 from sidecar.process.supervisor.slot import Patience
-from sidecar.process.supervisor.supervisor import Plan, supervise
+from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
 from sidecar.process.supervisor.systemd import notify_ready
 
 
@@ -27,7 +27,7 @@ def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float
         return replace(load_config(path), takes_over=True)  # of a predecessor's socket, when rolling
 
     with telling_mistakes():
-        plan = Plan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
+        plan = SupervisorPlan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
         return supervise(plan, lambda grpc, admin: notify_ready())
     raise AssertionError("telling_mistakes swallowed a mistake")
 

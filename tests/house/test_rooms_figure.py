@@ -17,7 +17,7 @@ def test_rooms_figure__is_what_the_imports_say() -> None:
 
 
 def test_rooms_figure__every_room_is_described() -> None:
-    """The page has a row for each room, and the room's own file says what lives there in one to five lines."""
+    """The page has a row for each room, and the room's own file says in a few lines what lives there."""
     page = PAGE.read_text()
     assert [room for room in BELOW if f"| `sidecar/{room}/` |" not in page] == []
     described = {

@@ -8,7 +8,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_cidr
-from sidecar.domain.declared import Declaration, Difference, Kind, Terms, compare, differ
+from sidecar.domain.declared import Declaration, Difference, DifferenceKind, Terms, compare, differ
 from sidecar.domain.effective import is_live
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, LimitRaise, Status, Suspension
@@ -127,7 +127,9 @@ def comparable(record: Integration) -> dict[str, object]:
 def live_keys(record: Integration) -> dict[str, tuple[str, int | None]]:
     """The credentials that work, or will once it is active."""
     return {
-        one.id: (one.digest, one.expires_at_us) for one in record.credentials if is_live(record, one, NOW_US)
+        credential.id: (credential.digest, credential.expires_at_us)
+        for credential in record.credentials
+        if is_live(record, credential, NOW_US)
     }
 
 
@@ -144,21 +146,23 @@ def test_differ__leads_to_what_is_declared(
     assert final is not None
     assert comparable(final) == comparable(as_declared(declaration, held, terms))
     wanted = {
-        one.id: (one.digest, one.expires_at_us)
-        for one in declaration.record.credentials
-        if one.expires_at_us is None or one.expires_at_us > NOW_US
+        credential.id: (credential.digest, credential.expires_at_us)
+        for credential in declaration.record.credentials
+        if credential.expires_at_us is None or credential.expires_at_us > NOW_US
     }
     live = live_keys(final)
     for id in live.keys() & wanted.keys():
         assert live[id] == wanted[id]
     if final.status is Status.ACTIVE:
         assert wanted.keys() <= live.keys()
-    expired = {one.id for one in declaration.record.credentials} - wanted.keys()
+    expired = {credential.id for credential in declaration.record.credentials} - wanted.keys()
     assert not live.keys() & expired
     if terms.has_prune:
-        assert {one.id for one in final.credentials} <= {one.id for one in declaration.record.credentials}
+        assert {credential.id for credential in final.credentials} <= {
+            credential.id for credential in declaration.record.credentials
+        }
     again = differ(declaration, final, terms)
-    assert (again.kind, again.steps, again.fields, again.refusals) == (Kind.NONE, (), (), ())
+    assert (again.kind, again.steps, again.fields, again.refusals) == (DifferenceKind.NONE, (), (), ())
 
 
 @given(declaration=DECLARATIONS, held=HELD, terms=TERMS)
@@ -200,6 +204,10 @@ def test_compare__prunes_only_on_request(declaration: Declaration, held: Integra
     """An integration that the file does not name is deleted with prune, and else only counted."""
     other = replace(held, id="other", credentials=())
     plan = compare([declaration], [held, other], terms)
-    removed = [one.integration_id for one in plan.differences if one.kind is Kind.REMOVE]
+    removed = [
+        difference.integration_id
+        for difference in plan.differences
+        if difference.kind is DifferenceKind.REMOVE
+    ]
     assert removed == (["other"] if terms.has_prune else [])
     assert plan.kept_integrations == (() if terms.has_prune else ("other",))

@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def suspenders_are_on_record(self) -> None:
         """Everyone who suspended since the last reactivation is named; only then is it suspended."""
-        assert {one.by for one in self.record.suspensions} == set(self.suspended)
+        assert {suspension.by for suspension in self.record.suspensions} == set(self.suspended)
         assert (self.record.status is Status.SUSPENDED) == bool(self.suspended)
 
 

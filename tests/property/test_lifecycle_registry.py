@@ -314,7 +314,7 @@ class RegistryLife(RuleBasedStateMachine):
                 works = {one.id for one in in_force(record, self.clock.now_us).credentials}
                 assert not works & story.burnt
             else:
-                assert story.suspenders == {one.by for one in record.suspensions}
+                assert story.suspenders == {suspension.by for suspension in record.suspensions}
 
 
 class Story:

@@ -18,7 +18,7 @@ from sidecar.domain.cidr import (
 )
 from sidecar.domain.integrations import ALLOWLIST_ENTRIES_MAX, Integration
 from sidecar.domain.lifecycle import commands as c
-from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 
 ENTRIES_MAX = 1_000
@@ -27,7 +27,7 @@ NAMED_MAX = 5
 """Addresses that a lock-out warning names; the rest is counted."""
 
 
-def set_entries(record: Integration, command: c.SetAllowlist, setting: Setting) -> Draft:
+def set_entries(record: Integration, command: c.SetAllowlist, setting: CommandContext) -> Draft:
     """Replace all entries."""
     entries, notices = check_entries("entries", command.entries)
     if not entries and record.is_allowlist_enabled and record.ip_allowlist:
@@ -35,7 +35,7 @@ def set_entries(record: Integration, command: c.SetAllowlist, setting: Setting) 
     return _draft(record, entries, notices, setting, f"set the allowlist to {_count(entries)}")
 
 
-def add_entries(record: Integration, command: c.AddAllowlistEntries, setting: Setting) -> Draft:
+def add_entries(record: Integration, command: c.AddAllowlistEntries, setting: CommandContext) -> Draft:
     """Add the entries that are not there yet."""
     asked, notices = check_entries("entries", command.entries)
     known = [f"{entry} is in the allowlist already" for entry in asked if entry in record.ip_allowlist]
@@ -48,7 +48,7 @@ def add_entries(record: Integration, command: c.AddAllowlistEntries, setting: Se
     return _draft(record, entries, tuple(dict.fromkeys(notices)), setting, summary)
 
 
-def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, setting: Setting) -> Draft:
+def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, setting: CommandContext) -> Draft:
     """Take entries out; each must be there, as it stands."""
     asked, _ = check_entries("entries", command.entries)
     raise_for([_unknown_entry(record, entry) for entry in asked if entry not in record.ip_allowlist])
@@ -58,7 +58,7 @@ def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, setti
     return _draft(record, entries, (), setting, f"removed {_listed(asked)} from the allowlist")
 
 
-def enable(record: Integration, command: c.EnableAllowlist, setting: Setting) -> Draft:
+def enable(record: Integration, command: c.EnableAllowlist, setting: CommandContext) -> Draft:
     """Turn the allowlist on."""
     if not record.ip_allowlist:
         raise refusal(
@@ -71,7 +71,7 @@ def enable(record: Integration, command: c.EnableAllowlist, setting: Setting) ->
     return _draft(enabled, record.ip_allowlist, (), setting, "turned the allowlist on")
 
 
-def disable(record: Integration, command: c.DisableAllowlist, setting: Setting) -> Draft:
+def disable(record: Integration, command: c.DisableAllowlist, setting: CommandContext) -> Draft:
     """Turn the allowlist off; the entries are kept."""
     return Draft(replace(record, is_allowlist_enabled=False), "turned the allowlist off")
 
@@ -117,7 +117,7 @@ def _draft(
     record: Integration,
     entries: tuple[Cidr, ...],
     notices: tuple[Notice, ...],
-    setting: Setting,
+    setting: CommandContext,
     summary: str,
 ) -> Draft:
     if record.is_allowlist_enabled and entries:

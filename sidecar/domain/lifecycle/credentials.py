@@ -8,14 +8,14 @@ from sidecar.domain.bucket import US_PER_MINUTE
 from sidecar.domain.effective import is_invalidated, is_live
 from sidecar.domain.integrations import CREDENTIALS_MAX, Credential, Integration, IntegrationError
 from sidecar.domain.lifecycle import commands as c
-from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, RefusedError, refusal
 
 OVERLAP_MAX_US = 30 * 24 * 60 * US_PER_MINUTE
 TIME_MAX_US = 2**53 - 1
 
 
-def issue(record: Integration, command: c.IssueCredential, setting: Setting) -> Draft:
+def issue(record: Integration, command: c.IssueCredential, setting: CommandContext) -> Draft:
     """Add a credential."""
     roomy, notices = _with_room(record, setting)
     credential = new_credential(command.credential, setting)
@@ -24,7 +24,7 @@ def issue(record: Integration, command: c.IssueCredential, setting: Setting) -> 
     return Draft(changed, f"issued credential {credential.id}", notices, claims=(credential.id,))
 
 
-def rotate(record: Integration, command: c.RotateCredential, setting: Setting) -> Draft:
+def rotate(record: Integration, command: c.RotateCredential, setting: CommandContext) -> Draft:
     """Issue a credential in place of a live one, which works on for the overlap."""
     check_overlap(command.overlap_us)
     old = _live(record, command.credential_id, setting)
@@ -37,7 +37,7 @@ def rotate(record: Integration, command: c.RotateCredential, setting: Setting) -
         )
     new = new_credential(command.credential, setting)
     _require_unused(record, new.id)
-    others = tuple(one for one in record.credentials if one.id != old.id)
+    others = tuple(credential for credential in record.credentials if credential.id != old.id)
     if command.overlap_us:
         ends_us = setting.now_us + command.overlap_us
         ends_us = ends_us if old.expires_at_us is None else min(ends_us, old.expires_at_us)
@@ -47,20 +47,20 @@ def rotate(record: Integration, command: c.RotateCredential, setting: Setting) -
     return Draft(changed, f"rotated credential {old.id} to {new.id}", notices, claims=(new.id,))
 
 
-def revoke(record: Integration, command: c.RevokeCredential, setting: Setting) -> Draft:
+def revoke(record: Integration, command: c.RevokeCredential, setting: CommandContext) -> Draft:
     """End a credential at once; it leaves the record, its trail stays."""
     old = _known(record, command.credential_id)
-    others = tuple(one for one in record.credentials if one.id != old.id)
+    others = tuple(credential for credential in record.credentials if credential.id != old.id)
     notices: tuple[Notice, ...] = ()
     if is_live(record, old, setting.now_us) and not any(
-        is_live(record, one, setting.now_us) for one in others
+        is_live(record, other, setting.now_us) for other in others
     ):
         message = f"{record.id!r} has no live credential left: all its requests are refused"
         notices = (Notice("no_live_credential", "credential_id", message),)
     return Draft(replace(record, credentials=others), f"revoked credential {old.id}", notices)
 
 
-def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: Setting) -> Draft:
+def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: CommandContext) -> Draft:
     """Change when a live credential ends; one that was replaced keeps an end within the overlap's bound."""
     old = _live(record, command.credential_id, setting)
     check_expiry("expires_at_us", command.expires_at_us, setting.now_us)
@@ -73,11 +73,13 @@ def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: Set
             "name a moment within 30 days",
         )
     changed = replace(old, expires_at_us=command.expires_at_us)
-    credentials = tuple(changed if one.id == old.id else one for one in record.credentials)
+    credentials = tuple(
+        changed if credential.id == old.id else credential for credential in record.credentials
+    )
     return Draft(replace(record, credentials=credentials), f"changed when credential {old.id} expires")
 
 
-def new_credential(fresh: c.NewCredential, setting: Setting) -> Credential:
+def new_credential(fresh: c.NewCredential, setting: CommandContext) -> Credential:
     """
     A fresh credential as the record keeps it.
 
@@ -127,12 +129,14 @@ def check_overlap(overlap_us: int) -> None:
         )
 
 
-def _with_room(record: Integration, setting: Setting) -> tuple[Integration, tuple[Notice, ...]]:
+def _with_room(record: Integration, setting: CommandContext) -> tuple[Integration, tuple[Notice, ...]]:
     """The record with room for one more credential; ones that ended make way, the oldest first."""
     excess = len(record.credentials) + 1 - CREDENTIALS_MAX
     if excess <= 0:
         return record, ()
-    ended = [one for one in record.credentials if not is_live(record, one, setting.now_us)]
+    ended = [
+        credential for credential in record.credentials if not is_live(record, credential, setting.now_us)
+    ]
     dropped = {one.id for one in ended[:excess]}
     if len(dropped) < excess:
         raise refusal(
@@ -141,13 +145,13 @@ def _with_room(record: Integration, setting: Setting) -> tuple[Integration, tupl
             f"{record.id!r} has {CREDENTIALS_MAX} live credentials, which is the most",
             "revoke one that is no longer used",
         )
-    kept = tuple(one for one in record.credentials if one.id not in dropped)
+    kept = tuple(credential for credential in record.credentials if credential.id not in dropped)
     message = f"made room: dropped {', '.join(sorted(dropped))}, which had ended"
     return replace(record, credentials=kept), (Notice("dropped_ended", "credential", message),)
 
 
 def _require_unused(record: Integration, credential_id: str) -> None:
-    if any(one.id == credential_id for one in record.credentials):
+    if any(credential.id == credential_id for credential in record.credentials):
         raise credential_id_used(credential_id)
 
 
@@ -166,7 +170,7 @@ def _known(record: Integration, credential_id: str) -> Credential:
     for credential in record.credentials:
         if credential.id == credential_id:
             return credential
-    known = ", ".join(one.id for one in record.credentials) or "none"
+    known = ", ".join(credential.id for credential in record.credentials) or "none"
     raise refusal(
         Code.CREDENTIAL_UNKNOWN,
         "credential_id",
@@ -175,7 +179,7 @@ def _known(record: Integration, credential_id: str) -> Credential:
     )
 
 
-def _live(record: Integration, credential_id: str, setting: Setting) -> Credential:
+def _live(record: Integration, credential_id: str, setting: CommandContext) -> Credential:
     credential = _known(record, credential_id)
     if not is_live(record, credential, setting.now_us):
         ended = "was invalidated by a suspension" if is_invalidated(record, credential) else "has expired"

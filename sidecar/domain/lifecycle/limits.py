@@ -10,7 +10,7 @@ from sidecar.domain.effective import raise_in_force
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import Integration, LimitRaise
 from sidecar.domain.lifecycle import commands as c
-from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 
@@ -18,14 +18,14 @@ RAISE_MAX_US = 90 * 24 * 60 * US_PER_MINUTE
 SCOPES_MAX = 200
 
 
-def add_scopes(record: Integration, command: c.AddScopes, setting: Setting) -> Draft:
+def add_scopes(record: Integration, command: c.AddScopes, setting: CommandContext) -> Draft:
     """Permit more."""
     scopes = parse_scopes(command.scopes, setting.catalogue)
     added = sorted(scopes - record.scopes)
     return Draft(replace(record, scopes=record.scopes | scopes), f"added {_listed(added)}")
 
 
-def remove_scopes(record: Integration, command: c.RemoveScopes, setting: Setting) -> Draft:
+def remove_scopes(record: Integration, command: c.RemoveScopes, setting: CommandContext) -> Draft:
     """Permit less; scopes of a category that is no longer configured can be removed too."""
     asked = set(command.scopes)
     removed = sorted(scope for scope in record.scopes if str(scope) in asked)
@@ -33,7 +33,7 @@ def remove_scopes(record: Integration, command: c.RemoveScopes, setting: Setting
     return Draft(replace(record, scopes=record.scopes - set(removed)), f"removed {_listed(removed)}")
 
 
-def set_limit(record: Integration, command: c.SetRateLimit, setting: Setting) -> Draft:
+def set_limit(record: Integration, command: c.SetRateLimit, setting: CommandContext) -> Draft:
     """Set the lasting limit; an administrator who sets a limit means it to be in force, so a raise ends."""
     quota_of(command.rate_limit_rpm, command.burst)
     notices: tuple[Notice, ...] = ()
@@ -43,7 +43,7 @@ def set_limit(record: Integration, command: c.SetRateLimit, setting: Setting) ->
     return Draft(changed, f"set the limit to {command.rate_limit_rpm} requests per minute", notices)
 
 
-def raise_limit(record: Integration, command: c.RaiseLimit, setting: Setting) -> Draft:
+def raise_limit(record: Integration, command: c.RaiseLimit, setting: CommandContext) -> Draft:
     """Raise the limit until a moment within 90 days; it replaces an earlier raise."""
     quota = quota_of(command.rate_limit_rpm, command.burst)
     if command.rate_limit_rpm <= record.rate_limit_rpm or quota.burst < record.quota.burst:
@@ -67,7 +67,7 @@ def raise_limit(record: Integration, command: c.RaiseLimit, setting: Setting) ->
     return Draft(changed, f"raised the limit to {command.rate_limit_rpm} requests per minute for a time")
 
 
-def end_raise(record: Integration, command: c.EndLimitRaise, setting: Setting) -> Draft:
+def end_raise(record: Integration, command: c.EndLimitRaise, setting: CommandContext) -> Draft:
     """End a raise before its time."""
     if raise_in_force(record, setting.now_us) is None:
         raise refusal(
@@ -79,7 +79,7 @@ def end_raise(record: Integration, command: c.EndLimitRaise, setting: Setting) -
     return Draft(replace(record, limit_raise=None), "ended the temporary raise")
 
 
-def set_on_store_error(record: Integration, command: c.SetOnStoreError, setting: Setting) -> Draft:
+def set_on_store_error(record: Integration, command: c.SetOnStoreError, setting: CommandContext) -> Draft:
     """Set what answers while the bucket cannot be asked, or leave it to the configuration."""
     policy = fail_policy_of(command.on_store_error)
     said = policy.value if policy is not None else "what the configuration says"

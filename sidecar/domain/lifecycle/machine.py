@@ -16,7 +16,7 @@ from sidecar.domain.audit import next_time_us
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import allowlists, credentials, limits, standing, webhooks
 from sidecar.domain.lifecycle import commands as c
-from sidecar.domain.lifecycle.outcome import NO_FACTS, Draft, Facts, Outcome, Setting
+from sidecar.domain.lifecycle.outcome import NO_FACTS, CommandContext, Draft, Facts, Outcome
 from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
 from sidecar.domain.records import difference
 from sidecar.domain.refusals import Code, RefusedError, raise_for, refusal
@@ -24,7 +24,7 @@ from sidecar.domain.roles import Actor
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.texts import REASON_LENGTH_MAX, text_problems
 
-_RULES: Mapping[type[c.Command], Callable[[Integration, Any, Setting], Draft]] = {
+_RULES: Mapping[type[c.Command], Callable[[Integration, Any, CommandContext], Draft]] = {
     c.EditDetails: standing.edit,
     c.DeleteIntegration: standing.delete,
     c.AddScopes: limits.add_scopes,
@@ -89,7 +89,7 @@ class Lifecycle:
         state = state_of(record, facts.is_deleted, now_us)
         if state not in TRANSITIONS[type(command)]:
             raise _refused_by_state(state, command, actor)
-        setting = Setting(
+        setting = CommandContext(
             actor=actor,
             now_us=now_us,
             at_us=next_time_us(facts.recorded_at_us, now_us),
@@ -103,7 +103,7 @@ class Lifecycle:
         return _outcome(record, _RULES[type(command)](record, command, setting), setting)
 
 
-def _outcome(record: Integration | None, draft: Draft, setting: Setting) -> Outcome:
+def _outcome(record: Integration | None, draft: Draft, setting: CommandContext) -> Outcome:
     if draft.record == record and not draft.is_deleted:
         return Outcome(draft.record, draft.summary, {}, {}, draft.notices, is_change=False)
     changed = replace(draft.record, generation=setting.generation, changed_at_us=setting.at_us)

@@ -78,7 +78,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CommandContext:
     """
     The circumstances of one command.
 

@@ -18,13 +18,13 @@ from sidecar.domain.lifecycle.allowlists import check_entries
 from sidecar.domain.lifecycle.credentials import credential_id_used, new_credential
 from sidecar.domain.lifecycle.dual_control import is_single_person, refusal_to_reactivate
 from sidecar.domain.lifecycle.limits import fail_policy_of, parse_scopes, quota_of
-from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 from sidecar.domain.roles import Actor, is_machine
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
 
 
-def create(command: c.CreateIntegration, setting: Setting) -> Draft:
+def create(command: c.CreateIntegration, setting: CommandContext) -> Draft:
     """Make a record; what is not named is the least: no scopes, no credentials, the default limit."""
     if not INTEGRATION_ID.fullmatch(command.integration_id):
         raise refusal(
@@ -55,7 +55,7 @@ def create(command: c.CreateIntegration, setting: Setting) -> Draft:
 
 
 def _with_credentials(
-    record: Integration, command: c.CreateIntegration, setting: Setting, draft: Draft
+    record: Integration, command: c.CreateIntegration, setting: CommandContext, draft: Draft
 ) -> Draft:
     if len(command.credentials) > CREDENTIALS_MAX:
         raise refusal(
@@ -72,7 +72,7 @@ def _with_credentials(
     return replace(draft, record=replace(record, credentials=credentials), claims=claims)
 
 
-def edit(record: Integration, command: c.EditDetails, setting: Setting) -> Draft:
+def edit(record: Integration, command: c.EditDetails, setting: CommandContext) -> Draft:
     """Change the details that are given."""
     raise_for(_detail_problems(command))
     given = {
@@ -83,15 +83,15 @@ def edit(record: Integration, command: c.EditDetails, setting: Setting) -> Draft
     return Draft(replace(record, **given), f"changed {', '.join(given) or 'nothing'}")
 
 
-def delete(record: Integration, command: c.DeleteIntegration, setting: Setting) -> Draft:
+def delete(record: Integration, command: c.DeleteIntegration, setting: CommandContext) -> Draft:
     """End the integration; what is kept of it has no credential and no secret."""
     ended = replace(record, credentials=(), webhook_secrets=(), limit_raise=None)
     return Draft(ended, f"deleted {record.name!r}", is_deleted=True)
 
 
-def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
+def suspend(record: Integration, command: c.Suspend, setting: CommandContext) -> Draft:
     """Block it and invalidate every credential; the suspender stays on the list until a reactivation."""
-    others = tuple(one for one in record.suspensions if one.by != setting.actor.id)
+    others = tuple(suspension for suspension in record.suspensions if suspension.by != setting.actor.id)
     if len(others) >= SUSPENSIONS_MAX:
         raise refusal(
             Code.TOO_MANY,
@@ -99,7 +99,9 @@ def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
             f"{record.id!r} is suspended already, by {SUSPENSIONS_MAX} administrators",
             "nothing to do: every request is refused; revoke credentials that were issued since",
         )
-    earlier = next((one for one in record.suspensions if one.by == setting.actor.id), None)
+    earlier = next(
+        (suspension for suspension in record.suspensions if suspension.by == setting.actor.id), None
+    )
     since_us = earlier.since_us if earlier is not None else setting.at_us
     suspension = Suspension(setting.actor.id, setting.at_us, command.reason, setting.generation, since_us)
     changed = replace(
@@ -108,7 +110,7 @@ def suspend(record: Integration, command: c.Suspend, setting: Setting) -> Draft:
         suspensions=(*others, suspension),
         suspended_generation=setting.generation,
     )
-    ended = sum(is_live(record, one, setting.now_us) for one in record.credentials)
+    ended = sum(is_live(record, credential, setting.now_us) for credential in record.credentials)
     what = "1 live credential was" if ended == 1 else f"{ended} live credentials were"
     return Draft(changed, f"suspended; {what} invalidated", _machine_notices(setting.actor))
 
@@ -127,7 +129,7 @@ def _machine_notices(actor: Actor) -> tuple[Notice, ...]:
     )
 
 
-def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> Draft:
+def reactivate(record: Integration, command: c.Reactivate, setting: CommandContext) -> Draft:
     """
     Let it in again, with the credentials that were issued since the latest suspension; by a second person.
 
@@ -138,7 +140,7 @@ def reactivate(record: Integration, command: c.Reactivate, setting: Setting) -> 
     if refused is not None:
         raise refused
     is_alone = is_single_person(actor, suspensions)
-    kept = tuple(one for one in record.credentials if not is_invalidated(record, one))
+    kept = tuple(credential for credential in record.credentials if not is_invalidated(record, credential))
     changed = replace(
         record,
         status=Status.ACTIVE,

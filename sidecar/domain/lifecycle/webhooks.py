@@ -8,14 +8,14 @@ from dataclasses import replace
 from sidecar.domain.integrations import Integration, WebhookSecret
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.credentials import check_overlap
-from sidecar.domain.lifecycle.outcome import Draft, Notice, Setting
+from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, refusal
 
 SECRET_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
 SEALED_LENGTH_MAX = 1_024
 
 
-def generate(record: Integration, command: c.GenerateWebhookSecret, setting: Setting) -> Draft:
+def generate(record: Integration, command: c.GenerateWebhookSecret, setting: CommandContext) -> Draft:
     """Make the first secret."""
     live = live_secrets(record, setting.now_us)
     if live:
@@ -30,7 +30,7 @@ def generate(record: Integration, command: c.GenerateWebhookSecret, setting: Set
     return Draft(changed, f"generated webhook secret {secret.id}", sealed=(command.secret,))
 
 
-def rotate(record: Integration, command: c.RotateWebhookSecret, setting: Setting) -> Draft:
+def rotate(record: Integration, command: c.RotateWebhookSecret, setting: CommandContext) -> Draft:
     """Replace the secret; the latest one signs along for the overlap, an overlap still running ends."""
     check_overlap(command.overlap_us)
     live = live_secrets(record, setting.now_us)
@@ -58,12 +58,14 @@ def rotate(record: Integration, command: c.RotateWebhookSecret, setting: Setting
 def live_secrets(record: Integration, now_us: int) -> tuple[WebhookSecret, ...]:
     """The secrets to sign with at *now_us*: the current one last."""
     return tuple(
-        one for one in record.webhook_secrets if one.expires_at_us is None or one.expires_at_us > now_us
+        webhook_secret
+        for webhook_secret in record.webhook_secrets
+        if webhook_secret.expires_at_us is None or webhook_secret.expires_at_us > now_us
     )
 
 
-def _new(record: Integration, secret: c.SealedSecret, setting: Setting) -> WebhookSecret:
-    known = {one.id for one in record.webhook_secrets}
+def _new(record: Integration, secret: c.SealedSecret, setting: CommandContext) -> WebhookSecret:
+    known = {webhook_secret.id for webhook_secret in record.webhook_secrets}
     if (
         not SECRET_ID.fullmatch(secret.id)
         or secret.id in known

@@ -41,7 +41,7 @@ class Report:
     @property
     def is_ready(self) -> bool:
         """Whether it serves and every component is ready."""
-        return self.grpc is not None and all(one.is_ready for one in self.components.values())
+        return self.grpc is not None and all(component.is_ready for component in self.components.values())
 
     @property
     def lacking(self) -> str:
@@ -62,7 +62,7 @@ def read_report(packet: bytes) -> Report:
     grpc = content.get("grpc")
     return Report(
         None if grpc is None else tuple(map(parse_endpoint, grpc)),
-        {name: Component(*one) for name, one in content["components"].items()},
+        {name: Component(*component) for name, component in content["components"].items()},
         _unpacked_fault(content["fault"]),
     )
 
@@ -76,7 +76,7 @@ def _packed_fault(fault: Exception | None) -> Sequence[Any]:
 def _unpacked_fault(packed: Sequence[Any]) -> Exception | None:
     match packed:
         case ["file", total, faults, is_unreadable]:
-            return FileFaultsError((FileFault(*one) for one in faults), total, is_unreadable)
+            return FileFaultsError((FileFault(*fault) for fault in faults), total, is_unreadable)
         case ["listen", text]:
             return ListenError(text)
     return None

@@ -13,7 +13,7 @@ def is_shared(config: Config) -> bool:
     return config.settings.store.partition(":")[0] not in UNSHARED_SCHEMES
 
 
-def put_unshared_store(config: Config, count: int, faults: FaultList) -> None:
+def check_unshared_store(config: Config, count: int, faults: FaultList) -> None:
     """Note in *faults* when each of *count* workers would have the store of *config* for itself."""
     scheme = config.settings.store.partition(":")[0]
     if count == 1 or is_shared(config):
@@ -40,5 +40,5 @@ def refuse_unshared_store(config: Config, count: int) -> None:
         FileFaultsError: *config* names such a store.
     """
     faults = FaultList(config.tree.file)
-    put_unshared_store(config, count, faults)
+    check_unshared_store(config, count, faults)
     faults.raise_any()

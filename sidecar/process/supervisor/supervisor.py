@@ -52,7 +52,7 @@ _log = logging.getLogger("sidecar.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SupervisorPlan:
     """
     What to supervise: *count* workers that serve *config*.
 
@@ -67,7 +67,7 @@ class Plan:
     rolls: bool = True
 
 
-def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int:
+def supervise(plan: SupervisorPlan, on_serving: Serving = lambda grpc, admin: None) -> int:
     """
     Run workers until told to stop; return the exit code. *on_serving* is called once all of them serve.
 
@@ -94,7 +94,7 @@ def supervise(plan: Plan, on_serving: Serving = lambda grpc, admin: None) -> int
 class Supervisor:
     """One run of the supervisor."""
 
-    def __init__(self, plan: Plan, counts: WorkerCounts, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, plan: SupervisorPlan, counts: WorkerCounts, loop: asyncio.AbstractEventLoop) -> None:
         """Nothing is started or bound before `run`."""
         self._config = plan.config
         self._reload = plan.reload

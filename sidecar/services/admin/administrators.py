@@ -154,7 +154,8 @@ async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: 
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,
         "administrator_id",
-        f"there is no administrator {wanted[:80]!a}{did_you_mean(wanted, (one.id for one in accounts))}",
+        f"there is no administrator {wanted[:80]!a}"
+        f"{did_you_mean(wanted, (account.id for account in accounts))}",
         "list the administrators",
     )
 

@@ -18,7 +18,7 @@ from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply import file_endpoint
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.envelope import CALL, Envelope
+from sidecar.services.admin.envelope import CALL, AdminMiddleware
 from sidecar.services.admin.meant import with_suggestion
 from sidecar.services.admin.openapi import document
 from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
@@ -70,7 +70,7 @@ def build_api(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope, plane, calls_max, long_calls_max)],
+        middleware=[Middleware(AdminMiddleware, plane, calls_max, long_calls_max)],
         exception_handlers={HTTPException: _unrouted},
     )
     for endpoint in ENDPOINTS:
@@ -148,7 +148,7 @@ def methods_of(path: str, endpoints: Sequence[Endpoint] = ENDPOINTS) -> list[str
     >>> methods_of("/v1/integrations/acme")
     ['DELETE', 'GET', 'PATCH']
     """
-    return sorted(one.method for one in endpoints if _matches(one.path, path))
+    return sorted(endpoint.method for endpoint in endpoints if _matches(endpoint.path, path))
 
 
 def _matches(template: str, path: str) -> bool:

@@ -169,8 +169,8 @@ def verification_view(report: RegistryReport) -> VerificationView:
         "is_intact": report.is_intact,
         "entries": sum(chain.entries_count for chain in report.chains),
         "records": report.records_count,
-        "chains": [chain_view(one) for one in report.chains],
-        "findings": [finding_view(one) for one in report.findings],
+        "chains": [chain_view(chain) for chain in report.chains],
+        "findings": [finding_view(finding) for finding in report.findings],
     }
 
 

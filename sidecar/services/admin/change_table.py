@@ -21,7 +21,7 @@ INTEGRATION = "/v1/integrations/{integration_id}"
 CREDENTIAL = INTEGRATION + "/credentials/{credential_id}"
 
 
-class Draws(Enum):
+class SecretKind(Enum):
     """Which secret a change makes; it is shown once."""
 
     NOTHING = "nothing"
@@ -30,7 +30,7 @@ class Draws(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CommandInputs:
     """
     What a command is made of.
 
@@ -67,9 +67,9 @@ class ChangeRow:
     tag: str
     summary: str
     body: type[b.Body] | None
-    build: Callable[[Given], c.Command]
+    build: Callable[[CommandInputs], c.Command]
     member: type[b.Body] | None
-    draws: Draws = Draws.NOTHING
+    draws: SecretKind = SecretKind.NOTHING
     status: int = 200
     examples: tuple[dict[str, object], ...] = ()
 
@@ -84,7 +84,7 @@ class ChangeRow:
         return "{credential_id}" in self.path
 
 
-def _create(given: Given) -> c.Command:
+def _create(given: CommandInputs) -> c.Command:
     body = given.body
     return c.CreateIntegration(
         **given.on,
@@ -101,7 +101,7 @@ def _create(given: Given) -> c.Command:
     )
 
 
-def _edit(given: Given) -> c.Command:
+def _edit(given: CommandInputs) -> c.Command:
     body = given.body
     return c.EditDetails(
         **given.on,
@@ -112,25 +112,25 @@ def _edit(given: Given) -> c.Command:
     )
 
 
-def _scopes(command: type[c.AddScopes] | type[c.RemoveScopes]) -> Callable[[Given], c.Command]:
+def _scopes(command: type[c.AddScopes] | type[c.RemoveScopes]) -> Callable[[CommandInputs], c.Command]:
     return lambda given: command(**given.on, scopes=tuple(given.body.scopes))
 
 
 def _entries(
     command: type[c.SetAllowlist] | type[c.AddAllowlistEntries] | type[c.RemoveAllowlistEntries],
-) -> Callable[[Given], c.Command]:
+) -> Callable[[CommandInputs], c.Command]:
     return lambda given: command(**given.on, entries=tuple(given.body.entries))
 
 
-def _plain(command: type[c.Command]) -> Callable[[Given], c.Command]:
+def _plain(command: type[c.Command]) -> Callable[[CommandInputs], c.Command]:
     return lambda given: command(**given.on)
 
 
-def _set_limit(given: Given) -> c.Command:
+def _set_limit(given: CommandInputs) -> c.Command:
     return c.SetRateLimit(**given.on, rate_limit_rpm=given.body.rate_limit_rpm, burst=given.body.burst)
 
 
-def _raise_limit(given: Given) -> c.Command:
+def _raise_limit(given: CommandInputs) -> c.Command:
     body = given.body
     until_us = one_end("until", body.until, "duration", body.duration, given.now_us)
     if until_us is None:
@@ -143,11 +143,11 @@ def _raise_limit(given: Given) -> c.Command:
     return c.RaiseLimit(**given.on, rate_limit_rpm=body.rate_limit_rpm, until_us=until_us, burst=body.burst)
 
 
-def _set_on_store_error(given: Given) -> c.Command:
+def _set_on_store_error(given: CommandInputs) -> c.Command:
     return c.SetOnStoreError(**given.on, on_store_error=given.body.policy)
 
 
-def _rotate(given: Given) -> c.Command:
+def _rotate(given: CommandInputs) -> c.Command:
     return c.RotateCredential(
         **given.on,
         credential_id=given.credential_id,
@@ -156,18 +156,18 @@ def _rotate(given: Given) -> c.Command:
     )
 
 
-def _set_expiry(given: Given) -> c.Command:
+def _set_expiry(given: CommandInputs) -> c.Command:
     return c.SetCredentialExpiry(
         **given.on, credential_id=given.credential_id, expires_at_us=given.body.expires_at
     )
 
 
-def _generate_secret(given: Given) -> c.Command:
+def _generate_secret(given: CommandInputs) -> c.Command:
     assert given.secret is not None  # the row draws one
     return c.GenerateWebhookSecret(**given.on, secret=given.secret)
 
 
-def _rotate_secret(given: Given) -> c.Command:
+def _rotate_secret(given: CommandInputs) -> c.Command:
     assert given.secret is not None  # the row draws one
     return c.RotateWebhookSecret(**given.on, secret=given.secret, overlap_us=given.body.overlap * SECOND_US)
 
@@ -189,7 +189,7 @@ def one_end(at_name: str, at_us: int | None, in_name: str, in_s: int | None, now
 ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.CreateIntegration, "POST", "/v1/integrations", "integrations", "Create an integration",
-        b.NewIntegration, _create, b.IntegrationTerms, Draws.API_KEY, 201,
+        b.NewIntegration, _create, b.IntegrationTerms, SecretKind.API_KEY, 201,
         ({"id": "acme", "name": "Acme", "scopes": ["orders:read"], "issue_credential": True},),
     ),
     ChangeRow(
@@ -269,12 +269,12 @@ ROWS: tuple[ChangeRow, ...] = (
         c.IssueCredential, "POST", INTEGRATION + "/credentials/issue", "credentials",
         "Issue an API key, shown once",
         b.CredentialTerms, lambda given: c.IssueCredential(**given.on, credential=given.credentials[0]),
-        b.ReasonOnly, Draws.API_KEY, 201, ({"expires_in": "90d"},),
+        b.ReasonOnly, SecretKind.API_KEY, 201, ({"expires_in": "90d"},),
     ),
     ChangeRow(
         c.RotateCredential, "POST", CREDENTIAL + "/rotate", "credentials",
         "Issue an API key, shown once, in place of another, which works on for an overlap",
-        b.RotationTerms, _rotate, b.Overlap, Draws.API_KEY, 201, ({"overlap": "24h"},),
+        b.RotationTerms, _rotate, b.Overlap, SecretKind.API_KEY, 201, ({"overlap": "24h"},),
     ),
     ChangeRow(
         c.RevokeCredential, "POST", CREDENTIAL + "/revoke", "credentials",
@@ -290,12 +290,12 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.GenerateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/generate", "webhook_secrets",
         "Make the first webhook signing secret, shown once",
-        b.ReasonOnly, _generate_secret, None, Draws.WEBHOOK_SECRET, 201,
+        b.ReasonOnly, _generate_secret, None, SecretKind.WEBHOOK_SECRET, 201,
     ),
     ChangeRow(
         c.RotateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/rotate", "webhook_secrets",
         "Replace the webhook signing secret, shown once; the old one signs along for an overlap",
-        b.Overlap, _rotate_secret, None, Draws.WEBHOOK_SECRET, 201, ({"overlap": "24h"},),
+        b.Overlap, _rotate_secret, None, SecretKind.WEBHOOK_SECRET, 201, ({"overlap": "24h"},),
     ),
 )  # fmt: skip
 

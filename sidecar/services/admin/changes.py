@@ -19,7 +19,7 @@ from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, etag
 from sidecar.services.admin.call import Call
-from sidecar.services.admin.change_table import ROWS, ChangeRow, Draws, Given, one_end
+from sidecar.services.admin.change_table import ROWS, ChangeRow, CommandInputs, SecretKind, one_end
 from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.plane import ControlPlane
@@ -77,7 +77,7 @@ class _Made:
     """
 
     command: Command
-    draws: Draws = Draws.NOTHING
+    draws: SecretKind = SecretKind.NOTHING
     secret: str = field(default="", repr=False)
     accounts: tuple[Administrator, ...] | None = None
 
@@ -179,17 +179,17 @@ def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...],
 def _show_secret(view: ChangeView, record: Integration, made: _Made, is_replay: bool) -> None:
     """Put the secret into *view*, and the id of what it belongs to, which is the latest of its kind."""
     secret = made.secret if made.secret and not is_replay else None
-    if made.draws is Draws.API_KEY:
+    if made.draws is SecretKind.API_KEY:
         view["api_key"] = secret
         view["credential_id"] = record.credentials[-1].id if made.secret else None
-    elif made.draws is Draws.WEBHOOK_SECRET:
+    elif made.draws is SecretKind.WEBHOOK_SECRET:
         view["secret"] = secret
         view["secret_id"] = record.webhook_secrets[-1].id if made.secret else None
 
 
-def _given(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Given:
+def _given(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> CommandInputs:
     is_create = row.command is CreateIntegration
-    return Given(
+    return CommandInputs(
         integration_id=body.id if is_create else call.path("integration_id"),
         body=body,
         reason=body.reason if body is not None else query.reason,
@@ -198,17 +198,17 @@ def _given(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: An
     )
 
 
-def _made(row: ChangeRow, given: Given, plane: ControlPlane, *, is_trial: bool) -> _Made:
+def _made(row: ChangeRow, given: CommandInputs, plane: ControlPlane, *, is_trial: bool) -> _Made:
     """The command, with a fresh secret where it needs one; a trial draws none."""
     body = given.body
-    if row.draws is Draws.WEBHOOK_SECRET:
+    if row.draws is SecretKind.WEBHOOK_SECRET:
         if plane.sealer is None:
             raise _webhook_secrets_off()
         if is_trial:
             return _Made(row.build(replace(given, secret=secret_to_try())), row.draws)
         drawn = draw_webhook_secret(plane.sealer)
         return _Made(row.build(replace(given, secret=drawn.sealed)), row.draws, drawn.secret)
-    if row.draws is Draws.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
+    if row.draws is SecretKind.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
         return _Made(row.build(given))
     expires_at_us = _expiry(row, given)
     if is_trial:
@@ -217,7 +217,7 @@ def _made(row: ChangeRow, given: Given, plane: ControlPlane, *, is_trial: bool) 
     return _Made(row.build(replace(given, credentials=(key.public,))), row.draws, key.api_key)
 
 
-def _expiry(row: ChangeRow, given: Given) -> int | None:
+def _expiry(row: ChangeRow, given: CommandInputs) -> int | None:
     body = given.body
     if row.command is CreateIntegration:
         at_us: int | None = body.credential_expires_at

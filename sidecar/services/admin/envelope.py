@@ -42,7 +42,7 @@ _LOG_OF_REFUSALS = logging.getLogger(f"{__name__}.refusals")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Envelope:
+class AdminMiddleware:
     """See above."""
 
     def __init__(

@@ -19,7 +19,7 @@ from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.call import Call
-from sidecar.services.admin.change_table import BY_WORD, ROWS, ChangeRow, Draws, Given
+from sidecar.services.admin.change_table import BY_WORD, ROWS, ChangeRow, CommandInputs, SecretKind
 from sidecar.services.admin.changes import position_text
 from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
 from sidecar.services.admin.endpoint import Endpoint
@@ -65,7 +65,7 @@ def _member(row: ChangeRow) -> type[BaseModel]:
         fields["credential_id"] = (b.CredentialId, ...)
     if row.command is CreateIntegration:
         fields["credentials"] = (b.GivenCredentials, [])
-    elif row.draws is Draws.API_KEY:
+    elif row.draws is SecretKind.API_KEY:
         fields["credential"] = (b.GivenCredential, ...)
     name = row.command.__name__ + "Member"
     return create_model(name, __base__=row.member, __doc__=row.summary + ".", **fields)
@@ -114,7 +114,7 @@ async def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> 
     for number, member in enumerate(members):
         row = BY_WORD[member.action]
         command = row.build(
-            Given(
+            CommandInputs(
                 integration_id=member.integration_id,
                 body=member,
                 reason=member.reason,
@@ -131,7 +131,7 @@ async def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> 
 
 
 def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]:
-    if row.draws is not Draws.API_KEY:
+    if row.draws is not SecretKind.API_KEY:
         return ()
     given = member.credentials if row.command is CreateIntegration else [member.credential]
     return tuple(NewCredential(one.id, one.digest, one.expires_at) for one in given)

@@ -62,7 +62,9 @@ def operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.body is not None:
         media: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(model=endpoint.body.__name__)}}
         if endpoint.examples:
-            media["examples"] = {f"example{n}": {"value": one} for n, one in enumerate(endpoint.examples, 1)}
+            media["examples"] = {
+                f"example{n}": {"value": example} for n, example in enumerate(endpoint.examples, 1)
+            }
         required = bool(endpoint.body.model_json_schema().get("required"))
         extra["requestBody"] = {"required": required, "content": {"application/json": media}}
     return extra
@@ -91,8 +93,8 @@ def document(app: FastAPI, endpoints: Iterable[Endpoint]) -> dict[str, Any]:
 
 
 def _schemas(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    bodies = list(dict.fromkeys(one.body for one in endpoints if one.body is not None))
-    answers = list(dict.fromkeys(one.answer for one in endpoints if one.answer is not None))
+    bodies = list(dict.fromkeys(endpoint.body for endpoint in endpoints if endpoint.body is not None))
+    answers = list(dict.fromkeys(endpoint.answer for endpoint in endpoints if endpoint.answer is not None))
     pairs: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
     _, made = models_json_schema(pairs, ref_template=_REFERENCE)
     schemas: dict[str, Any] = dict(made.get("$defs", {}))

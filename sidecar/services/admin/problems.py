@@ -16,7 +16,7 @@ from typing import NotRequired
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from sidecar.domain.refusals import GenerationConflictError, Kind, RefusedError
+from sidecar.domain.refusals import GenerationConflictError, RefusalKind, RefusedError
 from sidecar.stores.registry.protocol import (
     RegistryDamagedError,
     RegistryError,
@@ -28,11 +28,11 @@ PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 1
 """After a fault of the store: it is looked at again within a second."""
 
-KIND_STATUS: Mapping[Kind, int] = {
-    Kind.INVALID: 422,
-    Kind.FORBIDDEN: 403,
-    Kind.NOT_FOUND: 404,
-    Kind.CONFLICT: 409,
+KIND_STATUS: Mapping[RefusalKind, int] = {
+    RefusalKind.INVALID: 422,
+    RefusalKind.FORBIDDEN: 403,
+    RefusalKind.NOT_FOUND: 404,
+    RefusalKind.CONFLICT: 409,
 }
 
 
@@ -154,8 +154,8 @@ def refused(error: RefusedError, names: Mapping[str, str] = FIELD_NAMES, prefix:
     """The problem of a refusal by the domain; fields get the API's *names*, and *prefix* before them."""
     status = 412 if isinstance(error, GenerationConflictError) else KIND_STATUS[error.kind]
     faults = tuple(
-        Fault(one.code.word, prefix + api_name(one.field, names), one.message, one.remedy)
-        for one in error.problems
+        Fault(problem.code.word, prefix + api_name(problem.field, names), problem.message, problem.remedy)
+        for problem in error.problems
     )
     headers = {"ETag": f'"{error.actual}"'} if isinstance(error, GenerationConflictError) else {}
     return Problem(status, error.code.word, str(error), faults, headers)
@@ -216,7 +216,7 @@ def document(problem: Problem, request_id: str) -> ProblemView:
         "detail": problem.detail,
         "code": problem.code,
         "request_id": request_id,
-        "problems": [_fault(one) for one in problem.faults],
+        "problems": [_fault(fault) for fault in problem.faults],
     }
     if problem.may_have_happened is not None:
         body["may_have_happened"] = problem.may_have_happened

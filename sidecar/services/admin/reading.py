@@ -124,7 +124,9 @@ async def list_credentials(plane: ControlPlane, call: Call, query: Any, body: An
 
 async def list_scopes(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
     """What can be permitted."""
-    view: ScopeListView = {"items": [category_view(one) for one in plane.catalogue.categories.values()]}
+    view: ScopeListView = {
+        "items": [category_view(category) for category in plane.catalogue.categories.values()]
+    }
     return answer(view)
 
 
@@ -135,13 +137,13 @@ async def list_sidecars(plane: ControlPlane, call: Call, query: Any, body: Any) 
     sidecars = await plane.registry.live_sidecars()
     items: list[SidecarView] = [
         {
-            "id": one.id,
-            "revision": str(one.revision),
-            "seen_at": format_time(one.seen_at_us),
-            "is_up_to_date": len(one.revision.sequences) == len(revision.sequences)
-            and all(map(int.__ge__, one.revision.sequences, revision.sequences)),
+            "id": sidecar.id,
+            "revision": str(sidecar.revision),
+            "seen_at": format_time(sidecar.seen_at_us),
+            "is_up_to_date": len(sidecar.revision.sequences) == len(revision.sequences)
+            and all(map(int.__ge__, sidecar.revision.sequences, revision.sequences)),
         }
-        for one in sidecars
+        for sidecar in sidecars
     ]
     return await list_answer(items, {"revision": str(revision)})
 

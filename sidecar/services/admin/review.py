@@ -119,7 +119,7 @@ def review_view(
     record: Integration, uses: Mapping[str, LastUse], catalogue: ScopeCatalogue, now_us: int
 ) -> ReviewView:
     """What a review shows of *record*."""
-    since_us = min((one.since_us for one in record.suspensions), default=None)
+    since_us = min((suspension.since_us for suspension in record.suspensions), default=None)
     return {
         "id": record.id,
         "name": record.name,
@@ -151,14 +151,14 @@ def _credentials(
     record: Integration, uses: Mapping[str, LastUse], now_us: int
 ) -> list[ReviewedCredentialView]:
     views: list[ReviewedCredentialView] = []
-    for one, view in zip(record.credentials, credential_views(record, now_us, uses), strict=True):
-        use = uses.get(one.id)
+    for credential, view in zip(record.credentials, credential_views(record, now_us, uses), strict=True):
+        use = uses.get(credential.id)
         views.append(
             {
-                "id": one.id,
+                "id": credential.id,
                 "state": view["state"],
                 "issued_at": view["issued_at"],
-                "age_days": _days(one.issued_at_us, now_us) if one.issued_at_us else None,
+                "age_days": _days(credential.issued_at_us, now_us) if credential.issued_at_us else None,
                 "expires_at": view["expires_at"],
                 "last_used_at": view["last_used_at"],
                 "last_used_address": view["last_used_address"],
@@ -182,7 +182,7 @@ def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Itera
         )
     if not record.is_allowlist_enabled:
         yield _flag("allowlist_off", None, "every address may call: turn the allowlist on")
-    if not any(is_live(record, one, now_us) for one in record.credentials):
+    if not any(is_live(record, credential, now_us) for credential in record.credentials):
         yield _flag("no_live_credential", None, "nobody can call as it: issue an API key, or delete it")
     for scope in sorted(record.scopes):
         category = catalogue.categories.get(scope.category)
@@ -192,14 +192,14 @@ def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Itera
 
 
 def _credential_flags(record: Integration, uses: Mapping[str, LastUse], now_us: int) -> Iterator[FlagView]:
-    for one in record.credentials:
-        state = credential_state(record, one, now_us)
+    for credential in record.credentials:
+        state = credential_state(record, credential, now_us)
         if state == "expired":
-            yield _flag("credential_expired", one, "has expired: revoke it")
+            yield _flag("credential_expired", credential, "has expired: revoke it")
         elif state == "invalidated":
-            yield _flag("credential_invalidated", one, "was invalidated by a suspension: revoke it")
+            yield _flag("credential_invalidated", credential, "was invalidated by a suspension: revoke it")
         else:
-            yield from _live_credential_flags(one, uses.get(one.id), now_us)
+            yield from _live_credential_flags(credential, uses.get(credential.id), now_us)
 
 
 def _live_credential_flags(one: Credential, use: LastUse | None, now_us: int) -> Iterator[FlagView]:

@@ -191,20 +191,20 @@ def integration_view(
         "credentials": credential_views(record, now_us, uses),
         "webhook_secrets": [
             {
-                "id": one.id,
-                "issued_at": format_optional_time(one.issued_at_us),
-                "expires_at": format_optional_time(one.expires_at_us),
+                "id": webhook_secret.id,
+                "issued_at": format_optional_time(webhook_secret.issued_at_us),
+                "expires_at": format_optional_time(webhook_secret.expires_at_us),
             }
-            for one in record.webhook_secrets
+            for webhook_secret in record.webhook_secrets
         ],
         "suspensions": [
             {
-                "by": one.by,
-                "at": format_time(one.at_us),
-                "since": format_time(one.since_us),
-                "reason": one.reason,
+                "by": suspension.by,
+                "at": format_time(suspension.at_us),
+                "since": format_time(suspension.since_us),
+                "reason": suspension.reason,
             }
-            for one in record.suspensions
+            for suspension in record.suspensions
         ],
         "single_person_at": format_optional_time(record.single_person_at_us),
         "generation": record.generation,
@@ -217,7 +217,7 @@ def credential_views(
     record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
 ) -> list[CredentialView]:
     """The credentials of *record* in the order in which they were issued."""
-    return [_credential(record, one, now_us, uses) for one in record.credentials]
+    return [_credential(record, credential, now_us, uses) for credential in record.credentials]
 
 
 def credential_state(record: Integration, credential: Credential, now_us: int) -> CredentialState:

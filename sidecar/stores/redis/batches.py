@@ -67,7 +67,7 @@ class Batch:
             yield from group.release()
 
 
-class Gathering:
+class TakeQueue:
     """
     A bounded queue of batches; takes join the last one.
 

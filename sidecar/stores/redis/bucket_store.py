@@ -19,7 +19,7 @@ from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
-from sidecar.stores.redis.lane import Lane, LaneParts, LinkCheck
+from sidecar.stores.redis.lane import LaneParts, LinkCheck, NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
@@ -28,8 +28,8 @@ from sidecar.stores.redis.server_info import evicts
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import Turn
-from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+from sidecar.stores.redis.turn import LoopTurn
+from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 class Topology(Protocol):
     """Which lane serves a partition, and keeping those lanes connected."""
 
-    lanes: list[Lane]
+    lanes: list[NodePipeline]
 
     @property
     def trouble(self) -> str:
@@ -66,7 +66,7 @@ class Topology(Protocol):
     def search(self) -> None:
         """Something has changed: look for the primaries again."""
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
     async def close(self) -> None:
@@ -121,11 +121,11 @@ class RedisBucketStore:
         self._override_clock_us = override_clock_us
         self._denials = Denials(self.limits.denials_max, self.limits.denial_s_max)
         self._compiled: dict[BucketSet, CompiledSet] = {}
-        self._lanes: list[Lane] = []
+        self._lanes: list[NodePipeline] = []
         self._policies: dict[Address, str] = {}
         self._connector: Connector | None = None
         self._topology: Topology | None = None
-        self._turn: Turn | None = None
+        self._turn: LoopTurn | None = None
         self._superseded: SupersededTakes | None = None
         self._was = False, ""
         self._told: dict[str, float] = {}
@@ -152,20 +152,20 @@ class RedisBucketStore:
         connector.on_policy = self._note_policy
         self._connector = connector
         loop = asyncio.get_running_loop()
-        self._turn = Turn(loop, lambda: self.on_answers())
+        self._turn = LoopTurn(loop, lambda: self.on_answers())
         parts = LaneParts(
             loop,
             self._turn,
             self.limits,
             self._counts,
             self,
-            is_cluster=self._url.kind is Kind.CLUSTER,
+            is_cluster=self._url.kind is StoreTopology.CLUSTER,
             check_link=self._check_link,
             override_clock_us=self._override_clock_us,
             store_clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
         )
-        is_cluster = self._url.kind is Kind.CLUSTER
+        is_cluster = self._url.kind is StoreTopology.CLUSTER
         self._superseded = SupersededTakes(loop)
         self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
         self._lanes = self._topology.lanes
@@ -286,7 +286,7 @@ class RedisBucketStore:
 
     # What lanes tell; see `LaneEvents`.
 
-    def changed(self, lane: Lane) -> None:
+    def changed(self, lane: NodePipeline) -> None:
         """A lane began or ceased to take takes, or has another link."""
         if lane.refusal is not None:
             self.disconnected(lane)
@@ -301,7 +301,7 @@ class RedisBucketStore:
             if self.on_state_change is not None:
                 self.on_state_change(state[0])
 
-    def disconnected(self, lane: Lane) -> None:
+    def disconnected(self, lane: NodePipeline) -> None:
         """A lane lost its link: perhaps its node is no longer the one to ask."""
         if self._topology is not None:
             self._topology.search()
@@ -316,13 +316,13 @@ class RedisBucketStore:
         assert self._superseded is not None  # made before the lanes
         self._superseded.hold(group, generation, tell, self.refresh)
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Have the takes of *groups* sent where their slot is."""
         return self._topology is not None and self._topology.redirected(lane, groups, error)
 
-    def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
+    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """Look for the nodes where that may help; say in the log what a person must mend."""
-        is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not Kind.CLUSTER
+        is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not StoreTopology.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
             self._topology.search()
         code = code_of(error)[:32]

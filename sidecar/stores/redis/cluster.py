@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
-from sidecar.stores.redis.keeper import Backoff, Keeper
-from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.keeper import Backoff, Reconnector
+from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.redirects import Redirects
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of
@@ -37,8 +37,8 @@ class ClusterTopology:
         self._connector = connector
         self._parts = parts
         self._limits = connector.limits
-        self._keepers: dict[Address, Keeper] = {}
-        self._nowhere = Lane(f"{connector.url} (no node yet)", parts)
+        self._keepers: dict[Address, Reconnector] = {}
+        self._nowhere = NodePipeline(f"{connector.url} (no node yet)", parts)
         self._is_agreed = False
         self._wanted = asyncio.Event()
         self._tried = asyncio.Event()
@@ -79,7 +79,7 @@ class ClusterTopology:
         await asyncio.gather(*(keeper.close() for keeper in keepers.values()))
         self._nowhere.close()
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there."""
         self.search()
         if self._redirects.follow(lane, groups, error):
@@ -87,7 +87,7 @@ class ClusterTopology:
         self._mark(groups[0].compiled.partition, error)
         return False
 
-    def _not_followed(self, lane: Lane, partition: int, error: Exception) -> None:
+    def _not_followed(self, lane: NodePipeline, partition: int, error: Exception) -> None:
         self._mark(partition, error)
         self._parts.events.refused(lane, error, Remedy.FIND_NODES)
 
@@ -187,8 +187,11 @@ class ClusterTopology:
     async def _connect(self, addresses: set[Address]) -> None:
         """Have a keeper for each address that has tried at least once."""
         for address in addresses - self._keepers.keys():
-            keeper = self._keepers[address] = Keeper(
-                Lane(str(address), self._parts), self._opener(address), self._limits, self._parts.counts
+            keeper = self._keepers[address] = Reconnector(
+                NodePipeline(str(address), self._parts),
+                self._opener(address),
+                self._limits,
+                self._parts.counts,
             )
             keeper.start()
         # A connect has its own bound, so this has one.

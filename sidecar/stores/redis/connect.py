@@ -14,7 +14,7 @@ from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.scripts import SCRIPTS, Script
 from sidecar.stores.redis.server_info import ServerInfo, evicts, misfit, not_a_sentinel
-from sidecar.stores.redis.urls import Address, Kind, Login, StoreUrl, StoreUrlError
+from sidecar.stores.redis.urls import Address, Login, StoreTopology, StoreUrl, StoreUrlError
 
 CLIENT_NAME = "sidecar"
 
@@ -84,7 +84,7 @@ class Connector:
             info = await self._info(link)
             self._check(address, info)
             link.run_id = info.fields.get("run_id", "") if info is not None else ""
-            if self.url.kind is Kind.SENTINEL:
+            if self.url.kind is StoreTopology.SENTINEL:
                 await _require_primary(link)
             if self.url.database:
                 await link.request("SELECT", self.url.database)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS
 from sidecar.stores.redis.counts import StoreCounts
-from sidecar.stores.redis.lane import Lane
+from sidecar.stores.redis.lane import NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link
 
@@ -39,7 +39,7 @@ class Backoff:
         self._next_s = self._first_s
 
 
-class Keeper:
+class Reconnector:
     """
     Keeps *lane* connected by *connect*, from `start` to `close`.
 
@@ -47,7 +47,11 @@ class Keeper:
     """
 
     def __init__(
-        self, lane: Lane, connect: Callable[[], Awaitable[Link]], limits: StoreLimits, counts: StoreCounts
+        self,
+        lane: NodePipeline,
+        connect: Callable[[], Awaitable[Link]],
+        limits: StoreLimits,
+        counts: StoreCounts,
     ) -> None:
         """Nothing is opened before `start`."""
         self.lane = lane

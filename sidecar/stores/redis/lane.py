@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
-from sidecar.stores.redis.batches import Batch, Gathering
+from sidecar.stores.redis.batches import Batch, TakeQueue
 from sidecar.stores.redis.breaker import Breaker, BreakerState
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.limits import StoreLimits
@@ -35,7 +35,7 @@ from sidecar.stores.redis.take_call import (
     encode_call,
     starts_of,
 )
-from sidecar.stores.redis.turn import Turn
+from sidecar.stores.redis.turn import LoopTurn
 
 TIMER_GRAIN_S = 0.002
 """Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
@@ -50,10 +50,10 @@ LOOP_LATE_S = 0.01
 class LaneEvents(Protocol):
     """What a lane tells its owner."""
 
-    def changed(self, lane: Lane) -> None:
+    def changed(self, lane: NodePipeline) -> None:
         """The lane began or ceased to take takes, or has another link."""
 
-    def disconnected(self, lane: Lane) -> None:
+    def disconnected(self, lane: NodePipeline) -> None:
         """The lane's link was lost, and is being reopened."""
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
@@ -62,10 +62,10 @@ class LaneEvents(Protocol):
     def superseded(self, group: Group, generation: int, tell: Tell) -> None:
         """The owner's record has another generation; 0 = there is none. *tell* tells those who wait."""
 
-    def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
+    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
 
@@ -87,7 +87,7 @@ class LaneParts:
     """
 
     loop: asyncio.AbstractEventLoop
-    turn: Turn
+    turn: LoopTurn
     limits: StoreLimits
     counts: StoreCounts
     events: LaneEvents
@@ -99,7 +99,7 @@ class LaneParts:
     store_clock: StoreClock = field(default_factory=StoreClock)
 
 
-class Lane:
+class NodePipeline:
     """
     Sends the takes of one node over the link it is given.
 
@@ -122,7 +122,7 @@ class Lane:
         self._values = parts.counts.values
         self._clock = parts.clock
         self._breaker = Breaker(parts.limits.breaker_failures_max, parts.limits.probe_after_s, parts.jitter)
-        self._gathering = Gathering(parts.limits)
+        self._gathering = TakeQueue(parts.limits)
         # In a Cluster a batch is a call for each partition: early batches would be many calls of few takes.
         self._early_takes_min = sys.maxsize if parts.is_cluster else parts.limits.early_takes_min
         self._in_flight: list[Batch] = []
@@ -545,7 +545,9 @@ class _Call:
 
     __slots__ = ("_lane", "batch", "groups", "is_second")
 
-    def __init__(self, lane: Lane, batch: Batch, groups: Sequence[Group], is_second: bool = False) -> None:
+    def __init__(
+        self, lane: NodePipeline, batch: Batch, groups: Sequence[Group], is_second: bool = False
+    ) -> None:
         self._lane = lane
         self.batch = batch
         self.groups = groups
@@ -563,7 +565,7 @@ class _Probe:
 
     __slots__ = ("_lane", "dead_s", "overdue_s")
 
-    def __init__(self, lane: Lane, overdue_s: float, dead_s: float) -> None:
+    def __init__(self, lane: NodePipeline, overdue_s: float, dead_s: float) -> None:
         self._lane = lane
         self.overdue_s = overdue_s
         self.dead_s = dead_s

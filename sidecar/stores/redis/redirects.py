@@ -17,7 +17,7 @@ from typing import Any
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.counts import StoreCounts
-from sidecar.stores.redis.lane import Lane
+from sidecar.stores.redis.lane import NodePipeline
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
@@ -52,7 +52,7 @@ class Redirects:
         connector: Connector,
         counts: StoreCounts,
         link_to: Callable[[Address], Link | None],
-        on_failure: Callable[[Lane, int, Exception], None],
+        on_failure: Callable[[NodePipeline, int, Exception], None],
     ) -> None:
         """Follow nothing yet."""
         self._connector = connector
@@ -63,7 +63,7 @@ class Redirects:
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def follow(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Send *groups* of one partition where *error* says; False = that is not possible."""
         if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or lane.link is None:
             return False
@@ -84,7 +84,9 @@ class Redirects:
         for link in links.values():
             link.abort()
 
-    async def _follow(self, lane: Lane, groups: list[Group], error: ErrorReply, asked: Address) -> None:
+    async def _follow(
+        self, lane: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+    ) -> None:
         slot = "ok"
         try:
             await self._send_on(lane, groups, error, asked)
@@ -100,7 +102,9 @@ class Redirects:
             for group in groups:
                 lane.tell(group.release(), StoreFault.UNAVAILABLE)
 
-    async def _send_on(self, lane: Lane, groups: list[Group], error: ErrorReply, asked: Address) -> None:
+    async def _send_on(
+        self, lane: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+    ) -> None:
         hops = 0
         while True:
             if error.code == "TRYAGAIN":
@@ -126,7 +130,7 @@ class Redirects:
                 return
             error = reply
 
-    async def _take_apart(self, lane: Lane, group: Group, asked: Address) -> None:
+    async def _take_apart(self, lane: NodePipeline, group: Group, asked: Address) -> None:
         """Take for one group key by key: the generation first, so that a take never goes by an older one."""
         compiled = group.compiled
         if compiled.generation_text:
@@ -140,7 +144,7 @@ class Redirects:
         reply = await self._chase(lane, group, asked, lane.encode([group], is_unchecked=True))
         lane.give([group], reply, sent_s)
 
-    async def _chase(self, lane: Lane, group: Group, asked: Address, command: bytes) -> Any:
+    async def _chase(self, lane: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
         """The reply to *command* about one key, from whichever node has it."""
         is_asking = False
         for _ in range(HOPS_MAX):
@@ -153,7 +157,7 @@ class Redirects:
         raise HandshakeError(f"{asked} redirects in a circle")
 
     async def _call(
-        self, lane: Lane, groups: Sequence[Group], address: Address, is_asking: bool, command: bytes
+        self, lane: NodePipeline, groups: Sequence[Group], address: Address, is_asking: bool, command: bytes
     ) -> Any:
         """The reply of *address*, an error reply included, while somebody waits for it."""
         opening = asyncio.ensure_future(self._link(address))
@@ -165,13 +169,13 @@ class Redirects:
             link.send(command, (receiver,))
         return await self._wait(lane, groups, receiver.future)
 
-    async def _pause(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> None:
+    async def _pause(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> None:
         try:
             await self._wait(lane, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
         except _NobodyWaitsError as nobody:
             raise nobody from error
 
-    async def _wait(self, lane: Lane, groups: Sequence[Group], future: asyncio.Future[Any]) -> Any:
+    async def _wait(self, lane: NodePipeline, groups: Sequence[Group], future: asyncio.Future[Any]) -> Any:
         """The result of *future*; takes whose time comes first are told, and when all were it is given up."""
         try:
             while True:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 NOEVICTION = "noeviction"
 """The one maxmemory-policy under which a server removes no key on its own."""
@@ -66,14 +66,16 @@ class ServerInfo:
 
 def misfit(url: StoreUrl, address: Address, info: ServerInfo) -> str:
     """Why the server at *address* cannot be what *url* names, and the URL that would work; '' = it can."""
-    if info.mode == "sentinel" and url.kind is not Kind.SENTINEL:
+    if info.mode == "sentinel" and url.kind is not StoreTopology.SENTINEL:
         return f"{address} is a Sentinel and holds no keys: use {_sentinel_url(url, address, info)}"
-    if info.mode == "cluster" and url.kind is not Kind.CLUSTER:
-        return f"{address} is a node of a Redis Cluster: use {_url(url, Kind.CLUSTER, address)}"
-    if info.mode == "standalone" and url.kind is Kind.CLUSTER:
-        return f"{address} is not a node of a Redis Cluster: use {_url(url, Kind.STANDALONE, address)}"
-    if url.kind is Kind.STANDALONE and info.primary is not None:
-        primary = _url(url, Kind.STANDALONE, info.primary)
+    if info.mode == "cluster" and url.kind is not StoreTopology.CLUSTER:
+        return f"{address} is a node of a Redis Cluster: use {_url(url, StoreTopology.CLUSTER, address)}"
+    if info.mode == "standalone" and url.kind is StoreTopology.CLUSTER:
+        return (
+            f"{address} is not a node of a Redis Cluster: use {_url(url, StoreTopology.STANDALONE, address)}"
+        )
+    if url.kind is StoreTopology.STANDALONE and info.primary is not None:
+        primary = _url(url, StoreTopology.STANDALONE, info.primary)
         return f"{address} is a replica of {info.primary} and accepts no writes: use {primary}"
     return ""
 
@@ -81,8 +83,8 @@ def misfit(url: StoreUrl, address: Address, info: ServerInfo) -> str:
 def not_a_sentinel(url: StoreUrl, address: Address, info: ServerInfo) -> str:
     """Why the server at *address*, asked as a Sentinel of *url*, is none that can tell; '' = it is one."""
     if info.mode != "sentinel":
-        kind = Kind.CLUSTER if info.mode == "cluster" else Kind.STANDALONE
-        noun = "a node of a Redis Cluster" if kind is Kind.CLUSTER else "a Redis server"
+        kind = StoreTopology.CLUSTER if info.mode == "cluster" else StoreTopology.STANDALONE
+        noun = "a node of a Redis Cluster" if kind is StoreTopology.CLUSTER else "a Redis server"
         return f"{address} is {noun}, not a Sentinel: name the Sentinels, or use {_url(url, kind, address)}"
     if url.service not in info.services:
         known = ", ".join(info.services) or "none"
@@ -106,12 +108,12 @@ def evicts(address: Address, policy: str, *, holds_registry: bool) -> str:
     )
 
 
-def _url(url: StoreUrl, kind: Kind, address: Address) -> str:
+def _url(url: StoreUrl, kind: StoreTopology, address: Address) -> str:
     """The URL of *kind* at *address*; options stay as they are, so they are not told."""
-    database = 0 if kind is Kind.CLUSTER else url.database
+    database = 0 if kind is StoreTopology.CLUSTER else url.database
     return str(replace(url, kind=kind, addresses=(address,), service="", database=database))
 
 
 def _sentinel_url(url: StoreUrl, address: Address, info: ServerInfo) -> str:
     service = info.services[0] if info.services else "SERVICE"
-    return str(replace(url, kind=Kind.SENTINEL, addresses=(address,), service=service))
+    return str(replace(url, kind=StoreTopology.SENTINEL, addresses=(address,), service=service))

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 
 from sidecar.stores.redis.connect import Connector
-from sidecar.stores.redis.keeper import Keeper
-from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.keeper import Reconnector
+from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.take_call import Group
-from sidecar.stores.redis.urls import Address, Kind
+from sidecar.stores.redis.urls import Address, StoreTopology
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ class SingleTopology:
         self._connector = connector
         self._counts = parts.counts
         self._check_link = parts.check_link
-        self._lane = Lane(str(url), parts)
-        self._keeper = Keeper(self._lane, self._open, connector.limits, parts.counts)
+        self._lane = NodePipeline(str(url), parts)
+        self._keeper = Reconnector(self._lane, self._open, connector.limits, parts.counts)
         self._watch: SentinelWatch | None = None
-        if url.kind is Kind.SENTINEL:
+        if url.kind is StoreTopology.SENTINEL:
             self._watch = SentinelWatch(connector, self._moved, self._followed)
         self._run_id = ""
         self.lanes = [self._lane] * connector.keys.partitions
@@ -74,7 +74,7 @@ class SingleTopology:
     def count_unserved(self) -> None:
         """See `Topology`: there are no parts."""
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """See `Topology`: there is no other node."""
         self.search()
         return False

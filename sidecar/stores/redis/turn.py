@@ -32,7 +32,7 @@ class TurnLane(Protocol):
         """Hand out the replies that have come since the loop looked; True = there were some."""
 
 
-class Turn:
+class LoopTurn:
     """
     Ends parts and turns for all lanes of a store.
 

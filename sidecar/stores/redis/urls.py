@@ -38,7 +38,7 @@ class StoreUrlError(ValueError):
     """A store URL, or what it refers to, cannot be used; never names a secret."""
 
 
-class Kind(Enum):
+class StoreTopology(Enum):
     """How the primary of a key is found."""
 
     STANDALONE = "standalone"
@@ -124,7 +124,7 @@ class TlsClient:
 class StoreUrl:
     """A parsed store URL. Its text and repr hold no password."""
 
-    kind: Kind
+    kind: StoreTopology
     addresses: tuple[Address, ...]
     service: str = ""
     database: int = 0
@@ -139,7 +139,7 @@ class StoreUrl:
         if self.addresses[0].path:
             return str(self.addresses[0])
         scheme = "rediss" if self.tls else "redis"
-        scheme += "" if self.kind is Kind.STANDALONE else f"+{self.kind.value}"
+        scheme += "" if self.kind is StoreTopology.STANDALONE else f"+{self.kind.value}"
         path = "/".join(part for part in (self.service, str(self.database or "")) if part)
         return f"{scheme}://{','.join(map(str, self.addresses))}" + (f"/{path}" if path else "")
 
@@ -160,12 +160,12 @@ _SCHEMES = {
     f"{server}{tls}{suffix}": (kind, bool(tls))
     for server in ("redis", "valkey")
     for kind, suffix in (
-        (Kind.STANDALONE, ""),
-        (Kind.SENTINEL, "+sentinel"),
-        (Kind.CLUSTER, "+cluster"),
+        (StoreTopology.STANDALONE, ""),
+        (StoreTopology.SENTINEL, "+sentinel"),
+        (StoreTopology.CLUSTER, "+cluster"),
     )
     for tls in ("", "s")
-} | {"unix": (Kind.STANDALONE, False)}
+} | {"unix": (StoreTopology.STANDALONE, False)}
 
 SCHEMES = tuple(_SCHEMES)
 """The schemes of store URLs."""
@@ -236,9 +236,9 @@ def _split(text: str) -> _Parts:
     return _Parts(scheme.lower(), *others)
 
 
-def _options(parts: _Parts, kind: Kind, is_tls: bool) -> dict[str, str]:
+def _options(parts: _Parts, kind: StoreTopology, is_tls: bool) -> dict[str, str]:
     allowed = [*_OPTIONS, *(_TLS_OPTIONS if is_tls else ())]
-    allowed += _SENTINEL_OPTIONS if kind is Kind.SENTINEL else ()
+    allowed += _SENTINEL_OPTIONS if kind is StoreTopology.SENTINEL else ()
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed:
@@ -251,16 +251,16 @@ def _options(parts: _Parts, kind: Kind, is_tls: bool) -> dict[str, str]:
     return options
 
 
-def _place(parts: _Parts, kind: Kind, hosts: str) -> tuple[tuple[Address, ...], str]:
+def _place(parts: _Parts, kind: StoreTopology, hosts: str) -> tuple[tuple[Address, ...], str]:
     """The addresses, and what is left of the path."""
     if parts.scheme == "unix":
         path = unquote(parts.path)
         if hosts or len(path) < 2:
             raise StoreUrlError("store URL: write unix:///absolute/path/to/socket")
         return (Address(path=path),), ""
-    default = DEFAULT_SENTINEL_PORT if kind is Kind.SENTINEL else DEFAULT_PORT
+    default = DEFAULT_SENTINEL_PORT if kind is StoreTopology.SENTINEL else DEFAULT_PORT
     addresses = tuple(_address(host, default) for host in hosts.split(","))
-    if kind is Kind.STANDALONE and len(addresses) > 1:
+    if kind is StoreTopology.STANDALONE and len(addresses) > 1:
         raise StoreUrlError("store URL: several hosts need redis+sentinel:// or redis+cluster://")
     return addresses, unquote(parts.path).strip("/")
 
@@ -278,10 +278,10 @@ def _address(text: str, default_port: int) -> Address:
     return Address(host, int(port or default_port))
 
 
-def _path_of(kind: Kind, path: str, options: Mapping[str, str]) -> tuple[str, int]:
+def _path_of(kind: StoreTopology, path: str, options: Mapping[str, str]) -> tuple[str, int]:
     """Service and database."""
     service = ""
-    if kind is Kind.SENTINEL:
+    if kind is StoreTopology.SENTINEL:
         service, _, path = path.partition("/")
         if not service:
             raise StoreUrlError(
@@ -290,7 +290,7 @@ def _path_of(kind: Kind, path: str, options: Mapping[str, str]) -> tuple[str, in
     if path and "database" in options:
         raise StoreUrlError("store URL: the database stands twice, in the path and as an option")
     database = _number({"database": path} if path else options, "database", 0)
-    if kind is Kind.CLUSTER and database:
+    if kind is StoreTopology.CLUSTER and database:
         raise StoreUrlError("store URL: Redis Cluster has database 0 only")
     return service, database
 

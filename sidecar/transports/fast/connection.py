@@ -29,7 +29,7 @@ from sidecar.transports.fast.engine import (
     goaway_frame,
     open_http2,
 )
-from sidecar.transports.fast.lifetime import CALM_GRACE_S, Act, Lifetime, Phase, Step
+from sidecar.transports.fast.lifetime import CALM_GRACE_S, Act, Lifetime, LifetimeStep, Phase
 from sidecar.transports.fast.policing import Policing
 from sidecar.transports.fast.streams import Streams
 from sidecar.transports.fast.turns import LATE_READ_BYTES, READ_BYTES
@@ -467,7 +467,7 @@ class Connection(asyncio.BufferedProtocol):
         self._do(self._lifetime.next_step(now_s, len(streams.calls), streams.seen, streams.last_stream_id))
         self.flush()
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: LifetimeStep) -> None:
         if step.act is Act.PING:
             self._http2.ping(_KEEPALIVE_PING)
         elif step.act is Act.DRAIN:

@@ -27,7 +27,7 @@ UNDIVIDED_CALLS = 32
 _log = logging.getLogger("sidecar.transports")
 
 
-class Peer(Protocol):
+class ConnectionHandle(Protocol):
     """What the server needs of one of its connections."""
 
     def drain(self, reason: str, cut_at_s: float = ...) -> None:
@@ -126,7 +126,7 @@ class Core:
 
         self.turns = Turns(loop, clock, count_postponed)
         self.held = HeldMemory(limits, metrics)
-        self.connections: set[Peer] = set()
+        self.connections: set[ConnectionHandle] = set()
         self.peers: dict[str, int] = {}
         self.open = 0
         self.running = 0
@@ -142,7 +142,7 @@ class Core:
             reason: metrics.slot("sidecar_connections_closed_total", reason) for reason in CLOSE_REASONS
         }
         self._faults_logged_s = float("-inf")
-        self._unflushed: list[Peer] = []
+        self._unflushed: list[ConnectionHandle] = []
         self.undivided_calls = min(UNDIVIDED_CALLS, limits.calls_per_turn_max)
         self._share_calls_min = min(SHARE_CALLS, limits.calls_per_turn_max)
         self._calls_left = 0
@@ -202,7 +202,7 @@ class Core:
         except Exception:
             self.log_fault("the end of a part of a turn")
 
-    def flush_soon(self, peer: Peer) -> None:
+    def flush_soon(self, peer: ConnectionHandle) -> None:
         """Have *peer* write what is queued at the end of this turn, or with the next `flush`."""
         if not self._unflushed:
             self.loop.call_soon(self.flush)

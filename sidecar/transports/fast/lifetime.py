@@ -40,7 +40,7 @@ class Act(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LifetimeStep:
     """One act, with the close reason and the GOAWAY code where they matter."""
 
     act: Act
@@ -49,7 +49,7 @@ class Step:
     cut_at_s: float = float("inf")
 
 
-_NOTHING = Step(Act.NOTHING)
+_NOTHING = LifetimeStep(Act.NOTHING)
 
 
 class Phase(Enum):
@@ -132,7 +132,9 @@ class Lifetime:
         self._linger_until_s = now_s + LINGER_S
         self._cut_at_s = min(self._cut_at_s, now_s + self._limits.write_timeout_s)
 
-    def next_step(self, now_s: float, streams_open: int, streams_seen: int, last_stream_id: int) -> Step:
+    def next_step(
+        self, now_s: float, streams_open: int, streams_seen: int, last_stream_id: int
+    ) -> LifetimeStep:
         """What is due now."""
         if streams_open or streams_seen != self._streams_seen:
             self._streams_seen = streams_seen
@@ -145,35 +147,35 @@ class Lifetime:
         """Whether a lingering connection has waited long enough; unwritten bytes get more time."""
         return now_s >= (self._cut_at_s if unwritten_bytes else self._linger_until_s)
 
-    def _next_on_the_way_out(self, now_s: float) -> Step:
+    def _next_on_the_way_out(self, now_s: float) -> LifetimeStep:
         if now_s >= self._cut_at_s:
-            return Step(Act.CUT)
+            return LifetimeStep(Act.CUT)
         if self.phase is Phase.NOTICED and now_s >= self._notice_until_s:
-            return Step(Act.GO_AWAY)
+            return LifetimeStep(Act.GO_AWAY)
         return self._keepalive(now_s)
 
-    def _next_while_serving(self, now_s: float, streams_open: int, last_stream_id: int) -> Step:
+    def _next_while_serving(self, now_s: float, streams_open: int, last_stream_id: int) -> LifetimeStep:
         limits = self._limits
         if not self.has_settings_ack and now_s - self._opened_s >= limits.handshake_timeout_s:
             # RFC 9113 6.5.3. Without even a preface there is nobody to explain it to, but it is cheap.
-            return Step(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
+            return LifetimeStep(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
         if self.silent_since_s is not None and now_s - self.silent_since_s >= limits.header_timeout_s:
             # Not killed: what made no event may have been a whole frame that we ignore.
-            return Step(Act.DRAIN, "header_timeout", cut_at_s=now_s + limits.header_timeout_s)
+            return LifetimeStep(Act.DRAIN, "header_timeout", cut_at_s=now_s + limits.header_timeout_s)
         if now_s >= self._age_limit_s or last_stream_id >= STREAM_ID_DRAIN:
-            return Step(Act.DRAIN, "max_age", cut_at_s=now_s + limits.connection_age_grace_s)
+            return LifetimeStep(Act.DRAIN, "max_age", cut_at_s=now_s + limits.connection_age_grace_s)
         if not streams_open and now_s - self._idle_since_s >= limits.idle_timeout_s:
-            return Step(Act.DRAIN, "idle", cut_at_s=now_s + limits.connection_age_grace_s)
+            return LifetimeStep(Act.DRAIN, "idle", cut_at_s=now_s + limits.connection_age_grace_s)
         return self._keepalive(now_s)
 
-    def _keepalive(self, now_s: float) -> Step:
+    def _keepalive(self, now_s: float) -> LifetimeStep:
         # gRPC proposal A9: any byte answers our PING, not its ack alone.
         if self._pinged_s is not None and self.read_s >= self._pinged_s:
             self._pinged_s = None
         if self._pinged_s is not None:
             late = now_s - self._pinged_s >= self._limits.keepalive_timeout_s
-            return Step(Act.ABORT, "keepalive") if late else _NOTHING
+            return LifetimeStep(Act.ABORT, "keepalive") if late else _NOTHING
         if now_s - self.read_s < self._limits.keepalive_interval_s:
             return _NOTHING
         self._pinged_s = now_s
-        return Step(Act.PING)
+        return LifetimeStep(Act.PING)

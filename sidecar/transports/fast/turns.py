@@ -25,7 +25,7 @@ LATE_READ_BYTES = 1_024
 
 
 CROWD = 16
-"""With more connections waiting, each has little parsed at a time: parsed, it takes 20 times the memory."""
+"""With more connections waiting, each parses little at a time: a parsed request takes 20 times the memory."""
 
 
 class Waiting(Protocol):

@@ -121,7 +121,7 @@ def test_verify__an_intact_registry_and_its_anchors(world: World) -> None:
     assert first.is_intact
     assert sum(chain.entries_count for chain in first.chains) == 6
     assert first.records_count == 6
-    anchors = [Anchor(one.head.chain, one.head.sequence, one.head.digest) for one in first.chains]
+    anchors = [Anchor(chain.head.chain, chain.head.sequence, chain.head.digest) for chain in first.chains]
     world.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=7))
     assert world.run(verify_registry(world.registry, anchors)).is_intact
     wrong = [anchor._replace(digest="a" * 64) for anchor in anchors if anchor.sequence]

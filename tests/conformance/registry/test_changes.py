@@ -155,9 +155,9 @@ def test_apply__concurrent_with_one_expected_generation(world: World) -> None:
             return await asyncio.gather(*changes, return_exceptions=True)
 
     outcomes = world.run(cross())
-    assert len([one for one in outcomes if isinstance(one, Committed)]) == 1
-    refusals = [one for one in outcomes if isinstance(one, RefusedError)]
-    assert [one.code for one in refusals] == [Code.GENERATION_CONFLICT] * 9
+    assert len([outcome for outcome in outcomes if isinstance(outcome, Committed)]) == 1
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, RefusedError)]
+    assert [refusal.code for refusal in refusals] == [Code.GENERATION_CONFLICT] * 9
     assert world.get(ID).generation == 2
 
 
@@ -255,7 +255,7 @@ def test_apply_many__each_on_its_own(world: World) -> None:
     requests[2] = request(create("i1"))
     requests.append(request(c.AddScopes(integration_id="i4", scopes=("orders:read",))))
     outcomes = world.run(world.registry.apply_many(requests))
-    assert [isinstance(one, Committed) for one in outcomes] == [True, True, False, True, True, True]
+    assert [isinstance(outcome, Committed) for outcome in outcomes] == [True, True, False, True, True, True]
     refused = outcomes[2]
     assert isinstance(refused, RefusedError) and refused.code is Code.ID_TAKEN
     assert world.get("i4").scopes == frozenset({Scope("orders", "read")})

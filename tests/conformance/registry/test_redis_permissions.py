@@ -107,7 +107,7 @@ async def repeat_and_outlive() -> None:
     await registry.announce("first", await registry.revision())
     clock.advance(SIDECAR_LIFETIME_US + 1)
     await registry.announce("second", await registry.revision())
-    assert [one.id for one in await registry.live_sidecars()] == ["second"]
+    assert [live_sidecar.id for live_sidecar in await registry.live_sidecars()] == ["second"]
     await registry.aclose()
 
 
@@ -214,7 +214,7 @@ def test_permissions__are_enough_for_every_form_of_url(
             revision = await registry.revision()
             await registry.changes_since(revision, timeout_s=0.05)
             await registry.apply(request(create("permitted")))
-            assert [one.id for one in (await registry.changes_since(revision)).records] == ["permitted"]
+            assert [record.id for record in (await registry.changes_since(revision)).records] == ["permitted"]
             await registry.aclose()
         await beat.close()
         await store.close()

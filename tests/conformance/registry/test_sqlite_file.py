@@ -211,12 +211,12 @@ def test_open__many_at_once_make_one_registry(tmp_path: Path, runner: asyncio.Ru
         try:
             await found(registries[0], clock)
             made = await asyncio.gather(
-                *(one.apply(request(create(f"i{n}"))) for n, one in enumerate(registries))
+                *(registry.apply(request(create(f"i{n}"))) for n, registry in enumerate(registries))
             )
             assert all(isinstance(one, Committed) for one in made)
-            assert {len((await one.load_all()).records) for one in registries} == {6}
+            assert {len((await registry.load_all()).records) for registry in registries} == {6}
         finally:
-            await asyncio.gather(*(one.aclose() for one in registries))
+            await asyncio.gather(*(registry.aclose() for registry in registries))
 
     runner.run(start())
 

@@ -230,7 +230,9 @@ def test_write__one_that_fails_takes_no_other_with_it(tmp_path: Path, runner: as
             held = asyncio.create_task(thread.call(gate, Durability.READ, PATIENCE_S))
             await gate.until_entered()
             works: list[Callable[[sqlite3.Connection], object]] = [refuse, guarded, faulty, partial(put, 1)]
-            waiting = [asyncio.create_task(thread.call(one, Durability.LASTING, PATIENCE_S)) for one in works]
+            waiting = [
+                asyncio.create_task(thread.call(work, Durability.LASTING, PATIENCE_S)) for work in works
+            ]
             await asyncio.sleep(0)
             gate.open()
             await held
@@ -293,10 +295,12 @@ def test_write__a_full_disk_changes_nothing(tmp_path: Path, runner: asyncio.Runn
             *(registry.apply(request(create(f"i{n}", contact="x" * 200))) for n in range(200)),
             return_exceptions=True,
         )
-        assert all(isinstance(one, (Committed, RegistryUnavailableError)) for one in outcomes)
-        assert any(isinstance(one, RegistryUnavailableError) and "full" in str(one) for one in outcomes)
+        assert all(isinstance(outcome, (Committed, RegistryUnavailableError)) for outcome in outcomes)
+        assert any(
+            isinstance(outcome, RegistryUnavailableError) and "full" in str(outcome) for outcome in outcomes
+        )
         assert (await registry.revision()).sequences[0] == revision.sequences[0] + sum(
-            isinstance(one, Committed) for one in outcomes
+            isinstance(outcome, Committed) for outcome in outcomes
         )
         await registry.aclose()
 

@@ -111,7 +111,7 @@ class Serving:
             while self.metrics.value("sidecar_calls_running"):  # noqa: ASYNC110 - there is no event for nothing
                 await asyncio.sleep(0)
         gc.collect()
-        assert not [one for one in gc.get_objects() if isinstance(one, _Pending)]
+        assert not [get_object for get_object in gc.get_objects() if isinstance(get_object, _Pending)]
 
 
 def check_answers(answers: Sequence[Answer]) -> None:

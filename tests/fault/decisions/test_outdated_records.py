@@ -77,7 +77,7 @@ def test_suspension__is_not_passed_by_a_failing_store(
                 if is_dark:
                     proxy.go_dark()
                 answers = await sidecar.ask_each(times=5)
-                assert {(one.status, one.reason, one.headers[MARK]) for one in answers} == {
+                assert {(answer.status, answer.reason, answer.headers[MARK]) for answer in answers} == {
                     (503, "store_unavailable", "deny")
                 }
             proxy.heal()
@@ -99,8 +99,8 @@ def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
             await sidecar.ask(FailPolicy.ALLOW)
             proxy.go_dark()
             answers = [one for one in await sidecar.until(is_by_policy=True) if one.is_by_policy]
-            check_answers([one for one in answers if one.policy is not FailPolicy.ALLOW])
-            changed = [one for one in answers if one.policy is FailPolicy.ALLOW]
+            check_answers([answer for answer in answers if answer.policy is not FailPolicy.ALLOW])
+            changed = [answer for answer in answers if answer.policy is FailPolicy.ALLOW]
             assert {(one.status, one.headers[MARK]) for one in changed} == {(503, "deny")}
             proxy.heal()
             proxy.cut()

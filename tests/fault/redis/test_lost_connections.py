@@ -27,7 +27,11 @@ def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
     """A take right after each kill is admitted unless it had been sent already, and none counts twice."""
     world = World(kind)
     servers = shared()
-    ports = [one.port for one in servers.cluster.servers] if kind == "cluster" else [servers.standalone.port]
+    ports = (
+        [server.port for server in servers.cluster.servers]
+        if kind == "cluster"
+        else [servers.standalone.port]
+    )
 
     async def scene() -> None:
         clients = [redis.asyncio.Redis(port=port) for port in ports]
@@ -67,7 +71,7 @@ def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> Non
             takes = [asyncio.ensure_future(take(store, spent, timeout_s=TIMEOUT_S)) for _ in range(50)]
             await kill_clients(client)
             outcomes += await asyncio.gather(*takes)
-        admitted = sum(isinstance(one, Taken) for one in outcomes)
+        admitted = sum(isinstance(outcome, Taken) for outcome in outcomes)
         await ready(store)
         last = await take(store, spent, asked=0)
         assert isinstance(last, Taken)

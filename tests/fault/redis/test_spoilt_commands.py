@@ -60,7 +60,7 @@ async def survive(world: World, proxy: FaultProxy) -> None:
         while not isinstance(outcome := await timed_take(store), Taken):  # noqa: ASYNC110 - each turn asks
             await asyncio.sleep(0)
     # A refusal costs nothing and a take at most one: what was answered as a fault may have been taken once.
-    taken = sum(isinstance(one, Taken) for one in outcomes) + 1
+    taken = sum(isinstance(outcome, Taken) for outcome in outcomes) + 1
     assert 1_000 - len(outcomes) - 1 - outcome_slack(proxy) <= outcome.remaining <= 1_000 - taken
     assert nothing_is_left(store)
     await store.close()

@@ -90,7 +90,7 @@ def _values(info: FieldInfo) -> str:
         if get_origin(part) is Annotated:
             for mark in get_args(part)[1:]:
                 marks = mark.metadata if isinstance(mark, FieldInfo) else [mark]
-                bounds |= {type(one): one for one in marks}
+                bounds |= {type(mark): mark for mark in marks}
     kinds = _walk(info.annotation)
     literal = next((part for part in kinds if get_origin(part) is Literal), None)
     words = "" if literal is None else ", ".join(map(str, get_args(literal)))

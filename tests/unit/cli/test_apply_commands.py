@@ -210,7 +210,7 @@ def test_apply__through_the_admin_api(api: Served, tmp_path: Path) -> None:
     assert "Made 2 changes in" in api.told("apply", "-f", str(file), "--yes")
     assert api.told("apply", "-f", str(file)).splitlines()[-1] == "Nothing to do."
     log = json.loads(api.told("audit", "list", "--integration", "depot", "--json"))
-    assert [one["reason"] for one in log["items"]] == ["declared in integrations.yaml"]
+    assert [item["reason"] for item in log["items"]] == ["declared in integrations.yaml"]
     auditor = api.run("apply", "-f", str(file), "--prune", "--dry-run", who="audrey")
     assert auditor.exit_code == 0
     file.write_text("integrations: []")

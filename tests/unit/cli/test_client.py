@@ -158,7 +158,7 @@ def test_client__a_change_whose_answer_was_lost_happens_once(shared_api: Served)
     assert told.is_replay
     assert told.data["api_key"] is None
     record = json.loads(shared_api.told("integrations", "show", "lost", "--json"))
-    assert [one["id"] for one in record["credentials"]] == [told.data["credential_id"]]
+    assert [credential["id"] for credential in record["credentials"]] == [told.data["credential_id"]]
 
 
 def test_client__follows_no_redirect() -> None:
@@ -246,7 +246,7 @@ def test_client__lists_page_by_page() -> None:
         listing = client.listed(
             "/v1/x", {"search": "", "flag": True, "many": ["a", "b"]}, limit=3, page_max=2
         )
-    assert [one["n"] for one in listing.items] == [1, 2, 3]
+    assert [item["n"] for item in listing.items] == [1, 2, 3]
     assert (listing.next_after, listing.rest) == ("3", {"as_of": "a"})
     paths = [request.split(b" ")[1] for request in server.requests]
     assert paths == [

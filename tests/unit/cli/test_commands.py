@@ -82,7 +82,7 @@ def test_integrations__lists_for_programs(api: Served) -> None:
     assert api.told("integrations", "list", "--search", "AMM", "--status", "active") == lines[2] + "\n"
     assert api.told("integrations", "list", "--status", "suspended") == lines[1] + "\n"
     some = api.run("integrations", "list", "--limit", "2", "--json")
-    assert [one["id"] for one in json.loads(some.stdout)["items"]] == ["alpha", "beta"]
+    assert [item["id"] for item in json.loads(some.stdout)["items"]] == ["alpha", "beta"]
     assert some.stderr == "note: 2 shown, there are more: narrow it, or raise --limit\n"
     nothing = api.run("integrations", "list", "--search", "nobody")
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "there is no such integration\n")
@@ -174,7 +174,7 @@ def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: Served) ->
     assert shared_api.told("reactivate", "leaky", "--reason", "keys replaced", who="bob").startswith(
         "leaky: reactivated; credentials: "
     )
-    assert [one["state"] for one in record_of(shared_api, "leaky")["credentials"]] == ["active"]
+    assert [credential["state"] for credential in record_of(shared_api, "leaky")["credentials"]] == ["active"]
 
 
 def test_suspend__needs_a_reason(shared_api: Served) -> None:
@@ -393,7 +393,7 @@ def test_admin__accounts_roles_and_tokens(api: Served) -> None:
         == "carol: removed administrator carol\n"
     )
     accounts = json.loads(api.told("admin", "list", "--json"))["items"]
-    assert [one["removed_at"] is not None for one in accounts if one["id"] == "carol"] == [True]
+    assert [account["removed_at"] is not None for account in accounts if account["id"] == "carol"] == [True]
     assert "carol\tCarol C\tremoved\t-\t-\t-\t-" in api.told("admin", "list").splitlines()
 
 
@@ -437,7 +437,9 @@ def test_allowlist__shows_whom_it_refused(api: Served) -> None:
         ["unknown: check 'client_ip'", key, "-", "refused"],
     ]
     api.told("allowlist", "add", "locked", lines[0][2])
-    assert [one["is_admitted_now"] for one in record_of(api, "locked")["refused_callers"]] == [
+    assert [
+        refused_caller["is_admitted_now"] for refused_caller in record_of(api, "locked")["refused_callers"]
+    ] == [
         True,
         False,
         False,

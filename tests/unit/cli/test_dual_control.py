@@ -66,7 +66,7 @@ def test_suspend__by_the_only_administrator_in_a_dry_run(alone: Served) -> None:
     tried = alone.run("suspend", "acme", "--reason", "leak", "--dry-run")
     assert (tried.exit_code, f"note: {NOBODY}" in tried.stderr) == (0, True)
     told = json.loads(alone.told("suspend", "acme", "--reason", "leak", "--dry-run", "--json"))
-    assert [one["code"] for one in told["notices"]] == ["nobody_can_reactivate"]
+    assert [notice["code"] for notice in told["notices"]] == ["nobody_can_reactivate"]
     assert status_of(alone) == "active"
 
 

@@ -15,9 +15,9 @@ from sidecar.domain.audit import ChainHead, empty_chain
 from sidecar.domain.changes import (
     AdminRequest,
     ChangeContext,
+    ChangePlan,
     Current,
     LiveSidecar,
-    Plan,
     Position,
     Revision,
     plan,
@@ -56,7 +56,7 @@ CONTEXT = ChangeContext("req-1", "127.0.0.1")
 
 def planned(
     record: Integration | None, command: c.Command, head: ChainHead | None = None, expected: int | None = None
-) -> Plan:
+) -> ChangePlan:
     """What *command* of ann writes."""
     current = Current(record, False, HOLDER, head or empty_chain())
     return plan(LIFECYCLE, current, request(command, ANN, expected), NOW_US)

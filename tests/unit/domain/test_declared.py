@@ -6,7 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from sidecar.domain.cidr import parse_cidr
-from sidecar.domain.declared import Declaration, Difference, FieldChange, Kind, Terms, compare, differ
+from sidecar.domain.declared import (
+    Declaration,
+    Difference,
+    DifferenceKind,
+    FieldChange,
+    Terms,
+    compare,
+    differ,
+)
 from sidecar.domain.integrations import Credential, Integration, Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.refusals import Code
@@ -66,19 +74,19 @@ def codes(difference: Difference) -> list[Code]:
 def test_differ__equal_is_no_change() -> None:
     """What a registry holds already needs no command, and nothing is said about it."""
     difference = differ(declaration(), active(), terms())
-    assert difference == Difference(ID, "Acme", Kind.NONE)
+    assert difference == Difference(ID, "Acme", DifferenceKind.NONE)
 
 
 def test_differ__order_of_what_is_written_does_not_matter() -> None:
     """Allowlist entries and credentials in another order, or twice, are the same."""
     entries = tuple(map(parse_cidr, ("192.0.2.128/25", "192.0.2.0/25", "192.0.2.0/25")))
-    assert differ(declaration(ip_allowlist=entries), active(), terms()).kind is Kind.NONE
+    assert differ(declaration(ip_allowlist=entries), active(), terms()).kind is DifferenceKind.NONE
 
 
 def test_differ__a_new_one_is_made_at_once() -> None:
     """One command with credentials and all, which must find no integration of this id."""
     difference = differ(declaration(credentials=(key("k1", NOW_US + DAY_US),)), None, terms())
-    assert (difference.kind, words(difference)) == (Kind.ADD, ["integration.create"])
+    assert (difference.kind, words(difference)) == (DifferenceKind.ADD, ["integration.create"])
     assert difference.steps[0].expected_generation == 0
     assert FieldChange("credentials", None, "k1") in difference.fields
     assert FieldChange("rate_limit_rpm", None, 60) not in difference.fields
@@ -128,7 +136,7 @@ def test_differ__narrows_before_it_widens() -> None:
 def test_differ__details_that_are_not_written_stay() -> None:
     """A contact is changed where the file writes one, emptied by '', and left alone where it writes none."""
     held = active(contact="ops@acme.example")
-    assert differ(declaration(), held, terms()).kind is Kind.NONE
+    assert differ(declaration(), held, terms()).kind is DifferenceKind.NONE
     emptied = differ(declaration(keys=("contact",)), held, terms())
     assert emptied.fields == (FieldChange("contact", "ops@acme.example", ""),)
 
@@ -231,7 +239,7 @@ def test_differ__a_new_limit_ends_a_raise_and_says_so() -> None:
         (ANN, c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=NOW_US + DAY_US)),
     )
     same: dict[str, Any] = {"scopes": frozenset(), "ip_allowlist": (), "credentials": ()}
-    assert differ(declaration(**same), raised, terms()).kind is Kind.NONE
+    assert differ(declaration(**same), raised, terms()).kind is DifferenceKind.NONE
     changed = differ(declaration(**same, rate_limit_rpm=120), raised, terms())
     assert changed.remarks == ("the change of its limit ends the temporary raise",)
 
@@ -251,9 +259,9 @@ def test_differ__an_allowlist_is_emptied_only_after_it_was_turned_off() -> None:
 def test_compare__without_permission_everything_is_refused() -> None:
     """An auditor sees the difference, and that nothing of it may be done."""
     plan = compare([declaration()], [replace(active(), id="other", credentials=())], terms(AUDREY))
-    assert (plan.steps, [codes(one) for one in plan.differences]) == (0, [[Code.ROLE_FORBIDS]])
+    assert (plan.steps, [codes(difference) for difference in plan.differences]) == (0, [[Code.ROLE_FORBIDS]])
     pruned = compare([], [active()], terms(AUDREY, has_prune=True))
-    assert (pruned.steps, pruned.count(Kind.REMOVE), pruned.refused) == (0, 0, 1)
+    assert (pruned.steps, pruned.count(DifferenceKind.REMOVE), pruned.refused) == (0, 0, 1)
 
 
 def test_compare__counts_what_happens() -> None:
@@ -269,7 +277,9 @@ def test_compare__counts_what_happens() -> None:
         [active(), changed, gone],
         terms(has_prune=True),
     )
-    counts = {kind: plan.count(kind) for kind in (Kind.ADD, Kind.CHANGE, Kind.REMOVE)}
-    assert counts == {Kind.ADD: 1, Kind.CHANGE: 1, Kind.REMOVE: 1}
+    counts = {
+        kind: plan.count(kind) for kind in (DifferenceKind.ADD, DifferenceKind.CHANGE, DifferenceKind.REMOVE)
+    }
+    assert counts == {DifferenceKind.ADD: 1, DifferenceKind.CHANGE: 1, DifferenceKind.REMOVE: 1}
     assert (plan.unchanged, plan.steps, plan.refused) == (1, 3, 0)
-    assert [one.integration_id for one in plan.differences] == ["new", "changed", "gone"]
+    assert [difference.integration_id for difference in plan.differences] == ["new", "changed", "gone"]

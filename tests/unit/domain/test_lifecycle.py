@@ -14,7 +14,7 @@ from sidecar.domain.lifecycle.dual_control import able_to_reactivate
 from sidecar.domain.lifecycle.outcome import Facts
 from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
 from sidecar.domain.records import from_stored, to_stored
-from sidecar.domain.refusals import Code, Kind, RefusedError
+from sidecar.domain.refusals import Code, RefusalKind, RefusedError
 from sidecar.domain.roles import PERMISSIONS, Action, Actor, Grant, Role, machine_actor
 from tests.administration import (
     ANN,
@@ -86,7 +86,7 @@ def test_transitions__each_cell_of_the_table(kind: type[c.Command], state: State
     if state not in TRANSITIONS[kind]:
         with pytest.raises(RefusedError) as caught:
             apply(record, command, CAT, facts=facts)
-        assert caught.value.kind in (Kind.CONFLICT, Kind.NOT_FOUND)
+        assert caught.value.kind in (RefusalKind.CONFLICT, RefusalKind.NOT_FOUND)
         return
     try:
         outcome = apply(record, command, CAT, facts=facts)
@@ -316,7 +316,7 @@ def test_reactivate__a_single_person_is_marked(actor: Actor, suspender: Actor, i
     assert outcome.record.single_person_at_us == (NOW_US + HOUR_US if is_marked else 0)
     assert outcome.after.get("single_person") is (True if is_marked else None)
     assert outcome.summary.endswith("; single_person") is is_marked
-    assert [one.code for one in outcome.notices] == (["single_person"] if is_marked else [])
+    assert [notice.code for notice in outcome.notices] == (["single_person"] if is_marked else [])
     assert from_stored(to_stored(outcome.record)) == outcome.record
 
 
@@ -344,8 +344,8 @@ def test_reactivate__a_recovered_suspender_is_still_the_suspender() -> None:
 def test_machine__suspends_and_does_nothing_else() -> None:
     """Who works on the registry itself, without a token, can close a door there and open none."""
     outcome = apply(active(), SUSPEND, MACHINE)
-    assert [one.by for one in outcome.record.suspensions] == ["machine:root"]
-    assert [one.code for one in outcome.notices] == ["single_person"]
+    assert [suspension.by for suspension in outcome.record.suspensions] == ["machine:root"]
+    assert [notice.code for notice in outcome.notices] == ["single_person"]
     for kind, command in examples().items():
         if kind is not c.Suspend:
             assert refused(in_state(State.ACTIVE)[0], command, MACHINE) is Code.ROLE_FORBIDS

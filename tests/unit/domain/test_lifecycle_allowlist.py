@@ -71,7 +71,12 @@ def test_enable__needs_an_entry() -> None:
 def test_entries__all_mistakes_at_once_with_what_was_meant() -> None:
     """Each wrong entry is named by its index; host bits get both blocks that were probably meant."""
     error = refused(off(), put("192.0.2.0/24", "10.1.2.3/8", "10.0.0.0/64", "nonsense", "10.0.0.0/255.0.0.0"))
-    assert [one.field for one in error.problems] == ["entries[1]", "entries[2]", "entries[3]", "entries[4]"]
+    assert [problem.field for problem in error.problems] == [
+        "entries[1]",
+        "entries[2]",
+        "entries[3]",
+        "entries[4]",
+    ]
     assert "10.0.0.0/8 or 10.1.2.3/32" in error.problems[0].message
     assert "0 to 32" in error.problems[1].message
     assert "netmask" in error.problems[3].message
@@ -139,7 +144,7 @@ def test_remove__as_they_stand() -> None:
     """An entry is removed by its block; one that only covers it is named."""
     assert entries(apply(active(), remove("192.0.2.0/25")).record) == ["192.0.2.128/25"]
     error = refused(active(), remove("192.0.2.0/26", "10.0.0.0/8"))
-    assert [one.code for one in error.problems] == [Code.ENTRY_UNKNOWN] * 2
+    assert [problem.code for problem in error.problems] == [Code.ENTRY_UNKNOWN] * 2
     assert "covered by 192.0.2.0/25" in error.problems[0].message
 
 

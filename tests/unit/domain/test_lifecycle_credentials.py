@@ -225,7 +225,7 @@ def test_webhook_secret__record_never_holds_it() -> None:
     outcome = apply(active(), c.GenerateWebhookSecret(integration_id=ID, secret=secret("first")))
     assert outcome.sealed == (secret("first"),)
     assert secret("first").sealed not in repr(outcome)
-    assert [one.id for one in live_secrets(outcome.record, NOW_US)] == ["first"]
+    assert [live_secret.id for live_secret in live_secrets(outcome.record, NOW_US)] == ["first"]
 
 
 def test_webhook_secret__one_at_a_time() -> None:
@@ -239,12 +239,14 @@ def test_webhook_secret__one_at_a_time() -> None:
 def test_webhook_secret__rotation_overlaps() -> None:
     """During the overlap both sign; a rotation within it ends the oldest and says so."""
     record = apply(generated(), turn("second", HOUR_US)).record
-    assert [one.id for one in live_secrets(record, NOW_US)] == ["first", "second"]
-    assert [one.id for one in live_secrets(record, NOW_US + HOUR_US)] == ["second"]
+    assert [live_secret.id for live_secret in live_secrets(record, NOW_US)] == ["first", "second"]
+    assert [live_secret.id for live_secret in live_secrets(record, NOW_US + HOUR_US)] == ["second"]
     outcome = apply(record, turn("third", HOUR_US))
-    assert [one.id for one in live_secrets(outcome.record, NOW_US)] == ["second", "third"]
+    assert [live_secret.id for live_secret in live_secrets(outcome.record, NOW_US)] == ["second", "third"]
     assert [notice.code for notice in outcome.notices] == ["overlap_ended"]
-    assert [one.id for one in apply(record, turn("third", 0)).record.webhook_secrets] == ["third"]
+    assert [
+        webhook_secret.id for webhook_secret in apply(record, turn("third", 0)).record.webhook_secrets
+    ] == ["third"]
 
 
 @pytest.mark.parametrize(

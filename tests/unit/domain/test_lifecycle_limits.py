@@ -196,4 +196,4 @@ def test_in_force__disabled_allowlist_and_old_credentials() -> None:
     assert in_force(suspended(), NOW_US).credentials == suspended().credentials
     # No change gets here; if a store were written to by other means, decisions would still be safe.
     forged = replace(reissued(), status=active().status)
-    assert [one.id for one in in_force(forged, NOW_US).credentials] == ["new1"]
+    assert [credential.id for credential in in_force(forged, NOW_US).credentials] == ["new1"]

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sidecar.observe.metrics import Kind, Metrics, MetricSpec, MetricTable
+from sidecar.observe.metrics import MetricKind, Metrics, MetricSpec, MetricTable
 from sidecar.observe.shared import CountBlock, LayoutError, WorkerCounts, layout_mark
 from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
 
 TOY = MetricTable(
     (
-        MetricSpec("toys_total", Kind.COUNTER, "Toys.", labels=(("colour", ("red", "green")),)),
-        MetricSpec("children", Kind.GAUGE, "Children."),
-        MetricSpec("highest", Kind.GAUGE, "Highest tower.", labels=(("colour", ("red", "green")),)),
-        MetricSpec("play_seconds", Kind.HISTOGRAM, "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
+        MetricSpec("toys_total", MetricKind.COUNTER, "Toys.", labels=(("colour", ("red", "green")),)),
+        MetricSpec("children", MetricKind.GAUGE, "Children."),
+        MetricSpec("highest", MetricKind.GAUGE, "Highest tower.", labels=(("colour", ("red", "green")),)),
+        MetricSpec("play_seconds", MetricKind.HISTOGRAM, "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
     )
 )
 RULES = {"highest": max}
@@ -48,8 +48,8 @@ while True:
 """
 PAIR = MetricTable(
     (
-        MetricSpec("first_total", Kind.COUNTER, "First."),
-        MetricSpec("second_total", Kind.COUNTER, "Second."),
+        MetricSpec("first_total", MetricKind.COUNTER, "First."),
+        MetricSpec("second_total", MetricKind.COUNTER, "Second."),
     )
 )
 
@@ -100,7 +100,7 @@ def test_block__another_layout_is_refused() -> None:
     """A worker of another version must not count into the wrong places: not even of the same size."""
     block = CountBlock.create(TOY)
     renamed = MetricTable((MetricSpec("boys_total", *_rest(TOY.specs[0])), *TOY.specs[1:]))
-    longer = MetricTable((*TOY.specs, MetricSpec("more_total", Kind.COUNTER, "More.")))
+    longer = MetricTable((*TOY.specs, MetricSpec("more_total", MetricKind.COUNTER, "More.")))
     assert renamed.size == TOY.size
     for table in (renamed, longer):
         with pytest.raises(LayoutError, match="stop and start the whole sidecar"):
@@ -108,7 +108,7 @@ def test_block__another_layout_is_refused() -> None:
     block.close()
 
 
-def _rest(spec: MetricSpec) -> tuple[Kind, str, tuple[tuple[str, tuple[str, ...]], ...]]:
+def _rest(spec: MetricSpec) -> tuple[MetricKind, str, tuple[tuple[str, tuple[str, ...]], ...]]:
     return spec.kind, spec.help, spec.labels
 
 
@@ -120,9 +120,14 @@ def test_mark__tells_whatever_moves_a_count() -> None:
         for specs in (
             (toys, children, highest, play),
             (children, toys, highest, play),
-            (MetricSpec("toys_total", Kind.GAUGE, "Toys.", labels=toys.labels), children, highest, play),
             (
-                MetricSpec("toys_total", Kind.COUNTER, "Toys.", labels=(("colour", ("green", "red")),)),
+                MetricSpec("toys_total", MetricKind.GAUGE, "Toys.", labels=toys.labels),
+                children,
+                highest,
+                play,
+            ),
+            (
+                MetricSpec("toys_total", MetricKind.COUNTER, "Toys.", labels=(("colour", ("green", "red")),)),
                 children,
                 highest,
                 play,
@@ -131,13 +136,15 @@ def test_mark__tells_whatever_moves_a_count() -> None:
                 toys,
                 children,
                 highest,
-                MetricSpec("play_seconds", Kind.HISTOGRAM, "Play.", buckets_ns=(1_000_001, 2_500_000_000)),
+                MetricSpec(
+                    "play_seconds", MetricKind.HISTOGRAM, "Play.", buckets_ns=(1_000_001, 2_500_000_000)
+                ),
             ),
         )
     ]
     assert len({layout_mark(table) for table in tables}) == len(tables)
     reworded = MetricTable(
-        (MetricSpec("toys_total", Kind.COUNTER, "Other.", labels=toys.labels), *TOY.specs[1:])
+        (MetricSpec("toys_total", MetricKind.COUNTER, "Other.", labels=toys.labels), *TOY.specs[1:])
     )
     assert layout_mark(reworded) == layout_mark(TOY)
 
@@ -270,7 +277,7 @@ def test_counts__kill_9_loses_and_doubles_nothing(told_before_death: int) -> Non
 
 def test_rules__name_gauges_of_the_table() -> None:
     """A rule for a metric that is no gauge, or is gone, would do nothing."""
-    gauges = {spec.name for spec in TABLE.specs if spec.kind is Kind.GAUGE}
+    gauges = {spec.name for spec in TABLE.specs if spec.kind is MetricKind.GAUGE}
     assert set(WORKER_GAUGE_RULES) <= gauges
 
 

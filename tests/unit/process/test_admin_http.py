@@ -53,7 +53,7 @@ def test_admin__metrics_in_the_text_format(asked: Asked) -> None:
     assert {spec.name.removesuffix("_total") for spec in TABLE.specs} <= set(families)
     assert {"process_cpu_seconds", "python_info", "python_gc_collections"} <= set(families)
     assert families["sidecar_build_info"].samples[0].labels == {"version": VERSION}
-    allowed = [one for one in families["sidecar_decisions"].samples if one.labels["reason"] == "ok"]
+    allowed = [sample for sample in families["sidecar_decisions"].samples if sample.labels["reason"] == "ok"]
     assert [one.value for one in allowed] == [3.0]
 
 

@@ -50,7 +50,7 @@ def test_config__an_empty_file_works(tmp_path: Path) -> None:
     assert (settings.transport, settings.store, settings.registry) == ("fast", "embedded:", None)
     assert (settings.unauthenticated_status, settings.ietf_headers) == (403, False)
     assert settings.client_ip.header is None
-    assert [(one.header, one.scheme) for one in settings.credentials] == [
+    assert [(credential.header, credential.scheme) for credential in settings.credentials] == [
         ("x-api-key", None),
         ("authorization", "Bearer"),
     ]

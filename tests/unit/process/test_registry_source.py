@@ -26,7 +26,7 @@ EMPTY = Snapshot.empty()
 def write(path: Path, *integrations: str) -> None:
     """Replace the registry by one of *integrations*, each in YAML's flow style."""
     draft = path.with_suffix(".new")
-    draft.write_text("integrations:\n" + "".join(f"  - {{{one}}}\n" for one in integrations))
+    draft.write_text("integrations:\n" + "".join(f"  - {{{integration}}}\n" for integration in integrations))
     draft.replace(path)
 
 
@@ -52,7 +52,7 @@ def loaded(result: LoadedRegistry | None) -> Snapshot:
 
 def generations(snapshot: Snapshot) -> dict[str, int]:
     """The generation of each integration."""
-    return {id: one.generation for id, one in snapshot.integrations.items()}
+    return {id: integration.generation for id, integration in snapshot.integrations.items()}
 
 
 def test_registry_source__numbers_changes(path: Path, source: RegistrySource) -> None:

@@ -102,7 +102,7 @@ def run(
 
 def names(decider: Decider) -> list[str]:
     """The integrations in force."""
-    return [one.name for one in decider.snapshot.integrations.values()]
+    return [integration.name for integration in decider.snapshot.integrations.values()]
 
 
 def test_registry_watch__reloads_when_asked(tmp_path: Path) -> None:

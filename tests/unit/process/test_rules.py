@@ -103,7 +103,7 @@ scope_categories:
 routes: [{path: /v1/pay, scope: payroll:read}]
 """
     catalogue = rules(tmp_path, text).catalogue
-    assert [one.title for one in catalogue.categories.values()] == ["Pay", "Stock"]
+    assert [category.title for category in catalogue.categories.values()] == ["Pay", "Stock"]
     assert catalogue.categories["payroll"].read_only
     with pytest.raises(FileFaultsError, match="unknown category 'orders'"):
         rules(tmp_path, text.replace("payroll:read", "orders:read"))

@@ -135,7 +135,7 @@ def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPoli
     other = make_key()
     scene = Scene(make_integration(key, on_store_error=own), make_integration(other, id="b"), policy=general)
     fallbacks = [scene.after(one.api_key).fallback for one in (key, other)]
-    assert [one.policy for one in fallbacks if one is not None] == [own, general]
+    assert [fallback.policy for fallback in fallbacks if fallback is not None] == [own, general]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -199,7 +199,9 @@ def test_policy__a_registry_that_was_never_loaded_lets_nobody_in(key: NewApiKey,
     scene = Scene(policy=policy)
     scene.decider.snapshot = Snapshot.unloaded()
     scene.ask(key.api_key)
-    assert [(one.reason, one.fallback) for one in scene.decisions] == [(Reason.STORE_UNAVAILABLE, None)]
+    assert [(decision.reason, decision.fallback) for decision in scene.decisions] == [
+        (Reason.STORE_UNAVAILABLE, None)
+    ]
 
 
 @pytest.mark.parametrize("fault", FAILURES)

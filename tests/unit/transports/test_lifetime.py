@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sidecar.transports.fast.engine import H2Error
-from sidecar.transports.fast.lifetime import LINGER_S, NOTICE_S, STREAM_ID_DRAIN, Act, Lifetime, Phase, Step
+from sidecar.transports.fast.lifetime import (
+    LINGER_S,
+    NOTICE_S,
+    STREAM_ID_DRAIN,
+    Act,
+    Lifetime,
+    LifetimeStep,
+    Phase,
+)
 from sidecar.transports.server import TransportLimits
 
 LIMITS = TransportLimits(
@@ -27,7 +35,7 @@ def lifetime(jitter: float = 0.0, *, is_shaken: bool = True) -> Lifetime:
     return opened
 
 
-def step(each: Lifetime, now_s: float, *, streams: int = 0, seen: int = 0, last: int = 0) -> Step:
+def step(each: Lifetime, now_s: float, *, streams: int = 0, seen: int = 0, last: int = 0) -> LifetimeStep:
     """What is due at *now_s*."""
     return each.next_step(now_s, streams, seen, last)
 
@@ -36,7 +44,7 @@ def test_lifetime__a_handshake_has_its_time() -> None:
     """Without a SETTINGS ACK the connection is ended as RFC 9113 6.5.3 says."""
     each = lifetime(is_shaken=False)
     assert step(each, 9.9).act is Act.NOTHING
-    assert step(each, 10.0) == Step(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
+    assert step(each, 10.0) == LifetimeStep(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
 
 
 def test_lifetime__idleness_counts_from_the_last_stream() -> None:
@@ -46,7 +54,7 @@ def test_lifetime__idleness_counts_from_the_last_stream() -> None:
     assert step(each, 500.0, seen=2).act is Act.NOTHING
     each.read_s = 500.0
     assert step(each, 799.9, seen=2).act is Act.NOTHING
-    assert step(each, 800.0, seen=2) == Step(Act.DRAIN, "idle", cut_at_s=830.0)
+    assert step(each, 800.0, seen=2) == LifetimeStep(Act.DRAIN, "idle", cut_at_s=830.0)
 
 
 def test_lifetime__silence_in_the_middle_of_a_frame_is_bounded() -> None:
@@ -55,7 +63,7 @@ def test_lifetime__silence_in_the_middle_of_a_frame_is_bounded() -> None:
     each.read_s = 100.0
     assert each.read_silently(100.0)
     assert step(each, 104.9, streams=1, seen=1).act is Act.NOTHING
-    assert step(each, 105.0, streams=1, seen=1) == Step(Act.DRAIN, "header_timeout", cut_at_s=110.0)
+    assert step(each, 105.0, streams=1, seen=1) == LifetimeStep(Act.DRAIN, "header_timeout", cut_at_s=110.0)
 
 
 @pytest.mark.parametrize(("jitter", "age_s"), [(-0.1, 900.0), (0.0, 1_000.0), (0.1, 1_100.0)])
@@ -64,7 +72,7 @@ def test_lifetime__age_is_limited_and_jittered(jitter: float, age_s: float) -> N
     each = lifetime(jitter)
     each.read_s = age_s - 1
     assert step(each, age_s - 0.1, streams=1, seen=1).act is Act.NOTHING
-    assert step(each, age_s, streams=1, seen=1) == Step(Act.DRAIN, "max_age", cut_at_s=age_s + 30)
+    assert step(each, age_s, streams=1, seen=1) == LifetimeStep(Act.DRAIN, "max_age", cut_at_s=age_s + 30)
 
 
 def test_lifetime__no_maximum_age_means_none() -> None:
@@ -78,7 +86,9 @@ def test_lifetime__stream_ids_do_not_run_out() -> None:
     """A connection that has used three quarters of its ids is drained (RFC 9113 5.1.1)."""
     each = lifetime()
     assert step(each, 1.0, streams=1, last=STREAM_ID_DRAIN - 1).act is Act.NOTHING
-    assert step(each, 1.0, streams=1, last=STREAM_ID_DRAIN) == Step(Act.DRAIN, "max_age", cut_at_s=31.0)
+    assert step(each, 1.0, streams=1, last=STREAM_ID_DRAIN) == LifetimeStep(
+        Act.DRAIN, "max_age", cut_at_s=31.0
+    )
 
 
 def test_lifetime__silence_is_answered_by_a_ping_and_then_the_end() -> None:
@@ -87,7 +97,7 @@ def test_lifetime__silence_is_answered_by_a_ping_and_then_the_end() -> None:
     assert step(each, 599.9, streams=1, seen=1).act is Act.NOTHING
     assert step(each, 600.0, streams=1, seen=1).act is Act.PING
     assert step(each, 619.9, streams=1, seen=1).act is Act.NOTHING
-    assert step(each, 620.0, streams=1, seen=1) == Step(Act.ABORT, "keepalive")
+    assert step(each, 620.0, streams=1, seen=1) == LifetimeStep(Act.ABORT, "keepalive")
 
 
 def test_lifetime__any_byte_answers_the_ping() -> None:
@@ -127,7 +137,7 @@ def test_lifetime__keepalive_goes_on_while_draining() -> None:
     each.drain(0.0, float("inf"))
     each.go_away()
     assert step(each, 600.0, streams=1).act is Act.PING
-    assert step(each, 620.0, streams=1) == Step(Act.ABORT, "keepalive")
+    assert step(each, 620.0, streams=1) == LifetimeStep(Act.ABORT, "keepalive")
 
 
 def test_lifetime__one_frame_may_not_take_for_ever() -> None:

@@ -10,7 +10,7 @@ from sidecar.cli.root import app
 from sidecar.stores.redis.urls import parse_store_url
 from sidecar.verify import report
 from sidecar.verify.accuracy import Count, Terms, Window, judge
-from sidecar.verify.program import Outcome, Plan
+from sidecar.verify.program import Outcome, VerificationPlan
 from sidecar.verify.run import BucketResult, Load, RunResult
 from sidecar.verify.subjects import Subject, masked_store, own_prefix
 
@@ -38,7 +38,7 @@ def test_command__refuses_what_does_not_go_together(arguments: tuple[str, ...], 
 
 def outcome(*counts: Count, hung: int = 0, **given: object) -> Outcome:
     """A run of two seconds with these counts."""
-    plan = Plan("redis://sid:secret@127.0.0.1/1", Load(2.0), 600, 10, sidecars=3, **given)  # type: ignore[arg-type]
+    plan = VerificationPlan("redis://sid:secret@127.0.0.1/1", Load(2.0), 600, 10, sidecars=3, **given)  # type: ignore[arg-type]
     window = Window(2_000_000, 1_900_000)
     buckets = [
         BucketResult(Subject(f"b{number}", TERMS, b""), window, count, judge(TERMS, window, count))

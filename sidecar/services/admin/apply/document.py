@@ -14,7 +14,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from sidecar.domain.canonical import Json
-from sidecar.domain.declared import Difference, FieldChange, Kind, Plan, Refusal
+from sidecar.domain.declared import ApplyPlan, Difference, DifferenceKind, FieldChange, Refusal
 from sidecar.services.admin.apply.engine import Progress, Report
 from sidecar.stores.registry.file.registry_records import iso_time
 
@@ -118,14 +118,14 @@ class ApplyView(TypedDict):
     is_in_force: NotRequired[bool]
 
 
-def plan_view(plan: Plan) -> PlanView:
+def plan_view(plan: ApplyPlan) -> PlanView:
     """All of *plan*."""
     return {
         "integrations": [_difference(difference) for difference in plan.differences],
         "counts": {
-            "add": plan.count(Kind.ADD),
-            "change": plan.count(Kind.CHANGE),
-            "remove": plan.count(Kind.REMOVE),
+            "add": plan.count(DifferenceKind.ADD),
+            "change": plan.count(DifferenceKind.CHANGE),
+            "remove": plan.count(DifferenceKind.REMOVE),
             "unchanged": plan.unchanged,
             "refused": plan.refused,
             "steps": plan.steps,
@@ -137,7 +137,7 @@ def plan_view(plan: Plan) -> PlanView:
     }
 
 
-def plan_digest(plan: Plan) -> str:
+def plan_digest(plan: ApplyPlan) -> str:
     """
     The digest that names what *plan* would do: its commands without reasons, and the generations they expect.
 

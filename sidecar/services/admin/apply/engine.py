@@ -9,7 +9,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from sidecar.domain.changes import ChangeContext, ChangeRequest, Position
-from sidecar.domain.declared import Declaration, Difference, Plan, Step, Terms, compare
+from sidecar.domain.declared import ApplyPlan, Declaration, Difference, PlannedCommand, Terms, compare
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.refusals import RefusedError
 from sidecar.domain.roles import Actor
@@ -37,7 +37,7 @@ class Progress:
     declined: Declined | None = None
 
     @property
-    def next_step(self) -> Step | None:
+    def next_step(self) -> PlannedCommand | None:
         """The step to make now; None = there is none, or one was declined."""
         steps = self.difference.steps
         return steps[self.made] if self.declined is None and self.made < len(steps) else None
@@ -102,7 +102,7 @@ def default_reason(file_name: str) -> str:
     return f"declared in {file_name}"[:REASON_LENGTH_MAX]
 
 
-async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: ApplyRequest) -> Plan:
+async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: ApplyRequest) -> ApplyPlan:
     """
     Compare *request* with what *registry* holds now.
 
@@ -115,7 +115,7 @@ async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: Appl
     return await asyncio.to_thread(compare, request.declarations, held, terms)
 
 
-async def apply_plan(registry: Registry, plan: Plan, request: ApplyRequest) -> Report:
+async def apply_plan(registry: Registry, plan: ApplyPlan, request: ApplyRequest) -> Report:
     """
     Make the steps of *plan*: the first one of every integration, then the second one, and so on.
 

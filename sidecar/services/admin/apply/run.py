@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from sidecar.domain.changes import Position
-from sidecar.domain.declared import Plan
+from sidecar.domain.declared import ApplyPlan
 from sidecar.domain.integrations import Suspension
 from sidecar.domain.lifecycle.commands import Suspend
 from sidecar.domain.lifecycle.dual_control import able_to_reactivate
@@ -48,7 +48,7 @@ async def apply_declared(
     return view, report.positions
 
 
-async def _lock_warnings(registry: Registry, plan: Plan, request: ApplyRequest) -> list[str]:
+async def _lock_warnings(registry: Registry, plan: ApplyPlan, request: ApplyRequest) -> list[str]:
     """The warning that nobody could reactivate what *plan* suspends; none when somebody could."""
     ids = [
         difference.integration_id

@@ -52,7 +52,7 @@ MISTAKES_MAX = 10_000
 _PIECE_BYTES = 1 << 20
 
 
-class Registry(NamedTuple):
+class FileRegistry(NamedTuple):
     """
     What a registry file says.
 
@@ -78,7 +78,7 @@ class RegistryBytes(NamedTuple):
     digest: bytes
 
 
-def load_registry(path: Path, file: str, catalogue: ScopeCatalogue) -> Registry:
+def load_registry(path: Path, file: str, catalogue: ScopeCatalogue) -> FileRegistry:
     """
     Read the registry at *path*, which messages call *file*.
 
@@ -112,7 +112,7 @@ def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
 
 def parse_registry(
     content: bytes, file: str, catalogue: ScopeCatalogue, is_cancelled: Callable[[], bool] = lambda: False
-) -> Registry:
+) -> FileRegistry:
     """
     Read the registry in *content*; *file* is its name in messages, scopes are those of *catalogue*.
 
@@ -121,7 +121,7 @@ def parse_registry(
         YamlCancelledError: *is_cancelled* said so.
     """
     records, reader = _parse(content, file, catalogue, is_cancelled)
-    return Registry(tuple(records), tuple(reader.warnings.faults))
+    return FileRegistry(tuple(records), tuple(reader.warnings.faults))
 
 
 def load_declarations(path: Path, file: str, catalogue: ScopeCatalogue) -> Declared:

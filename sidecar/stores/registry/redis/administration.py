@@ -21,7 +21,7 @@ from sidecar.stores.registry.protocol import (
 from sidecar.stores.registry.redis import reads
 from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys
 from sidecar.stores.registry.redis.idempotency import (
-    Promises,
+    KeyReservations,
     field_of,
     kept_max,
     kept_result,
@@ -48,7 +48,7 @@ class Administration:
         self._nodes = nodes
         self._keys = keys
         self._clock_us = clock_us
-        self._promises = Promises(nodes, keys)
+        self._promises = KeyReservations(nodes, keys)
         self._turn = asyncio.Lock()
 
     async def administer(self, request: AdminRequest, deadline_s: float) -> AdminCommitted:
@@ -101,7 +101,9 @@ class _Change:
         """One round; None = others were quicker, or a reply was lost: once more."""
         heads = await reads.heads(self._reader)  # later than all that is on record anywhere
         people = await read_people(self._reader, (), self._owner._clock_us)
-        directory = {one.id: one for one in await reads.administrators(self._reader)}
+        directory = {
+            administrator.id: administrator for administrator in await reads.administrators(self._reader)
+        }
         lost = await self._find_lost()
         if lost is not None:
             return await self._finish(AdminCommitted(directory[_id_of(lost)], lost), lost.head)

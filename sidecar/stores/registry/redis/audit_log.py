@@ -62,7 +62,9 @@ async def _some(reader: Reader, query: AuditQuery, first: int, last: int) -> lis
     verb = "ZREVRANGEBYSCORE" if query.newest_first else "ZRANGEBYSCORE"
     index = reader.keys.index(query.chain, filtered, getattr(query, filtered))
     [sequences] = await reader.ask(query.chain, (verb, index, *ends, "LIMIT", 0, count))
-    replies = await reader.ask(query.chain, *(("XRANGE", log, one + b"-0", one + b"-0") for one in sequences))
+    replies = await reader.ask(
+        query.chain, *(("XRANGE", log, sequence + b"-0", sequence + b"-0") for sequence in sequences)
+    )
     return [entry_of(query.chain, one) for reply in replies for one in reply]
 
 

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from sidecar.domain.accounts import confirm
 from sidecar.domain.audit import AuditEntry, ChainHead
 from sidecar.domain.canonical import canonical_json
-from sidecar.domain.changes import ChangeRequest, Committed, Current, Plan, plan
+from sidecar.domain.changes import ChangePlan, ChangeRequest, Committed, Current, plan
 from sidecar.domain.cidr import Address
 from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
@@ -32,7 +32,7 @@ from sidecar.stores.registry.protocol import (
 )
 from sidecar.stores.registry.redis.claims import Claims
 from sidecar.stores.registry.redis.idempotency import (
-    Promises,
+    KeyReservations,
     field_of,
     kept_max,
     kept_result,
@@ -42,7 +42,7 @@ from sidecar.stores.registry.redis.idempotency import (
 )
 from sidecar.stores.registry.redis.keys import RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
-from sidecar.stores.registry.redis.people import People, read_people
+from sidecar.stores.registry.redis.people import ActingAccounts, read_people
 from sidecar.stores.registry.redis.reads import Reader, head_command, record_command, seen_command, seen_of
 from sidecar.stores.registry.redis.replies import FoundRecord, entry_of, found_record, head_of
 from sidecar.stores.registry.redis.scripts import CHANGE
@@ -75,7 +75,7 @@ class _Staged:
 class _View:
     """What was read for a round; `found` and `head` move on as changes are staged."""
 
-    people: People
+    people: ActingAccounts
     head: ChainHead
     found: dict[str, FoundRecord | None]
     seen: dict[str, tuple[Address, ...]]
@@ -103,7 +103,7 @@ class Committer:
         self._lifecycle = lifecycle
         self._clock_us = clock_us
         self._claims = Claims(nodes, keys)
-        self._promises = Promises(nodes, keys)
+        self._promises = KeyReservations(nodes, keys)
         self._turns = [asyncio.Lock() for _ in range(keys.partitions)]
 
     async def change(
@@ -236,8 +236,8 @@ class _Batch:
     def _results(self, made: _Round, is_durable: bool) -> dict[int, Result]:
         results = made.results | {one.index: one.committed for one in made.staged}
         return {
-            index: replace(one, is_durable=is_durable) if isinstance(one, Committed) else one
-            for index, one in results.items()
+            index: replace(result, is_durable=is_durable) if isinstance(result, Committed) else result
+            for index, result in results.items()
         }
 
     def _told(self, error: RegistryError) -> RegistryError:
@@ -251,10 +251,12 @@ class _Batch:
         """Read all that these changes need: the people first, then the chain's head, then the records."""
         requests = [self._requests[index] for index in pending]
         people = await read_people(
-            self._reader, (one.actor.id for one in requests), self._committer._clock_us
+            self._reader, (request.actor.id for request in requests), self._committer._clock_us
         )
-        ids = list(dict.fromkeys(one.command.integration_id for one in requests))
-        fields = list(dict.fromkeys(filter(None, (field_of(one.actor.id, one.context) for one in requests))))
+        ids = list(dict.fromkeys(request.command.integration_id for request in requests))
+        fields = list(
+            dict.fromkeys(filter(None, (field_of(request.actor.id, request.context) for request in requests)))
+        )
         replies = await self._reader.ask(self._partition, *self._commands(ids, fields, people.now_us))
         head, replies = head_of(self._partition, replies[0]), replies[1:]
         records, replies = replies[: len(ids)], replies[len(ids) :]
@@ -438,7 +440,7 @@ def _change_arguments(one: _Staged, entry: AuditEntry) -> list[Word]:
     ]
 
 
-def _staged(index: int, request: ChangeRequest, made: Plan) -> _Staged:
+def _staged(index: int, request: ChangeRequest, made: ChangePlan) -> _Staged:
     outcome = made.outcome
     committed = Committed(outcome.record, made.entry, outcome.notices, outcome.is_deleted)
     return _Staged(index, request, outcome, made.stored or "", made.entry, committed)
@@ -453,7 +455,7 @@ def _where(request: ChangeRequest) -> str:
 
 
 def _has_committed(planned: _Round) -> bool:
-    return bool(planned.staged) or any(isinstance(one, Committed) for one in planned.results.values())
+    return bool(planned.staged) or any(isinstance(result, Committed) for result in planned.results.values())
 
 
 def _first_entry(made: _Round) -> AuditEntry:

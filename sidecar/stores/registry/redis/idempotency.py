@@ -61,7 +61,7 @@ def kept_result(context: ChangeContext, result: str) -> str:
     return canonical_json([context.fingerprint, result])
 
 
-class Promises:
+class KeyReservations:
     """What idempotency keys stand for."""
 
     def __init__(self, nodes: Nodes, keys: RegistryKeys) -> None:

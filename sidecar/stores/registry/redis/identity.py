@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from sidecar.observe.logs import log_event
-from sidecar.stores.redis.urls import Kind
+from sidecar.stores.redis.urls import StoreTopology
 from sidecar.stores.registry.protocol import RegistryReplacedError
 from sidecar.stores.registry.redis.feed import QUESTION
 from sidecar.stores.registry.redis.history import History, Point
@@ -62,7 +62,7 @@ class Identity:
     """
 
     def __init__(
-        self, where: str, kind: Kind, keys: RegistryKeys, history: History, pinned: str = ""
+        self, where: str, kind: StoreTopology, keys: RegistryKeys, history: History, pinned: str = ""
     ) -> None:
         """*where* and *kind* are those of the store's URL; *pinned* is the only id that counts, '' = any."""
         self.known = pinned
@@ -74,7 +74,7 @@ class Identity:
         self._keys = keys
         self._history = history
         self._pinned = pinned
-        self._may_lose_latest = kind is not Kind.STANDALONE
+        self._may_lose_latest = kind is not StoreTopology.STANDALONE
 
     async def check(self, reader: Reader, partitions: Iterable[int] | None = None) -> None:
         """

@@ -27,7 +27,7 @@ from sidecar.stores.redis.resp import pack_all
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.slots import find_slots, read_redirect
-from sidecar.stores.redis.urls import Address, Kind, StoreUrl
+from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.scripts import SCRIPTS
 
@@ -112,7 +112,7 @@ class Nodes:
         self._is_closed = False
         self._trouble = ""
         self._watch: SentinelWatch | None = None
-        if url.kind is Kind.SENTINEL:
+        if url.kind is StoreTopology.SENTINEL:
             self._watch = SentinelWatch(self.connector, self._moved)
 
     async def run(self, partition: int, commands: Sequence[Command], deadline_s: float) -> list[Any]:
@@ -170,7 +170,7 @@ class Nodes:
             self._watch.start()
             assert self._watch.primary is not None
             return self._watch.primary
-        if self.url.kind is not Kind.CLUSTER:
+        if self.url.kind is not StoreTopology.CLUSTER:
             return self.url.addresses[0]
         if partition not in self._slots:
             await self._find_nodes()
@@ -303,7 +303,7 @@ class Nodes:
                 acknowledged = 0
         is_durable = 0 < wanted <= acknowledged
         if watch is None:
-            if wanted and not is_durable and self.url.kind is Kind.CLUSTER:
+            if wanted and not is_durable and self.url.kind is StoreTopology.CLUSTER:
                 await self._require_owner(partition, link)
             return is_durable
         try:
@@ -344,7 +344,7 @@ class Nodes:
             self.search()
             if remedy is Remedy.FIND_PRIMARY:
                 link.abort()
-            if error.code == "MOVED" and self.url.kind is Kind.CLUSTER:
+            if error.code == "MOVED" and self.url.kind is StoreTopology.CLUSTER:
                 self._slots[partition] = read_redirect(error, link.address)
                 raise _RepeatError(str(error), is_link_lost=True) from error
         else:
@@ -415,7 +415,7 @@ class Nodes:
             link.abort()
             raise LinkLostError(f"{address} is no longer the primary")
         if not self._is_agreed and (
-            self.url.kind is not Kind.CLUSTER or self._slots.get(0, address) == address
+            self.url.kind is not StoreTopology.CLUSTER or self._slots.get(0, address) == address
         ):
             try:
                 async with asyncio.timeout(self._limits.discovery_timeout_s):

@@ -13,7 +13,7 @@ from sidecar.stores.registry.redis.replies import account_of, head_of
 
 
 @dataclass(frozen=True, slots=True)
-class People:
+class ActingAccounts:
     """
     The accounts that act in some changes, as they are at `epoch`.
 
@@ -27,7 +27,9 @@ class People:
     holders: Mapping[str, Administrator]
 
 
-async def read_people(reader: Reader, ids: Iterable[str], clock_us: Callable[[], int] | None) -> People:
+async def read_people(
+    reader: Reader, ids: Iterable[str], clock_us: Callable[[], int] | None
+) -> ActingAccounts:
     """
     Read the accounts *ids*; the epoch first, so that it never promises more than was read.
 
@@ -42,7 +44,7 @@ async def read_people(reader: Reader, ids: Iterable[str], clock_us: Callable[[],
         head_command(reader.keys, HOME),
         *(("HGET", admins, name) for name in names),
     )
-    return People(
+    return ActingAccounts(
         epoch=int(epoch or 0),
         now_us=clock_us() if clock_us is not None else learn_time_us(reader, time),
         head=head_of(HOME, head),

@@ -143,7 +143,7 @@ class RedisRegistry:
         """See `Registry.apply_many`: partitions side by side, each in batches of `BATCH_MAX`."""
         _require_at_most(len(requests), REQUESTS_MAX, "changes")
         if _share_credential_ids(requests):
-            return tuple([await self._outcome(one) for one in requests])
+            return tuple([await self._outcome(request) for request in requests])
         by_partition: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             partition = self._keys.partition_of(request.command.integration_id)
@@ -403,7 +403,7 @@ class RedisRegistry:
             return list(await asyncio.gather(*(link.request(*words) for words in commands)))
 
         async with asyncio.timeout(REPLY_TIMEOUT_S):
-            found = await asyncio.gather(*(self._identity.look(one, run) for one in partitions))
+            found = await asyncio.gather(*(self._identity.look(partition, run) for partition in partitions))
         if not all(map(self._identity.is_followed, found)):
             self.on_doubt()
             raise HandshakeError(

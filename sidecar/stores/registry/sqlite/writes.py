@@ -111,7 +111,7 @@ def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int)
     Raises:
         RefusedError: nothing was written that the caller's rollback does not undo.
     """
-    directory = {one.id: one for one in reads.administrators(database)}
+    directory = {administrator.id: administrator for administrator in reads.administrators(database)}
     actor = request.actor
     if actor is not None:
         actor = confirm(actor, directory.get(actor.id), now_us)

@@ -71,7 +71,7 @@ def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "ask one of its administrators" in result.stderr
     assert result.stdout == ""
-    assert [one.id for one in administrators(config)] == ["ann"]
+    assert [administrator.id for administrator in administrators(config)] == ["ann"]
 
 
 def test_bootstrap__as_json(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_bootstrap__in_a_shared_store(tmp_path: Path) -> None:
     url = f"{shared().standalone.url}?prefix=bootstrap:{tmp_path.name}:"
     config = configured(tmp_path, store=url)
     assert bootstrap(config).exit_code == 0
-    assert [one.id for one in administrators(config)] == ["ann"]
+    assert [administrator.id for administrator in administrators(config)] == ["ann"]
     assert bootstrap(config, id="eve").exit_code == 1
 
 

@@ -40,7 +40,7 @@ def test_administrators__list_shows_removed_ones_too(world: World) -> None:
         view["administrator"]["removed_at"].startswith("2025-11-24") and view["administrator"]["tokens"] == []
     )
     items = world.get("/v1/administrators", "audrey")["items"]
-    assert [one["id"] for one in items] == ["ann", "audrey", "bob", "olli"]
+    assert [item["id"] for item in items] == ["ann", "audrey", "bob", "olli"]
     assert items[2] == view["administrator"] == world.get("/v1/administrators/bob")
     again = world.call("POST", "/v1/administrators", {"id": "bob", "name": "Bob", "role": "admin"})
     assert world.refused(409, "id_retired", again)["problems"][0]["field"] == "id"
@@ -54,7 +54,7 @@ def test_administrators__tokens_come_and_go(world: World) -> None:
     assert world.get("/v1/whoami", "", headers=headers)["administrator"] == "bob"
     first = world.keys["bob"].credential_id
     view = world.change(f"/v1/administrators/bob/tokens/{first}", method="DELETE")
-    assert [one["id"] for one in view["administrator"]["tokens"]] == [second["token_id"]]
+    assert [token["id"] for token in view["administrator"]["tokens"]] == [second["token_id"]]
     world.clock.advance(DAY_US)
     assert world.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
 

@@ -22,7 +22,7 @@ def exported(world: World, query: str = "") -> list[StoredEntry]:
     answer = world.call("GET", f"/v1/audit/export{query}")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    return [StoredEntry(one["chain"], one["sequence"], one["digest"], one["text"]) for one in lines]
+    return [StoredEntry(line["chain"], line["sequence"], line["digest"], line["text"]) for line in lines]
 
 
 def found(world: World, query: str) -> list[Any]:
@@ -79,7 +79,7 @@ def test_audit__an_export_can_be_verified_without_us(world: World) -> None:
     anchor = world.get("/v1/audit/verify")["chains"][0]["anchor"]
     assert anchor == f"0:{entries[-1].sequence}:{entries[-1].digest}"
     altered = entries[7]._replace(body=entries[7].body.replace("int-", "xnt-"))
-    assert [one.first for one in verify_chain([*entries[:7], altered, *entries[8:]]).findings] == [8]
+    assert [finding.first for finding in verify_chain([*entries[:7], altered, *entries[8:]]).findings] == [8]
 
 
 def test_audit__an_export_can_be_cut_by_time(world: World) -> None:
@@ -108,9 +108,11 @@ def test_audit__a_broken_promise_is_found(world: World) -> None:
     beyond = f"0:9:{'b' * 64}"
     report = world.get(f"/v1/audit/verify?anchor={wrong}&anchor={beyond}")
     assert not report["is_intact"]
-    kinds = [(one["kind"], one["sequence"], one["last_sequence"]) for one in report["findings"]]
+    kinds = [
+        (finding["kind"], finding["sequence"], finding["last_sequence"]) for finding in report["findings"]
+    ]
     assert kinds == [("altered", 2, 2), ("missing", 6, 9)]
-    assert all(one["problem"] for one in report["findings"])
+    assert all(finding["problem"] for finding in report["findings"])
 
 
 def test_audit__an_entry_that_was_altered_is_shown_as_unreadable() -> None:

@@ -92,7 +92,7 @@ def test_authentication__each_way_round_ends_in_one_answer(
     document = world.refused(401, "unauthenticated", answer)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert document["detail"] == str(AuthenticationError("any")) and document["problems"] == []
-    (line,) = [one for one in caplog.records if one.name == authentication.__name__]
+    (line,) = [record for record in caplog.records if record.name == authentication.__name__]
     assert line.levelno == logging.WARNING
     fields: dict[str, Any] = vars(line)["event_fields"]
     assert (fields["why"], fields["source"], fields["path"]) == (word, "192.0.2.1", WHOAMI)
@@ -238,7 +238,9 @@ def test_attempts__too_many_from_one_source_are_limited(
         assert answer.headers["Retry-After"] == "6"
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == ATTEMPTS_BURST
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "429") == 5
-    assert len([one for one in caplog.records if one.name == authentication.__name__]) == ATTEMPTS_BURST
+    assert (
+        len([record for record in caplog.records if record.name == authentication.__name__]) == ATTEMPTS_BURST
+    )
     assert ask(world, source="192.0.2.2").status_code == 401, "another source has its own limit"
     world.clock.advance(6 * SECOND_US)
     world.refused(401, "unauthenticated", ask(world))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sidecar.domain.lifecycle.commands import COMMANDS
-from sidecar.services.admin.change_table import BY_WORD, ROWS, Draws
+from sidecar.services.admin.change_table import BY_WORD, ROWS, SecretKind
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from tests.administration import DAY_US, NOW_US
 from tests.unit.services.admin.world import World
@@ -117,7 +117,7 @@ def test_changes__a_trial_says_the_same_and_writes_nothing(world: World, word: s
     assert tried["is_dry_run"] and tried["is_change"] and not tried["is_in_force"]
     assert tried["position"] is None
     assert HAPPY[word][3] in tried["summary"]
-    if BY_WORD[word].draws is not Draws.NOTHING:
+    if BY_WORD[word].draws is not SecretKind.NOTHING:
         assert all(
             tried[name] is None for name in tried.keys() & {"api_key", "credential_id", "secret", "secret_id"}
         )
@@ -160,7 +160,7 @@ def test_changes__four_eyes_and_new_keys_before_a_reactivation(world: World) -> 
     document = world.refused(403, "same_administrator", world.call("POST", f"{ACME}/reactivate", again))
     assert document["problems"][0]["remedy"].startswith("another administrator must do this")
     view = world.change(f"{ACME}/reactivate", again, "bob")
-    assert [one["state"] for one in view["integration"]["credentials"]] == ["active"]
+    assert [credential["state"] for credential in view["integration"]["credentials"]] == ["active"]
 
 
 def test_changes__a_suspension_is_shown_with_its_author(world: World) -> None:
@@ -171,7 +171,7 @@ def test_changes__a_suspension_is_shown_with_its_author(world: World) -> None:
     (suspension,) = shown["suspensions"]
     assert (suspension["by"], suspension["reason"]) == ("olli", "key leaked")
     assert suspension["at"].startswith("2025-11-24T16:00:00.")
-    assert [one["state"] for one in shown["credentials"]] == ["invalidated"]
+    assert [credential["state"] for credential in shown["credentials"]] == ["invalidated"]
 
 
 def test_changes__a_raise_is_shown_while_it_lasts(world: World) -> None:
@@ -193,7 +193,7 @@ def test_changes__notices_come_along(world: World) -> None:
     """What an administrator should know stands beside what was done, under the API's names."""
     world.create()
     view = world.change(f"{ACME}/allowlist/add", {"entries": ["203.0.113.0/24", "2001:db8::/32"]})
-    assert [one["code"] for one in view["notices"]] == ["mixed_families"]
+    assert [notice["code"] for notice in view["notices"]] == ["mixed_families"]
     assert view["notices"][0]["field"] == "entries"
 
 
@@ -253,7 +253,7 @@ def test_changes__all_faults_are_named_at_once(world: World) -> None:
     """One look mends them all."""
     world.create()
     answer = world.call("POST", f"{ACME}/scopes/add", {"scopes": ["a:read", "orders:read", "b:read"]})
-    fields = [one["field"] for one in world.refused(422, "unknown_scope", answer)["problems"]]
+    fields = [problem["field"] for problem in world.refused(422, "unknown_scope", answer)["problems"]]
     assert fields == ["scopes[0]", "scopes[2]"]
 
 
@@ -396,7 +396,7 @@ def test_changes__a_secret_is_shown_once_and_never_again(
     )
     hidden = secret.rsplit("_", 1)[-1]
     assert hidden not in everywhere
-    assert hidden not in caplog.text and all(hidden not in str(vars(one)) for one in caplog.records)
+    assert hidden not in caplog.text and all(hidden not in str(vars(record)) for record in caplog.records)
 
 
 def test_changes__a_webhook_secret_is_sealed_before_it_is_kept(world: World) -> None:

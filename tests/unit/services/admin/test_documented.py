@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sidecar.domain.refusals import Code, GenerationConflictError, Kind
+from sidecar.domain.refusals import Code, GenerationConflictError, RefusalKind
 from sidecar.domain.roles import Role
 from sidecar.services.admin.api import ENDPOINTS
 from sidecar.services.admin.attempts import ATTEMPTS_BURST, ATTEMPTS_PER_MINUTE, SOURCES_MAX
@@ -56,7 +56,7 @@ def test_documented__every_code_under_its_status() -> None:
         (crossed if code is Code.GENERATION_CONFLICT else KIND_STATUS[code.kind], code.word) for code in Code
     } | {(code.status, code.word) for code in ApiCode}
     assert documented == expected
-    assert set(KIND_STATUS) == set(Kind)
+    assert set(KIND_STATUS) == set(RefusalKind)
 
 
 def test_documented__every_flag_of_the_review() -> None:
@@ -114,4 +114,4 @@ def test_documented__the_examples_work(world: World) -> None:
     assert len(answers) == 8
     assert answers[-1]["is_intact"]
     actions = ["integration.suspend", "credential.issue", "limit.raise", "integration.create"]
-    assert [one["action"] for one in answers[-2]["items"]] == actions
+    assert [item["action"] for item in answers[-2]["items"]] == actions

@@ -100,7 +100,7 @@ def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
     world.refused(503, "store_unavailable", answer)
     assert "/where/it/is" not in answer.text, "strangers get no details; the log has them"
     assert answer.json()["may_have_happened"] is False
-    (line,) = [one for one in caplog.records if one.name == envelope.__name__]
+    (line,) = [record for record in caplog.records if record.name == envelope.__name__]
     assert vars(line)["event_fields"]["error"] == str(error)
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == 0
 
@@ -114,7 +114,7 @@ def test_envelope__a_fault_of_our_own_tells_nothing_and_is_logged(
     document = world.refused(500, "internal", answer)
     assert document["may_have_happened"] is True
     assert "heart" not in answer.text and "ZeroDivision" not in answer.text
-    (line,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert document["request_id"] in line.getMessage()
     assert line.exc_info and line.exc_info[0] is ZeroDivisionError
 
@@ -315,7 +315,7 @@ def test_metrics__calls_are_counted_by_what_they_came_to(world: World) -> None:
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """What was logged of changes."""
-    return [vars(one)["event_fields"] for one in caplog.records if one.name == envelope.__name__]
+    return [vars(record)["event_fields"] for record in caplog.records if record.name == envelope.__name__]
 
 
 def test_log__a_change_has_one_line_with_its_outcome(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -354,7 +354,7 @@ def test_log__no_line_holds_a_body_or_a_header(world: World, caplog: pytest.LogC
     caplog.set_level(logging.DEBUG)
     view = world.create()
     world.call("POST", f"{ACME}/suspend", {"reason": "something confidential"})
-    everything = str([vars(one) for one in caplog.records if one.name.startswith("sidecar")])
+    everything = str([vars(record) for record in caplog.records if record.name.startswith("sidecar")])
     for secret in (world.token("ann"), view["api_key"], "confidential"):
         assert secret not in everything
 

@@ -34,7 +34,7 @@ def fleet(people: People) -> Iterator[World]:
                 {"action": "integration.create", "integration_id": name, "name": name} for name in NAMES
             ]
             results = world.change("/v1/changes", {"changes": members})["results"]
-            assert {one["status"] for one in results} == {201}
+            assert {result["status"] for result in results} == {201}
             yield world
         finally:
             runner.run(registry.aclose())
@@ -52,12 +52,12 @@ def test_fleet__a_list_is_one_order_over_all_partitions(fleet: World) -> None:
     after = ""
     while True:
         page = fleet.get(f"/v1/integrations?limit=5&after={after}")
-        seen += [one["id"] for one in page["items"]]
+        seen += [item["id"] for item in page["items"]]
         after = page["next_after"]
         if after is None:
             break
     assert seen == sorted(NAMES)
-    assert [one["id"] for one in fleet.get("/v1/review?limit=100")["items"]] == sorted(NAMES)
+    assert [item["id"] for item in fleet.get("/v1/review?limit=100")["items"]] == sorted(NAMES)
 
 
 def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: World) -> None:
@@ -65,7 +65,7 @@ def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: World) -> N
     document = fleet.refused(422, "invalid_value", fleet.call("GET", "/v1/audit"))
     assert document["problems"][0]["field"] == "chain"
     page = fleet.get("/v1/audit?integration=int-3")
-    assert [one["action"] for one in page["items"]] == ["integration.create"]
+    assert [item["action"] for item in page["items"]] == ["integration.create"]
     (chain,) = page["chains"]
     assert fleet.get(f"/v1/audit?chain={chain}")["items"]
     wrong = fleet.call("GET", f"/v1/audit?integration=int-3&chain={chain + 1}")
@@ -88,7 +88,7 @@ def test_fleet__export_and_verification_cover_every_chain(fleet: World) -> None:
         offline = verify(entries, chain)
         assert offline.is_intact
         assert one["anchor"] == f"{chain}:{offline.head.sequence}:{offline.head.digest}"
-    anchors = "&".join(f"anchor={one['anchor']}" for one in report["chains"] if one["entries"])
+    anchors = "&".join(f"anchor={chain['anchor']}" for chain in report["chains"] if chain["entries"])
     assert fleet.get(f"/v1/audit/verify?{anchors}")["is_intact"]
 
 

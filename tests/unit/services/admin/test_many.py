@@ -39,10 +39,10 @@ def test_many__each_is_whole_or_absent_on_its_own(world: World) -> None:
         LIMIT,
     )
     results = view["results"]
-    assert [one["status"] for one in results] == [201, 409, 404, 422, 412, 200, 200]
-    assert [one["generation"] for one in results] == [1, None, None, None, None, 2, 2]
-    assert [one["is_change"] for one in results] == [True] + [False] * 4 + [True, False]
-    assert [one["problem"] and one["problem"]["code"] for one in results] == [
+    assert [result["status"] for result in results] == [201, 409, 404, 422, 412, 200, 200]
+    assert [result["generation"] for result in results] == [1, None, None, None, None, 2, 2]
+    assert [result["is_change"] for result in results] == [True] + [False] * 4 + [True, False]
+    assert [result["problem"] and result["problem"]["code"] for result in results] == [
         None, "id_taken", "integration_unknown", "unknown_scope", "generation_conflict", None, None
     ]  # fmt: skip
     assert results[3]["problem"]["problems"][0]["field"] == "scopes[1]"
@@ -82,7 +82,7 @@ def test_many__keys_are_given_by_their_public_half(world: World) -> None:
             "credential": {"id": "third", "digest": digest("third")},
         },
     )
-    shown = {one["id"]: one for one in world.get("/v1/integrations/acme")["credentials"]}
+    shown = {credential["id"]: credential for credential in world.get("/v1/integrations/acme")["credentials"]}
     assert {name: one["state"] for name, one in shown.items()} == {
         "first": "overlapping", "second": "active", "third": "active"
     }  # fmt: skip
@@ -134,8 +134,8 @@ def test_many__a_trial_writes_nothing(world: World) -> None:
         LIMIT,
         query="?dry_run=true",
     )
-    assert [one["status"] for one in view["results"]] == [200, 404, 200]
-    assert [one["position"] for one in view["results"]] == [None, None, None]
+    assert [result["status"] for result in view["results"]] == [200, 404, 200]
+    assert [result["position"] for result in view["results"]] == [None, None, None]
     assert (view["is_dry_run"], view["is_in_force"]) == (True, False)
     assert world.revision() == before
 
@@ -148,8 +148,8 @@ def test_many__a_repeat_changes_nothing(world: World) -> None:
     first = send(world, *changes, headers=headers)
     world.create("late")
     again = send(world, *changes, headers=headers)
-    assert [one["status"] for one in first["results"]] == [404, 200, 200]
-    assert [one["status"] for one in again["results"]] == [200, 200, 200]
+    assert [result["status"] for result in first["results"]] == [404, 200, 200]
+    assert [result["status"] for result in again["results"]] == [200, 200, 200]
     assert again["results"][1:] == first["results"][1:]
     assert world.get("/v1/integrations/acme")["generation"] == 3
     other = world.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]

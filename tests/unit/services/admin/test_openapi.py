@@ -134,7 +134,7 @@ def refuses_what_it_does_not_allow(context: CheckContext, answer: Response, case
     if answer.status_code == 412:
         return None
     if case.path == "/v1/changes" and answer.status_code == 200:
-        assert any(one["status"] >= 400 for one in answer.json()["results"])
+        assert any(result["status"] >= 400 for result in answer.json()["results"])
         return None
     return negative_data_rejection(context, answer, case)
 
@@ -170,7 +170,9 @@ def test_openapi__the_api_keeps_to_it(world: World, operations: dict[str, Any], 
         "token_id": world.keys["olli"].credential_id,
     }
     operation = operations[name]
-    chosen = {one.name: known[one.name] for one in operation.path_parameters or ()}
+    chosen = {
+        path_parameter.name: known[path_parameter.name] for path_parameter in operation.path_parameters or ()
+    }
     allowed = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if chosen:
         positive = GenerationMode.POSITIVE

@@ -32,8 +32,8 @@ def test_reading__pages_lead_to_the_end(world: World) -> None:
     for name in reversed(names):
         world.change("/v1/integrations", {"id": name, "name": name})
     for limit in (1, 3, 7, 500):
-        assert [one["id"] for one in pages(world, f"/v1/integrations?limit={limit}")] == names
-    assert [one["id"] for one in pages(world, "/v1/review?limit=2")] == names
+        assert [page["id"] for page in pages(world, f"/v1/integrations?limit={limit}")] == names
+    assert [page["id"] for page in pages(world, "/v1/review?limit=2")] == names
     assert len(pages(world, "/v1/audit?limit=4")) == len(world.trail())
 
 
@@ -44,7 +44,7 @@ def test_reading__search_and_status_narrow_a_list(world: World) -> None:
     world.change("/v1/integrations/other/suspend", {"reason": "x"})
 
     def found(query: str) -> list[str]:
-        return [one["id"] for one in world.get(f"/v1/integrations?{query}")["items"]]
+        return [item["id"] for item in world.get(f"/v1/integrations?{query}")["items"]]
 
     assert found(f"search={key}") == ["acme"]
     assert found("search=zo%C3%AB") == ["other"]
@@ -58,7 +58,7 @@ def test_reading__one_integration_shows_where_its_keys_were_used(world: World) -
     spare = world.change("/v1/integrations/acme/credentials/issue")["credential_id"]
     use = CredentialUse(key, "acme", parse_address("2001:db8::7"), NOW_US - 1_000_000)
     world.run(world.registry.record_uses([use]))
-    shown = {one["id"]: one for one in world.get("/v1/integrations/acme")["credentials"]}
+    shown = {credential["id"]: credential for credential in world.get("/v1/integrations/acme")["credentials"]}
     assert shown[key]["last_used_address"] == "2001:db8::7"
     assert shown[key]["last_used_at"] == "2025-11-24T15:59:59.000000Z"
     assert (shown[spare]["last_used_at"], shown[spare]["last_used_address"]) == (None, None)
@@ -114,8 +114,8 @@ def test_reading__the_catalogue_says_what_can_be_permitted(world: World) -> None
     """Fifteen categories, three of them read-only."""
     items = world.get("/v1/scopes", "olli")["items"]
     assert len(items) == 15
-    assert {one["name"] for one in items if one["is_read_only"]} == {"taxonomies", "quality", "activities"}
-    assert [one["scopes"] for one in items if one["name"] in ("crm", "quality")] == [
+    assert {item["name"] for item in items if item["is_read_only"]} == {"taxonomies", "quality", "activities"}
+    assert [item["scopes"] for item in items if item["name"] in ("crm", "quality")] == [
         ["quality:read"],
         ["crm:read", "crm:write"],
     ]
@@ -129,7 +129,7 @@ def test_reading__sidecars_say_who_lags_behind(world: World) -> None:
     world.run(world.registry.announce("strange", Revision((9, 9))))
     answer = world.get("/v1/sidecars")
     assert answer["revision"] == str(now)
-    assert {one["id"]: one["is_up_to_date"] for one in answer["items"]} == {
+    assert {item["id"]: item["is_up_to_date"] for item in answer["items"]} == {
         "here": True,
         "late": False,
         "strange": False,

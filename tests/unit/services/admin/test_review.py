@@ -12,7 +12,7 @@ from tests.unit.services.admin.world import World
 
 def flags(world: World, integration_id: str = "acme") -> set[str]:
     """The codes of the flags of one integration."""
-    return {one["code"] for one in reviewed(world, integration_id)["flags"]}
+    return {flag["code"] for flag in reviewed(world, integration_id)["flags"]}
 
 
 def reviewed(world: World, integration_id: str = "acme") -> Any:
@@ -53,7 +53,7 @@ def test_review__what_needs_a_decision_is_flagged(world: World) -> None:
         "credential_never_expires",
         "credential_never_used",
     }
-    messages = [one["message"] for one in reviewed(world)["flags"] if one["code"] == "sensitive_scope"]
+    messages = [flag["message"] for flag in reviewed(world)["flags"] if flag["code"] == "sensitive_scope"]
     assert [text.split(":")[0] for text in messages] == ["crm", "finance"]
 
 
@@ -67,8 +67,8 @@ def test_review__age_counts_from_day_ninety_one(world: World) -> None:
     assert world.get("/v1/review", "", headers=headers)["items"][0]["flags"] == []
     world.clock.advance(DAY_US + MINUTE_US)
     (item,) = world.get("/v1/review", "", headers=headers)["items"]
-    assert [one["code"] for one in item["flags"]] == ["credential_old", "credential_unused"]
-    assert all(one["credential_id"] == key for one in item["flags"])
+    assert [flag["code"] for flag in item["flags"]] == ["credential_old", "credential_unused"]
+    assert all(flag["credential_id"] == key for flag in item["flags"])
     assert (item["credentials"][0]["age_days"], item["credentials"][0]["unused_days"]) == (91, 91)
 
 
@@ -81,5 +81,5 @@ def test_review__ended_keys_and_a_suspension(world: World) -> None:
     item = reviewed(world)
     assert item["suspended_since"] == "2025-11-25T16:00:00.000000Z"
     assert {"suspended", "credential_invalidated", "no_live_credential"} <= {
-        one["code"] for one in item["flags"]
+        flag["code"] for flag in item["flags"]
     }

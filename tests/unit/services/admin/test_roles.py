@@ -121,7 +121,7 @@ def test_roles__an_operator_suspends_and_nothing_else_among_many(world: World) -
         {"action": "integration.delete", "integration_id": "acme"},
     ]
     results = world.change("/v1/changes", {"changes": changes}, "olli")["results"]
-    assert [one["status"] for one in results] == [403, 200, 403]
+    assert [result["status"] for result in results] == [403, 200, 403]
     assert results[0]["problem"]["code"] == results[2]["problem"]["code"] == "role_forbids"
 
 

@@ -116,7 +116,7 @@ def test_wire__a_path_has_one_spelling(wire: Wire, path: str) -> None:
 )
 def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: Wire, headers: tuple[str, ...]) -> None:
     """Two headers, folded ones, and characters that some would trim."""
-    sent = (one.replace("TOKEN", wire.world.token("ann")) for one in headers)
+    sent = (header.replace("TOKEN", wire.world.token("ann")) for header in headers)
     status, _ = wire.send("GET /v1/whoami", *sent, token="")
     assert status in (400, 401)
 

@@ -13,13 +13,13 @@ from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.keys import KeySpace
-from sidecar.stores.redis.lane import Lane, LaneParts
+from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy
 from sidecar.stores.redis.superseded import Tell
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import Turn
+from sidecar.stores.redis.turn import LoopTurn
 from tests.building import make_metrics
 
 SERVER_NOW_US = 1_764_000_000_000_000
@@ -172,14 +172,14 @@ class FakeOwner:
         self.lost_links = 0
 
     def answered(self) -> None:
-        """See `Turn`."""
+        """See `LoopTurn`."""
         self.answers += 1
 
-    def changed(self, lane: Lane) -> None:
+    def changed(self, lane: NodePipeline) -> None:
         """See `LaneEvents`."""
         self.states.append(lane.refusal)
 
-    def disconnected(self, lane: Lane) -> None:
+    def disconnected(self, lane: NodePipeline) -> None:
         """See `LaneEvents`."""
         self.lost_links += 1
 
@@ -192,11 +192,11 @@ class FakeOwner:
         self.newer.append((group.compiled.buckets.owner, generation))
         tell(group.release(), StoreFault.SUPERSEDED)
 
-    def redirected(self, lane: Lane, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """See `LaneEvents`: there is no other node."""
         return False
 
-    def refused(self, lane: Lane, error: Exception, remedy: Remedy) -> None:
+    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """See `LaneEvents`."""
         self.errors.append((str(error), remedy))
 
@@ -211,9 +211,9 @@ class Bench:
         self.metrics = make_metrics()
         self.limits = StoreLimits(**limits)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
-        self.turn = Turn(loop, self.owner.answered)
+        self.turn = LoopTurn(loop, self.owner.answered)
         self.clock = StoreClock(lambda: SERVER_NOW_US - 7, lambda: 0)
-        self.lane = Lane(
+        self.lane = NodePipeline(
             "node",
             LaneParts(
                 loop,

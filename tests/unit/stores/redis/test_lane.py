@@ -104,7 +104,7 @@ def test_lane__in_a_cluster_each_partition_has_its_call() -> None:
     bench.loop.turn()
     [calls] = bench.link.writes
     tags = [{key[: key.index(b"}")] for key in call[3:-2]} for call in calls]
-    assert all(len(one) == 1 for one in tags)
+    assert all(len(tag) == 1 for tag in tags)
     assert len({tag for one in tags for tag in one}) == len(calls) > 1
     bench.take("later", ACME)
     bench.loop.turn()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.stores.redis.urls import Address, Kind, Login, StoreUrlError, TlsClient, parse_store_url
+from sidecar.stores.redis.urls import Address, Login, StoreTopology, StoreUrlError, TlsClient, parse_store_url
 
 SECRET = "s3cr3t/@:?"
 QUOTED = "s3cr3t%2F%40%3A%3F"
@@ -17,28 +17,30 @@ QUOTED = "s3cr3t%2F%40%3A%3F"
 @pytest.mark.parametrize(
     ("text", "kind", "addresses", "shown"),
     [
-        ("redis://db", Kind.STANDALONE, [Address("db", 6379)], "redis://db:6379"),
-        ("redis://db:7000/3", Kind.STANDALONE, [Address("db", 7000)], "redis://db:7000/3"),
-        ("redis://[::1]:7000", Kind.STANDALONE, [Address("::1", 7000)], "redis://[::1]:7000"),
-        ("rediss://db", Kind.STANDALONE, [Address("db", 6379)], "rediss://db:6379"),
-        ("valkey://db", Kind.STANDALONE, [Address("db", 6379)], "redis://db:6379"),
-        ("valkeys+cluster://db", Kind.CLUSTER, [Address("db", 6379)], "rediss+cluster://db:6379"),
-        ("unix:///run/a.sock", Kind.STANDALONE, [Address(path="/run/a.sock")], "unix:/run/a.sock"),
+        ("redis://db", StoreTopology.STANDALONE, [Address("db", 6379)], "redis://db:6379"),
+        ("redis://db:7000/3", StoreTopology.STANDALONE, [Address("db", 7000)], "redis://db:7000/3"),
+        ("redis://[::1]:7000", StoreTopology.STANDALONE, [Address("::1", 7000)], "redis://[::1]:7000"),
+        ("rediss://db", StoreTopology.STANDALONE, [Address("db", 6379)], "rediss://db:6379"),
+        ("valkey://db", StoreTopology.STANDALONE, [Address("db", 6379)], "redis://db:6379"),
+        ("valkeys+cluster://db", StoreTopology.CLUSTER, [Address("db", 6379)], "rediss+cluster://db:6379"),
+        ("unix:///run/a.sock", StoreTopology.STANDALONE, [Address(path="/run/a.sock")], "unix:/run/a.sock"),
         (
             "redis+sentinel://a,b:26380/main/2",
-            Kind.SENTINEL,
+            StoreTopology.SENTINEL,
             [Address("a", 26379), Address("b", 26380)],
             "redis+sentinel://a:26379,b:26380/main/2",
         ),
         (
             "rediss+cluster://a,[fe80::1]:7001",
-            Kind.CLUSTER,
+            StoreTopology.CLUSTER,
             [Address("a", 6379), Address("fe80::1", 7001)],
             "rediss+cluster://a:6379,[fe80::1]:7001",
         ),
     ],
 )  # fmt: skip
-def test_urls__each_form_is_read(text: str, kind: Kind, addresses: list[Address], shown: str) -> None:
+def test_urls__each_form_is_read(
+    text: str, kind: StoreTopology, addresses: list[Address], shown: str
+) -> None:
     """Kind and addresses; what is shown of it is the place alone."""
     url = parse_store_url(text)
     assert (url.kind, list(url.addresses), str(url)) == (kind, addresses, shown)

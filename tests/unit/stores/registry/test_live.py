@@ -215,7 +215,9 @@ def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
         async with followed_in(tmp_path) as scene:
 
             async def announced(revision: Revision) -> None:
-                while [one.revision for one in await scene.registry.real.live_sidecars()] != [revision]:  # noqa: ASYNC110
+                while [
+                    live_sidecar.revision for live_sidecar in await scene.registry.real.live_sidecars()
+                ] != [revision]:  # noqa: ASYNC110
                     await asyncio.sleep(0)
 
             await announced(await scene.registry.real.revision())

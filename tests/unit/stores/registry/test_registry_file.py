@@ -267,7 +267,7 @@ def test_dump_registry__reads_back(records: list[Integration]) -> None:
     seen: set[str] = set()
     unique = []
     for record in records:  # credential ids are unique in a registry
-        fresh = tuple(one for one in record.credentials if one.id not in seen)
+        fresh = tuple(credential for credential in record.credentials if credential.id not in seen)
         seen |= {one.id for one in fresh}
         unique.append(replace(record, credentials=fresh))
     assert parse(dump_registry(unique)) == tuple(unique)

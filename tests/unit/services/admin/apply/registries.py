@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sidecar.domain.changes import ChangeContext, ChangeRequest, Committed
-from sidecar.domain.declared import Plan
+from sidecar.domain.declared import ApplyPlan
 from sidecar.domain.integrations import Integration
 from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin.apply.engine import ApplyRequest, Report, apply_plan, make_plan
@@ -51,11 +51,11 @@ class Target:
         """Every integration."""
         return self.run(self.registry.load_all()).records
 
-    def plan(self, text: str, has_prune: bool = False) -> Plan:
+    def plan(self, text: str, has_prune: bool = False) -> ApplyPlan:
         """What *text* would change."""
         return self.run(make_plan(self.registry, LIFECYCLE.catalogue, request(text, has_prune)))
 
-    def apply(self, text: str, has_prune: bool = False) -> tuple[Plan, Report]:
+    def apply(self, text: str, has_prune: bool = False) -> tuple[ApplyPlan, Report]:
         """Plan and apply *text*; `before_batch` runs before each batch, which is counted."""
         plan = self.plan(text, has_prune)
         real = self.registry.apply_many

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.domain.changes import ChangeRequest
-from sidecar.domain.declared import Kind
+from sidecar.domain.declared import DifferenceKind
 from sidecar.domain.integrations import Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.services.admin.apply import engine
@@ -160,7 +160,7 @@ def test_apply__a_registry_that_fails_ends_it_and_says_how_far_it_came(tmp_path:
         assert (view["error"], view["may_have_happened"]) == ("the store is gone", True)
         target.before_batch = None
         second, rest = target.apply(FIRST)
-        assert (second.count(Kind.ADD), second.count(Kind.CHANGE), rest.made) == (0, 2, 2)
+        assert (second.count(DifferenceKind.ADD), second.count(DifferenceKind.CHANGE), rest.made) == (0, 2, 2)
 
 
 def test_apply__batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,11 @@ test-unit test-property test-model test-conformance test-fault test-e2e test-hou
 	$(PYTEST) tests/$(@:test-%=%)
 
 .PHONY: bench
-bench: setup-bench ## Measure, print the tables and write docs/benchmarks.md
+bench: setup-bench ## Measure, print the tables and write docs/develop/benchmarks.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
 ##@ Prove
-# On a Redis of their own, or on that of ARGS='--redis URL'; docs/proofs.md has the figures.
+# On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
 .PHONY: conformance revocation failover soak
 conformance: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar conformance`
 	$(BIN)/python -m loadtest.conformance $(ARGS)

@@ -1,5 +1,5 @@
 """
-How many workers and Redis primaries a rate of decisions needs: the arithmetic of docs/scaling.md.
+How many workers and Redis primaries a rate of decisions needs: the arithmetic of docs/operate/scaling.md.
 
 `python -m loadtest.capacity RATE [RATE …]` prints a plan for each rate, in decisions a second, by the
 costs that this project measured on its own machine; options replace them by yours.
@@ -65,7 +65,7 @@ def plan(rate_per_s: float, costs: Costs, merged: float = 0.0) -> Plan:
 
 
 def row(rate_per_s: float, costs: Costs) -> str:
-    """A row of the table in docs/scaling.md: the plan when all buckets differ, and when there is one."""
+    """A row of the table in docs/operate/scaling.md: the plan with many buckets, and with one."""
     spread, hot = plan(rate_per_s, costs), plan(rate_per_s, costs, merged=1.0)
     return (
         f"| {rate_per_s:,.0f} | {spread.cells} | {spread.workers} | {spread.primaries} | {hot.primaries} |"

@@ -28,7 +28,7 @@ from loadtest.redis_servers import LOOPBACK, ClusterGroup, RedisServer, Sentinel
 
 __all__ = ("LOOPBACK", "ClusterGroup", "RedisServer", "SentinelGroup", "free_port", "shared")
 
-PERMISSIONS_PAGE = Path(__file__).parents[1] / "docs" / "registry-redis.md"
+PERMISSIONS_PAGE = Path(__file__).parents[1] / "docs" / "operate" / "registry-redis.md"
 
 
 def documented_permissions() -> list[str]:

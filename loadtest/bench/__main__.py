@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench [NAME …]`: run the benchmarks, print the tables, write docs/benchmarks.md."""
+"""`python -m loadtest.bench [NAME …]`: run benchmarks, print tables, write docs/develop/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -146,6 +146,6 @@ def _scaling_section(bench: Bench, rows: Sequence[Row]) -> Section:
         f"{bench.measured_loads[-1]}. Beside each rate: processor time per decision of all workers and of"
         " all Redis servers. Two cores cannot show what more cores would do: two workers share them with"
         " Redis and the load, and all primaries share one. What they do show is what a decision costs then,"
-        " of which docs/scaling.md makes a plan.",
+        " of which docs/operate/scaling.md makes a plan.",
         rows,
     )

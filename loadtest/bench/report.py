@@ -1,4 +1,4 @@
-"""Result tables: the rows of one run, on the terminal and in docs/benchmarks.md."""
+"""Result tables: the rows of one run, on the terminal and in docs/develop/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-REPORT = Path("docs/benchmarks.md")
+REPORT = Path("docs/develop/benchmarks.md")
 PACKAGES = ("grpcio", "ngh2", "uvloop", "protobuf", "redis", "hiredis", "pytricia")
 
 

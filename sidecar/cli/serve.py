@@ -94,7 +94,7 @@ Ask it something, in another terminal:
   {command} ask GET /v1/orders/42 --target {grpc[0]} --key {key}
 
 Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which no route opens. A registry that
-administrators change while it serves, by commands and an API: docs/control-plane.md. Ctrl-C stops.
+administrators change while it serves, by commands and an API: docs/operate/control-plane.md. Ctrl-C stops.
 """,
         flush=True,
     )

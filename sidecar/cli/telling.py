@@ -41,7 +41,7 @@ def tell_durability(data: Mapping[str, Any]) -> None:
     if data.get("is_durable") is False and not data.get("is_dry_run"):
         typer.echo(
             "note: too few replicas of the store have this change, so the loss of the primary can undo it;"
-            " see 'Durability' in docs/registry-redis.md",
+            " see 'Durability' in docs/operate/registry-redis.md",
             err=True,
         )
 

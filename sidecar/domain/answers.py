@@ -38,7 +38,6 @@ _TITLES = {
     Reason.RATE_LIMITED: "Quota exceeded",
     Reason.STORE_UNAVAILABLE: "Rate limits unavailable",
     Reason.OVERLOADED: "Overloaded",
-    Reason.DRAINING: "Shutting down",
 }
 
 

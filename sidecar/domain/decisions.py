@@ -24,7 +24,7 @@ class Reason(Enum):
     """
     Why a decision is what it is: the same word in headers, logs, metrics and bodies.
 
-    `OK` is the reason of every ordinary allow; the others are the deny reasons of docs/behavior.md.
+    `OK` is the reason of every ordinary allow; the others are the deny reasons of docs/integrate/behavior.md.
     `verdict`, `http_status` and `grpc_code` (of CheckResponse.status) belong to the reason, so no
     answer can pair a denial with code 0.
     """
@@ -41,7 +41,6 @@ class Reason(Enum):
     RATE_LIMITED = ("rate_limited", Verdict.DENY_429, 429, 8)
     STORE_UNAVAILABLE = ("store_unavailable", Verdict.DENY_403, 503, 14)
     OVERLOADED = ("overloaded", Verdict.DENY_403, 503, 14)
-    DRAINING = ("draining", Verdict.DENY_403, 503, 14)
     URI_TOO_LONG = ("uri_too_long", Verdict.DENY_403, 414, 7)
     ROUTE_UNKNOWN = ("route_unknown", Verdict.DENY_403, 403, 7)
     METHOD_NOT_ALLOWED = ("method_not_allowed", Verdict.DENY_403, 403, 7)

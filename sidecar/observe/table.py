@@ -1,4 +1,4 @@
-"""The one table of metrics. docs/metrics.md describes each row; a test holds the two together."""
+"""The one table of metrics. docs/reference/metrics.md describes each row; a test holds the two together."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ STORE_METRICS = (
         MetricKind.COUNTER,
         "Of these, takes that shared the entry of an equal one in their batch.",
     ),
-    MetricSpec("sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store."),
+    MetricSpec("sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store.",),
     MetricSpec(
         "sidecar_store_calls_total",
         MetricKind.COUNTER,

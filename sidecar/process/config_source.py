@@ -190,7 +190,7 @@ def _unknown_variable(name: str, known: Mapping[str, object]) -> str:
     if meant is not None:
         return f"is not a setting; did you mean {PREFIX}{meant}?"
     return (
-        "is not a setting; unset it, or see docs/configuration.md for the settings (in Kubernetes,"
+        "is not a setting; unset it, or see docs/reference/configuration.md for the settings (in Kubernetes,"
         " 'enableServiceLinks: false' in the pod keeps variables of Services out)"
     )
 

@@ -18,7 +18,7 @@ CALLER = "acme-erp"
 """The integration whose key the start message shows."""
 
 _CONFIG = """\
-# The demo configuration. docs/configuration.md describes every key; an empty file works, too.
+# The demo configuration. docs/reference/configuration.md describes every key; an empty file works, too.
 listen:
   grpc: 127.0.0.1:9191
   admin: 127.0.0.1:9193

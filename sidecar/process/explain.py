@@ -43,7 +43,6 @@ _FAILED_STEP = {
     Reason.RATE_LIMITED: "bucket",
     Reason.STORE_UNAVAILABLE: "bucket",
     Reason.OVERLOADED: "bucket",
-    Reason.DRAINING: "bucket",
 }
 
 _CREDENTIAL_FAULTS = {

@@ -1,7 +1,7 @@
 """
 Every setting of the sidecar: one frozen model, whose defaults are production's.
 
-docs/configuration.md describes each key; a test holds the two together. Values that have a type of
+docs/reference/configuration.md describes each key; a test holds the two together. Values that have a type of
 their own (addresses, CIDR blocks, route patterns) are parsed here, once.
 """
 

@@ -2,7 +2,7 @@
 The reference gRPC server: the same handlers behind grpc.aio.
 
 It is slower by an order of magnitude than the fast transport and exists to check it: one conformance
-suite runs over both, and docs/conformance.md lists where they differ. It is also what to fall back
+suite runs over both, and docs/develop/conformance.md lists where they differ. It is also what to fall back
 on (`transport: grpcio`).
 
 grpc.aio binds its own sockets. A Unix socket is therefore bound under a staged name and renamed to

@@ -4,7 +4,7 @@ isort:skip_file
 Decisions for callers that are no proxy: services, job runners, middleware, gateways of your own.
 
 A call here is decided by the same rules, from the same buckets and with the same reasons as a request
-that a proxy asks about. This file is the manual; docs/api-native.md shows it in use.
+that a proxy asks about. This file is the manual; docs/integrate/api-native.md shows it in use.
 """
 
 from collections import abc as _abc
@@ -113,8 +113,6 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """DENY_403, http_status 503. The bucket's store cannot be asked, and `on_store_error` is deny."""
     REASON_OVERLOADED: _Reason.ValueType  # 12
     """DENY_403, http_status 503. The sidecar or its store has too much to do."""
-    REASON_DRAINING: _Reason.ValueType  # 13
-    """DENY_403, http_status 503. The sidecar is stopping."""
     REASON_URI_TOO_LONG: _Reason.ValueType  # 14
     """DENY_403, http_status 414. The path, without its query, is longer than the configuration allows."""
     REASON_ROUTE_UNKNOWN: _Reason.ValueType  # 15
@@ -155,8 +153,6 @@ REASON_STORE_UNAVAILABLE: Reason.ValueType  # 11
 """DENY_403, http_status 503. The bucket's store cannot be asked, and `on_store_error` is deny."""
 REASON_OVERLOADED: Reason.ValueType  # 12
 """DENY_403, http_status 503. The sidecar or its store has too much to do."""
-REASON_DRAINING: Reason.ValueType  # 13
-"""DENY_403, http_status 503. The sidecar is stopping."""
 REASON_URI_TOO_LONG: Reason.ValueType  # 14
 """DENY_403, http_status 414. The path, without its query, is longer than the configuration allows."""
 REASON_ROUTE_UNKNOWN: Reason.ValueType  # 15

@@ -4,7 +4,7 @@ isort:skip_file
 Decisions for callers that are no proxy: services, job runners, middleware, gateways of your own.
 
 A call here is decided by the same rules, from the same buckets and with the same reasons as a request
-that a proxy asks about. This file is the manual; docs/api-native.md shows it in use.
+that a proxy asks about. This file is the manual; docs/integrate/api-native.md shows it in use.
 """
 
 from collections import abc as _abc

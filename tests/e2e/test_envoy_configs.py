@@ -34,7 +34,7 @@ def test_envoy_config__the_two_differ_in_the_address_alone() -> None:
 
 @pytest.mark.parametrize("config", [TCP_CONFIG, UNIX_CONFIG], ids=lambda config: config.name)
 def test_envoy_config__closes_the_known_holes(config: Path) -> None:
-    """The settings that keep clients from lying are there; docs/envoy.md says what each is for."""
+    """The settings that keep clients from lying are there; docs/integrate/envoy.md says what each is for."""
     manager = ingress_http(load(config))
     authz = next(part for part in manager["http_filters"] if part["name"].endswith("ext_authz"))[
         "typed_config"

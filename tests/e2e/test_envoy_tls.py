@@ -1,4 +1,4 @@
-"""The TLS cluster of docs/envoy.md, on a real Envoy: both sides show a certificate."""
+"""The TLS cluster of docs/integrate/envoy.md, on a real Envoy: both sides show a certificate."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OWNER = Owner("reader", "Reader", scopes=["inventory:read"])
 
 
 def transport_socket(authority: Authority, folder: Path, name: str) -> Document:
-    """What docs/envoy.md adds to the cluster, with *name*'s pair and the names of our certificates."""
-    page = text_of("docs/envoy.md").split("## TLS to the sidecar")[1]
+    """What docs/integrate/envoy.md adds to the cluster, with *name*'s pair and our certificates."""
+    page = text_of("docs/integrate/envoy.md").split("## TLS to the sidecar")[1]
     text = page.split("Envoy's side")[1].split("```yaml")[1].split("```")[0]
     text = text.replace("sidecar.example", "localhost").replace("/etc/envoy/ca.crt", str(authority.ca))
     text = text.replace("/etc/envoy/client", str(folder / name))

@@ -48,15 +48,15 @@ class _Echo(grpc.GenericRpcHandler):
 
 
 def section() -> Document:
-    """The configuration that docs/envoy.md gives below 'gRPC upstreams': the cluster of the API."""
-    page = text_of("docs/envoy.md").split("## gRPC upstreams")[1]
+    """The configuration that docs/integrate/envoy.md gives below 'gRPC upstreams': the cluster of the API."""
+    page = text_of("docs/integrate/envoy.md").split("## gRPC upstreams")[1]
     settings: Document = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     return settings
 
 
 @pytest.fixture(scope="module")
 def grpc_stack() -> Iterator[Stack]:
-    """The TCP stack in front of a gRPC service, with the cluster settings of docs/envoy.md."""
+    """The TCP stack in front of a gRPC service, with the cluster settings of docs/integrate/envoy.md."""
     server = grpc.server(ThreadPoolExecutor(2), handlers=[_Echo()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -1,4 +1,4 @@
-"""docs/operations.md works: every command is run, in its order, by its person, and shows what it says."""
+"""docs/administer/operations.md works: each command is run in order, by its person, and shows what it says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.house.source import text_of
 from tests.unit.process.running import Running
 from tests.waiting import eventually
 
-PAGE = "docs/operations.md"
+PAGE = "docs/administer/operations.md"
 PROMPT = re.compile(r"^(ann|bob|audrey)\$ (.*)$")
 USES_WRITTEN_S = 30.0
 """When a key was last used is written behind decisions, every few seconds."""

@@ -14,10 +14,10 @@ DATA = (".py", ".pyi", ".typed", ".lua", ".yaml")
 
 
 def test_wheel__holds_every_file_of_the_program(tmp_path: Path) -> None:
-    """The wheel carries each tracked module and data file of the packages, and the console command."""
+    """The wheel has each tracked module and data file of `sidecar`, the console command, and nothing else."""
     source = tmp_path / "source"
     for path in project_files():
-        if path.startswith(("sidecar/", "loadtest/")) or path in ("pyproject.toml", "README.md"):
+        if path.startswith(("sidecar/", "loadtest/")) or path in ("pyproject.toml", "README.md", "LICENSE"):
             target = source / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / path).read_bytes())
@@ -33,8 +33,8 @@ def test_wheel__holds_every_file_of_the_program(tmp_path: Path) -> None:
         names = set(archive.namelist())
         (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
         commands = archive.read(entry_points).decode()
-    expected = {
-        path for path in project_files() if path.startswith(("sidecar/", "loadtest/")) and path.endswith(DATA)
-    }
+    expected = {path for path in project_files() if path.startswith("sidecar/") and path.endswith(DATA)}
     assert expected - names == set()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sidecar"}
+    assert any(name.endswith("/LICENSE") for name in names)
     assert "sidecar = sidecar.cli:main" in commands

@@ -171,7 +171,7 @@ def test_roll__loses_no_call_and_no_count(folder: Path, port: int, is_unix: bool
 
 
 def test_roll__of_the_reference_transport_loses_no_count(folder: Path, port: int) -> None:
-    """grpc-core may cancel a call that arrives while it drains (docs/conformance.md); counts stay exact."""
+    """grpc-core may cancel a call that arrives while it drains; counts stay exact."""
     address = f"127.0.0.1:{port}"
     with Supervised(folder, address, make_owner(), drain_timeout_s=5.0, **dict(GRPCIO)) as supervised:
         with Callers([address], supervised.owner, is_patient=True) as callers, Scraper(supervised) as scraper:

@@ -1,4 +1,4 @@
-"""docs/metrics.md describes every metric of the table, and no other."""
+"""docs/reference/metrics.md describes every metric of the table, and no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sidecar.observe.metrics import MetricSpec
 from sidecar.observe.table import TABLE
 from tests.house.source import text_of
 
-PAGE = "docs/metrics.md"
+PAGE = "docs/reference/metrics.md"
 ROW = re.compile(r"\| `(sidecar_[a-z0-9_]+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|")
 
 

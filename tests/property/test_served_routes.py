@@ -38,7 +38,7 @@ READS = {
     "go": (Case.SENSITIVE, TrailingSlash.SIGNIFICANT),
     "express": (Case.INSENSITIVE, TrailingSlash.IGNORED),
 }
-"""What docs/configuration.md says of each."""
+"""What docs/reference/configuration.md says of each."""
 
 ROUTERS = found_routers()
 
@@ -135,5 +135,5 @@ def test_served_routes__an_ordinary_path_is_not_refused(served: tuple[str, Serve
 
 
 def test_served_routes__every_router_is_documented() -> None:
-    """The settings of each are in the table of docs/configuration.md."""
+    """The settings of each are in the table of docs/reference/configuration.md."""
     assert set(ROUTERS) <= set(READS)

@@ -1,8 +1,8 @@
 """
 The states of an integration and what each command does in each: the state machine, as one table.
 
-`machine` refuses what the table does not allow; docs/lifecycle.md draws it, and a test holds the two
-together.
+`machine` refuses what the table does not allow; docs/administer/lifecycle.md draws it, and a test compares
+the two.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ _ADVICE = {
     "LOADING": "the server is still reading its data from disk: it is used as soon as that is done",
     "DENIED": "protected-mode of the server admits only its own machine: set a password, or bind an address",
     "NOAUTH": "the server wants a password: give the URL password_env or password_file",
-    "NOPERM": "the ACL user lacks a permission: docs/registry-redis.md lists what it needs",
+    "NOPERM": "the ACL user lacks a permission: docs/operate/registry-redis.md lists what it needs",
     "WRONGPASS": "the user name or the password is wrong: correct what the URL names",
     "READONLY": "the server is a replica: the URL must lead to the primary",
 }

@@ -23,7 +23,7 @@ from sidecar.v1.decision_pb2_grpc import DecisionServiceStub
 from tests.building import make_decider, make_integration, make_key, make_metrics
 
 PATIENCE_S = 20.0
-GUIDE = Path(__file__).parents[3] / "docs" / "api-native.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "integrate" / "api-native.md"
 
 Server = Callable[..., GrpcServer]
 both_transports = pytest.mark.parametrize("server", [FastGrpcServer, ReferenceGrpcServer])
@@ -86,7 +86,7 @@ def test_decide_batch__over_a_socket(server: Server) -> None:
 
 
 def test_guide__its_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """The Python example of docs/api-native.md, run as it stands against a real server."""
+    """The Python example of docs/integrate/api-native.md, run as it stands against a real server."""
     key = make_key()
     (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 

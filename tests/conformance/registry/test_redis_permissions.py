@@ -1,4 +1,4 @@
-"""The permissions that docs/registry-redis.md names: enough for everything, no more, and not for the log."""
+"""The permissions in docs/operate/registry-redis.md suffice for everything, and for no more."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 Where the reference transport differs from the rules, and why that is acceptable: the one table.
 
 The fast transport has no row: it keeps every rule. A difference that is not in the table fails, and so
-does a row that no longer differs. docs/conformance.md shows the same rows to readers; a test holds
+does a row that no longer differs. docs/develop/conformance.md shows the same rows to readers; a test holds
 the two together.
 
 `grpc-core` is the C library under grpc.aio; it decides all of these before any code of ours runs.

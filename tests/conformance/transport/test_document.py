@@ -1,4 +1,4 @@
-"""docs/conformance.md shows the table of differences, row for row, and the figures of the suite."""
+"""docs/develop/conformance.md shows the table of differences, row for row, and the figures of the suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .rules_grpc import GRPC_RULES
 from .rules_http2 import HTTP2_RULES
 from .test_h2spec import CASES, KNOWN_FAILURES
 
-PAGE = Path(__file__).parents[3] / "docs" / "conformance.md"
+PAGE = Path(__file__).parents[3] / "docs" / "develop" / "conformance.md"
 
 EXPECTED = {**{rule.name: rule.expected for rule in (*HTTP2_RULES, *GRPC_RULES)}, **OTHER_RULES}
 

@@ -3,7 +3,7 @@ h2spec, where it is installed: 146 cases of RFC 9113 and RFC 7541, all but eight
 
 It is an extra: the rules of this suite cover the same ground with clients that are always there. Where
 `h2spec` is not on PATH nothing is collected here, and the end of the test run says so; how to get it
-is in docs/conformance.md.
+is in docs/develop/conformance.md.
 """
 
 from __future__ import annotations

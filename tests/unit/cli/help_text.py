@@ -1,5 +1,5 @@
 """
-What `--help` prints, at the width that docs/cli.md shows it.
+What `--help` prints, at the width that docs/reference/cli.md shows it.
 
 The commands that call the admin API share two groups of options, which the page shows once; below each of
 them stands a line in their place.
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from tests.house.source import ROOT
 
-PAGE = ROOT / "docs" / "cli.md"
+PAGE = ROOT / "docs" / "reference" / "cli.md"
 
 WIDTH = 100
 _PLAIN = {"TERM": "dumb", "COLUMNS": str(WIDTH), "NO_COLOR": "1", "LANG": "C.UTF-8"}
@@ -81,13 +81,13 @@ def shown_help(command: str) -> str:
 
 
 def block_of(command: str) -> str:
-    """The fenced block of docs/cli.md for one command."""
+    """The fenced block of docs/reference/cli.md for one command."""
     typed = " ".join(["sidecar", *command.split(), "--help"])
     return f"```console\n$ {typed}\n{shown_help(command)}\n```\n"
 
 
 def shared_block(title: str) -> str:
-    """The fenced block of docs/cli.md for one group of options that many commands have."""
+    """The fenced block of docs/reference/cli.md for one group of options that many commands have."""
     return f"```\n{panel_of(helps()[SHARED_BY], title)}\n```\n"
 
 

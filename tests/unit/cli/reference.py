@@ -1,4 +1,4 @@
-"""What docs/configuration.md must say of each setting, worked out from the model."""
+"""What docs/reference/configuration.md must say of each setting, worked out from the model."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.house.source import ROOT, report, text_of
 from .help_text import SHARED, block_of, helps, panel_of, shared_block
 from .reference import Row, rows
 
-PAGE = "docs/configuration.md"
+PAGE = "docs/reference/configuration.md"
 SAME_AS_GRPC = ("listen.admin[]", "listen.metrics[]")
 """Their keys are those of listen.grpc[], says the page."""
 
@@ -67,10 +67,10 @@ def test_configuration_page__describes_the_registry() -> None:
 
 def test_cli_page__shows_the_help_of_every_command() -> None:
     """What `--help` prints stands on the page, letter by letter, below a heading, and nothing else."""
-    page = text_of("docs/cli.md")
+    page = text_of("docs/reference/cli.md")
     report(
         [
-            f"docs/cli.md must show `sidecar {command}`, below a heading: python -m tests.unit.cli.help_text"
+            f"docs/reference/cli.md must show `sidecar {command}`: run python -m tests.unit.cli.help_text"
             for command in helps()
             if block_of(command) not in page or (command and f" sidecar {command}\n" not in page)
         ]
@@ -82,13 +82,13 @@ def test_cli_page__shows_the_help_of_every_command() -> None:
 def test_cli_page__explains_every_exit_code() -> None:
     """Each code that a command can end with has its row, and no row is of a code that is gone."""
     codes = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
-    rows_of_codes = re.findall(r"^\| (\d+) \| .{10,} \|$", text_of("docs/cli.md"), re.MULTILINE)
+    rows_of_codes = re.findall(r"^\| (\d+) \| .{10,} \|$", text_of("docs/reference/cli.md"), re.MULTILINE)
     assert [int(code) for code in rows_of_codes] == sorted(codes)
 
 
 def test_cli_page__shows_the_options_that_many_commands_have() -> None:
     """Each group stands once, as commands print it; commands with other options of that name show theirs."""
-    page = text_of("docs/cli.md")
+    page = text_of("docs/reference/cli.md")
     assert [title for title in SHARED if shared_block(title) not in page] == []
     of_accounts = panel_of(helps()["admin create"], "Change")
     assert "--idempotency-key" in of_accounts

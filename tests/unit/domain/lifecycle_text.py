@@ -1,4 +1,4 @@
-"""The tables and the diagram of docs/lifecycle.md, made from the state machine itself."""
+"""The tables and the diagram of docs/administer/lifecycle.md, made from the state machine itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sidecar.domain.roles import PERMISSIONS, Role
 from tests.administration import BOB, apply, examples, in_state
 from tests.house.source import ROOT
 
-PAGE = ROOT / "docs" / "lifecycle.md"
+PAGE = ROOT / "docs" / "administer" / "lifecycle.md"
 
 DRAWN = (
     c.CreateIntegration,

@@ -117,7 +117,6 @@ def test_denial_headers__retry_after_only_where_waiting_helps() -> None:
         Reason.RATE_LIMITED: "2",
         Reason.STORE_UNAVAILABLE: "1",
         Reason.OVERLOADED: "1",
-        Reason.DRAINING: "1",
     }
 
 

@@ -26,7 +26,6 @@ ANSWERS = {
     Reason.RATE_LIMITED: (Verdict.DENY_429, 429, 8),
     Reason.STORE_UNAVAILABLE: (Verdict.DENY_403, 503, 14),
     Reason.OVERLOADED: (Verdict.DENY_403, 503, 14),
-    Reason.DRAINING: (Verdict.DENY_403, 503, 14),
     Reason.URI_TOO_LONG: (Verdict.DENY_403, 414, 7),
     Reason.ROUTE_UNKNOWN: (Verdict.DENY_403, 403, 7),
     Reason.METHOD_NOT_ALLOWED: (Verdict.DENY_403, 403, 7),

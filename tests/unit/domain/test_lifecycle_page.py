@@ -1,4 +1,4 @@
-"""docs/lifecycle.md says what the state machine does: nothing else, nothing less."""
+"""docs/administer/lifecycle.md says what the state machine does: nothing else, nothing less."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.house.source import text_of
 
 from .lifecycle_text import DRAWN, marked, parts
 
-PAGE = "docs/lifecycle.md"
+PAGE = "docs/administer/lifecycle.md"
 
 
 @pytest.mark.parametrize("name", ["diagram", "states", "commands"])

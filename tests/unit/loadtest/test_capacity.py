@@ -1,4 +1,4 @@
-"""The capacity plan: its arithmetic, and that docs/scaling.md shows what it gives."""
+"""The capacity plan: its arithmetic, and that docs/operate/scaling.md shows what it gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loadtest.capacity import IN_FLIGHT, Costs, Plan, main, plan, row
 from sidecar.stores.redis.limits import StoreLimits
 from tests.house.source import text_of
 
-PAGE = "docs/scaling.md"
+PAGE = "docs/operate/scaling.md"
 
 
 def test_plan__one_worker_and_one_primary_at_least() -> None:

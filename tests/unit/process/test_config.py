@@ -249,7 +249,8 @@ def test_config__an_empty_variable_is_not_set(tmp_path: Path) -> None:
         ),
         (
             {"SIDECAR_XYZZY": "x"},
-            "SIDECAR_XYZZY: is not a setting; unset it, or see docs/configuration.md for the settings"
+            "SIDECAR_XYZZY: is not a setting; unset it, or see docs/reference/configuration.md for the"
+            " settings"
             " (in Kubernetes, 'enableServiceLinks: false' in the pod keeps variables of Services out)",
         ),
         (

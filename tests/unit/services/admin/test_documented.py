@@ -1,4 +1,4 @@
-"""docs/admin-api.md says what the API does: its tables and examples are held against it."""
+"""docs/reference/admin-api.md says what the API does: its tables and examples are held against it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sidecar.stores.registry.protocol import (
 from tests.administration import DAY_US
 from tests.unit.services.admin.world import World
 
-PAGE = (Path(__file__).parents[4] / "docs" / "admin-api.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs" / "reference" / "admin-api.md").read_text()
 ORIGIN = "http://127.0.0.1:9193"
 
 

@@ -161,7 +161,9 @@ STORE_METRICS = (
         MetricKind.COUNTER,
         "Of these, takes that shared the entry of an equal one in their batch.",
     ),
-    MetricSpec("sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store.",),
+    MetricSpec(
+        "sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store."
+    ),
     MetricSpec(
         "sidecar_store_calls_total",
         MetricKind.COUNTER,
@@ -198,8 +200,8 @@ STORE_METRICS = (
         MetricKind.GAUGE,
         "Nodes of the store that are not asked now: not connected, or failing.",
     ),
-    MetricSpec("sidecar_store_breaker_trips_total", MetricKind.COUNTER, "Times that a node's breaker opened."),
-    MetricSpec("sidecar_store_connections_open", MetricKind.GAUGE, "Connections to the store that are in use."),
+    MetricSpec("sidecar_store_breaker_trips_total", MetricKind.COUNTER, "Times a node's breaker opened."),
+    MetricSpec("sidecar_store_connections_open", MetricKind.GAUGE, "Connections to the store in use."),
     MetricSpec(
         "sidecar_store_connects_total",
         MetricKind.COUNTER,

@@ -1,4 +1,4 @@
-"""docs/administer/operations.md works: each command is run in order, by its person, and shows what it says."""
+"""docs/administer/operations.md works: each command is run in order and shows what the page says."""
 
 from __future__ import annotations
 

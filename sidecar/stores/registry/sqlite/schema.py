@@ -182,7 +182,7 @@ _OTHER_DIGEST = """EXISTS (
     WHERE json_extract(known.value, '$.digest') != json_extract(fresh.value, '$.digest')
 )"""
 
-# The rules of docs/administer/lifecycle.md that no program may break, checked again where the record is written.
+# The rules of docs/administer/lifecycle.md that no program may break, checked where the record is written.
 _INTEGRATION_GUARDS = (
     _guard("integrations_never_deleted", "BEFORE DELETE ON integrations", "integrations are never deleted"),
     _guard(

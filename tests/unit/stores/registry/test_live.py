@@ -215,9 +215,10 @@ def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
         async with followed_in(tmp_path) as scene:
 
             async def announced(revision: Revision) -> None:
-                while [
-                    live_sidecar.revision for live_sidecar in await scene.registry.real.live_sidecars()
-                ] != [revision]:  # noqa: ASYNC110 - the registry has no event for it
+                async def told() -> list[Revision]:
+                    return [sidecar.revision for sidecar in await scene.registry.real.live_sidecars()]
+
+                while await told() != [revision]:  # noqa: ASYNC110 - the registry has no event for it
                     await asyncio.sleep(0)
 
             await announced(await scene.registry.real.revision())

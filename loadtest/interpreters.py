@@ -2,8 +2,8 @@
 How much the interpreter matters: whole decisions a second under each of several Pythons, in one run.
 
 `python -m loadtest.interpreters PYTHON …`: each PYTHON is an interpreter that has this project installed,
-such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`. The first one is what the
-others are held against. All serve the same registry with the embedded store, each in its turn, round by
+such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`. That may be a clone at another
+commit, so this also compares two versions of the program. The first one is what the others are compared with. All serve the same registry with the embedded store, each in its turn, round by
 round, so that a slow minute of the machine hits all.
 """
 

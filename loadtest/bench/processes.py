@@ -88,9 +88,7 @@ def running_sidecar(
         "taskset",
         "-c",
         cores,
-        python,
-        "-m",
-        "sidecar.cli",
+        str(Path(python).with_name("sidecar")),  # of whatever version is installed there
         "serve",
         "--config",
         str(config),

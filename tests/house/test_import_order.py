@@ -84,6 +84,19 @@ def test_import_order__every_arrow_points_down() -> None:
     report([fault for source in python_sources() for fault in faults_of(source)])
 
 
+def test_import_order__http_loads_no_grpc() -> None:
+    """With `transport: grpcio` the sidecar serves HTTP, too, and must not load ngh2 by it."""
+    report(
+        [
+            f"{source.path}:{line}: http1 must not import the fast transport"
+            for source in python_sources()
+            if source.module[:3] == ("sidecar", "transports", "http1")
+            for line, module in imported(source)
+            if module[:3] == ("sidecar", "transports", "fast")
+        ]
+    )
+
+
 def test_import_order__every_room_is_listed() -> None:
     """A new folder in sidecar/ needs its place in the order before anything else."""
     rooms = {

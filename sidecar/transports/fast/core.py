@@ -13,10 +13,10 @@ from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
 from sidecar.rpc.calls import Method, method_table
 from sidecar.transports.fast.engine import configuration
 from sidecar.transports.fast.held import HeldMemory
-from sidecar.transports.fast.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.fast.turns import Turns
-from sidecar.transports.fast.wheel import Loop, TimerWheel
+from sidecar.transports.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.server import TransportLimits
+from sidecar.transports.wheel import Loop, TimerWheel
 
 SHARE_CALLS = 16
 """A connection's share of a turn of the loop is no smaller, however many others have one."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.transports.fast.wheel import Loop
+from sidecar.transports.wheel import Loop
 
 TURN_S = 0.008
 """How long reads may take in one turn, and again what waits from the turn before."""

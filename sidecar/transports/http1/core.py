@@ -8,11 +8,11 @@ from typing import Protocol
 
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.transports.fast.memory import CONNECTION_BYTES, FreedMemory
-from sidecar.transports.fast.wheel import Loop, TimerWheel
 from sidecar.transports.http1.exchange import Handler
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import FairQueue, Pace, WorkQueue
+from sidecar.transports.memory import CONNECTION_BYTES, FreedMemory
+from sidecar.transports.wheel import Loop, TimerWheel
 
 READ_BYTES = 8_192
 LOG_INTERVAL_S = 60.0

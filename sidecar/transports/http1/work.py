@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
-from sidecar.transports.fast.wheel import Loop
+from sidecar.transports.wheel import Loop
 
 REST_MIN_S = 0.001
 """Event loops have timers of a millisecond."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sidecar.transports.fast.memory import CONNECTION_BYTES, TRIM_BYTES, TRIM_DELAY_S, FreedMemory, trim_heap
-from sidecar.transports.fast.wheel import TimerWheel
+from sidecar.transports.memory import CONNECTION_BYTES, TRIM_BYTES, TRIM_DELAY_S, FreedMemory, trim_heap
+from sidecar.transports.wheel import TimerWheel
 from tests.unit.transports.rig import ManualLoop
 
 BURST = TRIM_BYTES // CONNECTION_BYTES

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from sidecar.transports.fast.wheel import TICKS_PER_S, TimerWheel
+from sidecar.transports.wheel import TICKS_PER_S, TimerWheel
 from tests.unit.transports.rig import ManualLoop
 
 

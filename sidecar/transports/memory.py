@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from sidecar.transports.fast.wheel import TimerWheel
+from sidecar.transports.wheel import TimerWheel
 
 CONNECTION_BYTES = 16_384
 """What a closed connection has freed, at least; about 50 KiB with TLS."""

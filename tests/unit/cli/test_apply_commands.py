@@ -221,6 +221,13 @@ def test_apply__through_the_admin_api(api: Served, tmp_path: Path) -> None:
     assert (unknown.exit_code, "token" in unknown.stderr) == (1, True), unknown.stderr
 
 
+def test_apply__sends_a_file_of_many_integrations(api: Served, tmp_path: Path) -> None:
+    """A file of several MiB passes every bound between the command and the registry."""
+    file = tmp_path / "integrations.yaml"
+    file.write_text("# " + "x" * 5_000_000 + FILE)
+    assert "Made 2 changes in" in api.told("apply", "-f", str(file), "--yes")
+
+
 def test_apply__json_needs_its_yes_beforehand(api: Served, tmp_path: Path) -> None:
     """A program gets the plan and what came of it as one document; it is never asked."""
     file = tmp_path / "integrations.yaml"

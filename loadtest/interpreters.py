@@ -1,10 +1,10 @@
 """
-How much the interpreter matters: whole decisions a second under each of several Pythons, in one run.
+Compares interpreters, or versions of the program: whole decisions per second, in one run.
 
 `python -m loadtest.interpreters PYTHON …`: each PYTHON is an interpreter that has this project installed,
-such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`. That may be a clone at another
-commit, so this also compares two versions of the program. The first one is what the others are compared with. All serve the same registry with the embedded store, each in its turn, round by
-round, so that a slow minute of the machine hits all.
+such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`, perhaps at another commit. The
+others are compared with the first one. All serve the same registry with the embedded store; they take turns,
+round by round, so that a slow minute of the machine affects all of them.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ bench: setup-bench ## Measure, print the tables and write docs/develop/benchmark
 
 ##@ Prove
 # On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
-.PHONY: conformance revocation failover soak
-conformance: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar conformance`
-	$(BIN)/python -m loadtest.conformance $(ARGS)
+.PHONY: verify-limits revocation failover soak
+verify-limits: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar verify-limits`
+	$(BIN)/python -m loadtest.verify_limits $(ARGS)
 
 revocation: setup-tests ## Suspend 1,000 times under load: nobody is let in after the commit
 	$(BIN)/python -m loadtest.revocation $(ARGS)

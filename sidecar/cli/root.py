@@ -13,7 +13,6 @@ from sidecar.cli import (
     ask,
     audit,
     check_config,
-    conformance,
     credentials,
     decide,
     integrations,
@@ -25,6 +24,7 @@ from sidecar.cli import (
     serve,
     sidecars,
     standing,
+    verify_limits,
     version,
     webhook_secret,
 )
@@ -61,7 +61,9 @@ app.command("check-config")(check_config.check_config)
 app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")
-app.command()(conformance.conformance)
+app.command("verify-limits")(verify_limits.verify_limits)
+# Until 0.2 under its former name, too. Typer's hint says bool; Click takes the text of the warning.
+app.command("conformance", hidden=True, deprecated="use `sidecar verify-limits`")(verify_limits.verify_limits)  # type: ignore[arg-type]
 app.command()(version.version)
 
 app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)

@@ -1,4 +1,4 @@
-"""What `sidecar conformance` does: bring up sidecars or use given ones, run, clean up."""
+"""What `sidecar verify-limits` does: bring up sidecars or use given ones, run, clean up."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def _prove_given(plan: VerificationPlan) -> Outcome:
 async def _prove_own(plan: VerificationPlan) -> Outcome:
     store = plan.store if plan.store == EMBEDDED_STORE else own_prefix(plan.store)
     async with AsyncExitStack() as undo:
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-conformance-")))
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-verify-limits-")))
         clock = await undo.enter_async_context(_clock(store))
         undo.push_async_callback(clock.forget_layout)
         registry = folder / REGISTRY_FILE

@@ -18,7 +18,7 @@ from sidecar.stores.redis.urls import parse_store_url
 from sidecar.verify.accuracy import Terms
 from sidecar.verify.callers import ask
 
-METHOD, PATH, CALLER_ADDRESS = "GET", "/v1/conformance", "192.0.2.1"
+METHOD, PATH, CALLER_ADDRESS = "GET", "/v1/verify-limits", "192.0.2.1"
 ROUTES = [{"path": "/v1/**", "scope": "none"}]
 BUCKETS_MAX = 1_000
 PROBE_TIMEOUT_S = 10.0
@@ -95,13 +95,13 @@ def own_prefix(store: str) -> str:
     The URL *store* with a key prefix that nobody else uses, below the one that it has.
 
     >>> own_prefix("redis://127.0.0.1:6379/2?prefix=edge:").startswith(
-    ...     "redis://127.0.0.1:6379/2?prefix=edge:conformance-")
+    ...     "redis://127.0.0.1:6379/2?prefix=edge:verify-limits-")
     True
     """
     parts = urlsplit(store)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     prefix = options.get("prefix", DEFAULT_PREFIX)
-    options["prefix"] = f"{prefix}conformance-{secrets.token_hex(4)}:"
+    options["prefix"] = f"{prefix}verify-limits-{secrets.token_hex(4)}:"
     return urlunsplit(parts._replace(query=urlencode(options, quote_via=quote, safe=":/,")))
 
 

@@ -29,8 +29,9 @@ from sidecar.cli.root import app
 
 def paths(command, path):
     yield path
-    for name, one in getattr(command, "commands", {}).items():
-        yield from paths(one, [*path, name])
+    for name, inner in getattr(command, "commands", {}).items():
+        if not inner.hidden:
+            yield from paths(inner, [*path, name])
 
 run = CliRunner().invoke
 helps = {" ".join(path): run(app, [*path, "--help"], prog_name="sidecar").output

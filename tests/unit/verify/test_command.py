@@ -1,4 +1,4 @@
-"""`sidecar conformance`: what it refuses, and what it says of a run."""
+"""`sidecar verify-limits`: what it refuses, and what it says of a run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,17 @@ TERMS = Terms(600, 10, 10)
 def test_command__refuses_what_does_not_go_together(arguments: tuple[str, ...], complaint: str) -> None:
     """Wrong usage is told before anything is started, with exit code 2."""
     done = CliRunner(env={"SIDECAR_STORE": None, "SIDECAR_API_KEY": None}).invoke(
-        app, ["conformance", *arguments]
+        app, ["verify-limits", *arguments]
     )
     assert (done.exit_code, done.stdout) == (2, "")
     assert complaint in done.stderr
+
+
+def test_command__answers_to_its_former_name() -> None:
+    """For one release `sidecar conformance` does the same, and says what to write."""
+    done = CliRunner(env={"SIDECAR_STORE": None, "SIDECAR_API_KEY": None}).invoke(app, ["conformance"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "sidecar verify-limits" in done.stderr and "--store says where" in done.stderr
 
 
 def outcome(*counts: Count, hung: int = 0, **given: object) -> Outcome:
@@ -92,8 +99,8 @@ def test_prefix__is_below_that_of_the_fleet() -> None:
     """Keys of a run never meet those of the fleet, and an ACL for its prefix covers them."""
     ours = parse_store_url(own_prefix("redis://sid:s%40e@127.0.0.1/2?prefix=edge:&partitions=4"))
     other = parse_store_url(own_prefix("redis://127.0.0.1"))
-    assert ours.prefix.startswith("edge:conformance-")
-    assert other.prefix.startswith("sidecar:conformance-")
+    assert ours.prefix.startswith("edge:verify-limits-")
+    assert other.prefix.startswith("sidecar:verify-limits-")
     assert ours.prefix != other.prefix
     assert (ours.partitions, ours.database, ours.login.password) == (4, 2, "s@e")
 

@@ -1,4 +1,4 @@
-"""`sidecar conformance`."""
+"""`sidecar verify-limits`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ InFlightOption: TypeAlias = Annotated[
 ]
 
 
-def conformance(
+def verify_limits(
     store: StoreOption = "",
     sidecars: SidecarsOption = 4,
     buckets: BucketsOption = 4,

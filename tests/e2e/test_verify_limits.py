@@ -1,4 +1,4 @@
-"""`sidecar conformance` with real sidecars on real stores: right fleets pass, wrong ones are found out."""
+"""`sidecar verify-limits` with real sidecars on real stores: right fleets pass, wrong ones are found out."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def store_of(kind: str) -> str:
     return f"{url}?prefix=sidecar:{secrets.token_hex(4)}:"
 
 
-def conformance(*arguments: str) -> tuple[int, str, str]:
+def verify_limits(*arguments: str) -> tuple[int, str, str]:
     """Run the command; its exit code and what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -89,7 +89,7 @@ def test_fleet__keeps_the_limit_while_sidecars_are_killed(kind: str) -> None:
 
 def test_command__finds_out_sidecars_that_share_nothing() -> None:
     """Two sidecars with buckets of their own admit twice as much: broken, exit code 1."""
-    code, printed, _ = conformance(
+    code, printed, _ = verify_limits(
         *("--store", "embedded:", "--sidecars", "2", "--buckets", "2", "--duration", "1s", "--json")
     )
     told = json.loads(printed)
@@ -185,7 +185,7 @@ def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> N
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -205,7 +205,7 @@ def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
     command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "conformance", *arguments],
+        [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -237,7 +237,9 @@ def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path
 def test_command__prints_a_table_and_leaves_nothing() -> None:
     """People see each bucket and one word at the end; every key of the run has a time to live."""
     store = store_of("standalone")
-    code, printed, _ = conformance("--store", store, "--sidecars", "1", "--buckets", "2", "--duration", "1s")
+    code, printed, _ = verify_limits(
+        "--store", store, "--sidecars", "1", "--buckets", "2", "--duration", "1s"
+    )
     assert code == 0
     assert printed.rstrip().endswith("fulfilled")
     assert "1 sidecar on redis://" in printed

@@ -1,4 +1,4 @@
-"""`python -m loadtest.conformance`: `sidecar conformance` on a Redis that is there, or on one of its own."""
+"""`python -m loadtest.verify_limits`: `sidecar verify-limits` on a Redis that is there, or on its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from loadtest.proving import redis_at
 
 def main(arguments: list[str]) -> int:
     """Run it with what is left of *arguments*; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.conformance", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.verify_limits", description=__doc__)
     parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
     given, others = parser.parse_known_args(arguments)
     with redis_at(given.redis) as store:
-        command = [sys.executable, "-m", "sidecar.cli", "conformance", "--store", store, *others]
+        command = [sys.executable, "-m", "sidecar.cli", "verify-limits", "--store", store, *others]
         return subprocess.run(command).returncode
 
 

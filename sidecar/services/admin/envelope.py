@@ -62,8 +62,6 @@ class AdminMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call; see the ASGI specification."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return  # nobody is let in by a WebSocket
         call = self._begin(Request(scope, receive))
         scope[CALL] = call

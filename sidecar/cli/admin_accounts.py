@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.calling import Change, Confirmed, Invocation, command
+from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account's id.")]
 TokenExpiresOption = Annotated[
@@ -44,7 +44,7 @@ def token() -> None:
 def issue_token(call: Invocation, id: AccountArgument, expires: TokenExpiresOption = LIFETIME) -> None:
     """Give an account one more token; it is alone on standard output, shown this once."""
     answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in", expires))
-    call.tell_secret(answer, "token", f"The token of {id}")
+    call.print_secret(answer, "token", f"The token of {id}")
 
 
 @command(token_app, "revoke", Change, Confirmed)
@@ -57,7 +57,7 @@ def revoke_token(
 ) -> None:
     """End a token at once."""
     call.confirm(f"Revoke the token {token_id} of {id}? Calls with it are refused from now on.")
-    call.tell_change(call.change("DELETE", "administrators", id, "tokens", token_id, in_query=True))
+    call.print_change(call.change("DELETE", "administrators", id, "tokens", token_id, in_query=True))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -97,7 +97,7 @@ def add_to(app: typer.Typer) -> None:
             "role": role.value,
             **_lifetime("token_expires_in", expires),
         }
-        call.tell_secret(call.change("POST", "administrators", body=body), "token", f"The token of {id}")
+        call.print_secret(call.change("POST", "administrators", body=body), "token", f"The token of {id}")
 
     @command(app, "role", Change)
     def set_role(
@@ -106,7 +106,7 @@ def add_to(app: typer.Typer) -> None:
         role: Annotated[RoleWord, typer.Argument(metavar="ROLE", help="admin, auditor or operator.")],
     ) -> None:
         """Change what an account may do."""
-        call.tell_change(call.change("POST", "administrators", id, "role", body={"role": role.value}))
+        call.print_change(call.change("POST", "administrators", id, "role", body={"role": role.value}))
 
     @command(app, "remove", Change, Confirmed)
     def remove(call: Invocation, id: AccountArgument) -> None:
@@ -114,13 +114,13 @@ def add_to(app: typer.Typer) -> None:
         call.confirm(
             f"Remove the administrator {id}? The account's tokens end at once, its id is gone for good."
         )
-        call.tell_change(call.change("DELETE", "administrators", id, in_query=True))
+        call.print_change(call.change("DELETE", "administrators", id, in_query=True))
 
     @command(app, "whoami")
     def whoami(call: Invocation) -> None:
         """Say who you are to the server, and until when."""
-        from sidecar.cli.moments import shown
         from sidecar.cli.tables import print_fields
+        from sidecar.cli.times import shown
 
         me = call.get("whoami")
         if call.is_json:
@@ -138,7 +138,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _lifetime(field: str, expires: str) -> dict[str, Any]:
-    from sidecar.cli.moments import token_lifetime
+    from sidecar.cli.times import token_lifetime
     from sidecar.domain.durations import format_duration
 
     return {field: format_duration(token_lifetime("--expires", expires))}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sidecar.cli.exits import telling_mistakes
+from sidecar.cli.exits import report_errors
 from sidecar.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -41,16 +41,16 @@ def bootstrap(
     configuration and reach the registry may run it. The token is shown this once, alone on standard
     output. Exits with 1 when the registry has had administrators before: they make the next ones.
     """
-    with telling_mistakes():
-        from sidecar.cli.moments import token_lifetime
+    with report_errors():
         from sidecar.cli.on_registry import on_registry
+        from sidecar.cli.times import token_lifetime
         from sidecar.process.first_administrator import make_first_administrator
 
         lifetime_s = token_lifetime("--expires", expires)
         made = on_registry(
             config, lambda registry: make_first_administrator(registry, id, name or id, lifetime_s)
         )
-    _tell(
+    _print_account(
         made,
         json,
         "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. Make an account for a second person soon, because"
@@ -79,16 +79,16 @@ def recover(
     log. Each integration that the account reactivates is marked single_person there, in the review
     and in a metric, because the owner of the machine may be the one who suspended it.
     """
-    with telling_mistakes():
-        from sidecar.cli.moments import token_lifetime
+    with report_errors():
         from sidecar.cli.on_registry import on_registry
+        from sidecar.cli.times import token_lifetime
         from sidecar.process.first_administrator import recover_administrator
 
         lifetime_s = token_lifetime("--expires", expires)
         made = on_registry(
             config, lambda registry: recover_administrator(registry, id, name or id, reason, lifetime_s)
         )
-    _tell(
+    _print_account(
         made,
         json,
         "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. This recovery is in the audit log for ever. What"
@@ -96,7 +96,7 @@ def recover(
     )
 
 
-def _tell(made: MadeAdministrator, as_json: bool, advice: str) -> None:
+def _print_account(made: MadeAdministrator, as_json: bool, advice: str) -> None:
     if as_json:
         import json
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.integrations import IdArgument
 
@@ -53,13 +53,13 @@ def show(call: Invocation, id: IdArgument) -> None:
 @command(app, "add", IntegrationChange)
 def add(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
     """Let more addresses in."""
-    call.tell_change(call.change("POST", "integrations", id, "allowlist", "add", body={"entries": cidr}))
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "add", body={"entries": cidr}))
 
 
 @command(app, "remove", IntegrationChange)
 def remove(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
     """Take entries out, as they stand in the list."""
-    call.tell_change(call.change("POST", "integrations", id, "allowlist", "remove", body={"entries": cidr}))
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "remove", body={"entries": cidr}))
 
 
 @command(app, "set", IntegrationChange)
@@ -79,20 +79,20 @@ def set_entries(
     if (cidr is None) == (file is None):
         raise CommandError("name the entries, or a --file with them", EXIT_USAGE)
     entries = cidr if file is None else _entries_in(file)
-    call.tell_change(call.change("POST", "integrations", id, "allowlist", "set", body={"entries": entries}))
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "set", body={"entries": entries}))
 
 
 @command(app, "enable", IntegrationChange)
 def enable(call: Invocation, id: IdArgument) -> None:
     """Turn it on: only addresses of its entries are let in. Warns of addresses that this locks out."""
-    call.tell_change(call.change("POST", "integrations", id, "allowlist", "enable", body={}))
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "enable", body={}))
 
 
 @command(app, "disable", IntegrationChange, Confirmed)
 def disable(call: Invocation, id: IdArgument) -> None:
     """Turn it off: every address is let in. The entries are kept."""
     call.confirm(f"Turn the allowlist of {id} off? Its API keys then work from everywhere.")
-    call.tell_change(call.change("POST", "integrations", id, "allowlist", "disable", body={}))
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "disable", body={}))
 
 
 def _entries_in(file: Path) -> list[str]:

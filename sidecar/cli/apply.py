@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import ADMINISTRATION, Confirmed, Invocation, command
+from sidecar.cli.admin_command import ADMINISTRATION, Confirmed, Invocation, command
 from sidecar.cli.exits import CommandError
 
 FileOption = Annotated[
@@ -57,7 +57,7 @@ def apply(
     unless --prune is given. Exits with 1 when anything was refused, or would be.
     """
     from sidecar.admin_client.client import path_to
-    from sidecar.cli.declaring import ApplyOptions, Document, declare
+    from sidecar.cli.apply_flow import ApplyOptions, Document, declare
 
     body = {"file": _text_of(file), "file_name": file.name, "prune": prune, "reason": reason}
 

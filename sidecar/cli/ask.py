@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, report_errors
 from sidecar.cli.options import (
     ConfigOption,
     HeaderOption,
@@ -22,7 +22,7 @@ from sidecar.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from sidecar.cli.asking import ClientTls
+    from sidecar.cli.check_client import ClientTls
     from sidecar.services.ext_authz_client import Checked
 
 COUNT_MAX = 10_000
@@ -82,8 +82,8 @@ def ask(
     With --ip the configuration (--config) says how the sidecar learns the client's address: give the
     configuration that the sidecar runs with.
     """
-    with telling_mistakes():
-        from sidecar.cli.asking import Asker, AskError
+    with report_errors():
+        from sidecar.cli.check_client import Asker, AskError
         from sidecar.services.ext_authz_client import check_request
 
         headers = given_headers(header)
@@ -130,7 +130,7 @@ def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str])
 
 
 def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:
-    from sidecar.cli.asking import ClientTls
+    from sidecar.cli.check_client import ClientTls
 
     if (cert is None) != (key is None) or (cert is not None and ca is None):
         raise CommandError("--cert, --cert-key and --ca belong together", EXIT_USAGE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sidecar.cli.calling import Invocation, command
+from sidecar.cli.admin_command import Invocation, command
 from sidecar.cli.exits import EXIT_REFUSED, CommandError
 from sidecar.cli.integrations import LimitOption
 from sidecar.cli.tables import Column, plain
@@ -147,7 +147,7 @@ def verify(
     if call.is_json:
         call.print_json(report)
     else:
-        _tell_report(report)
+        _print_report(report)
     if not report["is_intact"]:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -187,7 +187,7 @@ def _verified_here(file: Path, anchors: list[str]) -> dict[str, Any]:
     return report.as_json()
 
 
-def _tell_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         typer.echo(f"{finding['kind']}: {plain(finding['problem'])}")
     found = len(report["findings"])
@@ -205,7 +205,7 @@ def _counted(count: int, one: str, several: str) -> str:
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     """An entry: on a terminal four columns that fit into 80 characters, piped one for each value."""
-    from sidecar.cli.moments import shown
+    from sidecar.cli.times import shown
 
     place = f"{entry['chain']}:{entry['sequence']}"
     values = [entry[name] or "" for name in ("action", "subject", "summary", "reason", "source")]
@@ -221,6 +221,6 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
 
 def _past(option: str, text: str) -> str | None:
     """The moment that *text* means; a duration counts back from now."""
-    from sidecar.cli.moments import moment_ago
+    from sidecar.cli.times import moment_ago
 
     return moment_ago(option, text) if text else None

@@ -19,7 +19,7 @@ from sidecar.domain.audit import (
     StoredEntry,
     parse_anchor,
 )
-from sidecar.services.admin.verified import chain_view, finding_view
+from sidecar.services.admin.verification import chain_view, finding_view
 
 LINE_CHARS_MAX = 4 * 1024 * 1024
 CHAINS_MAX = 1_024

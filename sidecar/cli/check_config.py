@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, telling_mistakes
+from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, report_errors
 from sidecar.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_config(
     """
     if json:
         raise typer.Exit(_print_json(file, online))
-    with telling_mistakes():
+    with report_errors():
         checked, report = _check(file, online)
     _print_summary(checked, report)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.calling import Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
 from sidecar.cli.integrations import ExpiresOption, IdArgument
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def issue(call: Invocation, id: IdArgument, expires: ExpiresOption = "") -> None
     The key is alone on standard output, shown this once: KEY=$(sidecar credentials issue acme).
     """
     answer = call.change("POST", "integrations", id, "credentials", "issue", body=_expiry(expires))
-    call.tell_secret(answer, "api_key", f"The API key of {id}")
+    call.print_secret(answer, "api_key", f"The API key of {id}")
 
 
 @command(app, "rotate", IntegrationChange)
@@ -69,18 +69,18 @@ def rotate(
     The new key is alone on standard output, shown this once. 'credentials list' shows who still uses the
     old one.
     """
-    from sidecar.cli.moments import checked_duration
+    from sidecar.cli.times import checked_duration
 
     body = {"overlap": checked_duration("--overlap", overlap), **_moment(expires)}
     answer = call.change("POST", "integrations", id, "credentials", credential, "rotate", body=body)
-    call.tell_secret(answer, "api_key", f"The new API key of {id}")
+    call.print_secret(answer, "api_key", f"The new API key of {id}")
 
 
 @command(app, "revoke", IntegrationChange, Confirmed)
 def revoke(call: Invocation, id: IdArgument, credential: CredentialArgument) -> None:
     """End an API key at once and for ever."""
     call.confirm(f"Revoke {credential} of {id}? Requests with it are refused from now on, for ever.")
-    call.tell_change(call.change("POST", "integrations", id, "credentials", credential, "revoke", body={}))
+    call.print_change(call.change("POST", "integrations", id, "credentials", credential, "revoke", body={}))
 
 
 @command(app, "expire", IntegrationChange)
@@ -96,15 +96,15 @@ def expire(
     ],
 ) -> None:
     """Change when an API key ends; to end it at once, revoke it."""
-    from sidecar.cli.moments import NEVER, moment_of
+    from sidecar.cli.times import NEVER, moment_of
 
     body = {"expires_at": None if at == NEVER else moment_of("--at", at)}
-    call.tell_change(call.change("POST", "integrations", id, "credentials", credential, "expiry", body=body))
+    call.print_change(call.change("POST", "integrations", id, "credentials", credential, "expiry", body=body))
 
 
 def _expiry(expires: str) -> dict[str, Any]:
     """When a new key ends, for the API: a duration counts by the server's clock."""
-    from sidecar.cli.moments import Duration, parse_when
+    from sidecar.cli.times import Duration, parse_when
 
     if not expires:
         return {}
@@ -113,6 +113,6 @@ def _expiry(expires: str) -> dict[str, Any]:
 
 
 def _moment(expires: str) -> dict[str, Any]:
-    from sidecar.cli.moments import moment_of
+    from sidecar.cli.times import moment_of
 
     return {"expires_at": moment_of("--expires", expires)} if expires else {}

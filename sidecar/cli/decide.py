@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, report_errors
 from sidecar.cli.options import (
     ConfigOption,
     HeaderOption,
@@ -56,7 +56,7 @@ def decide(
 
     Exits with 0 when the request is allowed and with 3 when it is denied.
     """
-    with telling_mistakes():
+    with report_errors():
         from sidecar.observe.metrics import Metrics
         from sidecar.observe.table import TABLE
         from sidecar.process.config import load_config

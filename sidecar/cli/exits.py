@@ -36,7 +36,7 @@ class CommandError(Exception):
 
 
 @contextmanager
-def telling_mistakes() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """
     End the command with one clear line for each mistake.
 
@@ -47,26 +47,26 @@ def telling_mistakes() -> Iterator[None]:
         yield
     except FileFaultsError as error:
         noun = "mistake" if error.total == 1 else "mistakes"
-        _tell(f"{error.total} {noun}; nothing was started or changed", *error.lines())
+        _print_error(f"{error.total} {noun}; nothing was started or changed", *error.lines())
         raise typer.Exit(EXIT_REFUSED) from None
     except ListenError as error:
-        _tell(str(error))
+        _print_error(str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except StartError as error:
-        _tell(f"{error}; nothing is running")
+        _print_error(f"{error}; nothing is running")
         raise typer.Exit(EXIT_REFUSED) from None
     except CommandError as error:
-        _tell(str(error))
+        _print_error(str(error))
         raise typer.Exit(error.exit_code) from None
     except ApiKeyError as error:
-        _tell(str(error))
+        _print_error(str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except AdminCallError as error:
-        _tell(*error.lines)
+        _print_error(*error.lines)
         raise typer.Exit(EXIT_CONFLICT if error.failure is Failure.CONFLICT else EXIT_REFUSED) from None
 
 
-def _tell(problem: str, *details: str) -> None:
+def _print_error(problem: str, *details: str) -> None:
     typer.echo(f"sidecar: {problem}", err=True)
     for detail in details:
         typer.echo(f"  {detail}", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
 
 GROUP = "Integrations: list, show, create, edit, delete."
 app = typer.Typer(no_args_is_help=True, help=GROUP)
@@ -127,7 +127,7 @@ def create(
     With --issue-credential the key is alone on standard output, shown this once.
     """
     from sidecar.cli.exits import EXIT_USAGE, CommandError
-    from sidecar.cli.moments import moment_of
+    from sidecar.cli.times import moment_of
 
     if expires and not issue_credential:
         raise CommandError("--expires is the end of the key that --issue-credential makes", EXIT_USAGE)
@@ -149,9 +149,9 @@ def create(
         "POST", "integrations", body={key: one for key, one in body.items() if one is not None}
     )
     if issue_credential:
-        call.tell_secret(answer, "api_key", f"The API key of {id}")
+        call.print_secret(answer, "api_key", f"The API key of {id}")
     else:
-        call.tell_change(answer)
+        call.print_change(answer)
 
 
 @command(app, "edit", IntegrationChange)
@@ -170,7 +170,7 @@ def edit(
     given = {key: value for key, value in fields.items() if value is not None}
     if not given:
         raise CommandError("nothing to change: name a field, such as --contact", EXIT_USAGE)
-    call.tell_change(call.change("PATCH", "integrations", id, body=given))
+    call.print_change(call.change("PATCH", "integrations", id, body=given))
 
 
 @command(app, "delete", IntegrationChange, Confirmed)
@@ -181,7 +181,7 @@ def delete(call: Invocation, id: IdArgument) -> None:
     Its API keys end at once, its trail is kept, and its id is never used again.
     """
     call.confirm(f"Delete {id} for good? Its API keys end at once, and its id is never used again.")
-    call.tell_change(call.change("DELETE", "integrations", id, in_query=True))
+    call.print_change(call.change("DELETE", "integrations", id, in_query=True))
 
 
 @command(app, "on-store-error", IntegrationChange)
@@ -192,7 +192,7 @@ def on_store_error(
 ) -> None:
     """Say what its requests get while the shared store is away."""
     body = {"policy": _policy(policy)}
-    call.tell_change(call.change("POST", "integrations", id, "on-store-error", body=body))
+    call.print_change(call.change("POST", "integrations", id, "on-store-error", body=body))
 
 
 def _policy(policy: StorePolicy | None) -> str | None:

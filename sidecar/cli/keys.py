@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.exits import telling_mistakes
+from sidecar.cli.exits import report_errors
 from sidecar.cli.options import JsonOption
 from sidecar.domain.api_keys import PREFIX
 
@@ -32,7 +32,7 @@ def new(
     """
     from sidecar.domain.api_keys import generate_api_key
 
-    with telling_mistakes():
+    with report_errors():
         key = generate_api_key(prefix)
     if json:
         import json as encoder

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import BurstOption, IdArgument
 
 app = typer.Typer(no_args_is_help=True, help="The rate limit of an integration, for good and for a time.")
@@ -33,7 +33,7 @@ def show(call: Invocation, id: IdArgument) -> None:
 def set_limit(call: Invocation, id: IdArgument, rpm: RpmArgument, burst: BurstOption = None) -> None:
     """Set the lasting limit, in force at once; what was used stays used, and a temporary raise ends."""
     body = {"rate_limit_rpm": rpm} | ({} if burst is None else {"burst": burst})
-    call.tell_change(call.change("POST", "integrations", id, "limit", "set", body=body))
+    call.print_change(call.change("POST", "integrations", id, "limit", "set", body=body))
 
 
 @command(app, "raise", IntegrationChange)
@@ -52,15 +52,15 @@ def raise_limit(
     burst: BurstOption = None,
 ) -> None:
     """Raise the limit for a time, such as for a migration; it reverts by itself."""
-    from sidecar.cli.moments import Duration, parse_when
+    from sidecar.cli.times import Duration, parse_when
 
     when = parse_when("--until", until)
     end = {"duration": when.text} if isinstance(when, Duration) else {"until": when.text}
     body = {"rate_limit_rpm": rpm, **end, **({} if burst is None else {"burst": burst})}
-    call.tell_change(call.change("POST", "integrations", id, "limit", "raise", body=body))
+    call.print_change(call.change("POST", "integrations", id, "limit", "raise", body=body))
 
 
 @command(app, "end-raise", IntegrationChange)
 def end_raise(call: Invocation, id: IdArgument) -> None:
     """End a temporary raise before its time."""
-    call.tell_change(call.change("POST", "integrations", id, "limit", "end-raise", body={}))
+    call.print_change(call.change("POST", "integrations", id, "limit", "end-raise", body={}))

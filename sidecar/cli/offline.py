@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.admin_client.client import Answer
-from sidecar.cli.calling import Invocation
+from sidecar.cli.admin_command import Invocation
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.domain.refusals import Code, RefusedError
-from sidecar.services.admin.meant import closest_integration
+from sidecar.services.admin.suggestion import closest_integration
 from sidecar.stores.registry.protocol import Registry
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
@@ -44,7 +44,7 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
                 meant = await closest_integration(registry, id)
             raise CommandError(f"{error}" + (f"\n  did you mean {meant!r}?" if meant else "")) from None
 
-    call.tell_change(Answer(on_registry(config, work), is_replay=False))
+    call.print_change(Answer(on_registry(config, work), is_replay=False))
 
 
 async def _suspend(
@@ -55,7 +55,7 @@ async def _suspend(
     from sidecar.domain.lifecycle.commands import Suspend
     from sidecar.process.first_administrator import local_actor, local_context
     from sidecar.services.admin.confirmation import confirmed
-    from sidecar.services.admin.standing import accounts_now, lock_notices
+    from sidecar.services.admin.notices import accounts_now, lock_notices
     from sidecar.services.admin.views import integration_view, notice_view
 
     command = Suspend(integration_id=id, reason=reason)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sidecar.cli.apply import DryRunOption, PruneOption, ReasonOption
-from sidecar.cli.exits import EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.exits import EXIT_USAGE, CommandError, report_errors
 from sidecar.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ def push(
     does not name is left alone unless --prune is given. Exits with 1 when anything was refused, or
     would be.
     """
-    from sidecar.cli.connecting import given_token
-    from sidecar.cli.declaring import ApplyOptions, ask_first, declare
-    from sidecar.cli.pushing import Push
+    from sidecar.cli.apply_flow import ApplyOptions, ask_first, declare
+    from sidecar.cli.connection import given_token
+    from sidecar.cli.registry_push import Push
 
-    with telling_mistakes():
+    with report_errors():
         secret = given_token(token, token_file)
         with _opened(config, store) as (runner, opened, catalogue):
             pushed = Push(opened, catalogue, runner, file)
@@ -106,7 +106,7 @@ def pull(
     and the history of suspensions, which a push leaves alone. With --json the registry goes to
     standard output as JSON, which can be pushed, too; beside a FILE --json says what was written.
     """
-    with telling_mistakes():
+    with report_errors():
         with _opened(config, store) as (runner, opened, _):
             records = runner.run(opened.load_all()).records
         import json as encoder
@@ -154,9 +154,9 @@ def accept(
     lacks, suspensions among them, stay lost: repeat them right after. A 'registry_id' in the
     configuration must be changed to the new id.
     """
-    from sidecar.cli.declaring import ask_first
+    from sidecar.cli.apply_flow import ask_first
 
-    with telling_mistakes(), _opened(config, store) as (runner, opened, _):
+    with report_errors(), _opened(config, store) as (runner, opened, _):
         from sidecar.stores.registry.redis.registry import RedisRegistry
 
         if not isinstance(opened, RedisRegistry):
@@ -210,7 +210,7 @@ def _at(store: str, catalogue: ScopeCatalogue) -> Registry:
 
 def _replace(file: Path, text: str, *, is_confirmed: bool) -> None:
     """Write *file* as a whole or not at all; what stands there now is not lost by mistake."""
-    from sidecar.cli.declaring import ask_first
+    from sidecar.cli.apply_flow import ask_first
 
     place = file.resolve()  # a link stays a link
     part = place.with_name(f".{place.name}.new")

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.calling import ADMINISTRATION, Invocation, command
+from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.integrations import LIST_MAX, LimitOption, Status
-from sidecar.cli.moments import shown
 from sidecar.cli.tables import Column, print_csv
+from sidecar.cli.times import shown
 from sidecar.cli.views import print_listing
 
 PAGE_MAX = 50

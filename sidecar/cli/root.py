@@ -23,12 +23,12 @@ from sidecar.cli import (
     scopes,
     serve,
     sidecars,
-    standing,
+    status,
     verify_limits,
     version,
     webhook_secret,
 )
-from sidecar.cli.calling import ADMINISTRATION
+from sidecar.cli.admin_command import ADMINISTRATION
 
 app = typer.Typer(
     name="sidecar",
@@ -68,7 +68,7 @@ app.command()(version.version)
 
 app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
 app.add_typer(credentials.app, name="credentials", rich_help_panel=ADMINISTRATION)
-standing.add_to(app)
+status.add_to(app)
 apply.add_to(app)
 app.add_typer(scopes.app, name="scopes", rich_help_panel=ADMINISTRATION)
 app.add_typer(limit.app, name="limit", rich_help_panel=ADMINISTRATION)

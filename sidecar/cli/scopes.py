@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import IdArgument
 
 app = typer.Typer(no_args_is_help=True, help="What an integration may read and write.")
@@ -36,13 +36,13 @@ def list_scopes(call: Invocation, id: IdArgument) -> None:
 @command(app, "add", IntegrationChange)
 def add(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
     """Permit more, from the next request on."""
-    call.tell_change(call.change("POST", "integrations", id, "scopes", "add", body={"scopes": scope}))
+    call.print_change(call.change("POST", "integrations", id, "scopes", "add", body={"scopes": scope}))
 
 
 @command(app, "remove", IntegrationChange)
 def remove(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
     """Permit less: the next request that needs one of them gets a 403."""
-    call.tell_change(call.change("POST", "integrations", id, "scopes", "remove", body={"scopes": scope}))
+    call.print_change(call.change("POST", "integrations", id, "scopes", "remove", body={"scopes": scope}))
 
 
 @command(app, "catalogue")

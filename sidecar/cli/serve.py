@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.exits import CommandError, telling_mistakes
+from sidecar.cli.exits import CommandError, report_errors
 from sidecar.cli.options import ConfigOption
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def serve(
     one. Exits with 1 when the configuration or the registry holds a mistake, with 2 when an address
     cannot be listened on.
     """
-    with telling_mistakes():
+    with report_errors():
         from sidecar.process.config import load_config
         from sidecar.process.serve import serve as run
 

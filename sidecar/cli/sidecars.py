@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sidecar.cli.calling import ADMINISTRATION, Invocation, command
+from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
 from sidecar.cli.tables import Column, print_table
 
 
@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
     @command(app, "sidecars", panel=ADMINISTRATION)
     def sidecars(call: Invocation) -> None:
         """List the live sidecars, and whether each decides by the registry as it is now."""
-        from sidecar.cli.moments import shown
+        from sidecar.cli.times import shown
 
         listing = call.get("sidecars")
         if call.is_json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError, telling_mistakes
+from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError, report_errors
 from sidecar.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def verify_limits(
     least 99 % of what flowed into it. Exits with 0 when every bucket did, with 1 when one did not
     or could not be judged.
     """
-    with telling_mistakes():
-        from sidecar.cli.moments import duration_within
+    with report_errors():
+        from sidecar.cli.times import duration_within
         from sidecar.verify.program import VerificationPlan
         from sidecar.verify.run import Load
 

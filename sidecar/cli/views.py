@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sidecar.cli.moments import shown
 from sidecar.cli.tables import Column, print_fields, print_table
+from sidecar.cli.times import shown
 
 if TYPE_CHECKING:
     from sidecar.admin_client.client import Listing
-    from sidecar.cli.calling import Invocation
+    from sidecar.cli.admin_command import Invocation
 
 Record = dict[str, Any]
 

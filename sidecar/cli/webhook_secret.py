@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import IdArgument
 
 app = typer.Typer(no_args_is_help=True, help="What the webhooks of an integration are signed with.")
@@ -21,7 +21,7 @@ def webhook_secret() -> None:
 def generate(call: Invocation, id: IdArgument) -> None:
     """Make the first signing secret; it is alone on standard output, shown this once."""
     answer = call.change("POST", "integrations", id, "webhook-secret", "generate", body={})
-    call.tell_secret(answer, "secret", f"The webhook secret of {id}")
+    call.print_secret(answer, "secret", f"The webhook secret of {id}")
 
 
 @command(app, "rotate", IntegrationChange)
@@ -38,8 +38,8 @@ def rotate(
     ] = "0",
 ) -> None:
     """Replace the signing secret; the new one is alone on standard output, shown this once."""
-    from sidecar.cli.moments import checked_duration
+    from sidecar.cli.times import checked_duration
 
     body = {"overlap": checked_duration("--overlap", overlap)}
     answer = call.change("POST", "integrations", id, "webhook-secret", "rotate", body=body)
-    call.tell_secret(answer, "secret", f"The new webhook secret of {id}")
+    call.print_secret(answer, "secret", f"The new webhook secret of {id}")

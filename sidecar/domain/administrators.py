@@ -151,7 +151,7 @@ class AdminOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
+class _Context:
     actor: Actor | None
     now_us: int
     at_us: int
@@ -180,11 +180,11 @@ def administer(
         assert actor is not None  # the protocol takes no other command without an actor
         actor.require(Action.ADMINISTER)
     raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
-    setting = _Setting(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
+    context = _Context(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
     if isinstance(command, (Bootstrap, Recover, CreateAdministrator)):
-        return _create(command, setting)
+        return _create(command, context)
     old = _active(directory, command.administrator_id)
-    changed, summary, claims = _RULES[type(command)](old, command, setting)
+    changed, summary, claims = _RULES[type(command)](old, command, context)
     if changed == old:
         return AdminOutcome(old, summary, {}, {}, is_change=False)
     changed = replace(changed, generation=old.generation + 1)
@@ -193,8 +193,8 @@ def administer(
     return AdminOutcome(changed, summary, before, after, claims)
 
 
-def _create(command: Bootstrap | Recover | CreateAdministrator, setting: _Setting) -> AdminOutcome:
-    directory, is_recovery = setting.directory, isinstance(command, Recover)
+def _create(command: Bootstrap | Recover | CreateAdministrator, context: _Context) -> AdminOutcome:
+    directory, is_recovery = context.directory, isinstance(command, Recover)
     if isinstance(command, Bootstrap) and directory:
         raise refusal(
             Code.NOT_EMPTY,
@@ -231,9 +231,9 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, setting: _Settin
         id=command.administrator_id,
         name=command.name,
         role=command.role if isinstance(command, CreateAdministrator) else Role.ADMIN,
-        created_at_us=setting.at_us,
-        tokens=(_new_token(command.token, (), setting),),
-        grants=_grants_now(setting),
+        created_at_us=context.at_us,
+        tokens=(_new_token(command.token, (), context),),
+        grants=_grants_now(context),
         is_recovered=is_recovery,
     )
     summary = f"created administrator {administrator.id} with the role {administrator.role.value}"
@@ -244,26 +244,26 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, setting: _Settin
 
 
 def _set_role(
-    old: Administrator, command: SetRole, setting: _Setting
+    old: Administrator, command: SetRole, context: _Context
 ) -> tuple[Administrator, str, tuple[str, ...]]:
     if command.role is old.role:
         return old, f"{old.id} has the role {old.role.value} already", ()
-    grants = merge_grants(old.grants, _grants_now(setting))
+    grants = merge_grants(old.grants, _grants_now(context))
     changed = replace(old, role=command.role, grants=grants)
     return changed, f"changed the role of {old.id} to {command.role.value}", ()
 
 
 def _remove(
-    old: Administrator, command: RemoveAdministrator, setting: _Setting
+    old: Administrator, command: RemoveAdministrator, context: _Context
 ) -> tuple[Administrator, str, tuple[str, ...]]:
-    changed = replace(old, tokens=(), removed_at_us=setting.at_us)
+    changed = replace(old, tokens=(), removed_at_us=context.at_us)
     return changed, f"removed administrator {old.id}", ()
 
 
 def _issue(
-    old: Administrator, command: IssueToken, setting: _Setting
+    old: Administrator, command: IssueToken, context: _Context
 ) -> tuple[Administrator, str, tuple[str, ...]]:
-    live = tuple(token for token in old.tokens if token.expires_at_us > setting.now_us)
+    live = tuple(token for token in old.tokens if token.expires_at_us > context.now_us)
     if len(live) >= TOKENS_MAX:
         raise refusal(
             Code.TOO_MANY,
@@ -271,16 +271,16 @@ def _issue(
             f"{old.id!r} has {TOKENS_MAX} tokens, which is the most",
             "revoke one first",
         )
-    assert setting.actor is not None  # only Bootstrap comes without an actor
-    is_own = setting.actor.id == old.id
+    assert context.actor is not None  # only Bootstrap comes without an actor
+    is_own = context.actor.id == old.id
     # A token that its holder made is as trustworthy as the token it was made with.
-    grants = setting.actor.grants if is_own else _grants_now(setting)
-    changed = replace(old, tokens=(*live, _new_token(command.token, grants, setting)))
+    grants = context.actor.grants if is_own else _grants_now(context)
+    changed = replace(old, tokens=(*live, _new_token(command.token, grants, context)))
     return changed, f"issued token {command.token.id} to {old.id}", (command.token.id,)
 
 
 def _revoke(
-    old: Administrator, command: RevokeToken, setting: _Setting
+    old: Administrator, command: RevokeToken, context: _Context
 ) -> tuple[Administrator, str, tuple[str, ...]]:
     if token_of(old, command.token_id) is None:
         known = ", ".join(token.id for token in old.tokens) or "none"
@@ -294,7 +294,7 @@ def _revoke(
     return replace(old, tokens=tokens), f"revoked token {command.token_id} of {old.id}", ()
 
 
-_Rule = Callable[[Administrator, Any, _Setting], tuple[Administrator, str, tuple[str, ...]]]
+_Rule = Callable[[Administrator, Any, _Context], tuple[Administrator, str, tuple[str, ...]]]
 _RULES: Mapping[type[AdminCommand], _Rule] = {
     SetRole: _set_role,
     RemoveAdministrator: _remove,
@@ -303,7 +303,7 @@ _RULES: Mapping[type[AdminCommand], _Rule] = {
 }
 
 
-def _new_token(fresh: NewToken, grants: tuple[Grant, ...], setting: _Setting) -> AdminToken:
+def _new_token(fresh: NewToken, grants: tuple[Grant, ...], context: _Context) -> AdminToken:
     if not CREDENTIAL_ID.fullmatch(fresh.id) or not DIGEST.fullmatch(fresh.digest):
         raise refusal(
             Code.INVALID_VALUE,
@@ -311,21 +311,21 @@ def _new_token(fresh: NewToken, grants: tuple[Grant, ...], setting: _Setting) ->
             "a token needs an id of 1-32 of 0-9, A-Z, a-z and '-', and a digest 'sha256:' and 64 hex digits",
             "generate a new token",
         )
-    if not setting.now_us < fresh.expires_at_us <= setting.now_us + TOKEN_LIFETIME_MAX_US:
+    if not context.now_us < fresh.expires_at_us <= context.now_us + TOKEN_LIFETIME_MAX_US:
         raise refusal(
             Code.INVALID_VALUE,
             "expires_at_us",
             "an administrator's token must expire in the future, and within 366 days",
             "name a moment within 366 days",
         )
-    return AdminToken(fresh.id, fresh.digest, setting.at_us, fresh.expires_at_us, grants)
+    return AdminToken(fresh.id, fresh.digest, context.at_us, fresh.expires_at_us, grants)
 
 
-def _grants_now(setting: _Setting) -> tuple[Grant, ...]:
+def _grants_now(context: _Context) -> tuple[Grant, ...]:
     """The grants of what this actor gives now: its own, and those that it has its access from."""
-    if setting.actor is None:
+    if context.actor is None:
         return ()
-    return merge_grants([Grant(setting.actor.id, setting.at_us)], setting.actor.grants)
+    return merge_grants([Grant(context.actor.id, context.at_us)], context.actor.grants)
 
 
 def _active(directory: Directory, administrator_id: str) -> Administrator:

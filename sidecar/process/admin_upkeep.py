@@ -13,7 +13,7 @@ from time import monotonic
 from sidecar.domain.accounts import live_admin_tokens
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.services.admin.standing import expiry_notices
+from sidecar.services.admin.notices import expiry_notices
 from sidecar.stores.registry.protocol import Registry, RegistryError
 from sidecar.stores.registry.uses import TokenUses
 

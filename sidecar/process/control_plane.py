@@ -101,12 +101,12 @@ def build_admin_api(
         FileFaultsError: the key file for webhook secrets cannot be used.
     """
     from sidecar.services.admin.api import build_api
-    from sidecar.services.admin.plane import ControlPlane
+    from sidecar.services.admin.context import AdminContext
 
     catalogue = build_rules(config).catalogue
     sealer = sealer_of(config)
     return build_api(
-        ControlPlane(
+        AdminContext(
             registry, catalogue, metrics, put_in_force, sealer, registry.now_us, token_uses=token_uses
         )
     )

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from deploy.demo.sidecar import Sidecar
-from sidecar.cli.asking import Asker
+from sidecar.cli.check_client import Asker
 from sidecar.domain.accounts import authenticate, token_id_of
 from sidecar.domain.api_keys import credential_id_of
 from sidecar.domain.changes import ChangeContext, ChangeRequest

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sidecar.cli.exits import telling_mistakes
+from sidecar.cli.exits import report_errors
 from sidecar.process.config import Config, load_config
 from sidecar.process.supervisor.slot import Patience
 from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
@@ -26,10 +26,10 @@ def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float
     def reload() -> Config:
         return replace(load_config(path), takes_over=True)  # of a predecessor's socket, when rolling
 
-    with telling_mistakes():
+    with report_errors():
         plan = SupervisorPlan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
         return supervise(plan, lambda grpc, admin: notify_ready())
-    raise AssertionError("telling_mistakes swallowed a mistake")
+    raise AssertionError("report_errors swallowed a mistake")
 
 
 if __name__ == "__main__":

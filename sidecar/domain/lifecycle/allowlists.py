@@ -27,15 +27,15 @@ NAMED_MAX = 5
 """Addresses that a lock-out warning names; the rest is counted."""
 
 
-def set_entries(record: Integration, command: c.SetAllowlist, setting: CommandContext) -> Draft:
+def set_entries(record: Integration, command: c.SetAllowlist, context: CommandContext) -> Draft:
     """Replace all entries."""
     entries, notices = check_entries("entries", command.entries)
     if not entries and record.is_allowlist_enabled and record.ip_allowlist:
         raise _would_be_empty()
-    return _draft(record, entries, notices, setting, f"set the allowlist to {_count(entries)}")
+    return _draft(record, entries, notices, context, f"set the allowlist to {_count(entries)}")
 
 
-def add_entries(record: Integration, command: c.AddAllowlistEntries, setting: CommandContext) -> Draft:
+def add_entries(record: Integration, command: c.AddAllowlistEntries, context: CommandContext) -> Draft:
     """Add the entries that are not there yet."""
     asked, notices = check_entries("entries", command.entries)
     known = [f"{entry} is in the allowlist already" for entry in asked if entry in record.ip_allowlist]
@@ -45,20 +45,20 @@ def add_entries(record: Integration, command: c.AddAllowlistEntries, setting: Co
     _require_room("entries", entries)
     notices += tuple(_overlap_notices("entries", entries, only=added))
     summary = f"added {_listed(added)} to the allowlist"
-    return _draft(record, entries, tuple(dict.fromkeys(notices)), setting, summary)
+    return _draft(record, entries, tuple(dict.fromkeys(notices)), context, summary)
 
 
-def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, setting: CommandContext) -> Draft:
+def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, context: CommandContext) -> Draft:
     """Take entries out; each must be there, as it stands."""
     asked, _ = check_entries("entries", command.entries)
     raise_for([_unknown_entry(record, entry) for entry in asked if entry not in record.ip_allowlist])
     entries = tuple(entry for entry in record.ip_allowlist if entry not in asked)
     if not entries and record.ip_allowlist and record.is_allowlist_enabled:
         raise _would_be_empty()
-    return _draft(record, entries, (), setting, f"removed {_listed(asked)} from the allowlist")
+    return _draft(record, entries, (), context, f"removed {_listed(asked)} from the allowlist")
 
 
-def enable(record: Integration, command: c.EnableAllowlist, setting: CommandContext) -> Draft:
+def enable(record: Integration, command: c.EnableAllowlist, context: CommandContext) -> Draft:
     """Turn the allowlist on."""
     if not record.ip_allowlist:
         raise refusal(
@@ -68,10 +68,10 @@ def enable(record: Integration, command: c.EnableAllowlist, setting: CommandCont
             "add at least one entry first",
         )
     enabled = replace(record, is_allowlist_enabled=True)
-    return _draft(enabled, record.ip_allowlist, (), setting, "turned the allowlist on")
+    return _draft(enabled, record.ip_allowlist, (), context, "turned the allowlist on")
 
 
-def disable(record: Integration, command: c.DisableAllowlist, setting: CommandContext) -> Draft:
+def disable(record: Integration, command: c.DisableAllowlist, context: CommandContext) -> Draft:
     """Turn the allowlist off; the entries are kept."""
     return Draft(replace(record, is_allowlist_enabled=False), "turned the allowlist off")
 
@@ -117,11 +117,11 @@ def _draft(
     record: Integration,
     entries: tuple[Cidr, ...],
     notices: tuple[Notice, ...],
-    setting: CommandContext,
+    context: CommandContext,
     summary: str,
 ) -> Draft:
     if record.is_allowlist_enabled and entries:
-        notices += _lock_out_notice(entries, setting.facts.addresses_seen)
+        notices += _lock_out_notice(entries, context.facts.addresses_seen)
     return Draft(replace(record, ip_allowlist=entries), summary, notices)
 
 

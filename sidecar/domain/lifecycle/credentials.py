@@ -15,19 +15,19 @@ OVERLAP_MAX_US = 30 * 24 * 60 * US_PER_MINUTE
 TIME_MAX_US = 2**53 - 1
 
 
-def issue(record: Integration, command: c.IssueCredential, setting: CommandContext) -> Draft:
+def issue(record: Integration, command: c.IssueCredential, context: CommandContext) -> Draft:
     """Add a credential."""
-    roomy, notices = _with_room(record, setting)
-    credential = new_credential(command.credential, setting)
+    roomy, notices = _with_room(record, context)
+    credential = new_credential(command.credential, context)
     _require_unused(record, credential.id)
     changed = replace(roomy, credentials=(*roomy.credentials, credential))
     return Draft(changed, f"issued credential {credential.id}", notices, claims=(credential.id,))
 
 
-def rotate(record: Integration, command: c.RotateCredential, setting: CommandContext) -> Draft:
+def rotate(record: Integration, command: c.RotateCredential, context: CommandContext) -> Draft:
     """Issue a credential in place of a live one, which works on for the overlap."""
     check_overlap(command.overlap_us)
-    old = _live(record, command.credential_id, setting)
+    old = _live(record, command.credential_id, context)
     if old.replaced_by:
         raise refusal(
             Code.CREDENTIAL_REPLACED,
@@ -35,36 +35,36 @@ def rotate(record: Integration, command: c.RotateCredential, setting: CommandCon
             f"credential {old.id} was already replaced by {old.replaced_by}",
             f"rotate {old.replaced_by}, or revoke {old.id} to end its overlap",
         )
-    new = new_credential(command.credential, setting)
+    new = new_credential(command.credential, context)
     _require_unused(record, new.id)
     others = tuple(credential for credential in record.credentials if credential.id != old.id)
     if command.overlap_us:
-        ends_us = setting.now_us + command.overlap_us
+        ends_us = context.now_us + command.overlap_us
         ends_us = ends_us if old.expires_at_us is None else min(ends_us, old.expires_at_us)
         others = (*others, replace(old, expires_at_us=ends_us, replaced_by=new.id))
-    roomy, notices = _with_room(replace(record, credentials=others), setting)
+    roomy, notices = _with_room(replace(record, credentials=others), context)
     changed = replace(roomy, credentials=(*roomy.credentials, new))
     return Draft(changed, f"rotated credential {old.id} to {new.id}", notices, claims=(new.id,))
 
 
-def revoke(record: Integration, command: c.RevokeCredential, setting: CommandContext) -> Draft:
+def revoke(record: Integration, command: c.RevokeCredential, context: CommandContext) -> Draft:
     """End a credential at once; it leaves the record, its trail stays."""
     old = _known(record, command.credential_id)
     others = tuple(credential for credential in record.credentials if credential.id != old.id)
     notices: tuple[Notice, ...] = ()
-    if is_live(record, old, setting.now_us) and not any(
-        is_live(record, other, setting.now_us) for other in others
+    if is_live(record, old, context.now_us) and not any(
+        is_live(record, other, context.now_us) for other in others
     ):
         message = f"{record.id!r} has no live credential left: all its requests are refused"
         notices = (Notice("no_live_credential", "credential_id", message),)
     return Draft(replace(record, credentials=others), f"revoked credential {old.id}", notices)
 
 
-def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: CommandContext) -> Draft:
+def set_expiry(record: Integration, command: c.SetCredentialExpiry, context: CommandContext) -> Draft:
     """Change when a live credential ends; one that was replaced keeps an end within the overlap's bound."""
-    old = _live(record, command.credential_id, setting)
-    check_expiry("expires_at_us", command.expires_at_us, setting.now_us)
-    latest_us = setting.now_us + OVERLAP_MAX_US
+    old = _live(record, command.credential_id, context)
+    check_expiry("expires_at_us", command.expires_at_us, context.now_us)
+    latest_us = context.now_us + OVERLAP_MAX_US
     if old.replaced_by and (command.expires_at_us is None or command.expires_at_us > latest_us):
         raise refusal(
             Code.CREDENTIAL_REPLACED,
@@ -79,17 +79,17 @@ def set_expiry(record: Integration, command: c.SetCredentialExpiry, setting: Com
     return Draft(replace(record, credentials=credentials), f"changed when credential {old.id} expires")
 
 
-def new_credential(fresh: c.NewCredential, setting: CommandContext) -> Credential:
+def new_credential(fresh: c.NewCredential, context: CommandContext) -> Credential:
     """
     A fresh credential as the record keeps it.
 
     Raises:
         InvalidError: its id, digest or expiry is wrong.
     """
-    check_expiry("expires_at_us", fresh.expires_at_us, setting.now_us)
+    check_expiry("expires_at_us", fresh.expires_at_us, context.now_us)
     try:
         return Credential(
-            fresh.id, fresh.digest, fresh.expires_at_us, setting.at_us, issued_generation=setting.generation
+            fresh.id, fresh.digest, fresh.expires_at_us, context.at_us, issued_generation=context.generation
         )
     except IntegrationError as error:
         raise refusal(
@@ -129,13 +129,13 @@ def check_overlap(overlap_us: int) -> None:
         )
 
 
-def _with_room(record: Integration, setting: CommandContext) -> tuple[Integration, tuple[Notice, ...]]:
+def _with_room(record: Integration, context: CommandContext) -> tuple[Integration, tuple[Notice, ...]]:
     """The record with room for one more credential; ones that ended make way, the oldest first."""
     excess = len(record.credentials) + 1 - CREDENTIALS_MAX
     if excess <= 0:
         return record, ()
     ended = [
-        credential for credential in record.credentials if not is_live(record, credential, setting.now_us)
+        credential for credential in record.credentials if not is_live(record, credential, context.now_us)
     ]
     dropped = {one.id for one in ended[:excess]}
     if len(dropped) < excess:
@@ -179,9 +179,9 @@ def _known(record: Integration, credential_id: str) -> Credential:
     )
 
 
-def _live(record: Integration, credential_id: str, setting: CommandContext) -> Credential:
+def _live(record: Integration, credential_id: str, context: CommandContext) -> Credential:
     credential = _known(record, credential_id)
-    if not is_live(record, credential, setting.now_us):
+    if not is_live(record, credential, context.now_us):
         ended = "was invalidated by a suspension" if is_invalidated(record, credential) else "has expired"
         raise refusal(
             Code.CREDENTIAL_ENDED,

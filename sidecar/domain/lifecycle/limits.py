@@ -18,32 +18,32 @@ RAISE_MAX_US = 90 * 24 * 60 * US_PER_MINUTE
 SCOPES_MAX = 200
 
 
-def add_scopes(record: Integration, command: c.AddScopes, setting: CommandContext) -> Draft:
+def add_scopes(record: Integration, command: c.AddScopes, context: CommandContext) -> Draft:
     """Permit more."""
-    scopes = parse_scopes(command.scopes, setting.catalogue)
+    scopes = parse_scopes(command.scopes, context.catalogue)
     added = sorted(scopes - record.scopes)
     return Draft(replace(record, scopes=record.scopes | scopes), f"added {_listed(added)}")
 
 
-def remove_scopes(record: Integration, command: c.RemoveScopes, setting: CommandContext) -> Draft:
+def remove_scopes(record: Integration, command: c.RemoveScopes, context: CommandContext) -> Draft:
     """Permit less; scopes of a category that is no longer configured can be removed too."""
     asked = set(command.scopes)
     removed = sorted(scope for scope in record.scopes if str(scope) in asked)
-    parse_scopes(tuple(asked - {str(scope) for scope in removed}), setting.catalogue)
+    parse_scopes(tuple(asked - {str(scope) for scope in removed}), context.catalogue)
     return Draft(replace(record, scopes=record.scopes - set(removed)), f"removed {_listed(removed)}")
 
 
-def set_limit(record: Integration, command: c.SetRateLimit, setting: CommandContext) -> Draft:
+def set_limit(record: Integration, command: c.SetRateLimit, context: CommandContext) -> Draft:
     """Set the lasting limit; an administrator who sets a limit means it to be in force, so a raise ends."""
     quota_of(command.rate_limit_rpm, command.burst)
     notices: tuple[Notice, ...] = ()
-    if raise_in_force(record, setting.now_us) is not None:
+    if raise_in_force(record, context.now_us) is not None:
         notices = (Notice("raise_ended", "rate_limit_rpm", "the temporary raise has ended with this change"),)
     changed = replace(record, rate_limit_rpm=command.rate_limit_rpm, burst=command.burst, limit_raise=None)
     return Draft(changed, f"set the limit to {command.rate_limit_rpm} requests per minute", notices)
 
 
-def raise_limit(record: Integration, command: c.RaiseLimit, setting: CommandContext) -> Draft:
+def raise_limit(record: Integration, command: c.RaiseLimit, context: CommandContext) -> Draft:
     """Raise the limit until a moment within 90 days; it replaces an earlier raise."""
     quota = quota_of(command.rate_limit_rpm, command.burst)
     if command.rate_limit_rpm <= record.rate_limit_rpm or quota.burst < record.quota.burst:
@@ -54,7 +54,7 @@ def raise_limit(record: Integration, command: c.RaiseLimit, setting: CommandCont
             f" above {record.rate_limit_rpm} with {record.quota.burst}",
             "name a higher limit and no lower burst, or set the lasting limit instead",
         )
-    ahead_us = command.until_us - setting.now_us
+    ahead_us = command.until_us - context.now_us
     if not 0 < ahead_us <= RAISE_MAX_US:
         raise refusal(
             Code.INVALID_VALUE,
@@ -67,9 +67,9 @@ def raise_limit(record: Integration, command: c.RaiseLimit, setting: CommandCont
     return Draft(changed, f"raised the limit to {command.rate_limit_rpm} requests per minute for a time")
 
 
-def end_raise(record: Integration, command: c.EndLimitRaise, setting: CommandContext) -> Draft:
+def end_raise(record: Integration, command: c.EndLimitRaise, context: CommandContext) -> Draft:
     """End a raise before its time."""
-    if raise_in_force(record, setting.now_us) is None:
+    if raise_in_force(record, context.now_us) is None:
         raise refusal(
             Code.RAISE_UNKNOWN,
             "",
@@ -79,7 +79,7 @@ def end_raise(record: Integration, command: c.EndLimitRaise, setting: CommandCon
     return Draft(replace(record, limit_raise=None), "ended the temporary raise")
 
 
-def set_on_store_error(record: Integration, command: c.SetOnStoreError, setting: CommandContext) -> Draft:
+def set_on_store_error(record: Integration, command: c.SetOnStoreError, context: CommandContext) -> Draft:
     """Set what answers while the bucket cannot be asked, or leave it to the configuration."""
     policy = fail_policy_of(command.on_store_error)
     said = policy.value if policy is not None else "what the configuration says"

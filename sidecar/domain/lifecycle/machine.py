@@ -14,7 +14,7 @@ from typing import Any
 
 from sidecar.domain.audit import next_time_us
 from sidecar.domain.integrations import Integration
-from sidecar.domain.lifecycle import allowlists, credentials, limits, standing, webhooks
+from sidecar.domain.lifecycle import allowlists, credentials, limits, status, webhooks
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import NO_FACTS, CommandContext, Draft, Facts, Outcome
 from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
@@ -25,8 +25,8 @@ from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.texts import REASON_LENGTH_MAX, text_problems
 
 _RULES: Mapping[type[c.Command], Callable[[Integration, Any, CommandContext], Draft]] = {
-    c.EditDetails: standing.edit,
-    c.DeleteIntegration: standing.delete,
+    c.EditDetails: status.edit,
+    c.DeleteIntegration: status.delete,
     c.AddScopes: limits.add_scopes,
     c.RemoveScopes: limits.remove_scopes,
     c.SetAllowlist: allowlists.set_entries,
@@ -42,8 +42,8 @@ _RULES: Mapping[type[c.Command], Callable[[Integration, Any, CommandContext], Dr
     c.RotateCredential: credentials.rotate,
     c.RevokeCredential: credentials.revoke,
     c.SetCredentialExpiry: credentials.set_expiry,
-    c.Suspend: standing.suspend,
-    c.Reactivate: standing.reactivate,
+    c.Suspend: status.suspend,
+    c.Reactivate: status.reactivate,
     c.GenerateWebhookSecret: webhooks.generate,
     c.RotateWebhookSecret: webhooks.rotate,
 }
@@ -89,7 +89,7 @@ class Lifecycle:
         state = state_of(record, facts.is_deleted, now_us)
         if state not in TRANSITIONS[type(command)]:
             raise _refused_by_state(state, command, actor)
-        setting = CommandContext(
+        context = CommandContext(
             actor=actor,
             now_us=now_us,
             at_us=next_time_us(facts.recorded_at_us, now_us),
@@ -99,14 +99,14 @@ class Lifecycle:
         )
         if record is None:
             assert isinstance(command, c.CreateIntegration)  # the only one that TRANSITIONS lets through
-            return _outcome(None, standing.create(command, setting), setting)
-        return _outcome(record, _RULES[type(command)](record, command, setting), setting)
+            return _outcome(None, status.create(command, context), context)
+        return _outcome(record, _RULES[type(command)](record, command, context), context)
 
 
-def _outcome(record: Integration | None, draft: Draft, setting: CommandContext) -> Outcome:
+def _outcome(record: Integration | None, draft: Draft, context: CommandContext) -> Outcome:
     if draft.record == record and not draft.is_deleted:
         return Outcome(draft.record, draft.summary, {}, {}, draft.notices, is_change=False)
-    changed = replace(draft.record, generation=setting.generation, changed_at_us=setting.at_us)
+    changed = replace(draft.record, generation=context.generation, changed_at_us=context.at_us)
     before, after = difference(record, None if draft.is_deleted else changed)
     return Outcome(
         changed,

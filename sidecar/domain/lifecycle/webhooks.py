@@ -15,9 +15,9 @@ SECRET_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
 SEALED_LENGTH_MAX = 1_024
 
 
-def generate(record: Integration, command: c.GenerateWebhookSecret, setting: CommandContext) -> Draft:
+def generate(record: Integration, command: c.GenerateWebhookSecret, context: CommandContext) -> Draft:
     """Make the first secret."""
-    live = live_secrets(record, setting.now_us)
+    live = live_secrets(record, context.now_us)
     if live:
         raise refusal(
             Code.SECRET_EXISTS,
@@ -25,23 +25,23 @@ def generate(record: Integration, command: c.GenerateWebhookSecret, setting: Com
             f"{record.id!r} has the webhook secret {live[-1].id} already",
             "rotate it, with an overlap if its receiver needs time",
         )
-    secret = _new(record, command.secret, setting)
+    secret = _new(record, command.secret, context)
     changed = replace(record, webhook_secrets=(secret,))
     return Draft(changed, f"generated webhook secret {secret.id}", sealed=(command.secret,))
 
 
-def rotate(record: Integration, command: c.RotateWebhookSecret, setting: CommandContext) -> Draft:
+def rotate(record: Integration, command: c.RotateWebhookSecret, context: CommandContext) -> Draft:
     """Replace the secret; the latest one signs along for the overlap, an overlap still running ends."""
     check_overlap(command.overlap_us)
-    live = live_secrets(record, setting.now_us)
+    live = live_secrets(record, context.now_us)
     if not live:
         raise refusal(
             Code.SECRET_UNKNOWN, "", f"{record.id!r} has no webhook secret to rotate", "generate one first"
         )
-    secret = _new(record, command.secret, setting)
+    secret = _new(record, command.secret, context)
     kept: tuple[WebhookSecret, ...] = ()
     if command.overlap_us:
-        kept = (replace(live[-1], expires_at_us=setting.now_us + command.overlap_us),)
+        kept = (replace(live[-1], expires_at_us=context.now_us + command.overlap_us),)
     notices = tuple(
         Notice(
             "overlap_ended",
@@ -64,7 +64,7 @@ def live_secrets(record: Integration, now_us: int) -> tuple[WebhookSecret, ...]:
     )
 
 
-def _new(record: Integration, secret: c.SealedSecret, setting: CommandContext) -> WebhookSecret:
+def _new(record: Integration, secret: c.SealedSecret, context: CommandContext) -> WebhookSecret:
     known = {webhook_secret.id for webhook_secret in record.webhook_secrets}
     if (
         not SECRET_ID.fullmatch(secret.id)
@@ -78,4 +78,4 @@ def _new(record: Integration, secret: c.SealedSecret, setting: CommandContext) -
             f" 1-{SEALED_LENGTH_MAX} characters",
             "generate a new secret",
         )
-    return WebhookSecret(secret.id, setting.at_us)
+    return WebhookSecret(secret.id, context.at_us)

@@ -21,9 +21,9 @@ from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, list_answer
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.changes import position_text
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
-from sidecar.services.admin.standing import expiry_notices
+from sidecar.services.admin.notices import expiry_notices
 from sidecar.services.admin.times import SECOND_US, format_time
 from sidecar.services.admin.views import AdministratorView, NoticeView, administrator_view, notice_view
 
@@ -128,11 +128,11 @@ ROWS: tuple[AccountRow, ...] = (
 )  # fmt: skip
 
 
-async def list_administrators(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def list_administrators(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """Every account."""
-    now_us = plane.clock_us()
-    accounts = await plane.registry.administrators()
-    uses = plane.token_uses.over(await plane.registry.token_uses())
+    now_us = context.clock_us()
+    accounts = await context.registry.administrators()
+    uses = context.token_uses.over(await context.registry.token_uses())
     live = live_admin_tokens(accounts, now_us)
     return await list_answer(
         (administrator_view(account, now_us, uses) for account in accounts),
@@ -143,14 +143,14 @@ async def list_administrators(plane: ControlPlane, call: Call, query: Any, body:
     )
 
 
-async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def show_administrator(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """One account, also a removed one."""
     wanted = call.path("administrator_id")
-    accounts = await plane.registry.administrators()
+    accounts = await context.registry.administrators()
     for account in accounts:
         if account.id == wanted:
-            uses = plane.token_uses.over(await plane.registry.token_uses())
-            return answer(administrator_view(account, plane.clock_us(), uses))
+            uses = context.token_uses.over(await context.registry.token_uses())
+            return answer(administrator_view(account, context.clock_us(), uses))
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,
         "administrator_id",
@@ -160,7 +160,9 @@ async def show_administrator(plane: ControlPlane, call: Call, query: Any, body: 
     )
 
 
-async def change_account(row: AccountRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def change_account(
+    row: AccountRow, context: AdminContext, call: Call, query: Any, body: Any
+) -> Response:
     """Make the change of *row*."""
     given = _Given(
         id=body.id if row.command is a.CreateAdministrator else call.path("administrator_id"),
@@ -172,13 +174,15 @@ async def change_account(row: AccountRow, plane: ControlPlane, call: Call, query
     token = ""
     if row.lifetime_field:
         fresh = generate_api_key(TOKEN_PREFIX)
-        expires_at_us = plane.clock_us() + getattr(body, row.lifetime_field) * SECOND_US
+        expires_at_us = context.clock_us() + getattr(body, row.lifetime_field) * SECOND_US
         public = a.NewToken(fresh.credential_id, fresh.digest, expires_at_us)
         given, token = _Given(given.id, given.reason, body, call, public), fresh.api_key
-    committed = await plane.registry.administer(AdminRequest(row.build(given), call.actor, call.context()))
+    committed = await context.registry.administer(
+        AdminRequest(row.build(given), call.actor, call.change_context())
+    )
     entry = committed.entry
     view: AdministratorChangeView = {
-        "administrator": administrator_view(committed.administrator, plane.clock_us()),
+        "administrator": administrator_view(committed.administrator, context.clock_us()),
         "is_change": entry is not None,
         "is_durable": committed.is_durable,
         "summary": entry.summary if entry is not None else "all was so already",

@@ -16,16 +16,16 @@ from sidecar.services.admin import administrators, audit, changes, many, reading
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply import file_endpoint
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
+from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.envelope import CALL, AdminMiddleware
-from sidecar.services.admin.meant import with_suggestion
+from sidecar.services.admin.middleware import CALL, AdminMiddleware
 from sidecar.services.admin.openapi import document
-from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, Problem, ProblemError, problem_error, refused
+from sidecar.services.admin.suggestion import with_suggestion
 
 
-async def show_document(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def show_document(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """The OpenAPI document; the first time it is made in a thread, because that takes a while."""
     return answer(await asyncio.to_thread(api_document))
 
@@ -60,10 +60,10 @@ _PATHS: Mapping[str, re.Pattern[str]] = {
 
 
 def build_api(
-    plane: ControlPlane, calls_max: int = CALLS_MAX, long_calls_max: int = LONG_CALLS_MAX
+    context: AdminContext, calls_max: int = CALLS_MAX, long_calls_max: int = LONG_CALLS_MAX
 ) -> AdminMiddleware:
     """
-    The application that serves /v1 over *plane*.
+    The application that serves /v1 over *context*.
 
     At most *calls_max* calls run at the same time, of which *long_calls_max* may take minutes.
     It has no lifespan: whoever made the registry closes it, once the server has stopped.
@@ -71,10 +71,10 @@ def build_api(
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, scope["path_params"] = find(scope["method"], scope["path"])
-        response = await _answer(plane, endpoint, scope[CALL])
+        response = await _answer(context, endpoint, scope[CALL])
         await response(scope, receive, send)
 
-    return AdminMiddleware(serve, plane, calls_max, long_calls_max)
+    return AdminMiddleware(serve, context, calls_max, long_calls_max)
 
 
 def find(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
@@ -103,7 +103,7 @@ def find(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
     raise ProblemError(Problem(code.status, code.word, detail, headers={"Allow": methods}))
 
 
-async def _answer(plane: ControlPlane, endpoint: Endpoint, call: Call) -> Response:
+async def _answer(context: AdminContext, endpoint: Endpoint, call: Call) -> Response:
     """What *endpoint* answers: first who may, then whether the request can be read."""
     call.route = endpoint.tag
     endpoint.require(call.actor)
@@ -116,8 +116,8 @@ async def _answer(plane: ControlPlane, endpoint: Endpoint, call: Call) -> Respon
             call.take_long()  # so few large bodies are in memory at a time
         body = await call.body(endpoint.body, endpoint.body_bytes_max)
     try:
-        return await endpoint.handle(plane, call, query, body)
+        return await endpoint.handle(context, call, query, body)
     except (ProblemError, RefusedError) as error:
         problem = error.problem if isinstance(error, ProblemError) else refused(error)
         wanted = call.request.path_params.get("integration_id", "")
-        raise ProblemError(await with_suggestion(plane.registry, problem, wanted)) from None
+        raise ProblemError(await with_suggestion(context.registry, problem, wanted)) from None

@@ -15,13 +15,13 @@ from sidecar.domain.refusals import Code, refusal
 from sidecar.domain.roles import Action
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, list_answer
-from sidecar.services.admin.awaited import BoundedStream, while_awaited
 from sidecar.services.admin.call import Call
+from sidecar.services.admin.context import AdminContext
+from sidecar.services.admin.deadline import BoundedStream, while_awaited
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.services.admin.times import format_time
-from sidecar.services.admin.verified import ChainView, FindingView, chain_view, finding_view
+from sidecar.services.admin.verification import ChainView, FindingView, chain_view, finding_view
 from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 
@@ -77,12 +77,12 @@ class VerificationView(TypedDict):
     findings: list[FindingView]
 
 
-async def list_entries(plane: ControlPlane, call: Call, query: b.AuditListQuery, body: Any) -> Response:
+async def list_entries(context: AdminContext, call: Call, query: b.AuditListQuery, body: Any) -> Response:
     """One page of a chain."""
     subject = _subject(query)
-    chains = await plane.registry.chains(subject)
+    chains = await context.registry.chains(subject)
     chain = _chain(query, chains)
-    page = await plane.registry.audit(
+    page = await context.registry.audit(
         AuditQuery(
             chain=chain,
             subject=subject,
@@ -101,21 +101,21 @@ async def list_entries(plane: ControlPlane, call: Call, query: b.AuditListQuery,
     )
 
 
-async def export_entries(plane: ControlPlane, call: Call, query: b.ExportQuery, body: Any) -> Response:
+async def export_entries(context: AdminContext, call: Call, query: b.ExportQuery, body: Any) -> Response:
     """Every entry exactly as it is kept, so that anybody can verify it without this program."""
     call.take_long()
     subject = f"integration:{query.integration}" if query.integration else ""
-    chains = await plane.registry.chains(subject)
+    chains = await context.registry.chains(subject)
     wanted = AuditQuery(
         subject=subject,
         since_us=query.since or 0,
         until_us=query.until if query.until is not None else AuditQuery().until_us,
         limit=EXPORT_PAGE,
     )
-    return BoundedStream(_exported(plane, chains, wanted), NDJSON, EXPORT_TIMEOUT_S)
+    return BoundedStream(_exported(context, chains, wanted), NDJSON, EXPORT_TIMEOUT_S)
 
 
-async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: Any) -> Response:
+async def verify(context: AdminContext, call: Call, query: b.VerifyQuery, body: Any) -> Response:
     """Whether anything was altered, removed or reordered."""
     call.take_long()
     try:
@@ -125,7 +125,7 @@ async def verify(plane: ControlPlane, call: Call, query: b.VerifyQuery, body: An
             Code.INVALID_VALUE, "anchor", str(error), "send anchors as a verification gave them"
         ) from None
     try:
-        work = verify_registry(plane.registry, anchors)
+        work = verify_registry(context.registry, anchors)
         report = await while_awaited(call.request.receive, work, VERIFY_TIMEOUT_S)
     except TimeoutError:
         raise problem_error(
@@ -174,11 +174,13 @@ def verification_view(report: RegistryReport) -> VerificationView:
     }
 
 
-async def _exported(plane: ControlPlane, chains: tuple[int, ...], wanted: AuditQuery) -> AsyncIterator[bytes]:
+async def _exported(
+    context: AdminContext, chains: tuple[int, ...], wanted: AuditQuery
+) -> AsyncIterator[bytes]:
     for chain in chains:
         after = ""
         while True:
-            page = await plane.registry.audit(replace(wanted, chain=chain, after=after))
+            page = await context.registry.audit(replace(wanted, chain=chain, after=after))
             yield b"".join(map(_line, page.entries))
             after = page.next_after
             if not after:

@@ -17,7 +17,7 @@ from sidecar.domain.accounts import AuthenticationError, authenticate, token_id_
 from sidecar.observe.logs import log_event
 from sidecar.services.admin.attempts import FailedAttempts
 from sidecar.services.admin.call import Call, Caller
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.problems import ApiCode, Problem, ProblemError, retry_error
 
 _LOG = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ _PATH_CHARS_MAX = 200
 class Gate:
     """Lets calls with a valid token through."""
 
-    def __init__(self, plane: ControlPlane) -> None:
-        """Look tokens up in the registry of *plane*."""
-        self._plane = plane
-        self._attempts = FailedAttempts(plane.steady_us)
+    def __init__(self, context: AdminContext) -> None:
+        """Look tokens up in the registry of *context*."""
+        self._context = context
+        self._attempts = FailedAttempts(context.steady_us)
 
     async def admit(self, call: Call) -> Caller:
         """
@@ -52,17 +52,17 @@ class Gate:
             raise self._refused(call, error, token_id) from None
 
     async def _caller(self, token: str, token_id: str, source: str) -> Caller:
-        holder = await self._plane.registry.token_holder(token_id)
-        now_us = self._plane.clock_us()
+        holder = await self._context.registry.token_holder(token_id)
+        now_us = self._context.clock_us()
         actor = authenticate(token, holder, now_us)
         known = token_of(holder, token_id)
         assert holder is not None and known is not None  # `authenticate` found both
-        self._plane.token_uses.note(token_id, source, now_us)
+        self._context.token_uses.note(token_id, source, now_us)
         return Caller(actor, holder.name, known.expires_at_us)
 
     def _refused(self, call: Call, error: AuthenticationError, token_id: str) -> ProblemError:
         retry_after_s = self._attempts.note(call.source)
-        metrics = self._plane.metrics
+        metrics = self._context.metrics
         if retry_after_s:
             # Counted, not logged: a flood must not drown the lines of the attempts before it.
             metrics.add("sidecar_admin_failed_attempts_total", "429")

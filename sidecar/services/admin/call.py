@@ -17,7 +17,7 @@ from starlette.requests import Request
 from sidecar.domain.changes import ChangeContext
 from sidecar.domain.refusals import RefusedError
 from sidecar.domain.roles import Actor
-from sidecar.services.admin.places import Places
+from sidecar.services.admin.concurrency import CallLimit
 from sidecar.services.admin.problems import ApiCode, Fault, invalid, problem_error
 
 BODY_BYTES_MAX = 1_048_576
@@ -44,7 +44,7 @@ class Call:
     """
     One call, from its first byte to its log line.
 
-    `source` is the caller's address or 'local'. `long_places` bounds calls that may take minutes, and
+    `source` is the caller's address or 'local'. `long_calls` bounds calls that may take minutes, and
     `ending` lets go of what the call holds once its answer is sent. `noted` is what a change adds to its log
     line. `waited_ns` was spent waiting for other sidecars and is no part of the call's duration.
     """
@@ -52,7 +52,7 @@ class Call:
     request: Request
     request_id: str
     source: str
-    long_places: Places
+    long_calls: CallLimit
     began_ns: int = field(default_factory=monotonic_ns)
     caller: Caller | None = None
     is_change: bool = False
@@ -76,7 +76,7 @@ class Call:
         Raises:
             ProblemError: overloaded.
         """
-        self.ending.enter_context(self.long_places.take())
+        self.ending.enter_context(self.long_calls.take())
 
     @property
     def took_ms(self) -> int:
@@ -151,7 +151,7 @@ class Call:
             raise problem_error(ApiCode.INVALID_HEADER, f"{name} stands twice", "send it once", name)
         return values[0] if values else None
 
-    def context(self, part: str = "") -> ChangeContext:
+    def change_context(self, part: str = "") -> ChangeContext:
         """
         Where a change comes from; *part* tells the changes of one call apart.
 

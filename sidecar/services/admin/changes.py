@@ -21,16 +21,16 @@ from sidecar.services.admin.answers import answer, etag
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.change_table import ROWS, ChangeRow, CommandInputs, SecretKind, one_end
 from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
-from sidecar.services.admin.problems import FIELD_NAMES, ApiCode, ProblemError, problem_error, refused
-from sidecar.services.admin.secrets_drawn import (
+from sidecar.services.admin.new_secrets import (
     credential_to_try,
     draw_credential,
     draw_webhook_secret,
     secret_to_try,
 )
-from sidecar.services.admin.standing import accounts_now, lock_notices
+from sidecar.services.admin.notices import accounts_now, lock_notices
+from sidecar.services.admin.problems import FIELD_NAMES, ApiCode, ProblemError, problem_error, refused
 from sidecar.services.admin.views import IntegrationView, NoticeView, integration_view, notice_view
 
 _STRONG_TAG = re.compile(r'"(0|[1-9][0-9]{0,15})"')
@@ -82,36 +82,36 @@ class _Made:
     accounts: tuple[Administrator, ...] | None = None
 
 
-async def make_change(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def make_change(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """Make the change of *row*, or try it."""
-    given = _given(row, plane, call, query, body)
+    given = _given(row, context, call, query, body)
     call.note(action=row.word, subject=f"integration:{given.integration_id[:64]}")
     expected_generation = expected_by(call.header("If-Match"))
     try:
-        made = _made(row, given, plane, is_trial=query.dry_run)
+        made = _made(row, given, context, is_trial=query.dry_run)
         if row.command is Suspend:
-            made = replace(made, accounts=await accounts_now(plane.registry))
+            made = replace(made, accounts=await accounts_now(context.registry))
         if query.dry_run:
-            return await _try(plane, call, made, expected_generation)
-        request = ChangeRequest(made.command, call.actor, call.context(), expected_generation)
+            return await _try(context, call, made, expected_generation)
+        request = ChangeRequest(made.command, call.actor, call.change_context(), expected_generation)
         if query.wait:
             call.take_long()
-        committed = await plane.registry.apply(request)
+        committed = await context.registry.apply(request)
     except RefusedError as error:
         names = _CREATE_NAMES if row.command is CreateIntegration else FIELD_NAMES
         raise ProblemError(refused(error, names)) from None
-    return await _committed(row, plane, call, made, committed, query.wait)
+    return await _committed(row, context, call, made, committed, query.wait)
 
 
-async def _try(plane: ControlPlane, call: Call, made: _Made, expected_generation: int | None) -> Response:
+async def _try(context: AdminContext, call: Call, made: _Made, expected_generation: int | None) -> Response:
     # Without the idempotency key: what is only tried must not use it up.
-    context = replace(call.context(), idempotency_key="", fingerprint="")
-    outcome = await plane.registry.preview(
-        ChangeRequest(made.command, call.actor, context, expected_generation)
+    change_context = replace(call.change_context(), idempotency_key="", fingerprint="")
+    outcome = await context.registry.preview(
+        ChangeRequest(made.command, call.actor, change_context, expected_generation)
     )
     call.note(is_dry_run=True)
     view: ChangeView = {
-        **_view(plane, outcome.record, outcome.notices, made),
+        **_view(context, outcome.record, outcome.notices, made),
         "is_change": outcome.is_change,
         "is_deleted": outcome.is_deleted,
         "is_dry_run": True,
@@ -123,12 +123,12 @@ async def _try(plane: ControlPlane, call: Call, made: _Made, expected_generation
 
 
 async def _committed(
-    row: ChangeRow, plane: ControlPlane, call: Call, made: _Made, committed: Committed, wait_s: int
+    row: ChangeRow, context: AdminContext, call: Call, made: _Made, committed: Committed, wait_s: int
 ) -> Response:
     positions = (committed.position,) if committed.position is not None else ()
-    is_in_force = await put_in_force(plane, positions)
+    is_in_force = await put_in_force(context, positions)
     view: ChangeView = {
-        **_view(plane, committed.record, committed.notices, made),
+        **_view(context, committed.record, committed.notices, made),
         "is_change": committed.entry is not None,
         "is_deleted": committed.is_deleted,
         "is_in_force": is_in_force,
@@ -138,7 +138,7 @@ async def _committed(
     }
     _show_secret(view, committed.record, made, committed.is_replay)
     if wait_s:
-        view["confirmation"] = await confirm(plane, call, positions, wait_s)
+        view["confirmation"] = await confirm(context, call, positions, wait_s)
     view["took_ms"] = call.took_ms
     call.note(
         position=view["position"],
@@ -159,8 +159,8 @@ def _headers(row: ChangeRow, committed: Committed) -> dict[str, str]:
     return headers
 
 
-def _view(plane: ControlPlane, record: Integration, notices: tuple[Notice, ...], made: _Made) -> ChangeView:
-    now_us = plane.clock_us()
+def _view(context: AdminContext, record: Integration, notices: tuple[Notice, ...], made: _Made) -> ChangeView:
+    now_us = context.clock_us()
     told = (*notices, *lock_notices(made.accounts, record, now_us))
     return {
         "integration": integration_view(record, now_us),
@@ -187,26 +187,26 @@ def _show_secret(view: ChangeView, record: Integration, made: _Made, is_replay: 
         view["secret_id"] = record.webhook_secrets[-1].id if made.secret else None
 
 
-def _given(row: ChangeRow, plane: ControlPlane, call: Call, query: Any, body: Any) -> CommandInputs:
+def _given(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: Any) -> CommandInputs:
     is_create = row.command is CreateIntegration
     return CommandInputs(
         integration_id=body.id if is_create else call.path("integration_id"),
         body=body,
         reason=body.reason if body is not None else query.reason,
-        now_us=plane.clock_us(),
+        now_us=context.clock_us(),
         credential_id=call.path("credential_id") if row.names_credential else "",
     )
 
 
-def _made(row: ChangeRow, given: CommandInputs, plane: ControlPlane, *, is_trial: bool) -> _Made:
+def _made(row: ChangeRow, given: CommandInputs, context: AdminContext, *, is_trial: bool) -> _Made:
     """The command, with a fresh secret where it needs one; a trial draws none."""
     body = given.body
     if row.draws is SecretKind.WEBHOOK_SECRET:
-        if plane.sealer is None:
+        if context.sealer is None:
             raise _webhook_secrets_off()
         if is_trial:
             return _Made(row.build(replace(given, secret=secret_to_try())), row.draws)
-        drawn = draw_webhook_secret(plane.sealer)
+        drawn = draw_webhook_secret(context.sealer)
         return _Made(row.build(replace(given, secret=drawn.sealed)), row.draws, drawn.secret)
     if row.draws is SecretKind.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
         return _Made(row.build(given))

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from sidecar.domain.changes import LiveSidecar, Position, unconfirmed
 from sidecar.observe.logs import log_event
 from sidecar.services.admin.call import Call
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.context import AdminContext
 from sidecar.stores.registry.protocol import Registry, RegistryError
 
 LOOK_INTERVAL_S = 0.05
@@ -36,25 +36,25 @@ class ConfirmationView(TypedDict):
     took_ms: int
 
 
-async def put_in_force(plane: ControlPlane, positions: Sequence[Position]) -> bool:
+async def put_in_force(context: AdminContext, positions: Sequence[Position]) -> bool:
     """
     Wait until this sidecar decides by the changes at *positions*; False = not within its bound.
 
     The changes are made: that this sidecar cannot follow them now must not look like their failure.
     """
     try:
-        return all([await plane.put_in_force(position) for position in latest(positions)])
+        return all([await context.put_in_force(position) for position in latest(positions)])
     except RegistryError as error:
         log_event(_LOG, logging.WARNING, "a change cannot be put in force here yet", error=str(error))
         return False
 
 
 async def confirm(
-    plane: ControlPlane, call: Call, positions: Sequence[Position], wait_s: float
+    context: AdminContext, call: Call, positions: Sequence[Position], wait_s: float
 ) -> ConfirmationView:
     """Wait up to *wait_s* until every live sidecar has confirmed the changes at *positions*."""
     began_ns = monotonic_ns()
-    confirmation = await confirmed(plane.registry, positions, wait_s)
+    confirmation = await confirmed(context.registry, positions, wait_s)
     call.waited_ns += monotonic_ns() - began_ns
     return confirmation
 

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from sidecar.domain.roles import Action, Actor, Role
 from sidecar.services.admin.bodies import Query
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.context import AdminContext
 
-Handle: TypeAlias = Callable[[ControlPlane, Call, Any, Any], Awaitable[Response]]
+Handle: TypeAlias = Callable[[AdminContext, Call, Any, Any], Awaitable[Response]]
 """Answers a call; gets its query string and its body as the endpoint's models."""
 
 READ_PROBLEMS = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)

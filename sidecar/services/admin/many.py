@@ -22,8 +22,8 @@ from sidecar.services.admin.call import Call
 from sidecar.services.admin.change_table import BY_WORD, ROWS, ChangeRow, CommandInputs, SecretKind
 from sidecar.services.admin.changes import position_text
 from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ProblemView, document, refused
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
 
@@ -82,15 +82,15 @@ ManyChanges = create_model(
 )
 
 
-async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, body: Any) -> Response:
+async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, body: Any) -> Response:
     """Make the changes, or try each against what is stored now."""
     call.note(action="changes", count=len(body.changes))
-    requests = await _requests(plane, call, body.changes)
+    requests = await _requests(context, call, body.changes)
     if query.wait:
         call.take_long()
-    made = await (_tried(plane, requests) if query.dry_run else _applied(plane, requests))
+    made = await (_tried(context, requests) if query.dry_run else _applied(context, requests))
     positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
-    is_in_force = await put_in_force(plane, positions) and not query.dry_run
+    is_in_force = await put_in_force(context, positions) and not query.dry_run
     is_durable = not query.dry_run and all(one.is_durable for one in made if isinstance(one, Committed))
     results = [_result(request, one, call) for request, one in zip(requests, made, strict=True)]
     view: ManyView = {
@@ -101,15 +101,15 @@ async def make_changes(plane: ControlPlane, call: Call, query: b.ChangeQuery, bo
         "took_ms": call.took_ms,
     }
     if query.wait and not query.dry_run:
-        view["confirmation"] = await confirm(plane, call, positions, query.wait)
+        view["confirmation"] = await confirm(context, call, positions, query.wait)
         view["took_ms"] = call.took_ms
     refused_count = sum(isinstance(one, RefusedError) for one in made)
     call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force, is_durable=is_durable)
     return answer(view)
 
 
-async def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
-    now_us = plane.clock_us()
+async def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
+    now_us = context.clock_us()
     requests = []
     for number, member in enumerate(members):
         row = BY_WORD[member.action]
@@ -123,8 +123,8 @@ async def _requests(plane: ControlPlane, call: Call, members: Sequence[Any]) -> 
                 credentials=_given_credentials(row, member),
             )
         )
-        context = call.context(f":{number}")
-        requests.append(ChangeRequest(command, call.actor, context, member.expected_generation))
+        change_context = call.change_context(f":{number}")
+        requests.append(ChangeRequest(command, call.actor, change_context, member.expected_generation))
         if number % CHANGES_PER_TURN == 0:
             await asyncio.sleep(0)
     return requests
@@ -138,10 +138,10 @@ def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]
 
 
 async def _applied(
-    plane: ControlPlane, requests: Sequence[ChangeRequest]
+    context: AdminContext, requests: Sequence[ChangeRequest]
 ) -> Sequence[Committed | RefusedError]:
     try:
-        return await plane.registry.apply_many(requests)
+        return await context.registry.apply_many(requests)
     except RegistryError as error:
         if len(requests) > 1:
             # The registry speaks of the part that failed; other parts may be in force.
@@ -149,11 +149,13 @@ async def _applied(
         raise
 
 
-async def _tried(plane: ControlPlane, requests: Sequence[ChangeRequest]) -> Sequence[Outcome | RefusedError]:
+async def _tried(
+    context: AdminContext, requests: Sequence[ChangeRequest]
+) -> Sequence[Outcome | RefusedError]:
     tried: list[Outcome | RefusedError] = []
     for number, request in enumerate(requests, 1):
         try:
-            tried.append(await plane.registry.preview(request))
+            tried.append(await context.registry.preview(request))
         except RefusedError as error:
             tried.append(error)
         if number % CHANGES_PER_TURN == 0:

@@ -13,8 +13,8 @@ from sidecar.domain.roles import PERMISSIONS, Action
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, etag, list_answer
 from sidecar.services.admin.call import Call
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.times import format_time
 from sidecar.services.admin.views import (
     ROLE_WORDS,
@@ -78,7 +78,7 @@ class SidecarListView(TypedDict):
     revision: str
 
 
-async def whoami(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def whoami(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """Whom the token belongs to."""
     caller = call.caller
     assert caller is not None  # the gate lets nobody else through
@@ -93,48 +93,48 @@ async def whoami(plane: ControlPlane, call: Call, query: Any, body: Any) -> Resp
     return answer(view)
 
 
-async def list_integrations(plane: ControlPlane, call: Call, query: b.ListQuery, body: Any) -> Response:
+async def list_integrations(context: AdminContext, call: Call, query: b.ListQuery, body: Any) -> Response:
     """One page of integrations."""
     status = Status(query.status) if query.status is not None else None
-    page = await plane.registry.list(ListQuery(query.search, status, query.after, query.limit))
-    now_us = plane.clock_us()
+    page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
+    now_us = context.clock_us()
     return await list_answer(
         (integration_view(record, now_us) for record in page.records),
         {"next_after": page.next_after or None},
     )
 
 
-async def show_integration(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def show_integration(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """One integration, with the last use of its credentials, and whom its allowlist refused."""
-    record = await known_integration(plane, call.path("integration_id"))
-    uses = await plane.registry.last_uses(record.id)
-    refused = await plane.registry.refused_callers(record.id)
-    view = integration_view(record, plane.clock_us(), uses)
+    record = await known_integration(context, call.path("integration_id"))
+    uses = await context.registry.last_uses(record.id)
+    refused = await context.registry.refused_callers(record.id)
+    view = integration_view(record, context.clock_us(), uses)
     view["refused_callers"] = [refused_caller_view(record, caller) for caller in refused]
     return answer(view, headers=etag(record.generation))
 
 
-async def list_credentials(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def list_credentials(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """The credentials of one integration, with their last use."""
-    record = await known_integration(plane, call.path("integration_id"))
-    uses = await plane.registry.last_uses(record.id)
-    view: CredentialListView = {"items": credential_views(record, plane.clock_us(), uses)}
+    record = await known_integration(context, call.path("integration_id"))
+    uses = await context.registry.last_uses(record.id)
+    view: CredentialListView = {"items": credential_views(record, context.clock_us(), uses)}
     return answer(view, headers=etag(record.generation))
 
 
-async def list_scopes(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def list_scopes(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """What can be permitted."""
     view: ScopeListView = {
-        "items": [category_view(category) for category in plane.catalogue.categories.values()]
+        "items": [category_view(category) for category in context.catalogue.categories.values()]
     }
     return answer(view)
 
 
-async def list_sidecars(plane: ControlPlane, call: Call, query: Any, body: Any) -> Response:
+async def list_sidecars(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """Who is alive, and who lags behind."""
     # Read first: a sidecar that follows meanwhile is ahead of it, never behind by mistake.
-    revision = await plane.registry.revision()
-    sidecars = await plane.registry.live_sidecars()
+    revision = await context.registry.revision()
+    sidecars = await context.registry.live_sidecars()
     items: list[SidecarView] = [
         {
             "id": sidecar.id,
@@ -148,14 +148,14 @@ async def list_sidecars(plane: ControlPlane, call: Call, query: Any, body: Any) 
     return await list_answer(items, {"revision": str(revision)})
 
 
-async def known_integration(plane: ControlPlane, integration_id: str) -> Integration:
+async def known_integration(context: AdminContext, integration_id: str) -> Integration:
     """
     The integration with this id.
 
     Raises:
         NotFoundError: there is none.
     """
-    record = await plane.registry.get(integration_id)
+    record = await context.registry.get(integration_id)
     if record is None:
         raise refusal(
             Code.INTEGRATION_UNKNOWN,

@@ -16,8 +16,8 @@ from sidecar.domain.scopes import ScopeCatalogue, Sensitivity
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import list_answer
 from sidecar.services.admin.call import Call
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.times import format_time
 from sidecar.services.admin.views import (
     CredentialState,
@@ -102,15 +102,15 @@ class ReviewPageView(TypedDict):
     as_of: str
 
 
-async def review(plane: ControlPlane, call: Call, query: b.ReviewQuery, body: Any) -> Response:
+async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: Any) -> Response:
     """One page of the review."""
     status = Status(query.status) if query.status is not None else None
-    page = await plane.registry.list(ListQuery(query.search, status, query.after, query.limit))
-    now_us = plane.clock_us()
+    page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
+    now_us = context.clock_us()
     items = []
     for record in page.records:
-        uses = await plane.registry.last_uses(record.id)
-        items.append(review_view(record, uses, plane.catalogue, now_us))
+        uses = await context.registry.last_uses(record.id)
+        items.append(review_view(record, uses, context.catalogue, now_us))
         await asyncio.sleep(0)
     return await list_answer(items, {"next_after": page.next_after or None, "as_of": format_time(now_us)})
 

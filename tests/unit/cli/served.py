@@ -23,7 +23,7 @@ from sidecar.domain.roles import Actor, Role
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.admin.api import build_api
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.context import AdminContext
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.transports.http1 import HttpServer
@@ -100,8 +100,8 @@ def served_api(folder: Path) -> Iterator[Served]:
 
     registry = wait(SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE))
     metrics = Metrics(TABLE)
-    plane = ControlPlane(registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us)
-    server = HttpServer(partial(serve_asgi, build_api(plane)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
+    context = AdminContext(registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us)
+    server = HttpServer(partial(serve_asgi, build_api(context)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
     try:
         [endpoint] = wait(server.start())
         served = Served(f"http://{endpoint}", registry, loop)

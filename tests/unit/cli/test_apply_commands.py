@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from sidecar.cli.declaring import SHOWN_MAX, ask_first, plan_lines
+from sidecar.cli.apply_flow import SHOWN_MAX, ask_first, plan_lines
 from sidecar.cli.exits import CommandError
 from sidecar.cli.root import app
 from sidecar.domain.api_keys import generate_api_key

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from deploy.demo.programs import Program
-from sidecar.cli.asking import Asker
+from sidecar.cli.check_client import Asker
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
 from sidecar.services.ext_authz_client import Checked, check_request
 from tests.waiting import eventually

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from sidecar.cli.asking import Asker, AskError, ClientTls
+from sidecar.cli.check_client import Asker, AskError, ClientTls
 from sidecar.services.ext_authz_client import check_request
 from sidecar.services.health import CHECK_PATH, WATCH_PATH
 from tests.unit.transports.certificates import Authority

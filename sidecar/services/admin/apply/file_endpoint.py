@@ -15,11 +15,11 @@ from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply.document import ApplyView
 from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, default_reason
 from sidecar.services.admin.apply.run import apply_declared
-from sidecar.services.admin.awaited import while_awaited
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.confirmation import put_in_force
+from sidecar.services.admin.context import AdminContext
+from sidecar.services.admin.deadline import while_awaited
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.plane import ControlPlane
 from sidecar.services.admin.problems import ApiCode, Fault, Problem, ProblemError, problem_error
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.stores.registry.file.registry_file import Declared, parse_declarations
@@ -51,11 +51,11 @@ class ApplyQuery(b.Query):
     dry_run: Annotated[b.Switch, Field(description="Change nothing; answer with the plan alone.")] = False
 
 
-async def apply_file(plane: ControlPlane, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
+async def apply_file(context: AdminContext, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
     """Compare the file with the registry and, unless it is a dry run, apply the difference."""
     call.note(action="apply", is_dry_run=query.dry_run)
     try:
-        work = _applied(plane, call, query, body)
+        work = _applied(context, call, query, body)
         return await while_awaited(call.request.receive, work, APPLY_TIMEOUT_S)
     except TimeoutError:
         error = problem_error(
@@ -66,32 +66,32 @@ async def apply_file(plane: ControlPlane, call: Call, query: ApplyQuery, body: F
         raise error from None
 
 
-async def _applied(plane: ControlPlane, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
-    declared = await asyncio.to_thread(_declared, plane, body)
+async def _applied(context: AdminContext, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
+    declared = await asyncio.to_thread(_declared, context, body)
     request = ApplyRequest(
         declared.declarations,
         body.reason or default_reason(body.file_name),
         call.actor,
         ChangeContext(call.request_id, call.source),
-        plane.clock_us(),
+        context.clock_us(),
         body.prune,
         body.expected_plan,
         query.dry_run,
     )
     try:
-        view, positions = await apply_declared(plane.registry, plane.catalogue, request)
+        view, positions = await apply_declared(context.registry, context.catalogue, request)
     except PlanChangedError:
         raise _plan_changed() from None
     view["warnings"] = [*map(str, declared.warnings), *view["warnings"]]
     if view["report"] is not None:
-        view["is_in_force"] = await put_in_force(plane, positions)
+        view["is_in_force"] = await put_in_force(context, positions)
         call.note(count=view["report"]["steps_made"], refused=len(view["report"]["declined"]))
     return answer(view)
 
 
-def _declared(plane: ControlPlane, body: FileToApply) -> Declared:
+def _declared(context: AdminContext, body: FileToApply) -> Declared:
     try:
-        return parse_declarations(body.file.encode(), body.file_name, plane.catalogue)
+        return parse_declarations(body.file.encode(), body.file_name, context.catalogue)
     except FileFaultsError as error:
         raise _mistakes(error) from None
 

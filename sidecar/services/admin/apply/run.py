@@ -13,7 +13,7 @@ from sidecar.domain.lifecycle.dual_control import able_to_reactivate
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.services.admin.apply.document import ApplyView, plan_digest, plan_view, report_view
 from sidecar.services.admin.apply.engine import ApplyRequest, PlanChangedError, apply_plan, make_plan
-from sidecar.services.admin.standing import accounts_now
+from sidecar.services.admin.notices import accounts_now
 from sidecar.stores.registry.protocol import Registry
 
 NAMED_MAX = 5

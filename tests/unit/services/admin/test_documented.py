@@ -16,7 +16,7 @@ from sidecar.services.admin.attempts import ATTEMPTS_BURST, ATTEMPTS_PER_MINUTE,
 from sidecar.services.admin.audit import EXPORT_TIMEOUT_S, VERIFY_TIMEOUT_S
 from sidecar.services.admin.bodies import REVIEW_PAGE_MAX, WAIT_S_MAX
 from sidecar.services.admin.call import BODY_BYTES_MAX, BODY_TIMEOUT_S, QUERY_CHARS_MAX
-from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX
+from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX
 from sidecar.services.admin.problems import KIND_STATUS, ApiCode, refused
 from sidecar.services.admin.review import OLD_DAYS, FlagWord
 from sidecar.stores.registry.protocol import (

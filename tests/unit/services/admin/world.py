@@ -21,7 +21,7 @@ from sidecar.domain.roles import Actor, Role
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.admin.api import build_api
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.context import AdminContext
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import DAY_US, LIFECYCLE, NOW_US, ManualClock
@@ -73,10 +73,10 @@ class World:
         self.metrics = Metrics(TABLE)
         self.put_in_force = PutInForce([])
         self.keys = keys
-        self.plane = ControlPlane(
+        self.context = AdminContext(
             registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock, clock
         )
-        self.app: ASGIApp = build_api(self.plane)
+        self.app: ASGIApp = build_api(self.context)
         self._runner = runner
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SIDECARS_NAMED_MAX = 5
 
 
-def tell_change(answer: Answer, *, err: bool = False) -> None:
+def print_change(answer: Answer, *, err: bool = False) -> None:
     """Say on standard output, or standard error, what a change did; warnings go to standard error."""
     data = answer.data
     subject = data.get("integration") or data.get("administrator") or {}
@@ -31,12 +31,12 @@ def tell_change(answer: Answer, *, err: bool = False) -> None:
         typer.echo(f"note: {plain(notice.get('message'))}", err=True)
     if data.get("is_in_force") is False and not data.get("is_dry_run"):
         typer.echo("note: it is committed, but the sidecar that answered does not decide by it yet", err=True)
-    tell_durability(data)
+    print_durability(data)
     if data.get("confirmation") is not None:
         typer.echo(_confirmed(data["confirmation"]), err=err)
 
 
-def tell_durability(data: Mapping[str, Any]) -> None:
+def print_durability(data: Mapping[str, Any]) -> None:
     """Say on standard error that a change is on one server alone, if it is."""
     if data.get("is_durable") is False and not data.get("is_dry_run"):
         typer.echo(
@@ -46,7 +46,7 @@ def tell_durability(data: Mapping[str, Any]) -> None:
         )
 
 
-def tell_lost_secret(what: str) -> None:
+def print_lost_secret(what: str) -> None:
     """Say that a secret was made and cannot be shown again, and what to do."""
     typer.echo(
         f"sidecar: {what} was made by an earlier call, whose answer showed it; it is not kept\n"

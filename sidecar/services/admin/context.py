@@ -22,7 +22,7 @@ class Sealer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlPlane:
+class AdminContext:
     """
     The parts that one admin API is made of.
 

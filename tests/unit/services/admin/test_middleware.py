@@ -17,8 +17,8 @@ from sidecar.domain.changes import Position, Revision
 from sidecar.services.admin import envelope
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.call import Call
+from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX, CallLimit
 from sidecar.services.admin.confirmation import WAITING_NAMED_MAX, confirm, latest
-from sidecar.services.admin.places import CALLS_MAX, LONG_CALLS_MAX, Places
 from sidecar.stores.registry.protocol import (
     RegistryClosedError,
     RegistryDamagedError,
@@ -150,7 +150,7 @@ def test_envelope__what_follows_a_commit_cannot_unmake_it(
 def test_envelope__concurrent_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further one is refused at once, and their places are free again afterwards."""
     assert (CALLS_MAX, LONG_CALLS_MAX) == (128, 32)
-    world.app = build_api(world.plane, calls_max=2)
+    world.app = build_api(world.context, calls_max=2)
     holding, begun = asyncio.Event(), asyncio.Semaphore(0)
     real = world.registry.list
 
@@ -180,7 +180,7 @@ def test_envelope__strangers_take_no_place_of_administrators(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many tokens are being looked up, a valid one has a place and the server is told of it."""
-    world.app = build_api(world.plane, calls_max=1)
+    world.app = build_api(world.context, calls_max=1)
     stranger = generate_api_key("sca")
     holding, begun = asyncio.Event(), asyncio.Semaphore(0)
     real = world.registry.token_holder
@@ -213,7 +213,7 @@ def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:
     """Those that wait for sidecars, export or verify have a bound of their own; refused, they did nothing."""
     world.create()
     before = world.revision()
-    world.app = build_api(world.plane, long_calls_max=0)
+    world.app = build_api(world.context, long_calls_max=0)
     world.refused(503, "overloaded", world.call("POST", f"{ACME}/suspend?wait=1s", {"reason": "x"}))
     changes = {"changes": [{"action": "integration.delete", "integration_id": "acme"}]}
     world.refused(503, "overloaded", world.call("POST", "/v1/changes?wait=1s", changes))
@@ -225,7 +225,7 @@ def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:
 
 def test_envelope__long_calls_give_their_place_back(world: World) -> None:
     """Once their answer is sent, also one that is streamed or that failed."""
-    world.app = build_api(world.plane, long_calls_max=1)
+    world.app = build_api(world.context, long_calls_max=1)
     for _ in range(3):
         assert world.call("GET", "/v1/audit/export").status_code == 200
         world.refused(422, "invalid_value", world.call("GET", "/v1/audit/verify?anchor=x"))
@@ -256,8 +256,8 @@ def test_confirmation__at_the_timeout_it_names_who_lags(world: World) -> None:
     world.run(world.registry.announce("late", Revision((3,))))
     world.run(world.registry.announce("here", Revision((9,))))
     request = Request({"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []})
-    call = Call(request, "r", "local", Places(1))
-    view = world.run(confirm(world.plane, call, [Position(0, 5)], 0.2))
+    call = Call(request, "r", "local", CallLimit(1))
+    view = world.run(confirm(world.context, call, [Position(0, 5)], 0.2))
     assert (view["is_complete"], view["sidecars"], view["waiting_for"]) == (False, 2, ["late"])
     assert call.waited_ns > 0 and WAITING_NAMED_MAX == 100
 
@@ -375,7 +375,7 @@ def test_envelope__a_call_from_a_unix_socket_is_local(world: World) -> None:
 def test_envelope__webhook_secrets_need_a_key_to_seal_them(world: World) -> None:
     """Without one none is made, and the answer names the setting."""
     world.create()
-    world.app = build_api(replace(world.plane, sealer=None))
+    world.app = build_api(replace(world.context, sealer=None))
     document = world.refused(
         409, "webhook_secrets_off", world.call("POST", f"{ACME}/webhook-secret/generate")
     )

@@ -23,7 +23,7 @@ from sidecar.cli.exits import (
     EXIT_UNCONFIRMED,
     EXIT_USAGE,
     CommandError,
-    telling_mistakes,
+    report_errors,
 )
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class IntegrationChange(Change):
         Raises:
             CommandError: --wait-for is no duration that may be waited for.
         """
-        from sidecar.cli.moments import duration_within
+        from sidecar.cli.times import duration_within
 
         if self.wait_for:
             return duration_within("--wait-for", self.wait_for, WAIT_S_MAX)
@@ -211,8 +211,8 @@ class Invocation:
             AdminCallError: the CA file cannot be used.
         """
         if self._client is None:
-            from sidecar.cli.connecting import connect
-            from sidecar.cli.moments import duration_within
+            from sidecar.cli.connection import connect
+            from sidecar.cli.times import duration_within
 
             given = self._connection
             timeout_s = duration_within("--timeout", given.timeout, TIMEOUT_S_MAX)
@@ -334,42 +334,42 @@ class Invocation:
 
         typer.echo(json.dumps(data, indent=2))
 
-    def tell_change(self, answer: Answer) -> None:
+    def print_change(self, answer: Answer) -> None:
         """
         Say what a change did.
 
         Raises:
             Exit: not every sidecar confirmed in time.
         """
-        from sidecar.cli.telling import tell_change
+        from sidecar.cli.output import print_change
 
         if self.is_json:
             self.print_json(answer.data)
         else:
-            tell_change(answer)
+            print_change(answer)
         confirmation = answer.data.get("confirmation")
         if confirmation is not None and not confirmation["is_complete"]:
             raise typer.Exit(EXIT_UNCONFIRMED)
 
-    def tell_secret(self, answer: Answer, field: str, what: str) -> None:
+    def print_secret(self, answer: Answer, field: str, what: str) -> None:
         """
         Print the secret that a change made, alone on standard output, and all else on standard error.
 
         Raises:
             Exit: there is no secret to show, or not every sidecar confirmed in time.
         """
-        from sidecar.cli.telling import tell_change, tell_lost_secret
+        from sidecar.cli.output import print_change, print_lost_secret
 
         secret = answer.data.get(field)
         if self.is_json:
             self.print_json(answer.data)
         else:
-            tell_change(answer, err=True)
+            print_change(answer, err=True)
             if secret:
                 typer.echo(f"{what}, shown this once:", err=True)
-                _print_secret(secret, what)
+                _write_secret(secret, what)
         if not secret and not self.is_dry_run:
-            tell_lost_secret(what)
+            print_lost_secret(what)
             raise typer.Exit(EXIT_REFUSED)
         confirmation = answer.data.get("confirmation")
         if confirmation is not None and not confirmation["is_complete"]:
@@ -399,7 +399,7 @@ def command(
 
         def run(**given: Any) -> None:
             options = [_taken(kind, given) for kind in shared]
-            with telling_mistakes(), _telling_write_faults(), _invocation(options) as invocation:
+            with report_errors(), _report_write_errors(), _invocation(options) as invocation:
                 function(invocation, **{name: given[name] for name in names})
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
@@ -413,7 +413,7 @@ def command(
 
 
 @contextmanager
-def _telling_write_faults() -> Iterator[None]:
+def _report_write_errors() -> Iterator[None]:
     """
     Say that the output cannot be written; a reader that has gone, such as `head`, is none of our business.
 
@@ -430,7 +430,7 @@ def _telling_write_faults() -> Iterator[None]:
         raise CommandError(f"the output cannot be written: {error.strerror or error}") from None
 
 
-def _print_secret(secret: str, what: str) -> None:
+def _write_secret(secret: str, what: str) -> None:
     try:
         typer.echo(secret)
     except OSError as error:

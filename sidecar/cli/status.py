@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.calling import ADMINISTRATION, Confirmed, IntegrationChange, Invocation, command
+from sidecar.cli.admin_command import ADMINISTRATION, Confirmed, IntegrationChange, Invocation, command
 from sidecar.cli.integrations import IdArgument
 from sidecar.cli.options import ConfigOption
 
@@ -53,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
         if warning:
             typer.echo(f"warning: {warning}", err=True)
         call.confirm(question, is_urgent=not warning)
-        call.tell_change(call.change("POST", "integrations", id, "suspend", body=body))
+        call.print_change(call.change("POST", "integrations", id, "suspend", body=body))
 
     @command(app, "reactivate", IntegrationChange, panel=ADMINISTRATION)
     def reactivate(call: Invocation, id: IdArgument, reason: ReasonOption) -> None:
@@ -62,7 +62,7 @@ def add_to(app: typer.Typer) -> None:
 
         Needs another administrator than those who suspended it, and whose access does not come from them.
         """
-        call.tell_change(call.change("POST", "integrations", id, "reactivate", body={"reason": reason}))
+        call.print_change(call.change("POST", "integrations", id, "reactivate", body={"reason": reason}))
 
 
 def _lock_warning(call: Invocation, id: str, reason: str) -> str:

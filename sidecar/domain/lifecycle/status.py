@@ -24,7 +24,7 @@ from sidecar.domain.roles import Actor, is_machine
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
 
 
-def create(command: c.CreateIntegration, setting: CommandContext) -> Draft:
+def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
     """Make a record; what is not named is the least: no scopes, no credentials, the default limit."""
     if not INTEGRATION_ID.fullmatch(command.integration_id):
         raise refusal(
@@ -40,7 +40,7 @@ def create(command: c.CreateIntegration, setting: CommandContext) -> Draft:
     record = Integration(
         id=command.integration_id,
         name=command.name,
-        scopes=parse_scopes(command.scopes, setting.catalogue),
+        scopes=parse_scopes(command.scopes, context.catalogue),
         rate_limit_rpm=command.rate_limit_rpm,
         burst=command.burst,
         ip_allowlist=entries,
@@ -48,14 +48,14 @@ def create(command: c.CreateIntegration, setting: CommandContext) -> Draft:
         contact=command.contact,
         owner=command.owner,
         third_party_manager=command.third_party_manager,
-        created_at_us=setting.at_us,
+        created_at_us=context.at_us,
         on_store_error=fail_policy_of(command.on_store_error),
     )
-    return _with_credentials(record, command, setting, Draft(record, f"created {command.name!r}", notices))
+    return _with_credentials(record, command, context, Draft(record, f"created {command.name!r}", notices))
 
 
 def _with_credentials(
-    record: Integration, command: c.CreateIntegration, setting: CommandContext, draft: Draft
+    record: Integration, command: c.CreateIntegration, context: CommandContext, draft: Draft
 ) -> Draft:
     if len(command.credentials) > CREDENTIALS_MAX:
         raise refusal(
@@ -64,7 +64,7 @@ def _with_credentials(
             f"{len(command.credentials)} credentials are more than {CREDENTIALS_MAX}, which is the most",
             "leave out those that are no longer used",
         )
-    credentials = tuple(new_credential(fresh, setting) for fresh in command.credentials)
+    credentials = tuple(new_credential(fresh, context) for fresh in command.credentials)
     claims = tuple(credential.id for credential in credentials)
     for credential_id in claims:
         if claims.count(credential_id) > 1:
@@ -72,7 +72,7 @@ def _with_credentials(
     return replace(draft, record=replace(record, credentials=credentials), claims=claims)
 
 
-def edit(record: Integration, command: c.EditDetails, setting: CommandContext) -> Draft:
+def edit(record: Integration, command: c.EditDetails, context: CommandContext) -> Draft:
     """Change the details that are given."""
     raise_for(_detail_problems(command))
     given = {
@@ -83,15 +83,15 @@ def edit(record: Integration, command: c.EditDetails, setting: CommandContext) -
     return Draft(replace(record, **given), f"changed {', '.join(given) or 'nothing'}")
 
 
-def delete(record: Integration, command: c.DeleteIntegration, setting: CommandContext) -> Draft:
+def delete(record: Integration, command: c.DeleteIntegration, context: CommandContext) -> Draft:
     """End the integration; what is kept of it has no credential and no secret."""
     ended = replace(record, credentials=(), webhook_secrets=(), limit_raise=None)
     return Draft(ended, f"deleted {record.name!r}", is_deleted=True)
 
 
-def suspend(record: Integration, command: c.Suspend, setting: CommandContext) -> Draft:
+def suspend(record: Integration, command: c.Suspend, context: CommandContext) -> Draft:
     """Block it and invalidate every credential; the suspender stays on the list until a reactivation."""
-    others = tuple(suspension for suspension in record.suspensions if suspension.by != setting.actor.id)
+    others = tuple(suspension for suspension in record.suspensions if suspension.by != context.actor.id)
     if len(others) >= SUSPENSIONS_MAX:
         raise refusal(
             Code.TOO_MANY,
@@ -100,19 +100,19 @@ def suspend(record: Integration, command: c.Suspend, setting: CommandContext) ->
             "nothing to do: every request is refused; revoke credentials that were issued since",
         )
     earlier = next(
-        (suspension for suspension in record.suspensions if suspension.by == setting.actor.id), None
+        (suspension for suspension in record.suspensions if suspension.by == context.actor.id), None
     )
-    since_us = earlier.since_us if earlier is not None else setting.at_us
-    suspension = Suspension(setting.actor.id, setting.at_us, command.reason, setting.generation, since_us)
+    since_us = earlier.since_us if earlier is not None else context.at_us
+    suspension = Suspension(context.actor.id, context.at_us, command.reason, context.generation, since_us)
     changed = replace(
         record,
         status=Status.SUSPENDED,
         suspensions=(*others, suspension),
-        suspended_generation=setting.generation,
+        suspended_generation=context.generation,
     )
-    ended = sum(is_live(record, credential, setting.now_us) for credential in record.credentials)
+    ended = sum(is_live(record, credential, context.now_us) for credential in record.credentials)
     what = "1 live credential was" if ended == 1 else f"{ended} live credentials were"
-    return Draft(changed, f"suspended; {what} invalidated", _machine_notices(setting.actor))
+    return Draft(changed, f"suspended; {what} invalidated", _machine_notices(context.actor))
 
 
 def _machine_notices(actor: Actor) -> tuple[Notice, ...]:
@@ -129,13 +129,13 @@ def _machine_notices(actor: Actor) -> tuple[Notice, ...]:
     )
 
 
-def reactivate(record: Integration, command: c.Reactivate, setting: CommandContext) -> Draft:
+def reactivate(record: Integration, command: c.Reactivate, context: CommandContext) -> Draft:
     """
     Let it in again, with the credentials that were issued since the latest suspension; by a second person.
 
     Where one person may have done both, the record says when, until somebody reactivates it anew.
     """
-    actor, suspensions = setting.actor, record.suspensions
+    actor, suspensions = context.actor, record.suspensions
     refused = refusal_to_reactivate(actor, suspensions, record.id)
     if refused is not None:
         raise refused
@@ -146,7 +146,7 @@ def reactivate(record: Integration, command: c.Reactivate, setting: CommandConte
         status=Status.ACTIVE,
         credentials=kept,
         suspensions=(),
-        single_person_at_us=setting.at_us if is_alone else 0,
+        single_person_at_us=context.at_us if is_alone else 0,
     )
     summary = f"reactivated; credentials: {', '.join(one.id for one in kept)}"
     if is_alone:

@@ -22,8 +22,8 @@ from sidecar.observe.table import ADMIN_CALLS, ADMIN_STATUSES, OTHER
 from sidecar.rpc.http import TRUST
 from sidecar.services.admin.authentication import Gate
 from sidecar.services.admin.call import Call, request_id_of
-from sidecar.services.admin.places import Places
-from sidecar.services.admin.plane import ControlPlane
+from sidecar.services.admin.concurrency import CallLimit
+from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.problems import ApiCode, own_fault, problem_error, problem_of, respond
 from sidecar.stores.registry.protocol import RegistryError
 
@@ -48,16 +48,16 @@ class AdminMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        plane: ControlPlane,
+        context: AdminContext,
         calls_max: int,
         long_calls_max: int,
     ) -> None:
         """Surround *app* by these bounds; see `api.build_api`."""
         self._app = app
-        self._gate = Gate(plane)
-        self._places = Places(calls_max)
-        self._long_places = Places(long_calls_max)
-        self._counts = _Counts(plane)
+        self._gate = Gate(context)
+        self._calls = CallLimit(calls_max)
+        self._long_calls = CallLimit(long_calls_max)
+        self._counts = _Counts(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call; see the ASGI specification."""
@@ -80,7 +80,7 @@ class AdminMiddleware:
     def _begin(self, request: Request) -> Call:
         source = request.client.host if request.client is not None and request.client.host else "local"
         request_id = request_id_of(request.headers.getlist("X-Request-Id"), source)
-        call = Call(request, request_id or secrets.token_hex(16), source, self._long_places)
+        call = Call(request, request_id or secrets.token_hex(16), source, self._long_calls)
         call.is_change = request.method not in _READS
         return call
 
@@ -88,7 +88,7 @@ class AdminMiddleware:
         call.caller = await self._gate.admit(call)
         # Strangers have places of their own in the HTTP server; these are for valid tokens alone.
         scope.get("extensions", {}).get(TRUST, _ignore)()
-        call.ending.enter_context(self._places.take())
+        call.ending.enter_context(self._calls.take())
         _require_plain_path(scope)
         await self._app(scope, receive, answer)
 
@@ -138,8 +138,8 @@ class _Answer:
 class _Counts:
     """The metrics of calls; slots are looked up once."""
 
-    def __init__(self, plane: ControlPlane) -> None:
-        metrics = plane.metrics
+    def __init__(self, context: AdminContext) -> None:
+        metrics = context.metrics
         self._values = metrics.values
         self._requests: Mapping[tuple[str, ...], int] = {
             (*call, status): metrics.slot("sidecar_admin_requests_total", *call, status)

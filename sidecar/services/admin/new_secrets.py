@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.lifecycle.commands import NewCredential, SealedSecret
-from sidecar.services.admin.plane import Sealer
+from sidecar.services.admin.context import Sealer
 
 WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix, no password
 WEBHOOK_SECRET_BYTES = 32

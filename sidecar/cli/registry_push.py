@@ -7,7 +7,7 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from sidecar.cli.declaring import Document
+from sidecar.cli.apply_flow import Document
 from sidecar.cli.exits import CommandError
 from sidecar.domain.accounts import AuthenticationError, authenticate, token_id_of
 from sidecar.domain.changes import ChangeContext

@@ -13,7 +13,7 @@ LONG_CALLS_MAX = 32
 """Of these, calls that may take minutes: those that wait for other sidecars, export or verify."""
 
 
-class Places:
+class CallLimit:
     """So many calls at a time; a further one is refused at once rather than kept waiting."""
 
     __slots__ = ("_count_max", "count")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sidecar.cli.exits import CommandError
-from sidecar.cli.moments import (
+from sidecar.cli.times import (
     Duration,
     Moment,
     moment_ago,

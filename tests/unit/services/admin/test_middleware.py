@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import Position, Revision
-from sidecar.services.admin import envelope
+from sidecar.services.admin import middleware
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX, CallLimit
@@ -100,7 +100,7 @@ def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
     world.refused(503, "store_unavailable", answer)
     assert "/where/it/is" not in answer.text, "strangers get no details; the log has them"
     assert answer.json()["may_have_happened"] is False
-    (line,) = [record for record in caplog.records if record.name == envelope.__name__]
+    (line,) = [record for record in caplog.records if record.name == middleware.__name__]
     assert vars(line)["event_fields"]["error"] == str(error)
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == 0
 
@@ -315,7 +315,7 @@ def test_metrics__calls_are_counted_by_what_they_came_to(world: World) -> None:
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """What was logged of changes."""
-    return [vars(record)["event_fields"] for record in caplog.records if record.name == envelope.__name__]
+    return [vars(record)["event_fields"] for record in caplog.records if record.name == middleware.__name__]
 
 
 def test_log__a_change_has_one_line_with_its_outcome(world: World, caplog: pytest.LogCaptureFixture) -> None:

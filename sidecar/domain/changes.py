@@ -288,6 +288,12 @@ def _entry(
     )
 
 
+SIDECAR_LIFETIME_US = 10 * 1_000_000
+"""A sidecar that was silent for this long is no longer live: two announcements or nine beats may be lost."""
+SIDECARS_MAX = 10_000
+"""Sidecars that are kept and counted; the share of one in more is nothing."""
+
+
 class LiveSidecar(NamedTuple):
     """A sidecar that is running: how far it has followed the registry, and when it last said so."""
 

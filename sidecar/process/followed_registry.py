@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -46,9 +43,10 @@ class FollowedRegistry:
         registry: Registry,
         decider: Decider,
         metrics: Metrics,
+        sidecar_id: str,
         patience_s: float = REACH_PATIENCE_S,
     ) -> None:
-        """Nothing is asked before `run`; *patience_s* is `LiveOptions.reach_patience_s`."""
+        """Nothing is asked before `run`; *sidecar_id* and *patience_s* are those of `LiveOptions`."""
         self.registry = registry
         self._decider = decider
         self._metrics = metrics
@@ -58,7 +56,7 @@ class FollowedRegistry:
         self._is_in_force = False
         self._trouble = ""
         options = LiveOptions(
-            own_id(), beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
+            sidecar_id, beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
         )
         self._live = LiveRegistry(registry, self._show, metrics, options)
         self._live.on_trouble = self._tell
@@ -151,8 +149,3 @@ async def close_registry(registry: Registry) -> None:
             await registry.aclose()
     except Exception as error:  # the process ends anyway, and what was committed is durable
         log_event(_log, logging.WARNING, "registry not closed", problem=str(error) or type(error).__name__)
-
-
-def own_id() -> str:
-    """A name that no other process of the fleet has, and that tells where this one runs."""
-    return f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"

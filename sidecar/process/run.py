@@ -273,9 +273,7 @@ class Process:
             sidecar.watch.reload()
         if sidecar.followed is not None:
             sidecar.followed.reload()
-        reload_tls = getattr(sidecar.server, "reload_tls", None)  # grpc.aio looks at each handshake
-        if reload_tls is not None:
-            reload_tls()
+        sidecar.server.reload_tls()
         sidecar.admin_server.reload_tls()
         sidecar.metrics_server.reload_tls()
 

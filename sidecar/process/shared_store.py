@@ -9,7 +9,7 @@ from dataclasses import replace
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.process.followed_registry import OnState, own_id
+from sidecar.process.followed_registry import OnState
 from sidecar.services.store_fallback import StoreFallback
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
@@ -37,6 +37,7 @@ class SharedStore:
         self,
         url: StoreUrl,
         metrics: Metrics,
+        sidecar_id: str,
         *,
         checks_generation: bool,
         timeout_s: float,
@@ -48,6 +49,7 @@ class SharedStore:
         Args:
             url: where the store is.
             metrics: what is counted.
+            sidecar_id: the name of this process, which no other sidecar of the fleet has.
             checks_generation: False = the integrations are not in the store, so takes do not look whether
                 their records have changed there.
             timeout_s: how long a decision waits for the store.
@@ -57,7 +59,7 @@ class SharedStore:
         self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation)
         local = LocalShare(wall_us=self.buckets.clock.now_us)
         self.fallback = StoreFallback(metrics, policy, local)
-        self._heart = Heartbeat(self.buckets, own_id())
+        self._heart = Heartbeat(self.buckets, sidecar_id)
         self._metrics = metrics
         self.components = ("store",)
         self._url = url

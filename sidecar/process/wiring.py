@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +83,8 @@ class LoadedConfig:
             FileFaultsError: rules or registry hold mistakes.
         """
         self.config = config
+        self.sidecar_id = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
+        """Names this process in the fleet, and tells where it runs."""
         self.rules: Rules = build_rules(config)
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
@@ -111,6 +116,7 @@ class LoadedConfig:
         return SharedStore(
             self.shared_url,
             metrics,
+            self.sidecar_id,
             checks_generation=self.config.has_control_plane,
             timeout_s=settings.store_timeout_s,
             policy=FailPolicy(settings.on_store_error),
@@ -127,7 +133,7 @@ class LoadedConfig:
             return None
         # Nobody pushes the changes that another process makes in a file: there is nothing to be patient for.
         patience_s = REACH_PATIENCE_S if self.config.registry_database is None else 0.0
-        return FollowedRegistry(await registry_of(self.config), decider, metrics, patience_s)
+        return FollowedRegistry(await registry_of(self.config), decider, metrics, self.sidecar_id, patience_s)
 
     def _verify_settings(self) -> None:
         """Refuse what each is valid alone, but not together."""

@@ -119,6 +119,9 @@ class GrpcServer(Protocol):
             ListenError: an endpoint cannot be bound; names it and says what to do.
         """
 
+    def reload_tls(self) -> bool:
+        """Load all TLS files again now; False = some cannot be used and the former ones stay."""
+
     def flush(self) -> None:
         """Write what has been answered so far, now rather than at the end of the loop's turn."""
 

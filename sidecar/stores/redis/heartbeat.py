@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
+from sidecar.domain.changes import SIDECAR_LIFETIME_US, SIDECARS_MAX
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.connect import CONNECT_ERRORS
 from sidecar.stores.redis.scripts import HEARTBEAT
@@ -19,11 +20,6 @@ from sidecar.stores.redis.scripts import HEARTBEAT
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-LIFETIME_S = 5.0
-"""A sidecar that was silent for so long no longer counts: four beats may be lost."""
-
-SIDECARS_MAX = 10_000
-"""More than that is a broken count; a share of less than a ten-thousandth is nothing."""
 
 
 class Heartbeat:
@@ -62,7 +58,7 @@ class Heartbeat:
     async def beat(self) -> bool:
         """Beat once and count; False = the store could not be asked, and the count stays."""
         try:
-            count = await self._run(round(LIFETIME_S * 1e6))
+            count = await self._run(SIDECAR_LIFETIME_US)
         except CONNECT_ERRORS as error:
             log.debug("no heartbeat: %s", error)
             self._is_missed = True
@@ -70,7 +66,7 @@ class Heartbeat:
         now_s = self._clock()
         if self._is_missed:
             self._is_missed = False
-            self._may_fall_at_s = now_s + LIFETIME_S
+            self._may_fall_at_s = now_s + SIDECAR_LIFETIME_US / 1e6
         least = self.live_sidecars if now_s < self._may_fall_at_s else 1
         self.live_sidecars = max(least, min(count, SIDECARS_MAX))
         if self.on_beat is not None:

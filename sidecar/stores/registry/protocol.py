@@ -50,9 +50,6 @@ REFUSED_WINDOW_US = 30 * 24 * 3_600 * 1_000_000
 """How long a refused caller is shown."""
 TOKEN_USES_MAX = 10_000
 """Administrators' tokens whose last use is kept."""
-SIDECAR_LIFETIME_US = 10 * 1_000_000
-"""A sidecar that has not announced itself for this long no longer counts as live."""
-SIDECARS_MAX = 10_000
 
 
 class RegistryError(Exception):

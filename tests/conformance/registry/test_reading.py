@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sidecar.domain.administrators import SetRole
-from sidecar.domain.changes import Committed, Position, Revision
+from sidecar.domain.changes import SIDECAR_LIFETIME_US, Committed, Position, Revision
 from sidecar.domain.integrations import Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.refusals import Code, RefusedError
@@ -16,7 +16,6 @@ from sidecar.stores.registry.protocol import (
     CHANGES_MAX,
     PAGE_MAX,
     REQUESTS_MAX,
-    SIDECAR_LIFETIME_US,
     Changes,
     ListQuery,
 )

@@ -11,12 +11,13 @@ import pytest
 import redis
 import redis.exceptions
 
+from sidecar.domain.changes import SIDECAR_LIFETIME_US
 from sidecar.domain.lifecycle.commands import EnableAllowlist
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
-from sidecar.stores.registry.protocol import SIDECAR_LIFETIME_US, AuditQuery, ListQuery, Registry
+from sidecar.stores.registry.protocol import AuditQuery, ListQuery, Registry
 from sidecar.stores.registry.redis import feed
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.verification import verify_registry

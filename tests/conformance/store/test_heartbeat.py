@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from pathlib import Path
 
-from sidecar.stores.redis.heartbeat import LIFETIME_S, Heartbeat
+import redis
+
+from sidecar.domain.changes import SIDECAR_LIFETIME_US
+from sidecar.process.config import load_config
+from sidecar.process.wiring import LoadedConfig, build_sidecar
+from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.scripts import HEARTBEAT
+from tests.building import make_metrics
+from tests.redis_servers import shared as servers
+from tests.registry_in_redis import add_people
 from tests.store_worlds import World, run
 
 
@@ -41,7 +51,7 @@ def test_heartbeat__a_silent_sidecar_stops_counting(world: World) -> None:
         assert heart.live_sidecars == 1
         link = store._lanes[0].link
         assert link is not None
-        assert 0 < await link.request("PTTL", store.keys.live_key) <= 1_000 * LIFETIME_S
+        assert 0 < await link.request("PTTL", store.keys.live_key) <= SIDECAR_LIFETIME_US // 1_000
         await store.close()
 
     run(scene())
@@ -76,7 +86,7 @@ def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: W
         await store.start()
         assert await heart.beat()
         assert heart.live_sidecars == 3
-        now_s += LIFETIME_S
+        now_s += SIDECAR_LIFETIME_US / 1e6
         assert await heart.beat()
         assert heart.live_sidecars == 1
         await heart.close()
@@ -112,5 +122,38 @@ def test_heartbeat__beats_until_it_is_closed(world: World) -> None:
         assert link is not None
         assert await link.request("ZCARD", store.keys.live_key) == 0
         await store.close()
+
+    run(scene())
+
+
+def test_heartbeat__has_the_identity_that_the_registry_knows(tmp_path: Path) -> None:
+    """One process has one name in the fleet; another process has another."""
+    store = f"{servers().standalone.url}?prefix=sidecar:{secrets.token_hex(4)}:"
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(f"{{store: '{store}', listen: {{grpc: '127.0.0.1:0', admin: []}}}}")
+
+    async def scene() -> None:
+        stores, registries, tasks = [], [], []
+        for _ in range(2):
+            sidecar = await build_sidecar(LoadedConfig(load_config(file, {})), make_metrics())
+            assert sidecar.shared is not None and sidecar.followed is not None
+            stores.append(sidecar.shared)
+            registries.append(sidecar.followed)
+            tasks.append(asyncio.create_task(sidecar.shared.run(lambda *state: None)))
+            tasks.append(asyncio.create_task(sidecar.followed.run(lambda *state: None)))
+        await add_people(registries[0].registry)
+        announced: set[str] = set()
+        async with asyncio.timeout(60):
+            while len(announced) < 2:
+                announced = {live.id for live in await registries[0].registry.live_sidecars()}
+                await asyncio.sleep(0)
+        with redis.Redis.from_url(servers().standalone.url) as client:
+            beating = client.zrange(stores[0].buckets.keys.live_key, 0, -1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for followed in registries:
+            await followed.close()
+        assert announced == {name.decode() for name in beating}
 
     run(scene())

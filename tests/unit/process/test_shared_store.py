@@ -21,7 +21,9 @@ from tests.store_worlds import bucket, run
 def shared() -> SharedStore:
     """A store that is not asked."""
     url = parse_store_url("redis://127.0.0.1:1")
-    return SharedStore(url, make_metrics(), checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL)
+    return SharedStore(
+        url, make_metrics(), "a", checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL
+    )
 
 
 def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:

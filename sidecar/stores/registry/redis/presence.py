@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from sidecar.domain.changes import LiveSidecar, Revision
+from sidecar.domain.changes import SIDECAR_LIFETIME_US, SIDECARS_MAX, LiveSidecar, Revision
 from sidecar.domain.cidr import Address
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
     REFUSED_WINDOW_US,
     SEEN_WINDOW_US,
-    SIDECAR_LIFETIME_US,
-    SIDECARS_MAX,
     TOKEN_USES_MAX,
     CredentialUse,
     RefusedCaller,

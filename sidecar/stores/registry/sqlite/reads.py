@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sidecar.domain.accounts import Administrator, parse_administrator
 from sidecar.domain.audit import AuditFormatError, ChainHead, StoredEntry, empty_chain, parse_entry
-from sidecar.domain.changes import LiveSidecar, Revision
+from sidecar.domain.changes import SIDECAR_LIFETIME_US, LiveSidecar, Revision
 from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
@@ -23,7 +23,6 @@ from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
     REFUSED_WINDOW_US,
     SEEN_WINDOW_US,
-    SIDECAR_LIFETIME_US,
     TOKEN_USES_MAX,
     AuditPage,
     AuditQuery,

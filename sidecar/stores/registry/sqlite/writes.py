@@ -11,6 +11,8 @@ from sidecar.domain.accounts import confirm
 from sidecar.domain.administrators import AdminOutcome
 from sidecar.domain.audit import AuditEntry
 from sidecar.domain.changes import (
+    SIDECAR_LIFETIME_US,
+    SIDECARS_MAX,
     AdminCommitted,
     AdminRequest,
     ChangeRequest,
@@ -27,8 +29,6 @@ from sidecar.domain.refusals import Code, refusal
 from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
     SEEN_WINDOW_US,
-    SIDECAR_LIFETIME_US,
-    SIDECARS_MAX,
     TOKEN_USES_MAX,
     CredentialUse,
     RefusedCaller,

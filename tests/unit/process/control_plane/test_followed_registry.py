@@ -38,7 +38,7 @@ class Following:
         self.clock = ManualClock(wall_clock_us())
         self.decider: Decider = make_decider(clock=self.clock)
         self.decider.snapshot = Snapshot.unloaded()
-        self.followed = FollowedRegistry(registry, self.decider, make_metrics())
+        self.followed = FollowedRegistry(registry, self.decider, make_metrics(), "a")
         self.states: list[tuple[str, bool, str]] = []
 
     async def run(self) -> None:

@@ -10,6 +10,7 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.followed_registry import OnState
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.services.store_fallback import StoreFallback
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
@@ -42,6 +43,7 @@ class SharedStore:
         checks_generation: bool,
         timeout_s: float,
         policy: FailPolicy,
+        turn: LoopTurn | None = None,
     ) -> None:
         """
         Nothing is opened before `run`.
@@ -54,9 +56,10 @@ class SharedStore:
                 their records have changed there.
             timeout_s: how long a decision waits for the store.
             policy: what answers when the store does not, for integrations without a policy of their own.
+            turn: shared with the transport, see `LoopTurn`; None = with none.
         """
         limits = store_limits(timeout_s)
-        self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation)
+        self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation, turn=turn)
         local = LocalShare(wall_us=self.buckets.clock.now_us)
         self.fallback = StoreFallback(metrics, policy, local)
         self._heart = Heartbeat(self.buckets, sidecar_id)

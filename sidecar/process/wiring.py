@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ from sidecar.process.registry_watch import RegistryWatch
 from sidecar.process.rules import Rules, build_rules
 from sidecar.process.shared_store import SharedStore
 from sidecar.rpc.calls import Method
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.services.decider import Decider
 from sidecar.services.decision_service import SERVICE as DECISION_SERVICE
 from sidecar.services.decision_service import DecisionService
@@ -108,8 +110,12 @@ class LoadedConfig:
         buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
         return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
 
-    def shared_store(self, metrics: Metrics) -> SharedStore | None:
-        """The store that the configuration shares; None = it is embedded. A file goes before its registry."""
+    def shared_store(self, metrics: Metrics, turn: LoopTurn | None = None) -> SharedStore | None:
+        """
+        The store that the configuration shares; None = it is embedded. A file goes before its registry.
+
+        *turn* is shared with the transport, None = there is none.
+        """
         if self.shared_url is None:
             return None
         settings = self.config.settings
@@ -120,6 +126,7 @@ class LoadedConfig:
             checks_generation=self.config.has_control_plane,
             timeout_s=settings.store_timeout_s,
             policy=FailPolicy(settings.on_store_error),
+            turn=turn,
         )
 
     async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
@@ -161,7 +168,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         FileFaultsError: the registry's file cannot be used.
     """
     config = loaded.config
-    shared = loaded.shared_store(metrics)
+    turn = LoopTurn(asyncio.get_running_loop())
+    shared = loaded.shared_store(metrics, turn)
     decider = loaded.decider(metrics, shared)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
@@ -178,10 +186,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-    server = grpc_server(config, methods, metrics)
-    if shared is not None:
-        shared.buckets.on_answers = server.flush
-        server.on_part = shared.buckets.end_part
+    server = grpc_server(config, methods, metrics, turn)
     admin = AdminApp(metrics, readiness, SHARED_LOOP, NO_CONTROL_PLANE)
     pages = AdminApp(metrics, readiness, SHARED_LOOP)
     return Sidecar(
@@ -209,8 +214,14 @@ def _log_misconfigured(problem: str) -> None:
     )
 
 
-def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> GrpcServer:
-    """The transport that *config* chooses; grpcio is only imported for its own."""
+def grpc_server(
+    config: Config, methods: Sequence[Method], metrics: Metrics, turn: LoopTurn | None = None
+) -> GrpcServer:
+    """
+    The transport that *config* chooses; grpcio is only imported for its own.
+
+    grpc-core hands calls over one by one and writes by itself, so it has no use for *turn*.
+    """
     limits = config.settings.transport_limits()
     where = endpoints(config, "grpc")
     if config.settings.transport == "grpcio":
@@ -219,7 +230,7 @@ def grpc_server(config: Config, methods: Sequence[Method], metrics: Metrics) -> 
         return ReferenceGrpcServer(methods, where, limits, metrics)
     from sidecar.transports.fast import FastGrpcServer
 
-    return FastGrpcServer(methods, where, limits, metrics)
+    return FastGrpcServer(methods, where, limits, metrics, turn)
 
 
 def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:

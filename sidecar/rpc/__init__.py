@@ -1,1 +1,1 @@
-"""The seam between transports and services: what a gRPC call is, without any wire or socket."""
+"""The seam between transports and services: gRPC calls and turns of the loop, without any wire or socket."""

@@ -17,7 +17,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -69,8 +69,6 @@ class ReferenceGrpcServer:
         self._certificates: list[CertificateSource] = []
         self._server: grpc.aio.Server | None = None
         self._claims: list[UnixClaim] = []
-        self.on_part: Callable[[], None] | None = None
-        """See `GrpcServer.on_part`: grpc-core hands calls over one by one, so it is never called."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """See `GrpcServer.start`."""
@@ -125,9 +123,6 @@ class ReferenceGrpcServer:
         """Load all TLS files again now; False = some cannot be used and the former ones stay."""
         results = [certificate.reload() for certificate in self._certificates]
         return all(results)
-
-    def flush(self) -> None:
-        """See `GrpcServer.flush`: grpc-core writes by itself."""
 
     async def drain(self, timeout_s: float) -> bool:
         """See `GrpcServer.drain`. An idle connection that must be closed by force cuts nothing off."""

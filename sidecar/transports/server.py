@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -104,12 +103,8 @@ class GrpcServer(Protocol):
     """
     Serves a method table on endpoints until it is drained.
 
-    Both implementations are built as `Server(methods, endpoints, limits, metrics)`. `on_part`, set before
-    `start`, is called when some calls of a turn of the loop have been handled and others may follow, by a
-    server that handles many in one turn.
+    Both implementations are built as `Server(methods, endpoints, limits, metrics)`.
     """
-
-    on_part: Callable[[], None] | None
 
     async def start(self) -> tuple[Endpoint, ...]:
         """
@@ -121,9 +116,6 @@ class GrpcServer(Protocol):
 
     def reload_tls(self) -> bool:
         """Load all TLS files again now; False = some cannot be used and the former ones stay."""
-
-    def flush(self) -> None:
-        """Write what has been answered so far, now rather than at the end of the loop's turn."""
 
     async def drain(self, timeout_s: float) -> bool:
         """

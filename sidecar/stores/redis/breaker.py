@@ -62,7 +62,7 @@ class Breaker:
         if self.state is BreakerState.CLOSED:
             self._failures = 0
 
-    def stir(self, now_s: float) -> None:
+    def probe_now(self, now_s: float) -> None:
         """The node gave a sign of life, though too late: probe at once."""
         if self.state is BreakerState.OPEN:
             self.probe_at_s = now_s

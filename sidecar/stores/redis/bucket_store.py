@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.observe.metrics import Metrics
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.cluster import ClusterTopology
@@ -19,16 +20,15 @@ from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
-from sidecar.stores.redis.lane import LaneParts, LinkCheck, NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
+from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline, PipelineParts
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.server_info import evicts
 from sidecar.stores.redis.single import SingleTopology
-from sidecar.stores.redis.superseded import Refresh, SupersededTakes, Tell
+from sidecar.stores.redis.superseded import Notify, Refresh, SupersededTakes
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import LoopTurn
 from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ TELL_AGAIN_S = 10.0
 
 
 TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
-"""Errors that may pass by themselves, and that a person should hear of if they do not."""
+"""Errors that may pass by themselves, and that a person should know of if they do not."""
 
 
 class Topology(Protocol):
-    """Which lane serves a partition, and keeping those lanes connected."""
+    """Which pipeline serves a partition, and keeping those pipelines connected."""
 
-    lanes: list[NodePipeline]
+    pipelines: list[NodePipeline]
 
     @property
     def trouble(self) -> str:
@@ -61,12 +61,12 @@ class Topology(Protocol):
         """Whether every partition is served."""
 
     def count_unserved(self) -> None:
-        """Tell how many partitions are not served, when that has changed."""
+        """Notify how many partitions are not served, when that has changed."""
 
     def search(self) -> None:
         """Something has changed: look for the primaries again."""
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
     async def close(self) -> None:
@@ -80,8 +80,7 @@ class RedisBucketStore:
     `clock` tells its time, known from every take and heartbeat.
 
     `on_state_change(is_ready)` is called when readiness or `trouble` changes.
-    `on_answers()` is called when takes have been told
-    their outcome, once for all that were told together. `refresh(owner, generation, done)` is called when
+    `refresh(owner, generation, done)` is called when
     the server knows another generation of an integration's record than we took for, 0 = it knows none; it
     puts that record into force and calls `done`. Until then the takes wait, so that their callers find the
     new record when they are told SUPERSEDED. `check_link` judges each connection before it is used: what we
@@ -96,6 +95,7 @@ class RedisBucketStore:
         *,
         checks_generation: bool = False,
         override_clock_us: Callable[[], int] | None = None,
+        turn: LoopTurn | None = None,
     ) -> None:
         """
         Nothing is opened before `start`.
@@ -107,12 +107,12 @@ class RedisBucketStore:
             checks_generation: whether the registry is in this Redis too, so that a take is refused as
                 superseded when the integration's record has changed since.
             override_clock_us: replaces the server's clock; for tests alone, no setting leads here.
+            turn: shared with the transport of the loop that it runs in, None = with none.
         """
         self.keys = KeySpace(url.prefix, url.partitions)
         self.limits = limits or StoreLimits()
         self.clock = StoreClock()
         self.on_state_change: Callable[[bool], None] | None = None
-        self.on_answers: Callable[[], None] = _nothing
         self.refresh: Refresh | None = None
         self.check_link: LinkCheck | None = None
         self._url = url
@@ -121,11 +121,11 @@ class RedisBucketStore:
         self._override_clock_us = override_clock_us
         self._denials = Denials(self.limits.denials_max, self.limits.denial_s_max)
         self._compiled: dict[BucketSet, CompiledSet] = {}
-        self._lanes: list[NodePipeline] = []
+        self._pipelines: list[NodePipeline] = []
         self._policies: dict[Address, str] = {}
         self._connector: Connector | None = None
         self._topology: Topology | None = None
-        self._turn: LoopTurn | None = None
+        self.turn = turn
         self._superseded: SupersededTakes | None = None
         self._was = False, ""
         self._told: dict[str, float] = {}
@@ -152,10 +152,9 @@ class RedisBucketStore:
         connector.on_policy = self._note_policy
         self._connector = connector
         loop = asyncio.get_running_loop()
-        self._turn = LoopTurn(loop, lambda: self.on_answers())
-        parts = LaneParts(
+        parts = PipelineParts(
             loop,
-            self._turn,
+            self.turn or LoopTurn(loop),
             self.limits,
             self._counts,
             self,
@@ -168,13 +167,13 @@ class RedisBucketStore:
         is_cluster = self._url.kind is StoreTopology.CLUSTER
         self._superseded = SupersededTakes(loop)
         self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
-        self._lanes = self._topology.lanes
+        self._pipelines = self._topology.pipelines
         self._topology.start()
         await self._topology.tried()
 
     async def close(self) -> None:
         """Stop: whoever waits for a take is told UNAVAILABLE. Bounded by `close_timeout_s` a connection."""
-        self.on_state_change = None  # whoever stops the store does not want to hear that it is gone
+        self.on_state_change = None  # whoever stops the store need not be told that it is gone
         topology, self._topology = self._topology, None
         if topology is not None:
             await topology.close()
@@ -195,16 +194,7 @@ class RedisBucketStore:
         compiled = self._compiled.get(buckets)
         if compiled is None:
             compiled = self._compile(buckets)
-        self._lanes[compiled.partition].add(compiled, asked, timeout_s, done)
-
-    def end_part(self) -> None:
-        """
-        Some requests of this turn of the loop have been handled, others may follow: look at Redis now.
-
-        Whoever reads requests calls it between them, so that a long turn does not hold up what is under way.
-        """
-        if self._turn is not None:
-            self._turn.end_part()
+        self._pipelines[compiled.partition].add(compiled, asked, timeout_s, done)
 
     def forget(self, owner: str) -> None:
         """Ask the server again about every bucket of integration *owner*: it was reset."""
@@ -225,7 +215,7 @@ class RedisBucketStore:
             ErrorReply: the server refused.
             TimeoutError: no reply within `discovery_timeout_s`.
         """
-        link = self._lanes[owner_partition].link if self._lanes else None
+        link = self._pipelines[owner_partition].link if self._pipelines else None
         if link is None:
             raise LinkLostError(f"the store at {self._url} is not connected")
         words = (script.sha, len(keys), *keys, *arguments)
@@ -240,7 +230,7 @@ class RedisBucketStore:
 
     def learn_time(self, partition: int, told_us: int) -> None:
         """The node of *partition* has just told its time."""
-        self.clock.learn(self._lanes[partition].name, told_us)
+        self.clock.learn(self._pipelines[partition].name, told_us)
 
     def _compile(self, buckets: BucketSet) -> CompiledSet:
         if len(self._compiled) >= self.limits.compiled_max:
@@ -256,12 +246,12 @@ class RedisBucketStore:
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent yet: the records that they go by no longer count."""
-        for lane in dict.fromkeys(self._lanes):
-            lane.release_waiting()
+        for pipeline in dict.fromkeys(self._pipelines):
+            pipeline.release_waiting()
 
     async def look_at_servers(self) -> None:
         """Look again whether a server may evict keys; that one does not answer is left to takes to notice."""
-        links = [lane.link for lane in dict.fromkeys(self._lanes) if lane.link is not None]
+        links = [pipeline.link for pipeline in dict.fromkeys(self._pipelines) if pipeline.link is not None]
         in_use = {link.address for link in links}
         self._policies = {address: policy for address, policy in self._policies.items() if address in in_use}
         for link in links:
@@ -284,12 +274,12 @@ class RedisBucketStore:
     def _count_policies(self) -> None:
         self._counts.values[self._counts.may_evict] = sum(map(bool, self._policies.values()))
 
-    # What lanes tell; see `LaneEvents`.
+    # What pipelines report; see `PipelineEvents`.
 
-    def changed(self, lane: NodePipeline) -> None:
-        """A lane began or ceased to take takes, or has another link."""
-        if lane.refusal is not None:
-            self.disconnected(lane)
+    def changed(self, pipeline: NodePipeline) -> None:
+        """A pipeline began or ceased to take takes, or has another link."""
+        if pipeline.refusal is not None:
+            self.disconnected(pipeline)
         else:
             # The server may be another one, with other memories: a promoted replica, a restarted one.
             self._denials.clear()
@@ -301,8 +291,8 @@ class RedisBucketStore:
             if self.on_state_change is not None:
                 self.on_state_change(state[0])
 
-    def disconnected(self, lane: NodePipeline) -> None:
-        """A lane lost its link: perhaps its node is no longer the one to ask."""
+    def disconnected(self, pipeline: NodePipeline) -> None:
+        """A pipeline lost its link: perhaps its node is no longer the one to ask."""
         if self._topology is not None:
             self._topology.search()
 
@@ -310,17 +300,17 @@ class RedisBucketStore:
         """Remember for how long the bucket stays empty."""
         self._denials.learn(buckets, taken, now_us, sent_s, monotonic())
 
-    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
+    def superseded(self, group: Group, generation: int, notify: Notify) -> None:
         """Have the registry's follower put the new record into force; then the takes are told."""
         self._denials.forget(group.compiled.buckets)
-        assert self._superseded is not None  # made before the lanes
-        self._superseded.hold(group, generation, tell, self.refresh)
+        assert self._superseded is not None  # made before the pipelines
+        self._superseded.hold(group, generation, notify, self.refresh)
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Have the takes of *groups* sent where their slot is."""
-        return self._topology is not None and self._topology.redirected(lane, groups, error)
+        return self._topology is not None and self._topology.redirected(pipeline, groups, error)
 
-    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
+    def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """Look for the nodes where that may help; say in the log what a person must mend."""
         is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not StoreTopology.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
@@ -334,8 +324,4 @@ class RedisBucketStore:
                 self._told.clear()
             self._told[code] = now_s
             with contextlib.suppress(Exception):
-                log.error("the store at %s refuses takes: %s", lane.name, advice_of(error))
-
-
-def _nothing() -> None:
-    """Nobody writes answers together."""
+                log.error("the store at %s refuses takes: %s", pipeline.name, advice_of(error))

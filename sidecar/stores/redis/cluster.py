@@ -8,9 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
-from sidecar.stores.redis.keeper import Backoff, Reconnector
-from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.link import Link, LinkLostError
+from sidecar.stores.redis.node_pipeline import NodePipeline, PipelineParts
+from sidecar.stores.redis.reconnector import Backoff, Reconnector
 from sidecar.stores.redis.redirects import Redirects
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of
 from sidecar.stores.redis.slots import SlotMap, find_slots, read_redirect
@@ -25,19 +25,19 @@ LOOK_INTERVAL_S = 5.0
 
 class ClusterTopology:
     """
-    A lane for each primary, and `lanes`, the lane of each partition.
+    A pipeline for each primary, and `pipelines`, the pipeline of each partition.
 
     One task asks the nodes for the slot map: at start, when a reply or a lost link says that something
-    has changed, and again with back-off until every partition has a lane that is connected. The list
-    `lanes` stays the same object and is changed in place.
+    has changed, and again with back-off until every partition has a pipeline that is connected. The list
+    `pipelines` stays the same object and is changed in place.
     """
 
-    def __init__(self, connector: Connector, parts: LaneParts) -> None:
+    def __init__(self, connector: Connector, parts: PipelineParts) -> None:
         """Every partition begins without a node."""
         self._connector = connector
         self._parts = parts
         self._limits = connector.limits
-        self._keepers: dict[Address, Reconnector] = {}
+        self._reconnectors: dict[Address, Reconnector] = {}
         self._nowhere = NodePipeline(f"{connector.url} (no node yet)", parts)
         self._is_agreed = False
         self._wanted = asyncio.Event()
@@ -48,7 +48,7 @@ class ClusterTopology:
         self._partial = ""
         self._redirects = Redirects(connector, parts.counts, self._link_to, self._not_followed)
         self._task: asyncio.Task[None] | None = None
-        self.lanes = [self._nowhere] * connector.keys.partitions
+        self.pipelines = [self._nowhere] * connector.keys.partitions
 
     def start(self) -> None:
         """Begin to look for the nodes."""
@@ -61,7 +61,11 @@ class ClusterTopology:
     @property
     def trouble(self) -> str:
         """See `Topology`."""
-        return self._told or self._partial or next((lane.trouble for lane in self.lanes if lane.trouble), "")
+        return (
+            self._told
+            or self._partial
+            or next((pipeline.trouble for pipeline in self.pipelines if pipeline.trouble), "")
+        )
 
     def search(self) -> None:
         """Something has changed: ask for the slot map soon."""
@@ -74,22 +78,22 @@ class ClusterTopology:
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
         await self._redirects.close()
-        keepers, self._keepers = self._keepers, {}
-        self.lanes[:] = [self._nowhere] * len(self.lanes)
-        await asyncio.gather(*(keeper.close() for keeper in keepers.values()))
+        reconnectors, self._reconnectors = self._reconnectors, {}
+        self.pipelines[:] = [self._nowhere] * len(self.pipelines)
+        await asyncio.gather(*(reconnector.close() for reconnector in reconnectors.values()))
         self._nowhere.close()
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there."""
         self.search()
-        if self._redirects.follow(lane, groups, error):
+        if self._redirects.follow(pipeline, groups, error):
             return True
         self._mark(groups[0].compiled.partition, error)
         return False
 
-    def _not_followed(self, lane: NodePipeline, partition: int, error: Exception) -> None:
+    def _not_followed(self, pipeline: NodePipeline, partition: int, error: Exception) -> None:
         self._mark(partition, error)
-        self._parts.events.refused(lane, error, Remedy.FIND_NODES)
+        self._parts.events.refused(pipeline, error, Remedy.FIND_NODES)
 
     def _mark(self, partition: int, error: Exception) -> None:
         """Nobody serves *partition* until it has been found out that somebody does."""
@@ -102,9 +106,11 @@ class ClusterTopology:
         """Tell how many partitions are not served, and why, when that has changed."""
         if self._task is None or not self._tried.is_set():
             return  # not begun, or closed
-        lanes, marked = self.lanes, self._marked
+        pipelines, marked = self.pipelines, self._marked
         unserved = [
-            number for number, lane in enumerate(lanes) if lane.refusal is not None or number in marked
+            number
+            for number, pipeline in enumerate(pipelines)
+            if pipeline.refusal is not None or number in marked
         ]
         counts = self._parts.counts
         counts.values[counts.unserved] = len(unserved)
@@ -113,8 +119,10 @@ class ClusterTopology:
         was_known, self._unserved = self._unserved is not None, unserved
         if unserved:
             first = unserved[0]
-            reason = marked.get(first) or lanes[first].trouble or f"{lanes[first].name} is not connected"
-            self._partial = f"{len(unserved)} of {len(lanes)} partitions are not served: {reason}"
+            reason = (
+                marked.get(first) or pipelines[first].trouble or f"{pipelines[first].name} is not connected"
+            )
+            self._partial = f"{len(unserved)} of {len(pipelines)} partitions are not served: {reason}"
             if not self._told:  # else why no node can be asked has been told
                 log.error("the Cluster at %s: %s", self._connector.url, self._partial)
         elif was_known:
@@ -141,12 +149,12 @@ class ClusterTopology:
     @property
     def is_whole(self) -> bool:
         """Whether every partition is served."""
-        return not self._marked and all(lane.refusal is None for lane in self.lanes)
+        return not self._marked and all(pipeline.refusal is None for pipeline in self.pipelines)
 
     async def _probe(self) -> None:
         """Find out which of the partitions that nobody served somebody serves now."""
         for partition in tuple(self._marked):
-            link = self.lanes[partition].link
+            link = self.pipelines[partition].link
             if link is None:
                 continue
             try:
@@ -160,7 +168,7 @@ class ClusterTopology:
             del self._marked[partition]
 
     async def _refresh(self) -> None:
-        nodes = (*self._keepers, *self._connector.url.addresses)
+        nodes = (*self._reconnectors, *self._connector.url.addresses)
         try:
             owners = self._owners(await find_slots(self._connector, nodes))
             await self._connect(set(owners.values()))
@@ -185,27 +193,29 @@ class ClusterTopology:
         return owners
 
     async def _connect(self, addresses: set[Address]) -> None:
-        """Have a keeper for each address that has tried at least once."""
-        for address in addresses - self._keepers.keys():
-            keeper = self._keepers[address] = Reconnector(
+        """Have a reconnector for each address that has tried at least once."""
+        for address in addresses - self._reconnectors.keys():
+            reconnector = self._reconnectors[address] = Reconnector(
                 NodePipeline(str(address), self._parts),
                 self._opener(address),
                 self._limits,
                 self._parts.counts,
             )
-            keeper.start()
+            reconnector.start()
         # A connect has its own bound, so this has one.
-        await asyncio.gather(*(self._keepers[address].tried.wait() for address in addresses))
+        await asyncio.gather(*(self._reconnectors[address].tried.wait() for address in addresses))
 
     def _link_to(self, address: Address) -> Link | None:
-        keeper = self._keepers.get(address)
-        return keeper.lane.link if keeper is not None else None
+        reconnector = self._reconnectors.get(address)
+        return reconnector.pipeline.link if reconnector is not None else None
 
     def _opener(self, address: Address) -> Callable[[], Awaitable[Link]]:
         async def open_checked() -> Link:
             link = await self._connector.open(address)
             try:
-                await self._check(link, [n for n, lane in enumerate(self.lanes) if lane.name == str(address)])
+                await self._check(
+                    link, [n for n, pipeline in enumerate(self.pipelines) if pipeline.name == str(address)]
+                )
             except BaseException:
                 link.abort()
                 raise
@@ -224,7 +234,7 @@ class ClusterTopology:
             return
         if 0 not in owners:
             raise HandshakeError("no node of the Cluster serves partition 0")
-        link = self._keepers[owners[0]].lane.link
+        link = self._reconnectors[owners[0]].pipeline.link
         if link is None:
             raise HandshakeError(f"{owners[0]}, which serves partition 0, is not connected")
         async with asyncio.timeout(self._limits.discovery_timeout_s):
@@ -244,25 +254,25 @@ class ClusterTopology:
         """Check the nodes that partitions have moved to, before they are taken from there."""
         moved: dict[Address, list[int]] = {}
         for partition, owner in owners.items():
-            if self.lanes[partition] is not self._keepers[owner].lane:
+            if self.pipelines[partition] is not self._reconnectors[owner].pipeline:
                 moved.setdefault(owner, []).append(partition)
         for owner, partitions in moved.items():
-            link = self._keepers[owner].lane.link
+            link = self._reconnectors[owner].pipeline.link
             if link is not None:  # else it is not taken from until it has another one, which is checked
                 await self._check(link, partitions)
 
     async def _assign(self, owners: dict[int, Address]) -> None:
         """Send each partition's takes to its primary, and let go of nodes that serve none."""
-        lanes = [
-            self._keepers[owners[partition]].lane if partition in owners else self._nowhere
-            for partition in range(len(self.lanes))
+        pipelines = [
+            self._reconnectors[owners[partition]].pipeline if partition in owners else self._nowhere
+            for partition in range(len(self.pipelines))
         ]
-        if lanes != self.lanes:
+        if pipelines != self.pipelines:
             self._parts.counts.values[self._parts.counts.topology_changes] += 1
-            self.lanes[:] = lanes
-            self._parts.events.changed(lanes[0])
-        for address in self._keepers.keys() - set(owners.values()):
-            await self._keepers.pop(address).close()
+            self.pipelines[:] = pipelines
+            self._parts.events.changed(pipelines[0])
+        for address in self._reconnectors.keys() - set(owners.values()):
+            await self._reconnectors.pop(address).close()
 
     def _tell(self, trouble: str) -> None:
         """Say a trouble once, not at every attempt."""

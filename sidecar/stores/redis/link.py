@@ -43,14 +43,14 @@ class Link(asyncio.Protocol):
     """
     The protocol of one connection, plain, TLS or Unix.
 
-    `lost` is done when the connection has ended. `on_turn` is called after the replies of one read
+    `lost` is done when the connection has ended. `on_replies_read` is called after the replies of one read
     have been handed out: the moment to send what has gathered.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reply_bytes_max: int) -> None:
         """Wait for `connection_made`."""
         self.lost: asyncio.Future[None] = loop.create_future()
-        self.on_turn: Callable[[], None] | None = None
+        self.on_replies_read: Callable[[], None] | None = None
         self._loop = loop
         self._reader = hiredis.Reader(protocolError=hiredis.ProtocolError, replyError=ErrorReply)
         self._receivers: deque[Receiver] = deque()
@@ -156,8 +156,8 @@ class Link(asyncio.Protocol):
         # A reply that nobody asked for: the two sides no longer agree on anything.
         if reply is not False or self._unread_bytes > self._reply_bytes_max:
             self.abort()
-        elif self.on_turn is not None:
-            self.on_turn()
+        elif self.on_replies_read is not None:
+            self.on_replies_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""

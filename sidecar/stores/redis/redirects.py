@@ -17,8 +17,8 @@ from typing import Any
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.counts import StoreCounts
-from sidecar.stores.redis.lane import NodePipeline
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
+from sidecar.stores.redis.node_pipeline import NodePipeline
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
 from sidecar.stores.redis.slots import read_redirect
@@ -63,11 +63,13 @@ class Redirects:
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def follow(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Send *groups* of one partition where *error* says; False = that is not possible."""
-        if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or lane.link is None:
+        if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or pipeline.link is None:
             return False
-        work = self._follow(lane, [group for group in groups if group.waiting], error, lane.link.address)
+        work = self._follow(
+            pipeline, [group for group in groups if group.waiting], error, pipeline.link.address
+        )
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -85,38 +87,38 @@ class Redirects:
             link.abort()
 
     async def _follow(
-        self, lane: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+        self, pipeline: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
     ) -> None:
         slot = "ok"
         try:
-            await self._send_on(lane, groups, error, asked)
+            await self._send_on(pipeline, groups, error, asked)
         except _NobodyWaitsError as nobody:
             slot = "failed"
             if nobody.__cause__ is not None:
-                self._on_failure(lane, groups[0].compiled.partition, error)
+                self._on_failure(pipeline, groups[0].compiled.partition, error)
         except CONNECT_ERRORS as failure:
             slot = "failed"
-            self._on_failure(lane, groups[0].compiled.partition, failure)
+            self._on_failure(pipeline, groups[0].compiled.partition, failure)
         finally:
             self._counts.values[self._counts.redirects[slot]] += 1
             for group in groups:
-                lane.tell(group.release(), StoreFault.UNAVAILABLE)
+                pipeline.notify(group.release(), StoreFault.UNAVAILABLE)
 
     async def _send_on(
-        self, lane: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+        self, pipeline: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
     ) -> None:
         hops = 0
         while True:
             if error.code == "TRYAGAIN":
                 single = [group for group in groups if len(group.compiled.keys) == 1]
-                apart = (self._take_apart(lane, group, asked) for group in single)
+                apart = (self._take_apart(pipeline, group, asked) for group in single)
                 for failure in await asyncio.gather(*apart, return_exceptions=True):
                     if isinstance(failure, BaseException) and not isinstance(failure, _NobodyWaitsError):
                         raise failure
                 groups = [group for group in groups if group.waiting and len(group.compiled.keys) > 1]
                 if not groups:
                     return
-                await self._pause(lane, groups, error)
+                await self._pause(pipeline, groups, error)
                 is_asking = False
             else:
                 hops += 1
@@ -124,31 +126,31 @@ class Redirects:
                     raise error
                 is_asking, asked = error.code == "ASK", read_redirect(error, asked)
             sent_s = monotonic()
-            reply = await self._call(lane, groups, asked, is_asking, lane.encode(groups))
+            reply = await self._call(pipeline, groups, asked, is_asking, pipeline.encode(groups))
             if not isinstance(reply, ErrorReply):
-                lane.give(groups, reply, sent_s)
+                pipeline.give(groups, reply, sent_s)
                 return
             error = reply
 
-    async def _take_apart(self, lane: NodePipeline, group: Group, asked: Address) -> None:
+    async def _take_apart(self, pipeline: NodePipeline, group: Group, asked: Address) -> None:
         """Take for one group key by key: the generation first, so that a take never goes by an older one."""
         compiled = group.compiled
         if compiled.generation_text:
             command = pack("GET", compiled.generation_text)
-            found = await self._chase(lane, group, asked, command)
+            found = await self._chase(pipeline, group, asked, command)
             generation = int(found or 0)
             if generation != compiled.generation:
-                lane.supersede(group, generation)
+                pipeline.supersede(group, generation)
                 return
         sent_s = monotonic()
-        reply = await self._chase(lane, group, asked, lane.encode([group], is_unchecked=True))
-        lane.give([group], reply, sent_s)
+        reply = await self._chase(pipeline, group, asked, pipeline.encode([group], is_unchecked=True))
+        pipeline.give([group], reply, sent_s)
 
-    async def _chase(self, lane: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
+    async def _chase(self, pipeline: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
         """The reply to *command* about one key, from whichever node has it."""
         is_asking = False
         for _ in range(HOPS_MAX):
-            reply = await self._call(lane, [group], asked, is_asking, command)
+            reply = await self._call(pipeline, [group], asked, is_asking, command)
             if not isinstance(reply, ErrorReply):
                 return reply
             if reply.code not in ("MOVED", "ASK"):
@@ -157,25 +159,32 @@ class Redirects:
         raise HandshakeError(f"{asked} redirects in a circle")
 
     async def _call(
-        self, lane: NodePipeline, groups: Sequence[Group], address: Address, is_asking: bool, command: bytes
+        self,
+        pipeline: NodePipeline,
+        groups: Sequence[Group],
+        address: Address,
+        is_asking: bool,
+        command: bytes,
     ) -> Any:
         """The reply of *address*, an error reply included, while somebody waits for it."""
         opening = asyncio.ensure_future(self._link(address))
-        link = await self._wait(lane, groups, opening)
+        link = await self._wait(pipeline, groups, opening)
         receiver = _Reply(asyncio.get_running_loop().create_future())
         if is_asking:
             link.send(ASKING + command, (IGNORED, receiver))
         else:
             link.send(command, (receiver,))
-        return await self._wait(lane, groups, receiver.future)
+        return await self._wait(pipeline, groups, receiver.future)
 
-    async def _pause(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> None:
+    async def _pause(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> None:
         try:
-            await self._wait(lane, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
+            await self._wait(pipeline, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
         except _NobodyWaitsError as nobody:
             raise nobody from error
 
-    async def _wait(self, lane: NodePipeline, groups: Sequence[Group], future: asyncio.Future[Any]) -> Any:
+    async def _wait(
+        self, pipeline: NodePipeline, groups: Sequence[Group], future: asyncio.Future[Any]
+    ) -> Any:
         """The result of *future*; takes whose time comes first are told, and when all were it is given up."""
         try:
             while True:
@@ -188,7 +197,7 @@ class Redirects:
                 now_s = monotonic()
                 for group in groups:
                     due: list[TakeDone] = group.expire(now_s)
-                    lane.tell(due, StoreFault.TIMEOUT)
+                    pipeline.notify(due, StoreFault.TIMEOUT)
         finally:
             if not future.done():
                 future.cancel()

@@ -14,8 +14,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
-from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.link import Link, PushLink
+from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.urls import Address
 

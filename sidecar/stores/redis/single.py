@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 
 from sidecar.stores.redis.connect import Connector
-from sidecar.stores.redis.keeper import Reconnector
-from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.node_pipeline import NodePipeline, PipelineParts
+from sidecar.stores.redis.reconnector import Reconnector
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
 from sidecar.stores.redis.take_call import Group
@@ -20,46 +20,46 @@ log = logging.getLogger(__name__)
 
 class SingleTopology:
     """
-    One lane that serves every partition.
+    One pipeline that serves every partition.
 
     A deposed primary may live on and take takes for ten seconds, until a Sentinel makes it a replica: so its
     connection is ended as soon as a Sentinel names another one.
     """
 
-    def __init__(self, connector: Connector, parts: LaneParts) -> None:
+    def __init__(self, connector: Connector, parts: PipelineParts) -> None:
         """Nothing is opened before `start`."""
         url = connector.url
         self._connector = connector
         self._counts = parts.counts
         self._check_link = parts.check_link
-        self._lane = NodePipeline(str(url), parts)
-        self._keeper = Reconnector(self._lane, self._open, connector.limits, parts.counts)
+        self._pipeline = NodePipeline(str(url), parts)
+        self._reconnector = Reconnector(self._pipeline, self._open, connector.limits, parts.counts)
         self._watch: SentinelWatch | None = None
         if url.kind is StoreTopology.SENTINEL:
             self._watch = SentinelWatch(connector, self._moved, self._followed)
         self._run_id = ""
-        self.lanes = [self._lane] * connector.keys.partitions
+        self.pipelines = [self._pipeline] * connector.keys.partitions
 
     def start(self) -> None:
         """Begin to connect."""
         if self._watch is not None:
             self._watch.start()
-        self._keeper.start()
+        self._reconnector.start()
 
     async def tried(self) -> None:
         """Wait until the first attempt has ended, well or not."""
-        await self._keeper.tried.wait()
+        await self._reconnector.tried.wait()
 
     async def close(self) -> None:
         """End the connection."""
         if self._watch is not None:
             await self._watch.close()
-        await self._keeper.close()
+        await self._reconnector.close()
 
     @property
     def trouble(self) -> str:
         """See `Topology`."""
-        return self._lane.trouble
+        return self._pipeline.trouble
 
     def search(self) -> None:
         """The primary may be elsewhere: ask the Sentinels."""
@@ -69,12 +69,12 @@ class SingleTopology:
     @property
     def is_whole(self) -> bool:
         """See `Topology`."""
-        return self._lane.refusal is None
+        return self._pipeline.refusal is None
 
     def count_unserved(self) -> None:
         """See `Topology`: there are no parts."""
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """See `Topology`: there is no other node."""
         self.search()
         return False
@@ -82,11 +82,11 @@ class SingleTopology:
     def _moved(self, primary: Address) -> None:
         """The Sentinels name another primary."""
         self._connector.abandon_others(primary)
-        link = self._lane.link
+        link = self._pipeline.link
         if link is not None and link.address != primary:
             self._counts.values[self._counts.primary_changes] += 1
             link.leave()
-        self._keeper.hurry()
+        self._reconnector.hurry()
 
     def _followed(self, sentinels: int) -> None:
         self._counts.values[self._counts.sentinels] = sentinels

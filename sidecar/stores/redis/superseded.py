@@ -20,12 +20,12 @@ WAITING_MAX = 8_192
 Refresh: TypeAlias = Callable[[str, int, Callable[[bool], None]], None]
 """Puts an integration's record into force, given its id and generation; calls back once, True = done."""
 
-Tell: TypeAlias = Callable[[Iterable[TakeDone], StoreFault], None]
+Notify: TypeAlias = Callable[[Iterable[TakeDone], StoreFault], None]
 
 
 class SupersededTakes:
     """
-    Holds superseded takes of all lanes while the record that superseded theirs is being put into force.
+    Holds superseded takes of all pipelines while the record that superseded theirs is being put into force.
     """
 
     __slots__ = ("_due_s", "_loop", "_timer", "_waiting")
@@ -33,7 +33,7 @@ class SupersededTakes:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hold nothing."""
         self._loop = loop
-        self._waiting: dict[Group, Tell] = {}
+        self._waiting: dict[Group, Notify] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = NEVER_S
 
@@ -41,13 +41,13 @@ class SupersededTakes:
         """Groups that wait."""
         return len(self._waiting)
 
-    def hold(self, group: Group, generation: int, tell: Tell, refresh: Refresh | None) -> None:
-        """Let the takes of *group* wait for *refresh*, None = for nothing; *tell* is how they are told."""
+    def hold(self, group: Group, generation: int, notify: Notify, refresh: Refresh | None) -> None:
+        """Let the takes of *group* wait for *refresh*, None = for nothing; *notify* tells them."""
         if refresh is None or len(self._waiting) >= WAITING_MAX:
             # No other fault: a policy for a store that is away must not admit by a record known to be old.
-            tell(group.release(), StoreFault.SUPERSEDED)
+            notify(group.release(), StoreFault.SUPERSEDED)
             return
-        self._waiting[group] = tell
+        self._waiting[group] = notify
         refresh(group.compiled.buckets.owner, generation, lambda is_known: self._end(group, is_known))
         if group in self._waiting:
             self._watch(group.deadline_s)
@@ -61,10 +61,10 @@ class SupersededTakes:
             self._timer, self._due_s = None, NEVER_S
 
     def _end(self, group: Group, is_known: bool) -> None:
-        """Tell those of *group* who still wait; an old record must not be gone by, so unknown fails."""
-        tell = self._waiting.pop(group, None)
-        if tell is not None:
-            tell(group.release(), StoreFault.SUPERSEDED if is_known else StoreFault.UNAVAILABLE)
+        """Notify those of *group* who still wait; an old record must not be gone by, so unknown fails."""
+        notify = self._waiting.pop(group, None)
+        if notify is not None:
+            notify(group.release(), StoreFault.SUPERSEDED if is_known else StoreFault.UNAVAILABLE)
 
     def _watch(self, due_s: float) -> None:
         if due_s >= self._due_s:
@@ -75,12 +75,12 @@ class SupersededTakes:
         self._timer = self._loop.call_later(max(0.0, due_s - monotonic()), self._expire)
 
     def _expire(self) -> None:
-        """Tell those whose time is over."""
+        """Notify those whose time is over."""
         self._timer, self._due_s = None, NEVER_S
         now_s = monotonic()
-        for group, tell in tuple(self._waiting.items()):
+        for group, notify in tuple(self._waiting.items()):
             if group.deadline_s <= now_s:
-                tell(group.expire(now_s), StoreFault.TIMEOUT)
+                notify(group.expire(now_s), StoreFault.TIMEOUT)
                 group.forget_expired()
             if not group.waiting:
                 self._waiting.pop(group, None)

@@ -200,7 +200,7 @@ def apportion(
             levels = levels if drawn is None else drawn
             is_refused = asked > 0 and not taken.admitted
         if done is not None:
-            _tell(done, taken, on_error)
+            _notify(done, taken, on_error)
     assert taken is not None
     return taken
 
@@ -233,7 +233,7 @@ def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[
     return taken
 
 
-def _tell(done: TakeDone, taken: Taken, on_error: Callable[[Exception], None]) -> None:
+def _notify(done: TakeDone, taken: Taken, on_error: Callable[[Exception], None]) -> None:
     try:
         done(taken)
     except Exception as error:

@@ -43,7 +43,7 @@ _FLOOD_CODES = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
 
 class Connection(asyncio.BufferedProtocol):
     """
-    A connection from accept to close. Implements `streams.Wire` and `core.Peer`.
+    A connection from accept to close. Implements `streams.Wire` and `core.ConnectionHandle`.
 
     Once `_is_over`, all has been said: input is read and ignored, so that a TCP reset does not destroy
     our last bytes under way, and the transport is closed when the peer has closed or after a second.
@@ -172,7 +172,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._is_flush_pending = False
         except Exception as error:
             self.on_fault(error)
-        core.end_part()
+        core.after_read_batch()
 
     def eof_received(self) -> None:
         """The peer closes: nothing we could still say would be read."""
@@ -261,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
         """Flush at the end of this turn, unless that is going to happen anyway."""
         if not self._is_flush_pending:
             self._is_flush_pending = True
-            self._core.flush_soon(self)
+            self._core.turn.write_soon(self)
 
     def flush_pending(self) -> None:
         """Flush, unless that has happened since `flush_soon`."""
@@ -290,7 +290,7 @@ class Connection(asyncio.BufferedProtocol):
             self._is_flush_pending = True
             self._streams.resume()
             self.flush()
-            self._core.end_part()
+            self._core.after_read_batch()
         else:
             size = LATE_READ_BYTES if self._core.turns.is_crowded else READ_BYTES
             part, self._unread = self._unread[:size], self._unread[size:]

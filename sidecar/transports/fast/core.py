@@ -11,6 +11,7 @@ from typing import Protocol
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
 from sidecar.rpc.calls import Method, method_table
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.transports.fast.engine import configuration
 from sidecar.transports.fast.held import HeldMemory
 from sidecar.transports.fast.turns import Turns
@@ -39,9 +40,6 @@ class ConnectionHandle(Protocol):
     def abort(self) -> None:
         """Close without a word, whatever is unwritten."""
 
-    def flush_pending(self) -> None:
-        """Write what is queued, unless that has happened."""
-
 
 class Core:
     """
@@ -59,7 +57,6 @@ class Core:
         "_share_calls",
         "_share_calls_min",
         "_sharers",
-        "_unflushed",
         "buffered_bytes",
         "check_interval_s",
         "closed_slots",
@@ -74,13 +71,13 @@ class Core:
         "loop",
         "methods",
         "on_connection_left",
-        "on_part",
         "open",
         "open_slot",
         "peers",
         "random",
         "running",
         "running_slot",
+        "turn",
         "turns",
         "undivided_calls",
         "values",
@@ -96,6 +93,7 @@ class Core:
         random: Random | None = None,
         http_error_delay_s: float = 0.0,
         clock: Callable[[], float] = monotonic,
+        turn: LoopTurn | None = None,
     ) -> None:
         """
         Look up every counter once.
@@ -105,6 +103,7 @@ class Core:
             http_error_delay_s: hold 405 and 415 back. A conformance tool that spoils a request with
                 its second frame would otherwise see the answer to the first one win the race.
             clock: measures what handling takes, in seconds.
+            turn: shared with the store that the methods take from; None = there is no shared store.
 
         Raises:
             ValueError: two methods share a path.
@@ -133,7 +132,7 @@ class Core:
         self.buffered_bytes = 0
         self.is_draining = False
         self.on_connection_left: Callable[[], None] = _nothing
-        self.on_part: Callable[[], None] = _nothing
+        self.turn = turn or LoopTurn(loop)
         self.values = metrics.values
         self.running_slot = metrics.slot("sidecar_calls_running")
         self.open_slot = metrics.slot("sidecar_connections_open")
@@ -142,7 +141,6 @@ class Core:
             reason: metrics.slot("sidecar_connections_closed_total", reason) for reason in CLOSE_REASONS
         }
         self._faults_logged_s = float("-inf")
-        self._unflushed: list[ConnectionHandle] = []
         self.undivided_calls = min(UNDIVIDED_CALLS, limits.calls_per_turn_max)
         self._share_calls_min = min(SHARE_CALLS, limits.calls_per_turn_max)
         self._calls_left = 0
@@ -185,34 +183,22 @@ class Core:
         """
         if not self._sharers:
             self._calls_left = self.limits.calls_per_turn_max
-            self.loop.call_soon(self._end_turn)
+            self.loop.call_soon(self._end_shares)
         self._sharers += 1
         share = min(calls, max(self._share_calls_min, min(self._calls_left, self._share_calls)))
         self._calls_left -= share
         return share
 
-    def _end_turn(self) -> None:
+    def _end_shares(self) -> None:
         self._share_calls = self.limits.calls_per_turn_max // self._sharers
         self._sharers = 0
 
-    def end_part(self) -> None:
-        """Some calls of this turn have been handled; whoever keeps some may look after them now."""
+    def after_read_batch(self) -> None:
+        """Some calls of this turn have been handled: look after those that wait for the store."""
         try:
-            self.on_part()
+            self.turn.after_read_batch()
         except Exception:
-            self.log_fault("the end of a part of a turn")
-
-    def flush_soon(self, peer: ConnectionHandle) -> None:
-        """Have *peer* write what is queued at the end of this turn, or with the next `flush`."""
-        if not self._unflushed:
-            self.loop.call_soon(self.flush)
-        self._unflushed.append(peer)
-
-    def flush(self) -> None:
-        """Write what connections have queued so far in this turn."""
-        unflushed, self._unflushed = self._unflushed, []
-        for peer in unflushed:
-            peer.flush_pending()
+            self.log_fault("looking after calls that wait for the store")
 
     def log_fault(self, what: str) -> None:
         """Log the exception being handled: a fault of ours. At most once a second, whatever comes in."""

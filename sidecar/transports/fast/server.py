@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import Method
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.transports.fast.acceptor import Acceptor
 from sidecar.transports.fast.core import Core
 from sidecar.transports.listeners import Listener, bind
@@ -26,6 +27,7 @@ class FastGrpcServer:
         endpoints: Sequence[Endpoint],
         limits: TransportLimits,
         metrics: Metrics,
+        turn: LoopTurn | None = None,
         *,
         _http_error_delay_s: float = 0.0,
     ) -> None:
@@ -33,19 +35,19 @@ class FastGrpcServer:
         Serve *methods* on *endpoints* under *limits*, counting in *metrics*.
 
         Args:
+            turn: shared with the store that the methods take from; None = there is no shared store.
             _http_error_delay_s: for conformance tools alone, see `Core`.
         """
         self._methods = tuple(methods)
         self._endpoints = tuple(endpoints)
         self._limits = limits
         self._metrics = metrics
+        self.turn = turn
         self._http_error_delay_s = _http_error_delay_s
         self._core: Core | None = None
         self._acceptors: list[Acceptor] = []
         self._tls: list[TlsContext] = []
         self._left = asyncio.Event()
-        self.on_part: Callable[[], None] | None = None
-        """See `GrpcServer.on_part`."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """
@@ -65,10 +67,9 @@ class FastGrpcServer:
             self._metrics,
             asyncio.get_running_loop(),
             http_error_delay_s=self._http_error_delay_s,
+            turn=self.turn,
         )
         core.on_connection_left = self._left.set
-        if self.on_part is not None:
-            core.on_part = self.on_part
         self._tls = [context for context in contexts if context is not None]
         self._acceptors = [
             Acceptor(core, listener, context, self._metrics)
@@ -79,11 +80,6 @@ class FastGrpcServer:
         if self._tls:
             core.wheel.add(core.loop.time() + POLL_INTERVAL_S, self)
         return tuple(listener.endpoint for listener in listeners)
-
-    def flush(self) -> None:
-        """See `GrpcServer.flush`."""
-        if self._core is not None:
-            self._core.flush()
 
     def reload_tls(self) -> bool:
         """Load all TLS files again now; False = some cannot be used and the former ones stay."""

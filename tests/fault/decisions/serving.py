@@ -104,9 +104,9 @@ class Serving:
     async def nothing_is_left(self) -> None:
         """Wait until no call runs, no take waits and no batch is on its way; then no decision may be kept."""
         assert self.sidecar.shared is not None
-        lanes = self.sidecar.shared.buckets._lanes
+        pipelines = self.sidecar.shared.buckets._pipelines
         async with asyncio.timeout(RECOVERY_S):
-            while any(lane._in_flight or lane._gathering.takes for lane in lanes):  # noqa: ASYNC110 - no event
+            while any(pipeline._in_flight or pipeline._queue.takes for pipeline in pipelines):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0)
             while self.metrics.value("sidecar_calls_running"):  # noqa: ASYNC110 - there is no event for nothing
                 await asyncio.sleep(0)

@@ -140,7 +140,7 @@ def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
         assert isinstance(await take(store, bucket(OWNER)), Taken)
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                link = store._lanes[move.partition].link
+                link = store._pipelines[move.partition].link
                 if link is not None and link.address.port == move.target.port:
                     break
                 await asyncio.sleep(0)

@@ -42,8 +42,8 @@ async def timed_take(store: RedisBucketStore, name: str = "acme") -> Taken | Sto
 
 
 def nothing_is_left(store: RedisBucketStore) -> bool:
-    """No batch in flight, no take waiting, in any lane."""
-    return all(not lane._in_flight and not lane._gathering.takes for lane in store._lanes)
+    """No batch in flight, no take waiting, in any pipeline."""
+    return all(not pipeline._in_flight and not pipeline._queue.takes for pipeline in store._pipelines)
 
 
 async def survive(world: World, proxy: FaultProxy) -> None:

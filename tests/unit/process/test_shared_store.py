@@ -13,6 +13,7 @@ from sidecar.process.wiring import LoadedConfig, build_sidecar
 from sidecar.stores.local_share import FORGET_AFTER_US, LocalShare
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
+from sidecar.transports.fast import FastGrpcServer
 from tests.building import ManualClock, make_metrics
 from tests.store_worlds import bucket, run
 
@@ -51,11 +52,11 @@ def test_beat__forgets_what_was_used_once_the_store_is_back(
     assert len(local) == kept
 
 
-def test_answers__leave_as_soon_as_the_store_has_told_all(tmp_path: Path) -> None:
-    """The store says when to write what came, and the server says when it may look for more."""
+def test_loop_turn__is_shared_by_store_and_transport(tmp_path: Path) -> None:
+    """Store and transport are given one `LoopTurn`: each says there when the other may send."""
     file = tmp_path / "sidecar.yaml"
     file.write_text("{store: 'redis://127.0.0.1:1', listen: {grpc: '127.0.0.1:0', admin: []}}")
     sidecar = run(build_sidecar(LoadedConfig(load_config(file, {})), make_metrics()))
     assert sidecar.shared is not None
-    assert sidecar.shared.buckets.on_answers == sidecar.server.flush
-    assert sidecar.server.on_part == sidecar.shared.buckets.end_part
+    assert isinstance(sidecar.server, FastGrpcServer)
+    assert sidecar.shared.buckets.turn is sidecar.server.turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -506,8 +507,32 @@ def answered(rig: Rig) -> int:
     return sum(rig.stream(stream_id).status == 0 for stream_id in range(1, rig.stream_id(), 2))
 
 
-def test_flush__writes_late_answers_of_all_connections_once() -> None:
-    """What was answered so far leaves when `Core.flush` says so; the end of the turn adds nothing."""
+class Sender:
+    """A store's pipeline that always waits for replies; calls *look* whenever it is looked after."""
+
+    is_waiting = True
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        """Have takes to send."""
+        self._look = look
+
+    def send_early(self) -> bool:
+        """See `TakeSender`."""
+        self._look()
+        return False
+
+    def send_at_turn_end(self) -> bool:
+        """See `TakeSender`."""
+        return True
+
+    def read_replies(self) -> bool:
+        """See `TakeSender`."""
+        self._look()
+        return False
+
+
+def test_loop_turn__writes_late_answers_of_all_connections_once() -> None:
+    """What was answered so far leaves when the `LoopTurn` says so; the end of the turn adds nothing."""
     rigs = [Rig()]
     rigs.append(Rig(core=rigs[0].core))
     for rig in rigs:
@@ -515,7 +540,7 @@ def test_flush__writes_late_answers_of_all_connections_once() -> None:
     before = [rig.transport.writes for rig in rigs]
     rigs[0].kept.reply_all()
     assert [rig.transport.writes for rig in rigs] == before
-    rigs[0].core.flush()
+    rigs[0].core.turn.write_answers()
     once = [count + 1 for count in before]
     assert [rig.transport.writes for rig in rigs] == once
     rigs[0].loop.settle()
@@ -523,25 +548,25 @@ def test_flush__writes_late_answers_of_all_connections_once() -> None:
     assert [answered(rig) for rig in rigs] == [2, 2]
 
 
-def test_part__whoever_keeps_calls_is_told_after_each_read_and_each_part_of_one() -> None:
-    """So calls that wait for something are looked after while others are still to be handled."""
+def test_loop_turn__takes_may_leave_after_each_read_and_each_part_of_one() -> None:
+    """So calls that wait for the store are looked after while others are still to be handled."""
     rig = Rig(TransportLimits(calls_per_turn_max=10))
     parts: list[int] = []
-    rig.core.on_part = lambda: parts.append(len(rig.kept.calls))
+    rig.core.turn.send_soon(Sender(lambda: parts.append(len(rig.kept.calls))))
     rig.say_unread(b"".join(rig.call_bytes("/t/Keep")[1] for _ in range(25)))
     assert parts == [10]
     rig.loop.settle()
     assert parts == [10, 20, 25]
 
 
-def test_part__what_fails_then_harms_no_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_loop_turn__what_fails_then_harms_no_connection(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged, and the connection whose read came before it serves on."""
     rig = Rig()
 
     def fail() -> None:
         raise ValueError("not the connection's fault")
 
-    rig.core.on_part = fail
+    rig.core.turn.send_soon(Sender(fail))
     assert rig.request().status == 0
     assert rig.request().status == 0
     assert "not the connection's fault" in caplog.text

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
-from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.link import LinkLostError, PushLink
+from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.urls import Address
 from sidecar.stores.registry.redis.nodes import Nodes
 

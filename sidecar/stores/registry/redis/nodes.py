@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from sidecar.stores.clocks import StoreClock
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
-from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
+from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
 from sidecar.stores.redis.resp import pack_all
 from sidecar.stores.redis.scripts import Script

@@ -9,17 +9,17 @@ from typing import Any, cast
 import hiredis
 
 from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.keys import KeySpace
-from sidecar.stores.redis.lane import LaneParts, NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError, Receiver
+from sidecar.stores.redis.node_pipeline import NodePipeline, PipelineParts
 from sidecar.stores.redis.replies import ErrorReply, Remedy
-from sidecar.stores.redis.superseded import Tell
+from sidecar.stores.redis.superseded import Notify
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from sidecar.stores.redis.turn import LoopTurn
 from tests.building import make_metrics
 
 SERVER_NOW_US = 1_764_000_000_000_000
@@ -102,7 +102,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         """Open, with nothing sent."""
-        self.on_turn: Callable[[], None] | None = None
+        self.on_replies_read: Callable[[], None] | None = None
         self.writes: list[list[list[bytes]]] = []
         self.receivers: list[Receiver] = []
         self.arrived: list[Any] = []
@@ -155,12 +155,12 @@ class FakeLink:
     def reply(self, reply: Any) -> None:
         """The next reply, and the end of a read."""
         self.receivers.pop(0).replied(reply)
-        if self.on_turn is not None:
-            self.on_turn()
+        if self.on_replies_read is not None:
+            self.on_replies_read()
 
 
 class FakeOwner:
-    """Keeps what lanes tell their store."""
+    """The store and the transport around a pipeline: keeps what it reports, and writes what it answers."""
 
     def __init__(self) -> None:
         """Nothing told yet."""
@@ -169,40 +169,42 @@ class FakeOwner:
         self.newer: list[tuple[str, int]] = []
         self.errors: list[tuple[str, Remedy]] = []
         self.answers = 0
+        self.is_answered = False
         self.lost_links = 0
 
-    def answered(self) -> None:
-        """See `LoopTurn`."""
-        self.answers += 1
+    def flush_pending(self) -> None:
+        """See `AnswerWriter`."""
+        self.answers += self.is_answered
+        self.is_answered = False
 
-    def changed(self, lane: NodePipeline) -> None:
-        """See `LaneEvents`."""
-        self.states.append(lane.refusal)
+    def changed(self, pipeline: NodePipeline) -> None:
+        """See `PipelineEvents`."""
+        self.states.append(pipeline.refusal)
 
-    def disconnected(self, lane: NodePipeline) -> None:
-        """See `LaneEvents`."""
+    def disconnected(self, pipeline: NodePipeline) -> None:
+        """See `PipelineEvents`."""
         self.lost_links += 1
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
-        """See `LaneEvents`."""
+        """See `PipelineEvents`."""
         self.empty.append((buckets, taken, now_us, sent_s))
 
-    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
-        """See `LaneEvents`."""
+    def superseded(self, group: Group, generation: int, notify: Notify) -> None:
+        """See `PipelineEvents`."""
         self.newer.append((group.compiled.buckets.owner, generation))
-        tell(group.release(), StoreFault.SUPERSEDED)
+        notify(group.release(), StoreFault.SUPERSEDED)
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """See `LaneEvents`: there is no other node."""
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+        """See `PipelineEvents`: there is no other node."""
         return False
 
-    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
-        """See `LaneEvents`."""
+    def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
+        """See `PipelineEvents`."""
         self.errors.append((str(error), remedy))
 
 
 class Bench:
-    """A lane with everything around it in the test's hand."""
+    """A pipeline with everything around it in the test's hand."""
 
     def __init__(self, *, is_cluster: bool = False, is_linked: bool = True, **limits: Any) -> None:
         """*limits* change the defaults."""
@@ -211,11 +213,11 @@ class Bench:
         self.metrics = make_metrics()
         self.limits = StoreLimits(**limits)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
-        self.turn = LoopTurn(loop, self.owner.answered)
+        self.turn = LoopTurn(self.loop)
         self.clock = StoreClock(lambda: SERVER_NOW_US - 7, lambda: 0)
-        self.lane = NodePipeline(
+        self.pipeline = NodePipeline(
             "node",
-            LaneParts(
+            PipelineParts(
                 loop,
                 self.turn,
                 self.limits,
@@ -235,17 +237,17 @@ class Bench:
     def attach(self) -> FakeLink:
         """A fresh link."""
         self.link = FakeLink()
-        self.lane.attach(cast(Link, self.link))
+        self.pipeline.attach(cast(Link, self.link))
         return self.link
 
     def lose_link(self) -> None:
-        """The server or the network ends the connection, as its keeper sees it."""
+        """The server or the network ends the connection, as its reconnector sees it."""
         self.link.end()
-        self.lane.detach()
+        self.pipeline.detach()
 
     def fail_to_reopen(self) -> None:
-        """The keeper could not connect."""
-        self.lane.fail("nothing listens at node")
+        """The reconnector could not connect."""
+        self.pipeline.fail("nothing listens at node")
 
     def take(self, name: str, buckets: BucketSet, asked: int = 1, timeout_s: float = 0.05) -> None:
         """A take whose outcome goes to `outcomes[name]`, once."""
@@ -253,9 +255,11 @@ class Bench:
         def done(outcome: Taken | StoreFault) -> None:
             assert name not in self.outcomes, f"{name} was told twice"
             self.outcomes[name] = outcome
+            self.owner.is_answered = True
+            self.turn.write_soon(self.owner)
 
         compiled = self._compiled.setdefault(buckets, CompiledSet(buckets, KEYS, checks_generation=False))
-        self.lane.add(compiled, asked, timeout_s, done)
+        self.pipeline.add(compiled, asked, timeout_s, done)
 
     def count(self, name: str, *labels: str) -> int:
         """A metric of the store."""

@@ -58,10 +58,10 @@ def test_breaker__a_bad_probe_opens_it_again() -> None:
 def test_breaker__a_sign_of_life_brings_the_probe_forward() -> None:
     """Only while it is open."""
     breaker = open_breaker()
-    breaker.stir(10.05)
+    breaker.probe_now(10.05)
     assert breaker.probe_at_s == 10.05
     breaker.reset()
-    breaker.stir(11.0)
+    breaker.probe_now(11.0)
     assert breaker.probe_at_s == float("inf")
 
 

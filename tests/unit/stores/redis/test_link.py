@@ -91,7 +91,7 @@ def test_link__a_read_ends_with_one_turn() -> None:
         receiver = Keeping()
         link.send(b"", [receiver] * 3)
         turns: list[int] = []
-        link.on_turn = lambda: turns.append(len(receiver.got))
+        link.on_replies_read = lambda: turns.append(len(receiver.got))
         link.data_received(b":1\r\n:2\r\n:3\r\n")
         assert turns == [3]
 

@@ -20,10 +20,10 @@ def test_superseded__one_too_many_is_told_no_fault_that_a_policy_could_admit() -
     compiled = CompiledSet(bucket("acme"), KeySpace("t:"), True)
     told: list[StoreFault] = []
 
-    def tell(waiting: Iterable[TakeDone], fault: StoreFault) -> None:
+    def notify(waiting: Iterable[TakeDone], fault: StoreFault) -> None:
         told.append(fault)
 
     for _ in range(WAITING_MAX + 1):
-        takes.hold(Group(compiled), 2, tell, lambda owner, generation, done: None)
+        takes.hold(Group(compiled), 2, notify, lambda owner, generation, done: None)
     assert len(takes) == WAITING_MAX
     assert told == [StoreFault.SUPERSEDED]

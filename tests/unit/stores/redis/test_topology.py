@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sidecar.stores.redis.connect import HandshakeError
-from sidecar.stores.redis.keeper import Backoff
 from sidecar.stores.redis.limits import StoreLimits
+from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.slots import read_slots
 from sidecar.stores.redis.urls import Address
 

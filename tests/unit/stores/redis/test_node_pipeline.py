@@ -1,4 +1,4 @@
-"""A lane to one node: what gathers, what leaves together, and that everybody is answered once and in time."""
+"""A pipeline to one node: what leaves together, and that everybody is answered once and in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACME, GLOBEX = bucket("acme"), bucket("globex")
 SECOND_US = 1_000_000
 
 
-def test_lane__takes_of_one_turn_leave_together() -> None:
+def test_node_pipeline__takes_of_one_turn_leave_together() -> None:
     """One write, one call, equal takes merged; each is answered in its turn."""
     bench = Bench()
     bench.take("a", ACME)
@@ -33,7 +33,7 @@ def test_lane__takes_of_one_turn_leave_together() -> None:
     }
 
 
-def test_lane__an_idle_node_is_asked_at_once() -> None:
+def test_node_pipeline__an_idle_node_is_asked_at_once() -> None:
     """A lone take waits for nobody: it leaves at the end of its turn."""
     bench = Bench()
     bench.take("a", ACME)
@@ -41,7 +41,7 @@ def test_lane__an_idle_node_is_asked_at_once() -> None:
     assert len(bench.link.writes) == 1
 
 
-def test_lane__while_batches_are_in_flight_the_next_one_gathers() -> None:
+def test_node_pipeline__while_batches_are_in_flight_the_next_one_gathers() -> None:
     """At most `in_flight_max` batches are on their way; a reply lets all that has gathered leave at once."""
     bench = Bench(in_flight_max=2)
     for name in "abcde":
@@ -55,7 +55,7 @@ def test_lane__while_batches_are_in_flight_the_next_one_gathers() -> None:
     assert sorted(bench.outcomes) == list("abcde")
 
 
-def test_lane__a_turn_sends_once_also_when_a_reply_comes_within_it() -> None:
+def test_node_pipeline__a_turn_sends_once_also_when_a_reply_comes_within_it() -> None:
     """Takes that came before and after a reply of the same turn share one write, with what had gathered."""
     bench = Bench(in_flight_max=2)
     bench.take("a", ACME)
@@ -68,7 +68,7 @@ def test_lane__a_turn_sends_once_also_when_a_reply_comes_within_it() -> None:
     assert [asked_of(call) for call in bench.link.commands] == [[1], [2]]
 
 
-def test_lane__a_batch_has_a_largest_size() -> None:
+def test_node_pipeline__a_batch_has_a_largest_size() -> None:
     """More groups than `groups_max` leave as several batches, in order."""
     bench = Bench(groups_max=4, in_flight_max=8)
     for index in range(10):
@@ -77,7 +77,7 @@ def test_lane__a_batch_has_a_largest_size() -> None:
     assert [len(asked_of(call)) for call in bench.link.commands] == [4, 4, 2]
 
 
-def test_lane__keys_of_a_batch_have_a_largest_number() -> None:
+def test_node_pipeline__keys_of_a_batch_have_a_largest_number() -> None:
     """Sets of many buckets fill a batch sooner."""
     bench = Bench(keys_max=6, in_flight_max=8)
     for index in range(6):
@@ -86,7 +86,7 @@ def test_lane__keys_of_a_batch_have_a_largest_number() -> None:
     assert [len(asked_of(call)) for call in bench.link.commands] == [3, 3]
 
 
-def test_lane__asked_never_passes_what_the_script_holds() -> None:
+def test_node_pipeline__asked_never_passes_what_the_script_holds() -> None:
     """Equal takes that together ask for 2**31 or more are not merged."""
     bench = Bench()
     bench.take("a", ACME, asked=2**31 - 1)
@@ -95,7 +95,7 @@ def test_lane__asked_never_passes_what_the_script_holds() -> None:
     assert [asked_of(call) for call in bench.link.commands] == [[2**31 - 1], [1]]
 
 
-def test_lane__in_a_cluster_each_partition_has_its_call() -> None:
+def test_node_pipeline__in_a_cluster_each_partition_has_its_call() -> None:
     """One write holds one call for each partition of the batch, and the batch ends with its last reply."""
     bench = Bench(is_cluster=True, in_flight_max=1)
     sets = [bucket(f"owner{index}") for index in range(40)]
@@ -115,7 +115,7 @@ def test_lane__in_a_cluster_each_partition_has_its_call() -> None:
     assert len(bench.outcomes) == 40
 
 
-def test_lane__a_full_queue_refuses() -> None:
+def test_node_pipeline__a_full_queue_refuses() -> None:
     """Takes past `queue_takes_max` are refused as overloaded, in the next turn, and the others go on."""
     bench = Bench(queue_takes_max=3)
     for name in "abcde":
@@ -128,7 +128,7 @@ def test_lane__a_full_queue_refuses() -> None:
     assert bench.count("faults_total", "overloaded") == 2
 
 
-def test_lane__without_a_link_takes_are_refused() -> None:
+def test_node_pipeline__without_a_link_takes_are_refused() -> None:
     """Not connected yet: the answer is UNAVAILABLE, a turn later, never from within the call."""
     bench = Bench(is_linked=False)
     bench.take("a", ACME)
@@ -137,7 +137,7 @@ def test_lane__without_a_link_takes_are_refused() -> None:
     assert bench.outcomes == {"a": StoreFault.UNAVAILABLE}
 
 
-def test_lane__a_take_is_answered_within_its_own_time() -> None:
+def test_node_pipeline__a_take_is_answered_within_its_own_time() -> None:
     """A take with less patience is told TIMEOUT before the others; a late reply is for those who wait."""
     bench = Bench()
     bench.take("hasty", ACME, timeout_s=0.01)
@@ -152,7 +152,7 @@ def test_lane__a_take_is_answered_within_its_own_time() -> None:
     assert len(bench.outcomes) == 2
 
 
-def test_lane__no_time_at_all_is_answered_too() -> None:
+def test_node_pipeline__no_time_at_all_is_answered_too() -> None:
     """A caller whose deadline has passed is told in the next turns."""
     bench = Bench()
     bench.take("a", ACME, timeout_s=0.0)
@@ -161,7 +161,7 @@ def test_lane__no_time_at_all_is_answered_too() -> None:
     assert bench.outcomes == {"a": StoreFault.TIMEOUT}
 
 
-def test_lane__a_take_that_expires_unsent_is_not_taken() -> None:
+def test_node_pipeline__a_take_that_expires_unsent_is_not_taken() -> None:
     """What nobody waits for any more is left out of the call."""
     bench = Bench(in_flight_max=1, call_timeout_s=1, link_timeout_s=2)
     bench.take("first", ACME, timeout_s=1)
@@ -176,7 +176,7 @@ def test_lane__a_take_that_expires_unsent_is_not_taken() -> None:
     assert [asked_of(call) for call in bench.link.commands] == [[1], [1]]
 
 
-def test_lane__when_the_loop_stood_still_replies_come_first() -> None:
+def test_node_pipeline__when_the_loop_stood_still_replies_come_first() -> None:
     """A loop that was held up does not blame the server before it has read what came meanwhile."""
     bench = Bench()
     bench.take("a", ACME)
@@ -186,10 +186,10 @@ def test_lane__when_the_loop_stood_still_replies_come_first() -> None:
     bench.link.reply(full_reply(1))
     bench.loop.advance(0.1)
     assert isinstance(bench.outcomes["a"], Taken)
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
 
 
-def test_lane__a_lost_script_is_loaded_once() -> None:
+def test_node_pipeline__a_lost_script_is_loaded_once() -> None:
     """NOSCRIPT: load and call again in one write, within the same deadline; a second one is a fault."""
     bench = Bench()
     bench.take("a", ACME)
@@ -204,7 +204,7 @@ def test_lane__a_lost_script_is_loaded_once() -> None:
     assert len(bench.link.writes) == 2
 
 
-def test_lane__a_lost_script_is_not_loaded_for_nobody() -> None:
+def test_node_pipeline__a_lost_script_is_not_loaded_for_nobody() -> None:
     """When everybody has been told TIMEOUT, the call is not repeated: it would take tokens for nobody."""
     bench = Bench(call_timeout_s=1, link_timeout_s=2)
     bench.take("a", ACME, timeout_s=0.01)
@@ -231,7 +231,7 @@ def test_lane__a_lost_script_is_not_loaded_for_nobody() -> None:
         ("ERR something else", Remedy.TELL),
     ],
 )  # fmt: skip
-def test_lane__an_error_fails_its_takes_without_another_call(text: str, remedy: Remedy) -> None:
+def test_node_pipeline__an_error_fails_its_takes_without_another_call(text: str, remedy: Remedy) -> None:
     """No retry inside a decision: one call, one answer, and the owner learns the remedy."""
     bench = Bench()
     bench.take("a", ACME)
@@ -246,7 +246,7 @@ def test_lane__an_error_fails_its_takes_without_another_call(text: str, remedy: 
 @pytest.mark.parametrize(
     "reply", [None, b"OK", [], [1], [1, 2], [1, 2, 3, 4], [1, b"2", 3], [1, 2.5, 3], [[1, 2, 3]]]
 )
-def test_lane__a_reply_of_another_shape_is_a_fault(reply: object) -> None:
+def test_node_pipeline__a_reply_of_another_shape_is_a_fault(reply: object) -> None:
     """A server that runs something else is not believed, and a person is told."""
     bench = Bench()
     bench.take("a", ACME)
@@ -256,7 +256,7 @@ def test_lane__a_reply_of_another_shape_is_a_fault(reply: object) -> None:
     assert [remedy for _, remedy in bench.owner.errors] == [Remedy.TELL]
 
 
-def test_lane__a_newer_record_is_told_to_owner_and_callers() -> None:
+def test_node_pipeline__a_newer_record_is_told_to_owner_and_callers() -> None:
     """-1 - generation: nothing was taken, the others of the call are answered."""
     bench = Bench()
     bench.take("old", ACME)
@@ -269,7 +269,7 @@ def test_lane__a_newer_record_is_told_to_owner_and_callers() -> None:
     assert bench.owner.newer == [("acme", 7), ("globex", 0)]
 
 
-def test_lane__an_empty_bucket_is_told_to_the_owner() -> None:
+def test_node_pipeline__an_empty_bucket_is_told_to_the_owner() -> None:
     """With the server's time and the moment of sending, which bound how long it stays empty."""
     bench = Bench()
     bench.take("a", ACME, asked=3)
@@ -282,7 +282,7 @@ def test_lane__an_empty_bucket_is_told_to_the_owner() -> None:
     assert bench.owner.empty == [(ACME, Taken(3, 0, SECOND_US, empty_us), SERVER_NOW_US, sent_s)]
 
 
-def test_lane__a_lost_link_fails_only_what_has_left() -> None:
+def test_node_pipeline__a_lost_link_fails_only_what_has_left() -> None:
     """A take that was sent is not repeated, it may have been carried out; one that was not waits."""
     bench = Bench(in_flight_max=1)
     bench.take("sent", ACME)
@@ -300,8 +300,8 @@ def test_lane__a_lost_link_fails_only_what_has_left() -> None:
     assert bench.owner.states == [None, None]
 
 
-def test_lane__a_link_that_cannot_be_reopened_fails_everybody() -> None:
-    """The first failed attempt to connect tells those who wait, and the lane refuses until it has a link."""
+def test_node_pipeline__a_link_that_cannot_be_reopened_fails_everybody() -> None:
+    """The first failed attempt to connect tells those who wait, and takes are refused until there is one."""
     bench = Bench(in_flight_max=1)
     bench.lose_link()
     bench.take("waiting", ACME)
@@ -318,7 +318,7 @@ def test_lane__a_link_that_cannot_be_reopened_fails_everybody() -> None:
     assert bench.owner.states == [None, StoreFault.UNAVAILABLE, None]
 
 
-def test_lane__a_link_that_takes_long_to_reopen_is_not_waited_for() -> None:
+def test_node_pipeline__a_link_that_takes_long_to_reopen_is_not_waited_for() -> None:
     """A host that swallows connections: takes wait for one call's time, those that follow not at all."""
     bench = Bench(call_timeout_s=0.05)
     bench.lose_link()
@@ -328,32 +328,32 @@ def test_lane__a_link_that_takes_long_to_reopen_is_not_waited_for() -> None:
     assert bench.outcomes == {"hasty": StoreFault.TIMEOUT}
     bench.loop.advance(0.03)
     assert bench.outcomes["patient"] is StoreFault.UNAVAILABLE
-    assert bench.lane.refusal is StoreFault.UNAVAILABLE
+    assert bench.pipeline.refusal is StoreFault.UNAVAILABLE
 
 
-def test_lane__a_link_that_was_given_up_is_not_waited_for() -> None:
+def test_node_pipeline__a_link_that_was_given_up_is_not_waited_for() -> None:
     """The server is a replica, or answers nonsense: the next connection will not be better at once."""
     bench = Bench()
     bench.take("a", ACME)
     bench.loop.turn()
     bench.link.reply(error("READONLY You can't write against a read only replica."))
     bench.take("b", GLOBEX)
-    bench.lane.detach()
+    bench.pipeline.detach()
     assert bench.outcomes == {"a": StoreFault.UNAVAILABLE, "b": StoreFault.UNAVAILABLE}
 
 
-def test_lane__a_link_that_closed_unnoticed_is_waited_for() -> None:
-    """Between the end of a connection and its keeper's notice a take waits, as it does after that."""
+def test_node_pipeline__a_link_that_closed_unnoticed_is_waited_for() -> None:
+    """Between the end of a connection and its reconnector's notice a take waits, as it does after that."""
     bench = Bench()
     bench.link.end()
     bench.take("a", ACME)
     bench.loop.turn()
-    bench.lane.detach()
+    bench.pipeline.detach()
     bench.attach().reply(full_reply(1))
     assert isinstance(bench.outcomes["a"], Taken)
 
 
-def test_lane__a_node_that_does_not_answer_is_not_waited_for() -> None:
+def test_node_pipeline__a_node_that_does_not_answer_is_not_waited_for() -> None:
     """After `breaker_failures_max` overdue calls takes are refused at once, also those that gathered."""
     bench = Bench(in_flight_max=3, breaker_failures_max=3)
     for name in "abc":
@@ -376,7 +376,7 @@ def trip(**limits: float) -> Bench:
     bench.take("a", ACME)
     bench.loop.turn()
     bench.loop.advance(0.05)
-    assert bench.lane.refusal is StoreFault.UNAVAILABLE
+    assert bench.pipeline.refusal is StoreFault.UNAVAILABLE
     return bench
 
 
@@ -390,7 +390,7 @@ def next_probe(bench: Bench) -> None:
     raise AssertionError("no probe within a second")
 
 
-def test_lane__a_probe_in_time_closes_the_breaker() -> None:
+def test_node_pipeline__a_probe_in_time_closes_the_breaker() -> None:
     """After `probe_after_s` an empty call goes out; answered in time, takes are sent again."""
     bench = trip(link_timeout_s=10)
     bench.loop.advance(0.2)
@@ -398,7 +398,7 @@ def test_lane__a_probe_in_time_closes_the_breaker() -> None:
     assert (probe[0], probe[2], probe[-1]) == (b"EVALSHA", b"0", b"")
     bench.link.reply(full_reply(1))
     bench.link.reply([SERVER_NOW_US])
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
     assert bench.count("breakers_open") == 0
     bench.take("b", ACME)
     bench.loop.turn()
@@ -406,17 +406,17 @@ def test_lane__a_probe_in_time_closes_the_breaker() -> None:
     assert isinstance(bench.outcomes["b"], Taken)
 
 
-def test_lane__a_sign_of_life_is_followed_by_a_probe_at_once() -> None:
+def test_node_pipeline__a_sign_of_life_is_followed_by_a_probe_at_once() -> None:
     """A late reply ends the wait for the probe, but not the refusal: the node may still be slow."""
     bench = trip(link_timeout_s=10)
     bench.link.reply(full_reply(1))
-    assert bench.lane.refusal is StoreFault.UNAVAILABLE
+    assert bench.pipeline.refusal is StoreFault.UNAVAILABLE
     bench.loop.advance(0.001)
     bench.link.reply([SERVER_NOW_US])
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
 
 
-def test_lane__a_late_probe_keeps_the_breaker_open() -> None:
+def test_node_pipeline__a_late_probe_keeps_the_breaker_open() -> None:
     """A node that answers, but too late, is not given takes; it is probed again and again."""
     bench = trip(link_timeout_s=10)
     bench.link.reply(full_reply(1))
@@ -426,35 +426,35 @@ def test_lane__a_late_probe_keeps_the_breaker_open() -> None:
         bench.loop.advance(0.3)
         assert len(bench.link.commands) == before, "one probe at a time"
         bench.link.reply([SERVER_NOW_US])
-        assert bench.lane.refusal is StoreFault.UNAVAILABLE
+        assert bench.pipeline.refusal is StoreFault.UNAVAILABLE
     next_probe(bench)
     bench.link.reply([SERVER_NOW_US])
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
 
 
-def test_lane__a_failed_probe_keeps_the_breaker_open() -> None:
+def test_node_pipeline__a_failed_probe_keeps_the_breaker_open() -> None:
     """A node that is loading its data says so to the probe."""
     bench = trip(link_timeout_s=10)
     bench.link.reply(full_reply(1))
     bench.loop.advance(0.001)
     bench.link.reply(error("LOADING Redis is loading the dataset in memory"))
-    assert bench.lane.refusal is StoreFault.UNAVAILABLE
+    assert bench.pipeline.refusal is StoreFault.UNAVAILABLE
     next_probe(bench)
     bench.link.reply([SERVER_NOW_US])
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
 
 
-def test_lane__a_probe_of_a_server_without_the_script_loads_it() -> None:
+def test_node_pipeline__a_probe_of_a_server_without_the_script_loads_it() -> None:
     """NOSCRIPT is a sign of health."""
     bench = trip(link_timeout_s=10)
     bench.link.reply(full_reply(1))
     bench.loop.advance(0.001)
     bench.link.reply(error("NOSCRIPT No matching script."))
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
     assert bench.link.commands[-1][:2] == [b"SCRIPT", b"LOAD"]
 
 
-def test_lane__a_call_without_any_reply_ends_the_link() -> None:
+def test_node_pipeline__a_call_without_any_reply_ends_the_link() -> None:
     """Replies come in order, so a lost one blocks the connection: it is given up after `link_timeout_s`."""
     bench = Bench(link_timeout_s=0.4)
     bench.take("a", ACME)
@@ -465,7 +465,7 @@ def test_lane__a_call_without_any_reply_ends_the_link() -> None:
     assert bench.link.is_aborted
 
 
-def test_lane__an_idle_link_is_probed() -> None:
+def test_node_pipeline__an_idle_link_is_probed() -> None:
     """Once every `keepalive_s` without traffic; a dead peer is noticed and the link given up."""
     bench = Bench(keepalive_s=1.0)
     for _ in range(3):
@@ -474,11 +474,11 @@ def test_lane__an_idle_link_is_probed() -> None:
     assert len(bench.link.commands) == 3
     bench.loop.advance(1.0 + 0.4 + 0.01)
     assert bench.link.is_aborted
-    bench.lane.detach()
+    bench.pipeline.detach()
     assert bench.owner.states == [None, StoreFault.UNAVAILABLE]
 
 
-def test_lane__every_reply_may_tell_the_time() -> None:
+def test_node_pipeline__every_reply_may_tell_the_time() -> None:
     """A probe does, and a take, ten times a second at most; one that came late is no measure of it."""
     bench = Bench(keepalive_s=1.0, call_timeout_s=0.05)
     assert bench.clock.now_us() == 0, "our own, until the store has told its time"
@@ -494,11 +494,11 @@ def test_lane__every_reply_may_tell_the_time() -> None:
         bench.link.reply([SERVER_NOW_US + index, 1, SERVER_NOW_US])
         told.append(bench.clock.now_us() - SERVER_NOW_US)
     assert told == [0, 0, 0, 3]
-    bench.lane.detach()
+    bench.pipeline.detach()
     assert bench.clock.now_us() == SERVER_NOW_US + 3, "the last that was known"
 
 
-def test_lane__traffic_needs_no_probe() -> None:
+def test_node_pipeline__traffic_needs_no_probe() -> None:
     """A link that is in use is not probed."""
     bench = Bench(keepalive_s=1.0)
     for index in range(10):
@@ -509,30 +509,30 @@ def test_lane__traffic_needs_no_probe() -> None:
     assert len(bench.link.commands) == 10
 
 
-def test_lane__a_new_link_closes_the_breaker() -> None:
+def test_node_pipeline__a_new_link_closes_the_breaker() -> None:
     """The handshake has proved the node."""
     bench = trip()
     bench.lose_link()
     bench.attach()
-    assert bench.lane.refusal is None
+    assert bench.pipeline.refusal is None
     assert bench.count("breakers_open") == 0
     assert bench.count("connections_open") == 1
 
 
-def test_lane__close_answers_everybody() -> None:
+def test_node_pipeline__close_answers_everybody() -> None:
     """In flight and gathering alike; nothing fires afterwards and the gauges are back."""
     bench = Bench(in_flight_max=1)
     bench.take("sent", ACME)
     bench.loop.turn()
     bench.take("gathering", GLOBEX)
-    bench.lane.close()
+    bench.pipeline.close()
     assert set(bench.outcomes.values()) == {StoreFault.UNAVAILABLE} and len(bench.outcomes) == 2
     assert all(timer.is_cancelled for timer in bench.loop.timers)
     bench.loop.advance(10)
     assert bench.count("connections_open") == bench.count("breakers_open") == 0
 
 
-def test_lane__waits_by_one_timer() -> None:
+def test_node_pipeline__waits_by_one_timer() -> None:
     """A thousand takes in flight keep one timer, not a thousand."""
     bench = Bench()
     for index in range(1_000):
@@ -541,19 +541,19 @@ def test_lane__waits_by_one_timer() -> None:
     assert sum(not timer.is_cancelled for timer in bench.loop.timers) == 1
 
 
-def test_lane__a_callback_that_raises_is_reported() -> None:
+def test_node_pipeline__a_callback_that_raises_is_reported() -> None:
     """Also when it is told a fault."""
     bench = Bench()
     bench.take("a", ACME)
     bench.outcomes["a"] = StoreFault.TIMEOUT  # so that `done` raises: told twice
     bench.take("b", GLOBEX)
     bench.loop.turn()
-    bench.lane.close()
+    bench.pipeline.close()
     assert bench.outcomes["b"] is StoreFault.UNAVAILABLE
     assert len(bench.loop.exceptions) == 1
 
 
-def test_lane__a_primary_without_replicas_is_no_failure_of_the_node() -> None:
+def test_node_pipeline__a_primary_without_replicas_is_no_failure_of_the_node() -> None:
     """NOREPLICAS is a quick answer: each take fails, and no breaker opens and closes over it."""
     bench = Bench(breaker_failures_max=1)
     for name in "abc":
@@ -561,4 +561,4 @@ def test_lane__a_primary_without_replicas_is_no_failure_of_the_node() -> None:
         bench.loop.turn()
         bench.link.reply(error("NOREPLICAS Not enough good replicas to write."))
     assert bench.outcomes == dict.fromkeys("abc", StoreFault.UNAVAILABLE)
-    assert (bench.lane.refusal, bench.count("breaker_trips_total")) == (None, 0)
+    assert (bench.pipeline.refusal, bench.count("breaker_trips_total")) == (None, 0)

@@ -1,9 +1,9 @@
 """
-The way to one node: takes gather, leave together, and each gets its answer within its time.
+The pipeline to one node: takes are queued, leave together, and each gets its answer within its time.
 
-Natural batching: what arrives in one turn of the event loop leaves together, see `turn`; while
-`in_flight_max` batches are on their way the next one gathers. An idle node is therefore asked at once, a
-busy one gets fewer and larger calls. There is no task and no timer per take: one timer watches over the lane.
+Natural batching: what arrives in one turn of the event loop leaves together, see `LoopTurn`; while
+`in_flight_max` batches are in flight the next one is filled. An idle node is therefore asked at once, a
+busy one gets fewer and larger calls. There is no task and no timer per take: a pipeline has one timer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
 from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.batches import Batch, TakeQueue
@@ -25,7 +26,7 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError, Receiver
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
 from sidecar.stores.redis.scripts import TAKE
-from sidecar.stores.redis.superseded import Tell
+from sidecar.stores.redis.superseded import Notify
 from sidecar.stores.redis.take_call import (
     NEVER_S,
     CompiledSet,
@@ -35,7 +36,6 @@ from sidecar.stores.redis.take_call import (
     encode_call,
     starts_of,
 )
-from sidecar.stores.redis.turn import LoopTurn
 
 TIMER_GRAIN_S = 0.002
 """Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
@@ -47,25 +47,25 @@ LOOP_LATE_S = 0.01
 """A timer that fires this late tells of a loop that stood still, not of a server that did not answer."""
 
 
-class LaneEvents(Protocol):
-    """What a lane tells its owner."""
+class PipelineEvents(Protocol):
+    """What a pipeline tells its owner."""
 
-    def changed(self, lane: NodePipeline) -> None:
-        """The lane began or ceased to take takes, or has another link."""
+    def changed(self, pipeline: NodePipeline) -> None:
+        """The pipeline began or ceased to take takes, or has another link."""
 
-    def disconnected(self, lane: NodePipeline) -> None:
-        """The lane's link was lost, and is being reopened."""
+    def disconnected(self, pipeline: NodePipeline) -> None:
+        """The pipeline's link was lost, and is being reopened."""
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """A bucket is empty; *now_us* is the server's time, read after *sent_s* of our monotonic clock."""
 
-    def superseded(self, group: Group, generation: int, tell: Tell) -> None:
-        """The owner's record has another generation; 0 = there is none. *tell* tells those who wait."""
+    def superseded(self, group: Group, generation: int, notify: Notify) -> None:
+        """The owner's record has another generation; 0 = there is none. *notify* notifies those who wait."""
 
-    def refused(self, lane: NodePipeline, error: Exception, remedy: Remedy) -> None:
+    def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
 
-    def redirected(self, lane: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
 
@@ -78,9 +78,9 @@ async def _any_link(link: Link, partitions: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class LaneParts:
+class PipelineParts:
     """
-    What all lanes of a store share.
+    What all pipelines of a store share.
 
     `is_cluster`: each call holds one partition. `check_link` judges a connection, and the partitions that are
     to be taken from over it, before it is used. `override_clock_us` replaces the server's clock, in tests.
@@ -90,7 +90,7 @@ class LaneParts:
     turn: LoopTurn
     limits: StoreLimits
     counts: StoreCounts
-    events: LaneEvents
+    events: PipelineEvents
     is_cluster: bool = False
     check_link: LinkCheck = _any_link
     override_clock_us: Callable[[], int] | None = None
@@ -108,8 +108,8 @@ class NodePipeline:
     The invariant: every `done` is called exactly once, with an outcome or a fault, and not from within `add`.
     """
 
-    def __init__(self, name: str, parts: LaneParts) -> None:
-        """A lane to *name* without a link: it refuses."""
+    def __init__(self, name: str, parts: PipelineParts) -> None:
+        """A pipeline to *name* without a link: it refuses."""
         self.name = name
         self.refusal: StoreFault | None = StoreFault.UNAVAILABLE
         self.trouble = ""
@@ -122,7 +122,7 @@ class NodePipeline:
         self._values = parts.counts.values
         self._clock = parts.clock
         self._breaker = Breaker(parts.limits.breaker_failures_max, parts.limits.probe_after_s, parts.jitter)
-        self._gathering = TakeQueue(parts.limits)
+        self._queue = TakeQueue(parts.limits)
         # In a Cluster a batch is a call for each partition: early batches would be many calls of few takes.
         self._early_takes_min = sys.maxsize if parts.is_cluster else parts.limits.early_takes_min
         self._in_flight: list[Batch] = []
@@ -130,7 +130,7 @@ class NodePipeline:
         self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = NEVER_S
-        self._heard_s = 0.0
+        self._read_s = 0.0
         self._clock_due_s = 0.0
         self._reopen_by_s = NEVER_S
         self._is_counted = False
@@ -139,51 +139,51 @@ class NodePipeline:
 
     def add(self, compiled: CompiledSet, asked: int, timeout_s: float, done: TakeDone) -> None:
         """Take with the next batch; *done* is called within *timeout_s*, never from within this call."""
-        gathering = self._gathering
-        if self.refusal is not None or gathering.is_full:
+        queue = self._queue
+        if self.refusal is not None or queue.is_full:
             fault = self.refusal or StoreFault.OVERLOADED
             self._values[self._counts.faults[fault]] += 1
             self._loop.call_soon(done, fault)
             return
         deadline_s = self._clock() + timeout_s - TIMER_GRAIN_S
-        gathering.add(compiled, asked, deadline_s, done)
+        queue.add(compiled, asked, deadline_s, done)
         if deadline_s < self._timer_s:
             self._watch(deadline_s)
         if not self._is_turn_due:
             self._is_turn_due = True
-            self._turn.end_with(self)
+            self._turn.send_soon(self)
 
     @property
     def is_waiting(self) -> bool:
-        """See `turn.TurnLane`."""
+        """See `TakeSender`."""
         return bool(self._in_flight)
 
     def send_early(self) -> bool:
-        """See `turn.TurnLane`."""
-        return self._gathering.takes >= self._early_takes_min and self.flush()
+        """See `TakeSender`."""
+        return self._queue.takes >= self._early_takes_min and self.send_queued()
 
-    def end_turn(self) -> bool:
-        """See `turn.TurnLane`."""
+    def send_at_turn_end(self) -> bool:
+        """See `TakeSender`."""
         self._is_turn_due = False
-        return self.flush()
+        return self.send_queued()
 
-    def hear(self) -> bool:
-        """See `turn.TurnLane`. Bounded, however fast the server replies."""
-        has_heard = False
+    def read_replies(self) -> bool:
+        """See `TakeSender`. Bounded, however fast the server replies."""
+        has_read = False
         for _ in range(self._limits.in_flight_max):
             if self.link is None or not self._in_flight or not self.link.read_now():
                 break
-            has_heard = True
-        return has_heard
+            has_read = True
+        return has_read
 
     def _after_replies(self) -> None:
-        """A reply has made room: send what gathered behind it, unless this turn is going to send anyway."""
+        """A reply has made room: send what was queued behind it, unless this turn is going to send anyway."""
         if not self._is_turn_due:
-            self.flush()
-        self._turn.heard()
+            self.send_queued()
+        self._turn.write_answers()
 
-    def flush(self) -> bool:
-        """Send what has gathered, as far as the bound on batches in flight allows; True = something."""
+    def send_queued(self) -> bool:
+        """Send the queued takes, as far as the bound on batches in flight allows; True = something."""
         has_sent = False
         link = self.link
         while (
@@ -192,7 +192,7 @@ class NodePipeline:
             and link is not None
             and link.is_open
         ):
-            batch = self._gathering.pop()
+            batch = self._queue.pop()
             if batch is None:
                 break
             self._send(batch)
@@ -241,7 +241,7 @@ class NodePipeline:
 
     def answered(self, call: _Call, reply: Any) -> None:
         """A script call got *reply*."""
-        now_s = self._heard_s = self._clock()
+        now_s = self._read_s = self._clock()
         batch = call.batch
         if isinstance(reply, ErrorReply):
             self._counts.error(reply.code)
@@ -256,7 +256,7 @@ class NodePipeline:
             return
         self._finish(batch, now_s)
         if batch.is_overdue:
-            self._breaker.stir(now_s)
+            self._breaker.probe_now(now_s)
             self._watch(self._breaker.probe_at_s)
         else:
             self._breaker.succeed()
@@ -268,7 +268,7 @@ class NodePipeline:
             self._learn_clock(reply[0], now_s)
 
     def give(self, groups: Sequence[Group], reply: Any, sent_s: float) -> bool:
-        """Tell the takes of *groups* what *reply*, asked for at *sent_s*, says; False = it makes no sense."""
+        """Notify the takes of *groups* of *reply*, asked for at *sent_s*; False = it makes no sense."""
         try:
             answers = starts_of(groups, reply)
         except UnexpectedReplyError as error:
@@ -285,7 +285,7 @@ class NodePipeline:
 
     def _settle(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
         if not group.waiting:
-            return  # the lane was closed meanwhile, and everybody told
+            return  # the pipeline was closed meanwhile, and everybody told
         if admitted < 0:
             self.supersede(group, -1 - admitted)
             return
@@ -296,7 +296,7 @@ class NodePipeline:
 
     def supersede(self, group: Group, generation: int) -> None:
         """The record of the owner of *group* has another *generation*."""
-        self._parts.events.superseded(group, generation, self.tell)
+        self._parts.events.superseded(group, generation, self.notify)
 
     def _send_again(self, call: _Call) -> bool:
         """The server lost the script: load it and call again, if somebody still waits. Once."""
@@ -335,16 +335,16 @@ class NodePipeline:
     def attach(self, link: Link) -> None:
         """Use *link*, which has just proved itself by its handshake."""
         self.link = link
-        link.on_turn = self._after_replies
-        self._heard_s = self._clock()
+        link.on_replies_read = self._after_replies
+        self._read_s = self._clock()
         self._count_refusing(False)
         self._breaker.reset()
         self._values[self._counts.links] += 1
         self._reopen_by_s = NEVER_S
         self.refusal, self.trouble = None, ""
         self._parts.events.changed(self)
-        self._watch(self._heard_s + self._limits.keepalive_s)
-        self.flush()
+        self._watch(self._read_s + self._limits.keepalive_s)
+        self.send_queued()
 
     def detach(self) -> None:
         """
@@ -356,7 +356,7 @@ class NodePipeline:
         link = self.link
         if link is None:
             return
-        link.on_turn = None
+        link.on_replies_read = None
         self.link = None
         self._probe = None
         self._parts.store_clock.forget(self.name)
@@ -377,11 +377,11 @@ class NodePipeline:
         self._set_refusal(StoreFault.UNAVAILABLE)
         if is_news:
             self._parts.events.changed(self)
-        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.notify(self._queue.release(), StoreFault.UNAVAILABLE)
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent: what they were decided by no longer counts."""
-        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.notify(self._queue.release(), StoreFault.UNAVAILABLE)
 
     def close(self) -> None:
         """Refuse from now on; whoever waits is told."""
@@ -389,7 +389,7 @@ class NodePipeline:
         self.detach()
         self.fail("")
         for batch in tuple(self._in_flight):
-            self.tell(batch.release(), StoreFault.UNAVAILABLE)
+            self.notify(batch.release(), StoreFault.UNAVAILABLE)
         self._count_refusing(False)
         self._breaker.reset()
         if self._timer is not None:
@@ -417,8 +417,8 @@ class NodePipeline:
             self._timer = self._loop.call_later(TIMER_GRAIN_S, self._tick)
             return
         self._timer, self._timer_s = None, NEVER_S
-        if self._gathering.deadline_s <= now_s:
-            self.tell(self._gathering.expire(now_s), StoreFault.TIMEOUT)
+        if self._queue.deadline_s <= now_s:
+            self.notify(self._queue.expire(now_s), StoreFault.TIMEOUT)
         if self._reopen_by_s <= now_s:
             self.fail(f"{self.name} takes no connection within {self._limits.call_timeout_s * 1e3:g} ms")
         for batch in tuple(self._in_flight):
@@ -428,7 +428,7 @@ class NodePipeline:
 
     def _check(self, batch: Batch, now_s: float) -> None:
         if batch.deadline_s <= now_s:
-            self.tell(batch.expire(now_s), StoreFault.TIMEOUT)
+            self.notify(batch.expire(now_s), StoreFault.TIMEOUT)
         if batch.overdue_s <= now_s:
             batch.overdue_s = NEVER_S
             batch.is_overdue = True
@@ -448,7 +448,7 @@ class NodePipeline:
             self.link.abort()
         if self.link is None or self._probe is not None:
             return
-        is_idle = not self._in_flight and self._heard_s + self._limits.keepalive_s <= now_s
+        is_idle = not self._in_flight and self._read_s + self._limits.keepalive_s <= now_s
         if self._breaker.probe_at_s <= now_s or is_idle:
             if self._breaker.state is BreakerState.OPEN:
                 self._breaker.begin_probe()
@@ -459,7 +459,7 @@ class NodePipeline:
 
     def probed(self, probe: _Probe, reply: Any) -> None:
         """The server has answered a probe."""
-        now_s = self._heard_s = self._clock()
+        now_s = self._read_s = self._clock()
         if probe is not self._probe:
             return
         self._probe = None
@@ -494,11 +494,11 @@ class NodePipeline:
         self._count_refusing(True)
         self.trouble = f"{self.name} does not answer within {self._limits.call_timeout_s * 1e3:g} ms"
         self._set_refusal(StoreFault.UNAVAILABLE)
-        self.tell(self._gathering.release(), StoreFault.UNAVAILABLE)
+        self.notify(self._queue.release(), StoreFault.UNAVAILABLE)
         self._watch(self._breaker.probe_at_s)
 
     def _next_due_s(self) -> float:
-        due_s = min(self._gathering.deadline_s, self._reopen_by_s)
+        due_s = min(self._queue.deadline_s, self._reopen_by_s)
         for batch in self._in_flight:
             due_s = min(due_s, batch.deadline_s, batch.overdue_s, batch.dead_s)
         if self._probe is not None:
@@ -506,7 +506,7 @@ class NodePipeline:
         if self.link is None:
             return due_s
         if not self._in_flight:
-            due_s = min(due_s, self._heard_s + self._limits.keepalive_s)
+            due_s = min(due_s, self._read_s + self._limits.keepalive_s)
         return min(due_s, self._breaker.probe_at_s)
 
     # Answers go out.
@@ -523,10 +523,10 @@ class NodePipeline:
 
     def _fail(self, groups: Iterable[Group], fault: StoreFault) -> None:
         for group in groups:
-            self.tell(group.release(), fault)
+            self.notify(group.release(), fault)
 
-    def tell(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
-        """Tell *fault* to those who wait for *takes*."""
+    def notify(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
+        """Notify *fault* to those who wait for *takes*."""
         slot = self._counts.faults[fault]
         for done in takes:
             self._values[slot] += 1
@@ -543,35 +543,35 @@ class NodePipeline:
 class _Call:
     """One script call on its way: the receiver of its reply."""
 
-    __slots__ = ("_lane", "batch", "groups", "is_second")
+    __slots__ = ("_pipeline", "batch", "groups", "is_second")
 
     def __init__(
-        self, lane: NodePipeline, batch: Batch, groups: Sequence[Group], is_second: bool = False
+        self, pipeline: NodePipeline, batch: Batch, groups: Sequence[Group], is_second: bool = False
     ) -> None:
-        self._lane = lane
+        self._pipeline = pipeline
         self.batch = batch
         self.groups = groups
         self.is_second = is_second
 
     def replied(self, reply: Any) -> None:
-        self._lane.answered(self, reply)
+        self._pipeline.answered(self, reply)
 
     def lost(self) -> None:
-        self._lane.call_lost(self)
+        self._pipeline.call_lost(self)
 
 
 class _Probe:
     """An empty script call: the whole way there and back, nobody's take."""
 
-    __slots__ = ("_lane", "dead_s", "overdue_s")
+    __slots__ = ("_pipeline", "dead_s", "overdue_s")
 
-    def __init__(self, lane: NodePipeline, overdue_s: float, dead_s: float) -> None:
-        self._lane = lane
+    def __init__(self, pipeline: NodePipeline, overdue_s: float, dead_s: float) -> None:
+        self._pipeline = pipeline
         self.overdue_s = overdue_s
         self.dead_s = dead_s
 
     def replied(self, reply: Any) -> None:
-        self._lane.probed(self, reply)
+        self._pipeline.probed(self, reply)
 
     def lost(self) -> None:
-        """Whoever holds the lane learns it from the link."""
+        """Whoever holds the pipeline learns it from the link."""

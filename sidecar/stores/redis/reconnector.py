@@ -1,4 +1,4 @@
-"""Keeping a lane connected: connect, wait until the link ends, connect anew, for as long as it takes."""
+"""Keeping a pipeline connected: connect, wait until the link ends, connect anew, for as long as it takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from time import monotonic
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS
 from sidecar.stores.redis.counts import StoreCounts
-from sidecar.stores.redis.lane import NodePipeline
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link
+from sidecar.stores.redis.node_pipeline import NodePipeline
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +41,20 @@ class Backoff:
 
 class Reconnector:
     """
-    Keeps *lane* connected by *connect*, from `start` to `close`.
+    Keeps *pipeline* connected by *connect*, from `start` to `close`.
 
     `tried` is done when the first attempt has ended, well or not.
     """
 
     def __init__(
         self,
-        lane: NodePipeline,
+        pipeline: NodePipeline,
         connect: Callable[[], Awaitable[Link]],
         limits: StoreLimits,
         counts: StoreCounts,
     ) -> None:
         """Nothing is opened before `start`."""
-        self.lane = lane
+        self.pipeline = pipeline
         self.tried = asyncio.Event()
         self._connect = connect
         self._limits = limits
@@ -66,7 +66,9 @@ class Reconnector:
 
     def start(self) -> None:
         """Begin to connect."""
-        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"store link {self.lane.name}")
+        self._task = asyncio.get_running_loop().create_task(
+            self._keep(), name=f"store link {self.pipeline.name}"
+        )
 
     def hurry(self) -> None:
         """It is known now where to connect: do not wait any longer."""
@@ -79,7 +81,7 @@ class Reconnector:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
-        self.lane.close()
+        self.pipeline.close()
 
     async def _keep(self) -> None:
         while True:
@@ -98,11 +100,11 @@ class Reconnector:
         the server is a replica or sends garbage, would be given up again.
         """
         began_s = monotonic()
-        self.lane.attach(link)
+        self.pipeline.attach(link)
         try:
             await asyncio.shield(link.lost)
         finally:
-            self.lane.detach()
+            self.pipeline.detach()
             is_given_up = link.is_given_up
             link.abort()
         if is_given_up and monotonic() - began_s < self._limits.steady_s:
@@ -123,16 +125,16 @@ class Reconnector:
             self._counts.values[self._counts.failed_connects] += 1
             trouble = str(error) or type(error).__name__
             self._tell(trouble)
-            self.lane.fail(trouble)
+            self.pipeline.fail(trouble)
             return None
         self._counts.values[self._counts.connects] += 1
         if self._told:
-            log.info("connected to the store at %s", self.lane.name)
+            log.info("connected to the store at %s", self.pipeline.name)
             self._told = ""
         return link
 
     def _tell(self, trouble: str) -> None:
         """Say a trouble once, not at every attempt."""
         if trouble != self._told:
-            log.warning("cannot connect to the store at %s: %s; trying again", self.lane.name, trouble)
+            log.warning("cannot connect to the store at %s: %s; trying again", self.pipeline.name, trouble)
             self._told = trouble

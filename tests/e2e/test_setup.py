@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0
-INSTALL = "install --yes --no-install-recommends nghttp2-client redis-server"
-TOOLS = ("sh", "dirname", "id", "cksum", "cat", "grep", "mktemp", "rm")
+INSTALL = "install --yes --no-install-recommends nghttp2-client nginx redis-server"
+TOOLS = ("sh", "dirname", "id", "cksum", "cat", "chmod", "grep", "mktemp", "rm")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_setup__unknown_kind(checkout: Path) -> None:
 
 def test_system_packages__nothing_missing(checkout: Path) -> None:
     """With every program there, nothing is said."""
-    for name in ("h2load", "redis-server"):
+    for name in ("h2load", "nginx", "redis-server"):
         program(checkout, name, "exit 0")
     assert run(checkout, "system-packages.sh") == (0, "")
 
@@ -111,7 +111,7 @@ def test_system_packages__only_what_is_missing(checkout: Path) -> None:
     """What is there already is not asked for again."""
     program(checkout, "h2load", "exit 0")
     code, complaint = run(checkout, "system-packages.sh")
-    assert (code, "recommends redis-server\n" in complaint) == (1, True)
+    assert (code, "recommends nginx redis-server\n" in complaint) == (1, True)
 
 
 def test_system_packages__a_failed_installation_is_shown(checkout: Path) -> None:

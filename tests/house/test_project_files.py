@@ -105,7 +105,8 @@ def _requirements(lock: str) -> dict[str, str]:
     return {pin.group(1): pin.group(2) for pin in pins if pin}
 
 
-def _name(requirement: str) -> str:
+def requirement_name(requirement: str) -> str:
+    """The normal name of the package that *requirement* asks for."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match
     return re.sub(r"[._-]+", "-", match.group()).lower()
@@ -126,9 +127,11 @@ def test_locks__pin_every_dependency_with_hashes(lock: str, extras: tuple[str, .
     for extra in extras:
         wanted += project["project"]["optional-dependencies"][extra]
     pinned = _requirements(lock)
-    assert sorted({_name(requirement) for requirement in wanted} - set(pinned)) == [], "run make lock"
+    assert sorted({requirement_name(requirement) for requirement in wanted} - set(pinned)) == [], (
+        "run make lock"
+    )
     exact = dict(requirement.split("==") for requirement in wanted if "==" in requirement)
-    assert exact == {name: pinned[_name(name)] for name in exact}, "run make lock"
+    assert exact == {name: pinned[requirement_name(name)] for name in exact}, "run make lock"
 
 
 def test_locks__agree_with_each_other() -> None:

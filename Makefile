@@ -66,7 +66,7 @@ bench: setup-bench ## Measure, print the tables and write docs/develop/benchmark
 
 ##@ Prove
 # On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
-.PHONY: verify-limits revocation failover soak
+.PHONY: verify-limits revocation failover hostile-peers soak
 verify-limits: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar verify-limits`
 	$(BIN)/python -m loadtest.verify_limits $(ARGS)
 
@@ -75,6 +75,9 @@ revocation: setup-tests ## Suspend 1,000 times under load: nobody is let in afte
 
 failover: setup-tests ## Replace primaries under load, and see what clients see and what becomes of suspensions
 	$(BIN)/python -m loadtest.failover $(ARGS)
+
+hostile-peers: setup-tests ## Attack the listeners of real sidecars: decisions, memory and administrators are safe
+	$(BIN)/python -m loadtest.hostile_peers $(ARGS)
 
 soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat
 	$(BIN)/python -m loadtest.soak $(ARGS)

@@ -44,11 +44,18 @@ class RunningSidecar:
             raise BenchError(f"no VmRSS of process {self.pid}")
         return int(match.group(1)) * 1024 / 1e6
 
+    def rss_bytes(self) -> int:
+        """Resident memory now, its workers' included."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids()]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def cpu_s(self) -> float:
         """Processor time used so far, user and system, its workers' included."""
+        return sum(map(_cpu_s, self._pids()))
+
+    def _pids(self) -> list[int]:
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-        return sum(map(_cpu_s, (self.pid, *children)))
+        return [self.pid, *(int(pid) for task in tasks for pid in (task / "children").read_text().split())]
 
     def metric(self, line_start: str) -> float:
         """The value of the metric line that starts with *line_start*, or 0."""

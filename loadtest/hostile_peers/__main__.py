@@ -1,0 +1,67 @@
+"""
+`python -m loadtest.hostile_peers`: hostile peers at the listeners of real sidecars.
+
+Promised is that those of an HTTP listener change the decisions' p99 by less than a fifth and memory by less
+than 64 MiB, and that no peer keeps an administrator out. Prints what was found; 1 = a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.hostile_peers.peers import KINDS
+from loadtest.hostile_peers.trials import RATE_PER_S, SIDECARS, PeerTrial, hold_trials
+from loadtest.proving import EXIT_BROKEN, EXIT_KEPT
+
+
+def as_table(trials: Sequence[PeerTrial]) -> Table:
+    """A row for each trial."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("listener", "peer"):
+        table.add_column(name)
+    for name in ("p99 alone", "beside", "ratio", "memory MiB", "suspended s", "scraped s", "kept"):
+        table.add_column(name, justify="right")
+    for trial in trials:
+        nearest = min(trial.rounds, key=lambda each: abs(each.p99_us / each.alone_p99_us - trial.ratio))
+        table.add_row(
+            trial.listener,
+            KINDS[trial.kind].text,
+            f"{nearest.alone_p99_us:,.0f} µs",
+            f"{nearest.p99_us:,.0f} µs",
+            f"{trial.ratio:.2f}",
+            f"{trial.growth_bytes / 2**20:+.1f}",
+            f"{trial.suspended_s:.2f}",
+            f"{trial.scraped_s:.2f}",
+            "yes" if trial.is_kept else "NO",
+        )
+    return table
+
+
+def main(arguments: list[str]) -> int:
+    """Run it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.hostile_peers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of each kind (default 3)")
+    parser.add_argument("--seconds", type=float, default=0.8, help="load of each measurement (default 0.8)")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind; may be repeated")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_BROKEN))  # so that every process is ended
+    trials: list[PeerTrial] = []
+    for sidecar_type in SIDECARS:
+        with tempfile.TemporaryDirectory(prefix="sidecar-peers-") as folder:
+            calls = int(given.seconds * RATE_PER_S)
+            trials += hold_trials(sidecar_type, Path(folder), given.kind or list(KINDS), given.rounds, calls)
+    Console(width=120).print(as_table(trials))
+    return EXIT_KEPT if all(trial.is_kept for trial in trials) else EXIT_BROKEN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -106,7 +106,7 @@ def make_policy(
     """A policy over *routes*; the client is the peer unless *client_address* says otherwise."""
     catalogue = ScopeCatalogue()
     entries = [
-        (frozenset({method}), parse_route_path(path), Route(catalogue.parse(scope) if scope else None))
+        (frozenset({method}), parse_route_path(path), Route(catalogue.parse(scope) if scope else None, path))
         for method, path, scope in routes
     ]
     rule = PeerAddress() if client_address is None else client_address

@@ -76,7 +76,8 @@ def decide(
         request = _request(method, path, headers, scope, ip, peer)
         decision = loaded.decider(Metrics(TABLE)).decide(request, None, _never_late, None)
         assert decision is not None  # the embedded store answers at once
-        steps, answer = explain(request, decision), answer_to(decision, loaded.rules.style)
+        steps = explain(request, decision, loaded.rules.policy.routes)
+        answer = answer_to(decision, loaded.rules.style)
     if json:
         _print_json(decision, steps, answer)
     else:

@@ -88,6 +88,15 @@ class PathRefusedError(ValueError):
         return f"The{str(self)[3:]}. {self.fault.remedy}"
 
 
+class AmbiguousRouteError(PathRefusedError):
+    """Readings of the path lead to different routes; `targets` are two of these, not for the caller."""
+
+    def __init__(self, *targets: object) -> None:
+        """Two readings lead to *targets*."""
+        super().__init__(PathFault.AMBIGUOUS_ROUTE)
+        self.targets = targets
+
+
 # RFC 3986 3.3: a segment is pchar*. Left out here: '%', and ';', which some upstreams cut off.
 _SEGMENT_CHARS = r"A-Za-z0-9\-._~!$&'()*+,=:@"
 # RFC 9112 3.2: a request target is visible ASCII; a fragment is never sent.

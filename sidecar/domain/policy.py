@@ -8,6 +8,7 @@ The policy: API key, integration, suspension, IP allowlist, path, route, scope, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
@@ -67,10 +68,20 @@ class Evaluation(NamedTuple):
     detail: str = ""
 
 
-class Route(NamedTuple):
-    """What a route asks for: a scope, or None = any known, active integration may pass."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """
+    What a route asks for: a scope, or None = any known, active integration may pass.
+
+    Routes that ask for the same are equal, whatever the `path` of each.
+    """
 
     scope: Scope | None
+    path: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        """As a reader of the configuration knows it."""
+        return f"{self.path} (scope: {self.scope or 'none'})"
 
 
 class Policy:

@@ -24,8 +24,7 @@ from sidecar.domain.paths import (
     PATH_CHARS_MAX,
     PLAIN_TARGET,
     SIMPLE_TARGET,
-    PathFault,
-    PathRefusedError,
+    AmbiguousRouteError,
     decode_unreserved,
     normalise_path,
 )
@@ -179,7 +178,7 @@ class RouteReadings(Generic[T]):
             for table in self._caseless:
                 match = table.locate(lower).match(method)
                 if match is not primary and match is not None and match != primary:
-                    raise PathRefusedError(PathFault.AMBIGUOUS_ROUTE)
+                    raise AmbiguousRouteError(primary, match)
         return primary
 
     def _compare(self, method: str, target: str) -> T | None:
@@ -200,7 +199,7 @@ class RouteReadings(Generic[T]):
         for state in states:
             match = state.match(method)
             if match is not None and match != primary:
-                raise PathRefusedError(PathFault.AMBIGUOUS_ROUTE)
+                raise AmbiguousRouteError(primary, match)
         return primary
 
     def _states(self, table: RouteTable[T], path: str) -> list[RouteState[T]]:

@@ -17,8 +17,9 @@ from sidecar.domain.answers import (
 )
 from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason, retry_after_s
-from sidecar.domain.paths import normalise_path
-from sidecar.domain.policy import AccessRequest, Evaluation
+from sidecar.domain.paths import AmbiguousRouteError, PathRefusedError, normalise_path
+from sidecar.domain.policy import AccessRequest, Evaluation, Route
+from sidecar.domain.route_readings import RouteReadings
 from sidecar.services.decider import Decision, limits_of
 from sidecar.stores.registry.file.registry_records import iso_time
 
@@ -85,8 +86,10 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def explain(request: AccessRequest, decision: Decision) -> list[ExplainedStep]:
-    """The steps of *decision*, from what its evaluation found."""
+def explain(
+    request: AccessRequest, decision: Decision, routes: RouteReadings[Route] | None = None
+) -> list[ExplainedStep]:
+    """The steps of *decision*, from what its evaluation found; routes are named where *routes* is given."""
     failed = STEPS.index(_FAILED_STEP[decision.reason]) if decision.reason in _FAILED_STEP else len(STEPS)
     steps = []
     for index, name in enumerate(STEPS):
@@ -94,7 +97,10 @@ def explain(request: AccessRequest, decision: Decision) -> list[ExplainedStep]:
             steps.append(ExplainedStep(name, NOT_REACHED, ""))
         else:
             outcome = FAILED if index == failed else PASSED
-            steps.append(ExplainedStep(name, outcome, _DETAILS[name](request, decision)))
+            detail = _DETAILS[name](request, decision)
+            if routes is not None and request.scope is None and name in ("path", "route"):
+                detail += _named_routes(name, request, routes)
+            steps.append(ExplainedStep(name, outcome, detail))
     return steps
 
 
@@ -160,6 +166,21 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
 
 def _path(request: AccessRequest, decision: Decision) -> str:
     return decision.evaluation.detail or normalise_path(request.path, len(request.path))
+
+
+def _named_routes(step: str, request: AccessRequest, routes: RouteReadings[Route]) -> str:
+    """What *step* adds: the two routes that an ambiguous path leads to, or the one that matches."""
+    try:
+        route = routes.find(request.method, request.path)
+    except AmbiguousRouteError as error:
+        told = " and ".join(map(str, error.targets))
+        return (
+            f" It leads to {told}. If the upstream reads paths in one known way, set 'paths.case' and"
+            " 'paths.trailing_slash'."
+        )
+    except PathRefusedError:
+        return ""
+    return f": {route}" if step == "route" and route is not None else ""
 
 
 def _route(request: AccessRequest, decision: Decision) -> str:

@@ -103,7 +103,7 @@ def _routes(
         except ScopeError as error:
             message = f"{error}{catalogue.did_you_mean(route.scope)}"
             faults.put(config.fault(("routes", index, "scope"), message))
-        entries.append((frozenset(route.methods), route.path, Route(scope)))
+        entries.append((frozenset(route.methods), route.path, Route(scope, str(route.path))))
     try:
         table = RouteReadings(entries, Case(paths.case), TrailingSlash(paths.trailing_slash), paths.chars_max)
     except RouteError as error:

@@ -20,6 +20,7 @@ from tests.building import (
     make_decider,
     make_integration,
     make_key,
+    make_policy,
     make_request,
 )
 
@@ -33,9 +34,13 @@ def decide(
     """The last of so many decisions about *request*."""
     decider = make_decider(record, store=store)
     for _ in range(times):
-        decision = decider.decide(request, None, lambda late, context: None, None)
+        decision = decider.decide(request, None, never_late, None)
     assert decision is not None
     return decision
+
+
+def never_late(decision: Decision, context: None) -> None:
+    """The embedded store answers at once."""
 
 
 CASES = [
@@ -95,6 +100,23 @@ def test_explain__tells_the_step_that_failed(
         [PASSED] * at + [FAILED] * (at < len(STEPS)) + [NOT_REACHED] * (len(STEPS) - at - 1)
     )
     assert steps[min(at, len(STEPS) - 1)].detail == detail
+
+
+@pytest.mark.parametrize(
+    ("path", "step", "named"),
+    [
+        ("/Admin/x", "path", "It leads to /** (scope: none) and /admin/** (scope: orders:write)."),
+        ("/admin/x", "route", "a route matches: /admin/** (scope: orders:write)"),
+    ],
+)
+def test_explain__routes_are_named(path: str, step: str, named: str) -> None:
+    """Whoever configures the routes learns which ones a path leads to, and between which it is undecided."""
+    request = make_request(KEY.api_key, path=path)
+    policy = make_policy(routes=[("GET", "/admin/**", "orders:write"), ("GET", "/**", None)])
+    decision = make_decider(make_integration(KEY), policy=policy).decide(request, None, never_late, None)
+    assert decision is not None
+    [found] = [each for each in explain(request, decision, policy.routes) if each.name == step]
+    assert named in found.detail
 
 
 def test_explain__an_empty_bucket() -> None:

@@ -24,11 +24,10 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
 from tests.building import make_metrics
 from tests.redis_servers import LOOPBACK, shared
+from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
 
-PATIENCE_S = 15.0
-"""How long a test waits for anything before it fails."""
 
 KINDS = ("standalone", "unix", "tls", "guarded", "sentinel", "cluster")
 

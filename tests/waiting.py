@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +11,12 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
+PATIENCE_S = 60.0
+"""How long a test waits for what it expects; generous, because other programs may keep every core busy."""
 TICK_S = 0.01
 
 
-def eventually(condition: Callable[[], Value], timeout_s: float = 15.0, what: str = "") -> Value:
+def eventually(condition: Callable[[], Value], timeout_s: float = PATIENCE_S, what: str = "") -> Value:
     """
     Ask *condition* again and again until it returns something true, and return that.
 
@@ -28,3 +32,15 @@ def eventually(condition: Callable[[], Value], timeout_s: float = 15.0, what: st
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
         never.wait(TICK_S)
+
+
+async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
+    """
+    Let the event loop turn until *condition*, which may be a coroutine function, returns something true.
+
+    Raises:
+        TimeoutError: it did not within *timeout_s*.
+    """
+    async with asyncio.timeout(timeout_s):
+        while not (await value if inspect.isawaitable(value := condition()) else value):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)

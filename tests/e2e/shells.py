@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENCE_S = 60.0
+from tests.waiting import PATIENCE_S
+
 COLUMNS = 110
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 

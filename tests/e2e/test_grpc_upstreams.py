@@ -15,6 +15,7 @@ from deploy.demo.envoy import Document, cluster, named, tcp_address
 from deploy.demo.sidecar import ROUTES, Owner
 from tests.e2e.stack import Stack, StackKind
 from tests.house.source import text_of
+from tests.waiting import PATIENCE_S
 
 METHOD = "/demo.Stock/Read"
 RETRIES = {
@@ -32,8 +33,6 @@ RETRIES = {
     ]
 }
 """What clients of gRPC services usually retry."""
-
-PATIENCE_S = 20
 
 
 class _Echo(grpc.GenericRpcHandler):

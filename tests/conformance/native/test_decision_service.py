@@ -21,8 +21,8 @@ from sidecar.transports.server import Endpoint, GrpcServer, TransportLimits
 from sidecar.v1 import decision_pb2 as pb
 from sidecar.v1.decision_pb2_grpc import DecisionServiceStub
 from tests.building import make_decider, make_integration, make_key, make_metrics
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 20.0
 GUIDE = Path(__file__).parents[3] / "docs" / "integrate" / "api-native.md"
 
 Server = Callable[..., GrpcServer]

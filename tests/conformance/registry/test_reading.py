@@ -20,7 +20,8 @@ from sidecar.stores.registry.protocol import (
     ListQuery,
 )
 from tests.administration import BOB, ID, create, credential, request, set_up
-from tests.conformance.registry.world import PATIENCE_S, World
+from tests.conformance.registry.world import World
+from tests.waiting import PATIENCE_S
 
 
 def listed(world: World, **query: object) -> list[str]:

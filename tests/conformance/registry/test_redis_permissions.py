@@ -27,6 +27,7 @@ from tests.fault.registry.writes import WRITES
 from tests.redis_servers import LOOPBACK, RedisServer, documented_permissions, shared
 from tests.registry_in_redis import add_people
 from tests.store_worlds import PATIENT, bucket, ready, run, take
+from tests.waiting import until
 
 USER = "keeper"
 ELSEWHERE = {"wait", "cluster|slots", "cluster|info", "asking", "select"}
@@ -118,8 +119,7 @@ async def follow(admin: redis.Redis) -> None:
     await WRITES["integration.create"][0](writer)
     revision = await reader.revision()
     waiting = asyncio.ensure_future(reader.changes_since(revision, timeout_s=30.0))
-    while "ping" not in commands_used(admin):  # noqa: ASYNC110 - each turn lets it connect and probe
-        await asyncio.sleep(0)
+    await until(lambda: "ping" in commands_used(admin))  # each turn lets it connect and probe
     await writer.apply(request(create("followed")))
     assert [record.id for record in (await waiting).records] == ["followed"]
     await reader.aclose()

@@ -34,11 +34,10 @@ from tests.administration import (
     request,
 )
 from tests.store_worlds import url_of
+from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
 
-PATIENCE_S = 20.0
-"""How long a step may take before the test fails; nothing here takes as much as a second."""
 CONTEXT = ChangeContext("req-1", "127.0.0.1")
 TOKENS_LAST_US = 300 * DAY_US
 

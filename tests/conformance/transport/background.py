@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
-Result = TypeVar("Result")
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 15.0
-"""How long a test waits for anything before it fails; nothing here takes as much as a second."""
+Result = TypeVar("Result")
 
 
 class BackgroundLoop:

@@ -7,7 +7,8 @@ from types import TracebackType
 
 import grpc
 
-from .background import PATIENCE_S
+from tests.waiting import PATIENCE_S
+
 from .probe import path
 
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from .background import PATIENCE_S, BackgroundLoop
+from tests.waiting import PATIENCE_S
+
+from .background import BackgroundLoop
 from .served import TRANSPORTS, Served, Servers, quiet_grpc
 
 Result = TypeVar("Result")

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from sidecar.rpc.calls import Call, Method, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
+from tests.waiting import PATIENCE_S
 
-from .background import PATIENCE_S, BackgroundLoop
+from .background import BackgroundLoop
 
 SECRET = "a text that no caller may see"
 

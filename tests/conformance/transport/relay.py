@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 
 from sidecar.transports.server import Endpoint
+from tests.waiting import PATIENCE_S
 
-from .background import PATIENCE_S
 from .wire import ACK, PING
 
 

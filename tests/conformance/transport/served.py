@@ -17,9 +17,9 @@ from sidecar.rpc.calls import Method
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, GrpcServer, TlsFiles, TransportLimits
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S, BackgroundLoop
+from .background import BackgroundLoop
 from .probe import ProbeService
 
 TRANSPORTS: dict[str, Callable[..., GrpcServer]] = {"fast": FastGrpcServer, "reference": ReferenceGrpcServer}

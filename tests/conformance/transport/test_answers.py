@@ -10,9 +10,8 @@ import h2.events
 import pytest
 
 from sidecar.transports.server import TransportLimits
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S
 from .served import Served, Servers
 from .wire import END_HEADERS, HEADERS, Wire, fields, frame, message, settings
 

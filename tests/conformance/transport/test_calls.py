@@ -13,8 +13,8 @@ import grpc.aio
 import pytest
 
 from sidecar.transports.server import Endpoint, TransportLimits
+from tests.waiting import PATIENCE_S
 
-from .background import PATIENCE_S
 from .conftest import run
 from .probe import SECRET, path
 from .served import Served, Servers, address, channel

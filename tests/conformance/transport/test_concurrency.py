@@ -6,9 +6,9 @@ import asyncio
 
 import grpc
 
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S, BackgroundLoop
+from .background import BackgroundLoop
 from .probe import path
 from .served import Servers, channel
 from .wire import Wire, message

@@ -6,9 +6,8 @@ import grpc
 import pytest
 
 from sidecar.transports.server import TransportLimits
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S
 from .probe import path
 from .served import Served, Servers, channel
 from .wire import Wire, fields, frame, message

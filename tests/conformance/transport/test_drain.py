@@ -13,9 +13,8 @@ import pytest
 
 from sidecar.services.health import HealthService
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S
 from .client_load import ClientLoad
 from .differences import allowed
 from .probe import path

@@ -9,9 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sidecar.services.health import HealthService
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S
 from .served import Served, Servers, channel
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

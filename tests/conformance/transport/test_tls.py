@@ -16,9 +16,8 @@ import pytest
 from cryptography import x509
 
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles, TransportLimits
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-from .background import PATIENCE_S
 from .pki import Authority, Identity, replace, write
 from .probe import path
 from .served import Served, Servers, address

@@ -31,8 +31,8 @@ from hyperframe.frame import (
 )
 
 from sidecar.transports.server import Endpoint
+from tests.waiting import PATIENCE_S
 
-from .background import PATIENCE_S
 from .probe import path
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,9 @@ from tests.fault.redis.proxy import FaultProxy
 from tests.redis_servers import shared
 from tests.registry_in_redis import add_people, create_for
 from tests.store_worlds import run
+from tests.waiting import until
 
-from .serving import MARK, POLICIES, RECOVERY_S, Serving, check_answers, serving
+from .serving import MARK, POLICIES, Serving, check_answers, serving
 
 
 async def loaded(sidecar: Serving) -> RedisRegistry:
@@ -30,9 +30,7 @@ async def loaded(sidecar: Serving) -> RedisRegistry:
     for policy, key in sidecar.keys.items():
         create = create_for(key, policy.value, on_store_error=policy.value, rate_limit_rpm=10_000)
         await registry.apply(request(create, ANN))
-    async with asyncio.timeout(RECOVERY_S):
-        while len(sidecar.sidecar.decider.snapshot.integrations) < len(POLICIES):  # noqa: ASYNC110 - pushed
-            await asyncio.sleep(0)
+    await until(lambda: len(sidecar.sidecar.decider.snapshot.integrations) == len(POLICIES))
     await sidecar.recover()
     return registry
 
@@ -51,9 +49,7 @@ async def cut_off(monkeypatch: pytest.MonkeyPatch, sidecar: Serving) -> None:
     monkeypatch.setattr(registry, "get", no_record)
     monkeypatch.setattr(registry, "changes_since", no_changes)
     sidecar.sidecar.followed.reload()  # ends the wait for changes that has begun
-    async with asyncio.timeout(RECOVERY_S):
-        while sidecar.metrics.value("sidecar_registry_in_touch"):  # noqa: ASYNC110 - nothing tells it
-            await asyncio.sleep(0)
+    await until(lambda: not sidecar.metrics.value("sidecar_registry_in_touch"))
 
 
 async def suspend_all(registry: RedisRegistry) -> None:

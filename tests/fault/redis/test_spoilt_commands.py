@@ -13,6 +13,7 @@ from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
 from tests.redis_servers import LOOPBACK, shared
 from tests.store_worlds import World, bucket, ready, run, take, take_all
+from tests.waiting import until
 
 from .proxy import Fault, FaultProxy
 
@@ -108,9 +109,7 @@ def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
         proxy.heal()
         await ready(store)
         # A link that nothing comes over is given up at its own time-out, which may be after the answers.
-        async with asyncio.timeout(QUICK["link_timeout_s"] + SLACK_S):
-            while not nothing_is_left(store):  # noqa: ASYNC110 - there is no event for nothing
-                await asyncio.sleep(0)
+        await until(lambda: nothing_is_left(store), QUICK["link_timeout_s"] + SLACK_S)
         await store.close()
         await proxy.close()
 

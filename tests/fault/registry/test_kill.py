@@ -24,8 +24,8 @@ from tests.administration import LIFECYCLE, ManualClock, create, request
 from tests.conformance.registry.world import found
 from tests.fault.registry.victim import OPEN
 from tests.fault.registry.writes import KEYED, WRITES, Write
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 20.0
 STATEMENTS_MAX = 400
 """A write with more statements than this is not what it was."""
 

@@ -11,9 +11,9 @@ from functools import partial
 
 import pytest
 
-from tests.fault.registry.test_kill import PATIENCE_S, line_from
+from tests.fault.registry.test_kill import line_from
 from tests.fault.registry.writes import WRITES
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 from .kept import Content, Place, Shelf, is_whole_or_absent, repeated, verified, with_registry
 

@@ -12,10 +12,10 @@ from sidecar.stores.registry.redis.nodes import LIMITS
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, ID, LIFECYCLE, create, request
 from tests.registry_in_redis import add_people
+from tests.waiting import PATIENCE_S
 
 from .kept import Shelf
 
-PATIENCE_S = 60.0
 NEVER_AGAIN = replace(LIMITS, backoff_first_s=120.0, backoff_max_s=120.0)
 """Whoever waits before connecting again fails the test."""
 KILLS = 20

@@ -21,10 +21,7 @@ from tests.building import make_metrics
 from tests.redis_servers import RedisServer
 from tests.registry_in_redis import add_people
 from tests.store_worlds import bucket, ready, take
-
-PATIENCE_S = 60.0
-NOTICED_S = 15.0
-"""It takes a second; the rest is for a busy machine."""
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ class Sidecar:
 
     async def until(self, condition: Callable[[Sidecar], bool]) -> None:
         """Wait for a snapshot or a trouble with which *condition* holds."""
-        async with asyncio.timeout(NOTICED_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition(self):
                 self._news.clear()
                 await self._news.wait()
@@ -143,9 +140,7 @@ def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) 
         sidecar = Sidecar(server)
         await sidecar.until(is_loaded)
         await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
-        async with asyncio.timeout(NOTICED_S):
-            while not server.client.pubsub_numsub("sidecar:changes")[0][1]:  # noqa: ASYNC110 - no event for it
-                await asyncio.sleep(0)
+        await until(lambda: server.client.pubsub_numsub("sidecar:changes")[0][1])
         stranger = opened(server)
         server.client.flushall()
         with pytest.raises(RegistryReplacedError, match="sidecars remember registry"):

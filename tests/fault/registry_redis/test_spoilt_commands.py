@@ -15,6 +15,7 @@ from sidecar.stores.registry.redis import nodes
 from sidecar.stores.registry.redis.nodes import LIMITS
 from tests.fault.redis.proxy import Fault, FaultProxy
 from tests.fault.registry.writes import WRITES
+from tests.waiting import PATIENCE_S
 
 from .kept import Content, Place, Shelf, is_whole_or_absent, opened, repeated, verified, with_registry
 
@@ -27,7 +28,6 @@ QUICK = replace(
     backoff_first_s=0.001,
     backoff_max_s=0.002,
 )
-PATIENCE_S = 60.0
 BREAKS = (Fault.CUT, Fault.CUT_AFTER, Fault.HALF_REPLY, Fault.GARBAGE)
 """Faults after which a new connection works."""
 

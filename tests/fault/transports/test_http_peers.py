@@ -22,6 +22,7 @@ from sidecar.transports.http1.work import OWN_LOOP, SHARED_LOOP, Pace
 from sidecar.transports.server import Endpoint
 from tests.building import make_metrics
 from tests.unit.transports.http1.test_server import Streams, Tls, close, connect, get, run
+from tests.waiting import until
 
 PAGE = b"x" * 4_000_000
 SPARE_FILES = 12
@@ -54,8 +55,7 @@ class Served:
 
     async def until(self, count: int, *reasons: str) -> None:
         """Wait until *count* connections were closed for *reasons*."""
-        while sum(map(self.closed_for, reasons)) < count:  # noqa: ASYNC110 - a count has no event
-            await asyncio.sleep(0)
+        await until(lambda: sum(map(self.closed_for, reasons)) >= count)
 
     @property
     def open(self) -> int:
@@ -200,8 +200,7 @@ def test_peers__that_have_gone_leave_nothing_to_the_garbage_collector(tmp_path: 
         await close(connection)
         held = await hold(Endpoint(endpoint.host, endpoint.port), b"GET / HTTP")
         held[1].transport.abort()
-        while served.open:  # noqa: ASYNC110 - a count has no event
-            await asyncio.sleep(0)
+        await until(lambda: served.open == 0)
 
     async def scenario() -> None:
         for endpoint in (tls.endpoint, Endpoint("127.0.0.1")):

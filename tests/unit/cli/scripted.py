@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-PATIENCE_S = 30.0
+from tests.waiting import PATIENCE_S
+
 SILENCE = None
 """Takes a request and never answers it."""
 CUT = b""

@@ -31,10 +31,10 @@ from sidecar.transports.http1.asgi import serve_asgi
 from sidecar.transports.http1.work import OWN_LOOP
 from sidecar.transports.server import Endpoint
 from tests.administration import DAY_US, LIFECYCLE
+from tests.waiting import PATIENCE_S
 
 Value = TypeVar("Value")
 
-PATIENCE_S = 30.0
 PEOPLE: Mapping[str, Role] = {
     "ann": Role.ADMIN,
     "bob": Role.ADMIN,

@@ -13,7 +13,8 @@ import sys
 import termios
 import time
 
-PATIENCE_S = 60.0
+from tests.waiting import PATIENCE_S
+
 COLUMNS = 80
 ESCAPE = "\x1b"
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

@@ -22,8 +22,8 @@ from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import LET_GO_PER_TURN, RegistryWatch, let_go, retired_by
 from sidecar.services.decider import Decider
 from tests.building import make_decider, make_integration, make_metrics
+from tests.waiting import PATIENCE_S, until
 
-TIMEOUT_S = 20.0
 NEVER_S = 1_000.0
 
 
@@ -53,17 +53,11 @@ class Watched:
         """Reloads that ended so."""
         return self.metrics.value("sidecar_registry_reloads_total", result)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Let the event loop turn until *condition* holds."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while not condition():  # noqa: ASYNC110  # nothing announces it
-                await asyncio.sleep(0)
-
     async def reload(self, result: str) -> None:
         """Ask for a reload and wait until it has ended, as *result*."""
         before = self.count(result)
         self.watch.reload()
-        await self.until(lambda: self.count(result) > before)
+        await until(lambda: self.count(result) > before)
 
 
 def write(path: Path, *names: str) -> None:
@@ -85,7 +79,7 @@ async def watching(tmp_path: Path, poll_interval_s: float) -> AsyncIterator[Watc
         yield watched
     finally:
         task.cancel()
-        await asyncio.wait({task}, timeout=TIMEOUT_S)
+        await asyncio.wait({task}, timeout=PATIENCE_S)
 
 
 def run(
@@ -95,7 +89,7 @@ def run(
 
     async def whole() -> None:
         async with watching(tmp_path, poll_interval_s) as watched:
-            await asyncio.wait_for(scenario(watched), TIMEOUT_S)
+            await asyncio.wait_for(scenario(watched), PATIENCE_S)
 
     asyncio.run(whole())
 
@@ -130,14 +124,14 @@ def test_registry_watch__a_file_that_cannot_be_read(tmp_path: Path, caplog: pyte
         write(hidden, "Second")
         watched.path.unlink()
         unreadable = partial(watched.metrics.value, "sidecar_files_unreadable", "registry")
-        await watched.until(lambda: unreadable() == 1)
+        await until(lambda: unreadable() == 1)
         assert names(watched.decider) == ["First"]
         assert readiness.is_ready
         assert "registry" in readiness.components["files"].state
-        await watched.until(lambda: len(watched.attempts) > 5)
+        await until(lambda: len(watched.attempts) > 5)
         assert (len(lines()), watched.count("failed")) == (1, 1)
         hidden.rename(watched.path)
-        await watched.until(lambda: names(watched.decider) == ["Second"])
+        await until(lambda: names(watched.decider) == ["Second"])
         assert (unreadable(), len(lines()), readiness.components) == (0, 2, {})
 
     with caplog.at_level("INFO"):
@@ -160,7 +154,7 @@ def test_registry_watch__sees_changes_by_itself(tmp_path: Path) -> None:
 
     async def scenario(watched: Watched) -> None:
         write(watched.path, "Second")
-        await watched.until(lambda: watched.count("ok") == 1)
+        await until(lambda: watched.count("ok") == 1)
         assert names(watched.decider) == ["Second"]
         assert (watched.count("unchanged"), watched.count("failed")) == (0, 0)
 
@@ -217,15 +211,15 @@ def test_registry_watch__the_loop_turns_while_it_loads(
     async def scenario(watched: Watched) -> None:
         may_go_on, load = threading.Event(), watched.source.load
         monkeypatch.setattr(
-            watched.source, "load", lambda previous: (may_go_on.wait(TIMEOUT_S), load(previous))[1]
+            watched.source, "load", lambda previous: (may_go_on.wait(PATIENCE_S), load(previous))[1]
         )
         write(watched.path, "Second")
         watched.watch.reload()
-        await watched.until(lambda: "reading the registry takes long" in caplog.text)
+        await until(lambda: "reading the registry takes long" in caplog.text)
         assert names(watched.decider) == ["First"]
         watched.watch.reload()
         may_go_on.set()
-        await watched.until(lambda: watched.count("ok") == 1 and watched.count("unchanged") == 1)
+        await until(lambda: watched.count("ok") == 1 and watched.count("unchanged") == 1)
         assert names(watched.decider) == ["Second"]
 
     run(tmp_path, scenario)

@@ -19,9 +19,8 @@ from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.server import Endpoint, TransportLimits
 from tests.unit.transports.rig import KeptCalls, message
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
-PATIENCE_S = 10.0
 LOCALHOST = Endpoint(host="127.0.0.1")
 
 Value = TypeVar("Value")
@@ -81,11 +80,11 @@ class Served:
         self.endpoints = thread.run(self.server.start())
         self.endpoint = self.endpoints[0]
 
-    def drain(self, timeout_s: float = PATIENCE_S / 2) -> bool:
+    def drain(self, timeout_s: float = 5.0) -> bool:
         """Drain and wait for it."""
         return self._thread.run(self.server.drain(timeout_s))
 
-    def start_drain(self, timeout_s: float = PATIENCE_S / 2) -> Future[bool]:
+    def start_drain(self, timeout_s: float = 5.0) -> Future[bool]:
         """Drain meanwhile."""
         return self._thread.start(self.server.drain(timeout_s))
 

@@ -13,8 +13,8 @@ import pytest
 from sidecar.verify import callers as module
 from sidecar.verify.callers import Call, Caller, ask
 from sidecar.verify.frames import DATA, END_HEADERS, END_STREAM, HEADERS, FrameReader, frame
+from tests.waiting import PATIENCE_S
 
-PATIENCE_S = 30.0
 OPENING_BYTES = 24
 
 

@@ -16,6 +16,7 @@ from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.uses import TokenUses
 from tests.administration import DAY_US, LIFECYCLE, NOW_US, SECOND_US, ManualClock
 from tests.building import make_metrics
+from tests.waiting import until
 
 LIVE = "sidecar_admin_live_administrators"
 ENDS = "sidecar_admin_access_ends_timestamp_seconds"
@@ -77,9 +78,7 @@ def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
         now = await Scene.open(tmp_path)
         now.uses.note(now.token_id, "192.0.2.1", NOW_US)
         running = asyncio.create_task(now.upkeep.run())
-        async with asyncio.timeout(30):
-            while not await now.registry.token_uses():  # noqa: ASYNC110 - no event tells of it
-                await asyncio.sleep(0)
+        await until(now.registry.token_uses)
         running.cancel()
         now.uses.note(now.token_id, "local", NOW_US + 1)
         await now.upkeep.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -24,9 +24,9 @@ from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import ID, LIFECYCLE, create, request
 from tests.building import SECOND_US, ManualClock, make_decider, make_metrics
 from tests.registry_in_redis import add_people
+from tests.waiting import PATIENCE_S, until
 
 FAR = Position(0, 1_000_000)
-PATIENCE_S = 30.0
 
 
 class Following:
@@ -64,13 +64,6 @@ async def following(folder: Path) -> AsyncIterator[Following]:
         with suppress(asyncio.CancelledError):
             await task
         await scene.followed.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give others their turn until *condition* holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(("ahead_s", "limit_rpm"), [(-600, 9_000), (0, 9_000), (600, 60)])

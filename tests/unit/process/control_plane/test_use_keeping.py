@@ -40,6 +40,7 @@ from tests.building import (
     make_key,
     make_metrics,
 )
+from tests.waiting import until
 
 KEY = make_key()
 HERE = parse_address(CLIENT_IP)
@@ -256,9 +257,7 @@ def test_run__writes_by_itself(tmp_path: Path) -> None:
         task = asyncio.create_task(keeping.run())
         for number in range(FLUSH_BATCH_MAX + 1):
             uses.note("live", "acme", number.to_bytes(4), NOW_US)
-        async with asyncio.timeout(30):
-            while count(metrics, WRITTEN) < FLUSH_BATCH_MAX + 1:  # noqa: ASYNC110 - no event tells of it
-                await asyncio.sleep(0)
+        await until(lambda: count(metrics, WRITTEN) > FLUSH_BATCH_MAX)
         task.cancel()
         await registry.aclose()
 

@@ -25,10 +25,10 @@ from sidecar.services.admin.context import AdminContext
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import DAY_US, LIFECYCLE, NOW_US, ManualClock
+from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
 
-PATIENCE_S = 30.0
 PEOPLE: Mapping[str, Role] = {
     "ann": Role.ADMIN,
     "bob": Role.ADMIN,

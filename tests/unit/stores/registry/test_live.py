@@ -23,8 +23,8 @@ from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import ID, LIFECYCLE, SECOND_US, ManualClock, create, request
 from tests.building import make_metrics
 from tests.conformance.registry.world import found
+from tests.waiting import PATIENCE_S, until
 
-PATIENCE_S = 30.0
 AWAY = RegistryUnavailableError("the store is away")
 
 
@@ -111,13 +111,6 @@ class Scene:
         """The limit in force; None = the integration is not."""
         compiled = self.live.snapshot.integrations.get(ID)
         return compiled.record.rate_limit_rpm if compiled is not None else None
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Give others their turn until *condition* holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -215,11 +208,11 @@ def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
         async with followed_in(tmp_path) as scene:
 
             async def announced(revision: Revision) -> None:
-                async def told() -> list[Revision]:
-                    return [sidecar.revision for sidecar in await scene.registry.real.live_sidecars()]
+                async def is_told() -> bool:
+                    sidecars = await scene.registry.real.live_sidecars()
+                    return [sidecar.revision for sidecar in sidecars] == [revision]
 
-                while await told() != [revision]:  # noqa: ASYNC110 - the registry has no event for it
-                    await asyncio.sleep(0)
+                await until(is_told)
 
             await announced(await scene.registry.real.revision())
             await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))

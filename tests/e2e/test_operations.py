@@ -102,7 +102,7 @@ def even(shown: str) -> str:
     return " ".join(" ".join(lines).split())
 
 
-class World:
+class OperatedSidecar:
     """A sidecar with a SQLite registry on free ports, and a shell for each person."""
 
     def __init__(self, folder: Path) -> None:
@@ -147,14 +147,14 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[OperatedSidecar]:
     """Everything that the page needs."""
-    running = World(tmp_path)
+    running = OperatedSidecar(tmp_path)
     yield running
     running.close()
 
 
-def test_operations__every_command_does_what_the_page_shows(world: World) -> None:
+def test_operations__every_command_does_what_the_page_shows(world: OperatedSidecar) -> None:
     """
     The incident and the review, from the first token on: each command shows what the page says it does.
 

@@ -9,7 +9,7 @@ import pytest
 from loadtest.revocation.administrator import Administrator
 from loadtest.revocation.trials import RevocationError, prove_revocation
 from tests.redis_servers import shared
-from tests.store_worlds import run
+from tests.store_harness import run
 
 PATIENCE_S = 120.0
 TRIALS = 20

@@ -38,7 +38,7 @@ def fresh_url(server: RedisServer) -> str:
 
 
 @dataclass(frozen=True)
-class Scene:
+class AdministeredSidecar:
     """A ready sidecar at *target* whose registry is in a store, and the hand that changes what is there."""
 
     configured: Configured
@@ -51,7 +51,7 @@ class Scene:
 
 
 @contextmanager
-def administered(folder: Path, server: RedisServer) -> Iterator[Scene]:
+def administered(folder: Path, server: RedisServer) -> Iterator[AdministeredSidecar]:
     """A sidecar with one integration, in a registry of its own in *server*."""
     url = fresh_url(server)
     configured = Configured(folder, store=url, registry=None)
@@ -63,7 +63,7 @@ def administered(folder: Path, server: RedisServer) -> Iterator[Scene]:
         target = sidecar.event("serving")["grpc"][0]
         eventually(lambda: is_ready(sidecar), what="the sidecar is ready")
         assert configured.ask(target).is_allowed
-        yield Scene(configured, hand, target)
+        yield AdministeredSidecar(configured, hand, target)
     finally:
         sidecar.stop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loadtest.soak import BUCKETS, soak
 from sidecar.verify.accuracy import Terms
 from tests.redis_servers import shared
-from tests.store_worlds import run
+from tests.store_harness import run
 
 PATIENCE_S = 90.0
 SECONDS, PEAK_S = 2.5, 1.0

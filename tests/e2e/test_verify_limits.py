@@ -26,7 +26,7 @@ from sidecar.verify.store_clock import StoreClock
 from sidecar.verify.subjects import ROUTES, Subject, SubjectError, make_subjects
 from tests.e2e.workers import is_gone
 from tests.redis_servers import shared
-from tests.store_worlds import run
+from tests.store_harness import run
 from tests.waiting import eventually
 
 PATIENCE_S = 90.0

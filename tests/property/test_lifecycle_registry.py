@@ -50,7 +50,7 @@ from tests.administration import (
     credential,
     request,
 )
-from tests.conformance.registry.world import CONTEXT, found, new_token
+from tests.conformance.registry.registry_harness import CONTEXT, found, new_token
 
 NAMES = st.sampled_from([f"c{number}" for number in range(4)])
 """Credential ids that are asked for again and again; fresh ones come beside them."""

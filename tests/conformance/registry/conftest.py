@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.administration import ManualClock
-from tests.conformance.registry.world import BACKENDS, World
+from tests.conformance.registry.registry_harness import BACKENDS, RegistryHarness
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(params=sorted(BACKENDS))
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, runner: asyncio.Runner
-) -> Iterator[World]:
+) -> Iterator[RegistryHarness]:
     """A founded registry in each store in turn."""
-    made = World(BACKENDS[request.param](tmp_path, clock), clock, runner)
+    made = RegistryHarness(BACKENDS[request.param](tmp_path, clock), clock, runner)
     yield made
     made.run(made.registry.aclose())

@@ -24,12 +24,12 @@ from sidecar.domain.roles import Actor, Role, machine_actor
 from sidecar.stores.registry.protocol import PAGE_MAX, AuditQuery
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, CAT, DAY_US, ID, NOW_US, OLLI, create, credential, digest, set_up
-from tests.conformance.registry.world import World, new_token
+from tests.conformance.registry.registry_harness import RegistryHarness, new_token
 
 FOUNDING = ["admin.bootstrap"] + ["admin.create"] * 4
 
 
-def entries(world: World, **query: object) -> list[AuditEntry]:
+def entries(world: RegistryHarness, **query: object) -> list[AuditEntry]:
     """The audit entries that *query* finds, page by page, of every chain."""
     found: list[AuditEntry] = []
     for chain in world.run(world.registry.chains()):
@@ -44,12 +44,12 @@ def entries(world: World, **query: object) -> list[AuditEntry]:
     return found
 
 
-def actions(world: World, **query: object) -> list[str]:
+def actions(world: RegistryHarness, **query: object) -> list[str]:
     """What was done, by the audit log."""
     return [entry.action for entry in entries(world, **query)]
 
 
-def test_audit__every_change_with_who_when_whence_and_why(world: World) -> None:
+def test_audit__every_change_with_who_when_whence_and_why(world: RegistryHarness) -> None:
     """An entry answers the questions of an incident review."""
     world.apply(set_up(), ANN)
     world.clock.advance(DAY_US)
@@ -68,7 +68,7 @@ def test_audit__every_change_with_who_when_whence_and_why(world: World) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 100])
-def test_audit__pages_in_both_directions(world: World, limit: int) -> None:
+def test_audit__pages_in_both_directions(world: RegistryHarness, limit: int) -> None:
     """Every page size gives every entry once, oldest or newest first."""
     world.apply(create())
     wanted = [*FOUNDING, "integration.create"]
@@ -80,7 +80,7 @@ def test_audit__pages_in_both_directions(world: World, limit: int) -> None:
         assert [entry for entry in backward if entry.chain == chain] == of_chain[::-1]
 
 
-def test_audit__filters(world: World) -> None:
+def test_audit__filters(world: RegistryHarness) -> None:
     """By subject, actor, action and time, and by several at once."""
     world.apply(create("a"), ANN)
     world.clock.advance(DAY_US)
@@ -107,14 +107,14 @@ def test_audit__filters(world: World) -> None:
         (AuditQuery(after="9" * 30), "after"),
     ],
 )
-def test_audit__limits_and_cursors_are_checked(world: World, query: AuditQuery, field: str) -> None:
+def test_audit__limits_and_cursors_are_checked(world: RegistryHarness, query: AuditQuery, field: str) -> None:
     """A page is bounded, and a cursor that is none is refused."""
     with pytest.raises(RefusedError) as caught:
         world.run(world.registry.audit(query))
     assert (caught.value.code, caught.value.field) == (Code.INVALID_VALUE, field)
 
 
-def test_verify__an_intact_registry_and_its_anchors(world: World) -> None:
+def test_verify__an_intact_registry_and_its_anchors(world: RegistryHarness) -> None:
     """A verification passes, tells the heads, and those heads hold as anchors after further changes."""
     world.apply(create())
     first = world.run(verify_registry(world.registry))
@@ -129,7 +129,7 @@ def test_verify__an_intact_registry_and_its_anchors(world: World) -> None:
     assert kinds == {FindingKind.ALTERED}
 
 
-def test_verify__holds_after_every_kind_of_ending(world: World) -> None:
+def test_verify__holds_after_every_kind_of_ending(world: RegistryHarness) -> None:
     """Deleted integrations and removed administrators are still proven by their trail."""
     world.apply(create())
     world.apply(c.DeleteIntegration(integration_id=ID))
@@ -137,7 +137,7 @@ def test_verify__holds_after_every_kind_of_ending(world: World) -> None:
     assert world.run(verify_registry(world.registry)).is_intact
 
 
-def test_administrators__each_change_is_on_record(world: World) -> None:
+def test_administrators__each_change_is_on_record(world: RegistryHarness) -> None:
     """Accounts, roles and tokens leave a trail with no digest in it."""
     dan = NewToken("tokendan", digest("tokendan"), NOW_US + DAY_US)
     world.administer(
@@ -161,7 +161,7 @@ def test_administrators__each_change_is_on_record(world: World) -> None:
     assert digest("tokendan").removeprefix("sha256:") not in bodies
 
 
-def test_administrators__bootstrap_only_once(world: World) -> None:
+def test_administrators__bootstrap_only_once(world: RegistryHarness) -> None:
     """A registry that has or had administrators is not bootstrapped again."""
     again = Bootstrap(administrator_id="eve", name="Eve", token=new_token("tokeneve", world.clock))
     with pytest.raises(RefusedError) as caught:
@@ -176,7 +176,7 @@ def test_administrators__bootstrap_only_once(world: World) -> None:
     ]
 
 
-def test_administrators__token_finds_its_holder(world: World) -> None:
+def test_administrators__token_finds_its_holder(world: RegistryHarness) -> None:
     """A token's id leads to the account, also after it was revoked; a strange one leads nowhere."""
     key = generate_api_key("sca")
     fresh = NewToken(key.credential_id, key.digest, NOW_US + DAY_US)
@@ -191,7 +191,7 @@ def test_administrators__token_finds_its_holder(world: World) -> None:
     assert world.run(world.registry.token_holder("nosuch")) is None
 
 
-def test_administrators__token_ids_are_used_once(world: World) -> None:
+def test_administrators__token_ids_are_used_once(world: RegistryHarness) -> None:
     """A token that was revoked cannot be put back, whoever asks."""
     world.administer(RevokeToken(administrator_id="bob", token_id="tokenbob"))
     again = IssueToken(administrator_id="cat", token=new_token("tokenbob", world.clock))
@@ -200,7 +200,7 @@ def test_administrators__token_ids_are_used_once(world: World) -> None:
     assert caught.value.code is Code.CREDENTIAL_ID_USED
 
 
-def test_administrators__who_ended_changes_nothing_more(world: World) -> None:
+def test_administrators__who_ended_changes_nothing_more(world: RegistryHarness) -> None:
     """An actor who was authenticated before its end is refused at the commit."""
     world.administer(RevokeToken(administrator_id="bob", token_id="tokenbob"))
     assert world.refused(create(), BOB).code is Code.ACTOR_ENDED
@@ -208,7 +208,7 @@ def test_administrators__who_ended_changes_nothing_more(world: World) -> None:
     assert world.refused(create(), CAT).code is Code.ROLE_FORBIDS
 
 
-def test_administrators__an_account_made_by_the_suspender_does_not_reactivate(world: World) -> None:
+def test_administrators__an_account_made_by_the_suspender_does_not_reactivate(world: RegistryHarness) -> None:
     """The suspender cannot make a second self, nor borrow a colleague by giving it a token of her own."""
     world.apply(set_up())
     world.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
@@ -224,7 +224,9 @@ def test_administrators__an_account_made_by_the_suspender_does_not_reactivate(wo
     assert world.apply(reactivate, BOB).entry is not None
 
 
-def test_administrators__a_recovered_one_reactivates_what_the_only_one_suspended(world: World) -> None:
+def test_administrators__a_recovered_one_reactivates_what_the_only_one_suspended(
+    world: RegistryHarness,
+) -> None:
     """Whoever owns the store gets back in without an administrator; every store keeps the mark."""
     for name in ("bob", "cat"):
         world.administer(RemoveAdministrator(administrator_id=name))
@@ -244,7 +246,7 @@ def test_administrators__a_recovered_one_reactivates_what_the_only_one_suspended
     assert world.run(verify_registry(world.registry)).is_intact
 
 
-def test_machine__suspends_without_an_account(world: World) -> None:
+def test_machine__suspends_without_an_account(world: RegistryHarness) -> None:
     """Where no token is left, the owner of the store can still close the door; any administrator opens it."""
     world.apply(set_up())
     suspended = world.apply(c.Suspend(integration_id=ID, reason="leak"), machine_actor("root"))
@@ -255,7 +257,7 @@ def test_machine__suspends_without_an_account(world: World) -> None:
     assert world.run(verify_registry(world.registry)).is_intact
 
 
-def test_administrators__idempotency(world: World) -> None:
+def test_administrators__idempotency(world: RegistryHarness) -> None:
     """A repeated request for a token makes no second one."""
     issue = IssueToken(administrator_id="bob", token=new_token("t1", world.clock))
     first = world.administer(issue, idempotency_key="k", fingerprint="f")
@@ -266,7 +268,7 @@ def test_administrators__idempotency(world: World) -> None:
     assert world.run(world.registry.token_holder("t2")) is None
 
 
-def test_record_proofs__page_by_page(world: World) -> None:
+def test_record_proofs__page_by_page(world: RegistryHarness) -> None:
     """Every record is proven once, in order of the subjects."""
     world.apply(create("a"))
     world.apply(create("b"))

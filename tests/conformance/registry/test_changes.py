@@ -37,19 +37,19 @@ from tests.administration import (
     secret,
     set_up,
 )
-from tests.conformance.registry.world import World
+from tests.conformance.registry.registry_harness import RegistryHarness
 
 SUSPEND = c.Suspend(integration_id=ID, reason="key leaked")
 REACTIVATE = c.Reactivate(integration_id=ID, reason="keys replaced")
 
 
-def is_intact(world: World) -> bool:
+def is_intact(world: RegistryHarness) -> bool:
     """Whether a verification finds nothing."""
     return world.run(verify_registry(world.registry)).is_intact
 
 
 @pytest.mark.parametrize("kind", c.COMMANDS)
-def test_apply__each_command_is_there_afterwards(world: World, kind: type[c.Command]) -> None:
+def test_apply__each_command_is_there_afterwards(world: RegistryHarness, kind: type[c.Command]) -> None:
     """After each kind of change the registry holds the record, the next generation and the audit entry."""
     for actor, command in preparation(kind):
         world.apply(command, actor)
@@ -64,7 +64,7 @@ def test_apply__each_command_is_there_afterwards(world: World, kind: type[c.Comm
     assert is_intact(world)
 
 
-def test_apply__another_process_sees_it_at_once(world: World) -> None:
+def test_apply__another_process_sees_it_at_once(world: RegistryHarness) -> None:
     """What was returned is what every other handle reads from then on."""
     made = world.apply(create())
 
@@ -75,7 +75,7 @@ def test_apply__another_process_sees_it_at_once(world: World) -> None:
     world.run(look())
 
 
-def test_apply__outlives_the_handle(world: World) -> None:
+def test_apply__outlives_the_handle(world: RegistryHarness) -> None:
     """A closed registry that is opened again has everything; the closed handle refuses to go on."""
     made = world.apply(create())
     world.run(world.registry.aclose())
@@ -85,7 +85,7 @@ def test_apply__outlives_the_handle(world: World) -> None:
     assert world.get(ID) == made.record
 
 
-def test_apply__refusal_leaves_no_trace(world: World) -> None:
+def test_apply__refusal_leaves_no_trace(world: RegistryHarness) -> None:
     """A refused change leaves record, generation and audit log as they were, whatever refused it."""
     world.apply(set_up())
     before = world.run(world.registry.revision())
@@ -99,7 +99,7 @@ def test_apply__refusal_leaves_no_trace(world: World) -> None:
     assert world.get(ID).generation == 1
 
 
-def test_apply__no_change_writes_nothing(world: World) -> None:
+def test_apply__no_change_writes_nothing(world: RegistryHarness) -> None:
     """A change after which all is as before is no entry and no generation."""
     world.apply(set_up())
     before = world.run(world.registry.revision())
@@ -108,7 +108,7 @@ def test_apply__no_change_writes_nothing(world: World) -> None:
     assert world.run(world.registry.revision()) == before
 
 
-def test_apply__expected_generation(world: World) -> None:
+def test_apply__expected_generation(world: RegistryHarness) -> None:
     """Of two administrators who read the same generation one is told to read again."""
     world.apply(create(), expected=0)
     world.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=7), ANN, expected=1)
@@ -118,7 +118,7 @@ def test_apply__expected_generation(world: World) -> None:
     assert world.get(ID).rate_limit_rpm == 7
 
 
-def test_apply__concurrent_changes_of_two_processes_lose_nothing(world: World) -> None:
+def test_apply__concurrent_changes_of_two_processes_lose_nothing(world: RegistryHarness) -> None:
     """Changes that cross are made one after the other: every one is in the record and in the chain."""
     world.apply(create())
     scopes = [
@@ -142,7 +142,7 @@ def test_apply__concurrent_changes_of_two_processes_lose_nothing(world: World) -
     assert is_intact(world)
 
 
-def test_apply__concurrent_with_one_expected_generation(world: World) -> None:
+def test_apply__concurrent_with_one_expected_generation(world: RegistryHarness) -> None:
     """Of ten changes that expect the same generation, from two processes, exactly one is made."""
     world.apply(create())
 
@@ -161,7 +161,7 @@ def test_apply__concurrent_with_one_expected_generation(world: World) -> None:
     assert world.get(ID).generation == 2
 
 
-def test_reactivation__four_eyes(world: World) -> None:
+def test_reactivation__four_eyes(world: RegistryHarness) -> None:
     """The suspender and whoever suspended again are refused; a third reactivates with the new credential."""
     world.apply(set_up())
     world.apply(SUSPEND, ANN)
@@ -176,7 +176,7 @@ def test_reactivation__four_eyes(world: World) -> None:
     assert is_intact(world)
 
 
-def test_reactivation__not_by_crossing_changes(world: World) -> None:
+def test_reactivation__not_by_crossing_changes(world: RegistryHarness) -> None:
     """A reactivation that crosses a further suspension either came before it or is refused."""
     world.apply(set_up())
     world.apply(SUSPEND, ANN)
@@ -199,7 +199,7 @@ def test_reactivation__not_by_crossing_changes(world: World) -> None:
     assert is_intact(world)
 
 
-def test_delete__id_is_never_used_again(world: World) -> None:
+def test_delete__id_is_never_used_again(world: RegistryHarness) -> None:
     """A deleted integration is gone from every list, its trail stays, and its id with it."""
     world.apply(set_up())
     world.apply(SUSPEND, ANN)
@@ -216,7 +216,7 @@ def test_delete__id_is_never_used_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["revoke", "suspend", "delete", "rotate"])
-def test_credential_id__is_used_once_in_the_whole_registry(world: World, ended_by: str) -> None:
+def test_credential_id__is_used_once_in_the_whole_registry(world: RegistryHarness, ended_by: str) -> None:
     """A credential that ended can never be put back, not even into another integration."""
     world.apply(set_up())
     world.apply(
@@ -236,7 +236,7 @@ def test_credential_id__is_used_once_in_the_whole_registry(world: World, ended_b
         world.run(world.registry.preview(request(elsewhere)))
 
 
-def test_preview__changes_nothing(world: World) -> None:
+def test_preview__changes_nothing(world: RegistryHarness) -> None:
     """A preview says what would come of a change, with its notices, and leaves no trace."""
     world.apply(set_up())
     before = world.run(world.registry.revision())
@@ -249,7 +249,7 @@ def test_preview__changes_nothing(world: World) -> None:
     assert world.get(ID).generation == 1
 
 
-def test_apply_many__each_on_its_own(world: World) -> None:
+def test_apply_many__each_on_its_own(world: RegistryHarness) -> None:
     """Refused changes stand between made ones, in order, and do not stop them."""
     requests = [request(create(f"i{number}")) for number in range(5)]
     requests[2] = request(create("i1"))
@@ -262,7 +262,7 @@ def test_apply_many__each_on_its_own(world: World) -> None:
     assert is_intact(world)
 
 
-def test_apply_many__is_bounded(world: World) -> None:
+def test_apply_many__is_bounded(world: RegistryHarness) -> None:
     """More changes than one call takes are refused before any is made."""
     requests = [request(create(f"i{number}")) for number in range(REQUESTS_MAX + 1)]
     with pytest.raises(RefusedError) as caught:
@@ -271,7 +271,7 @@ def test_apply_many__is_bounded(world: World) -> None:
     assert world.run(world.registry.list(ListQuery())).records == ()
 
 
-def test_idempotency__a_repeat_gets_the_first_result(world: World) -> None:
+def test_idempotency__a_repeat_gets_the_first_result(world: RegistryHarness) -> None:
     """A repeated request changes nothing and gets what the first one got, marked as a replay."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     first = world.apply(set_up(), **key)
@@ -283,7 +283,7 @@ def test_idempotency__a_repeat_gets_the_first_result(world: World) -> None:
     assert digest("other") not in repr(again)
 
 
-def test_idempotency__another_request_under_the_same_key(world: World) -> None:
+def test_idempotency__another_request_under_the_same_key(world: RegistryHarness) -> None:
     """A key stands for one request; keys of two administrators are two keys."""
     world.apply(create("a"), idempotency_key="k1", fingerprint="f1")
     other = world.refused(create("b"), idempotency_key="k1", fingerprint="f2")
@@ -291,7 +291,7 @@ def test_idempotency__another_request_under_the_same_key(world: World) -> None:
     assert not world.apply(create("b"), BOB, idempotency_key="k1", fingerprint="f2").is_replay
 
 
-def test_idempotency__refusals_are_not_kept(world: World) -> None:
+def test_idempotency__refusals_are_not_kept(world: RegistryHarness) -> None:
     """A refused request may be repeated under its key once the cause is gone."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     world.refused(SUSPEND, **key)
@@ -299,7 +299,7 @@ def test_idempotency__refusals_are_not_kept(world: World) -> None:
     assert not world.apply(SUSPEND, **key).is_replay
 
 
-def test_idempotency__ends_after_a_day(world: World) -> None:
+def test_idempotency__ends_after_a_day(world: RegistryHarness) -> None:
     """A key is forgotten when its time is over."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     world.apply(create("a"), **key)
@@ -307,7 +307,7 @@ def test_idempotency__ends_after_a_day(world: World) -> None:
     assert not world.apply(create("b"), **key).is_replay
 
 
-def test_idempotency__of_an_account_that_ended(world: World) -> None:
+def test_idempotency__of_an_account_that_ended(world: RegistryHarness) -> None:
     """A repeat by a token that was revoked meanwhile gets nothing."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     world.apply(create(), BOB, **key)
@@ -315,7 +315,7 @@ def test_idempotency__of_an_account_that_ended(world: World) -> None:
     assert world.refused(create(), BOB, **key).code is Code.ACTOR_ENDED
 
 
-def test_webhook_secret__is_kept_beside_the_record_and_erased_when_it_ends(world: World) -> None:
+def test_webhook_secret__is_kept_beside_the_record_and_erased_when_it_ends(world: RegistryHarness) -> None:
     """Who signs reads the sealed secrets that are live; rotation and deletion erase the others."""
     world.apply(create())
     world.apply(c.GenerateWebhookSecret(integration_id=ID, secret=secret("first")))
@@ -329,7 +329,7 @@ def test_webhook_secret__is_kept_beside_the_record_and_erased_when_it_ends(world
     assert world.run(world.registry.webhook_secrets("nosuch")) == ()
 
 
-def test_apply__clock_that_steps_back_never_reorders_the_record(world: World) -> None:
+def test_apply__clock_that_steps_back_never_reorders_the_record(world: RegistryHarness) -> None:
     """Times on record never go back, so access given after a suspension cannot look older than it."""
     world.apply(create())
     first = world.apply(SUSPEND)

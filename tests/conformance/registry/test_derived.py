@@ -19,13 +19,13 @@ from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, ID, ManualClock, create, credential, set_up
-from tests.conformance.registry.world import RedisBackend, SqliteBackend, World
+from tests.conformance.registry.registry_harness import RedisBackend, RegistryHarness, SqliteBackend
 
 OTHER = "other"
 DELETED = "gone"
 
 
-def populate(world: World) -> None:
+def populate(world: RegistryHarness) -> None:
     """Integrations in every state, credentials that ended, a removed administrator."""
     world.apply(set_up())
     world.apply(create(OTHER))
@@ -36,23 +36,23 @@ def populate(world: World) -> None:
     world.administer(RemoveAdministrator(administrator_id="cat"))
 
 
-def problems(world: World) -> list[str]:
+def problems(world: RegistryHarness) -> list[str]:
     """What a verification says."""
     found = world.run(verify_registry(world.registry)).findings
     assert {finding.kind for finding in found} <= {FindingKind.DERIVED_ALTERED}
     return [finding.message for finding in found]
 
 
-def test_derived__is_whole(world: World) -> None:
+def test_derived__is_whole(world: RegistryHarness) -> None:
     """Nothing is found where nothing was changed, in any store."""
     populate(world)
     assert problems(world) == []
 
 
 @pytest.fixture
-def in_sqlite(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[World]:
+def in_sqlite(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
     """A populated registry in SQLite."""
-    made = World(SqliteBackend(tmp_path, clock), clock, runner)
+    made = RegistryHarness(SqliteBackend(tmp_path, clock), clock, runner)
     populate(made)
     yield made
     made.run(made.registry.aclose())
@@ -90,7 +90,7 @@ SQLITE_CHANGES = (
 
 
 @pytest.mark.parametrize(("statement", "told"), SQLITE_CHANGES)
-def test_derived__in_sqlite(in_sqlite: World, statement: str, told: str) -> None:
+def test_derived__in_sqlite(in_sqlite: RegistryHarness, statement: str, told: str) -> None:
     """Each derived column, table and guard."""
     assert isinstance(in_sqlite.backend, SqliteBackend)
     with closing(sqlite3.connect(in_sqlite.backend.path, isolation_level=None)) as intruder:
@@ -111,9 +111,9 @@ def test_derived__in_sqlite(in_sqlite: World, statement: str, told: str) -> None
 @pytest.fixture(params=["standalone", "cluster"])
 def in_redis(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, runner: asyncio.Runner
-) -> Iterator[World]:
+) -> Iterator[RegistryHarness]:
     """A populated registry in Redis."""
-    made = World(RedisBackend(request.param, tmp_path, clock), clock, runner)
+    made = RegistryHarness(RedisBackend(request.param, tmp_path, clock), clock, runner)
     populate(made)
     yield made
     made.run(made.registry.aclose())
@@ -174,7 +174,7 @@ REDIS_CHANGES = {
 
 
 @pytest.mark.parametrize("name", REDIS_CHANGES)
-def test_derived__in_redis(in_redis: World, name: str) -> None:
+def test_derived__in_redis(in_redis: RegistryHarness, name: str) -> None:
     """Each derived key of the registry."""
     change, told = REDIS_CHANGES[name]
     tamper(in_redis, change)
@@ -184,7 +184,7 @@ def test_derived__in_redis(in_redis: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("filtered", ["subject", "actor", "action"])
-def test_derived__an_index_of_the_log(in_redis: World, filtered: str) -> None:
+def test_derived__an_index_of_the_log(in_redis: RegistryHarness, filtered: str) -> None:
     """An entry that was taken out of an index is missing in filtered pages, and named."""
 
     def change(keys: RegistryKeys) -> tuple[int, tuple[str | int, ...]]:
@@ -198,13 +198,13 @@ def test_derived__an_index_of_the_log(in_redis: World, filtered: str) -> None:
     assert all(f"the index of {filtered} " in problem and "lacks the entry" in problem for problem in found)
 
 
-def test_derived__a_status_that_hides(in_redis: World) -> None:
+def test_derived__a_status_that_hides(in_redis: RegistryHarness) -> None:
     """An integration that is marked as deleted vanishes from lists and snapshots; the log knows better."""
     tamper(in_redis, at("HSET", "r", "status", "deleted", of=OTHER))
     assert any("integration:other: it is kept as deleted" in problem for problem in problems(in_redis))
 
 
-def tamper(world: World, change: Change) -> None:
+def tamper(world: RegistryHarness, change: Change) -> None:
     """Have the registry's own connection carry out a command around its rules."""
     assert isinstance(world.backend, RedisBackend)
     registry: Any = world.registry

@@ -8,12 +8,12 @@ from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.registry.redis.feed import Feed
 from sidecar.stores.registry.redis.keys import RegistryKeys
 from sidecar.stores.registry.redis.nodes import Nodes
-from tests.store_worlds import World, run
+from tests.store_harness import StoreHarness, run
 
 
 def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
     """A change is heard before the first look at its partition ends: the later of the two stands."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         url = world.url(partitions="2")

@@ -20,11 +20,11 @@ from sidecar.stores.registry.protocol import (
     ListQuery,
 )
 from tests.administration import BOB, ID, create, credential, request, set_up
-from tests.conformance.registry.world import World
+from tests.conformance.registry.registry_harness import RegistryHarness
 from tests.waiting import PATIENCE_S
 
 
-def listed(world: World, **query: object) -> list[str]:
+def listed(world: RegistryHarness, **query: object) -> list[str]:
     """The ids of a whole list, page by page."""
     ids: list[str] = []
     after = ""
@@ -36,7 +36,7 @@ def listed(world: World, **query: object) -> list[str]:
             return ids
 
 
-def fill(world: World, count: int) -> list[str]:
+def fill(world: RegistryHarness, count: int) -> list[str]:
     """Create *count* integrations at once; their ids in order."""
     ids = [f"i{number:05}" for number in range(count)]
     for first in range(0, count, REQUESTS_MAX):
@@ -46,14 +46,14 @@ def fill(world: World, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 8, 100])
-def test_list__every_page_size_gives_every_integration_once(world: World, limit: int) -> None:
+def test_list__every_page_size_gives_every_integration_once(world: RegistryHarness, limit: int) -> None:
     """Pages follow one another by the cursor, in order of the ids, without gaps and repeats."""
     ids = fill(world, 7)
     assert listed(world, limit=limit) == ids
     assert len(world.run(world.registry.list(ListQuery(limit=limit))).records) == min(limit, 7)
 
 
-def test_list__a_page_in_hand_stays_right_while_others_write(world: World) -> None:
+def test_list__a_page_in_hand_stays_right_while_others_write(world: RegistryHarness) -> None:
     """Integrations that come and go between two pages never hide another one."""
     fill(world, 6)
     page = world.run(world.registry.list(ListQuery(limit=3)))
@@ -63,7 +63,7 @@ def test_list__a_page_in_hand_stays_right_while_others_write(world: World) -> No
     assert listed(world, limit=3, after=page.next_after) == ["i00003", "i00004", "i00005"]
 
 
-def test_list__search_and_status(world: World) -> None:
+def test_list__search_and_status(world: RegistryHarness) -> None:
     """The search looks into ids, names, people and credential ids, whatever the case; status narrows it."""
     world.apply(create("one", name="Ärzte GmbH", contact="Ops@one.example"))
     world.apply(create("two", owner="Platform Team", third_party_manager="Helpers & Co"))
@@ -95,14 +95,14 @@ def test_list__search_and_status(world: World) -> None:
         (ListQuery(after="NOT AN ID"), "after"),
     ],
 )
-def test_list__limits_and_cursors_are_checked(world: World, query: ListQuery, field: str) -> None:
+def test_list__limits_and_cursors_are_checked(world: RegistryHarness, query: ListQuery, field: str) -> None:
     """A page is bounded, and a cursor that is none is refused."""
     with pytest.raises(RefusedError) as caught:
         world.run(world.registry.list(query))
     assert (caught.value.code, caught.value.field) == (Code.INVALID_VALUE, field)
 
 
-def test_load_all__everything_and_the_revision_it_is_at(world: World) -> None:
+def test_load_all__everything_and_the_revision_it_is_at(world: RegistryHarness) -> None:
     """A reader that starts from this view and follows from its revision misses nothing."""
     ids = fill(world, 5)
     view = world.run(world.registry.load_all())
@@ -111,7 +111,7 @@ def test_load_all__everything_and_the_revision_it_is_at(world: World) -> None:
     assert world.run(world.registry.changes_since(view.revision)) == Changes(view.revision)
 
 
-def test_changes_since__what_changed_and_what_ended(world: World) -> None:
+def test_changes_since__what_changed_and_what_ended(world: RegistryHarness) -> None:
     """Changed integrations come as they are now, once each; deleted ones by their ids."""
     ids = fill(world, 4)
     since = world.run(world.registry.revision())
@@ -130,7 +130,7 @@ def test_changes_since__what_changed_and_what_ended(world: World) -> None:
     assert not since.covers(made.position)
 
 
-def test_changes_since__goes_on_where_it_stopped(world: World) -> None:
+def test_changes_since__goes_on_where_it_stopped(world: RegistryHarness) -> None:
     """More changes than one answer holds come in several, and none is lost between them."""
     since = world.run(world.registry.revision())
     ids = fill(world, CHANGES_MAX + 5)
@@ -147,12 +147,12 @@ def test_changes_since__goes_on_where_it_stopped(world: World) -> None:
 
 
 @pytest.mark.parametrize("revision", [Revision((10_000_000,)), Revision((0,) * 1_000)])
-def test_changes_since__a_revision_it_never_had(world: World, revision: Revision) -> None:
+def test_changes_since__a_revision_it_never_had(world: RegistryHarness, revision: Revision) -> None:
     """After a restored backup, or from another registry, the reader is told to load all."""
     assert world.run(world.registry.changes_since(revision)).is_reset
 
 
-def test_changes_since__from_the_beginning(world: World) -> None:
+def test_changes_since__from_the_beginning(world: RegistryHarness) -> None:
     """From the zero revision every integration comes."""
     ids = fill(world, 3)
     zero = Revision(tuple(0 for _ in world.run(world.registry.revision()).sequences))
@@ -160,7 +160,7 @@ def test_changes_since__from_the_beginning(world: World) -> None:
 
 
 @pytest.mark.parametrize("by_another_process", [False, True])
-def test_changes_since__waits_for_a_change(world: World, by_another_process: bool) -> None:
+def test_changes_since__waits_for_a_change(world: RegistryHarness, by_another_process: bool) -> None:
     """A waiting reader is woken by a change, also by one that another process makes."""
 
     async def wait() -> Changes:
@@ -175,13 +175,13 @@ def test_changes_since__waits_for_a_change(world: World, by_another_process: boo
     assert [record.id for record in world.run(wait()).records] == [ID]
 
 
-def test_changes_since__gives_up_at_its_timeout(world: World) -> None:
+def test_changes_since__gives_up_at_its_timeout(world: RegistryHarness) -> None:
     """Without a change the answer is empty, at the same revision."""
     revision = world.run(world.registry.revision())
     assert world.run(world.registry.changes_since(revision, timeout_s=0.01)) == Changes(revision)
 
 
-def test_changes_since__changes_of_administrators_move_the_revision_alone(world: World) -> None:
+def test_changes_since__changes_of_administrators_move_the_revision_alone(world: RegistryHarness) -> None:
     """The revision counts every entry on record, so that a confirmation covers them too."""
     since = world.run(world.registry.revision())
     made = world.administer(SetRole(administrator_id="olli", role=Role.AUDITOR))
@@ -191,7 +191,7 @@ def test_changes_since__changes_of_administrators_move_the_revision_alone(world:
     assert changes.revision.covers(Position(made.entry.chain, made.entry.sequence))
 
 
-def test_sidecars__announce_and_are_forgotten(world: World) -> None:
+def test_sidecars__announce_and_are_forgotten(world: RegistryHarness) -> None:
     """Live sidecars tell how far they have come; one that falls silent no longer counts."""
     world.apply(set_up())
     revision = world.run(world.registry.revision())
@@ -207,14 +207,14 @@ def test_sidecars__announce_and_are_forgotten(world: World) -> None:
     assert [one.id for one in world.run(world.registry.live_sidecars())] == ["s1"]
 
 
-def test_sidecars__leave_no_trace_on_record(world: World) -> None:
+def test_sidecars__leave_no_trace_on_record(world: RegistryHarness) -> None:
     """A heartbeat is no change of the registry."""
     revision = world.run(world.registry.revision())
     world.run(world.registry.announce("s1", revision))
     assert world.run(world.registry.revision()) == revision
 
 
-def test_reads__never_show_half_a_change(world: World) -> None:
+def test_reads__never_show_half_a_change(world: RegistryHarness) -> None:
     """Whoever reads while others write sees a record of one generation, and never an older one again."""
     world.apply(create())
 

@@ -26,7 +26,7 @@ from tests.building import make_metrics
 from tests.fault.registry.writes import WRITES
 from tests.redis_servers import LOOPBACK, RedisServer, documented_permissions, shared
 from tests.registry_in_redis import add_people
-from tests.store_worlds import PATIENT, bucket, ready, run, take
+from tests.store_harness import PATIENT, bucket, ready, run, take
 from tests.waiting import until
 
 USER = "keeper"

@@ -21,18 +21,18 @@ from sidecar.stores.registry.sqlite.file import TRACES, check_file, connect, ope
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS
 from tests.administration import LIFECYCLE, ManualClock, create, request
-from tests.conformance.registry.world import SqliteBackend, World, found
+from tests.conformance.registry.registry_harness import RegistryHarness, SqliteBackend, found
 
 
 @pytest.fixture
-def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[World]:
+def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
     """A founded registry in a SQLite file."""
-    made = World(SqliteBackend(tmp_path, clock), clock, runner)
+    made = RegistryHarness(SqliteBackend(tmp_path, clock), clock, runner)
     yield made
     made.run(made.registry.aclose())
 
 
-def path_of(world: World) -> Path:
+def path_of(world: RegistryHarness) -> Path:
     """The file of *world*."""
     assert isinstance(world.backend, SqliteBackend)
     return world.backend.path
@@ -44,7 +44,7 @@ def pragma(path: Path, name: str) -> object:
         return database.execute(f"PRAGMA {name}").fetchone()[0]
 
 
-def test_open__nobody_else_can_read_it(world: World, tmp_path: Path) -> None:
+def test_open__nobody_else_can_read_it(world: RegistryHarness, tmp_path: Path) -> None:
     """The file and what SQLite puts beside it have mode 0600 from the first moment, whatever the umask."""
     world.apply(create())
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -52,7 +52,7 @@ def test_open__nobody_else_can_read_it(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o644, 0o606])
-def test_open__a_file_that_others_can_read_is_refused(world: World, mode: int) -> None:
+def test_open__a_file_that_others_can_read_is_refused(world: RegistryHarness, mode: int) -> None:
     """A loose mode is told with the command that mends it."""
     path = path_of(world)
     path.chmod(mode)
@@ -62,7 +62,7 @@ def test_open__a_file_that_others_can_read_is_refused(world: World, mode: int) -
     path.chmod(0o600)
 
 
-def test_open__settings_that_durability_rests_on(world: World, runner: asyncio.Runner) -> None:
+def test_open__settings_that_durability_rests_on(world: RegistryHarness, runner: asyncio.Runner) -> None:
     """Write-ahead log in the file; full sync, foreign keys and recursive triggers on every connection."""
     path = path_of(world)
     assert pragma(path, "journal_mode") == "wal"
@@ -95,7 +95,7 @@ def test_open__a_file_that_lost_its_beginning(
 
 
 @pytest.mark.parametrize("bytes_kept", [100, 512, 4096, 8192, -4096])
-def test_open__a_file_that_lost_its_end(world: World, bytes_kept: int) -> None:
+def test_open__a_file_that_lost_its_end(world: RegistryHarness, bytes_kept: int) -> None:
     """A registry that was cut anywhere is refused as damaged, by the check too."""
     world.apply(create())
     world.run(world.registry.aclose())
@@ -149,7 +149,7 @@ def test_open__a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["emptied", "removed", "replaced"])
-def test_open__a_file_that_is_lost_while_open(world: World, what: str) -> None:
+def test_open__a_file_that_is_lost_while_open(world: RegistryHarness, what: str) -> None:
     """Changes of a file that is not there any more would be lost: they are refused, with the cause."""
     path = path_of(world)
     world.apply(create())
@@ -165,7 +165,7 @@ def test_open__a_file_that_is_lost_while_open(world: World, what: str) -> None:
         world.run(world.registry.load_all())
 
 
-def test_check__changes_nothing(world: World, tmp_path: Path) -> None:
+def test_check__changes_nothing(world: RegistryHarness, tmp_path: Path) -> None:
     """The check reads a registry that is in use, one that is closed, and makes no file."""
     world.apply(create())
     check_file(path_of(world))
@@ -191,7 +191,7 @@ def test_open__the_database_of_another_program(tmp_path: Path) -> None:
         assert database.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
 
 
-def test_open__a_registry_of_a_later_version(world: World) -> None:
+def test_open__a_registry_of_a_later_version(world: RegistryHarness) -> None:
     """An older program does not touch what it does not know."""
     path = path_of(world)
     with closing(connect(path)) as database:
@@ -233,7 +233,7 @@ def test_open__a_failure_leaves_nothing_open(tmp_path: Path, runner: asyncio.Run
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_close__folds_the_log_into_the_file(world: World, tmp_path: Path) -> None:
+def test_close__folds_the_log_into_the_file(world: RegistryHarness, tmp_path: Path) -> None:
     """After the last handle is closed one file remains: copying it is a backup."""
     world.apply(create())
     world.run(world.registry.aclose())

@@ -21,16 +21,16 @@ from sidecar.stores.registry.protocol import AuditQuery, RegistryDamagedError
 from sidecar.stores.registry.sqlite.file import connect
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, CAT, ID, ManualClock, create, credential, digest, set_up
-from tests.conformance.registry.world import SqliteBackend, World
+from tests.conformance.registry.registry_harness import RegistryHarness, SqliteBackend
 
 SUSPEND = c.Suspend(integration_id=ID, reason="key leaked")
 ISSUE = c.IssueCredential(integration_id=ID, credential=credential("new"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[World]:
+def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
     """A registry with a suspended integration that has a new credential, and a deleted one."""
-    made = World(SqliteBackend(tmp_path, clock), clock, runner)
+    made = RegistryHarness(SqliteBackend(tmp_path, clock), clock, runner)
     made.apply(set_up())
     made.apply(SUSPEND, ANN)
     made.apply(ISSUE, ANN)
@@ -41,7 +41,7 @@ def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterato
 
 
 @pytest.fixture
-def intruder(world: World) -> Iterator[sqlite3.Connection]:
+def intruder(world: RegistryHarness) -> Iterator[sqlite3.Connection]:
     """Another program with write access to the file."""
     assert isinstance(world.backend, SqliteBackend)
     with closing(connect(world.backend.path)) as database:
@@ -89,7 +89,10 @@ def test_guards__refuse_what_no_program_may_do(
 
 
 def forge(
-    world: World, intruder: sqlite3.Connection, actor: str, change: Callable[[Integration], Integration]
+    world: RegistryHarness,
+    intruder: sqlite3.Connection,
+    actor: str,
+    change: Callable[[Integration], Integration],
 ) -> None:
     """
     Write a change as a forger who knows the format would: a proper next entry, and the record with it.
@@ -133,7 +136,7 @@ def reactivated(record: Integration) -> Integration:
     return replace(record, status=Status.ACTIVE, suspensions=(), credentials=new)
 
 
-def test_forge__a_proper_change_passes(world: World, intruder: sqlite3.Connection) -> None:
+def test_forge__a_proper_change_passes(world: RegistryHarness, intruder: sqlite3.Connection) -> None:
     """The forger's tool works: what the rules allow is written, so the refusals below are the guards'."""
     forge(world, intruder, CAT.id, reactivated)
     assert world.get(ID).status is Status.ACTIVE
@@ -184,7 +187,7 @@ def test_forge__a_proper_change_passes(world: World, intruder: sqlite3.Connectio
     ],
 )
 def test_guards__hold_the_reactivation_rule_against_a_forger(
-    world: World,
+    world: RegistryHarness,
     intruder: sqlite3.Connection,
     actor: object,
     change: Callable[[Integration], Integration],
@@ -197,7 +200,9 @@ def test_guards__hold_the_reactivation_rule_against_a_forger(
     assert world.get(ID) == before
 
 
-def test_guards__a_suspension_must_name_its_suspender(world: World, intruder: sqlite3.Connection) -> None:
+def test_guards__a_suspension_must_name_its_suspender(
+    world: RegistryHarness, intruder: sqlite3.Connection
+) -> None:
     """Nobody suspends in another's name, which would leave him free to reactivate."""
     forge(world, intruder, CAT.id, reactivated)
 
@@ -213,12 +218,12 @@ def test_guards__a_suspension_must_name_its_suspender(world: World, intruder: sq
     forge(world, intruder, ANN.id, blamed)
 
 
-def findings(world: World) -> list[tuple[FindingKind, int]]:
+def findings(world: RegistryHarness) -> list[tuple[FindingKind, int]]:
     """What a verification finds: the kind, and the first entry that it names."""
     return [(one.kind, one.first) for one in found(world)]
 
 
-def found(world: World) -> list[Finding]:
+def found(world: RegistryHarness) -> list[Finding]:
     """What a verification finds in records and entries; what is derived from them is for test_derived.py."""
     every = world.run(verify_registry(world.registry)).findings
     return [one for one in every if one.kind is not FindingKind.DERIVED_ALTERED]
@@ -269,7 +274,7 @@ def unguarded(intruder: sqlite3.Connection, *statements: str) -> None:
     ],
 )
 def test_verify__finds_what_the_owner_of_the_file_did(
-    world: World,
+    world: RegistryHarness,
     intruder: sqlite3.Connection,
     statements: tuple[str, ...],
     expected: list[tuple[FindingKind, int]],
@@ -292,7 +297,7 @@ def test_verify__finds_what_the_owner_of_the_file_did(
     ],
 )
 def test_verify__finds_bytes_that_were_changed_on_disk(
-    world: World, entry: int, was: bytes, becomes: bytes
+    world: RegistryHarness, entry: int, was: bytes, becomes: bytes
 ) -> None:
     """A hexadecimal editor passes every guard; the entry is named, be it JSON any more or not."""
     assert isinstance(world.backend, SqliteBackend)
@@ -310,7 +315,9 @@ def test_verify__finds_bytes_that_were_changed_on_disk(
             world.apply(create("more"))
 
 
-def test_verify__finds_a_record_that_was_put_back(world: World, intruder: sqlite3.Connection) -> None:
+def test_verify__finds_a_record_that_was_put_back(
+    world: RegistryHarness, intruder: sqlite3.Connection
+) -> None:
     """Undoing a suspension by putting the older record back is found by the trail that it left."""
     older = intruder.execute(
         "SELECT status, generation, sequence, search, record FROM integrations"
@@ -328,7 +335,9 @@ def test_verify__finds_a_record_that_was_put_back(world: World, intruder: sqlite
     assert "put back to an earlier state" in finding.message
 
 
-def test_verify__finds_a_cut_off_end_by_the_records(world: World, intruder: sqlite3.Connection) -> None:
+def test_verify__finds_a_cut_off_end_by_the_records(
+    world: RegistryHarness, intruder: sqlite3.Connection
+) -> None:
     """Removing the latest entries leaves records that point beyond the chain, even without an anchor."""
     intruder.execute("PRAGMA foreign_keys = OFF")
     last = parse_entry(

@@ -28,7 +28,7 @@ from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.thread import BATCH_MAX, SqliteThread
 from sidecar.stores.registry.sqlite.transactions import Durability
 from tests.administration import ID, LIFECYCLE, ManualClock, create, request
-from tests.conformance.registry.world import found
+from tests.conformance.registry.registry_harness import found
 from tests.waiting import PATIENCE_S
 
 QUEUE_MAX = 4

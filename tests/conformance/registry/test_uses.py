@@ -21,7 +21,7 @@ from sidecar.stores.registry.protocol import (
 )
 from sidecar.stores.registry.uses import CredentialUses, TokenUses
 from tests.administration import HOUR_US, ID, MINUTE_US, NOW_US, create, credential, request, set_up
-from tests.conformance.registry.world import World
+from tests.conformance.registry.registry_harness import RegistryHarness
 
 HERE, THERE = parse_address("192.0.2.1"), parse_address("2001:db8::1")
 
@@ -31,12 +31,12 @@ def use(credential_id: str, address: bytes = HERE, at_us: int = NOW_US, of: str 
     return CredentialUse(credential_id, of, address, at_us)
 
 
-def record(world: World, *uses: CredentialUse) -> None:
+def record(world: RegistryHarness, *uses: CredentialUse) -> None:
     """Note *uses*."""
     world.run(world.registry.record_uses(uses))
 
 
-def test_uses__the_latest_counts(world: World) -> None:
+def test_uses__the_latest_counts(world: RegistryHarness) -> None:
     """A later use replaces an earlier one, in whichever order they arrive."""
     world.apply(set_up())
     assert world.run(world.registry.last_uses(ID)) == {}
@@ -47,7 +47,7 @@ def test_uses__the_latest_counts(world: World) -> None:
     assert world.run(world.registry.last_uses(ID)) == {"live": LastUse(NOW_US + 3, THERE)}
 
 
-def test_uses__tell_which_credential_is_still_in_use_during_an_overlap(world: World) -> None:
+def test_uses__tell_which_credential_is_still_in_use_during_an_overlap(world: RegistryHarness) -> None:
     """During a rotation both credentials show their own last use."""
     world.apply(set_up())
     rotate = c.RotateCredential(
@@ -61,7 +61,7 @@ def test_uses__tell_which_credential_is_still_in_use_during_an_overlap(world: Wo
     }
 
 
-def test_uses__of_what_does_not_exist_are_dropped(world: World) -> None:
+def test_uses__of_what_does_not_exist_are_dropped(world: RegistryHarness) -> None:
     """A stray use makes no rows: only credentials and integrations that exist are remembered."""
     world.apply(set_up())
     record(world, use("nosuch"), use("live", of="nosuch"))
@@ -70,7 +70,7 @@ def test_uses__of_what_does_not_exist_are_dropped(world: World) -> None:
     assert world.run(world.registry.addresses_seen("nosuch")) == ()
 
 
-def test_uses__are_no_change_of_the_registry(world: World) -> None:
+def test_uses__are_no_change_of_the_registry(world: RegistryHarness) -> None:
     """Use leaves record, revision and audit log alone."""
     world.apply(set_up())
     revision = world.run(world.registry.revision())
@@ -79,14 +79,14 @@ def test_uses__are_no_change_of_the_registry(world: World) -> None:
     assert world.get(ID).generation == 1
 
 
-def test_uses__of_one_call_are_bounded(world: World) -> None:
+def test_uses__of_one_call_are_bounded(world: RegistryHarness) -> None:
     """More uses than one call takes are refused."""
     with pytest.raises(RefusedError) as caught:
         record(world, *[use("live")] * (USES_MAX + 1))
     assert caught.value.code is Code.TOO_MANY
 
 
-def test_addresses_seen__of_the_last_hour_the_latest_first(world: World) -> None:
+def test_addresses_seen__of_the_last_hour_the_latest_first(world: RegistryHarness) -> None:
     """Addresses are forgotten after an hour."""
     world.apply(set_up())
     record(world, use("live", HERE, NOW_US), use("live", THERE, NOW_US + MINUTE_US))
@@ -97,7 +97,7 @@ def test_addresses_seen__of_the_last_hour_the_latest_first(world: World) -> None
     assert world.run(world.registry.addresses_seen(ID)) == ()
 
 
-def test_addresses_seen__are_bounded(world: World) -> None:
+def test_addresses_seen__are_bounded(world: RegistryHarness) -> None:
     """An integration that calls from everywhere fills no store: the latest addresses are kept."""
     world.apply(set_up())
     many = [use("live", number.to_bytes(4), NOW_US + number) for number in range(2 * ADDRESSES_SEEN_MAX)]
@@ -106,7 +106,7 @@ def test_addresses_seen__are_bounded(world: World) -> None:
     assert seen == tuple(one.address for one in reversed(many[ADDRESSES_SEEN_MAX:]))
 
 
-def test_lock_out__warns_before_and_with_the_change(world: World) -> None:
+def test_lock_out__warns_before_and_with_the_change(world: RegistryHarness) -> None:
     """Preview and commit both name the addresses of the last hour that a new allowlist would refuse."""
     world.apply(create(credentials=(credential("live"),)))
     world.apply(c.SetAllowlist(integration_id=ID, entries=("198.51.100.0/24",)))
@@ -119,7 +119,7 @@ def test_lock_out__warns_before_and_with_the_change(world: World) -> None:
         assert "192.0.2.1" in notices[0].message
 
 
-def test_credential_uses__gathers_and_flushes(world: World) -> None:
+def test_credential_uses__gathers_and_flushes(world: RegistryHarness) -> None:
     """What the hot path notes is written with the next flush, the latest use of each address."""
     world.apply(set_up())
     uses = CredentialUses()
@@ -143,7 +143,7 @@ def test_credential_uses__are_bounded_and_counted() -> None:
     assert (len(uses), uses.dropped_count) == (2, 2)
 
 
-def test_credential_uses__wait_on_when_the_registry_fails(world: World) -> None:
+def test_credential_uses__wait_on_when_the_registry_fails(world: RegistryHarness) -> None:
     """A flush that fails loses nothing that there is room for, and never replaces a newer use."""
     world.apply(set_up())
     uses = CredentialUses(pending_max=3)
@@ -160,12 +160,12 @@ def test_credential_uses__wait_on_when_the_registry_fails(world: World) -> None:
     assert world.run(world.registry.last_uses(ID))["live"].at_us == NOW_US + 9
 
 
-def refuse(world: World, *callers: RefusedCaller) -> None:
+def refuse(world: RegistryHarness, *callers: RefusedCaller) -> None:
     """Note refused callers."""
     world.run(world.registry.record_refusals(callers))
 
 
-def test_refused_callers__the_latest_first(world: World) -> None:
+def test_refused_callers__the_latest_first(world: RegistryHarness) -> None:
     """Each address with each credential stands once, by its latest time; a late report changes nothing."""
     world.apply(set_up())
     here = RefusedCaller(ID, "live", HERE, NOW_US + 2)
@@ -177,7 +177,7 @@ def test_refused_callers__the_latest_first(world: World) -> None:
     assert world.run(world.registry.refused_callers("nosuch")) == ()
 
 
-def test_refused_callers__are_bounded_and_forgotten(world: World) -> None:
+def test_refused_callers__are_bounded_and_forgotten(world: RegistryHarness) -> None:
     """A flood keeps the latest; after thirty days nobody is shown."""
     world.apply(set_up())
     callers = [RefusedCaller(ID, "live", n.to_bytes(4), NOW_US + n) for n in range(3 * REFUSED_MAX)]
@@ -188,14 +188,14 @@ def test_refused_callers__are_bounded_and_forgotten(world: World) -> None:
     assert world.run(world.registry.refused_callers(ID)) == ()
 
 
-def test_refused_callers__of_one_call_are_bounded(world: World) -> None:
+def test_refused_callers__of_one_call_are_bounded(world: RegistryHarness) -> None:
     """More than one call takes are refused."""
     with pytest.raises(RefusedError) as caught:
         refuse(world, *[RefusedCaller(ID, "live", HERE, NOW_US)] * (USES_MAX + 1))
     assert caught.value.code is Code.TOO_MANY
 
 
-def test_token_uses__the_latest_counts(world: World) -> None:
+def test_token_uses__the_latest_counts(world: RegistryHarness) -> None:
     """A later use replaces an earlier one; ids that no token ever had are not kept."""
     first = TokenUse("tokenann", NOW_US + 2, "192.0.2.1")
     uses = (first, first._replace(at_us=NOW_US + 1, source="local"), TokenUse("nosuch", NOW_US, "local"))
@@ -214,7 +214,7 @@ def test_token_uses__the_latest_counts(world: World) -> None:
     assert world.run(world.registry.token_uses()) == later
 
 
-def test_token_uses__are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_uses__are_bounded(world: RegistryHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest are kept."""
     for store in ("sqlite.writes", "sqlite.reads", "redis.presence"):
         monkeypatch.setattr(f"sidecar.stores.registry.{store}.TOKEN_USES_MAX", 2, raising=False)

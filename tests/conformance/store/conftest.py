@@ -10,7 +10,7 @@ import pytest
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import BucketStore
 from tests.building import ManualClock
-from tests.store_worlds import KINDS, World, run
+from tests.store_harness import KINDS, StoreHarness, run
 
 Scene = Callable[[BucketStore, ManualClock], Awaitable[None]]
 
@@ -28,7 +28,7 @@ class Stage:
             yield EmbeddedBucketStore(clock)
             return
         # The clock of the script is the test's, its TTLs are real: quotas here refill by the second.
-        store = World(self.kind.removesuffix("-asyncio")).store(clock)
+        store = StoreHarness(self.kind.removesuffix("-asyncio")).store(clock)
         await store.start()
         assert store.is_ready
         yield store
@@ -52,6 +52,6 @@ def stage(request: pytest.FixtureRequest) -> Stage:
 
 
 @pytest.fixture(params=("standalone", "sentinel", "cluster"))
-def world(request: pytest.FixtureRequest) -> World:
+def world(request: pytest.FixtureRequest) -> StoreHarness:
     """Each way of finding a primary."""
-    return World(str(request.param))
+    return StoreHarness(str(request.param))

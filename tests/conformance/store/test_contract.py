@@ -7,7 +7,7 @@ import asyncio
 from sidecar.domain.bucket import BucketSet, Quota, Taken
 from sidecar.stores.protocols import BucketStore
 from tests.building import NOW_US, SECOND_US, ManualClock
-from tests.store_worlds import bucket, take, take_all
+from tests.store_harness import bucket, take, take_all
 
 from .conftest import Stage
 

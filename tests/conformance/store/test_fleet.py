@@ -16,10 +16,10 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import Address, StoreUrl, StoreUrlError, TlsClient, parse_store_url
 from tests.building import ManualClock, make_metrics
 from tests.redis_servers import LOOPBACK, RedisServer, shared
-from tests.store_worlds import World, bucket, ready, run, take, take_all
+from tests.store_harness import StoreHarness, bucket, ready, run, take, take_all
 
 
-def servers_of(world: World) -> list[RedisServer]:
+def servers_of(world: StoreHarness) -> list[RedisServer]:
     """The servers that hold the keys of *world*."""
     servers = shared()
     if world.kind == "cluster":
@@ -27,7 +27,7 @@ def servers_of(world: World) -> list[RedisServer]:
     return [servers.sentinel.primary if world.kind == "sentinel" else servers.standalone]
 
 
-def set_generation(world: World, store: RedisBucketStore, owner: str, generation: int) -> None:
+def set_generation(world: StoreHarness, store: RedisBucketStore, owner: str, generation: int) -> None:
     """What the registry does when the record of *owner* changes."""
     key = store.keys.generation(owner)
     server = servers_of(world)[0]
@@ -51,7 +51,7 @@ def test_fleet__values_of_every_layout_are_understood(value: str, admitted: int,
     """Today's layouts, with and without a debt, are taken over; what is none of them never breaks a call."""
 
     async def scene() -> None:
-        world = World("standalone")
+        world = StoreHarness("standalone")
         store = world.store(ManualClock())
         await store.start()
         client, buckets = servers_of(world)[0].client, bucket(limit_rpm=60, burst=5)
@@ -65,7 +65,7 @@ def test_fleet__values_of_every_layout_are_understood(value: str, admitted: int,
     run(scene())
 
 
-def test_fleet__sidecars_share_every_bucket(world: World) -> None:
+def test_fleet__sidecars_share_every_bucket(world: StoreHarness) -> None:
     """Three stores take at once from forty buckets: each bucket admits its burst, neither more nor less."""
 
     async def scene() -> None:
@@ -82,7 +82,7 @@ def test_fleet__sidecars_share_every_bucket(world: World) -> None:
     run(scene())
 
 
-def test_fleet__a_take_for_an_older_record_is_refused(world: World) -> None:
+def test_fleet__a_take_for_an_older_record_is_refused(world: StoreHarness) -> None:
     """Once the registry holds another generation nothing is taken, and the caller learns which."""
 
     async def scene() -> None:
@@ -109,7 +109,7 @@ def test_fleet__a_take_for_an_older_record_is_refused(world: World) -> None:
     run(scene())
 
 
-def test_fleet__generations_are_not_looked_at_without_a_registry_there(world: World) -> None:
+def test_fleet__generations_are_not_looked_at_without_a_registry_there(world: StoreHarness) -> None:
     """With the registry elsewhere, no record in Redis is needed and none matters."""
 
     async def scene() -> None:
@@ -122,7 +122,7 @@ def test_fleet__generations_are_not_looked_at_without_a_registry_there(world: Wo
     run(scene())
 
 
-def test_fleet__a_lost_script_is_loaded_within_the_call(world: World) -> None:
+def test_fleet__a_lost_script_is_loaded_within_the_call(world: StoreHarness) -> None:
     """SCRIPT FLUSH costs no take its answer, and each call in flight loads at most once."""
 
     async def scene() -> None:
@@ -140,7 +140,7 @@ def test_fleet__a_lost_script_is_loaded_within_the_call(world: World) -> None:
     run(scene())
 
 
-def test_fleet__every_bucket_in_redis_ends_by_itself(world: World) -> None:
+def test_fleet__every_bucket_in_redis_ends_by_itself(world: StoreHarness) -> None:
     """Each key lies under the prefix with its partition's tag, and expires once its bucket is full."""
 
     async def scene() -> None:
@@ -161,7 +161,7 @@ def test_fleet__every_bucket_in_redis_ends_by_itself(world: World) -> None:
     run(scene())
 
 
-def test_fleet__one_batch_is_one_call_for_each_partition(world: World) -> None:
+def test_fleet__one_batch_is_one_call_for_each_partition(world: StoreHarness) -> None:
     """What meets in a turn leaves together: equal takes as one entry, a Cluster's partitions apart."""
 
     async def scene() -> None:
@@ -181,7 +181,9 @@ def test_fleet__one_batch_is_one_call_for_each_partition(world: World) -> None:
     run(scene())
 
 
-def test_fleet__sidecars_must_agree_on_the_partitions(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_fleet__sidecars_must_agree_on_the_partitions(
+    world: StoreHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """A sidecar with another number of partitions would keep other buckets: it does not become ready."""
 
     async def scene() -> None:
@@ -201,7 +203,7 @@ def test_fleet__sidecars_must_agree_on_the_partitions(world: World, caplog: pyte
 
 def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:
     """While the bucket is known to be empty no call is made; then the server is asked again, and admits."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store(denial_s_max=1.0)
@@ -233,7 +235,7 @@ def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:
 
 def test_fleet__a_peek_is_no_ground_to_refuse_from_memory() -> None:
     """A peek leaves a bucket in the terms it was written in, so how long it stays empty is not known."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store(denial_s_max=1.0)
@@ -248,7 +250,7 @@ def test_fleet__a_peek_is_no_ground_to_refuse_from_memory() -> None:
     run(scene())
 
 
-def test_fleet__any_text_is_a_bucket_key(world: World) -> None:
+def test_fleet__any_text_is_a_bucket_key(world: StoreHarness) -> None:
     """A key made of a caller's text cannot reach another bucket or the protocol."""
 
     async def scene() -> None:
@@ -265,7 +267,7 @@ def test_fleet__any_text_is_a_bucket_key(world: World) -> None:
 
 def test_fleet__a_database_is_kept_apart() -> None:
     """The URL's database is where the keys go."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store(ManualClock(), url=world.url(database="3"))
@@ -284,7 +286,7 @@ def test_fleet__a_wrong_password_is_told_without_the_password(
     user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not ready; the log says what to mend and never what was tried."""
-    world = World("guarded")
+    world = StoreHarness("guarded")
     url = parse_store_url(f"redis://{user}:tried-secret@{LOOPBACK}:{shared().guarded.port}")
 
     async def scene() -> None:
@@ -301,7 +303,7 @@ def test_fleet__a_wrong_password_is_told_without_the_password(
 
 def test_fleet__a_missing_permission_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """A user who may not run the script is refused at each take, counted, and told about once."""
-    world = World("guarded")
+    world = StoreHarness("guarded")
     url = parse_store_url(f"redis://mute:correct@{LOOPBACK}:{shared().guarded.port}?prefix={world.prefix}")
 
     async def scene() -> None:
@@ -324,7 +326,7 @@ def test_fleet__a_password_may_come_from_a_file_or_the_environment(
     file = tmp_path_factory.mktemp("secrets") / "password"
     file.write_text("correct\n")
     monkeypatch.setenv("STORE_PASSWORD", "correct")
-    world = World("guarded")
+    world = StoreHarness("guarded")
     base = f"redis://{LOOPBACK}:{shared().guarded.port}?user=limited&prefix={world.prefix}"
 
     async def scene() -> None:

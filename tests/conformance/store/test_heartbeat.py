@@ -16,10 +16,10 @@ from sidecar.stores.redis.scripts import HEARTBEAT
 from tests.building import make_metrics
 from tests.redis_servers import shared as servers
 from tests.registry_in_redis import add_people
-from tests.store_worlds import World, run
+from tests.store_harness import StoreHarness, run
 
 
-def test_heartbeat__sidecars_count_each_other(world: World) -> None:
+def test_heartbeat__sidecars_count_each_other(world: StoreHarness) -> None:
     """Who beats counts; who says goodbye does not; the number comes with each beat."""
 
     async def scene() -> None:
@@ -39,7 +39,7 @@ def test_heartbeat__sidecars_count_each_other(world: World) -> None:
     run(scene())
 
 
-def test_heartbeat__a_silent_sidecar_stops_counting(world: World) -> None:
+def test_heartbeat__a_silent_sidecar_stops_counting(world: StoreHarness) -> None:
     """Its beat runs out on the server's clock, and the whole set with the last beat."""
 
     async def scene() -> None:
@@ -57,7 +57,7 @@ def test_heartbeat__a_silent_sidecar_stops_counting(world: World) -> None:
     run(scene())
 
 
-def test_heartbeat__keeps_the_last_count_without_a_store(world: World) -> None:
+def test_heartbeat__keeps_the_last_count_without_a_store(world: StoreHarness) -> None:
     """The count is needed most when nobody can be asked."""
 
     async def scene() -> None:
@@ -74,7 +74,7 @@ def test_heartbeat__keeps_the_last_count_without_a_store(world: World) -> None:
     run(scene())
 
 
-def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: World) -> None:
+def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: StoreHarness) -> None:
     """After a gap the first to beat finds nobody else, and must not take the others' shares for its own."""
 
     async def scene() -> None:
@@ -95,7 +95,7 @@ def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: W
     run(scene())
 
 
-def test_heartbeat__beats_until_it_is_closed(world: World) -> None:
+def test_heartbeat__beats_until_it_is_closed(world: StoreHarness) -> None:
     """One beat, one pause, and so on, whatever becomes of a beat; nothing of it stays."""
 
     async def scene() -> None:

@@ -24,7 +24,7 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.building import SECOND_US, make_key, make_metrics, make_request
 from tests.redis_servers import shared as servers
-from tests.store_worlds import World, run
+from tests.store_harness import StoreHarness, run
 
 WRONG_BY_S = 600
 
@@ -127,7 +127,7 @@ def test_registry__judges_by_the_time_of_the_redis_that_holds_it(wrong_by_s: int
     right_us = wall_clock_us() - wrong_by_s * SECOND_US
 
     async def scene() -> None:
-        registry = RedisRegistry(World("standalone").url(), LIFECYCLE)
+        registry = RedisRegistry(StoreHarness("standalone").url(), LIFECYCLE)
         assert abs(registry.now_us() - wall_clock_us()) < 5 * SECOND_US, "nothing has been asked yet"
         assert await registry.token_holder("nosuch") is None
         assert abs(registry.now_us() - right_us) < 30 * SECOND_US

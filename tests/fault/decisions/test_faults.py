@@ -13,7 +13,7 @@ from sidecar.process import shared_store
 from sidecar.stores.redis.limits import StoreLimits
 from tests.fault.redis.proxy import Fault, FaultProxy
 from tests.redis_servers import shared
-from tests.store_worlds import run
+from tests.store_harness import run
 
 from .serving import RECOVERY_S, Answer, Serving, check_answers, serving
 

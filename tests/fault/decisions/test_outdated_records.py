@@ -16,7 +16,7 @@ from tests.administration import ANN, LIFECYCLE, request
 from tests.fault.redis.proxy import FaultProxy
 from tests.redis_servers import shared
 from tests.registry_in_redis import add_people, create_for
-from tests.store_worlds import run
+from tests.store_harness import run
 from tests.waiting import until
 
 from .serving import MARK, POLICIES, Serving, check_answers, serving

@@ -7,7 +7,7 @@ import pytest
 from loadtest.failover.answers import DRAINING, DRY
 from loadtest.failover.scene import fail_over
 from loadtest.failover.suspensions import WAYS, SuspensionRound, fail_over_while_suspending
-from tests.store_worlds import run
+from tests.store_harness import run
 
 PATIENCE_S = 180.0
 SIDECARS = 2

@@ -20,7 +20,7 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE, create, request
 from tests.building import ManualClock, make_metrics
 from tests.registry_in_redis import add_people
-from tests.store_worlds import PATIENT, bucket, ready, run, take
+from tests.store_harness import PATIENT, bucket, ready, run, take
 from tests.waiting import PATIENCE_S
 
 OWNER = "acme"

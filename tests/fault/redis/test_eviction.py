@@ -14,7 +14,7 @@ from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.redis_servers import RedisServer
-from tests.store_worlds import World, bucket, ready, run, take
+from tests.store_harness import StoreHarness, bucket, ready, run, take
 
 EVICTING = (
     "allkeys-lru", "allkeys-lfu", "allkeys-random",
@@ -39,7 +39,7 @@ def set_policy(server: RedisServer, policy: str) -> None:
 @pytest.mark.parametrize("policy", EVICTING)
 def test_store__an_evicting_policy_is_refused_where_the_registry_is(policy: str, server: RedisServer) -> None:
     """Not ready, with the remedy; when the policy is corrected it becomes ready without a restart."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     set_policy(server, policy)
 
     async def scene() -> None:
@@ -67,7 +67,7 @@ def test_store__an_evicting_policy_is_told_where_only_buckets_are(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It works, says so as an error once, and counts it until the policy is corrected."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     set_policy(server, "volatile-ttl")
 
     async def scene() -> None:
@@ -94,7 +94,7 @@ def test_store__a_policy_that_is_changed_meanwhile_is_told(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The connection lasts, and so does the service; the log and the metric say it."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store(url=parse_store_url(server.url), checks_generation=True)
@@ -112,7 +112,7 @@ def test_store__a_policy_that_is_changed_meanwhile_is_told(
 
 def test_store__a_user_without_info_is_warned(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing can be checked: that is said once, with the permission that is missing."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     server.client.execute_command("ACL", "SETUSER", "blind", "on", ">correct", "~*", "+@all", "-info")
 
     async def scene() -> None:

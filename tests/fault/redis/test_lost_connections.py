@@ -11,7 +11,7 @@ import redis.asyncio
 from sidecar.domain.bucket import Taken
 from sidecar.stores.protocols import StoreFault
 from tests.redis_servers import shared
-from tests.store_worlds import World, bucket, ready, run, take
+from tests.store_harness import StoreHarness, bucket, ready, run, take
 
 TIMEOUT_S = 0.25
 ROUNDS = 40
@@ -25,7 +25,7 @@ async def kill_clients(server: redis.asyncio.Redis) -> None:
 @pytest.mark.parametrize("kind", ["standalone", "cluster"])
 def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
     """A take right after each kill is admitted unless it had been sent already, and none counts twice."""
-    world = World(kind)
+    world = StoreHarness(kind)
     servers = shared()
     ports = (
         [server.port for server in servers.cluster.servers]
@@ -59,7 +59,7 @@ def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
 
 def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> None:
     """Whatever is answered as a fault was taken once at most."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         client = redis.asyncio.Redis(port=shared().standalone.port)
@@ -84,7 +84,7 @@ def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> Non
 
 def test_store__a_clean_stop_does_not_say_that_the_store_is_gone() -> None:
     """Whoever stops the store is not told that it is unreachable."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         states: list[bool] = []

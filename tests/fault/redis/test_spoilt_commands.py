@@ -12,7 +12,7 @@ from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
 from tests.redis_servers import LOOPBACK, shared
-from tests.store_worlds import World, bucket, ready, run, take, take_all
+from tests.store_harness import StoreHarness, bucket, ready, run, take, take_all
 from tests.waiting import until
 
 from .proxy import Fault, FaultProxy
@@ -47,7 +47,7 @@ def nothing_is_left(store: RedisBucketStore) -> bool:
     return all(not pipeline._in_flight and not pipeline._queue.takes for pipeline in store._pipelines)
 
 
-async def survive(world: World, proxy: FaultProxy) -> None:
+async def survive(world: StoreHarness, proxy: FaultProxy) -> None:
     """Start, take through the fault, heal, take again; nothing may be left."""
     await proxy.start()
     store = world.store(
@@ -78,7 +78,7 @@ def outcome_slack(proxy: FaultProxy) -> int:
 @pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
 def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> None:
     """From the first word of the handshake to the fourth take."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, number)
@@ -92,7 +92,7 @@ def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> 
 @pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
 def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
     """Five hundred takes in the air when it happens: each answered once, in its time, no call more."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, len(HANDSHAKE) + 2)
@@ -118,7 +118,7 @@ def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
 
 def test_store__nobody_waits_for_a_store_that_hangs() -> None:
     """Once the breaker is open takes are refused at once and no call is made but probes."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         proxy = FaultProxy(shared().standalone.port, Fault.HOLD, len(HANDSHAKE) + 1)
@@ -150,7 +150,7 @@ def test_store__nobody_waits_for_a_store_that_hangs() -> None:
 
 def test_store__close_is_bounded_while_nothing_answers() -> None:
     """Stopping in the middle of a black hole answers everybody and leaves nothing."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         proxy = FaultProxy(shared().standalone.port, Fault.BLACK_HOLE, len(HANDSHAKE) + 1)

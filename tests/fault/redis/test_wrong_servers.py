@@ -16,7 +16,7 @@ from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.redis_servers import LOOPBACK, RedisServer, free_port, shared
-from tests.store_worlds import World, bucket, ready, run, take
+from tests.store_harness import StoreHarness, bucket, ready, run, take
 
 
 def tls_files(*, with_client: bool = True) -> str:
@@ -118,7 +118,7 @@ WRONG = {
 @pytest.mark.parametrize("plain", [False, True], ids=["uvloop", "asyncio"])
 def test_store__a_wrong_server_is_told(name: str, plain: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The bucket store is not ready, and its log and its state say what is wrong and what would work."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     text = WRONG[name].url()
 
     async def scene() -> None:
@@ -159,7 +159,7 @@ def assert_told(pattern: str, url: str, told: str) -> None:
 
 def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -> None:
     """The URL of its primary is named; once it is a primary itself it is used without a restart."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     primary = shared().standalone
     replica = RedisServer(tmp_path, "--replicaof", f"{LOOPBACK} {primary.port}").start()
 
@@ -182,7 +182,7 @@ def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -
 
 def test_store__something_that_is_no_redis_is_told() -> None:
     """A web server, for example."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,7 +203,7 @@ def test_store__something_that_is_no_redis_is_told() -> None:
 
 def test_store__a_node_that_hides_what_it_is_is_told_by_its_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Without the permission for INFO a Cluster node is found out by its first reply to a take."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
     servers = shared().cluster.servers
     for server in servers:
         server.client.execute_command(

@@ -21,7 +21,7 @@ from sidecar.stores.registry.sqlite.file import connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import LIFECYCLE, ManualClock, create, request
-from tests.conformance.registry.world import found
+from tests.conformance.registry.registry_harness import found
 from tests.fault.registry.victim import OPEN
 from tests.fault.registry.writes import KEYED, WRITES, Write
 from tests.waiting import PATIENCE_S

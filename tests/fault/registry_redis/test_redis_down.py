@@ -14,7 +14,7 @@ from sidecar.stores.redis.urls import parse_store_url
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from tests.building import make_metrics
 from tests.redis_servers import RedisServer
-from tests.store_worlds import ready
+from tests.store_harness import ready
 
 from .test_replaced import Sidecar, founded, is_loaded, scene
 

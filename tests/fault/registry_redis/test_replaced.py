@@ -20,7 +20,7 @@ from tests.administration import ANN, ID, LIFECYCLE, create, request
 from tests.building import make_metrics
 from tests.redis_servers import RedisServer
 from tests.registry_in_redis import add_people
-from tests.store_worlds import bucket, ready, take
+from tests.store_harness import bucket, ready, take
 from tests.waiting import PATIENCE_S, until
 
 

@@ -45,7 +45,7 @@ def key() -> NewApiKey:
     return make_key()
 
 
-class Scene:
+class FallbackHarness:
     """A decider whose store fails, with one of three sidecars' shares."""
 
     def __init__(self, *records: Integration, policy: FailPolicy = FailPolicy.DENY, live: int = 3) -> None:
@@ -101,7 +101,7 @@ def closed(fault: StoreFault) -> Reason:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__answers_each_fault(key: NewApiKey, policy: FailPolicy, fault: StoreFault) -> None:
     """Deny refuses and names the fault, allow lets in without a bucket, local takes its share; marked."""
-    scene = Scene(make_integration(key), policy=policy)
+    scene = FallbackHarness(make_integration(key), policy=policy)
     decision = scene.after(key.api_key, fault)
     expected = {
         FailPolicy.DENY: (closed(fault), None, Fallback(policy)),
@@ -119,7 +119,7 @@ def test_policy__answers_each_fault(key: NewApiKey, policy: FailPolicy, fault: S
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__is_the_same_at_once(key: NewApiKey, policy: FailPolicy, fault: StoreFault) -> None:
     """A store that fails without a trip is answered for in the same way."""
-    late = Scene(make_integration(key), policy=policy).after(key.api_key, fault)
+    late = FallbackHarness(make_integration(key), policy=policy).after(key.api_key, fault)
     fallback = StoreFallback(make_metrics(), policy, LocalShare(ManualClock(), 3))
     decider = make_decider(make_integration(key), store=FaultyStore(fault), fallback=fallback)
     decision = decider.decide(make_request(key.api_key), None, lambda decision, context: None, None)
@@ -133,7 +133,9 @@ def test_policy__is_the_same_at_once(key: NewApiKey, policy: FailPolicy, fault: 
 def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPolicy, own: FailPolicy) -> None:
     """An integration's own policy holds for it, whatever is configured for the others."""
     other = make_key()
-    scene = Scene(make_integration(key, on_store_error=own), make_integration(other, id="b"), policy=general)
+    scene = FallbackHarness(
+        make_integration(key, on_store_error=own), make_integration(other, id="b"), policy=general
+    )
     fallbacks = [scene.after(one.api_key).fallback for one in (key, other)]
     assert [fallback.policy for fallback in fallbacks if fallback is not None] == [own, general]
 
@@ -141,7 +143,7 @@ def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPoli
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__a_record_that_never_settles_stays_closed(key: NewApiKey, policy: FailPolicy) -> None:
     """SUPERSEDED is the store at work, not its failure: no policy opens the door, and none is told of."""
-    scene = Scene(make_integration(key), policy=policy)
+    scene = FallbackHarness(make_integration(key), policy=policy)
     scene.ask(key.api_key)
     for _ in range(REEVALUATIONS_MAX):
         scene.store.answer(StoreFault.SUPERSEDED)
@@ -170,7 +172,7 @@ def test_policy__a_refusal_stays_a_refusal(
     reason: Reason,
 ) -> None:
     """What the registry refuses is refused by every policy, without limits, and is no answer by policy."""
-    scene = Scene(make_integration(key, **record), policy=policy)
+    scene = FallbackHarness(make_integration(key, **record), policy=policy)
     decision = scene.after(key.api_key, fault, **request_of)
     assert (decision.reason, decision.taken, decision.fallback) == (reason, None, None)
     assert (scene.fallbacks(), len(scene.local)) == ({}, 0)
@@ -180,7 +182,7 @@ def test_policy__a_refusal_stays_a_refusal(
 def test_policy__an_unknown_caller_is_not_asked_for(key: NewApiKey, policy: FailPolicy) -> None:
     """Missing, malformed, unknown and expired keys are refused without the store, and so without a policy."""
     expired = make_integration(key, on_store_error=policy, expires_at_us=NOW_US)
-    scene = Scene(expired, policy=policy)
+    scene = FallbackHarness(expired, policy=policy)
     for api_key in (None, "junk", make_key().api_key, key.api_key):
         scene.ask(api_key)
     assert [decision.reason for decision in scene.decisions] == [
@@ -196,7 +198,7 @@ def test_policy__an_unknown_caller_is_not_asked_for(key: NewApiKey, policy: Fail
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__a_registry_that_was_never_loaded_lets_nobody_in(key: NewApiKey, policy: FailPolicy) -> None:
     """Whether a key is good is not known then, so it is refused with 503 by every policy."""
-    scene = Scene(policy=policy)
+    scene = FallbackHarness(policy=policy)
     scene.decider.snapshot = Snapshot.unloaded()
     scene.ask(key.api_key)
     assert [(decision.reason, decision.fallback) for decision in scene.decisions] == [
@@ -215,7 +217,7 @@ def test_policy__goes_by_the_record_of_now(
     key: NewApiKey, policy: FailPolicy, fault: StoreFault, now: dict[str, Any] | None, reason: Reason
 ) -> None:
     """Whoever was suspended or deleted while the take was on its way is not let in by its failure."""
-    scene = Scene(make_integration(key), policy=policy)
+    scene = FallbackHarness(make_integration(key), policy=policy)
     scene.ask(key.api_key)
     records = [] if now is None else [make_integration(key, generation=2, **now)]
     scene.decider.snapshot = Snapshot.compile(records)
@@ -225,7 +227,7 @@ def test_policy__goes_by_the_record_of_now(
 
 def test_policy__that_was_changed_meanwhile_is_the_new_one(key: NewApiKey) -> None:
     """An integration that must fail closed from now on does so for the requests that are on their way."""
-    scene = Scene(make_integration(key, on_store_error=FailPolicy.ALLOW))
+    scene = FallbackHarness(make_integration(key, on_store_error=FailPolicy.ALLOW))
     scene.ask(key.api_key)
     stricter = make_integration(key, on_store_error=FailPolicy.DENY, generation=2)
     scene.decider.snapshot = Snapshot.compile([stricter])
@@ -235,7 +237,7 @@ def test_policy__that_was_changed_meanwhile_is_the_new_one(key: NewApiKey) -> No
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__opens_no_door_by_an_outdated_record(key: NewApiKey, policy: FailPolicy) -> None:
     """The store has said that there is a later record, perhaps a suspension, and failed before it came."""
-    scene = Scene(make_integration(key, on_store_error=policy))
+    scene = FallbackHarness(make_integration(key, on_store_error=policy))
     scene.decider.snapshot.integrations["acme"].is_outdated = True
     decision = scene.after(key.api_key)
     assert (decision.reason, decision.fallback) == (Reason.STORE_UNAVAILABLE, Fallback(FailPolicy.DENY))
@@ -252,7 +254,7 @@ def test_embedded__has_no_policy(key: NewApiKey) -> None:
 
 def test_local__shows_and_keeps_the_share(key: NewApiKey) -> None:
     """A third of the limit: twenty requests, then 429 with the share's figures, until a token is back."""
-    scene = Scene(make_integration(key), policy=FailPolicy.LOCAL)
+    scene = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
     reasons = [scene.after(key.api_key).reason for _ in range(22)]
     assert reasons == 20 * [Reason.OK] + 2 * [Reason.RATE_LIMITED]
     limits = limits_of(scene.decisions[-1])
@@ -267,7 +269,9 @@ def test_local__shows_and_keeps_the_share(key: NewApiKey) -> None:
 @pytest.mark.parametrize(("live", "limit"), [(1, "60"), (7, "8"), (61, "1")])
 def test_local__limit_is_rounded_down_but_at_least_one(key: NewApiKey, live: int, limit: str) -> None:
     """As many requests a minute as this sidecar surely grants."""
-    limits = limits_of(Scene(make_integration(key), policy=FailPolicy.LOCAL, live=live).after(key.api_key))
+    limits = limits_of(
+        FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL, live=live).after(key.api_key)
+    )
     assert limits is not None
     assert limits.limit == limit
 
@@ -276,7 +280,7 @@ def test_local__without_room_for_one_more_bucket_refuses(
     key: NewApiKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory for local buckets is bounded; who finds none is refused as overloaded, marked."""
-    scene = Scene(make_integration(key), policy=FailPolicy.LOCAL)
+    scene = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
     monkeypatch.setattr(scene.local._store, "_buckets_max", 0)
     decision = scene.after(key.api_key)
     assert (decision.reason, decision.taken) == (Reason.OVERLOADED, None)
@@ -302,7 +306,7 @@ def test_local__a_fleet_together_keeps_the_limit(
     """However requests are spread over k sidecars: at most B + L·T/60, or k where B is less than k."""
     key = make_key()
     record = make_integration(key, rate_limit_rpm=limit_rpm, burst=burst)
-    fleet = [Scene(record, policy=FailPolicy.LOCAL, live=live) for _ in range(live)]
+    fleet = [FallbackHarness(record, policy=FailPolicy.LOCAL, live=live) for _ in range(live)]
     passed_s = 0
     for which, pause_s in asked:
         passed_s += pause_s

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sidecar.domain.bucket import BucketSet, Quota, Taken
 from sidecar.stores.local_share import FORGET_AFTER_US, LocalShare
 from tests.building import NOW_US, SECOND_US, ManualClock
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 
 
 def admitted(share: LocalShare, buckets: BucketSet, attempts: int = 200) -> int:

@@ -54,7 +54,7 @@ class FakeTransport:
         return list(FrameReader().feed(data))
 
 
-class Scene:
+class OpenLink:
     """An open link, and what it has told."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def answer(stream: int, message: bytes = ANSWER) -> bytes:
 
 def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
     """Calls begun in one turn leave in one write, each on the next stream of a client."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7, 8)
     frames = scene.transport.frames()
     assert [(one.kind, one.stream) for one in frames] == [(HEADERS, 1), (DATA, 1), (HEADERS, 3), (DATA, 3)]
@@ -102,7 +102,7 @@ def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
 @pytest.mark.parametrize("size", [1, 5, 1_000])
 def test_answer__however_it_is_cut(size: int) -> None:
     """Answers are told by their tag, in any order, whatever pieces they come in."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7, 8)
     data = answer(3, b"second") + answer(1, b"first")
     for at in range(0, len(data), size):
@@ -113,7 +113,7 @@ def test_answer__however_it_is_cut(size: int) -> None:
 
 def test_answer__padding_is_cut_off() -> None:
     """RFC 9113 6.1: padding is no data."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7)
     body = b"\0" + len(ANSWER).to_bytes(4, "big") + ANSWER
     scene.receive(frame(DATA, PADDED | END_STREAM, 1, b"\x03" + body + b"\0\0\0"))
@@ -130,7 +130,7 @@ def test_answer__padding_is_cut_off() -> None:
 )
 def test_answer__none_is_told_as_none(end: bytes) -> None:
     """An error of gRPC and a reset, also in the middle of an answer, are no answers."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7)
     scene.receive(end)
     assert scene.told == [(7, b"")]
@@ -138,7 +138,7 @@ def test_answer__none_is_told_as_none(end: bytes) -> None:
 
 def test_loss__every_call_under_way_is_told_once() -> None:
     """A lost connection ends each call without an answer, and then itself."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7, 8)
     scene.receive(answer(1))
     scene.link.connection_lost(None)
@@ -148,7 +148,7 @@ def test_loss__every_call_under_way_is_told_once() -> None:
 
 def test_window__of_the_server_is_kept() -> None:
     """No call is begun that the server's window has no room for, until it opens it again."""
-    scene = Scene()
+    scene = OpenLink()
     begun = 0
     while scene.link.has_room:
         scene.call(begun)
@@ -162,7 +162,7 @@ def test_window__of_the_server_is_kept() -> None:
 def test_window__of_ours_is_opened_by_what_was_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credit is given for data alone: more would lift the window above 2^31 - 1, which ends connections."""
     monkeypatch.setattr(module, "CREDIT_BYTES", 20)
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7, 8)
     scene.transport.frames()
     scene.receive(answer(1))
@@ -175,7 +175,7 @@ def test_window__of_ours_is_opened_by_what_was_data(monkeypatch: pytest.MonkeyPa
 
 def test_connection__settings_and_pings_are_acknowledged() -> None:
     """RFC 9113 6.5.3 and 6.7; acknowledgements are not."""
-    scene = Scene()
+    scene = OpenLink()
     scene.receive(frame(SETTINGS, 0, 0), frame(PING, 0, 0, b"12345678"))
     scene.receive(frame(SETTINGS, ACK, 0), frame(PING, ACK, 0, b"12345678"))
     assert scene.transport.frames() == [Frame(SETTINGS, ACK, 0, b""), Frame(PING, ACK, 0, b"12345678")]
@@ -183,7 +183,7 @@ def test_connection__settings_and_pings_are_acknowledged() -> None:
 
 def test_goaway__takes_no_further_call() -> None:
     """Calls under way are still answered."""
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7)
     scene.receive(frame(GOAWAY, 0, 0, b"\0" * 8))
     assert not scene.link.has_room
@@ -193,11 +193,11 @@ def test_goaway__takes_no_further_call() -> None:
 
 def test_bounds__of_what_a_server_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame or an answer beyond its bound ends the connection instead of filling memory."""
-    scene = Scene()
+    scene = OpenLink()
     scene.receive((16_385).to_bytes(3, "big") + bytes(6))
     assert scene.transport.is_aborted
     monkeypatch.setattr(module, "ANSWER_BYTES_MAX", 10)
-    scene = Scene()
+    scene = OpenLink()
     scene.call(7)
     scene.receive(frame(DATA, 0, 1, b"x" * 11))
     assert scene.transport.is_aborted
@@ -206,9 +206,9 @@ def test_bounds__of_what_a_server_may_send(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bounds__of_a_message_and_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is one frame; a connection ends before its stream ids do."""
     with pytest.raises(ValueError, match="one frame"):
-        Scene().link.call(b"m" * 16_380, 0)
+        OpenLink().link.call(b"m" * 16_380, 0)
     monkeypatch.setattr(module, "STREAM_MAX", 5)
-    scene = Scene()
+    scene = OpenLink()
     scene.call(0, 1)
     assert not scene.link.is_open
 

@@ -23,7 +23,7 @@ ENDS = "sidecar_admin_access_ends_timestamp_seconds"
 LIFETIME_S = 90 * DAY_US // SECOND_US
 
 
-class Scene:
+class UpkeepHarness:
     """A registry with ann, whose token lives for ninety days, and the upkeep of its API."""
 
     def __init__(self, registry: SqliteRegistry, clock: ManualClock, token_id: str) -> None:
@@ -36,7 +36,7 @@ class Scene:
         self.upkeep = AdminUpkeep(registry, self.uses, self.metrics, clock)
 
     @classmethod
-    async def open(cls, folder: Path) -> Scene:
+    async def open(cls, folder: Path) -> UpkeepHarness:
         """Open a fresh one."""
         clock = ManualClock()
         registry = await SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE, clock_us=clock)
@@ -50,7 +50,7 @@ def test_look__tells_until_when_somebody_can_administer(
     """Metrics say who can and until when; the warning begins two weeks ahead, once, and again at the end."""
 
     async def scene() -> None:
-        now = await Scene.open(tmp_path)
+        now = await UpkeepHarness.open(tmp_path)
         await now.upkeep.look()
         assert now.metrics.value(LIVE) == 1
         assert now.metrics.value(ENDS) == NOW_US // SECOND_US + LIFETIME_S
@@ -75,7 +75,7 @@ def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
     """A use reaches the registry by itself; what came last, when the API closes."""
 
     async def scene() -> None:
-        now = await Scene.open(tmp_path)
+        now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "192.0.2.1", NOW_US)
         running = asyncio.create_task(now.upkeep.run())
         await until(now.registry.token_uses)
@@ -92,7 +92,7 @@ def test_end__is_bounded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     """A registry that is gone loses the last uses, which the log says."""
 
     async def scene() -> None:
-        now = await Scene.open(tmp_path)
+        now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "local", NOW_US)
         await now.registry.aclose()
         await now.upkeep.end()

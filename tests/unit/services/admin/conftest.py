@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.services.admin.world import People, World, founded, opened
+from tests.unit.services.admin.admin_api import AdminApi, People, founded, opened
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> People:
 
 
 @pytest.fixture
-def world(people: People, tmp_path: Path) -> Iterator[World]:
+def world(people: People, tmp_path: Path) -> Iterator[AdminApi]:
     """A control plane of its own for each test."""
     with opened(people, tmp_path) as world:
         yield world

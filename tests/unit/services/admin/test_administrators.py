@@ -6,10 +6,10 @@ import pytest
 
 from sidecar.domain.api_keys import digest_of
 from tests.administration import DAY_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 
-def test_administrators__a_new_one_gets_a_token_that_works(world: World) -> None:
+def test_administrators__a_new_one_gets_a_token_that_works(world: AdminApi) -> None:
     """Shown once, for ninety days unless said otherwise."""
     answer = world.call(
         "POST", "/v1/administrators", {"id": "cat@example", "name": "Cat", "role": "operator"}
@@ -33,7 +33,7 @@ def test_administrators__a_new_one_gets_a_token_that_works(world: World) -> None
     assert view["token"].rsplit("_")[-1] not in everywhere and digest_of(view["token"]) not in everywhere
 
 
-def test_administrators__list_shows_removed_ones_too(world: World) -> None:
+def test_administrators__list_shows_removed_ones_too(world: AdminApi) -> None:
     """An id is never used again, so it is shown whose it was."""
     view = world.change("/v1/administrators/bob?reason=left", method="DELETE")
     assert (
@@ -47,7 +47,7 @@ def test_administrators__list_shows_removed_ones_too(world: World) -> None:
     assert world.trail()[-1]["reason"] == "left"
 
 
-def test_administrators__tokens_come_and_go(world: World) -> None:
+def test_administrators__tokens_come_and_go(world: AdminApi) -> None:
     """A second token is the same administrator; the first can go."""
     second = world.change("/v1/administrators/bob/tokens", {"expires_in": "1h", "reason": "laptop"})
     headers = {"Authorization": f"Bearer {second['token']}"}
@@ -59,7 +59,7 @@ def test_administrators__tokens_come_and_go(world: World) -> None:
     assert world.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
 
 
-def test_administrators__a_role_that_is_so_already_is_no_change(world: World) -> None:
+def test_administrators__a_role_that_is_so_already_is_no_change(world: AdminApi) -> None:
     """And nothing is put on record."""
     before = world.revision()
     view = world.change("/v1/administrators/bob/role", {"role": "admin"})
@@ -89,7 +89,13 @@ def test_administrators__a_role_that_is_so_already_is_no_change(world: World) ->
     ],
 )
 def test_administrators__a_refusal_names_field_and_remedy(
-    world: World, method: str, path: str, body: dict[str, object] | None, status: int, code: str, field: str
+    world: AdminApi,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
+    status: int,
+    code: str,
+    field: str,
 ) -> None:
     """And writes nothing."""
     before = world.revision()
@@ -99,7 +105,7 @@ def test_administrators__a_refusal_names_field_and_remedy(
     assert world.revision() == before
 
 
-def test_administrators__the_last_admin_cannot_go(world: World) -> None:
+def test_administrators__the_last_admin_cannot_go(world: AdminApi) -> None:
     """Nobody could ever change that again."""
     world.change("/v1/administrators/bob", method="DELETE")
     answer = world.call("DELETE", "/v1/administrators/ann")

@@ -14,10 +14,10 @@ from sidecar.services.admin import audit
 from sidecar.services.admin.audit import EXPORT_PAGE, entry_view
 from sidecar.stores.registry.protocol import AuditQuery
 from tests.administration import HOUR_US, SECOND_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 
-def exported(world: World, query: str = "") -> list[StoredEntry]:
+def exported(world: AdminApi, query: str = "") -> list[StoredEntry]:
     """The export, read back as whoever verifies it offline would."""
     answer = world.call("GET", f"/v1/audit/export{query}")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
@@ -25,13 +25,13 @@ def exported(world: World, query: str = "") -> list[StoredEntry]:
     return [StoredEntry(line["chain"], line["sequence"], line["digest"], line["text"]) for line in lines]
 
 
-def found(world: World, query: str) -> list[Any]:
+def found(world: AdminApi, query: str) -> list[Any]:
     """The entries that *query* names."""
     items: list[Any] = world.get(f"/v1/audit?{query}", "audrey")["items"]
     return items
 
 
-def test_audit__filters_find_what_an_auditor_asks(world: World) -> None:
+def test_audit__filters_find_what_an_auditor_asks(world: AdminApi) -> None:
     """By subject, actor, action and time, in both orders."""
     world.create()
     world.clock.advance(HOUR_US)
@@ -49,13 +49,13 @@ def test_audit__filters_find_what_an_auditor_asks(world: World) -> None:
     assert suspended["is_readable"]
 
 
-def test_audit__chains_are_named(world: World) -> None:
+def test_audit__chains_are_named(world: AdminApi) -> None:
     """A registry of one chain needs no choice, and says which it is."""
     page = world.get("/v1/audit?limit=1")
     assert (page["chain"], page["chains"], page["next_after"]) == (0, [0], "1")
 
 
-def test_audit__several_chains_need_a_choice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__several_chains_need_a_choice(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge would only look like an order; the refusal names the chains."""
 
     async def chains(subject: str = "") -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def test_audit__several_chains_need_a_choice(world: World, monkeypatch: pytest.M
     assert world.get("/v1/audit?integration=acme")["chain"] == 7
 
 
-def test_audit__an_export_can_be_verified_without_us(world: World) -> None:
+def test_audit__an_export_can_be_verified_without_us(world: AdminApi) -> None:
     """Each line is what was hashed, over several pages, and the whole chain is there."""
     for number in range(EXPORT_PAGE + 20):
         world.change("/v1/integrations", {"id": f"int-{number}", "name": "x"})
@@ -82,7 +82,7 @@ def test_audit__an_export_can_be_verified_without_us(world: World) -> None:
     assert [finding.first for finding in verify_chain([*entries[:7], altered, *entries[8:]]).findings] == [8]
 
 
-def test_audit__an_export_can_be_cut_by_time(world: World) -> None:
+def test_audit__an_export_can_be_cut_by_time(world: AdminApi) -> None:
     """From a moment, and before one."""
     world.clock.advance(HOUR_US)
     world.create()
@@ -90,7 +90,7 @@ def test_audit__an_export_can_be_cut_by_time(world: World) -> None:
     assert [one.sequence for one in exported(world, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
 
 
-def test_audit__a_sound_log_is_said_to_be_so(world: World) -> None:
+def test_audit__a_sound_log_is_said_to_be_so(world: AdminApi) -> None:
     """With what to note for the next time."""
     world.create()
     report = world.get("/v1/audit/verify", "audrey")
@@ -101,7 +101,7 @@ def test_audit__a_sound_log_is_said_to_be_so(world: World) -> None:
     assert world.get(f"/v1/audit/verify?anchor={chain['anchor']}")["is_intact"]
 
 
-def test_audit__a_broken_promise_is_found(world: World) -> None:
+def test_audit__a_broken_promise_is_found(world: AdminApi) -> None:
     """An anchor that was noted, and does not fit any more, says where."""
     world.create()
     wrong = f"0:2:{'a' * 64}"
@@ -121,14 +121,14 @@ def test_audit__an_entry_that_was_altered_is_shown_as_unreadable() -> None:
     assert (view["is_readable"], view["sequence"], view["actor"], view["before"]) == (False, 3, None, None)
 
 
-def test_audit__a_verification_has_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__a_verification_has_a_deadline(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is too long for a call is verified offline, the answer says."""
     monkeypatch.setattr(audit, "VERIFY_TIMEOUT_S", 0.0)
     document = world.refused(504, "timeout", world.call("GET", "/v1/audit/verify"))
     assert document["problems"][0]["remedy"] == "export the log and verify it offline"
 
 
-def test_audit__an_export_has_a_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__an_export_has_a_deadline(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that stalls holds no place for ever; the connection breaks, so that nothing looks whole."""
 
     async def stalled(query: AuditQuery) -> Any:
@@ -140,7 +140,7 @@ def test_audit__an_export_has_a_deadline(world: World, monkeypatch: pytest.Monke
         world.call("GET", "/v1/audit/export")
 
 
-def test_audit__a_deleted_integrations_trail_stays(world: World) -> None:
+def test_audit__a_deleted_integrations_trail_stays(world: AdminApi) -> None:
     """Under its id, to its end."""
     world.create()
     world.change("/v1/integrations/acme?reason=contract+ended", method="DELETE")
@@ -149,14 +149,14 @@ def test_audit__a_deleted_integrations_trail_stays(world: World) -> None:
     assert trail[1]["reason"] == "contract ended"
 
 
-def test_audit__nobody_can_change_it(world: World) -> None:
+def test_audit__nobody_can_change_it(world: AdminApi) -> None:
     """No method but GET, for anybody."""
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         for path in ("/v1/audit", "/v1/audit/export", "/v1/audit/verify"):
             world.refused(405, "method_not_allowed", world.call(method, path))
 
 
-def test_audit__a_page_reads_no_more_than_it_shows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__a_page_reads_no_more_than_it_shows(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export asks the registry page by page, so that memory does not grow with the log."""
     asked: list[int] = []
     real = world.registry.audit

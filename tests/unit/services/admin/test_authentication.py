@@ -19,13 +19,13 @@ from sidecar.services.admin.attempts import (
     network_of,
 )
 from tests.administration import DAY_US, SECOND_US, ManualClock
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 WHOAMI = "/v1/whoami"
 
 
 def ask(
-    world: World, *authorizations: str, path: str = WHOAMI, method: str = "GET", **given: Any
+    world: AdminApi, *authorizations: str, path: str = WHOAMI, method: str = "GET", **given: Any
 ) -> httpx.Response:
     """A call with exactly these Authorization headers."""
     headers = [("Authorization", value) for value in authorizations]
@@ -33,14 +33,14 @@ def ask(
 
 
 async def _asking(
-    world: World, method: str, path: str, headers: list[tuple[str, str]], source: str = "192.0.2.1"
+    world: AdminApi, method: str, path: str, headers: list[tuple[str, str]], source: str = "192.0.2.1"
 ) -> httpx.Response:
     transport = httpx.ASGITransport(world.app, client=(source, 50_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
         return await client.request(method, path, headers=headers)
 
 
-def test_authentication__a_token_says_who_it_is(world: World) -> None:
+def test_authentication__a_token_says_who_it_is(world: AdminApi) -> None:
     """Account, role, what it may do, and when it ends."""
     assert world.get(WHOAMI, "olli") == {
         "administrator": "olli",
@@ -53,7 +53,7 @@ def test_authentication__a_token_says_who_it_is(world: World) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer   "])
-def test_authentication__the_schemes_case_does_not_matter(world: World, scheme: str) -> None:
+def test_authentication__the_schemes_case_does_not_matter(world: AdminApi, scheme: str) -> None:
     """RFC 9110 11.1."""
     assert ask(world, scheme + world.token("ann")).status_code == 200
 
@@ -83,7 +83,7 @@ def bad_headers(token: str) -> dict[str, tuple[tuple[str, ...], str]]:
 
 @pytest.mark.parametrize("case", bad_headers("sca_x_y"))
 def test_authentication__each_way_round_ends_in_one_answer(
-    world: World, case: str, caplog: pytest.LogCaptureFixture
+    world: AdminApi, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All are told the same; the log knows which it was, and holds no token."""
     token = world.token("ann")
@@ -101,7 +101,7 @@ def test_authentication__each_way_round_ends_in_one_answer(
     assert token not in str(fields) and not any(header and header in str(fields) for header in headers)
 
 
-def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(world: World) -> None:
+def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(world: AdminApi) -> None:
     """The public id of a token opens nothing."""
     prefix, token_id, _ = world.token("ann").split("_")
     body = f"{prefix}_{token_id}_{'0' * 30}"
@@ -109,7 +109,7 @@ def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(world: World) -
 
 
 def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are looked up and both are compared, so that the time taken tells nothing."""
     seen: list[tuple[str, bool]] = []
@@ -130,7 +130,7 @@ def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
     assert first == second
 
 
-def test_authentication__an_expired_token_ends(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_authentication__an_expired_token_ends(world: AdminApi, caplog: pytest.LogCaptureFixture) -> None:
     """To the microsecond; the log says which token is to be renewed."""
     world.clock.advance(90 * DAY_US - 1)
     assert world.call("GET", WHOAMI).status_code == 200
@@ -140,7 +140,7 @@ def test_authentication__an_expired_token_ends(world: World, caplog: pytest.LogC
     assert (fields["why"], fields["token_id"]) == ("expired", world.keys["ann"].credential_id)
 
 
-def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(world: World) -> None:
+def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(world: AdminApi) -> None:
     """The next call is refused."""
     token_id = world.get(WHOAMI, "olli")["token_id"]
     world.change(f"/v1/administrators/olli/tokens/{token_id}", None, method="DELETE")
@@ -152,7 +152,7 @@ def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(world
 @pytest.mark.parametrize(
     "path", [f"{WHOAMI}?token=TOKEN", f"{WHOAMI}?access_token=TOKEN", "/v1/integrations?key=TOKEN"]
 )
-def test_authentication__a_token_in_the_query_is_refused(world: World, path: str) -> None:
+def test_authentication__a_token_in_the_query_is_refused(world: AdminApi, path: str) -> None:
     """Query strings stand in logs of proxies; even beside a good header such a call is refused."""
     path = path.replace("TOKEN", world.token("ann"))
     world.refused(401, "unauthenticated", ask(world, path=path))
@@ -163,7 +163,7 @@ def test_authentication__a_token_in_the_query_is_refused(world: World, path: str
 @pytest.mark.parametrize(
     "name", ["X-Api-Key", "Cookie", "Proxy-Authorization", "X-Authorization", "Sca-Token"]
 )
-def test_authentication__no_other_header_counts(world: World, name: str) -> None:
+def test_authentication__no_other_header_counts(world: AdminApi, name: str) -> None:
     """One way in."""
     answer = ask(world, more=[(name, f"Bearer {world.token('ann')}")])
     world.refused(401, "unauthenticated", answer)
@@ -172,13 +172,13 @@ def test_authentication__no_other_header_counts(world: World, name: str) -> None
 @pytest.mark.parametrize(
     "path", ["/v1/openapi.json", "/v1/nosuch", "/", "/v1", "/v1/", "/docs", "/metrics", "/openapi.json"]
 )
-def test_authentication__paths_tell_nothing_without_a_token(world: World, path: str) -> None:
+def test_authentication__paths_tell_nothing_without_a_token(world: AdminApi, path: str) -> None:
     """Whether a path exists is nobody's business before they say who they are."""
     world.refused(401, "unauthenticated", ask(world, path=path))
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PUT", "PROPFIND", "get"])
-def test_authentication__no_method_is_let_through(world: World, method: str) -> None:
+def test_authentication__no_method_is_let_through(world: AdminApi, method: str) -> None:
     """Neither without a token nor, for methods that no path knows, with one."""
     transport_method = method
     answer = ask(world, method=transport_method)
@@ -189,7 +189,7 @@ def test_authentication__no_method_is_let_through(world: World, method: str) -> 
 
 
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
-def test_authentication__a_method_cannot_be_overridden(world: World, name: str) -> None:
+def test_authentication__a_method_cannot_be_overridden(world: AdminApi, name: str) -> None:
     """What an auditor may read does not become what he may not do."""
     world.create()
     before = world.revision()
@@ -217,7 +217,7 @@ def test_authentication__a_method_cannot_be_overridden(world: World, name: str) 
         "/v1/whoami;x=1",
     ],
 )
-def test_authentication__a_path_has_one_spelling(world: World, path: str) -> None:
+def test_authentication__a_path_has_one_spelling(world: AdminApi, path: str) -> None:
     """A rule of a proxy about paths cannot be passed by spelling one in another way; see also test_wire."""
     before = world.revision()
     for method in ("GET", "POST"):
@@ -227,7 +227,7 @@ def test_authentication__a_path_has_one_spelling(world: World, path: str) -> Non
 
 
 def test_attempts__too_many_from_one_source_are_limited(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: AdminApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten at once and ten a minute; then 429 with the wait. Each of the ten is logged, all are counted."""
     for _ in range(ATTEMPTS_BURST):
@@ -247,7 +247,7 @@ def test_attempts__too_many_from_one_source_are_limited(
     world.refused(429, "too_many_attempts", ask(world))
 
 
-def test_attempts__a_valid_token_passes_from_a_limited_source(world: World) -> None:
+def test_attempts__a_valid_token_passes_from_a_limited_source(world: AdminApi) -> None:
     """Whoever shares a proxy with the administrators cannot lock them out."""
     for _ in range(ATTEMPTS_BURST + 5):
         ask(world)
@@ -255,7 +255,7 @@ def test_attempts__a_valid_token_passes_from_a_limited_source(world: World) -> N
     world.refused(429, "too_many_attempts", ask(world))
 
 
-def test_attempts__an_ipv6_network_is_one_source(world: World) -> None:
+def test_attempts__an_ipv6_network_is_one_source(world: AdminApi) -> None:
     """Whoever has one address has its /64."""
     for number in range(ATTEMPTS_BURST):
         assert ask(world, source=f"2001:db8::{number:x}").status_code == 401

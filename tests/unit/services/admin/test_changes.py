@@ -12,7 +12,7 @@ from sidecar.domain.lifecycle.commands import COMMANDS
 from sidecar.services.admin.change_table import BY_WORD, ROWS, SecretKind
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from tests.administration import DAY_US, NOW_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 ACME = "/v1/integrations/acme"
 LATER = "2025-12-01T00:00:00Z"
@@ -64,7 +64,7 @@ HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
 }
 
 
-def prepared(world: World, word: str) -> tuple[str, str, dict[str, Any] | None]:
+def prepared(world: AdminApi, word: str) -> tuple[str, str, dict[str, Any] | None]:
     """Ready an integration for the change *word*; its method, path and body."""
     key = world.create()["credential_id"]
     steps, path, body, _ = HAPPY[word]
@@ -80,7 +80,7 @@ def test_changes__the_table_has_every_command() -> None:
 
 
 @pytest.mark.parametrize("word", HAPPY)
-def test_changes__each_is_made_and_put_on_record(world: World, word: str) -> None:
+def test_changes__each_is_made_and_put_on_record(world: AdminApi, word: str) -> None:
     """The answer shows the record afterwards; the trail says who, what, why, whence, and in which call."""
     method, path, body = prepared(world, word)
     before = world.run(world.registry.get("acme"))
@@ -109,7 +109,7 @@ def test_changes__each_is_made_and_put_on_record(world: World, word: str) -> Non
 
 
 @pytest.mark.parametrize("word", HAPPY)
-def test_changes__a_trial_says_the_same_and_writes_nothing(world: World, word: str) -> None:
+def test_changes__a_trial_says_the_same_and_writes_nothing(world: AdminApi, word: str) -> None:
     """dry_run shows what would be, without a secret, and the registry stays as it is."""
     method, path, body = prepared(world, word)
     revision, waited = world.revision(), len(world.put_in_force.positions)
@@ -129,7 +129,7 @@ def test_changes__a_trial_says_the_same_and_writes_nothing(world: World, word: s
         assert made["integration"][name] == tried["integration"][name]
 
 
-def test_changes__a_created_integration_has_the_least(world: World) -> None:
+def test_changes__a_created_integration_has_the_least(world: AdminApi) -> None:
     """What nobody asked for, it does not have; the answer says where it is."""
     answer = world.call("POST", "/v1/integrations", {"id": "acme", "name": "Acme"})
     assert (answer.status_code, answer.headers["Location"]) == (201, "/v1/integrations/acme")
@@ -141,7 +141,7 @@ def test_changes__a_created_integration_has_the_least(world: World) -> None:
     assert (shown["generation"], shown["status"]) == (1, "active")
 
 
-def test_changes__what_was_so_already_is_no_change(world: World) -> None:
+def test_changes__what_was_so_already_is_no_change(world: AdminApi) -> None:
     """It is answered well, and nothing is put on record."""
     world.create()
     revision = world.revision()
@@ -150,7 +150,7 @@ def test_changes__what_was_so_already_is_no_change(world: World) -> None:
     assert world.revision() == revision
 
 
-def test_changes__four_eyes_and_new_keys_before_a_reactivation(world: World) -> None:
+def test_changes__four_eyes_and_new_keys_before_a_reactivation(world: AdminApi) -> None:
     """Neither the suspender, nor anybody before new keys were issued, lets an integration in again."""
     world.create()
     world.change(f"{ACME}/suspend", {"reason": "key leaked"})
@@ -163,7 +163,7 @@ def test_changes__four_eyes_and_new_keys_before_a_reactivation(world: World) -> 
     assert [credential["state"] for credential in view["integration"]["credentials"]] == ["active"]
 
 
-def test_changes__a_suspension_is_shown_with_its_author(world: World) -> None:
+def test_changes__a_suspension_is_shown_with_its_author(world: AdminApi) -> None:
     """Who, when, why; and every key is invalidated."""
     world.create()
     shown = world.change(f"{ACME}/suspend", {"reason": "key leaked"}, "olli")["integration"]
@@ -174,7 +174,7 @@ def test_changes__a_suspension_is_shown_with_its_author(world: World) -> None:
     assert [credential["state"] for credential in shown["credentials"]] == ["invalidated"]
 
 
-def test_changes__a_raise_is_shown_while_it_lasts(world: World) -> None:
+def test_changes__a_raise_is_shown_while_it_lasts(world: AdminApi) -> None:
     """It reverts by itself, and the views follow the clock."""
     world.create()
     shown = world.change(f"{ACME}/limit/raise", {"rate_limit_rpm": 600, "duration": "1h"})["integration"]
@@ -189,7 +189,7 @@ def test_changes__a_raise_is_shown_while_it_lasts(world: World) -> None:
     assert (shown["effective_limit_rpm"], shown["limit_raise"]) == (60, None)
 
 
-def test_changes__notices_come_along(world: World) -> None:
+def test_changes__notices_come_along(world: AdminApi) -> None:
     """What an administrator should know stands beside what was done, under the API's names."""
     world.create()
     view = world.change(f"{ACME}/allowlist/add", {"entries": ["203.0.113.0/24", "2001:db8::/32"]})
@@ -235,7 +235,7 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str, str]] = [
 
 @pytest.mark.parametrize(("path", "body", "status", "code", "field"), REFUSALS)
 def test_changes__a_refusal_names_field_and_remedy(
-    world: World, path: str, body: dict[str, Any], status: int, code: str, field: str
+    world: AdminApi, path: str, body: dict[str, Any], status: int, code: str, field: str
 ) -> None:
     """Nothing is written, and the answer says where, what was wrong and what to do, in the API's words."""
     world.create()
@@ -249,7 +249,7 @@ def test_changes__a_refusal_names_field_and_remedy(
     assert world.revision() == before
 
 
-def test_changes__all_faults_are_named_at_once(world: World) -> None:
+def test_changes__all_faults_are_named_at_once(world: AdminApi) -> None:
     """One look mends them all."""
     world.create()
     answer = world.call("POST", f"{ACME}/scopes/add", {"scopes": ["a:read", "orders:read", "b:read"]})
@@ -257,7 +257,7 @@ def test_changes__all_faults_are_named_at_once(world: World) -> None:
     assert fields == ["scopes[0]", "scopes[2]"]
 
 
-def test_changes__a_fault_never_quotes_what_was_sent(world: World) -> None:
+def test_changes__a_fault_never_quotes_what_was_sent(world: AdminApi) -> None:
     """A secret in the wrong field comes back in no answer."""
     world.create()
     key = world.token("bob")
@@ -269,7 +269,7 @@ def test_changes__a_fault_never_quotes_what_was_sent(world: World) -> None:
         assert key not in world.call("POST", f"{ACME}/limit/set", body).text
 
 
-def test_changes__create_refuses_under_the_names_of_its_body(world: World) -> None:
+def test_changes__create_refuses_under_the_names_of_its_body(world: AdminApi) -> None:
     """The domain's names of fields are not the API's."""
     bad_id = world.call("POST", "/v1/integrations", {"id": "Acme", "name": "Acme"})
     assert world.refused(422, "invalid_value", bad_id)["problems"][0]["field"] == "id"
@@ -282,7 +282,7 @@ def test_changes__create_refuses_under_the_names_of_its_body(world: World) -> No
     world.refused(409, "id_retired", world.call("POST", "/v1/integrations", {"id": "acme", "name": "Acme"}))
 
 
-def test_changes__a_generation_that_was_read_guards_the_change(world: World) -> None:
+def test_changes__a_generation_that_was_read_guards_the_change(world: AdminApi) -> None:
     """If-Match lets a change pass only over what its author has seen."""
     tag = world.call("POST", "/v1/integrations", {"id": "acme", "name": "Acme"}).headers["ETag"]
     assert world.call("GET", ACME).headers["ETag"] == tag
@@ -304,14 +304,14 @@ def test_changes__a_generation_that_was_read_guards_the_change(world: World) -> 
 @pytest.mark.parametrize(
     "tag", ['W/"1"', "1", '"01"', '"1", "2"', '"one"', "", '""', '"99999999999999999999"']
 )
-def test_changes__a_tag_that_cannot_be_meant_is_refused(world: World, tag: str) -> None:
+def test_changes__a_tag_that_cannot_be_meant_is_refused(world: AdminApi, tag: str) -> None:
     """Ignoring it would make the change that its author wanted to guard."""
     world.create()
     answer = world.call("POST", f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers={"If-Match": tag})
     assert world.refused(400, "invalid_header", answer)["problems"][0]["field"] == "If-Match"
 
 
-def test_changes__those_that_cross_never_mix(world: World) -> None:
+def test_changes__those_that_cross_never_mix(world: AdminApi) -> None:
     """Of many changes over one generation exactly one is made; the others hear of it."""
     world.create()
 
@@ -326,7 +326,7 @@ def test_changes__those_that_cross_never_mix(world: World) -> None:
     assert world.get(ACME)["generation"] == 2
 
 
-def test_changes__concurrent_ones_without_a_guard_are_all_made(world: World) -> None:
+def test_changes__concurrent_ones_without_a_guard_are_all_made(world: AdminApi) -> None:
     """Each is whole, each is on record, in some order."""
     world.create()
 
@@ -344,7 +344,7 @@ def test_changes__concurrent_ones_without_a_guard_are_all_made(world: World) -> 
 
 
 @pytest.mark.parametrize("answer", [False, RegistryUnavailableError("away")])
-def test_changes__not_yet_in_force_here_is_told(world: World, answer: bool | Exception) -> None:
+def test_changes__not_yet_in_force_here_is_told(world: AdminApi, answer: bool | Exception) -> None:
     """The change is made all the same, so it must not look like a failure."""
     world.create()
     world.put_in_force.answer = answer
@@ -353,7 +353,7 @@ def test_changes__not_yet_in_force_here_is_told(world: World, answer: bool | Exc
 
 
 @pytest.fixture(params=["credential", "webhook"])
-def secret_of(request: pytest.FixtureRequest, world: World) -> Callable[[Any], tuple[str, dict[str, Any]]]:
+def secret_of(request: pytest.FixtureRequest, world: AdminApi) -> Callable[[Any], tuple[str, dict[str, Any]]]:
     """Makes a secret of each kind: the secret, and the answer it came in."""
     world.create()
 
@@ -368,7 +368,7 @@ def secret_of(request: pytest.FixtureRequest, world: World) -> Callable[[Any], t
 
 
 def test_changes__a_secret_is_shown_once_and_never_again(
-    world: World, secret_of: Callable[[Any], tuple[str, dict[str, Any]]], caplog: pytest.LogCaptureFixture
+    world: AdminApi, secret_of: Callable[[Any], tuple[str, dict[str, Any]]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not in the record, not in lists, not on record, not in the log, not to a repeat of the call."""
     caplog.set_level("DEBUG")
@@ -399,7 +399,7 @@ def test_changes__a_secret_is_shown_once_and_never_again(
     assert hidden not in caplog.text and all(hidden not in str(vars(record)) for record in caplog.records)
 
 
-def test_changes__a_webhook_secret_is_sealed_before_it_is_kept(world: World) -> None:
+def test_changes__a_webhook_secret_is_sealed_before_it_is_kept(world: AdminApi) -> None:
     """The store holds what the sealer made of it: 32 random bytes as Standard Webhooks writes them."""
     world.create()
     view = world.change(f"{ACME}/webhook-secret/generate", {})
@@ -409,7 +409,7 @@ def test_changes__a_webhook_secret_is_sealed_before_it_is_kept(world: World) -> 
     assert view["integration"]["webhook_secrets"][0]["id"] == view["secret_id"]
 
 
-def test_changes__a_key_that_is_issued_is_the_one_on_record(world: World) -> None:
+def test_changes__a_key_that_is_issued_is_the_one_on_record(world: AdminApi) -> None:
     """Id, key and record belong together, and a rotation names the new one."""
     first = world.create()
     assert (

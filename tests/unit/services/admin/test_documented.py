@@ -26,7 +26,7 @@ from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
 )
 from tests.administration import DAY_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 PAGE = (Path(__file__).parents[4] / "docs" / "reference" / "admin-api.md").read_text()
 ORIGIN = "http://127.0.0.1:9193"
@@ -104,7 +104,7 @@ def examples() -> Iterator[tuple[str, str, dict[str, str], object]]:
         yield "GET" if body is None else "POST", f"{parts.path}?{parts.query}", headers, body
 
 
-def test_documented__the_examples_work(world: World) -> None:
+def test_documented__the_examples_work(world: AdminApi) -> None:
     """In their order, on an empty registry."""
     answers = []
     for method, path, headers, body in examples():

@@ -13,15 +13,15 @@ from sidecar.domain.audit import StoredEntry, verify
 from sidecar.domain.changes import Revision
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE, ManualClock
-from tests.store_worlds import url_of
-from tests.unit.services.admin.world import People, World, add_people
+from tests.store_harness import url_of
+from tests.unit.services.admin.admin_api import AdminApi, People, add_people
 
 PARTITIONS = 4
 NAMES = [f"int-{number}" for number in range(12)]
 
 
 @pytest.fixture
-def fleet(people: People) -> Iterator[World]:
+def fleet(people: People) -> Iterator[AdminApi]:
     """A control plane in a Redis that tests share, under a prefix of its own, with twelve integrations."""
     url = url_of("standalone", f"sidecar:{secrets.token_hex(4)}:", partitions=str(PARTITIONS))
     with asyncio.Runner() as runner:
@@ -29,7 +29,7 @@ def fleet(people: People) -> Iterator[World]:
         registry = RedisRegistry(url, LIFECYCLE, clock_us=clock)
         try:
             runner.run(add_people(registry, people.keys))
-            world = World(runner, registry, clock, people.keys)
+            world = AdminApi(runner, registry, clock, people.keys)
             members = [
                 {"action": "integration.create", "integration_id": name, "name": name} for name in NAMES
             ]
@@ -40,13 +40,13 @@ def fleet(people: People) -> Iterator[World]:
             runner.run(registry.aclose())
 
 
-def test_fleet__many_changes_wait_for_the_last_of_each_partition(fleet: World) -> None:
+def test_fleet__many_changes_wait_for_the_last_of_each_partition(fleet: AdminApi) -> None:
     """Each partition has its own history."""
     partitions = [position.partition for position in fleet.put_in_force.positions]
     assert len(partitions) == len(set(partitions)) > 1
 
 
-def test_fleet__a_list_is_one_order_over_all_partitions(fleet: World) -> None:
+def test_fleet__a_list_is_one_order_over_all_partitions(fleet: AdminApi) -> None:
     """Page by page, each integration once."""
     seen: list[str] = []
     after = ""
@@ -60,7 +60,7 @@ def test_fleet__a_list_is_one_order_over_all_partitions(fleet: World) -> None:
     assert [item["id"] for item in fleet.get("/v1/review?limit=100")["items"]] == sorted(NAMES)
 
 
-def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: World) -> None:
+def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: AdminApi) -> None:
     """A subject has all its entries in one chain."""
     document = fleet.refused(422, "invalid_value", fleet.call("GET", "/v1/audit"))
     assert document["problems"][0]["field"] == "chain"
@@ -72,7 +72,7 @@ def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: World) -> N
     fleet.refused(422, "invalid_value", wrong)
 
 
-def test_fleet__export_and_verification_cover_every_chain(fleet: World) -> None:
+def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> None:
     """What is exported verifies offline, chain by chain, to the anchors that the API tells."""
     lines = [json.loads(line) for line in fleet.call("GET", "/v1/audit/export").text.splitlines()]
     assert len(lines) == len(NAMES) + 4
@@ -92,7 +92,7 @@ def test_fleet__export_and_verification_cover_every_chain(fleet: World) -> None:
     assert fleet.get(f"/v1/audit/verify?{anchors}")["is_intact"]
 
 
-def test_fleet__repeats_and_guards_work_as_in_a_file(fleet: World) -> None:
+def test_fleet__repeats_and_guards_work_as_in_a_file(fleet: AdminApi) -> None:
     """The rules are the registry's, whichever it is."""
     path = "/v1/integrations/int-1/credentials/issue"
     headers = {"Idempotency-Key": "k"}
@@ -106,7 +106,7 @@ def test_fleet__repeats_and_guards_work_as_in_a_file(fleet: World) -> None:
     assert fleet.get("/v1/integrations/int-1")["generation"] == 2
 
 
-def test_fleet__a_suspension_waits_for_the_partition_it_is_in(fleet: World) -> None:
+def test_fleet__a_suspension_waits_for_the_partition_it_is_in(fleet: AdminApi) -> None:
     """Who has followed elsewhere only has not confirmed."""
     revision = fleet.run(fleet.registry.revision())
     ahead = Revision(tuple(sequence + 1 for sequence in revision.sequences))

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tests.administration import DAY_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 ACME = "/v1/integrations/acme"
 KEY = {"Idempotency-Key": "7f9c"}
 
 
-def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: World) -> None:
+def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: AdminApi) -> None:
     """Status, record and position are those of the first time; the header says that it is a repeat."""
     body = {"id": "acme", "name": "Acme", "issue_credential": True}
     first = world.call("POST", "/v1/integrations", body, headers=KEY)
@@ -41,7 +41,7 @@ def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: World
     ],
 )
 def test_idempotency__another_request_under_the_key_is_refused(
-    world: World, path: str, body: dict[str, Any], headers: dict[str, str]
+    world: AdminApi, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     """A key stands for one method, path, body and guard."""
     world.create()
@@ -54,7 +54,7 @@ def test_idempotency__another_request_under_the_key_is_refused(
     assert world.revision() == revision
 
 
-def test_idempotency__how_long_to_wait_is_no_part_of_the_request(world: World) -> None:
+def test_idempotency__how_long_to_wait_is_no_part_of_the_request(world: AdminApi) -> None:
     """Who was cut off while waiting asks again without the wait, or with another."""
     world.create()
     world.change(f"{ACME}/suspend?wait=1s", {"reason": "x"}, headers=KEY)
@@ -63,14 +63,14 @@ def test_idempotency__how_long_to_wait_is_no_part_of_the_request(world: World) -
     assert world.get(ACME)["generation"] == 2
 
 
-def test_idempotency__keys_of_two_administrators_do_not_meet(world: World) -> None:
+def test_idempotency__keys_of_two_administrators_do_not_meet(world: AdminApi) -> None:
     """A key belongs to whoever sent it."""
     world.create()
     world.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
     assert world.change(f"{ACME}/limit/set", {"rate_limit_rpm": 6}, "bob", headers=KEY)["is_change"]
 
 
-def test_idempotency__a_refused_request_does_not_use_its_key_up(world: World) -> None:
+def test_idempotency__a_refused_request_does_not_use_its_key_up(world: AdminApi) -> None:
     """The call may be mended and sent again."""
     world.create()
     path = f"{ACME}/scopes/add"
@@ -78,7 +78,7 @@ def test_idempotency__a_refused_request_does_not_use_its_key_up(world: World) ->
     assert world.change(path, {"scopes": ["orders:read"]}, headers=KEY)["is_change"]
 
 
-def test_idempotency__a_key_ends_after_a_day(world: World) -> None:
+def test_idempotency__a_key_ends_after_a_day(world: AdminApi) -> None:
     """Then the same request is a new one."""
     world.create()
     path = f"{ACME}/credentials/issue"
@@ -88,7 +88,7 @@ def test_idempotency__a_key_ends_after_a_day(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["x" * 129, "sck_q2R8mW0bTz_" + "x" * 36, "caf\xe9"])
-def test_idempotency__a_key_that_cannot_stand_on_record_is_refused(world: World, key: str) -> None:
+def test_idempotency__a_key_that_cannot_stand_on_record_is_refused(world: AdminApi, key: str) -> None:
     """Too long, in the shape of a secret, or not ASCII."""
     world.create()
     headers = [
@@ -99,7 +99,7 @@ def test_idempotency__a_key_that_cannot_stand_on_record_is_refused(world: World,
     assert world.refused(422, answer.json()["code"], answer)["problems"][0]["field"] == "Idempotency-Key"
 
 
-def test_idempotency__accounts_and_tokens_too(world: World) -> None:
+def test_idempotency__accounts_and_tokens_too(world: AdminApi) -> None:
     """A repeat of a lost answer makes no second token."""
     body = {"id": "cat", "name": "Cat", "role": "auditor"}
     first = world.change("/v1/administrators", body, headers=KEY)

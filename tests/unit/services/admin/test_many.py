@@ -10,12 +10,12 @@ from sidecar.domain.lifecycle.commands import COMMANDS, GenerateWebhookSecret, R
 from sidecar.services.admin.many import MEMBERS
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryUnavailableError
 from tests.administration import digest
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 LIMIT = {"action": "limit.set", "integration_id": "acme", "rate_limit_rpm": 5}
 
 
-def send(world: World, *changes: dict[str, Any], query: str = "", **given: Any) -> Any:
+def send(world: AdminApi, *changes: dict[str, Any], query: str = "", **given: Any) -> Any:
     """What a call of *changes* answers."""
     return world.change(f"/v1/changes{query}", {"changes": list(changes)}, **given)
 
@@ -26,7 +26,7 @@ def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
     assert set(MEMBERS) == {command.word for command in COMMANDS} - alone
 
 
-def test_many__each_is_whole_or_absent_on_its_own(world: World) -> None:
+def test_many__each_is_whole_or_absent_on_its_own(world: AdminApi) -> None:
     """In their order, each result in its place; a refusal stops nobody else."""
     view = send(
         world,
@@ -52,14 +52,14 @@ def test_many__each_is_whole_or_absent_on_its_own(world: World) -> None:
     assert [one["action"] for one in world.trail()][-2:] == ["integration.create", "limit.set"]
 
 
-def test_many__waits_once_for_all_of_them(world: World) -> None:
+def test_many__waits_once_for_all_of_them(world: AdminApi) -> None:
     """The last position of each partition is enough."""
     world.create()
     send(world, *({**LIMIT, "rate_limit_rpm": rpm} for rpm in range(1, 6)))
     assert [position.sequence for position in world.put_in_force.positions] == [5, 10]
 
 
-def test_many__keys_are_given_by_their_public_half(world: World) -> None:
+def test_many__keys_are_given_by_their_public_half(world: AdminApi) -> None:
     """An API key that exists elsewhere keeps working; no secret passes through."""
     send(
         world,
@@ -105,7 +105,7 @@ def test_many__keys_are_given_by_their_public_half(world: World) -> None:
         ("limit.set", "changes[1]"),
     ],
 )
-def test_many__a_wrong_shape_refuses_the_whole_call(world: World, member: Any, field: str) -> None:
+def test_many__a_wrong_shape_refuses_the_whole_call(world: AdminApi, member: Any, field: str) -> None:
     """Nothing is done, and the answer says which member it is."""
     world.create()
     before = world.revision()
@@ -115,7 +115,7 @@ def test_many__a_wrong_shape_refuses_the_whole_call(world: World, member: Any, f
     assert world.revision() == before
 
 
-def test_many__too_many_are_refused(world: World) -> None:
+def test_many__too_many_are_refused(world: AdminApi) -> None:
     """The bound of one call, and one more."""
     answer = world.call("POST", "/v1/changes", {"changes": [LIMIT] * (REQUESTS_MAX + 1)})
     assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "changes"
@@ -123,7 +123,7 @@ def test_many__too_many_are_refused(world: World) -> None:
     assert send(world)["results"] == []
 
 
-def test_many__a_trial_writes_nothing(world: World) -> None:
+def test_many__a_trial_writes_nothing(world: AdminApi) -> None:
     """Each is tried against what is stored now, not against the ones before it."""
     world.create()
     before = world.revision()
@@ -140,7 +140,7 @@ def test_many__a_trial_writes_nothing(world: World) -> None:
     assert world.revision() == before
 
 
-def test_many__a_repeat_changes_nothing(world: World) -> None:
+def test_many__a_repeat_changes_nothing(world: AdminApi) -> None:
     """Each change of a call has its part of the key; those that were refused may go through."""
     world.create()
     changes = ({**LIMIT, "integration_id": "late"}, {**LIMIT, "rate_limit_rpm": 7}, LIMIT)
@@ -158,7 +158,7 @@ def test_many__a_repeat_changes_nothing(world: World) -> None:
 
 @pytest.mark.parametrize(("count", "may_have_happened"), [(1, False), (2, True)])
 def test_many__a_fault_in_the_middle_leaves_it_open(
-    world: World, monkeypatch: pytest.MonkeyPatch, count: int, may_have_happened: bool
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch, count: int, may_have_happened: bool
 ) -> None:
     """The registry speaks of the part that failed; the parts before it may be in force."""
 

@@ -27,7 +27,7 @@ from sidecar.stores.registry.protocol import (
     RegistryTimeoutError,
     RegistryUnavailableError,
 )
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 ACME = "/v1/integrations/acme"
 
@@ -53,7 +53,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("error", "status", "code", "retry_after"), FAULTS)
 def test_envelope__a_fault_of_the_registry_is_told_as_such(
-    world: World,
+    world: AdminApi,
     monkeypatch: pytest.MonkeyPatch,
     error: RegistryError,
     status: int,
@@ -72,7 +72,7 @@ def test_envelope__a_fault_of_the_registry_is_told_as_such(
 
 
 def test_envelope__each_failed_call_is_in_the_log_by_its_request_id(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Refused or failed, read or change, by a stranger or not: what the caller was told is found there."""
     world.create()
@@ -91,7 +91,7 @@ def test_envelope__each_failed_call_is_in_the_log_by_its_request_id(
 
 
 def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503, and no failed attempt is held against anybody."""
     error = RegistryUnavailableError("the file /where/it/is is locked")
@@ -106,7 +106,7 @@ def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
 
 
 def test_envelope__a_fault_of_our_own_tells_nothing_and_is_logged(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has it under the request id."""
     monkeypatch.setattr(world.registry, "apply", failing(ZeroDivisionError("at the heart of it")))
@@ -119,7 +119,7 @@ def test_envelope__a_fault_of_our_own_tells_nothing_and_is_logged(
     assert line.exc_info and line.exc_info[0] is ZeroDivisionError
 
 
-def test_envelope__half_an_answer_breaks_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_envelope__half_an_answer_breaks_off(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that fails in the middle must not look like a whole one."""
     world.create()
     pages = iter([world.registry.audit])
@@ -137,7 +137,7 @@ def test_envelope__half_an_answer_breaks_off(world: World, monkeypatch: pytest.M
 
 
 def test_envelope__what_follows_a_commit_cannot_unmake_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That nobody can be asked whether they follow is no failure of the change."""
     world.create()
@@ -147,7 +147,7 @@ def test_envelope__what_follows_a_commit_cannot_unmake_it(
     assert (view["confirmation"]["is_complete"], view["confirmation"]["waiting_for"]) == (False, [])
 
 
-def test_envelope__concurrent_calls_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_envelope__concurrent_calls_are_bounded(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further one is refused at once, and their places are free again afterwards."""
     assert (CALLS_MAX, LONG_CALLS_MAX) == (128, 32)
     world.app = build_api(world.context, calls_max=2)
@@ -177,7 +177,7 @@ def test_envelope__concurrent_calls_are_bounded(world: World, monkeypatch: pytes
 
 
 def test_envelope__strangers_take_no_place_of_administrators(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many tokens are being looked up, a valid one has a place and the server is told of it."""
     world.app = build_api(world.context, calls_max=1)
@@ -209,7 +209,7 @@ def test_envelope__strangers_take_no_place_of_administrators(
     assert {answer.status_code for answer in first} <= {401, 429}
 
 
-def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:
+def test_envelope__long_calls_leave_room_for_short_ones(world: AdminApi) -> None:
     """Those that wait for sidecars, export or verify have a bound of their own; refused, they did nothing."""
     world.create()
     before = world.revision()
@@ -223,7 +223,7 @@ def test_envelope__long_calls_leave_room_for_short_ones(world: World) -> None:
     assert world.change(f"{ACME}/suspend", {"reason": "x"})["is_change"]
 
 
-def test_envelope__long_calls_give_their_place_back(world: World) -> None:
+def test_envelope__long_calls_give_their_place_back(world: AdminApi) -> None:
     """Once their answer is sent, also one that is streamed or that failed."""
     world.app = build_api(world.context, long_calls_max=1)
     for _ in range(3):
@@ -232,7 +232,7 @@ def test_envelope__long_calls_give_their_place_back(world: World) -> None:
         assert world.call("GET", "/v1/audit/verify").status_code == 200
 
 
-def test_confirmation__ends_when_every_live_sidecar_has_followed(world: World) -> None:
+def test_confirmation__ends_when_every_live_sidecar_has_followed(world: AdminApi) -> None:
     """With how many there are, and how long it took."""
     world.create()
     world.run(world.registry.announce("one", Revision((99,))))
@@ -251,7 +251,7 @@ def test_confirmation__ends_when_every_live_sidecar_has_followed(world: World) -
     assert confirmation["sidecars"] == 2 and confirmation["took_ms"] >= 0
 
 
-def test_confirmation__at_the_timeout_it_names_who_lags(world: World) -> None:
+def test_confirmation__at_the_timeout_it_names_who_lags(world: AdminApi) -> None:
     """The change is in force wherever it was confirmed; those named are to be looked at."""
     world.run(world.registry.announce("late", Revision((3,))))
     world.run(world.registry.announce("here", Revision((9,))))
@@ -262,7 +262,7 @@ def test_confirmation__at_the_timeout_it_names_who_lags(world: World) -> None:
     assert call.waited_ns > 0 and WAITING_NAMED_MAX == 100
 
 
-def test_confirmation__nobody_alive_has_nothing_to_confirm(world: World) -> None:
+def test_confirmation__nobody_alive_has_nothing_to_confirm(world: AdminApi) -> None:
     """No sidecar decides, so none decides by what was before; the number says that it was none."""
     world.create()
     view = world.change(f"{ACME}/suspend?wait=60s", {"reason": "x"})
@@ -276,19 +276,19 @@ def test_confirmation__the_last_position_of_each_partition_is_enough() -> None:
 
 
 @pytest.mark.parametrize("wait", ["61s", "-1s", "1.5s", "soon", "60"])
-def test_confirmation__the_wait_is_bounded(world: World, wait: str) -> None:
+def test_confirmation__the_wait_is_bounded(world: AdminApi, wait: str) -> None:
     """Up to a minute, in whole seconds."""
     world.create()
     answer = world.call("POST", f"{ACME}/suspend?wait={wait}", {"reason": "x"})
     assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "wait"
 
 
-def counted(world: World, route: str, method: str, status: str) -> int:
+def counted(world: AdminApi, route: str, method: str, status: str) -> int:
     """Calls of one kind so far."""
     return world.metrics.value("sidecar_admin_requests_total", route, method, status)
 
 
-def test_metrics__calls_are_counted_by_what_they_came_to(world: World) -> None:
+def test_metrics__calls_are_counted_by_what_they_came_to(world: AdminApi) -> None:
     """Labels are from closed lists, whatever is called."""
     world.create()
     world.call("GET", ACME)
@@ -318,7 +318,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record)["event_fields"] for record in caplog.records if record.name == middleware.__name__]
 
 
-def test_log__a_change_has_one_line_with_its_outcome(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_log__a_change_has_one_line_with_its_outcome(
+    world: AdminApi, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who did what to whom, from where, and what came of it; reads have none."""
     caplog.set_level(logging.INFO)
     world.create()
@@ -349,7 +351,7 @@ def test_log__a_change_has_one_line_with_its_outcome(world: World, caplog: pytes
     assert (role["action"], role["subject"]) == ("admin.set_role", "administrator:bob")
 
 
-def test_log__no_line_holds_a_body_or_a_header(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_log__no_line_holds_a_body_or_a_header(world: AdminApi, caplog: pytest.LogCaptureFixture) -> None:
     """Neither tokens, nor keys, nor what an administrator wrote."""
     caplog.set_level(logging.DEBUG)
     view = world.create()
@@ -359,7 +361,7 @@ def test_log__no_line_holds_a_body_or_a_header(world: World, caplog: pytest.LogC
         assert secret not in everything
 
 
-def test_envelope__a_call_from_a_unix_socket_is_local(world: World) -> None:
+def test_envelope__a_call_from_a_unix_socket_is_local(world: AdminApi) -> None:
     """There is no address, and the record says 'local'."""
 
     async def scene() -> httpx.Response:
@@ -372,7 +374,7 @@ def test_envelope__a_call_from_a_unix_socket_is_local(world: World) -> None:
     assert world.trail()[-1]["source"] == "local"
 
 
-def test_envelope__webhook_secrets_need_a_key_to_seal_them(world: World) -> None:
+def test_envelope__webhook_secrets_need_a_key_to_seal_them(world: AdminApi) -> None:
     """Without one none is made, and the answer names the setting."""
     world.create()
     world.app = build_api(replace(world.context, sealer=None))
@@ -382,7 +384,7 @@ def test_envelope__webhook_secrets_need_a_key_to_seal_them(world: World) -> None
     assert "webhook_secret_key_file" in document["problems"][0]["remedy"]
 
 
-def test_envelope__a_web_socket_is_let_in_nowhere(world: World) -> None:
+def test_envelope__a_web_socket_is_let_in_nowhere(world: AdminApi) -> None:
     """Only plain calls carry a token; nothing below is asked."""
     sent: list[Any] = []
 
@@ -397,7 +399,7 @@ def test_envelope__a_web_socket_is_let_in_nowhere(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["If-Match", "Idempotency-Key", "Content-Type"])
-def test_envelope__a_header_that_stands_twice_is_refused(world: World, name: str) -> None:
+def test_envelope__a_header_that_stands_twice_is_refused(world: AdminApi, name: str) -> None:
     """Which of the two was meant is anybody's guess."""
     world.create()
     before = world.revision()

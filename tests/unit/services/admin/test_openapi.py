@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from sidecar.services.admin.api import ENDPOINTS, api_document
 from sidecar.services.admin.bodies import Query
 from sidecar.services.admin.endpoint import Endpoint
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 CHECKS = [
     not_a_server_error,
@@ -56,7 +56,7 @@ def operation_of(document: dict[str, Any], endpoint: Endpoint) -> Any:
     return document["paths"][endpoint.path][endpoint.method.lower()]
 
 
-def test_openapi__describes_every_endpoint(world: World) -> None:
+def test_openapi__describes_every_endpoint(world: AdminApi) -> None:
     """With a summary, what it answers, how it fails, and what it takes."""
     document = world.get("/v1/openapi.json", "audrey")
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
@@ -74,7 +74,7 @@ def test_openapi__describes_every_endpoint(world: World) -> None:
         assert ("If-Match" in names) is one.has_generation
 
 
-def test_openapi__stands_alone(world: World) -> None:
+def test_openapi__stands_alone(world: AdminApi) -> None:
     """Every reference leads to a part of it, and no other host is needed to read it."""
     document = world.get("/v1/openapi.json")
     for reference in references(document):
@@ -85,7 +85,7 @@ def test_openapi__stands_alone(world: World) -> None:
     assert "://" not in json.dumps(document)
 
 
-def test_openapi__examples_are_right(world: World) -> None:
+def test_openapi__examples_are_right(world: AdminApi) -> None:
     """Each example of a body is one that its endpoint reads."""
     shown = [(one, example) for one in ENDPOINTS for example in one.examples]
     assert len(shown) > 15
@@ -97,7 +97,7 @@ def test_openapi__examples_are_right(world: World) -> None:
         assert example in [given["value"] for given in media["examples"].values()]
 
 
-def test_openapi__a_body_is_required_where_a_field_is(world: World) -> None:
+def test_openapi__a_body_is_required_where_a_field_is(world: AdminApi) -> None:
     """Where all may be left out, so may the body."""
     document = world.get("/v1/openapi.json")
     required = {
@@ -116,7 +116,7 @@ def operations() -> dict[str, Any]:
     return {operation.definition.raw["operationId"]: operation for operation in loaded}
 
 
-async def call(world: World, case: Case) -> httpx.Response:
+async def call(world: AdminApi, case: Case) -> httpx.Response:
     """Send *case* as it was generated."""
     given_ = case.as_transport_kwargs(base_url="http://admin.example")
     given_["headers"] = {**(given_.get("headers") or {}), "Authorization": f"Bearer {world.token('ann')}"}
@@ -138,7 +138,7 @@ def refuses_what_it_does_not_allow(context: CheckContext, answer: Response, case
     return negative_data_rejection(context, answer, case)
 
 
-def hold(world: World, drawn: st.SearchStrategy[Case], checks: list[Any]) -> None:
+def hold(world: AdminApi, drawn: st.SearchStrategy[Case], checks: list[Any]) -> None:
     """Make calls that are *drawn*, always the same ones, and check each answer."""
 
     @settings(
@@ -156,7 +156,7 @@ def hold(world: World, drawn: st.SearchStrategy[Case], checks: list[Any]) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_openapi__the_api_keeps_to_it(world: World, operations: dict[str, Any], name: str) -> None:
+def test_openapi__the_api_keeps_to_it(world: AdminApi, operations: dict[str, Any], name: str) -> None:
     """
     Whatever the document allows, and whatever it does not: no fault of ours, and every answer as described.
 

@@ -10,10 +10,10 @@ from sidecar.domain.changes import Revision
 from sidecar.domain.cidr import parse_address
 from sidecar.stores.registry.protocol import CredentialUse
 from tests.administration import NOW_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 
-def pages(world: World, path: str, who: str = "ann") -> list[Any]:
+def pages(world: AdminApi, path: str, who: str = "ann") -> list[Any]:
     """Every member of a list, page by page, each page as small as *path* asks."""
     items: list[Any] = []
     after: str | None = ""
@@ -26,7 +26,7 @@ def pages(world: World, path: str, who: str = "ann") -> list[Any]:
     raise AssertionError(f"{path} does not come to an end")
 
 
-def test_reading__pages_lead_to_the_end(world: World) -> None:
+def test_reading__pages_lead_to_the_end(world: AdminApi) -> None:
     """Each integration once, in order, whatever the size of a page; the last page says so."""
     names = [f"int-{number:02}" for number in range(7)]
     for name in reversed(names):
@@ -37,7 +37,7 @@ def test_reading__pages_lead_to_the_end(world: World) -> None:
     assert len(pages(world, "/v1/audit?limit=4")) == len(world.trail())
 
 
-def test_reading__search_and_status_narrow_a_list(world: World) -> None:
+def test_reading__search_and_status_narrow_a_list(world: AdminApi) -> None:
     """Search looks into names and credential ids; a page of nothing is a page."""
     key = world.create()["credential_id"]
     world.change("/v1/integrations", {"id": "other", "name": "Other", "contact": "Zoë"})
@@ -52,7 +52,7 @@ def test_reading__search_and_status_narrow_a_list(world: World) -> None:
     assert found("search=nothing") == []
 
 
-def test_reading__one_integration_shows_where_its_keys_were_used(world: World) -> None:
+def test_reading__one_integration_shows_where_its_keys_were_used(world: AdminApi) -> None:
     """Approximate by the interval of writing, which is enough to end an overlap."""
     key = world.create()["credential_id"]
     spare = world.change("/v1/integrations/acme/credentials/issue")["credential_id"]
@@ -89,7 +89,7 @@ def test_reading__one_integration_shows_where_its_keys_were_used(world: World) -
         ("/v1/whoami?" + "x" * 20_000, "query"),
     ],
 )
-def test_reading__a_query_that_cannot_be_meant_is_refused(world: World, path: str, field: str) -> None:
+def test_reading__a_query_that_cannot_be_meant_is_refused(world: AdminApi, path: str, field: str) -> None:
     """A misspelt parameter that is ignored would answer another question."""
     document = world.refused(422, "invalid_value", world.call("GET", path))
     assert document["problems"][0]["field"] == field
@@ -97,20 +97,20 @@ def test_reading__a_query_that_cannot_be_meant_is_refused(world: World, path: st
 
 
 @pytest.mark.parametrize("path", ["/v1/integrations/nosuch", "/v1/integrations/nosuch/credentials"])
-def test_reading__what_is_not_there_is_not_found(world: World, path: str) -> None:
+def test_reading__what_is_not_there_is_not_found(world: AdminApi, path: str) -> None:
     """With what to do instead."""
     document = world.refused(404, "integration_unknown", world.call("GET", path))
     assert document["problems"][0]["remedy"] == "list them; the trail of a deleted one is in the audit log"
 
 
-def test_reading__a_get_takes_no_body(world: World) -> None:
+def test_reading__a_get_takes_no_body(world: AdminApi) -> None:
     """Whoever sends one means something that would not happen."""
     world.refused(422, "invalid_value", world.call("GET", "/v1/whoami", {"a": 1}))
     world.create()
     world.refused(422, "invalid_value", world.call("DELETE", "/v1/integrations/acme", {"reason": "x"}))
 
 
-def test_reading__the_catalogue_says_what_can_be_permitted(world: World) -> None:
+def test_reading__the_catalogue_says_what_can_be_permitted(world: AdminApi) -> None:
     """Fifteen categories, three of them read-only."""
     items = world.get("/v1/scopes", "olli")["items"]
     assert len(items) == 15
@@ -121,7 +121,7 @@ def test_reading__the_catalogue_says_what_can_be_permitted(world: World) -> None
     ]
 
 
-def test_reading__sidecars_say_who_lags_behind(world: World) -> None:
+def test_reading__sidecars_say_who_lags_behind(world: AdminApi) -> None:
     """Up to date is who has followed all that is in the registry."""
     now = world.run(world.registry.revision())
     world.run(world.registry.announce("here", now))
@@ -137,7 +137,7 @@ def test_reading__sidecars_say_who_lags_behind(world: World) -> None:
     assert answer["items"][0]["seen_at"] == "2025-11-24T16:00:00.000000Z"
 
 
-def test_reading__every_answer_has_its_headers(world: World) -> None:
+def test_reading__every_answer_has_its_headers(world: AdminApi) -> None:
     """Its id, and that nobody may keep it."""
     for path in ("/v1/whoami", "/v1/nosuch", "/v1/audit/export"):
         answer = world.call("GET", path)
@@ -157,7 +157,7 @@ def test_reading__every_answer_has_its_headers(world: World) -> None:
     ],
 )
 def test_reading__a_request_id_is_echoed_when_it_can_stand_on_record(
-    world: World, sent: str, is_echoed: bool
+    world: AdminApi, sent: str, is_echoed: bool
 ) -> None:
     """One that cannot is replaced: the call is not refused for it."""
     answer = world.call("GET", "/v1/whoami", headers={"X-Request-Id": sent})

@@ -7,27 +7,27 @@ from typing import Any
 from sidecar.domain.cidr import parse_address
 from sidecar.stores.registry.protocol import CredentialUse
 from tests.administration import DAY_US, MINUTE_US
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 
 
-def flags(world: World, integration_id: str = "acme") -> set[str]:
+def flags(world: AdminApi, integration_id: str = "acme") -> set[str]:
     """The codes of the flags of one integration."""
     return {flag["code"] for flag in reviewed(world, integration_id)["flags"]}
 
 
-def reviewed(world: World, integration_id: str = "acme") -> Any:
+def reviewed(world: AdminApi, integration_id: str = "acme") -> Any:
     """What the review shows of one integration."""
     (item,) = world.get(f"/v1/review?search={integration_id}", "audrey")["items"]
     return item
 
 
-def use(world: World, credential_id: str) -> None:
+def use(world: AdminApi, credential_id: str) -> None:
     """A request with this credential, now."""
     seen = CredentialUse(credential_id, "acme", parse_address("192.0.2.9"), world.clock.now_us)
     world.run(world.registry.record_uses([seen]))
 
 
-def test_review__a_tidy_integration_has_no_flag(world: World) -> None:
+def test_review__a_tidy_integration_has_no_flag(world: AdminApi) -> None:
     """Allowlist on, a key that is young, used and will end, scopes of everyday data."""
     key = world.create(credential_expires_at="2026-01-01T00:00:00Z")["credential_id"]
     use(world, key)
@@ -43,7 +43,7 @@ def test_review__a_tidy_integration_has_no_flag(world: World) -> None:
     assert (item["is_allowlist_enabled"], item["suspended_since"]) == (True, None)
 
 
-def test_review__what_needs_a_decision_is_flagged(world: World) -> None:
+def test_review__what_needs_a_decision_is_flagged(world: AdminApi) -> None:
     """Sensitive data, open to every address, with a key for ever that nobody uses."""
     world.create(scopes=["crm:read", "finance:write", "orders:read"])
     world.change("/v1/integrations/acme/allowlist/disable")
@@ -57,7 +57,7 @@ def test_review__what_needs_a_decision_is_flagged(world: World) -> None:
     assert [text.split(":")[0] for text in messages] == ["crm", "finance"]
 
 
-def test_review__age_counts_from_day_ninety_one(world: World) -> None:
+def test_review__age_counts_from_day_ninety_one(world: AdminApi) -> None:
     """A key older than ninety days, and one not used for as long."""
     key = world.create(credential_expires_at="2026-12-01T00:00:00Z")["credential_id"]
     use(world, key)
@@ -72,7 +72,7 @@ def test_review__age_counts_from_day_ninety_one(world: World) -> None:
     assert (item["credentials"][0]["age_days"], item["credentials"][0]["unused_days"]) == (91, 91)
 
 
-def test_review__ended_keys_and_a_suspension(world: World) -> None:
+def test_review__ended_keys_and_a_suspension(world: AdminApi) -> None:
     """What works no more, and since when."""
     world.create(credential_expires_at="2025-11-25T00:00:00Z")
     world.clock.advance(DAY_US)

@@ -11,7 +11,7 @@ import pytest
 from sidecar.services.admin.api import ENDPOINTS, find
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.problems import ProblemError
-from tests.unit.services.admin.world import People, World, opened
+from tests.unit.services.admin.admin_api import AdminApi, People, opened
 
 ALL = frozenset({"ann", "audrey", "olli"})
 READERS = frozenset({"ann", "audrey"})
@@ -69,7 +69,7 @@ CELLS = [pytest.param(one, who, id=f"{one.name}-{who or 'nobody'}") for one in E
 
 
 @pytest.fixture(scope="module")
-def shared(people: People, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def shared(people: People, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminApi]:
     """One world for all cells: none of them changes anything."""
     folder: Path = tmp_path_factory.mktemp("roles")
     with opened(people, folder) as world:
@@ -82,7 +82,7 @@ def path_of(endpoint: Endpoint) -> str:
 
 
 @pytest.mark.parametrize(("endpoint", "who"), CELLS)
-def test_roles__each_cell_of_the_matrix(shared: World, endpoint: Endpoint, who: str) -> None:
+def test_roles__each_cell_of_the_matrix(shared: AdminApi, endpoint: Endpoint, who: str) -> None:
     """Nobody is let in without a token, a role gets what it needs and no more, and nothing is written."""
     before = shared.revision()
     answer = shared.call(endpoint.method, path_of(endpoint), {} if endpoint.body else None, who)
@@ -106,7 +106,7 @@ def test_roles__the_matrix_is_whole() -> None:
         find("GET", "/v1/openapi-json")  # the dot of openapi.json stands for a dot alone
 
 
-def test_roles__an_operator_suspends_and_nothing_else_among_many(world: World) -> None:
+def test_roles__an_operator_suspends_and_nothing_else_among_many(world: AdminApi) -> None:
     """In one call of many changes, each needs its own permission."""
     world.create()
     changes = [
@@ -119,7 +119,7 @@ def test_roles__an_operator_suspends_and_nothing_else_among_many(world: World) -
     assert results[0]["problem"]["code"] == results[2]["problem"]["code"] == "role_forbids"
 
 
-def test_roles__a_role_that_changed_counts_from_the_next_call_on(world: World) -> None:
+def test_roles__a_role_that_changed_counts_from_the_next_call_on(world: AdminApi) -> None:
     """A token means what its holder may do now, not what he might when he got it."""
     world.create()
     assert (

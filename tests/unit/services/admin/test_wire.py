@@ -17,14 +17,14 @@ from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.asgi import serve_asgi
 from sidecar.transports.http1.work import OWN_LOOP
 from sidecar.transports.server import Endpoint
-from tests.unit.services.admin.world import World
+from tests.unit.services.admin.admin_api import AdminApi
 from tests.waiting import until
 
 
 class Wire:
     """A socket to the API of one world."""
 
-    def __init__(self, world: World, port: int) -> None:
+    def __init__(self, world: AdminApi, port: int) -> None:
         """Talk to *port*."""
         self.world = world
         self._port = port
@@ -70,7 +70,7 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-def wire(world: World) -> Iterator[Wire]:
+def wire(world: AdminApi) -> Iterator[Wire]:
     """The API behind the HTTP server that the admin listener has."""
 
     async def start() -> tuple[HttpServer, int]:

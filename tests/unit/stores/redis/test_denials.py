@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidecar.domain.bucket import BucketSet, Level, Quota, Taken, draw, draw_all
 from sidecar.stores.redis.denials import Denials
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 
 NOW_US = 1_764_000_000_000_000
 EMPTY = bucket(limit_rpm=600, burst=3)

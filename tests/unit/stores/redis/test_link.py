@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
-from tests.store_worlds import run
+from tests.store_harness import run
 
 
 class FakeTransport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 
 from .fakes import Bench, asked_of, full_reply
 

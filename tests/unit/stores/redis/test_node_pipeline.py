@@ -7,7 +7,7 @@ import pytest
 from sidecar.domain.bucket import Taken
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.replies import Remedy
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 
 from .fakes import SERVER_NOW_US, Bench, asked_of, error, full_reply
 

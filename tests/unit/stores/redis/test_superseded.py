@@ -10,7 +10,7 @@ from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.superseded import WAITING_MAX, SupersededTakes
 from sidecar.stores.redis.take_call import CompiledSet, Group
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 from tests.unit.stores.redis.fakes import FakeLoop
 
 

@@ -13,7 +13,7 @@ from sidecar.domain.bucket import BucketSet, Level, Quota, Taken, draw_all
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.scripts import TAKE
 from sidecar.stores.redis.take_call import BUCKETS_MAX, CompiledSet, Group, apportion, encode_call, starts_of
-from tests.store_worlds import bucket
+from tests.store_harness import bucket
 
 KEYS = KeySpace("t:")
 NOW_US = 1_764_000_000_000_000

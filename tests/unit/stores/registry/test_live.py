@@ -22,7 +22,7 @@ from sidecar.stores.registry.protocol import Changes, RegistryUnavailableError
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import ID, LIFECYCLE, SECOND_US, ManualClock, create, request
 from tests.building import make_metrics
-from tests.conformance.registry.world import found
+from tests.conformance.registry.registry_harness import found
 from tests.waiting import PATIENCE_S, until
 
 AWAY = RegistryUnavailableError("the store is away")
@@ -67,7 +67,7 @@ class Hindered:
         return call
 
 
-class Scene:
+class LiveHarness:
     """A registry, its live view, and what that has shown."""
 
     def __init__(self, registry: SqliteRegistry, clock: ManualClock, pace_s: float) -> None:
@@ -114,7 +114,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[Scene]:
+async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarness]:
     """A registry with people and one integration in it; nobody follows it yet."""
     clock = ManualClock()
     registry = await SqliteRegistry.open(
@@ -123,13 +123,13 @@ async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[Scene]:
     await found(registry, clock)
     await registry.apply(request(create()))
     try:
-        yield Scene(registry, clock, pace_s)
+        yield LiveHarness(registry, clock, pace_s)
     finally:
         await registry.aclose()
 
 
 @asynccontextmanager
-async def followed_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[Scene]:
+async def followed_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarness]:
     """The same, followed: all is loaded."""
     async with scene_in(folder, pace_s) as scene:
         task = asyncio.create_task(scene.live.run())

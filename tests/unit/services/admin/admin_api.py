@@ -61,7 +61,7 @@ class PutInForce:
         return self.answer
 
 
-class World:
+class AdminApi:
     """The API, and everybody's token; every call is made on one event loop."""
 
     def __init__(
@@ -190,7 +190,7 @@ def founded(path: Path) -> People:
 
 
 @contextmanager
-def opened(people: People, folder: Path) -> Iterator[World]:
+def opened(people: People, folder: Path) -> Iterator[AdminApi]:
     """A world of *people*, whose registry is a file in *folder*."""
     path = folder / "registry.sqlite"
     shutil.copyfile(people.path, path)
@@ -199,6 +199,6 @@ def opened(people: People, folder: Path) -> Iterator[World]:
         clock = ManualClock()
         registry = runner.run(SqliteRegistry.open(path, LIFECYCLE, clock_us=clock))
         try:
-            yield World(runner, registry, clock, people.keys)
+            yield AdminApi(runner, registry, clock, people.keys)
         finally:
             runner.run(registry.aclose())

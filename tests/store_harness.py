@@ -1,7 +1,7 @@
 """
 Bucket stores under test: where each kind of Redis is, and takes that can be awaited.
 
-    world = World("cluster")
+    world = StoreHarness("cluster")
     store = world.store()
     taken = await take(store, buckets)
 """
@@ -67,7 +67,7 @@ def url_of(kind: str, prefix: str, **options: str) -> StoreUrl:
     return parse_store_url(f"{getattr(servers, kind).url}?{query}")
 
 
-class World:
+class StoreHarness:
     """One kind of Redis, and a key prefix that nobody else uses."""
 
     def __init__(self, kind: str) -> None:

@@ -33,7 +33,7 @@ from tests.administration import (
     digest,
     request,
 )
-from tests.store_worlds import url_of
+from tests.store_harness import url_of
 from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ async def found(registry: Registry, clock: ManualClock) -> None:
         await registry.administer(AdminRequest(more, ANN, CONTEXT))
 
 
-class World:
+class RegistryHarness:
     """A registry and its people; every step runs to its end, within a deadline."""
 
     def __init__(self, backend: Backend, clock: ManualClock, runner: asyncio.Runner) -> None:

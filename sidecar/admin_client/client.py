@@ -320,7 +320,7 @@ def _parameters(query: Query | None) -> httpx.QueryParams:
         elif isinstance(value, str | int):
             parameters += [(name, str(value))] if value != "" else []
         else:
-            parameters += [(name, one) for one in value or ()]
+            parameters += [(name, item) for item in value or ()]
     return httpx.QueryParams(parameters)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sidecar`. Commands import what they need when they run, so `--help` is quick."""
+"""The command line: `sidecar`. Commands import what they need when they run, so `--help` is fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sidecar admin`: who may administer."""
+"""`sidecar admin`: administrators and their tokens."""
 
 from __future__ import annotations
 

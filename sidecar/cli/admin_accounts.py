@@ -13,14 +13,14 @@ AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account'
 TokenExpiresOption = Annotated[
     str,
     typer.Option(
-        "--expires", metavar="WHEN", help="When the token ends: 2026-12-01T00:00Z, or 90d; at most 366d."
+        "--expires", metavar="WHEN", help="When the token expires: 2026-12-01T00:00Z, or 90d; at most 366d."
     ),
 ]
 LIFETIME = "90d"
 
 
 class RoleWord(StrEnum):
-    """What an account may do."""
+    """The roles of `--role`."""
 
     ADMIN = "admin"
     AUDITOR = "auditor"
@@ -29,7 +29,9 @@ class RoleWord(StrEnum):
 
 RoleOption = Annotated[
     RoleWord,
-    typer.Option("--role", help="admin may do everything, auditor read everything, operator suspend."),
+    typer.Option(
+        "--role", help="admin can do everything, auditor can read everything, operator can suspend."
+    ),
 ]
 
 token_app = typer.Typer(no_args_is_help=True, help="Tokens of administrators.")
@@ -42,7 +44,7 @@ def token() -> None:
 
 @command(token_app, "issue", Change)
 def issue_token(call: Invocation, id: AccountArgument, expires: TokenExpiresOption = LIFETIME) -> None:
-    """Give an account one more token; it is alone on standard output, shown this once."""
+    """Issue another token to an account; it is shown once, alone on standard output."""
     answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in", expires))
     call.print_secret(answer, "token", f"The token of {id}")
 
@@ -55,7 +57,7 @@ def revoke_token(
         str, typer.Argument(metavar="TOKEN_ID", help="The token's id, as 'admin list' shows it.")
     ],
 ) -> None:
-    """End a token at once."""
+    """Revoke a token at once."""
     call.confirm(f"Revoke the token {token_id} of {id}? Calls with it are refused from now on.")
     call.print_change(call.change("DELETE", "administrators", id, "tokens", token_id, in_query=True))
 
@@ -67,9 +69,9 @@ def add_to(app: typer.Typer) -> None:
     @command(app, "list")
     def list_administrators(call: Invocation) -> None:
         """
-        List the accounts with their tokens and the last use of each; removed accounts, too.
+        List all accounts, removed ones included, with their tokens and their last use.
 
-        Warns from 14 days before the last token with the role admin expires.
+        Prints a warning when the last token with the role admin expires within 14 days.
         """
         from sidecar.cli.tables import plain
         from sidecar.cli.views import print_administrators
@@ -85,12 +87,19 @@ def add_to(app: typer.Typer) -> None:
     @command(app, "create", Change)
     def create(
         call: Invocation,
-        id: Annotated[str, typer.Argument(metavar="ID", help="The id, such as bob; it is for ever.")],
+        id: Annotated[
+            str,
+            typer.Argument(
+                metavar="ID", help="The account's id, such as bob; it can never be changed or reused."
+            ),
+        ],
         role: RoleOption,
-        name: Annotated[str, typer.Option("--name", metavar="TEXT", help="Who it is. Default: the id.")] = "",
+        name: Annotated[
+            str, typer.Option("--name", metavar="TEXT", help="The person's name. Default: the id.")
+        ] = "",
         expires: TokenExpiresOption = LIFETIME,
     ) -> None:
-        """Make an account; its first token is alone on standard output, shown this once."""
+        """Create an account; its first token is shown once, alone on standard output."""
         body = {
             "id": id,
             "name": name or id,
@@ -105,20 +114,20 @@ def add_to(app: typer.Typer) -> None:
         id: AccountArgument,
         role: Annotated[RoleWord, typer.Argument(metavar="ROLE", help="admin, auditor or operator.")],
     ) -> None:
-        """Change what an account may do."""
+        """Change the role of an account."""
         call.print_change(call.change("POST", "administrators", id, "role", body={"role": role.value}))
 
     @command(app, "remove", Change, Confirmed)
     def remove(call: Invocation, id: AccountArgument) -> None:
-        """End an account and its tokens; what it did stays on record, and its id is never used again."""
+        """Remove an account and revoke its tokens; its audit entries stay, and its id is never reused."""
         call.confirm(
-            f"Remove the administrator {id}? The account's tokens end at once, its id is gone for good."
+            f"Remove the administrator {id}? Its tokens stop working at once, and its id can never be reused."
         )
         call.print_change(call.change("DELETE", "administrators", id, in_query=True))
 
     @command(app, "whoami")
     def whoami(call: Invocation) -> None:
-        """Say who you are to the server, and until when."""
+        """Show the account and the role of your token, and when the token expires."""
         from sidecar.cli.tables import print_fields
         from sidecar.cli.times import shown
 

@@ -1,4 +1,4 @@
-"""`sidecar admin bootstrap` and `recover`: administrators made on the registry itself, past the admin API."""
+"""`sidecar admin bootstrap` and `recover`: create administrators in the registry, without the admin API."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ IdOption = Annotated[
     str, typer.Option("--id", metavar="ID", help="The account's id, such as ann; it can never be reused.")
 ]
 NameOption = Annotated[
-    str, typer.Option("--name", metavar="TEXT", help="Who it is, for the audit log. Default: the id.")
+    str, typer.Option("--name", metavar="TEXT", help="The person's name, for the audit log. Default: the id.")
 ]
 ExpiresOption = Annotated[
     str,
     typer.Option(
-        "--expires", metavar="WHEN", help="When the token ends: 90d, or 2026-12-01T00:00Z; at most 366d."
+        "--expires", metavar="WHEN", help="When the token expires: 90d, or 2026-12-01T00:00Z; at most 366d."
     ),
 ]
 
@@ -35,11 +35,11 @@ def bootstrap(
     json: JsonOption = False,
 ) -> None:
     """
-    Make the first administrator, on a registry that never had one, and print the token.
+    Create the first administrator of a registry and print the token.
 
-    Works on the registry that the configuration names, past any running sidecar; whoever can read the
-    configuration and reach the registry may run it. The token is shown this once, alone on standard
-    output. Exits with 1 when the registry has had administrators before: they make the next ones.
+    Changes the registry that the configuration names, without a running sidecar. Anyone who can read the
+    configuration and reach the registry can run it. The token is shown once, alone on standard output.
+    Exits with 1 if the registry ever had an administrator: use 'sidecar admin create' then.
     """
     with report_errors():
         from sidecar.cli.on_registry import on_registry
@@ -53,31 +53,29 @@ def bootstrap(
     _print_account(
         made,
         json,
-        "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. Make an account for a second person soon, because"
-        "\nnobody can reactivate what the same person suspended.",
+        "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. Create an account for a second person soon:"
+        "\nnobody can reactivate an integration that they suspended themselves.",
     )
 
 
 def recover(
     id: IdOption,
-    reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Why; stays in the audit log for ever.")
-    ],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, for the audit log.")],
     name: NameOption = "",
     expires: ExpiresOption = LIFETIME,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Make an administrator on the machine, when no other one can help, and print the token.
+    Create an administrator on the registry's machine when no other one can help, and print the token.
 
-    For when every token is lost or has expired, and for when the only administrator suspended an
-    integration. Works on the registry that the configuration names, past any running sidecar;
-    whoever owns the registry's file, or the credentials of its Redis, may run it.
+    Use it when every token is lost or has expired, or when the only administrator suspended an
+    integration. Changes the registry that the configuration names, without a running sidecar. Anyone
+    who owns the registry's file, or the credentials of its Redis, can run it.
 
-    The access of the new account depends on no other administrator. The recovery stays in the audit
-    log. Each integration that the account reactivates is marked single_person there, in the review
-    and in a metric, because the owner of the machine may be the one who suspended it.
+    The access of the new account depends on no other administrator. The audit log records the recovery.
+    Each integration that the account reactivates is marked single_person in the audit log, in the review
+    and in a metric, because the owner of the machine may have suspended it, too.
     """
     with report_errors():
         from sidecar.cli.on_registry import on_registry
@@ -91,8 +89,9 @@ def recover(
     _print_account(
         made,
         json,
-        "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. This recovery is in the audit log for ever. What"
-        f"\n{made.id} reactivates is marked single_person. Remove the account once it is no longer needed.",
+        "Keep it secret: put it into SIDECAR_ADMIN_TOKEN. The audit log records this recovery."
+        f"\nIntegrations that {made.id} reactivates are"
+        "\nmarked single_person. Remove the account when it is no longer needed.",
     )
 
 
@@ -103,7 +102,7 @@ def _print_account(made: MadeAdministrator, as_json: bool, advice: str) -> None:
         typer.echo(json.dumps(_described(made)))
         return
     typer.echo(
-        f"Made {made.id}, who may administer everything until {made.expires_at}. The token, shown this once:",
+        f"Created the administrator {made.id}. Its token expires at {made.expires_at}, shown only once:",
         err=True,
     )
     typer.echo(made.token)

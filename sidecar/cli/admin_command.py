@@ -1,7 +1,7 @@
 """
-Commands that call the admin API: the options that all of them have, and one call from start to end.
+Registers commands that call the admin API, with the options that all of them share.
 
-`command` adds the options to a function, so each command spells out only its own.
+`command` adds the shared options to a function, so each command declares only its own.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ WAIT_S = 10
 WAIT_S_MAX = 60
 TIMEOUT_S_MAX = 600
 ADMINISTRATION = "Administration"
-"""The part of `sidecar --help` where commands that call the admin API stand."""
+"""The heading in `sidecar --help` for commands that call the admin API."""
 _CONNECTION = "Connection"
 _CHANGE = "Change"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where to send calls, and as whom. Every command has these."""
+    """The server and the credentials of a call; options of every command."""
 
-    json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of text for people.")] = (
-        False
-    )
+    json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of text.")] = False
     server: Annotated[
         str,
         typer.Option(
@@ -63,7 +61,7 @@ class Connection:
             metavar="TOKEN",
             envvar="SIDECAR_ADMIN_TOKEN",
             rich_help_panel=_CONNECTION,
-            help="Your token; '-' reads it from standard input. Others on the machine can see arguments.",
+            help="Your token; '-' reads it from standard input. Other users can see arguments.",
         ),
     ] = None
     token_file: Annotated[
@@ -72,7 +70,7 @@ class Connection:
             "--token-file",
             metavar="FILE",
             rich_help_panel=_CONNECTION,
-            help="A file with your token as its first line; goes before --token.",
+            help="A file with your token as its first line; overrides --token.",
         ),
     ] = None
     ca: Annotated[
@@ -90,36 +88,38 @@ class Connection:
             "--timeout",
             metavar="DURATION",
             rich_help_panel=_CONNECTION,
-            help="How long one call may take, such as 30s or 2m; at most 10m.",
+            help="Timeout of one call, such as 30s or 2m; at most 10m.",
         ),
     ] = "10s"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What every change has."""
+    """The options of every change."""
 
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; goes on record for ever.")] = (
-        ""
-    )
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="The reason, for the audit log.")
+    ] = ""
     idempotency_key: Annotated[
         str,
         typer.Option(
             "--idempotency-key",
             metavar="KEY",
             rich_help_panel=_CHANGE,
-            help="Repeat the change that was made under this key, if it was made. Default: a fresh one.",
+            help="Retry a change safely: one key makes one change. Default: a new key.",
         ),
     ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegrationChange(Change):
-    """What every change of an integration has."""
+    """The options of every change of an integration."""
 
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", rich_help_panel=_CHANGE, help="Say what would happen, and change nothing."),
+        typer.Option(
+            "--dry-run", rich_help_panel=_CHANGE, help="Show what would happen, and change nothing."
+        ),
     ] = False
     expect: Annotated[
         int | None,
@@ -128,7 +128,7 @@ class IntegrationChange(Change):
             metavar="GENERATION",
             min=0,
             rich_help_panel=_CHANGE,
-            help="Change it only if nobody has since this generation of it.",
+            help="Change it only if its generation is still this one.",
         ),
     ] = None
     wait: Annotated[
@@ -136,7 +136,7 @@ class IntegrationChange(Change):
         typer.Option(
             "--wait",
             rich_help_panel=_CHANGE,
-            help=f"Return once every live sidecar has confirmed, at most {WAIT_S} s.",
+            help=f"Wait up to {WAIT_S} seconds for every live sidecar to confirm.",
         ),
     ] = False
     wait_for: Annotated[
@@ -145,17 +145,17 @@ class IntegrationChange(Change):
             "--wait-for",
             metavar="DURATION",
             rich_help_panel=_CHANGE,
-            help="Wait at most this long for every sidecar to confirm, such as 30s; at most 1m.",
+            help="Wait at most this long for every live sidecar to confirm, such as 30s; at most 1m.",
         ),
     ] = ""
 
     @property
     def waiting_s(self) -> int | None:
         """
-        How long to wait for confirmations; None = not at all.
+        Seconds to wait for confirmations; None = do not wait.
 
         Raises:
-            CommandError: --wait-for is no duration that may be waited for.
+            CommandError: --wait-for is not a duration, or out of range.
         """
         from sidecar.cli.times import duration_within
 
@@ -166,23 +166,23 @@ class IntegrationChange(Change):
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """What a step has that takes something away."""
+    """The option of commands that ask for confirmation."""
 
     yes: Annotated[
         bool,
         typer.Option(
             "--yes",
             "-y",
-            help="Do not ask. Scripts need it; for 'suspend' only when nobody else could reactivate.",
+            help="Do not ask for confirmation; for 'suspend', only needed if nobody could reactivate.",
         ),
     ] = False
 
 
 class Invocation:
-    """One run of a command: its connection, and what all changes share."""
+    """One run of a command: its connection and its shared options."""
 
     def __init__(self, connection: Connection, change: Change | None, confirmed: Confirmed | None) -> None:
-        """Take the options that were given; nothing is connected before the first call."""
+        """Store the options; the first call opens the connection."""
         self.is_json = connection.json
         self._connection = connection
         self._change = change
@@ -226,21 +226,21 @@ class Invocation:
 
     @property
     def is_dry_run(self) -> bool:
-        """Whether nothing is to be changed."""
+        """Whether `--dry-run` was given."""
         return isinstance(self._change, IntegrationChange) and self._change.dry_run
 
     @property
     def integration_change(self) -> IntegrationChange:
         """The options of a change of an integration."""
-        assert isinstance(self._change, IntegrationChange)  # the command was registered with them
+        assert isinstance(self._change, IntegrationChange)  # the command was registered with these options
         return self._change
 
     def preview(self, method: str, *segments: str, body: Mapping[str, Any]) -> Answer:
         """
-        What a change would do, whatever the options of this run say.
+        The answer of a dry run, whatever the options of this run say.
 
         Raises:
-            AdminCallError: it would be refused, or there was no answer.
+            AdminCallError: the change would be refused, or there was no answer.
         """
         from sidecar.admin_client.client import path_to
 
@@ -266,7 +266,7 @@ class Invocation:
         Make the change that the path of *segments* names, with the options of this run.
 
         Raises:
-            AdminCallError: see `AdminClient.change`; what may have happened all the same is said then.
+            AdminCallError: see `AdminClient.change`; says how to repeat a change that may have happened.
         """
         from sidecar.admin_client.client import path_to
         from sidecar.admin_client.failures import AdminCallError, Failure
@@ -296,22 +296,22 @@ class Invocation:
             lines, document = [*error.lines, self._how_to_repeat], error.document
             raise AdminCallError(error.failure, lines, may_have_happened=True, document=document) from None
         except KeyboardInterrupt:
-            lines = ["interrupted before there was an answer", self._how_to_repeat]
+            lines = ["interrupted before the server answered", self._how_to_repeat]
             raise AdminCallError(Failure.UNAVAILABLE, lines, may_have_happened=True) from None
 
     @property
     def _how_to_repeat(self) -> str:
         return (
-            f"it may have happened all the same: look, or repeat it with --idempotency-key {self._key},"
-            " which cannot make it happen twice"
+            f"the change may have been made: check, or repeat it with --idempotency-key {self._key},"
+            " which never makes it twice"
         )
 
     def confirm(self, question: str, *, is_urgent: bool = False) -> None:
         """
-        Ask before a step that takes something away, unless `--yes` was given.
+        Ask for confirmation, unless `--yes` was given.
 
-        Without a terminal the step needs `--yes`, unless it *is_urgent*: a
-        suspension from a script in an incident must not fail for want of an option.
+        Without a terminal the command needs `--yes`, unless it *is_urgent*: a suspension from a script must
+        not fail in an incident because an option is missing.
 
         Raises:
             CommandError: the answer was no, or this is not a terminal.
@@ -326,17 +326,17 @@ class Invocation:
                 EXIT_USAGE,
             )
         if not typer.confirm(question, err=True):
-            raise CommandError("nothing was done")
+            raise CommandError("nothing was changed")
 
     def print_json(self, data: object) -> None:
-        """Print what the API said, for programs."""
+        """Print an answer of the API as JSON."""
         import json
 
         typer.echo(json.dumps(data, indent=2))
 
     def print_change(self, answer: Answer) -> None:
         """
-        Say what a change did.
+        Print what a change did.
 
         Raises:
             Exit: not every sidecar confirmed in time.
@@ -353,7 +353,7 @@ class Invocation:
 
     def print_secret(self, answer: Answer, field: str, what: str) -> None:
         """
-        Print the secret that a change made, alone on standard output, and all else on standard error.
+        Print a new secret alone on standard output, and everything else on standard error.
 
         Raises:
             Exit: there is no secret to show, or not every sidecar confirmed in time.
@@ -366,7 +366,7 @@ class Invocation:
         else:
             print_change(answer, err=True)
             if secret:
-                typer.echo(f"{what}, shown this once:", err=True)
+                typer.echo(f"{what}, shown only once:", err=True)
                 _write_secret(secret, what)
         if not secret and not self.is_dry_run:
             print_lost_secret(what)
@@ -380,10 +380,10 @@ def command(
     app: typer.Typer, name: str, *kinds: type, panel: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
-    Register a function as the command *name*; it gets an `Invocation` first, then its own arguments.
+    Register a function as the command *name*; its first argument is an `Invocation`.
 
-    *kinds* are the options that it has besides its own and those of `Connection`: `Change` or
-    `IntegrationChange`, and `Confirmed`. A parameter of the function goes before one of the same name.
+    *kinds* are the shared options besides those of `Connection`: `Change` or `IntegrationChange`, and
+    `Confirmed`. A parameter of the function replaces a shared one of the same name.
     """
     shared = (*kinds, Connection)
 
@@ -402,7 +402,8 @@ def command(
             with report_errors(), _report_write_errors(), _invocation(options) as invocation:
                 function(invocation, **{name: given[name] for name in names})
 
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *added.values())]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [parameter.replace(kind=keyword) for parameter in (*own, *added.values())]
         run.__doc__, run.__name__ = function.__doc__, function.__name__
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -415,13 +416,13 @@ def command(
 @contextmanager
 def _report_write_errors() -> Iterator[None]:
     """
-    Say that the output cannot be written; a reader that has gone, such as `head`, is none of our business.
+    Report that the output cannot be written; a closed pipe, as of `head`, is no error.
 
     Raises:
         CommandError: standard output is closed, or its disk is full.
     """
     if sys.stdout is None:
-        raise CommandError("standard output is closed, so nothing was done", EXIT_USAGE)
+        raise CommandError("standard output is closed; nothing was changed", EXIT_USAGE)
     try:
         yield
     except BrokenPipeError:
@@ -435,8 +436,8 @@ def _write_secret(secret: str, what: str) -> None:
         typer.echo(secret)
     except OSError as error:
         raise CommandError(
-            f"{what} was made, but standard output cannot be written ({error.strerror}), so it is lost:"
-            " revoke it and make another one"
+            f"{what} was created, but standard output cannot be written ({error.strerror}), so it is lost:"
+            " revoke it and create another one"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`sidecar allowlist`: from where an integration may call."""
+"""`sidecar allowlist`: the addresses from which an integration may call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, 
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.integrations import IdArgument
 
-app = typer.Typer(no_args_is_help=True, help="From where an integration may call.")
+app = typer.Typer(no_args_is_help=True, help="The IP addresses from which an integration may call.")
 
 FILE_LINES_MAX = 1_000
 EntriesArgument = Annotated[
@@ -22,7 +22,7 @@ EntriesArgument = Annotated[
 
 @app.callback()
 def allowlist() -> None:
-    """From where an integration may call."""
+    """The IP addresses from which an integration may call."""
 
 
 @command(app, "show")
@@ -30,7 +30,7 @@ def show(call: Invocation, id: IdArgument) -> None:
     """
     Show the entries, whether the allowlist is on, and which callers it refused in the last 30 days.
 
-    Of each refused caller it shows the address, the API key, and the entry that admits the address.
+    For each refused caller it shows the address, the API key, and the entry that would admit it.
     """
     from sidecar.cli.tables import Column, print_table
     from sidecar.cli.views import print_refused_callers
@@ -42,23 +42,25 @@ def show(call: Invocation, id: IdArgument) -> None:
         shown = {"is_allowlist_enabled": is_on, "ip_allowlist": entries, "refused_callers": callers}
         call.print_json(shown)
         return
-    state = "on: only these addresses are let in" if is_on else "off: every address is let in"
+    state = "on: only these addresses may call" if is_on else "off: every address may call"
     typer.echo(f"The allowlist of {id} is {state}.", err=True)
-    print_table([Column("entry", is_whole=True)], [[entry] for entry in entries], "it has no entry")
+    print_table(
+        [Column("entry", is_whole=True)], [[entry] for entry in entries], "the allowlist has no entry"
+    )
     if callers:
-        typer.echo(f"{id} was refused from these addresses, the latest first:", err=True)
+        typer.echo(f"calls of {id} were refused from these addresses, latest first:", err=True)
         print_refused_callers(callers, "", err=not sys.stdout.isatty())
 
 
 @command(app, "add", IntegrationChange)
 def add(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
-    """Let more addresses in."""
+    """Add entries."""
     call.print_change(call.change("POST", "integrations", id, "allowlist", "add", body={"entries": cidr}))
 
 
 @command(app, "remove", IntegrationChange)
 def remove(call: Invocation, id: IdArgument, cidr: EntriesArgument) -> None:
-    """Take entries out, as they stand in the list."""
+    """Remove entries, written as in the list."""
     call.print_change(call.change("POST", "integrations", id, "allowlist", "remove", body={"entries": cidr}))
 
 
@@ -68,30 +70,32 @@ def set_entries(
     id: IdArgument,
     cidr: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CIDR", help="All entries, in place of those there are."),
+        typer.Argument(metavar="CIDR", help="All entries of the new list."),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="Read them from a file, one a line; # begins a comment."),
+        typer.Option(
+            "--file", metavar="FILE", help="Read the entries from a file, one per line; # begins a comment."
+        ),
     ] = None,
 ) -> None:
     """Replace all entries; whether the allowlist is on stays as it is."""
     if (cidr is None) == (file is None):
-        raise CommandError("name the entries, or a --file with them", EXIT_USAGE)
+        raise CommandError("no entries given: name them, or pass --file FILE", EXIT_USAGE)
     entries = cidr if file is None else _entries_in(file)
     call.print_change(call.change("POST", "integrations", id, "allowlist", "set", body={"entries": entries}))
 
 
 @command(app, "enable", IntegrationChange)
 def enable(call: Invocation, id: IdArgument) -> None:
-    """Turn it on: only addresses of its entries are let in. Warns of addresses that this locks out."""
+    """Turn the allowlist on: only its entries may call. Warns of recent callers that it locks out."""
     call.print_change(call.change("POST", "integrations", id, "allowlist", "enable", body={}))
 
 
 @command(app, "disable", IntegrationChange, Confirmed)
 def disable(call: Invocation, id: IdArgument) -> None:
-    """Turn it off: every address is let in. The entries are kept."""
-    call.confirm(f"Turn the allowlist of {id} off? Its API keys then work from everywhere.")
+    """Turn the allowlist off: every address may call. The entries are kept."""
+    call.confirm(f"Turn the allowlist of {id} off? Its API keys then work from every address.")
     call.print_change(call.change("POST", "integrations", id, "allowlist", "disable", body={}))
 
 
@@ -103,5 +107,5 @@ def _entries_in(file: Path) -> list[str]:
         raise CommandError(f"{file} cannot be read: {error}", EXIT_USAGE) from None
     entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
     if len(entries) > FILE_LINES_MAX:
-        raise CommandError(f"{file} has {len(entries)} entries; an allowlist holds 50", EXIT_USAGE)
+        raise CommandError(f"{file} has {len(entries)} entries; an allowlist holds at most 50", EXIT_USAGE)
     return entries

@@ -14,7 +14,7 @@ from sidecar.cli.exits import CommandError
 FileOption = Annotated[
     Path, typer.Option("--file", "-f", metavar="FILE", help="The YAML file with 'integrations:'.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the difference, and change nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the differences, and change nothing.")]
 PruneOption = Annotated[
     bool,
     typer.Option(
@@ -33,9 +33,9 @@ ReasonOption = Annotated[
 
 
 FILE_BYTES_MAX = 12 * 1_048_576
-"""Written as JSON it must fit into the 16 MiB that the admin API accepts."""
+"""The file must fit, as JSON, into the 16 MiB that the admin API accepts."""
 APPLY_EXTRA_S = 600.0
-"""Added to the deadline of the call; the server gives up after the same time."""
+"""Added to the timeout of the call; the server's own deadline is the same."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,10 +51,10 @@ def apply(
     reason: ReasonOption = "",
 ) -> None:
     """
-    Make the registry hold what a file declares: show the difference, ask, and apply only that.
+    Make the registry hold what a file declares: show the differences, ask, and apply them.
 
-    Applying it twice changes nothing the second time. What the file does not name is left alone
-    unless --prune is given. Exits with 1 when anything was refused, or would be.
+    Applying the same file again changes nothing. Integrations and API keys that the file does not name
+    are kept unless --prune is given. Exits with 1 if the registry refuses any of the changes.
     """
     from sidecar.admin_client.client import path_to
     from sidecar.cli.apply_flow import ApplyOptions, Document, declare

@@ -1,4 +1,4 @@
-"""Applying a declared registry from start to end: show the difference, ask, apply, report."""
+"""Applies a declared registry: shows the differences, asks, applies, reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sidecar.cli.exits import EXIT_REFUSED, EXIT_USAGE, CommandError
 from sidecar.cli.tables import plain, terminal
 
 SHOWN_MAX = 200
-"""Integrations whose differences are shown; the rest is counted, and `--json` prints all of them."""
+"""Integrations whose differences are shown; `--json` prints all of them."""
 _FIELD_WIDTH = 20
 
 Document = Mapping[str, Any]
@@ -22,7 +22,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ApplyOptions:
-    """What the command was given."""
+    """The options of the command."""
 
     is_dry_run: bool
     is_confirmed: bool
@@ -43,20 +43,20 @@ def declare(
     confirm: Callable[[str], None],
 ) -> None:
     """
-    Apply a file: plan it, show the difference, ask, and apply exactly that plan.
+    Plan a file, show the differences, ask, and apply exactly that plan.
 
     Args:
         plan: makes the plan and changes nothing.
         apply: applies the plan with this digest.
         options: what the command was given.
-        confirm: asks, and raises unless the answer is yes.
+        confirm: asks the user, and raises unless the answer is yes.
 
     Raises:
-        CommandError: nobody can be asked.
+        CommandError: not a terminal, and --yes was not given.
         Exit: something was refused, or the registry failed before the end.
     """
     if options.is_json and not (options.is_dry_run or options.is_confirmed):
-        raise CommandError("--json shows no diff to confirm: pass --yes or --dry-run, too", EXIT_USAGE)
+        raise CommandError("--json does not ask for confirmation: add --yes or --dry-run", EXIT_USAGE)
     document = plan()
     for warning in document["warnings"]:
         typer.echo(f"warning: {plain(warning)}", err=True)
@@ -97,12 +97,12 @@ def plan_lines(difference: Document) -> Iterator[Line]:
         yield Line("")
     counts = difference["counts"]
     numbers = ", ".join(f"{counts[change]} to {change}" for change in ("add", "change", "remove"))
-    refused = f", {counts['refused']} with something that is rejected" if counts["refused"] else ""
+    refused = f", {counts['refused']} with rejected changes" if counts["refused"] else ""
     yield Line(f"{numbers}, {counts['unchanged']} unchanged{refused}", "bold")
     kept = difference["not_in_file"]
     if kept["integrations"] or kept["credentials"]:
         yield Line(
-            f"not in the file, and left alone: {_count(len(kept['integrations']), 'integration')},"
+            f"not in the file, and kept: {_count(len(kept['integrations']), 'integration')},"
             f" {_count(len(kept['credentials']), 'live credential')}; --prune would remove them",
             "dim",
         )
@@ -113,12 +113,12 @@ _HEADS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "bol
 
 def _integration_lines(integration: Document) -> Iterator[Line]:
     sign, style = _HEADS[integration["change"]]
-    ending = "   permanently: its id cannot be used again" if integration["change"] == "remove" else ""
+    ending = "   permanently: its id cannot be reused" if integration["change"] == "remove" else ""
     yield Line(f"{sign} {plain(integration['id'])}   {plain(integration['name'])}{ending}", style)
     for change in integration["fields"]:
         before, after = change["before"], change["after"]
         if change["field"] == "name" and before is None:
-            continue  # the head line shows it
+            continue  # the first line shows it
         name = plain(change["field"]).ljust(_FIELD_WIDTH)
         if before is None:
             yield Line(f"    + {name} {_value(after)}", "green")
@@ -158,14 +158,16 @@ def _print_report(report: Document) -> None:
     for step in declined[:SHOWN_MAX]:
         typer.echo(f"refused: {plain(step['id'])}: {step['action']}: {plain(step['message'])}", err=True)
     if len(declined) > SHOWN_MAX:
-        typer.echo(f"… and {len(declined) - SHOWN_MAX} more were refused", err=True)
+        typer.echo(f"… and {len(declined) - SHOWN_MAX} more refused", err=True)
     not_tried = _count(report["steps_not_tried"], "change")
     if report["error"] is not None:
-        doubt = "; some of those may be in force" if report["may_have_happened"] else ""
+        doubt = "; some of them may have been made" if report["may_have_happened"] else ""
         typer.echo(f"sidecar: the registry failed: {plain(report['error'])}", err=True)
         typer.echo(f"  {not_tried} not made{doubt}; run the command again", err=True)
     elif report["steps_not_tried"]:
-        typer.echo(f"{not_tried} after those not tried; run the command again", err=True)
+        typer.echo(
+            f"{not_tried} not tried because an earlier one was refused; run the command again", err=True
+        )
 
 
 def _count(number: int, noun: str) -> str:
@@ -174,7 +176,7 @@ def _count(number: int, noun: str) -> str:
 
 def ask_first(question: str) -> None:
     """
-    Ask on the terminal.
+    Ask the user to confirm, on the terminal.
 
     Raises:
         CommandError: the answer was no, or this is not a terminal.

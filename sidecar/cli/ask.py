@@ -50,7 +50,7 @@ def ask(
         typer.Option(
             "--peer",
             metavar="ADDRESS",
-            help="Instead of --ip: who calls the proxy, as it is. Default: 127.0.0.1.",
+            help="The address that connects to the proxy; excludes --ip. Default: 127.0.0.1.",
         ),
     ] = "",
     config: ConfigOption = None,
@@ -76,8 +76,8 @@ def ask(
     """
     Ask a running sidecar about one request, as Envoy would.
 
-    This is a real call and takes a token. Exits with 0 when the (last) request is allowed, with 3
-    when it is denied, with 1 when the sidecar does not answer.
+    This is a real request and takes a token. Exits with 0 if the last request is allowed, with 3 if it
+    is denied, with 1 if the sidecar does not answer.
 
     With --ip the configuration (--config) says how the sidecar learns the client's address: give the
     configuration that the sidecar runs with.
@@ -102,17 +102,17 @@ def ask(
 
 def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str]) -> str:
     """
-    Make the request one of the client at *ip*, as the sidecar will see it; return who calls the proxy.
+    Add the headers that make *ip* the client's address; return the address that connects to the proxy.
 
     Raises:
-        CommandError: *ip* is no address, or what else was given says another one.
+        CommandError: *ip* is not an address, or contradicts another option.
         FileFaultsError: the configuration holds mistakes.
     """
     from sidecar.domain.cidr import AddressError, format_address, parse_address
     from sidecar.process.config import load_config
 
     if peer:
-        raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
+        raise CommandError("--ip and --peer cannot be used together", EXIT_USAGE)
     try:
         parse_address(ip)
     except AddressError as error:
@@ -122,7 +122,7 @@ def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str])
         return ip
     if rule.header in headers:
         raise CommandError(
-            f"--ip is sent in the header {rule.header}, which --header names, too: leave one of them out",
+            f"--ip sets the header {rule.header}, which --header sets, too: use only one of them",
             EXIT_USAGE,
         )
     headers[rule.header] = ip
@@ -133,7 +133,7 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | No
     from sidecar.cli.check_client import ClientTls
 
     if (cert is None) != (key is None) or (cert is not None and ca is None):
-        raise CommandError("--cert, --cert-key and --ca belong together", EXIT_USAGE)
+        raise CommandError("--cert and --cert-key must be given together, and need --ca", EXIT_USAGE)
     return None if ca is None else ClientTls(ca, cert, key)
 
 

@@ -1,4 +1,4 @@
-"""`sidecar audit`: who did what, when, from where and why; and the proof that the log is whole."""
+"""`sidecar audit`: list, export and verify the audit log."""
 
 from __future__ import annotations
 
@@ -17,59 +17,71 @@ if TYPE_CHECKING:
     from sidecar.admin_client.client import AdminClient, Listing
     from sidecar.cli.audit_file import FileReport
 
-app = typer.Typer(no_args_is_help=True, help="Who did what, when, from where and why.")
+app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, when, from where and why.")
 
 PATH = "/v1/audit"
 FIRST_CHAIN = 0
 VERIFY_TIMEOUT_S = 110.0
-"""Besides --timeout: a verification reads the whole log."""
+"""Added to --timeout: a verification reads the whole log."""
 ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
 SinceOption = Annotated[
     str,
-    typer.Option("--since", metavar="WHEN", help="From then on: 2026-12-01T00:00Z, or 2h = two hours ago."),
+    typer.Option(
+        "--since", metavar="WHEN", help="Entries from this time on: 2026-12-01T00:00Z, or 2h = two hours ago."
+    ),
 ]
-UntilOption = Annotated[str, typer.Option("--until", metavar="WHEN", help="Before then.")]
+UntilOption = Annotated[str, typer.Option("--until", metavar="WHEN", help="Entries before this time.")]
 AnchorOption = Annotated[
     list[str] | None,
     typer.Option(
         "--anchor",
         metavar="CHAIN:SEQUENCE:DIGEST",
-        help="What an earlier verification printed, kept elsewhere; may be repeated.",
+        help="An anchor that an earlier verification printed; may be repeated.",
     ),
 ]
 
 
 @app.callback()
 def audit() -> None:
-    """Who did what, when, from where and why."""
+    """The audit log: who did what, when, from where and why."""
 
 
 @command(app, "list")
 def list_entries(
     call: Invocation,
     integration: Annotated[
-        str, typer.Option("--integration", metavar="ID", help="Only what was done to this integration.")
+        str, typer.Option("--integration", metavar="ID", help="Only entries about this integration.")
     ] = "",
     subject: Annotated[
-        str, typer.Option("--subject", metavar="KIND:ID", help="Such as administrator:ann.")
+        str,
+        typer.Option(
+            "--subject", metavar="KIND:ID", help="Only entries about this subject, such as administrator:ann."
+        ),
     ] = "",
-    actor: Annotated[str, typer.Option("--actor", metavar="ID", help="Only what this one did.")] = "",
+    actor: Annotated[
+        str, typer.Option("--actor", metavar="ID", help="Only entries of this administrator.")
+    ] = "",
     action: Annotated[
-        str, typer.Option("--action", metavar="WORD", help="Such as integration.suspend.")
+        str, typer.Option("--action", metavar="WORD", help="Only this action, such as integration.suspend.")
     ] = "",
     since: SinceOption = "",
     until: UntilOption = "",
-    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="In the order they came.")] = False,
+    oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="List the oldest entries first.")
+    ] = False,
     chain: Annotated[
-        int | None, typer.Option("--chain", metavar="N", min=0, help="Of a registry that has several.")
+        int | None,
+        typer.Option(
+            "--chain", metavar="N", min=0, help="The chain to list, in a registry that has several."
+        ),
     ] = None,
     limit: LimitOption = 50,
 ) -> None:
     """
     List audit entries, the newest first.
 
-    A fleet's registry has several chains; without --chain, --integration or --subject their entries are
-    put together in the order of their times.
+    A registry in Redis may have several chains. Without --chain, --integration or --subject the entries of
+    all chains are merged by time.
     """
     from sidecar.cli.views import print_listing
 
@@ -84,7 +96,7 @@ def list_entries(
         "newest_first": not oldest_first,
     }
     listing = _listed(call.client, query, limit)
-    print_listing(call, listing, ENTRIES, map(_row, listing.items), "there is no such entry")
+    print_listing(call, listing, ENTRIES, map(_row, listing.items), "no matching entries")
 
 
 @command(app, "export")
@@ -95,15 +107,15 @@ def export(
         typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output."),
     ] = None,
     integration: Annotated[
-        str, typer.Option("--integration", metavar="ID", help="Only what was done to this integration.")
+        str, typer.Option("--integration", metavar="ID", help="Only entries about this integration.")
     ] = "",
     since: SinceOption = "",
     until: UntilOption = "",
 ) -> None:
     """
-    Write the audit log as it is kept, one entry a line, so that anybody can verify it offline.
+    Write the audit log as it is stored, one entry per line, so that anyone can verify it offline.
 
-    The file is whole or absent: it appears under its name once everything is in it. Only an export of
+    The file appears only once it is complete. Only an export of
     all entries from the first one on can be verified: an extract (--integration, --since, --until) has
     gaps, which 'audit verify FILE' reports. Keep the whole export beside it as the proof.
     """
@@ -137,11 +149,11 @@ def verify(
     anchor: AnchorOption = None,
 ) -> None:
     """
-    Find every audit entry that was altered, removed or moved, and every record changed around the log.
+    Find audit entries that were altered, removed or moved, and records changed outside the log.
 
-    Of a FILE it checks the chain, without a server. Prints anchors: keep them elsewhere, and give them to a
-    later verification, because a chain alone cannot show that its end was cut off. Exits with 1 when
-    something was found.
+    With a FILE it checks the chain without a server. Prints anchors: store them elsewhere and pass them to
+    the next verification, because a chain alone cannot show that its end was cut off. Exits with 1 if
+    anything is wrong.
     """
     report = _verified_by_server(call, anchor or []) if file is None else _verified_here(file, anchor or [])
     if call.is_json:
@@ -153,7 +165,7 @@ def verify(
 
 
 def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limit: int) -> Listing:
-    """Up to *limit* entries: of the one chain that is meant, or of all of them together."""
+    """Up to *limit* entries: of one chain, or of all chains merged."""
     if query["chain"] is not None or query["integration"] or query["subject"]:
         return client.listed(PATH, query, limit)
     listing = client.listed(PATH, {**query, "chain": FIRST_CHAIN}, limit)
@@ -164,12 +176,12 @@ def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limi
 
     listings = [listing, *(client.listed(PATH, {**query, "chain": chain}, limit) for chain in others)]
     entries = [entry for listing in listings for entry in listing.items]
-    # Entries that cannot be read have no time: they come first, because they need a look.
+    # Entries that cannot be read have no time: they come first, because somebody must look at them.
     lost = [entry for entry in entries if entry["at"] is None]
     told = [entry for entry in entries if entry["at"] is not None]
     told.sort(key=lambda entry: str(entry["at"]), reverse=bool(query["newest_first"]))
     has_more = len(entries) > limit or any(listing.next_after is not None for listing in listings)
-    more = "" if has_more else None  # no single cursor leads on
+    more = "" if has_more else None  # several chains have no common cursor
     return Listing([*lost, *told][:limit], more, {"chains": listing.rest["chains"]})
 
 
@@ -199,12 +211,12 @@ def _print_report(report: dict[str, Any]) -> None:
             typer.echo(f"anchor {chain['anchor']}")
 
 
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
+def _counted(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
-    """An entry: on a terminal four columns that fit into 80 characters, piped one for each value."""
+    """The cells of an entry: four columns on a terminal, which fit into 80 characters; else one per value."""
     from sidecar.cli.times import shown
 
     place = f"{entry['chain']}:{entry['sequence']}"
@@ -220,7 +232,7 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _past(option: str, text: str) -> str | None:
-    """The moment that *text* means; a duration counts back from now."""
+    """The time that *text* means; a duration counts back from now."""
     from sidecar.cli.times import moment_ago
 
     return moment_ago(option, text) if text else None

@@ -1,4 +1,4 @@
-"""An exported audit log: written whole or not at all, and verified without a server."""
+"""Writes an exported audit log as a whole or not at all, and verifies one without a server."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _KEYS = {"chain", "sequence", "text", "digest"}
 
 
 class AuditFileError(Exception):
-    """A file is no export, or cannot be read or written; says which line and what to do."""
+    """A file is not an export, or cannot be read or written; names the line and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What a verification found, chain by chain."""
+    """The findings of a verification, by chain."""
 
     chains: tuple[ChainReport, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All of them."""
+        """The findings of all chains."""
         return tuple(finding for chain in self.chains for finding in chain.findings)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def verify_file(file: Path, anchors: Sequence[str] = ()) -> FileReport:
     Check every chain in an export, also against *anchors*; memory does not grow with the file.
 
     Raises:
-        AuditFileError: the file cannot be read or is no export, or an anchor is none.
+        AuditFileError: the file cannot be read or is not an export, or an anchor is malformed.
     """
     try:
         known = [parse_anchor(text) for text in anchors]
@@ -78,12 +78,12 @@ def verify_file(file: Path, anchors: Sequence[str] = ()) -> FileReport:
 @contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
     """
-    A file that appears as *path* when the block has ended well, and not at all otherwise.
+    Create a file that appears as *path* only if the block succeeds.
 
-    It is readable by its owner only, and never replaces another: an export is evidence.
+    Only its owner can read it, and it never replaces another file: an export is evidence.
 
     Raises:
-        AuditFileError: there is one already, or it cannot be written.
+        AuditFileError: the file exists, or cannot be written.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -97,7 +97,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError:
-        raise AuditFileError(f"{path} exists already: name another file, or move it away") from None
+        raise AuditFileError(f"{path} exists; name another file, or move it away") from None
     except OSError as error:
         raise AuditFileError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -108,7 +108,7 @@ def _verifier(chain: int, anchors: Sequence[Anchor]) -> ChainVerifier:
 
 def _require_room(file: Path, count: int) -> None:
     if count >= CHAINS_MAX:
-        raise AuditFileError(f"{file} names more than {CHAINS_MAX} chains: it is no export of this program")
+        raise AuditFileError(f"{file} has more than {CHAINS_MAX} chains; it is no 'sidecar audit export'")
 
 
 def _entries(file: Path, lines: TextIO) -> Iterator[StoredEntry]:
@@ -118,7 +118,7 @@ def _entries(file: Path, lines: TextIO) -> Iterator[StoredEntry]:
         entry = _parsed(line)
         if entry is None:
             raise AuditFileError(
-                f"{file}:{number}: this line is no exported entry: {line[:60]!a};"
+                f"{file}:{number}: not an exported audit entry: {line[:60]!a};"
                 " was the export cut off or edited?"
             )
         yield entry

@@ -1,4 +1,4 @@
-"""A real Check call to a running sidecar, as Envoy makes it, through grpcio."""
+"""Sends Check calls to a running sidecar, as Envoy does, through grpcio."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TIMEOUT_S = 5.0
 
 
 class AskError(Exception):
-    """A sidecar could not be asked; says why and what to look at."""
+    """A sidecar did not answer; names the cause and what to check."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """PEM files with which to trust the sidecar, and to be trusted by it."""
+    """PEM files: the CA that signed the sidecar's certificate, and a client certificate."""
 
     ca: Path
     certificate: Path | None = None
@@ -33,7 +33,7 @@ class Asker:
 
     def __init__(self, target: str, tls: ClientTls | None = None, timeout_s: float = TIMEOUT_S) -> None:
         """
-        Ask the sidecar at *target*: 'host:port' or 'unix:/path'.
+        Connect to the sidecar at *target*: 'host:port' or 'unix:/path'.
 
         Raises:
             AskError: a TLS file cannot be read.
@@ -59,10 +59,10 @@ class Asker:
 
     def ask(self, request: bytes) -> Checked:
         """
-        Send a serialised CheckRequest and read the answer.
+        Send a serialized CheckRequest and return the answer.
 
         Raises:
-            AskError: there was none.
+            AskError: there was no answer.
         """
         try:
             message: bytes = self._check(request, timeout=self._timeout_s)
@@ -70,7 +70,7 @@ class Asker:
             code, detail = error.code(), error.details()
             raise AskError(
                 f"no answer from {self._target}: {code.name} ({detail}); is the sidecar running, and does it"
-                " listen there? See 'listen.grpc' and its log line 'serving'"
+                " listen on this address? See 'listen.grpc' and the log line 'serving'"
             ) from None
         return read_response(message)
 

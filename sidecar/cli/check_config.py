@@ -29,16 +29,18 @@ def check_config(
     ] = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Ask the shared store too: is it reachable and fit for this?"),
+        typer.Option(
+            "--online", help="Also check that the shared store is reachable and configured correctly."
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """
-    Check a configuration with everything that it names, without running it.
+    Check a configuration and the files that it names, without starting the sidecar.
 
-    Reads the configuration (with the environment on top, as `serve` does), the registry, the keys and
-    the TLS files, looks at the addresses to listen on, and finds what `serve` would refuse. Whether a
-    port is in use is not looked at. Exits with 1 after naming every mistake.
+    Reads the configuration (overridden by the environment, as `serve` does), the registry, the keys and
+    the TLS files, checks the addresses to listen on, and reports everything that `serve` would refuse.
+    Does not check whether a port is in use. Exits with 1 after listing every mistake.
     """
     if json:
         raise typer.Exit(_print_json(file, online))
@@ -60,7 +62,7 @@ def _check(file: Path | None, online: bool) -> tuple[Checked, OnlineReport]:
 
 
 def _print_json(file: Path | None, online: bool) -> int:
-    """Print what was found for programs; return the exit code."""
+    """Print the result as JSON; return the exit code."""
     import json
 
     from sidecar.sources.file_faults import FileFaultsError
@@ -84,7 +86,7 @@ def _print_summary(checked: Checked, report: OnlineReport) -> None:
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a long path is told whole
+    table.add_column(overflow="fold")  # show a long path in full
     for name, value in _rows(checked.loaded, report):
         table.add_row(name, value)
     console = Console(soft_wrap=True, highlight=False)
@@ -99,7 +101,7 @@ def _warnings(checked: Checked, report: OnlineReport) -> tuple[FileFault | str, 
 
 
 def _rows(loaded: LoadedConfig, report: OnlineReport) -> list[tuple[str, str]]:
-    """What the configuration comes to, line by line."""
+    """The effective configuration, as names and values."""
     config = loaded.config
     rows = [
         ("configuration", config.tree.file),
@@ -137,20 +139,20 @@ def _store(config: Config) -> str:
     url = config.settings.shared_store
     if url is None:
         return "embedded: in the memory of this process"
-    return f"{url}  (waited for {config.settings.store_timeout_ms} ms)"
+    return f"{url}  (timeout {config.settings.store_timeout_ms} ms)"
 
 
 _POLICIES = {
     "deny": "requests are refused with 503",
-    "allow": "requests are let in, and no limit is looked at",
+    "allow": "requests are allowed without a limit",
     "local": "each sidecar grants its share of the limit",
 }
 
 
 def _without_store(loaded: LoadedConfig) -> str:
-    """What answers while the shared store cannot."""
+    """The policy while the shared store is unavailable."""
     policy = loaded.config.settings.on_store_error
-    own = _own_policies(loaded) if loaded.source is not None else "each may have another; not asked here"
+    own = _own_policies(loaded) if loaded.source is not None else "each may have its own; not checked here"
     return f"on_store_error {policy}: {_POLICIES[policy]}" + (f"  (integrations: {own})" if own else "")
 
 
@@ -162,7 +164,7 @@ def _policies_without_effect(loaded: LoadedConfig) -> list[str]:
 
 
 def _own_policies(loaded: LoadedConfig) -> str:
-    """How many integrations of the registry file have which policy of their own."""
+    """The number of integrations in the registry file with each policy of their own."""
     records = [integration.record for integration in loaded.registry.snapshot.integrations.values()]
     own = Counter(record.on_store_error.value for record in records if record.on_store_error is not None)
     return ", ".join(f"{count} {policy}" for policy, count in sorted(own.items()))
@@ -170,9 +172,9 @@ def _own_policies(loaded: LoadedConfig) -> str:
 
 def _registry(config: Config, loaded: LoadedConfig) -> str:
     if loaded.shared_url is not None and loaded.source is None:
-        return f"in the store at {loaded.shared_url}, which --online asks"
+        return f"in the store at {loaded.shared_url}; --online checks it"
     if config.registry_database is not None:
-        state = "there" if config.registry_database.exists() else "created at the first start"
+        state = "exists" if config.registry_database.exists() else "created at the first start"
         return f"{config.registry_database}, changed by administrators ({state})"
     if loaded.source is None:
         return "none: every API key is refused"

@@ -1,4 +1,4 @@
-"""The connection of a command to the admin API: which server, and with whose token."""
+"""Connects a command to the admin API: parses the server's address and the token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def connect(
     server: str, token: str | None, token_file: Path | None, ca: Path | None, timeout_s: float
 ) -> AdminClient:
     """
-    A client of the admin API by the options of a command; nothing is sent yet.
+    Return a client of the admin API for the options of a command; sends nothing.
 
     Raises:
         CommandError: the server's address or the token cannot be used.
@@ -36,37 +36,37 @@ def connect(
 
 def given_token(token: str | None, token_file: Path | None) -> str:
     """
-    The administrator's token that `--token-file`, else `--token` or its variable gives.
+    Return the administrator's token of `--token-file`, else of `--token` or its variable.
 
     Raises:
-        CommandError: there is none, or it cannot be one; never with a word of it.
+        CommandError: there is none, or it is malformed; the message never contains it.
     """
     from sidecar.domain.accounts import AuthenticationError, token_id_of
 
     where, given = _found(token, token_file)
     if not given:
-        raise CommandError(f"{where} is empty, where an administrator's token should be", EXIT_USAGE)
+        raise CommandError(f"{where} is empty; it must hold an administrator's token", EXIT_USAGE)
     try:
         token_id_of(given)
     except AuthenticationError:
         raise CommandError(
-            f"{where} holds something else than an administrator's token, which begins with 'sca_': was it"
-            " copied whole?",
+            f"{where} does not hold an administrator's token, which begins with 'sca_'; check that it was"
+            " copied completely",
             EXIT_USAGE,
         ) from None
     return given
 
 
 def _found(token: str | None, token_file: Path | None) -> tuple[str, str]:
-    """Where a token was looked for, and what was there."""
+    """The source of the token, and the text found there."""
     if token_file is not None:
         return f"the file {token_file}", _first_line(token_file)
     if token == "-":  # noqa: S105 - a dash, no password
         return "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
     if not token:
         raise CommandError(
-            "no administrator's token was given: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
-            " 'sidecar admin bootstrap' makes the first one",
+            "no administrator's token: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
+            " 'sidecar admin bootstrap' creates the first one",
             EXIT_USAGE,
         )
     return "SIDECAR_ADMIN_TOKEN or --token", token.strip()

@@ -25,7 +25,7 @@ def credentials() -> None:
 
 @command(app, "list")
 def list_credentials(call: Invocation, id: IdArgument) -> None:
-    """List the credentials, how they stand, and when and from where each was last used."""
+    """List the credentials with their state, and when and from where each was last used."""
     from sidecar.cli.views import print_credentials
 
     listing = call.get("integrations", id, "credentials")
@@ -33,16 +33,16 @@ def list_credentials(call: Invocation, id: IdArgument) -> None:
         call.print_json(listing)
     else:
         print_credentials(
-            listing["items"], f"{id} has no credential; 'sidecar credentials issue {id}' makes one"
+            listing["items"], f"{id} has no credential; 'sidecar credentials issue {id}' issues one"
         )
 
 
 @command(app, "issue", IntegrationChange)
 def issue(call: Invocation, id: IdArgument, expires: ExpiresOption = "") -> None:
     """
-    Issue one more API key; the others work on.
+    Issue another API key; existing keys keep working.
 
-    The key is alone on standard output, shown this once: KEY=$(sidecar credentials issue acme).
+    The key is shown once, alone on standard output: KEY=$(sidecar credentials issue acme).
     """
     answer = call.change("POST", "integrations", id, "credentials", "issue", body=_expiry(expires))
     call.print_secret(answer, "api_key", f"The API key of {id}")
@@ -58,16 +58,16 @@ def rotate(
         typer.Option(
             "--overlap",
             metavar="DURATION",
-            help="How long the old key works on, at most 30d. 0 = it ends at once.",
+            help="How long the old key keeps working, at most 30d. 0 = it stops at once.",
         ),
     ] = "0",
     expires: ExpiresOption = "",
 ) -> None:
     """
-    Issue an API key in place of another, which works on for the overlap.
+    Issue an API key that replaces another one, which keeps working for the overlap.
 
-    The new key is alone on standard output, shown this once. 'credentials list' shows who still uses the
-    old one.
+    The new key is shown once, alone on standard output. 'credentials list' shows whether the old one is
+    still used.
     """
     from sidecar.cli.times import checked_duration
 
@@ -78,8 +78,8 @@ def rotate(
 
 @command(app, "revoke", IntegrationChange, Confirmed)
 def revoke(call: Invocation, id: IdArgument, credential: CredentialArgument) -> None:
-    """End an API key at once and for ever."""
-    call.confirm(f"Revoke {credential} of {id}? Requests with it are refused from now on, for ever.")
+    """Revoke an API key at once and permanently."""
+    call.confirm(f"Revoke {credential} of {id}? Requests with it are refused at once, permanently.")
     call.print_change(call.change("POST", "integrations", id, "credentials", credential, "revoke", body={}))
 
 
@@ -91,11 +91,11 @@ def expire(
     at: Annotated[
         str,
         typer.Option(
-            "--at", metavar="WHEN", help="When it ends: 2026-12-01T00:00Z, 90d from now, or 'never'."
+            "--at", metavar="WHEN", help="When the key expires: 2026-12-01T00:00Z, 90d from now, or 'never'."
         ),
     ],
 ) -> None:
-    """Change when an API key ends; to end it at once, revoke it."""
+    """Change when an API key expires; to end it at once, revoke it."""
     from sidecar.cli.times import NEVER, moment_of
 
     body = {"expires_at": None if at == NEVER else moment_of("--at", at)}
@@ -103,7 +103,7 @@ def expire(
 
 
 def _expiry(expires: str) -> dict[str, Any]:
-    """When a new key ends, for the API: a duration counts by the server's clock."""
+    """The fields of the API for the end of a new key; a duration counts by the server's clock."""
     from sidecar.cli.times import Duration, parse_when
 
     if not expires:

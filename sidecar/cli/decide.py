@@ -37,14 +37,14 @@ def decide(
     key: KeyOption = None,
     ip: Annotated[
         str | None,
-        typer.Option("--ip", metavar="ADDRESS", help="The client's address, however it was found out."),
+        typer.Option("--ip", metavar="ADDRESS", help="The client's address."),
     ] = None,
     peer: Annotated[
         str,
         typer.Option(
             "--peer",
             metavar="ADDRESS",
-            help="Instead of --ip: who calls the proxy; 'client_ip' applies.",
+            help="The address that connects to the proxy; excludes --ip, and 'client_ip' applies.",
         ),
     ] = "",
     scope: ScopeOption = "",
@@ -66,8 +66,8 @@ def decide(
         loaded = LoadedConfig(load_config(config))
         if not loaded.registry.snapshot.is_loaded:
             raise CommandError(
-                "administrators change this registry, and 'decide' works offline: ask a running sidecar with"
-                " 'sidecar ask', or decide from a file of 'sidecar registry pull' with"
+                "'decide' works offline and cannot read a registry that administrators change: ask a running"
+                " sidecar with 'sidecar ask', or decide from a file of 'sidecar registry pull' with"
                 " SIDECAR_STORE=embedded: SIDECAR_REGISTRY=FILE"
             )
         source = loaded.rules.policy.sources.sources[0]
@@ -93,7 +93,7 @@ def _request(
     from sidecar.domain.policy import AccessRequest
 
     if ip is not None and peer:
-        raise CommandError("--ip and --peer exclude each other", EXIT_USAGE)
+        raise CommandError("--ip and --peer cannot be used together", EXIT_USAGE)
     for address in (ip, peer or None):
         try:
             _ = address is None or parse_client_address(address)
@@ -129,11 +129,13 @@ def _print(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> No
     for number, step in enumerate(steps, 1):
         table.add_row(str(number), step.name, _MARKS[step.outcome], escape(step.detail))
     console.print(table)
-    console.print(f"\nHTTP {answer.status}" if answer.status != 200 else "\nOn to the upstream", style="bold")
+    console.print(
+        f"\nHTTP {answer.status}" if answer.status != 200 else "\nPassed to the upstream", style="bold"
+    )
     _print_headers(console, "to the client", answer.client_headers)
     _print_headers(console, "to the upstream", answer.upstream_headers)
     for name in answer.removed_headers:
-        console.print(f"  {escape(name)}  [dim]taken away from the upstream[/dim]")
+        console.print(f"  {escape(name)}  [dim]removed before the upstream[/dim]")
     if answer.body:
         console.print_json(answer.body.decode())
 

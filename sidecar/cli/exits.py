@@ -1,4 +1,4 @@
-"""Exit codes, and how mistakes of users end a command: in a sentence, never in a traceback."""
+"""Exit codes, and errors printed as sentences instead of tracebacks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ EXIT_USAGE = 2
 EXIT_DENIED = 3
 """`decide` and `ask`: the request is denied."""
 EXIT_CONFLICT = 4
-"""A change does not go with what is there now: look again (HTTP 409 and 412 of the admin API)."""
+"""A change conflicts with the current state: read it again (HTTP 409 and 412 of the admin API)."""
 EXIT_UNCONFIRMED = 5
-"""A change was made, but not every live sidecar confirmed it in the time that `--wait` gave."""
+"""A change was made, but not every live sidecar confirmed it before `--wait` timed out."""
 
 
 class CommandError(Exception):
-    """A command cannot go on; the message is for the user."""
+    """Ends a command; the message is printed for the user."""
 
     def __init__(self, message: str, exit_code: int = EXIT_REFUSED) -> None:
-        """End with *exit_code* after telling *message*."""
+        """Print *message* and exit with *exit_code*."""
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -38,10 +38,10 @@ class CommandError(Exception):
 @contextmanager
 def report_errors() -> Iterator[None]:
     """
-    End the command with one clear line for each mistake.
+    Print each error on one line and exit.
 
     Raises:
-        Exit: there was one; carries the exit code.
+        Exit: an error was printed; carries the exit code.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""`sidecar integrations`: which there are, and making, changing and ending them."""
+"""`sidecar integrations`: list, show, create, edit and delete integrations."""
 
 from __future__ import annotations
 
@@ -15,41 +15,48 @@ app = typer.Typer(no_args_is_help=True, help=GROUP)
 LIST_MAX = 10_000
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The integration's id.")]
 LimitOption = Annotated[
-    int, typer.Option("--limit", metavar="ROWS", min=1, max=LIST_MAX, help="Show so many at most.")
+    int, typer.Option("--limit", metavar="ROWS", min=1, max=LIST_MAX, help="Maximum number of rows.")
 ]
-NameOption = Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What people call it.")]
-ContactOption = Annotated[str | None, typer.Option("--contact", metavar="TEXT", help="Whom to ask.")]
-OwnerOption = Annotated[str | None, typer.Option("--owner", metavar="TEXT", help="Who answers for it.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="TEXT", help="The name of the integration.")
+]
+ContactOption = Annotated[
+    str | None, typer.Option("--contact", metavar="TEXT", help="The contact for questions.")
+]
+OwnerOption = Annotated[
+    str | None, typer.Option("--owner", metavar="TEXT", help="The person or team responsible for it.")
+]
 ManagerOption = Annotated[
     str | None,
-    typer.Option("--third-party-manager", metavar="TEXT", help="The third party that runs it, if any."),
+    typer.Option("--third-party-manager", metavar="TEXT", help="The third party that operates it, if any."),
 ]
 RpmOption = Annotated[
     int | None,
     typer.Option("--rate-limit-rpm", metavar="N", help="Requests per minute, 1 to 10,000. Default: 60."),
 ]
 BurstOption = Annotated[
-    int | None, typer.Option("--burst", metavar="N", help="Requests at once. Default: the limit.")
+    int | None,
+    typer.Option("--burst", metavar="N", help="Requests that may come at once. Default: the limit."),
 ]
 ExpiresOption = Annotated[
     str,
     typer.Option(
         "--expires",
         metavar="WHEN",
-        help="When the key ends: 2026-12-01T00:00Z, or 90d from now. Default: never.",
+        help="When the key expires: 2026-12-01T00:00Z, or 90d from now. Default: never.",
     ),
 ]
 
 
 class Status(StrEnum):
-    """Which integrations to list."""
+    """The values of `--status`."""
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
 
 
 class StorePolicy(StrEnum):
-    """What to answer while the store is away."""
+    """The values of `--on-store-error`."""
 
     DENY = "deny"
     ALLOW = "allow"
@@ -70,10 +77,10 @@ def list_integrations(
         typer.Option(
             "--search",
             metavar="TEXT",
-            help="Only those with this in id, name, contact, owner, manager or a credential's id.",
+            help="Search in id, name, contact, owner, third-party manager and credential ids.",
         ),
     ] = "",
-    status: Annotated[Status | None, typer.Option("--status", help="Only those that are so.")] = None,
+    status: Annotated[Status | None, typer.Option("--status", help="Filter by status.")] = None,
     limit: LimitOption = 1_000,
 ) -> None:
     """List integrations, in the order of their ids."""
@@ -95,7 +102,12 @@ def show(call: Invocation, id: IdArgument) -> None:
 @command(app, "create", IntegrationChange)
 def create(
     call: Invocation,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Its id, such as acme-erp; it is for ever.")],
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="The integration's id, such as acme-erp; it can never be changed or reused."
+        ),
+    ],
     name: NameOption = None,
     contact: ContactOption = None,
     owner: OwnerOption = None,
@@ -109,28 +121,30 @@ def create(
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow", metavar="CIDR", help="Let only these addresses in; may be repeated. Default: all."
+            "--allow", metavar="CIDR", help="Allow only this address or block; may be repeated. Default: all."
         ),
     ] = None,
     issue_credential: Annotated[
-        bool, typer.Option("--issue-credential", help="Also issue an API key, and print it.")
+        bool, typer.Option("--issue-credential", help="Also issue an API key and print it.")
     ] = False,
     expires: ExpiresOption = "",
     on_store_error: Annotated[
         StorePolicy | None,
-        typer.Option("--on-store-error", help="What its requests get while the shared store is away."),
+        typer.Option(
+            "--on-store-error", help="How to answer its requests while the shared store is unavailable."
+        ),
     ] = None,
 ) -> None:
     """
-    Create an integration. It may do nothing until it is given scopes and an API key.
+    Create an integration. It cannot call until it has scopes and an API key.
 
-    With --issue-credential the key is alone on standard output, shown this once.
+    With --issue-credential the key is shown once, alone on standard output.
     """
     from sidecar.cli.exits import EXIT_USAGE, CommandError
     from sidecar.cli.times import moment_of
 
     if expires and not issue_credential:
-        raise CommandError("--expires is the end of the key that --issue-credential makes", EXIT_USAGE)
+        raise CommandError("--expires needs --issue-credential: it sets when that key expires", EXIT_USAGE)
     body = {
         "id": id,
         "name": name or id,
@@ -146,7 +160,7 @@ def create(
         "on_store_error": _policy(on_store_error),
     }
     answer = call.change(
-        "POST", "integrations", body={key: one for key, one in body.items() if one is not None}
+        "POST", "integrations", body={key: value for key, value in body.items() if value is not None}
     )
     if issue_credential:
         call.print_secret(answer, "api_key", f"The API key of {id}")
@@ -163,24 +177,26 @@ def edit(
     owner: OwnerOption = None,
     third_party_manager: ManagerOption = None,
 ) -> None:
-    """Change who it is and whom to ask; '' empties a field, what is not named stays."""
+    """Change name, contact, owner or manager; '' clears a field."""
     from sidecar.cli.exits import EXIT_USAGE, CommandError
 
     fields = {"name": name, "contact": contact, "owner": owner, "third_party_manager": third_party_manager}
     given = {key: value for key, value in fields.items() if value is not None}
     if not given:
-        raise CommandError("nothing to change: name a field, such as --contact", EXIT_USAGE)
+        raise CommandError("no field given: name one, such as --contact", EXIT_USAGE)
     call.print_change(call.change("PATCH", "integrations", id, body=given))
 
 
 @command(app, "delete", IntegrationChange, Confirmed)
 def delete(call: Invocation, id: IdArgument) -> None:
     """
-    End an integration for good.
+    Delete an integration permanently.
 
-    Its API keys end at once, its trail is kept, and its id is never used again.
+    Its API keys stop working at once, its audit entries are kept, and its id is never reused.
     """
-    call.confirm(f"Delete {id} for good? Its API keys end at once, and its id is never used again.")
+    call.confirm(
+        f"Delete {id} permanently? Its API keys stop working at once, and its id can never be reused."
+    )
     call.print_change(call.change("DELETE", "integrations", id, in_query=True))
 
 
@@ -188,9 +204,9 @@ def delete(call: Invocation, id: IdArgument) -> None:
 def on_store_error(
     call: Invocation,
     id: IdArgument,
-    policy: Annotated[StorePolicy, typer.Argument(help="'default' = as the configuration says for all.")],
+    policy: Annotated[StorePolicy, typer.Argument(help="'default' = the configuration's on_store_error.")],
 ) -> None:
-    """Say what its requests get while the shared store is away."""
+    """Set how to answer its requests while the shared store is unavailable."""
     body = {"policy": _policy(policy)}
     call.print_change(call.change("POST", "integrations", id, "on-store-error", body=body))
 

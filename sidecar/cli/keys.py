@@ -21,14 +21,12 @@ def keys() -> None:
 @app.command()
 def new(
     json: JsonOption = False,
-    prefix: Annotated[
-        str, typer.Option("--prefix", metavar="TEXT", help="What the key begins with, to recognise it by.")
-    ] = PREFIX,
+    prefix: Annotated[str, typer.Option("--prefix", metavar="TEXT", help="The prefix of the key.")] = PREFIX,
 ) -> None:
     """
-    Draw a fresh API key and print it with the registry lines for it.
+    Generate an API key and print it with its lines for the registry file.
 
-    The key is shown this once; the registry holds only its digest.
+    The key is shown only once; the registry holds only its digest.
     """
     from sidecar.domain.api_keys import generate_api_key
 
@@ -41,11 +39,11 @@ def new(
         typer.echo(encoder.dumps({"api_key": key.api_key, "credential": credential}))
         return
     typer.echo(
-        f"""API key, shown this once; hand it to whoever runs the integration:
+        f"""API key, shown only once; send it to the integration's operator over a secure channel:
 
   {key.api_key}
 
-For the registry, below 'credentials:' of the integration:
+Add to the registry file, under 'credentials:' of the integration:
 
   - id: "{key.credential_id}"
     digest: {key.digest}"""

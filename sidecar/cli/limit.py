@@ -1,4 +1,4 @@
-"""`sidecar limit`: how many requests an integration may make, for good and for a time."""
+"""`sidecar limit`: the permanent and the temporary rate limit of an integration."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import typer
 from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import BurstOption, IdArgument
 
-app = typer.Typer(no_args_is_help=True, help="The rate limit of an integration, for good and for a time.")
+app = typer.Typer(no_args_is_help=True, help="The permanent and the temporary rate limit of an integration.")
 
 RpmArgument = Annotated[int, typer.Argument(metavar="RPM", help="Requests per minute, 1 to 10,000.")]
 
 
 @app.callback()
 def limit() -> None:
-    """The rate limit of an integration, for good and for a time."""
+    """The permanent and the temporary rate limit of an integration."""
 
 
 @command(app, "show")
 def show(call: Invocation, id: IdArgument) -> None:
-    """Show the limit in force, the lasting one, and a temporary raise."""
+    """Show the limit in force, the permanent limit, and a temporary raise."""
     from sidecar.cli.tables import print_fields
     from sidecar.cli.views import limit_fields, limit_of
 
@@ -31,7 +31,7 @@ def show(call: Invocation, id: IdArgument) -> None:
 
 @command(app, "set", IntegrationChange)
 def set_limit(call: Invocation, id: IdArgument, rpm: RpmArgument, burst: BurstOption = None) -> None:
-    """Set the lasting limit, in force at once; what was used stays used, and a temporary raise ends."""
+    """Set the permanent limit, in force at once; used tokens stay used, and a temporary raise ends."""
     body = {"rate_limit_rpm": rpm} | ({} if burst is None else {"burst": burst})
     call.print_change(call.change("POST", "integrations", id, "limit", "set", body=body))
 
@@ -46,12 +46,12 @@ def raise_limit(
         typer.Option(
             "--until",
             metavar="WHEN",
-            help="2026-12-01T00:00Z, or 2h from now; within 90 days. Then it reverts.",
+            help="2026-12-01T00:00Z, or 2h from now; at most 90 days ahead.",
         ),
     ],
     burst: BurstOption = None,
 ) -> None:
-    """Raise the limit for a time, such as for a migration; it reverts by itself."""
+    """Raise the limit temporarily, for example for a migration; it then reverts automatically."""
     from sidecar.cli.times import Duration, parse_when
 
     when = parse_when("--until", until)
@@ -62,5 +62,5 @@ def raise_limit(
 
 @command(app, "end-raise", IntegrationChange)
 def end_raise(call: Invocation, id: IdArgument) -> None:
-    """End a temporary raise before its time."""
+    """End a temporary raise early."""
     call.print_change(call.change("POST", "integrations", id, "limit", "end-raise", body={}))

@@ -1,4 +1,4 @@
-"""`sidecar suspend --offline`: a suspension on the registry itself, when the API or every token is gone."""
+"""`sidecar suspend --offline`: suspend in the registry when the admin API is down or every token is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
     Suspend *id* in the registry that the configuration at *config* names, as a user of this machine.
 
     Raises:
-        CommandError: nobody confirmed it; the registry is a file, or cannot be reached, or refused it.
+        CommandError: not confirmed; the registry is a file, cannot be reached, or refused the change.
         FileFaultsError: the configuration holds mistakes, or names no registry.
     """
     from sidecar.cli.on_registry import on_registry
@@ -32,7 +32,7 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
         raise CommandError(how_to_edit(path, id))
     options = call.integration_change
     if options.idempotency_key:
-        raise CommandError("--idempotency-key is for the API; leave it out with --offline", EXIT_USAGE)
+        raise CommandError("--idempotency-key needs the admin API; leave it out with --offline", EXIT_USAGE)
     call.confirm(question, is_urgent=True)
 
     async def work(registry: Registry) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
 async def _suspend(
     registry: Registry, id: str, reason: str, expected: int | None, is_dry_run: bool, wait_s: int | None
 ) -> dict[str, Any]:
-    """What the admin API answers to a suspension, worked out here."""
+    """The same document as the admin API's answer to a suspension."""
     from sidecar.domain.changes import ChangeRequest
     from sidecar.domain.lifecycle.commands import Suspend
     from sidecar.process.first_administrator import local_actor, local_context
@@ -66,7 +66,7 @@ async def _suspend(
     else:
         made = await registry.apply(request)
         record, notices = made.record, made.notices
-        summary = made.entry.summary if made.entry is not None else "suspended already"
+        summary = made.entry.summary if made.entry is not None else "already suspended"
     now_us = registry.now_us()
     notices += lock_notices(await accounts_now(registry), record, now_us)
     data: dict[str, Any] = {
@@ -82,21 +82,21 @@ async def _suspend(
 
 
 def how_to_edit(path: Path, id: str) -> str:
-    """What to write into the registry file at *path*, and where, to suspend *id*."""
+    """Instructions to suspend *id* in the registry file at *path*."""
     return "\n  ".join(
         (
-            f"the registry is the file {path}; an editor changes it, not this command. To suspend {id}:",
-            f"1. {_place(path, id)}, write the line: status: suspended",
-            "   (in place of a 'status' that stands there, with the indentation of 'id')",
-            "2. save the file: every sidecar that reads it follows within seconds, without a restart",
-            "3. run 'sidecar check-config': a file with a mistake is refused whole, and nothing is suspended",
-            "A file cannot end API keys for ever: take the leaked one out before you reactivate.",
+            f"the registry is the file {path}; this command cannot change it. To suspend {id}:",
+            f"1. {_place(path, id)}, add the line: status: suspended",
+            "   (replace an existing 'status'; indent it like 'id')",
+            "2. save the file: every sidecar reads it again within seconds, without a restart",
+            "3. run 'sidecar check-config': a file with a mistake is rejected, and nothing is suspended",
+            "A file cannot invalidate API keys: remove the leaked key before you reactivate.",
         )
     )
 
 
 def _place(path: Path, id: str) -> str:
-    """Where the entry of *id* is, as far as the file's text tells."""
+    """The place of the entry of *id* in the file, in words."""
     entry = re.compile(rf"\s*(-\s+)?[\"']?id[\"']?\s*:\s*[\"']?{re.escape(id)}[\"']?\s*(#.*)?")
     try:
         with path.open(encoding="utf-8", errors="replace") as file:

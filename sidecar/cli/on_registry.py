@@ -1,4 +1,4 @@
-"""Commands that work on the registry itself, past any running sidecar."""
+"""Runs commands on the registry itself, without a running sidecar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def on_registry(config: Path | None, work: Callable[[Registry], Awaitable[Result]]) -> Result:
     """
-    Do *work* on the registry that the configuration at *config* names.
+    Run *work* on the registry that the configuration at *config* names.
 
     Raises:
         CommandError: the registry cannot be reached or used, or refused the change.
@@ -39,5 +39,5 @@ def on_registry(config: Path | None, work: Callable[[Registry], Awaitable[Result
     except RefusedError as error:
         raise CommandError(str(error)) from None
     except RegistryError as error:
-        doubt = "; whether it was done, only a look can tell" if error.may_have_happened else ""
+        doubt = "; the change may have been made: check first" if error.may_have_happened else ""
         raise CommandError(f"{error}{doubt}") from None

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they mean the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ConfigOption: TypeAlias = Annotated[
         "-c",
         metavar="FILE",
         envvar="SIDECAR_CONFIG",
-        help="The configuration file. Default: sidecar.yaml in this directory, or all defaults.",
+        help="The configuration file. Default: sidecar.yaml in this directory, else all defaults.",
     ),
 ]
 KeyOption: TypeAlias = Annotated[
@@ -28,7 +28,7 @@ KeyOption: TypeAlias = Annotated[
         metavar="KEY",
         envvar="SIDECAR_API_KEY",
         show_envvar=True,
-        help="The API key; '-' reads it from standard input, which keeps it out of the shell's history.",
+        help="The API key; '-' reads it from standard input, to keep it out of the shell history.",
     ),
 ]
 HeaderOption: TypeAlias = Annotated[
@@ -37,12 +37,14 @@ HeaderOption: TypeAlias = Annotated[
 ]
 ScopeOption: TypeAlias = Annotated[
     str,
-    typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy states, or 'none'."),
+    typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy sends, or 'none'."),
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
-MethodArgument: TypeAlias = Annotated[str, typer.Argument(metavar="METHOD", help="Such as GET.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+MethodArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="METHOD", help="The request method, such as GET.")
+]
 PathArgument: TypeAlias = Annotated[
-    str, typer.Argument(metavar="PATH", help="The request's path, as the client wrote it.")
+    str, typer.Argument(metavar="PATH", help="The request path, as the client sends it.")
 ]
 
 STDIN_KEY_CHARS_MAX = 4_096
@@ -50,7 +52,7 @@ STDIN_KEY_CHARS_MAX = 4_096
 
 def given_key(key: str | None) -> str | None:
     """
-    The API key of `--key`: itself, or the first line of standard input for '-'.
+    Return the API key of `--key`; '-' reads the first line of standard input.
 
     Raises:
         CommandError: standard input holds none.
@@ -59,13 +61,13 @@ def given_key(key: str | None) -> str | None:
         return key
     line = sys.stdin.readline(STDIN_KEY_CHARS_MAX).strip()
     if not line:
-        raise CommandError("--key - reads the API key from standard input, but there is none", EXIT_USAGE)
+        raise CommandError("--key - reads the API key from standard input, which is empty", EXIT_USAGE)
     return line
 
 
 def given_headers(headers: list[str] | None) -> dict[str, str]:
     """
-    The headers of `--header` by lower-case name; repeats are joined with ',', as Envoy does.
+    Return the headers of `--header` by lower-case name; repeats are joined with ',', as Envoy does.
 
     Raises:
         CommandError: one has no ':'.
@@ -75,13 +77,13 @@ def given_headers(headers: list[str] | None) -> dict[str, str]:
         name, colon, value = header.partition(":")
         name, value = name.strip().lower(), value.strip()
         if not colon or not name:
-            raise CommandError(f"--header {header!r}: write 'name: value'", EXIT_USAGE)
+            raise CommandError(f"--header {header!r} has no ':'; write 'name: value'", EXIT_USAGE)
         joined[name] = f"{joined[name]},{value}" if name in joined else value
     return joined
 
 
 def add_key(headers: dict[str, str], key: str | None, name: str, scheme: str | None) -> None:
-    """Put *key* into the header where the sidecar looks for it; a second one is kept, as a client would."""
+    """Add *key* to the header where the sidecar looks for it; an existing value is kept."""
     if key is not None:
         value = key if scheme is None else f"{scheme} {key}"
         headers[name] = f"{headers[name]},{value}" if name in headers else value

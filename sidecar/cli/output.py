@@ -1,4 +1,4 @@
-"""What commands say about a change: what it did, what to look out for, who has confirmed it."""
+"""Prints what a change did, its warnings, and which sidecars have confirmed it."""
 
 from __future__ import annotations
 
@@ -16,41 +16,43 @@ SIDECARS_NAMED_MAX = 5
 
 
 def print_change(answer: Answer, *, err: bool = False) -> None:
-    """Say on standard output, or standard error, what a change did; warnings go to standard error."""
+    """Print what a change did, on standard error if *err*; warnings always go to standard error."""
     data = answer.data
     subject = data.get("integration") or data.get("administrator") or {}
     said = plain(data.get("summary") or "done")
     if data.get("is_dry_run"):
-        said = f"dry run, nothing was changed: {said if data.get('is_change') else 'it is so already'}"
+        said = f"dry run, nothing was changed: {said if data.get('is_change') else 'no change needed'}"
     elif answer.is_replay:
-        said = f"{said} (by an earlier call with this key)"
+        said = f"{said} (by an earlier call with this idempotency key)"
     elif data.get("is_change") is False:
-        said = "nothing to do: it is so already"
+        said = "no change needed"
     typer.echo(f"{plain(subject.get('id'))}: {said}" if subject.get("id") else said, err=err)
     for notice in data.get("notices") or ():
         typer.echo(f"note: {plain(notice.get('message'))}", err=True)
     if data.get("is_in_force") is False and not data.get("is_dry_run"):
-        typer.echo("note: it is committed, but the sidecar that answered does not decide by it yet", err=True)
+        typer.echo(
+            "note: the change is committed, but not yet in force on the sidecar that answered", err=True
+        )
     print_durability(data)
     if data.get("confirmation") is not None:
         typer.echo(_confirmed(data["confirmation"]), err=err)
 
 
 def print_durability(data: Mapping[str, Any]) -> None:
-    """Say on standard error that a change is on one server alone, if it is."""
+    """Print a note on standard error if a change is on a single server of the store."""
     if data.get("is_durable") is False and not data.get("is_dry_run"):
         typer.echo(
-            "note: too few replicas of the store have this change, so the loss of the primary can undo it;"
+            "note: too few replicas of the store have this change; a failover can lose it:"
             " see 'Durability' in docs/operate/registry-redis.md",
             err=True,
         )
 
 
 def print_lost_secret(what: str) -> None:
-    """Say that a secret was made and cannot be shown again, and what to do."""
+    """Print that a secret exists but cannot be shown again, and what to do."""
     typer.echo(
-        f"sidecar: {what} was made by an earlier call, whose answer showed it; it is not kept\n"
-        "  if nobody has that answer, revoke it and make another one",
+        f"sidecar: {what} was shown by an earlier call with this idempotency key; it is not stored\n"
+        "  if it is lost, revoke it and create another one",
         err=True,
     )
 
@@ -62,12 +64,12 @@ def _confirmed(confirmation: dict[str, Any]) -> str:
         return f"in force on {count} {noun} after {took} ms"
     if not confirmation["waiting_for"]:
         return (
-            "committed, but the registry could not tell which sidecars have confirmed: 'sidecar sidecars' may"
+            "committed, but the registry could not list the sidecars that confirmed: run 'sidecar sidecars'"
         )
-    waiting = [plain(one) for one in confirmation["waiting_for"]]
+    waiting = [plain(sidecar) for sidecar in confirmation["waiting_for"]]
     named = ", ".join(waiting[:SIDECARS_NAMED_MAX])
     more = f" and {len(waiting) - SIDECARS_NAMED_MAX} more" if len(waiting) > SIDECARS_NAMED_MAX else ""
     return (
         f"committed, but not confirmed within {took} ms by {len(waiting)} of {count} {noun}: {named}{more};"
-        " 'sidecar sidecars' shows how they stand"
+        " 'sidecar sidecars' shows their state"
     )

@@ -1,4 +1,4 @@
-"""`sidecar registry`: fill the registry of a fleet, or of one sidecar, from a file, and write it back."""
+"""`sidecar registry`: load a registry from a file, or write it to one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sidecar.domain.scopes import ScopeCatalogue
     from sidecar.stores.registry.protocol import Registry
 
-GROUP = "The registry itself, past any running sidecar: fill it from a file, write it to one."
+GROUP = "The registry itself, without a running sidecar: load it from a file, write it to one."
 app = typer.Typer(no_args_is_help=True, help=GROUP)
 
 StoreOption = Annotated[
@@ -26,19 +26,18 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="The shared store that holds the registry, such as redis://host; goes before the"
-        " configuration's.",
+        help="The shared store that holds the registry, such as redis://host; overrides the configuration's.",
     ),
 ]
 YesOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")
+    bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")
 ]
 STDOUT = "-"
 
 
 @app.callback()
 def registry() -> None:
-    """The registry itself, past any running sidecar: fill it from a file, write it to one."""
+    """The registry itself, without a running sidecar: load it from a file, write it to one."""
 
 
 @app.command()
@@ -62,18 +61,19 @@ def push(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            "--token-file", metavar="FILE", help="A file with your token as its first line; goes first."
+            "--token-file",
+            metavar="FILE",
+            help="A file with your token as its first line; overrides --token.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Make the registry hold what a file declares: show the difference, ask, and apply only that.
+    Make the registry hold what a file declares: show the differences, ask, and apply them.
 
-    Works on the registry that the configuration names, past any running sidecar; those that follow
-    it decide by the changes at once. Pushing twice changes nothing the second time. What the file
-    does not name is left alone unless --prune is given. Exits with 1 when anything was refused, or
-    would be.
+    Changes the registry that the configuration names, without the admin API; running sidecars apply the
+    changes at once. Pushing the same file again changes nothing. Integrations and API keys that the file
+    does not name are kept unless --prune is given. Exits with 1 if the registry refuses any of the changes.
     """
     from sidecar.cli.apply_flow import ApplyOptions, ask_first, declare
     from sidecar.cli.connection import given_token
@@ -90,21 +90,21 @@ def push(
 @app.command()
 def pull(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Where to write it; '-' is standard output.")
+        str, typer.Argument(metavar="FILE", help="The file to write; '-' is standard output.")
     ] = STDOUT,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Replace a file that differs without asking.")
+        bool, typer.Option("--yes", "-y", help="Replace an existing file without asking.")
     ] = False,
     config: ConfigOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Write the registry as a file that can be pushed again: pushing it at once changes nothing.
+    Write the registry to a file that 'registry push' accepts.
 
-    The file holds digests of API keys, no keys. It does not hold temporary raises, webhook secrets
-    and the history of suspensions, which a push leaves alone. With --json the registry goes to
-    standard output as JSON, which can be pushed, too; beside a FILE --json says what was written.
+    The file contains digests of API keys, not the keys. It omits temporary raises, webhook secrets and the
+    history of suspensions, which a push does not change. With '-' and --json the registry is printed as
+    JSON, which can be pushed, too; with a FILE, --json prints what was written.
     """
     with report_errors():
         with _opened(config, store) as (runner, opened, _):
@@ -138,7 +138,7 @@ def accept(
         typer.Option(
             "--was",
             metavar="ID",
-            help="The registry that the sidecars follow, as their log names it. Default: what they remember.",
+            help="Id of the lost registry, from the log of the sidecars. Default: the id they stored.",
         ),
     ] = "",
     yes: YesOption = False,
@@ -146,13 +146,12 @@ def accept(
     store: StoreOption = None,
 ) -> None:
     """
-    Accept what the store holds now in place of the registry that the sidecars follow.
+    Accept the current content of the store as the registry.
 
-    For a store that was flushed, replaced, or restored from an older snapshot: sidecars answer
-    requests with 503 until the lost data are back, or until this was run. The registry in the
-    store gets a new id, and those that follow the former one follow it. Changes that the store
-    lacks, suspensions among them, stay lost: repeat them right after. A 'registry_id' in the
-    configuration must be changed to the new id.
+    Use it after a store was flushed, replaced, or restored from an older snapshot: sidecars answer every
+    request with 503 until the data are restored or this command is run. The registry in the store gets a
+    new id, which the sidecars accept. Changes that the store has lost, suspensions included, stay lost:
+    repeat them right away. Change 'registry_id' in the configuration to the new id.
     """
     from sidecar.cli.apply_flow import ask_first
 
@@ -160,12 +159,12 @@ def accept(
         from sidecar.stores.registry.redis.registry import RedisRegistry
 
         if not isinstance(opened, RedisRegistry):
-            raise CommandError("the registry is not in a shared store: there is nothing to accept")
+            raise CommandError("the registry is not in a shared store; only such a registry can be accepted")
         if not yes:
-            ask_first(f"Accept what {opened.url} holds now, whatever is missing there?")
+            ask_first(f"Accept the current content of {opened.url}, with all data that it has lost?")
         found, id = runner.run(opened.accept(was))
         held = f"registry {found}" if found else "no registry"
-        typer.echo(f"{opened.url} held {held}; it is registry {id} from now on.")
+        typer.echo(f"{opened.url} held {held}; it now holds registry {id}.")
 
 
 @contextmanager
@@ -209,17 +208,17 @@ def _at(store: str, catalogue: ScopeCatalogue) -> Registry:
 
 
 def _replace(file: Path, text: str, *, is_confirmed: bool) -> None:
-    """Write *file* as a whole or not at all; what stands there now is not lost by mistake."""
+    """Write *file* as a whole or not at all; ask before replacing a file that differs."""
     from sidecar.cli.apply_flow import ask_first
 
-    place = file.resolve()  # a link stays a link
+    place = file.resolve()  # keeps a symbolic link
     part = place.with_name(f".{place.name}.new")
     try:
         before = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
         if before == text:
             return
         if before is not None and not is_confirmed:
-            ask_first(f"Replace {file}, which differs?")
+            ask_first(f"Replace {file}? Its content differs.")
         part.write_text(text, encoding="utf-8")
         if before is not None:
             part.chmod(place.stat().st_mode & 0o777)

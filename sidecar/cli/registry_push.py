@@ -1,4 +1,4 @@
-"""A file applied to the registry itself, past any running sidecar: what `registry push` does."""
+"""Applies a file to the registry itself, without the admin API, for `registry push`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sidecar.stores.registry.file.registry_file import load_declarations
 from sidecar.stores.registry.protocol import Registry
 
 NO_ADMINISTRATOR = (
-    "this registry has no administrator yet, and every change must name one as its author\n"
+    "this registry has no administrator yet, and every change needs one as its author\n"
     "  create the first one with 'sidecar admin bootstrap', which prints a token"
 )
 UNKNOWN_AUTHOR = (
-    "the registry knows no valid token like this one: it has expired, was revoked, or is another registry's\n"
+    "the token is not valid for this registry: it has expired, was revoked, or belongs to another registry\n"
     "  ask an administrator for a new token, and check that the configuration names the registry you mean"
 )
 
@@ -35,7 +35,7 @@ class Push:
     def __init__(
         self, registry: Registry, catalogue: ScopeCatalogue, runner: asyncio.Runner, file: Path
     ) -> None:
-        """Nothing is read yet."""
+        """Store the arguments; reads nothing."""
         self._registry = registry
         self._catalogue = catalogue
         self._runner = runner

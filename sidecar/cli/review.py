@@ -24,7 +24,7 @@ CSV_HEADS = (
     "raised_until", "credential", "state", "issued_at", "age_days", "expires_at", "last_used_at",
     "last_used_address", "flags", "reviewer", "decision", "decided_on",
 )  # fmt: skip
-"""One line a credential; the last three are empty, for whoever decides."""
+"""One line per credential; the reviewer fills in the last three columns."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,25 +36,30 @@ def add_to(app: typer.Typer) -> None:
         csv: Annotated[
             bool,
             typer.Option(
-                "--csv", help="One line a credential, with empty columns for reviewer and decision."
+                "--csv", help="Print one line per credential, with empty columns for reviewer and decision."
             ),
         ] = False,
         flagged: Annotated[
             bool, typer.Option("--flagged", help="Only integrations that need a decision.")
         ] = False,
         search: Annotated[
-            str, typer.Option("--search", metavar="TEXT", help="Only those with this in one of their texts.")
+            str,
+            typer.Option(
+                "--search",
+                metavar="TEXT",
+                help="Search in id, name, contact, owner, third-party manager and credential ids.",
+            ),
         ] = "",
-        status: Annotated[Status | None, typer.Option("--status", help="Only those that are so.")] = None,
+        status: Annotated[Status | None, typer.Option("--status", help="Filter by status.")] = None,
         limit: LimitOption = LIST_MAX,
     ) -> None:
         """
-        Review who may do what: every integration with its keys, their age and last use, and what to decide.
+        Review access: every integration with its API keys, their age and last use, and what needs a decision.
 
-        The CSV is meant to be filled in by somebody else than those who give access, and to be kept.
+        The CSV is for a reviewer who does not grant access; keep the completed file.
         """
         if csv and call.is_json:
-            raise CommandError("--csv and --json exclude each other", EXIT_USAGE)
+            raise CommandError("--csv and --json cannot be used together", EXIT_USAGE)
         query = {"search": search, "status": status.value if status is not None else None}
         listing = call.client.listed("/v1/review", query, limit, page_max=PAGE_MAX)
         if flagged:
@@ -69,25 +74,30 @@ def add_to(app: typer.Typer) -> None:
             print_listing(call, listing, COLUMNS, map(_row, listing.items), "there is nothing to review")
 
 
-def _row(one: dict[str, Any]) -> tuple[object, ...]:
-    """What to decide, in sentences for people, by its codes for programs."""
-    used = max((key["last_used_at"] or "" for key in one["credentials"]), default="")
+def _row(record: dict[str, Any]) -> tuple[object, ...]:
+    """The cells of an integration: what to decide as sentences on a terminal, as codes when piped."""
+    used = max((key["last_used_at"] or "" for key in record["credentials"]), default="")
     word = "message" if sys.stdout.isatty() else "code"
-    return one["id"], one["owner"] or "-", shown(used, "never"), [flag[word] for flag in one["flags"]]
+    return (
+        record["id"],
+        record["owner"] or "-",
+        shown(used, "never"),
+        [flag[word] for flag in record["flags"]],
+    )
 
 
-def _csv_rows(one: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]]:
-    raised = one["limit_raise"] or {}
-    sensitive = [each["scope"] for each in one["scopes"] if each["sensitivity"] != OPERATIONAL]
+def _csv_rows(record: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]]:
+    raised = record["limit_raise"] or {}
+    sensitive = [each["scope"] for each in record["scopes"] if each["sensitivity"] != OPERATIONAL]
     shared = (
-        as_of, one["id"], one["name"], one["status"], one["suspended_since"], one["owner"], one["contact"],
-        one["third_party_manager"], [each["scope"] for each in one["scopes"]], sensitive,
-        "on" if one["is_allowlist_enabled"] and one["ip_allowlist"] else "off", one["ip_allowlist"],
-        one["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),
+        as_of, record["id"], record["name"], record["status"], record["suspended_since"], record["owner"], record["contact"],
+        record["third_party_manager"], [each["scope"] for each in record["scopes"]], sensitive,
+        "on" if record["is_allowlist_enabled"] and record["ip_allowlist"] else "off", record["ip_allowlist"],
+        record["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),
     )  # fmt: skip
-    of_all = [flag["code"] for flag in one["flags"] if flag["credential_id"] is None]
-    for key in one["credentials"] or [dict.fromkeys(_KEY_FIELDS)]:
-        flags = [flag["code"] for flag in one["flags"] if key["id"] and flag["credential_id"] == key["id"]]
+    of_all = [flag["code"] for flag in record["flags"] if flag["credential_id"] is None]
+    for key in record["credentials"] or [dict.fromkeys(_KEY_FIELDS)]:
+        flags = [flag["code"] for flag in record["flags"] if key["id"] and flag["credential_id"] == key["id"]]
         yield (*shared, *(key[name] for name in _KEY_FIELDS), [*of_all, *flags], "", "", "")
 
 

@@ -1,4 +1,4 @@
-"""The root of the command line: which commands there are."""
+"""The root of the command line: registers every command."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A rate-limit and auth decision service for API proxies.",
-    epilog="Exit codes: 0 fine, 1 invalid or refused, 2 wrong usage or an address in use, 3 denied,"
-    " 4 in conflict with what is there now, 5 done but not confirmed in time.",
+    epilog="Exit codes: 0 success, 1 invalid or refused, 2 wrong usage or address in use, 3 denied,"
+    " 4 conflict with the current state, 5 done but not confirmed in time.",
 )
 
 
@@ -49,7 +49,7 @@ def root(
             "--version",
             callback=version.print_version,
             is_eager=True,
-            help="Print which build this is, and exit.",
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:

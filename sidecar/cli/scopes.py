@@ -1,4 +1,4 @@
-"""`sidecar scopes`: what an integration may read and write."""
+"""`sidecar scopes`: the scopes of an integration."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import typer
 from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import IdArgument
 
-app = typer.Typer(no_args_is_help=True, help="What an integration may read and write.")
+app = typer.Typer(no_args_is_help=True, help="The scopes of an integration: what it may read and write.")
 
 ScopesArgument = Annotated[
-    list[str], typer.Argument(metavar="SCOPE", help="Such as orders:read or orders:write.")
+    list[str], typer.Argument(metavar="SCOPE", help="A scope, such as orders:read or orders:write.")
 ]
 
 
 @app.callback()
 def scopes() -> None:
-    """What an integration may read and write."""
+    """The scopes of an integration: what it may read and write."""
 
 
 @command(app, "list")
@@ -35,19 +35,19 @@ def list_scopes(call: Invocation, id: IdArgument) -> None:
 
 @command(app, "add", IntegrationChange)
 def add(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
-    """Permit more, from the next request on."""
+    """Add scopes, in force from the next request on."""
     call.print_change(call.change("POST", "integrations", id, "scopes", "add", body={"scopes": scope}))
 
 
 @command(app, "remove", IntegrationChange)
 def remove(call: Invocation, id: IdArgument, scope: ScopesArgument) -> None:
-    """Permit less: the next request that needs one of them gets a 403."""
+    """Remove scopes; requests that need them get a 403 from now on."""
     call.print_change(call.change("POST", "integrations", id, "scopes", "remove", body={"scopes": scope}))
 
 
 @command(app, "catalogue")
 def catalogue(call: Invocation) -> None:
-    """List the categories that are configured, their sensitivity, and what may be asked of each."""
+    """List the configured categories with their sensitivity and their scopes."""
     from sidecar.cli.tables import Column, print_table
 
     listing = call.get("scopes")

@@ -23,26 +23,26 @@ def serve(
     config: ConfigOption = None,
     demo: Annotated[
         bool,
-        typer.Option("--demo", help="Serve a demo configuration with fresh API keys, written if not there."),
+        typer.Option("--demo", help="Serve a demo configuration with new API keys; creates it if needed."),
     ] = False,
     demo_directory: Annotated[
-        Path, typer.Option("--demo-directory", metavar="DIR", help="Where the demo is.")
+        Path, typer.Option("--demo-directory", metavar="DIR", help="The directory of the demo.")
     ] = DEMO_DIRECTORY,
     take_over: Annotated[
         bool,
         typer.Option(
             "--take-over",
-            help="Listen beside a running sidecar, to replace it. Buckets of 'embedded:' begin full.",
+            help="Listen in parallel with a running sidecar, to replace it. Embedded buckets start full.",
         ),
     ] = False,
 ) -> None:
     """
     Run the sidecar until SIGTERM or Ctrl-C.
 
-    SIGTERM drains and exits with 0; another one, more than a second later, ends at once, with 1.
-    SIGHUP reads the registry and the TLS files again; workers that share a store it replaces one by
-    one. Exits with 1 when the configuration or the registry holds a mistake, with 2 when an address
-    cannot be listened on.
+    SIGTERM drains and exits with 0; a second SIGTERM, more than one second later, stops at once and exits
+    with 1. SIGHUP reloads the registry and the TLS files, and replaces workers that share a store one by
+    one. Exits with 1 if the configuration or the registry is invalid, with 2 if an address cannot be
+    listened on.
     """
     with report_errors():
         from sidecar.process.config import load_config
@@ -56,7 +56,7 @@ def serve(
                 )
             )
         if config is not None:
-            raise CommandError("--demo brings its own configuration; leave --config out", 2)
+            raise CommandError("--demo has its own configuration; leave --config out", 2)
         prepared = _prepare(demo_directory)
         raise typer.Exit(
             run(
@@ -76,7 +76,7 @@ def _prepare(directory: Path) -> Demo:
 
 
 def _welcome(demo: Demo, grpc: tuple[Endpoint, ...], admin: tuple[Endpoint, ...]) -> None:
-    """Say where it listens, one API key that works, and what to type next."""
+    """Print the addresses, a valid API key, and a command to try."""
     from sidecar.process.demo import CALLER
 
     command, key = _own_command(), demo.api_keys[CALLER]
@@ -89,19 +89,19 @@ The sidecar serves the demo in {demo.config.parent}/ (sidecar.yaml, registry.yam
   admin  {watching}   /metrics, /healthz, /readyz
   key    {key}   of the integration {CALLER}
 
-Ask it something, in another terminal:
+Try it in another terminal:
 
   {command} ask GET /v1/orders/42 --target {grpc[0]} --key {key}
 
-Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which no route opens. A registry that
-administrators change while it serves, by commands and an API: docs/operate/control-plane.md. Ctrl-C stops.
+Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which has no route. To administer the
+registry by commands and an API, see docs/operate/control-plane.md. Press Ctrl-C to stop.
 """,
         flush=True,
     )
 
 
 def _own_command() -> str:
-    """How this program was started, as it can be typed again."""
+    """The command that started this program."""
     program = Path(sys.argv[0])
     if program.name != "sidecar":
         return "sidecar"

@@ -1,4 +1,4 @@
-"""`sidecar sidecars`: which sidecars are alive, and how far each has followed the registry."""
+"""`sidecar sidecars`: the live sidecars, and the registry revision of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_to(app: typer.Typer) -> None:
 
     @command(app, "sidecars", panel=ADMINISTRATION)
     def sidecars(call: Invocation) -> None:
-        """List the live sidecars, and whether each decides by the registry as it is now."""
+        """List the live sidecars, and whether each has applied the latest change."""
         from sidecar.cli.times import shown
 
         listing = call.get("sidecars")
@@ -30,4 +30,4 @@ def add_to(app: typer.Typer) -> None:
             for item in listing["items"]
         ]
         columns = (Column("sidecar"), Column("registry"), Column("revision"), Column("seen"))
-        print_table(columns, rows, "no sidecar has announced itself within the last 10 s")
+        print_table(columns, rows, "no live sidecar: none has sent a heartbeat within 10 s")

@@ -10,19 +10,19 @@ from sidecar.cli.admin_command import ADMINISTRATION, Confirmed, IntegrationChan
 from sidecar.cli.integrations import IdArgument
 from sidecar.cli.options import ConfigOption
 
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; stays in the audit log.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, for the audit log.")]
 OfflineOption = Annotated[
     bool,
     typer.Option(
         "--offline",
-        help="Work on the registry itself, without the API and without a token: on its machine.",
+        help="Change the registry itself, on its machine, without the API and a token.",
     ),
 ]
 NOBODY_CAN_REACTIVATE = "nobody_can_reactivate"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register both on *app*."""
+    """Register both commands on *app*."""
 
     @command(app, "suspend", IntegrationChange, Confirmed, panel=ADMINISTRATION)
     def suspend(
@@ -33,16 +33,18 @@ def add_to(app: typer.Typer) -> None:
         config: ConfigOption = None,
     ) -> None:
         """
-        Block every request of an integration at once, and invalidate its API keys for ever.
+        Block every request of an integration at once, and invalidate its API keys permanently.
 
-        Scopes, allowlist, limit and trail are kept. A different administrator must reactivate it, after
-        new keys were issued. When there is none, the command says so and asks; a script passes --yes.
-        On a terminal the command always asks, in a script never else: it must be quick in an incident.
+        Scopes, allowlist, limit and audit entries are kept. To reactivate it, issue new API keys; then
+        another administrator must run 'sidecar reactivate'. If no other administrator can, the command
+        warns and asks for confirmation, and a script must pass --yes. Otherwise it asks only on a terminal.
 
-        When the API does not answer, or every token is lost, run it with --offline on the machine that
-        holds the registry: the configuration (--config) names it.
+        If the API does not answer, or every token is lost, run it with --offline on the machine that
+        holds the registry; the configuration (--config) names the registry.
         """
-        question = f"Suspend {id}? Its requests are refused at once, and its API keys end for ever."
+        question = (
+            f"Suspend {id}? Its requests are refused at once, and its API keys are invalidated permanently."
+        )
         if offline:
             from sidecar.cli.offline import suspend_offline
 
@@ -58,15 +60,15 @@ def add_to(app: typer.Typer) -> None:
     @command(app, "reactivate", IntegrationChange, panel=ADMINISTRATION)
     def reactivate(call: Invocation, id: IdArgument, reason: ReasonOption) -> None:
         """
-        Let a suspended integration in again, with the API keys that were issued since.
+        Reactivate a suspended integration, with the API keys issued since the suspension.
 
-        Needs another administrator than those who suspended it, and whose access does not come from them.
+        An administrator who suspended it, or whose access was granted by one who did, cannot reactivate it.
         """
         call.print_change(call.change("POST", "integrations", id, "reactivate", body={"reason": reason}))
 
 
 def _lock_warning(call: Invocation, id: str, reason: str) -> str:
-    """What the server says when nobody could reactivate it; '' = somebody could."""
+    """The server's warning that nobody could reactivate it; '' = somebody could."""
     tried = call.preview("POST", "integrations", id, "suspend", body={"reason": reason})
     notices = tried.data.get("notices") or ()
     return next((notice["message"] for notice in notices if notice.get("code") == NOBODY_CAN_REACTIVATE), "")

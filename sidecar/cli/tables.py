@@ -1,8 +1,7 @@
 """
-Tables on standard output: drawn for people at a terminal, one line of tab-parted values when piped.
+Prints tables: drawn on a terminal, tab-separated when piped.
 
-Values come from a registry that many people write to, so nothing in them is obeyed: no markup, no
-control character.
+Values come from a registry that many people write to, so markup and control characters in them are escaped.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _STYLES = {
 
 
 class Column(NamedTuple):
-    """One column: its head, and whether its values keep to one line (ids and times that are copied)."""
+    """A column: its heading, and whether its values stay on one line (ids and times, which people copy)."""
 
     head: str
     is_whole: bool = False
@@ -38,7 +37,7 @@ class Column(NamedTuple):
 
 
 def plain(value: object) -> str:
-    """*value* on one line, with nothing that a terminal would obey; None is empty, lists are spaced."""
+    """*value* on one line without control characters; None is empty, lists are joined with spaces."""
     if isinstance(value, list | tuple):
         return " ".join(map(plain, value))
     if isinstance(value, bool):
@@ -53,10 +52,10 @@ def print_table(
     columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str, *, err: bool = False
 ) -> None:
     """
-    Print *rows* below the heads of *columns*; *empty* is said on standard error when there are none.
+    Print *rows* under the headings of *columns*; without rows, print *empty* on standard error.
 
-    The members of a list stand below each other, or with spaces between when piped. *err* = plain rows on
-    standard error, for what must not get into a pipe.
+    The members of a list are printed below each other, or joined with spaces when piped. *err* = print plain
+    rows on standard error.
     """
     kept = list(rows)
     if not kept:
@@ -69,7 +68,7 @@ def print_table(
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """Print names with their values, one a line; piped, with a tab between."""
+    """Print one name with its value per line; tab-separated when piped."""
     cells = [(name, plain(value)) for name, value in fields]
     if not sys.stdout.isatty():
         for name, value in cells:
@@ -87,10 +86,9 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 def print_csv(heads: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO | None = None) -> None:
     """
-    Print RFC 4180 CSV, with heads.
+    Print RFC 4180 CSV, with a heading.
 
-    A value that a spreadsheet would take for a formula gets an apostrophe in front: names are free text,
-    and the reader of a review should not run what somebody called an integration.
+    A value that a spreadsheet would run as a formula gets an apostrophe in front: names are free text.
     """
     writer = csv.writer(out or sys.stdout)
     writer.writerow(heads)
@@ -99,7 +97,7 @@ def print_csv(heads: Sequence[str], rows: Iterable[Sequence[object]], out: TextI
 
 
 def terminal() -> Console:
-    """Where tables are drawn; NO_COLOR, COLUMNS and the terminal's width are heeded."""
+    """The console for tables; honors NO_COLOR, COLUMNS and the terminal's width."""
     from rich.console import Console
 
     return Console(highlight=False, emoji=False, markup=False)

@@ -1,4 +1,4 @@
-"""Moments and durations, as people type them and as they are shown."""
+"""Parses and formats times and durations of the command line."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NEVER = "never"
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """A length of time, in whole seconds."""
+    """A duration in whole seconds."""
 
     seconds: int
 
     @property
     def text(self) -> str:
-        """As the API takes it."""
+        """The duration in the API's form."""
         return durations.format_duration(self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment, in ISO 8601 with its offset, as the API takes it."""
+    """A time in ISO 8601 with an offset, the API's form."""
 
     text: str
 
@@ -39,13 +39,13 @@ class Moment:
 
 def parse_duration(option: str, text: str) -> int:
     """
-    Seconds of a duration: see `sidecar.domain.durations`.
+    Return the seconds of a duration; see `sidecar.domain.durations`.
 
     >>> parse_duration("--overlap", "1h30m")
     5400
 
     Raises:
-        CommandError: it is none, or longer than a century.
+        CommandError: it is not a duration, or longer than a century.
     """
     try:
         return durations.parse_duration(text)
@@ -55,7 +55,7 @@ def parse_duration(option: str, text: str) -> int:
 
 def checked_duration(option: str, text: str) -> str:
     """
-    A duration as the API takes it.
+    Check a duration and return it in the API's form.
 
     Raises:
         CommandError: see `parse_duration`.
@@ -65,10 +65,10 @@ def checked_duration(option: str, text: str) -> str:
 
 def duration_within(option: str, text: str, longest_s: int) -> int:
     """
-    Seconds of a duration of at least one second.
+    Return the seconds of a duration from one second to *longest_s*.
 
     Raises:
-        CommandError: it is none, shorter, or longer than *longest_s*.
+        CommandError: it is not a duration, or out of range.
     """
     seconds = parse_duration(option, text)
     if not 1 <= seconds <= longest_s:
@@ -79,13 +79,13 @@ def duration_within(option: str, text: str, longest_s: int) -> int:
 
 def parse_when(option: str, text: str) -> Moment | Duration:
     """
-    A moment (`2026-12-01T00:00Z`, any offset, but with one) or a duration from now on (`2h`).
+    Parse a time with an offset (`2026-12-01T00:00Z`) or a duration from now (`2h`).
 
     >>> parse_when("--until", "2026-12-01T02:00+02:00")
     Moment(text='2026-12-01T02:00:00+02:00')
 
     Raises:
-        CommandError: neither, or a moment without an offset, which would mean another one elsewhere.
+        CommandError: neither, or a time without an offset.
     """
     if durations.DURATION.fullmatch(text):
         return Duration(parse_duration(option, text))
@@ -93,13 +93,13 @@ def parse_when(option: str, text: str) -> Moment | Duration:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise CommandError(
-            f"{option} {text!r} is neither a time such as 2026-12-01T00:00Z nor a duration; write the"
-            f" duration as {durations.FORM}",
+            f"{option} {text!r} is neither a time nor a duration; write a time such as 2026-12-01T00:00Z or"
+            f" a duration such as {durations.FORM}",
             EXIT_USAGE,
         ) from None
     if moment.tzinfo is None:
         raise CommandError(
-            f"{option} {text!r} does not say in which time zone: end it with Z or an offset, such as +01:00",
+            f"{option} {text!r} has no time zone; add Z or an offset, such as +01:00",
             EXIT_USAGE,
         )
     return Moment(moment.isoformat())
@@ -107,7 +107,7 @@ def parse_when(option: str, text: str) -> Moment | Duration:
 
 def moment_of(option: str, text: str) -> str:
     """
-    The moment that *text* means, for the API; a duration counts from now, by this machine's clock.
+    Return the time *text*, for the API; a duration counts from now, by this machine's clock.
 
     Raises:
         CommandError: see `parse_when`.
@@ -120,31 +120,34 @@ def moment_of(option: str, text: str) -> str:
 
 def seconds_until(option: str, text: str) -> int:
     """
-    How long it is until what *text* means, in whole seconds, at least 1.
+    Return the whole seconds until *text*, at least 1.
 
     Raises:
-        CommandError: see `parse_when`, or a moment that has passed.
+        CommandError: see `parse_when`; or a time in the past.
     """
     when = parse_when(option, text)
     seconds = when.seconds if isinstance(when, Duration) else int(when.unix_s - time.time())
     if seconds < 1:
-        raise CommandError(f"{option} {text!r} is not in the future; write 90d, or a later time", EXIT_USAGE)
+        raise CommandError(
+            f"{option} {text!r} is not in the future; write a later time, or a duration such as 90d",
+            EXIT_USAGE,
+        )
     return seconds
 
 
 def token_lifetime(option: str, text: str) -> int:
     """
-    How long an administrator's token is to live, in whole seconds.
+    Return the lifetime of an administrator's token, in whole seconds.
 
     Raises:
-        CommandError: see `seconds_until`; or longer than such a token may live.
+        CommandError: see `seconds_until`; or longer than the longest lifetime.
     """
     seconds = seconds_until(option, text)
     longest_s = TOKEN_LIFETIME_MAX_US // 1_000_000
     if seconds > longest_s:
         longest = durations.format_duration(longest_s)
         raise CommandError(
-            f"{option} {text!r} is longer than {longest}, the longest life of an administrator's token",
+            f"{option} is {text}; an administrator's token may live at most {longest}",
             EXIT_USAGE,
         )
     return seconds
@@ -152,7 +155,7 @@ def token_lifetime(option: str, text: str) -> int:
 
 def shown(moment: str | None, otherwise: str = "-") -> str:
     """
-    A moment of the API as a table shows it: UTC, to the second; *otherwise* for None.
+    Format a time of the API for a table: UTC, to the second; *otherwise* for None.
 
     >>> shown("2026-11-24T13:12:03.000001Z")
     '2026-11-24 13:12:03Z'
@@ -167,7 +170,7 @@ def shown(moment: str | None, otherwise: str = "-") -> str:
 
 def moment_ago(option: str, text: str) -> str:
     """
-    The moment that *text* means, for the API; a duration counts back from now, by this machine's clock.
+    Return the time *text*, for the API; a duration counts back from now, by this machine's clock.
 
     Raises:
         CommandError: see `parse_when`.

@@ -21,14 +21,14 @@ StoreOption: TypeAlias = Annotated[
         metavar="URL",
         envvar="SIDECAR_STORE",
         show_envvar=True,
-        help="Where the sidecars keep their buckets; the run's keys have a prefix of their own.",
+        help="The store of the buckets; this run uses its own key prefix.",
     ),
 ]
 SidecarsOption: TypeAlias = Annotated[
-    int, typer.Option("--sidecars", min=1, max=64, help="How many sidecars to start.")
+    int, typer.Option("--sidecars", min=1, max=64, help="Number of sidecars to start.")
 ]
 BucketsOption: TypeAlias = Annotated[
-    int, typer.Option("--buckets", min=1, max=1_000, help="How many integrations to make.")
+    int, typer.Option("--buckets", min=1, max=1_000, help="Number of integrations to create.")
 ]
 LimitOption: TypeAlias = Annotated[
     int, typer.Option("--limit", min=1, max=10_000, help="Requests per minute of each integration.")
@@ -69,7 +69,7 @@ ConnectionsOption: TypeAlias = Annotated[
     int, typer.Option("--connections", min=1, max=64, help="Connections to each sidecar.")
 ]
 InFlightOption: TypeAlias = Annotated[
-    int, typer.Option("--in-flight", min=1, max=100, help="Requests under way on each connection.")
+    int, typer.Option("--in-flight", min=1, max=100, help="Concurrent requests on each connection.")
 ]
 
 
@@ -88,12 +88,11 @@ def verify_limits(
     json: JsonOption = False,
 ) -> None:
     """
-    Prove that sidecars together admit what the limits say.
+    Verify that sidecars together enforce the limits.
 
-    Starts real sidecars on the store and asks them for far more than their integrations may have.
-    Each bucket must admit at most B + L·T/60 requests in T seconds on the store's clock, and at
-    least 99 % of what flowed into it. Exits with 0 when every bucket did, with 1 when one did not
-    or could not be judged.
+    Starts real sidecars on the store and sends far more requests than the limits allow. Each bucket must
+    admit at most B + L·T/60 requests in T seconds on the store's clock, and at least 99 % of the tokens
+    that it received. Exits with 0 if every bucket did, with 1 if one did not or could not be measured.
     """
     with report_errors():
         from sidecar.cli.times import duration_within
@@ -124,19 +123,20 @@ def verify_limits(
 
 
 def _check(plan: VerificationPlan) -> None:
-    """Refuse what does not go together, before anything is started."""
+    """Reject options that contradict each other, before anything starts."""
     from sidecar.process.settings import EMBEDDED_STORE
     from sidecar.stores.redis.urls import StoreUrlError, parse_store_url
 
     if plan.targets and not plan.api_keys:
-        raise CommandError("--target needs the API keys to ask with: add --key", EXIT_USAGE)
+        raise CommandError("--target needs API keys: add --key", EXIT_USAGE)
     if plan.targets and plan.kill_every_s is not None:
         raise CommandError(
-            "--kill-worker-every kills sidecars that it started: leave --target out", EXIT_USAGE
+            "--kill-worker-every works only on sidecars that this command starts: leave --target out",
+            EXIT_USAGE,
         )
     if not plan.targets and not plan.store:
         raise CommandError(
-            "--store says where the fleet keeps its buckets, such as redis://127.0.0.1:6379; or name running"
+            "no store: pass --store URL, such as redis://127.0.0.1:6379, or name running"
             " sidecars with --target and --key",
             EXIT_USAGE,
         )
@@ -148,7 +148,7 @@ def _check(plan: VerificationPlan) -> None:
 
 
 def _carry_out(plan: VerificationPlan) -> Outcome:
-    """Run it on an event loop of its own; Ctrl-C and SIGTERM clean up as well."""
+    """Run *plan* on an event loop; Ctrl-C and SIGTERM clean up, too."""
     import asyncio
     import signal
 
@@ -170,9 +170,9 @@ def _carry_out(plan: VerificationPlan) -> Outcome:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(proven())
     except asyncio.CancelledError:
-        raise CommandError("stopped before the end: nothing is proven") from None
+        raise CommandError("interrupted; there is no result") from None
     except OSError as error:
-        raise CommandError(f"a sidecar does not answer: {error or 'not in time'}") from None
+        raise CommandError(f"a sidecar does not answer: {error or 'timeout'}") from None
     except (SidecarsError, SubjectError, StoreUrlError, RegistryError) as error:
         raise CommandError(str(error)) from None
 

@@ -8,7 +8,7 @@ from sidecar.cli.options import JsonOption
 
 
 def version(json: JsonOption = False) -> None:
-    """Print which build this is."""
+    """Print the version."""
     from sidecar.observe.build import PYTHON_VERSION, VERSION
 
     if json:
@@ -21,10 +21,10 @@ def version(json: JsonOption = False) -> None:
 
 def print_version(is_asked: bool) -> None:
     """
-    Print which build this is, for `--version`.
+    Print the version, for `--version`.
 
     Raises:
-        Exit: it was asked for.
+        Exit: the option was given.
     """
     if is_asked:
         version()

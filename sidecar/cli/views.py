@@ -1,4 +1,4 @@
-"""Integrations, credentials and accounts as tables: which of their fields people need to see, and how."""
+"""Prints integrations, credentials and accounts as tables."""
 
 from __future__ import annotations
 
@@ -59,17 +59,20 @@ def print_listing(
     rows: Iterable[Sequence[object]],
     empty: str,
 ) -> None:
-    """Print a list as JSON or as a table, and say on standard error when there is more of it."""
+    """Print a list as JSON or as a table, with a note on standard error if there are more items."""
     if call.is_json:
         call.print_json({"items": listing.items, "next_after": listing.next_after, **listing.rest})
     else:
         print_table(columns, rows, empty)
     if listing.next_after is not None:
-        typer.echo(f"note: {len(listing.items)} shown, there are more: narrow it, or raise --limit", err=True)
+        typer.echo(
+            f"note: more than {len(listing.items)} match; narrow the search, or raise --limit",
+            err=True,
+        )
 
 
 def print_integrations(call: Invocation, listing: Listing) -> None:
-    """Print integrations, one a line."""
+    """Print one integration per line."""
     rows = [
         (
             item["id"],
@@ -82,7 +85,7 @@ def print_integrations(call: Invocation, listing: Listing) -> None:
         )
         for item in listing.items
     ]
-    print_listing(call, listing, INTEGRATIONS, rows, "there is no such integration")
+    print_listing(call, listing, INTEGRATIONS, rows, "no matching integrations")
 
 
 def print_integration(record: Record) -> None:
@@ -96,7 +99,7 @@ def print_integration(record: Record) -> None:
         (f"suspended by {suspension['by']}", _suspension(suspension)) for suspension in record["suspensions"]
     ]
     if record.get("single_person_at"):
-        fields.append(("reactivated", f"{shown(record['single_person_at'])}, perhaps by a single person"))
+        fields.append(("reactivated", f"{shown(record['single_person_at'])}, possibly by a single person"))
     fields += [
         ("contact", record["contact"]),
         ("owner", record["owner"]),
@@ -120,13 +123,13 @@ def print_integration(record: Record) -> None:
 
 
 def limit_of(record: Record) -> Record:
-    """The parts of an integration that make up its limit."""
+    """The fields of an integration that describe its limit."""
     names = ("rate_limit_rpm", "burst", "limit_raise", "effective_limit_rpm")
     return {name: record[name] for name in names}
 
 
 def limit_fields(record: Record) -> list[tuple[str, object]]:
-    """The limit in force, the lasting one, and the raise between them if there is one."""
+    """The limit in force, the permanent limit, and a temporary raise if there is one."""
     burst = record["burst"] if record["burst"] is not None else record["rate_limit_rpm"]
     fields: list[tuple[str, object]] = [("limit per minute", record["effective_limit_rpm"])]
     raised = record["limit_raise"]
@@ -158,7 +161,7 @@ def print_credentials(credentials: Sequence[Record], empty: str) -> None:
 
 
 def print_administrators(accounts: Sequence[Record]) -> None:
-    """Print one token a line; also accounts without one, because their ids stand in the audit log."""
+    """Print one token per line; accounts without a token, too, because the audit log names them."""
     rows = [
         (
             account["id"],
@@ -172,11 +175,11 @@ def print_administrators(accounts: Sequence[Record]) -> None:
         for account in accounts
         for token in account["tokens"] or [{}]
     ]
-    print_table(ADMINISTRATORS, rows, "there is no administrator")
+    print_table(ADMINISTRATORS, rows, "no administrators")
 
 
 def print_refused_callers(callers: Sequence[Record], empty: str, *, err: bool = False) -> None:
-    """Print whom an allowlist refused, the latest first, with the entry that admits the address."""
+    """Print the callers that an allowlist refused, latest first, with the entry that would admit each."""
     rows = [
         (
             shown(caller["refused_at"]),
@@ -191,7 +194,7 @@ def print_refused_callers(callers: Sequence[Record], empty: str, *, err: bool = 
 
 
 def _role(account: Record) -> str:
-    """What an account may do, and whether it was made on the machine."""
+    """The role of an account, marked if it was recovered."""
     role = "removed" if account["removed_at"] is not None else account["role"]
     return f"{role}, recovered" if account.get("is_recovered") else role
 

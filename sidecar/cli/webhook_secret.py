@@ -1,4 +1,4 @@
-"""`sidecar webhook-secret`: what an integration's webhooks are signed with."""
+"""`sidecar webhook-secret`: the secrets that sign an integration's webhooks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 from sidecar.cli.admin_command import IntegrationChange, Invocation, command
 from sidecar.cli.integrations import IdArgument
 
-app = typer.Typer(no_args_is_help=True, help="What the webhooks of an integration are signed with.")
+app = typer.Typer(no_args_is_help=True, help="The secrets that sign the webhooks of an integration.")
 
 
 @app.callback()
 def webhook_secret() -> None:
-    """What the webhooks of an integration are signed with."""
+    """The secrets that sign the webhooks of an integration."""
 
 
 @command(app, "generate", IntegrationChange)
 def generate(call: Invocation, id: IdArgument) -> None:
-    """Make the first signing secret; it is alone on standard output, shown this once."""
+    """Create the first signing secret; it is shown once, alone on standard output."""
     answer = call.change("POST", "integrations", id, "webhook-secret", "generate", body={})
     call.print_secret(answer, "secret", f"The webhook secret of {id}")
 
@@ -33,11 +33,11 @@ def rotate(
         typer.Option(
             "--overlap",
             metavar="DURATION",
-            help="How long the old secret signs along, at most 30d. 0 = it ends at once.",
+            help="How long the old secret keeps signing, at most 30d. 0 = it ends at once.",
         ),
     ] = "0",
 ) -> None:
-    """Replace the signing secret; the new one is alone on standard output, shown this once."""
+    """Replace the signing secret; the new one is shown once, alone on standard output."""
     from sidecar.cli.times import checked_duration
 
     body = {"overlap": checked_duration("--overlap", overlap)}

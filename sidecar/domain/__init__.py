@@ -1,1 +1,1 @@
-"""Pure values and rules. Standard library only; no I/O, no asyncio; time comes in as an argument."""
+"""Values and rules. Standard library only: no I/O, no asyncio; time is an argument."""

@@ -1,7 +1,7 @@
 """
-Accounts of administrators and their tokens: what is kept of them, and who is behind a token.
+Accounts of administrators and their tokens: stored values and authentication.
 
-A token has the format of an API key with the prefix 'sca'; only its digest is kept.
+A token has the format of an API key with the prefix 'sca'; only its digest is stored.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class AuthenticationError(Exception):
     """
     A call has no valid token.
 
-    `word` says why, for logs; callers are all told the same, so that tokens cannot be probed.
+    `word` is the reason, for logs; callers always get the same message, so that tokens cannot be probed.
     """
 
     def __init__(self, word: str) -> None:
-        """Keep *word*: missing, malformed, unknown, expired or ended."""
+        """Store *word*: missing, malformed, unknown, expired or ended."""
         self.word = word
-        super().__init__("a valid administrator's token is needed: send 'Authorization: Bearer <token>'")
+        super().__init__("a valid administrator's token is required: send 'Authorization: Bearer <token>'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class AdminToken:
     """
     One token of an administrator, without its secret.
 
-    `digest` is 'sha256:' and 64 hex digits; `grants` say who gave it, over all steps.
+    `digest` is 'sha256:' and 64 hex digits; `grants` are who granted it, directly or indirectly.
     """
 
     id: str
@@ -52,10 +52,11 @@ class AdminToken:
 @dataclass(frozen=True, slots=True)
 class Administrator:
     """
-    One account. `removed_at_us` None = it may act; a removed one has no tokens and is kept for its id.
+    An account. `removed_at_us` None = active; a removed account has no tokens and is kept for its id.
 
-    `grants` say who gave the account and its role, over all steps. `is_recovered` = it was made on the
-    machine that holds the registry (`administrators.Recover`), so its access depends on no administrator.
+    `grants` are the administrators who granted the account and its role, directly or indirectly.
+    `is_recovered` = created on the machine that holds the registry (`administrators.Recover`), so its access
+    depends on no administrator.
     """
 
     id: str
@@ -70,13 +71,13 @@ class Administrator:
 
     @property
     def is_active(self) -> bool:
-        """Whether the account may act."""
+        """Whether the account is active."""
         return self.removed_at_us is None
 
 
 def token_id_of(token: str | None) -> str:
     """
-    The public id in a token, checked for its shape without a look-up.
+    Return the public id of a token, after checking its format.
 
     Raises:
         AuthenticationError: missing or malformed.
@@ -93,10 +94,10 @@ def token_id_of(token: str | None) -> str:
 
 def authenticate(token: str, holder: Administrator | None, now_us: int) -> Actor:
     """
-    The actor behind *token*, whose id belongs to *holder* (None = to nobody); compared in constant time.
+    Return the actor of *token*, whose id belongs to *holder* (None = nobody); compares in constant time.
 
     Raises:
-        AuthenticationError: it is not that account's token, or it has ended.
+        AuthenticationError: it is not that account's token, or it has expired.
     """
     token_id = token_id_of(token)
     known = token_of(holder, token_id)
@@ -110,17 +111,17 @@ def authenticate(token: str, holder: Administrator | None, now_us: int) -> Actor
 
 
 def actor_of(holder: Administrator, token: AdminToken) -> Actor:
-    """The actor that *holder* is by *token*."""
+    """Return the actor for *holder* and *token*."""
     grants = merge_grants(holder.grants, token.grants)
     return Actor(holder.id, holder.role, token.id, grants, holder.is_recovered)
 
 
 def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
     """
-    The actor as the registry knows it now, in the transaction of the change.
+    Return the current state of *actor*, in the transaction of the change.
 
-    *actor* was authenticated a moment ago; since then the account may have been removed, its role changed
-    or its token revoked. A user of the machine has no account: owning the store is what lets it in.
+    Since its authentication the account may have been removed, its role changed or its token revoked. A user
+    of the machine has no account: access to the store is its permission.
 
     Raises:
         ForbiddenError: actor_ended.
@@ -132,20 +133,20 @@ def confirm(actor: Actor, holder: Administrator | None, now_us: int) -> Actor:
         raise refusal(
             Code.ACTOR_ENDED,
             "",
-            f"the account or the token of {actor.id!r} has ended",
+            f"the account of {actor.id!r} was removed, or its token has expired or was revoked",
             "ask another administrator for a new token",
         )
     return actor_of(holder, token)
 
 
 EXPIRY_WARNING_US = 14 * 24 * 3_600 * 1_000_000
-"""How long before the last token ends it is warned of."""
+"""How long before the last token expires warnings begin."""
 
 
 def live_admin_tokens(
     accounts: Iterable[Administrator], now_us: int
 ) -> list[tuple[Administrator, AdminToken]]:
-    """The live tokens with the role admin; the one that ends last is the last one."""
+    """Return the live tokens with the role admin, ordered by expiry."""
     live = [
         (account, token)
         for account in accounts
@@ -158,10 +159,10 @@ def live_admin_tokens(
 
 def describe_administrator(administrator: Administrator) -> dict[str, Json]:
     """
-    *administrator* as others see it: tokens by id, no digest.
+    Return the public form of *administrator*: tokens by id, no digests.
 
-    `is_recovered` is left out where it is False, so that accounts from before there was one keep their text,
-    and with it the digest that the audit log has of them.
+    `is_recovered` is left out if it is False, so that older accounts keep their text, and thereby the digest
+    in the audit log.
     """
     return {
         **({"is_recovered": True} if administrator.is_recovered else {}),
@@ -178,7 +179,7 @@ def describe_administrator(administrator: Administrator) -> dict[str, Json]:
 
 
 def stored_administrator(administrator: Administrator) -> str:
-    """Everything in *administrator*, as canonical JSON; `parse_administrator` reads it back."""
+    """Return *administrator* as canonical JSON; `parse_administrator` reads it."""
     return canonical_json(
         {
             **describe_administrator(administrator),
@@ -200,7 +201,7 @@ def stored_administrator(administrator: Administrator) -> str:
 
 def parse_administrator(stored: Mapping[str, Any]) -> Administrator:
     """
-    Read what `stored_administrator` wrote, once parsed as JSON.
+    Read the parsed JSON of `stored_administrator`.
 
     Raises:
         KeyError: a field is missing.
@@ -231,6 +232,6 @@ def _parsed_grants(stored: list[dict[str, Any]]) -> tuple[Grant, ...]:
 
 
 def token_of(holder: Administrator | None, token_id: str) -> AdminToken | None:
-    """The token of *holder* with this id; a removed account has none."""
+    """Return the token of *holder* with this id; a removed account has none."""
     tokens = holder.tokens if holder is not None and holder.is_active else ()
     return next((token for token in tokens if token.id == token_id), None)

@@ -1,7 +1,7 @@
 """
-Administrators: who may make and end accounts, roles and tokens, as rules over values.
+Rules for administrators: accounts, roles and tokens.
 
-An account's id is never used again, so what it did stays its own.
+An account's id is never reused, so that audit entries stay unambiguous.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from sidecar.domain.texts import NAME_LENGTH_MAX, REASON_LENGTH_MAX, text_proble
 
 ADMINISTRATOR_ID = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 ADMINISTRATORS_MAX = 1_000
-"""Accounts ever made, removed ones included, because their ids are never used again."""
+"""Maximum number of accounts, removed ones included, because ids are never reused."""
 RECOVERIES_MAX = 100
-"""Accounts beyond `ADMINISTRATORS_MAX` that recoveries may make: nobody can use up the way back in."""
+"""Extra accounts for recoveries beyond `ADMINISTRATORS_MAX`, so that a recovery is always possible."""
 TOKENS_MAX = 10
 TOKEN_LIFETIME_MAX_US = 366 * 24 * 60 * US_PER_MINUTE
 
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """The public half of a fresh token; the token itself never comes here."""
+    """The public part of a new token; the token itself is never passed here."""
 
     id: str
     digest: str
@@ -42,7 +42,7 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminCommand:
-    """What all commands about administrators have; `word` is the action's name in the audit log."""
+    """The base of all commands about administrators; `word` is the action's name in the audit log."""
 
     word: ClassVar[str]
 
@@ -52,7 +52,7 @@ class AdminCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap(AdminCommand):
-    """Make the first administrator, on a registry that never had one."""
+    """Create the first administrator of a registry."""
 
     word = "admin.bootstrap"
 
@@ -63,10 +63,10 @@ class Bootstrap(AdminCommand):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover(AdminCommand):
     """
-    Make an administrator whose access depends on no other one: on the machine, for who owns the registry.
+    Create an administrator on the registry's machine, whose access depends on no other administrator.
 
-    It is the way back in when no token is left, and when the only administrator suspended an integration.
-    Who owns the machine may be who suspended, so what the account reactivates is marked.
+    For when no token is left, or when the only administrator suspended an integration. The owner of the
+    machine may be the suspender, so reactivations by the account are marked.
     """
 
     word = "admin.recover"
@@ -77,7 +77,7 @@ class Recover(AdminCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateAdministrator(AdminCommand):
-    """Make an account, with its first token."""
+    """Create an account, with its first token."""
 
     word = "admin.create"
 
@@ -88,7 +88,7 @@ class CreateAdministrator(AdminCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRole(AdminCommand):
-    """Change what an account may do."""
+    """Change the role of an account."""
 
     word = "admin.set_role"
 
@@ -97,14 +97,14 @@ class SetRole(AdminCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveAdministrator(AdminCommand):
-    """End an account and its tokens; its id is never used again."""
+    """Remove an account and revoke its tokens; its id is never reused."""
 
     word = "admin.remove"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueToken(AdminCommand):
-    """Give an account one more token."""
+    """Issue another token to an account."""
 
     word = "admin.issue_token"
 
@@ -113,7 +113,7 @@ class IssueToken(AdminCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeToken(AdminCommand):
-    """End a token at once."""
+    """Revoke a token at once."""
 
     word = "admin.revoke_token"
 
@@ -137,9 +137,9 @@ Directory = Mapping[str, Administrator]
 @dataclass(frozen=True, slots=True)
 class AdminOutcome:
     """
-    What a command does to one account, for the store to write as a whole or not at all.
+    The result of a command on one account, which the store writes atomically.
 
-    `claims` are token ids used for the first time; an id is used once in a registry's life.
+    `claims` are the new token ids; an id is never reused in a registry.
     """
 
     administrator: Administrator
@@ -162,22 +162,22 @@ def administer(
     directory: Directory, command: AdminCommand, actor: Actor | None, now_us: int, recorded_at_us: int = 0
 ) -> AdminOutcome:
     """
-    Work out what *command* does.
+    Return the result of *command*.
 
     Args:
         directory: all accounts, removed ones too.
-        command: what is asked.
-        actor: who asks; None only for `Bootstrap`, a user of the machine only for `Recover`.
+        command: the command.
+        actor: the author; None only for `Bootstrap`, a user of the machine only for `Recover`.
         now_us: the store's clock.
-        recorded_at_us: the time on the latest audit entry, which what is recorded now never precedes.
+        recorded_at_us: the time of the latest audit entry; new times are never earlier.
 
     Raises:
-        RefusedError: nothing may be written.
+        RefusedError: the command is refused, and nothing must be written.
     """
     if isinstance(command, Recover):
-        assert actor is not None and is_machine(actor.id)  # no listener and no token leads here
+        assert actor is not None and is_machine(actor.id)  # only commands on the machine call it
     elif not isinstance(command, Bootstrap):
-        assert actor is not None  # the protocol takes no other command without an actor
+        assert actor is not None  # every other command has an actor
         actor.require(Action.ADMINISTER)
     raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
     context = _Context(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
@@ -199,15 +199,15 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, context: _Contex
         raise refusal(
             Code.NOT_EMPTY,
             "",
-            "the registry has had administrators before: only an empty one can be bootstrapped",
-            "ask one of its administrators for an account; when none is left, run 'sidecar admin recover'",
+            "the registry has had administrators before; only a new registry can be bootstrapped",
+            "ask an administrator for an account; if none is left, run 'sidecar admin recover'",
         )
     if is_recovery and not directory:
         raise refusal(
             Code.NEVER_BOOTSTRAPPED,
             "",
             "the registry never had an administrator, so there is nothing to recover",
-            "run 'sidecar admin bootstrap', if this is the right registry",
+            "check that this is the right registry, then run 'sidecar admin bootstrap'",
         )
     if not ADMINISTRATOR_ID.fullmatch(command.administrator_id):
         raise refusal(
@@ -215,7 +215,7 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, context: _Contex
             "administrator_id",
             f"administrator id {command.administrator_id[:80]!a} must be 1-64 of a-z, 0-9, '.', '_', '@' and"
             " '-', starting with a letter or digit",
-            "choose another id; it is for ever",
+            "choose another id; it cannot be changed later",
         )
     raise_for(text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True))
     if command.administrator_id in directory:
@@ -224,8 +224,8 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, context: _Contex
         raise refusal(
             Code.TOO_MANY,
             "",
-            f"{ADMINISTRATORS_MAX} administrators were made, removed ones included, which is the most",
-            "give an existing account another token",
+            f"the registry has had {ADMINISTRATORS_MAX} administrators, which is the maximum",
+            "issue a token to an existing account instead",
         )
     administrator = Administrator(
         id=command.administrator_id,
@@ -247,7 +247,7 @@ def _set_role(
     old: Administrator, command: SetRole, context: _Context
 ) -> tuple[Administrator, str, tuple[str, ...]]:
     if command.role is old.role:
-        return old, f"{old.id} has the role {old.role.value} already", ()
+        return old, f"{old.id} already has the role {old.role.value}", ()
     grants = merge_grants(old.grants, _grants_now(context))
     changed = replace(old, role=command.role, grants=grants)
     return changed, f"changed the role of {old.id} to {command.role.value}", ()
@@ -268,12 +268,12 @@ def _issue(
         raise refusal(
             Code.TOO_MANY,
             "token",
-            f"{old.id!r} has {TOKENS_MAX} tokens, which is the most",
+            f"{old.id!r} has {TOKENS_MAX} tokens, which is the maximum",
             "revoke one first",
         )
     assert context.actor is not None  # only Bootstrap comes without an actor
     is_own = context.actor.id == old.id
-    # A token that its holder made is as trustworthy as the token it was made with.
+    # A token that its holder issued has the grants of the token that was used.
     grants = context.actor.grants if is_own else _grants_now(context)
     changed = replace(old, tokens=(*live, _new_token(command.token, grants, context)))
     return changed, f"issued token {command.token.id} to {old.id}", (command.token.id,)
@@ -288,7 +288,7 @@ def _revoke(
             Code.TOKEN_UNKNOWN,
             "token_id",
             f"{old.id!r} has no token {command.token_id[:64]!a}",
-            f"name one of its tokens: {known}",
+            f"use one of its tokens: {known}",
         )
     tokens = tuple(token for token in old.tokens if token.id != command.token_id)
     return replace(old, tokens=tokens), f"revoked token {command.token_id} of {old.id}", ()
@@ -315,14 +315,14 @@ def _new_token(fresh: NewToken, grants: tuple[Grant, ...], context: _Context) ->
         raise refusal(
             Code.INVALID_VALUE,
             "expires_at_us",
-            "an administrator's token must expire in the future, and within 366 days",
-            "name a moment within 366 days",
+            "an administrator's token must expire within the next 366 days",
+            "choose a time within 366 days",
         )
     return AdminToken(fresh.id, fresh.digest, context.at_us, fresh.expires_at_us, grants)
 
 
 def _grants_now(context: _Context) -> tuple[Grant, ...]:
-    """The grants of what this actor gives now: its own, and those that it has its access from."""
+    """Return the grants of access given by this actor: its own, and those that it depends on."""
     if context.actor is None:
         return ()
     return merge_grants([Grant(context.actor.id, context.at_us)], context.actor.grants)
@@ -338,21 +338,21 @@ def _active(directory: Directory, administrator_id: str) -> Administrator:
             Code.ADMINISTRATOR_UNKNOWN,
             "administrator_id",
             f"administrator {administrator_id[:80]!a} {state}{meant}",
-            "list the administrators",
+            "list the administrators to find the id",
         )
     return administrator
 
 
 def _require_an_admin_left(directory: Directory, now_us: int) -> None:
-    for one in directory.values():
-        is_able = any(token.expires_at_us > now_us for token in one.tokens)
-        if one.is_active and one.role is Role.ADMIN and is_able:
+    for account in directory.values():
+        is_able = any(token.expires_at_us > now_us for token in account.tokens)
+        if account.is_active and account.role is Role.ADMIN and is_able:
             return
     raise refusal(
         Code.LAST_ADMINISTRATOR,
         "administrator_id",
-        "nobody with the role admin and a live token would be left, and nobody could ever change that",
-        "make another administrator, or issue another token, first",
+        "this would leave no administrator with the role admin and a live token",
+        "create another administrator, or issue another token, first",
     )
 
 
@@ -361,13 +361,13 @@ def _id_in_use(known: Administrator) -> RefusedError:
         return refusal(
             Code.ID_TAKEN,
             "administrator_id",
-            f"administrator {known.id!r} exists already",
+            f"administrator {known.id!r} already exists",
             "choose another id",
         )
     return refusal(
         Code.ID_RETIRED,
         "administrator_id",
-        f"{known.id!r} was an administrator who was removed; an id is never used again, so that what it did"
-        " stays its own",
+        f"{known.id!r} belonged to an administrator who was removed; ids are never reused, so that audit"
+        " entries stay unambiguous",
         "choose another id",
     )

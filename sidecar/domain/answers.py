@@ -1,5 +1,5 @@
 """
-The words of an answer: status, headers and body, the same for every proxy dialect.
+Status, headers and body of an answer, the same for every proxy dialect.
 
 Values that came from a request never get in here unescaped: every header value is printable ASCII
 by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticate), RFC 9457
@@ -184,7 +184,7 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
                 " or ask your administrator for a new one."
             )
         case Reason.INTEGRATION_SUSPENDED:
-            return "An administrator has suspended this integration. Ask the platform's support why."
+            return "An administrator has suspended this integration. Contact the platform's support."
         case Reason.IP_NOT_ALLOWED:
             return (
                 f"Requests from {_address_text(evaluation.client_address)} are not on this integration's"
@@ -192,18 +192,18 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             )
         case Reason.ROUTE_UNKNOWN:
             return (
-                "No route of this platform is open to integrations at this path. Compare the URL with the"
-                " API's documentation, upper and lower case included."
+                "No route of this platform is open to integrations at this path. Check the URL against the"
+                " API's documentation, including upper and lower case."
             )
         case Reason.METHOD_NOT_ALLOWED:
             return (
-                "This path is open to integrations, but not with this method. Compare the method with the"
-                " API's documentation."
+                "This path is open to integrations, but not with this method. Check the method against"
+                " the API's documentation."
             )
         case Reason.ROUTE_MISCONFIGURED:
             return (
                 "The platform's own configuration of this route is wrong, so no integration can call it."
-                " Report it to the platform's support, with the decision_id; your request is not at fault."
+                " Report it to the platform's support, with the decision_id. Your request is correct."
             )
         case Reason.SCOPE_MISSING:
             return (
@@ -212,13 +212,13 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             )
         case Reason.RATE_LIMITED if limits is not None and not limits.retry_after:
             return (
-                "This request costs more than a full burst, so waiting cannot help."
+                "This request costs more than a full burst, so waiting does not help."
                 " Ask your administrator for a larger burst."
             )
         case Reason.RATE_LIMITED if limits is not None and limits.is_share:
             return (
-                f"The shared limits cannot be reached just now; until then {limits.limit} requests per minute"
-                f" are allowed here. Retry in {limits.retry_after} s."
+                f"The shared limits are unavailable; meanwhile {limits.limit} requests per minute are allowed"
+                f" here. Retry in {limits.retry_after} s."
             )
         case Reason.RATE_LIMITED if limits is not None:
             return (
@@ -226,8 +226,8 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
                 " X-RateLimit-Reset is the time at which your whole burst is available again."
             )
         case _:
-            return "The request could not be checked just now. Retry in a second."
+            return "The request could not be checked. Retry in a second."
 
 
 def _address_text(address: Address | None) -> str:
-    return "an address that could not be established" if address is None else format_address(address)
+    return "an unknown address" if address is None else format_address(address)

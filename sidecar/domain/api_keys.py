@@ -3,7 +3,7 @@ API keys: their format, their checksum, their digest. The secret itself is never
 
 A key is `<prefix>_<credential id>_<secret><checksum>`, for example
 `sck_q2R8mW0bTz_` + 30 base62 characters (178 bits) + 6 base62 characters. The checksum is the
-CRC-32 of everything before it: it is no protection, it lets a typo be refused without a look-up.
+CRC-32 of everything before it: it is not a protection; it detects typos without a look-up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ApiKeyError(ValueError):
 
 
 class NewApiKey(NamedTuple):
-    """A fresh key, the only moment its secret exists outside the client."""
+    """A new key with its secret, which is not stored anywhere."""
 
     api_key: str
     credential_id: str
@@ -44,13 +44,13 @@ class NewApiKey(NamedTuple):
 
 def generate_api_key(prefix: str = PREFIX) -> NewApiKey:
     """
-    Draw a fresh key from the system's random source.
+    Generate a key from the system's random source.
 
     Raises:
-        ApiKeyError: *prefix* would make keys that nobody accepts; '_' parts a key.
+        ApiKeyError: *prefix* is invalid.
     """
     if not _PREFIX.fullmatch(prefix):
-        raise ApiKeyError(f"a prefix must be 1-16 of 0-9, A-Z, a-z and '-', not {prefix!r}")
+        raise ApiKeyError(f"prefix is {prefix!r}; it must be 1-16 of 0-9, A-Z, a-z and '-'")
     credential_id = _random_base62(CREDENTIAL_ID_LENGTH)
     body = f"{prefix}_{credential_id}_{_random_base62(SECRET_LENGTH)}"
     api_key = body + checksum(body)
@@ -62,7 +62,7 @@ def credential_id_of(api_key: str) -> str:
     Check the shape and checksum of *api_key* and return its public credential id, without a look-up.
 
     Raises:
-        ApiKeyError: it cannot be one of our keys. The message never holds the key.
+        ApiKeyError: it is not one of our keys. The message never contains the key.
     """
     if len(api_key) > KEY_LENGTH_MAX:
         raise ApiKeyError(f"an API key has at most {KEY_LENGTH_MAX} characters")
@@ -79,10 +79,10 @@ def credential_id_of(api_key: str) -> str:
 
 def is_own_key(text: str) -> bool:
     """
-    Whether *text*, found where callers also carry tokens of others, is meant to be a key of ours.
+    Whether *text*, from a header that may carry other tokens, is one of our keys.
 
-    It is when it begins with our prefix, mistyped or not; with another prefix (`sidecar keys new --prefix`)
-    when it is a whole key.
+    True if it begins with our prefix, even if mistyped; with another prefix (`sidecar keys new --prefix`)
+    only if it is a complete key.
     """
     if text.startswith(_OWN_PREFIX):
         return True

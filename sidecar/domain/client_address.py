@@ -1,7 +1,7 @@
 """
-Which address a request came from: one rule per way in which proxies say so.
+Rules to determine the client address of a request, one per way in which proxies send it.
 
-A rule that cannot be sure says why, and an integration with an allowlist is then refused.
+A rule that cannot determine the address says why; an integration with an allowlist is then refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ClientAddressRule(Protocol):
             header: looks up a header of the client's request.
 
         Raises:
-            AddressError: it cannot be known; the message names the place and the value.
+            AddressError: it cannot be determined; the message names the source and the value.
         """
 
 

@@ -148,7 +148,8 @@ def compare(declarations: Sequence[Declaration], held: Iterable[Integration], te
         record = records.pop(declaration.record.id, None)
         difference = differ(declaration, record, terms, owners)
         if record is not None and not terms.has_prune:
-            kept_credentials += (one.id for one in _unnamed(declaration.record, record, terms.now_us))
+            unnamed = _unnamed(declaration.record, record, terms.now_us)
+            kept_credentials += (credential.id for credential in unnamed)
         unchanged += difference.kind is DifferenceKind.NONE and not difference.refusals
         if difference.kind is not DifferenceKind.NONE or difference.refusals or difference.remarks:
             differences.append(difference)
@@ -224,8 +225,8 @@ def _changes(
     if says_status and declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
     unnamed = _unnamed(declaration.record, held) if terms.has_prune else ()
-    for one in (*_ended(declared, held, now_us), *unnamed):
-        yield c.RevokeCredential(**on, credential_id=one.id)
+    for credential in (*_ended(declared, held, now_us), *unnamed):
+        yield c.RevokeCredential(**on, credential_id=credential.id)
     for group in _groups([str(scope) for scope in sorted(held.scopes - declared.scopes)]):
         yield c.RemoveScopes(**on, scopes=group)
     yield from _allowlist(declared, held, on)

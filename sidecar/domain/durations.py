@@ -1,5 +1,5 @@
 """
-Durations as people write them: `90s`, `15m`, `24h`, `30d`; one form for the command line and the admin API.
+Parses and formats durations such as `90s`, `15m`, `24h` or `30d`, for the command line and the admin API.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PART = re.compile(r"([0-9]+)([smhdw])")
 
 
 class DurationError(ValueError):
-    """A text is no duration; the message says what is wrong and what to write."""
+    """A text is not a duration; the message says what is wrong and what is allowed."""
 
 
 def parse_duration(text: str) -> int:
@@ -26,14 +26,14 @@ def parse_duration(text: str) -> int:
     (5400, 0)
 
     Raises:
-        DurationError: anything else, or longer than a century.
+        DurationError: not a duration, or longer than 100 years.
     """
     if not DURATION.fullmatch(text):
-        unit = ": a unit is missing" if text.isascii() and text.isdecimal() else ""
+        unit = ": the unit is missing" if text.isascii() and text.isdecimal() else ""
         raise DurationError(f"{text[:40]!a} is not a duration{unit}; write {FORM}")
     seconds = sum(int(number) * UNIT_S[unit] for number, unit in _PART.findall(text))
     if seconds > DURATION_S_MAX:
-        raise DurationError(f"{text[:40]!a} is longer than a century; write a shorter one")
+        raise DurationError(f"{text[:40]!a} is longer than 100 years; write a shorter duration")
     return seconds
 
 

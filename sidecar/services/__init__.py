@@ -1,1 +1,1 @@
-"""One module per promise made to a caller; they export handlers, the app binds them."""
+"""One module per service: each exports handlers, which the process binds to transports."""

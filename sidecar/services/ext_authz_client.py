@@ -64,7 +64,7 @@ def read_response(message: bytes) -> Checked:
     reason, decision_id = metadata["reason"].string_value, metadata["decision_id"].string_value
     if response.status.code == 0:
         allowed = response.ok_response
-        client = [(one.header.key, one.header.value) for one in allowed.response_headers_to_add]
+        client = [(added.header.key, added.header.value) for added in allowed.response_headers_to_add]
         upstream = [(header.header.key, header.header.value) for header in allowed.headers]
         return Checked(True, 200, reason, decision_id, client, upstream, "")
     denied = response.denied_response

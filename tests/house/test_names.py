@@ -14,6 +14,9 @@ EMPTY_WORDS = re.compile(
 )
 """In snake case and in camel case. `common_name` is a word of X.509 and may stay."""
 
+ROOMS_WITHOUT_ONE = ("sidecar/admin_client/", "sidecar/cli/", "sidecar/domain/", "sidecar/services/")
+"""Folders in which no loop calls its variable `one`; add a folder once it is clean."""
+
 
 def faults_of(source: Source) -> list[str]:
     """One line for each file, class or function of *source* with a name that says nothing."""
@@ -26,6 +29,28 @@ def faults_of(source: Source) -> list[str]:
         for line, name in named
         if EMPTY_WORDS.search(name)
     ]
+
+
+def loops_over_one(source: Source) -> list[str]:
+    """One line for each loop and comprehension of *source* whose variable is called `one`."""
+    return [
+        f"{source.path}:{loop.target.lineno}: name the loop variable after the thing, not 'one'"
+        for loop in ast.walk(source.tree)
+        if isinstance(loop, ast.For | ast.AsyncFor | ast.comprehension)
+        if any(isinstance(node, ast.Name) and node.id == "one" for node in ast.walk(loop.target))
+    ]
+
+
+def test_names__no_loop_variable_is_called_one() -> None:
+    """`for credential in credentials` says what it is about."""
+    rooms = [source for source in python_sources() if str(source.path).startswith(ROOMS_WITHOUT_ONE)]
+    report([fault for source in rooms for fault in loops_over_one(source)])
+
+
+def test_names__a_loop_over_one_is_found() -> None:
+    """Loops and comprehensions, in tuples of variables, too."""
+    text = "for one in a: ...\nx = [one for key, one in b]\ny = [each for each in one]"
+    assert len(loops_over_one(Source("sidecar/cli/a.py", text))) == 2
 
 
 def test_names__none_is_empty() -> None:

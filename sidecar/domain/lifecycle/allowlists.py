@@ -1,4 +1,4 @@
-"""Rules of the IP allowlist: entries checked with help, and a warning before a lock-out."""
+"""Rules of the IP allowlist: validates entries, and warns of lock-outs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 
 ENTRIES_MAX = 1_000
-"""Entries of one command that are looked at, so that a huge one costs little."""
+"""Maximum number of entries in a command that are checked."""
 NAMED_MAX = 5
-"""Addresses that a lock-out warning names; the rest is counted."""
+"""Maximum number of addresses that a lock-out warning names."""
 
 
 def set_entries(record: Integration, command: c.SetAllowlist, context: CommandContext) -> Draft:
@@ -36,9 +36,9 @@ def set_entries(record: Integration, command: c.SetAllowlist, context: CommandCo
 
 
 def add_entries(record: Integration, command: c.AddAllowlistEntries, context: CommandContext) -> Draft:
-    """Add the entries that are not there yet."""
+    """Add the entries that are not in the list."""
     asked, notices = check_entries("entries", command.entries)
-    known = [f"{entry} is in the allowlist already" for entry in asked if entry in record.ip_allowlist]
+    known = [f"{entry} is already in the allowlist" for entry in asked if entry in record.ip_allowlist]
     notices += tuple(Notice("entry_known", "entries", message) for message in known)
     added = [entry for entry in asked if entry not in record.ip_allowlist]
     entries = (*record.ip_allowlist, *added)
@@ -49,7 +49,7 @@ def add_entries(record: Integration, command: c.AddAllowlistEntries, context: Co
 
 
 def remove_entries(record: Integration, command: c.RemoveAllowlistEntries, context: CommandContext) -> Draft:
-    """Take entries out; each must be there, as it stands."""
+    """Remove entries; each must be in the list."""
     asked, _ = check_entries("entries", command.entries)
     raise_for([_unknown_entry(record, entry) for entry in asked if entry not in record.ip_allowlist])
     entries = tuple(entry for entry in record.ip_allowlist if entry not in asked)
@@ -64,7 +64,7 @@ def enable(record: Integration, command: c.EnableAllowlist, context: CommandCont
         raise refusal(
             Code.ALLOWLIST_EMPTY,
             "",
-            f"the allowlist of {record.id!r} has no entry: turned on, it would let nobody in",
+            f"the allowlist of {record.id!r} has no entries; turned on, it would refuse every address",
             "add at least one entry first",
         )
     enabled = replace(record, is_allowlist_enabled=True)
@@ -78,11 +78,11 @@ def disable(record: Integration, command: c.DisableAllowlist, context: CommandCo
 
 def check_entries(field: str, texts: Sequence[str]) -> tuple[tuple[Cidr, ...], tuple[Notice, ...]]:
     """
-    Read entries; equal ones are kept once, and notices say so and what else adds nothing or too much.
+    Parse entries; notices name duplicates, entries without effect, and entries that are too wide.
 
     Raises:
-        InvalidError: every entry that is no CIDR block, each with its index and what was probably meant;
-            or too many entries, with the number that merging neighbours would leave.
+        InvalidError: entries that are not CIDR blocks, each with its index and a suggestion; or too many
+            entries, with the number left after merging.
     """
     if len(texts) > ENTRIES_MAX:
         raise _too_many(field, len(texts), "")
@@ -98,7 +98,7 @@ def check_entries(field: str, texts: Sequence[str]) -> tuple[tuple[Cidr, ...], t
             problems.append(Problem(Code.INVALID_VALUE, where, str(error), remedy))
             continue
         if entry in entries:
-            message = f"{text[:64]!a} is the same as {entries[entry][:64]!a}: it is kept once"
+            message = f"{text[:64]!a} is the same as {entries[entry][:64]!a}, and is stored once"
             notices.append(Notice("duplicate", where, message))
         entries.setdefault(entry, text)
     raise_for(problems)
@@ -108,7 +108,7 @@ def check_entries(field: str, texts: Sequence[str]) -> tuple[tuple[Cidr, ...], t
 
 
 def locked_out(entries: Iterable[Cidr], seen: Iterable[Address]) -> tuple[Address, ...]:
-    """The addresses of *seen* that no entry lets in."""
+    """Return the addresses of *seen* that no entry admits."""
     blocks = tuple(entries)
     return tuple(address for address in seen if not any(block.contains(address) for block in blocks))
 
@@ -133,7 +133,7 @@ def _lock_out_notice(entries: tuple[Cidr, ...], seen: tuple[Address, ...]) -> tu
     more = f" and {len(outside) - NAMED_MAX} more" if len(outside) > NAMED_MAX else ""
     message = (
         f"{len(outside)} of the {len(seen)} addresses seen in the last hour are outside the allowlist and"
-        f" are refused: {named}{more}; add an entry for them, or turn the allowlist off again"
+        f" are refused: {named}{more}; add entries for them, or turn the allowlist off"
     )
     if not {len(address) for address in outside} <= {len(entry.network) for entry in entries}:
         message += "; IPv4 clients need IPv4 entries, and IPv6 clients IPv6 ones"
@@ -141,9 +141,9 @@ def _lock_out_notice(entries: tuple[Cidr, ...], seen: tuple[Address, ...]) -> tu
 
 
 def _overlap_notices(field: str, entries: Sequence[Cidr], only: Sequence[Cidr]) -> list[Notice]:
-    """Notices about entries that add nothing; only those that *only* takes part in."""
+    """Return notices about entries without effect that involve *only*."""
     return [
-        Notice("overlap", field, f"{overlap}: it adds nothing while that entry stands")
+        Notice("overlap", field, f"{overlap}: it has no effect")
         for overlap in describe_overlaps(entries)
         if overlap.entry in only or overlap.within in only
     ]
@@ -155,8 +155,8 @@ def _breadth_notices(field: str, entries: Sequence[Cidr]) -> list[Notice]:
         Notice(
             "admits_all",
             field,
-            f"{entry} lets every {families[len(entry.network)]} client in; leave it out, or turn the"
-            " allowlist off if that is meant",
+            f"{entry} admits every {families[len(entry.network)]} client; leave it out, or turn the"
+            " allowlist off if that is intended",
         )
         for entry in entries
         if entry.length_bits == 0
@@ -168,8 +168,8 @@ def _breadth_notices(field: str, entries: Sequence[Cidr]) -> list[Notice]:
     ]
     if len({len(entry.network) for entry in entries}) == 2:
         message = (
-            "the list holds IPv4 and IPv6 entries: a client is looked up among those of the family that it"
-            " connects with, so a client that has both needs an entry in each"
+            "the list has IPv4 and IPv6 entries; a client is checked against the family that it connects"
+            " with, so a client with both needs an entry in each"
         )
         notices.append(Notice("mixed_families", field, message))
     return notices
@@ -178,7 +178,7 @@ def _breadth_notices(field: str, entries: Sequence[Cidr]) -> list[Notice]:
 def _require_room(field: str, entries: Sequence[Cidr]) -> None:
     if len(entries) > ALLOWLIST_ENTRIES_MAX:
         merged = _merged_count(entries)
-        hint = f"; merging neighbouring and covered ones leaves {merged}" if merged < len(entries) else ""
+        hint = f"; merging adjacent and covered entries leaves {merged}" if merged < len(entries) else ""
         raise _too_many(field, len(entries), hint)
 
 
@@ -186,8 +186,8 @@ def _too_many(field: str, count: int, hint: str) -> Exception:
     return refusal(
         Code.TOO_MANY,
         field,
-        f"{count} entries are more than the {ALLOWLIST_ENTRIES_MAX} that an allowlist holds{hint}",
-        "merge neighbouring networks, or drop entries that are covered by others",
+        f"{count} entries given; an allowlist holds at most {ALLOWLIST_ENTRIES_MAX}{hint}",
+        "merge adjacent networks, or remove entries that others cover",
     )
 
 
@@ -202,8 +202,8 @@ def _would_be_empty() -> Exception:
     return refusal(
         Code.ALLOWLIST_EMPTY,
         "entries",
-        "without entries the allowlist would be off and let every address in",
-        "keep at least one entry, or turn the allowlist off first if that is meant",
+        "without entries the allowlist would be off and admit every address",
+        "keep at least one entry, or turn the allowlist off first if that is intended",
     )
 
 
@@ -214,7 +214,7 @@ def _unknown_entry(record: Integration, entry: Cidr) -> Problem:
         Code.ENTRY_UNKNOWN,
         "entries",
         f"{entry} is not an entry of the allowlist of {record.id!r}{hint}",
-        "name entries as they stand in the list",
+        "write entries as in the list",
     )
 
 

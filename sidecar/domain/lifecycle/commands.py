@@ -1,8 +1,8 @@
 """
-Commands: everything an administrator can ask to be done to an integration, as values.
+The commands that administrators can run on integrations.
 
-They hold what the administrator wrote, unchecked: `machine.Lifecycle.apply` checks it, so that every way
-in (API, command line, file) gets the same answers. Fields that end in `_us` are microseconds.
+Their values are unchecked: `machine.Lifecycle.apply` checks them, so that API, command line and files get the
+same errors. Fields that end in `_us` are microseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sidecar.domain.roles import Action
 
 @dataclass(frozen=True, slots=True)
 class NewCredential:
-    """The public half of a fresh API key; the key itself never comes here."""
+    """The public part of a new API key; the key itself is never passed here."""
 
     id: str
     digest: str
@@ -26,9 +26,9 @@ class NewCredential:
 @dataclass(frozen=True, slots=True)
 class SealedSecret:
     """
-    A webhook signing secret on its way to where it is kept: beside the record, never in it.
+    An encrypted webhook signing secret, which is stored beside the record, never in it.
 
-    `sealed` is what the store keeps as it is; the service that made the secret encrypts it.
+    The store keeps `sealed` as it is; the service that generated the secret encrypts it.
     """
 
     id: str
@@ -38,7 +38,7 @@ class SealedSecret:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """
-    What all commands have. `reason` goes on record; suspend and reactivate need one.
+    The base of all commands. `reason` is recorded; suspend and reactivate require it.
 
     `word` is the action's name in the audit log and never changes once published.
     """
@@ -52,7 +52,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateIntegration(Command):
-    """Make a new integration. Least privilege: no scopes and no credentials unless they are named."""
+    """Create an integration. Least privilege: no scopes and no credentials unless they are given."""
 
     word = "integration.create"
     action = Action.CREATE
@@ -65,7 +65,7 @@ class CreateIntegration(Command):
     rate_limit_rpm: int = DEFAULT_LIMIT_RPM
     burst: int | None = None
     allowlist: tuple[str, ...] = ()
-    """Entries; naming some also turns the allowlist on."""
+    """Entries; if there are any, the allowlist is turned on."""
     credentials: tuple[NewCredential, ...] = ()
     on_store_error: str | None = None
     """See `SetOnStoreError`."""
@@ -73,7 +73,7 @@ class CreateIntegration(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditDetails(Command):
-    """Change who it is and whom to ask; None leaves a field as it is, '' empties it."""
+    """Change name, contact, owner or third-party manager; None keeps a field, '' clears it."""
 
     word = "integration.edit"
     action = Action.EDIT
@@ -86,7 +86,7 @@ class EditDetails(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteIntegration(Command):
-    """End the integration for good: its trail stays, its id is never used again."""
+    """Delete the integration permanently; audit entries are kept, and the id is never reused."""
 
     word = "integration.delete"
     action = Action.DELETE
@@ -94,7 +94,7 @@ class DeleteIntegration(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddScopes(Command):
-    """Permit more: `category:read` or `category:write`."""
+    """Add scopes, `category:read` or `category:write`."""
 
     word = "scopes.add"
     action = Action.SCOPES
@@ -104,7 +104,7 @@ class AddScopes(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveScopes(Command):
-    """Permit less, from the next request on."""
+    """Remove scopes, in force from the next request on."""
 
     word = "scopes.remove"
     action = Action.SCOPES
@@ -124,7 +124,7 @@ class SetAllowlist(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddAllowlistEntries(Command):
-    """Let more addresses in."""
+    """Add entries."""
 
     word = "allowlist.add"
     action = Action.ALLOWLIST
@@ -134,7 +134,7 @@ class AddAllowlistEntries(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveAllowlistEntries(Command):
-    """Take entries out, as they stand in the list."""
+    """Remove entries, written as in the list."""
 
     word = "allowlist.remove"
     action = Action.ALLOWLIST
@@ -144,7 +144,7 @@ class RemoveAllowlistEntries(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnableAllowlist(Command):
-    """Let only addresses of the entries in; needs at least one entry."""
+    """Turn the allowlist on: only its entries may call; needs at least one entry."""
 
     word = "allowlist.enable"
     action = Action.ALLOWLIST
@@ -152,7 +152,7 @@ class EnableAllowlist(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DisableAllowlist(Command):
-    """Let every address in; the entries are kept."""
+    """Turn the allowlist off: every address may call; the entries are kept."""
 
     word = "allowlist.disable"
     action = Action.ALLOWLIST
@@ -160,7 +160,7 @@ class DisableAllowlist(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRateLimit(Command):
-    """Set the lasting limit, in force at once; it also ends a temporary raise."""
+    """Set the permanent limit, in force at once; ends a temporary raise."""
 
     word = "limit.set"
     action = Action.LIMIT
@@ -171,7 +171,7 @@ class SetRateLimit(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaiseLimit(Command):
-    """Raise the limit until a moment; then it reverts by itself."""
+    """Raise the limit until a time; it then reverts automatically."""
 
     word = "limit.raise"
     action = Action.LIMIT
@@ -183,7 +183,7 @@ class RaiseLimit(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndLimitRaise(Command):
-    """End a temporary raise before its time."""
+    """End a temporary raise early."""
 
     word = "limit.end_raise"
     action = Action.LIMIT
@@ -192,9 +192,9 @@ class EndLimitRaise(Command):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetOnStoreError(Command):
     """
-    Set what answers while the bucket cannot be asked: 'deny', 'allow' or 'local'.
+    Set the policy while the store is unavailable: 'deny', 'allow' or 'local'.
 
-    None = what the configuration of each sidecar says.
+    None = the policy in the configuration of each sidecar.
     """
 
     word = "store_error.set"
@@ -215,7 +215,7 @@ class IssueCredential(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotateCredential(Command):
-    """Issue a credential in place of another, which works on for `overlap_us`; 0 = it ends at once."""
+    """Issue a credential that replaces another, which keeps working for `overlap_us`; 0 = it ends at once."""
 
     word = "credential.rotate"
     action = Action.CREDENTIALS
@@ -227,7 +227,7 @@ class RotateCredential(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeCredential(Command):
-    """End a credential at once and for ever."""
+    """Revoke a credential at once and permanently."""
 
     word = "credential.revoke"
     action = Action.CREDENTIALS
@@ -237,7 +237,7 @@ class RevokeCredential(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCredentialExpiry(Command):
-    """Let a credential end at a moment; None = it never expires."""
+    """Change when a credential expires; None = never."""
 
     word = "credential.set_expiry"
     action = Action.CREDENTIALS
@@ -249,10 +249,10 @@ class SetCredentialExpiry(Command):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspend(Command):
     """
-    Block every request at once, and invalidate every credential that exists now, for ever.
+    Block every request at once, and invalidate all current credentials permanently.
 
-    Scopes, allowlist, limit and trail are kept. It works on a suspended integration too: credentials that
-    were issued since are invalidated, and this administrator can no longer reactivate it either.
+    Scopes, allowlist, limit and audit entries are kept. On a suspended integration it invalidates
+    credentials that were issued since, and this administrator can no longer reactivate it either.
     """
 
     word = "integration.suspend"
@@ -261,7 +261,7 @@ class Suspend(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reactivate(Command):
-    """Let a suspended integration in again: by someone else than its suspenders, with new credentials."""
+    """Reactivate a suspended integration, by another administrator and with new credentials."""
 
     word = "integration.reactivate"
     action = Action.REACTIVATE
@@ -269,7 +269,7 @@ class Reactivate(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateWebhookSecret(Command):
-    """Make the first signing secret of the integration's webhooks."""
+    """Create the first signing secret of the integration's webhooks."""
 
     word = "webhook_secret.generate"
     action = Action.WEBHOOK_SECRETS
@@ -279,7 +279,7 @@ class GenerateWebhookSecret(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotateWebhookSecret(Command):
-    """Replace the signing secret; the old one signs along for `overlap_us`; 0 = it ends at once."""
+    """Replace the signing secret; the old one keeps signing for `overlap_us`; 0 = it ends at once."""
 
     word = "webhook_secret.rotate"
     action = Action.WEBHOOK_SECRETS
@@ -312,4 +312,4 @@ COMMANDS: tuple[type[Command], ...] = (
     GenerateWebhookSecret,
     RotateWebhookSecret,
 )
-"""Every command; the tables of states and handlers have one row for each."""
+"""All commands; the tables of states and handlers have a row for each."""

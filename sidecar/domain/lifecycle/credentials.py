@@ -25,7 +25,7 @@ def issue(record: Integration, command: c.IssueCredential, context: CommandConte
 
 
 def rotate(record: Integration, command: c.RotateCredential, context: CommandContext) -> Draft:
-    """Issue a credential in place of a live one, which works on for the overlap."""
+    """Issue a credential that replaces a live one, which keeps working for the overlap."""
     check_overlap(command.overlap_us)
     old = _live(record, command.credential_id, context)
     if old.replaced_by:
@@ -48,7 +48,7 @@ def rotate(record: Integration, command: c.RotateCredential, context: CommandCon
 
 
 def revoke(record: Integration, command: c.RevokeCredential, context: CommandContext) -> Draft:
-    """End a credential at once; it leaves the record, its trail stays."""
+    """Revoke a credential at once; it is removed from the record."""
     old = _known(record, command.credential_id)
     others = tuple(credential for credential in record.credentials if credential.id != old.id)
     notices: tuple[Notice, ...] = ()
@@ -61,7 +61,7 @@ def revoke(record: Integration, command: c.RevokeCredential, context: CommandCon
 
 
 def set_expiry(record: Integration, command: c.SetCredentialExpiry, context: CommandContext) -> Draft:
-    """Change when a live credential ends; one that was replaced keeps an end within the overlap's bound."""
+    """Change when a live credential expires; a replaced one must still expire within the longest overlap."""
     old = _live(record, command.credential_id, context)
     check_expiry("expires_at_us", command.expires_at_us, context.now_us)
     latest_us = context.now_us + OVERLAP_MAX_US
@@ -70,7 +70,7 @@ def set_expiry(record: Integration, command: c.SetCredentialExpiry, context: Com
             Code.CREDENTIAL_REPLACED,
             "expires_at_us",
             f"credential {old.id} was replaced by {old.replaced_by} and must end within 30 days",
-            "name a moment within 30 days",
+            "choose a time within 30 days",
         )
     changed = replace(old, expires_at_us=command.expires_at_us)
     credentials = tuple(
@@ -81,7 +81,7 @@ def set_expiry(record: Integration, command: c.SetCredentialExpiry, context: Com
 
 def new_credential(fresh: c.NewCredential, context: CommandContext) -> Credential:
     """
-    A fresh credential as the record keeps it.
+    Return a new credential for the record.
 
     Raises:
         InvalidError: its id, digest or expiry is wrong.
@@ -99,23 +99,23 @@ def new_credential(fresh: c.NewCredential, context: CommandContext) -> Credentia
 
 def check_expiry(field: str, expires_at_us: int | None, now_us: int) -> None:
     """
-    Refuse an expiry that is not ahead.
+    Refuse an expiry that is not in the future.
 
     Raises:
-        InvalidError: it is in the past, or beyond what all parts of the system can count.
+        InvalidError: it is in the past, or too far in the future.
     """
     if expires_at_us is not None and not now_us < expires_at_us <= TIME_MAX_US:
         raise refusal(
             Code.INVALID_VALUE,
             field,
             "a credential must expire in the future",
-            "name a later moment; to end a credential at once, revoke it",
+            "choose a later time; to end a credential at once, revoke it",
         )
 
 
 def check_overlap(overlap_us: int) -> None:
     """
-    Refuse an overlap out of bounds.
+    Refuse an overlap out of range.
 
     Raises:
         InvalidError: negative, or longer than 30 days.
@@ -124,29 +124,29 @@ def check_overlap(overlap_us: int) -> None:
         raise refusal(
             Code.INVALID_VALUE,
             "overlap_us",
-            f"an overlap must be 0 to 30 days, not {overlap_us / 86_400_000_000:g} days",
-            "name a shorter overlap; 0 ends the old secret at once",
+            f"the overlap is {overlap_us / 86_400_000_000:g} days; it must be 0 to 30 days",
+            "choose a shorter overlap; 0 ends the old secret at once",
         )
 
 
 def _with_room(record: Integration, context: CommandContext) -> tuple[Integration, tuple[Notice, ...]]:
-    """The record with room for one more credential; ones that ended make way, the oldest first."""
+    """Return the record with room for another credential; drops those that have ended, oldest first."""
     excess = len(record.credentials) + 1 - CREDENTIALS_MAX
     if excess <= 0:
         return record, ()
     ended = [
         credential for credential in record.credentials if not is_live(record, credential, context.now_us)
     ]
-    dropped = {one.id for one in ended[:excess]}
+    dropped = {credential.id for credential in ended[:excess]}
     if len(dropped) < excess:
         raise refusal(
             Code.TOO_MANY,
             "credential",
-            f"{record.id!r} has {CREDENTIALS_MAX} live credentials, which is the most",
+            f"{record.id!r} has {CREDENTIALS_MAX} live credentials, which is the maximum",
             "revoke one that is no longer used",
         )
     kept = tuple(credential for credential in record.credentials if credential.id not in dropped)
-    message = f"made room: dropped {', '.join(sorted(dropped))}, which had ended"
+    message = f"removed {', '.join(sorted(dropped))}, which had expired or were invalidated, to make room"
     return replace(record, credentials=kept), (Notice("dropped_ended", "credential", message),)
 
 
@@ -156,12 +156,12 @@ def _require_unused(record: Integration, credential_id: str) -> None:
 
 
 def credential_id_used(credential_id: str) -> RefusedError:
-    """The refusal of a credential id that was used before, anywhere in the registry."""
+    """Return the refusal of a credential id that was used before."""
     return refusal(
         Code.CREDENTIAL_ID_USED,
         "credential",
-        f"credential id {credential_id!r} was used before; an id is used once, so that a credential that"
-        " was revoked or invalidated can never come back",
+        f"credential id {credential_id!r} was used before; ids are never reused, so that a revoked or"
+        " invalidated credential cannot return",
         "generate a new API key",
     )
 
@@ -175,7 +175,7 @@ def _known(record: Integration, credential_id: str) -> Credential:
         Code.CREDENTIAL_UNKNOWN,
         "credential_id",
         f"{record.id!r} has no credential {credential_id[:64]!a}",
-        f"name one of its credentials: {known}",
+        f"use one of its credentials: {known}",
     )
 
 
@@ -186,7 +186,7 @@ def _live(record: Integration, credential_id: str, context: CommandContext) -> C
         raise refusal(
             Code.CREDENTIAL_ENDED,
             "credential_id",
-            f"credential {credential_id} {ended} and never works again",
+            f"credential {credential_id} {ended} and cannot work again",
             "issue a new credential",
         )
     return credential

@@ -1,7 +1,7 @@
 """
-Dual control: who may reactivate what was suspended, and what proves that two people took part.
+Dual control: who may reactivate a suspended integration, and whether two people took part.
 
-Four eyes must be the eyes of two people, so it is not enough that two accounts took part.
+Two accounts are not enough: they must belong to two people.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sidecar.domain.refusals import Code, RefusedError, refusal
 from sidecar.domain.roles import Action, Actor, is_machine
 
 RECOVER_REMEDY = (
-    "another administrator must do this: one whose access you did not grant; if there is none, whoever owns"
-    " the registry runs 'sidecar admin recover' on its machine"
+    "another administrator must do this: one whose access you did not grant; if there is none, the owner of"
+    " the registry can run 'sidecar admin recover' on its machine"
 )
 
 
@@ -23,18 +23,18 @@ def refusal_to_reactivate(
     actor: Actor, suspensions: Sequence[Suspension], integration_id: str
 ) -> RefusedError | None:
     """
-    Why *actor* may not end *suspensions*; None = it may.
+    Return why *actor* may not end *suspensions*; None = it may.
 
-    Nobody who suspended it since the last reactivation may, nor an account or a token to which one of
-    them gave access since. A user of the machine is no administrator, so what it gave is judged by
-    `is_single_person` instead: else nobody could ever end what the only administrator suspended.
+    Administrators who suspended it since the last reactivation may not, and neither may accounts and tokens
+    to which one of them granted access since. Access granted on the machine is judged by `is_single_person`
+    instead: otherwise nobody could end a suspension by the only administrator.
     """
     suspenders = {suspension.by for suspension in suspensions}
     if actor.id in suspenders:
         return refusal(
             Code.SAME_ADMINISTRATOR,
             "",
-            f"{actor.id!r} suspended {integration_id!r} and cannot be the one who reactivates it",
+            f"{actor.id!r} suspended {integration_id!r} and cannot reactivate it",
             RECOVER_REMEDY,
         )
     since_us = _since_us(suspensions)
@@ -43,7 +43,7 @@ def refusal_to_reactivate(
             return refusal(
                 Code.GRANTED_BY_SUSPENDER,
                 "",
-                f"{actor.id!r} has this access from {grant.by!r}, who had suspended {integration_id!r}",
+                f"{actor.id!r} was granted access by {grant.by!r}, who suspended {integration_id!r}",
                 RECOVER_REMEDY,
             )
     return None
@@ -51,10 +51,10 @@ def refusal_to_reactivate(
 
 def is_single_person(actor: Actor, suspensions: Sequence[Suspension]) -> bool:
     """
-    Whether *actor* and a suspender may be one person who owns the machine that holds the registry.
+    Whether *actor* and a suspender may be one person: the owner of the registry's machine.
 
-    So it is when the account was recovered there, when its access came from such an account since the
-    suspension, and when the suspension was made there, because then nothing says by whom.
+    True if the account was recovered on the machine, if its access was granted by such an account since the
+    suspension, or if the suspension was made on the machine, because then its author is unknown.
     """
     since_us = _since_us(suspensions)
     return (
@@ -67,7 +67,7 @@ def is_single_person(actor: Actor, suspensions: Sequence[Suspension]) -> bool:
 def able_to_reactivate(
     accounts: Iterable[Administrator], suspensions: Sequence[Suspension], now_us: int
 ) -> tuple[str, ...]:
-    """The administrators who may end *suspensions*, each by a token that is live at *now_us*."""
+    """Return the administrators who may end *suspensions*, with a token that is live at *now_us*."""
     return tuple(
         account.id
         for account in accounts
@@ -85,5 +85,5 @@ def _live_actors(account: Administrator, now_us: int) -> Iterable[Actor]:
 
 
 def _since_us(suspensions: Sequence[Suspension]) -> int:
-    """Since when nobody may be given access by a suspender; access from before does not count."""
+    """Return the time of the first suspension; access granted earlier does not count."""
     return min((suspension.since_us for suspension in suspensions), default=0)

@@ -1,4 +1,4 @@
-"""Rules of scopes and rate limits, and of what holds while the limits cannot be looked at."""
+"""Rules of scopes, rate limits and the policy on_store_error."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SCOPES_MAX = 200
 
 
 def add_scopes(record: Integration, command: c.AddScopes, context: CommandContext) -> Draft:
-    """Permit more."""
+    """Add scopes."""
     scopes = parse_scopes(command.scopes, context.catalogue)
     added = sorted(scopes - record.scopes)
     return Draft(replace(record, scopes=record.scopes | scopes), f"added {_listed(added)}")
 
 
 def remove_scopes(record: Integration, command: c.RemoveScopes, context: CommandContext) -> Draft:
-    """Permit less; scopes of a category that is no longer configured can be removed too."""
+    """Remove scopes; those of a category that is no longer configured can be removed, too."""
     asked = set(command.scopes)
     removed = sorted(scope for scope in record.scopes if str(scope) in asked)
     parse_scopes(tuple(asked - {str(scope) for scope in removed}), context.catalogue)
@@ -34,17 +34,17 @@ def remove_scopes(record: Integration, command: c.RemoveScopes, context: Command
 
 
 def set_limit(record: Integration, command: c.SetRateLimit, context: CommandContext) -> Draft:
-    """Set the lasting limit; an administrator who sets a limit means it to be in force, so a raise ends."""
+    """Set the permanent limit, which ends a temporary raise."""
     quota_of(command.rate_limit_rpm, command.burst)
     notices: tuple[Notice, ...] = ()
     if raise_in_force(record, context.now_us) is not None:
-        notices = (Notice("raise_ended", "rate_limit_rpm", "the temporary raise has ended with this change"),)
+        notices = (Notice("raise_ended", "rate_limit_rpm", "this change ended the temporary raise"),)
     changed = replace(record, rate_limit_rpm=command.rate_limit_rpm, burst=command.burst, limit_raise=None)
     return Draft(changed, f"set the limit to {command.rate_limit_rpm} requests per minute", notices)
 
 
 def raise_limit(record: Integration, command: c.RaiseLimit, context: CommandContext) -> Draft:
-    """Raise the limit until a moment within 90 days; it replaces an earlier raise."""
+    """Raise the limit until a time within 90 days; replaces an earlier raise."""
     quota = quota_of(command.rate_limit_rpm, command.burst)
     if command.rate_limit_rpm <= record.rate_limit_rpm or quota.burst < record.quota.burst:
         raise refusal(
@@ -52,15 +52,15 @@ def raise_limit(record: Integration, command: c.RaiseLimit, context: CommandCont
             "rate_limit_rpm",
             f"a raise to {command.rate_limit_rpm} requests per minute with a burst of {quota.burst} is not"
             f" above {record.rate_limit_rpm} with {record.quota.burst}",
-            "name a higher limit and no lower burst, or set the lasting limit instead",
+            "choose a higher limit and no lower burst, or set the permanent limit instead",
         )
     ahead_us = command.until_us - context.now_us
     if not 0 < ahead_us <= RAISE_MAX_US:
         raise refusal(
             Code.INVALID_VALUE,
             "until_us",
-            "a temporary raise must end in the future, and within 90 days",
-            "name a moment within 90 days; for longer, set the lasting limit",
+            "a temporary raise must end within the next 90 days",
+            "choose a time within 90 days; for longer, set the permanent limit",
         )
     limit_raise = LimitRaise(command.rate_limit_rpm, command.burst, command.until_us)
     changed = replace(record, limit_raise=limit_raise)
@@ -68,19 +68,19 @@ def raise_limit(record: Integration, command: c.RaiseLimit, context: CommandCont
 
 
 def end_raise(record: Integration, command: c.EndLimitRaise, context: CommandContext) -> Draft:
-    """End a raise before its time."""
+    """End a temporary raise early."""
     if raise_in_force(record, context.now_us) is None:
         raise refusal(
             Code.RAISE_UNKNOWN,
             "",
             f"{record.id!r} has no temporary raise in force",
-            f"nothing to do: its limit is {record.rate_limit_rpm} requests per minute",
+            f"no change needed: its limit is {record.rate_limit_rpm} requests per minute",
         )
     return Draft(replace(record, limit_raise=None), "ended the temporary raise")
 
 
 def set_on_store_error(record: Integration, command: c.SetOnStoreError, context: CommandContext) -> Draft:
-    """Set what answers while the bucket cannot be asked, or leave it to the configuration."""
+    """Set the policy while the store is unavailable, or use the configuration's."""
     policy = fail_policy_of(command.on_store_error)
     said = policy.value if policy is not None else "what the configuration says"
     return Draft(replace(record, on_store_error=policy), f"set on_store_error to {said}")
@@ -88,7 +88,7 @@ def set_on_store_error(record: Integration, command: c.SetOnStoreError, context:
 
 def fail_policy_of(text: str | None) -> FailPolicy | None:
     """
-    The policy that *text* names; None = none of its own.
+    Parse a policy; None = none of its own.
 
     Raises:
         InvalidError: there is no such policy.
@@ -99,15 +99,15 @@ def fail_policy_of(text: str | None) -> FailPolicy | None:
         raise refusal(
             Code.INVALID_VALUE,
             "on_store_error",
-            f"on_store_error must be one of {', '.join(FAIL_POLICIES)}, not {text[:80]!a}",
-            "name one of them, or none for what the configuration of the sidecars says",
+            f"on_store_error is {text[:80]!a}; it must be one of {', '.join(FAIL_POLICIES)}",
+            "send one of them, or null for the sidecar's configuration",
         )
     return FailPolicy(text)
 
 
 def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[Scope]:
     """
-    Read scopes against the categories in force.
+    Parse scopes of the configured categories.
 
     Raises:
         InvalidError: every scope that is malformed, unknown or write on a read-only category.
@@ -116,7 +116,7 @@ def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[S
         raise refusal(
             Code.TOO_MANY,
             "scopes",
-            f"{len(texts)} scopes are more than the {SCOPES_MAX} that one change may name",
+            f"{len(texts)} scopes given; at most {SCOPES_MAX} are allowed in one change",
             "name each scope once",
         )
     scopes: set[Scope] = set()
@@ -125,7 +125,7 @@ def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[S
         try:
             scopes.add(catalogue.parse(text))
         except ScopeError as error:
-            remedy = "write 'category:read' or 'category:write' of a category that is configured"
+            remedy = "write 'category:read' or 'category:write' with a configured category"
             message = f"{error}{catalogue.did_you_mean(text)}"
             problems.append(Problem(Code.UNKNOWN_SCOPE, f"scopes[{index}]", message, remedy))
     raise_for(problems)
@@ -134,7 +134,7 @@ def parse_scopes(texts: Sequence[str], catalogue: ScopeCatalogue) -> frozenset[S
 
 def quota_of(rate_limit_rpm: int, burst: int | None) -> Quota:
     """
-    The quota of a limit and a burst.
+    Return the quota of a limit and a burst.
 
     Raises:
         InvalidError: one of them is outside its range.
@@ -146,7 +146,7 @@ def quota_of(rate_limit_rpm: int, burst: int | None) -> Quota:
             Code.INVALID_VALUE,
             "rate_limit_rpm",
             str(error),
-            "name a limit of 1 to 10,000 requests per minute",
+            "choose a limit of 1 to 10,000 requests per minute",
         ) from None
     if burst is None:
         return quota

@@ -1,9 +1,8 @@
 """
-The lifecycle: what each command does to an integration, and whether this administrator may, now.
+The lifecycle: applies commands to integrations, and checks that the actor may do so.
 
-Pure: the store hands in the record and what it knows, and writes what comes out as a whole. It calls this
-inside its own transaction, or commits by comparing the generation it read, so that no rule can be passed
-by two changes that cross.
+Pure: the store passes the record, and writes the result atomically. It calls this in its own transaction, or
+commits by comparing the generation that it read, so that concurrent changes cannot bypass a rule.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Lifecycle:
     __slots__ = ("catalogue",)
 
     def __init__(self, catalogue: ScopeCatalogue) -> None:
-        """Check scopes against *catalogue*."""
+        """Validate scopes against *catalogue*."""
         self.catalogue = catalogue
 
     def apply(
@@ -68,20 +67,20 @@ class Lifecycle:
         facts: Facts = NO_FACTS,
     ) -> Outcome:
         """
-        Work out what *command* of *actor* does to *record*.
+        Apply *command* of *actor* to *record*.
 
         Args:
-            record: the record now; None = absent or deleted, see `facts.is_deleted`.
-            command: what is asked.
-            actor: who asks, as the registry knows them.
+            record: the current record; None = absent or deleted, see `facts.is_deleted`.
+            command: the command.
+            actor: the author, as stored in the registry.
             now_us: the store's clock.
-            facts: what the registry knows besides.
+            facts: other data of the registry.
 
         Returns:
-            The new record and what to put on record; `is_change` False when all was so already.
+            The new record and the changes to record; `is_change` False if no change was needed.
 
         Raises:
-            RefusedError: forbidden, not found, conflict or invalid; nothing may be written.
+            RefusedError: forbidden, not found, conflict or invalid; nothing must be written.
         """
         actor.require(command.action)
         is_required = isinstance(command, _NEED_REASON)
@@ -98,7 +97,7 @@ class Lifecycle:
             catalogue=self.catalogue,
         )
         if record is None:
-            assert isinstance(command, c.CreateIntegration)  # the only one that TRANSITIONS lets through
+            assert isinstance(command, c.CreateIntegration)  # TRANSITIONS allows no other command
             return _outcome(None, status.create(command, context), context)
         return _outcome(record, _RULES[type(command)](record, command, context), context)
 
@@ -127,35 +126,38 @@ def _refused_by_state(state: State, command: c.Command, actor: Actor) -> Refused
             return refusal(
                 Code.ID_RETIRED,
                 "integration_id",
-                f"{name} was used by an integration that was deleted; an id is never used again, so that its"
-                " trail has one meaning and a suspension cannot be undone by making it anew",
+                f"{name} belonged to a deleted integration; ids are never reused, so that audit entries stay"
+                " unambiguous and a suspension cannot be undone by creating it again",
                 "choose another id",
             )
         return refusal(
-            Code.ID_TAKEN, "integration_id", f"{name} exists already", "choose another id, or edit that one"
+            Code.ID_TAKEN,
+            "integration_id",
+            f"{name} already exists",
+            "choose another id, or edit the existing one",
         )
     if state is State.ABSENT:
         return refusal(
             Code.INTEGRATION_UNKNOWN,
             "integration_id",
-            f"there is no integration {name}",
-            "list them, or create it",
+            f"no integration {name}",
+            "list the integrations, or create it",
         )
     if state is State.DELETED:
         return refusal(
             Code.INTEGRATION_DELETED,
             "integration_id",
-            f"{name} was deleted; its trail is kept",
-            "read its audit entries; create another integration under another id",
+            f"{name} was deleted",
+            "read its audit entries, or create an integration with another id",
         )
-    return _refused_by_standing(state, command, actor)
+    return _refused_by_status(state, command, actor)
 
 
-def _refused_by_standing(state: State, command: c.Command, actor: Actor) -> RefusedError:
-    """What an existing integration refuses: to reactivate too early, or to tend credentials that ended."""
+def _refused_by_status(state: State, command: c.Command, actor: Actor) -> RefusedError:
+    """Return why an existing integration refuses *command*."""
     name = repr(command.integration_id)
     if isinstance(command, c.Reactivate) and state is State.ACTIVE:
-        return refusal(Code.NOT_SUSPENDED, "", f"{name} is not suspended", "nothing to do: it is active")
+        return refusal(Code.NOT_SUSPENDED, "", f"{name} is not suspended", "no change needed: it is active")
     if isinstance(command, c.Reactivate):
         return refusal(
             Code.NO_NEW_CREDENTIAL,

@@ -1,4 +1,4 @@
-"""What a command is applied to, and what comes out of it."""
+"""Inputs and results of commands."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sidecar.domain.roles import Actor
 from sidecar.domain.scopes import ScopeCatalogue
 
 ADDRESSES_SEEN_MAX = 100
-"""Addresses of one integration that the registry keeps for the lock-out warning."""
+"""Maximum number of addresses per integration for the lock-out warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the administrator should know about a change that was made; `code` is machine-readable."""
+    """A warning about a change that was made; `code` is machine-readable."""
 
     code: str
     field: str
@@ -28,11 +28,11 @@ class Notice:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """
-    What the registry knows besides the record.
+    Data of the registry besides the record.
 
     `is_deleted`: the id belonged to an integration that was deleted. `addresses_seen`: where its requests
-    came from in the last hour. `recorded_at_us`: the time on the latest audit entry, so that what is put on
-    record is always later than that, whatever the clock does.
+    came from in the last hour. `recorded_at_us`: the time on the latest audit entry, so that new times
+    are always later, even if the clock goes back.
     """
 
     is_deleted: bool = False
@@ -46,12 +46,12 @@ NO_FACTS = Facts()
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    What a command does: for the store to write as a whole, or not at all.
+    The result of a command, which the store writes atomically.
 
     `record` is the new record, with the next generation; of a deleted integration its last one, without
     credentials. `before` and `after` hold only what changed, never a secret and never a digest. `claims`
     are credential ids used for the first time: an id is used once in a registry's life, and the store
-    refuses the change otherwise. `is_change` False = all was so already: nothing is written.
+    refuses the change otherwise. `is_change` False = no change was needed: nothing is written.
     """
 
     record: Integration
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a rule makes of a record, before it gets its next generation."""
+    """The record that a rule returns, before it gets its next generation."""
 
     record: Integration
     summary: str
@@ -80,10 +80,10 @@ class Draft:
 @dataclass(frozen=True, slots=True)
 class CommandContext:
     """
-    The circumstances of one command.
+    The author, the time and the generation of one command.
 
-    `now_us` is the clock, for what is still to come; `at_us` is the time to put on record; `generation` is
-    that of the record that comes out.
+    `now_us` is the clock, for checks of future times; `at_us` is the time to record; `generation` is that of
+    the new record.
     """
 
     actor: Actor

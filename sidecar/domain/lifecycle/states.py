@@ -1,5 +1,5 @@
 """
-The states of an integration and what each command does in each: the state machine, as one table.
+The states of an integration, and which commands each state accepts: the state machine as a table.
 
 `machine` refuses what the table does not allow; docs/administer/lifecycle.md draws it, and a test compares
 the two.
@@ -16,7 +16,7 @@ from sidecar.domain.lifecycle import commands as c
 
 
 class State(Enum):
-    """Where an integration is in its life."""
+    """The state of an integration."""
 
     ABSENT = "absent"
     ACTIVE = "active"
@@ -28,9 +28,9 @@ class State(Enum):
 DESCRIPTIONS: Mapping[State, str] = {
     State.ABSENT: "No integration ever had this id.",
     State.ACTIVE: "Requests with a live credential are decided by scope, allowlist and quota.",
-    State.SUSPENDED: "Every request is refused; no credential was issued since, or none of them is live.",
-    State.REISSUED: "Every request is still refused; at least one live credential was issued since.",
-    State.DELETED: "For ever. The trail is kept, the id is never used again.",
+    State.SUSPENDED: "Every request is refused; no live credential was issued since the suspension.",
+    State.REISSUED: "Every request is refused; at least one live credential was issued since the suspension.",
+    State.DELETED: "Permanent. The audit entries are kept, and the id is never reused.",
 }
 
 

@@ -1,4 +1,4 @@
-"""Rules of an integration's standing: create, edit, delete, suspend, reactivate."""
+"""Rules of an integration's status: create, edit, delete, suspend, reactivate."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_proble
 
 
 def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
-    """Make a record; what is not named is the least: no scopes, no credentials, the default limit."""
+    """Create a record; by default with no scopes, no credentials and the default limit."""
     if not INTEGRATION_ID.fullmatch(command.integration_id):
         raise refusal(
             Code.INVALID_VALUE,
             "integration_id",
             f"integration id {command.integration_id[:80]!a} must be 1-64 of a-z, 0-9, '.', '_' and '-',"
             " starting with a letter or digit",
-            "choose another id; it is for ever",
+            "choose another id; it cannot be changed later",
         )
     raise_for(_detail_problems(command))
     quota_of(command.rate_limit_rpm, command.burst)
@@ -61,7 +61,7 @@ def _with_credentials(
         raise refusal(
             Code.TOO_MANY,
             "credentials",
-            f"{len(command.credentials)} credentials are more than {CREDENTIALS_MAX}, which is the most",
+            f"{len(command.credentials)} credentials given; at most {CREDENTIALS_MAX} are allowed",
             "leave out those that are no longer used",
         )
     credentials = tuple(new_credential(fresh, context) for fresh in command.credentials)
@@ -84,20 +84,20 @@ def edit(record: Integration, command: c.EditDetails, context: CommandContext) -
 
 
 def delete(record: Integration, command: c.DeleteIntegration, context: CommandContext) -> Draft:
-    """End the integration; what is kept of it has no credential and no secret."""
+    """Delete the integration; the remaining record has no credentials and no secrets."""
     ended = replace(record, credentials=(), webhook_secrets=(), limit_raise=None)
     return Draft(ended, f"deleted {record.name!r}", is_deleted=True)
 
 
 def suspend(record: Integration, command: c.Suspend, context: CommandContext) -> Draft:
-    """Block it and invalidate every credential; the suspender stays on the list until a reactivation."""
+    """Block it and invalidate every credential; the suspender is recorded until a reactivation."""
     others = tuple(suspension for suspension in record.suspensions if suspension.by != context.actor.id)
     if len(others) >= SUSPENSIONS_MAX:
         raise refusal(
             Code.TOO_MANY,
             "",
-            f"{record.id!r} is suspended already, by {SUSPENSIONS_MAX} administrators",
-            "nothing to do: every request is refused; revoke credentials that were issued since",
+            f"{record.id!r} is already suspended by {SUSPENSIONS_MAX} administrators, which is the maximum",
+            "no change needed: every request is refused; revoke credentials that were issued since",
         )
     earlier = next(
         (suspension for suspension in record.suspensions if suspension.by == context.actor.id), None
@@ -116,24 +116,24 @@ def suspend(record: Integration, command: c.Suspend, context: CommandContext) ->
 
 
 def _machine_notices(actor: Actor) -> tuple[Notice, ...]:
-    """What a suspension on the machine means for the reactivation."""
+    """Return a notice if the suspension is made on the machine."""
     if not is_machine(actor.id):
         return ()
     return (
         Notice(
             "single_person",
             "",
-            "no administrator's token was used, so nothing proves who suspended it: its reactivation will be"
-            " marked single_person",
+            "the suspension was made without an administrator's token, so its author is not proven: the"
+            " reactivation will be marked single_person",
         ),
     )
 
 
 def reactivate(record: Integration, command: c.Reactivate, context: CommandContext) -> Draft:
     """
-    Let it in again, with the credentials that were issued since the latest suspension; by a second person.
+    Reactivate it, with the credentials that were issued since the latest suspension; needs a second person.
 
-    Where one person may have done both, the record says when, until somebody reactivates it anew.
+    If one person may have done both, the record keeps the time until the next reactivation.
     """
     actor, suspensions = context.actor, record.suspensions
     refused = refusal_to_reactivate(actor, suspensions, record.id)
@@ -148,20 +148,20 @@ def reactivate(record: Integration, command: c.Reactivate, context: CommandConte
         suspensions=(),
         single_person_at_us=context.at_us if is_alone else 0,
     )
-    summary = f"reactivated; credentials: {', '.join(one.id for one in kept)}"
+    summary = f"reactivated; credentials: {', '.join(credential.id for credential in kept)}"
     if is_alone:
         return Draft(changed, f"{summary}; single_person", _single_person_notices(actor))
     return Draft(changed, summary)
 
 
 def _single_person_notices(actor: Actor) -> tuple[Notice, ...]:
-    """What tells that nothing proves a second person."""
+    """Return the notice that a second person is not proven."""
     return (
         Notice(
             "single_person",
             "",
-            f"the suspender and {actor.id!r} may be one person, who owns the machine of the registry: the"
-            " audit log and the review say so; have a second person confirm it",
+            f"the suspender and {actor.id!r} may be the same person; the audit log and the review record"
+            " this. Have a second person confirm the reactivation",
         ),
     )
 

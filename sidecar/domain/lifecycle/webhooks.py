@@ -1,4 +1,4 @@
-"""Rules of the webhook signing secrets: one signs, and during a rotation the one before signs along."""
+"""Rules of webhook signing secrets: one signs; during a rotation the previous one signs, too."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SEALED_LENGTH_MAX = 1_024
 
 
 def generate(record: Integration, command: c.GenerateWebhookSecret, context: CommandContext) -> Draft:
-    """Make the first secret."""
+    """Create the first secret."""
     live = live_secrets(record, context.now_us)
     if live:
         raise refusal(
             Code.SECRET_EXISTS,
             "",
-            f"{record.id!r} has the webhook secret {live[-1].id} already",
-            "rotate it, with an overlap if its receiver needs time",
+            f"{record.id!r} already has the webhook secret {live[-1].id}",
+            "rotate it instead, with an overlap if the receiver needs time",
         )
     secret = _new(record, command.secret, context)
     changed = replace(record, webhook_secrets=(secret,))
@@ -31,7 +31,7 @@ def generate(record: Integration, command: c.GenerateWebhookSecret, context: Com
 
 
 def rotate(record: Integration, command: c.RotateWebhookSecret, context: CommandContext) -> Draft:
-    """Replace the secret; the latest one signs along for the overlap, an overlap still running ends."""
+    """Replace the secret; the previous one keeps signing for the overlap, and an earlier overlap ends."""
     check_overlap(command.overlap_us)
     live = live_secrets(record, context.now_us)
     if not live:
@@ -46,9 +46,9 @@ def rotate(record: Integration, command: c.RotateWebhookSecret, context: Command
         Notice(
             "overlap_ended",
             "overlap_us",
-            f"the overlap of webhook secret {one.id} has ended with this change",
+            f"this change ended the overlap of webhook secret {old.id}",
         )
-        for one in live[:-1]
+        for old in live[:-1]
     )
     changed = replace(record, webhook_secrets=(*kept, secret))
     summary = f"rotated webhook secret {live[-1].id} to {secret.id}"
@@ -56,7 +56,7 @@ def rotate(record: Integration, command: c.RotateWebhookSecret, context: Command
 
 
 def live_secrets(record: Integration, now_us: int) -> tuple[WebhookSecret, ...]:
-    """The secrets to sign with at *now_us*: the current one last."""
+    """Return the secrets that sign at *now_us*, the current one last."""
     return tuple(
         webhook_secret
         for webhook_secret in record.webhook_secrets

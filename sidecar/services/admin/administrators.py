@@ -1,4 +1,4 @@
-"""Accounts of administrators, their roles and their tokens."""
+"""The endpoints for administrators: accounts, roles and tokens."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ACCOUNT = "/v1/administrators/{administrator_id}"
 
 class AdministratorListView(TypedDict):
     """
-    Every account, removed ones too.
+    All accounts, removed ones included.
 
-    `admin_access_ends_at` is when the last live token with the role admin ends, null = there is none;
-    `notices` warn of it two weeks ahead.
+    `admin_access_ends_at` is when the last live token with the role admin expires, null = there is none;
+    `notices` warns two weeks before.
     """
 
     items: list[AdministratorView]
@@ -45,9 +45,9 @@ class AdministratorListView(TypedDict):
 
 class AdministratorChangeView(TypedDict):
     """
-    What a change of an account did; `is_durable` as for a change of an integration.
+    The result of a change of an account; `is_durable` as for a change of an integration.
 
-    `token` is shown in the first answer only: a repeat under the same idempotency key has null.
+    `token` is in the first answer only: a repeat with the same idempotency key has null.
     """
 
     administrator: AdministratorView
@@ -61,8 +61,8 @@ class AdministratorChangeView(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """What a command is made of; `token` None = this change issues none."""
+class _Inputs:
+    """The inputs of a command; `token` None = the change issues no token."""
 
     id: str
     reason: str
@@ -77,59 +77,59 @@ class _Given:
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """One change of an account; `lifetime_field` names the body's field that says how long a token lives."""
+    """One kind of change of an account; `lifetime_field` names the body's field with the token's lifetime."""
 
     command: type[a.AdminCommand]
     method: str
     path: str
     summary: str
     body: type[b.Body] | None
-    build: Callable[[_Given], a.AdminCommand]
+    build: Callable[[_Inputs], a.AdminCommand]
     lifetime_field: str = ""
     status: int = 200
     examples: tuple[dict[str, object], ...] = ()
 
 
-def _create(given: _Given) -> a.AdminCommand:
-    assert given.token is not None  # the row draws one
+def _create(given: _Inputs) -> a.AdminCommand:
+    assert given.token is not None  # the row generates one
     return a.CreateAdministrator(
         **given.on, name=given.body.name, role=Role(given.body.role), token=given.token
     )
 
 
-def _issue(given: _Given) -> a.AdminCommand:
-    assert given.token is not None  # the row draws one
+def _issue(given: _Inputs) -> a.AdminCommand:
+    assert given.token is not None  # the row generates one
     return a.IssueToken(**given.on, token=given.token)
 
 
 ROWS: tuple[AccountRow, ...] = (
     AccountRow(
-        a.CreateAdministrator, "POST", "/v1/administrators", "Make an account, with its first token",
+        a.CreateAdministrator, "POST", "/v1/administrators", "Create an account, with its first token",
         b.NewAdministrator, _create, "token_expires_in", 201,
         ({"id": "bob", "name": "Bob", "role": "operator"},),
     ),
     AccountRow(
-        a.SetRole, "POST", ACCOUNT + "/role", "Change what an account may do",
+        a.SetRole, "POST", ACCOUNT + "/role", "Change the role of an account",
         b.RoleChange, lambda given: a.SetRole(**given.on, role=Role(given.body.role)),
         examples=({"role": "auditor"},),
     ),
     AccountRow(
-        a.RemoveAdministrator, "DELETE", ACCOUNT, "End an account and its tokens", None,
+        a.RemoveAdministrator, "DELETE", ACCOUNT, "Remove an account and revoke its tokens", None,
         lambda given: a.RemoveAdministrator(**given.on),
     ),
     AccountRow(
-        a.IssueToken, "POST", ACCOUNT + "/tokens", "Give an account one more token, shown once",
+        a.IssueToken, "POST", ACCOUNT + "/tokens", "Issue another token to an account; it is shown once",
         b.TokenTerms, _issue, "expires_in", 201, ({"expires_in": "30d"},),
     ),
     AccountRow(
-        a.RevokeToken, "DELETE", ACCOUNT + "/tokens/{token_id}", "End a token at once", None,
+        a.RevokeToken, "DELETE", ACCOUNT + "/tokens/{token_id}", "Revoke a token at once", None,
         lambda given: a.RevokeToken(**given.on, token_id=given.call.path("token_id")),
     ),
 )  # fmt: skip
 
 
 async def list_administrators(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """Every account."""
+    """Answer with all accounts."""
     now_us = context.clock_us()
     accounts = await context.registry.administrators()
     uses = context.token_uses.over(await context.registry.token_uses())
@@ -144,7 +144,7 @@ async def list_administrators(context: AdminContext, call: Call, query: Any, bod
 
 
 async def show_administrator(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """One account, also a removed one."""
+    """Answer with one account; a removed one, too."""
     wanted = call.path("administrator_id")
     accounts = await context.registry.administrators()
     for account in accounts:
@@ -154,17 +154,16 @@ async def show_administrator(context: AdminContext, call: Call, query: Any, body
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,
         "administrator_id",
-        f"there is no administrator {wanted[:80]!a}"
-        f"{did_you_mean(wanted, (account.id for account in accounts))}",
-        "list the administrators",
+        f"no administrator {wanted[:80]!a}{did_you_mean(wanted, (account.id for account in accounts))}",
+        "list the administrators to find the id",
     )
 
 
 async def change_account(
     row: AccountRow, context: AdminContext, call: Call, query: Any, body: Any
 ) -> Response:
-    """Make the change of *row*."""
-    given = _Given(
+    """Make the change that *row* describes."""
+    given = _Inputs(
         id=body.id if row.command is a.CreateAdministrator else call.path("administrator_id"),
         reason=body.reason if body is not None else query.reason,
         body=body,
@@ -176,7 +175,7 @@ async def change_account(
         fresh = generate_api_key(TOKEN_PREFIX)
         expires_at_us = context.clock_us() + getattr(body, row.lifetime_field) * SECOND_US
         public = a.NewToken(fresh.credential_id, fresh.digest, expires_at_us)
-        given, token = _Given(given.id, given.reason, body, call, public), fresh.api_key
+        given, token = _Inputs(given.id, given.reason, body, call, public), fresh.api_key
     committed = await context.registry.administer(
         AdminRequest(row.build(given), call.actor, call.change_context())
     )
@@ -185,7 +184,7 @@ async def change_account(
         "administrator": administrator_view(committed.administrator, context.clock_us()),
         "is_change": entry is not None,
         "is_durable": committed.is_durable,
-        "summary": entry.summary if entry is not None else "all was so already",
+        "summary": entry.summary if entry is not None else "no change needed",
         "position": position_text(Position(entry.chain, entry.sequence)) if entry is not None else None,
         "took_ms": call.took_ms,
     }
@@ -222,12 +221,12 @@ _READ = frozenset({Action.READ_ADMINISTRATORS})
 ENDPOINTS = (
     Endpoint(
         "list_administrators", "GET", "/v1/administrators", "administrators", "List the accounts",
-        "Removed ones too: an id is never used again.", list_administrators, _READ,
+        "Includes removed accounts, because an id is never reused.", list_administrators, _READ,
         answer=AdministratorListView,
     ),
     Endpoint(
         "show_administrator", "GET", ACCOUNT, "administrators", "Show one account",
-        "With its tokens by their ids.", show_administrator, _READ, answer=AdministratorView,
+        "Tokens are shown by id.", show_administrator, _READ, answer=AdministratorView,
     ),
     *map(_endpoint, ROWS),
 )  # fmt: skip

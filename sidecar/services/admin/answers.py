@@ -1,4 +1,4 @@
-"""JSON answers, made piece by piece where they are long: decisions share the event loop."""
+"""JSON answers; long ones are encoded in pieces, so that other calls get their turn on the event loop."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping
 from starlette.responses import Response
 
 ITEMS_PER_TURN = 8
-"""Members of a list that are made before the event loop gets its turn: well below a millisecond."""
+"""List members to encode before yielding to the event loop: well below a millisecond."""
 
 
 def answer(
     content: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """*content* as JSON."""
+    """Return *content* as a JSON answer."""
     return Response(json.dumps(content).encode() + b"\n", status, dict(headers or {}), "application/json")
 
 
 async def list_answer(items: Iterable[object], rest: Mapping[str, object]) -> Response:
-    """An answer of many *items*, which may be made on demand, and the *rest* of its fields."""
+    """Return an answer with many *items*, which may be a generator, and the *rest* of its fields."""
     parts: list[str] = []
     for count, item in enumerate(items, 1):
         parts.append(json.dumps(item))
@@ -33,5 +33,5 @@ async def list_answer(items: Iterable[object], rest: Mapping[str, object]) -> Re
 
 
 def etag(generation: int) -> dict[str, str]:
-    """The header that names the generation of one integration (RFC 9110 8.8.3)."""
+    """The ETag header for the generation of an integration (RFC 9110 8.8.3)."""
     return {"ETag": f'"{generation}"'}

@@ -26,7 +26,7 @@ from sidecar.services.admin.suggestion import with_suggestion
 
 
 async def show_document(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """The OpenAPI document; the first time it is made in a thread, because that takes a while."""
+    """Answer with the OpenAPI document; built in a thread the first time, because it takes a while."""
     return answer(await asyncio.to_thread(api_document))
 
 
@@ -46,11 +46,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *administrators.ENDPOINTS,
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",
-        "It needs a token like everything else.", show_document,
+        "Needs a valid token.", show_document,
         content=("application/json", {"type": "object"}),
     ),
 )  # fmt: skip
-"""Everything that the API answers."""
+"""All endpoints of the API."""
 
 
 _PATHS: Mapping[str, re.Pattern[str]] = {
@@ -63,10 +63,10 @@ def build_api(
     context: AdminContext, calls_max: int = CALLS_MAX, long_calls_max: int = LONG_CALLS_MAX
 ) -> AdminMiddleware:
     """
-    The application that serves /v1 over *context*.
+    Build the application that serves /v1 with *context*.
 
     At most *calls_max* calls run at the same time, of which *long_calls_max* may take minutes.
-    It has no lifespan: whoever made the registry closes it, once the server has stopped.
+    The application does not close the registry: its owner does, after the server has stopped.
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,15 +96,15 @@ def find(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
         if match:
             allowed.append(endpoint.method)
     if not allowed:
-        raise problem_error(ApiCode.NOT_FOUND, "there is no such path", "see /v1/openapi.json")
+        raise problem_error(ApiCode.NOT_FOUND, "no such path", "see /v1/openapi.json")
     methods = ", ".join(sorted(allowed))
     code = ApiCode.METHOD_NOT_ALLOWED
-    detail = f"this path knows {methods}"
+    detail = f"this path allows {methods}"
     raise ProblemError(Problem(code.status, code.word, detail, headers={"Allow": methods}))
 
 
 async def _answer(context: AdminContext, endpoint: Endpoint, call: Call) -> Response:
-    """What *endpoint* answers: first who may, then whether the request can be read."""
+    """Answer a call of *endpoint*: check the permission, then the request, then handle it."""
     call.route = endpoint.tag
     endpoint.require(call.actor)
     query = call.query(endpoint.query)
@@ -113,7 +113,7 @@ async def _answer(context: AdminContext, endpoint: Endpoint, call: Call) -> Resp
         body = None
     else:
         if endpoint.body_bytes_max > BODY_BYTES_MAX:
-            call.take_long()  # so few large bodies are in memory at a time
+            call.take_long()  # bounds the large bodies that are in memory at the same time
         body = await call.body(endpoint.body, endpoint.body_bytes_max)
     try:
         return await endpoint.handle(context, call, query, body)

@@ -1,4 +1,4 @@
-"""Failed attempts to authenticate, limited by where they come from."""
+"""Limits failed authentications by source address."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _QUOTA = Quota.per_minute(ATTEMPTS_PER_MINUTE, ATTEMPTS_BURST)
 
 class FailedAttempts:
     """
-    One bucket for each source of failed attempts; at most *sources_max* that are not full again.
+    One bucket per source of failed attempts; at most *sources_max* sources at the same time.
 
-    When the table is full, attempts of further sources count as limited: that delays nobody whose token
-    is valid, because only failed attempts come here.
+    When the table is full, attempts from further sources count as limited. That delays nobody with a valid
+    token, because only failed attempts are counted.
     """
 
     __slots__ = ("_buckets",)
@@ -33,10 +33,10 @@ class FailedAttempts:
 
     def note(self, source: str) -> int:
         """
-        Note one failed attempt of *source*.
+        Record a failed attempt of *source*.
 
         Returns:
-            0 = it is within the limit; else the seconds until the next one would be.
+            0 = within the limit; else the seconds until another attempt is within it.
         """
         key = network_of(source)
         taken = self._buckets.take_now(BucketSet(key, 1, (key,), (_QUOTA,)), 1)

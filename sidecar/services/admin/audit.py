@@ -1,4 +1,4 @@
-"""The audit log: read, export as it is kept, verify."""
+"""The endpoints for the audit log: list, export, verify."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer, list_answer
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.context import AdminContext
-from sidecar.services.admin.deadline import BoundedStream, while_awaited
+from sidecar.services.admin.deadline import BoundedStream, run_while_connected
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.services.admin.times import format_time
@@ -26,7 +26,7 @@ from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 
 EXPORT_PAGE = 100
-"""Entries of one piece of an export; between two pieces the event loop gets its turn."""
+"""Entries in one chunk of an export; the event loop runs other calls between chunks."""
 VERIFY_TIMEOUT_S = 600.0
 EXPORT_TIMEOUT_S = 3_600.0
 NDJSON = "application/x-ndjson"
@@ -34,9 +34,9 @@ NDJSON = "application/x-ndjson"
 
 class AuditEntryView(TypedDict):
     """
-    One entry of the audit log. `is_readable` false = its body was altered and says nothing any more.
+    One entry of the audit log. `is_readable` false = its body was altered, so its fields are empty.
 
-    `before` and `after` are as they were recorded: what changed, with times in microseconds.
+    `before` and `after` hold the changed fields as recorded, with times in microseconds.
     """
 
     chain: int
@@ -59,7 +59,7 @@ class AuditEntryView(TypedDict):
 
 
 class AuditPageView(TypedDict):
-    """One page of a chain; `chains` are those that can be asked for."""
+    """One page of a chain; `chains` lists the chains of the registry."""
 
     items: list[AuditEntryView]
     next_after: str | None
@@ -68,7 +68,7 @@ class AuditPageView(TypedDict):
 
 
 class VerificationView(TypedDict):
-    """What a verification found."""
+    """The findings of a verification."""
 
     is_intact: bool
     entries: int
@@ -78,7 +78,7 @@ class VerificationView(TypedDict):
 
 
 async def list_entries(context: AdminContext, call: Call, query: b.AuditListQuery, body: Any) -> Response:
-    """One page of a chain."""
+    """Answer with one page of a chain."""
     subject = _subject(query)
     chains = await context.registry.chains(subject)
     chain = _chain(query, chains)
@@ -102,7 +102,7 @@ async def list_entries(context: AdminContext, call: Call, query: b.AuditListQuer
 
 
 async def export_entries(context: AdminContext, call: Call, query: b.ExportQuery, body: Any) -> Response:
-    """Every entry exactly as it is kept, so that anybody can verify it without this program."""
+    """Stream every entry exactly as it is stored, so that anyone can verify it without this program."""
     call.take_long()
     subject = f"integration:{query.integration}" if query.integration else ""
     chains = await context.registry.chains(subject)
@@ -116,28 +116,28 @@ async def export_entries(context: AdminContext, call: Call, query: b.ExportQuery
 
 
 async def verify(context: AdminContext, call: Call, query: b.VerifyQuery, body: Any) -> Response:
-    """Whether anything was altered, removed or reordered."""
+    """Answer whether anything was altered, removed or reordered."""
     call.take_long()
     try:
         anchors = [parse_anchor(text) for text in query.anchor]
     except AuditFormatError as error:
         raise refusal(
-            Code.INVALID_VALUE, "anchor", str(error), "send anchors as a verification gave them"
+            Code.INVALID_VALUE, "anchor", str(error), "send anchors as an earlier verification printed them"
         ) from None
     try:
         work = verify_registry(context.registry, anchors)
-        report = await while_awaited(call.request.receive, work, VERIFY_TIMEOUT_S)
+        report = await run_while_connected(call.request.receive, work, VERIFY_TIMEOUT_S)
     except TimeoutError:
         raise problem_error(
             ApiCode.TIMEOUT,
-            f"the verification did not end within {VERIFY_TIMEOUT_S:g} s",
-            "export the log and verify it offline",
+            f"the verification took longer than {VERIFY_TIMEOUT_S:g} s",
+            "export the log and verify it with 'sidecar audit verify FILE'",
         ) from None
     return answer(verification_view(report))
 
 
 def entry_view(stored: StoredEntry) -> AuditEntryView:
-    """An entry as administrators read it."""
+    """Return an entry as the API shows it."""
     try:
         entry = parse_entry(stored.body)
     except AuditFormatError:
@@ -164,7 +164,7 @@ def entry_view(stored: StoredEntry) -> AuditEntryView:
 
 
 def verification_view(report: RegistryReport) -> VerificationView:
-    """A report as the API tells it."""
+    """Return a report as the API shows it."""
     return {
         "is_intact": report.is_intact,
         "entries": sum(chain.entries_count for chain in report.chains),
@@ -202,7 +202,7 @@ def _subject(query: b.AuditListQuery) -> str:
         raise refusal(
             Code.INVALID_VALUE,
             "integration",
-            "subject and integration both name a subject",
+            "subject and integration cannot be used together",
             "send one of them",
         )
     return f"integration:{query.integration}" if query.integration else query.subject
@@ -216,8 +216,10 @@ def _chain(query: b.AuditListQuery, chains: tuple[int, ...]) -> int:
         raise refusal(
             Code.INVALID_VALUE,
             "chain",
-            "there are several chains" if query.chain is None else f"entries are not in chain {query.chain}",
-            f"name one of the chains {named}",
+            "the registry has several chains"
+            if query.chain is None
+            else f"there is no chain {query.chain} with these entries",
+            f"send chain with one of {named}",
         )
     return query.chain
 
@@ -227,20 +229,21 @@ _READ = frozenset({Action.READ_AUDIT})
 ENDPOINTS = (
     Endpoint(
         "list_audit", "GET", "/v1/audit", "audit", "Read the audit log",
-        "In the order of a chain. A subject has all its entries in one chain; without one, and where the"
-        " registry has several chains, `chain` names the one to read.",
+        "Entries in the order of their chain. All entries of a subject are in one chain; without a subject,"
+        " `chain` names the chain to read if the registry has several.",
         list_entries, _READ, b.AuditListQuery, answer=AuditPageView,
     ),
     Endpoint(
         "export_audit", "GET", "/v1/audit/export", "audit", "Export the audit log",
-        "One entry a line, exactly as it was hashed: the digest is SHA-256 over `sidecar audit 1`, a line"
-        " feed and the text. An export that breaks off in the middle ends without its last chunk.",
+        "One entry per line, exactly as it was hashed: the digest is SHA-256 over `sidecar audit 1`, a line"
+        " feed and the text. An incomplete export ends without its last chunk.",
         export_entries, _READ, b.ExportQuery,
-        content=(NDJSON, {"type": "string", "description": "One JSON object a line."}),
+        content=(NDJSON, {"type": "string", "description": "One JSON object per line."}),
     ),
     Endpoint(
         "verify_audit", "GET", "/v1/audit/verify", "audit", "Verify the audit log",
-        "Every chain, and every record against its latest entry; with anchors also that no end was cut off.",
+        "Checks every chain, and every record against its latest entry; with anchors, also that the end of no"
+        " chain was cut off.",
         verify, _READ, b.VerifyQuery, answer=VerificationView,
     ),
 )  # fmt: skip

@@ -1,10 +1,10 @@
 """
-Who calls: 'Authorization: Bearer <token>' (RFC 6750 2.1), and nothing else.
+Authenticates calls by 'Authorization: Bearer <token>' (RFC 6750 2.1), and by nothing else.
 
-Every refusal has one text, and unknown ids cost what wrong secrets cost, so that tokens cannot be probed.
-A valid token is let through from every source: the limit of failed attempts answers only attempts that
-failed. A token has 178 random bits, so that refusing valid ones would protect nothing, and would let anyone
-behind the administrators' proxy lock them out.
+All refusals have the same text, and unknown ids cost as much as wrong secrets: tokens cannot be probed.
+A valid token is accepted from every source: the limit applies to failed attempts only. A token has 178 random
+bits, so refusing valid ones would protect nothing, and would let anyone behind the administrators' proxy lock
+them out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATH_CHARS_MAX = 200
 
 
 class Gate:
-    """Lets calls with a valid token through."""
+    """Authenticates calls by their token."""
 
     def __init__(self, context: AdminContext) -> None:
         """Look tokens up in the registry of *context*."""
@@ -37,11 +37,11 @@ class Gate:
 
     async def admit(self, call: Call) -> Caller:
         """
-        Who makes *call*.
+        Return who makes *call*.
 
         Raises:
-            ProblemError: 401, or 429 when too many attempts from there have failed.
-            RegistryError: the registry cannot tell.
+            ProblemError: 401, or 429 after too many failed attempts from its source.
+            RegistryError: the registry is unavailable.
         """
         token_id = ""
         try:
@@ -56,7 +56,7 @@ class Gate:
         now_us = self._context.clock_us()
         actor = authenticate(token, holder, now_us)
         known = token_of(holder, token_id)
-        assert holder is not None and known is not None  # `authenticate` found both
+        assert holder is not None and known is not None  # `authenticate` checked both
         self._context.token_uses.note(token_id, source, now_us)
         return Caller(actor, holder.name, known.expires_at_us)
 
@@ -64,20 +64,20 @@ class Gate:
         retry_after_s = self._attempts.note(call.source)
         metrics = self._context.metrics
         if retry_after_s:
-            # Counted, not logged: a flood must not drown the lines of the attempts before it.
+            # Counted, not logged: a flood must not displace the log lines of earlier attempts.
             metrics.add("sidecar_admin_failed_attempts_total", "429")
             return retry_error(
                 ApiCode.TOO_MANY_ATTEMPTS,
-                "too many attempts from this address have failed: send a valid token, or wait",
+                "too many failed attempts from this address; send a valid token, or wait",
                 retry_after_s,
             )
         metrics.add("sidecar_admin_failed_attempts_total", "401")
         log_event(
             _LOG,
             logging.WARNING,
-            "an attempt to use the admin API was refused",
+            "admin API authentication failed",
             why=error.word,
-            token_id=token_id,  # public; '' = it has not the shape of a token
+            token_id=token_id,  # public; '' = malformed token
             source=call.source,
             request_id=call.request_id,
             method=call.request.method[:20],
@@ -90,10 +90,10 @@ class Gate:
 
 def _bearer_token(headers: Sequence[str]) -> str:
     """
-    The token in the one Authorization header.
+    Return the token of the Authorization header.
 
     Raises:
-        AuthenticationError: there is none, there are two, or it is of another scheme.
+        AuthenticationError: no header, several headers, or another scheme.
     """
     if not headers:
         raise AuthenticationError("missing")

@@ -1,8 +1,8 @@
 """
-Bodies and query strings of the API, as pydantic models: strict, and without unknown fields.
+Bodies and query strings of the API, as strict pydantic models that reject unknown fields.
 
-They check shapes. What a value may be, the domain decides and explains, so that every way in gets the same
-answers; the bounds that stand here in `json_schema_extra` only tell readers of the OpenAPI document.
+They check types. The domain checks values, so that API, command line and files get the same errors; bounds in
+`json_schema_extra` are for readers of the OpenAPI document only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DAY_S = 86_400
 
 
 def whole_pattern(pattern: str) -> str:
-    """*pattern* as JSON Schema writes it, for the whole text."""
+    """Return *pattern* anchored at both ends, as JSON Schema needs it."""
     return f"^{pattern}$"
 
 
@@ -45,17 +45,17 @@ def _moment(value: object) -> object:
 
 
 def _not_text(value: object) -> object:
-    raise ValueError("write a moment with its offset as text, such as 2026-12-01T00:00:00Z")
+    raise ValueError('must be a time with an offset, such as "2026-12-01T00:00:00Z"')
 
 
 def _duration(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError(f"write a duration as text: {FORM}")
+        raise ValueError(f"must be a duration: {FORM}")
     return parse_duration(value)
 
 
 def _duration_like(example: str, default: int | None = None) -> tuple[BeforeValidator, WithJsonSchema]:
-    """What makes seconds a duration in the API; the schema shows *example* and *default* as text."""
+    """Annotations that read seconds from a duration; the schema shows *example* and *default* as text."""
     schema: dict[str, Any] = {"type": "string", "examples": [example]}
     if default is not None:
         schema["default"] = format_duration(default)
@@ -65,18 +65,18 @@ def _duration_like(example: str, default: int | None = None) -> tuple[BeforeVali
 def _number(value: object) -> object:
     text = str(value)
     if not (text.isascii() and text.isdecimal() and len(text) <= 16):
-        raise ValueError("write a whole number")
+        raise ValueError("must be an integer")
     return int(text)
 
 
 def _switch(value: object) -> object:
     if value not in ("true", "false"):
-        raise ValueError("write true or false")
+        raise ValueError("must be true or false")
     return value == "true"
 
 
 def _documented(**schema: Any) -> Any:
-    """A field that the domain checks; *schema* tells readers what it will say."""
+    """A field that the domain checks; *schema* documents the bounds."""
     return Field(json_schema_extra=schema)
 
 
@@ -101,12 +101,12 @@ RaiseTime: TypeAlias = Annotated[int, *_duration_like("2h")]
 Lifetime: TypeAlias = Annotated[int, *_duration_like("90d")]
 TokenLifetime: TypeAlias = Annotated[int, *_duration_like("90d", default=TOKEN_DAYS * DAY_S)]
 _DECIMAL = BeforeValidator(_number)
-"""Stands last, so that the bounds before it stay in the schema."""
+"""Must come last, so that the bounds before it stay in the schema."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 class Body(BaseModel):
-    """What every body may carry: why, for the record."""
+    """The optional field of every body: the reason, for the audit log."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -114,7 +114,7 @@ class Body(BaseModel):
 
 
 class IntegrationTerms(Body):
-    """A new integration. What is not named is the least: no scopes, no API key, the allowlist off."""
+    """A new integration. Defaults: no scopes, no API key, the allowlist off."""
 
     name: Name
     contact: Detail = ""
@@ -128,7 +128,7 @@ class IntegrationTerms(Body):
 
 
 class NewIntegration(IntegrationTerms):
-    """A new integration, on request with its first API key."""
+    """A new integration, optionally with its first API key."""
 
     id: IntegrationId
     issue_credential: bool = False
@@ -136,7 +136,7 @@ class NewIntegration(IntegrationTerms):
 
 
 class Details(Body):
-    """Details to change; those left out stay as they are, '' empties one."""
+    """Details to change; omitted fields stay as they are, '' clears a field."""
 
     name: Name | None = None
     contact: Detail | None = None
@@ -157,57 +157,57 @@ class AllowlistEntries(Body):
 
 
 class ReasonOnly(Body):
-    """Nothing but why."""
+    """The optional reason."""
 
 
 class ReasonRequired(Body):
-    """Why; it must be said, and the domain refuses what says nothing."""
+    """The required reason; the domain rejects an empty one."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["reason"]})
 
 
 class Limit(Body):
-    """The lasting limit; without `burst` the burst is the limit."""
+    """The permanent limit; without `burst`, the burst equals the limit."""
 
     rate_limit_rpm: LimitRpm
     burst: Burst | None = None
 
 
 class TemporaryLimit(Limit):
-    """A higher limit, until a moment or for a time: one of the two."""
+    """A temporary limit, with either `until` or `duration`."""
 
     until: Moment | None = None
     duration: RaiseTime | None = None
 
 
 class CredentialTerms(Body):
-    """When the new API key ends: at a moment, after a time, or never."""
+    """When the new API key expires: at a time, after a duration, or never."""
 
     expires_at: Moment | None = None
     expires_in: Lifetime | None = None
 
 
 class RotationTerms(Body):
-    """How long the old API key works on, and when the new one ends."""
+    """How long the old API key keeps working, and when the new one expires."""
 
     overlap: OverlapTime = 0
     expires_at: Moment | None = None
 
 
 class Expiry(Body):
-    """When the API key ends; null = never."""
+    """When the API key expires; null = never."""
 
     expires_at: Moment | None
 
 
 class Overlap(Body):
-    """How long the old secret signs along."""
+    """How long the old secret keeps signing."""
 
     overlap: OverlapTime = 0
 
 
 class StorePolicy(Body):
-    """What to answer while the store of buckets does not; null = as the sidecar is configured."""
+    """How to answer while the store of buckets is unavailable; null = as the sidecar is configured."""
 
     policy: PolicyWord | None
 
@@ -222,19 +222,19 @@ class NewAdministrator(Body):
 
 
 class RoleChange(Body):
-    """What the account may do from now on."""
+    """The new role of the account."""
 
     role: RoleWord
 
 
 class TokenTerms(Body):
-    """When the new token ends."""
+    """When the new token expires."""
 
     expires_in: TokenLifetime = TOKEN_DAYS * DAY_S
 
 
 class GivenCredential(BaseModel):
-    """The public half of an API key that the caller made: see 'sidecar keys new'."""
+    """The public part of an API key that the caller generated: see 'sidecar keys new'."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -253,15 +253,17 @@ class Query(BaseModel):
 
 
 class ChangeQuery(Query):
-    """How to make a change: only tried, or waited for."""
+    """How to make a change: as a dry run, or waiting for confirmation."""
 
-    dry_run: Annotated[Switch, Field(description="Change nothing; answer as if it had been done.")] = False
+    dry_run: Annotated[
+        Switch, Field(description="Change nothing; answer as if the change had been made.")
+    ] = False
     wait: Annotated[
         int,
         Field(
             ge=0,
             le=WAIT_S_MAX,
-            description="Answer once every live sidecar has confirmed, or after this time; at most 60s.",
+            description="Wait at most this long for every live sidecar to confirm; at most 60s.",
         ),
         BeforeValidator(_duration),
         WithJsonSchema({"type": "string", "examples": ["10s"], "default": "0s"}),
@@ -269,52 +271,60 @@ class ChangeQuery(Query):
 
 
 class DeleteQuery(ChangeQuery):
-    """As `ChangeQuery`, with why: a DELETE has no body."""
+    """As `ChangeQuery`, with the reason, because a DELETE has no body."""
 
     reason: Reason = ""
 
 
 class ReasonQuery(Query):
-    """Why: a DELETE has no body."""
+    """The reason, because a DELETE has no body."""
 
     reason: Reason = ""
 
 
 class PageQuery(Query):
-    """Which page of a list."""
+    """The page of a list."""
 
-    limit: Annotated[int, Field(ge=1, le=PAGE_MAX, description="Members of a page."), _DECIMAL] = 100
-    after: Annotated[str, Field(description="`next_after` of the page before.")] = ""
+    limit: Annotated[
+        int, Field(ge=1, le=PAGE_MAX, description="Maximum number of items on a page."), _DECIMAL
+    ] = 100
+    after: Annotated[str, Field(description="`next_after` of the previous page.")] = ""
 
 
 class ListQuery(PageQuery):
-    """Which integrations."""
+    """Filters for integrations."""
 
     search: Annotated[
         str,
         Field(
             max_length=DETAIL_LENGTH_MAX,
-            description="Looked for in id, name, contact, owner, third-party manager and credential ids.",
+            description="Text to search in id, name, contact, owner, third-party manager and credential ids.",
         ),
     ] = ""
     status: Literal["active", "suspended"] | None = None
 
 
 class ReviewQuery(ListQuery):
-    """Which integrations to review; each one's uses are looked up, so a page is smaller."""
+    """Filters for the review; its pages are smaller, because the last uses are looked up."""
 
-    limit: Annotated[int, Field(ge=1, le=REVIEW_PAGE_MAX, description="Members of a page."), _DECIMAL] = 50
+    limit: Annotated[
+        int, Field(ge=1, le=REVIEW_PAGE_MAX, description="Maximum number of items on a page."), _DECIMAL
+    ] = 50
 
 
 class AuditListQuery(PageQuery):
-    """Which audit entries."""
+    """Filters for audit entries."""
 
     chain: (
-        Annotated[int, Field(ge=0, le=COUNT_MAX, description="Required when there are several."), _DECIMAL]
+        Annotated[
+            int,
+            Field(ge=0, le=COUNT_MAX, description="Required if the registry has several chains."),
+            _DECIMAL,
+        ]
         | None
     ) = None
     subject: Annotated[str, Field(examples=["integration:acme"])] = ""
-    integration: Annotated[str, Field(description="Short for `subject=integration:…`.")] = ""
+    integration: Annotated[str, Field(description="Short for `subject=integration:<id>`.")] = ""
     actor: str = ""
     action: Annotated[str, Field(examples=["integration.suspend"])] = ""
     since: Moment | None = None
@@ -323,17 +333,20 @@ class AuditListQuery(PageQuery):
 
 
 class ExportQuery(Query):
-    """Which audit entries to export: a chain can only be verified from its first entry on, and whole."""
+    """Filters for an export; only a complete chain can be verified."""
 
-    integration: Annotated[str, Field(description="Only what was done to this integration.")] = ""
+    integration: Annotated[str, Field(description="Only entries about this integration.")] = ""
     since: Moment | None = None
     until: Moment | None = None
 
 
 class VerifyQuery(Query):
-    """What to hold the chains against."""
+    """The anchors to verify against."""
 
     anchor: Annotated[
         list[str],
-        Field(max_length=ANCHORS_MAX, description="Noted earlier: `<chain>:<sequence>:<64 hex digits>`."),
+        Field(
+            max_length=ANCHORS_MAX,
+            description="Anchors of an earlier verification: `<chain>:<sequence>:<64 hex digits>`.",
+        ),
     ] = []

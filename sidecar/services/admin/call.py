@@ -1,4 +1,4 @@
-"""One call of the API: who calls, from where, and the parts of the request, read within bounds."""
+"""One call of the API: its caller, its source, and the parts of the request, read within bounds."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sidecar.services.admin.problems import ApiCode, Fault, invalid, problem_err
 
 BODY_BYTES_MAX = 1_048_576
 BODY_TIMEOUT_S = 10.0
-"""For the whole body, so that a client that drips bytes holds a place no longer than that."""
+"""Deadline for the whole body, so that a slow client cannot occupy a call for longer."""
 QUERY_CHARS_MAX = 16_384
 FAULTS_MAX = 100
-"""Faults that one answer names."""
+"""Maximum number of faults in one answer."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the actor, with what is shown of its account; the token ends at `expires_at_us`."""
+    """The authenticated caller; its token expires at `expires_at_us`."""
 
     actor: Actor
     name: str
@@ -42,11 +42,11 @@ class Caller:
 @dataclass(slots=True)
 class Call:
     """
-    One call, from its first byte to its log line.
+    One call, from its first byte until it is logged.
 
     `source` is the caller's address or 'local'. `long_calls` bounds calls that may take minutes, and
-    `ending` lets go of what the call holds once its answer is sent. `noted` is what a change adds to its log
-    line. `waited_ns` was spent waiting for other sidecars and is no part of the call's duration.
+    `ending` releases what the call holds once its answer is sent. `noted` are extra fields of the log line.
+    `waited_ns` was spent waiting for other sidecars and does not count towards the call's duration.
     """
 
     request: Request
@@ -65,22 +65,22 @@ class Call:
 
     @property
     def actor(self) -> Actor:
-        """Who calls; only once the call was authenticated."""
-        assert self.caller is not None  # the gate lets nobody else through
+        """The caller; only after authentication."""
+        assert self.caller is not None  # every other call was refused
         return self.caller.actor
 
     def take_long(self) -> None:
         """
-        Hold a place among the calls that may take minutes, until the answer is sent.
+        Count this call among those that may take minutes, until the answer is sent.
 
         Raises:
-            ProblemError: overloaded.
+            ProblemError: too many long calls.
         """
         self.ending.enter_context(self.long_calls.take())
 
     @property
     def took_ms(self) -> int:
-        """Since the call came in."""
+        """Milliseconds since the call came in."""
         return (monotonic_ns() - self.began_ns) // 1_000_000
 
     def note(self, **fields: object) -> None:
@@ -88,15 +88,15 @@ class Call:
         self.noted.update(fields)
 
     def path(self, name: str) -> str:
-        """A part of the path."""
+        """Return a variable part of the path."""
         return str(self.request.path_params[name])
 
     def query(self, model: type[Model]) -> Model:
         """
-        The query string as *model*.
+        Parse the query string as *model*.
 
         Raises:
-            ProblemError: an unknown or repeated parameter, or a value that does not fit.
+            ProblemError: an unknown or repeated parameter, or an invalid value.
         """
         if len(self.request.url.query) > QUERY_CHARS_MAX:
             raise _bad("query", f"the query string is longer than {QUERY_CHARS_MAX} characters", "shorten it")
@@ -107,17 +107,17 @@ class Call:
                 assert isinstance(several, list)
                 several.append(value)
             elif name in values:
-                raise _bad(name[:80], "this parameter stands twice", "send it once")
+                raise _bad(name[:80], "parameter given more than once", "send it once")
             else:
                 values[name] = value
         return _checked(model, values)
 
     async def body(self, model: type[Model], bytes_max: int = BODY_BYTES_MAX) -> Model:
         """
-        The body, of at most *bytes_max*, as *model*; no body is an empty object.
+        Read the body, of at most *bytes_max*, as *model*; no body counts as an empty object.
 
         Raises:
-            ProblemError: too large, too slow, of another type, no JSON, or a value that does not fit.
+            ProblemError: too large, too slow, another type, not JSON, or an invalid value.
         """
         raw = await self._read(bytes_max)
         if raw:
@@ -131,33 +131,35 @@ class Call:
 
     async def no_body(self) -> None:
         """
-        Refuse a body where none has a meaning.
+        Refuse a body where the method has none.
 
         Raises:
-            ProblemError: there is one.
+            ProblemError: the request has a body.
         """
         if await self._read(BODY_BYTES_MAX):
-            raise _bad("", f"{self.request.method} takes no body", "put what you mean into the query string")
+            raise _bad("", f"{self.request.method} takes no body", "send parameters in the query string")
 
     def header(self, name: str) -> str | None:
         """
-        A header that may stand once.
+        Return a header that may be given once.
 
         Raises:
-            ProblemError: it stands twice.
+            ProblemError: it is given more than once.
         """
         values = self.request.headers.getlist(name)
         if len(values) > 1:
-            raise problem_error(ApiCode.INVALID_HEADER, f"{name} stands twice", "send it once", name)
+            raise problem_error(
+                ApiCode.INVALID_HEADER, f"{name} is given more than once", "send it once", name
+            )
         return values[0] if values else None
 
     def change_context(self, part: str = "") -> ChangeContext:
         """
-        Where a change comes from; *part* tells the changes of one call apart.
+        Return the origin of a change; *part* distinguishes the changes of one call.
 
         Raises:
-            RefusedError: the idempotency key cannot stand on record.
-            ProblemError: it is empty, or stands twice.
+            RefusedError: the idempotency key is invalid.
+            ProblemError: it is empty, or given more than once.
         """
         key = self.header("Idempotency-Key")
         if key is None:
@@ -166,13 +168,13 @@ class Call:
             raise problem_error(
                 ApiCode.INVALID_HEADER,
                 "Idempotency-Key is empty",
-                "send a key, or leave it out",
+                "send a key, or leave the header out",
                 "Idempotency-Key",
             )
         return ChangeContext(self.request_id, self.source, key + part, self._fingerprint() + part)
 
     def _fingerprint(self) -> str:
-        """A digest of what was asked for: how long to wait for it is no part of that."""
+        """A digest of the request, without the time to wait for confirmation."""
         if self._digest:
             return self._digest
         query = sorted(item for item in self.request.query_params.multi_items() if item[0] != "wait")
@@ -202,8 +204,8 @@ class Call:
         except TimeoutError:
             raise problem_error(
                 ApiCode.BODY_TOO_SLOW,
-                f"the body did not arrive within {BODY_TIMEOUT_S:g} s",
-                "send it at once, and whole",
+                f"the body took longer than {BODY_TIMEOUT_S:g} s to arrive",
+                "send the whole body at once",
             ) from None
         return b"".join(chunks)
 
@@ -219,7 +221,7 @@ class Call:
 
 
 def request_id_of(values: Sequence[str], source: str) -> str | None:
-    """The caller's request id, when it sent one that can stand on record."""
+    """The caller's request id, if it sent a valid one."""
     if len(values) != 1 or not values[0]:
         return None
     try:
@@ -229,58 +231,58 @@ def request_id_of(values: Sequence[str], source: str) -> str | None:
 
 
 def _parsed(raw: bytes) -> object:
-    """*raw* as JSON, of which each name stands once and each number is one that JSON knows."""
+    """Parse *raw* as strict JSON: no repeated names, no NaN or Infinity."""
     try:
         return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise problem_error(ApiCode.INVALID_JSON, "the body is not UTF-8", "encode it as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        message = "it nests too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise problem_error(
             ApiCode.INVALID_JSON, f"the body is not JSON: {message}", "send one JSON object (RFC 8259)"
         ) from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # RFC 8259 4: what a name that stands twice means is anybody's guess, so no reader has to guess.
+    # RFC 8259 4: the meaning of a repeated name is undefined.
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in an object")
+        raise ValueError("an object has a repeated name")
     return found
 
 
 def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _checked(model: type[Model], values: Mapping[str, object]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise invalid(_fault(one) for one in error.errors(include_url=False)[:FAULTS_MAX]) from None
+        raise invalid(map(_fault, error.errors(include_url=False)[:FAULTS_MAX])) from None
 
 
 _REMEDIES: Mapping[str, str] = {
     "missing": "send it",
-    "extra_forbidden": "leave it out, or look up its spelling in /v1/openapi.json",
+    "extra_forbidden": "leave it out, or check the spelling in /v1/openapi.json",
 }
 
 
 def _fault(error: Any) -> Fault:
-    """One finding of pydantic in our terms; it never quotes the value, which may hold a secret."""
+    """Convert an error of pydantic; never quotes the value, which may be a secret."""
     kind = str(error["type"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = "it is not known here"
+        message = "unknown field"
     elif kind == "missing":
-        message = "it is missing"
+        message = "required field is missing"
     remedy = _REMEDIES.get(kind, "send a value as /v1/openapi.json describes it")
     return Fault(ApiCode.INVALID_VALUE.word, _where(error["loc"]), message, remedy)
 
 
 def _where(location: Sequence[str | int]) -> str:
     """
-    The place of a fault, as the answers write it.
+    Return the path of a field, as answers write it.
 
     >>> _where(("changes", 3, "scopes.add", "scopes", 0))
     'changes[3].scopes[0]'
@@ -290,7 +292,7 @@ def _where(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not (isinstance(latest, int) and "." in part):  # the word that chose a model is no field
+        elif not (isinstance(latest, int) and "." in part):  # the name of a union's member is not a field
             text += f".{part[:80]}" if text else part[:80]
         latest = part
     return text

@@ -1,8 +1,8 @@
 """
-One table of every change of an integration: its command, its path, its body, and how they make a command.
+The table of every change of an integration: its command, path and body, and how to build the command.
 
-The endpoints, /v1/changes and the documentation are made of it, so a command that has no row here fails a
-test, and one that has a row is reachable everywhere.
+The endpoints, /v1/changes and the documentation are generated from it; a test fails for a command without a
+row.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ CREDENTIAL = INTEGRATION + "/credentials/{credential_id}"
 
 
 class SecretKind(Enum):
-    """Which secret a change makes; it is shown once."""
+    """The secret that a change generates; it is shown once."""
 
     NOTHING = "nothing"
     API_KEY = "api_key"
-    WEBHOOK_SECRET = "secret"  # noqa: S105 - a word of the API, no password
+    WEBHOOK_SECRET = "secret"  # noqa: S105 - a field of the API, no password
 
 
 @dataclass(frozen=True, slots=True)
 class CommandInputs:
     """
-    What a command is made of.
+    The inputs of a command.
 
-    `body` is an instance of the row's model; `credentials` are the public halves of API keys, drawn here or
-    given by the caller.
+    `body` is an instance of the row's model; `credentials` are the public parts of API keys, generated here
+    or by the caller.
     """
 
     integration_id: str
@@ -48,17 +48,17 @@ class CommandInputs:
 
     @property
     def on(self) -> dict[str, str]:
-        """What every command has."""
+        """The fields of every command."""
         return {"integration_id": self.integration_id, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeRow:
     """
-    One change.
+    One kind of change.
 
-    `body` None = the reason stands in the query string. `member` is the model of its fields in /v1/changes;
-    None = it cannot stand there, because it draws a secret that only one caller may see.
+    `body` None = the reason is in the query string. `member` is the model of its fields in /v1/changes;
+    None = not allowed there, because it generates a secret.
     """
 
     command: type[c.Command]
@@ -75,12 +75,12 @@ class ChangeRow:
 
     @property
     def word(self) -> str:
-        """The command's word."""
+        """The command's name in the audit log."""
         return self.command.word
 
     @property
     def names_credential(self) -> bool:
-        """Whether it is about one credential."""
+        """Whether the path names a credential."""
         return "{credential_id}" in self.path
 
 
@@ -137,7 +137,7 @@ def _raise_limit(given: CommandInputs) -> c.Command:
         raise refusal(
             Code.INVALID_VALUE,
             "until",
-            "a temporary raise needs an end",
+            "the temporary raise has no end",
             "send 'until' with a time such as 2026-12-01T00:00Z, or 'duration' such as 2h",
         )
     return c.RaiseLimit(**given.on, rate_limit_rpm=body.rate_limit_rpm, until_us=until_us, burst=body.burst)
@@ -163,25 +163,28 @@ def _set_expiry(given: CommandInputs) -> c.Command:
 
 
 def _generate_secret(given: CommandInputs) -> c.Command:
-    assert given.secret is not None  # the row draws one
+    assert given.secret is not None  # the row generates one
     return c.GenerateWebhookSecret(**given.on, secret=given.secret)
 
 
 def _rotate_secret(given: CommandInputs) -> c.Command:
-    assert given.secret is not None  # the row draws one
+    assert given.secret is not None  # the row generates one
     return c.RotateWebhookSecret(**given.on, secret=given.secret, overlap_us=given.body.overlap * SECOND_US)
 
 
 def one_end(at_name: str, at_us: int | None, in_name: str, in_s: int | None, now_us: int) -> int | None:
     """
-    The moment that is named as a moment or as a time from now; None = neither.
+    Return an end that is given as a time or as a duration; None = neither.
 
     Raises:
-        InvalidError: both.
+        InvalidError: both are given.
     """
     if at_us is not None and in_s is not None:
         raise refusal(
-            Code.INVALID_VALUE, in_name, f"{at_name} and {in_name} name two ends", "send one of them"
+            Code.INVALID_VALUE,
+            in_name,
+            f"{at_name} and {in_name} cannot be used together",
+            "send one of them",
         )
     return now_us + in_s * SECOND_US if in_s is not None else at_us
 
@@ -197,36 +200,36 @@ ROWS: tuple[ChangeRow, ...] = (
         b.Details, _edit, b.Details, examples=({"contact": "ops@acme.example"},),
     ),
     ChangeRow(
-        c.DeleteIntegration, "DELETE", INTEGRATION, "integrations", "Delete it for good; its trail stays",
+        c.DeleteIntegration, "DELETE", INTEGRATION, "integrations", "Delete it permanently",
         None, _plain(c.DeleteIntegration), b.ReasonOnly,
     ),
     ChangeRow(
         c.Suspend, "POST", INTEGRATION + "/suspend", "standing",
-        "Suspend: block every request, and invalidate every API key for ever",
+        "Suspend: block every request, and invalidate every API key permanently",
         b.ReasonRequired, _plain(c.Suspend), b.ReasonRequired, examples=({"reason": "key leaked"},),
     ),
     ChangeRow(
         c.Reactivate, "POST", INTEGRATION + "/reactivate", "standing",
-        "Reactivate: by another administrator, once it has new API keys",
+        "Reactivate, by another administrator, after new API keys were issued",
         b.ReasonRequired, _plain(c.Reactivate), b.ReasonRequired, examples=({"reason": "keys replaced"},),
     ),
     ChangeRow(
-        c.AddScopes, "POST", INTEGRATION + "/scopes/add", "scopes", "Permit more",
+        c.AddScopes, "POST", INTEGRATION + "/scopes/add", "scopes", "Add scopes",
         b.ScopeNames, _scopes(c.AddScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
     ),
     ChangeRow(
         c.RemoveScopes, "POST", INTEGRATION + "/scopes/remove", "scopes",
-        "Permit less, from the next request on",
+        "Remove scopes, in force from the next request on",
         b.ScopeNames, _scopes(c.RemoveScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
     ),
     ChangeRow(
-        c.AddAllowlistEntries, "POST", INTEGRATION + "/allowlist/add", "allowlist", "Let more addresses in",
+        c.AddAllowlistEntries, "POST", INTEGRATION + "/allowlist/add", "allowlist", "Add entries",
         b.AllowlistEntries, _entries(c.AddAllowlistEntries), b.AllowlistEntries,
         examples=({"entries": ["192.0.2.0/24"]},),
     ),
     ChangeRow(
         c.RemoveAllowlistEntries, "POST", INTEGRATION + "/allowlist/remove", "allowlist",
-        "Take entries out, as they stand in the list",
+        "Remove entries, written as in the list",
         b.AllowlistEntries, _entries(c.RemoveAllowlistEntries), b.AllowlistEntries,
         examples=({"entries": ["192.0.2.0/24"]},),
     ),
@@ -237,32 +240,32 @@ ROWS: tuple[ChangeRow, ...] = (
     ),
     ChangeRow(
         c.EnableAllowlist, "POST", INTEGRATION + "/allowlist/enable", "allowlist",
-        "Let only the addresses of its entries in",
+        "Turn the allowlist on: only its entries may call",
         b.ReasonOnly, _plain(c.EnableAllowlist), b.ReasonOnly,
     ),
     ChangeRow(
         c.DisableAllowlist, "POST", INTEGRATION + "/allowlist/disable", "allowlist",
-        "Let every address in; the entries are kept",
+        "Turn the allowlist off; the entries are kept",
         b.ReasonOnly, _plain(c.DisableAllowlist), b.ReasonOnly,
     ),
     ChangeRow(
         c.SetRateLimit, "POST", INTEGRATION + "/limit/set", "limit",
-        "Set the lasting limit; it ends a temporary raise",
+        "Set the permanent limit; ends a temporary raise",
         b.Limit, _set_limit, b.Limit, examples=({"rate_limit_rpm": 600, "burst": 100},),
     ),
     ChangeRow(
-        c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit for a time",
+        c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit temporarily",
         b.TemporaryLimit, _raise_limit, b.TemporaryLimit,
         examples=({"rate_limit_rpm": 3000, "duration": "2h"},),
     ),
     ChangeRow(
         c.EndLimitRaise, "POST", INTEGRATION + "/limit/end-raise", "limit",
-        "End a temporary raise before its time",
+        "End a temporary raise early",
         b.ReasonOnly, _plain(c.EndLimitRaise), b.ReasonOnly,
     ),
     ChangeRow(
         c.SetOnStoreError, "POST", INTEGRATION + "/on-store-error", "limit",
-        "Set what answers while the store of buckets does not",
+        "Set how to answer while the store of buckets is unavailable",
         b.StorePolicy, _set_on_store_error, b.StorePolicy, examples=({"policy": "local"},),
     ),
     ChangeRow(
@@ -273,28 +276,28 @@ ROWS: tuple[ChangeRow, ...] = (
     ),
     ChangeRow(
         c.RotateCredential, "POST", CREDENTIAL + "/rotate", "credentials",
-        "Issue an API key, shown once, in place of another, which works on for an overlap",
+        "Issue an API key, shown once, that replaces another, which keeps working for an overlap",
         b.RotationTerms, _rotate, b.Overlap, SecretKind.API_KEY, 201, ({"overlap": "24h"},),
     ),
     ChangeRow(
         c.RevokeCredential, "POST", CREDENTIAL + "/revoke", "credentials",
-        "End an API key at once and for ever",
+        "Revoke an API key at once and permanently",
         b.ReasonOnly, lambda given: c.RevokeCredential(**given.on, credential_id=given.credential_id),
         b.ReasonOnly,
     ),
     ChangeRow(
         c.SetCredentialExpiry, "POST", CREDENTIAL + "/expiry", "credentials",
-        "Let an API key end at a moment",
+        "Change when an API key expires",
         b.Expiry, _set_expiry, b.Expiry, examples=({"expires_at": "2027-01-01T00:00:00Z"},),
     ),
     ChangeRow(
         c.GenerateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/generate", "webhook_secrets",
-        "Make the first webhook signing secret, shown once",
+        "Create the first webhook signing secret, shown once",
         b.ReasonOnly, _generate_secret, None, SecretKind.WEBHOOK_SECRET, 201,
     ),
     ChangeRow(
         c.RotateWebhookSecret, "POST", INTEGRATION + "/webhook-secret/rotate", "webhook_secrets",
-        "Replace the webhook signing secret, shown once; the old one signs along for an overlap",
+        "Replace the webhook signing secret, shown once; the old one keeps signing for an overlap",
         b.Overlap, _rotate_secret, None, SecretKind.WEBHOOK_SECRET, 201, ({"overlap": "24h"},),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Making one change of an integration: from a request to its answer."""
+"""The endpoints that change one integration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_i
 from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.new_secrets import (
-    credential_to_try,
-    draw_credential,
-    draw_webhook_secret,
-    secret_to_try,
+    generate_credential,
+    generate_webhook_secret,
+    placeholder_credential,
+    placeholder_secret,
 )
 from sidecar.services.admin.notices import accounts_now, lock_notices
 from sidecar.services.admin.problems import FIELD_NAMES, ApiCode, ProblemError, problem_error, refused
@@ -43,12 +43,12 @@ _CREATE_NAMES = {
 
 class ChangeView(TypedDict):
     """
-    What a change did.
+    The result of a change.
 
-    `position` null = nothing had to be changed, or it was only tried. `is_in_force` false = the change is
-    made, but this sidecar does not decide by it yet. `is_durable` false = it is on one server of the store
-    alone, and lost with that one. `api_key` and `secret` are shown in the first answer
-    only: a repeat under the same idempotency key has null.
+    `position` null = no change was needed, or it was a dry run. `is_in_force` false = the change is made, but
+    this sidecar does not apply it yet. `is_durable` false = only one server of the store has it: a failover
+    can lose it. `api_key` and `secret` are in the first answer only: a repeat with the same idempotency key
+    has null.
     """
 
     integration: IntegrationView
@@ -71,9 +71,9 @@ class ChangeView(TypedDict):
 @dataclass(frozen=True, slots=True)
 class _Made:
     """
-    A command, which kind of secret belongs to it, and the secret; '' = it is only tried.
+    A command with its secret and the secret's kind; '' = it is a dry run.
 
-    `accounts` are there for a suspension, to tell whether anybody could end it.
+    `accounts` is set for a suspension, to check whether anybody could reactivate it.
     """
 
     command: Command
@@ -83,7 +83,7 @@ class _Made:
 
 
 async def make_change(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """Make the change of *row*, or try it."""
+    """Make the change that *row* describes, or try it."""
     given = _given(row, context, call, query, body)
     call.note(action=row.word, subject=f"integration:{given.integration_id[:64]}")
     expected_generation = expected_by(call.header("If-Match"))
@@ -104,7 +104,7 @@ async def make_change(row: ChangeRow, context: AdminContext, call: Call, query: 
 
 
 async def _try(context: AdminContext, call: Call, made: _Made, expected_generation: int | None) -> Response:
-    # Without the idempotency key: what is only tried must not use it up.
+    # Without the idempotency key: a dry run must not use it up.
     change_context = replace(call.change_context(), idempotency_key="", fingerprint="")
     outcome = await context.registry.preview(
         ChangeRequest(made.command, call.actor, change_context, expected_generation)
@@ -133,7 +133,7 @@ async def _committed(
         "is_deleted": committed.is_deleted,
         "is_in_force": is_in_force,
         "is_durable": committed.is_durable,
-        "summary": committed.entry.summary if committed.entry is not None else "all was so already",
+        "summary": committed.entry.summary if committed.entry is not None else "no change needed",
         "position": position_text(committed.position),
     }
     _show_secret(view, committed.record, made, committed.is_replay)
@@ -177,7 +177,7 @@ def _view(context: AdminContext, record: Integration, notices: tuple[Notice, ...
 
 
 def _show_secret(view: ChangeView, record: Integration, made: _Made, is_replay: bool) -> None:
-    """Put the secret into *view*, and the id of what it belongs to, which is the latest of its kind."""
+    """Add the secret to *view*, with the id of the latest credential or webhook secret."""
     secret = made.secret if made.secret and not is_replay else None
     if made.draws is SecretKind.API_KEY:
         view["api_key"] = secret
@@ -199,21 +199,23 @@ def _given(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: 
 
 
 def _made(row: ChangeRow, given: CommandInputs, context: AdminContext, *, is_trial: bool) -> _Made:
-    """The command, with a fresh secret where it needs one; a trial draws none."""
+    """Build the command, with a new secret if it needs one; a dry run generates none."""
     body = given.body
     if row.draws is SecretKind.WEBHOOK_SECRET:
         if context.sealer is None:
             raise _webhook_secrets_off()
         if is_trial:
-            return _Made(row.build(replace(given, secret=secret_to_try())), row.draws)
-        drawn = draw_webhook_secret(context.sealer)
+            return _Made(row.build(replace(given, secret=placeholder_secret())), row.draws)
+        drawn = generate_webhook_secret(context.sealer)
         return _Made(row.build(replace(given, secret=drawn.sealed)), row.draws, drawn.secret)
     if row.draws is SecretKind.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
         return _Made(row.build(given))
     expires_at_us = _expiry(row, given)
     if is_trial:
-        return _Made(row.build(replace(given, credentials=(credential_to_try(expires_at_us),))), row.draws)
-    key = draw_credential(expires_at_us)
+        return _Made(
+            row.build(replace(given, credentials=(placeholder_credential(expires_at_us),))), row.draws
+        )
+    key = generate_credential(expires_at_us)
     return _Made(row.build(replace(given, credentials=(key.public,))), row.draws, key.api_key)
 
 
@@ -229,14 +231,14 @@ def _expiry(row: ChangeRow, given: CommandInputs) -> int | None:
 def _webhook_secrets_off() -> ProblemError:
     return problem_error(
         ApiCode.WEBHOOK_SECRETS_OFF,
-        "this sidecar has no key to seal webhook secrets with",
-        "set 'webhook_secret_key_file' in its configuration and restart it",
+        "this sidecar has no key to encrypt webhook secrets",
+        "set 'webhook_secret_key_file' in the configuration, and restart the sidecar",
     )
 
 
 def expected_by(tag: str | None) -> int | None:
     """
-    The generation that If-Match names (RFC 9110 13.1.1); None = whatever it is now.
+    Return the generation in If-Match (RFC 9110 13.1.1); None = any.
 
     Raises:
         ProblemError: a weak or malformed tag, or several.
@@ -247,15 +249,15 @@ def expected_by(tag: str | None) -> int | None:
     if match is None:
         raise problem_error(
             ApiCode.INVALID_HEADER,
-            "If-Match is not one strong tag of a generation",
-            'send it as the ETag of the integration came: If-Match: "7"',
+            "If-Match is not the ETag of an integration",
+            'send the ETag of the integration, such as If-Match: "7"',
             "If-Match",
         )
     return int(match[1])
 
 
 def position_text(position: Position | None) -> str | None:
-    """A position as answers write it: '<partition>.<sequence>'."""
+    """Format a position: '<partition>.<sequence>'."""
     return f"{position.partition}.{position.sequence}" if position is not None else None
 
 

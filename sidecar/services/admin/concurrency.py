@@ -1,4 +1,4 @@
-"""Bounds on calls that run at the same time."""
+"""Limits the number of concurrent calls."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from contextlib import contextmanager
 from sidecar.services.admin.problems import ApiCode, retry_error
 
 CALLS_MAX = 128
-"""Concurrent calls with a valid token; those without have places of their own in the HTTP server."""
+"""Concurrent calls with a valid token; the HTTP server limits those without one."""
 LONG_CALLS_MAX = 32
-"""Of these, calls that may take minutes: those that wait for other sidecars, export or verify."""
+"""Concurrent calls that may take minutes: those that wait for other sidecars, export, verify or apply."""
 
 
 class CallLimit:
-    """So many calls at a time; a further one is refused at once rather than kept waiting."""
+    """A limit on concurrent calls; further calls are refused at once."""
 
     __slots__ = ("_count_max", "count")
 
     def __init__(self, count_max: int) -> None:
-        """Have *count_max* places."""
+        """Allow *count_max* concurrent calls."""
         self._count_max = count_max
         self.count = 0
 
     @contextmanager
     def take(self) -> Iterator[None]:
         """
-        Hold a place.
+        Count one call as running.
 
         Raises:
-            ProblemError: overloaded.
+            ProblemError: too many calls are running.
         """
         if self.count >= self._count_max:
             raise retry_error(

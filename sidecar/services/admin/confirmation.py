@@ -1,4 +1,4 @@
-"""Waiting until a change is in force: on this sidecar, and on request on every live one."""
+"""Waits until a change is in force: on this sidecar, and on request on every live sidecar."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sidecar.stores.registry.protocol import Registry, RegistryError
 
 LOOK_INTERVAL_S = 0.05
 WAITING_NAMED_MAX = 100
-"""Sidecars that an answer names; a longer list helps nobody."""
+"""Maximum number of sidecars that an answer names."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class ConfirmationView(TypedDict):
     """
-    Which live sidecars decide by a change.
+    Which live sidecars have applied a change.
 
-    `waiting_for` names those that do not yet. `is_complete` false with nobody named = the registry could
-    not tell; the change itself was made all the same.
+    `waiting_for` names those that have not. `is_complete` false with an empty `waiting_for` = the registry
+    could not list the sidecars; the change was made.
     """
 
     is_complete: bool
@@ -38,14 +38,14 @@ class ConfirmationView(TypedDict):
 
 async def put_in_force(context: AdminContext, positions: Sequence[Position]) -> bool:
     """
-    Wait until this sidecar decides by the changes at *positions*; False = not within its bound.
+    Wait until this sidecar has applied the changes at *positions*; False = not in time.
 
-    The changes are made: that this sidecar cannot follow them now must not look like their failure.
+    The changes are committed, so a failure to apply them here is not an error of the call.
     """
     try:
         return all([await context.put_in_force(position) for position in latest(positions)])
     except RegistryError as error:
-        log_event(_LOG, logging.WARNING, "a change cannot be put in force here yet", error=str(error))
+        log_event(_LOG, logging.WARNING, "cannot apply a change on this sidecar yet", error=str(error))
         return False
 
 
@@ -60,7 +60,7 @@ async def confirm(
 
 
 async def confirmed(registry: Registry, positions: Sequence[Position], wait_s: float) -> ConfirmationView:
-    """`confirm` for who has nothing but the registry."""
+    """As `confirm`, with only a registry."""
     began_ns = monotonic_ns()
     last = latest(positions)
     sidecars: tuple[LiveSidecar, ...] = ()
@@ -70,7 +70,9 @@ async def confirmed(registry: Registry, positions: Sequence[Position], wait_s: f
         async with asyncio.timeout(wait_s):
             while True:
                 sidecars = await registry.live_sidecars()
-                waiting = sorted({one for position in last for one in unconfirmed(sidecars, position)})
+                waiting = sorted(
+                    {sidecar for position in last for sidecar in unconfirmed(sidecars, position)}
+                )
                 if not waiting:
                     is_complete = True
                     break
@@ -79,7 +81,7 @@ async def confirmed(registry: Registry, positions: Sequence[Position], wait_s: f
         pass
     except RegistryError as error:
         # As in `put_in_force`.
-        log_event(_LOG, logging.WARNING, "sidecars cannot be asked whether they follow", error=str(error))
+        log_event(_LOG, logging.WARNING, "cannot list the sidecars that confirmed a change", error=str(error))
         sidecars, waiting = (), []
     took_ns = monotonic_ns() - began_ns
     return {
@@ -91,7 +93,7 @@ async def confirmed(registry: Registry, positions: Sequence[Position], wait_s: f
 
 
 def latest(positions: Sequence[Position]) -> tuple[Position, ...]:
-    """The last position of each partition: whoever has followed so far has followed the others."""
+    """Return the last position of each partition, which includes the earlier ones."""
     last: dict[int, int] = {}
     for partition, sequence in positions:
         last[partition] = max(sequence, last.get(partition, sequence))

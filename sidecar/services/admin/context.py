@@ -1,4 +1,4 @@
-"""What the admin API works on: the registry, and what the process around it lends."""
+"""The dependencies of the admin API: the registry, and what the process provides."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from sidecar.stores.registry.uses import TokenUses
 
 
 class Sealer(Protocol):
-    """Encrypts webhook secrets, so that whoever reads the registry's store cannot sign with them."""
+    """Encrypts webhook secrets, so that a reader of the registry's store cannot sign with them."""
 
     def seal(self, text: str) -> str:
-        """*text* encrypted, as printable ASCII of at most `webhooks.SEALED_LENGTH_MAX` characters."""
+        """Return *text* encrypted, as printable ASCII of at most `webhooks.SEALED_LENGTH_MAX` characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminContext:
     """
-    The parts that one admin API is made of.
+    The dependencies of one admin API.
 
-    `put_in_force` waits, within a bound of its own, until this sidecar decides by the change at a position;
-    False = some worker of it does not yet. `sealer` None = no key to
-    encrypt webhook secrets with is configured, so none are made. `clock_us` tells the time, `steady_us`
-    measures how much of it has passed. `token_uses` gathers when and from where tokens are used; whoever
-    serves the API writes them to the registry.
+    `put_in_force` waits, within its own bound, until this sidecar has applied the change at a position;
+    False = a worker has not applied it yet. `sealer` None = no key for webhook secrets is configured, so none
+    can be created. `clock_us` is the wall clock, `steady_us` a monotonic one. `token_uses` collects when and
+    from where tokens are used; the process writes them to the registry.
     """
 
     registry: Registry

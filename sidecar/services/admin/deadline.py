@@ -1,8 +1,7 @@
 """
-Work that takes long: it has a deadline, and it ends when nobody waits for its answer any more.
+Runs long work with a deadline, and cancels it when the caller disconnects.
 
-It runs in the call's own coroutine, not in a task beside it: whoever bounds the calls' share of the event
-loop bounds this with them.
+The work runs in the call's own coroutine, not in another task, so the limits of the call apply to it.
 """
 
 from __future__ import annotations
@@ -18,18 +17,20 @@ from starlette.types import Receive, Scope, Send
 Result = TypeVar("Result")
 
 
-async def while_awaited(receive: Receive, work: Coroutine[Any, Any, Result], timeout_s: float) -> Result:
+async def run_while_connected(
+    receive: Receive, work: Coroutine[Any, Any, Result], timeout_s: float
+) -> Result:
     """
-    What *work* comes to.
+    Return the result of *work*.
 
     Args:
-        receive: the call's, with its body read already: what it tells next is that the caller has left.
-        work: ended at the deadline, or when the caller leaves.
+        receive: the call's, with the body already read: its next message is the disconnect.
+        work: cancelled at the deadline, or when the caller disconnects.
         timeout_s: the deadline.
 
     Raises:
-        TimeoutError: it passed.
-        ClientDisconnect: the caller is gone.
+        TimeoutError: the deadline has passed.
+        ClientDisconnect: the caller has disconnected.
     """
     watching: asyncio.Future[None] | None = None
     try:
@@ -41,13 +42,13 @@ async def while_awaited(receive: Receive, work: Coroutine[Any, Any, Result], tim
             raise ClientDisconnect from None
         raise
     finally:
-        work.close()  # nothing, unless it was never begun
+        work.close()  # no effect unless it was never started
         if watching is not None:
             watching.cancel()
 
 
 async def _watch(receive: Receive, limit: asyncio.Timeout) -> None:
-    """Let the deadline be now when the caller leaves."""
+    """Move the deadline to now when the caller disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     limit.reschedule(asyncio.get_running_loop().time())
@@ -55,9 +56,9 @@ async def _watch(receive: Receive, limit: asyncio.Timeout) -> None:
 
 class BoundedStream(StreamingResponse):
     """
-    A streamed answer with a deadline for the whole of it, so that a slow reader holds no place for ever.
+    A streamed answer with a deadline for the whole, so that a slow reader cannot occupy a call forever.
 
-    At the deadline the connection is broken: its reader must not take a part for the whole.
+    At the deadline the connection is closed, so that the reader notices the incomplete answer.
     """
 
     def __init__(self, content: AsyncIterator[bytes], media_type: str, timeout_s: float) -> None:
@@ -66,5 +67,5 @@ class BoundedStream(StreamingResponse):
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; see the ASGI specification."""
-        await while_awaited(receive, self.stream_response(send), self._timeout_s)
+        """Send the answer; see the ASGI specification."""
+        await run_while_connected(receive, self.stream_response(send), self._timeout_s)

@@ -1,4 +1,4 @@
-"""What an endpoint is: one row of a table that routes, OpenAPI document, documentation and tests share."""
+"""Describes an endpoint: a row of the table that routes, OpenAPI document, documentation and tests share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidecar.services.admin.call import BODY_BYTES_MAX, Call
 from sidecar.services.admin.context import AdminContext
 
 Handle: TypeAlias = Callable[[AdminContext, Call, Any, Any], Awaitable[Response]]
-"""Answers a call; gets its query string and its body as the endpoint's models."""
+"""Answers a call; receives the query string and the body as the endpoint's models."""
 
 READ_PROBLEMS = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
 CHANGE_PROBLEMS = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503, 504)
@@ -26,9 +26,9 @@ class Endpoint:
     """
     One method of one path.
 
-    `actions`: the role must permit one of these; empty = any valid token will do. `tag` is the word in the
-    documentation and in metrics. `answer` is the type of the JSON answer; where it is None, `content` says
-    what comes, media type and schema.
+    `actions`: the role must permit one of these; empty = any valid token. `tag` is the label in the
+    documentation and in metrics. `answer` is the type of the JSON answer; None = `content` has the media type
+    and the schema.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Endpoint:
     content: tuple[str, dict[str, object]] = ("", {})
     status: int = 200
     has_generation: bool = False
-    """It takes If-Match."""
+    """Accepts If-Match."""
     examples: tuple[dict[str, object], ...] = field(default=())
     body_bytes_max: int = BODY_BYTES_MAX
 
@@ -56,11 +56,11 @@ class Endpoint:
 
     @property
     def problems(self) -> tuple[int, ...]:
-        """The statuses of the problems that it may answer with."""
+        """The statuses of its error answers."""
         return CHANGE_PROBLEMS if self.is_change else READ_PROBLEMS
 
     def admits(self, role: Role) -> bool:
-        """Whether somebody of *role* may call it."""
+        """Whether *role* may call it."""
         probe = Actor("somebody", role, "")
         return not self.actions or any(probe.may(action) for action in self.actions)
 

@@ -1,4 +1,4 @@
-"""Many changes in one call, each whole or absent on its own."""
+"""The endpoint that makes many changes in one call, each independent of the others."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from sidecar.services.admin.problems import ProblemView, document, refused
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
 
 CHANGES_PER_TURN = 20
-"""Changes that are looked at before the event loop gets its turn: well below a millisecond."""
+"""Changes to try before yielding to the event loop: well below a millisecond."""
 GENERATION_MAX = 2**53 - 1
 
 
 class ResultView(TypedDict):
-    """What came of one change: its own status, and a problem where it was refused."""
+    """The result of one change: its status, and a problem if it was refused."""
 
     status: int
     integration_id: str
@@ -44,7 +44,7 @@ class ResultView(TypedDict):
 
 
 class ManyView(TypedDict):
-    """What came of the changes, in their order."""
+    """The results of the changes, in their order."""
 
     results: list[ResultView]
     is_dry_run: bool
@@ -55,7 +55,7 @@ class ManyView(TypedDict):
 
 
 def _member(row: ChangeRow) -> type[BaseModel]:
-    """The model of one change of *row* among many."""
+    """Return the model of a change of *row* in /v1/changes."""
     fields: dict[str, Any] = {
         "action": (Literal[row.word], ...),
         "integration_id": (b.IntegrationId, ...),
@@ -77,22 +77,23 @@ _MEMBER: Any = Annotated[reduce(or_, MEMBERS.values()), Discriminator("action")]
 ManyChanges = create_model(
     "ManyChanges",
     __config__=ConfigDict(extra="forbid", strict=True, frozen=True),
-    __doc__="Changes, made in their order; `action` is the word of a command, as in the audit log.",
+    __doc__="Changes, made in their order; `action` is the name of a command, as in the audit log.",
     changes=(Annotated[list[_MEMBER], Field(max_length=REQUESTS_MAX)], ...),
 )
 
 
 async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, body: Any) -> Response:
-    """Make the changes, or try each against what is stored now."""
+    """Make the changes, or try each against the current records."""
     call.note(action="changes", count=len(body.changes))
     requests = await _requests(context, call, body.changes)
     if query.wait:
         call.take_long()
     made = await (_tried(context, requests) if query.dry_run else _applied(context, requests))
-    positions = [one.position for one in made if isinstance(one, Committed) and one.position is not None]
+    committed = [result for result in made if isinstance(result, Committed)]
+    positions = [change.position for change in committed if change.position is not None]
     is_in_force = await put_in_force(context, positions) and not query.dry_run
-    is_durable = not query.dry_run and all(one.is_durable for one in made if isinstance(one, Committed))
-    results = [_result(request, one, call) for request, one in zip(requests, made, strict=True)]
+    is_durable = not query.dry_run and all(change.is_durable for change in committed)
+    results = [_result(request, result, call) for request, result in zip(requests, made, strict=True)]
     view: ManyView = {
         "results": results,
         "is_dry_run": query.dry_run,
@@ -103,7 +104,7 @@ async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, 
     if query.wait and not query.dry_run:
         view["confirmation"] = await confirm(context, call, positions, query.wait)
         view["took_ms"] = call.took_ms
-    refused_count = sum(isinstance(one, RefusedError) for one in made)
+    refused_count = sum(isinstance(result, RefusedError) for result in made)
     call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force, is_durable=is_durable)
     return answer(view)
 
@@ -134,7 +135,9 @@ def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]
     if row.draws is not SecretKind.API_KEY:
         return ()
     given = member.credentials if row.command is CreateIntegration else [member.credential]
-    return tuple(NewCredential(one.id, one.digest, one.expires_at) for one in given)
+    return tuple(
+        NewCredential(credential.id, credential.digest, credential.expires_at) for credential in given
+    )
 
 
 async def _applied(
@@ -144,7 +147,7 @@ async def _applied(
         return await context.registry.apply_many(requests)
     except RegistryError as error:
         if len(requests) > 1:
-            # The registry speaks of the part that failed; other parts may be in force.
+            # The error is about the part that failed; other parts may have been committed.
             error.may_have_happened = True
         raise
 
@@ -189,9 +192,9 @@ def _result(request: ChangeRequest, made: Committed | Outcome | RefusedError, ca
 ENDPOINTS = (
     Endpoint(
         "make_changes", "POST", "/v1/changes", "changes", "Make many changes",
-        f"Up to {REQUESTS_MAX}, each whole or absent on its own, in their order; one that is refused does"
-        " not stop the others. A member whose shape is wrong refuses the whole call, and nothing is done."
-        " Each change needs its own permission.",
+        f"Up to {REQUESTS_MAX}, each independent, in their order; a refused change does"
+        " not stop the others. A malformed member refuses the whole call, and nothing is changed."
+        " Each change needs the permission of its command.",
         make_changes, frozenset(row.command.action for row in ROWS), b.ChangeQuery, ManyChanges,
         answer=ManyView,
         examples=(

@@ -1,8 +1,8 @@
 """
-What surrounds every call: its id, its place, its caller, and afterwards its counts and its log line.
+Wraps every call: request id, concurrency limit, authentication, metrics and the log line.
 
-A plain ASGI middleware around the routes: nothing below it runs, no body is read and no path is looked
-up, before the caller is known.
+An ASGI middleware around the routes: no body is read and no path is looked up before the caller is
+authenticated.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from sidecar.services.admin.problems import ApiCode, own_fault, problem_error, p
 from sidecar.stores.registry.protocol import RegistryError
 
 CALL = "sidecar.call"
-"""Where the call stands in the ASGI scope."""
+"""The key of the call in the ASGI scope."""
 
 NO_REGISTRY = (
-    "the store that holds the registry (Redis, or the SQLite file) cannot be used now, so no token can be"
-    " checked; nothing was changed: see /readyz and the sidecar's log, mend the store, and retry"
+    "the store of the registry (Redis, or the SQLite file) is unavailable, so tokens cannot be checked;"
+    " nothing was changed. See /readyz and the sidecar's log, fix the store, and retry"
 )
-"""What callers are told before they are known."""
+"""The answer to callers that are not authenticated yet."""
 
 _LOG = logging.getLogger(__name__)
 _LOG_OF_REFUSALS = logging.getLogger(f"{__name__}.refusals")
-"""Has a budget of its own: strangers must not crowd out the changes of administrators."""
+"""Has its own budget, so that unauthenticated callers cannot displace log lines of changes."""
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class AdminMiddleware:
-    """See above."""
+    """Authenticates, limits, counts and logs every call."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class AdminMiddleware:
         calls_max: int,
         long_calls_max: int,
     ) -> None:
-        """Surround *app* by these bounds; see `api.build_api`."""
+        """Wrap *app* with these limits; see `api.build_api`."""
         self._app = app
         self._gate = Gate(context)
         self._calls = CallLimit(calls_max)
@@ -60,9 +60,9 @@ class AdminMiddleware:
         self._counts = _Counts(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one call; see the ASGI specification."""
+        """Answer a call; see the ASGI specification."""
         if scope["type"] != "http":
-            return  # nobody is let in by a WebSocket
+            return  # WebSockets are refused
         call = self._begin(Request(scope, receive))
         scope[CALL] = call
         answer = _Answer(send, call.request_id)
@@ -70,7 +70,7 @@ class AdminMiddleware:
             with call.ending:
                 await self._serve(call, scope, receive, answer)
         except ClientDisconnect:
-            pass  # there is nobody to answer
+            pass  # the client has disconnected
         except Exception as error:
             await self._fail(call, error, answer)
         finally:
@@ -86,7 +86,7 @@ class AdminMiddleware:
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, answer: _Answer) -> None:
         call.caller = await self._gate.admit(call)
-        # Strangers have places of their own in the HTTP server; these are for valid tokens alone.
+        # The HTTP server limits unauthenticated calls; this limit is for valid tokens alone.
         scope.get("extensions", {}).get(TRUST, _ignore)()
         call.ending.enter_context(self._calls.take())
         _require_plain_path(scope)
@@ -98,25 +98,25 @@ class AdminMiddleware:
             log_event(
                 _LOG,
                 logging.WARNING,
-                "the registry failed a call",
+                "admin API call failed because of the registry",
                 request_id=call.request_id,
                 source=call.source,
                 error=str(error),
             )
             if call.caller is None and problem is not None:
-                problem = replace(problem, detail=NO_REGISTRY)  # its address is nothing for strangers
+                problem = replace(problem, detail=NO_REGISTRY)  # do not show its address to strangers
         if problem is None:
-            _LOG.error("a call of the admin API failed, request %s", call.request_id, exc_info=error)
+            _LOG.error("admin API call failed, request %s", call.request_id, exc_info=error)
             problem = own_fault(call.is_change)
         if answer.status is not None:
-            # Half an answer is out: only breaking the connection tells its reader that it is not whole.
+            # Part of the answer was sent: only closing the connection tells the reader that it is incomplete.
             raise error
         call.note(code=problem.code)
         await respond(problem, call.request_id)(call.request.scope, call.request.receive, answer)
 
 
 class _Answer:
-    """Sends an answer on, with the headers that every answer has, and remembers its status."""
+    """Sends an answer with the headers of every answer, and stores its status."""
 
     __slots__ = ("_request_id", "_send", "status")
 
@@ -136,7 +136,7 @@ class _Answer:
 
 
 class _Counts:
-    """The metrics of calls; slots are looked up once."""
+    """The metrics of calls, with their slots looked up once."""
 
     def __init__(self, context: AdminContext) -> None:
         metrics = context.metrics
@@ -152,7 +152,7 @@ class _Counts:
         }
 
     def ended(self, call: Call, status: int | None) -> None:
-        """Count a call that has ended; status None = nobody waited for its answer."""
+        """Count a finished call; status None = the client disconnected."""
         kind = (call.route, call.request.method)
         if kind not in ADMIN_CALLS:
             kind = (OTHER, OTHER)
@@ -163,22 +163,22 @@ class _Counts:
 
 def _require_plain_path(scope: Scope) -> None:
     """
-    Refuse a path that can be spelled in another way: then no rule in front of us can be passed by spelling.
+    Refuse a path with escapes, so that no access rule of a proxy can be bypassed by another spelling.
 
-    Ids need no escapes; only '@', which may stand in an administrator's id, is escaped by some clients.
+    Ids need no escapes; only '@', which may occur in an administrator's id, is escaped by some clients.
     """
     raw = scope.get("raw_path") or b""
     if b"%" in raw.replace(b"%40", b"").partition(b"?")[0]:
         raise problem_error(
-            ApiCode.NOT_FOUND, "no path of this API needs an escape", "write the path without '%'"
+            ApiCode.NOT_FOUND, "paths of this API have no percent-escapes", "write the path without '%'"
         )
 
 
 def _log_change(call: Call, status: int | None) -> None:
     """
-    One line for each call that was meant to change something, by somebody who was let in.
+    Log each authenticated change, and each other call that failed.
 
-    Other calls get one when they fail: their callers are told a request id, which must lead somewhere.
+    A failed call is logged because its caller was given a request id to look up.
     """
     if not call.is_change or call.caller is None:
         if status is not None and status >= 400:
@@ -209,4 +209,4 @@ def _log_change(call: Call, status: int | None) -> None:
 
 
 def _ignore() -> None:
-    """No HTTP server of ours is there to be told."""
+    """Do nothing: the HTTP server has no trust extension."""

@@ -1,4 +1,4 @@
-"""What administrators must know in time: whether anybody could end a suspension, and act at all."""
+"""Warnings: nobody could reactivate an integration, or the last admin token expires soon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOBODY_CAN_REACTIVATE = "nobody_can_reactivate"
 
 
 async def accounts_now(registry: Registry) -> tuple[Administrator, ...] | None:
-    """Every account; None = the registry cannot tell, which must not hold up a suspension."""
+    """Return all accounts; None = the registry is unavailable, which must not delay a suspension."""
     try:
         return await registry.administrators()
     except RegistryError:
@@ -26,28 +26,27 @@ async def accounts_now(registry: Registry) -> tuple[Administrator, ...] | None:
 def lock_notices(
     accounts: Sequence[Administrator] | None, suspended: Integration, now_us: int
 ) -> tuple[Notice, ...]:
-    """The notice that nobody among *accounts* could reactivate *suspended*; none when somebody could."""
+    """Return a warning if nobody among *accounts* could reactivate *suspended*."""
     if accounts is None or able_to_reactivate(accounts, suspended.suspensions, now_us):
         return ()
     return (
         Notice(
             NOBODY_CAN_REACTIVATE,
             "",
-            f"nobody can reactivate {suspended.id!r} once you have suspended it: that takes another"
-            " administrator with a live token, and there is none; make one first ('sidecar admin create'), or"
-            " have the owner of the registry run 'sidecar admin recover' on its machine, which the audit log"
-            " shows for ever",
+            f"nobody can reactivate {suspended.id!r} after you suspend it, because no other administrator has"
+            " a live token; create one first ('sidecar admin create'), or have the owner of the registry run"
+            " 'sidecar admin recover' on its machine, which the audit log records",
         ),
     )
 
 
 def expiry_notices(accounts: Sequence[Administrator], now_us: int) -> tuple[Notice, ...]:
-    """The notice that the last token with the role admin ends within two weeks, or has ended."""
+    """Return a warning if the last token with the role admin expires within two weeks, or has expired."""
     live = live_admin_tokens(accounts, now_us)
     if not live:
         message = (
-            "no administrator with the role admin has a live token: whoever owns the registry runs 'sidecar"
-            " admin recover' on its machine"
+            "no administrator with the role admin has a live token; the owner of the registry must run"
+            " 'sidecar admin recover' on its machine"
         )
         return (Notice("no_live_admin_token", "", message),) if accounts else ()
     account, token = live[-1]
@@ -59,8 +58,8 @@ def expiry_notices(accounts: Sequence[Administrator], now_us: int) -> tuple[Noti
             "last_admin_token_expires",
             "",
             f"the last token with the role admin, {token.id} of {account.id}, expires at"
-            f" {format_time(token.expires_at_us)}, in {days} {'day' if days == 1 else 'days'}: issue another"
-            f" one with 'sidecar admin token issue {account.id}'; after that only 'sidecar admin recover' on"
-            " the machine of the registry helps",
+            f" {format_time(token.expires_at_us)}, in {days} {'day' if days == 1 else 'days'}; issue another"
+            f" one with 'sidecar admin token issue {account.id}'. After it expires, only 'sidecar admin"
+            " recover' on the machine of the registry helps",
         ),
     )

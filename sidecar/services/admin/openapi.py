@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the same table as the routes."""
+"""Builds the OpenAPI document from the same table as the routes."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _PATTERNS: Mapping[str, str] = {
     "token_id": CREDENTIAL_ID.pattern,
 }
 _MEANINGS: Mapping[int, str] = {
-    400: "A header cannot be read",
+    400: "Invalid header",
     401: "No valid token",
-    403: "The role does not permit it, or a rule of two people forbids it to this one",
-    404: "There is no such thing",
-    405: "The path does not know this method",
-    408: "The body came too slowly",
-    409: "The state of the registry does not allow it, or the idempotency key stands for another request",
-    412: "The integration has changed since it was read; `ETag` names its generation now",
+    403: "Forbidden by the role, or another administrator must do it (dual control)",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "The body arrived too slowly",
+    409: "Conflict with the current state, or the idempotency key belongs to another request",
+    412: "The integration has changed since it was read; `ETag` has its current generation",
     413: "The body is too large",
-    415: "The body is no JSON",
-    422: "A value is wrong; each is named with its remedy",
-    429: "Too many attempts from this address have failed",
-    500: "A fault of the sidecar, or the registry is damaged",
-    503: "The registry cannot be reached, or too many calls are in hand",
+    415: "The body is not JSON",
+    422: "Invalid values; each is named with its remedy",
+    429: "Too many failed attempts from this address",
+    500: "Internal error, or the registry is damaged",
+    503: "The registry is unavailable, or too many concurrent requests",
     504: "The registry did not answer in time",
 }
 _DESCRIPTION = """
-Everything that administrators do to integrations. Every call needs `Authorization: Bearer sca_…`.
+Manages integrations and administrators. Every call needs `Authorization: Bearer sca_…`.
 Times are RFC 3339 with an offset. Errors are problem documents (RFC 9457) whose `problems` name each wrong
-field and its remedy. A change is in force on the sidecar that answers before it answers.
+field and its remedy. The sidecar that answers has applied a change before it answers.
 """.strip()
 
 
@@ -119,11 +119,11 @@ def _path_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
 def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     schema = endpoint.query.model_json_schema()
     parameters = []
-    for name, one in schema.get("properties", {}).items():
-        one.pop("title", None)
-        parameter: dict[str, Any] = {"name": name, "in": "query", "required": False, "schema": one}
-        if "description" in one:
-            parameter["description"] = one.pop("description")
+    for name, field in schema.get("properties", {}).items():
+        field.pop("title", None)
+        parameter: dict[str, Any] = {"name": name, "in": "query", "required": False, "schema": field}
+        if "description" in field:
+            parameter["description"] = field.pop("description")
         parameters.append(parameter)
     return parameters
 
@@ -132,18 +132,18 @@ def _headers(endpoint: Endpoint) -> list[dict[str, Any]]:
     named: list[tuple[str, str, dict[str, Any]]] = [
         (
             "X-Request-Id",
-            f"Echoed, and put on record, when it is printable ASCII of at most {CONTEXT_LENGTH_MAX}"
-            " characters; else one is made.",
+            f"Returned and recorded if it is printable ASCII of at most {CONTEXT_LENGTH_MAX}"
+            " characters; otherwise replaced by a new one.",
             {"type": "string"},
         )
     ]
     if endpoint.is_change:
-        meaning = "A repeat with the same key gets the first answer, without the secret."
+        meaning = "A repeat with the same key returns the first answer, without the secret."
         key = {"type": "string", "minLength": 1, "maxLength": CONTEXT_LENGTH_MAX, "pattern": "^[ -~]+$"}
         named.append(("Idempotency-Key", meaning, key))
     if endpoint.has_generation:
         tag = {"type": "string", "pattern": '^("(0|[1-9][0-9]{0,15})"|\\*)$'}
-        named.append(("If-Match", "The `ETag` of the integration as it was read.", tag))
+        named.append(("If-Match", "The `ETag` of the integration that you read.", tag))
     return [
         {"name": name, "in": "header", "required": False, "description": meaning, "schema": schema}
         for name, meaning, schema in named
@@ -156,11 +156,11 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.answer is not None:
         media_type, schema = "application/json", {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}
     responses[str(endpoint.status)] = {
-        "description": "Done" if endpoint.is_change else "As asked",
+        "description": "OK",
         "content": {media_type: {"schema": schema}},
     }
     if endpoint.status == 201:
-        responses["200"] = {**responses["201"], "description": "Tried only: `dry_run`"}
+        responses["200"] = {**responses["201"], "description": "Dry run: nothing was changed"}
     problem = {"schema": {"$ref": _REFERENCE.format(model="ProblemView")}}
     for status in endpoint.problems:
         responses[str(status)] = {"description": _MEANINGS[status], "content": {PROBLEM_JSON: problem}}

@@ -1,8 +1,8 @@
 """
-Problem documents (RFC 9457): every answer that is not the one asked for.
+Problem documents (RFC 9457) for all errors of the API.
 
-One table says which status an error of the domain or of the registry becomes. `code` is the word of
-`domain.refusals.Code`, or one of `ApiCode`; both lists are closed and never change once published.
+One table maps errors of the domain and of the registry to statuses. `code` is a word of
+`domain.refusals.Code` or of `ApiCode`; both lists are closed, and published words never change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sidecar.stores.registry.protocol import (
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 1
-"""After a fault of the store: it is looked at again within a second."""
+"""After a failure of the store, which is retried within a second."""
 
 KIND_STATUS: Mapping[RefusalKind, int] = {
     RefusalKind.INVALID: 422,
@@ -37,7 +37,7 @@ KIND_STATUS: Mapping[RefusalKind, int] = {
 
 
 class ApiCode(Enum):
-    """What can be wrong besides the refusals of the domain: the word, and its status."""
+    """Errors besides the refusals of the domain: the word, and its status."""
 
     INVALID_HEADER = ("invalid_header", 400)
     UNAUTHENTICATED = ("unauthenticated", 401)
@@ -59,7 +59,7 @@ class ApiCode(Enum):
     TIMEOUT = ("timeout", 504)
 
     def __init__(self, word: str, status: int) -> None:
-        """Spread the row over named attributes."""
+        """Store the row as attributes."""
         self.word = word
         self.status = status
 
@@ -72,11 +72,11 @@ FIELD_NAMES: Mapping[str, str] = {
     "idempotency_key": "Idempotency-Key",
     "administrator_id": "id",
 }
-"""How fields of commands are called in the API, where that is another name."""
+"""Names of command fields that are different in the API."""
 
 
 class ProblemMemberView(TypedDict):
-    """One thing that was wrong, where, and what to do."""
+    """One error: what is wrong, where, and what to do."""
 
     code: str
     field: str
@@ -88,8 +88,8 @@ class ProblemView(TypedDict):
     """
     A problem document (RFC 9457).
 
-    `may_have_happened` stands in failed changes: true = only a look, or a repeat under the same
-    idempotency key, can tell.
+    `may_have_happened` is set for failed changes: true = the change may have been made; check, or repeat it
+    with the same idempotency key.
     """
 
     type: str
@@ -104,7 +104,7 @@ class ProblemView(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that was wrong: see `domain.refusals.Problem`; `code` as it stands in answers."""
+    """One error, as `domain.refusals.Problem`; `code` is the word in answers."""
 
     code: str
     field: str
@@ -115,10 +115,10 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Problem:
     """
-    An answer that is not the one asked for.
+    An error answer.
 
-    `may_have_happened` None = it says nothing of a change; True = only a look at the registry, or a repeat
-    under the same idempotency key, can tell whether the change was made.
+    `may_have_happened` None = not about a change; True = the change may have been made: only the registry, or
+    a repeat with the same idempotency key, tells.
     """
 
     status: int
@@ -130,28 +130,28 @@ class Problem:
 
 
 class ProblemError(Exception):
-    """Ends a call with `problem` as its answer."""
+    """Ends a call; `problem` is the answer."""
 
     def __init__(self, problem: Problem) -> None:
-        """Answer with *problem*."""
+        """Answer the call with *problem*."""
         super().__init__(problem.detail)
         self.problem = problem
 
 
 def problem_error(code: ApiCode, detail: str, remedy: str = "", where: str = "") -> ProblemError:
-    """The error of one fault at *where*, with its *remedy*."""
+    """Return the error for one fault at *where*, with its *remedy*."""
     faults = (Fault(code.word, where, detail, remedy),) if remedy else ()
     return ProblemError(Problem(code.status, code.word, _sentence(detail, remedy), faults))
 
 
 def retry_error(code: ApiCode, detail: str, retry_after_s: int = RETRY_AFTER_S) -> ProblemError:
-    """The error of a call that may be repeated after *retry_after_s*."""
+    """Return the error of a call that may be retried after *retry_after_s*."""
     headers = {"Retry-After": str(retry_after_s)}
     return ProblemError(Problem(code.status, code.word, detail, headers=headers))
 
 
 def refused(error: RefusedError, names: Mapping[str, str] = FIELD_NAMES, prefix: str = "") -> Problem:
-    """The problem of a refusal by the domain; fields get the API's *names*, and *prefix* before them."""
+    """Convert a refusal of the domain; fields get the API's *names* and a *prefix*."""
     status = 412 if isinstance(error, GenerationConflictError) else KIND_STATUS[error.kind]
     faults = tuple(
         Fault(problem.code.word, prefix + api_name(problem.field, names), problem.message, problem.remedy)
@@ -163,7 +163,7 @@ def refused(error: RefusedError, names: Mapping[str, str] = FIELD_NAMES, prefix:
 
 def api_name(name: str, names: Mapping[str, str] = FIELD_NAMES) -> str:
     """
-    What the API calls the domain's field *name*; an index stays.
+    Return the API's name of the domain's field *name*; an index is kept.
 
     >>> api_name("expires_at_us"), api_name("scopes[3]")
     ('expires_at', 'scopes[3]')
@@ -173,7 +173,7 @@ def api_name(name: str, names: Mapping[str, str] = FIELD_NAMES) -> str:
 
 
 def store_failed(error: RegistryError, is_change: bool) -> Problem:
-    """The problem of a registry that could not do its part."""
+    """Convert an error of the registry."""
     code = ApiCode.STORE_UNAVAILABLE
     if isinstance(error, RegistryTimeoutError):
         code = ApiCode.TIMEOUT
@@ -187,7 +187,7 @@ def store_failed(error: RegistryError, is_change: bool) -> Problem:
 
 
 def problem_of(error: BaseException, is_change: bool) -> Problem | None:
-    """The answer that *error* stands for; None = it is a fault of our own."""
+    """Convert *error* to an answer; None = an internal error."""
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, RefusedError):
@@ -198,17 +198,17 @@ def problem_of(error: BaseException, is_change: bool) -> Problem | None:
 
 
 def own_fault(is_change: bool) -> Problem:
-    """The answer to a fault of our own: it says nothing of how the program is made."""
+    """Return the answer to an internal error, without internals."""
     return Problem(
         ApiCode.INTERNAL.status,
         ApiCode.INTERNAL.word,
-        "a fault of the sidecar; its log holds the details under this request id",
+        "internal error; the sidecar's log has the details under this request id",
         may_have_happened=True if is_change else None,
     )
 
 
 def document(problem: Problem, request_id: str) -> ProblemView:
-    """*problem* as its document."""
+    """Return *problem* as a document."""
     body: ProblemView = {
         "type": f"/problems/{problem.code}",
         "title": problem.code.replace("_", " ").capitalize(),
@@ -224,15 +224,15 @@ def document(problem: Problem, request_id: str) -> ProblemView:
 
 
 def respond(problem: Problem, request_id: str) -> Response:
-    """*problem* as an HTTP answer."""
+    """Return *problem* as an HTTP answer."""
     body = json.dumps(document(problem, request_id)).encode() + b"\n"
     return Response(body, problem.status, dict(problem.headers), PROBLEM_JSON)
 
 
 def invalid(faults: Iterable[Fault]) -> ProblemError:
-    """The error of one or more faults of a request's parts."""
+    """Return the error for faults in a request."""
     kept = tuple(faults)
-    detail = "; ".join(f"{one.field}: {_sentence(one.message, one.remedy)}" for one in kept[:3])
+    detail = "; ".join(f"{fault.field}: {_sentence(fault.message, fault.remedy)}" for fault in kept[:3])
     more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
     code = ApiCode.INVALID_VALUE
     return ProblemError(Problem(code.status, code.word, detail + more, kept))

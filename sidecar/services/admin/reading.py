@@ -1,4 +1,4 @@
-"""Reading: who calls, integrations, their credentials, scopes, and the sidecars that are alive."""
+"""The endpoints that read: the caller, integrations, credentials, scopes and live sidecars."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INTEGRATION = "/v1/integrations/{integration_id}"
 
 
 class WhoamiView(TypedDict):
-    """Whom a token belongs to, and what it may do."""
+    """The account of a token, and what it may do."""
 
     administrator: str
     name: str
@@ -44,7 +44,7 @@ class WhoamiView(TypedDict):
 
 
 class IntegrationPageView(TypedDict):
-    """One page of integrations; `next_after` null = this is the last."""
+    """One page of integrations; `next_after` null = the last page."""
 
     items: list[IntegrationView]
     next_after: str | None
@@ -57,13 +57,13 @@ class CredentialListView(TypedDict):
 
 
 class ScopeListView(TypedDict):
-    """The categories of scopes that are configured."""
+    """The configured categories of scopes."""
 
     items: list[ScopeCategoryView]
 
 
 class SidecarView(TypedDict):
-    """A sidecar that is alive, and whether it decides by all that is in the registry."""
+    """A live sidecar, and whether it has applied the latest change."""
 
     id: str
     revision: str
@@ -72,16 +72,16 @@ class SidecarView(TypedDict):
 
 
 class SidecarListView(TypedDict):
-    """The sidecars that announced themselves lately, and how far the registry is."""
+    """The live sidecars, and the registry's revision."""
 
     items: list[SidecarView]
     revision: str
 
 
 async def whoami(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """Whom the token belongs to."""
+    """Answer with the account of the token."""
     caller = call.caller
-    assert caller is not None  # the gate lets nobody else through
+    assert caller is not None  # every other call was refused
     view: WhoamiView = {
         "administrator": caller.actor.id,
         "name": caller.name,
@@ -94,7 +94,7 @@ async def whoami(context: AdminContext, call: Call, query: Any, body: Any) -> Re
 
 
 async def list_integrations(context: AdminContext, call: Call, query: b.ListQuery, body: Any) -> Response:
-    """One page of integrations."""
+    """Answer with one page of integrations."""
     status = Status(query.status) if query.status is not None else None
     page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
     now_us = context.clock_us()
@@ -105,7 +105,7 @@ async def list_integrations(context: AdminContext, call: Call, query: b.ListQuer
 
 
 async def show_integration(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """One integration, with the last use of its credentials, and whom its allowlist refused."""
+    """Answer with one integration, its credentials' last use, and the callers that its allowlist refused."""
     record = await known_integration(context, call.path("integration_id"))
     uses = await context.registry.last_uses(record.id)
     refused = await context.registry.refused_callers(record.id)
@@ -115,7 +115,7 @@ async def show_integration(context: AdminContext, call: Call, query: Any, body: 
 
 
 async def list_credentials(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """The credentials of one integration, with their last use."""
+    """Answer with the credentials of one integration and their last use."""
     record = await known_integration(context, call.path("integration_id"))
     uses = await context.registry.last_uses(record.id)
     view: CredentialListView = {"items": credential_views(record, context.clock_us(), uses)}
@@ -123,7 +123,7 @@ async def list_credentials(context: AdminContext, call: Call, query: Any, body: 
 
 
 async def list_scopes(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """What can be permitted."""
+    """Answer with the configured scopes."""
     view: ScopeListView = {
         "items": [category_view(category) for category in context.catalogue.categories.values()]
     }
@@ -131,8 +131,8 @@ async def list_scopes(context: AdminContext, call: Call, query: Any, body: Any) 
 
 
 async def list_sidecars(context: AdminContext, call: Call, query: Any, body: Any) -> Response:
-    """Who is alive, and who lags behind."""
-    # Read first: a sidecar that follows meanwhile is ahead of it, never behind by mistake.
+    """Answer with the live sidecars, and which of them lag behind."""
+    # Read before the sidecars: one that applies a change in between is ahead, and not shown as behind.
     revision = await context.registry.revision()
     sidecars = await context.registry.live_sidecars()
     items: list[SidecarView] = [
@@ -150,18 +150,18 @@ async def list_sidecars(context: AdminContext, call: Call, query: Any, body: Any
 
 async def known_integration(context: AdminContext, integration_id: str) -> Integration:
     """
-    The integration with this id.
+    Return the integration with this id.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: it does not exist.
     """
     record = await context.registry.get(integration_id)
     if record is None:
         raise refusal(
             Code.INTEGRATION_UNKNOWN,
             "integration_id",
-            f"there is no integration {integration_id[:80]!a}",
-            "list them; the trail of a deleted one is in the audit log",
+            f"no integration {integration_id[:80]!a}",
+            "list the integrations; the audit log has the entries of deleted ones",
         )
     return record
 
@@ -170,32 +170,32 @@ _READ = frozenset({Action.READ_INTEGRATIONS})
 
 ENDPOINTS = (
     Endpoint(
-        "whoami", "GET", "/v1/whoami", "administrators", "Whom the token belongs to",
-        "Answers every valid token, whatever its role.", whoami, answer=WhoamiView,
+        "whoami", "GET", "/v1/whoami", "administrators", "Show the account of the token",
+        "Works for every role.", whoami, answer=WhoamiView,
     ),
     Endpoint(
         "list_integrations", "GET", "/v1/integrations", "integrations", "List and search integrations",
-        "In order of their ids. Last uses are not looked up here.", list_integrations, _READ,
+        "Ordered by id. Does not include last uses.", list_integrations, _READ,
         b.ListQuery, answer=IntegrationPageView,
     ),
     Endpoint(
         "show_integration", "GET", INTEGRATION, "integrations", "Show one integration",
-        "With the last use of its API keys, and the latest callers that its allowlist refused. Its ETag is"
-        " the generation that If-Match takes.",
+        "Includes the last use of its API keys, and the latest callers that its allowlist refused. The ETag"
+        " is for If-Match.",
         show_integration, _READ, answer=IntegrationView,
     ),
     Endpoint(
         "list_credentials", "GET", INTEGRATION + "/credentials", "credentials",
-        "List the API keys of an integration", "With their last use, which tells whether an overlap may end.",
+        "List the API keys of an integration", "Includes the last use of each.",
         list_credentials, _READ, answer=CredentialListView,
     ),
     Endpoint(
-        "list_scopes", "GET", "/v1/scopes", "scopes", "List what can be permitted",
-        "The categories of scopes that are configured.", list_scopes, _READ, answer=ScopeListView,
+        "list_scopes", "GET", "/v1/scopes", "scopes", "List the configured scopes",
+        "The configured categories of scopes.", list_scopes, _READ, answer=ScopeListView,
     ),
     Endpoint(
-        "list_sidecars", "GET", "/v1/sidecars", "sidecars", "List the sidecars that are alive",
-        "And whether each decides by all that is in the registry.", list_sidecars, _READ,
+        "list_sidecars", "GET", "/v1/sidecars", "sidecars", "List the live sidecars",
+        "Shows whether each has applied the latest change.", list_sidecars, _READ,
         answer=SidecarListView,
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The quarterly review: what an auditor wants to see of each integration, and what needs a decision."""
+"""The endpoint for the access review: the access of each integration, and what needs a decision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sidecar.stores.registry.protocol import LastUse, ListQuery
 
 DAY_US = 24 * 3_600 * 1_000_000
 OLD_DAYS = 90
-"""An API key that is older, or was not used for longer, is to be rotated or revoked."""
+"""An API key that is older, or unused for longer, must be rotated or revoked."""
 
 FlagWord = Literal[
     "suspended",
@@ -48,7 +48,7 @@ FlagWord = Literal[
 
 
 class ReviewedScopeView(TypedDict):
-    """A scope, and what kind of data it opens; null = its category is no longer configured."""
+    """A scope, and the sensitivity of its data; null = its category is no longer configured."""
 
     scope: str
     sensitivity: str | None
@@ -76,7 +76,7 @@ class FlagView(TypedDict):
 
 
 class ReviewView(TypedDict):
-    """One integration, as the review shows it."""
+    """The review of one integration."""
 
     id: str
     name: str
@@ -95,7 +95,7 @@ class ReviewView(TypedDict):
 
 
 class ReviewPageView(TypedDict):
-    """One page of the review, made at `as_of`."""
+    """One page of the review, as of `as_of`."""
 
     items: list[ReviewView]
     next_after: str | None
@@ -103,7 +103,7 @@ class ReviewPageView(TypedDict):
 
 
 async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: Any) -> Response:
-    """One page of the review."""
+    """Answer with one page of the review."""
     status = Status(query.status) if query.status is not None else None
     page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
     now_us = context.clock_us()
@@ -118,7 +118,7 @@ async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: 
 def review_view(
     record: Integration, uses: Mapping[str, LastUse], catalogue: ScopeCatalogue, now_us: int
 ) -> ReviewView:
-    """What a review shows of *record*."""
+    """Return the review of *record*."""
     since_us = min((suspension.since_us for suspension in record.suspensions), default=None)
     return {
         "id": record.id,
@@ -169,21 +169,21 @@ def _credentials(
 
 
 def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Iterator[FlagView]:
-    """What concerns the integration as a whole."""
+    """Yield the flags of the integration as a whole."""
     if record.status is Status.SUSPENDED:
-        yield _flag("suspended", None, "suspended: reactivate it, or delete it when nobody needs it any more")
+        yield _flag("suspended", None, "suspended: reactivate it, or delete it if it is no longer needed")
     if record.single_person_at_us:
         at = format_time(record.single_person_at_us)
         yield _flag(
             "single_person",
             None,
-            f"was reactivated at {at} by an administrator who may also have suspended it: have a second"
-            " person check it, then suspend and reactivate it by two administrators",
+            f"reactivated at {at} by an administrator who may also have suspended it: have a second person"
+            " check it, then suspend and reactivate it by two administrators",
         )
     if not record.is_allowlist_enabled:
         yield _flag("allowlist_off", None, "every address may call: turn the allowlist on")
     if not any(is_live(record, credential, now_us) for credential in record.credentials):
-        yield _flag("no_live_credential", None, "nobody can call as it: issue an API key, or delete it")
+        yield _flag("no_live_credential", None, "has no live API key: issue one, or delete the integration")
     for scope in sorted(record.scopes):
         category = catalogue.categories.get(scope.category)
         if category is not None and category.sensitivity is not Sensitivity.OPERATIONAL:
@@ -202,15 +202,15 @@ def _credential_flags(record: Integration, uses: Mapping[str, LastUse], now_us: 
             yield from _live_credential_flags(credential, uses.get(credential.id), now_us)
 
 
-def _live_credential_flags(one: Credential, use: LastUse | None, now_us: int) -> Iterator[FlagView]:
-    if one.expires_at_us is None:
-        yield _flag("credential_never_expires", one, "never expires: let it end some day")
-    if one.issued_at_us and _days(one.issued_at_us, now_us) > OLD_DAYS:
-        yield _flag("credential_old", one, f"is older than {OLD_DAYS} days: rotate it")
+def _live_credential_flags(credential: Credential, use: LastUse | None, now_us: int) -> Iterator[FlagView]:
+    if credential.expires_at_us is None:
+        yield _flag("credential_never_expires", credential, "has no expiry date; set credential")
+    if credential.issued_at_us and _days(credential.issued_at_us, now_us) > OLD_DAYS:
+        yield _flag("credential_old", credential, f"is older than {OLD_DAYS} days: rotate it")
     if use is None:
-        yield _flag("credential_never_used", one, "was never used: revoke it when nobody needs it")
+        yield _flag("credential_never_used", credential, "was never used: revoke it if it is not needed")
     elif _days(use.at_us, now_us) > OLD_DAYS:
-        yield _flag("credential_unused", one, f"was not used for {OLD_DAYS} days: revoke it")
+        yield _flag("credential_unused", credential, f"was not used for {OLD_DAYS} days: revoke it")
 
 
 def _flag(code: FlagWord, credential: Credential | None, message: str) -> FlagView:
@@ -226,7 +226,7 @@ def _days(since_us: int, now_us: int) -> int:
 ENDPOINTS = (
     Endpoint(
         "review", "GET", "/v1/review", "review", "Review integrations",
-        "The quarterly review: scopes with their sensitivity, allowlist, limit, API keys with age and last"
+        "For the access review: scopes with their sensitivity, allowlist, limit, API keys with age and last"
         " use, and flags for what needs a decision.",
         review, frozenset({Action.READ_AUDIT}), b.ReviewQuery, answer=ReviewPageView,
     ),

@@ -1,4 +1,4 @@
-"""Which integration somebody may have meant by an id that does not exist."""
+"""Suggests an integration for an id that does not exist."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sidecar.stores.registry.protocol import ListQuery, Registry, RegistryError
 
 PART_CHARS_MIN = 2
 CANDIDATES_MAX = 200
-"""Ids that are compared for each part of what was asked for."""
+"""Ids to compare for each part of the wanted id."""
 
 
 async def closest_integration(registry: Registry, wanted: str) -> str:
     """
-    The id most like *wanted*, '' = none is like it, or the registry cannot tell.
+    Return the id most similar to *wanted*; '' = none is similar, or the registry is unavailable.
 
-    Looked for among those that share a third of it, so that a slip in the two other thirds does no harm,
-    and a registry of any size is asked for few records.
+    Compares only ids that share a third of *wanted*, so that a registry of any size returns few records, and
+    mistakes in the other two thirds do not matter.
     """
     size = max(PART_CHARS_MIN, len(wanted) // 3)
     parts = {wanted[:size], wanted[size : 2 * size], wanted[-size:]}
@@ -34,7 +34,7 @@ async def closest_integration(registry: Registry, wanted: str) -> str:
 
 
 async def with_suggestion(registry: Registry, problem: Problem, wanted: str) -> Problem:
-    """*problem*, with the integration that may be meant where it says that *wanted* does not exist."""
+    """Add a suggestion to *problem* if it says that *wanted* does not exist."""
     if problem.code != Code.INTEGRATION_UNKNOWN.word or not wanted:
         return problem
     meant = await closest_integration(registry, wanted[:64])

@@ -1,4 +1,4 @@
-"""Moments as the API writes and reads them: RFC 3339 outside, microseconds since the epoch inside."""
+"""Converts times between RFC 3339 in the API and microseconds since the epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOMENT = re.compile(
 
 def format_time(at_us: int) -> str:
     """
-    Write a moment.
+    Format a time.
 
     >>> format_time(1_764_000_000_000_001)
     '2025-11-24T16:00:00.000001Z'
@@ -27,26 +27,26 @@ def format_time(at_us: int) -> str:
 
 
 def format_optional_time(at_us: int | None) -> str | None:
-    """Write a moment that may be missing; 0 = it was never noted."""
+    """Format an optional time; 0 = unknown."""
     return format_time(at_us) if at_us else None
 
 
 def parse_time(text: str) -> int:
     """
-    Read a moment with its offset from UTC (RFC 3339 5.6); digits beyond microseconds are cut.
+    Parse a time with an offset (RFC 3339 5.6); digits beyond microseconds are cut.
 
     >>> parse_time("2025-11-24T17:00+01:00")
     1764000000000000
 
     Raises:
-        ValueError: anything else, or a moment outside 1970 ... 2255.
+        ValueError: anything else, or a time outside 1970 ... 2255.
     """
     if not _MOMENT.fullmatch(text):
-        raise ValueError("write a moment with its offset, such as 2026-12-01T00:00:00Z")
+        raise ValueError("must be a time with an offset, such as 2026-12-01T00:00:00Z")
     try:
         at_us = (datetime.fromisoformat(text.upper()) - _EPOCH) // _MICROSECOND
     except (ValueError, OverflowError):
-        raise ValueError("this moment is not on the calendar: check month, day, hour and offset") from None
+        raise ValueError("no such date or time; check month, day, hour and offset") from None
     if not 0 <= at_us <= TIME_MAX_US:
-        raise ValueError("write a moment from 1970 to 2255")
+        raise ValueError("must be a time from 1970 to 2255")
     return at_us

@@ -1,4 +1,4 @@
-"""What a verification of audit chains found, as the admin API and the command line tell it."""
+"""The report of an audit verification, for the admin API and the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sidecar.domain.audit import ChainReport, Finding
 
 
 class ChainView(TypedDict):
-    """One chain that was verified; `anchor` is what to note and to give back the next time."""
+    """One verified chain; keep `anchor` for the next verification."""
 
     chain: int
     entries: int
@@ -16,7 +16,7 @@ class ChainView(TypedDict):
 
 
 class FindingView(TypedDict):
-    """One thing that is wrong: entries `sequence` ... `last_sequence` of `chain`."""
+    """One error in entries `sequence` ... `last_sequence` of `chain`."""
 
     chain: int
     sequence: int
@@ -26,7 +26,7 @@ class FindingView(TypedDict):
 
 
 def chain_view(report: ChainReport) -> ChainView:
-    """A chain that was verified, with its anchor."""
+    """Return the view of a verified chain, with its anchor."""
     head = report.head
     return {
         "chain": head.chain,
@@ -36,7 +36,7 @@ def chain_view(report: ChainReport) -> ChainView:
 
 
 def finding_view(finding: Finding) -> FindingView:
-    """One thing that is wrong, and where."""
+    """Return the view of one error."""
     return {
         "chain": finding.chain,
         "sequence": finding.first,

@@ -1,7 +1,7 @@
 """
-Records as the API shows them: times in RFC 3339, no secret, no digest.
+Converts records to answers of the API: times in RFC 3339, no secrets, no digests.
 
-The types here are the answers' schema in the OpenAPI document.
+The types are the schemas of the answers in the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POLICY_WORDS: Mapping[FailPolicy, PolicyWord] = {
 
 
 class CredentialView(TypedDict):
-    """An API key of an integration; last use only where it was looked up."""
+    """An API key of an integration; the last use is only set where it was looked up."""
 
     id: str
     state: CredentialState
@@ -55,8 +55,8 @@ class RefusedCallerView(TypedDict):
     """
     A caller with a valid API key that the allowlist refused.
 
-    `address` null = the sidecar could not work it out, see the setting `client_ip`. `entry` is the allowlist
-    entry that admits exactly this address; `is_admitted_now` true = the allowlist admits it by now.
+    `address` null = the sidecar could not determine it: see the setting `client_ip`. `entry` is the allowlist
+    entry that admits exactly this address; `is_admitted_now` true = the allowlist now admits it.
     """
 
     address: str | None
@@ -75,7 +75,7 @@ class WebhookSecretView(TypedDict):
 
 
 class LimitRaiseView(TypedDict):
-    """A temporary raise that is in force."""
+    """A temporary raise of the limit that is in force."""
 
     rate_limit_rpm: int
     burst: int | None
@@ -83,7 +83,7 @@ class LimitRaiseView(TypedDict):
 
 
 class SuspensionView(TypedDict):
-    """Who suspended the integration: the latest time, and the first since the last reactivation."""
+    """Who suspended the integration, with the latest time and the first since the last reactivation."""
 
     by: str
     at: str
@@ -124,7 +124,7 @@ class IntegrationView(TypedDict):
 
 
 class NoticeView(TypedDict):
-    """Something to know about a change that was made."""
+    """A warning about a change that was made."""
 
     code: str
     field: str
@@ -144,9 +144,9 @@ class TokenView(TypedDict):
 
 class AdministratorView(TypedDict):
     """
-    An administrator's account; a removed one is kept for its id.
+    An administrator's account; removed accounts are kept, because ids are never reused.
 
-    `is_recovered` true = it was made by 'sidecar admin recover', on the machine that holds the registry.
+    `is_recovered` true = created by 'sidecar admin recover', on the machine that holds the registry.
     """
 
     id: str
@@ -159,7 +159,7 @@ class AdministratorView(TypedDict):
 
 
 class ScopeCategoryView(TypedDict):
-    """A category of scopes, and the scopes that it has."""
+    """A category of scopes with its scopes."""
 
     name: str
     title: str
@@ -171,7 +171,7 @@ class ScopeCategoryView(TypedDict):
 def integration_view(
     record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
 ) -> IntegrationView:
-    """*record* as it is at *now_us*; with *uses* also when its credentials were last used."""
+    """Return *record* as of *now_us*, with the last use of its credentials if *uses* is given."""
     limit_raise = raise_in_force(record, now_us)
     return {
         "id": record.id,
@@ -216,12 +216,12 @@ def integration_view(
 def credential_views(
     record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
 ) -> list[CredentialView]:
-    """The credentials of *record* in the order in which they were issued."""
+    """Return the credentials of *record* in the order of issue."""
     return [_credential(record, credential, now_us, uses) for credential in record.credentials]
 
 
 def credential_state(record: Integration, credential: Credential, now_us: int) -> CredentialState:
-    """What a credential is good for at *now_us*."""
+    """Return the state of a credential at *now_us*."""
     if is_invalidated(record, credential):
         return "invalidated"
     if not is_live(record, credential, now_us):
@@ -230,12 +230,12 @@ def credential_state(record: Integration, credential: Credential, now_us: int) -
 
 
 def notice_view(notice: Notice) -> NoticeView:
-    """*notice* with the field's name in the API."""
+    """Return *notice* with the API's name of its field."""
     return {"code": notice.code, "field": api_name(notice.field), "message": notice.message}
 
 
 def refused_caller_view(record: Integration, caller: RefusedCaller) -> RefusedCallerView:
-    """*caller*, whom the allowlist of *record* refused."""
+    """Return a caller that the allowlist of *record* refused."""
     view: RefusedCallerView = {
         "address": None,
         "credential_id": caller.credential_id,
@@ -253,7 +253,7 @@ def refused_caller_view(record: Integration, caller: RefusedCaller) -> RefusedCa
 def administrator_view(
     administrator: Administrator, now_us: int, uses: Mapping[str, TokenUse] | None = None
 ) -> AdministratorView:
-    """*administrator* with the tokens that are kept; with *uses* also when each was last used."""
+    """Return *administrator* with its tokens, and their last use if *uses* is given."""
     removed_at_us = administrator.removed_at_us
     return {
         "id": administrator.id,
@@ -281,7 +281,7 @@ def _token(token: AdminToken, now_us: int, uses: Mapping[str, TokenUse] | None) 
 
 
 def category_view(category: ScopeCategory) -> ScopeCategoryView:
-    """*category* with its scopes."""
+    """Return *category* with its scopes."""
     accesses = ("read",) if category.read_only else ("read", "write")
     return {
         "name": category.name,
@@ -310,7 +310,7 @@ def _credential(
 
 
 def limit_raise_view(record: Integration, now_us: int) -> LimitRaiseView | None:
-    """The temporary raise, while it is in force."""
+    """Return the temporary raise, if it is in force."""
     limit_raise = raise_in_force(record, now_us)
     if limit_raise is None:
         return None

@@ -148,7 +148,7 @@ def test_push__an_empty_registry_needs_its_first_administrator(desk: Desk) -> No
     unknown = desk.run("registry", "push", desk.file(), "--yes", "--token", stranger)
     assert (unknown.exit_code, "ask an administrator for a new token" in unknown.stderr) == (1, True)
     none = desk.run("registry", "push", desk.file(), SIDECAR_ADMIN_TOKEN="")
-    assert (none.exit_code, "no administrator's token was given" in none.stderr) == (2, True)
+    assert (none.exit_code, "no administrator's token" in none.stderr) == (2, True)
     assert desk.run("registry", "pull").stdout == "integrations: []\n"
 
 
@@ -164,7 +164,7 @@ def test_push__ends_with_1_when_something_cannot_be(desk: Desk) -> None:
     assert desk.run("registry", "push", desk.file(), "--prune", "--yes").exit_code == 0
     retired = desk.run("registry", "push", file, "--yes")
     assert retired.exit_code == 1
-    assert "refused: gone: integration.create: 'gone' was used by an integration that was" in retired.stderr
+    assert "refused: gone: integration.create: 'gone' belonged to a deleted integration" in retired.stderr
 
 
 def test_push__removes_only_with_prune(desk: Desk) -> None:
@@ -173,9 +173,9 @@ def test_push__removes_only_with_prune(desk: Desk) -> None:
     desk.run("registry", "push", desk.file(), "--yes")
     file = desk.file("integrations: [{id: depot, name: Depot Ltd}]", "less.yaml")
     kept = desk.run("registry", "push", file, "--dry-run").stdout
-    assert "not in the file, and left alone: 1 integration, 0 live credentials; --prune would remove" in kept
+    assert "not in the file, and kept: 1 integration, 0 live credentials; --prune would remove" in kept
     pruned = desk.run("registry", "push", file, "--prune", "--yes").stdout.splitlines()
-    assert pruned[0] == "- acme-erp   Acme ERP   permanently: its id cannot be used again"
+    assert pruned[0] == "- acme-erp   Acme ERP   permanently: its id cannot be reused"
     assert pruned[1:3] == ["~ depot   Depot Ltd", "    ~ name                 Depot → Depot Ltd"]
 
 

@@ -75,7 +75,7 @@ def test_keys_new__refuses_a_prefix_that_parts_keys() -> None:
     """A wrong argument is told in a sentence, with the code for wrong usage."""
     result = run("keys", "new", "--prefix", "a_b")
     assert result.exit_code == 2
-    assert result.stderr.startswith("sidecar: a prefix must be ")
+    assert result.stderr.startswith("sidecar: prefix is 'a_b'; it must be ")
 
 
 def test_check_config__sums_up(demo: tuple[str, dict[str, str]]) -> None:
@@ -100,7 +100,7 @@ def test_check_config__warns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "told"),
-    [("deny", "refused with 503"), ("allow", "no limit is looked at"), ("local", "its share of the limit")],
+    [("deny", "refused with 503"), ("allow", "allowed without a limit"), ("local", "its share of the limit")],
 )
 def test_check_config__says_what_answers_without_the_store(tmp_path: Path, policy: str, told: str) -> None:
     """The policy in words, and how many integrations have one of their own."""
@@ -116,7 +116,7 @@ def test_check_config__says_what_answers_without_the_store(tmp_path: Path, polic
     assert f"on_store_error {policy}: " in said
     assert told in said
     assert "(integrations: 1 deny, 2 local)" in said
-    assert "(waited for 50 ms)" in said
+    assert "(timeout 50 ms)" in said
     assert "warning" not in said
     config.write_text("registry: r.yaml\n")
     embedded = " ".join(run("check-config", str(config)).output.split())
@@ -128,7 +128,7 @@ def test_check_config__leaves_policies_in_the_store_alone(tmp_path: Path) -> Non
     config = tmp_path / "sidecar.yaml"
     config.write_text("store: redis://127.0.0.1:1\n")
     said = " ".join(run("check-config", str(config)).output.split())
-    assert "each may have another; not asked here" in said
+    assert "each may have its own; not checked here" in said
 
 
 def test_check_config__names_mistakes_of_all_files(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_decide__allows_and_explains(demo: tuple[str, dict[str, str]]) -> None:
     assert result.exit_code == 0
     assert result.output.startswith("ALLOW ok ")
     assert "the route asks for orders:read" in result.output
-    assert "x-api-key  taken away from the upstream" in result.output
+    assert "x-api-key  removed before the upstream" in result.output
     assert keys["acme-erp"] not in result.output
 
 
@@ -219,8 +219,8 @@ def test_decide__looks_where_the_configuration_says(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (("--ip", "somewhere"), "'somewhere' is not an IP address"),
-        (("--ip", "10.0.0.1", "--peer", "10.0.0.2"), "--ip and --peer exclude each other"),
-        (("-H", "nonsense"), "--header 'nonsense': write 'name: value'"),
+        (("--ip", "10.0.0.1", "--peer", "10.0.0.2"), "--ip and --peer"),
+        (("-H", "nonsense"), "--header 'nonsense' has no ':'"),
         (("--header", ": value"), "write 'name: value'"),
     ],
 )
@@ -247,8 +247,8 @@ def test_cli__a_missing_configuration_is_told(tmp_path: Path, command: tuple[str
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--cert", "a"), "--cert, --cert-key and --ca belong together"),
-        (("--cert", "a", "--cert-key", "b"), "--cert, --cert-key and --ca belong together"),
+        (("--cert", "a"), "--cert and --cert-key must be given together"),
+        (("--cert", "a", "--cert-key", "b"), "--cert and --cert-key must be given together"),
     ],
 )
 def test_ask__wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None:

@@ -15,7 +15,7 @@ from tests.redis_servers import shared
 from .served import Served
 from .terminal import Terminal
 
-NOBODY = "nobody can reactivate 'acme' once you have suspended it"
+NOBODY = "nobody can reactivate 'acme' after you suspend it"
 
 
 def on_machine(config: Path, *arguments: str) -> Result:
@@ -140,7 +140,7 @@ def test_recover__needs_no_administrator_and_makes_no_second_first_one(tmp_path:
     assert on_machine(config, "admin", "bootstrap", "--id", "ann").exit_code == 0
     assert on_machine(config, "admin", "recover", "--id", "eve").exit_code == 2
     taken = on_machine(config, "admin", "recover", "--id", "ann", "--reason", "lost")
-    assert (taken.exit_code, "exists already" in taken.stderr) == (1, True)
+    assert (taken.exit_code, "already exists" in taken.stderr) == (1, True)
     told = json.loads(
         on_machine(config, "admin", "recover", "--id", "eve", "--reason", "lost", "--json").stdout
     )
@@ -166,7 +166,7 @@ def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: Served, co
 def test_suspend_offline__what_cannot_be_is_told(alone: Served, config: Path) -> None:
     """An unknown id, a generation that has passed, and an option that has no meaning here."""
     for arguments, code, text in (
-        (("nobody",), 1, "there is no integration 'nobody'"),
+        (("nobody",), 1, "no integration 'nobody'"),
         (("acme", "--expect", "9"), 1, "not at the expected generation 9"),
         (("acme", "--idempotency-key", "k"), 2, "leave it out with --offline"),
     ):
@@ -205,7 +205,7 @@ def test_suspend_offline__a_file_is_edited_by_hand(tmp_path: Path) -> None:
     config.write_text("registry: registry.yaml\n")
     result = on_machine(config, "suspend", "acme", "--reason", "leak", "--offline")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "below line 3 ('id: acme'), write the line: status: suspended" in result.stderr
+    assert "below line 3 ('id: acme'), add the line: status: suspended" in result.stderr
     assert "without a restart" in result.stderr
     missing = on_machine(config, "suspend", "other", "--reason", "leak", "--offline")
     assert "no line 'id: other' was found" in missing.stderr

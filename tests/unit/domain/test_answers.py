@@ -165,7 +165,7 @@ def test_problem_body__says_where_the_key_goes() -> None:
         ("192.0.2.1", "from 192.0.2.1 are"),
         ("2001:db8::1", "from 2001:db8::1 are"),
         ("::1.2.3.4", "from ::102:304 are"),
-        (None, "from an address that could not be established are"),
+        (None, "from an unknown address are"),
     ],
 )
 def test_problem_body__names_the_address(address: str | None, expected: str) -> None:
@@ -202,14 +202,14 @@ def test_answers__a_wait_that_never_ends_is_not_told() -> None:
     never = Limits("600", "7", "1764000060", "")
     assert "retry-after" not in dict(denial_headers(Reason.RATE_LIMITED, "id", never, STYLE))
     detail = problem(Reason.RATE_LIMITED, never)["detail"]
-    assert detail.startswith("This request costs more than a full burst, so waiting cannot help.")
+    assert detail.startswith("This request costs more than a full burst, so waiting does not help.")
 
 
 def test_problem_body__says_that_the_limit_is_a_share() -> None:
     """While only a share is granted, the lower limit is not told as if it were the integration's own."""
     share = NONE_LEFT._replace(limit="200", is_share=True)
     detail = problem(Reason.RATE_LIMITED, share)["detail"]
-    assert "shared limits cannot be reached" in detail
+    assert "shared limits are unavailable" in detail
     assert "200 requests per minute" in detail
     assert "Retry in 2 s" in detail
 

@@ -1,7 +1,7 @@
 """
-Plans and reports as JSON documents: what the admin API answers, and what `--json` prints.
+Converts plans and reports to JSON documents, for the admin API and `--json`.
 
-The command line prints its diff from the same documents, so a plan is described in one place.
+The command line prints its diff from the same documents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TIME_SUFFIX = "_us"
 
 
 class FieldView(TypedDict):
-    """One value before and after, or one member of a list that is added or removed; null = not there."""
+    """A value before and after, or a list member that is added or removed; null = absent."""
 
     field: str
     before: Any  # a value of `Json`; pydantic cannot resolve a recursive alias in a TypedDict
@@ -30,7 +30,7 @@ class FieldView(TypedDict):
 
 
 class RefusalView(TypedDict):
-    """Something the file declares and the rules refuse; `action` is the command that it would need."""
+    """A declared change that the rules refuse; `action` is the command that it needs."""
 
     action: str | None
     code: str
@@ -40,7 +40,7 @@ class RefusalView(TypedDict):
 
 
 class DifferenceView(TypedDict):
-    """What differs for one integration, and the actions that the rules accept."""
+    """The differences of one integration, and the actions that the rules accept."""
 
     id: str
     name: str
@@ -52,7 +52,7 @@ class DifferenceView(TypedDict):
 
 
 class CountsView(TypedDict):
-    """Integrations by what happens to them; `steps` counts the actions of all of them."""
+    """Counts of integrations by change; `steps` is the total number of actions."""
 
     add: int
     change: int
@@ -63,14 +63,14 @@ class CountsView(TypedDict):
 
 
 class NotInFileView(TypedDict):
-    """Ids of what the file does not name and what therefore stays, unless it is pruned."""
+    """Ids that the file does not name; they are kept unless pruned."""
 
     integrations: list[str]
     credentials: list[str]
 
 
 class PlanView(TypedDict):
-    """All that differs between a file and the registry; integrations that do not differ are only counted."""
+    """All differences between a file and the registry; equal integrations are only counted."""
 
     integrations: list[DifferenceView]
     counts: CountsView
@@ -78,7 +78,7 @@ class PlanView(TypedDict):
 
 
 class DeclinedView(TypedDict):
-    """A step that the registry refused, and how many steps of that integration were made before it."""
+    """A step that the registry refused, and the number of steps made before it."""
 
     id: str
     action: str
@@ -91,8 +91,8 @@ class ReportView(TypedDict):
     """
     The result of applying a plan.
 
-    `error` is the failure that ended it early; `may_have_happened` true = the batch that failed may be in
-    force in part. Applying the file again is always safe.
+    `error` is the failure that stopped it; `may_have_happened` true = part of the failed batch may have been
+    made. Applying the file again is always safe.
     """
 
     steps_made: int
@@ -105,9 +105,9 @@ class ReportView(TypedDict):
 
 class ApplyView(TypedDict):
     """
-    The plan, and with `report` the result of applying it; null = it was a dry run, or nothing was to be done.
+    The plan, and the result of applying it as `report`; null = a dry run, or no change was needed.
 
-    `warnings` are remarks on the file. `plan` is the digest that `expected_plan` takes.
+    `warnings` are about the file. `plan` is the digest for `expected_plan`.
     """
 
     plan: str
@@ -119,7 +119,7 @@ class ApplyView(TypedDict):
 
 
 def plan_view(plan: ApplyPlan) -> PlanView:
-    """All of *plan*."""
+    """Convert *plan*."""
     return {
         "integrations": [_difference(difference) for difference in plan.differences],
         "counts": {
@@ -139,9 +139,9 @@ def plan_view(plan: ApplyPlan) -> PlanView:
 
 def plan_digest(plan: ApplyPlan) -> str:
     """
-    The digest that names what *plan* would do: its commands without reasons, and the generations they expect.
+    Return the digest of the changes of *plan*: its commands without reasons, and the expected generations.
 
-    Two plans with equal digests make the same changes, whatever else was compared.
+    Plans with equal digests make the same changes.
     """
     steps = [
         [step.command.word, repr(replace(step.command, reason="")), step.expected_generation]
@@ -152,7 +152,7 @@ def plan_digest(plan: ApplyPlan) -> str:
 
 
 def report_view(report: Report) -> ReportView:
-    """The result in *report*."""
+    """Convert *report*."""
     error = report.error
     return {
         "steps_made": report.made,
@@ -177,7 +177,7 @@ def _difference(difference: Difference) -> DifferenceView:
 
 
 def _field(change: FieldChange) -> FieldView:
-    """*change* as people read it: a time in ISO 8601, and the field's name without its unit."""
+    """Convert *change*: times in ISO 8601, and the field's name without its unit."""
     name, before, after = change
     if name.endswith(_TIME_SUFFIX):
         name, before, after = name.removesuffix(_TIME_SUFFIX), _time(before), _time(after)
@@ -201,7 +201,7 @@ def _refusal(refusal: Refusal) -> RefusalView:
 
 def _declined(progress: Progress) -> DeclinedView:
     declined = progress.declined
-    assert declined is not None  # the caller takes only those
+    assert declined is not None  # the caller filters them
     step = progress.difference.steps[progress.made]
     return {
         "id": progress.difference.integration_id,

@@ -1,4 +1,4 @@
-"""Compares a file with a registry and applies the difference: bounded batches, guarded by generations."""
+"""Compares a file with a registry, and applies the differences in batches that check generations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sidecar.domain.texts import REASON_LENGTH_MAX
 from sidecar.stores.registry.protocol import Registry, RegistryError
 
 STEPS_MAX = 1_000
-"""Steps of one call of the registry; it accepts at most `REQUESTS_MAX`."""
+"""Steps per call of the registry, which accepts at most `REQUESTS_MAX`."""
 
 
 class Declined(NamedTuple):
-    """A step that the registry refused, so it changed nothing: `code` is the domain's word for why."""
+    """A step that the registry refused; `code` is the domain's code."""
 
     code: str
     message: str
@@ -30,7 +30,7 @@ class Declined(NamedTuple):
 
 @dataclass(slots=True)
 class Progress:
-    """How far the steps of one integration have come; `declined` ends them."""
+    """The progress of one integration; `declined` stops it."""
 
     difference: Difference
     made: int = 0
@@ -38,7 +38,7 @@ class Progress:
 
     @property
     def next_step(self) -> PlannedCommand | None:
-        """The step to make now; None = there is none, or one was declined."""
+        """The next step; None = finished, or declined."""
         steps = self.difference.steps
         return steps[self.made] if self.declined is None and self.made < len(steps) else None
 
@@ -48,8 +48,8 @@ class Report:
     """
     The result of applying a plan.
 
-    `error` is the registry's failure that ended it early, None = it ran to its end. `positions` are those of
-    the changes in the registry's history. `took_s` is how long it took.
+    `error` is the registry's failure that stopped it, None = finished. `positions` are the positions of the
+    changes in the registry's history. `took_s` is the duration.
     """
 
     progress: tuple[Progress, ...]
@@ -59,17 +59,17 @@ class Report:
 
     @property
     def made(self) -> int:
-        """Steps that were made."""
+        """The number of steps made."""
         return sum(progress.made for progress in self.progress)
 
     @property
     def declined(self) -> tuple[Progress, ...]:
-        """Integrations with a step that the registry refused."""
+        """The integrations with a step that the registry refused."""
         return tuple(progress for progress in self.progress if progress.declined is not None)
 
     @property
     def unfinished(self) -> int:
-        """Steps that were not tried, because an earlier one was refused or the registry failed."""
+        """The number of steps not tried, because an earlier one was refused or the registry failed."""
         steps = sum(len(progress.difference.steps) for progress in self.progress)
         return steps - self.made - len(self.declined)
 
@@ -77,7 +77,7 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class ApplyRequest:
     """
-    What a registry should hold, who says so, and how to treat what the file does not name.
+    The declared content of a registry, its author, and how to treat what the file does not name.
 
     `reason` is recorded with each change. `has_prune`: delete what is not declared. `context` is recorded as
     the origin of every change. `expected_plan` is the digest of the only plan to apply, None = any.
@@ -94,17 +94,17 @@ class ApplyRequest:
 
 
 class PlanChangedError(Exception):
-    """The plan is another one than `ApplyRequest.expected_plan`: the file or the registry has changed."""
+    """The plan differs from `ApplyRequest.expected_plan`: the file or the registry has changed."""
 
 
 def default_reason(file_name: str) -> str:
-    """The reason on record where none was given."""
+    """Return the reason to record if none was given."""
     return f"declared in {file_name}"[:REASON_LENGTH_MAX]
 
 
 async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: ApplyRequest) -> ApplyPlan:
     """
-    Compare *request* with what *registry* holds now.
+    Compare *request* with the content of *registry*.
 
     Raises:
         RegistryError: the registry could not be read.
@@ -117,11 +117,11 @@ async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: Appl
 
 async def apply_plan(registry: Registry, plan: ApplyPlan, request: ApplyRequest) -> Report:
     """
-    Make the steps of *plan*: the first one of every integration, then the second one, and so on.
+    Make the steps of *plan*: the first step of every integration, then the second, and so on.
 
-    A step is sent only after the one before it was made, and each names the generation that it expects:
-    where somebody else has changed an integration meanwhile, nothing more is done to it. A registry that
-    fails ends the run; the report tells how far it came.
+    A step is sent only after the previous one was made, with the generation that it expects: an integration
+    that somebody else has changed since gets no further steps. A failure of the registry stops the run; the
+    report has the progress.
     """
     run = _Run(registry, request)
     started_s = monotonic()
@@ -139,14 +139,14 @@ async def apply_plan(registry: Registry, plan: ApplyPlan, request: ApplyRequest)
 
 @dataclass(slots=True)
 class _Run:
-    """One run of `apply_plan`; `positions` grows with each change."""
+    """One run of `apply_plan`; collects the `positions` of its changes."""
 
     registry: Registry
     request: ApplyRequest
     positions: list[Position] = field(default_factory=list)
 
     async def apply(self, batch: Sequence[Progress]) -> None:
-        """Make the next step of each member of *batch*; note what was made and what was declined."""
+        """Make the next step of each member of *batch*, and record the results."""
         results = await self.registry.apply_many(list(self._requests(batch)))
         for progress, result in zip(batch, results, strict=True):
             if isinstance(result, RefusedError):
@@ -159,7 +159,7 @@ class _Run:
     def _requests(self, batch: Sequence[Progress]) -> Iterator[ChangeRequest]:
         for progress in batch:
             step = progress.next_step
-            assert step is not None  # `apply_plan` takes only those
+            assert step is not None  # `apply_plan` filters them
             yield ChangeRequest(
                 step.command, self.request.actor, self.request.context, step.expected_generation
             )

@@ -1,4 +1,4 @@
-"""The endpoint that makes the registry hold what a posted file declares."""
+"""The endpoint that applies a posted registry file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sidecar.services.admin.apply.run import apply_declared
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.confirmation import put_in_force
 from sidecar.services.admin.context import AdminContext
-from sidecar.services.admin.deadline import while_awaited
+from sidecar.services.admin.deadline import run_while_connected
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.problems import ApiCode, Fault, Problem, ProblemError, problem_error
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.stores.registry.file.registry_file import Declared, parse_declarations
 
 FILE_BYTES_MAX = 16 * 1_048_576
-"""Of the body that carries the file; a file of 10,000 integrations takes about 3 MB."""
+"""Limit of the body; a file of 10,000 integrations takes about 3 MB."""
 APPLY_TIMEOUT_S = 600.0
 FILE_NAME = "FILE"
-"""What messages call a file whose name the caller did not send."""
+"""The file's name in messages if the caller did not send one."""
 
 
 class FileToApply(b.Body):
@@ -36,11 +36,11 @@ class FileToApply(b.Body):
     A registry file, as text, and how to apply it.
 
     `prune`: delete integrations, and revoke API keys, that the file does not name; both are permanent.
-    `expected_plan`: apply only the plan with this digest, which a dry run answered; any other is refused.
+    `expected_plan`: refuse the call unless the plan has this digest, which a dry run returns.
     """
 
     file: Annotated[str, Field(description="The YAML text of the file, with the list `integrations:`.")]
-    file_name: Annotated[str, Field(max_length=255, description="What messages call the file.")] = FILE_NAME
+    file_name: Annotated[str, Field(max_length=255, description="The file's name in messages.")] = FILE_NAME
     prune: bool = False
     expected_plan: Annotated[str, Field(max_length=71)] | None = None
 
@@ -48,7 +48,7 @@ class FileToApply(b.Body):
 class ApplyQuery(b.Query):
     """Whether to apply the file, or only to compare it."""
 
-    dry_run: Annotated[b.Switch, Field(description="Change nothing; answer with the plan alone.")] = False
+    dry_run: Annotated[b.Switch, Field(description="Change nothing; answer with the plan only.")] = False
 
 
 async def apply_file(context: AdminContext, call: Call, query: ApplyQuery, body: FileToApply) -> Response:
@@ -56,12 +56,12 @@ async def apply_file(context: AdminContext, call: Call, query: ApplyQuery, body:
     call.note(action="apply", is_dry_run=query.dry_run)
     try:
         work = _applied(context, call, query, body)
-        return await while_awaited(call.request.receive, work, APPLY_TIMEOUT_S)
+        return await run_while_connected(call.request.receive, work, APPLY_TIMEOUT_S)
     except TimeoutError:
         error = problem_error(
             ApiCode.TIMEOUT,
-            f"the file was not applied within {APPLY_TIMEOUT_S:g} s",
-            "apply it again: only what is still different is changed",
+            f"applying the file took longer than {APPLY_TIMEOUT_S:g} s",
+            "apply it again: only the remaining differences are changed",
         )
         raise error from None
 
@@ -97,7 +97,7 @@ def _declared(context: AdminContext, body: FileToApply) -> Declared:
 
 
 def _mistakes(error: FileFaultsError) -> ProblemError:
-    """Every mistake of the file, with its line."""
+    """Return the error with every mistake of the file and its line."""
     code = ApiCode.INVALID_FILE
     faults = tuple(
         Fault(code.word, f"line {fault.line}" if fault.line is not None else "", _located(fault), "")
@@ -115,18 +115,18 @@ def _plan_changed() -> ProblemError:
     return problem_error(
         ApiCode.PLAN_CHANGED,
         "the file or the registry has changed since the plan was made; nothing was changed",
-        "make a new plan with dry_run, look at it, and apply that",
+        "make a new plan with dry_run, check it, and apply it",
         "expected_plan",
     )
 
 
 ENDPOINTS = (
     Endpoint(
-        "apply_file", "POST", "/v1/apply", "changes", "Make the registry hold what a file declares",
-        "Compares the file with the registry and changes only what differs: batches of single changes, each"
-        " whole or absent, guarded by the generation it was planned on. With `dry_run` it answers with the"
-        " plan; send the plan's digest back as `expected_plan` to apply exactly that. Applying a file again"
-        " is always safe.",
+        "apply_file", "POST", "/v1/apply", "changes", "Apply a registry file",
+        "Compares the file with the registry and changes only what differs. The changes are made one by one,"
+        " each only if the integration still has the generation that was compared. With `dry_run` it answers"
+        " with the plan; send the plan's digest as `expected_plan` to apply exactly this plan. Applying a"
+        " file again is always safe.",
         apply_file, frozenset({Action.READ_INTEGRATIONS}), ApplyQuery, FileToApply, answer=ApplyView,
         examples=({"file": "integrations:\n  - {id: acme, name: Acme, scopes: [orders:read]}\n"},),
         body_bytes_max=FILE_BYTES_MAX,

@@ -1,4 +1,4 @@
-"""One run: plan, compare the plan's digest with the expected one, apply, and describe the result."""
+"""Applies a file: plans, checks the plan's digest, applies, and reports the result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sidecar.services.admin.notices import accounts_now
 from sidecar.stores.registry.protocol import Registry
 
 NAMED_MAX = 5
-"""Integrations that one warning names; the rest is counted."""
+"""Maximum number of integrations that a warning names."""
 
 
 async def apply_declared(
     registry: Registry, catalogue: ScopeCatalogue, request: ApplyRequest
 ) -> tuple[ApplyView, Sequence[Position]]:
     """
-    Apply *request* to *registry*; return what was planned and done, and the positions of the changes.
+    Apply *request* to *registry*; return the plan with its report, and the positions of the changes.
 
     Raises:
         PlanChangedError: the plan is not the expected one, and nothing was changed.
@@ -49,7 +49,7 @@ async def apply_declared(
 
 
 async def _lock_warnings(registry: Registry, plan: ApplyPlan, request: ApplyRequest) -> list[str]:
-    """The warning that nobody could reactivate what *plan* suspends; none when somebody could."""
+    """Return a warning if nobody could reactivate what *plan* suspends."""
     ids = [
         difference.integration_id
         for difference in plan.differences
@@ -61,6 +61,6 @@ async def _lock_warnings(registry: Registry, plan: ApplyPlan, request: ApplyRequ
         return []
     named = ", ".join(ids[:NAMED_MAX]) + (f" and {len(ids) - NAMED_MAX} more" if len(ids) > NAMED_MAX else "")
     return [
-        f"this suspends {named}, which nobody can reactivate: that takes another administrator with a live"
-        " token, and there is none; make one first ('sidecar admin create')"
+        f"this suspends {named}, which nobody can reactivate, because no other administrator has a live"
+        " token; create one first ('sidecar admin create')"
     ]

@@ -69,7 +69,7 @@ def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
     bootstrap(config)
     result = bootstrap(config, id="eve")
     assert result.exit_code == 1
-    assert "ask one of its administrators" in result.stderr
+    assert "ask an administrator" in result.stderr
     assert result.stdout == ""
     assert [administrator.id for administrator in administrators(config)] == ["ann"]
 

@@ -63,7 +63,7 @@ def test_audit__several_chains_need_a_choice(world: AdminApi, monkeypatch: pytes
 
     monkeypatch.setattr(world.registry, "chains", chains)
     answer = world.refused(422, "invalid_value", world.call("GET", "/v1/audit"))
-    assert answer["problems"][0]["remedy"] == "name one of the chains 0, 3, 7"
+    assert answer["problems"][0]["remedy"] == "send chain with one of 0, 3, 7"
     assert world.get("/v1/audit?chain=3")["chain"] == 3
     assert world.get("/v1/audit?integration=acme")["chain"] == 7
 
@@ -125,7 +125,9 @@ def test_audit__a_verification_has_a_deadline(world: AdminApi, monkeypatch: pyte
     """A log that is too long for a call is verified offline, the answer says."""
     monkeypatch.setattr(audit, "VERIFY_TIMEOUT_S", 0.0)
     document = world.refused(504, "timeout", world.call("GET", "/v1/audit/verify"))
-    assert document["problems"][0]["remedy"] == "export the log and verify it offline"
+    assert (
+        document["problems"][0]["remedy"] == "export the log and verify it with 'sidecar audit verify FILE'"
+    )
 
 
 def test_audit__an_export_has_a_deadline(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:

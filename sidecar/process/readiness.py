@@ -26,6 +26,23 @@ def lacking(components: Mapping[str, Component]) -> str:
     return ", ".join(f"{name}: {each.state}" for name, each in components.items() if not each.is_ready)
 
 
+SOUND_STATES = frozenset({"serving", "loaded", "none", "connected"})
+
+
+def remarks(components: Mapping[str, Component]) -> str:
+    """
+    The components that are ready although something is wrong with them, as text.
+
+    >>> remarks({"grpc": Component(True, "serving"), "registry": Component(True, "loaded, but not followed")})
+    'registry: loaded, but not followed'
+    """
+    return ", ".join(
+        f"{name}: {each.state}"
+        for name, each in components.items()
+        if each.is_ready and each.state not in SOUND_STATES
+    )
+
+
 class Readiness:
     """Ready = every component is; `/readyz` and the gauge `sidecar_ready` tell it."""
 

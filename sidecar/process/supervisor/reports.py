@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.process.readiness import Component, lacking
+from sidecar.process.readiness import Component, lacking, remarks
 from sidecar.sources.file_faults import FileFault, FileFaultsError
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError
@@ -47,6 +47,12 @@ class Report:
     def lacking(self) -> str:
         """The components that are not ready, as text: 'registry: loading'."""
         return lacking(self.components)
+
+    @property
+    def state(self) -> str:
+        """What /readyz says of the worker: what it lacks, or 'ready' and what is wrong all the same."""
+        remarked = remarks(self.components)
+        return self.lacking or (f"ready; {remarked}" if remarked else "ready")
 
     def packed(self) -> bytes:
         """As one packet."""

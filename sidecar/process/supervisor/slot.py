@@ -182,7 +182,7 @@ class Slot:
             return Component(False, f"restarts: {self._trouble}" if self._trouble else "starting")
         if not self.is_serving:
             return Component(False, "starting")
-        return Component(self.report.is_ready, self.report.lacking or "ready")
+        return Component(self.report.is_ready, self.report.state)
 
     @property
     def end_timeout_s(self) -> float:

@@ -33,6 +33,25 @@ def test_report__comes_back_as_it_was(report: Report, is_ready: bool, lacking: s
     assert (got.is_ready, got.lacking) == (is_ready, lacking)
 
 
+@pytest.mark.parametrize(
+    ("components", "state"),
+    [
+        ({"registry": Component(True, "loaded"), "store": Component(True, "connected")}, "ready"),
+        (
+            {"registry": Component(True, "loaded, but not followed: x")},
+            "ready; registry: loaded, but not followed: x",
+        ),
+        ({"store": Component(True, "x cannot be used")}, "ready; store: x cannot be used"),
+        ({"registry": Component(False, "loading"), "store": Component(True, "x")}, "registry: loading"),
+    ],
+)
+def test_report__tells_what_is_wrong_with_a_ready_worker(
+    components: dict[str, Component], state: str
+) -> None:
+    """A worker decides on by its last snapshot when its registry or its store is gone; /readyz names it."""
+    assert Report(GRPC, components).state == state
+
+
 def test_report__carries_mistakes_with_their_places() -> None:
     """The supervisor can tell them as if it had found them itself."""
     faults = [FileFault("a.yaml", 3, "x.y", "is wrong"), FileFault("b.yaml", None, "", "is gone")]

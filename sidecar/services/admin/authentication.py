@@ -9,6 +9,7 @@ them out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Sequence
@@ -19,12 +20,16 @@ from sidecar.services.admin.attempts import FailedAttempts
 from sidecar.services.admin.call import Call, Caller
 from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.problems import ApiCode, Problem, ProblemError, retry_error
+from sidecar.stores.registry.protocol import RegistryUnavailableError
 
 _LOG = logging.getLogger(__name__)
 
 # RFC 9110 11.1: the scheme's case does not matter. The token is one word (RFC 6750 2.1).
 _BEARER = re.compile(r"bearer +([\x21-\x7e]+)", re.IGNORECASE)
 _PATH_CHARS_MAX = 200
+
+LOOK_UP_TIMEOUT_S = 3.0
+"""Callers who are not known yet share few places and wait 10 s for one; a registry, too, may take 10 s."""
 
 
 class Gate:
@@ -52,7 +57,13 @@ class Gate:
             raise self._refused(call, error, token_id) from None
 
     async def _caller(self, token: str, token_id: str, source: str) -> Caller:
-        holder = await self._context.registry.token_holder(token_id)
+        try:
+            async with asyncio.timeout(LOOK_UP_TIMEOUT_S):
+                holder = await self._context.registry.token_holder(token_id)
+        except TimeoutError:
+            raise RegistryUnavailableError(
+                f"the look-up of a token took more than {LOOK_UP_TIMEOUT_S:g} s"
+            ) from None
         now_us = self._context.clock_us()
         actor = authenticate(token, holder, now_us)
         known = token_of(holder, token_id)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import Position, Revision
-from sidecar.services.admin import middleware
+from sidecar.services.admin import authentication, middleware
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX, CallLimit
@@ -103,6 +103,21 @@ def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
     (line,) = [record for record in caplog.records if record.name == middleware.__name__]
     assert vars(line)["event_fields"]["error"] == str(error)
     assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == 0
+
+
+def test_envelope__a_look_up_that_hangs_gives_its_place_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else strangers would hold every place of theirs for as long as the registry is patient."""
+
+    async def hang(token_id: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(authentication, "LOOK_UP_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(world.registry, "token_holder", hang)
+    answer = world.call("POST", "/v1/integrations", {"id": "a", "name": "A"})
+    world.refused(503, "store_unavailable", answer)
+    assert answer.json()["may_have_happened"] is False
 
 
 def test_envelope__a_fault_of_our_own_tells_nothing_and_is_logged(

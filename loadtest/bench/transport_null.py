@@ -32,14 +32,14 @@ from sidecar.observe.table import TABLE
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
-from sidecar.transports.server import Endpoint, GrpcServer, TransportLimits
+from sidecar.transports.server import Endpoint, ListeningServer, TransportLimits
 
 PATH = "/bench.Null/Echo"
 BODY = b"x" * 400  # about what Envoy's CheckRequest weighs
 CALLS = {"fast": 300_000, "grpcio": 20_000}
 CONNECTIONS, STREAMS = 4, 32
 ROUNDS = 3
-TRANSPORTS: dict[str, type[GrpcServer]] = {"fast": FastGrpcServer, "grpcio": ReferenceGrpcServer}
+TRANSPORTS: dict[str, type[ListeningServer]] = {"fast": FastGrpcServer, "grpcio": ReferenceGrpcServer}
 
 
 def run() -> list[Section]:

@@ -102,12 +102,12 @@ def _warnings(checked: Checked, report: OnlineReport) -> tuple[FileFault | str, 
 
 def _rows(loaded: LoadedConfig, report: OnlineReport) -> list[tuple[str, str]]:
     """The effective configuration, as names and values."""
+    from sidecar.process.settings import LISTEN_KINDS
+
     config = loaded.config
     rows = [
         ("configuration", config.tree.file),
-        ("gRPC", _addresses(config, "grpc") + f"  (transport: {config.settings.transport})"),
-        ("admin", _addresses(config, "admin")),
-        ("metrics", _addresses(config, "metrics")),
+        *((kind.replace("grpc", "gRPC"), _addresses(config, kind)) for kind in LISTEN_KINDS),
         ("workers", _workers(config)),
         ("store", _store(config)),
     ]
@@ -120,10 +120,12 @@ def _rows(loaded: LoadedConfig, report: OnlineReport) -> list[tuple[str, str]]:
 
 
 def _addresses(config: Config, kind: str) -> str:
-    from sidecar.process.wiring import endpoints
+    from sidecar.process.listeners import endpoints
 
+    transport = f"  (transport: {config.settings.transport})" if kind == "grpc" else ""
     return (
         ", ".join(f"{endpoint}{' (TLS)' if endpoint.tls else ''}" for endpoint in endpoints(config, kind))
+        + transport
         or "off"
     )
 

@@ -14,7 +14,7 @@ from sidecar.cli.options import ConfigOption
 
 if TYPE_CHECKING:
     from sidecar.process.demo import Demo
-    from sidecar.transports.server import Endpoint
+    from sidecar.process.listeners import Served
 
 DEMO_DIRECTORY = Path(".run/demo")
 
@@ -61,7 +61,7 @@ def serve(
         raise typer.Exit(
             run(
                 replace(load_config(prepared.config), takes_over=take_over),
-                lambda grpc, admin: _welcome(prepared, grpc, admin),
+                lambda served: _welcome(prepared, served),
             )
         )
 
@@ -75,12 +75,12 @@ def _prepare(directory: Path) -> Demo:
         raise CommandError(f"the demo cannot be written: {error}; choose another --demo-directory") from None
 
 
-def _welcome(demo: Demo, grpc: tuple[Endpoint, ...], admin: tuple[Endpoint, ...]) -> None:
+def _welcome(demo: Demo, served: Served) -> None:
     """Print the addresses, a valid API key, and a command to try."""
     from sidecar.process.demo import CALLER
 
     command, key = _own_command(), demo.api_keys[CALLER]
-    listening, watching = ", ".join(map(str, grpc)), ", ".join(map(str, admin))
+    listening, watching = ", ".join(map(str, served["grpc"])), ", ".join(map(str, served["admin"]))
     print(
         f"""
 The sidecar serves the demo in {demo.config.parent}/ (sidecar.yaml, registry.yaml, api-keys.json).
@@ -91,7 +91,7 @@ The sidecar serves the demo in {demo.config.parent}/ (sidecar.yaml, registry.yam
 
 Try it in another terminal:
 
-  {command} ask GET /v1/orders/42 --target {grpc[0]} --key {key}
+  {command} ask GET /v1/orders/42 --target {served["grpc"][0]} --key {key}
 
 Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which has no route. To administer the
 registry by commands and an API, see docs/operate/control-plane.md. Press Ctrl-C to stop.

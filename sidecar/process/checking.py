@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sidecar.process.config import Config, load_config
+from sidecar.process.config_checks import check_unshared_store
 from sidecar.process.control_plane import key_path_of, sealer_of
-from sidecar.process.supervisor.addresses import worker_endpoint
+from sidecar.process.listeners import own_endpoint, worker_endpoint
+from sidecar.process.settings import DECIDING_KINDS, LISTEN_KINDS
 from sidecar.process.supervisor.cpus import worker_count
-from sidecar.process.supervisor.store_rule import check_unshared_store
 from sidecar.process.wiring import LoadedConfig
 from sidecar.sources.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.stores.registry.protocol import RegistryError
 from sidecar.transports.listeners import check_endpoint
 from sidecar.transports.server import ListenError
 from sidecar.transports.tls import certificate_problem, server_context
-
-LISTEN_KINDS = ("grpc", "admin", "metrics")
 
 
 class Checked(NamedTuple):
@@ -62,11 +61,10 @@ def check(path: Path | None) -> Checked:
 def _check_listeners(config: Config, workers: int, faults: FaultList) -> None:
     """Addresses that cannot be listened on, and TLS files that cannot be used."""
     for kind in LISTEN_KINDS:
-        is_shared = kind == "grpc" and workers > 1
         for index, item in enumerate(getattr(config.settings.listen, kind)):
             try:
                 # A worker's socket has a longer name than the one that is written.
-                check_endpoint(worker_endpoint(item.address, workers - 1) if is_shared else item.address)
+                check_endpoint(own_endpoint(kind, item.address, workers - 1, workers))
             except ListenError as error:
                 faults.put(config.fault(("listen", kind, index), str(error)))
             files = config.tls_files(kind, index)
@@ -117,11 +115,12 @@ def _renamed_sockets(config: Config, workers: int) -> list[FileFault]:
         return []
     return [
         config.fault(
-            ("listen", "grpc", index),
+            ("listen", kind, index),
             f"with {workers} workers the sockets are {worker_endpoint(item.address, 0).path} to"
             f" {worker_endpoint(item.address, workers - 1).path}, one for each worker: name all of"
             " them in the proxy",
         )
-        for index, item in enumerate(config.settings.listen.grpc)
+        for kind in DECIDING_KINDS
+        for index, item in enumerate(getattr(config.settings.listen, kind))
         if item.address.path
     ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sidecar.observe.file_reading import unreadable_kinds
 from sidecar.observe.metrics import Metrics
+from sidecar.process.settings import DECIDING_KINDS
 
 
 class Component(NamedTuple):
@@ -83,8 +84,8 @@ class Readiness:
 
     @property
     def lacking_to_serve(self) -> str:
-        """What is not ready but for the gRPC listener itself, as text; '' = nothing."""
-        return lacking({name: each for name, each in self.components.items() if name != "grpc"})
+        """What is not ready but for the listeners themselves, as text; '' = nothing."""
+        return lacking({name: each for name, each in self.components.items() if name not in DECIDING_KINDS})
 
     def set(self, name: str, is_ready: bool, state: str) -> None:
         """State anew how *name* is."""

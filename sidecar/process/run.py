@@ -24,15 +24,16 @@ from sidecar.observe.build import VERSION
 from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
+from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
 from sidecar.process.open_files import raise_open_files_limit
 from sidecar.process.orphans import OrphanReaper
 from sidecar.process.readiness import Component
 from sidecar.process.registry_watch import announce
+from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
 from sidecar.process.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
 from sidecar.process.supervisor.start_error import StartError
-from sidecar.process.wiring import LoadedConfig, Sidecar, build_sidecar, endpoints, warn
-from sidecar.transports.listeners import is_served
-from sidecar.transports.server import Endpoint
+from sidecar.process.wiring import LoadedConfig, Sidecar, build_sidecar, warn
+from sidecar.transports.http1.server import STOP_TIMEOUT_S
 
 EXIT_STOPPED = 0
 EXIT_FORCED = 1
@@ -48,9 +49,8 @@ UNTIL_READY_S = 120.0
 
 _log = logging.getLogger("sidecar.process")
 
-Endpoints: TypeAlias = tuple[Endpoint, ...]
-Serving: TypeAlias = Callable[[Endpoints, Endpoints], None]
-"""Called once it serves, with the gRPC and the admin endpoints and their real ports."""
+Serving: TypeAlias = Callable[[Served], None]
+"""Called once it serves, with where it does."""
 Make: TypeAlias = "Callable[[LoadedConfig, Sidecar, LineHandler], Process]"
 """Makes the process that runs a sidecar."""
 
@@ -134,31 +134,24 @@ class Process:
         return EXIT_STOPPED
 
     async def _run(self) -> None:
-        sidecar = self._sidecar
+        listeners = self._sidecar.listeners
         try:
             replaces = self._replaces()
-            admin: Endpoints = ()
-            metrics: Endpoints = ()
             if not replaces:
-                admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
+                await listeners.start(SUPERVISED_KINDS)
             self.begin()
             if await self._may_listen(replaces):
-                if replaces:
-                    admin, metrics = await sidecar.admin_server.start(), await sidecar.metrics_server.start()
-                grpc = await sidecar.server.start()
-                self._tell_serving(grpc, admin, metrics)
-                self.on_serving(grpc, admin)
+                await listeners.start()
+                self._tell_serving(listeners.served)
+                self.on_serving(listeners.served)
                 await self._told_to_stop.wait()
                 await self._drain()
         finally:
             await self._end_tasks()
-            await asyncio.gather(sidecar.admin_server.stop(), sidecar.metrics_server.stop())
+            await listeners.drain(STOP_TIMEOUT_S)
 
     def _replaces(self) -> bool:
-        """Whether another process serves an address of this one, so that taking it over is to wait."""
-        config = self._sidecar.config
-        every = [each for kind in ("grpc", "admin", "metrics") for each in endpoints(config, kind)]
-        return any(is_served(each) for each in every if not each.is_exclusive)
+        return replaces_another(self._sidecar.config)
 
     def begin(self) -> None:
         """Watch or follow the registry, connect to the store."""
@@ -204,9 +197,10 @@ class Process:
             )
         log_event(_log, logging.WARNING, "listening although not ready", lacks=lacks, waited_s=waited_s)
 
-    def _tell_serving(self, grpc: Endpoints, admin: Endpoints, metrics: Endpoints) -> None:
+    def _tell_serving(self, served: Served) -> None:
         """Everything is bound: say that we serve."""
-        self._state("grpc", True, "serving")
+        for kind in deciding_kinds(self._sidecar.config):
+            self._state(kind, True, "serving")
         # What was loaded lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -218,9 +212,7 @@ class Process:
             version=VERSION,
             pid=os.getpid(),
             transport=self._loaded.config.settings.transport,
-            grpc=[str(endpoint) for endpoint in grpc],
-            admin=[str(endpoint) for endpoint in admin],
-            metrics=[str(endpoint) for endpoint in metrics],
+            **texts_of(served),
         )
 
     def _state(self, name: str, is_ready: bool, state: str) -> None:
@@ -235,15 +227,16 @@ class Process:
         sidecar = self._sidecar
         timeout_s = sidecar.config.settings.drain_timeout_s
         log_event(_log, logging.INFO, "draining", timeout_s=timeout_s)
-        sidecar.readiness.set("grpc", False, "draining")
+        for kind in deciding_kinds(sidecar.config):
+            sidecar.readiness.set(kind, False, "draining")
         sidecar.health.drain()
-        if not await sidecar.server.drain(timeout_s):
+        if not await sidecar.listeners.drain(timeout_s, DECIDING_KINDS):
             log_event(_log, logging.WARNING, "calls were cut off at the end of the drain")
 
-    def on_serving(self, grpc: Endpoints, admin: Endpoints) -> None:
-        """Told once that it serves, on these endpoints with their real ports."""
+    def on_serving(self, served: Served) -> None:
+        """Told once that it serves, and where."""
         if self._on_serving is not None:
-            self._on_serving(grpc, admin)
+            self._on_serving(served)
 
     def handle_signals(self) -> None:
         """Have signals call `stop` and `reload`, and reap orphans."""
@@ -273,9 +266,7 @@ class Process:
             sidecar.watch.reload()
         if sidecar.followed is not None:
             sidecar.followed.reload()
-        sidecar.server.reload_tls()
-        sidecar.admin_server.reload_tls()
-        sidecar.metrics_server.reload_tls()
+        sidecar.listeners.reload_tls()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* beside everything else; it ends with the run."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.process.config import Config
-from sidecar.process.listen_rule import refuse_open_admin
-from sidecar.process.run import Endpoints, Process, Serving, run
+from sidecar.process.config_checks import is_shared, refuse_open_admin, refuse_unshared_store
+from sidecar.process.listeners import Served
+from sidecar.process.run import Process, Serving, run
 from sidecar.process.supervisor.cpus import worker_count
-from sidecar.process.supervisor.store_rule import is_shared, refuse_unshared_store
 from sidecar.process.supervisor.systemd import notify_ready
 
 
@@ -34,10 +34,10 @@ def serve(
         StartError: a worker ended before it served, or what takes over did not become ready.
     """
 
-    def tell(grpc: Endpoints, admin: Endpoints) -> None:
+    def tell(served: Served) -> None:
         notify_ready()
         if on_serving is not None:
-            on_serving(grpc, admin)
+            on_serving(served)
 
     count = worker_count(config.settings.workers)
     if count == 1 and not config.serves_admin_api:

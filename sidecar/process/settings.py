@@ -175,6 +175,14 @@ class ListenSettings(Section):
     metrics: ListenList = ()
 
 
+LISTEN_KINDS = tuple(ListenSettings.model_fields)
+"""Every kind of listener: the keys of `listen`."""
+DECIDING_KINDS = ("grpc",)
+"""Kinds that answer proxies: each worker serves them, from when it is ready until it has drained."""
+SUPERVISED_KINDS = tuple(kind for kind in LISTEN_KINDS if kind not in DECIDING_KINDS)
+"""Kinds that answer for the sidecar as a whole: where there is a supervisor, it serves them."""
+
+
 class RouteSettings(Section):
     """Which scope a method and a path need; no `methods` = all of them."""
 

@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.snapshot import Snapshot
@@ -17,9 +17,10 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
+from sidecar.process.config_checks import check_open_admin, put_repeated_address
 from sidecar.process.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of, share_history
 from sidecar.process.followed_registry import FollowedRegistry
-from sidecar.process.listen_rule import check_open_admin, put_repeated_address
+from sidecar.process.listeners import Listeners, deciding_kinds, endpoints
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import RegistryWatch
@@ -38,12 +39,11 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.live import REACH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
-from sidecar.transports.http1.work import SHARED_LOOP
-from sidecar.transports.server import Endpoint, GrpcServer
+from sidecar.transports.http1.work import SHARED_LOOP, Pace
+from sidecar.transports.server import ListeningServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
 """What the health service tells about; '' = the whole process."""
-COMPONENTS = ("grpc", "registry")
 SWITCH_INTERVAL_S = 0.000_2
 """How long the thread of a registry's file may hold the interpreter while decisions wait for it."""
 
@@ -55,9 +55,8 @@ class Sidecar:
     """
     The parts of one process.
 
-    `admin_server` serves `listen.admin`, `metrics_server` serves `listen.metrics`. `watch` None = there is
-    no registry file to watch; `shared` None = the store is embedded; `followed` None = there is no registry
-    that administrators change.
+    `server` is the one of `listeners` that speaks gRPC. `watch` None = there is no registry file to watch;
+    `shared` None = the store is embedded; `followed` None = there is no registry that administrators change.
     """
 
     config: Config
@@ -66,9 +65,8 @@ class Sidecar:
     health: HealthService
     health_services: tuple[str, ...]
     readiness: Readiness
-    server: GrpcServer
-    admin_server: HttpServer
-    metrics_server: HttpServer
+    server: ListeningServer
+    listeners: Listeners
     watch: RegistryWatch | None
     shared: SharedStore | None = None
     followed: FollowedRegistry | None = None
@@ -174,7 +172,9 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
         share_history(shared.buckets, followed)
-    readiness = Readiness(metrics, COMPONENTS + (() if shared is None else shared.components))
+    readiness = Readiness(
+        metrics, (*deciding_kinds(config), "registry") + (() if shared is None else shared.components)
+    )
     health = HealthService(HEALTH_SERVICES)
     style = loaded.rules.style
     loaded.rules.policy.on_misconfigured = _log_misconfigured
@@ -188,7 +188,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = grpc_server(config, methods, metrics, turn)
     admin = AdminApp(metrics, readiness, SHARED_LOOP, NO_CONTROL_PLANE)
-    pages = AdminApp(metrics, readiness, SHARED_LOOP)
+    servers = {"grpc": server, **supervised_servers(config, admin, metrics, readiness, SHARED_LOOP)}
     return Sidecar(
         config,
         metrics,
@@ -197,8 +197,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         HEALTH_SERVICES,
         readiness,
         server,
-        HttpServer(admin.serve, endpoints(config, "admin"), metrics, SHARED_LOOP),
-        HttpServer(pages.serve, endpoints(config, "metrics"), metrics, SHARED_LOOP),
+        Listeners(config, servers),
         watch,
         shared,
         followed,
@@ -216,7 +215,7 @@ def _log_misconfigured(problem: str) -> None:
 
 def grpc_server(
     config: Config, methods: Sequence[Method], metrics: Metrics, turn: LoopTurn | None = None
-) -> GrpcServer:
+) -> ListeningServer:
     """
     The transport that *config* chooses; grpcio is only imported for its own.
 
@@ -233,18 +232,15 @@ def grpc_server(
     return FastGrpcServer(methods, where, limits, metrics, turn)
 
 
-def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
-    """
-    The endpoints of `listen.<kind>`, with their TLS files.
-
-    Sidecars that share a store may listen side by side. With buckets of their own they would admit the
-    limits twice.
-    """
-    is_exclusive = config.settings.shared_store is None and not config.takes_over
-    return tuple(
-        replace(item.address, tls=config.tls_files(kind, index), is_exclusive=is_exclusive)
-        for index, item in enumerate(getattr(config.settings.listen, kind))
-    )
+def supervised_servers(
+    config: Config, admin: AdminApp, metrics: Metrics, readiness: Readiness, pace: Pace
+) -> dict[str, ListeningServer]:
+    """What serves `SUPERVISED_KINDS` at *pace*: *admin*, and an application without the admin API."""
+    pages = AdminApp(metrics, readiness, pace)
+    return {
+        "admin": HttpServer(admin.serve, endpoints(config, "admin"), metrics, pace),
+        "metrics": HttpServer(pages.serve, endpoints(config, "metrics"), metrics, pace),
+    }
 
 
 def warn(loaded: LoadedConfig) -> None:

@@ -51,7 +51,7 @@ class _MethodTable(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
 
 
 class ReferenceGrpcServer:
-    """Serves a method table through grpc.aio; see `GrpcServer`."""
+    """Serves a method table through grpc.aio; see `ListeningServer`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class ReferenceGrpcServer:
         self._claims: list[UnixClaim] = []
 
     async def start(self) -> tuple[Endpoint, ...]:
-        """See `GrpcServer.start`."""
+        """See `ListeningServer.start`."""
         server = grpc.aio.server(options=channel_options(self._limits))
         server.add_generic_rpc_handlers((self._table,))
         staged: list[tuple[str, Endpoint]] = []
@@ -125,7 +125,7 @@ class ReferenceGrpcServer:
         return all(results)
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `GrpcServer.drain`. An idle connection that must be closed by force cuts nothing off."""
+        """See `ListeningServer.drain`. An idle connection that must be closed by force cuts nothing off."""
         self._release_claims()
         if self._server is None:
             return True

@@ -99,12 +99,8 @@ class TransportLimits:
         return max(0.01, min(0.25, shortest_s / 4))
 
 
-class GrpcServer(Protocol):
-    """
-    Serves a method table on endpoints until it is drained.
-
-    Both implementations are built as `Server(methods, endpoints, limits, metrics)`.
-    """
+class ListeningServer(Protocol):
+    """Serves its endpoints, by whatever protocol, until it is drained."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """

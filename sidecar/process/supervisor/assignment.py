@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sidecar.process.config import Config
 from sidecar.process.config_source import ConfigTree
-from sidecar.process.settings import Settings
-from sidecar.transports.listeners import parse_endpoint
-from sidecar.transports.server import Endpoint
+from sidecar.process.listeners import Served, read_served, texts_of
+from sidecar.process.settings import LISTEN_KINDS, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +25,14 @@ class Assignment:
     """
     The task of worker *index*.
 
-    `grpc` is where it listens, item by item of `listen.grpc`; `counts_fd` is its block of counts,
-    `link_fd` its end of the socket to the supervisor. `is_successor` = another process serves these
+    `listen` is where it listens, by kind, item by item of `listen.<kind>`; `counts_fd` is its block of
+    counts, `link_fd` its end of the socket to the supervisor. `is_successor` = another process serves these
     endpoints until this worker is ready, so it listens only then.
     """
 
     index: int
     config: Config
-    grpc: tuple[Endpoint, ...]
+    listen: Served
     counts_fd: int
     link_fd: int
     is_successor: bool = False
@@ -44,7 +42,7 @@ class Assignment:
         tree = self.config.tree
         content = {
             "index": self.index,
-            "grpc": [str(endpoint) for endpoint in self.grpc],
+            "listen": texts_of(self.listen),
             "counts_fd": self.counts_fd,
             "link_fd": self.link_fd,
             "directory": str(self.config.directory),
@@ -67,28 +65,30 @@ def read_assignment(fd: int) -> Assignment:
         content: dict[str, Any] = json.load(stream)
     origins = {tuple(path): (file, line) for path, (file, line) in content["origins"]}
     tree = ConfigTree(content["file"], _tuples(content["values"]), origins)
-    grpc = tuple(map(parse_endpoint, content["grpc"]))
+    listen = read_served(content["listen"])
     settings = Settings.model_validate(tree.values)
     config = Config(settings, Path(content["directory"]), tree, content["takes_over"])
     return Assignment(
         content["index"],
-        own_config(config, grpc),
-        grpc,
+        own_config(config, listen),
+        listen,
         content["counts_fd"],
         content["link_fd"],
         content["is_successor"],
     )
 
 
-def own_config(config: Config, grpc: Sequence[Endpoint]) -> Config:
-    """*config* as one worker runs it: listening on *grpc* alone."""
-    listen = config.settings.listen
-    items = tuple(
-        item.model_copy(update={"address": endpoint})
-        for item, endpoint in zip(listen.grpc, grpc, strict=True)
-    )
-    listen = listen.model_copy(update={"grpc": items, "admin": (), "metrics": ()})
-    return replace(config, settings=config.settings.model_copy(update={"listen": listen}))
+def own_config(config: Config, listen: Served) -> Config:
+    """*config* as one worker runs it: listening on *listen* alone."""
+    items: dict[str, Any] = dict.fromkeys(LISTEN_KINDS, ())
+    for kind, endpoints in listen.items():
+        configured = getattr(config.settings.listen, kind)
+        items[kind] = tuple(
+            item.model_copy(update={"address": endpoint})
+            for item, endpoint in zip(configured, endpoints, strict=True)
+        )
+    own = config.settings.listen.model_copy(update=items)
+    return replace(config, settings=config.settings.model_copy(update={"listen": own}))
 
 
 def _tuples(value: Any) -> Any:

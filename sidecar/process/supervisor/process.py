@@ -15,18 +15,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.domain.changes import Position
 from sidecar.observe.logs import log_event
 from sidecar.observe.shared import WorkerCounts
 from sidecar.process.config import Config
+from sidecar.process.listeners import Served
 from sidecar.process.supervisor.assignment import Assignment
 from sidecar.process.supervisor.orders import OpenOrders, read_confirmation
 from sidecar.process.supervisor.priority import Priority
 from sidecar.process.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
-from sidecar.transports.server import Endpoint
 
 MODULE = "sidecar.process.supervisor.worker"
 END_GRACE_S = 3.0
@@ -45,13 +45,13 @@ class WorkerProcess:
         self,
         index: int,
         config: Config,
-        grpc: Sequence[Endpoint],
+        listen: Served,
         counts: WorkerCounts,
         priority: Priority | None = None,
         is_successor: bool = False,
     ) -> None:
         """
-        Start worker *index*, which serves *config* on *grpc*, endpoints of its own with real ports.
+        Start worker *index*, which serves *config* on *listen*, endpoints of its own with real ports.
 
         *is_successor* = another process serves them until this worker is ready.
 
@@ -70,9 +70,7 @@ class WorkerProcess:
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._link.close)
             with theirs:
-                assignment = Assignment(
-                    index, config, tuple(grpc), self._block.fd, theirs.fileno(), is_successor
-                )
+                assignment = Assignment(index, config, listen, self._block.fd, theirs.fileno(), is_successor)
                 self._child = (priority or Priority()).start(lambda: _started(assignment))
             undo.callback(_ended, self._child)
             self.pid = self._child.pid

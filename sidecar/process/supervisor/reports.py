@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.process.listeners import Served, read_served, texts_of
 from sidecar.process.readiness import Component, lacking, remarks
 from sidecar.sources.file_faults import FileFault, FileFaultsError
-from sidecar.transports.listeners import parse_endpoint
-from sidecar.transports.server import Endpoint, ListenError
+from sidecar.transports.server import ListenError
 
 PACKET_BYTES_MAX = 131_072
 PLACE_CHARS_MAX = 200
@@ -31,17 +31,17 @@ class Report:
     """
     How a worker fares.
 
-    `grpc` None = it does not serve yet. `fault` = why it is about to end without ever serving.
+    `served` None = it does not serve yet. `fault` = why it is about to end without ever serving.
     """
 
-    grpc: tuple[Endpoint, ...] | None = None
+    served: Served | None = None
     components: Mapping[str, Component] = field(default_factory=dict)
     fault: Exception | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether it serves and every component is ready."""
-        return self.grpc is not None and all(component.is_ready for component in self.components.values())
+        return self.served is not None and all(component.is_ready for component in self.components.values())
 
     @property
     def lacking(self) -> str:
@@ -56,18 +56,20 @@ class Report:
 
     def packed(self) -> bytes:
         """As one packet."""
-        content: dict[str, Any] = {"components": self.components, "fault": _packed_fault(self.fault)}
-        if self.grpc is not None:
-            content["grpc"] = [str(endpoint) for endpoint in self.grpc]
+        content = {
+            "served": None if self.served is None else texts_of(self.served),
+            "components": self.components,
+            "fault": _packed_fault(self.fault),
+        }
         return json.dumps(content, ensure_ascii=False).encode(errors="replace")
 
 
 def read_report(packet: bytes) -> Report:
     """The report in one packet."""
     content = json.loads(packet)
-    grpc = content.get("grpc")
+    served = content["served"]
     return Report(
-        None if grpc is None else tuple(map(parse_endpoint, grpc)),
+        None if served is None else read_served(served),
         {name: Component(*component) for name, component in content["components"].items()},
         _unpacked_fault(content["fault"]),
     )

@@ -261,7 +261,7 @@ class Slot:
         return life
 
     def _heard(self, life: _Life) -> None:
-        if life.stage is Stage.STARTING and life.worker.report.grpc is not None:
+        if life.stage is Stage.STARTING and life.worker.report.served is not None:
             life.stage = Stage.SERVING
             life.served_since_s = self._timers.time()
             if life is self._incumbent:

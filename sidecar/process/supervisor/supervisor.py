@@ -23,23 +23,31 @@ from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
 from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.process.followed_registry import IN_FORCE_TIMEOUT_S
+from sidecar.process.listeners import (
+    HeldPorts,
+    Listeners,
+    Served,
+    endpoints,
+    own_endpoint,
+    replaces_another,
+    texts_of,
+)
 from sidecar.process.open_files import raise_open_files_limit
 from sidecar.process.orphans import OrphanReaper
-from sidecar.process.run import EXIT_FORCED, EXIT_STOPPED, Endpoints, Serving
+from sidecar.process.run import EXIT_FORCED, EXIT_STOPPED, Serving
+from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
 from sidecar.process.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
-from sidecar.process.supervisor.addresses import HeldPorts, worker_endpoint
 from sidecar.process.supervisor.control_plane import SupervisedControlPlane
 from sidecar.process.supervisor.priority import Priority
 from sidecar.process.supervisor.process import WorkerProcess
 from sidecar.process.supervisor.readiness import WorkersReadiness
 from sidecar.process.supervisor.slot import PATIENCE, Launch, Patience, Slot
 from sidecar.process.supervisor.usage import WorkerUsage
-from sidecar.process.wiring import endpoints
+from sidecar.process.wiring import supervised_servers
 from sidecar.sources.file_faults import FileFaultsError
-from sidecar.transports.http1 import HttpServer
+from sidecar.transports.http1.server import STOP_TIMEOUT_S
 from sidecar.transports.http1.work import OWN_LOOP
-from sidecar.transports.listeners import is_served
-from sidecar.transports.server import Endpoint, ListenError
+from sidecar.transports.server import ListenError
 
 BEAT_CHECK_INTERVAL_S = 1.0
 KILLED_TIMEOUT_S = 5.0
@@ -67,7 +75,7 @@ class SupervisorPlan:
     rolls: bool = True
 
 
-def supervise(plan: SupervisorPlan, on_serving: Serving = lambda grpc, admin: None) -> int:
+def supervise(plan: SupervisorPlan, on_serving: Serving = lambda served: None) -> int:
     """
     Run workers until told to stop; return the exit code. *on_serving* is called once all of them serve.
 
@@ -100,7 +108,7 @@ class Supervisor:
         self._reload = plan.reload
         self._counts = counts
         self._loop = loop
-        self._ports = HeldPorts()
+        self._ports = {kind: HeldPorts() for kind in DECIDING_KINDS}
         self._priority = Priority()
         self._rolls = plan.rolls
         self._replaces = False
@@ -115,9 +123,8 @@ class Supervisor:
         app = AdminApp(counts, readiness, OWN_LOOP, NO_CONTROL_PLANE)
         self._control_plane = SupervisedControlPlane(app, counts, self._put_in_force)
         self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
-        self._admin_server = HttpServer(app.serve, endpoints(plan.config, "admin"), counts, OWN_LOOP)
-        pages = AdminApp(counts, readiness, OWN_LOOP)
-        self._metrics_server = HttpServer(pages.serve, endpoints(plan.config, "metrics"), counts, OWN_LOOP)
+        servers = supervised_servers(plan.config, app, counts, readiness, OWN_LOOP)
+        self._listeners = Listeners(plan.config, servers)
         self._changed = asyncio.Event()
         self._told_to_stop = asyncio.Event()
         self._stop_signals = StopSignals(loop.time)
@@ -130,23 +137,24 @@ class Supervisor:
         try:
             await self._open_control_plane(self._config)
             launch = self._launch(self._config)
-            self._replaces = self._is_served()
-            admin, metrics = ((), ()) if self._replaces else await self._start_listeners()
+            self._replaces = replaces_another(self._config, len(self._slots))
+            if not self._replaces:
+                await self._listeners.start()
             for slot in self._slots:
                 slot.start(launch)
             if await self._all_serve():
-                if self._replaces:
-                    admin, metrics = await self._start_listeners()
-                    self._replaces = False
-                self._begin(admin, metrics, on_serving)
+                await self._listeners.start()
+                self._replaces = False
+                self._begin(on_serving)
                 await self._told_to_stop.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
             await self._end_workers()
-            await asyncio.gather(self._admin_server.stop(), self._metrics_server.stop())
+            await self._listeners.drain(STOP_TIMEOUT_S)
             await self._control_plane.close()
-            self._ports.close()
+            for ports in self._ports.values():
+                ports.close()
             self._priority.close()
         log_event(_log, logging.INFO, "stopped")
         ignore_stop_signals()
@@ -154,27 +162,18 @@ class Supervisor:
 
     def _launch(self, config: Config) -> Launch:
         """How to start a worker that serves *config*; its ports are held from now on."""
-        grpc = self._ports.hold(endpoints(config, "grpc"))
+        held = {kind: ports.hold(endpoints(config, kind)) for kind, ports in self._ports.items()}
+        workers = len(self._slots)
 
         def launch(index: int, is_successor: bool) -> WorkerProcess:
-            own = tuple(self._own_endpoint(endpoint, index) for endpoint in grpc)
+            own = {
+                kind: tuple(own_endpoint(kind, endpoint, index, workers) for endpoint in each)
+                for kind, each in held.items()
+            }
             replaces = is_successor or self._replaces
             return WorkerProcess(index, config, own, self._counts, self._priority, replaces)
 
         return launch
-
-    def _own_endpoint(self, endpoint: Endpoint, index: int) -> Endpoint:
-        return endpoint if len(self._slots) == 1 else worker_endpoint(endpoint, index)
-
-    def _is_served(self) -> bool:
-        """Whether another process serves an address of this one, which is to be taken over when ready."""
-        every = [*endpoints(self._config, "admin"), *endpoints(self._config, "metrics")]
-        for endpoint in endpoints(self._config, "grpc"):
-            every += [self._own_endpoint(endpoint, index) for index in range(len(self._slots))]
-        return any(is_served(endpoint) for endpoint in every if not endpoint.is_exclusive)
-
-    async def _start_listeners(self) -> tuple[Endpoints, Endpoints]:
-        return await self._admin_server.start(), await self._metrics_server.start()
 
     async def _open_control_plane(self, config: Config) -> None:
         if config.serves_admin_api:
@@ -198,9 +197,16 @@ class Supervisor:
             await self._next_change()
         return True
 
-    def _begin(self, admin: Endpoints, metrics: Endpoints, on_serving: Serving) -> None:
-        served = [endpoint for slot in self._slots for endpoint in slot.report.grpc or ()]
-        grpc = tuple(dict.fromkeys(served))
+    def _served(self) -> Served:
+        """Where workers and supervisor serve."""
+        by_workers = [slot.report.served or {} for slot in self._slots]
+        return dict(self._listeners.served) | {
+            kind: tuple(dict.fromkeys(each for served in by_workers for each in served.get(kind, ())))
+            for kind in DECIDING_KINDS
+        }
+
+    def _begin(self, on_serving: Serving) -> None:
+        served = self._served()
         self._spawn(self._roll_when_told())
         self._spawn(self._check_beats())
         log_event(
@@ -211,11 +217,9 @@ class Supervisor:
             pid=os.getpid(),
             workers=len(self._slots),
             transport=self._config.settings.transport,
-            grpc=[str(endpoint) for endpoint in grpc],
-            admin=[str(endpoint) for endpoint in admin],
-            metrics=[str(endpoint) for endpoint in metrics],
+            **texts_of(served),
         )
-        on_serving(grpc, admin)
+        on_serving(served)
 
     async def _end_workers(self) -> None:
         """Drain all, kill what is left in time, and wait until they are gone."""
@@ -289,16 +293,12 @@ class Supervisor:
         log_event(_log, logging.INFO, "told to reload")
         for slot in self._slots:
             slot.reload()
-        self._reload_tls()
-
-    def _reload_tls(self) -> None:
-        self._admin_server.reload_tls()
-        self._metrics_server.reload_tls()
+        self._listeners.reload_tls()
 
     async def _roll(self) -> bool:
         """Replace the workers one by one; False = a mistake was found, and the others stay."""
         log_event(_log, logging.INFO, "rolling restart")
-        self._reload_tls()
+        self._listeners.reload_tls()
         try:
             config = self._reload()
             sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it
@@ -315,7 +315,8 @@ class Supervisor:
                 return False
         await self._open_control_plane(config)
         self._config = config
-        self._ports.keep_only(endpoints(config, "grpc"))
+        for kind, ports in self._ports.items():
+            ports.keep_only(endpoints(config, kind))
         log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))
         return True
 
@@ -349,15 +350,11 @@ class Supervisor:
     def _warn_of_left_out(self, config: Config) -> None:
         """Say which changed settings are the supervisor's own: they take a restart of the whole."""
         old, new = self._config.settings, config.settings
-        changed = [
-            key
-            for key, before, after in (
-                ("workers", old.workers, new.workers),
-                ("listen.admin", old.listen.admin, new.listen.admin),
-                ("listen.metrics", old.listen.metrics, new.listen.metrics),
-                ("log", old.log, new.log),
-            )
-            if before != after
+        changed = [key for key in ("workers", "log") if getattr(old, key) != getattr(new, key)]
+        changed += [
+            f"listen.{kind}"
+            for kind in SUPERVISED_KINDS
+            if getattr(old.listen, kind) != getattr(new.listen, kind)
         ]
         if changed:
             log_event(_log, logging.WARNING, "takes a restart, not SIGHUP, to be in force", keys=changed)

@@ -21,13 +21,14 @@ from sidecar.observe.logs import LineHandler, log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.shared import CountBlock, LayoutError
 from sidecar.observe.table import TABLE
+from sidecar.process.listeners import Served
 from sidecar.process.run import Process, StartPatience, run
 from sidecar.process.supervisor.assignment import read_assignment
 from sidecar.process.supervisor.orders import ORDER_BYTES_MAX, Confirmation, Order, read_order
 from sidecar.process.supervisor.priority import ask_for_short_slices
 from sidecar.process.supervisor.reports import START_ERRORS, Report
 from sidecar.process.wiring import LoadedConfig, Sidecar
-from sidecar.transports.server import Endpoint, ListenError
+from sidecar.transports.server import ListenError
 
 BEAT_INTERVAL_S = 1.0
 ORPHAN_GRACE_S = 5.0
@@ -110,7 +111,7 @@ class WorkerSidecar(Process):
         super().__init__(loaded, sidecar, logs)
         self._link = link
         self._block = block
-        self._grpc: tuple[Endpoint, ...] | None = None
+        self._served: Served | None = None
         if is_successor:
             self.patience = StartPatience(inf, inf)  # the supervisor ends it if it takes too long
 
@@ -121,9 +122,9 @@ class WorkerSidecar(Process):
         self._beat()
         super().begin()
 
-    def on_serving(self, grpc: tuple[Endpoint, ...], admin: tuple[Endpoint, ...]) -> None:
+    def on_serving(self, served: Served) -> None:
         """Tell the supervisor that it serves."""
-        self._grpc = grpc
+        self._served = served
         self._tell()
 
     def _replaces(self) -> bool:
@@ -141,7 +142,7 @@ class WorkerSidecar(Process):
             super().stop(number)
 
     def _tell(self) -> None:
-        self._link.tell(Report(self._grpc, dict(self._sidecar.readiness.components)))
+        self._link.tell(Report(self._served, dict(self._sidecar.readiness.components)))
 
     def _beat(self) -> None:
         self._block.raise_beat()

@@ -19,7 +19,7 @@ CUT_S = 0.25
 
 
 class FastGrpcServer:
-    """Implements `sidecar.transports.server.GrpcServer`."""
+    """Implements `sidecar.transports.server.ListeningServer`."""
 
     def __init__(
         self,

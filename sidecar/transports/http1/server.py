@@ -17,7 +17,7 @@ from sidecar.transports.server import Endpoint
 from sidecar.transports.tls import POLL_INTERVAL_S, TlsContext
 
 STOP_TIMEOUT_S = 2.0
-"""How long running requests may take once the server is told to stop."""
+"""How long running requests of a listener that does not decide may take once it is told to stop."""
 
 
 class HttpServer:
@@ -77,9 +77,9 @@ class HttpServer:
             self._tls_tick = core.wheel.add(core.loop.time() + POLL_INTERVAL_S, self)
         return tuple(listener.endpoint for listener in listeners)
 
-    def reload_tls(self) -> None:
-        """Load all TLS files again; those that cannot be used change nothing, which is logged."""
-        self._follow_tls(TlsContext.reload)
+    def reload_tls(self) -> bool:
+        """See `ListeningServer.reload_tls`."""
+        return self._follow_tls(TlsContext.reload)
 
     def on_due(self, now_s: float) -> None:
         """Look for changed TLS files (from the timer wheel)."""
@@ -87,24 +87,25 @@ class HttpServer:
         self._follow_tls(TlsContext.poll)
         self._tls_tick = self._core.wheel.add(now_s + POLL_INTERVAL_S, self)
 
-    def _follow_tls(self, look: Callable[[TlsContext], object]) -> None:
+    def _follow_tls(self, look: Callable[[TlsContext], bool | None]) -> bool:
         """
         Have *look* done at each context; connections made by a former one end with their running request.
 
         So a client whose CA was withdrawn is really gone.
         """
         before = [context.current for context in self._contexts]
-        for context in self._contexts:
-            look(context)
+        results = [look(context) for context in self._contexts]
         if self._core is not None and before != [context.current for context in self._contexts]:
             for connection in tuple(self._core.connections):
                 connection.drain()
+        return False not in results
 
-    async def stop(self) -> None:
-        """Stop accepting and close all connections; running requests get `STOP_TIMEOUT_S`."""
+    async def drain(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """See `ListeningServer.drain`."""
         core = self._core
         if core is None:
-            return
+            return True
+        is_whole = True
         core.is_draining = True
         core.wheel.discard(self._tls_tick, self)
         for acceptor in self._acceptors:
@@ -112,17 +113,19 @@ class HttpServer:
         for connection in tuple(core.connections):
             connection.drain()
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while core.connections:
                     self._left.clear()
                     await self._left.wait()
         except TimeoutError:
+            is_whole = False
             for connection in tuple(core.connections):
                 connection.abort("drain")
         handshakes = [task for acceptor in self._acceptors for task in acceptor.cancel_handshakes()]
         if handshakes:
             await asyncio.wait(handshakes, timeout=STOP_TIMEOUT_S)
         core.wheel.close()
+        return is_whole
 
 
 def _bind_all(endpoints: Sequence[Endpoint]) -> list[Listener]:

@@ -17,7 +17,7 @@ from sidecar.services.decider import Decider
 from sidecar.services.decision_service import DecisionService
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
-from sidecar.transports.server import Endpoint, GrpcServer, TransportLimits
+from sidecar.transports.server import Endpoint, ListeningServer, TransportLimits
 from sidecar.v1 import decision_pb2 as pb
 from sidecar.v1.decision_pb2_grpc import DecisionServiceStub
 from tests.building import make_decider, make_integration, make_key, make_metrics
@@ -25,7 +25,7 @@ from tests.waiting import PATIENCE_S
 
 GUIDE = Path(__file__).parents[3] / "docs" / "integrate" / "api-native.md"
 
-Server = Callable[..., GrpcServer]
+Server = Callable[..., ListeningServer]
 both_transports = pytest.mark.parametrize("server", [FastGrpcServer, ReferenceGrpcServer])
 
 

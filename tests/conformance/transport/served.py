@@ -16,13 +16,16 @@ from sidecar.observe.table import TABLE
 from sidecar.rpc.calls import Method
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
-from sidecar.transports.server import Endpoint, GrpcServer, TlsFiles, TransportLimits
+from sidecar.transports.server import Endpoint, ListeningServer, TlsFiles, TransportLimits
 from tests.waiting import PATIENCE_S, eventually
 
 from .background import BackgroundLoop
 from .probe import ProbeService
 
-TRANSPORTS: dict[str, Callable[..., GrpcServer]] = {"fast": FastGrpcServer, "reference": ReferenceGrpcServer}
+TRANSPORTS: dict[str, Callable[..., ListeningServer]] = {
+    "fast": FastGrpcServer,
+    "reference": ReferenceGrpcServer,
+}
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Served:
     """A running server, where it listens, its probe service and its counts."""
 
     transport: str
-    server: GrpcServer
+    server: ListeningServer
     endpoints: tuple[Endpoint, ...]
     probe: ProbeService
     metrics: Metrics

@@ -91,7 +91,7 @@ def test_peers__that_hold_connections_keep_nobody_out(sent: bytes, pace: Pace) -
         assert served.open <= 20
         await served.until(80, "evicted")
         await close(*held)
-        await server.stop()
+        await server.drain()
         assert served.open == 0
 
     run(scenario)
@@ -114,7 +114,7 @@ def test_peers__endless_heads_end(begin: bytes) -> None:
         await served.until(1, "bad_request")
         await ask(served.endpoint)
         await close((reader, writer))
-        await server.stop()
+        await server.drain()
 
     run(scenario)
 
@@ -133,7 +133,7 @@ def test_peers__that_do_not_read_are_cut_off() -> None:
         await served.until(10, "slow_reader", "memory_limit")
         await ask(served.endpoint)
         await close(*held)
-        await server.stop()
+        await server.drain()
 
     run(scenario)
 
@@ -150,7 +150,7 @@ def test_peers__that_pipeline_without_end_share_with_others() -> None:
         for _ in range(5):
             await ask(served.endpoint)
         await close(*floods)
-        await server.stop()
+        await server.drain()
 
     run(scenario)
 
@@ -167,7 +167,7 @@ def test_peers__that_never_shake_hands_make_room_too(tmp_path: Path) -> None:
         connection = await connect(served.endpoint, tls.trust())
         assert await get(connection, "/small") == (200, b"small")
         await close(connection, *held)
-        await server.stop()
+        await server.drain()
         assert served.open == 0
 
     run(scenario)
@@ -184,7 +184,7 @@ def test_peers__a_handshake_has_a_deadline(tmp_path: Path) -> None:
         assert await connection[0].read() == b""
         await served.until(1, "handshake")
         await close(connection)
-        await server.stop()
+        await server.drain()
 
     run(scenario)
 
@@ -214,7 +214,7 @@ def test_peers__that_have_gone_leave_nothing_to_the_garbage_collector(tmp_path: 
                 await asyncio.sleep(0)
             left = [each for each in gc.get_objects() if isinstance(each, Connection)]
             assert left == []
-            await server.stop()
+            await server.drain()
 
     gc.disable()
     try:
@@ -250,7 +250,7 @@ def test_peers__that_use_up_the_descriptors_give_them_back(monkeypatch: pytest.M
             await close(held.pop(), held.pop())
             await ask(served.endpoint)
         await close(*held)
-        await server.stop()
+        await server.drain()
         assert sum(served.closed_for(reason) for reason in HTTP_CLOSE_REASONS) == len(held) + 3
 
     run(scenario)

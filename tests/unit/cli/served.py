@@ -108,7 +108,7 @@ def served_api(folder: Path) -> Iterator[Served]:
         wait(_add_people(served))
         yield served
     finally:
-        wait(server.stop())
+        wait(server.drain())
         wait(registry.aclose())
         _stop(loop, thread)
 

@@ -8,7 +8,7 @@ from sidecar.cli import exits
 from sidecar.domain.scopes import DEFAULT_CATEGORIES
 from sidecar.process.config import load_config
 from sidecar.process.config_source import settings_of
-from sidecar.process.settings import Settings
+from sidecar.process.settings import LISTEN_KINDS, Settings
 from sidecar.stores.registry.file.registry_records import CREDENTIAL_KEYS, INTEGRATION_KEYS
 from tests.house.source import ROOT, report, text_of
 
@@ -16,7 +16,7 @@ from .help_text import SHARED, block_of, helps, panel_of, shared_block
 from .reference import Row, rows
 
 PAGE = "docs/reference/configuration.md"
-SAME_AS_GRPC = ("listen.admin[]", "listen.metrics[]")
+SAME_AS_GRPC = tuple(f"listen.{kind}[]" for kind in LISTEN_KINDS if kind != "grpc")
 """Their keys are those of listen.grpc[], says the page."""
 
 

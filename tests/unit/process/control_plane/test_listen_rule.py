@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sidecar.process.config import load_config
-from sidecar.process.listen_rule import is_local, refuse_open_admin
+from sidecar.process.config_checks import is_local, refuse_open_admin
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.transports.listeners import parse_endpoint
 

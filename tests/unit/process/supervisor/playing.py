@@ -16,9 +16,9 @@ from sidecar.process.supervisor.reports import Report
 from sidecar.process.supervisor.slot import Patience, Slot
 from sidecar.transports.server import Endpoint
 
-GRPC = (Endpoint(host="127.0.0.1", port=9191),)
-READY = Report(GRPC, {"grpc": Component(True, "serving")})
-NOT_READY = Report(GRPC, {"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
+SERVED = {"grpc": (Endpoint(host="127.0.0.1", port=9191),)}
+READY = Report(SERVED, {"grpc": Component(True, "serving")})
+NOT_READY = Report(SERVED, {"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
 
 CRASH = -signal.SIGSEGV
 

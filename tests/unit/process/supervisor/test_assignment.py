@@ -27,7 +27,7 @@ drain_timeout_s: 2.5
 limits: {calls_max: 77}
 ietf_headers: true
 """
-OWN = (parse_endpoint("127.0.0.1:40001"), parse_endpoint("unix:/run/sidecar/grpc.2.sock"))
+OWN = {"grpc": (parse_endpoint("127.0.0.1:40001"), parse_endpoint("unix:/run/sidecar/grpc.2.sock"))}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_assignment__carries_the_configuration_that_was_read(config: Config) -> 
     """Same values, same directory, same places for messages: nothing is read from the file again."""
     Path(config.tree.file).unlink()
     told = read_assignment(Assignment(2, config, OWN, 40, 41).write())
-    assert (told.index, told.grpc, told.counts_fd, told.link_fd) == (2, OWN, 40, 41)
+    assert (told.index, told.listen, told.counts_fd, told.link_fd) == (2, OWN, 40, 41)
     same_listen = {"listen": config.settings.listen}
     assert told.config.settings.model_copy(update=same_listen) == config.settings
     assert told.config.registry_path == config.registry_path
@@ -53,7 +53,7 @@ def test_assignment__carries_the_configuration_that_was_read(config: Config) -> 
 def test_assignment__a_worker_listens_on_its_own_addresses(config: Config) -> None:
     """Addresses are the worker's, TLS files stay with their item, and the admin listener is not its own."""
     told = read_assignment(Assignment(2, config, OWN, 40, 41).write())
-    assert tuple(item.address for item in told.config.settings.listen.grpc) == OWN
+    assert tuple(item.address for item in told.config.settings.listen.grpc) == OWN["grpc"]
     assert told.config.tls_files("grpc", 0) == config.tls_files("grpc", 0)
     assert told.config.tls_files("grpc", 1) is None
     assert told.config.settings.listen.admin == ()

@@ -20,7 +20,7 @@ from sidecar.process.supervisor.process import END_GRACE_S, WorkerProcess
 from sidecar.transports.listeners import parse_endpoint
 from tests.unit.process.supervisor import child
 
-GRPC = (parse_endpoint("127.0.0.1:40001"), parse_endpoint("unix:/run/sidecar/grpc.sock"))
+LISTEN = {"grpc": (parse_endpoint("127.0.0.1:40001"), parse_endpoint("unix:/run/sidecar/grpc.sock"))}
 PAUSES = TABLE.slot("sidecar_accept_pauses_total")
 TIMEOUT_S = 30.0
 
@@ -68,7 +68,7 @@ def test_process__hears_the_last_words_and_keeps_the_counts(
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
 
     async def run() -> WorkerProcess:
-        worker = WorkerProcess(4, config, GRPC, counts)
+        worker = WorkerProcess(4, config, LISTEN, counts)
         assert worker.end_timeout_s == 2.5 + END_GRACE_S
         assert await ended(worker) == child.EXIT_CODE
         return worker
@@ -81,7 +81,7 @@ def test_process__hears_the_last_words_and_keeps_the_counts(
         "leads its group": "True",
         "standard input": os.devnull,
     }
-    assert list(map(str, worker.report.grpc or ())) == ["127.0.0.1:40001", "unix:/run/sidecar/grpc.sock"]
+    assert worker.report.served == LISTEN
     assert counts.totals()[PAUSES] == child.COUNTED
 
 
@@ -93,7 +93,7 @@ def test_process__leaves_nothing_open(
 
     async def run() -> tuple[set[str], set[str]]:
         before = open_fds()
-        await asyncio.gather(*(ended(WorkerProcess(index, config, GRPC, counts)) for index in range(3)))
+        await asyncio.gather(*(ended(WorkerProcess(index, config, LISTEN, counts)) for index in range(3)))
         return before, open_fds()
 
     before, after = asyncio.run(run())
@@ -105,7 +105,7 @@ def test_process__can_be_killed_from_its_first_moment(config: Config, counts: Wo
     """Whatever it is doing; and signals to one that has ended are nothing."""
 
     async def run() -> int:
-        worker = WorkerProcess(0, config, GRPC, counts)
+        worker = WorkerProcess(0, config, LISTEN, counts)
         worker.kill()
         worker.kill()
         return await ended(worker)
@@ -134,7 +134,7 @@ def test_process__a_start_that_fails_leaves_nothing(
         before = open_fds() | children()
         with monkeypatch.context() as patched, pytest.raises(OSError) as raised:
             patched.setattr(*targets[step])
-            WorkerProcess(0, config, GRPC, counts)
+            WorkerProcess(0, config, LISTEN, counts)
         assert raised.value.errno in (errno.EMFILE, errno.ENOENT)
         return before, open_fds() | children()
 

@@ -12,18 +12,21 @@ from sidecar.sources.file_faults import FAULTS_SHOWN_MAX, FileFault, FileFaultsE
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import ListenError
 
-GRPC = (parse_endpoint("127.0.0.1:9191"), parse_endpoint("[::1]:1"), parse_endpoint("unix:@a"))
+SERVED = {
+    "grpc": (parse_endpoint("127.0.0.1:9191"), parse_endpoint("[::1]:1"), parse_endpoint("unix:@a")),
+    "another": (parse_endpoint("127.0.0.1:9194"),),
+}
 
 
 @pytest.mark.parametrize(
     ("report", "is_ready", "lacking"),
     [
         (Report(), False, ""),
-        (Report(GRPC), True, ""),
-        (Report((), {"grpc": Component(True, "serving")}), True, ""),
+        (Report(SERVED), True, ""),
+        (Report({}, {"grpc": Component(True, "serving")}), True, ""),
         (Report(None, {"grpc": Component(True, "serving")}), False, ""),
-        (Report(GRPC, {"a": Component(False, "off"), "b": Component(True, "on")}), False, "a: off"),
-        (Report(GRPC, {"a": Component(False, "x"), "b": Component(False, "y")}), False, "a: x, b: y"),
+        (Report(SERVED, {"a": Component(False, "off"), "b": Component(True, "on")}), False, "a: off"),
+        (Report(SERVED, {"a": Component(False, "x"), "b": Component(False, "y")}), False, "a: x, b: y"),
     ],
 )
 def test_report__comes_back_as_it_was(report: Report, is_ready: bool, lacking: str) -> None:

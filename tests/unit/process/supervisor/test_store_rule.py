@@ -8,9 +8,9 @@ import pytest
 
 from sidecar.process.checking import check
 from sidecar.process.config import load_config
+from sidecar.process.config_checks import refuse_unshared_store
 from sidecar.process.serve import serve
 from sidecar.process.settings import Settings
-from sidecar.process.supervisor.store_rule import refuse_unshared_store
 from sidecar.sources.file_faults import FileFaultsError
 
 WARNING = "so every limit would be 3 times as high; write 'workers: 1', or name a store that they share"

@@ -27,7 +27,7 @@ def ends() -> tuple[socket.socket, Link]:
 
 def numbered(number: int) -> Report:
     """A report that can be told from others."""
-    return Report((), {"grpc": Component(True, str(number))})
+    return Report({}, {"grpc": Component(True, str(number))})
 
 
 def heard(ours: socket.socket) -> list[Report]:

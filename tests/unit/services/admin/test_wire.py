@@ -80,7 +80,7 @@ def wire(world: AdminApi) -> Iterator[Wire]:
 
     server, port = world.run(start())
     yield Wire(world, port)
-    world.run(server.stop())
+    world.run(server.drain())
 
 
 @pytest.mark.parametrize(

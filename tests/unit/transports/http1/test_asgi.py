@@ -29,7 +29,7 @@ def talk(app: AsgiApp, talk: Talk) -> None:
         connection = await connect(endpoint)
         await talk(connection)
         await close(connection)
-        await server.stop()
+        await server.drain()
 
     run(scenario)
 

@@ -93,7 +93,7 @@ def test_http_server__serves_on_all_its_endpoints(tmp_path: Path) -> None:
             assert [(await get(connection))[0] for _ in range(3)] == [200, 200, 200]
             assert (await get(connection, "/readyz"))[0] == 503
             await close(connection)
-        await serving.stop()
+        await serving.drain()
         assert not path.exists()
         with pytest.raises(OSError):
             await connect(endpoints[0])
@@ -113,7 +113,7 @@ def test_http_server__stops_with_idle_connections_open() -> None:
         serving, [endpoint] = await started(ANY)
         connection = await connect(endpoint)
         assert (await get(connection))[0] == 200
-        await serving.stop()
+        await serving.drain()
         assert await connection[0].read() == b""
         await close(connection)
 
@@ -129,7 +129,7 @@ def test_http_server__stops_in_spite_of_half_a_request(monkeypatch: pytest.Monke
         connection = await connect(endpoint)
         connection[1].write(b"GET /healthz HTTP/1.1\r\nhost:")
         await connection[1].drain()
-        await serving.stop()
+        await serving.drain()
         await close(connection)
 
     run(scenario)
@@ -156,7 +156,7 @@ def test_http_server__without_endpoints_is_nothing() -> None:
     async def scenario() -> None:
         serving, endpoints = await started()
         serving.reload_tls()
-        await serving.stop()
+        await serving.drain()
         assert endpoints == ()
 
     run(scenario)
@@ -202,7 +202,7 @@ def test_http_server__tls_files_are_followed(tmp_path: Path) -> None:
         assert (status, json.loads(body)) == (200, {"status": "alive"})
         assert serial(before) != serial(after)
         await close(before, after)
-        await serving.stop()
+        await serving.drain()
 
     run(scenario)
 
@@ -224,7 +224,7 @@ def test_http_server__changed_tls_files_are_found(tmp_path: Path, monkeypatch: p
             await close(connection)
             if current != number:
                 break
-        await serving.stop()
+        await serving.drain()
 
     run(scenario)
 
@@ -240,7 +240,7 @@ def test_http_server__bad_tls_files_change_nothing(tmp_path: Path, caplog: pytes
         connection = await connect(endpoint, tls.trust())
         assert (await get(connection))[0] == 200
         await close(connection)
-        await serving.stop()
+        await serving.drain()
 
     run(scenario)
     assert "the former certificate stays in use" in caplog.text
@@ -262,7 +262,7 @@ def test_http_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:
         tls.authority.ca.write_bytes(Authority(other).ca.read_bytes())
         serving.reload_tls()
         await refused(endpoint, insider)
-        await serving.stop()
+        await serving.drain()
 
     run(scenario)
 

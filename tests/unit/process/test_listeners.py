@@ -1,13 +1,17 @@
-"""Where workers listen, and ports that stay theirs."""
+"""Where workers listen, ports that stay theirs, and the life of listeners of every kind."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from sidecar.process.supervisor.addresses import HeldPorts, worker_endpoint
+from sidecar.process.config import load_config
+from sidecar.process.listeners import HeldPorts, Listeners, worker_endpoint
+from sidecar.process.settings import DECIDING_KINDS, LISTEN_KINDS, SUPERVISED_KINDS
 from sidecar.transports.listeners import bind, parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError
 
@@ -121,3 +125,50 @@ def test_keep_only__gives_up_the_others(ports: HeldPorts) -> None:
     with socket.socket() as stranger:
         stranger.bind((old.host, old.port))
     assert ports.hold([fixed]) == (new,)
+
+
+class NotedServer:
+    """A server of any protocol, which notes what is asked of it."""
+
+    def __init__(self, kind: str, notes: list[str]) -> None:
+        """Note in *notes*; only one that decides has a call to cut off."""
+        self._kind, self._notes = kind, notes
+
+    async def start(self) -> tuple[Endpoint, ...]:
+        """See `ListeningServer`."""
+        self._notes.append(f"start {self._kind}")
+        return (Endpoint(path=f"@{self._kind}"),)
+
+    def reload_tls(self) -> bool:
+        """See `ListeningServer`."""
+        self._notes.append(f"reload {self._kind}")
+        return True
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `ListeningServer`."""
+        self._notes.append(f"drain {self._kind} in {timeout_s:g} s")
+        return self._kind not in DECIDING_KINDS
+
+
+def test_listeners__treat_every_kind_alike(tmp_path: Path) -> None:
+    """What decides starts last; a kind starts once, reloads, and drains once; an empty kind has no server."""
+    file = tmp_path / "sidecar.yaml"
+    file.write_text("listen: {grpc: 'unix:@g', admin: 'unix:@a', metrics: []}")
+    notes: list[str] = []
+    servers = {kind: NotedServer(kind, notes) for kind in LISTEN_KINDS}
+
+    async def scene() -> None:
+        listeners = Listeners(load_config(file, {}), servers)
+        await listeners.start(SUPERVISED_KINDS)
+        assert listeners.served["admin"] and not listeners.served["grpc"]
+        await listeners.start()
+        listeners.reload_tls()
+        assert set(listeners.served) == set(LISTEN_KINDS)
+        assert not await listeners.drain(9.0, DECIDING_KINDS)
+        assert await listeners.drain(2.0)
+        assert not any(listeners.served.values())
+
+    asyncio.run(scene())
+    assert notes == [
+        "start admin", "start grpc", "reload grpc", "reload admin", "drain grpc in 9 s", "drain admin in 2 s",
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import BURST, CLIENT_ADDRESS, check_request
-from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.answers import AnswerStyle, Decision
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.client_address import ClientHeader
@@ -23,7 +23,7 @@ from sidecar.domain.scopes import Scope, ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
-from sidecar.services.decider import Decider, Decision
+from sidecar.services.decider import Decider
 from sidecar.services.ext_authz import ExtAuthzService, access_request
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore

@@ -23,9 +23,9 @@ from sidecar.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sidecar.domain.answers import Answer, Decision
     from sidecar.domain.policy import AccessRequest
-    from sidecar.process.explain import Answer, ExplainedStep
-    from sidecar.services.decider import Decision
+    from sidecar.process.explain import ExplainedStep
 
 _MARKS = {"passed": "[green]passed[/green]", "failed": "[red]failed[/red]", "not reached": "[dim]-[/dim]"}
 
@@ -57,10 +57,11 @@ def decide(
     Exits with 0 when the request is allowed and with 3 when it is denied.
     """
     with report_errors():
+        from sidecar.domain.answers import answer_to
         from sidecar.observe.metrics import Metrics
         from sidecar.observe.table import TABLE
         from sidecar.process.config import load_config
-        from sidecar.process.explain import answer_to, explain
+        from sidecar.process.explain import explain
         from sidecar.process.wiring import LoadedConfig
 
         loaded = LoadedConfig(load_config(config))
@@ -79,9 +80,9 @@ def decide(
         steps = explain(request, decision, loaded.rules.policy.routes)
         answer = answer_to(decision, loaded.rules.style)
     if json:
-        _print_json(decision, steps, answer)
+        _print_json(steps, answer)
     else:
-        _print(decision, steps, answer)
+        _print(steps, answer)
     raise typer.Exit(EXIT_OK if decision.reason.verdict.value == "ALLOW" else EXIT_DENIED)
 
 
@@ -108,21 +109,22 @@ def _never_late(decision: Decision, context: None) -> None:
     raise AssertionError("the embedded store answers at once")
 
 
-def _print_json(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> None:
+def _print_json(steps: list[ExplainedStep], answer: Answer) -> None:
     import json
 
     from sidecar.process.explain import as_plain_data
 
-    typer.echo(json.dumps(as_plain_data(decision, steps, answer), indent=2))
+    typer.echo(json.dumps(as_plain_data(steps, answer), indent=2))
 
 
-def _print(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> None:
+def _print(steps: list[ExplainedStep], answer: Answer) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
     colour = "green" if answer.status == 200 else "red"
+    decision = answer.decision
     verdict, reason = decision.reason.verdict.value, decision.reason.word
     console.print(f"[bold {colour}]{verdict}[/] {reason}  [dim]{decision.id}[/]\n")
     table = Table.grid(padding=(0, 2))

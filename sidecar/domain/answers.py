@@ -1,6 +1,7 @@
 """
-Status, headers and body of an answer, the same for every proxy dialect.
+The answer to a decision: status, headers, body and metadata, assembled here for every dialect.
 
+A service only encodes an `Answer` in its proxy's messages.
 Values that came from a request never get in here unescaped: every header value is printable ASCII
 by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticate), RFC 9457
 (problem+json), draft-ietf-httpapi-ratelimit-headers-10 (RateLimit fields).
@@ -9,19 +10,22 @@ by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticat
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import NamedTuple, final
 from urllib.parse import quote
 
+from sidecar.domain.bucket import Taken
 from sidecar.domain.cidr import Address, format_address
 from sidecar.domain.credential_sources import IDENTITY_HEADERS
-from sidecar.domain.decisions import Reason
-from sidecar.domain.fail_policy import Fallback
+from sidecar.domain.decisions import Reason, retry_after_s, seconds_up
+from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
+from sidecar.domain.values import Value
 
 Headers = list[tuple[str, str]]
 
 PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
 FALLBACK_HEADER = "x-ratelimit-fallback"
+_GRPC = "application/grpc"
 QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 _TITLES = {
@@ -41,7 +45,35 @@ _TITLES = {
 }
 
 
-class Limits(NamedTuple):
+@final
+class Decision(Value):
+    """
+    What was decided, complete.
+
+    `taken` None = no bucket was looked at. `fallback` is set when the shared store could not be asked and
+    `on_store_error` decided; `taken` is then of this sidecar's own bucket.
+    """
+
+    __slots__ = ("evaluation", "fallback", "id", "reason", "taken")
+
+    def __init__(
+        self,
+        id: str,
+        reason: Reason,
+        evaluation: Evaluation,
+        taken: Taken | None,
+        fallback: Fallback | None = None,
+    ) -> None:
+        """See the class."""
+        self.id = id
+        self.reason = reason
+        self.evaluation = evaluation
+        self.taken = taken
+        self.fallback = fallback
+
+
+@final
+class Limits(Value):
     """
     The figures of the rate-limit headers, as text.
 
@@ -51,11 +83,36 @@ class Limits(NamedTuple):
     they are those of this sidecar's share of the limit, because the store cannot be asked.
     """
 
-    limit: str
-    remaining: str
-    reset: str
-    retry_after: str = ""
-    is_share: bool = False
+    __slots__ = ("is_share", "limit", "remaining", "reset", "retry_after")
+
+    def __init__(
+        self, limit: str, remaining: str, reset: str, retry_after: str = "", is_share: bool = False
+    ) -> None:
+        """See the class."""
+        self.limit = limit
+        self.remaining = remaining
+        self.reset = reset
+        self.retry_after = retry_after
+        self.is_share = is_share
+
+
+def limits_of(decision: Decision) -> Limits | None:
+    """The figures of the rate-limit headers; None when no bucket was looked at."""
+    taken, integration = decision.taken, decision.evaluation.integration
+    if taken is None or integration is None:
+        return None
+    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us > 0 else ""
+    limit_rpm = limit_rpm_of(decision)
+    is_share = decision.fallback is not None and decision.fallback.policy is FailPolicy.LOCAL
+    return Limits(str(limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait, is_share)
+
+
+def limit_rpm_of(decision: Decision) -> int:
+    """The limit that the figures of `taken` are of, in requests per minute; 0 = there is none."""
+    integration, fallback = decision.evaluation.integration, decision.fallback
+    if decision.taken is None or integration is None:
+        return 0
+    return integration.limit_rpm if fallback is None else fallback.limit_rpm
 
 
 class AnswerStyle(NamedTuple):
@@ -64,6 +121,83 @@ class AnswerStyle(NamedTuple):
     unauthenticated_status: int = 403
     ietf_headers: bool = False
     key_hint: str = "x-api-key: <key> or authorization: Bearer <key>"
+
+
+@final
+class Answer:
+    """
+    Everything that the answer to `decision` says, whatever the dialect.
+
+    `status` is HTTP's. `client_headers` and `body` go to the client; on allow the headers are added to those
+    of the upstream's response and the body is empty. Parts for which not every dialect has a place are made
+    when they are asked for.
+    """
+
+    __slots__ = ("body", "client_headers", "decision", "status")
+
+    def __init__(
+        self, decision: Decision, limits: Limits | None, style: AnswerStyle, is_grpc: bool = False
+    ) -> None:
+        """
+        Assemble; see `answer_to`.
+
+        To a gRPC call (*is_grpc*) a denial says in headers of gRPC what a body says to others.
+        """
+        reason, evaluation = decision.reason, decision.evaluation
+        self.decision = decision
+        self.status = http_status(reason, style)
+        self.body = b""
+        if reason is Reason.OK:
+            headers = limit_headers(limits, style) if limits is not None else []
+        else:
+            headers = denial_headers(reason, decision.id, limits, style)
+        headers += fallback_headers(decision.fallback)
+        if is_grpc and reason is not Reason.OK:
+            headers += grpc_status_headers(reason, evaluation, limits, style)
+        elif reason is not Reason.OK:
+            self.body = problem_body(reason, evaluation, decision.id, limits, style)
+        self.client_headers = headers
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether the request may go on to the upstream."""
+        return self.decision.reason is Reason.OK
+
+    @property
+    def upstream_headers(self) -> Headers:
+        """What the upstream learns about an allowed caller; replaces what the client sent."""
+        return identity_headers(self.decision.evaluation, self.decision.id) if self.is_allowed else []
+
+    @property
+    def removed_headers(self) -> tuple[str, ...]:
+        """The headers that held the API key: the upstream of an allowed request does not get them."""
+        return self.decision.evaluation.key_headers if self.is_allowed else ()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a proxy may write in its access log."""
+        decision = self.decision
+        integration, credential = decision.evaluation.integration, decision.evaluation.credential
+        metadata = {
+            "decision_id": decision.id,
+            "verdict": decision.reason.verdict.value,
+            "reason": decision.reason.word,
+            "integration": integration.id if integration else "",
+            "credential": credential.id if credential else "",
+        }
+        if decision.fallback is not None:
+            metadata["fallback"] = decision.fallback.policy.value
+        return metadata
+
+
+def answer_to(decision: Decision, style: AnswerStyle, is_grpc: bool = False) -> Answer:
+    """The answer to *decision* in *style*; *is_grpc* = the client's request is a gRPC call."""
+    return Answer(decision, limits_of(decision), style, is_grpc)
+
+
+def is_grpc_type(content_type: str | None) -> bool:
+    """Whether a request with this content type is a gRPC call: gRPC-Web, for example, is not."""
+    return content_type is not None and (content_type == _GRPC or content_type.startswith(f"{_GRPC}+"))
 
 
 def header_value(text: str) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple, final
+from typing import final
+
+from sidecar.domain.values import Value
 
 US_PER_MINUTE = 60_000_000
 LIMIT_RPM_MAX = 10_000
@@ -65,7 +67,8 @@ class Quota:
         return self.burst * self.interval_us
 
 
-class Debt(NamedTuple):
+@final
+class Debt(Value):
     """
     What a bucket owes beyond its burst, because tokens were used under a larger one.
 
@@ -73,11 +76,16 @@ class Debt(NamedTuple):
     `burst` is the burst of the last take: a larger one makes what is owed count again.
     """
 
-    tat_us: int
-    burst: int
+    __slots__ = ("burst", "tat_us")
+
+    def __init__(self, tat_us: int, burst: int) -> None:
+        """See the class."""
+        self.tat_us = tat_us
+        self.burst = burst
 
 
-class Level(NamedTuple):
+@final
+class Level(Value):
     """
     What is stored of a bucket: its TAT and the interval it was written under.
 
@@ -85,9 +93,13 @@ class Level(NamedTuple):
     nothing is owed beyond `tat_us`, as in every bucket whose burst was not lowered while it was in use.
     """
 
-    tat_us: int
-    interval_us: int
-    debt: Debt | None = None
+    __slots__ = ("debt", "interval_us", "tat_us")
+
+    def __init__(self, tat_us: int, interval_us: int, debt: Debt | None = None) -> None:
+        """See the class."""
+        self.tat_us = tat_us
+        self.interval_us = interval_us
+        self.debt = debt
 
     @property
     def forgotten_at_us(self) -> int:
@@ -96,17 +108,23 @@ class Level(NamedTuple):
 
 
 @final
-class Taken(NamedTuple):
-    """What a take found and left behind, over one bucket or over several taken all or none."""
+class Taken(Value):
+    """
+    What a take found and left behind, over one bucket or over several taken all or none.
 
-    admitted: int
-    """Takes admitted, 0 ... asked."""
-    remaining: int
-    """Whole tokens left after it; over several buckets the least."""
-    retry_after_us: int
-    """Wait until one more take passes; 0 = it would pass now, -1 = never (cost above a burst)."""
-    reset_at_us: int
-    """When every bucket is full again, µs since the epoch."""
+    `admitted` counts the takes admitted, 0 ... asked; `remaining` the whole tokens left after it, over
+    several buckets the least. `retry_after_us` is the wait until one more take passes; 0 = it would pass
+    now, -1 = never (cost above a burst). `reset_at_us` is when every bucket is full again, since the epoch.
+    """
+
+    __slots__ = ("admitted", "remaining", "reset_at_us", "retry_after_us")
+
+    def __init__(self, admitted: int, remaining: int, retry_after_us: int, reset_at_us: int) -> None:
+        """See the class."""
+        self.admitted = admitted
+        self.remaining = remaining
+        self.retry_after_us = retry_after_us
+        self.reset_at_us = reset_at_us
 
 
 def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Taken, Level | None]:
@@ -114,7 +132,7 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     Admit as many of *asked* one-token takes as fit; the rest change nothing.
 
     >>> draw(None, Quota(interval_us=1_000_000, burst=3), asked=5, now_us=5_000_000)[0]
-    Taken(admitted=3, remaining=0, retry_after_us=1000000, reset_at_us=8000000)
+    Taken(admitted=3, remaining=0, reset_at_us=8000000, retry_after_us=1000000)
 
     Args:
         level: what is stored; None = a full bucket.
@@ -134,10 +152,10 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     span_us = burst * interval_us
     start_us = now_us
     if level is not None:
-        tat_us, written_us, debt = level
+        tat_us, debt = level.tat_us, level.debt
         if tat_us > now_us or debt is not None:
             # Nearly every level is in the terms of its quota and needs no conversion.
-            if debt is not None or written_us != interval_us or tat_us - now_us > span_us:
+            if debt is not None or level.interval_us != interval_us or tat_us - now_us > span_us:
                 taken, levels = draw_all((level,), (quota,), asked, 1, now_us)
                 return taken, None if levels is None else levels[0]
             start_us = tat_us
@@ -146,11 +164,8 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     reset_at_us = start_us + admitted * interval_us
     remaining = room - admitted
     retry_after_us = 0 if remaining else reset_at_us + interval_us - span_us - now_us
-    # Called for every decision: a named tuple's own constructor takes three times as long.
-    taken = tuple.__new__(Taken, (admitted, remaining, retry_after_us, reset_at_us))
-    if admitted:
-        return taken, tuple.__new__(Level, (reset_at_us, interval_us, None))
-    return taken, None
+    taken = Taken(admitted, remaining, retry_after_us, reset_at_us)
+    return taken, Level(reset_at_us, interval_us) if admitted else None
 
 
 def draw_all(
@@ -194,11 +209,15 @@ def draw_all(
     return taken, None
 
 
-class _Start(NamedTuple):
+@final
+class _Start:
     """Where a take counts from: the TAT, and the TAT of all that is owed, which is not earlier."""
 
-    tat_us: int
-    debt_us: int
+    __slots__ = ("debt_us", "tat_us")
+
+    def __init__(self, tat_us: int, debt_us: int) -> None:
+        self.tat_us = tat_us
+        self.debt_us = debt_us
 
 
 def _start(level: Level | None, quota: Quota, now_us: int) -> _Start:
@@ -235,7 +254,7 @@ def _is_rebased(level: Level | None, drawn: Level, now_us: int) -> bool:
     """True when the bucket is in use and stored in other terms than *drawn*, from which nothing was taken."""
     if level is None or level.forgotten_at_us <= now_us:
         return False
-    return level._replace(tat_us=max(level.tat_us, now_us)) != drawn
+    return Level(max(level.tat_us, now_us), level.interval_us, level.debt) != drawn
 
 
 def _wait(reset_at_us: int, quota: Quota, cost: int, now_us: int) -> int:

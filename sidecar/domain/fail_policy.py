@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import final
 
 from sidecar.domain.decisions import Verdict
+from sidecar.domain.values import Value
 
 
 class FailPolicy(Enum):
@@ -38,7 +39,8 @@ FALLBACK_VERDICTS = (
 """What can come of each policy; `LOCAL` refuses with 503 when there is no room for one more bucket."""
 
 
-class Fallback(NamedTuple):
+@final
+class Fallback(Value):
     """
     That a decision was made without the store: by which policy, and in terms of which limit.
 
@@ -46,5 +48,9 @@ class Fallback(NamedTuple):
     0 = no limit was looked at.
     """
 
-    policy: FailPolicy
-    limit_rpm: int = 0
+    __slots__ = ("limit_rpm", "policy")
+
+    def __init__(self, policy: FailPolicy, limit_rpm: int = 0) -> None:
+        """See the class."""
+        self.policy = policy
+        self.limit_rpm = limit_rpm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import final
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
 from sidecar.domain.cidr import AddressError
@@ -20,6 +20,7 @@ from sidecar.domain.paths import PathFault, PathRefusedError
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
+from sidecar.domain.values import Value
 
 SCOPE_OVERRIDES_MAX = 1_024
 """Scopes stated by proxies and callers of which we keep what they mean."""
@@ -28,7 +29,8 @@ MISCONFIGURED_TOLD_MAX = 64
 """Misconfigured scopes that are reported, each once; the rest is only counted."""
 
 
-class AccessRequest(NamedTuple):
+@final
+class AccessRequest(Value):
     """
     What a proxy asks about, whatever its dialect.
 
@@ -40,16 +42,30 @@ class AccessRequest(NamedTuple):
     and `address_rule`, how to find the client's address, None = by the configuration's rule.
     """
 
-    method: str
-    path: str
-    header: Callable[[str], str | None]
-    peer: str
-    scope: str | None = None
-    api_key: str | None = None
-    address_rule: ClientAddressRule | None = None
+    __slots__ = ("address_rule", "api_key", "header", "method", "path", "peer", "scope")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        header: Callable[[str], str | None],
+        peer: str,
+        scope: str | None = None,
+        api_key: str | None = None,
+        address_rule: ClientAddressRule | None = None,
+    ) -> None:
+        """See the class."""
+        self.method = method
+        self.path = path
+        self.header = header
+        self.peer = peer
+        self.scope = scope
+        self.api_key = api_key
+        self.address_rule = address_rule
 
 
-class Evaluation(NamedTuple):
+@final
+class Evaluation(Value):
     """
     What the registry says about a request, before the bucket.
 
@@ -59,13 +75,34 @@ class Evaluation(NamedTuple):
     tells the caller more than the reason does, in sentences of a closed list, '' = there is no more to tell.
     """
 
-    reason: Reason
-    integration: CompiledIntegration | None = None
-    credential: CompiledCredential | None = None
-    key_headers: tuple[str, ...] = ()
-    client_address: bytes | None = None
-    scope: Scope | None = None
-    detail: str = ""
+    __slots__ = (
+        "client_address",
+        "credential",
+        "detail",
+        "integration",
+        "key_headers",
+        "reason",
+        "scope",
+    )
+
+    def __init__(
+        self,
+        reason: Reason,
+        integration: CompiledIntegration | None = None,
+        credential: CompiledCredential | None = None,
+        key_headers: tuple[str, ...] = (),
+        client_address: bytes | None = None,
+        scope: Scope | None = None,
+        detail: str = "",
+    ) -> None:
+        """See the class."""
+        self.reason = reason
+        self.integration = integration
+        self.credential = credential
+        self.key_headers = key_headers
+        self.client_address = client_address
+        self.scope = scope
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +213,7 @@ class Policy:
             return Evaluation(self._routeless(request), integration, credential, key_headers, address)
         scope = route.scope
         reason = Reason.OK if scope is None or scope in integration.scopes else Reason.SCOPE_MISSING
-        # The usual way out: a named tuple's own constructor takes three times as long.
-        return tuple.__new__(Evaluation, (reason, integration, credential, key_headers, address, scope, ""))
+        return Evaluation(reason, integration, credential, key_headers, address, scope)
 
     def _routeless(self, request: AccessRequest) -> Reason:
         """Why there is no route for *request*."""

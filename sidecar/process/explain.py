@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from sidecar.domain.answers import (
-    AnswerStyle,
-    Headers,
-    denial_headers,
-    fallback_headers,
-    http_status,
-    identity_headers,
-    limit_headers,
-    problem_body,
-)
+from sidecar.domain.answers import Answer, Decision
 from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason, retry_after_s
 from sidecar.domain.paths import AmbiguousRouteError, PathRefusedError, normalise_path
 from sidecar.domain.policy import AccessRequest, Evaluation, Route
 from sidecar.domain.route_readings import RouteReadings
-from sidecar.services.decider import Decision, limits_of
 from sidecar.stores.registry.file.registry_records import iso_time
 
 PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"
@@ -71,21 +61,6 @@ class ExplainedStep(NamedTuple):
     detail: str
 
 
-class Answer(NamedTuple):
-    """
-    What goes back to the proxy.
-
-    `client_headers` are for the client, on allow added to the upstream's; `upstream_headers` and
-    `removed_headers` change the request that the upstream gets.
-    """
-
-    status: int
-    client_headers: Headers
-    upstream_headers: Headers
-    removed_headers: tuple[str, ...]
-    body: bytes
-
-
 def explain(
     request: AccessRequest, decision: Decision, routes: RouteReadings[Route] | None = None
 ) -> list[ExplainedStep]:
@@ -104,21 +79,9 @@ def explain(
     return steps
 
 
-def answer_to(decision: Decision, style: AnswerStyle) -> Answer:
-    """The whole answer, as every dialect sends it."""
-    evaluation, reason = decision.evaluation, decision.reason
-    limits, mark = limits_of(decision), fallback_headers(decision.fallback)
-    if reason is Reason.OK:
-        client = [*(limit_headers(limits, style) if limits is not None else []), *mark]
-        return Answer(200, client, identity_headers(evaluation, decision.id), evaluation.key_headers, b"")
-    headers = [*denial_headers(reason, decision.id, limits, style), *mark]
-    body = problem_body(reason, evaluation, decision.id, limits, style)
-    return Answer(http_status(reason, style), headers, [], (), body)
-
-
-def as_plain_data(decision: Decision, steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
-    """Everything about *decision* for `--json`."""
-    evaluation = decision.evaluation
+def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
+    """Everything about a decision for `--json`."""
+    decision, evaluation = answer.decision, answer.decision.evaluation
     return {
         "decision_id": decision.id,
         "verdict": decision.reason.verdict.value,

@@ -30,10 +30,11 @@ def use_noter(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Evalu
     note, note_refusal, refused = uses.note, refusals.note, Reason.IP_NOT_ALLOWED
 
     def note_use(evaluation: Evaluation, now_us: int) -> None:
-        reason, integration, credential, _, address, _, _ = evaluation
+        integration, credential = evaluation.integration, evaluation.credential
         if integration is None or credential is None:  # both or none
             return
-        if reason is refused:
+        address = evaluation.client_address
+        if evaluation.reason is refused:
             note_refusal(integration.id, credential.id, address or b"", now_us)
         elif address is not None:
             note(credential.id, integration.id, address, now_us)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic, perf_counter_ns
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from sidecar.domain.answers import Limits
+from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DecisionIds, Reason, retry_after_s, seconds_up
-from sidecar.domain.fail_policy import FailPolicy, Fallback
+from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
@@ -25,40 +25,6 @@ STORE_PART = 0.9
 
 REEVALUATIONS_MAX = 2
 """How often a decision begins again because the record changed under it, before it fails closed."""
-
-
-class Decision(NamedTuple):
-    """
-    One answer, complete.
-
-    `taken` None = no bucket was looked at. `fallback` is set when the shared store could not be asked and
-    `on_store_error` decided; `taken` is then of this sidecar's own bucket.
-    """
-
-    id: str
-    reason: Reason
-    evaluation: Evaluation
-    taken: Taken | None
-    fallback: Fallback | None = None
-
-
-def limits_of(decision: Decision) -> Limits | None:
-    """The figures of the rate-limit headers; None when no bucket was looked at."""
-    taken, integration = decision.taken, decision.evaluation.integration
-    if taken is None or integration is None:
-        return None
-    wait = str(retry_after_s(taken.retry_after_us)) if taken.retry_after_us > 0 else ""
-    limit_rpm = limit_rpm_of(decision)
-    is_share = decision.fallback is not None and decision.fallback.policy is FailPolicy.LOCAL
-    return Limits(str(limit_rpm), str(taken.remaining), str(seconds_up(taken.reset_at_us)), wait, is_share)
-
-
-def limit_rpm_of(decision: Decision) -> int:
-    """The limit that the figures of `taken` are of, in requests per minute; 0 = there is none."""
-    integration, fallback = decision.evaluation.integration, decision.fallback
-    if decision.taken is None or integration is None:
-        return 0
-    return integration.limit_rpm if fallback is None else fallback.limit_rpm
 
 
 Context = TypeVar("Context")
@@ -180,8 +146,7 @@ class Decider:
     ) -> Decision:
         self._values[self._slots[reason]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
-        # A named tuple's own constructor takes three times as long.
-        return tuple.__new__(Decision, (self._next_id(), reason, evaluation, taken, fallback))
+        return Decision(self._next_id(), reason, evaluation, taken, fallback)
 
 
 class _Pending:

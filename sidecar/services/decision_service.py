@@ -11,14 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sidecar.domain.answers import (
-    AnswerStyle,
-    denial_headers,
-    fallback_headers,
-    http_status,
-    limit_headers,
-    problem_body,
-)
+from sidecar.domain.answers import AnswerStyle, Decision, answer_to, limit_rpm_of
 from sidecar.domain.cidr import AddressError, parse_client_address
 from sidecar.domain.client_address import PeerAddress
 from sidecar.domain.decisions import Reason, Verdict
@@ -26,7 +19,7 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.policy import AccessRequest, Policy
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.decider import Decider, Decision, limit_rpm_of, limits_of
+from sidecar.services.decider import Decider
 from sidecar.v1 import decision_pb2 as pb
 
 SERVICE = "sidecar.v1.DecisionService"
@@ -227,13 +220,7 @@ def fill(response: pb.DecideResponse, decision: Decision, style: AnswerStyle) ->
                 _set_us(response.retry_after, taken.retry_after_us)
     if decision.fallback is not None:
         response.fallback = _FALLBACKS[decision.fallback.policy]
-        response.headers.update(fallback_headers(decision.fallback))
-    limits = limits_of(decision)
-    if reason.verdict is Verdict.ALLOW:
-        response.http_status = 200
-        if limits is not None:
-            response.headers.update(limit_headers(limits, style))
-        return
-    response.http_status = http_status(reason, style)
-    response.headers.update(denial_headers(reason, decision.id, limits, style))
-    response.body = problem_body(reason, evaluation, decision.id, limits, style).decode()
+    answer = answer_to(decision, style)
+    response.http_status = answer.status
+    response.headers.update(answer.client_headers)
+    response.body = answer.body.decode()

@@ -12,11 +12,95 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from sidecar.domain.answers import (
+    Answer,
+    AnswerStyle,
+    Decision,
+    Limits,
+    answer_to,
+    is_grpc_type,
+    limits_of,
+)
+from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, retry_after_s, seconds_up
+from sidecar.domain.policy import AccessRequest
+
 VARIABLES_MAX = 9
+TEMPLATES_PER_INTEGRATION_MAX = 256
 _CHANGED = re.compile(rb"([^\x00])\1*", re.DOTALL)
 
 Template = bytes
 """A bytes format with `%(name)b` places."""
+
+
+class AnswerTemplates:
+    """Renders the answers of one dialect, each kind of answer from a template made when it first came up."""
+
+    def __init__(self, style: AnswerStyle, encode: Callable[[Answer], bytes]) -> None:
+        """*encode* puts answers in *style* into the messages of the dialect, always in the same way."""
+        self._style = style
+        self._encode = encode
+        self._unknown_caller: dict[tuple[Reason, str, bool], Template] = {}
+
+    def render(self, decision: Decision, request: AccessRequest) -> bytes:
+        """The message that answers *request* with *decision*."""
+        reason, evaluation, taken = decision.reason, decision.evaluation, decision.taken
+        is_grpc = reason is not Reason.OK and is_grpc_type(request.header("content-type"))
+        id = decision.id.encode()
+        integration = evaluation.integration
+        if integration is None:
+            return self._unknown_caller_template(decision, is_grpc) % {b"id": id}
+        if reason is Reason.IP_NOT_ALLOWED:
+            # The refused address stands in the text, so no template could be used again.
+            return self._encode(answer_to(decision, self._style, is_grpc))
+        remaining = reset = wait = b""
+        if taken is not None:
+            remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
+            wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us > 0 else b""
+        fallback = decision.fallback
+        # What stands in the message and is no variable, and the variables' widths. The registry's
+        # objects outlive the dialect and its style, so this object is part of the key.
+        key = (
+            self,
+            reason.word,
+            evaluation.credential,
+            evaluation.key_headers,
+            evaluation.scope if reason is Reason.SCOPE_MISSING else evaluation.detail,
+            len(remaining),
+            len(reset),
+            len(wait),
+            fallback and (fallback.policy, fallback.limit_rpm),
+            is_grpc,
+        )
+        template = integration.fragments.get(key)
+        if template is None:
+            template = self._compile(decision, len(remaining), len(reset), len(wait), is_grpc)
+            if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
+                integration.fragments.clear()
+            integration.fragments[key] = template
+        return template % {b"id": id, b"remaining": remaining, b"reset": reset, b"wait": wait}
+
+    def _unknown_caller_template(self, decision: Decision, is_grpc: bool) -> Template:
+        key = decision.reason, decision.evaluation.detail, is_grpc
+        template = self._unknown_caller.get(key)
+        if template is None:
+            template = self._unknown_caller[key] = self._compile(decision, 0, 0, 0, is_grpc)
+        return template
+
+    def _compile(self, decision: Decision, remaining: int, reset: int, wait: int, is_grpc: bool) -> Template:
+        """The template of *decision* for figures of these widths."""
+        own = limits_of(decision)
+
+        def render(values: Mapping[str, str]) -> bytes:
+            limits = own and Limits(
+                own.limit, values["remaining"], values["reset"], values["wait"], own.is_share
+            )
+            example = Decision(
+                values["id"], decision.reason, decision.evaluation, decision.taken, decision.fallback
+            )
+            return self._encode(Answer(example, limits, self._style, is_grpc))
+
+        widths = {"id": DECISION_ID_LENGTH, "remaining": remaining, "reset": reset, "wait": wait}
+        return compile_template(render, widths)
 
 
 def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mapping[str, int]) -> Template:

@@ -102,7 +102,10 @@ class EmbeddedBucketStore:
             self._ahead_us = ahead_us if abs(ahead_us) >= TOLERANCE_US else 0
             self._compare_at_us = now_us + COMPARE_CLOCKS_US
             self._tells_from_us = 0 if self._ahead_us else self._compare_at_us
-        return taken._replace(reset_at_us=taken.reset_at_us + self._ahead_us) if self._ahead_us else taken
+        if not self._ahead_us:
+            return taken
+        reset_at_us = taken.reset_at_us + self._ahead_us
+        return Taken(taken.admitted, taken.remaining, taken.retry_after_us, reset_at_us)
 
     def _has_room(self, keys: Sequence[str], now_us: int) -> bool:
         """Whether the buckets *keys* can be kept, after full ones have given way if need be."""

@@ -73,7 +73,8 @@ class LocalShare:
             share = self._share(buckets)
         outcome = self._store.take_now(share, asked)
         if isinstance(outcome, Taken):
-            return outcome._replace(remaining=outcome.remaining * buckets.cost // share.cost)
+            remaining = outcome.remaining * buckets.cost // share.cost
+            return Taken(outcome.admitted, remaining, outcome.retry_after_us, outcome.reset_at_us)
         return outcome or StoreFault.OVERLOADED
 
     def forget_unused(self) -> None:

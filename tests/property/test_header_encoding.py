@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from sidecar.domain.answers import (
     AnswerStyle,
+    Decision,
     Headers,
     Limits,
+    answer_to,
     denial_headers,
     header_value,
     identity_headers,
@@ -27,7 +29,6 @@ from sidecar.domain.integrations import NAME_LENGTH_MAX, IntegrationError
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
-from sidecar.services.decider import Decision, limits_of
 from sidecar.services.ext_authz import check_response
 from tests.building import FixedStore, make_decider, make_integration, make_key, make_request
 
@@ -141,7 +142,7 @@ def test_check_response__keeps_envoy_s_rules(
     taken = Taken(0, 1, 1, 1) if is_peeked or reason is Reason.RATE_LIMITED else None
     fallback = Fallback(policy, 1) if policy is not None else None
     decision = Decision(NEXT_ID(), reason, evaluation, taken, fallback)
-    response = check_response(decision, decision.id, limits_of(decision), style, is_grpc)
+    response = check_response(answer_to(decision, style, is_grpc))
     is_allowed = reason is Reason.OK
     assert (response.status.code == 0) == is_allowed
     assert response.WhichOneof("http_response") == ("ok_response" if is_allowed else "denied_response")
@@ -170,7 +171,7 @@ def test_check_response__whatever_the_request(path: str, headers: dict[str, str]
         make_request(path=path, headers=headers), None, lambda decision, context: None, None
     )
     assert decision is not None
-    response = check_response(decision, decision.id, limits_of(decision), AnswerStyle())
+    response = check_response(answer_to(decision, AnswerStyle()))
     for options in (response.ok_response.headers, response.denied_response.headers):
         assert_safe([(option.header.key, option.header.value) for option in options])
     assert key.api_key not in str(response)

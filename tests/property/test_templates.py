@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to, is_grpc_type
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
 from sidecar.domain.snapshot import Snapshot
-from sidecar.services.decider import Decision, limits_of
-from sidecar.services.ext_authz import ExtAuthzService, check_response, is_grpc_type
-from sidecar.services.templates import compile_template
-from tests.building import make_decider, make_integration, make_key, make_request
+from sidecar.services.ext_authz import encode
+from sidecar.services.templates import AnswerTemplates, compile_template
+from tests.building import make_integration, make_key, make_request
 
 KEYS = (make_key(), make_key())
 SNAPSHOT = Snapshot.compile(
@@ -57,27 +56,39 @@ def decisions(draw: st.DrawFn) -> Decision:
     taken = draw(takens) if is_taken else None
     if taken is not None and reason is Reason.RATE_LIMITED:
         wait_us = draw(st.sampled_from((-1, max(1, taken.retry_after_us))))
-        taken = taken._replace(admitted=0, retry_after_us=wait_us)
+        taken = Taken(0, taken.remaining, wait_us, taken.reset_at_us)
     return Decision(NEXT_ID(), reason, evaluation, taken, draw(fallbacks))
 
 
+def encode_http(answer: Answer) -> bytes:
+    """A dialect that is HTTP itself, as forward auth is."""
+    headers = [*answer.client_headers, *answer.upstream_headers, ("x-verdict", answer.metadata["verdict"])]
+    lines = [f"HTTP/1.1 {answer.status} .", *(f"{name}: {value}" for name, value in headers)]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + answer.body
+
+
 @cache
-def service(style: AnswerStyle) -> ExtAuthzService:
-    """One service for each style, kept over all examples, so templates meet many values."""
-    return ExtAuthzService(make_decider(), style)
+def templates(style: AnswerStyle, encode: Callable[[Answer], bytes]) -> AnswerTemplates:
+    """One for each style and dialect, kept over all examples, so templates meet many values."""
+    return AnswerTemplates(style, encode)
 
 
-@given(styles, decisions(), st.sampled_from((None, "application/json", "application/grpc+proto")))
-def test_render__is_what_protobuf_builds(
-    style: AnswerStyle, decision: Decision, content_type: str | None
+@given(
+    styles,
+    decisions(),
+    st.sampled_from((None, "application/json", "application/grpc+proto")),
+    st.sampled_from((encode, encode_http)),
+)
+def test_render__is_what_the_dialect_encodes(
+    style: AnswerStyle, decision: Decision, content_type: str | None, encode: Callable[[Answer], bytes]
 ) -> None:
-    """For every reason, width, style, integration and kind of client, byte for byte the same message."""
+    """For every reason, width, style, integration, kind of client and dialect, the same bytes."""
     headers = {} if content_type is None else {"content-type": content_type}
     request = make_request(headers=headers)
     is_grpc = decision.reason is not Reason.OK and is_grpc_type(content_type)
-    expected = check_response(decision, decision.id, limits_of(decision), style, is_grpc)
+    expected = encode(answer_to(decision, style, is_grpc))
     for _ in range(2):
-        assert CheckResponse.FromString(service(style).render(decision, request)) == expected
+        assert templates(style, encode).render(decision, request) == expected
 
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)

@@ -9,7 +9,7 @@ than by the server. Nothing is ever admitted from memory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import final
 
 from sidecar.domain.bucket import BucketSet, Taken
 
@@ -17,12 +17,17 @@ DRIFT = 1_000
 """Clocks of two machines may run apart by that part of the time: NTP slews by up to 1/2000 on each."""
 
 
-class Denial(NamedTuple):
+@final
+class Denial:
     """A bucket known to be empty; times on our monotonic clock."""
 
-    until_s: float
-    learnt_s: float
-    taken: Taken
+    __slots__ = ("learnt_s", "taken", "until_s")
+
+    def __init__(self, until_s: float, learnt_s: float, taken: Taken) -> None:
+        """See the class; *taken* is what is answered when it was just learnt."""
+        self.until_s = until_s
+        self.learnt_s = learnt_s
+        self.taken = taken
 
 
 class Denials:
@@ -57,7 +62,9 @@ class Denials:
             return
         if buckets not in self.entries and len(self.entries) >= self._size_max:
             self._make_room(learnt_s)
-        self.entries[buckets] = Denial(until_s, learnt_s, taken._replace(admitted=0))
+        self.entries[buckets] = Denial(
+            until_s, learnt_s, Taken(0, taken.remaining, taken.retry_after_us, taken.reset_at_us)
+        )
 
     def find(self, buckets: BucketSet, now_s: float) -> Taken | None:
         """The refusal of a take or peek at *now_s*; None = it needs a trip."""
@@ -70,8 +77,8 @@ class Denials:
         taken = denial.taken
         if taken.retry_after_us < 0:
             return taken
-        elapsed_us = int((now_s - denial.learnt_s) * 1e6)
-        return taken._replace(retry_after_us=max(1, taken.retry_after_us - elapsed_us))
+        left_us = taken.retry_after_us - int((now_s - denial.learnt_s) * 1e6)
+        return Taken(taken.admitted, taken.remaining, max(1, left_us), taken.reset_at_us)
 
     def forget(self, buckets: BucketSet) -> None:
         """A take of *buckets* must ask the server again."""

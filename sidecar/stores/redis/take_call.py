@@ -219,7 +219,7 @@ def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[
             # The usual take, admitted while more is left: what `draw` would say, at a third of its cost.
             room -= 1
             reset_at_us += interval_us
-            taken = tuple.__new__(Taken, (1, room, 0, reset_at_us))
+            taken = Taken(1, room, 0, reset_at_us)
         elif taken is None or not is_refused:
             taken, drawn = draw(Level(reset_at_us, interval_us), quota, asked, now_us)
             reset_at_us, room = taken.reset_at_us, taken.remaining

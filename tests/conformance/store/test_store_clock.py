@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sidecar.domain.answers import Decision
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.decisions import Reason
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import load_config
 from sidecar.process.shared_store import CLOCK_APART_US, SharedStore
 from sidecar.process.wiring import LoadedConfig
-from sidecar.services.decider import Decider, Decision
+from sidecar.services.decider import Decider
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.file.registry_records import iso_time
 from sidecar.stores.registry.redis.registry import RedisRegistry

@@ -207,7 +207,7 @@ def test_answers__a_wait_that_never_ends_is_not_told() -> None:
 
 def test_problem_body__says_that_the_limit_is_a_share() -> None:
     """While only a share is granted, the lower limit is not told as if it were the integration's own."""
-    share = NONE_LEFT._replace(limit="200", is_share=True)
+    share = Limits("200", "0", "1764000060", "2", is_share=True)
     detail = problem(Reason.RATE_LIMITED, share)["detail"]
     assert "shared limits are unavailable" in detail
     assert "200 requests per minute" in detail

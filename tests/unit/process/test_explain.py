@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.answers import AnswerStyle, Decision, answer_to
 from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Integration, Status
 from sidecar.domain.policy import AccessRequest
-from sidecar.process.explain import FAILED, NOT_REACHED, PASSED, STEPS, answer_to, as_plain_data, explain
-from sidecar.services.decider import Decision
+from sidecar.process.explain import FAILED, NOT_REACHED, PASSED, STEPS, as_plain_data, explain
 from sidecar.stores.protocols import BucketStore, StoreFault
 from tests.building import (
     NOW_US,
@@ -183,7 +182,7 @@ def test_as_plain_data__is_json() -> None:
     """Everything for `--json`, an unknown caller included."""
     for request in (make_request(KEY.api_key), make_request(None)):
         decision = decide(request, make_integration(KEY))
-        data = as_plain_data(decision, explain(request, decision), answer_to(decision, AnswerStyle()))
+        data = as_plain_data(explain(request, decision), answer_to(decision, AnswerStyle()))
         assert json.loads(json.dumps(data)) == data
         assert data["verdict"] == decision.reason.verdict.value
         assert [step["name"] for step in data["steps"]] == list(STEPS)

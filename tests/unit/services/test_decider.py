@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from sidecar.domain.answers import Limits
+from sidecar.domain.answers import Decision, Limits, limits_of
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason
 from sidecar.domain.integrations import Status
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
-from sidecar.services.decider import REEVALUATIONS_MAX, Decider, Decision, limits_of
+from sidecar.services.decider import REEVALUATIONS_MAX, Decider
 from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sidecar.domain.answers import AnswerStyle
+from sidecar.domain.answers import AnswerStyle, Decision
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.client_address import ClientHeader
@@ -20,7 +20,6 @@ from sidecar.domain.policy import Evaluation
 from sidecar.domain.snapshot import Snapshot
 from sidecar.rpc.calls import UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.decider import Decision
 from sidecar.services.decision_service import BATCH_REQUESTS_MAX, DecisionService, fill
 from sidecar.stores.protocols import StoreFault
 from sidecar.v1 import decision_pb2 as pb

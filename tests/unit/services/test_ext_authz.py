@@ -19,7 +19,8 @@ from sidecar.domain.integrations import Status
 from sidecar.domain.scopes import DEFAULT_CATEGORIES
 from sidecar.rpc.calls import UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
-from sidecar.services.ext_authz import TEMPLATES_PER_INTEGRATION_MAX, ExtAuthzService
+from sidecar.services.ext_authz import ExtAuthzService
+from sidecar.services.templates import TEMPLATES_PER_INTEGRATION_MAX
 from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.domain.answers import Decision, limits_of
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import Reason
@@ -16,7 +17,7 @@ from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy, Fallback
 from sidecar.domain.integrations import Integration, Status
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
-from sidecar.services.decider import REEVALUATIONS_MAX, Decider, Decision, limits_of
+from sidecar.services.decider import REEVALUATIONS_MAX, Decider
 from sidecar.services.store_fallback import StoreFallback
 from sidecar.stores.local_share import LocalShare
 from sidecar.stores.protocols import StoreFault
@@ -124,7 +125,7 @@ def test_policy__is_the_same_at_once(key: NewApiKey, policy: FailPolicy, fault: 
     decider = make_decider(make_integration(key), store=FaultyStore(fault), fallback=fallback)
     decision = decider.decide(make_request(key.api_key), None, lambda decision, context: None, None)
     assert decision is not None
-    assert decision[1::2] == late[1::2]
+    assert (decision.reason, decision.taken) == (late.reason, late.taken)
     assert decision.fallback == late.fallback
 
 

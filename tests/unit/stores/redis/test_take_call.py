@@ -137,7 +137,7 @@ def test_apportion__each_take_gets_what_it_would_have_got_alone(
     merged, _ = draw_all(levels, buckets.quotas, sum(asked), cost, NOW_US)
     assert sum(taken.admitted for taken in told) == merged.admitted
     assert last == told[-1]
-    assert last[1:] == merged[1:]
+    assert Taken(last.admitted, merged.remaining, merged.retry_after_us, merged.reset_at_us) == last
     for one, taken in zip(asked, told, strict=True):
         expected, drawn = draw_all(levels, buckets.quotas, one, cost, NOW_US)
         levels = levels if drawn is None else drawn

@@ -90,7 +90,8 @@ def _csv_rows(record: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]
     raised = record["limit_raise"] or {}
     sensitive = [each["scope"] for each in record["scopes"] if each["sensitivity"] != OPERATIONAL]
     shared = (
-        as_of, record["id"], record["name"], record["status"], record["suspended_since"], record["owner"], record["contact"],
+        as_of, record["id"], record["name"], record["status"], record["suspended_since"],
+        record["owner"], record["contact"],
         record["third_party_manager"], [each["scope"] for each in record["scopes"]], sensitive,
         "on" if record["is_allowlist_enabled"] and record["ip_allowlist"] else "off", record["ip_allowlist"],
         record["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),

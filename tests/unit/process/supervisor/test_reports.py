@@ -52,7 +52,7 @@ def test_report__tells_what_is_wrong_with_a_ready_worker(
     components: dict[str, Component], state: str
 ) -> None:
     """A worker decides on by its last snapshot when its registry or its store is gone; /readyz names it."""
-    assert Report(GRPC, components).state == state
+    assert Report(SERVED, components).state == state
 
 
 def test_report__carries_mistakes_with_their_places() -> None:

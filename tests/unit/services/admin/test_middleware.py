@@ -106,7 +106,7 @@ def test_envelope__a_registry_that_cannot_tell_who_calls_lets_nobody_in(
 
 
 def test_envelope__a_look_up_that_hangs_gives_its_place_back(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else strangers would hold every place of theirs for as long as the registry is patient."""
 

@@ -8,6 +8,7 @@ import typer
 
 from sidecar.cli.exits import report_errors
 from sidecar.cli.options import ConfigOption, JsonOption
+from sidecar.cli.output import print_durability
 
 if TYPE_CHECKING:
     from sidecar.process.first_administrator import MadeAdministrator
@@ -106,6 +107,7 @@ def _print_account(made: MadeAdministrator, as_json: bool, advice: str) -> None:
         err=True,
     )
     typer.echo(made.token)
+    print_durability(_described(made))
     typer.echo(advice, err=True)
 
 
@@ -115,4 +117,6 @@ def _described(made: MadeAdministrator) -> dict[str, Any]:
         "token": made.token,
         "token_id": made.token_id,
         "expires_at": made.expires_at,
+        "is_durable": made.is_durable,
+        "lacks_replicas": made.lacks_replicas,
     }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import typer
 
 from sidecar.cli.exits import EXIT_REFUSED, EXIT_USAGE, CommandError
+from sidecar.cli.output import print_durability
 from sidecar.cli.tables import plain, terminal
 
 SHOWN_MAX = 200
@@ -154,6 +155,7 @@ def _print_outcome(document: Document, options: ApplyOptions) -> None:
 
 def _print_report(report: Document) -> None:
     typer.echo(f"Made {_count(report['steps_made'], 'change')} in {report['took_ms'] / 1_000:.1f} s.")
+    print_durability(report)
     declined = report["declined"]
     for step in declined[:SHOWN_MAX]:
         typer.echo(f"refused: {plain(step['id'])}: {step['action']}: {plain(step['message'])}", err=True)

@@ -56,7 +56,7 @@ async def _suspend(
     from sidecar.process.first_administrator import local_actor, local_context
     from sidecar.services.admin.confirmation import confirmed
     from sidecar.services.admin.notices import accounts_now, lock_notices
-    from sidecar.services.admin.views import integration_view, notice_view
+    from sidecar.services.admin.views import durability_view, integration_view, notice_view
 
     command = Suspend(integration_id=id, reason=reason)
     request = ChangeRequest(command, local_actor(), local_context(), expected)
@@ -76,6 +76,8 @@ async def _suspend(
         "is_dry_run": is_dry_run,
         "summary": summary,
     }
+    if not is_dry_run:
+        data |= durability_view(registry, made.is_durable)
     if wait_s is not None and not is_dry_run and made.position is not None:
         data["confirmation"] = await confirmed(registry, [made.position], wait_s)
     return data

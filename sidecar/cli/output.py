@@ -39,8 +39,8 @@ def print_change(answer: Answer, *, err: bool = False) -> None:
 
 
 def print_durability(data: Mapping[str, Any]) -> None:
-    """Print a note on standard error if a change is on a single server of the store."""
-    if data.get("is_durable") is False and not data.get("is_dry_run"):
+    """Print a note on standard error if too few replicas have a change, where replicas are known."""
+    if data.get("lacks_replicas"):
         typer.echo(
             "note: too few replicas of the store have this change; a failover can lose it:"
             " see 'Durability' in docs/operate/registry-redis.md",

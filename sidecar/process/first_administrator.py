@@ -19,6 +19,7 @@ from sidecar.domain.administrators import AdminCommand, Bootstrap, NewToken, Rec
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.domain.changes import AdminRequest, ChangeContext
 from sidecar.domain.roles import Actor, machine_actor
+from sidecar.services.admin.views import durability_view
 from sidecar.stores.registry.protocol import Registry
 
 US_PER_SECOND = 1_000_000
@@ -27,13 +28,19 @@ _USER = re.compile(r"[0-9A-Za-z._-]{1,32}")
 
 @dataclass(frozen=True, slots=True)
 class MadeAdministrator:
-    """What was made; `token` is nowhere else, `expires_at` is ISO 8601 in UTC."""
+    """
+    What was made; `token` is nowhere else, `expires_at` is ISO 8601 in UTC.
+
+    `is_durable` and `lacks_replicas` as in `DurabilityView`.
+    """
 
     id: str
     name: str
     token: str = field(repr=False)
     token_id: str
     expires_at: str
+    is_durable: bool
+    lacks_replicas: bool
 
 
 async def make_first_administrator(
@@ -102,5 +109,10 @@ async def _make(
     made = await registry.administer(AdminRequest(command(token), actor, local_context()))
     expires_at = datetime.fromtimestamp(expires_at_us // US_PER_SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return MadeAdministrator(
-        made.administrator.id, made.administrator.name, fresh.api_key, fresh.credential_id, expires_at
+        made.administrator.id,
+        made.administrator.name,
+        fresh.api_key,
+        fresh.credential_id,
+        expires_at,
+        **durability_view(registry, made.is_durable),
     )

@@ -124,7 +124,10 @@ class SharedStore:
         is_news, self._is_connected = is_ready is not self._is_connected, is_ready
         self._was_ready = self._was_ready or is_ready
         trouble = self.buckets.trouble
-        state = "connected" if is_ready else f"{self._url} cannot be used: {trouble or 'not connected'}"
+        if is_ready:
+            state = f"connected, but {trouble}" if trouble else "connected"
+        else:
+            state = f"{self._url} cannot be used: {trouble or 'not connected'}"
         self._on_state("store", self._was_ready, state)
         if not is_news:
             return

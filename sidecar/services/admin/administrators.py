@@ -25,7 +25,14 @@ from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.notices import expiry_notices
 from sidecar.services.admin.times import SECOND_US, format_time
-from sidecar.services.admin.views import AdministratorView, NoticeView, administrator_view, notice_view
+from sidecar.services.admin.views import (
+    AdministratorView,
+    DurabilityView,
+    NoticeView,
+    administrator_view,
+    durability_view,
+    notice_view,
+)
 
 ACCOUNT = "/v1/administrators/{administrator_id}"
 
@@ -43,16 +50,15 @@ class AdministratorListView(TypedDict):
     notices: list[NoticeView]
 
 
-class AdministratorChangeView(TypedDict):
+class AdministratorChangeView(DurabilityView):
     """
-    The result of a change of an account; `is_durable` as for a change of an integration.
+    The result of a change of an account.
 
     `token` is in the first answer only: a repeat with the same idempotency key has null.
     """
 
     administrator: AdministratorView
     is_change: bool
-    is_durable: bool
     summary: str
     position: str | None
     took_ms: int
@@ -180,10 +186,12 @@ async def change_account(
         AdminRequest(row.build(given), call.actor, call.change_context())
     )
     entry = committed.entry
+    durability = durability_view(context.registry, committed.is_durable)
     view: AdministratorChangeView = {
         "administrator": administrator_view(committed.administrator, context.clock_us()),
         "is_change": entry is not None,
-        "is_durable": committed.is_durable,
+        "is_durable": durability["is_durable"],
+        "lacks_replicas": durability["lacks_replicas"],
         "summary": entry.summary if entry is not None else "no change needed",
         "position": position_text(Position(entry.chain, entry.sequence)) if entry is not None else None,
         "took_ms": call.took_ms,

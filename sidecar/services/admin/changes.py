@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NotRequired
 
 from starlette.responses import Response
-from typing_extensions import TypedDict
 
 from sidecar.domain.accounts import Administrator
 from sidecar.domain.changes import ChangeRequest, Committed, Position
@@ -31,7 +30,14 @@ from sidecar.services.admin.new_secrets import (
 )
 from sidecar.services.admin.notices import accounts_now, lock_notices
 from sidecar.services.admin.problems import FIELD_NAMES, ApiCode, ProblemError, problem_error, refused
-from sidecar.services.admin.views import IntegrationView, NoticeView, integration_view, notice_view
+from sidecar.services.admin.views import (
+    DurabilityView,
+    IntegrationView,
+    NoticeView,
+    durability_view,
+    integration_view,
+    notice_view,
+)
 
 _STRONG_TAG = re.compile(r'"(0|[1-9][0-9]{0,15})"')
 _CREATE_NAMES = {
@@ -41,14 +47,13 @@ _CREATE_NAMES = {
 }
 
 
-class ChangeView(TypedDict):
+class ChangeView(DurabilityView):
     """
     The result of a change.
 
     `position` null = no change was needed, or it was a dry run. `is_in_force` false = the change is made, but
-    this sidecar does not apply it yet. `is_durable` false = only one server of the store has it: a failover
-    can lose it. `api_key` and `secret` are in the first answer only: a repeat with the same idempotency key
-    has null.
+    this sidecar does not apply it yet. `api_key` and `secret` are in the first answer only: a repeat with the
+    same idempotency key has null.
     """
 
     integration: IntegrationView
@@ -57,7 +62,6 @@ class ChangeView(TypedDict):
     is_deleted: bool
     is_dry_run: bool
     is_in_force: bool
-    is_durable: bool
     summary: str
     position: str | None
     took_ms: int
@@ -132,7 +136,7 @@ async def _committed(
         "is_change": committed.entry is not None,
         "is_deleted": committed.is_deleted,
         "is_in_force": is_in_force,
-        "is_durable": committed.is_durable,
+        **durability_view(context.registry, committed.is_durable),
         "summary": committed.entry.summary if committed.entry is not None else "no change needed",
         "position": position_text(committed.position),
     }
@@ -170,6 +174,7 @@ def _view(context: AdminContext, record: Integration, notices: tuple[Notice, ...
         "is_dry_run": False,
         "is_in_force": False,
         "is_durable": False,
+        "lacks_replicas": False,
         "summary": "",
         "position": None,
         "took_ms": 0,

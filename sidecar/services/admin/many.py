@@ -25,6 +25,7 @@ from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_i
 from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.problems import ProblemView, document, refused
+from sidecar.services.admin.views import DurabilityView, durability_view
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
 
 CHANGES_PER_TURN = 20
@@ -43,13 +44,12 @@ class ResultView(TypedDict):
     problem: ProblemView | None
 
 
-class ManyView(TypedDict):
+class ManyView(DurabilityView):
     """The results of the changes, in their order."""
 
     results: list[ResultView]
     is_dry_run: bool
     is_in_force: bool
-    is_durable: bool
     took_ms: int
     confirmation: NotRequired[ConfirmationView]
 
@@ -92,20 +92,26 @@ async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, 
     committed = [result for result in made if isinstance(result, Committed)]
     positions = [change.position for change in committed if change.position is not None]
     is_in_force = await put_in_force(context, positions) and not query.dry_run
-    is_durable = not query.dry_run and all(change.is_durable for change in committed)
+    durability = durability_view(context.registry, all(change.is_durable for change in committed))
     results = [_result(request, result, call) for request, result in zip(requests, made, strict=True)]
     view: ManyView = {
         "results": results,
         "is_dry_run": query.dry_run,
         "is_in_force": is_in_force,
-        "is_durable": is_durable,
+        "is_durable": durability["is_durable"] and not query.dry_run,
+        "lacks_replicas": durability["lacks_replicas"],
         "took_ms": call.took_ms,
     }
     if query.wait and not query.dry_run:
         view["confirmation"] = await confirm(context, call, positions, query.wait)
         view["took_ms"] = call.took_ms
     refused_count = sum(isinstance(result, RefusedError) for result in made)
-    call.note(refused=refused_count, is_dry_run=query.dry_run, is_in_force=is_in_force, is_durable=is_durable)
+    call.note(
+        refused=refused_count,
+        is_dry_run=query.dry_run,
+        is_in_force=is_in_force,
+        is_durable=view["is_durable"],
+    )
     return answer(view)
 
 

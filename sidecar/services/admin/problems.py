@@ -22,6 +22,7 @@ from sidecar.stores.registry.protocol import (
     RegistryError,
     RegistryOverloadedError,
     RegistryTimeoutError,
+    RegistryUnavailableError,
 )
 
 PROBLEM_JSON = "application/problem+json"
@@ -183,7 +184,10 @@ def store_failed(error: RegistryError, is_change: bool) -> Problem:
         code = ApiCode.REGISTRY_DAMAGED
     headers = {"Retry-After": str(RETRY_AFTER_S)} if code.status == 503 else {}
     may_have_happened = error.may_have_happened if is_change else None
-    return Problem(code.status, code.word, str(error), (), headers, may_have_happened)
+    detail = str(error)
+    if may_have_happened is False and isinstance(error, RegistryUnavailableError):
+        detail += ". Nothing was changed; retry when that is corrected"
+    return Problem(code.status, code.word, detail, (), headers, may_have_happened)
 
 
 def problem_of(error: BaseException, is_change: bool) -> Problem | None:

@@ -21,7 +21,7 @@ from sidecar.domain.roles import Role
 from sidecar.domain.scopes import ScopeCategory
 from sidecar.services.admin.problems import api_name
 from sidecar.services.admin.times import format_optional_time, format_time
-from sidecar.stores.registry.protocol import LastUse, RefusedCaller, TokenUse
+from sidecar.stores.registry.protocol import LastUse, RefusedCaller, Registry, TokenUse
 
 RoleWord = Literal["admin", "auditor", "operator"]
 PolicyWord = Literal["deny", "allow", "local"]
@@ -121,6 +121,23 @@ class IntegrationView(TypedDict):
     generation: int
     created_at: str | None
     changed_at: str | None
+
+
+class DurabilityView(TypedDict):
+    """
+    Whether the loss of a server can undo a change.
+
+    `is_durable` false = it is on one server of the store alone, and lost with that one. `lacks_replicas` true
+    = the store has replicas, or should have, and too few of them have the change: repeat it later.
+    """
+
+    is_durable: bool
+    lacks_replicas: bool
+
+
+def durability_view(registry: Registry, is_durable: bool) -> DurabilityView:
+    """What to tell of changes of *registry* that all are durable, or not."""
+    return {"is_durable": is_durable, "lacks_replicas": registry.has_replicas and not is_durable}
 
 
 class NoticeView(TypedDict):

@@ -23,7 +23,7 @@ from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline, PipelineParts
-from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of
+from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of, remedy_of
 from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.server_info import evicts
 from sidecar.stores.redis.single import SingleTopology
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 TELL_AGAIN_S = 10.0
 """An error that a person must mend is logged that often."""
 
+
+REFUSAL_LASTS_S = 10.0
+"""A refused command is the store's trouble for that long; the heartbeat is refused each second."""
 
 TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 """Errors that may pass by themselves, and that a person should know of if they do not."""
@@ -129,6 +132,7 @@ class RedisBucketStore:
         self._superseded: SupersededTakes | None = None
         self._was = False, ""
         self._told: dict[str, float] = {}
+        self._refusals: dict[str, tuple[str, float]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -137,8 +141,17 @@ class RedisBucketStore:
 
     @property
     def trouble(self) -> str:
-        """Why it is not ready, for a person to read; '' = it is."""
-        return self._topology.trouble if self._topology is not None and not self.is_ready else ""
+        """
+        What a person must mend, to read; '' = nothing.
+
+        Either why it is not ready; or why a server refuses takes although it answers, or may forget them.
+        """
+        if self._topology is None:
+            return ""
+        if not self.is_ready:
+            return self._topology.trouble
+        told = [refusal for refusal, _ in self._refusals.values()]
+        return (told or [self._evicts(*server) for server in self._policies.items() if server[1]] or [""])[0]
 
     async def start(self) -> None:
         """
@@ -224,6 +237,7 @@ class RedisBucketStore:
                 return await link.request("EVALSHA", *words)
             except ErrorReply as error:
                 if error.code != "NOSCRIPT":
+                    self.refused(self._pipelines[owner_partition], error, remedy_of(error))
                     raise
             await link.request("SCRIPT", "LOAD", script.source)
             return await link.request("EVALSHA", *words)
@@ -254,11 +268,14 @@ class RedisBucketStore:
         links = [pipeline.link for pipeline in dict.fromkeys(self._pipelines) if pipeline.link is not None]
         in_use = {link.address for link in links}
         self._policies = {address: policy for address, policy in self._policies.items() if address in in_use}
+        since_s = monotonic() - REFUSAL_LASTS_S
+        self._refusals = {name: told for name, told in self._refusals.items() if told[1] > since_s}
         for link in links:
             if self._connector is not None:
                 with contextlib.suppress(*CONNECT_ERRORS):
                     await self._connector.look(link)
         self._count_policies()
+        self._tell_state()
 
     def _note_policy(self, address: Address, policy: str) -> None:
         """The server at *address* has the evicting *policy*, '' = it evicts nothing."""
@@ -266,10 +283,14 @@ class RedisBucketStore:
             return
         self._policies[address] = policy
         self._count_policies()
+        self._tell_state()
         if policy:
-            log.error("store: %s", evicts(address, policy, holds_registry=self._checks_generation))
+            log.error("store: %s", self._evicts(address, policy))
         else:
             log.info("store: %s evicts no keys any more", address)
+
+    def _evicts(self, address: Address, policy: str) -> str:
+        return evicts(address, policy, holds_registry=self._checks_generation)
 
     def _count_policies(self) -> None:
         self._counts.values[self._counts.may_evict] = sum(map(bool, self._policies.values()))
@@ -285,6 +306,9 @@ class RedisBucketStore:
             self._denials.clear()
         if self._topology is not None:
             self._topology.count_unserved()
+        self._tell_state()
+
+    def _tell_state(self) -> None:
         state = self.is_ready, self.trouble
         if state != self._was:
             self._was = state
@@ -319,9 +343,12 @@ class RedisBucketStore:
         if remedy is not Remedy.TELL and code not in TOLD_CODES and not is_misplaced:
             return
         now_s = monotonic()
+        advice = advice_of(error)
+        self._refusals[pipeline.name] = f"{pipeline.name} refuses commands: {advice}", now_s
+        self._tell_state()
         if now_s - self._told.get(code, -TELL_AGAIN_S) >= TELL_AGAIN_S:
             if len(self._told) >= 64:
                 self._told.clear()
             self._told[code] = now_s
             with contextlib.suppress(Exception):
-                log.error("the store at %s refuses takes: %s", pipeline.name, advice_of(error))
+                log.error("the store at %s refuses commands: %s", pipeline.name, advice)

@@ -11,7 +11,7 @@ from sidecar.stores.redis.link import LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, advice_of
 from sidecar.stores.redis.urls import Address, StoreUrl, StoreUrlError, TlsClient
 
-PROBE_TIMEOUT_S = 0.25
+PROBE_TIMEOUT_S = 0.5
 """Looking whether a port speaks TLS or not, after a handshake has failed."""
 
 _WANTS_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE")

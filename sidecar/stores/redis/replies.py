@@ -68,6 +68,7 @@ _ADVICE = {
     "READONLY": "the server is a replica: the URL must lead to the primary",
 }
 _ADVICE_OF_TEXTS = {
+    "The user executing the script can't": _ADVICE["NOPERM"],
     "AUTH <password> called without any password": "the server has no password: leave it out of the URL",
     "DB index is out of range": "the server has fewer databases: use a smaller number, 0 is always there",
     "SELECT is not allowed in cluster mode": "this is a node of a Redis Cluster: use a redis+cluster:// URL",

@@ -355,6 +355,10 @@ class Registry(Protocol):
     async def token_holder(self, token_id: str) -> Administrator | None:
         """The account that a token id belongs to; None = nobody's. `now_us` is then known."""
 
+    @property
+    def has_replicas(self) -> bool:
+        """Whether other servers have copies of this registry, or should: too few may have a change."""
+
     def now_us(self) -> int:
         """
         The time by which this registry judges what expires, as it was last told; never waits.

@@ -57,9 +57,8 @@ def test_redis_down__is_told_by_everything_that_knows(how: str, server: RedisSer
         assert f"127.0.0.1:{server.port}" in sidecar.trouble
         assert sidecar.metrics.value("sidecar_registry_in_touch") == 0
         began_s = monotonic()
-        with pytest.raises(RegistryUnavailableError, match=f"127.0.0.1:{server.port}") as raised:
+        with pytest.raises(RegistryUnavailableError, match=f"127.0.0.1:{server.port}"):
             await sidecar.registry.administrators()
-        assert "retry when that is corrected" in str(raised.value)
         assert monotonic() - began_s < TOLD_S + SLACK_S
         await store.close()
         await sidecar.close()

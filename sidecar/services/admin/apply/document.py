@@ -16,7 +16,9 @@ from typing_extensions import TypedDict
 from sidecar.domain.canonical import Json
 from sidecar.domain.declared import ApplyPlan, Difference, DifferenceKind, FieldChange, Refusal
 from sidecar.services.admin.apply.engine import Progress, Report
+from sidecar.services.admin.views import DurabilityView, durability_view
 from sidecar.stores.registry.file.registry_records import iso_time
+from sidecar.stores.registry.protocol import Registry
 
 _TIME_SUFFIX = "_us"
 
@@ -87,7 +89,7 @@ class DeclinedView(TypedDict):
     steps_made: int
 
 
-class ReportView(TypedDict):
+class ReportView(DurabilityView):
     """
     The result of applying a plan.
 
@@ -151,8 +153,8 @@ def plan_digest(plan: ApplyPlan) -> str:
     return "sha256:" + sha256(dumps(steps).encode()).hexdigest()
 
 
-def report_view(report: Report) -> ReportView:
-    """Convert *report*."""
+def report_view(registry: Registry, report: Report) -> ReportView:
+    """Convert *report*, of changes of *registry*."""
     error = report.error
     return {
         "steps_made": report.made,
@@ -161,6 +163,7 @@ def report_view(report: Report) -> ReportView:
         "error": str(error) if error is not None else None,
         "may_have_happened": error is not None and error.may_have_happened,
         "took_ms": round(report.took_s * 1_000),
+        **durability_view(registry, report.is_durable),
     }
 
 

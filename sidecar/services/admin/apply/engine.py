@@ -49,13 +49,14 @@ class Report:
     The result of applying a plan.
 
     `error` is the registry's failure that stopped it, None = finished. `positions` are the positions of the
-    changes in the registry's history. `took_s` is the duration.
+    changes in the registry's history, `is_durable` = all of them are durable. `took_s` is the duration.
     """
 
     progress: tuple[Progress, ...]
     took_s: float
     error: RegistryError | None = None
     positions: tuple[Position, ...] = ()
+    is_durable: bool = True
 
     @property
     def made(self) -> int:
@@ -134,16 +135,17 @@ async def apply_plan(registry: Registry, plan: ApplyPlan, request: ApplyRequest)
                 await run.apply(waiting[first : first + STEPS_MAX])
     except RegistryError as failure:
         error = failure
-    return Report(progress, monotonic() - started_s, error, tuple(run.positions))
+    return Report(progress, monotonic() - started_s, error, tuple(run.positions), run.is_durable)
 
 
 @dataclass(slots=True)
 class _Run:
-    """One run of `apply_plan`; collects the `positions` of its changes."""
+    """One run of `apply_plan`; collects the `positions` of its changes, and whether all are durable."""
 
     registry: Registry
     request: ApplyRequest
     positions: list[Position] = field(default_factory=list)
+    is_durable: bool = True
 
     async def apply(self, batch: Sequence[Progress]) -> None:
         """Make the next step of each member of *batch*, and record the results."""
@@ -153,6 +155,7 @@ class _Run:
                 progress.declined = Declined(result.code.word, str(result))
                 continue
             progress.made += 1
+            self.is_durable = self.is_durable and result.is_durable
             if result.position is not None:
                 self.positions.append(result.position)
 

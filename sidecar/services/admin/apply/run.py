@@ -44,7 +44,7 @@ async def apply_declared(
     if request.is_dry_run or not plan.steps:
         return view, ()
     report = await apply_plan(registry, plan, request)
-    view["report"] = report_view(report)
+    view["report"] = report_view(registry, report)
     return view, report.positions
 
 

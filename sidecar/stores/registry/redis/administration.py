@@ -32,7 +32,7 @@ from sidecar.stores.registry.redis.idempotency import (
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
 from sidecar.stores.registry.redis.people import read_people
-from sidecar.stores.registry.redis.reads import Reader
+from sidecar.stores.registry.redis.reads import Reader, all_of
 from sidecar.stores.registry.redis.replies import entry_of
 from sidecar.stores.registry.redis.scripts import ADMINISTER, FENCE
 from sidecar.stores.registry.results import replayed_admin_commit, stored_admin_commit
@@ -192,7 +192,7 @@ class _Change:
         for partition in range(self._keys.partitions):
             by_node.setdefault(await self._nodes.address_of(partition), []).append(partition)
         calls = (self._tell(partitions, head, epoch) for partitions in by_node.values())
-        told = await asyncio.gather(*calls)
+        told = await all_of(*calls)
         if None in told:
             return None
         return replace(committed, is_durable=all(told))

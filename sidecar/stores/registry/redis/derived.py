@@ -7,7 +7,6 @@ record was the same before and after.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from sidecar.stores.registry.derived import (
 from sidecar.stores.registry.protocol import PAGE_MAX, RecordProof
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command
-from sidecar.stores.registry.redis.reads import Reader, heads, pairs
+from sidecar.stores.registry.redis.reads import Reader, all_of, heads, pairs
 
 LOOKS_MAX = 5
 """Looks at one record that changes all the time; then it is left to the next verification."""
@@ -161,7 +160,7 @@ async def _claim_problems(reader: Reader, chain: int, entry: AuditEntry, issued:
     if kind != INTEGRATION:
         [holder] = await reader.ask(HOME, ("HGET", keys.once(HOME, "tokens"), issued))
         return [] if _text(holder) == name else [claim_problem(entry, issued, _text(holder))]
-    [generation], [owner] = await asyncio.gather(
+    [generation], [owner] = await all_of(
         reader.ask(chain, ("HGET", keys.of(name, "k"), issued)),
         reader.ask(keys.partition_of(issued), ("GET", keys.claim(issued))),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 
 from sidecar.domain.audit import ChainHead
@@ -10,7 +9,7 @@ from sidecar.domain.changes import Revision
 from sidecar.domain.integrations import Integration
 from sidecar.stores.registry.protocol import CHANGES_MAX, Changes, RegistryDamagedError, lost_record
 from sidecar.stores.registry.redis.history import History
-from sidecar.stores.registry.redis.reads import Reader, head_command, records
+from sidecar.stores.registry.redis.reads import Reader, all_of, head_command, records
 from sidecar.stores.registry.redis.replies import entry_of, head_of
 
 
@@ -23,10 +22,8 @@ async def changes_since(
     At most `CHANGES_MAX` records; a partition that is not done stays where it got to.
     """
     looked_at = tuple(partitions)
-    heads = dict(
-        zip(looked_at, await asyncio.gather(*(_head(reader, one) for one in looked_at)), strict=True)
-    )
-    told = await asyncio.gather(*(_is_same(reader, since, head, history) for head in heads.values()))
+    heads = dict(zip(looked_at, await all_of(*(_head(reader, one) for one in looked_at)), strict=True))
+    told = await all_of(*(_is_same(reader, since, head, history) for head in heads.values()))
     if not all(told):
         sequences = list(since.sequences)
         for partition, head in heads.items():

@@ -22,7 +22,7 @@ from sidecar.stores.registry.redis.feed import QUESTION
 from sidecar.stores.registry.redis.history import History, Point
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command
-from sidecar.stores.registry.redis.reads import Reader, head_command
+from sidecar.stores.registry.redis.reads import Reader, all_of, head_command
 from sidecar.stores.registry.redis.replies import entry_of, head_of
 
 log = logging.getLogger("sidecar.registry")
@@ -85,7 +85,7 @@ class Identity:
         """
         looked_at = tuple(partitions if partitions is not None else range(self._keys.partitions))
         try:
-            found = await asyncio.gather(*(self.look(one, _asking(reader, one)) for one in looked_at))
+            found = await all_of(*(self.look(one, _asking(reader, one)) for one in looked_at))
             await self._judge(reader, found)
         except RegistryReplacedError as error:
             self.fault = error

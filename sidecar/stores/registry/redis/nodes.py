@@ -111,6 +111,10 @@ class Nodes:
         self._is_agreed = False
         self._is_closed = False
         self._trouble = ""
+        self.has_replicas = replication.replicas_min > 1 or (
+            url.kind is StoreTopology.SENTINEL and replication.replicas_min > 0
+        )
+        """Whether replicas were seen, or should be there; never while none is to be waited for."""
         self._watch: SentinelWatch | None = None
         if url.kind is StoreTopology.SENTINEL:
             self._watch = SentinelWatch(self.connector, self._moved)
@@ -209,8 +213,7 @@ class Nodes:
                 has_failed = True
                 if monotonic() + wait_s >= deadline_s:
                     raise RegistryUnavailableError(
-                        f"the store {self.url}, which holds the registry, cannot be used: {error}. Nothing"
-                        " was changed; retry when that is corrected"
+                        f"the store {self.url}, which holds the registry, cannot be used: {error}"
                     ) from error
             await asyncio.sleep(wait_s)
 
@@ -293,6 +296,7 @@ class Nodes:
         known = max(listed, watch.replicas if watch is not None else 0)
         wanted = max(known, replication.replicas_min) if known and replication.replicas_min else 0
         acknowledged = 0
+        self.has_replicas = self.has_replicas or wanted > 0
         if wanted:
             wait_s = max(0.001, min(replication.timeout_s, deadline_s - monotonic()))
             [acknowledged] = await self._ask(

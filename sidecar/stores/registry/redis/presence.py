@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from sidecar.domain.changes import SIDECAR_LIFETIME_US, SIDECARS_MAX, LiveSidecar, Revision
@@ -19,7 +18,7 @@ from sidecar.stores.registry.protocol import (
 )
 from sidecar.stores.registry.redis.keys import HOME
 from sidecar.stores.registry.redis.nodes import Command, call_of
-from sidecar.stores.registry.redis.reads import Reader, pairs, seen_command, seen_of
+from sidecar.stores.registry.redis.reads import Reader, all_of, pairs, seen_command, seen_of
 from sidecar.stores.registry.redis.replies import refused_caller_of, token_use_of
 from sidecar.stores.registry.redis.scripts import ANNOUNCE, REFUSE, TOKEN_USE, USE
 
@@ -42,7 +41,7 @@ async def record_uses(reader: Reader, uses: Sequence[CredentialUse]) -> None:
             for use in some[first : first + _USES_PER_CALL]:
                 arguments += [use.credential_id, use.at_us, use.address.hex()]
             calls.append(call_of(USE, keys, arguments))
-    await asyncio.gather(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
+    await all_of(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
 
 
 async def addresses_seen(reader: Reader, integration_id: str, now_us: int) -> tuple[Address, ...]:
@@ -66,7 +65,7 @@ async def record_refusals(reader: Reader, refusals: Sequence[RefusedCaller]) -> 
             for refusal in some[first : first + _USES_PER_CALL]:
                 arguments += [f"{refusal.credential_id} {refusal.address.hex()}", refusal.at_us]
             calls.append(call_of(REFUSE, keys, arguments))
-    await asyncio.gather(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
+    await all_of(*(reader.ask(partition, *calls) for partition, calls in by_partition.items()))
 
 
 async def refused_callers(reader: Reader, integration_id: str, now_us: int) -> tuple[RefusedCaller, ...]:

@@ -8,9 +8,9 @@ revision that is told never promises more than was shown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sidecar.domain.accounts import Administrator
 from sidecar.domain.audit import ChainHead
@@ -43,6 +43,7 @@ from sidecar.stores.registry.redis.replies import (
 RECORDS_PER_TURN = 10
 """Records that are parsed before the event loop gets its turn: below a millisecond."""
 _CHUNK = 500
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,25 @@ def record_command(keys: RegistryKeys, integration_id: str) -> Command:
     return ("HMGET", keys.of(integration_id, "r"), *RECORD_FIELDS)
 
 
+async def all_of(*works: Awaitable[Result]) -> list[Result]:
+    """
+    The results of all *works*.
+
+    Waits for all of them also when one fails, so that none goes on after its caller; then raises what the
+    first one raised.
+    """
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    results: list[Result] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
 async def heads(reader: Reader) -> tuple[ChainHead, ...]:
     """The head of every chain."""
-    replies = await asyncio.gather(
+    replies = await all_of(
         *(
             reader.ask(partition, head_command(reader.keys, partition))
             for partition in range(reader.keys.partitions)
@@ -123,7 +140,7 @@ async def records(reader: Reader, partition: int, ids: Sequence[str]) -> list[Fo
 async def load_all(reader: Reader) -> tuple[RegistryView, tuple[ChainHead, ...]]:
     """Every integration, with the heads that were read before."""
     before = await heads(reader)
-    parts = await asyncio.gather(*(_load(reader, one) for one in range(reader.keys.partitions)))
+    parts = await all_of(*(_load(reader, one) for one in range(reader.keys.partitions)))
     every = sorted((one for part, _ in parts for one in part), key=lambda one: one.id)
     lost = tuple(sorted(one for _, gone in parts for one in gone))
     return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(every), lost), before
@@ -155,7 +172,7 @@ async def list_records(reader: Reader, query: ListQuery) -> IntegrationPage:
     require_limit(query.limit)
     if query.after and not INTEGRATION_ID.fullmatch(query.after):
         raise bad_cursor()
-    parts = await asyncio.gather(
+    parts = await all_of(
         *(_matching(reader, partition, query) for partition in range(reader.keys.partitions))
     )
     ids = sorted(one for part in parts for one in part)
@@ -163,7 +180,7 @@ async def list_records(reader: Reader, query: ListQuery) -> IntegrationPage:
     by_partition: dict[int, list[str]] = {}
     for one in page:
         by_partition.setdefault(reader.keys.partition_of(one), []).append(one)
-    found = await asyncio.gather(*(records(reader, *part) for part in by_partition.items()))
+    found = await all_of(*(records(reader, *part) for part in by_partition.items()))
     listed = [one.record for part in found for one in part if one is not None and not one.is_deleted]
     listed.sort(key=lambda one: one.id)
     return IntegrationPage(tuple(listed), page[-1] if len(ids) > query.limit else "")

@@ -66,7 +66,7 @@ from sidecar.stores.registry.redis.nodes import (
     Nodes,
     Replication,
 )
-from sidecar.stores.registry.redis.reads import Reader
+from sidecar.stores.registry.redis.reads import Reader, all_of
 
 CALL_TIMEOUT_S = 10.0
 CALLS_MAX = 1_024
@@ -160,7 +160,7 @@ class RedisRegistry:
                     self._note(outcome)
                 outcomes.update(zip(batch, made, strict=True))
 
-        await _all(change(*part) for part in by_partition.items())
+        await all_of(*(change(*part) for part in by_partition.items()))
         return tuple(outcomes[index] for index in range(len(requests)))
 
     async def preview(self, request: ChangeRequest) -> Outcome:
@@ -307,6 +307,11 @@ class RedisRegistry:
         async with self._reading() as reader:
             return await reads.token_holder(reader, token_id)
 
+    @property
+    def has_replicas(self) -> bool:
+        """See `Registry.has_replicas`."""
+        return self._nodes.has_replicas
+
     def now_us(self) -> int:
         """See `Registry.now_us`: the time of the home partition's node, by which all changes are timed."""
         return self._nodes.clock.now_us() if self._clock_us is None else self._clock_us()
@@ -400,10 +405,10 @@ class RedisRegistry:
             return
 
         async def run(commands: Sequence[Command]) -> list[Any]:
-            return list(await asyncio.gather(*(link.request(*words) for words in commands)))
+            return await all_of(*(link.request(*words) for words in commands))
 
         async with asyncio.timeout(REPLY_TIMEOUT_S):
-            found = await asyncio.gather(*(self._identity.look(partition, run) for partition in partitions))
+            found = await all_of(*(self._identity.look(partition, run) for partition in partitions))
         if not all(map(self._identity.is_followed, found)):
             self.on_doubt()
             raise HandshakeError(
@@ -475,14 +480,6 @@ class RedisRegistry:
         for changed in self._watchers:
             if not changed.done():
                 changed.set_result(None)
-
-
-async def _all(changes: Iterable[object]) -> None:
-    """Wait for all of them, also when one fails; then raise what the first one raised."""
-    outcomes = await asyncio.gather(*changes, return_exceptions=True)  # type: ignore[call-overload]
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
 
 
 def _share_credential_ids(requests: Sequence[ChangeRequest]) -> bool:

@@ -238,6 +238,11 @@ class SqliteRegistry:
         """See `Registry.token_holder`."""
         return await self._read(lambda database: reads.token_holder(database, token_id))
 
+    @property
+    def has_replicas(self) -> bool:
+        """See `Registry.has_replicas`: it is one file."""
+        return False
+
     def now_us(self) -> int:
         """See `Registry.now_us`: this machine's time."""
         return self._clock_us()

@@ -54,7 +54,9 @@ def test_readiness__says_why_a_server_refuses_commands(
 ) -> None:
     """By takes and by the heartbeat alike; the process stays ready, since it answers by its policy."""
     url = parse_store_url(server.url)
-    shared = SharedStore(url, make_metrics(), checks_generation=False, timeout_s=1.0, policy=FailPolicy.LOCAL)
+    shared = SharedStore(
+        url, make_metrics(), checks_generation=False, timeout_s=1.0, policy=FailPolicy.LOCAL, sidecar_id="one"
+    )
     states: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
 
     async def told(part: str) -> None:

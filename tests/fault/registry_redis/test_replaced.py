@@ -14,7 +14,7 @@ from sidecar.domain.snapshot import Snapshot
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
 from sidecar.stores.registry.live import LiveOptions, LiveRegistry
-from sidecar.stores.registry.protocol import RegistryReplacedError
+from sidecar.stores.registry.protocol import ListQuery, RegistryReplacedError
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, ID, LIFECYCLE, create, request
 from tests.building import make_metrics
@@ -128,6 +128,30 @@ def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None
             await add_people(stranger)
         await stranger.aclose()
         await sidecar.close()
+
+    scene(work)
+
+
+READS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
+    "token_holder": lambda registry: registry.token_holder(ANN.token_id),
+    "administrators": lambda registry: registry.administrators(),
+    "get": lambda registry: registry.get(ID),
+    "list": lambda registry: registry.list(ListQuery()),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_registry__an_emptied_store_is_noticed_by_the_first_read(name: str, server: RedisServer) -> None:
+    """Also within the second after the last look: a valid token is not told to be wrong, nor a record gone."""
+
+    async def work() -> None:
+        id = await founded(server)
+        registry = opened(server)
+        assert await READS[name](registry)
+        server.client.flushall()
+        with pytest.raises(RegistryReplacedError, match=id):
+            await READS[name](registry)
+        await registry.aclose()
 
     scene(work)
 

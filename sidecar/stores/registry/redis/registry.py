@@ -174,6 +174,7 @@ class RedisRegistry:
             return None
         async with self._reading() as reader:
             found, head = await reads.latest_record(reader, integration_id)
+            await self._confirm_absence(reader, found)
         self._history.see(head)
         return found.record if found is not None and not found.is_deleted else None
 
@@ -186,7 +187,9 @@ class RedisRegistry:
     async def list(self, query: ListQuery) -> IntegrationPage:
         """See `Registry.list`."""
         async with self._reading() as reader:
-            return await reads.list_records(reader, query)
+            page = await reads.list_records(reader, query)
+            await self._confirm_absence(reader, page.records)
+            return page
 
     async def load_all(self) -> RegistryView:
         """See `Registry.load_all`."""
@@ -300,12 +303,16 @@ class RedisRegistry:
     async def administrators(self) -> tuple[Administrator, ...]:
         """See `Registry.administrators`."""
         async with self._reading() as reader:
-            return await reads.administrators(reader)
+            administrators = await reads.administrators(reader)
+            await self._confirm_absence(reader, administrators)
+            return administrators
 
     async def token_holder(self, token_id: str) -> Administrator | None:
         """See `Registry.token_holder`."""
         async with self._reading() as reader:
-            return await reads.token_holder(reader, token_id)
+            holder = await reads.token_holder(reader, token_id)
+            await self._confirm_absence(reader, holder)
+            return holder
 
     @property
     def has_replicas(self) -> bool:
@@ -430,6 +437,16 @@ class RedisRegistry:
         else:
             return
         self._identity_due_s = monotonic() + LOOK_INTERVAL_S
+
+    async def _confirm_absence(self, reader: Reader, found: object) -> None:
+        """
+        Where nothing was *found*, make sure that the store was not emptied since it was last looked at.
+
+        Raises:
+            RegistryReplacedError: it was.
+        """
+        if not found:
+            await self._identity.check(reader, (HOME,))
 
     def _note(self, outcome: Result) -> None:
         """Remember that a change is in its chain."""

@@ -72,6 +72,9 @@ class Topology(Protocol):
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
 
+    def release_waiting(self) -> None:
+        """Fail the takes that were not sent to their node yet."""
+
     async def close(self) -> None:
         """End all connections."""
 
@@ -260,8 +263,8 @@ class RedisBucketStore:
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent yet: the records that they go by no longer count."""
-        for pipeline in dict.fromkeys(self._pipelines):
-            pipeline.release_waiting()
+        if self._topology is not None:
+            self._topology.release_waiting()
 
     async def look_at_servers(self) -> None:
         """Look again whether a server may evict keys; that one does not answer is left to takes to notice."""

@@ -46,7 +46,9 @@ class ClusterTopology:
         self._marked: dict[int, str] = {}
         self._unserved: list[int] | None = None
         self._partial = ""
-        self._redirects = Redirects(connector, parts.counts, self._link_to, self._not_followed)
+        self._redirects = Redirects(
+            connector, parts.counts, self._link_to, self._not_followed, parts.check_link
+        )
         self._task: asyncio.Task[None] | None = None
         self.pipelines = [self._nowhere] * connector.keys.partitions
 
@@ -82,6 +84,12 @@ class ClusterTopology:
         self.pipelines[:] = [self._nowhere] * len(self.pipelines)
         await asyncio.gather(*(reconnector.close() for reconnector in reconnectors.values()))
         self._nowhere.close()
+
+    def release_waiting(self) -> None:
+        """See `Topology`: those that are redirected, too."""
+        for pipeline in dict.fromkeys(self.pipelines):
+            pipeline.release_waiting()
+        self._redirects.release_waiting()
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """Another node may have the slot of *groups*; True = they are sent there."""

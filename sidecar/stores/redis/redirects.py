@@ -18,7 +18,7 @@ from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
-from sidecar.stores.redis.node_pipeline import NodePipeline
+from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
 from sidecar.stores.redis.slots import read_redirect
@@ -45,6 +45,8 @@ class Redirects:
     Follows redirected calls, each in a task of its own, which ends when its takes have been told.
 
     *link_to* finds a connection that is open already; *on_failure* is told of what could not be followed.
+    *check_link* judges the node that a partition has moved to, see `PipelineParts`: after a failover it may
+    lack what takes go by. One that is only about to have the partition is not judged: it has some keys.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Redirects:
         counts: StoreCounts,
         link_to: Callable[[Address], Link | None],
         on_failure: Callable[[NodePipeline, int, Exception], None],
+        check_link: LinkCheck,
     ) -> None:
         """Follow nothing yet."""
         self._connector = connector
         self._counts = counts
         self._link_to = link_to
         self._on_failure = on_failure
+        self._check_link = check_link
         self._links: dict[Address, Link] = {}
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +79,11 @@ class Redirects:
         task.add_done_callback(self._tasks.discard)
         return True
 
+    def release_waiting(self) -> None:
+        """Fail the takes that are on their way: what they were decided by no longer counts."""
+        for task in self._tasks:
+            task.cancel()
+
     async def close(self) -> None:
         """End; whoever waits is told."""
         tasks = tuple(self._tasks)
@@ -89,15 +98,14 @@ class Redirects:
     async def _follow(
         self, pipeline: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
     ) -> None:
-        slot = "ok"
+        slot = "failed"
         try:
             await self._send_on(pipeline, groups, error, asked)
+            slot = "ok"
         except _NobodyWaitsError as nobody:
-            slot = "failed"
             if nobody.__cause__ is not None:
                 self._on_failure(pipeline, groups[0].compiled.partition, error)
         except CONNECT_ERRORS as failure:
-            slot = "failed"
             self._on_failure(pipeline, groups[0].compiled.partition, failure)
         finally:
             self._counts.values[self._counts.redirects[slot]] += 1
@@ -167,7 +175,8 @@ class Redirects:
         command: bytes,
     ) -> Any:
         """The reply of *address*, an error reply included, while somebody waits for it."""
-        opening = asyncio.ensure_future(self._link(address))
+        partition = None if is_asking else groups[0].compiled.partition
+        opening = asyncio.ensure_future(self._link(address, partition))
         link = await self._wait(pipeline, groups, opening)
         receiver = _Reply(asyncio.get_running_loop().create_future())
         if is_asking:
@@ -199,10 +208,17 @@ class Redirects:
                     due: list[TakeDone] = group.expire(now_s)
                     pipeline.notify(due, StoreFault.TIMEOUT)
         finally:
-            if not future.done():
-                future.cancel()
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # known now, also where nobody waits for it any more
 
-    async def _link(self, address: Address) -> Link:
+    async def _link(self, address: Address, partition: int | None) -> Link:
+        """A connection to *address*, which holds what was followed in *partition*; None = not judged."""
+        link = await self._opened(address)
+        if partition is not None:
+            await self._check_link(link, (partition,))
+        return link
+
+    async def _opened(self, address: Address) -> Link:
         link = self._link_to(address) or self._links.get(address)
         if link is not None and link.is_open:
             return link

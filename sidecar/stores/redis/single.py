@@ -79,6 +79,10 @@ class SingleTopology:
         self.search()
         return False
 
+    def release_waiting(self) -> None:
+        """See `Topology`."""
+        self._pipeline.release_waiting()
+
     def _moved(self, primary: Address) -> None:
         """The Sentinels name another primary."""
         self._connector.abandon_others(primary)

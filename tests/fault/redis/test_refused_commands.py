@@ -17,7 +17,7 @@ from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.urls import parse_store_url
 from tests.building import make_metrics
 from tests.redis_servers import RedisServer
-from tests.store_worlds import PATIENCE_S, bucket, run, take
+from tests.store_harness import PATIENCE_S, bucket, run, take
 
 REFUSED = {
     "OOM": (("maxmemory", "1"), "raise maxmemory"),

@@ -21,7 +21,7 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, ID, LIFECYCLE, create, request
 from tests.redis_servers import LOOPBACK, RedisServer
 from tests.registry_in_redis import CONTEXT, add_people
-from tests.store_worlds import run
+from tests.store_harness import run
 from tests.waiting import eventually
 
 ALONE = {"is_durable": False, "lacks_replicas": False}

@@ -114,7 +114,7 @@ def test_apply__a_refusal_does_not_stop_the_others(opened: Opened, tmp_path: Pat
         assert declined.declined.code == "id_retired"
         assert "choose another id" in declined.declined.message
         assert [record.id for record in target.load()] == ["fresh"]
-        assert report_view(report)["declined"][0]["action"] == "integration.create"
+        assert report_view(target.registry, report)["declined"][0]["action"] == "integration.create"
 
 
 @REGISTRIES
@@ -156,7 +156,7 @@ def test_apply__a_registry_that_fails_ends_it_and_says_how_far_it_came(tmp_path:
         assert report.error is not None
         assert (str(report.error), target.batches) == ("the store is gone", [3, 2])
         assert (report.made, report.unfinished) == (3, plan.steps - 3)
-        view = report_view(report)
+        view = report_view(target.registry, report)
         assert (view["error"], view["may_have_happened"]) == ("the store is gone", True)
         target.before_batch = None
         second, rest = target.apply(FIRST)

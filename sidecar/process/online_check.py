@@ -70,12 +70,10 @@ async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
             await watch.close()
     if url.kind is StoreTopology.STANDALONE:
         return await connector.open(url.addresses[0])
-    home = space.slot_of(HOME)
-    slots = await find_slots(connector, url.addresses)
-    owners = [owner for first, last, owner in slots if first <= home <= last]
-    if not owners:
-        raise ConnectionError(f"no node serves slot {home}, so the Cluster is not whole")
-    return await connector.open(owners[0])
+    owners = (await find_slots(connector, url.addresses)).owners(space)
+    if HOME not in owners:
+        raise ConnectionError(f"no node serves slot {space.slot_of(HOME)}, so the Cluster is not whole")
+    return await connector.open(owners[HOME])
 
 
 async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) -> OnlineReport:

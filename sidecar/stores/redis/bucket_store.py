@@ -21,7 +21,7 @@ from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.link import Link, LinkLostError
+from sidecar.stores.redis.link import Link, LinkLostError, load_again
 from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline, PipelineParts
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of, remedy_of
 from sidecar.stores.redis.scripts import Script
@@ -239,10 +239,11 @@ class RedisBucketStore:
             try:
                 return await link.request("EVALSHA", *words)
             except ErrorReply as error:
-                if error.code != "NOSCRIPT":
-                    self.refused(self._pipelines[owner_partition], error, remedy_of(error))
+                remedy = remedy_of(error)
+                if remedy is not Remedy.LOAD_SCRIPT:
+                    self.refused(self._pipelines[owner_partition], error, remedy)
                     raise
-            await link.request("SCRIPT", "LOAD", script.source)
+            load_again(link, (script,))
             return await link.request("EVALSHA", *words)
 
     def learn_time(self, partition: int, told_us: int) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.node_pipeline import NodePipeline, PipelineParts
-from sidecar.stores.redis.reconnector import Backoff, Reconnector
+from sidecar.stores.redis.reconnector import Reconnector
 from sidecar.stores.redis.redirects import Redirects
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of
-from sidecar.stores.redis.slots import SlotMap, find_slots, read_redirect
+from sidecar.stores.redis.slots import find_slots, read_redirect
 from sidecar.stores.redis.take_call import Group
 from sidecar.stores.redis.urls import Address
 
@@ -139,7 +139,7 @@ class ClusterTopology:
         self._parts.events.changed(self._nowhere)
 
     async def _follow(self) -> None:
-        backoff = Backoff(self._limits)
+        backoff = self._limits.backoff()
         while True:
             self._wanted.clear()
             await self._refresh()
@@ -178,7 +178,7 @@ class ClusterTopology:
     async def _refresh(self) -> None:
         nodes = (*self._reconnectors, *self._connector.url.addresses)
         try:
-            owners = self._owners(await find_slots(self._connector, nodes))
+            owners = (await find_slots(self._connector, nodes)).owners(self._connector.keys)
             await self._connect(set(owners.values()))
             await self._agree(owners)
             await self._check_moved(owners)
@@ -189,16 +189,6 @@ class ClusterTopology:
             log.info("found the nodes of %s", self._connector.url)
             self._told = ""
         await self._assign(owners)
-
-    def _owners(self, slot_map: SlotMap) -> dict[int, Address]:
-        """The primary of each partition; a partition whose slot nobody serves is left out."""
-        owners = {}
-        for partition in range(self._connector.keys.partitions):
-            slot = self._connector.keys.slot_of(partition)
-            for first, last, address in slot_map:
-                if first <= slot <= last:
-                    owners[partition] = address
-        return owners
 
     async def _connect(self, addresses: set[Address]) -> None:
         """Have a reconnector for each address that has tried at least once."""

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+class Backoff:
+    """Waits that double from the first to the longest, each shortened by up to half at random."""
+
+    def __init__(
+        self, first_s: float, max_s: float, random_part: Callable[[], float] = random.random
+    ) -> None:
+        """Begin with the first wait; *random_part* is uniform in 0 ... 1."""
+        self._first_s = first_s
+        self._max_s = max_s
+        self._random_part = random_part
+        self._next_s = first_s
+
+    def next_s(self) -> float:
+        """The wait before the next attempt."""
+        wait_s = self._next_s
+        self._next_s = min(2 * wait_s, self._max_s)
+        return wait_s * (0.5 + 0.5 * self._random_part())
+
+    def reset(self) -> None:
+        """Begin again: an attempt went well."""
+        self._next_s = self._first_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +90,7 @@ class StoreLimits:
     server's clock may step, an administrator may reset the bucket."""
     compiled_max: int = 65_536
     """Bucket sets kept in the form that the script takes."""
+
+    def backoff(self) -> Backoff:
+        """The waits between attempts to connect."""
+        return Backoff(self.backoff_first_s, self.backoff_max_s)

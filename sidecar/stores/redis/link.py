@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import hiredis
 
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
+from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.urls import Address
 
 READ_BYTES = 65_536
@@ -226,3 +227,9 @@ class IgnoredReply:
 
 
 IGNORED = IgnoredReply()
+
+
+def load_again(link: Link, scripts: Sequence[Script]) -> None:
+    """Make *scripts* known to a server that lost them (NOSCRIPT); calls of them may be sent at once."""
+    if link.is_open:  # else what is sent next tells
+        link.send(b"".join(script.load for script in scripts), [IGNORED] * len(scripts))

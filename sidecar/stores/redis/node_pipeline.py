@@ -23,7 +23,7 @@ from sidecar.stores.redis.batches import Batch, TakeQueue
 from sidecar.stores.redis.breaker import Breaker, BreakerState
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.link import IGNORED, Link, LinkLostError, Receiver
+from sidecar.stores.redis.link import Link, LinkLostError, Receiver, load_again
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
 from sidecar.stores.redis.scripts import TAKE
 from sidecar.stores.redis.superseded import Notify
@@ -308,7 +308,8 @@ class NodePipeline:
         again = _Call(self, call.batch, groups, is_second=True)
         self._values[self._counts.script_loads] += 1
         self._values[self._counts.calls] += 1
-        self._write(TAKE.load + self.encode(groups), (IGNORED, again))
+        load_again(self.link, (TAKE,))
+        self._write(self.encode(groups), (again,))
         return True
 
     def call_lost(self, call: _Call) -> None:
@@ -468,7 +469,7 @@ class NodePipeline:
             remedy = remedy_of(reply)
             if remedy is Remedy.LOAD_SCRIPT and self.link is not None:
                 self._values[self._counts.script_loads] += 1
-                self.link.send(TAKE.load, (IGNORED,))
+                load_again(self.link, (TAKE,))
             else:
                 self._breaker.end_probe(is_good=False, now_s=now_s)
                 self._mend(reply, remedy, now_s)

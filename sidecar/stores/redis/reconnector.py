@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
@@ -16,27 +15,6 @@ from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.node_pipeline import NodePipeline
 
 log = logging.getLogger(__name__)
-
-
-class Backoff:
-    """Waits that double from the first to the longest, each shortened by up to half at random."""
-
-    def __init__(self, limits: StoreLimits, random_part: Callable[[], float] = random.random) -> None:
-        """Begin with the first wait; *random_part* is uniform in 0 ... 1."""
-        self._first_s = limits.backoff_first_s
-        self._max_s = limits.backoff_max_s
-        self._random_part = random_part
-        self._next_s = self._first_s
-
-    def next_s(self) -> float:
-        """The wait before the next attempt."""
-        wait_s = self._next_s
-        self._next_s = min(2 * wait_s, self._max_s)
-        return wait_s * (0.5 + 0.5 * self._random_part())
-
-    def reset(self) -> None:
-        """Begin again: an attempt went well."""
-        self._next_s = self._first_s
 
 
 class Reconnector:
@@ -59,7 +37,7 @@ class Reconnector:
         self._connect = connect
         self._limits = limits
         self._counts = counts
-        self._backoff = Backoff(limits)
+        self._backoff = limits.backoff()
         self._told = ""
         self._hurried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

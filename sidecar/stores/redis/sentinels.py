@@ -14,8 +14,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
+from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.redis.link import Link, PushLink
-from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.urls import Address
 
@@ -239,7 +239,7 @@ class _Sentinel:
 
     async def follow(self) -> None:
         """Listen and look, for ever."""
-        backoff = Backoff(self._connector.limits)
+        backoff = self._connector.limits.backoff()
         while True:
             try:
                 await self._listen(backoff)

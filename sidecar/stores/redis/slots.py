@@ -15,12 +15,23 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
-from sidecar.stores.redis.keys import SLOTS
+from sidecar.stores.redis.keys import SLOTS, KeySpace
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.urls import Address
 
-SlotMap = list[tuple[int, int, Address]]
-"""First slot, last slot, primary."""
+
+class SlotMap(list[tuple[int, int, Address]]):
+    """First slot, last slot, primary of each range."""
+
+    def owners(self, keys: KeySpace) -> dict[int, Address]:
+        """The primary of each partition of *keys*; a partition whose slot nobody serves is left out."""
+        return {
+            partition: primary
+            for partition in range(keys.partitions)
+            for first, last, primary in self
+            if first <= keys.slot_of(partition) <= last
+        }
+
 
 NODES_ASKED_MAX = 8
 _EPOCH = re.compile(rb"^cluster_current_epoch:(\d+)", re.MULTILINE)
@@ -77,7 +88,7 @@ def read_slots(reply: Any, asked_host: str) -> SlotMap:
             for first, last, primary, *_ in reply
         ]
         if all(0 <= first <= last < SLOTS for first, last, _ in slot_map) and slot_map:
-            return sorted(slot_map, key=lambda part: part[0])
+            return SlotMap(sorted(slot_map, key=lambda part: part[0]))
     except (TypeError, ValueError, AttributeError, LookupError):
         pass
     raise HandshakeError(

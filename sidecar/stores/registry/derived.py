@@ -15,7 +15,6 @@ from typing import NamedTuple
 from sidecar.domain.audit import AuditEntry
 from sidecar.domain.integrations import Integration
 from sidecar.domain.records import from_stored
-from sidecar.stores.registry.search import search_text
 
 DELETED = "deleted"
 INTEGRATION, ADMINISTRATOR = "integration", "administrator"
@@ -79,3 +78,9 @@ def claim_problem(entry: AuditEntry, issued_id: str, kept: str | None) -> Derive
     """The claim of an id that *entry* issued differs; *kept* is what is there."""
     found = "is missing, so the id could be issued again" if kept is None else f"says {kept}"
     return DerivedProblem(entry.sequence, f"the claim of id {issued_id} by {entry.subject} {found}")
+
+
+def search_text(record: Integration) -> str:
+    """What a search looks through: the fields of *record*, without case, one a line."""
+    parts = [record.id, record.name, record.contact, record.owner, record.third_party_manager]
+    return "\n".join([*parts, *(credential.id for credential in record.credentials)]).casefold()

@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.domain.changes import Committed, Revision
 from sidecar.domain.refusals import InvalidError, RefusedError
+from sidecar.stores.registry import base
 from sidecar.stores.registry.protocol import (
     RegistryClosedError,
     RegistryDamagedError,
@@ -22,7 +23,6 @@ from sidecar.stores.registry.protocol import (
     RegistryTimeoutError,
     RegistryUnavailableError,
 )
-from sidecar.stores.registry.sqlite import registry as registry_module
 from sidecar.stores.registry.sqlite.file import connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.thread import BATCH_MAX, SqliteThread
@@ -353,7 +353,7 @@ def test_watchers__are_bounded(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only so many may wait for changes; the others are told at once."""
-    monkeypatch.setattr(registry_module, "WATCHERS_MAX", 2)
+    monkeypatch.setattr(base, "WATCHERS_MAX", 2)
 
     async def scenario() -> None:
         registry = await SqliteRegistry.open(tmp_path / "registry.db", LIFECYCLE)

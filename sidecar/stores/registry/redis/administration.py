@@ -12,6 +12,7 @@ from sidecar.domain.audit import AuditEntry, ChainHead
 from sidecar.domain.canonical import canonical_json
 from sidecar.domain.changes import AdminCommitted, AdminPlan, AdminRequest, plan_administration
 from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_LIFETIME_US,
     RegistryDamagedError,
@@ -89,13 +90,12 @@ class _Change:
 
     async def run(self) -> AdminCommitted:
         """Try until it is committed; the caller's deadline ends it."""
-        pause_s = PAUSE_FIRST_S
+        pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
         while True:
             committed = await self._try()
             if committed is not None:
                 return committed
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            await asyncio.sleep(pauses.next_s())
 
     async def _try(self) -> AdminCommitted | None:
         """One round; None = others were quicker, or a reply was lost: once more."""

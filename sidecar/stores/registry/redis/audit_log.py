@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.domain.audit import AuditEntry, AuditFormatError, StoredEntry, parse_entry
-from sidecar.stores.registry.pages import bad_cursor, require_limit
+from sidecar.stores.registry.base import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import AuditPage, AuditQuery
 from sidecar.stores.registry.redis.reads import Reader
 from sidecar.stores.registry.redis.replies import entry_of, sequence_of

@@ -9,7 +9,6 @@ rules of the domain hold at the moment of the commit, whatever other processes d
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -24,6 +23,8 @@ from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import RefusedError
+from sidecar.stores.redis.limits import Backoff
+from sidecar.stores.registry.derived import search_text
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_LIFETIME_US,
     RegistryDamagedError,
@@ -47,7 +48,6 @@ from sidecar.stores.registry.redis.reads import Reader, head_command, record_com
 from sidecar.stores.registry.redis.replies import FoundRecord, entry_of, found_record, head_of
 from sidecar.stores.registry.redis.scripts import CHANGE
 from sidecar.stores.registry.results import replayed_commit, stored_commit
-from sidecar.stores.registry.search import search_text
 
 BATCH_MAX = 64
 """Changes of one script call: some milliseconds of Redis, which serves nobody else meanwhile."""
@@ -177,7 +177,7 @@ class _Batch:
     async def run(self) -> list[Result]:
         """Try until it is committed; the caller's deadline ends it."""
         results: dict[int, Result] = {}
-        pause_s = PAUSE_FIRST_S
+        pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
         while True:
             pending = [index for index in range(len(self._requests)) if index not in results]
             if not pending:
@@ -189,8 +189,7 @@ class _Batch:
             if done is not None:
                 results |= done
                 continue
-            await asyncio.sleep(pause_s * (0.5 + 0.5 * random.random()))  # noqa: S311 - spreads load only
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            await asyncio.sleep(pauses.next_s())
 
     async def _try(self, pending: Sequence[int]) -> dict[int, Result] | None:
         """One round; None = others were quicker, or something became known: once more."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
+from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.redis.link import LinkLostError, PushLink
-from sidecar.stores.redis.reconnector import Backoff
 from sidecar.stores.redis.urls import Address
 from sidecar.stores.registry.redis.nodes import Nodes
 
@@ -62,7 +62,7 @@ class Feed:
 
     async def _follow(self) -> None:
         limits = self._connector.limits
-        backoff = Backoff(limits)
+        backoff = limits.backoff()
         while True:
             began_s, wait_s = monotonic(), 0.0
             try:

@@ -20,8 +20,7 @@ from sidecar.stores.clocks import StoreClock
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, HandshakeError
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.link import IGNORED, Link, LinkLostError
-from sidecar.stores.redis.reconnector import Backoff
+from sidecar.stores.redis.link import Link, LinkLostError, load_again
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
 from sidecar.stores.redis.resp import pack_all
 from sidecar.stores.redis.scripts import Script
@@ -201,7 +200,7 @@ class Nodes:
     # Repeating.
 
     async def _repeat(self, deadline_s: float, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        backoff = Backoff(self._limits)
+        backoff = self._limits.backoff()
         has_failed = False
         deadline_s = min(deadline_s, monotonic() + PATIENCE_S)
         while True:
@@ -343,7 +342,7 @@ class Nodes:
         """An error reply means that the command was not carried out; always raises."""
         remedy = remedy_of(error)
         if remedy is Remedy.LOAD_SCRIPT:
-            link.send(pack_all([("SCRIPT", "LOAD", one.source) for one in SCRIPTS]), [IGNORED] * len(SCRIPTS))
+            load_again(link, SCRIPTS)
         elif remedy in _REPEATED:
             self.search()
             if remedy is Remedy.FIND_PRIMARY:
@@ -433,12 +432,7 @@ class Nodes:
     async def _find_nodes(self) -> None:
         """Ask for the slot map of the Cluster; nodes that we know come first."""
         slot_map = await find_slots(self.connector, (*self._links, *self.url.addresses))
-        self._slots = {
-            partition: owner
-            for partition in range(self._space.partitions)
-            for first, last, owner in slot_map
-            if first <= self._space.slot_of(partition) <= last
-        }
+        self._slots = slot_map.owners(self._space)
 
 
 def call_of(script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Command:

@@ -19,7 +19,7 @@ from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
-from sidecar.stores.registry.pages import bad_cursor, require_limit
+from sidecar.stores.registry.base import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     SEEN_WINDOW_US,
     IntegrationPage,

@@ -24,12 +24,13 @@ from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
-from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.domain.refusals import RefusedError
 from sidecar.stores.redis.connect import HandshakeError
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.urls import StoreUrl
+from sidecar.stores.registry.base import CALL_TIMEOUT_S, WatchedRegistry, require_at_most
 from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
@@ -68,21 +69,21 @@ from sidecar.stores.registry.redis.nodes import (
 )
 from sidecar.stores.registry.redis.reads import Reader, all_of
 
-CALL_TIMEOUT_S = 10.0
 CALLS_MAX = 1_024
 """Calls under way; more are refused."""
-WATCHERS_MAX = 1_024
 LOOK_INTERVAL_S = 1.0
 """How often a waiting reader looks by itself while the push of changes is down."""
 
 
-class RedisRegistry:
+class RedisRegistry(WatchedRegistry):
     """
     See `Registry`. Nothing is connected before the first call; a lost server is found again by itself.
 
     A change is one script call in the partition of its integration. Its outcome is known even when the
     connection is lost on the way: the chain tells whether the entry is in it.
     """
+
+    _look_interval_s = LOOK_INTERVAL_S
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class RedisRegistry:
             replication: what makes a change durable.
             registry_id: the only registry that is believed, '' = the first one that is found.
         """
+        super().__init__()
         space = KeySpace(url.prefix, url.partitions)
         self.url = url
         self._clock_us = clock_us
@@ -124,7 +126,6 @@ class RedisRegistry:
         self._identity.on_forget = lambda: self.on_doubt()
         self._feed.on_question = self._answer
         self._answers: set[asyncio.Task[None]] = set()
-        self._watchers: set[asyncio.Future[None]] = set()
         self._calls = 0
         self._is_closed = False
 
@@ -141,7 +142,7 @@ class RedisRegistry:
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
         """See `Registry.apply_many`: partitions side by side, each in batches of `BATCH_MAX`."""
-        _require_at_most(len(requests), REQUESTS_MAX, "changes")
+        require_at_most(len(requests), REQUESTS_MAX, "changes")
         if _share_credential_ids(requests):
             return tuple([await self._outcome(request) for request in requests])
         by_partition: dict[int, list[int]] = {}
@@ -205,20 +206,6 @@ class RedisRegistry:
         async with self._reading() as reader:
             return Revision(tuple(head.sequence for head in await reads.heads(reader)))
 
-    async def changes_since(self, revision: Revision, timeout_s: float = 0.0) -> Changes:
-        """See `Registry.changes_since`: without a wait it looks at every partition, whatever was pushed."""
-        deadline_s = monotonic() + timeout_s
-        if timeout_s > 0 and not self._is_closed:
-            self._feed.start()
-        while True:
-            with self._watching() as changed:  # before the look, so that no change falls in between
-                changes = await self._look(revision, is_full=timeout_s <= 0)
-                remaining_s = deadline_s - monotonic()
-                if changes.revision != revision or changes.is_reset or remaining_s <= 0:
-                    return changes
-                remaining_s = min(remaining_s, LOOK_INTERVAL_S)
-                await asyncio.wait([changed], timeout=remaining_s)
-
     async def audit(self, query: AuditQuery) -> AuditPage:
         """See `Registry.audit`."""
         async with self._reading() as reader:
@@ -253,7 +240,7 @@ class RedisRegistry:
 
     async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
         """See `Registry.record_uses`."""
-        _require_at_most(len(uses), USES_MAX, "uses")
+        require_at_most(len(uses), USES_MAX, "uses")
         async with self._reading() as reader:
             await presence.record_uses(reader, uses)
 
@@ -269,7 +256,7 @@ class RedisRegistry:
 
     async def record_refusals(self, refusals: Sequence[RefusedCaller]) -> None:
         """See `Registry.record_refusals`."""
-        _require_at_most(len(refusals), USES_MAX, "refused callers")
+        require_at_most(len(refusals), USES_MAX, "refused callers")
         async with self._reading() as reader:
             await presence.record_refusals(reader, refusals)
 
@@ -280,7 +267,7 @@ class RedisRegistry:
 
     async def record_token_uses(self, uses: Sequence[TokenUse]) -> None:
         """See `Registry.record_token_uses`."""
-        _require_at_most(len(uses), USES_MAX, "uses of tokens")
+        require_at_most(len(uses), USES_MAX, "uses of tokens")
         async with self._reading() as reader:
             await presence.record_token_uses(reader, uses)
 
@@ -350,15 +337,17 @@ class RedisRegistry:
         except RefusedError as error:
             return error
 
-    async def _look(self, revision: Revision, is_full: bool) -> Changes:
+    async def _look(self, revision: Revision, is_waiting: bool) -> Changes:
         """Look at the partitions that may have changed; at all of them where nothing better is known."""
+        if is_waiting and not self._is_closed:
+            self._feed.start()
         if len(revision.sequences) != self._keys.partitions:
             return Changes(await self.revision(), is_reset=True)
         known = self._feed.sequences
         looked_at = [
             partition
             for partition, sequence in enumerate(revision.sequences)
-            if is_full or known[partition] is None or known[partition] != sequence
+            if not is_waiting or known[partition] is None or known[partition] != sequence
         ]
         async with self._reading() as reader:
             if looked_at:
@@ -481,23 +470,6 @@ class RedisRegistry:
                     f"the registry did not answer within {self._timeout_s:g} s"
                 ) from None
 
-    @contextmanager
-    def _watching(self) -> Iterator[asyncio.Future[None]]:
-        """A future that is done at the next change."""
-        if len(self._watchers) >= WATCHERS_MAX:
-            raise RegistryOverloadedError(f"{WATCHERS_MAX} calls wait for changes: try again later")
-        changed = asyncio.get_running_loop().create_future()
-        self._watchers.add(changed)
-        try:
-            yield changed
-        finally:
-            self._watchers.discard(changed)
-
-    def _wake(self) -> None:
-        for changed in self._watchers:
-            if not changed.done():
-                changed.set_result(None)
-
 
 def _share_credential_ids(requests: Sequence[ChangeRequest]) -> bool:
     """Whether two changes issue one credential id: then the order between partitions matters."""
@@ -507,13 +479,3 @@ def _share_credential_ids(requests: Sequence[ChangeRequest]) -> bool:
         one = getattr(request.command, "credential", None)
         ids += [credential.id for credential in (*fresh, *([one] if one is not None else []))]
     return len(ids) != len(set(ids))
-
-
-def _require_at_most(count: int, count_max: int, what: str) -> None:
-    if count > count_max:
-        raise refusal(
-            Code.TOO_MANY,
-            "",
-            f"{count} {what} are more than the {count_max} of one call",
-            "send fewer at a time",
-        )

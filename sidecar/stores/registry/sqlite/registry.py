@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +23,9 @@ from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
-from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.domain.refusals import RefusedError
 from sidecar.stores.clocks import wall_clock_us
+from sidecar.stores.registry.base import CALL_TIMEOUT_S, WatchedRegistry, require_at_most
 from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import (
     REQUESTS_MAX,
@@ -40,7 +39,6 @@ from sidecar.stores.registry.protocol import (
     ListQuery,
     RecordProof,
     RefusedCaller,
-    RegistryOverloadedError,
     RegistryView,
     TokenUse,
 )
@@ -49,14 +47,12 @@ from sidecar.stores.registry.sqlite.file import Connect, connect, open_database
 from sidecar.stores.registry.sqlite.thread import BATCH_MAX, POLL_INTERVAL_S, QUEUE_MAX, SqliteThread
 from sidecar.stores.registry.sqlite.transactions import Durability, Work
 
-CALL_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 10.0
-WATCHERS_MAX = 1_024
 
 Result = TypeVar("Result")
 
 
-class SqliteRegistry:
+class SqliteRegistry(WatchedRegistry):
     """
     See `Registry`. One chain, one partition; changes of this process are told at once, those of other
     processes within the poll interval.
@@ -66,11 +62,11 @@ class SqliteRegistry:
         self, path: Path, lifecycle: Lifecycle, clock_us: Callable[[], int], timeout_s: float
     ) -> None:
         """Use `SqliteRegistry.open`."""
+        super().__init__()
         self.path = path
         self._lifecycle = lifecycle
         self._clock_us = clock_us
         self._timeout_s = timeout_s
-        self._watchers: set[asyncio.Future[None]] = set()
         self._thread: SqliteThread
 
     @classmethod
@@ -115,7 +111,7 @@ class SqliteRegistry:
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
         """See `Registry.apply_many`: one transaction for each `BATCH_MAX` of them."""
-        _require_at_most(len(requests), REQUESTS_MAX, "changes")
+        require_at_most(len(requests), REQUESTS_MAX, "changes")
         outcomes: list[Committed | RefusedError] = []
         for first in range(0, len(requests), BATCH_MAX):
             batch = requests[first : first + BATCH_MAX]
@@ -154,19 +150,6 @@ class SqliteRegistry:
         """See `Registry.revision`."""
         return await self._read(reads.revision)
 
-    async def changes_since(self, revision: Revision, timeout_s: float = 0.0) -> Changes:
-        """See `Registry.changes_since`."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while True:
-            with self._watching() as changed:  # before the look, so that no change falls in between
-                changes = await self._read(lambda database: reads.changes_since(database, revision))
-                if changes.revision != revision or changes.is_reset:
-                    return changes
-                remaining_s = deadline - asyncio.get_running_loop().time()
-                if remaining_s <= 0:
-                    return changes
-                await asyncio.wait([changed], timeout=remaining_s)
-
     async def audit(self, query: AuditQuery) -> AuditPage:
         """See `Registry.audit`."""
         return await self._read(lambda database: reads.audit_page(database, query))
@@ -193,7 +176,7 @@ class SqliteRegistry:
 
     async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
         """See `Registry.record_uses`."""
-        _require_at_most(len(uses), USES_MAX, "uses")
+        require_at_most(len(uses), USES_MAX, "uses")
         await self._write(lambda database: writes.record_uses(database, uses), Durability.LAX)
 
     async def last_uses(self, integration_id: str) -> Mapping[str, LastUse]:
@@ -208,7 +191,7 @@ class SqliteRegistry:
 
     async def record_refusals(self, refusals: Sequence[RefusedCaller]) -> None:
         """See `Registry.record_refusals`."""
-        _require_at_most(len(refusals), USES_MAX, "refused callers")
+        require_at_most(len(refusals), USES_MAX, "refused callers")
         await self._write(lambda database: writes.record_refusals(database, refusals), Durability.LAX)
 
     async def refused_callers(self, integration_id: str) -> tuple[RefusedCaller, ...]:
@@ -219,7 +202,7 @@ class SqliteRegistry:
 
     async def record_token_uses(self, uses: Sequence[TokenUse]) -> None:
         """See `Registry.record_token_uses`."""
-        _require_at_most(len(uses), USES_MAX, "uses of tokens")
+        require_at_most(len(uses), USES_MAX, "uses of tokens")
         await self._write(lambda database: writes.record_token_uses(database, uses), Durability.LAX)
 
     async def token_uses(self) -> Mapping[str, TokenUse]:
@@ -271,34 +254,11 @@ class SqliteRegistry:
     async def _read(self, work: Work[Result]) -> Result:
         return await self._thread.call(work, Durability.READ, self._timeout_s)
 
+    async def _look(self, revision: Revision, is_waiting: bool) -> Changes:
+        return await self._read(lambda database: reads.changes_since(database, revision))
+
     async def _write(self, work: Work[Result], durability: Durability = Durability.LASTING) -> Result:
         return await self._thread.call(work, durability, self._timeout_s)
 
-    @contextmanager
-    def _watching(self) -> Iterator[asyncio.Future[None]]:
-        """A future that is done at the next change."""
-        if len(self._watchers) >= WATCHERS_MAX:
-            raise RegistryOverloadedError(f"{WATCHERS_MAX} calls wait for changes: try again later")
-        changed = asyncio.get_running_loop().create_future()
-        self._watchers.add(changed)
-        self._thread.watch(True)
-        try:
-            yield changed
-        finally:
-            self._watchers.discard(changed)
-            self._thread.watch(bool(self._watchers))
-
-    def _wake(self) -> None:
-        for changed in self._watchers:
-            if not changed.done():
-                changed.set_result(None)
-
-
-def _require_at_most(count: int, count_max: int, what: str) -> None:
-    if count > count_max:
-        raise refusal(
-            Code.TOO_MANY,
-            "",
-            f"{count} {what} are more than the {count_max} of one call",
-            "send fewer at a time",
-        )
+    def _watch(self, is_watched: bool) -> None:
+        self._thread.watch(is_watched)

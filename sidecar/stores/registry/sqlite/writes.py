@@ -26,6 +26,7 @@ from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
 from sidecar.domain.refusals import Code, refusal
+from sidecar.stores.registry.derived import search_text
 from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
     SEEN_WINDOW_US,
@@ -40,7 +41,6 @@ from sidecar.stores.registry.results import (
     stored_admin_commit,
     stored_commit,
 )
-from sidecar.stores.registry.search import search_text
 from sidecar.stores.registry.sqlite import reads
 from sidecar.stores.registry.sqlite.idempotency import find_result, keep_result
 from sidecar.stores.registry.sqlite.transactions import in_savepoint

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from sidecar.stores.redis.connect import HandshakeError
-from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.reconnector import Backoff
+from sidecar.stores.redis.limits import Backoff, StoreLimits
 from sidecar.stores.redis.slots import read_slots
 from sidecar.stores.redis.urls import Address
 
@@ -51,7 +50,7 @@ def test_slots__anything_else_is_refused(reply: Any) -> None:
 
 def test_backoff__doubles_up_to_its_bound() -> None:
     """And begins anew when told to."""
-    backoff = Backoff(StoreLimits(), random_part=lambda: 1.0)
+    backoff = Backoff(0.05, 0.4, random_part=lambda: 1.0)
     assert [backoff.next_s() for _ in range(5)] == [0.05, 0.1, 0.2, 0.4, 0.4]
     backoff.reset()
     assert backoff.next_s() == 0.05
@@ -59,7 +58,7 @@ def test_backoff__doubles_up_to_its_bound() -> None:
 
 def test_backoff__is_spread_downwards() -> None:
     """A fleet does not connect in step, and nobody waits longer than the bound."""
-    backoff = Backoff(StoreLimits(), random_part=lambda: 0.0)
+    backoff = Backoff(0.05, 0.4, random_part=lambda: 0.0)
     assert [backoff.next_s() for _ in range(4)] == [0.025, 0.05, 0.1, 0.2]
 
 

@@ -67,6 +67,7 @@ async def forget_keys(url: StoreUrl) -> None:
     nodes = Nodes(url, space)
     deadline_s = monotonic() + FORGET_TIMEOUT_S
     try:
+        await nodes.learn_layout(deadline_s)
         for partition in range(space.partitions):
             pattern, cursor = f"{_escaped(space.named(partition, ''))}*", b"0"
             while True:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from sidecar.process.config import Config
 from sidecar.process.shared_store import store_limits
 from sidecar.sources.file_faults import FaultList, FileFault
-from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
-from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, other_layout
+from sidecar.stores.redis.keys import KeySpace, read_layout
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
@@ -93,15 +93,13 @@ async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) 
         if info.evicting_policy:  # where the registry is, the connector has refused it
             problem = evicts(link.address, info.evicting_policy, holds_registry=False)
             warnings.append(config.fault(("store",), problem))
-    layout = await link.request("GET", space.layout_key)
-    if layout is not None and layout != space.layout.encode():
-        faults.put(
-            config.fault(
-                ("store",),
-                f"the keys under prefix {space.prefix!r} have the layout {layout.decode(errors='replace')!r},"
-                f" this configuration's is {space.layout!r}: use the same 'partitions', or another prefix",
-            )
-        )
+    layout = (await link.request("GET", space.layout_key) or b"").decode(errors="replace")
+    partitions = read_layout(layout)
+    if partitions is not None and not space.is_settled:
+        space.settle(partitions)
+        facts.append(f"{partitions} partition{'s' if partitions > 1 else ''}")
+    if layout and layout != space.layout:
+        faults.put(config.fault(("store",), other_layout(space, layout)))
     if config.has_control_plane:
         # Only commands that the documented permissions allow.
         log = RegistryKeys(space).once(HOME, "audit")

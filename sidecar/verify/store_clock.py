@@ -43,9 +43,10 @@ class StoreClock:
         Raises:
             RegistryError: the store does not answer.
         """
-        partitions = range(self._space.partitions)
         if self._nodes is None:
-            return Moment((wall_clock_us(),) * len(partitions), self._space)
+            return Moment((wall_clock_us(),) * self._space.partitions, self._space)
+        await self._nodes.learn_layout(monotonic() + ASK_TIMEOUT_S)
+        partitions = range(self._space.partitions)
         times = await asyncio.gather(*(_ask(self._nodes, partition) for partition in partitions))
         return Moment(tuple(times), self._space)
 

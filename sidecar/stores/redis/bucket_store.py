@@ -255,7 +255,8 @@ class RedisBucketStore:
             # Sets of former snapshots are never asked for again; those in use come back at once.
             self._compiled.clear()
         compiled = CompiledSet(buckets, self.keys, self._checks_generation)
-        self._compiled[buckets] = compiled
+        if self.keys.is_settled:  # else its keys may be wrong, and no lane takes it yet
+            self._compiled[buckets] = compiled
         return compiled
 
     async def _check_link(self, link: Link, partitions: Sequence[int]) -> None:

@@ -178,9 +178,11 @@ class ClusterTopology:
     async def _refresh(self) -> None:
         nodes = (*self._reconnectors, *self._connector.url.addresses)
         try:
-            owners = (await find_slots(self._connector, nodes)).owners(self._connector.keys)
+            slot_map = await find_slots(self._connector, nodes)
+            if not self._is_agreed:  # before anything is served: every sidecar has the same partitions
+                await self._agree(slot_map.owners(self._connector.keys))
+            owners = slot_map.owners(self._connector.keys)
             await self._connect(set(owners.values()))
-            await self._agree(owners)
             await self._check_moved(owners)
         except CONNECT_ERRORS as error:
             self._tell(str(error) or type(error).__name__)
@@ -227,11 +229,10 @@ class ClusterTopology:
             await self._parts.check_link(link, partitions)
 
     async def _agree(self, owners: dict[int, Address]) -> None:
-        """Before anything is served: every sidecar of the fleet has the same partitions."""
-        if self._is_agreed:
-            return
+        """Have the same partitions as every sidecar of the fleet."""
         if 0 not in owners:
             raise HandshakeError("no node of the Cluster serves partition 0")
+        await self._connect(set(owners.values()))
         link = self._reconnectors[owners[0]].pipeline.link
         if link is None:
             raise HandshakeError(f"{owners[0]}, which serves partition 0, is not connected")
@@ -246,6 +247,7 @@ class ClusterTopology:
                     await self._connector.agree_on_layout(there, is_asking=True)
                 finally:
                     there.abort()
+        self.lanes[:] = [self._nowhere] * self._connector.keys.partitions
         self._is_agreed = True
 
     async def _check_moved(self, owners: dict[int, Address]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from sidecar.stores.redis.diagnosis import diagnose
-from sidecar.stores.redis.keys import KeySpace
+from sidecar.stores.redis.keys import CLUSTER_PARTITIONS, KeySpace, layout_of, read_layout
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
@@ -207,26 +207,53 @@ class Connector:
 
     async def agree_on_layout(self, link: Link, *, is_asking: bool = False) -> None:
         """
-        Make sure that the fleet's sidecars use the same number of partitions; the first one sets it.
+        Make sure that the fleet's sidecars use the same number of partitions.
+
+        A new store gets the number of the URL, else 1, or 16 in a Cluster. A store that has a layout keeps
+        it: where the URL states no number, that is the one to use.
 
         *is_asking*: the server is only about to have the keys' slot, see ASKING.
 
         Raises:
-            HandshakeError: the keys there have another layout.
+            HandshakeError: the keys there have another layout, or none is there beside them.
             ErrorReply: the server cannot say.
         """
-        if is_asking:
-            await link.request("ASKING")
-        await link.request("SET", self.keys.layout_key, self.keys.layout, "NX")
-        if is_asking:
-            await link.request("ASKING")
-        found = await link.request("GET", self.keys.layout_key)
-        if found != self.keys.layout.encode():
-            text = (found or b"nothing").decode(errors="replace")
-            raise HandshakeError(
-                f"the keys under prefix {self.keys.prefix!r} have the layout {text!r}, ours is"
-                f" {self.keys.layout!r}: give every sidecar the same 'partitions', or another prefix"
-            )
+
+        async def ask(*words: str) -> Any:
+            if is_asking:
+                await link.request("ASKING")
+            return await link.request(*words)
+
+        keys = self.keys
+        found = await ask("GET", keys.layout_key)
+        if found is None:
+            if not keys.is_settled:
+                await self._require_new(ask)
+            in_cluster = self.url.kind is StoreTopology.CLUSTER
+            layout = keys.layout if keys.is_settled else layout_of(CLUSTER_PARTITIONS if in_cluster else 1)
+            await ask("SET", keys.layout_key, layout, "NX")
+            found = await ask("GET", keys.layout_key)
+        text = (found or b"").decode(errors="replace")
+        partitions = read_layout(text)
+        if partitions is not None and not keys.is_settled:
+            keys.settle(partitions)
+        if text != keys.layout or partitions is None:
+            raise HandshakeError(other_layout(keys, text))
+
+    async def _require_new(self, ask: Callable[..., Awaitable[Any]]) -> None:
+        """
+        Make sure that a store without a layout holds nothing of a fleet: the number is never guessed.
+
+        Raises:
+            HandshakeError: it does.
+        """
+        for words in (("GET", "registry-id"), ("GET", "epoch"), ("ZCARD", "live")):
+            if await ask(words[0], self.keys.named(0, words[1])):
+                raise HandshakeError(
+                    f"the store at {self.url} holds keys under prefix {self.keys.prefix!r} but not their"
+                    f" layout ({self.keys.layout_key}), so the number of partitions is not known: add it to"
+                    f" the URL; partitions={CLUSTER_PARTITIONS} was the default of earlier versions"
+                )
 
     async def explain_sentinel(self, sentinel: Address) -> str:
         """Why a Sentinel does not know the service of the URL."""
@@ -255,6 +282,20 @@ class Connector:
             )
         link.address = address
         return link
+
+
+def other_layout(keys: KeySpace, found: str) -> str:
+    """What to say where the store's layout is *found* and *keys* have another one."""
+    if (partitions := read_layout(found)) is None:
+        return (
+            f"the keys under prefix {keys.prefix!r} have the layout {found!r}, which this version does not"
+            " know: use the version that wrote it, or another prefix"
+        )
+    return (
+        f"the keys under prefix {keys.prefix!r} have partitions={partitions}, and this sidecar has"
+        f" partitions={keys.partitions}: leave 'partitions' out of the URL and restart, or give every sidecar"
+        " the same 'partitions', or use another prefix"
+    )
 
 
 def _abort(link: Link | None) -> None:

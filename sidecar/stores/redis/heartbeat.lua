@@ -1,8 +1,10 @@
 -- heartbeat.lua: say that a sidecar lives, and count those that do.
 --
 -- KEYS[1]  sorted set: member = a sidecar's id, score = when its beat runs out, us since the epoch
+-- KEYS[2]  the layout of the keys, written again where it is gone: evicted, or flushed under a running fleet
 -- ARGV[1]  id of the sidecar, '' = only count
 -- ARGV[2]  lifetime_us: how long this beat counts; 0 = the sidecar says goodbye
+-- ARGV[3]  the layout
 -- Reply    integers: sidecars whose beat has not run out, and now in us since the epoch
 -- TTL      the lifetime, renewed with each beat: a fleet that is gone leaves nothing behind
 -- Cost     O(log n) for n sidecars, plus those that have run out since the last call
@@ -13,6 +15,7 @@ local id, lifetime = ARGV[1], tonumber(ARGV[2])
 
 if id ~= '' and lifetime > 0 then
   redis.call('ZADD', KEYS[1], string.format('%.0f', now + lifetime), id)
+  redis.call('SET', KEYS[2], ARGV[3], 'NX')
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1, math.ceil(lifetime / 1000))))
 elseif id ~= '' then
   redis.call('ZREM', KEYS[1], id)

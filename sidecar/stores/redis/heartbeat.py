@@ -91,7 +91,8 @@ class Heartbeat:
             await self._pause(INTERVAL_S)
 
     async def _run(self, lifetime_us: int) -> int:
-        keys = (self._store.keys.live_key,)
-        count, now_us = await self._store.run(HEARTBEAT, 0, keys, (self._id, lifetime_us))
+        space = self._store.keys
+        keys, arguments = (space.live_key, space.layout_key), (self._id, lifetime_us, space.layout)
+        count, now_us = await self._store.run(HEARTBEAT, 0, keys, arguments)
         self._store.learn_time(0, now_us)
         return int(count)

@@ -6,7 +6,8 @@ Every key in Redis, in one place: prefix, partition, kind, name.
     <prefix>{<tag>}r:<integration>    its record                     registry
     <prefix>{<tag>}changes            integrations by latest change  registry
     <prefix>{<tag>}<name>             what else the registry keeps   stores/registry/redis/keys.py
-    <prefix>{<tag of 0>}layout        what every sidecar must agree on: the number of partitions
+    <prefix>{<tag of 0>}layout        what every sidecar must agree on: the number of partitions;
+                                      written by whoever comes first, and again with each heartbeat
     <prefix>{<tag of 0>}live          live sidecars                  heartbeat.lua
 
 An integration and all its buckets live in one partition, a stable hash of its id; the partition is
@@ -23,7 +24,8 @@ SLOTS = 16_384
 """Hash slots of Redis Cluster."""
 
 PARTITIONS_MAX = 256
-DEFAULT_PARTITIONS = 16
+CLUSTER_PARTITIONS = 16
+"""Of a new store in a Cluster whose URL states no number; anywhere else a new store has one partition."""
 DEFAULT_PREFIX = "sidecar:"
 PREFIX = re.compile(r"[!-z|~]{0,64}")
 """Printable ASCII without braces: a brace before the tag would become the tag (Cluster specification)."""
@@ -38,14 +40,17 @@ class KeySpace:
     The keys of one fleet.
 
     Every sidecar of a fleet must use the same prefix and number of partitions, else they would keep
-    different buckets for one integration; `layout` is the text they compare.
+    different buckets for one integration; `layout` is the text they compare, and the store keeps it.
+
+    While `is_settled` is false the store has not told the number yet: then only the keys of partition 0
+    are right, whose tag is the same for every number.
     """
 
-    __slots__ = ("_tags", "layout", "partitions", "prefix")
+    __slots__ = ("_tags", "is_settled", "layout", "partitions", "prefix")
 
-    def __init__(self, prefix: str = DEFAULT_PREFIX, partitions: int = DEFAULT_PARTITIONS) -> None:
+    def __init__(self, prefix: str = DEFAULT_PREFIX, partitions: int | None = CLUSTER_PARTITIONS) -> None:
         """
-        Build the tags of all partitions.
+        Build the tags of all partitions; *partitions* None = as many as the store has.
 
         Raises:
             KeySpaceError: the prefix holds a brace, a space or something unprintable, or is longer than 64;
@@ -55,12 +60,23 @@ class KeySpace:
             raise KeySpaceError(
                 f"key prefix {prefix!r} must be at most 64 printable ASCII characters, no spaces, no braces"
             )
+        self.prefix = prefix
+        self.settle(1 if partitions is None else partitions)
+        self.is_settled = partitions is not None
+
+    def settle(self, partitions: int) -> None:
+        """
+        The store has this number of *partitions*.
+
+        Raises:
+            KeySpaceError: it is not 1 ... 256.
+        """
         if not 1 <= partitions <= PARTITIONS_MAX:
             raise KeySpaceError(f"partitions must be 1..{PARTITIONS_MAX}, not {partitions}")
-        self.prefix = prefix
+        self.is_settled = True
         self.partitions = partitions
-        self.layout = f"1 partitions={partitions}"
-        self._tags = tuple(f"{prefix}{{{_tag(index, partitions)}}}" for index in range(partitions))
+        self.layout = layout_of(partitions)
+        self._tags = tuple(f"{self.prefix}{{{_tag(index, partitions)}}}" for index in range(partitions))
 
     def partition_of(self, owner: str) -> int:
         """The partition of integration *owner*, 0 ... partitions - 1; the same on every machine."""
@@ -99,6 +115,29 @@ class KeySpace:
     def live_key(self) -> str:
         """Where the live sidecars are kept."""
         return f"{self._tags[0]}live"
+
+
+def layout_of(partitions: int) -> str:
+    """
+    The text of the layout with this number of *partitions*.
+
+    >>> layout_of(16)
+    '1 partitions=16'
+    """
+    return f"1 partitions={partitions}"
+
+
+def read_layout(text: str) -> int | None:
+    """
+    The number of partitions in the text of a layout; None = this program does not know such a layout.
+
+    >>> read_layout("1 partitions=16"), read_layout("2 partitions=16")
+    (16, None)
+    """
+    number = text.removeprefix("1 partitions=")
+    is_number = number.isascii() and number.isdecimal() and len(number) <= 3
+    known = int(number) if is_number else 0
+    return known if 1 <= known <= PARTITIONS_MAX and text == layout_of(known) else None
 
 
 def _tag(partition: int, partitions: int) -> str:

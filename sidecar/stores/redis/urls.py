@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from sidecar.stores.redis.keys import DEFAULT_PARTITIONS, DEFAULT_PREFIX, KeySpace, KeySpaceError
+from sidecar.stores.redis.keys import DEFAULT_PREFIX, KeySpace, KeySpaceError
 
 DEFAULT_PORT = 6379
 DEFAULT_SENTINEL_PORT = 26379
@@ -122,7 +122,11 @@ class TlsClient:
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """A parsed store URL. Its text and repr hold no password."""
+    """
+    A parsed store URL. Its text and repr hold no password.
+
+    `partitions` None = as many as the store has; a new one has 1, or 16 in a Cluster.
+    """
 
     kind: StoreTopology
     addresses: tuple[Address, ...]
@@ -132,7 +136,7 @@ class StoreUrl:
     sentinel_login: Login = Login()
     tls: TlsClient | None = None
     prefix: str = DEFAULT_PREFIX
-    partitions: int = DEFAULT_PARTITIONS
+    partitions: int | None = None
 
     def __str__(self) -> str:
         """The address without user, password and options."""
@@ -208,7 +212,7 @@ def parse_store_url(text: str) -> StoreUrl:
         ),
         tls=_tls(options) if is_tls else None,
         prefix=options.get("prefix", DEFAULT_PREFIX),
-        partitions=_number(options, "partitions", DEFAULT_PARTITIONS),
+        partitions=_number(options, "partitions", 0) if "partitions" in options else None,
     )
     try:
         KeySpace(url.prefix, url.partitions)

@@ -33,7 +33,7 @@ def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
             link.abort()
             feed.learn(1, 6)
             feed.learn(0, 3)
-            assert feed.sequences == [3, 7]
+            assert feed.sequences == {0: 3, 1: 7}
         finally:
             await feed.close()
             await nodes.close()

@@ -9,6 +9,7 @@ rules of the domain hold at the moment of the commit, whatever other processes d
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -104,7 +105,7 @@ class Committer:
         self._clock_us = clock_us
         self._claims = Claims(nodes, keys)
         self._promises = KeyReservations(nodes, keys)
-        self._turns = [asyncio.Lock() for _ in range(keys.partitions)]
+        self._turns = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
     async def change(
         self, partition: int, requests: Sequence[ChangeRequest], deadline_s: float

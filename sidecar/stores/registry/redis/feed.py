@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
+from sidecar.stores.redis.keys import PARTITIONS_MAX
 from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.redis.link import LinkLostError, PushLink
 from sidecar.stores.redis.urls import Address
@@ -24,8 +25,8 @@ class Feed:
     """
     Follows the channel of changes.
 
-    `sequences` holds the latest sequence known of each partition, None = not known; it is only right while
-    `is_live`. `on_change` is called after each change and whenever the subscription begins or ends.
+    `sequences` holds the latest sequence known of each partition; it is only right while `is_live`.
+    `on_change` is called after each change and whenever the subscription begins or ends.
     """
 
     def __init__(self, nodes: Nodes, channel: str, on_change: Callable[[], None]) -> None:
@@ -38,7 +39,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._link: PushLink | None = None
         nodes.on_move = self._moved
-        self.sequences: list[int | None] = [None] * connector.keys.partitions
+        self.sequences: dict[int, int] = {}
         self.is_live = False
         self.on_question: Callable[[], None] = lambda: None
         """Called when a bootstrap asks whether anybody remembers a registry."""
@@ -58,7 +59,7 @@ class Feed:
     def learn(self, partition: int, sequence: int) -> None:
         """Note how far *partition* is, as read by someone after the subscription began."""
         if self.is_live:
-            self.sequences[partition] = max(sequence, self.sequences[partition] or 0)
+            self.sequences[partition] = max(sequence, self.sequences.get(partition, 0))
 
     async def _follow(self) -> None:
         limits = self._connector.limits
@@ -104,7 +105,7 @@ class Feed:
 
     def _set_live(self, is_live: bool) -> None:
         self.is_live = is_live
-        self.sequences = [None] * len(self.sequences)
+        self.sequences = {}
         self._on_change()
 
     def _hear(self, message: bytes) -> None:
@@ -113,9 +114,9 @@ class Feed:
             return
         partition, _, rest = message.partition(b" ")
         sequence = rest.partition(b" ")[0]
-        if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= len(self.sequences):
+        if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= PARTITIONS_MAX:
             return  # somebody else's message
         # Also where nothing is known yet: a look that began before this change would hide it otherwise.
-        known = self.sequences[int(partition)] or 0
+        known = self.sequences.get(int(partition), 0)
         self.sequences[int(partition)] = max(known, int(sequence))
         self._on_change()

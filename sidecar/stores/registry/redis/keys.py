@@ -50,13 +50,17 @@ HOME = 0
 class RegistryKeys:
     """The registry's keys in one key space."""
 
-    __slots__ = ("_space", "channel", "partitions")
+    __slots__ = ("_space", "channel")
 
     def __init__(self, space: KeySpace) -> None:
         """Name keys in *space*; `channel` is where changes are published."""
         self._space = space
-        self.partitions = space.partitions
         self.channel = f"{space.prefix}changes"
+
+    @property
+    def partitions(self) -> int:
+        """How many there are; see `KeySpace.is_settled`."""
+        return self._space.partitions
 
     def partition_of(self, name: str) -> int:
         """The partition of an integration, a credential id or an idempotency key."""

@@ -154,6 +154,16 @@ class Nodes:
 
         return await self._repeat(deadline_s, lambda: self._attempt_write(partition, deadline_s, leaving))
 
+    async def learn_layout(self, deadline_s: float) -> None:
+        """
+        Have the store tell its number of partitions, unless that is known.
+
+        Raises:
+            RegistryUnavailableError, RegistryTimeoutError: as `run`.
+        """
+        if not self._space.is_settled:
+            await self.run(0, [("TIME",)], deadline_s)  # connecting learns it
+
     async def close(self) -> None:
         """End all links."""
         self._is_closed = True
@@ -423,6 +433,7 @@ class Nodes:
             try:
                 async with asyncio.timeout(self._limits.discovery_timeout_s):
                     await self.connector.agree_on_layout(link)
+                self._slots.clear()  # of the partitions as they were known before
             except BaseException:
                 link.abort()
                 raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -131,7 +131,7 @@ class RedisRegistry(WatchedRegistry):
 
     async def apply(self, request: ChangeRequest) -> Committed:
         """See `Registry.apply`."""
-        with self._call() as deadline_s:
+        async with self._call() as deadline_s:
             partition = self._keys.partition_of(request.command.integration_id)
             await self._require_known(deadline_s)
             [outcome] = await self._committer.change(partition, [request], deadline_s)
@@ -142,6 +142,7 @@ class RedisRegistry(WatchedRegistry):
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
         """See `Registry.apply_many`: partitions side by side, each in batches of `BATCH_MAX`."""
+        await self._nodes.learn_layout(monotonic() + self._timeout_s)
         require_at_most(len(requests), REQUESTS_MAX, "changes")
         if _share_credential_ids(requests):
             return tuple([await self._outcome(request) for request in requests])
@@ -154,7 +155,7 @@ class RedisRegistry(WatchedRegistry):
         async def change(partition: int, indexes: Sequence[int]) -> None:
             for first in range(0, len(indexes), BATCH_MAX):
                 batch = indexes[first : first + BATCH_MAX]
-                with self._call() as deadline_s:
+                async with self._call() as deadline_s:
                     await self._require_known(deadline_s)
                     made = await self._committer.change(partition, [requests[n] for n in batch], deadline_s)
                 for outcome in made:
@@ -213,6 +214,7 @@ class RedisRegistry(WatchedRegistry):
 
     async def chains(self, subject: str = "") -> tuple[int, ...]:
         """See `Registry.chains`: one a partition; administrators are in the first."""
+        await self._nodes.learn_layout(monotonic() + self._timeout_s)
         if not subject:
             return tuple(range(self._keys.partitions))
         kind, _, name = subject.partition(":")
@@ -278,7 +280,7 @@ class RedisRegistry(WatchedRegistry):
 
     async def administer(self, request: AdminRequest) -> AdminCommitted:
         """See `Registry.administer`."""
-        with self._call() as deadline_s:
+        async with self._call() as deadline_s:
             await self._require_known(deadline_s)
             if isinstance(request.command, Bootstrap):
                 await self._identity.begin(Reader(self._nodes, self._keys, deadline_s))
@@ -339,6 +341,7 @@ class RedisRegistry(WatchedRegistry):
 
     async def _look(self, revision: Revision, is_waiting: bool) -> Changes:
         """Look at the partitions that may have changed; at all of them where nothing better is known."""
+        await self._nodes.learn_layout(monotonic() + self._timeout_s)
         if is_waiting and not self._is_closed:
             self._feed.start()
         if len(revision.sequences) != self._keys.partitions:
@@ -347,7 +350,7 @@ class RedisRegistry(WatchedRegistry):
         looked_at = [
             partition
             for partition, sequence in enumerate(revision.sequences)
-            if not is_waiting or known[partition] is None or known[partition] != sequence
+            if not is_waiting or known.get(partition) != sequence
         ]
         async with self._reading() as reader:
             if looked_at:
@@ -361,16 +364,18 @@ class RedisRegistry(WatchedRegistry):
     async def _now_us(self, reader: Reader) -> int:
         return self._clock_us() if self._clock_us is not None else await reads.server_time_us(reader)
 
-    @contextmanager
-    def _call(self) -> Iterator[float]:
-        """One call: its deadline on the monotonic clock."""
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[float]:
+        """One call: its deadline on the monotonic clock; the number of partitions is known in it."""
         if self._is_closed:
             raise RegistryClosedError("the registry was closed")
         if self._calls >= CALLS_MAX:
             raise RegistryOverloadedError(f"{CALLS_MAX} registry calls are under way: try again later")
         self._calls += 1
+        deadline_s = monotonic() + self._timeout_s
         try:
-            yield monotonic() + self._timeout_s
+            await self._nodes.learn_layout(deadline_s)
+            yield deadline_s
         finally:
             self._calls -= 1
 
@@ -403,6 +408,7 @@ class RedisRegistry(WatchedRegistry):
         async def run(commands: Sequence[Command]) -> list[Any]:
             return await all_of(*(link.request(*words) for words in commands))
 
+        await self._nodes.learn_layout(monotonic() + REPLY_TIMEOUT_S)
         async with asyncio.timeout(REPLY_TIMEOUT_S):
             found = await all_of(*(self._identity.look(partition, run) for partition in partitions))
         if not all(map(self._identity.is_followed, found)):
@@ -459,7 +465,7 @@ class RedisRegistry(WatchedRegistry):
     @asynccontextmanager
     async def _reading(self, *, is_known: bool = True) -> AsyncIterator[Reader]:
         """A call that changes nothing that must last; it ends by its deadline."""
-        with self._call() as deadline_s:
+        async with self._call() as deadline_s:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     if is_known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,14 +13,9 @@ from sidecar.cli.exits import EXIT_REFUSED, CommandError
 from sidecar.cli.integrations import LimitOption
 from sidecar.cli.tables import Column, plain
 
-if TYPE_CHECKING:
-    from sidecar.admin_client.client import AdminClient, Listing
-    from sidecar.cli.audit_file import FileReport
-
 app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, when, from where and why.")
 
 PATH = "/v1/audit"
-FIRST_CHAIN = 0
 VERIFY_TIMEOUT_S = 110.0
 """Added to --timeout: a verification reads the whole log."""
 ENTRIES = (Column("when", is_whole=True), Column("who"), Column("what"), Column("entry", is_whole=True))
@@ -35,7 +30,7 @@ AnchorOption = Annotated[
     list[str] | None,
     typer.Option(
         "--anchor",
-        metavar="CHAIN:SEQUENCE:DIGEST",
+        metavar="PLACES:DIGEST",
         help="An anchor that an earlier verification printed; may be repeated.",
     ),
 ]
@@ -80,8 +75,8 @@ def list_entries(
     """
     List audit entries, the newest first.
 
-    A registry in Redis may have several chains. Without --chain, --integration or --subject the entries of
-    all chains are merged by time.
+    The registry of a Redis Cluster has several chains. Without --chain the entries of all chains are
+    merged by time.
     """
     from sidecar.cli.views import print_listing
 
@@ -95,7 +90,7 @@ def list_entries(
         "chain": chain,
         "newest_first": not oldest_first,
     }
-    listing = _listed(call.client, query, limit)
+    listing = call.client.listed(PATH, query, limit)
     print_listing(call, listing, ENTRIES, map(_row, listing.items), "no matching entries")
 
 
@@ -151,9 +146,9 @@ def verify(
     """
     Find audit entries that were altered, removed or moved, and records changed outside the log.
 
-    With a FILE it checks the chain without a server. Prints anchors: store them elsewhere and pass them to
-    the next verification, because a chain alone cannot show that its end was cut off. Exits with 1 if
-    anything is wrong.
+    With a FILE it checks the log without a server. Prints an anchor: store it elsewhere and pass it to the
+    next verification, because a log alone cannot show that its end was cut off. Exits with 1 if anything is
+    wrong.
     """
     report = _verified_by_server(call, anchor or []) if file is None else _verified_here(file, anchor or [])
     if call.is_json:
@@ -164,39 +159,18 @@ def verify(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _listed(client: AdminClient, query: dict[str, str | int | bool | None], limit: int) -> Listing:
-    """Up to *limit* entries: of one chain, or of all chains merged."""
-    if query["chain"] is not None or query["integration"] or query["subject"]:
-        return client.listed(PATH, query, limit)
-    listing = client.listed(PATH, {**query, "chain": FIRST_CHAIN}, limit)
-    others = [chain for chain in listing.rest["chains"] if chain != FIRST_CHAIN]
-    if not others:
-        return listing
-    from sidecar.admin_client.client import Listing
-
-    listings = [listing, *(client.listed(PATH, {**query, "chain": chain}, limit) for chain in others)]
-    entries = [entry for listing in listings for entry in listing.items]
-    # Entries that cannot be read have no time: they come first, because somebody must look at them.
-    lost = [entry for entry in entries if entry["at"] is None]
-    told = [entry for entry in entries if entry["at"] is not None]
-    told.sort(key=lambda entry: str(entry["at"]), reverse=bool(query["newest_first"]))
-    has_more = len(entries) > limit or any(listing.next_after is not None for listing in listings)
-    more = "" if has_more else None  # several chains have no common cursor
-    return Listing([*lost, *told][:limit], more, {"chains": listing.rest["chains"]})
-
-
 def _verified_by_server(call: Invocation, anchors: list[str]) -> dict[str, Any]:
     return call.get("audit", "verify", query={"anchor": anchors}, extra_s=VERIFY_TIMEOUT_S)
 
 
 def _verified_here(file: Path, anchors: list[str]) -> dict[str, Any]:
     from sidecar.cli.audit_file import AuditFileError, verify_file
+    from sidecar.services.admin.verification import log_view
 
     try:
-        report: FileReport = verify_file(file, anchors)
+        return dict(log_view(verify_file(file, anchors)))
     except AuditFileError as error:
         raise CommandError(str(error)) from None
-    return report.as_json()
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -206,9 +180,8 @@ def _print_report(report: dict[str, Any]) -> None:
     state = "intact" if report["is_intact"] else f"NOT intact: {_counted(found, 'finding', 'findings')}"
     entries = _counted(report["entries"], "entry", "entries")
     typer.echo(f"{entries} in {_counted(len(report['chains']), 'chain', 'chains')}: {state}")
-    for chain in report["chains"] if report["is_intact"] else ():
-        if chain["entries"]:
-            typer.echo(f"anchor {chain['anchor']}")
+    if report["is_intact"] and report["anchor"]:
+        typer.echo(f"anchor {report['anchor']}")
 
 
 def _counted(count: int, singular: str, plural: str) -> str:

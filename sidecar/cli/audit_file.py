@@ -6,20 +6,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from sidecar.domain.audit import (
-    Anchor,
-    AuditFormatError,
-    ChainReport,
-    ChainVerifier,
-    Finding,
-    StoredEntry,
-    parse_anchor,
-)
-from sidecar.services.admin.verification import chain_view, finding_view
+from sidecar.domain.audit import AuditFormatError, LogReport, LogVerifier, StoredEntry, parse_anchor
 
 LINE_CHARS_MAX = 4 * 1024 * 1024
 CHAINS_MAX = 1_024
@@ -30,28 +20,7 @@ class AuditFileError(Exception):
     """A file is not an export, or cannot be read or written; names the line and the remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """The findings of a verification, by chain."""
-
-    chains: tuple[ChainReport, ...]
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """The findings of all chains."""
-        return tuple(finding for chain in self.chains for finding in chain.findings)
-
-    def as_json(self) -> dict[str, Any]:
-        """The report in the form in which the admin API answers `GET /v1/audit/verify`."""
-        return {
-            "is_intact": not self.findings,
-            "entries": sum(chain.entries_count for chain in self.chains),
-            "chains": [chain_view(chain) for chain in self.chains],
-            "findings": [finding_view(finding) for finding in self.findings],
-        }
-
-
-def verify_file(file: Path, anchors: Sequence[str] = ()) -> FileReport:
+def verify_file(file: Path, anchors: Sequence[str] = ()) -> LogReport:
     """
     Check every chain in an export, also against *anchors*; memory does not grow with the file.
 
@@ -59,20 +28,20 @@ def verify_file(file: Path, anchors: Sequence[str] = ()) -> FileReport:
         AuditFileError: the file cannot be read or is not an export, or an anchor is malformed.
     """
     try:
-        known = [parse_anchor(text) for text in anchors]
+        log = LogVerifier(map(parse_anchor, anchors))
     except AuditFormatError as error:
         raise AuditFileError(str(error)) from None
-    verifiers = {anchor.chain: _verifier(anchor.chain, known) for anchor in known}
     try:
         with file.open(encoding="utf-8") as lines:
             for stored in _entries(file, lines):
-                if stored.chain not in verifiers:
-                    _require_room(file, len(verifiers))
-                    verifiers[stored.chain] = _verifier(stored.chain, known)
-                verifiers[stored.chain].add(stored)
+                if stored.chain not in log.chains and len(log.chains) >= CHAINS_MAX:
+                    raise AuditFileError(
+                        f"{file} names more than {CHAINS_MAX} chains: it is no export of this program"
+                    )
+                log.chain(stored.chain).add(stored)
     except (OSError, UnicodeDecodeError) as error:
         raise AuditFileError(f"{file} cannot be read: {error}") from None
-    return FileReport(tuple(verifiers[chain].report() for chain in sorted(verifiers)))
+    return log.report()
 
 
 @contextmanager
@@ -100,15 +69,6 @@ def new_file(path: Path) -> Iterator[TextIO]:
         raise AuditFileError(f"{path} exists; name another file, or move it away") from None
     except OSError as error:
         raise AuditFileError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def _verifier(chain: int, anchors: Sequence[Anchor]) -> ChainVerifier:
-    return ChainVerifier(chain, anchors)
-
-
-def _require_room(file: Path, count: int) -> None:
-    if count >= CHAINS_MAX:
-        raise AuditFileError(f"{file} has more than {CHAINS_MAX} chains; it is no 'sidecar audit export'")
 
 
 def _entries(file: Path, lines: TextIO) -> Iterator[StoredEntry]:

@@ -12,6 +12,7 @@ credential's digest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -190,11 +191,30 @@ class ChainReport:
 
 
 class Anchor(NamedTuple):
-    """The digest of an entry, noted earlier and kept elsewhere."""
+    """
+    How far the chains of a log were, and a digest of their ends; noted earlier and kept elsewhere.
 
-    chain: int
-    sequence: int
+    `places` holds the sequence of each chain that had entries. The digest of one place is that of its entry,
+    of several places the SHA-256 over a line '<chain>:<sequence>:<digest>' for each.
+    """
+
+    places: Mapping[int, int]
     digest: str
+
+    def __str__(self) -> str:
+        """As `parse_anchor` reads it."""
+        places = ",".join(f"{chain}:{sequence}" for chain, sequence in self.places.items())
+        return f"{places}:{self.digest}"
+
+
+def anchor_of(heads: Iterable[ChainHead]) -> Anchor | None:
+    """The anchor of a log whose chains have these *heads*; None = the log is empty."""
+    ends = sorted(head for head in heads if head.sequence)
+    if not ends:
+        return None
+    lines = "".join(f"{end.chain}:{end.sequence}:{end.digest}\n" for end in ends)
+    digest = ends[0].digest if len(ends) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    return Anchor({end.chain: end.sequence for end in ends}, digest)
 
 
 class ChainVerifier:
@@ -206,7 +226,10 @@ class ChainVerifier:
 
     def __init__(self, chain: int = 0, anchors: Iterable[Anchor] = ()) -> None:
         """Check *chain*, also against the *anchors* of it."""
-        self._anchors = {anchor.sequence: anchor.digest for anchor in anchors if anchor.chain == chain}
+        named = [anchor for anchor in anchors if chain in anchor.places]
+        self._anchors = {(one.places[chain], one.digest) for one in named if len(one.places) == 1}
+        self.ends: dict[int, ChainHead | None] = {one.places[chain]: None for one in named}
+        """What stands at the places that anchors name; None = nothing was found there."""
         self._head = empty_chain(chain)
         self._count = 0
         self._missing: dict[int, int] = {}  # first -> last of each gap
@@ -225,9 +248,11 @@ class ChainVerifier:
         if entry_digest(stored.body) != stored.digest:
             message = "its body does not match its digest: one of them was altered"
             self._find(FindingKind.ALTERED, stored.sequence, message)
-        elif self._anchors.get(entry.sequence, stored.digest) != stored.digest:
+        elif any(at == entry.sequence and noted != stored.digest for at, noted in self._anchors):
             message = "its digest is not the one that was noted: the chain was rewritten at or before it"
             self._find(FindingKind.ALTERED, entry.sequence, message)
+        if stored.sequence in self.ends:
+            self.ends[stored.sequence] = ChainHead(stored.chain, stored.sequence, stored.digest, entry.at_us)
         self._place(stored, entry)
         return entry
 
@@ -236,7 +261,7 @@ class ChainVerifier:
         findings = list(self._findings)
         for first, last in sorted(self._missing.items()):
             findings.append(self._finding(FindingKind.MISSING, first, last, "removed from the chain"))
-        beyond = max((sequence for sequence in self._anchors if sequence > self._head.sequence), default=0)
+        beyond = max((sequence for sequence in self.ends if sequence > self._head.sequence), default=0)
         if beyond:
             first = self._head.sequence + 1
             message = "the end of the chain was cut off: an anchor was noted there"
@@ -300,6 +325,53 @@ class ChainVerifier:
         return Finding(kind, self._head.chain, first, last, f"{named} of chain {self._head.chain}: {message}")
 
 
+@dataclass(frozen=True, slots=True)
+class LogReport:
+    """What a check found in all chains of a log; `anchor` is to be noted for the next one, '' = no entry."""
+
+    chains: tuple[ChainReport, ...]
+    findings: tuple[Finding, ...]
+    anchor: str
+
+    @property
+    def entries_count(self) -> int:
+        """The entries of all chains."""
+        return sum(chain.entries_count for chain in self.chains)
+
+
+class LogVerifier:
+    """Checks a log of any number of chains, each by a `ChainVerifier`."""
+
+    def __init__(self, anchors: Iterable[Anchor] = ()) -> None:
+        """Check against *anchors*, too: the chains that they name must be there."""
+        self._anchors = tuple(anchors)
+        self.chains: dict[int, ChainVerifier] = {}
+        for chain in (chain for anchor in self._anchors for chain in anchor.places):
+            self.chain(chain)
+
+    def chain(self, number: int) -> ChainVerifier:
+        """The verifier of chain *number*."""
+        if number not in self.chains:
+            self.chains[number] = ChainVerifier(number, self._anchors)
+        return self.chains[number]
+
+    def report(self) -> LogReport:
+        """What was found."""
+        reports = tuple(self.chains[chain].report() for chain in sorted(self.chains))
+        findings = [finding for report in reports for finding in report.findings]
+        for anchor in self._anchors:
+            ends = [self.chains[chain].ends[sequence] for chain, sequence in anchor.places.items()]
+            there = [end for end in ends if end is not None]  # a missing one has a finding already
+            if len(there) == len(ends) > 1 and anchor_of(there) != anchor:
+                message = f"an end that anchor {anchor} notes was rewritten, or an entry before it"
+                first = there[0]
+                findings.append(
+                    Finding(FindingKind.ALTERED, first.chain, first.sequence, first.sequence, message)
+                )
+        anchor_now = anchor_of(report.head for report in reports)
+        return LogReport(reports, tuple(findings[:FINDINGS_MAX]), str(anchor_now or ""))
+
+
 def verify(entries: Iterable[StoredEntry], chain: int = 0, anchors: Iterable[Anchor] = ()) -> ChainReport:
     """
     Check a chain that is at hand as a whole; see `ChainVerifier`.
@@ -315,14 +387,18 @@ def verify(entries: Iterable[StoredEntry], chain: int = 0, anchors: Iterable[Anc
 
 def parse_anchor(text: str) -> Anchor:
     """
-    Read '<chain>:<sequence>:<digest>', as a verification prints it.
+    Read '<chain>:<sequence>:<digest>', with further '<chain>:<sequence>' after commas, as it is printed.
 
     Raises:
         AuditFormatError: anything else.
     """
-    chain, _, rest = text.partition(":")
-    sequence, _, digest = rest.partition(":")
-    is_number = chain.isdecimal() and sequence.isdecimal() and max(len(chain), len(sequence)) <= 16
-    if not (text.isascii() and is_number and _DIGEST.fullmatch(digest)):
-        raise AuditFormatError(f"an anchor is '<chain>:<sequence>:<64 hex digits>', not {text[:100]!a}")
-    return Anchor(int(chain), int(sequence), digest)
+    match = _ANCHOR.fullmatch(text)
+    if match is None:
+        raise AuditFormatError(
+            f"an anchor is '<chain>:<sequence>[,<chain>:<sequence>...]:<64 hex digits>', not {text[:100]!a}"
+        )
+    pairs = [place.split(":") for place in match[1].split(",")]
+    return Anchor({int(chain): int(sequence) for chain, sequence in pairs}, match[2])
+
+
+_ANCHOR = re.compile(r"([0-9]{1,16}:[0-9]{1,16}(?:,[0-9]{1,16}:[0-9]{1,16}){0,255}):([0-9a-f]{64})")

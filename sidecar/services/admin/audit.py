@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -21,7 +20,8 @@ from sidecar.services.admin.deadline import BoundedStream, run_while_connected
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.services.admin.times import format_time
-from sidecar.services.admin.verification import ChainView, FindingView, chain_view, finding_view
+from sidecar.services.admin.verification import LogView, log_view
+from sidecar.stores.registry.merged_log import merged_entries, merged_page
 from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.verification import RegistryReport, verify_registry
 
@@ -59,42 +59,38 @@ class AuditEntryView(TypedDict):
 
 
 class AuditPageView(TypedDict):
-    """One page of a chain; `chains` lists the chains of the registry."""
+    """One page of the log; `chain` null = the entries of all `chains`, merged."""
 
     items: list[AuditEntryView]
     next_after: str | None
-    chain: int
+    chain: int | None
     chains: list[int]
 
 
-class VerificationView(TypedDict):
-    """The findings of a verification."""
+class VerificationView(LogView):
+    """The findings of a verification of the log and of `records`."""
 
-    is_intact: bool
-    entries: int
     records: int
-    chains: list[ChainView]
-    findings: list[FindingView]
 
 
 async def list_entries(context: AdminContext, call: Call, query: b.AuditListQuery, body: Any) -> Response:
-    """Answer with one page of a chain."""
+    """Answer with one page of a chain, or of all chains merged."""
     subject = _subject(query)
     chains = await context.registry.chains(subject)
     chain = _chain(query, chains)
-    page = await context.registry.audit(
-        AuditQuery(
-            chain=chain,
-            subject=subject,
-            actor=query.actor,
-            action=query.action,
-            since_us=query.since or 0,
-            until_us=query.until if query.until is not None else AuditQuery().until_us,
-            newest_first=query.newest_first,
-            after=query.after,
-            limit=query.limit,
-        )
+    wanted = AuditQuery(
+        chain=chain or 0,
+        subject=subject,
+        actor=query.actor,
+        action=query.action,
+        since_us=query.since or 0,
+        until_us=query.until if query.until is not None else AuditQuery().until_us,
+        newest_first=query.newest_first,
+        after=query.after,
+        limit=query.limit,
     )
+    one = context.registry.audit(wanted) if chain is not None else None
+    page = await (one or merged_page(context.registry, chains, wanted))
     return await list_answer(
         map(entry_view, page.entries),
         {"next_after": page.next_after or None, "chain": chain, "chains": list(chains)},
@@ -165,26 +161,19 @@ def entry_view(stored: StoredEntry) -> AuditEntryView:
 
 def verification_view(report: RegistryReport) -> VerificationView:
     """Return a report as the API shows it."""
-    return {
-        "is_intact": report.is_intact,
-        "entries": sum(chain.entries_count for chain in report.chains),
-        "records": report.records_count,
-        "chains": [chain_view(chain) for chain in report.chains],
-        "findings": [finding_view(finding) for finding in report.findings],
-    }
+    return {**log_view(report.log, report.record_findings), "records": report.records_count}
 
 
 async def _exported(
     context: AdminContext, chains: tuple[int, ...], wanted: AuditQuery
 ) -> AsyncIterator[bytes]:
-    for chain in chains:
-        after = ""
-        while True:
-            page = await context.registry.audit(replace(wanted, chain=chain, after=after))
-            yield b"".join(map(_line, page.entries))
-            after = page.next_after
-            if not after:
-                break
+    lines: list[bytes] = []
+    async for stored in merged_entries(context.registry, chains, wanted):
+        lines.append(_line(stored))
+        if len(lines) == EXPORT_PAGE:
+            yield b"".join(lines)
+            lines.clear()
+    yield b"".join(lines)
 
 
 def _line(stored: StoredEntry) -> bytes:
@@ -208,18 +197,16 @@ def _subject(query: b.AuditListQuery) -> str:
     return f"integration:{query.integration}" if query.integration else query.subject
 
 
-def _chain(query: b.AuditListQuery, chains: tuple[int, ...]) -> int:
-    if query.chain is None and len(chains) == 1:
-        return chains[0]
-    if query.chain is None or query.chain not in chains:
-        named = ", ".join(map(str, chains))
+def _chain(query: b.AuditListQuery, chains: tuple[int, ...]) -> int | None:
+    """The one chain to read; None = all of them."""
+    if query.chain is None:
+        return chains[0] if len(chains) == 1 else None
+    if query.chain not in chains:
         raise refusal(
             Code.INVALID_VALUE,
             "chain",
-            "the registry has several chains"
-            if query.chain is None
-            else f"there is no chain {query.chain} with these entries",
-            f"send chain with one of {named}",
+            f"there is no chain {query.chain} with these entries",
+            f"send chain with one of {', '.join(map(str, chains))}, or leave it out",
         )
     return query.chain
 
@@ -229,8 +216,8 @@ _READ = frozenset({Action.READ_AUDIT})
 ENDPOINTS = (
     Endpoint(
         "list_audit", "GET", "/v1/audit", "audit", "Read the audit log",
-        "Entries in the order of their chain. All entries of a subject are in one chain; without a subject,"
-        " `chain` names the chain to read if the registry has several.",
+        "Entries in the order of their times. All entries of a subject are in one chain; if the registry has"
+        " several chains, they are merged unless `chain` names one.",
         list_entries, _READ, b.AuditListQuery, answer=AuditPageView,
     ),
     Endpoint(

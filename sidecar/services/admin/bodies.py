@@ -316,12 +316,7 @@ class AuditListQuery(PageQuery):
     """Filters for audit entries."""
 
     chain: (
-        Annotated[
-            int,
-            Field(ge=0, le=COUNT_MAX, description="Required if the registry has several chains."),
-            _DECIMAL,
-        ]
-        | None
+        Annotated[int, Field(ge=0, le=COUNT_MAX, description="Only this chain, of several."), _DECIMAL] | None
     ) = None
     subject: Annotated[str, Field(examples=["integration:acme"])] = ""
     integration: Annotated[str, Field(description="Short for `subject=integration:<id>`.")] = ""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from typing_extensions import TypedDict
 
-from sidecar.domain.audit import ChainReport, Finding
+from sidecar.domain.audit import ChainReport, Finding, LogReport, anchor_of
 
 
 class ChainView(TypedDict):
-    """One verified chain; keep `anchor` for the next verification."""
+    """One verified chain; `anchor` names its end, null = the chain is empty."""
 
     chain: int
     entries: int
-    anchor: str
+    anchor: str | None
 
 
 class FindingView(TypedDict):
@@ -25,13 +27,35 @@ class FindingView(TypedDict):
     problem: str
 
 
+class LogView(TypedDict):
+    """What a verification found; `anchor` is what to note and to give back the next time, null = no entry."""
+
+    is_intact: bool
+    entries: int
+    anchor: str | None
+    chains: list[ChainView]
+    findings: list[FindingView]
+
+
+def log_view(log: LogReport, further: Iterable[Finding] = ()) -> LogView:
+    """A log that was verified, with *further* findings beside it."""
+    findings = [finding_view(finding) for finding in (*log.findings, *further)]
+    return {
+        "is_intact": not findings,
+        "entries": log.entries_count,
+        "anchor": log.anchor or None,
+        "chains": [chain_view(chain) for chain in log.chains],
+        "findings": findings,
+    }
+
+
 def chain_view(report: ChainReport) -> ChainView:
     """Return the view of a verified chain, with its anchor."""
-    head = report.head
+    anchor = anchor_of((report.head,))
     return {
-        "chain": head.chain,
+        "chain": report.head.chain,
         "entries": report.entries_count,
-        "anchor": f"{head.chain}:{head.sequence}:{head.digest}",
+        "anchor": str(anchor) if anchor is not None else None,
     }
 
 

@@ -247,7 +247,7 @@ class ClusterTopology:
                     await self._connector.agree_on_layout(there, is_asking=True)
                 finally:
                     there.abort()
-        self.lanes[:] = [self._nowhere] * self._connector.keys.partitions
+        self.pipelines[:] = [self._nowhere] * self._connector.keys.partitions
         self._is_agreed = True
 
     async def _check_moved(self, owners: dict[int, Address]) -> None:

@@ -113,7 +113,7 @@ class SingleTopology:
         try:
             async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                 await self._connector.agree_on_layout(link)
-            self.lanes[:] = [self._lane] * self._connector.keys.partitions
+            self.pipelines[:] = [self._pipeline] * self._connector.keys.partitions
             await self._check_link(link, range(self._connector.keys.partitions))
         except BaseException:
             link.abort()

@@ -9,10 +9,10 @@ from sidecar.domain.audit import (
     FINDINGS_MAX,
     Anchor,
     AuditEntry,
-    ChainReport,
-    ChainVerifier,
     Finding,
     FindingKind,
+    LogReport,
+    LogVerifier,
     StoredEntry,
 )
 from sidecar.domain.lifecycle.commands import DeleteIntegration
@@ -25,16 +25,16 @@ ENTRIES_PER_TURN = 50
 
 @dataclass(frozen=True, slots=True)
 class RegistryReport:
-    """What a verification found: chain by chain, and in the records beside them."""
+    """What a verification found: in the log, and in the records beside it."""
 
-    chains: tuple[ChainReport, ...]
+    log: LogReport
     records_count: int
     record_findings: tuple[Finding, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All of them."""
-        return (*(finding for chain in self.chains for finding in chain.findings), *self.record_findings)
+        return (*self.log.findings, *self.record_findings)
 
     @property
     def is_intact(self) -> bool:
@@ -48,13 +48,12 @@ async def verify_registry(registry: Registry, anchors: Iterable[Anchor] = ()) ->
 
     The registry may change meanwhile; what is newer than the start is left for the next verification.
     """
-    kept_anchors = tuple(anchors)
-    reports: list[ChainReport] = []
+    log = LogVerifier(anchors)
     findings: list[Finding] = []
     records_count = 0
     for chain in await registry.chains():
         records = await _RecordCheck.begin(registry, chain)
-        verifier = ChainVerifier(chain, kept_anchors)
+        verifier = log.chain(chain)
         problems: list[DerivedProblem] = []
         async for page in _pages(registry, chain):
             entries = [entry for stored in page if (entry := verifier.add(stored)) is not None]
@@ -63,11 +62,10 @@ async def verify_registry(registry: Registry, anchors: Iterable[Anchor] = ()) ->
             if len(problems) < FINDINGS_MAX:
                 problems += await registry.entry_problems(chain, entries)
         problems += await registry.chain_problems(chain)
-        reports.append(verifier.report())
         findings += records.findings()
         findings += (_derived(chain, problem) for problem in problems)
         records_count += len(records.proofs)
-    return RegistryReport(tuple(reports), records_count, tuple(findings[:FINDINGS_MAX]))
+    return RegistryReport(log.report(), records_count, tuple(findings[:FINDINGS_MAX]))
 
 
 def _derived(chain: int, problem: DerivedProblem) -> Finding:

@@ -12,7 +12,6 @@ import pytest
 from sidecar.cli import audit_file as module
 from sidecar.cli.audit_file import AuditFileError, new_file, verify_file
 
-from .scripted import Scripted, answer
 from .served import Served
 
 Lines = list[str]
@@ -59,38 +58,6 @@ def test_audit_list__newest_first_and_narrowed(api: Served) -> None:
     entries = json.loads(api.told("audit", "list", "--json"))
     assert entries["chains"] == [0]
     assert entries["items"][0]["reason"] == "key leaked"
-
-
-def page_of(chain: int, *times: str | None) -> bytes:
-    """A page of entries of one chain of three, with their times; None = one that cannot be read."""
-    entries = [
-        {
-            "chain": chain, "sequence": number, "is_readable": at is not None, "at": at, "actor": "ann",
-            "action": "limit.set", "subject": "integration:x", "summary": "s", "reason": "",
-            "source": "local",
-        }
-        for number, at in enumerate(times, 1)
-    ]  # fmt: skip
-    return answer(200, json.dumps({"items": entries, "next_after": None, "chains": [0, 1, 2]}).encode())
-
-
-def test_audit_list__puts_the_chains_of_a_fleet_together(api: Served) -> None:
-    """By their times, newest or oldest first; what cannot be read comes first; that there is more is told."""
-    day = "2026-11-24T00:00:0{}Z".format
-    pages = [page_of(0, day(1), day(5)), page_of(1, None, day(4)), page_of(2)]
-    with Scripted(*pages) as server:
-        newest = api.run("audit", "list", SIDECAR_SERVER=server.url)
-    places = [line.split("\t")[-1] for line in newest.stdout.splitlines()]
-    assert places == ["1:1", "0:2", "1:2", "0:1"]
-    assert newest.stderr == ""
-    assert [b"chain=%d" % chain in request for chain, request in enumerate(server.requests)] == [True] * 3
-    with Scripted(page_of(0, day(1), day(5)), page_of(1, day(4)), page_of(2)) as server:
-        oldest = api.run("audit", "list", "--oldest-first", "--limit", "2", SIDECAR_SERVER=server.url)
-    assert [line.split("\t")[-1] for line in oldest.stdout.splitlines()] == ["0:1", "1:1"]
-    assert "--limit" in oldest.stderr
-    with Scripted(page_of(1, day(4))) as server:
-        one = api.run("audit", "list", "--chain", "1", SIDECAR_SERVER=server.url)
-    assert (len(server.requests), len(one.stdout.splitlines()), one.stderr) == (1, 1, "")
 
 
 def test_audit_verify__by_the_server(api: Served) -> None:

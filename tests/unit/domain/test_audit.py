@@ -200,7 +200,7 @@ def test_verify__an_entry_of_another_chain() -> None:
 def test_verify__anchors_show_a_chain_that_was_rewritten_or_cut_off() -> None:
     """What a chain alone cannot show, a digest noted elsewhere does."""
     kept = chain_of()
-    anchor = Anchor(0, 6, kept[5].digest)
+    anchor = Anchor({0: 6}, kept[5].digest)
     assert found(kept, anchors=[anchor]) == []
     assert found(kept[:4]) == []
     assert found(kept[:4], anchors=[anchor]) == [(FindingKind.MISSING, 5, 6)]
@@ -212,7 +212,7 @@ def test_verify__anchors_show_a_chain_that_was_rewritten_or_cut_off() -> None:
         head = made.head
     assert found(forged) == []
     assert found(forged, anchors=[anchor]) == [(FindingKind.ALTERED, 6, 6)]
-    assert found(forged, anchors=[Anchor(1, 6, anchor.digest)]) == []
+    assert found(forged, anchors=[Anchor({1: 6}, anchor.digest)]) == []
 
 
 def test_verify__findings_are_bounded() -> None:
@@ -228,7 +228,9 @@ def test_verify__findings_are_bounded() -> None:
 def test_anchor__reads_back() -> None:
     """An anchor is one line of text; anything else is refused."""
     digest = chain_of()[5].digest
-    assert parse_anchor(f"0:6:{digest}") == Anchor(0, 6, digest)
+    assert parse_anchor(f"0:6:{digest}") == Anchor({0: 6}, digest)
+    several = Anchor({0: 6, 2: 9, 255: 1}, digest)
+    assert (str(several), parse_anchor(str(several))) == (f"0:6,2:9,255:1:{digest}", several)
     for text in (
         "",
         "0:6",

@@ -55,19 +55,6 @@ def test_audit__chains_are_named(world: AdminApi) -> None:
     assert (page["chain"], page["chains"], page["next_after"]) == (0, [0], "1")
 
 
-def test_audit__several_chains_need_a_choice(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge would only look like an order; the refusal names the chains."""
-
-    async def chains(subject: str = "") -> tuple[int, ...]:
-        return (7,) if subject else (0, 3, 7)
-
-    monkeypatch.setattr(world.registry, "chains", chains)
-    answer = world.refused(422, "invalid_value", world.call("GET", "/v1/audit"))
-    assert answer["problems"][0]["remedy"] == "send chain with one of 0, 3, 7"
-    assert world.get("/v1/audit?chain=3")["chain"] == 3
-    assert world.get("/v1/audit?integration=acme")["chain"] == 7
-
-
 def test_audit__an_export_can_be_verified_without_us(world: AdminApi) -> None:
     """Each line is what was hashed, over several pages, and the whole chain is there."""
     for number in range(EXPORT_PAGE + 20):

@@ -60,10 +60,19 @@ def test_fleet__a_list_is_one_order_over_all_partitions(fleet: AdminApi) -> None
     assert [item["id"] for item in fleet.get("/v1/review?limit=100")["items"]] == sorted(NAMES)
 
 
-def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: AdminApi) -> None:
-    """A subject has all its entries in one chain."""
-    document = fleet.refused(422, "invalid_value", fleet.call("GET", "/v1/audit"))
-    assert document["problems"][0]["field"] == "chain"
+def test_fleet__chains_are_read_together_unless_one_is_named(fleet: AdminApi) -> None:
+    """Page by page, the newest first or last; a subject has all its entries in one chain."""
+    seen, path = [], "/v1/audit?newest_first=true&limit=5"
+    after = ""
+    while after is not None:
+        page = fleet.get(f"{path}&after={after}" if after else path)
+        assert (page["chain"], page["chains"]) == (None, list(range(PARTITIONS)))
+        seen += [(item["at"], item["chain"], item["sequence"]) for item in page["items"]]
+        after = page["next_after"]
+    assert len(seen) == len(NAMES) + 4
+    assert seen == sorted(seen, reverse=True)
+    assert {chain for _, chain, _ in seen} == set(range(PARTITIONS))
+    fleet.refused(422, "invalid_value", fleet.call("GET", "/v1/audit?after=7"))
     page = fleet.get("/v1/audit?integration=int-3")
     assert [item["action"] for item in page["items"]] == ["integration.create"]
     (chain,) = page["chains"]
@@ -73,11 +82,13 @@ def test_fleet__a_chain_must_be_named_unless_the_subject_does(fleet: AdminApi) -
 
 
 def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> None:
-    """What is exported verifies offline, chain by chain, to the anchors that the API tells."""
+    """What is exported, in the order of times, verifies offline to the one anchor that the API tells."""
     lines = [json.loads(line) for line in fleet.call("GET", "/v1/audit/export").text.splitlines()]
     assert len(lines) == len(NAMES) + 4
     report = fleet.get("/v1/audit/verify")
     assert report["is_intact"] and report["entries"] == len(lines)
+    times = [json.loads(line["text"])["at_us"] for line in lines]
+    assert times == sorted(times)
     for one in report["chains"]:
         chain = one["chain"]
         entries = [
@@ -88,8 +99,11 @@ def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> No
         offline = verify(entries, chain)
         assert offline.is_intact
         assert one["anchor"] == f"{chain}:{offline.head.sequence}:{offline.head.digest}"
-    anchors = "&".join(f"anchor={chain['anchor']}" for chain in report["chains"] if chain["entries"])
-    assert fleet.get(f"/v1/audit/verify?{anchors}")["is_intact"]
+    anchors = [report["anchor"], *(chain["anchor"] for chain in report["chains"])]
+    assert fleet.get("/v1/audit/verify?" + "&".join(f"anchor={one}" for one in anchors))["is_intact"]
+    wrong = report["anchor"][:-1] + ("0" if report["anchor"][-1] != "0" else "1")
+    (finding,) = fleet.get(f"/v1/audit/verify?anchor={wrong}")["findings"]
+    assert finding["kind"] == "altered" and wrong in finding["problem"]
 
 
 def test_fleet__repeats_and_guards_work_as_in_a_file(fleet: AdminApi) -> None:

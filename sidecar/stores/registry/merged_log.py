@@ -1,0 +1,113 @@
+"""The audit log of a registry with several chains as one: in the order of times, then of chains."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+from sidecar.domain.audit import AuditFormatError, StoredEntry, parse_entry
+from sidecar.stores.registry.base import bad_cursor, require_limit
+from sidecar.stores.registry.protocol import AuditPage, AuditQuery, Registry
+
+PIECE_MIN = 8
+"""Entries of each chain that are read at a time, at least."""
+_CURSOR = re.compile(r"([0-9]{1,16}):([0-9]{1,3}):([0-9]{1,16})")
+
+
+class _Place(NamedTuple):
+    """Where an entry stands in the merged log; `at_us` of an entry that cannot be read is its neighbor's."""
+
+    at_us: int
+    chain: int
+    sequence: int
+
+
+async def merged_page(registry: Registry, chains: Sequence[int], query: AuditQuery) -> AuditPage:
+    """
+    One page of *chains* together; the `chain` of *query* does not count.
+
+    Raises:
+        RefusedError: the limit or the cursor.
+    """
+    require_limit(query.limit)
+    entries: list[StoredEntry] = []
+    last: _Place | None = None
+    async for place, entry in _merged(registry, chains, query):
+        if len(entries) == query.limit:
+            assert last is not None
+            return AuditPage(tuple(entries), "{}:{}:{}".format(*last))
+        entries.append(entry)
+        last = place
+    return AuditPage(tuple(entries), "")
+
+
+async def merged_entries(
+    registry: Registry, chains: Sequence[int], query: AuditQuery
+) -> AsyncIterator[StoredEntry]:
+    """Every entry of *chains* that *query* asks for, as `merged_page`."""
+    async for _, entry in _merged(registry, chains, query):
+        yield entry
+
+
+async def _merged(
+    registry: Registry, chains: Sequence[int], query: AuditQuery
+) -> AsyncIterator[tuple[_Place, StoredEntry]]:
+    after = _cursor(query.after)
+    piece = max(PIECE_MIN, query.limit // len(chains)) if len(chains) > 1 else query.limit
+    queries = (replace(_rest_of(query, chain, after), limit=piece) for chain in chains)
+    readers = [_entries(registry, rest) for rest in queries]
+    sign = -1 if query.newest_first else 1
+    heap: list[tuple[list[int], int, tuple[_Place, StoredEntry]]] = []
+    firsts = await asyncio.gather(*(anext(reader, None) for reader in readers))
+    for index, first in enumerate(firsts):
+        if first is not None:
+            heap.append(([sign * part for part in first[0]], index, first))
+    heapq.heapify(heap)
+    while heap:
+        _, index, found = heap[0]
+        yield found
+        following = await anext(readers[index], None)
+        if following is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, ([sign * part for part in following[0]], index, following))
+
+
+async def _entries(registry: Registry, query: AuditQuery) -> AsyncIterator[tuple[_Place, StoredEntry]]:
+    """The entries of one chain, page by page; times never go back in it."""
+    at_us = query.until_us if query.newest_first else query.since_us
+    while True:
+        page = await registry.audit(query)
+        for entry in page.entries:
+            with suppress(AuditFormatError):  # a verification names it
+                at_us = parse_entry(entry.body).at_us
+            yield _Place(at_us, entry.chain, entry.sequence), entry
+        if not page.next_after:
+            return
+        query = replace(query, after=page.next_after)
+
+
+def _cursor(text: str) -> _Place | None:
+    if not text:
+        return None
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise bad_cursor()
+    return _Place(*map(int, match.groups()))
+
+
+def _rest_of(query: AuditQuery, chain: int, after: _Place | None) -> AuditQuery:
+    """What *query* asks of *chain* once the log has been read to *after*."""
+    rest = replace(query, chain=chain, after="")
+    if after is None:
+        return rest
+    if chain == after.chain:
+        return replace(rest, after=str(after.sequence))
+    if query.newest_first:
+        return replace(rest, until_us=min(query.until_us, after.at_us + (chain < after.chain)))
+    return replace(rest, since_us=max(query.since_us, after.at_us + (chain < after.chain)))

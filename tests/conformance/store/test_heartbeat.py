@@ -46,7 +46,9 @@ def test_heartbeat__a_silent_sidecar_stops_counting(world: StoreHarness) -> None
         store = world.store()
         await store.start()
         heart = Heartbeat(store, "alive")
-        await store.run(HEARTBEAT, 0, (store.keys.live_key,), ("dead", 1))  # for one microsecond
+        space = store.keys
+        keys, words = (space.live_key, space.layout_key), ("dead", 1, space.layout)
+        await store.run(HEARTBEAT, 0, keys, words)  # for one microsecond
         await heart.beat()
         assert heart.live_sidecars == 1
         link = store._pipelines[0].link

@@ -247,8 +247,14 @@ class Connector:
         Raises:
             HandshakeError: it does.
         """
-        for words in (("GET", "registry-id"), ("GET", "epoch"), ("ZCARD", "live")):
-            if await ask(words[0], self.keys.named(0, words[1])):
+        for name in ("registry-id", "epoch", "live"):
+            try:
+                is_there = await ask("GET", self.keys.named(0, name)) is not None
+            except ErrorReply as error:
+                if error.code != "WRONGTYPE":
+                    raise
+                is_there = True  # the live sidecars, a sorted set
+            if is_there:
                 raise HandshakeError(
                     f"the store at {self.url} holds keys under prefix {self.keys.prefix!r} but not their"
                     f" layout ({self.keys.layout_key}), so the number of partitions is not known: add it to"

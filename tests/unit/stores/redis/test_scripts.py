@@ -33,7 +33,7 @@ def test_scripts__numbers_never_become_text_by_themselves(script: Script) -> Non
 
 @EACH_SCRIPT
 def test_scripts__expiry_comes_with_the_value(script: Script) -> None:
-    """No EXPIRE in seconds, no SET without PX but of the layout, which stays; nothing that walks over keys."""
+    """No EXPIRE in seconds, no SET without PX (the layout stays), nothing that walks over keys."""
     calls = re.findall(r"call\('([A-Z]+)'", code_of(script))
     assert calls
     assert not {"EXPIRE", "SCAN", "KEYS", "INCR", "INCRBY", "SETEX"} & set(calls)

@@ -14,16 +14,16 @@ from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, LIFECYCLE, ManualClock, create, request
-from tests.conformance.registry.world import found
+from tests.conformance.registry.registry_harness import found
 from tests.redis_servers import shared
-from tests.store_worlds import World, bucket, ready, run, take, url_of
+from tests.store_harness import StoreHarness, bucket, ready, run, take, url_of
 
 FORMER = 16
 """What stores got without being asked, before a store outside a Cluster had one partition."""
 INTEGRATIONS = ("acme", "other", "third", "fourth")
 
 
-def client_of(world: World, store: RedisBucketStore) -> Any:
+def client_of(world: StoreHarness, store: RedisBucketStore) -> Any:
     """A client of the server that holds partition 0."""
     servers = shared()
     if world.kind == "cluster":
@@ -39,7 +39,7 @@ def new_partitions(kind: str) -> int:
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 def test_layout__a_new_store_has_one_partition_outside_a_cluster(kind: str) -> None:
     """Nothing is stated and nothing is there: 1, or 16 in a Cluster, written down for all who follow."""
-    world = World(kind)
+    world = StoreHarness(kind)
 
     async def scene() -> None:
         store = world.store()
@@ -56,7 +56,7 @@ def test_layout__a_new_store_has_one_partition_outside_a_cluster(kind: str) -> N
 @pytest.mark.parametrize("partitions", [1, FORMER, 7])
 def test_layout__what_is_stored_is_adopted(kind: str, partitions: int) -> None:
     """Buckets that another number's sidecars began go on where they were, whoever takes."""
-    world = World(kind)
+    world = StoreHarness(kind)
 
     async def scene() -> None:
         former = world.store(url=world.url(partitions=str(partitions)))
@@ -106,7 +106,7 @@ def test_layout__a_registry_is_adopted_with_its_chains(kind: str, partitions: in
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 def test_layout__is_not_guessed_where_it_is_gone(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Keys without a layout: whoever states no number is told to; whoever states it writes it again."""
-    world = World(kind)
+    world = StoreHarness(kind)
     clock = ManualClock()
 
     async def scene() -> None:
@@ -133,7 +133,7 @@ def test_layout__is_not_guessed_where_it_is_gone(kind: str, caplog: pytest.LogCa
 
 def test_layout__a_heartbeat_writes_it_again() -> None:
     """Flushed or evicted under a running fleet, it is back within a second: no one else's number gets in."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store(url=world.url(partitions="5"))
@@ -156,7 +156,7 @@ def test_layout__a_heartbeat_writes_it_again() -> None:
 )
 def test_layout__of_another_version_is_refused(text: str) -> None:
     """What this program does not know is named, and left as it is."""
-    world = World("standalone")
+    world = StoreHarness("standalone")
 
     async def scene() -> None:
         store = world.store()

@@ -62,7 +62,7 @@ def test_chunked_body__holds_back_what_there_is_no_room_for() -> None:
         (400, b"5;" + b"e" * 300 + b"\r\n"),
         (400, b"0\r\nA: " + b"t" * 10_000),
         (400, b"0\r\n" + b"A: b\r\n" * 40),
-        (413, b"ffffff\r\n"),
+        (413, b"7ffffff\r\n"),
     ],
 )
 def test_chunked_body__what_is_refused(status: int, data: bytes) -> None:

@@ -15,7 +15,6 @@ import pytest
 from sidecar.domain.administrators import RemoveAdministrator
 from sidecar.domain.audit import FindingKind
 from sidecar.domain.lifecycle import commands as c
-from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, ID, ManualClock, create, credential, set_up
@@ -208,7 +207,7 @@ def tamper(world: RegistryHarness, change: Change) -> None:
     """Have the registry's own connection carry out a command around its rules."""
     assert isinstance(world.backend, RedisBackend)
     registry: Any = world.registry
-    keys = RegistryKeys(KeySpace(world.backend.url.prefix, world.backend.url.partitions))
+    keys: RegistryKeys = registry._keys  # the number of partitions is the stored one
     partition, command = change(keys)
 
     async def carried_out() -> None:

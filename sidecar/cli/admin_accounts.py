@@ -135,15 +135,9 @@ def add_to(app: typer.Typer) -> None:
         if call.is_json:
             call.print_json(me)
             return
-        print_fields(
-            [
-                ("administrator", me["administrator"]),
-                ("role", me["role"]),
-                ("token", me["token_id"]),
-                ("until", shown(me["expires_at"])),
-                ("may", me["permissions"]),
-            ]
-        )
+        names = (("administrator", "administrator"), ("role", "role"), ("token", "token_id"))
+        fields = [(name, me[field]) for name, field in names]
+        print_fields([*fields, ("until", shown(me["expires_at"])), ("may", me["permissions"])])
 
 
 def _lifetime(field: str, expires: str) -> dict[str, Any]:

@@ -227,9 +227,9 @@ class ChainVerifier:
     def __init__(self, chain: int = 0, anchors: Iterable[Anchor] = ()) -> None:
         """Check *chain*, also against the *anchors* of it."""
         named = [anchor for anchor in anchors if chain in anchor.places]
-        self._anchors = {(one.places[chain], one.digest) for one in named if len(one.places) == 1}
-        self.ends: dict[int, ChainHead | None] = {one.places[chain]: None for one in named}
-        """What stands at the places that anchors name; None = nothing was found there."""
+        self._anchors = {(anchor.places[chain], anchor.digest) for anchor in named if len(anchor.places) == 1}
+        self.ends: dict[int, ChainHead | None] = {anchor.places[chain]: None for anchor in named}
+        """The heads at the places that anchors name; None = no entry is there."""
         self._head = empty_chain(chain)
         self._count = 0
         self._missing: dict[int, int] = {}  # first -> last of each gap

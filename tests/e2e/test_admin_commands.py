@@ -113,7 +113,7 @@ def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> No
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=110,
     ).stderr  # fmt: skip
     assert "sidecar: the output cannot be written: No space left on device" in told
-    assert "The API key of full was made, but standard output cannot be written" in told
+    assert "The API key of full was created, but standard output cannot be written" in told
     assert "sidecar: standard output is closed" in told
     assert "Traceback" not in told
 

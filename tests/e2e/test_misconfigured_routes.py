@@ -40,7 +40,7 @@ def test_misconfigured_routes__are_refused_counted_and_logged(misconfigured: Sta
     for _ in range(3):
         answer = misconfigured.get(f"{prefix}/x", misconfigured.people.reader)
         assert (answer.status, answer.json()["reason"]) == (403, "route_misconfigured")
-        assert "your request is not at fault" in answer.json()["detail"]
+        assert "Your request is correct" in answer.json()["detail"]
     scope = STATED[prefix]
 
     def told() -> list[str]:

@@ -347,7 +347,7 @@ def test_draw_all__a_full_wait_passes(
 
 def as_double(level: Level) -> Level:
     """The same level in the numbers of Lua."""
-    debt = level.debt and Debt(*map(float, level.debt))  # type: ignore[arg-type]
+    debt = level.debt and Debt(float(level.debt.tat_us), float(level.debt.burst))  # type: ignore[arg-type]
     return Level(float(level.tat_us), float(level.interval_us), debt)  # type: ignore[arg-type]
 
 

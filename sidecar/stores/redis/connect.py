@@ -11,7 +11,7 @@ from sidecar.stores.redis.diagnosis import diagnose
 from sidecar.stores.redis.keys import CLUSTER_PARTITIONS, KeySpace, layout_of, read_layout
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
-from sidecar.stores.redis.replies import ErrorReply
+from sidecar.stores.redis.replies import ErrorReply, advice_of
 from sidecar.stores.redis.scripts import SCRIPTS, Script
 from sidecar.stores.redis.server_info import ServerInfo, evicts, misfit, not_a_sentinel
 from sidecar.stores.redis.urls import Address, Login, StoreTopology, StoreUrl, StoreUrlError
@@ -222,7 +222,12 @@ class Connector:
         async def ask(*words: str) -> Any:
             if is_asking:
                 await link.request("ASKING")
-            return await link.request(*words)
+            try:
+                return await link.request(*words)
+            except ErrorReply as error:
+                if error.code == "MOVED" and self.url.kind is not StoreTopology.CLUSTER:
+                    raise HandshakeError(f"{link.address}: {advice_of(error)}") from None
+                raise
 
         keys = self.keys
         found = await ask("GET", keys.layout_key)

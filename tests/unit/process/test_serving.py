@@ -250,7 +250,7 @@ def test_serve__the_demo(tmp_path: Path) -> None:
     with Running(tmp_path, "--demo", "--demo-directory", str(demo), **environment) as running:
         [admin] = running.event("serving")["admin"]
         printed = running.wait_for(
-            lambda: running.printed() if "Ctrl-C stops." in running.printed() else "", "the welcome"
+            lambda: running.printed() if "Press Ctrl-C to stop." in running.printed() else "", "the welcome"
         )
         command = re.search(r"^  sidecar (ask .*)$", printed, re.MULTILINE)
         assert command

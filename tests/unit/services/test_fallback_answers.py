@@ -100,7 +100,7 @@ def test_local__has_the_mark_and_the_figures_of_the_share(key: NewApiKey) -> Non
     assert {(headers[MARK], headers["x-ratelimit-limit"]) for headers in shown} == {("local", "2")}
     assert shown[2]["retry-after"] == "30"
     assert shown[2]["x-ratelimit-reset"] == str(NOW_US // 1_000_000 + 60)
-    assert "shared limits cannot be reached" in json.loads(answers[2].denied_response.body)["detail"]
+    assert "shared limits are unavailable" in json.loads(answers[2].denied_response.body)["detail"]
 
 
 @pytest.mark.parametrize("policy", FailPolicy)

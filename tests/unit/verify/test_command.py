@@ -20,7 +20,7 @@ TERMS = Terms(600, 10, 10)
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "--store says where"),
+        ((), "pass --store URL"),
         (("--target", "127.0.0.1:1"), "add --key"),
         (("--target", "127.0.0.1:1", "--key", "k", "--kill-worker-every", "1s"), "leave --target out"),
         (("--store", "memcached://x"), "memcached"),
@@ -40,7 +40,7 @@ def test_command__answers_to_its_former_name() -> None:
     """For one release `sidecar conformance` does the same, and says what to write."""
     done = CliRunner(env={"SIDECAR_STORE": None, "SIDECAR_API_KEY": None}).invoke(app, ["conformance"])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "sidecar verify-limits" in done.stderr and "--store says where" in done.stderr
+    assert "sidecar verify-limits" in done.stderr and "pass --store URL" in done.stderr
 
 
 def outcome(*counts: Count, hung: int = 0, **given: object) -> Outcome:

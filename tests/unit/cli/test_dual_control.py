@@ -74,7 +74,7 @@ def test_suspend__by_the_only_administrator_at_a_terminal(alone: Served) -> None
     """The warning stands above the question."""
     env = {"SIDECAR_SERVER": alone.url, "SIDECAR_ADMIN_TOKEN": alone.tokens["ann"]}
     screen = Terminal("suspend", "acme", "--reason", "leak", **env)
-    screen.wait_for("for ever.")
+    screen.wait_for("permanently.")
     assert screen.plain.index("warning: nobody can reactivate") < screen.plain.index("Suspend acme?")
     screen.type("n")
     assert screen.end() == 1
@@ -119,7 +119,7 @@ def test_recover__ends_what_the_only_administrator_suspended(alone: Served, conf
     alone.tokens["eve"] = recovered.stdout.strip()
     done = alone.run("reactivate", "acme", "--reason", "keys replaced", who="eve")
     assert done.exit_code == 0
-    assert "may be one person" in done.stderr
+    assert "may be the same person" in done.stderr
     trail = alone.told("audit", "list", "--limit", "2", "--oldest-first", "--action", "admin.recover")
     assert "machine:" in trail
     assert "ann is alone" in trail

@@ -73,7 +73,7 @@ def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: Serv
     """No leaves all as it is, with 1; yes goes ahead."""
     shared_api.told("integrations", "create", "asked")
     first = at_terminal(shared_api, "integrations", "delete", "asked")
-    first.wait_for("Delete asked for good?")
+    first.wait_for("Delete asked permanently?")
     first.type("n")
     assert (first.end(), "sidecar: nothing was changed" in first.plain) == (1, True)
     assert json.loads(shared_api.told("integrations", "show", "asked", "--json"))["generation"] == 1

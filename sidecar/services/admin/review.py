@@ -204,7 +204,7 @@ def _credential_flags(record: Integration, uses: Mapping[str, LastUse], now_us: 
 
 def _live_credential_flags(credential: Credential, use: LastUse | None, now_us: int) -> Iterator[FlagView]:
     if credential.expires_at_us is None:
-        yield _flag("credential_never_expires", credential, "has no expiry date; set credential")
+        yield _flag("credential_never_expires", credential, "has no expiry date; set one")
     if credential.issued_at_us and _days(credential.issued_at_us, now_us) > OLD_DAYS:
         yield _flag("credential_old", credential, f"is older than {OLD_DAYS} days: rotate it")
     if use is None:

@@ -28,7 +28,7 @@ def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float
 
     with report_errors():
         plan = SupervisorPlan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
-        return supervise(plan, lambda grpc, admin: notify_ready())
+        return supervise(plan, lambda served: notify_ready())
     raise AssertionError("report_errors swallowed a mistake")
 
 

@@ -56,8 +56,8 @@ def test_parse_when__moment_or_duration(text: str, when: Moment | Duration) -> N
     ("text", "told"),
     [
         ("tomorrow", "is neither a time"),
-        ("2026-12-01", "does not say in which time zone"),
-        ("2026-12-01T00:00", "end it with Z or an offset"),
+        ("2026-12-01", "has no time zone"),
+        ("2026-12-01T00:00", "add Z or an offset"),
         ("2026-13-01T00:00Z", "is neither a time"),
     ],
 )

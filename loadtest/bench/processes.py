@@ -46,14 +46,15 @@ class RunningSidecar:
 
     def rss_bytes(self) -> int:
         """Resident memory now, its workers' included."""
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids()]
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids()]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_s(self) -> float:
         """Processor time used so far, user and system, its workers' included."""
-        return sum(map(_cpu_s, self._pids()))
+        return sum(map(_cpu_s, self.pids()))
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """Its first process and the workers of that."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return [self.pid, *(int(pid) for task in tasks for pid in (task / "children").read_text().split())]
 

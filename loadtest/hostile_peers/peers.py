@@ -188,12 +188,12 @@ async def _attack(kind: PeerKind, host: str, port: int) -> None:
 @contextmanager
 def attacking(name: str, address: str, core: int) -> Iterator[None]:
     """
-    Have a peer of the kind *name* attack *address* while the block runs, on *core* with the least priority.
+    Have a peer of the kind *name* attack *address* while the block runs, on *core*, and only while nothing else runs there.
 
     Raises:
         BenchError: it did not begin.
     """
-    placed = ["nice", "-n", "19", "taskset", "-c", str(core)]
+    placed = ["chrt", "-i", "0", "taskset", "-c", str(core)]
     process = subprocess.Popen(
         [*placed, sys.executable, "-m", __name__, name, address],
         stdin=subprocess.PIPE,

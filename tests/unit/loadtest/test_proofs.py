@@ -293,7 +293,7 @@ def test_hostile_peers__each_broken_promise_is_found(
     change: dict[str, Any], is_safe: bool, is_kept: bool
 ) -> None:
     """Latency counts by the median of its pairs, memory and suspensions by the worst round."""
-    good = PeerRound(alone_p99_us=100.0, p99_us=110.0, growth_bytes=0, suspended_s=0.1, scraped_s=0.1)
+    good = PeerRound(decoy_p99_us=100.0, p99_us=110.0, growth_bytes=0, suspended_s=0.1, scraped_s=0.1)
     once = PeerTrial("metrics", "silent", (good, replace(good, **change), good))
     assert once.is_safe is is_safe
     always = PeerTrial("metrics", "silent", (replace(good, **change),) * 3)

@@ -21,7 +21,7 @@ import uvloop
 
 from loadtest.bench.processes import STOP_TIMEOUT_S, BenchError
 from sidecar.services.ext_authz import CHECK
-from sidecar.verify.frames import SETTINGS, call_frames, frame, header_block
+from sidecar.verify.check_link import SETTINGS, call_frames, frame, header_block
 from sidecar.verify.subjects import message_of
 
 SOURCES = 4

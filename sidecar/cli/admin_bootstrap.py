@@ -43,7 +43,7 @@ def bootstrap(
     Exits with 1 if the registry ever had an administrator: use 'sidecar admin create' then.
     """
     with report_errors():
-        from sidecar.cli.on_registry import on_registry
+        from sidecar.cli.offline import on_registry
         from sidecar.cli.times import token_lifetime
         from sidecar.process.first_administrator import make_first_administrator
 
@@ -79,7 +79,7 @@ def recover(
     and in a metric, because the owner of the machine may have suspended it, too.
     """
     with report_errors():
-        from sidecar.cli.on_registry import on_registry
+        from sidecar.cli.offline import on_registry
         from sidecar.cli.times import token_lifetime
         from sidecar.process.first_administrator import recover_administrator
 

@@ -131,7 +131,7 @@ def _addresses(config: Config, kind: str) -> str:
 
 
 def _workers(config: Config) -> str:
-    from sidecar.process.supervisor.cpus import worker_count
+    from sidecar.process.operating_system import worker_count
 
     workers = config.settings.workers
     return f"auto: {worker_count(workers)} here" if workers == "auto" else str(workers)

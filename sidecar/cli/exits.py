@@ -9,7 +9,7 @@ import typer
 
 from sidecar.admin_client.failures import AdminCallError, Failure
 from sidecar.domain.api_keys import ApiKeyError
-from sidecar.process.supervisor.start_error import StartError
+from sidecar.process.shutdown import StartError
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.transports.server import ListenError
 

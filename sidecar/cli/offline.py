@@ -1,17 +1,52 @@
-"""`sidecar suspend --offline`: suspend in the registry when the admin API is down or every token is lost."""
+"""Commands on the registry itself, for when the admin API is down or every token is lost."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sidecar.admin_client.client import Answer
 from sidecar.cli.admin_command import Invocation
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.domain.refusals import Code, RefusedError
 from sidecar.services.admin.suggestion import closest_integration
-from sidecar.stores.registry.protocol import Registry
+from sidecar.stores.registry.protocol import Registry, RegistryError
+
+Result = TypeVar("Result")
+
+
+def on_registry(config: Path | None, work: Callable[[Registry], Awaitable[Result]]) -> Result:
+    """
+    Run *work* on the registry that the configuration at *config* names.
+
+    Raises:
+        CommandError: the registry cannot be reached or used, or refused the change.
+        FileFaultsError: the configuration holds mistakes, or has no registry that can be changed.
+    """
+    from sidecar.domain.refusals import RefusedError
+    from sidecar.process.config import load_config
+    from sidecar.process.control_plane import open_registry
+
+    loaded = load_config(config)
+
+    async def run() -> Result:
+        registry = await open_registry(loaded)
+        try:
+            return await work(registry)
+        finally:
+            await registry.aclose()
+
+    try:
+        return asyncio.run(run())
+    except RefusedError as error:
+        raise CommandError(str(error)) from None
+    except RegistryError as error:
+        doubt = "; the change may have been made: check first" if error.may_have_happened else ""
+        raise CommandError(f"{error}{doubt}") from None
+
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -24,7 +59,6 @@ def suspend_offline(call: Invocation, config: Path | None, id: str, reason: str,
         CommandError: not confirmed; the registry is a file, cannot be reached, or refused the change.
         FileFaultsError: the configuration holds mistakes, or names no registry.
     """
-    from sidecar.cli.on_registry import on_registry
     from sidecar.process.config import load_config
 
     path = load_config(config).registry_path

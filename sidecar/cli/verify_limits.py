@@ -10,7 +10,7 @@ from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError, r
 from sidecar.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from sidecar.verify.program import Outcome, VerificationPlan
+    from sidecar.verify.run import Outcome, VerificationPlan
 
 DURATION_S_MAX = 3_600
 
@@ -96,8 +96,7 @@ def verify_limits(
     """
     with report_errors():
         from sidecar.cli.times import duration_within
-        from sidecar.verify.program import VerificationPlan
-        from sidecar.verify.run import Load
+        from sidecar.verify.run import Load, VerificationPlan
 
         duration_s = duration_within("--duration", duration, DURATION_S_MAX)
         kill_every_s = (
@@ -156,7 +155,7 @@ def _carry_out(plan: VerificationPlan) -> Outcome:
 
     from sidecar.stores.redis.urls import StoreUrlError
     from sidecar.stores.registry.protocol import RegistryError
-    from sidecar.verify.program import prove
+    from sidecar.verify.run import prove
     from sidecar.verify.sidecars import SidecarsError
     from sidecar.verify.subjects import SubjectError
 

@@ -16,8 +16,8 @@ from sidecar.process.config import Config, load_config
 from sidecar.process.config_checks import check_unshared_store
 from sidecar.process.control_plane import key_path_of, sealer_of
 from sidecar.process.listeners import own_endpoint, worker_endpoint
+from sidecar.process.operating_system import worker_count
 from sidecar.process.settings import DECIDING_KINDS, LISTEN_KINDS
-from sidecar.process.supervisor.cpus import worker_count
 from sidecar.process.wiring import LoadedConfig
 from sidecar.sources.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.stores.registry.protocol import RegistryError

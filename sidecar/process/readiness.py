@@ -92,3 +92,33 @@ class Readiness:
         self._components[name] = Component(is_ready, state)
         self._metrics.set("sidecar_ready", to=int(self.is_ready))
         self.on_change()
+
+
+class WorkersReadiness(Readiness):
+    """
+    The readiness of several workers: ready = at least one worker is; each worker is a component.
+
+    One is enough because a worker that starts, drains or has ended gets no new connections. `/readyz`
+    then says 'degraded' and names the workers that are not ready.
+    """
+
+    def __init__(self, metrics: Metrics, workers: Callable[[], Mapping[str, Component]]) -> None:
+        """Call *workers* for the component of each worker, by name, at every question."""
+        super().__init__(metrics, ())
+        self._workers = workers
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any worker is ready."""
+        return any(worker.is_ready for worker in self._workers().values())
+
+    @property
+    def status(self) -> str:
+        """'ready', 'degraded' (some workers are) or 'not ready'."""
+        are_ready = [worker.is_ready for worker in self._workers().values()]
+        return "not ready" if not any(are_ready) else "ready" if all(are_ready) else "degraded"
+
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """The workers by name: 'worker 0', 'worker 1' ..."""
+        return {**self._workers(), **self.files}

@@ -25,18 +25,22 @@ from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
-from sidecar.process.open_files import raise_open_files_limit
-from sidecar.process.orphans import OrphanReaper
+from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
 from sidecar.process.readiness import Component
 from sidecar.process.registry_watch import announce
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
-from sidecar.process.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
-from sidecar.process.supervisor.start_error import StartError
+from sidecar.process.shutdown import (
+    EXIT_FORCED,
+    EXIT_STOPPED,
+    STOP_SIGNALS,
+    StartError,
+    StopSignals,
+    StopStep,
+    ignore_stop_signals,
+)
 from sidecar.process.wiring import LoadedConfig, Sidecar, build_sidecar, warn
 from sidecar.transports.http1.server import STOP_TIMEOUT_S
 
-EXIT_STOPPED = 0
-EXIT_FORCED = 1
 END_TIMEOUT_S = 5.0
 YOUNG_OBJECTS_MAX = 20_000
 """Objects that live before the collector looks for garbage among them: calls under way are none, and Python's

@@ -9,9 +9,8 @@ from sidecar.observe.table import TABLE
 from sidecar.process.config import Config
 from sidecar.process.config_checks import is_shared, refuse_open_admin, refuse_unshared_store
 from sidecar.process.listeners import Served
+from sidecar.process.operating_system import notify_ready, worker_count
 from sidecar.process.run import Process, Serving, run
-from sidecar.process.supervisor.cpus import worker_count
-from sidecar.process.supervisor.systemd import notify_ready
 
 
 def serve(

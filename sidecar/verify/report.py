@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.verify.program import Outcome
-from sidecar.verify.run import BucketResult
+from sidecar.verify.run import BucketResult, Outcome
 from sidecar.verify.subjects import masked_store
 
 US_PER_S = 1_000_000

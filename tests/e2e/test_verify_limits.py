@@ -19,8 +19,7 @@ import pytest
 from sidecar.domain.api_keys import generate_api_key
 from sidecar.verify.accuracy import Finding, Terms
 from sidecar.verify.callers import Call, Caller
-from sidecar.verify.program import Outcome, VerificationPlan, prove
-from sidecar.verify.run import AccuracyRun, Load, RunResult
+from sidecar.verify.run import AccuracyRun, Load, Outcome, RunResult, VerificationPlan, prove
 from sidecar.verify.sidecars import Fleet, SidecarsError, child_environment
 from sidecar.verify.store_clock import StoreClock
 from sidecar.verify.subjects import ROUTES, Subject, SubjectError, make_subjects

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from sidecar.cli.exits import report_errors
 from sidecar.process.config import Config, load_config
-from sidecar.process.supervisor.slot import Patience
+from sidecar.process.operating_system import notify_ready
 from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
-from sidecar.process.supervisor.systemd import notify_ready
+from sidecar.process.supervisor.timing import Patience
 
 
 def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float) -> int:

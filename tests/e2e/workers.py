@@ -16,7 +16,7 @@ import yaml
 from deploy.demo.calling import Answer, Client
 from deploy.demo.programs import Program
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
-from sidecar.process.supervisor.slot import PATIENCE
+from sidecar.process.supervisor.timing import PATIENCE
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request
 from tests.e2e.in_background import InBackground

@@ -24,9 +24,14 @@ from sidecar.observe.shared import WorkerCounts
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served
 from sidecar.process.supervisor.assignment import Assignment
-from sidecar.process.supervisor.orders import OpenOrders, read_confirmation
-from sidecar.process.supervisor.priority import Priority
-from sidecar.process.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
+from sidecar.process.supervisor.messages import (
+    PACKET_BYTES_MAX,
+    OpenOrders,
+    Report,
+    read_confirmation,
+    read_report,
+)
+from sidecar.process.supervisor.resources import Priority
 
 MODULE = "sidecar.process.supervisor.worker"
 END_GRACE_S = 3.0

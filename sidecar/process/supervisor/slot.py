@@ -18,9 +18,9 @@ from sidecar.domain.changes import Position
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.readiness import Component
-from sidecar.process.supervisor.backoff import RestartBackoff
-from sidecar.process.supervisor.reports import Report
-from sidecar.process.supervisor.start_error import StartError
+from sidecar.process.shutdown import StartError
+from sidecar.process.supervisor.messages import Report
+from sidecar.process.supervisor.timing import PATIENCE, Patience, RestartBackoff, Timer, Timers
 
 _log = logging.getLogger("sidecar.supervisor")
 
@@ -61,37 +61,6 @@ Launch: TypeAlias = Callable[[int, bool], Worker]
 Starts worker number so and so, as a successor of one that serves or not; raises OSError when the system
 refuses.
 """
-
-
-class Timer(Protocol):
-    """A timer that was set."""
-
-    def cancel(self) -> None:
-        """Take it back; nothing happens when it has already fired."""
-
-
-class Timers(Protocol):
-    """The part of an event loop that a place needs."""
-
-    def time(self) -> float:
-        """Seconds on a clock that never steps back."""
-
-    def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> Timer:
-        """Call *callback* in *delay* seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """
-    How long a worker may take to serve, as a successor to be ready, and how often in a row it may be
-    looked at without a beat since.
-    """
-
-    start_timeout_s: float = 120.0
-    beats_missed_max: int = 30
-
-
-PATIENCE = Patience()
 
 
 class Stage(Enum):

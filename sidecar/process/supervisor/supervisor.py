@@ -32,17 +32,23 @@ from sidecar.process.listeners import (
     replaces_another,
     texts_of,
 )
-from sidecar.process.open_files import raise_open_files_limit
-from sidecar.process.orphans import OrphanReaper
-from sidecar.process.run import EXIT_FORCED, EXIT_STOPPED, Serving
+from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
+from sidecar.process.readiness import WorkersReadiness
+from sidecar.process.run import Serving
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
-from sidecar.process.stop_signals import STOP_SIGNALS, StopSignals, StopStep, ignore_stop_signals
-from sidecar.process.supervisor.control_plane import SupervisedControlPlane
-from sidecar.process.supervisor.priority import Priority
+from sidecar.process.shutdown import (
+    EXIT_FORCED,
+    EXIT_STOPPED,
+    STOP_SIGNALS,
+    StopSignals,
+    StopStep,
+    ignore_stop_signals,
+)
+from sidecar.process.supervisor.admin_api import SupervisedAdminApi
 from sidecar.process.supervisor.process import WorkerProcess
-from sidecar.process.supervisor.readiness import WorkersReadiness
-from sidecar.process.supervisor.slot import PATIENCE, Launch, Patience, Slot
-from sidecar.process.supervisor.usage import WorkerUsage
+from sidecar.process.supervisor.resources import Priority, WorkerUsage
+from sidecar.process.supervisor.slot import Launch, Slot
+from sidecar.process.supervisor.timing import PATIENCE, Patience
 from sidecar.process.wiring import supervised_servers
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.transports.http1.server import STOP_TIMEOUT_S
@@ -119,9 +125,11 @@ class Supervisor:
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
         counts.set("sidecar_workers_wanted", to=plan.count)
         counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
-        readiness = WorkersReadiness(counts, self._slots)
+        readiness = WorkersReadiness(
+            counts, lambda: {f"worker {slot.index}": slot.component for slot in self._slots}
+        )
         app = AdminApp(counts, readiness, OWN_LOOP, NO_CONTROL_PLANE)
-        self._control_plane = SupervisedControlPlane(app, counts, self._put_in_force)
+        self._control_plane = SupervisedAdminApi(app, counts, self._put_in_force)
         self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
         servers = supervised_servers(plan.config, app, counts, readiness, OWN_LOOP)
         self._listeners = Listeners(plan.config, servers)
@@ -177,7 +185,7 @@ class Supervisor:
 
     async def _open_control_plane(self, config: Config) -> None:
         if config.serves_admin_api:
-            self._priority.give_way()
+            self._priority.lower()
         await self._control_plane.open(config)
 
     async def _put_in_force(self, position: Position) -> bool:

@@ -23,18 +23,23 @@ from sidecar.observe.shared import CountBlock, LayoutError
 from sidecar.observe.table import TABLE
 from sidecar.process.listeners import Served
 from sidecar.process.run import Process, StartPatience, run
+from sidecar.process.shutdown import EXIT_FAULT
 from sidecar.process.supervisor.assignment import read_assignment
-from sidecar.process.supervisor.orders import ORDER_BYTES_MAX, Confirmation, Order, read_order
-from sidecar.process.supervisor.priority import ask_for_short_slices
-from sidecar.process.supervisor.reports import START_ERRORS, Report
+from sidecar.process.supervisor.messages import (
+    ORDER_BYTES_MAX,
+    START_ERRORS,
+    Confirmation,
+    Order,
+    Report,
+    read_order,
+)
+from sidecar.process.supervisor.resources import request_short_slices
 from sidecar.process.wiring import LoadedConfig, Sidecar
 from sidecar.transports.server import ListenError
 
 BEAT_INTERVAL_S = 1.0
 ORPHAN_GRACE_S = 5.0
 """What a worker without a supervisor gets beyond its drain before the kernel ends it."""
-
-EXIT_FAULT = 1
 
 _log = logging.getLogger("sidecar.supervisor")
 
@@ -170,7 +175,7 @@ class WorkerSidecar(Process):
 def main(fd: int) -> int:
     """Run the worker that the assignment in memfd *fd* describes; return its exit code."""
     assignment = read_assignment(fd)
-    ask_for_short_slices()
+    request_short_slices()
     link = Link(assignment.link_fd)
     try:
         block = CountBlock.attach(TABLE, assignment.counts_fd)

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from sidecar.process.open_files import FILES_WANTED
+from sidecar.process.operating_system import FILES_WANTED
 
 SCRIPT = """
 import resource
-from sidecar.process.open_files import raise_open_files_limit
+from sidecar.process.operating_system import raise_open_files_limit
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 print(raise_open_files_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.process.orphans import OrphanReaper
+from sidecar.process.operating_system import OrphanReaper
 from tests.unit.process.running import SERVE, Configured
 from tests.waiting import eventually
 

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.verify import callers as module
 from sidecar.verify.callers import Call, Caller, ask
-from sidecar.verify.frames import DATA, END_HEADERS, END_STREAM, HEADERS, FrameReader, frame
+from sidecar.verify.check_link import DATA, END_HEADERS, END_STREAM, HEADERS, FrameReader, frame
 from tests.waiting import PATIENCE_S
 
 OPENING_BYTES = 24

@@ -8,8 +8,7 @@ from typing import Any, cast
 import pytest
 
 from sidecar.verify import check_link as module
-from sidecar.verify.check_link import CheckLink
-from sidecar.verify.frames import (
+from sidecar.verify.check_link import (
     ACK,
     DATA,
     END_HEADERS,
@@ -21,6 +20,7 @@ from sidecar.verify.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    CheckLink,
     Frame,
     FrameError,
     FrameReader,

@@ -10,8 +10,7 @@ from sidecar.cli.root import app
 from sidecar.stores.redis.urls import parse_store_url
 from sidecar.verify import report
 from sidecar.verify.accuracy import Count, Terms, Window, judge
-from sidecar.verify.program import Outcome, VerificationPlan
-from sidecar.verify.run import BucketResult, Load, RunResult
+from sidecar.verify.run import BucketResult, Load, Outcome, RunResult, VerificationPlan
 from sidecar.verify.subjects import Subject, masked_store, own_prefix
 
 TERMS = Terms(600, 10, 10)

@@ -10,8 +10,8 @@ import pytest
 
 from sidecar.domain.accounts import EXPIRY_WARNING_US
 from sidecar.observe.metrics import Metrics
-from sidecar.process.admin_upkeep import AdminUpkeep
 from sidecar.process.first_administrator import make_first_administrator
+from sidecar.process.supervisor.admin_api import AdminUpkeep
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.uses import TokenUses
 from tests.administration import DAY_US, LIFECYCLE, NOW_US, SECOND_US, ManualClock

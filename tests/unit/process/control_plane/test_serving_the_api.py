@@ -17,7 +17,7 @@ from sidecar.process.config import Config, load_config
 from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
 from sidecar.process.first_administrator import make_first_administrator
 from sidecar.process.readiness import Readiness
-from sidecar.process.supervisor.control_plane import SupervisedControlPlane
+from sidecar.process.supervisor.admin_api import SupervisedAdminApi
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.transports.http1.asgi import Receive, Scope, Send
@@ -96,7 +96,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
     async def scene() -> None:
         tokens = await token_in(first), await token_in(second)
         app = an_app()
-        plane = SupervisedControlPlane(app, make_metrics(), in_force)
+        plane = SupervisedAdminApi(app, make_metrics(), in_force)
         try:
             await plane.open(configured(first, registry=SQLITE))
             assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [200, 401]

@@ -15,7 +15,7 @@ from sidecar.observe.shared import CountBlock
 from sidecar.observe.table import TABLE
 from sidecar.process.readiness import Component
 from sidecar.process.supervisor.assignment import read_assignment
-from sidecar.process.supervisor.reports import Report
+from sidecar.process.supervisor.messages import Report
 from sidecar.process.supervisor.worker import Link
 
 EXIT_CODE = 7

@@ -11,9 +11,9 @@ from sidecar.domain.changes import Position
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.process.readiness import Component
-from sidecar.process.supervisor.backoff import BackoffLimits, RestartBackoff
-from sidecar.process.supervisor.reports import Report
-from sidecar.process.supervisor.slot import Patience, Slot
+from sidecar.process.supervisor.messages import Report
+from sidecar.process.supervisor.slot import Slot
+from sidecar.process.supervisor.timing import BackoffLimits, Patience, RestartBackoff
 from sidecar.transports.server import Endpoint
 
 SERVED = {"grpc": (Endpoint(host="127.0.0.1", port=9191),)}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.process.supervisor.backoff import BackoffLimits, RestartBackoff
+from sidecar.process.supervisor.timing import BackoffLimits, RestartBackoff
 
 LIMITS = BackoffLimits(first_s=0.5, longest_s=30.0, stable_s=60.0)
 

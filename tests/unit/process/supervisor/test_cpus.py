@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.process.supervisor.cpus import usable_cpus, worker_count
+from sidecar.process.operating_system import usable_cpus, worker_count
 
 HERE = len(os.sched_getaffinity(0))
 

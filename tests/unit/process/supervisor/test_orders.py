@@ -7,16 +7,16 @@ import asyncio
 import pytest
 
 from sidecar.domain.changes import Position
-from sidecar.process.supervisor.orders import (
+from sidecar.process.supervisor.messages import (
     ORDER_BYTES_MAX,
     ORDERS_MAX,
     Confirmation,
     OpenOrders,
     Order,
+    Report,
     read_confirmation,
     read_order,
 )
-from sidecar.process.supervisor.reports import Report
 
 AT = Position(3, 70)
 PATIENCE_S = 30.0

@@ -8,20 +8,20 @@ import sys
 
 import pytest
 
-from sidecar.process.supervisor.priority import NICENESS
+from sidecar.process.supervisor.resources import NICENESS
 
 TIMEOUT_S = 60
 SCENE = """
 import os, subprocess, sys
-from sidecar.process.supervisor.priority import Priority
+from sidecar.process.supervisor.resources import Priority
 def niceness_of_child():
     look = [sys.executable, "-c", "import os; print(os.nice(0))"]
     return int(subprocess.run(look, capture_output=True, check=True).stdout)
 os.nice({more})
 priority = Priority()
 before = priority.start(niceness_of_child)
-priority.give_way()
-priority.give_way()
+priority.lower()
+priority.lower()
 started = [priority.start(niceness_of_child) for _ in range(2)]
 print(before, os.getpriority(os.PRIO_PROCESS, 0), *started, niceness_of_child())
 priority.close()
@@ -39,10 +39,10 @@ def test_priority__gives_way_to_what_it_starts(more: int) -> None:
 
 SLICE_SCENE = """
 import os
-from sidecar.process.supervisor.priority import ask_for_short_slices
+from sidecar.process.supervisor.resources import request_short_slices
 os.nice({more})
 before = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
-print(ask_for_short_slices(), before == (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)))
+print(request_short_slices(), before == (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)))
 """
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.process.readiness import Component
-from sidecar.process.supervisor.readiness import WorkersReadiness
+from sidecar.process.readiness import Component, WorkersReadiness
 from tests.unit.process.supervisor.playing import CRASH, NOT_READY, READY, Stage
+
+
+def readiness_of(*stages: Stage) -> WorkersReadiness:
+    """The readiness of the workers of *stages*, numbered from 3 on."""
+    return WorkersReadiness(
+        stages[0].metrics,
+        lambda: {f"worker {number}": stage.slot.component for number, stage in enumerate(stages, 3)},
+    )
 
 
 @pytest.mark.parametrize(
@@ -21,7 +28,7 @@ from tests.unit.process.supervisor.playing import CRASH, NOT_READY, READY, Stage
 def test_readiness__one_ready_worker_is_enough(reports: tuple, is_ready: bool, status: str) -> None:
     """A worker that is not ready gets no traffic anyway; that one is missing shows in the status."""
     stages = [Stage() for _ in reports]
-    readiness = WorkersReadiness(stages[0].metrics, [stage.slot for stage in stages])
+    readiness = readiness_of(*stages)
     assert (readiness.is_ready, readiness.status) == (False, "not ready")
     for stage, report in zip(stages, reports, strict=True):
         stage.slot.start(stage.launch)
@@ -32,7 +39,7 @@ def test_readiness__one_ready_worker_is_enough(reports: tuple, is_ready: bool, s
 def test_readiness__names_each_worker_and_what_it_lacks() -> None:
     """Whoever looks at /readyz sees which worker is missing, and why."""
     stage = Stage()
-    readiness = WorkersReadiness(stage.metrics, [stage.slot])
+    readiness = readiness_of(stage)
     assert readiness.components == {"worker 3": Component(False, "starting")}
     stage.serve()
     assert readiness.components == {"worker 3": Component(True, "ready")}
@@ -46,6 +53,6 @@ def test_readiness__ends_with_the_drain() -> None:
     """From the first moment of a stop on, /readyz says no."""
     stage = Stage()
     stage.serve()
-    readiness = WorkersReadiness(stage.metrics, [stage.slot])
+    readiness = readiness_of(stage)
     stage.slot.stop()
     assert (readiness.is_ready, readiness.status) == (False, "not ready")

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from sidecar.process.readiness import Component
-from sidecar.process.supervisor.reports import PACKET_BYTES_MAX, PROBLEM_CHARS_MAX, Report, read_report
+from sidecar.process.supervisor.messages import PACKET_BYTES_MAX, PROBLEM_CHARS_MAX, Report, read_report
 from sidecar.sources.file_faults import FAULTS_SHOWN_MAX, FileFault, FileFaultsError
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import ListenError

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from sidecar.process.readiness import Component
-from sidecar.process.supervisor.reports import Report
-from sidecar.process.supervisor.start_error import StartError
+from sidecar.process.shutdown import StartError
+from sidecar.process.supervisor.messages import Report
 from sidecar.sources.file_faults import FileFault, FileFaultsError
 from tests.unit.process.supervisor.playing import (
     BEATS_MISSED_MAX,

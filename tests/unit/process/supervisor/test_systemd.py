@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.process.supervisor.systemd import notify_ready
+from sidecar.process.operating_system import notify_ready
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from sidecar.process.supervisor.usage import WorkerUsage
+from sidecar.process.supervisor.resources import WorkerUsage
 
 BUSY = "import sys; sum(i * i for i in range(3_000_000)); print('busy', flush=True); sys.stdin.read()"
 

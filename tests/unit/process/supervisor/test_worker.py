@@ -12,8 +12,14 @@ import pytest
 from sidecar.domain.changes import Position
 from sidecar.observe.logs import JsonFormatter, log_event
 from sidecar.process.readiness import Component
-from sidecar.process.supervisor.orders import Confirmation, Order, read_confirmation
-from sidecar.process.supervisor.reports import PACKET_BYTES_MAX, Report, read_report
+from sidecar.process.supervisor.messages import (
+    PACKET_BYTES_MAX,
+    Confirmation,
+    Order,
+    Report,
+    read_confirmation,
+    read_report,
+)
 from sidecar.process.supervisor.worker import Link, WorkerField
 
 

@@ -1,8 +1,8 @@
 """
-What a stop signal means: the first asks for a drain, a later one ends the process at once.
+How a process ends: exit codes, a failed start, and stop signals.
 
-Wrappers such as `timeout`, `dumb-init -g` and shells signal both a process and its group, so one wish to
-stop can arrive as several signals. Those within a second of the first are the same wish.
+The first stop signal starts a drain, a later one ends the process at once. Wrappers such as `timeout`,
+`dumb-init -g` and shells signal both a process and its group, so signals within a second count as one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from enum import Enum, auto
+
+EXIT_STOPPED = 0
+EXIT_FORCED = 1
+"""A second signal ended the process, or a worker had to be killed."""
+EXIT_FAULT = 1
+
+
+class StartError(Exception):
+    """A start failed, although the configuration is valid: a worker ended or was not ready in time."""
+
 
 REPEAT_WINDOW_S = 1.0
 """Signals that come this soon after the first one repeat it."""

@@ -1,10 +1,42 @@
-"""How long to wait before a crashed worker is started again. Pure."""
+"""When the supervisor acts on a worker: timers, timeouts, and the wait before a restart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import random
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A timer that was set."""
+
+    def cancel(self) -> None:
+        """Take it back; nothing happens when it has already fired."""
+
+
+class Timers(Protocol):
+    """The part of an event loop that a place needs."""
+
+    def time(self) -> float:
+        """Seconds on a clock that never steps back."""
+
+    def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> Timer:
+        """Call *callback* in *delay* seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """
+    How long a worker may take to serve, as a successor to be ready, and how often in a row it may be
+    looked at without a beat since.
+    """
+
+    start_timeout_s: float = 120.0
+    beats_missed_max: int = 30
+
+
+PATIENCE = Patience()
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,9 @@ async def _attack(kind: PeerKind, host: str, port: int) -> None:
 @contextmanager
 def attacking(name: str, address: str, core: int) -> Iterator[None]:
     """
-    Have a peer of the kind *name* attack *address* while the block runs, on *core*, and only while nothing else runs there.
+    Have a peer of the kind *name* attack *address* while the block runs.
+
+    It runs on *core*, and only while nothing else runs there.
 
     Raises:
         BenchError: it did not begin.

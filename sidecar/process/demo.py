@@ -21,6 +21,7 @@ _CONFIG = """\
 # The demo configuration. docs/reference/configuration.md describes every key; an empty file works, too.
 listen:
   grpc: 127.0.0.1:9191
+  http: 127.0.0.1:9192
   admin: 127.0.0.1:9193
 registry: registry.yaml
 client_ip: peer

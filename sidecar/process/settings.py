@@ -168,16 +168,21 @@ ListenList = Annotated[tuple[ListenItem, ...], BeforeValidator(_one_or_many)]
 
 
 class ListenSettings(Section):
-    """Where to listen: `grpc` for proxies, `admin` for administrators, `metrics` for who only watches."""
+    """
+    Where to listen, by kind.
+
+    `grpc` and `http` are for proxies, `admin` for administrators, `metrics` for monitoring.
+    """
 
     grpc: Annotated[ListenList, Field(min_length=1)] = (ListenItem.model_validate("127.0.0.1:9191"),)
+    http: ListenList = ()
     admin: ListenList = (ListenItem.model_validate("127.0.0.1:9193"),)
     metrics: ListenList = ()
 
 
 LISTEN_KINDS = tuple(ListenSettings.model_fields)
 """Every kind of listener: the keys of `listen`."""
-DECIDING_KINDS = ("grpc",)
+DECIDING_KINDS = ("grpc", "http")
 """Kinds that answer proxies: each worker serves them, from when it is ready until it has drained."""
 SUPERVISED_KINDS = tuple(kind for kind in LISTEN_KINDS if kind not in DECIDING_KINDS)
 """Kinds that answer for the sidecar as a whole: where there is a supervisor, it serves them."""
@@ -235,6 +240,14 @@ class ClientIpSettings(Section):
                 " proxies, or use a header that your proxy overwrites, such as 'x-client-ip'"
             )
         return self
+
+
+class ForwardAuthSettings(Section):
+    """Which peers of `listen.http` may say what their clients ask; peers of Unix sockets always may."""
+
+    trusted_proxies: Annotated[
+        tuple[Annotated[Cidr, _parsed(parse_cidr)], ...], BeforeValidator(_one_or_many)
+    ] = (parse_cidr("127.0.0.0/8"), parse_cidr("::1/128"))
 
 
 class CredentialSettings(Section):
@@ -322,6 +335,7 @@ class Settings(Section):
     paths: PathSettings = PathSettings()
     scope_categories: tuple[CategorySettings, ...] = ()
     client_ip: ClientIpSettings = ClientIpSettings()
+    forward_auth: ForwardAuthSettings = ForwardAuthSettings()
     credentials: Annotated[tuple[CredentialSettings, ...], Field(min_length=1)] = (
         CredentialSettings(header="x-api-key"),
         CredentialSettings(header="authorization", scheme="Bearer"),

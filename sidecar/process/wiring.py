@@ -32,6 +32,7 @@ from sidecar.services.decider import Decider
 from sidecar.services.decision_service import SERVICE as DECISION_SERVICE
 from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
+from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.health import HealthService
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
@@ -39,7 +40,8 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.live import REACH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
-from sidecar.transports.http1.work import SHARED_LOOP, Pace
+from sidecar.transports.http1.limits import HttpLimits
+from sidecar.transports.http1.work import DECIDING, SHARED_LOOP, Pace
 from sidecar.transports.server import ListeningServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -187,8 +189,17 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = grpc_server(config, methods, metrics, turn)
+    trusted = config.settings.forward_auth.trusted_proxies
+    forward_auth = ForwardAuthService(decider, style, trusted, lambda: readiness.is_ready)
+    http = HttpServer(
+        forward_auth.serve, endpoints(config, "http"), metrics, DECIDING, forward_auth_limits(config)
+    )
     admin = AdminApp(metrics, readiness, SHARED_LOOP, NO_CONTROL_PLANE)
-    servers = {"grpc": server, **supervised_servers(config, admin, metrics, readiness, SHARED_LOOP)}
+    servers = {
+        "grpc": server,
+        "http": http,
+        **supervised_servers(config, admin, metrics, readiness, SHARED_LOOP),
+    }
     return Sidecar(
         config,
         metrics,
@@ -230,6 +241,18 @@ def grpc_server(
     from sidecar.transports.fast import FastGrpcServer
 
     return FastGrpcServer(methods, where, limits, metrics, turn)
+
+
+def forward_auth_limits(config: Config) -> HttpLimits:
+    """Those of `listen.http`: as many connections and running calls as `limits` allows on gRPC listeners."""
+    limits = config.settings.transport_limits()
+    return HttpLimits(
+        connections_max=limits.connections_max,
+        connections_per_source_max=limits.connections_per_peer_max,
+        requests_max=limits.calls_max,
+        handshake_timeout_s=limits.handshake_timeout_s,
+        write_timeout_s=limits.write_timeout_s,
+    )
 
 
 def supervised_servers(

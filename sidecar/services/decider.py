@@ -105,6 +105,10 @@ class Decider:
         self._take_later(pending)
         return None
 
+    def refuse(self, reason: Reason, detail: str) -> Decision:
+        """Refuse a request that names no integration, for *reason*; *detail* is the text for the caller."""
+        return self._finish(reason, Evaluation(reason, detail=detail), None, perf_counter_ns())
+
     def _take_later(self, pending: _Pending) -> None:
         integration = pending.evaluation.integration
         assert integration is not None

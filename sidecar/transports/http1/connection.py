@@ -19,8 +19,16 @@ from sidecar.domain.client_address import network_of
 from sidecar.transports.http1.bodies import Body, SizedBody, body_of
 from sidecar.transports.http1.core import HttpCore
 from sidecar.transports.http1.exchange import Exchange
-from sidecar.transports.http1.heads import find_head, parse_head
-from sidecar.transports.http1.messages import Headers, HttpError, Request, head_bytes, problem, refusal
+from sidecar.transports.http1.heads import END_OF_HEAD, find_head, parse_head
+from sidecar.transports.http1.messages import (
+    Headers,
+    HttpError,
+    Request,
+    head_bytes,
+    problem,
+    refusal,
+    response_bytes,
+)
 
 DISCARD_BYTES_MAX = 65_536
 """What is left of a body that nobody wants is read if it is no longer than this; else the connection ends."""
@@ -102,6 +110,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._phase is not _Phase.ENDING:
             self._inbox += self._core.read_buffer[:nbytes]
+        if self._phase is _Phase.READING and self._core.queue.is_free:
+            self.work()  # one request; what is pipelined behind it waits in the queue
+            return
         self._pause_reading()
         self._core.queue.add(self)
 
@@ -343,6 +354,24 @@ class Connection(asyncio.BufferedProtocol):
         if is_last:
             self._finish()
 
+    def answer(self, encoded: bytes) -> None:
+        """See `Wire.answer`. A request with a body ends the connection: the body is not waited for."""
+        exchange, core = self._exchange, self._core
+        if exchange is None:
+            return
+        request = exchange.request
+        self._is_last = self._is_last or core.is_draining or request.body_bytes != 0
+        connection = b""
+        if self._is_last:
+            connection = b"connection: close\r\n"
+        elif request.version == "1.0":
+            connection = b"connection: keep-alive\r\n"  # RFC 9112 9.3
+        if request.method == "HEAD":
+            encoded = encoded[: encoded.index(END_OF_HEAD) + len(END_OF_HEAD)]
+        self._write(response_bytes(encoded, time.time(), connection))
+        if self._phase is not _Phase.CLOSED:  # the write may have passed the bound of all unsent answers
+            self._finish()
+
     def _can_read_past_body(self) -> bool:
         """Whether what is left of the request's body may be read and thrown away."""
         body = self._body
@@ -368,7 +397,8 @@ class Connection(asyncio.BufferedProtocol):
         core.idle[self] = None
         if self._is_writable:
             self._set_deadline(core.limits.idle_timeout_s, "idle")
-            core.queue.add(self)
+            if self._inbox or not self._is_reading:
+                core.queue.add(self)
 
     def _refuse(self, error: HttpError) -> None:
         """Answer a request that cannot be served, and end: what follows cannot be told apart."""

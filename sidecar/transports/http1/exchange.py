@@ -17,6 +17,9 @@ class Wire(Protocol):
     def send(self, data: bytes, is_last: bool) -> None:
         """Send a part of the answer's body."""
 
+    def answer(self, encoded: bytes) -> None:
+        """Send a whole answer; see `HttpExchange.answer`."""
+
     def want_body(self) -> None:
         """Read on: the handler waits for the body."""
 
@@ -63,6 +66,11 @@ class Exchange:
         )
         self.begin(response.status, headers)
         self.send(response.body, is_last=True)
+
+    def answer(self, encoded: bytes) -> None:
+        """See `rpc.http.HttpExchange.answer`."""
+        self.is_begun = self.is_answered = True
+        self._wire.answer(encoded)
 
     def begin(self, status: int, headers: Headers) -> None:
         """

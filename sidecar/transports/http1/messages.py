@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -78,6 +79,21 @@ def refusal(error: HttpError) -> Response:
     return problem(error.status, HTTPStatus(error.status).phrase, str(error))
 
 
+def response_bytes(encoded: bytes, now_s: float, connection: bytes) -> bytes:
+    """
+    The bytes of the response *encoded* (see `rpc.http.HttpExchange.answer`), whose headers are safe.
+
+    *connection* is the line of the header of that name, or empty.
+    """
+    status = _STATUS_LINES[int(encoded[:3])]
+    return b"%b%b%b%b" % (status, _date_line(int(now_s)), connection, encoded[3:])
+
+
+@lru_cache(maxsize=2)
+def _date_line(now_s: int) -> bytes:
+    return f"date: {formatdate(now_s, usegmt=True)}\r\n".encode()
+
+
 def head_bytes(status: int, headers: Headers, now_s: float, is_last: bool) -> bytes:
     """
     Status line and header fields of a response, with Date (RFC 9110 6.6.1).
@@ -90,7 +106,7 @@ def head_bytes(status: int, headers: Headers, now_s: float, is_last: bool) -> by
         if not _NAME.fullmatch(name) or _UNSAFE.search(value):
             raise ValueError(f"the response header {name!r} has a character that no header may have")
         lines.append(b"%b: %b\r\n" % (name, value))
-    lines.append(f"date: {formatdate(now_s, usegmt=True)}\r\n".encode())
+    lines.append(_date_line(int(now_s)))
     if is_last:
         lines.append(b"connection: close\r\n")
     lines.append(b"\r\n")

@@ -26,15 +26,19 @@ class Pace:
     How much of an event loop work may take.
 
     `turn_s` is the time of one turn, which the last piece of work may exceed; `share` the part of all time,
-    1.0 = every turn.
+    1.0 = every turn. `is_prompt` = a request that is read while nothing waits is handled at once.
     """
 
     turn_s: float
     share: float = 1.0
+    is_prompt: bool = False
 
 
 OWN_LOOP = Pace(0.002)
 """On an event loop that decides nothing: others have their turn, too."""
+
+DECIDING = Pace(0.002, is_prompt=True)
+"""For requests that are decisions themselves."""
 
 SHARED_LOOP = Pace(0.000_05, 0.05)
 """Beside decisions."""
@@ -104,6 +108,11 @@ class WorkQueue:
         self._waiting: FairQueue[Worker] = FairQueue()
         self._handle: TimerHandle | None = None
         self._rest_until_s = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a request that has just been read may be handled at once."""
+        return self._pace.is_prompt and not self._waiting
 
     def add(self, worker: Worker) -> None:
         """Have *worker* do one piece of work when its turn comes."""

@@ -1,0 +1,267 @@
+"""
+Forward auth over HTTP/1.1, for nginx, Caddy, HAProxy and Traefik: the same decisions as Envoy's ext_authz.
+
+The proxy sends a request of its own, which holds the client's headers. The proxy adds headers with the
+method, target and address of the client's request. The sidecar reads these only from trusted proxies, because
+anyone else who reaches the listener could write them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to
+from sidecar.domain.cidr import AddressError, Cidr, parse_client_address
+from sidecar.domain.decisions import Reason
+from sidecar.domain.policy import AccessRequest
+from sidecar.domain.prefix_trie import PrefixTrie
+from sidecar.observe.logs import log_event
+from sidecar.rpc.http import HttpExchange, HttpRequest
+from sidecar.services.decider import Decider
+from sidecar.services.templates import AnswerTemplates
+
+LIMIT_HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+KNOWN_PEERS_MAX = 1_024
+KNOWN_QUERIES_MAX = 256
+LOGGED_FAULTS_MAX = 64
+"""Faults in a proxy's configuration that are logged, each once; all of them are counted."""
+
+_log = logging.getLogger("sidecar.http")
+
+HeaderLine = tuple[str, str]
+
+
+class ProxyFaultError(ValueError):
+    """The proxy's own request is wrong: its configuration has to be corrected. The message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """
+    How one kind of proxy asks and wants to be answered.
+
+    `method_header` and `target_header` hold the client's method and request target, `address_header` its
+    address: the last one of a list. `directives` says how the proxy sets each header.
+    """
+
+    method_header: str
+    target_header: str
+    address_header: str
+    encode: Callable[[Answer], bytes]
+    directives: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """A dialect with the templates of its answers."""
+
+    path: str
+    dialect: Dialect
+    render: Callable[[Decision, AccessRequest], bytes]
+
+
+class ForwardAuthService:
+    """Answers proxies that ask over HTTP with the decisions of a `Decider`."""
+
+    def __init__(
+        self, decider: Decider, style: AnswerStyle, trusted: tuple[Cidr, ...], is_ready: Callable[[], bool]
+    ) -> None:
+        """
+        Answer in *style* the proxies whose addresses are in *trusted*, and peers of Unix sockets.
+
+        *is_ready* answers `/readyz`, for the health checks of proxies.
+        """
+        self._decider = decider
+        self._style = style
+        self._trusted = PrefixTrie(trusted)
+        self._is_ready = is_ready
+        self._endpoints = {
+            path.encode(): _Endpoint(path, dialect, AnswerTemplates(style, dialect.encode).render)
+            for path, dialect in DIALECTS.items()
+        }
+        self._trust_by_host: dict[str, bool] = {}
+        self._scope_by_query: dict[bytes, str | None] = {b"": None}
+        self._logged: set[str] = set()
+
+    def serve(self, exchange: HttpExchange) -> None:
+        """Answer one request of a proxy, at once or when the store has answered. Its body is never read."""
+        request = exchange.request
+        endpoint = self._endpoints.get(request.path)
+        if endpoint is None:
+            self._serve_page(exchange)
+            return
+        try:
+            asked = self._asked(request, endpoint)
+        except ProxyFaultError as error:
+            exchange.answer(self._refuse(endpoint, str(error)))
+            return
+        decision = self._decider.decide(asked, None, _reply, (exchange, endpoint, asked))
+        if decision is not None:
+            exchange.answer(endpoint.render(decision, asked))
+
+    def _asked(self, request: HttpRequest, endpoint: _Endpoint) -> AccessRequest:
+        """
+        What the proxy asks about.
+
+        Raises:
+            ProxyFaultError: the peer is not trusted, or a header or the query is not as it must be.
+        """
+        if request.peer is not None and not self._is_trusted(request.peer[0]):
+            raise ProxyFaultError(
+                f"{request.peer[0]} is not a trusted proxy; add its address to forward_auth.trusted_proxies"
+            )
+        scope = self._scope(request.query)
+        headers = _joined(request)
+        dialect = endpoint.dialect
+        try:
+            method, target = headers[dialect.method_header], headers[dialect.target_header]
+        except KeyError as error:
+            raise ProxyFaultError(_missing(endpoint, str(error.args[0]))) from None
+        peer = headers.get(dialect.address_header, "")
+        if not peer and self._decider.policy.client_address.reads_peer:
+            raise ProxyFaultError(_missing(endpoint, dialect.address_header))
+        return AccessRequest(method, target, headers.get, peer.rpartition(",")[2].strip(), scope)
+
+    def _is_trusted(self, host: str) -> bool:
+        known = self._trust_by_host.get(host)
+        if known is None:
+            try:
+                known = self._trusted.contains(parse_client_address(host))
+            except AddressError:
+                known = False
+            if len(self._trust_by_host) < KNOWN_PEERS_MAX:
+                self._trust_by_host[host] = known
+        return known
+
+    def _scope(self, query: bytes) -> str | None:
+        """The scope that the proxy's route states in *query*, 'none' included; None = it states no scope."""
+        try:
+            return self._scope_by_query[query]
+        except KeyError:
+            pass
+        fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        names = [name for name, _ in fields]
+        if names != ["scope"]:
+            raise ProxyFaultError(
+                f"query {query[:100].decode('latin-1')!r} is invalid; the only parameter is scope=SCOPE"
+            )
+        scope = fields[0][1]
+        if len(self._scope_by_query) < KNOWN_QUERIES_MAX:
+            self._scope_by_query[query] = scope
+        return scope
+
+    def _refuse(self, endpoint: _Endpoint, problem: str) -> bytes:
+        """Refuse what a wrongly configured proxy asks, and log *problem* once."""
+        if problem not in self._logged and len(self._logged) < LOGGED_FAULTS_MAX:
+            self._logged.add(problem)
+            log_event(
+                _log, logging.ERROR, "refused a forward-auth request", at=endpoint.path, problem=problem
+            )
+        decision = self._decider.refuse(Reason.ROUTE_MISCONFIGURED, f"Configuration of the proxy: {problem}.")
+        return endpoint.dialect.encode(answer_to(decision, self._style))
+
+    def _serve_page(self, exchange: HttpExchange) -> None:
+        if exchange.request.path == b"/readyz":
+            is_ready = self._is_ready()
+            exchange.answer(_page(200 if is_ready else 503, b"ready\n" if is_ready else b"not ready\n"))
+        else:
+            known = ", ".join((*DIALECTS, "/readyz"))
+            exchange.answer(_page(404, f"There is no such page; there are {known}.\n".encode()))
+
+
+def _reply(decision: Decision, context: tuple[HttpExchange, _Endpoint, AccessRequest]) -> None:
+    exchange, endpoint, asked = context
+    exchange.answer(endpoint.render(decision, asked))
+
+
+def _joined(request: HttpRequest) -> dict[str, str]:
+    """The headers by name, repeats joined with ','."""
+    joined: dict[str, str] = {}
+    for raw_name, raw_value in request.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
+
+
+def _missing(endpoint: _Endpoint, header: str) -> str:
+    return (
+        f"{endpoint.path} needs the header {header}, which the request does not have;"
+        f" set it with {endpoint.dialect.directives[header]}"
+    )
+
+
+def _page(status: int, body: bytes) -> bytes:
+    head = f"{status}content-type: text/plain\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _encoded(status: int, headers: list[HeaderLine], body: bytes = b"") -> bytes:
+    """A response as `HttpExchange.answer` takes it: three digits of status, header lines, body."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"{status}{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _headers_of(answer: Answer) -> list[HeaderLine]:
+    """
+    The headers of *answer*, whatever the dialect.
+
+    An allowed answer has every header that a proxy copies, if need be without a value: Caddy would put the
+    name of a variable in the place of a missing one.
+    """
+    headers = list(answer.client_headers)
+    if answer.is_allowed:
+        names = {name for name, _ in headers}
+        headers += [(name, "") for name in LIMIT_HEADERS if name not in names]
+        headers += answer.upstream_headers
+        headers.append(("x-auth-reason", answer.decision.reason.public_word))
+    headers.append(("x-auth-status", str(answer.status)))
+    return headers
+
+
+def encode(answer: Answer) -> bytes:
+    """For proxies that pass on any status with its headers and body: Caddy, Traefik, HAProxy."""
+    return _encoded(answer.status, _headers_of(answer), answer.body)
+
+
+def encode_for_nginx(answer: Answer) -> bytes:
+    """
+    For nginx's auth_request, which passes on 2xx, 401 and 403 alone, without a body.
+
+    nginx makes the client's response from `x-auth-status`, the true status, and `x-auth-problem`, the body.
+    A body here would make nginx close the connection (docs/integrate/nginx.md).
+    """
+    headers = [each for each in _headers_of(answer) if each[0] != "content-type"]
+    if not answer.is_allowed:
+        headers.append(("x-auth-problem", answer.body.decode()))
+    return _encoded(answer.status if answer.status in (200, 401) else 403, headers)
+
+
+def encode_for_accel(answer: Answer) -> bytes:
+    """For nginx with the sidecar as the first upstream: X-Accel-Redirect sends allowed requests on."""
+    headers = _headers_of(answer)
+    if answer.is_allowed:
+        headers.append(("x-accel-redirect", "@app"))
+    return _encoded(answer.status, headers, answer.body)
+
+
+_NGINX = {
+    "x-original-method": "'proxy_set_header X-Original-Method $request_method;' (nginx)",
+    "x-original-uri": "'proxy_set_header X-Original-URI $request_uri;' (nginx)",
+    "x-real-ip": "'proxy_set_header X-Real-IP $remote_addr;' (nginx)",
+}
+_FORWARDED = dict.fromkeys(
+    ("x-forwarded-method", "x-forwarded-uri", "x-forwarded-for"),
+    "'forward_auth' (Caddy), ForwardAuth (Traefik) or the headers in sidecar-auth.lua (HAProxy)",
+)
+_FORWARD = Dialect("x-forwarded-method", "x-forwarded-uri", "x-forwarded-for", encode, _FORWARDED)
+
+DIALECTS = {
+    "/auth/nginx": Dialect("x-original-method", "x-original-uri", "x-real-ip", encode_for_nginx, _NGINX),
+    "/auth/accel": Dialect("x-original-method", "x-original-uri", "x-real-ip", encode_for_accel, _NGINX),
+    "/auth/forward": _FORWARD,
+    "/auth/haproxy": _FORWARD,
+}
+"""What is served, by path."""

@@ -17,11 +17,11 @@ class Component(NamedTuple):
     state: str
 
 
-def lacking(components: Mapping[str, Component]) -> str:
+def describe_unready(components: Mapping[str, Component]) -> str:
     """
     The components that are not ready, as text.
 
-    >>> lacking({"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
+    >>> describe_unready({"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
     'store: unreachable'
     """
     return ", ".join(f"{name}: {each.state}" for name, each in components.items() if not each.is_ready)
@@ -30,11 +30,11 @@ def lacking(components: Mapping[str, Component]) -> str:
 SOUND_STATES = frozenset({"serving", "loaded", "none", "connected"})
 
 
-def remarks(components: Mapping[str, Component]) -> str:
+def describe_degraded(components: Mapping[str, Component]) -> str:
     """
     The components that are ready although something is wrong with them, as text.
 
-    >>> remarks({"grpc": Component(True, "serving"), "registry": Component(True, "loaded, but not followed")})
+    >>> describe_degraded({"registry": Component(True, "loaded, but not followed")})
     'registry: loaded, but not followed'
     """
     return ", ".join(
@@ -83,9 +83,11 @@ class Readiness:
         return {"files": Component(True, f"cannot be read, the last content is in force: {', '.join(kinds)}")}
 
     @property
-    def lacking_to_serve(self) -> str:
+    def unready_before_serving(self) -> str:
         """What is not ready but for the listeners themselves, as text; '' = nothing."""
-        return lacking({name: each for name, each in self.components.items() if name not in DECIDING_KINDS})
+        return describe_unready(
+            {name: each for name, each in self.components.items() if name not in DECIDING_KINDS}
+        )
 
     def set(self, name: str, is_ready: bool, state: str) -> None:
         """State anew how *name* is."""

@@ -60,7 +60,7 @@ Make: TypeAlias = "Callable[[LoadedConfig, Sidecar, LineHandler], Process]"
 
 
 @dataclass(frozen=True, slots=True)
-class StartPatience:
+class StartTimeouts:
     """
     How long a start waits for registry and store before it listens.
 
@@ -113,9 +113,9 @@ class Process:
         self._logs = logs
         self._sidecar = sidecar
         self._on_serving = on_serving
-        self.patience = StartPatience()
+        self.timeouts = StartTimeouts()
         self._changed = asyncio.Event()
-        self._told_to_stop = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._stop_signals = StopSignals(asyncio.get_running_loop().time)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -146,9 +146,9 @@ class Process:
             self.begin()
             if await self._may_listen(replaces):
                 await listeners.start()
-                self._tell_serving(listeners.served)
+                self._report_serving(listeners.served)
                 self.on_serving(listeners.served)
-                await self._told_to_stop.wait()
+                await self._stop_requested.wait()
                 await self._drain()
         finally:
             await self._end_tasks()
@@ -179,21 +179,21 @@ class Process:
         """
         readiness = self._sidecar.readiness
         started_s = asyncio.get_running_loop().time()
-        while readiness.lacking_to_serve and not self._told_to_stop.is_set():
+        while readiness.unready_before_serving and not self._stop_requested.is_set():
             has_store = readiness.components.get("store", Component(True, "")).is_ready
-            bound_s = self.patience.until_ready_s if has_store or replaces else self.patience.without_store_s
+            bound_s = self.timeouts.until_ready_s if has_store or replaces else self.timeouts.without_store_s
             waited_s = asyncio.get_running_loop().time() - started_s
             if waited_s >= bound_s:
                 self._give_up_waiting(replaces, bound_s)
                 break
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(bound_s - waited_s, self.patience.without_store_s)):
+                async with asyncio.timeout(min(bound_s - waited_s, self.timeouts.without_store_s)):
                     await self._changed.wait()
-        return not self._told_to_stop.is_set()
+        return not self._stop_requested.is_set()
 
     def _give_up_waiting(self, replaces: bool, waited_s: float) -> None:
-        lacks = self._sidecar.readiness.lacking_to_serve
+        lacks = self._sidecar.readiness.unready_before_serving
         if replaces:
             raise StartError(
                 f"not ready within {waited_s:g} s ({lacks}), so the sidecar that serves these addresses keeps"
@@ -201,7 +201,7 @@ class Process:
             )
         log_event(_log, logging.WARNING, "listening although not ready", lacks=lacks, waited_s=waited_s)
 
-    def _tell_serving(self, served: Served) -> None:
+    def _report_serving(self, served: Served) -> None:
         """Everything is bound: say that we serve."""
         for kind in deciding_kinds(self._sidecar.config):
             self._state(kind, True, "serving")
@@ -259,12 +259,12 @@ class Process:
             os._exit(EXIT_FORCED)
         if step is StopStep.DRAIN:
             log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
-            self._told_to_stop.set()
+            self._stop_requested.set()
             self._changed.set()
 
     def reload(self) -> None:
         """Read the registry and the TLS files again."""
-        log_event(_log, logging.INFO, "told to reload")
+        log_event(_log, logging.INFO, "reload requested")
         sidecar = self._sidecar
         if sidecar.watch is not None:
             sidecar.watch.reload()

@@ -294,7 +294,7 @@ def test_reload__keeps_buckets_that_are_not_shared(single: Controlled) -> None:
     assert [single.ask(key).is_allowed for _ in range(4)] == [True, True, True, False]
     before = workers_of(single)
     single.sidecar.signal(signal.SIGHUP)
-    eventually(lambda: single.sidecar.printed().count('"told to reload"') == 2, what="both are told")
+    eventually(lambda: single.sidecar.printed().count('"reload requested"') == 2, what="both are told")
     assert workers_of(single) == before
     assert not single.ask(key).is_allowed
 

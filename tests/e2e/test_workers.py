@@ -225,7 +225,7 @@ def test_roll__takes_up_what_has_changed(supervised: Supervised, folder: Path, p
     with Callers(addresses, newcomer) as callers:
         callers.await_more(1)
     assert callers.faults == []
-    (line,) = supervised.lines("takes a restart, not SIGHUP, to be in force")
+    (line,) = supervised.lines("changed settings need a restart; SIGHUP is not enough")
     assert line["keys"] == ["workers"]
     assert supervised.metric('sidecar_decisions_total{reason="ok",verdict="ALLOW"}') == callers.answered
 
@@ -250,7 +250,9 @@ def test_roll__a_mistake_changes_nothing(supervised: Supervised, port: int, brok
     assert callers.faults == []
     assert not any(map(is_gone, before))
     assert supervised.status() == "ready"
-    (line,) = supervised.lines("rolling restart stopped, the other workers stay")
+    (line,) = supervised.lines(
+        "rolling restart failed; the remaining workers keep the previous configuration"
+    )
     assert line["replaced"] == 0
     assert {"config": "fats", "registry": "registry.yaml", "address": "in use"}[broken] in line["why"]
 
@@ -269,7 +271,9 @@ def test_roll__a_successor_that_is_not_ready_takes_nothing(folder: Path) -> None
         assert (callers.faults, fresh.faults) == ([], [])
         assert supervised.pids()[1:] == before[1:]
         assert not any(map(is_gone, before))
-        (line,) = supervised.lines("rolling restart stopped, the other workers stay")
+        (line,) = supervised.lines(
+            "rolling restart failed; the remaining workers keep the previous configuration"
+        )
         assert "store: " in line["why"]
 
 
@@ -319,7 +323,7 @@ def test_stop__a_dead_supervisor_leaves_no_worker_behind(supervised: Supervised,
     supervised.signal(signal.SIGKILL)
     supervised.wait()
     eventually(lambda: all(map(is_gone, pids)), what="the workers end")
-    assert len(supervised.lines("the supervisor is gone")) == WORKERS
+    assert len(supervised.lines("the supervisor has ended: draining")) == WORKERS
     assert len(supervised.lines("stopped")) == WORKERS
 
 

@@ -17,7 +17,7 @@ from sidecar.cli.exits import report_errors
 from sidecar.process.config import Config, load_config
 from sidecar.process.operating_system import notify_ready
 from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
-from sidecar.process.supervisor.timing import Patience
+from sidecar.process.supervisor.timing import WorkerTimeouts
 
 
 def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float) -> int:
@@ -27,7 +27,7 @@ def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float
         return replace(load_config(path), takes_over=True)  # of a predecessor's socket, when rolling
 
     with report_errors():
-        plan = SupervisorPlan(reload(), workers, reload, Patience(start_timeout_s, beats_missed_max))
+        plan = SupervisorPlan(reload(), workers, reload, WorkerTimeouts(start_timeout_s, beats_missed_max))
         return supervise(plan, lambda served: notify_ready())
     raise AssertionError("report_errors swallowed a mistake")
 

@@ -16,7 +16,7 @@ import yaml
 from deploy.demo.calling import Answer, Client
 from deploy.demo.programs import Program
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
-from sidecar.process.supervisor.timing import PATIENCE
+from sidecar.process.supervisor.timing import WORKER_TIMEOUTS
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request
 from tests.e2e.in_background import InBackground
@@ -59,7 +59,7 @@ class Supervised(Program):
         owner: Owner,
         beats_missed_max: int = BEATS_MISSED_MAX,
         is_awaited: bool = True,
-        start_timeout_s: float = PATIENCE.start_timeout_s,
+        start_timeout_s: float = WORKER_TIMEOUTS.start_timeout_s,
         **settings: Any,
     ) -> None:
         """Write the files and start; *is_awaited* = until all workers are ready."""

@@ -21,30 +21,30 @@ from sidecar.stores.registry.uses import TokenUses
 
 
 class SupervisedAdminApi:
-    """Serves the admin API under an `AdminApp`, by one configuration and then by the next."""
+    """Serves the admin API through an `AdminApp`; a new configuration replaces the registry."""
 
     def __init__(
         self, app: AdminApp, metrics: Metrics, put_in_force: Callable[[Position], Awaitable[bool]]
     ) -> None:
         """
-        Serve under *app*, counting in *metrics*; nothing is served before `open`.
+        Serve through *app* and count in *metrics*; nothing is served before `open`.
 
-        *put_in_force* has the workers decide by a change; False = not all of them do in time.
+        *put_in_force* waits until all workers decide by a change; False = not in time.
         """
         self._app = app
         self._put_in_force = put_in_force
         self._metrics = metrics
-        self._served: _Served | None = None
+        self._served: _ServedRegistry | None = None
 
     async def open(self, config: Config) -> None:
         """
-        Serve the registry of *config*, if it is one that takes changes, in place of the one before.
+        Serve the registry of *config*, if administrators can change it, instead of the previous one.
 
         Raises:
-            FileFaultsError: the registry or the key file for webhook secrets cannot be used; the one before
-                stays.
+            FileFaultsError: the registry or the key file for webhook secrets cannot be used; the previous
+                registry is served on.
         """
-        former, served = self._served, None
+        previous, served = self._served, None
         if config.serves_admin_api:
             registry, token_uses = await registry_of(config), TokenUses()
             try:
@@ -53,52 +53,58 @@ class SupervisedAdminApi:
                 await close_registry(registry)
                 raise
             self._app.api = api
-            served = _Served(registry, AdminUpkeep(registry, token_uses, self._metrics, registry.now_us))
+            jobs = AdminJobs(registry, token_uses, self._metrics, registry.now_us)
+            served = _ServedRegistry(registry, jobs)
         else:
             self._app.api = None
         self._served = served
-        if former is not None:
-            await former.close()
+        if previous is not None:
+            await previous.close()
 
     async def close(self) -> None:
         """Close the registry."""
         self._app.api = None
-        former, self._served = self._served, None
-        if former is not None:
-            await former.close()
+        previous, self._served = self._served, None
+        if previous is not None:
+            await previous.close()
 
 
-class _Served:
-    """A registry that the API serves, and what is done beside the calls."""
+class _ServedRegistry:
+    """A registry that the API serves, with its background jobs."""
 
-    def __init__(self, registry: Registry, upkeep: AdminUpkeep) -> None:
+    def __init__(self, registry: Registry, jobs: AdminJobs) -> None:
         self._registry = registry
-        self._upkeep = upkeep
-        self._running = asyncio.create_task(upkeep.run())
+        self._jobs = jobs
+        self._task = asyncio.create_task(jobs.run())
 
     async def close(self) -> None:
-        """Write what is left, and close the registry."""
-        self._running.cancel()
-        await asyncio.wait((self._running,))
-        await self._upkeep.end()
+        """Write unwritten token uses, and close the registry."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        await self._jobs.end()
         await close_registry(self._registry)
 
 
 FLUSH_INTERVAL_S = 5.0
-LOOK_INTERVAL_S = 60.0
+CHECK_INTERVAL_S = 60.0
 WARN_INTERVAL_S = 24 * 3_600.0
 LAST_FLUSH_TIMEOUT_S = 2.0
 
 _log = logging.getLogger("sidecar.admin")
 
 
-class AdminUpkeep:
-    """Keeps one registry told of token uses, and watches its administrators' tokens."""
+class AdminJobs:
+    """
+    The background jobs of the admin API.
+
+    They write when administrators' tokens were last used, and warn before an administrator's last token
+    expires.
+    """
 
     def __init__(
         self, registry: Registry, token_uses: TokenUses, metrics: Metrics, clock_us: Callable[[], int]
     ) -> None:
-        """Write *token_uses* to *registry*; nothing is asked before `run`."""
+        """Write *token_uses* to *registry*; nothing is read or written before `run`."""
         self._registry = registry
         self._token_uses = token_uses
         self._metrics = metrics
@@ -107,22 +113,24 @@ class AdminUpkeep:
         self._warned_code = ""
 
     async def run(self) -> None:
-        """Work until cancelled; what fails is tried again at the next turn."""
-        look_at_s = 0.0
+        """Run the jobs until cancelled; a failed job runs again at the next turn."""
+        next_check_s = 0.0
         while True:
             try:
-                if monotonic() >= look_at_s:
-                    await self.look()
-                    look_at_s = monotonic() + LOOK_INTERVAL_S
+                if monotonic() >= next_check_s:
+                    await self.check_tokens()
+                    next_check_s = monotonic() + CHECK_INTERVAL_S
                 await self._token_uses.flush(self._registry)
             except RegistryError as error:
-                log_event(_log, logging.DEBUG, "administrators cannot be looked at now", problem=str(error))
-            except Exception:  # a fault of ours must not end the warnings for good
-                _log.exception("looking after administrators failed")
+                log_event(
+                    _log, logging.DEBUG, "administrators' tokens not checked; retrying", problem=str(error)
+                )
+            except Exception:  # a bug must not end the warnings
+                _log.exception("checking administrators' tokens failed")
             await asyncio.sleep(FLUSH_INTERVAL_S)
 
     async def end(self) -> None:
-        """Write what is left, within a bound; what does not get through is lost."""
+        """Write the unwritten token uses within `LAST_FLUSH_TIMEOUT_S`; afterwards they are lost."""
         try:
             async with asyncio.timeout(LAST_FLUSH_TIMEOUT_S):
                 await self._token_uses.flush(self._registry)
@@ -132,16 +140,17 @@ class AdminUpkeep:
                 logging.WARNING,
                 "last uses of administrators' tokens not written",
                 tokens=len(self._token_uses),
-                problem=str(error) or "not in time",
+                problem=str(error) or f"no answer within {LAST_FLUSH_TIMEOUT_S:g} s",
             )
 
-    async def look(self) -> None:
+    async def check_tokens(self) -> None:
         """
-        Tell metrics who can administer and until when; warn once a day when that ends soon.
+        Set the metrics of administrators with live tokens; warn once a day when the last token expires soon.
 
         Raises:
-            RegistryError: the registry cannot tell.
+            RegistryError: the registry cannot be read.
         """
+
         accounts, now_us = await self._registry.administrators(), self._clock_us()
         live = live_admin_tokens(accounts, now_us)
         ends_at_us = live[-1][1].expires_at_us if live else 0

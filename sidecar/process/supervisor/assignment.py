@@ -1,9 +1,9 @@
 """
-What a worker is told at its start: its number, the configuration, where to listen, where to count.
+What a worker gets at its start: its number, the configuration, its endpoints and its shared memory.
 
-The configuration travels as the values that the supervisor has read and checked, not as a path: so a
-worker that is started again after a crash runs what its neighbours run, whatever has become of the
-file. It is handed over in a memfd, which no other process can read, because it may hold secrets.
+The supervisor passes the configuration's values, which it has read and checked, and not a path: so a worker
+that restarts after a crash has the configuration of the others, even if the file has changed. It may hold
+secrets, so it is passed in a memfd, which no other process can read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Assignment:
     """
     The task of worker *index*.
 
-    `listen` is where it listens, by kind, item by item of `listen.<kind>`; `counts_fd` is its block of
-    counts, `link_fd` its end of the socket to the supervisor. `is_successor` = another process serves these
-    endpoints until this worker is ready, so it listens only then.
+    `listen` has the endpoints by kind, one for each item of `listen.<kind>`; `counts_fd` is its metrics block
+    in shared memory, `link_fd` its end of the socket to the supervisor. `is_successor` = another process
+    serves these endpoints until this worker is ready, so the worker listens only then.
     """
 
     index: int
@@ -38,7 +38,7 @@ class Assignment:
     is_successor: bool = False
 
     def write(self) -> int:
-        """A memfd that holds it, to be inherited by the worker and closed here after its start."""
+        """Write the assignment to a memfd for the worker to inherit; the caller closes it after the start."""
         tree = self.config.tree
         content = {
             "index": self.index,
@@ -59,7 +59,7 @@ class Assignment:
 
 
 def read_assignment(fd: int) -> Assignment:
-    """The assignment in the memfd *fd*, which is closed; the configuration is that of this worker."""
+    """Read the assignment in the memfd *fd* and close it; the configuration has this worker's endpoints."""
     os.lseek(fd, 0, os.SEEK_SET)
     with os.fdopen(fd) as stream:
         content: dict[str, Any] = json.load(stream)
@@ -79,7 +79,7 @@ def read_assignment(fd: int) -> Assignment:
 
 
 def own_config(config: Config, listen: Served) -> Config:
-    """*config* as one worker runs it: listening on *listen* alone."""
+    """*config* with the endpoints *listen* of one worker."""
     items: dict[str, Any] = dict.fromkeys(LISTEN_KINDS, ())
     for kind, endpoints in listen.items():
         configured = getattr(config.settings.listen, kind)
@@ -92,7 +92,7 @@ def own_config(config: Config, listen: Served) -> Config:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were: settings are strict about it."""
+    """Turn JSON's lists back into tuples, as the strict settings need."""
     if isinstance(value, list):
         return tuple(map(_tuples, value))
     if isinstance(value, dict):

@@ -17,25 +17,25 @@ from typing import Any, NamedTuple
 
 from sidecar.domain.changes import Position
 from sidecar.process.listeners import Served, read_served, texts_of
-from sidecar.process.readiness import Component, lacking, remarks
+from sidecar.process.readiness import Component, describe_degraded, describe_unready
 from sidecar.sources.file_faults import FileFault, FileFaultsError
 from sidecar.transports.server import ListenError
 
 PACKET_BYTES_MAX = 131_072
 PLACE_CHARS_MAX = 200
 PROBLEM_CHARS_MAX = 500
-"""Of the parts of a mistake: as many as are shown (`FAULTS_SHOWN_MAX`) then fit one packet."""
+"""Bounds of one reported mistake, so that `FAULTS_SHOWN_MAX` of them fit one packet."""
 
 START_ERRORS = (FileFaultsError, ListenError)
-"""Mistakes of the user that end a start; they are told as they are."""
+"""Mistakes of the user that end a start; the supervisor raises them unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """
-    How a worker fares.
+    The state of a worker.
 
-    `served` None = it does not serve yet. `fault` = why it is about to end without ever serving.
+    `served` None = it does not serve yet. `fault` = why its start failed.
     """
 
     served: Served | None = None
@@ -48,18 +48,18 @@ class Report:
         return self.served is not None and all(component.is_ready for component in self.components.values())
 
     @property
-    def lacking(self) -> str:
+    def unready(self) -> str:
         """The components that are not ready, as text: 'registry: loading'."""
-        return lacking(self.components)
+        return describe_unready(self.components)
 
     @property
     def state(self) -> str:
-        """What /readyz says of the worker: what it lacks, or 'ready' and what is wrong all the same."""
-        remarked = remarks(self.components)
-        return self.lacking or (f"ready; {remarked}" if remarked else "ready")
+        """The worker's state for /readyz: the components that are not ready, or 'ready' with warnings."""
+        degraded = describe_degraded(self.components)
+        return self.unready or (f"ready; {degraded}" if degraded else "ready")
 
     def packed(self) -> bytes:
-        """As one packet."""
+        """The report as one packet."""
         content = {
             "served": None if self.served is None else texts_of(self.served),
             "components": self.components,
@@ -69,7 +69,7 @@ class Report:
 
 
 def read_report(packet: bytes) -> Report:
-    """The report in one packet."""
+    """Read the report in one packet."""
     content = json.loads(packet)
     served = content["served"]
     return Report(
@@ -81,7 +81,7 @@ def read_report(packet: bytes) -> Report:
 
 def _packed_fault(fault: Exception | None) -> Sequence[Any]:
     if isinstance(fault, FileFaultsError):
-        return ["file", fault.total, [_cut(one) for one in fault.faults], fault.is_unreadable]
+        return ["file", fault.total, [_shortened(part) for part in fault.faults], fault.is_unreadable]
     return ["listen", str(fault)[:PROBLEM_CHARS_MAX]] if fault is not None else []
 
 
@@ -94,7 +94,7 @@ def _unpacked_fault(packed: Sequence[Any]) -> Exception | None:
     return None
 
 
-def _cut(fault: FileFault) -> FileFault:
+def _shortened(fault: FileFault) -> FileFault:
     return FileFault(
         fault.file[-PLACE_CHARS_MAX:],
         fault.line,
@@ -105,11 +105,11 @@ def _cut(fault: FileFault) -> FileFault:
 
 ORDER_BYTES_MAX = 256
 ORDERS_MAX = 64
-"""Orders that one worker may have under way."""
+"""Unconfirmed orders that one worker may have."""
 
 
 class Order(NamedTuple):
-    """Decide by the change at `position`, and confirm it by `number`."""
+    """An order to a worker: decide by the change at `position`, and confirm with `number`."""
 
     number: int
     position: Position
@@ -120,7 +120,7 @@ class Order(NamedTuple):
 
 
 class Confirmation(NamedTuple):
-    """Whether the order `number` is carried out."""
+    """A worker's answer to the order `number`: whether it decides by the change."""
 
     number: int
     is_in_force: bool
@@ -131,7 +131,7 @@ class Confirmation(NamedTuple):
 
 
 def read_order(packet: bytes) -> Order | None:
-    """The order in one packet; None = it holds none."""
+    """The order in one packet; None = the packet holds no order."""
     match _content(packet):
         case {"order": int(number), "position": [int(partition), int(sequence)]}:
             return Order(number, Position(partition, sequence))
@@ -139,7 +139,7 @@ def read_order(packet: bytes) -> Order | None:
 
 
 def read_confirmation(packet: bytes) -> Confirmation | None:
-    """The confirmation in one packet; None = it holds something else."""
+    """The confirmation in one packet; None = the packet holds something else."""
     match _content(packet):
         case {"order": int(number), "is_in_force": bool(is_in_force)}:
             return Confirmation(number, is_in_force)
@@ -153,23 +153,28 @@ def _content(packet: bytes) -> Any:
         return None
 
 
-class OpenOrders:
-    """The orders that one worker has not confirmed yet."""
+class PendingOrders:
+    """
+    The orders that one worker has not confirmed yet.
+
+    Orders put a change in force in every worker before the admin API answers.
+    """
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
-        """*send* sends one packet to the worker, and raises OSError when that cannot be done now."""
+        """*send* sends one packet to the worker, and raises OSError if it cannot send now."""
         self._send = send
         self._numbers = itertools.count(1)
         self._open: dict[int, asyncio.Future[bool]] = {}
-        self.is_over = False
+        self.is_closed = False
 
-    async def give(self, position: Position, timeout_s: float) -> bool:
+    async def send(self, position: Position, timeout_s: float) -> bool:
         """
-        Have the worker decide by the change at *position*; False = it does not within *timeout_s*.
+        Order the worker to decide by the change at *position*; False = not confirmed within *timeout_s*.
 
-        A worker that is gone decides nothing, and its successor loads the registry later than the change.
+        True for a worker that has ended: it decides nothing, and its successor loads the registry after the
+        change.
         """
-        if self.is_over:
+        if self.is_closed:
             return True
         if len(self._open) >= ORDERS_MAX:
             return False
@@ -177,24 +182,24 @@ class OpenOrders:
         confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._open[number] = confirmed
         try:
-            with contextlib.suppress(ConnectionError):  # it is about to be gone, which `end` tells
+            with contextlib.suppress(ConnectionError):  # the worker is ending: `close` follows
                 self._send(Order(number, position).packed())
             async with asyncio.timeout(timeout_s):
                 return await confirmed
-        except OSError:  # not in time, or it does not read at all
+        except OSError:  # no confirmation in time, or the worker does not read its socket
             return False
         finally:
             del self._open[number]
 
-    def hear(self, confirmation: Confirmation) -> None:
-        """The worker has carried an order out, or could not; one that came too late is nothing."""
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Complete the order that *confirmation* answers; a late confirmation is ignored."""
         confirmed = self._open.get(confirmation.number)
         if confirmed is not None and not confirmed.done():
             confirmed.set_result(confirmation.is_in_force)
 
-    def end(self) -> None:
-        """The worker is gone."""
-        self.is_over = True
+    def close(self) -> None:
+        """Complete all orders: the worker has ended."""
+        self.is_closed = True
         for confirmed in self._open.values():
             if not confirmed.done():
                 confirmed.set_result(True)

@@ -1,8 +1,8 @@
 """
-A worker as a child process: a fresh interpreter with its own block of counts and a socket to it.
+A worker as a child process: a new interpreter with its own metrics block and a socket to the supervisor.
 
-Fresh, because a fork would carry over threads, event loops and grpc's state, none of which survive it.
-Its end is told by a pidfd (pidfd_open(2)), its reports come through the socket; nothing is polled.
+A fork would copy threads, event loops and gRPC state, which do not survive it. A pidfd (pidfd_open(2))
+signals the worker's end and the socket carries its reports, so nothing is polled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sidecar.process.listeners import Served
 from sidecar.process.supervisor.assignment import Assignment
 from sidecar.process.supervisor.messages import (
     PACKET_BYTES_MAX,
-    OpenOrders,
+    PendingOrders,
     Report,
     read_confirmation,
     read_report,
@@ -35,10 +35,10 @@ from sidecar.process.supervisor.resources import Priority
 
 MODULE = "sidecar.process.supervisor.worker"
 END_GRACE_S = 3.0
-"""What a worker gets beyond its drain to close and to write its last lines."""
+"""How long a worker may take after its drain to close and to write its last log lines."""
 
 HIDDEN_VARIABLES = frozenset({"NOTIFY_SOCKET"})
-"""systemd's socket is for the supervisor alone (sd_notify(3))."""
+"""Environment variables that workers do not get: systemd's socket is the supervisor's (sd_notify(3))."""
 
 _log = logging.getLogger("sidecar.supervisor")
 
@@ -56,12 +56,12 @@ class WorkerProcess:
         is_successor: bool = False,
     ) -> None:
         """
-        Start worker *index*, which serves *config* on *listen*, endpoints of its own with real ports.
+        Start worker *index* of *config* on its own endpoints *listen*, with real ports.
 
-        *is_successor* = another process serves them until this worker is ready.
+        *is_successor* = another process serves these endpoints until this worker is ready.
 
         Raises:
-            OSError: the system has no process, memory or file descriptor left.
+            OSError: the system is out of processes, memory or file descriptors.
         """
         self.end_timeout_s = config.settings.drain_timeout_s + END_GRACE_S
         self.report = Report()
@@ -77,14 +77,14 @@ class WorkerProcess:
             with theirs:
                 assignment = Assignment(index, config, listen, self._block.fd, theirs.fileno(), is_successor)
                 self._child = (priority or Priority()).start(lambda: _started(assignment))
-            undo.callback(_ended, self._child)
+            undo.callback(_kill, self._child)
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
             undo.pop_all()
         self._link.setblocking(False)
-        self._orders = OpenOrders(self._link.send)
-        self._loop.add_reader(self._link, self._hear)
-        self._loop.add_reader(self._pidfd, self._end)
+        self._orders = PendingOrders(self._link.send)
+        self._loop.add_reader(self._link, self._read_messages)
+        self._loop.add_reader(self._pidfd, self._on_ended)
         log_event(_log, logging.INFO, "worker started", worker=index, pid=self.pid)
 
     @property
@@ -106,66 +106,66 @@ class WorkerProcess:
 
     async def put_in_force(self, position: Position, timeout_s: float) -> bool:
         """See `slot.Worker`."""
-        if self._orders.is_over:
+        if self._orders.is_closed:
             return True
-        # Its first report comes before it loads the registry, so one without has yet to load the change.
-        self._hear()
-        return not self.report.components or await self._orders.give(position, timeout_s)
+        # A worker reports before it loads the registry: without a report it will load the change anyway.
+        self._read_messages()
+        return not self.report.components or await self._orders.send(position, timeout_s)
 
     def _signal(self, number: signal.Signals) -> None:
-        # By its pidfd: a process id may already belong to somebody else.
+        # By pidfd: the process id may already be that of another process.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
-    def _hear(self) -> None:
-        """Take in what the worker has confirmed and reported; the last report counts."""
+    def _read_messages(self) -> None:
+        """Read the worker's confirmations and reports; the last report counts."""
         report = None
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while packet := self._link.recv(PACKET_BYTES_MAX):
                 if (confirmation := read_confirmation(packet)) is not None:
-                    self._orders.hear(confirmation)
+                    self._orders.confirm(confirmation)
                 else:
                     report = packet
-            self._loop.remove_reader(self._link)  # it has closed its end; the pidfd tells the rest
+            self._loop.remove_reader(self._link)  # the worker has closed its end; the pidfd signals its exit
         if report is not None:
             self.report = read_report(report)
             self.on_report()
 
-    def _end(self) -> None:
-        """It is gone: hear its last words, keep its counts, let go of everything."""
+    def _on_ended(self) -> None:
+        """The worker has ended: read its last messages, keep its metrics, close everything."""
         try:
-            self._hear()
+            self._read_messages()
         finally:
-            code = self._child.wait()  # at once: a readable pidfd means that it has ended
+            code = self._child.wait()  # returns at once: the pidfd is readable
             self._loop.remove_reader(self._link)
             self._loop.remove_reader(self._pidfd)
             self._link.close()
             os.close(self._pidfd)
             self._counts.retire(self._block)
-            self._orders.end()
+            self._orders.close()
             self.on_exit(code)
 
 
 def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
-    told = assignment.write()
+    fd = assignment.write()
     try:
         return subprocess.Popen(
-            [sys.executable, *_path_flags(), "-m", MODULE, str(told)],
+            [sys.executable, *_path_flags(), "-m", MODULE, str(fd)],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES},
-            pass_fds=(told, assignment.counts_fd, assignment.link_fd),
-            process_group=0,  # Ctrl-C is for the supervisor, which tells the workers
+            pass_fds=(fd, assignment.counts_fd, assignment.link_fd),
+            process_group=0,  # Ctrl-C reaches the supervisor only, which stops the workers
         )
     finally:
-        os.close(told)
+        os.close(fd)
 
 
-def _ended(child: subprocess.Popen[bytes]) -> None:
-    """End a child that cannot be watched."""
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child whose setup failed."""
     child.kill()
     child.wait()
 
 
 def _path_flags() -> tuple[str, ...]:
-    """`-m` puts the working directory first on the path: not when it is not on ours, either."""
+    """`-P` unless the working directory is on our path: `-m` would put it first."""
     return () if {"", str(Path.cwd())} & set(sys.path) else ("-P",)

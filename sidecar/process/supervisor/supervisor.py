@@ -1,4 +1,4 @@
-"""The supervisor: starts the workers, keeps them, replaces them, drains them, answers for them."""
+"""The supervisor: starts, restarts, replaces and drains workers, and serves their metrics and admin API."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from sidecar.process.supervisor.admin_api import SupervisedAdminApi
 from sidecar.process.supervisor.process import WorkerProcess
 from sidecar.process.supervisor.resources import Priority, WorkerUsage
 from sidecar.process.supervisor.slot import Launch, Slot
-from sidecar.process.supervisor.timing import PATIENCE, Patience
+from sidecar.process.supervisor.timing import WORKER_TIMEOUTS, WorkerTimeouts
 from sidecar.process.wiring import supervised_servers
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.transports.http1.server import STOP_TIMEOUT_S
@@ -57,7 +57,7 @@ from sidecar.transports.server import ListenError
 
 BEAT_CHECK_INTERVAL_S = 1.0
 KILLED_TIMEOUT_S = 5.0
-"""How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
+"""How long killed processes may take to end; only one stuck in the kernel takes longer."""
 
 Reload: TypeAlias = Callable[[], Config]
 """Reads the configuration again and checks it; raises FileFaultsError."""
@@ -68,22 +68,22 @@ _log = logging.getLogger("sidecar.supervisor")
 @dataclass(frozen=True, slots=True)
 class SupervisorPlan:
     """
-    What to supervise: *count* workers that serve *config*.
+    What to supervise: `count` workers that serve `config`.
 
-    `reload` is what SIGHUP has done. `rolls` False = SIGHUP replaces no worker, because a successor would
-    begin with full buckets: it is passed on.
+    `reload` reads the configuration for SIGHUP. `rolls` False = SIGHUP is passed on to the workers instead of
+    replacing them, because a successor would start with full buckets.
     """
 
     config: Config
     count: int
     reload: Reload
-    patience: Patience = PATIENCE
+    timeouts: WorkerTimeouts = WORKER_TIMEOUTS
     rolls: bool = True
 
 
 def supervise(plan: SupervisorPlan, on_serving: Serving = lambda served: None) -> int:
     """
-    Run workers until told to stop; return the exit code. *on_serving* is called once all of them serve.
+    Run workers until a stop signal; return the exit code. *on_serving* is called once all of them serve.
 
     Raises:
         FileFaultsError, ListenError: a worker found a mistake at its first start.
@@ -109,7 +109,7 @@ class Supervisor:
     """One run of the supervisor."""
 
     def __init__(self, plan: SupervisorPlan, counts: WorkerCounts, loop: asyncio.AbstractEventLoop) -> None:
-        """Nothing is started or bound before `run`."""
+        """Start and bind nothing before `run`."""
         self._config = plan.config
         self._reload = plan.reload
         self._counts = counts
@@ -119,48 +119,48 @@ class Supervisor:
         self._rolls = plan.rolls
         self._replaces = False
         self._slots = tuple(
-            Slot(index, loop, counts, self._on_change, plan.patience) for index in range(plan.count)
+            Slot(index, loop, counts, self._on_change, plan.timeouts) for index in range(plan.count)
         )
         self._orphans = OrphanReaper(self._worker_pids)
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
         counts.set("sidecar_workers_wanted", to=plan.count)
-        counts.set("sidecar_registry_in_touch", to=1)  # the least of all counts, and workers follow it
+        counts.set("sidecar_registry_in_touch", to=1)  # shown is the least of all processes' values
         readiness = WorkersReadiness(
             counts, lambda: {f"worker {slot.index}": slot.component for slot in self._slots}
         )
         app = AdminApp(counts, readiness, OWN_LOOP, NO_CONTROL_PLANE)
-        self._control_plane = SupervisedAdminApi(app, counts, self._put_in_force)
-        self._unreadable = ReadEpisode(counts, "configuration", plan.config.tree.file)
+        self._admin_api = SupervisedAdminApi(app, counts, self._put_in_force)
+        self._read_episode = ReadEpisode(counts, "configuration", plan.config.tree.file)
         servers = supervised_servers(plan.config, app, counts, readiness, OWN_LOOP)
         self._listeners = Listeners(plan.config, servers)
         self._changed = asyncio.Event()
-        self._told_to_stop = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._stop_signals = StopSignals(loop.time)
-        self._told_to_roll = asyncio.Event()
+        self._roll_requested = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, on_serving: Serving) -> int:
         """Start, run and stop; see `supervise`."""
         self._handle_signals()
         try:
-            await self._open_control_plane(self._config)
+            await self._open_admin_api(self._config)
             launch = self._launch(self._config)
             self._replaces = replaces_another(self._config, len(self._slots))
             if not self._replaces:
                 await self._listeners.start()
             for slot in self._slots:
                 slot.start(launch)
-            if await self._all_serve():
+            if await self._wait_until_serving():
                 await self._listeners.start()
                 self._replaces = False
-                self._begin(on_serving)
-                await self._told_to_stop.wait()
+                self._start_serving(on_serving)
+                await self._stop_requested.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
             await self._end_workers()
             await self._listeners.drain(STOP_TIMEOUT_S)
-            await self._control_plane.close()
+            await self._admin_api.close()
             for ports in self._ports.values():
                 ports.close()
             self._priority.close()
@@ -169,7 +169,7 @@ class Supervisor:
         return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
 
     def _launch(self, config: Config) -> Launch:
-        """How to start a worker that serves *config*; its ports are held from now on."""
+        """Reserve the ports of *config*; return what starts a worker on them."""
         held = {kind: ports.hold(endpoints(config, kind)) for kind, ports in self._ports.items()}
         workers = len(self._slots)
 
@@ -183,39 +183,39 @@ class Supervisor:
 
         return launch
 
-    async def _open_control_plane(self, config: Config) -> None:
+    async def _open_admin_api(self, config: Config) -> None:
         if config.serves_admin_api:
             self._priority.lower()
-        await self._control_plane.open(config)
+        await self._admin_api.open(config)
 
     async def _put_in_force(self, position: Position) -> bool:
-        """Wait until every worker decides by the change at *position*; False = not in time."""
+        """Wait until all workers decide by the change at *position*; False = not in time."""
         workers = [worker for slot in self._slots for worker in slot.workers]
         ordered = (worker.put_in_force(position, IN_FORCE_TIMEOUT_S) for worker in workers)
         return all(await asyncio.gather(*ordered))
 
-    async def _all_serve(self) -> bool:
-        """Wait until each worker serves; False = told to stop before. The places bound the wait."""
+    async def _wait_until_serving(self) -> bool:
+        """Wait until every worker serves; False = stop requested. The slots' timeouts bound the wait."""
         while not all(slot.is_serving for slot in self._slots):
             for slot in self._slots:
                 if slot.start_error is not None:
                     raise slot.start_error
-            if self._told_to_stop.is_set():
+            if self._stop_requested.is_set():
                 return False
             await self._next_change()
         return True
 
     def _served(self) -> Served:
-        """Where workers and supervisor serve."""
+        """The endpoints of workers and supervisor."""
         by_workers = [slot.report.served or {} for slot in self._slots]
         return dict(self._listeners.served) | {
             kind: tuple(dict.fromkeys(each for served in by_workers for each in served.get(kind, ())))
             for kind in DECIDING_KINDS
         }
 
-    def _begin(self, on_serving: Serving) -> None:
+    def _start_serving(self, on_serving: Serving) -> None:
         served = self._served()
-        self._spawn(self._roll_when_told())
+        self._spawn(self._run_rolling_restarts())
         self._spawn(self._check_beats())
         log_event(
             _log,
@@ -230,7 +230,7 @@ class Supervisor:
         on_serving(served)
 
     async def _end_workers(self) -> None:
-        """Drain all, kill what is left in time, and wait until they are gone."""
+        """Drain the workers, kill those that exceed their timeout, and wait for their end."""
         longest_s = max(slot.end_timeout_s for slot in self._slots)
         if longest_s:
             log_event(_log, logging.INFO, "draining the workers", timeout_s=longest_s)
@@ -241,19 +241,19 @@ class Supervisor:
                 while not all(slot.is_empty for slot in self._slots):
                     await self._next_change()
         except TimeoutError:
-            log_event(_log, logging.ERROR, "workers are left that cannot be killed")
+            log_event(_log, logging.ERROR, "workers did not end after SIGKILL")
 
     def _handle_signals(self) -> None:
         for number in STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
-        self._loop.add_signal_handler(signal.SIGHUP, self._told_to_roll.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._roll_requested.set)
         self._orphans.watch(self._loop)
 
     def _worker_pids(self) -> list[int]:
         return [pid for slot in self._slots for pid in slot.pids]
 
     def _stop(self, number: signal.Signals) -> None:
-        """Drain at the first signal, end at once at a later one; see `StopSignals`."""
+        """Drain at the first stop signal, end at once at a later one; see `StopSignals`."""
         step = self._stop_signals.receive()
         if step is StopStep.FORCE:
             log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
@@ -262,11 +262,11 @@ class Supervisor:
                 slot.kill()
         elif step is StopStep.DRAIN:
             log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
-            self._told_to_stop.set()
+            self._stop_requested.set()
             self._changed.set()
 
     def _on_change(self) -> None:
-        """Something about a worker has changed: count anew, and wake who waits for it."""
+        """Update the worker metrics and wake the waiting tasks, after a worker's state has changed."""
         slots = self._slots
         self._counts.set("sidecar_workers_running", to=sum(slot.is_serving for slot in slots))
         self._counts.set("sidecar_workers_ready", to=sum(slot.component.is_ready for slot in slots))
@@ -282,81 +282,81 @@ class Supervisor:
             for slot in self._slots:
                 slot.check_beats()
 
-    async def _roll_when_told(self) -> None:
+    async def _run_rolling_restarts(self) -> None:
         while True:
-            await self._told_to_roll.wait()
-            self._told_to_roll.clear()
+            await self._roll_requested.wait()
+            self._roll_requested.clear()
             if not self._rolls:
-                await self._pass_reload_on()
+                await self._reload_workers()
                 continue
             try:
                 result = "ok" if await self._roll() else "failed"
-            except Exception:  # a fault of ours must not end the supervisor
+            except Exception:  # a bug must not end the supervisor
                 _log.exception("rolling restart failed")
                 result = "failed"
             self._counts.add("sidecar_rolling_restarts_total", result)
 
-    async def _pass_reload_on(self) -> None:
-        """Have workers and listeners read their files again."""
-        log_event(_log, logging.INFO, "told to reload")
+    async def _reload_workers(self) -> None:
+        """Make workers and listeners read their files again."""
+        log_event(_log, logging.INFO, "reload requested")
         for slot in self._slots:
             slot.reload()
         self._listeners.reload_tls()
 
     async def _roll(self) -> bool:
-        """Replace the workers one by one; False = a mistake was found, and the others stay."""
+        """Replace the workers one by one; False = a mistake was found, and the remaining workers stay."""
         log_event(_log, logging.INFO, "rolling restart")
         self._listeners.reload_tls()
         try:
             config = self._reload()
-            sealer_of(config)  # so that the admin API cannot refuse the configuration once workers have it
+            sealer_of(config)  # checked first: the admin API must not refuse what workers already run
             launch = self._launch(config)
         except (FileFaultsError, ListenError) as error:
-            self._stop_roll(0, str(error), error)
+            self._roll_failed(0, str(error), error)
             return False
-        self._unreadable.end()
-        self._warn_of_left_out(config)
+        self._read_episode.end()
+        self._warn_restart_needed(config)
         for replaced, slot in enumerate(self._slots):
-            why_not = await self._replaced(slot, launch)
-            if why_not:
-                self._stop_roll(replaced, why_not, slot.start_error)
+            failure = await self._replace(slot, launch)
+            if failure:
+                self._roll_failed(replaced, failure, slot.start_error)
                 return False
-        await self._open_control_plane(config)
+        await self._open_admin_api(config)
         self._config = config
         for kind, ports in self._ports.items():
             ports.keep_only(endpoints(config, kind))
         log_event(_log, logging.INFO, "rolling restart done", workers=len(self._slots))
         return True
 
-    async def _replaced(self, slot: Slot, launch: Launch) -> str:
-        """Replace the worker in *slot*; '' = done, else why not."""
+    async def _replace(self, slot: Slot, launch: Launch) -> str:
+        """Replace the worker in *slot*; return '' or why it failed."""
         done: asyncio.Future[str] = self._loop.create_future()
 
-        def tell(why_not: str) -> None:
+        def on_replaced(failure: str) -> None:
             if not done.done():  # a stop may have cancelled it
-                done.set_result(why_not)
+                done.set_result(failure)
 
-        slot.replace(launch, tell)
+        slot.replace(launch, on_replaced)
         return await done
 
-    def _stop_roll(self, replaced: int, why: str, error: Exception | None) -> None:
-        """A rolling restart failed because of *error*; a file that cannot be read is tried again."""
+    def _roll_failed(self, replaced: int, why: str, error: Exception | None) -> None:
+        """Log that a rolling restart failed; one that failed on an unreadable file is tried again."""
         if isinstance(error, FileFaultsError) and error.is_unreadable:
-            self._unreadable.begin(str(error))
-            self._loop.call_later(RETRY_INTERVAL_S, self._told_to_roll.set)
+            self._read_episode.begin(str(error))
+            self._loop.call_later(RETRY_INTERVAL_S, self._roll_requested.set)
             return
-        self._unreadable.end()
+        self._read_episode.end()
         log_event(
             _log,
             logging.ERROR,
-            "rolling restart stopped, the other workers stay",
+            "rolling restart failed; the remaining workers keep the previous configuration",
             replaced=replaced,
             workers=len(self._slots),
             why=why,
         )
 
-    def _warn_of_left_out(self, config: Config) -> None:
-        """Say which changed settings are the supervisor's own: they take a restart of the whole."""
+    def _warn_restart_needed(self, config: Config) -> None:
+        """Warn of changed settings that need a restart of the supervisor."""
         old, new = self._config.settings, config.settings
         changed = [key for key in ("workers", "log") if getattr(old, key) != getattr(new, key)]
         changed += [
@@ -365,7 +365,9 @@ class Supervisor:
             if getattr(old.listen, kind) != getattr(new.listen, kind)
         ]
         if changed:
-            log_event(_log, logging.WARNING, "takes a restart, not SIGHUP, to be in force", keys=changed)
+            log_event(
+                _log, logging.WARNING, "changed settings need a restart; SIGHUP is not enough", keys=changed
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(self._loop.create_task(work))

@@ -9,42 +9,42 @@ from typing import Protocol
 
 
 class Timer(Protocol):
-    """A timer that was set."""
+    """A pending timer."""
 
     def cancel(self) -> None:
-        """Take it back; nothing happens when it has already fired."""
+        """Cancel the timer, unless it has fired."""
 
 
 class Timers(Protocol):
-    """The part of an event loop that a place needs."""
+    """The part of an event loop that a slot needs."""
 
     def time(self) -> float:
-        """Seconds on a clock that never steps back."""
+        """Seconds on a monotonic clock."""
 
     def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> Timer:
         """Call *callback* in *delay* seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WorkerTimeouts:
     """
-    How long a worker may take to serve, as a successor to be ready, and how often in a row it may be
-    looked at without a beat since.
+    When a worker is killed: it does not serve (a successor: is not ready) within `start_timeout_s`, or its
+    heartbeat did not change for `beats_missed_max` checks in a row.
     """
 
     start_timeout_s: float = 120.0
     beats_missed_max: int = 30
 
 
-PATIENCE = Patience()
+WORKER_TIMEOUTS = WorkerTimeouts()
 
 
 @dataclass(frozen=True, slots=True)
 class BackoffLimits:
     """
-    The first crash costs no wait; from the second in a row on it doubles, up to a bound.
+    The wait before a restart: none after the first crash, then doubling from `first_s` to `longest_s`.
 
-    A crash is in a row with the one before when the worker served for less than `stable_s`.
+    A worker that served for at least `stable_s` starts the count of crashes anew.
     """
 
     first_s: float = 0.5
@@ -53,26 +53,26 @@ class BackoffLimits:
 
 
 class RestartBackoff:
-    """The back-off of one worker's place."""
+    """The back-off of one worker slot."""
 
     def __init__(self, limits: BackoffLimits = BackoffLimits(), chance: Callable[[], float] = random) -> None:
-        """Take jitter from *chance*, 0 ... 1: what crashes together shall not start together."""
+        """*chance* returns 0 to 1 for jitter, so that workers that crash together restart apart."""
         self._limits = limits
         self._chance = chance
         self._crashes = 0
 
     def next_s(self, served_s: float) -> float:
-        """How long to wait, now that a worker has crashed which served for *served_s*."""
+        """Count a crash of a worker that served for *served_s*; return how long to wait."""
         limits = self._limits
         if served_s >= limits.stable_s:
             self._crashes = 0
         self._crashes += 1
         if self._crashes == 1:
             return 0.0
-        doublings = min(self._crashes - 2, 32)  # the bound is reached long before
+        doublings = min(self._crashes - 2, 32)  # longest_s is reached long before
         delay_s = min(limits.longest_s, limits.first_s * float(2**doublings))
         return delay_s * (0.5 + 0.5 * self._chance())
 
     def reset(self) -> None:
-        """Forget the crashes: what runs here from now on is new."""
+        """Forget the crashes, for a new program or configuration."""
         self._crashes = 0

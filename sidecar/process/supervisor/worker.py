@@ -1,8 +1,8 @@
 """
-A worker process: `python -m sidecar.process.supervisor.worker <fd>`, started by the supervisor alone.
+A worker process: `python -m sidecar.process.supervisor.worker <fd>`, started by the supervisor.
 
-It is a sidecar like any other, with three differences: it counts in shared memory, it tells the
-supervisor how it fares instead of having an admin listener, and it drains when the supervisor is gone.
+It differs from a single-process sidecar in three ways: it counts in shared memory, it reports its state to
+the supervisor instead of having an admin listener, and it drains when the supervisor has ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.shared import CountBlock, LayoutError
 from sidecar.observe.table import TABLE
 from sidecar.process.listeners import Served
-from sidecar.process.run import Process, StartPatience, run
+from sidecar.process.run import Process, StartTimeouts, run
 from sidecar.process.shutdown import EXIT_FAULT
 from sidecar.process.supervisor.assignment import read_assignment
 from sidecar.process.supervisor.messages import (
@@ -39,7 +39,7 @@ from sidecar.transports.server import ListenError
 
 BEAT_INTERVAL_S = 1.0
 ORPHAN_GRACE_S = 5.0
-"""What a worker without a supervisor gets beyond its drain before the kernel ends it."""
+"""How long a worker without a supervisor may take after its drain before the kernel ends it."""
 
 _log = logging.getLogger("sidecar.supervisor")
 
@@ -48,69 +48,69 @@ class Link:
     """The worker's end of the socket to its supervisor."""
 
     def __init__(self, fd: int) -> None:
-        """Own *fd*."""
+        """Own the socket *fd*."""
         self.socket = socket.socket(fileno=fd)
         self.socket.setblocking(False)
         self._unsent = b""
-        self.is_cut = False
+        self.is_closed = False
 
-    def tell(self, report: Report) -> None:
-        """Send *report*; what cannot be sent now is sent with the next beat, unless a newer one is."""
+    def send(self, report: Report) -> None:
+        """Send *report*; if the socket is full, the newest report is sent with the next heartbeat."""
         self._unsent = report.packed()
         self.flush()
 
     def flush(self) -> None:
-        """Send what could not be sent."""
+        """Send the report that could not be sent before."""
         if self._unsent:
-            with contextlib.suppress(OSError):  # full, or nobody is there any more
+            with contextlib.suppress(OSError):  # the socket is full, or the supervisor has ended
                 self.socket.send(self._unsent)
                 self._unsent = b""
 
     def confirm(self, confirmation: Confirmation) -> None:
-        """Send *confirmation*; one that cannot be sent now is not waited for any more when it could be."""
+        """Send *confirmation*; drop it if the socket is full, as the supervisor stops waiting for it."""
         with contextlib.suppress(OSError):
             self.socket.send(confirmation.packed())
 
     def receive(self) -> Iterator[Order]:
-        """The orders that have come; afterwards `is_cut` tells whether the supervisor has gone."""
+        """Yield the orders received; afterwards `is_closed` says whether the supervisor has ended."""
         try:
             while packet := self.socket.recv(ORDER_BYTES_MAX):
                 order = read_order(packet)
                 if order is not None:
                     yield order
-            self.is_cut = True
+            self.is_closed = True
         except BlockingIOError:
             return
         except OSError:
-            self.is_cut = True
+            self.is_closed = True
 
 
 class WorkerField(logging.Filter):
-    """Puts the worker's number on every line."""
+    """Adds the worker's number to every log line."""
 
     def __init__(self, index: int) -> None:
-        """Worker *index*."""
+        """Add the number *index*."""
         super().__init__()
         self._field = {"worker": index}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let *record* pass, with the field."""
+        """Add the field to *record*, and keep it."""
         fields: dict[str, object] = getattr(record, "event_fields", {})
         record.event_fields = self._field | fields
         return True
 
 
 class WorkerSidecar(Process):
-    """One run of a worker."""
+    """The process of one worker."""
 
     def __init__(
         self, loaded: LoadedConfig, sidecar: Sidecar, logs: LineHandler, index: int, link: Link,
         block: CountBlock, is_successor: bool = False,
     ) -> None:  # fmt: skip
         """
-        Worker *index* of the supervisor at the other end of *link*.
+        Run worker *index* of the supervisor at the other end of *link*.
 
-        *is_successor* = another process serves until this one is ready.
+        *is_successor* = another process serves until this worker is ready.
         """
         logs.addFilter(WorkerField(index))
         super().__init__(loaded, sidecar, logs)
@@ -118,56 +118,57 @@ class WorkerSidecar(Process):
         self._block = block
         self._served: Served | None = None
         if is_successor:
-            self.patience = StartPatience(inf, inf)  # the supervisor ends it if it takes too long
+            self.timeouts = StartTimeouts(inf, inf)  # the supervisor kills a worker that takes too long
 
     def begin(self) -> None:
-        """Tell the supervisor, from now on, whenever the readiness of this worker changes."""
-        self._sidecar.readiness.on_change = self._tell
-        self._tell()
+        """Report every change of this worker's readiness to the supervisor from now on."""
+        self._sidecar.readiness.on_change = self._report
+        self._report()
         self._beat()
         super().begin()
 
     def on_serving(self, served: Served) -> None:
-        """Tell the supervisor that it serves."""
+        """Report to the supervisor that this worker serves."""
         self._served = served
-        self._tell()
+        self._report()
 
     def _replaces(self) -> bool:
-        """Whose place this worker takes is for the supervisor to know."""
+        """False: the supervisor handles the replacement of processes."""
         return False
 
     def handle_signals(self) -> None:
-        """SIGTERM drains, however often it comes: only the supervisor cuts a drain short (SIGKILL)."""
+        """Handle signals; any number of SIGTERM only drains, and the supervisor ends a drain by SIGKILL."""
         super().handle_signals()
-        asyncio.get_running_loop().add_reader(self._link.socket, self._hear_supervisor)
+        asyncio.get_running_loop().add_reader(self._link.socket, self._read_orders)
 
     def stop(self, number: signal.Signals) -> None:
-        """Drain."""
-        if not self._told_to_stop.is_set():
+        """Start the drain, once."""
+        if not self._stop_requested.is_set():
             super().stop(number)
 
-    def _tell(self) -> None:
-        self._link.tell(Report(self._served, dict(self._sidecar.readiness.components)))
+    def _report(self) -> None:
+        self._link.send(Report(self._served, dict(self._sidecar.readiness.components)))
 
     def _beat(self) -> None:
         self._block.raise_beat()
         self._link.flush()
         asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._beat)
 
-    async def _carry_out(self, order: Order) -> None:
-        """Decide by a change, and say whether it is done."""
+    async def _execute(self, order: Order) -> None:
+        """Wait until this worker decides by the ordered change, and confirm it."""
         followed = self._sidecar.followed
         is_in_force = followed is not None and await followed.put_in_force(order.position)
         self._link.confirm(Confirmation(order.number, is_in_force))
 
-    def _hear_supervisor(self) -> None:
+    def _read_orders(self) -> None:
         for order in self._link.receive():
-            self.spawn(self._carry_out(order))
-        if not self._link.is_cut:
+            self.spawn(self._execute(order))
+        if not self._link.is_closed:
             return
         asyncio.get_running_loop().remove_reader(self._link.socket)
-        log_event(_log, logging.WARNING, "the supervisor is gone")
-        # Should the drain hang, nobody is there to end it: then the kernel does (SIGALRM).
+        log_event(_log, logging.WARNING, "the supervisor has ended: draining")
+        # No supervisor is left to end a drain that hangs, so the kernel does (SIGALRM).
+
         signal.alarm(math.ceil(self._sidecar.config.settings.drain_timeout_s + ORPHAN_GRACE_S))
         self.stop(signal.SIGTERM)
 
@@ -187,9 +188,9 @@ def main(fd: int) -> int:
             ),
         )
     except START_ERRORS as error:
-        link.tell(Report(fault=error))
+        link.send(Report(fault=error))
     except LayoutError as error:
-        link.tell(Report(fault=ListenError(str(error))))
+        link.send(Report(fault=ListenError(str(error))))
     return EXIT_FAULT
 
 

@@ -33,5 +33,5 @@ if __name__ == "__main__":
         "standard input": str(Path("/proc/self/fd/0").readlink()),
     }
     components = {name: Component(True, fact) for name, fact in facts.items()}
-    Link(assignment.link_fd).tell(Report(assignment.listen, components))
+    Link(assignment.link_fd).send(Report(assignment.listen, components))
     sys.exit(EXIT_CODE)

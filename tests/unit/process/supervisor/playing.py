@@ -13,7 +13,7 @@ from sidecar.observe.table import TABLE
 from sidecar.process.readiness import Component
 from sidecar.process.supervisor.messages import Report
 from sidecar.process.supervisor.slot import Slot
-from sidecar.process.supervisor.timing import BackoffLimits, Patience, RestartBackoff
+from sidecar.process.supervisor.timing import BackoffLimits, RestartBackoff, WorkerTimeouts
 from sidecar.transports.server import Endpoint
 
 SERVED = {"grpc": (Endpoint(host="127.0.0.1", port=9191),)}
@@ -136,7 +136,7 @@ class Stage:
             self.timers,
             self.metrics,
             self._on_change,
-            Patience(START_TIMEOUT_S, BEATS_MISSED_MAX),
+            WorkerTimeouts(START_TIMEOUT_S, BEATS_MISSED_MAX),
             RestartBackoff(BackoffLimits(1.0, 8.0, STABLE_S), chance=lambda: 1.0),
         )
 

@@ -11,8 +11,8 @@ from sidecar.process.supervisor.messages import (
     ORDER_BYTES_MAX,
     ORDERS_MAX,
     Confirmation,
-    OpenOrders,
     Order,
+    PendingOrders,
     Report,
     read_confirmation,
     read_order,
@@ -23,9 +23,9 @@ PATIENCE_S = 30.0
 WORDS = [b"", b"{", b"null", b"[1]", b"\xff", b'{"order": 1}', b'{"order": "1", "position": [0]}']
 
 
-def given(orders: OpenOrders, count: int = 1) -> list[asyncio.Task[bool]]:
+def sent_orders(orders: PendingOrders, count: int = 1) -> list[asyncio.Task[bool]]:
     """*count* orders, each waited for."""
-    return [asyncio.create_task(orders.give(AT, PATIENCE_S)) for _ in range(count)]
+    return [asyncio.create_task(orders.send(AT, PATIENCE_S)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("is_in_force", [True, False])
@@ -34,16 +34,16 @@ def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
 
     async def scene() -> None:
         sent: list[bytes] = []
-        orders = OpenOrders(sent.append)
-        first, second = given(orders, 2)
+        orders = PendingOrders(sent.append)
+        first, second = sent_orders(orders, 2)
         await asyncio.sleep(0)
         numbers = [order.number for order in map(read_order, sent) if order is not None]
-        orders.hear(Confirmation(99, True))
-        orders.hear(Confirmation(numbers[1], is_in_force))
-        orders.hear(Confirmation(numbers[1], not is_in_force))
+        orders.confirm(Confirmation(99, True))
+        orders.confirm(Confirmation(numbers[1], is_in_force))
+        orders.confirm(Confirmation(numbers[1], not is_in_force))
         assert await second is is_in_force
         assert not first.done()
-        orders.hear(Confirmation(numbers[0], not is_in_force))
+        orders.confirm(Confirmation(numbers[0], not is_in_force))
         assert await first is not is_in_force
 
     asyncio.run(scene())
@@ -56,13 +56,13 @@ def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
         def broken(packet: bytes) -> None:
             raise BrokenPipeError
 
-        orders = OpenOrders(broken)
-        (waiting,) = given(orders)
+        orders = PendingOrders(broken)
+        (waiting,) = sent_orders(orders)
         await asyncio.sleep(0)
         assert not waiting.done()
-        orders.end()
+        orders.close()
         assert await waiting
-        assert await orders.give(AT, 0.0)
+        assert await orders.send(AT, 0.0)
 
     asyncio.run(scene())
 
@@ -74,13 +74,13 @@ def test_orders__are_not_waited_for_without_end() -> None:
         def full(packet: bytes) -> None:
             raise BlockingIOError
 
-        silent = OpenOrders(lambda packet: None)
-        assert not await silent.give(AT, 0.001)
-        assert not await OpenOrders(full).give(AT, PATIENCE_S)
-        waiting = given(silent, ORDERS_MAX)
+        silent = PendingOrders(lambda packet: None)
+        assert not await silent.send(AT, 0.001)
+        assert not await PendingOrders(full).send(AT, PATIENCE_S)
+        waiting = sent_orders(silent, ORDERS_MAX)
         await asyncio.sleep(0)
-        assert not await silent.give(AT, PATIENCE_S)
-        silent.end()
+        assert not await silent.send(AT, PATIENCE_S)
+        silent.close()
         assert all(await asyncio.gather(*waiting))
 
     asyncio.run(scene())

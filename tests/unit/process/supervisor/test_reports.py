@@ -19,7 +19,7 @@ SERVED = {
 
 
 @pytest.mark.parametrize(
-    ("report", "is_ready", "lacking"),
+    ("report", "is_ready", "unready"),
     [
         (Report(), False, ""),
         (Report(SERVED), True, ""),
@@ -29,11 +29,11 @@ SERVED = {
         (Report(SERVED, {"a": Component(False, "x"), "b": Component(False, "y")}), False, "a: x, b: y"),
     ],
 )
-def test_report__comes_back_as_it_was(report: Report, is_ready: bool, lacking: str) -> None:
+def test_report__comes_back_as_it_was(report: Report, is_ready: bool, unready: str) -> None:
     """Ready = it serves, and so is every component; the others are named."""
     got = read_report(report.packed())
     assert got == report
-    assert (got.is_ready, got.lacking) == (is_ready, lacking)
+    assert (got.is_ready, got.unready) == (is_ready, unready)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_start__says_how_a_worker_ended_that_said_nothing(stage: Stage) -> None:
     stage.slot.start(stage.launch)
     stage.last.end(-signal.SIGKILL)
     assert (
-        str(stage.slot.start_error) == "worker 3 ended (SIGKILL) before it was ready; its own lines say more"
+        str(stage.slot.start_error)
+        == "worker 3 ended (SIGKILL) before it was ready; see the log lines of this worker"
     )
 
 
@@ -220,7 +221,7 @@ def test_replace__when_both_fail_the_place_is_filled_as_before(stage: Stage) -> 
     stage.slot.replace(newer.launch, told.append)
     stage.last.end(CRASH)
     newer.last.end(1)
-    assert told == ["worker 3 ended (exit code 1) before it was ready; its own lines say more"]
+    assert told == ["worker 3 ended (exit code 1) before it was ready; see the log lines of this worker"]
     stage.timers.advance(stage.timers.next_s)
     assert (len(stage.workers), len(newer.workers)) == (2, 1)
 

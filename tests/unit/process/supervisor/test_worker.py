@@ -54,7 +54,7 @@ def test_link__tells_reports_one_by_one(ends: tuple[socket.socket, Link]) -> Non
     ours, link = ends
     with ours, link.socket:
         for number in range(3):
-            link.tell(numbered(number))
+            link.send(numbered(number))
         assert heard(ours) == [numbered(0), numbered(1), numbered(2)]
 
 
@@ -63,7 +63,7 @@ def test_link__a_supervisor_that_does_not_read_holds_nothing_up(ends: tuple[sock
     ours, link = ends
     with ours, link.socket:
         for number in range(10_000):
-            link.tell(numbered(number))
+            link.send(numbered(number))
         before = heard(ours)
         assert before[-1] != numbered(9_999)
         link.flush()
@@ -76,10 +76,10 @@ def test_link__the_end_of_the_supervisor_is_seen(ends: tuple[socket.socket, Link
     """The kernel closes its end with it; telling goes on without harm."""
     ours, link = ends
     with link.socket:
-        assert (list(link.receive()), link.is_cut) == ([], False)
+        assert (list(link.receive()), link.is_closed) == ([], False)
         ours.close()
-        assert (list(link.receive()), link.is_cut) == ([], True)
-        link.tell(numbered(1))
+        assert (list(link.receive()), link.is_closed) == ([], True)
+        link.send(numbered(1))
         link.confirm(Confirmation(1, is_in_force=True))
 
 
@@ -91,7 +91,7 @@ def test_link__brings_orders_whatever_is_between_them(ends: tuple[socket.socket,
         for order in orders:
             ours.send(b"{")
             ours.send(order.packed())
-        assert (list(link.receive()), link.is_cut) == (orders, False)
+        assert (list(link.receive()), link.is_closed) == (orders, False)
         link.confirm(Confirmation(2, is_in_force=True))
         assert read_confirmation(ours.recv(PACKET_BYTES_MAX)) == Confirmation(2, is_in_force=True)
 

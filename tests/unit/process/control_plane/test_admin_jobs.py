@@ -11,7 +11,7 @@ import pytest
 from sidecar.domain.accounts import EXPIRY_WARNING_US
 from sidecar.observe.metrics import Metrics
 from sidecar.process.first_administrator import make_first_administrator
-from sidecar.process.supervisor.admin_api import AdminUpkeep
+from sidecar.process.supervisor.admin_api import AdminJobs
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.uses import TokenUses
 from tests.administration import DAY_US, LIFECYCLE, NOW_US, SECOND_US, ManualClock
@@ -24,7 +24,7 @@ LIFETIME_S = 90 * DAY_US // SECOND_US
 
 
 class UpkeepHarness:
-    """A registry with ann, whose token lives for ninety days, and the upkeep of its API."""
+    """A registry with ann, whose token lives for ninety days, and the jobs of its API."""
 
     def __init__(self, registry: SqliteRegistry, clock: ManualClock, token_id: str) -> None:
         """Nothing has run."""
@@ -33,7 +33,7 @@ class UpkeepHarness:
         self.token_id = token_id
         self.metrics: Metrics = make_metrics()
         self.uses = TokenUses()
-        self.upkeep = AdminUpkeep(registry, self.uses, self.metrics, clock)
+        self.jobs = AdminJobs(registry, self.uses, self.metrics, clock)
 
     @classmethod
     async def open(cls, folder: Path) -> UpkeepHarness:
@@ -51,18 +51,18 @@ def test_look__tells_until_when_somebody_can_administer(
 
     async def scene() -> None:
         now = await UpkeepHarness.open(tmp_path)
-        await now.upkeep.look()
+        await now.jobs.check_tokens()
         assert now.metrics.value(LIVE) == 1
         assert now.metrics.value(ENDS) == NOW_US // SECOND_US + LIFETIME_S
         now.clock.advance(90 * DAY_US - EXPIRY_WARNING_US - SECOND_US)
-        await now.upkeep.look()
+        await now.jobs.check_tokens()
         assert caplog.records == []
         now.clock.advance(SECOND_US)
         for _ in range(3):
-            await now.upkeep.look()
+            await now.jobs.check_tokens()
         assert [record.getMessage() for record in caplog.records] == ["administrators lose access soon"]
         now.clock.advance(EXPIRY_WARNING_US)
-        await now.upkeep.look()
+        await now.jobs.check_tokens()
         assert len(caplog.records) == 2
         assert (now.metrics.value(LIVE), now.metrics.value(ENDS)) == (0, 0)
         await now.registry.aclose()
@@ -77,11 +77,11 @@ def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
     async def scene() -> None:
         now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "192.0.2.1", NOW_US)
-        running = asyncio.create_task(now.upkeep.run())
+        running = asyncio.create_task(now.jobs.run())
         await until(now.registry.token_uses)
         running.cancel()
         now.uses.note(now.token_id, "local", NOW_US + 1)
-        await now.upkeep.end()
+        await now.jobs.end()
         assert (await now.registry.token_uses())[now.token_id].source == "local"
         await now.registry.aclose()
 
@@ -95,7 +95,7 @@ def test_end__is_bounded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "local", NOW_US)
         await now.registry.aclose()
-        await now.upkeep.end()
+        await now.jobs.end()
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())

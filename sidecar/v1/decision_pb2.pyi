@@ -276,6 +276,26 @@ class DecideResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class UpstreamHeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERDICT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DECISION_ID_FIELD_NUMBER: _builtins.int
@@ -289,6 +309,8 @@ class DecideResponse(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    UPSTREAM_HEADERS_FIELD_NUMBER: _builtins.int
+    REMOVED_HEADERS_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """Whether the request may go on. Compare with VERDICT_ALLOW and treat everything else as a denial, so
     that a verdict you do not know yet is one.
@@ -342,6 +364,19 @@ class DecideResponse(_message.Message):
         with a denial also content-type and the rest. Forward them all or none.
         """
 
+    @_builtins.property
+    def upstream_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For middleware: headers that tell the application of an allowed request who calls, by lower-case name:
+        x-integration-id, x-integration-name, x-credential-id, x-decision-id. Replace every copy that the
+        client sent. Empty with a denial.
+        """
+
+    @_builtins.property
+    def removed_headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For middleware: names of the headers of an allowed request that carried the API key. Remove them before
+        the request is served. Empty with a denial, and when the key came in `api_key`.
+        """
+
     def __init__(
         self,
         *,
@@ -358,10 +393,12 @@ class DecideResponse(_message.Message):
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         body: _builtins.str = ...,
         fallback: Global___Fallback.ValueType = ...,
+        upstream_headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        removed_headers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reset_at", b"reset_at", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "credential_id", b"credential_id", "decision_id", b"decision_id", "fallback", b"fallback", "headers", b"headers", "http_status", b"http_status", "integration_id", b"integration_id", "limit", b"limit", "reason", b"reason", "remaining", b"remaining", "reset_at", b"reset_at", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "credential_id", b"credential_id", "decision_id", b"decision_id", "fallback", b"fallback", "headers", b"headers", "http_status", b"http_status", "integration_id", b"integration_id", "limit", b"limit", "reason", b"reason", "remaining", b"remaining", "removed_headers", b"removed_headers", "reset_at", b"reset_at", "retry_after", b"retry_after", "upstream_headers", b"upstream_headers", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

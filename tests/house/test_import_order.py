@@ -25,6 +25,7 @@ BELOW: dict[str, frozenset[str]] = {
     "process": PROCESS,
     "verify": PROCESS | {"process"},
     "admin_client": GROUND | {"observe"},
+    "client": frozenset({"v1"}),
     "cli": PROCESS | {"process", "verify", "admin_client"},
     "v1": frozenset(),
 }

@@ -112,6 +112,8 @@ def test_proto__numbers_are_forever() -> None:
         "headers": 11,
         "body": 12,
         "fallback": 13,
+        "upstream_headers": 14,
+        "removed_headers": 15,
     }
     assert {field.name: field.number for field in pb.DecideRequest.DESCRIPTOR.fields} == {
         "method": 1,
@@ -157,6 +159,12 @@ def test_decide__allows(key: NewApiKey) -> None:
             "x-ratelimit-limit": "60",
             "x-ratelimit-remaining": "59",
             "x-ratelimit-reset": str(NOW_S + 1),
+        },
+        upstream_headers={
+            "x-integration-id": "acme",
+            "x-integration-name": "Acme GmbH",
+            "x-credential-id": key.credential_id,
+            "x-decision-id": response.decision_id,
         },
     )
 
@@ -263,6 +271,7 @@ def test_fill__an_allow_without_a_look_at_the_bucket(key: NewApiKey) -> None:
         credential_id=key.credential_id,
         fallback=pb.FALLBACK_ALLOW,
         headers={"x-ratelimit-fallback": "allow"},
+        upstream_headers=response.upstream_headers,
     )
 
 
@@ -299,7 +308,10 @@ def test_proto__fallbacks_are_the_domain_s() -> None:
 def test_decide__a_key_in_headers(key: NewApiKey, headers: dict[str, str]) -> None:
     """The configured sources are looked into, whatever the case of the names."""
     headers = {name: value.replace("%s", key.api_key) for name, value in headers.items()}
-    assert reason_of(decide(serve(key), ask(headers=headers))) == "ok"
+    response = decide(serve(key), ask(headers=headers))
+    assert reason_of(response) == "ok"
+    carriers = [name.lower() for name, value in headers.items() if key.api_key in value]
+    assert sorted(response.removed_headers) == sorted(set(carriers))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sidecar.stores.redis.keys import KeySpace, read_layout
 from sidecar.stores.redis.link import Link
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
-from sidecar.stores.redis.server_info import NOEVICTION, ServerInfo, evicts
+from sidecar.stores.redis.server_info import NOEVICTION, ServerInfo, eviction_problem
 from sidecar.stores.redis.slots import find_slots
 from sidecar.stores.redis.urls import StoreTopology, StoreUrl
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
@@ -91,7 +91,7 @@ async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) 
         facts.append(f"version {info.fields.get('valkey_version') or info.fields.get('redis_version')}")
         facts.append(f"maxmemory-policy {info.evicting_policy or NOEVICTION}")
         if info.evicting_policy:  # where the registry is, the connector has refused it
-            problem = evicts(link.address, info.evicting_policy, holds_registry=False)
+            problem = eviction_problem(link.address, info.evicting_policy, holds_registry=False)
             warnings.append(config.fault(("store",), problem))
     layout = (await link.request("GET", space.layout_key) or b"").decode(errors="replace")
     partitions = read_layout(layout)

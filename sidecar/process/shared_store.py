@@ -82,7 +82,7 @@ class SharedStore:
             self._tell_store(self.buckets.is_ready)
             while True:
                 await asyncio.sleep(LOOK_INTERVAL_S)
-                await self.buckets.look_at_servers()
+                await self.buckets.check_servers()
         finally:
             try:
                 await self._heart.close()

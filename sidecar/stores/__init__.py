@@ -1,1 +1,1 @@
-"""What remembers: bucket stores and registries, their protocols, embedded and shared."""
+"""Bucket stores and registries, embedded and shared, and their protocols."""

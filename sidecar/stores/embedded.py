@@ -1,4 +1,4 @@
-"""The embedded bucket store: levels in memory, for a sidecar of one process. No trip, no wait."""
+"""The embedded bucket store: bucket levels in the memory of one sidecar process; no round trip, no wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPARE_CLOCKS_US = 1_000_000
 """How often the two clocks are compared."""
 
 TOLERANCE_US = 1_000
-"""Clocks that differ by less agree: reading them one after the other takes time, too."""
+"""A smaller difference between the clocks is ignored: reading two clocks takes time."""
 
 _NEVER_US = 2**63
 
@@ -23,10 +23,10 @@ class EmbeddedBucketStore:
     """
     Buckets of one process.
 
-    At most *buckets_max* are kept. When a further one needs a place, those that are full again and owe
-    nothing are dropped; when there is none, its takes are refused as overloaded: dropping a used bucket
-    would hand out its tokens again. Looking for full ones walks over all, so it is not done again before
-    the first of them can have become full.
+    At most *buckets_max* are kept. At that limit the store drops buckets that are full again and have no
+    debt; if there are none, it refuses takes of new buckets as overloaded, because dropping a used bucket
+    would hand out its tokens again. The search for full buckets reads all of them, so it is repeated only
+    when the next bucket can have become full.
     """
 
     __slots__ = (
@@ -34,10 +34,10 @@ class EmbeddedBucketStore:
         "_buckets_max",
         "_clock_us",
         "_compare_at_us",
+        "_convert_from_us",
         "_full_at_us",
         "_levels",
         "_searched_at_us",
-        "_tells_from_us",
         "_wall_us",
     )
 
@@ -48,22 +48,22 @@ class EmbeddedBucketStore:
         wall_us: Callable[[], int] | None = None,
     ) -> None:
         """
-        Refill buckets by *clock_us*, read once a take, and tell `reset_at_us` by *wall_us*.
+        Refill buckets by *clock_us*, read once per take, and report `reset_at_us` by *wall_us*.
 
-        The two are compared once a second. *wall_us* None = *clock_us* tells the time itself.
+        The store compares the two clocks once per second. *wall_us* None = report by *clock_us*, too.
         """
         self._clock_us = clock_us
         self._wall_us = wall_us
         self._compare_at_us = 0 if wall_us is not None else _NEVER_US
-        self._ahead_us = 0  # the wall clock's time less ours
-        self._tells_from_us = self._compare_at_us  # from then on `_told` is needed
+        self._ahead_us = 0  # wall_us - clock_us
+        self._convert_from_us = self._compare_at_us  # from then on results need `_to_wall_clock`
         self._buckets_max = buckets_max
         self._levels: dict[str, Level] = {}
-        self._searched_at_us = 0  # the last search for full buckets, and when it found
-        self._full_at_us = 0  # that the first of those in use would be full
+        self._searched_at_us = 0  # when full buckets were last searched for
+        self._full_at_us = 0  # when the first of the remaining buckets is full
 
     def __len__(self) -> int:
-        """Buckets that are kept now."""
+        """Number of buckets in memory."""
         return len(self._levels)
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
@@ -78,10 +78,10 @@ class EmbeddedBucketStore:
             if len(levels) >= self._buckets_max and not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
             levels[key] = level
-        return taken if now_us < self._tells_from_us else self._told(taken, now_us)
+        return taken if now_us < self._convert_from_us else self._to_wall_clock(taken, now_us)
 
     def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
-        """Not needed: `take_now` always answers."""
+        """Not supported: `take_now` always answers."""
         raise NotImplementedError("the embedded store answers every take at once")
 
     def _take_several(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
@@ -92,23 +92,23 @@ class EmbeddedBucketStore:
             if not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
             self._levels.update(zip(buckets.keys, drawn, strict=True))
-        return taken if now_us < self._tells_from_us else self._told(taken, now_us)
+        return taken if now_us < self._convert_from_us else self._to_wall_clock(taken, now_us)
 
-    def _told(self, taken: Taken, now_us: int) -> Taken:
-        """*taken* in terms of the wall clock, which is compared with ours when that is due."""
+    def _to_wall_clock(self, taken: Taken, now_us: int) -> Taken:
+        """Return *taken* with its reset time by the wall clock; compare the two clocks when that is due."""
         if now_us >= self._compare_at_us:
-            assert self._wall_us is not None  # else it would never be due
+            assert self._wall_us is not None  # without a wall clock the comparison is never due
             ahead_us = self._wall_us() - now_us
             self._ahead_us = ahead_us if abs(ahead_us) >= TOLERANCE_US else 0
             self._compare_at_us = now_us + COMPARE_CLOCKS_US
-            self._tells_from_us = 0 if self._ahead_us else self._compare_at_us
+            self._convert_from_us = 0 if self._ahead_us else self._compare_at_us
         if not self._ahead_us:
             return taken
         reset_at_us = taken.reset_at_us + self._ahead_us
         return Taken(taken.admitted, taken.remaining, taken.retry_after_us, reset_at_us)
 
     def _has_room(self, keys: Sequence[str], now_us: int) -> bool:
-        """Whether the buckets *keys* can be kept, after full ones have given way if need be."""
+        """Whether the buckets *keys* fit in memory, after dropping full buckets if necessary."""
         if self._fit(keys):
             return True
         if not self._searched_at_us <= now_us < self._full_at_us:

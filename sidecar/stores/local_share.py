@@ -1,10 +1,10 @@
 """
-A sidecar's share of every limit, in its own memory, for while the shared store is gone.
+A sidecar's share of every limit, in its own memory, used while the shared store is unavailable.
 
-With n sidecars alive each gets 1/n of every rate and burst: together about the limit, if requests are
+With n live sidecars each gets 1/n of every rate and burst: together about the limit, if requests are
 spread evenly. A share of 1/n is a bucket of the full quota in which every take costs n tokens: exact
-for every n, also where limit / n is not a whole number. A sidecar whose share of the burst is less
-than one take gets one, so a fleet of n may then admit up to n takes of a burst.
+for every n, also where limit / n is not a whole number. A share of the burst is at least one take,
+so a fleet of n may admit up to n takes of a burst smaller than n.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import StoreFault
 
 SHARES_MAX = 65_536
-"""Bucket sets kept in terms of their share."""
+"""Maximum number of bucket sets whose share is cached."""
 
 FORGET_AFTER_US = 60_000_000
 """
-How long the store must have answered before what was used without it is forgotten.
+How long the store must have answered before local usage is dropped.
 
-A store that comes and goes would else give a fleet a fresh burst of every bucket each time.
+Otherwise an unstable store would give the fleet a fresh burst of every bucket at each failure.
 """
 
 
@@ -31,9 +31,9 @@ class LocalShare:
     """
     Buckets of one sidecar at 1/n of every quota; n = `live_sidecars`, which may change at any time.
 
-    Used tokens stay used when n changes. The buckets begin full when the store fails, so a failure
-    gives a fleet up to one more burst of every bucket; `forget_unused` empties the memory once the store
-    has been back for a while, so that the next failure begins the same way.
+    Used tokens stay used when n changes. The buckets are full when the store fails, so a failure gives
+    the fleet up to one more burst of every bucket. `forget_unused` drops them once the store has been
+    back for `FORGET_AFTER_US`, so that the next failure starts with full buckets again.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LocalShare:
         live_sidecars: int = 1,
         wall_us: Callable[[], int] | None = None,
     ) -> None:
-        """Share with *live_sidecars* others, this one included; for the clocks see `EmbeddedBucketStore`."""
+        """Share among *live_sidecars*, this one included; for the clocks see `EmbeddedBucketStore`."""
         self._clock_us = clock_us
         self._wall_us = wall_us
         self._store = EmbeddedBucketStore(clock_us, wall_us=wall_us)
@@ -51,12 +51,12 @@ class LocalShare:
         self._used_at_us = 0
 
     def __len__(self) -> int:
-        """Buckets that are kept now."""
+        """Number of buckets in memory."""
         return len(self._store)
 
     @property
     def live_sidecars(self) -> int:
-        """By how many the limits are shared."""
+        """Number of sidecars that share the limits."""
         return self._live_sidecars
 
     @live_sidecars.setter
@@ -66,7 +66,7 @@ class LocalShare:
             self._shares.clear()
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
-        """Take from this sidecar's share; figures are in terms of the share. See `BucketStore.take_now`."""
+        """Take from this sidecar's share; the result describes the share. See `BucketStore.take_now`."""
         self._used_at_us = self._clock_us()
         share = self._shares.get(buckets)
         if share is None:
@@ -78,7 +78,7 @@ class LocalShare:
         return outcome or StoreFault.OVERLOADED
 
     def forget_unused(self) -> None:
-        """Begin anew if no take came for `FORGET_AFTER_US`; to be called while the store answers."""
+        """Drop all buckets if none was used for `FORGET_AFTER_US`; call this while the store answers."""
         is_used = len(self._store) > 0 or len(self._shares) > 0
         if is_used and self._clock_us() - self._used_at_us >= FORGET_AFTER_US:
             self._store = EmbeddedBucketStore(self._clock_us, wall_us=self._wall_us)
@@ -90,8 +90,7 @@ class LocalShare:
         cost = min(buckets.cost * self._live_sidecars, BURST_MAX)
         quotas = []
         for quota in buckets.quotas:
-            # A take that fits the whole bucket must fit the share, however small; one that never
-            # fitted must not.
+            # A take that fits the whole bucket must fit its share; one that exceeds the burst must not.
             fits = buckets.cost <= quota.burst
             quotas.append(Quota(quota.interval_us, max(quota.burst, cost)) if fits else quota)
         share = BucketSet(buckets.owner, buckets.generation, buckets.keys, quotas, cost)

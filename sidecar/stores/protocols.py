@@ -1,4 +1,4 @@
-"""What a bucket store promises, whichever it is."""
+"""The protocol of bucket stores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sidecar.domain.bucket import BucketSet, Taken
 
 
 class StoreFault(Enum):
-    """Why a take has no outcome. The caller answers by its policy and never retries."""
+    """Why a take has no outcome. The caller answers by its policy and does not retry."""
 
     UNAVAILABLE = "unavailable"  # not connected, or the breaker is open
-    TIMEOUT = "timeout"  # no reply within the deadline; the take may still have happened
+    TIMEOUT = "timeout"  # no reply within the deadline; the store may still have executed the take
     OVERLOADED = "overloaded"  # the bounded queue is full
     SUPERSEDED = "superseded"  # the integration's record has changed; the new snapshot is in force
 
@@ -26,21 +26,21 @@ class BucketStore(Protocol):
     """
     Takes tokens from the buckets of one decision, all or none, by the rules of `domain.bucket`.
 
-    A store answers at once from `take_now` when it can do so exactly; otherwise the caller goes on
-    with `take_later`. Neither ever blocks the event loop.
+    `take_now` answers when the store knows the exact outcome; otherwise the caller calls `take_later`.
+    Neither blocks the event loop.
     """
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
         """
-        Take *asked* times (0 = peek) if the exact outcome is at hand, else change nothing.
+        Take *asked* times (0 = peek) if the exact outcome is known without I/O, else change nothing.
 
         Returns:
-            None when the outcome needs a trip to the shared store.
+            None when the outcome needs a round trip to the shared store.
         """
 
     def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
         """
-        Take *asked* times in the next trip to the shared store; call *done* within *timeout_s*.
+        Take *asked* times in the next round trip to the shared store; call *done* within *timeout_s*.
 
-        *done* is called exactly once, never from within this call.
+        *done* is called exactly once, and not from within this call.
         """

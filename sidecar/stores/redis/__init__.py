@@ -1,1 +1,1 @@
-"""The shared bucket store: Redis or Valkey, our Lua, and the client discipline around it."""
+"""The shared bucket store in Redis or Valkey: the client and its Lua scripts."""

@@ -1,4 +1,4 @@
-"""Takes on their way to one node: the batch that gathers, and the batches that wait behind it."""
+"""Batches of takes for one node, and the bounded queue that collects them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sidecar.stores.redis.take_call import NEVER_S, CompiledSet, Group
 
 class Batch:
     """
-    Groups of equal takes that go to a node in one write.
+    Groups of equal takes that are sent to a node in one write.
 
-    Until it is sent only `groups`, `takes`, `keys` and `deadline_s` (the nearest of its takes) matter.
-    After that, `unanswered` counts its script calls without a reply, `overdue_s` is when it counts as
-    a failure of the node and `dead_s` when its connection is given up; infinity once that has happened.
+    Before sending only `groups`, `takes`, `keys` and `deadline_s` (the earliest of its takes) are used.
+    After that, `unanswered` counts its script calls without a reply, `overdue_s` is when it counts as a
+    failure of the node and `dead_s` when its connection is aborted; infinity once that has happened.
     """
 
     __slots__ = (
@@ -33,7 +33,7 @@ class Batch:
     )
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         self.groups: dict[CompiledSet, Group] = {}
         self.takes = 0
         self.keys = 0
@@ -45,7 +45,7 @@ class Batch:
         self.unanswered = 0
 
     def expire(self, now_s: float) -> list[TakeDone]:
-        """Whom to tell that their time is over, each once."""
+        """Return the callbacks of expired takes, each once."""
         due: list[TakeDone] = []
         deadline_s = NEVER_S
         for group in self.groups.values():
@@ -55,29 +55,29 @@ class Batch:
         return due
 
     def shrink(self) -> None:
-        """Drop the takes that have expired, so that they are not taken."""
+        """Drop the expired takes, so that they are not sent."""
         for group in self.groups.values():
             group.forget_expired()
         self.groups = {key: group for key, group in self.groups.items() if group.waiting}
         self.takes = sum(len(group.waiting) for group in self.groups.values())
 
     def release(self) -> Iterator[TakeDone]:
-        """Whom to tell, each once: the batch is over."""
+        """Remove all takes; yield the callbacks of those that still wait."""
         for group in self.groups.values():
             yield from group.release()
 
 
 class TakeQueue:
     """
-    A bounded queue of batches; takes join the last one.
+    A bounded queue of batches; new takes join the last batch.
 
-    `takes` counts those that wait. Its owner asks `is_full` before it adds.
+    `takes` counts the queued takes. The owner must check `is_full` before `add`.
     """
 
     __slots__ = ("_batches", "_groups_max", "_keys_max", "_last", "_takes_max", "takes")
 
     def __init__(self, limits: StoreLimits) -> None:
-        """Begin with an empty batch."""
+        """Start with an empty batch."""
         self._groups_max = limits.groups_max
         self._keys_max = limits.keys_max
         self._takes_max = limits.queue_takes_max
@@ -87,11 +87,11 @@ class TakeQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether one more take must be refused."""
+        """Whether the next take must be refused."""
         return self.takes >= self._takes_max
 
     def add(self, compiled: CompiledSet, asked: int, deadline_s: float, done: TakeDone) -> None:
-        """Let a take join the last batch, merged with its equals."""
+        """Add a take to the last batch, merged with equal takes."""
         batch = self._last
         group = batch.groups.get(compiled)
         if group is None or group.asked + asked > ASKED_MAX:
@@ -104,7 +104,7 @@ class TakeQueue:
             batch.deadline_s = deadline_s
 
     def _open(self, compiled: CompiledSet, is_group_full: bool) -> tuple[Batch, Group]:
-        """A new group, in a new batch where the last one has no room."""
+        """Add a group, in a new batch if the last batch has no room."""
         batch = self._last
         keys = len(compiled.keys) + 1
         if batch.groups and (
@@ -117,7 +117,7 @@ class TakeQueue:
         return batch, group
 
     def pop(self) -> Batch | None:
-        """The batch that has waited longest; None = nothing waits."""
+        """Remove and return the oldest batch; None = the queue is empty."""
         if not self.takes:
             return None
         batch = self._batches.popleft()
@@ -129,11 +129,11 @@ class TakeQueue:
 
     @property
     def deadline_s(self) -> float:
-        """The nearest deadline of all takes that wait."""
+        """The earliest deadline of all queued takes."""
         return min(batch.deadline_s for batch in self._batches)
 
     def expire(self, now_s: float) -> list[TakeDone]:
-        """Take out the takes whose time is over; whom to tell. They will not be taken."""
+        """Remove the expired takes, so that they are not sent; return their callbacks."""
         due: list[TakeDone] = []
         for batch in self._batches:
             if batch.deadline_s <= now_s:
@@ -144,7 +144,7 @@ class TakeQueue:
         return due
 
     def release(self) -> list[TakeDone]:
-        """Empty the queue; whom to tell."""
+        """Empty the queue; return the callbacks of its takes."""
         due = [done for batch in self._batches for done in batch.release()]
         self._last = Batch()
         self._batches = deque((self._last,))

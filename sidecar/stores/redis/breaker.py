@@ -1,12 +1,12 @@
 """
-The circuit breaker of one node: after a few failures in a row nobody waits for it any more.
+The circuit breaker of one node: after `failures_max` consecutive failures takes are refused at once.
 
     closed ──failures_max failures in a row──> open ──probe_after_s──> half-open
       ^                                         ^                          │
       └───────────── probe answered in time ────┴──── probe failed ────────┘
 
-The breaker is told what happened and when; it reads no clock and starts nothing itself. The probe is
-a command of its own, never somebody's decision.
+The caller reports events and their times; the breaker reads no clock and sends nothing. The probe is
+a separate command, not a caller's take.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import Enum
 
 
 class BreakerState(Enum):
-    """What the breaker lets through: everything, nothing, or one probe that is under way."""
+    """CLOSED lets all takes through, OPEN none, and HALF_OPEN only the probe that is in flight."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -25,9 +25,9 @@ class BreakerState(Enum):
 
 class Breaker:
     """
-    Counts failures in a row.
+    Counts consecutive failures.
 
-    `probe_at_s` is when the next probe is due, infinity unless open.
+    `probe_at_s` is when the next probe is due; infinity unless the breaker is open.
     """
 
     __slots__ = ("_failures", "_failures_max", "_jitter", "_probe_after_s", "probe_at_s", "state")
@@ -36,9 +36,9 @@ class Breaker:
         self, failures_max: int = 3, probe_after_s: float = 0.2, jitter: Callable[[], float] = lambda: 1.0
     ) -> None:
         """
-        Begin closed.
+        Start closed.
 
-        *jitter* returns a factor around 1 for each wait, so that a fleet does not probe in step.
+        *jitter* returns a factor around 1 for each wait, so that sidecars do not probe at the same time.
         """
         self._failures_max = failures_max
         self._probe_after_s = probe_after_s
@@ -48,7 +48,7 @@ class Breaker:
         self.probe_at_s = float("inf")
 
     def fail(self, now_s: float) -> bool:
-        """A call was not answered in time, or the node could not; True = it has opened just now."""
+        """Count a call that timed out or that the node could not serve; True = the breaker opens."""
         if self.state is not BreakerState.CLOSED:
             return False
         self._failures += 1
@@ -58,22 +58,22 @@ class Breaker:
         return True
 
     def succeed(self) -> None:
-        """A call was answered in time. While open this proves nothing: the call is an old one."""
+        """Count a call that was answered in time. Ignored while open, because the call is an old one."""
         if self.state is BreakerState.CLOSED:
             self._failures = 0
 
     def probe_now(self, now_s: float) -> None:
-        """The node gave a sign of life, though too late: probe at once."""
+        """Probe at once, because the node has answered, though too late."""
         if self.state is BreakerState.OPEN:
             self.probe_at_s = now_s
 
     def begin_probe(self) -> None:
-        """The probe has been sent."""
+        """Record that the probe was sent."""
         self.state = BreakerState.HALF_OPEN
         self.probe_at_s = float("inf")
 
     def end_probe(self, is_good: bool, now_s: float) -> None:
-        """The probe was answered in time, or not."""
+        """Record whether the probe was answered in time."""
         if self.state is not BreakerState.HALF_OPEN:
             return
         if is_good:
@@ -82,7 +82,7 @@ class Breaker:
             self._open(now_s)
 
     def reset(self) -> None:
-        """Close: the node has just proved itself, by a probe or by a whole handshake."""
+        """Close the breaker after a successful probe or handshake."""
         self.state = BreakerState.CLOSED
         self.probe_at_s = float("inf")
         self._failures = 0

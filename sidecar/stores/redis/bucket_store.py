@@ -1,4 +1,4 @@
-"""The bucket store in Redis: what a decision sees of it."""
+"""The bucket store in Redis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidecar.stores.redis.link import Link, LinkLostError, load_again
 from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline, PipelineParts
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, code_of, remedy_of
 from sidecar.stores.redis.scripts import Script
-from sidecar.stores.redis.server_info import evicts
+from sidecar.stores.redis.server_info import eviction_problem
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Notify, Refresh, SupersededTakes
 from sidecar.stores.redis.take_call import CompiledSet, Group
@@ -33,64 +33,63 @@ from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 log = logging.getLogger(__name__)
 
-TELL_AGAIN_S = 10.0
-"""An error that a person must mend is logged that often."""
-
+LOG_INTERVAL_S = 10.0
+"""Minimum time between log entries of an error that a person must fix."""
 
 REFUSAL_LASTS_S = 10.0
-"""A refused command is the store's trouble for that long; the heartbeat is refused each second."""
+"""How long a refused command is reported as the store's trouble; a heartbeat is sent each second."""
 
-TOLD_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
-"""Errors that may pass by themselves, and that a person should know of if they do not."""
+LOGGED_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
+"""Errors that may be temporary and are logged because they may also persist."""
 
 
 class Topology(Protocol):
-    """Which pipeline serves a partition, and keeping those pipelines connected."""
+    """Finds the primaries, keeps a pipeline to each connected, and knows the pipeline of each partition."""
 
     pipelines: list[NodePipeline]
 
     @property
     def trouble(self) -> str:
-        """Why some partition cannot be used, for a person to read; '' = all can be."""
+        """Why a partition is not served, as text for people; '' = all are served."""
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start to connect."""
 
     async def tried(self) -> None:
-        """Wait until the first attempt has ended."""
+        """Wait until the first attempt has succeeded or failed."""
 
     @property
     def is_whole(self) -> bool:
         """Whether every partition is served."""
 
     def count_unserved(self) -> None:
-        """Notify how many partitions are not served, when that has changed."""
+        """Count the unserved partitions and report when their number has changed."""
 
     def search(self) -> None:
-        """Something has changed: look for the primaries again."""
+        """Find the primaries again, because they may have changed."""
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
+        """Send *groups* to the node that *error* names; False = that is not possible."""
 
     def release_waiting(self) -> None:
         """Fail the takes that were not sent to their node yet."""
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
 
 
 class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
-    `clock` tells its time, known from every take and heartbeat.
+    `clock` is the store's clock, updated from takes and heartbeats.
 
     `on_state_change(is_ready)` is called when readiness or `trouble` changes.
-    `refresh(owner, generation, done)` is called when
-    the server knows another generation of an integration's record than we took for, 0 = it knows none; it
-    puts that record into force and calls `done`. Until then the takes wait, so that their callers find the
-    new record when they are told SUPERSEDED. `check_link` judges each connection before it is used: what we
-    go by must be of the history that the server holds.
+    `refresh(owner, generation, done)` is called when the server has another generation of an integration's
+    record than the takes were decided by, 0 = the record does not exist; it puts the new record into force
+    and calls `done`. The takes wait for that, so that their callers find the new record when they get
+    SUPERSEDED. `check_link` checks before a connection is used that the server's registry history includes
+    what this sidecar has read.
     """
 
     def __init__(
@@ -104,16 +103,16 @@ class RedisBucketStore:
         turn: LoopTurn | None = None,
     ) -> None:
         """
-        Nothing is opened before `start`.
+        Connect only at `start`.
 
         Args:
-            url: where the store is.
-            metrics: what is counted.
-            limits: bounds, None = the defaults.
-            checks_generation: whether the registry is in this Redis too, so that a take is refused as
-                superseded when the integration's record has changed since.
-            override_clock_us: replaces the server's clock; for tests alone, no setting leads here.
-            turn: shared with the transport of the loop that it runs in, None = with none.
+            url: the address of the store.
+            metrics: where takes, errors and connections are counted.
+            limits: None = the defaults.
+            checks_generation: whether the registry is in this Redis, too, so that a take is refused as
+                superseded when the integration's record has changed.
+            override_clock_us: replaces the server's clock, only in tests.
+            turn: shared with the transport of the same event loop; None = not shared.
         """
         self.keys = KeySpace(url.prefix, url.partitions)
         self.limits = limits or StoreLimits()
@@ -133,32 +132,34 @@ class RedisBucketStore:
         self._topology: Topology | None = None
         self.turn = turn
         self._superseded: SupersededTakes | None = None
-        self._was = False, ""
-        self._told: dict[str, float] = {}
+        self._reported_state = False, ""
+        self._logged_s: dict[str, float] = {}
         self._refusals: dict[str, tuple[str, float]] = {}
 
     @property
     def is_ready(self) -> bool:
-        """Whether every bucket can be taken from now."""
+        """Whether every partition is served."""
         return self._topology is not None and self._topology.is_whole
 
     @property
     def trouble(self) -> str:
         """
-        What a person must mend, to read; '' = nothing.
+        What a person must fix, as text; '' = nothing.
 
-        Either why it is not ready; or why a server refuses takes although it answers, or may forget them.
+        The reason why the store is not ready, why a server refuses commands, or why it may evict keys.
         """
         if self._topology is None:
             return ""
         if not self.is_ready:
             return self._topology.trouble
-        told = [refusal for refusal, _ in self._refusals.values()]
-        return (told or [self._evicts(*server) for server in self._policies.items() if server[1]] or [""])[0]
+        refusals = [refusal for refusal, _ in self._refusals.values()]
+        return (
+            refusals or [self._evicts(*server) for server in self._policies.items() if server[1]] or [""]
+        )[0]
 
     async def start(self) -> None:
         """
-        Begin to connect, and wait for the first attempt to end, well or not; it goes on by itself.
+        Start to connect, and wait until the first attempt has succeeded or failed; reconnecting is automatic.
 
         Raises:
             StoreUrlError: a password or TLS file of the URL cannot be read.
@@ -188,8 +189,8 @@ class RedisBucketStore:
         await self._topology.tried()
 
     async def close(self) -> None:
-        """Stop: whoever waits for a take is told UNAVAILABLE. Bounded by `close_timeout_s` a connection."""
-        self.on_state_change = None  # whoever stops the store need not be told that it is gone
+        """Fail all waiting takes with UNAVAILABLE and close, in at most `close_timeout_s` per connection."""
+        self.on_state_change = None  # a deliberate stop is no change to report
         topology, self._topology = self._topology, None
         if topology is not None:
             await topology.close()
@@ -197,7 +198,7 @@ class RedisBucketStore:
             self._superseded.close()
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
-        """Refuse from memory while the bucket is known to be empty. See `BucketStore.take_now`."""
+        """Return the cached refusal if the bucket is known to be empty. See `BucketStore.take_now`."""
         if buckets not in self._denials.entries:
             return None
         taken = self._denials.find(buckets, monotonic())
@@ -213,7 +214,7 @@ class RedisBucketStore:
         self._pipelines[compiled.partition].add(compiled, asked, timeout_s, done)
 
     def forget(self, owner: str) -> None:
-        """Ask the server again about every bucket of integration *owner*: it was reset."""
+        """Drop cached refusals of integration *owner*, whose buckets were reset."""
         self._denials.forget_owner(owner)
 
     async def run(
@@ -224,7 +225,7 @@ class RedisBucketStore:
         arguments: Sequence[str | bytes | int],
     ) -> Any:
         """
-        Run another script where *owner_partition* lives, off the path of decisions.
+        Run *script* on the node of *owner_partition*; not for decisions.
 
         Raises:
             LinkLostError: the node is not connected.
@@ -246,16 +247,16 @@ class RedisBucketStore:
             load_again(link, (script,))
             return await link.request("EVALSHA", *words)
 
-    def learn_time(self, partition: int, told_us: int) -> None:
-        """The node of *partition* has just told its time."""
-        self.clock.learn(self._pipelines[partition].name, told_us)
+    def update_clock(self, partition: int, node_us: int) -> None:
+        """Record *node_us*, the time that the node of *partition* has just replied."""
+        self.clock.update(self._pipelines[partition].name, node_us)
 
     def _compile(self, buckets: BucketSet) -> CompiledSet:
         if len(self._compiled) >= self.limits.compiled_max:
-            # Sets of former snapshots are never asked for again; those in use come back at once.
+            # Sets of former snapshots are never used again; those in use are compiled again.
             self._compiled.clear()
         compiled = CompiledSet(buckets, self.keys, self._checks_generation)
-        if self.keys.is_settled:  # else its keys may be wrong, and no lane takes it yet
+        if self.keys.is_settled:  # else the keys may be wrong, and every pipeline still refuses takes
             self._compiled[buckets] = compiled
         return compiled
 
@@ -264,96 +265,96 @@ class RedisBucketStore:
             await self.check_link(link, partitions)
 
     def release_waiting(self) -> None:
-        """Fail the takes that were not sent yet: the records that they go by no longer count."""
+        """Fail the takes that were not sent yet, because they were decided by outdated records."""
         if self._topology is not None:
             self._topology.release_waiting()
 
-    async def look_at_servers(self) -> None:
-        """Look again whether a server may evict keys; that one does not answer is left to takes to notice."""
+    async def check_servers(self) -> None:
+        """Check again whether a server may evict keys, and drop old refusals; ignores connection errors."""
         links = [pipeline.link for pipeline in dict.fromkeys(self._pipelines) if pipeline.link is not None]
         in_use = {link.address for link in links}
         self._policies = {address: policy for address, policy in self._policies.items() if address in in_use}
         since_s = monotonic() - REFUSAL_LASTS_S
-        self._refusals = {name: told for name, told in self._refusals.items() if told[1] > since_s}
+        self._refusals = {name: entry for name, entry in self._refusals.items() if entry[1] > since_s}
         for link in links:
             if self._connector is not None:
                 with contextlib.suppress(*CONNECT_ERRORS):
-                    await self._connector.look(link)
+                    await self._connector.check_policy(link)
         self._count_policies()
-        self._tell_state()
+        self._report_state()
 
     def _note_policy(self, address: Address, policy: str) -> None:
-        """The server at *address* has the evicting *policy*, '' = it evicts nothing."""
+        """Record the evicting *policy* of the server at *address*; '' = the server evicts no keys."""
         if policy == self._policies.get(address, ""):
             return
         self._policies[address] = policy
         self._count_policies()
-        self._tell_state()
+        self._report_state()
         if policy:
             log.error("store: %s", self._evicts(address, policy))
         else:
-            log.info("store: %s evicts no keys any more", address)
+            log.info("store: %s no longer evicts keys", address)
 
     def _evicts(self, address: Address, policy: str) -> str:
-        return evicts(address, policy, holds_registry=self._checks_generation)
+        return eviction_problem(address, policy, holds_registry=self._checks_generation)
 
     def _count_policies(self) -> None:
         self._counts.values[self._counts.may_evict] = sum(map(bool, self._policies.values()))
 
-    # What pipelines report; see `PipelineEvents`.
+    # Events of pipelines, see `PipelineEvents`.
 
     def changed(self, pipeline: NodePipeline) -> None:
-        """A pipeline began or ceased to take takes, or has another link."""
+        """Update readiness after a pipeline started or stopped accepting takes, or has another link."""
         if pipeline.refusal is not None:
             self.disconnected(pipeline)
         else:
-            # The server may be another one, with other memories: a promoted replica, a restarted one.
+            # The server may have other bucket levels: a promoted replica or a restarted server.
             self._denials.clear()
         if self._topology is not None:
             self._topology.count_unserved()
-        self._tell_state()
+        self._report_state()
 
-    def _tell_state(self) -> None:
+    def _report_state(self) -> None:
         state = self.is_ready, self.trouble
-        if state != self._was:
-            self._was = state
+        if state != self._reported_state:
+            self._reported_state = state
             if self.on_state_change is not None:
                 self.on_state_change(state[0])
 
     def disconnected(self, pipeline: NodePipeline) -> None:
-        """A pipeline lost its link: perhaps its node is no longer the one to ask."""
+        """Find the primaries again after a pipeline lost its link."""
         if self._topology is not None:
             self._topology.search()
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
-        """Remember for how long the bucket stays empty."""
-        self._denials.learn(buckets, taken, now_us, sent_s, monotonic())
+        """Cache the refusal for as long as the bucket stays empty."""
+        self._denials.add(buckets, taken, now_us, sent_s, monotonic())
 
     def superseded(self, group: Group, generation: int, notify: Notify) -> None:
-        """Have the registry's follower put the new record into force; then the takes are told."""
+        """Ask the registry's follower to put the new record into force before the takes are answered."""
         self._denials.forget(group.compiled.buckets)
-        assert self._superseded is not None  # made before the pipelines
+        assert self._superseded is not None  # created before the pipelines
         self._superseded.hold(group, generation, notify, self.refresh)
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """Have the takes of *groups* sent where their slot is."""
+        """Send the takes of *groups* to the node of their slot; False = that is not possible."""
         return self._topology is not None and self._topology.redirected(pipeline, groups, error)
 
     def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
-        """Look for the nodes where that may help; say in the log what a person must mend."""
+        """Find the nodes again if that may help, and log an error that a person must fix."""
         is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not StoreTopology.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
             self._topology.search()
         code = code_of(error)[:32]
-        if remedy is not Remedy.TELL and code not in TOLD_CODES and not is_misplaced:
+        if remedy is not Remedy.LOG and code not in LOGGED_CODES and not is_misplaced:
             return
         now_s = monotonic()
         advice = advice_of(error)
         self._refusals[pipeline.name] = f"{pipeline.name} refuses commands: {advice}", now_s
-        self._tell_state()
-        if now_s - self._told.get(code, -TELL_AGAIN_S) >= TELL_AGAIN_S:
-            if len(self._told) >= 64:
-                self._told.clear()
-            self._told[code] = now_s
+        self._report_state()
+        if now_s - self._logged_s.get(code, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            if len(self._logged_s) >= 64:
+                self._logged_s.clear()
+            self._logged_s[code] = now_s
             with contextlib.suppress(Exception):
                 log.error("the store at %s refuses commands: %s", pipeline.name, advice)

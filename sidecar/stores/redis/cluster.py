@@ -1,4 +1,4 @@
-"""Redis Cluster: which primary serves which partition, kept true while nodes fail, move and return."""
+"""Redis Cluster: which primary serves which partition, kept up to date as nodes fail, move and return."""
 
 from __future__ import annotations
 
@@ -19,106 +19,106 @@ from sidecar.stores.redis.urls import Address
 
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 5.0
-"""A node that is cut off from the others may not tell it: the map is asked for that often in any case."""
+REFRESH_INTERVAL_S = 5.0
+"""How often the slot map is read without a sign of change: a partitioned node may not report one."""
 
 
 class ClusterTopology:
     """
     A pipeline for each primary, and `pipelines`, the pipeline of each partition.
 
-    One task asks the nodes for the slot map: at start, when a reply or a lost link says that something
-    has changed, and again with back-off until every partition has a pipeline that is connected. The list
-    `pipelines` stays the same object and is changed in place.
+    One task reads the slot map from the nodes: at start, after a redirect or a lost link, and then with
+    back-off until every partition has a connected pipeline. The list `pipelines` stays the same object and
+    is changed in place.
     """
 
     def __init__(self, connector: Connector, parts: PipelineParts) -> None:
-        """Every partition begins without a node."""
+        """Start without nodes."""
         self._connector = connector
         self._parts = parts
         self._limits = connector.limits
         self._reconnectors: dict[Address, Reconnector] = {}
-        self._nowhere = NodePipeline(f"{connector.url} (no node yet)", parts)
-        self._is_agreed = False
-        self._wanted = asyncio.Event()
+        self._no_node = NodePipeline(f"{connector.url} (no node yet)", parts)
+        self._is_layout_agreed = False
+        self._refresh_wanted = asyncio.Event()
         self._tried = asyncio.Event()
-        self._told = ""
-        self._marked: dict[int, str] = {}
+        self._logged_trouble = ""
+        self._unserved_reasons: dict[int, str] = {}
         self._unserved: list[int] | None = None
-        self._partial = ""
+        self._partial_trouble = ""
         self._redirects = Redirects(
-            connector, parts.counts, self._link_to, self._not_followed, parts.check_link
+            connector, parts.counts, self._link_to, self._redirect_failed, parts.check_link
         )
         self._task: asyncio.Task[None] | None = None
-        self.pipelines = [self._nowhere] * connector.keys.partitions
+        self.pipelines = [self._no_node] * connector.keys.partitions
 
     def start(self) -> None:
-        """Begin to look for the nodes."""
+        """Start the task that finds the nodes."""
         self._task = asyncio.get_running_loop().create_task(self._follow(), name="store topology")
 
     async def tried(self) -> None:
-        """Wait until the first attempt to connect everywhere has ended, well or not."""
+        """Wait until the first attempt to connect to all nodes has succeeded or failed."""
         await self._tried.wait()
 
     @property
     def trouble(self) -> str:
         """See `Topology`."""
         return (
-            self._told
-            or self._partial
+            self._logged_trouble
+            or self._partial_trouble
             or next((pipeline.trouble for pipeline in self.pipelines if pipeline.trouble), "")
         )
 
     def search(self) -> None:
-        """Something has changed: ask for the slot map soon."""
-        self._wanted.set()
+        """Read the slot map soon, because nodes may have changed."""
+        self._refresh_wanted.set()
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
         await self._redirects.close()
         reconnectors, self._reconnectors = self._reconnectors, {}
-        self.pipelines[:] = [self._nowhere] * len(self.pipelines)
+        self.pipelines[:] = [self._no_node] * len(self.pipelines)
         await asyncio.gather(*(reconnector.close() for reconnector in reconnectors.values()))
-        self._nowhere.close()
+        self._no_node.close()
 
     def release_waiting(self) -> None:
-        """See `Topology`: those that are redirected, too."""
+        """See `Topology`; redirected takes fail, too."""
         for pipeline in dict.fromkeys(self.pipelines):
             pipeline.release_waiting()
         self._redirects.release_waiting()
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """Another node may have the slot of *groups*; True = they are sent there."""
+        """See `Topology`."""
         self.search()
         if self._redirects.follow(pipeline, groups, error):
             return True
-        self._mark(groups[0].compiled.partition, error)
+        self._mark_unserved(groups[0].compiled.partition, error)
         return False
 
-    def _not_followed(self, pipeline: NodePipeline, partition: int, error: Exception) -> None:
-        self._mark(partition, error)
+    def _redirect_failed(self, pipeline: NodePipeline, partition: int, error: Exception) -> None:
+        self._mark_unserved(partition, error)
         self._parts.events.refused(pipeline, error, Remedy.FIND_NODES)
 
-    def _mark(self, partition: int, error: Exception) -> None:
-        """Nobody serves *partition* until it has been found out that somebody does."""
-        if partition not in self._marked:
-            self._marked[partition] = advice_of(error)
-            self._wanted.set()
+    def _mark_unserved(self, partition: int, error: Exception) -> None:
+        """Count *partition* as unserved until a probe succeeds."""
+        if partition not in self._unserved_reasons:
+            self._unserved_reasons[partition] = advice_of(error)
+            self._refresh_wanted.set()
             self.count_unserved()
 
     def count_unserved(self) -> None:
-        """Tell how many partitions are not served, and why, when that has changed."""
+        """Count the unserved partitions; log and report the count when it has changed."""
         if self._task is None or not self._tried.is_set():
-            return  # not begun, or closed
-        pipelines, marked = self.pipelines, self._marked
+            return  # not started, or closed
+        pipelines, reasons = self.pipelines, self._unserved_reasons
         unserved = [
             number
             for number, pipeline in enumerate(pipelines)
-            if pipeline.refusal is not None or number in marked
+            if pipeline.refusal is not None or number in reasons
         ]
         counts = self._parts.counts
         counts.values[counts.unserved] = len(unserved)
@@ -128,20 +128,20 @@ class ClusterTopology:
         if unserved:
             first = unserved[0]
             reason = (
-                marked.get(first) or pipelines[first].trouble or f"{pipelines[first].name} is not connected"
+                reasons.get(first) or pipelines[first].trouble or f"{pipelines[first].name} is not connected"
             )
-            self._partial = f"{len(unserved)} of {len(pipelines)} partitions are not served: {reason}"
-            if not self._told:  # else why no node can be asked has been told
-                log.error("the Cluster at %s: %s", self._connector.url, self._partial)
+            self._partial_trouble = f"{len(unserved)} of {len(pipelines)} partitions are not served: {reason}"
+            if not self._logged_trouble:  # else the log already says why no node is reachable
+                log.error("the Cluster at %s: %s", self._connector.url, self._partial_trouble)
         elif was_known:
-            self._partial = ""
+            self._partial_trouble = ""
             log.info("the Cluster at %s: every partition is served", self._connector.url)
-        self._parts.events.changed(self._nowhere)
+        self._parts.events.changed(self._no_node)
 
     async def _follow(self) -> None:
         backoff = self._limits.backoff()
         while True:
-            self._wanted.clear()
+            self._refresh_wanted.clear()
             await self._refresh()
             await self._probe()
             self._tried.set()
@@ -149,19 +149,19 @@ class ClusterTopology:
             if self.is_whole:
                 backoff.reset()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_INTERVAL_S):
-                        await self._wanted.wait()
-            # A short pause in any case: many replies tell of one change, and a failover takes its time.
+                    async with asyncio.timeout(REFRESH_INTERVAL_S):
+                        await self._refresh_wanted.wait()
+            # Always pause: one change causes many error replies, and a failover takes a while.
             await asyncio.sleep(backoff.next_s())
 
     @property
     def is_whole(self) -> bool:
         """Whether every partition is served."""
-        return not self._marked and all(pipeline.refusal is None for pipeline in self.pipelines)
+        return not self._unserved_reasons and all(pipeline.refusal is None for pipeline in self.pipelines)
 
     async def _probe(self) -> None:
-        """Find out which of the partitions that nobody served somebody serves now."""
-        for partition in tuple(self._marked):
+        """Find out which of the unserved partitions are served again."""
+        for partition in tuple(self._unserved_reasons):
             link = self.pipelines[partition].link
             if link is None:
                 continue
@@ -169,31 +169,31 @@ class ClusterTopology:
                 async with asyncio.timeout(self._limits.discovery_timeout_s):
                     await link.request("GET", self._connector.keys.named(partition, "layout"))
             except ErrorReply as error:
-                if error.code not in ("ASK", "TRYAGAIN"):  # which a slot that is being moved replies
+                if error.code not in ("ASK", "TRYAGAIN"):  # the replies for a migrating slot
                     continue
             except (LinkLostError, TimeoutError):
                 continue
-            del self._marked[partition]
+            del self._unserved_reasons[partition]
 
     async def _refresh(self) -> None:
         nodes = (*self._reconnectors, *self._connector.url.addresses)
         try:
             slot_map = await find_slots(self._connector, nodes)
-            if not self._is_agreed:  # before anything is served: every sidecar has the same partitions
-                await self._agree(slot_map.owners(self._connector.keys))
+            if not self._is_layout_agreed:  # every sidecar must use the same number of partitions
+                await self._agree_on_layout(slot_map.owners(self._connector.keys))
             owners = slot_map.owners(self._connector.keys)
             await self._connect(set(owners.values()))
             await self._check_moved(owners)
         except CONNECT_ERRORS as error:
-            self._tell(str(error) or type(error).__name__)
+            self._log_trouble(str(error) or type(error).__name__)
             return
-        if self._told:
+        if self._logged_trouble:
             log.info("found the nodes of %s", self._connector.url)
-            self._told = ""
+            self._logged_trouble = ""
         await self._assign(owners)
 
     async def _connect(self, addresses: set[Address]) -> None:
-        """Have a reconnector for each address that has tried at least once."""
+        """Start a reconnector for each new address, and wait for the first attempt of each."""
         for address in addresses - self._reconnectors.keys():
             reconnector = self._reconnectors[address] = Reconnector(
                 NodePipeline(str(address), self._parts),
@@ -202,7 +202,7 @@ class ClusterTopology:
                 self._parts.counts,
             )
             reconnector.start()
-        # A connect has its own bound, so this has one.
+        # Each attempt is bounded by connect_timeout_s.
         await asyncio.gather(*(self._reconnectors[address].tried.wait() for address in addresses))
 
     def _link_to(self, address: Address) -> Link | None:
@@ -224,12 +224,12 @@ class ClusterTopology:
         return open_checked
 
     async def _check(self, link: Link, partitions: Sequence[int]) -> None:
-        """Make sure that a node holds what was followed in the partitions that it serves."""
+        """Check that the node's registry history in *partitions* includes what this sidecar has read."""
         if partitions:
             await self._parts.check_link(link, partitions)
 
-    async def _agree(self, owners: dict[int, Address]) -> None:
-        """Have the same partitions as every sidecar of the fleet."""
+    async def _agree_on_layout(self, owners: dict[int, Address]) -> None:
+        """Use the same number of partitions as every sidecar of the fleet."""
         if 0 not in owners:
             raise HandshakeError("no node of the Cluster serves partition 0")
         await self._connect(set(owners.values()))
@@ -242,29 +242,29 @@ class ClusterTopology:
             except ErrorReply as error:
                 if error.code != "ASK":
                     raise
-                there = await self._connector.open(read_redirect(error, owners[0]))
+                target = await self._connector.open(read_redirect(error, owners[0]))
                 try:
-                    await self._connector.agree_on_layout(there, is_asking=True)
+                    await self._connector.agree_on_layout(target, is_asking=True)
                 finally:
-                    there.abort()
-        self.pipelines[:] = [self._nowhere] * self._connector.keys.partitions
-        self._is_agreed = True
+                    target.abort()
+        self.pipelines[:] = [self._no_node] * self._connector.keys.partitions
+        self._is_layout_agreed = True
 
     async def _check_moved(self, owners: dict[int, Address]) -> None:
-        """Check the nodes that partitions have moved to, before they are taken from there."""
+        """Check the nodes that partitions have moved to, before takes are sent there."""
         moved: dict[Address, list[int]] = {}
         for partition, owner in owners.items():
             if self.pipelines[partition] is not self._reconnectors[owner].pipeline:
                 moved.setdefault(owner, []).append(partition)
         for owner, partitions in moved.items():
             link = self._reconnectors[owner].pipeline.link
-            if link is not None:  # else it is not taken from until it has another one, which is checked
+            if link is not None:  # else the next link is checked before takes are sent over it
                 await self._check(link, partitions)
 
     async def _assign(self, owners: dict[int, Address]) -> None:
-        """Send each partition's takes to its primary, and let go of nodes that serve none."""
+        """Send each partition's takes to its primary, and close connections to nodes that serve none."""
         pipelines = [
-            self._reconnectors[owners[partition]].pipeline if partition in owners else self._nowhere
+            self._reconnectors[owners[partition]].pipeline if partition in owners else self._no_node
             for partition in range(len(self.pipelines))
         ]
         if pipelines != self.pipelines:
@@ -274,9 +274,9 @@ class ClusterTopology:
         for address in self._reconnectors.keys() - set(owners.values()):
             await self._reconnectors.pop(address).close()
 
-    def _tell(self, trouble: str) -> None:
-        """Say a trouble once, not at every attempt."""
-        if trouble != self._told:
-            log.warning("cannot use the store at %s: %s; trying again", self._connector.url, trouble)
-            self._told = trouble
-            self._parts.events.changed(self._nowhere)
+    def _log_trouble(self, trouble: str) -> None:
+        """Log *trouble* when it has changed, not at every attempt."""
+        if trouble != self._logged_trouble:
+            log.warning("cannot use the store at %s: %s; retrying", self._connector.url, trouble)
+            self._logged_trouble = trouble
+            self._parts.events.changed(self._no_node)

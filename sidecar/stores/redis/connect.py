@@ -1,4 +1,4 @@
-"""Opening links: TCP, TLS or Unix, then login, database and scripts, all within one time."""
+"""Opening links: TCP, TLS or Unix socket, then login, database and scripts, all within one timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply, advice_of
 from sidecar.stores.redis.scripts import SCRIPTS, Script
-from sidecar.stores.redis.server_info import ServerInfo, evicts, misfit, not_a_sentinel
+from sidecar.stores.redis.server_info import ServerInfo, eviction_problem, sentinel_problem, topology_mismatch
 from sidecar.stores.redis.urls import Address, Login, StoreTopology, StoreUrl, StoreUrlError
 
 CLIENT_NAME = "sidecar"
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class HandshakeError(ConnectionError):
-    """The server is there but cannot be used; says why and what to do."""
+    """A server was reached but cannot be used; the text says why and what to do."""
 
 
 CONNECT_ERRORS = (OSError, ErrorReply, StoreUrlError)
-"""What connecting may end with (TimeoutError and LinkLostError are OSErrors); else it is a fault of ours."""
+"""The errors that connecting may raise; TimeoutError and LinkLostError are OSErrors."""
 
 
 class Connector:
@@ -47,13 +47,13 @@ class Connector:
         """
         Use the login, the TLS files and the database of *url*; links are of class *link*.
 
-        *holds_registry*: a server that may evict keys is refused, not only warned of. `on_policy` is told
-        the evicting maxmemory-policy of each server, '' = it evicts nothing.
+        *holds_registry*: refuse a server that may evict keys. `on_policy` is called with each server's
+        maxmemory-policy if it may evict keys, else with ''.
         """
         self.url = url
         self.holds_registry = holds_registry
         self.on_policy: Callable[[Address, str], None] = lambda address, policy: None
-        self._is_blind = False
+        self._is_info_refused = False
         self.keys = keys
         self.limits = limits
         self._scripts = scripts
@@ -62,10 +62,10 @@ class Connector:
 
     async def open(self, address: Address) -> Link:
         """
-        A link to a server that knows our scripts.
+        Open a link to a server and load the scripts.
 
         Raises:
-            OSError, ErrorReply, StoreUrlError: there is none; TimeoutError is an OSError.
+            OSError, ErrorReply, StoreUrlError: connecting failed.
         """
         opening = asyncio.get_running_loop().create_task(self._open(address))
         self._openings[opening] = address
@@ -96,7 +96,7 @@ class Connector:
     async def _reach(
         self, address: Address, login: Login, timeout_s: float, work: Callable[[Link], Awaitable[Result]]
     ) -> Result:
-        """Connect, and what *work* makes of the link, within *timeout_s*; when it fails the link is ended."""
+        """Connect and return the result of *work* within *timeout_s*; close the link if that fails."""
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -114,12 +114,12 @@ class Connector:
             _abort(link)
             raise
 
-    async def look(self, link: Link) -> None:
+    async def check_policy(self, link: Link) -> None:
         """
-        Look again at a server that is in use: its maxmemory-policy may have been changed.
+        Read the maxmemory-policy of a server in use again: it may have been changed.
 
         Raises:
-            LinkLostError, TimeoutError: it does not say.
+            LinkLostError, TimeoutError: the server does not answer.
         """
         async with asyncio.timeout(self.limits.discovery_timeout_s):
             info = await self._info(link)
@@ -127,17 +127,17 @@ class Connector:
             self.on_policy(link.address, info.evicting_policy)
 
     async def _info(self, link: Link) -> ServerInfo | None:
-        """What the server tells of itself; None = it may not tell us."""
+        """The server's INFO; None = the ACL forbids it."""
         try:
             return ServerInfo.parse(await link.request("INFO"))
         except ErrorReply as error:
             if error.code in ("NOAUTH", "LOADING", "DENIED"):
                 raise
-            if not self._is_blind:
-                self._is_blind = True
+            if not self._is_info_refused:
+                self._is_info_refused = True
                 log.warning(
-                    "the store at %s does not answer INFO (%s): whether it may evict keys and whether the URL"
-                    " fits the server is not known; allow +info",
+                    "the store at %s refuses INFO (%s), so the sidecar cannot check whether the server may"
+                    " evict keys and whether the URL fits it; add +info to the ACL user",
                     self.url,
                     error,
                 )
@@ -145,29 +145,29 @@ class Connector:
 
     def _check(self, address: Address, info: ServerInfo | None) -> None:
         """
-        Refuse a server that the URL does not fit, or that may evict the registry.
+        Check that the URL fits the server, and that the server cannot evict the registry.
 
         Raises:
-            HandshakeError: says what it is, and what would work.
+            HandshakeError: the check failed.
         """
         if info is None:
             return
-        if trouble := misfit(self.url, address, info):
+        if trouble := topology_mismatch(self.url, address, info):
             raise HandshakeError(trouble)
         policy = info.evicting_policy
         self.on_policy(address, policy)
         if policy and self.holds_registry:
-            raise HandshakeError(evicts(address, policy, holds_registry=True))
+            raise HandshakeError(eviction_problem(address, policy, holds_registry=True))
 
-    def abandon_others(self, primary: Address) -> None:
-        """End the attempts to connect to servers that are not *primary*: their callers get LinkLostError."""
+    def cancel_other_attempts(self, primary: Address) -> None:
+        """Cancel attempts to connect to servers other than *primary*: their callers get LinkLostError."""
         for opening, address in self._openings.items():
             if address != primary:
                 opening.cancel()
 
     async def open_sentinel(self, sentinel: Address) -> Link:
         """
-        A link to a Sentinel, without scripts.
+        Open a link to a Sentinel, without scripts.
 
         Raises:
             As `open` does.
@@ -181,7 +181,7 @@ class Connector:
 
     async def ask(self, address: Address, *commands: tuple[str, ...]) -> list[Any]:
         """
-        The replies of a server that is asked once, such as a Cluster node; the first one is no error.
+        Connect, send *commands* and return their replies; only the first must not be an error.
 
         Raises:
             As `open` does.
@@ -195,7 +195,7 @@ class Connector:
                 first, *others = await asyncio.gather(*asking, return_exceptions=True)
                 if isinstance(first, ErrorReply):
                     info = await self._info(link)
-                    if info is not None and (trouble := misfit(self.url, address, info)):
+                    if info is not None and (trouble := topology_mismatch(self.url, address, info)):
                         raise HandshakeError(trouble)
                 if isinstance(first, BaseException):
                     raise first
@@ -207,16 +207,16 @@ class Connector:
 
     async def agree_on_layout(self, link: Link, *, is_asking: bool = False) -> None:
         """
-        Make sure that the fleet's sidecars use the same number of partitions.
+        Make sure that all sidecars of the fleet use the same number of partitions.
 
-        A new store gets the number of the URL, else 1, or 16 in a Cluster. A store that has a layout keeps
-        it: where the URL states no number, that is the one to use.
+        A new store gets the number of the URL, by default 1, or 16 in a Cluster. An existing store keeps its
+        number, which is used unless the URL states one.
 
-        *is_asking*: the server is only about to have the keys' slot, see ASKING.
+        *is_asking*: the server is importing the slot of the keys, so send ASKING first.
 
         Raises:
-            HandshakeError: the keys there have another layout, or none is there beside them.
-            ErrorReply: the server cannot say.
+            HandshakeError: the store has another layout, or has keys but no layout.
+            ErrorReply: the server refused a command.
         """
 
         async def ask(*words: str) -> Any:
@@ -247,22 +247,22 @@ class Connector:
 
     async def _require_new(self, ask: Callable[..., Awaitable[Any]]) -> None:
         """
-        Make sure that a store without a layout holds nothing of a fleet: the number is never guessed.
+        Make sure that a store without a layout has no other keys of a fleet, whose number would be a guess.
 
         Raises:
-            HandshakeError: it does.
+            HandshakeError: there are keys.
         """
         for name in ("registry-id", "epoch", "live"):
             try:
-                is_there = await ask("GET", self.keys.named(0, name)) is not None
+                exists = await ask("GET", self.keys.named(0, name)) is not None
             except ErrorReply as error:
                 if error.code != "WRONGTYPE":
                     raise
-                is_there = True  # the live sidecars, a sorted set
-            if is_there:
+                exists = True  # "live" is a sorted set
+            if exists:
                 raise HandshakeError(
                     f"the store at {self.url} holds keys under prefix {self.keys.prefix!r} but not their"
-                    f" layout ({self.keys.layout_key}), so the number of partitions is not known: add it to"
+                    f" layout ({self.keys.layout_key}), so the number of partitions is unknown: add it to"
                     f" the URL; partitions={CLUSTER_PARTITIONS} was the default of earlier versions"
                 )
 
@@ -273,7 +273,7 @@ class Connector:
             info = ServerInfo.parse(reply)
         except HandshakeError:
             info = ServerInfo({"redis_mode": "sentinel"})
-        return not_a_sentinel(self.url, sentinel, info)
+        return sentinel_problem(self.url, sentinel, info)
 
     async def _connect(self, address: Address) -> Link:
         loop = asyncio.get_running_loop()
@@ -296,16 +296,16 @@ class Connector:
 
 
 def other_layout(keys: KeySpace, found: str) -> str:
-    """What to say where the store's layout is *found* and *keys* have another one."""
+    """The error text for a store whose layout *found* differs from that of *keys*."""
     if (partitions := read_layout(found)) is None:
         return (
             f"the keys under prefix {keys.prefix!r} have the layout {found!r}, which this version does not"
-            " know: use the version that wrote it, or another prefix"
+            " support: use the version that wrote it, or another prefix"
         )
     return (
         f"the keys under prefix {keys.prefix!r} have partitions={partitions}, and this sidecar has"
-        f" partitions={keys.partitions}: leave 'partitions' out of the URL and restart, or give every sidecar"
-        " the same 'partitions', or use another prefix"
+        f" partitions={keys.partitions}: remove 'partitions' from the URL and restart, or set the same"
+        " 'partitions' for every sidecar, or use another prefix"
     )
 
 
@@ -323,18 +323,18 @@ async def _login(link: Link, login: Login) -> None:
     except ErrorReply as error:
         if error.code == "NOAUTH":
             raise
-        # A name is a courtesy to whoever reads CLIENT LIST; the ACL may forbid it.
+        # The name only helps readers of CLIENT LIST; the ACL may forbid it.
 
 
 async def _require_primary(link: Link) -> None:
-    """Make sure that the server is a primary, whatever Sentinels say."""
+    """Check with ROLE that the server is a primary."""
     role = await link.request("ROLE")
     if not role or role[0] != b"master":
-        raise HandshakeError(f"the Sentinels name {link.address} as the primary, but it is a replica (still)")
+        raise HandshakeError(f"the Sentinels name {link.address} as the primary, but it is still a replica")
 
 
 async def _load_scripts(link: Link, scripts: Sequence[Script]) -> None:
     replies = await asyncio.gather(*(link.request("SCRIPT", "LOAD", script.source) for script in scripts))
     for script, sha in zip(scripts, replies, strict=True):
         if sha != script.sha:
-            raise HandshakeError(f"the server knows {script.name} as {sha!r}, not as {script.sha!r}")
+            raise HandshakeError(f"the server loaded {script.name} with SHA-1 {sha!r}, not {script.sha!r}")

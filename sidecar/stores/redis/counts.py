@@ -1,4 +1,4 @@
-"""The store's metrics, their slots looked up once."""
+"""The slots of the store's metrics, looked up once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sidecar.stores.protocols import StoreFault
 
 
 class StoreCounts:
-    """Slots of the store's metrics; hot paths do `values[counts.takes] += 1`."""
+    """Slots of the store's metrics; hot paths use `values[counts.takes] += 1`."""
 
     __slots__ = (
         "batches",
@@ -63,5 +63,5 @@ class StoreCounts:
         self.trip = metrics.histogram("sidecar_store_trip_duration_seconds")
 
     def error(self, code: str) -> None:
-        """Count one error reply; codes outside the closed list count as other."""
+        """Count one error reply; unknown codes count as other."""
         self.values[self.errors.get(code, self.errors["other"])] += 1

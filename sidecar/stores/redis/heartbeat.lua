@@ -1,13 +1,13 @@
--- heartbeat.lua: say that a sidecar lives, and count those that do.
+-- heartbeat.lua: record that a sidecar is alive, and count the live sidecars.
 --
--- KEYS[1]  sorted set: member = a sidecar's id, score = when its beat runs out, us since the epoch
--- KEYS[2]  the layout of the keys, written again where it is gone: evicted, or flushed under a running fleet
+-- KEYS[1]  sorted set: member = a sidecar's id, score = when its heartbeat expires, us since the epoch
+-- KEYS[2]  the layout of the keys, restored if it was evicted or flushed
 -- ARGV[1]  id of the sidecar, '' = only count
--- ARGV[2]  lifetime_us: how long this beat counts; 0 = the sidecar says goodbye
+-- ARGV[2]  lifetime_us: how long this heartbeat is valid; 0 = the sidecar stops
 -- ARGV[3]  the layout
--- Reply    integers: sidecars whose beat has not run out, and now in us since the epoch
--- TTL      the lifetime, renewed with each beat: a fleet that is gone leaves nothing behind
--- Cost     O(log n) for n sidecars, plus those that have run out since the last call
+-- Reply    integers: the number of sidecars whose heartbeat is valid, and now in us since the epoch
+-- TTL      the lifetime, renewed with each heartbeat: a stopped fleet leaves no key behind
+-- Cost     O(log n) for n sidecars, plus the heartbeats that have expired since the last call
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])

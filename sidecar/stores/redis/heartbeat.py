@@ -1,7 +1,7 @@
 """
-Which sidecars live: each says so every second, so that each knows by how many to share a limit.
+Heartbeats: each sidecar writes one every second and so knows how many sidecars share the limits.
 
-The count matters when the store is gone: then it is the last one known. See `stores.local_share`.
+The last count is used while the store is unavailable, see `stores.local_share`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ INTERVAL_S = 1.0
 
 class Heartbeat:
     """
-    Beats for one sidecar, and counts the fleet.
+    Writes the heartbeat of one sidecar and counts the fleet.
 
-    A beat also tells the store's time, which is so known before the first take.
+    Each heartbeat also updates the store's clock, which is therefore known before the first take.
 
-    `live_sidecars` is the last count, at least 1; `on_beat(live_sidecars)` is called after each beat that
-    the store has answered. When it answers again after it did not, the others may not have said yet that
-    they live: the count does not fall before all have had the time.
+    `live_sidecars` is the last count, at least 1; `on_beat(live_sidecars)` is called after each heartbeat
+    that the store has answered. After an outage other sidecars may not have written their heartbeats yet, so
+    the count does not fall before all had the time to.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Heartbeat:
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Beat for *sidecar_id*, which no other sidecar of the fleet has; *pause* waits between beats."""
+        """Write heartbeats for *sidecar_id*, which must be unique; *pause* waits between them."""
         self.live_sidecars = 1
         self.on_beat: Callable[[int], None] | None = None
         self._store = store
@@ -52,15 +52,15 @@ class Heartbeat:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start to write heartbeats."""
         self._task = asyncio.get_running_loop().create_task(self._beat_on(), name="store heartbeat")
 
     async def beat(self) -> bool:
-        """Beat once and count; False = the store could not be asked, and the count stays."""
+        """Write one heartbeat and update the count; False = the store is unavailable, the count is kept."""
         try:
             count = await self._run(SIDECAR_LIFETIME_US)
         except CONNECT_ERRORS as error:
-            log.debug("no heartbeat: %s", error)
+            log.debug("heartbeat failed: %s", error)
             self._is_missed = True
             return False
         now_s = self._clock()
@@ -74,7 +74,7 @@ class Heartbeat:
         return True
 
     async def close(self) -> None:
-        """Stop, and say goodbye if the store is there, so that the others get their share at once."""
+        """Stop, and remove the heartbeat, so that the other sidecars get this sidecar's share at once."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -86,13 +86,13 @@ class Heartbeat:
         while True:
             try:
                 await self.beat()
-            except Exception:  # a fault of ours: the others would count a silent sidecar out
-                log.exception("no heartbeat")
+            except Exception:  # keep on: without heartbeats this sidecar would not be counted
+                log.exception("heartbeat failed")
             await self._pause(INTERVAL_S)
 
     async def _run(self, lifetime_us: int) -> int:
         space = self._store.keys
         keys, arguments = (space.live_key, space.layout_key), (self._id, lifetime_us, space.layout)
         count, now_us = await self._store.run(HEARTBEAT, 0, keys, arguments)
-        self._store.learn_time(0, now_us)
+        self._store.update_clock(0, now_us)
         return int(count)

@@ -1,13 +1,13 @@
 """
-Every key in Redis, in one place: prefix, partition, kind, name.
+The names of all keys in Redis: prefix, partition, kind, name.
 
     <prefix>{<tag>}b:<bucket key>     a bucket                       take.lua
     <prefix>{<tag>}g:<integration>    generation of its record       registry writes, take.lua reads
     <prefix>{<tag>}r:<integration>    its record                     registry
     <prefix>{<tag>}changes            integrations by latest change  registry
-    <prefix>{<tag>}<name>             what else the registry keeps   stores/registry/redis/keys.py
-    <prefix>{<tag of 0>}layout        what every sidecar must agree on: the number of partitions;
-                                      written by whoever comes first, and again with each heartbeat
+    <prefix>{<tag>}<name>             other keys of the registry     stores/registry/redis/keys.py
+    <prefix>{<tag of 0>}layout        the number of partitions, which every sidecar must share;
+                                      written by the first sidecar, restored by each heartbeat
     <prefix>{<tag of 0>}live          live sidecars                  heartbeat.lua
 
 An integration and all its buckets live in one partition, a stable hash of its id; the partition is
@@ -25,14 +25,14 @@ SLOTS = 16_384
 
 PARTITIONS_MAX = 256
 CLUSTER_PARTITIONS = 16
-"""Of a new store in a Cluster whose URL states no number; anywhere else a new store has one partition."""
+"""Default number of partitions of a new store in a Cluster; elsewhere the default is 1."""
 DEFAULT_PREFIX = "sidecar:"
 PREFIX = re.compile(r"[!-z|~]{0,64}")
-"""Printable ASCII without braces: a brace before the tag would become the tag (Cluster specification)."""
+"""Printable ASCII without braces: Redis would read a brace in the prefix as the start of the hash tag."""
 
 
 class KeySpaceError(ValueError):
-    """A prefix or a number of partitions that keys cannot be built from."""
+    """The prefix or the number of partitions is invalid."""
 
 
 class KeySpace:
@@ -40,25 +40,26 @@ class KeySpace:
     The keys of one fleet.
 
     Every sidecar of a fleet must use the same prefix and number of partitions, else they would keep
-    different buckets for one integration; `layout` is the text they compare, and the store keeps it.
+    different buckets for one integration; the store keeps `layout`, the text that they compare.
 
-    While `is_settled` is false the store has not told the number yet: then only the keys of partition 0
-    are right, whose tag is the same for every number.
+    While `is_settled` is false the number is unknown: then only the keys of partition 0 are valid, whose
+    tag is the same for every number.
     """
 
     __slots__ = ("_tags", "is_settled", "layout", "partitions", "prefix")
 
     def __init__(self, prefix: str = DEFAULT_PREFIX, partitions: int | None = CLUSTER_PARTITIONS) -> None:
         """
-        Build the tags of all partitions; *partitions* None = as many as the store has.
+        Build the tags of all partitions; *partitions* None = the number that the store has.
 
         Raises:
-            KeySpaceError: the prefix holds a brace, a space or something unprintable, or is longer than 64;
-                partitions is not 1 ... 256.
+            KeySpaceError: the prefix is not 0 to 64 printable ASCII characters without spaces and braces, or
+                partitions is not 1 to 256.
         """
         if not PREFIX.fullmatch(prefix):
             raise KeySpaceError(
-                f"key prefix {prefix!r} must be at most 64 printable ASCII characters, no spaces, no braces"
+                f"key prefix is {prefix!r}; it must be at most 64 printable ASCII characters without spaces"
+                " and braces"
             )
         self.prefix = prefix
         self.settle(1 if partitions is None else partitions)
@@ -66,13 +67,13 @@ class KeySpace:
 
     def settle(self, partitions: int) -> None:
         """
-        The store has this number of *partitions*.
+        Set the number of *partitions* to that of the store.
 
         Raises:
-            KeySpaceError: it is not 1 ... 256.
+            KeySpaceError: it is not 1 to 256.
         """
         if not 1 <= partitions <= PARTITIONS_MAX:
-            raise KeySpaceError(f"partitions must be 1..{PARTITIONS_MAX}, not {partitions}")
+            raise KeySpaceError(f"partitions is {partitions}; it must be 1 to {PARTITIONS_MAX}")
         self.is_settled = True
         self.partitions = partitions
         self.layout = layout_of(partitions)
@@ -108,12 +109,12 @@ class KeySpace:
 
     @property
     def layout_key(self) -> str:
-        """Where `layout` is kept."""
+        """The key of `layout`."""
         return f"{self._tags[0]}layout"
 
     @property
     def live_key(self) -> str:
-        """Where the live sidecars are kept."""
+        """The key of the live sidecars."""
         return f"{self._tags[0]}live"
 
 
@@ -129,7 +130,7 @@ def layout_of(partitions: int) -> str:
 
 def read_layout(text: str) -> int | None:
     """
-    The number of partitions in the text of a layout; None = this program does not know such a layout.
+    The number of partitions in the text of a layout; None = this version does not support the layout.
 
     >>> read_layout("1 partitions=16"), read_layout("2 partitions=16")
     (16, None)
@@ -142,11 +143,11 @@ def read_layout(text: str) -> int | None:
 
 def _tag(partition: int, partitions: int) -> str:
     """
-    The hash tag of *partition*: the first of p7, p7.1, p7.2, ... whose slot lies in its slice.
+    The hash tag of *partition*: the first of p7, p7.1, p7.2, ... whose slot is in the partition's range.
 
-    Primaries hold ranges of slots, so equal slices of slots give equally many partitions to each;
-    slots of arbitrary tags would fall where they like (of 16, seven on one primary of three). The tag of
-    partition 0 is the same for every number of partitions: there the fleet's sidecars compare theirs.
+    Primaries serve ranges of slots, so equal ranges give each primary the same number of partitions; the
+    slots of arbitrary tags would be uneven (of 16, seven on one primary of three). The tag of partition 0 is
+    the same for every number of partitions: the fleet's sidecars compare their layouts there.
     """
     first = partition * SLOTS // partitions
     end = (partition + 1) * SLOTS // (partitions if partition else PARTITIONS_MAX)

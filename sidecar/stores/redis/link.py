@@ -1,8 +1,8 @@
 """
-One connection to a Redis server: bytes out, replies in, in order; no task, no lock, no retry.
+One connection to a Redis server: commands out, replies in, in order; no task, no lock, no retry.
 
-Whoever sends leaves a receiver for each reply. The Redis protocol has no request ids: the n-th reply
-answers the n-th command, so a reply that is lost makes the connection worthless.
+A sender passes a receiver for each reply. The Redis protocol has no request ids: the n-th reply answers the
+n-th command, so a lost reply makes the connection unusable.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.urls import Address
 
 READ_BYTES = 65_536
-"""The most that one `Link.read_now` reads."""
+"""Maximum number of bytes that one `Link.read_now` reads."""
 
-_UNREADABLE = -1  # behind TLS only the transport can read
+_UNREADABLE = -1  # only the transport can read a TLS connection
 
 
 class Receiver(Protocol):
-    """Gets one reply, or learns that none will come; exactly one of the two, once."""
+    """Receives one reply or the loss of the connection: exactly one call."""
 
     def replied(self, reply: Any) -> None:
-        """The reply: int, bytes, None, a list of them, or an `ErrorReply`."""
+        """Receive the reply: int, bytes, None, a list of them, or an `ErrorReply`."""
 
     def lost(self) -> None:
-        """The connection is gone. Whether the command was carried out is not known."""
+        """Handle the loss of the connection: the server may or may not have executed the command."""
 
 
 class LinkLostError(ConnectionError):
@@ -45,7 +45,7 @@ class Link(asyncio.Protocol):
     The protocol of one connection, plain, TLS or Unix.
 
     `lost` is done when the connection has ended. `on_replies_read` is called after the replies of one read
-    have been handed out: the moment to send what has gathered.
+    have been delivered, so that queued commands can be sent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reply_bytes_max: int) -> None:
@@ -58,17 +58,15 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket = _UNREADABLE
         self._unread_bytes = 0
-        self.address = Address()
-        """The server's, set by whoever connects."""
-        self.is_given_up = False
-        """We ended the connection; the server did not."""
+        self.is_aborted = False
+        """Whether this side gave the connection up with `abort`."""
         self.error: Exception | None = None
-        """What ended the connection, where the transport knows."""
+        """The error that ended the connection, if the transport knows it."""
         self._reply_bytes_max = reply_bytes_max
         self.address = Address()
-        """The server's, set by whoever connects."""
+        """The server's address, set by the connector."""
         self.run_id = ""
-        """Of the server's process, as it told in the handshake; '' = it was not asked."""
+        """The run id of the server's process, read in the handshake; '' = unknown."""
 
     @property
     def is_open(self) -> bool:
@@ -77,7 +75,7 @@ class Link(asyncio.Protocol):
 
     @property
     def waiting(self) -> int:
-        """Replies that are still to come."""
+        """Number of replies that have not arrived yet."""
         return len(self._receivers)
 
     def send(self, commands: bytes, receivers: Iterable[Receiver]) -> None:
@@ -85,7 +83,7 @@ class Link(asyncio.Protocol):
         Write *commands*, with one receiver for each.
 
         Raises:
-            LinkLostError: the connection is closed; no receiver is told.
+            LinkLostError: the connection is closed; no receiver is called.
         """
         if self._transport is None:
             raise LinkLostError("the connection to Redis is closed")
@@ -94,7 +92,7 @@ class Link(asyncio.Protocol):
 
     def request(self, *words: str | bytes | int) -> asyncio.Future[Any]:
         """
-        Send one command for a caller who can wait; not for decisions.
+        Send one command and return a future of its reply; not for decisions.
 
         The future fails with `ErrorReply` or `LinkLostError`.
         """
@@ -106,42 +104,42 @@ class Link(asyncio.Protocol):
         return future
 
     def abort(self) -> None:
-        """End the connection at once; may be called again."""
+        """Give the connection up: close it at once and refuse queued takes; may be called again."""
         if self._transport is not None:
-            self.is_given_up = True
+            self.is_aborted = True
             self._transport.abort()
 
-    def leave(self) -> None:
-        """End the connection: the server is no longer the one to ask; what waits goes to the next one."""
+    def disconnect(self) -> None:
+        """Close the connection at once; queued takes wait for the next connection."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready to send."""
+        """Store the transport: commands can be sent from now on."""
         socket = transport.get_extra_info("socket")
         if socket is not None and transport.get_extra_info("ssl_object") is None:
             self._socket = socket.fileno()
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class only has the same methods
 
     def read_now(self) -> bool:
         """
-        Hand out replies that have come since the event loop looked; True = there was something to read.
+        Deliver replies that arrived since the event loop's last poll; True = there were some.
 
-        Over TLS there never is: those replies come in the loop's time. An end of the connection is left to
-        the transport, which finds it there, too.
+        Always False over TLS, where only the transport reads. A closed connection is left to the transport,
+        which detects it as well.
         """
         if self._socket == _UNREADABLE or self._transport is None or self._transport.is_closing():
             return False
         try:
             data = os.read(self._socket, READ_BYTES)
         except OSError:
-            return False  # nothing has come, or the connection is broken
+            return False  # nothing to read, or the connection is broken
         if data:
             self.data_received(data)
         return bool(data)
 
     def data_received(self, data: bytes) -> None:
-        """Hand out the replies that are complete."""
+        """Deliver the complete replies."""
         reader = self._reader
         receivers = self._receivers
         try:
@@ -154,14 +152,14 @@ class Link(asyncio.Protocol):
         except hiredis.ProtocolError:
             self.abort()
             return
-        # A reply that nobody asked for: the two sides no longer agree on anything.
+        # A reply without a command, or one that is too long: the two sides are out of step.
         if reply is not False or self._unread_bytes > self._reply_bytes_max:
             self.abort()
         elif self.on_replies_read is not None:
             self.on_replies_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell everybody who waits."""
+        """Call `lost` of every receiver that still waits."""
         self._transport, self.error = None, exc
         while self._receivers:
             self._receivers.popleft().lost()
@@ -170,12 +168,12 @@ class Link(asyncio.Protocol):
 
 
 class PushLink(Link):
-    """A link on which the server also speaks unasked: messages of channels go to `on_message`."""
+    """A link for subscriptions: messages of channels go to `on_message`."""
 
     on_message: Callable[[bytes], None] | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Hand out messages and replies."""
+        """Deliver messages and replies."""
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
@@ -215,21 +213,21 @@ class _FutureReceiver:
 
 
 class IgnoredReply:
-    """A receiver for replies that tell nothing."""
+    """A receiver that drops its reply."""
 
     __slots__ = ()
 
     def replied(self, reply: Any) -> None:
-        """Drop it."""
+        """Drop the reply."""
 
     def lost(self) -> None:
-        """Nobody to tell."""
+        """Do nothing."""
 
 
 IGNORED = IgnoredReply()
 
 
 def load_again(link: Link, scripts: Sequence[Script]) -> None:
-    """Make *scripts* known to a server that lost them (NOSCRIPT); calls of them may be sent at once."""
-    if link.is_open:  # else what is sent next tells
+    """Load *scripts* again after a NOSCRIPT error; calls of them may be sent right after."""
+    if link.is_open:  # else the next command fails and reports the loss
         link.send(b"".join(script.load for script in scripts), [IGNORED] * len(scripts))

@@ -1,8 +1,8 @@
 """
-The pipeline to one node: takes are queued, leave together, and each gets its answer within its time.
+The pipeline to one node: it queues takes, sends them in batches, and answers each within its deadline.
 
-Natural batching: what arrives in one turn of the event loop leaves together, see `LoopTurn`; while
-`in_flight_max` batches are in flight the next one is filled. An idle node is therefore asked at once, a
+Natural batching: takes that arrive in one turn of the event loop are sent together, see `LoopTurn`; while
+`in_flight_max` batches are in flight the next one is filled. An idle node therefore gets takes at once, a
 busy one gets fewer and larger calls. There is no task and no timer per take: a pipeline has one timer.
 """
 
@@ -38,52 +38,52 @@ from sidecar.stores.redis.take_call import (
 )
 
 TIMER_GRAIN_S = 0.002
-"""Event loops fire timers up to a millisecond late, so deadlines are set that much early."""
+"""Deadlines are set this much earlier, because event loops fire timers up to a millisecond late."""
 
 CLOCK_INTERVAL_S = 0.1
-"""How often the store's time is taken from a reply."""
+"""Minimum time between updates of the store's clock from replies."""
 
 LOOP_LATE_S = 0.01
-"""A timer that fires this late tells of a loop that stood still, not of a server that did not answer."""
+"""A timer that fires this late shows that the event loop was blocked, not that the server is slow."""
 
 
 class PipelineEvents(Protocol):
-    """What a pipeline tells its owner."""
+    """Events that a pipeline reports to its owner."""
 
     def changed(self, pipeline: NodePipeline) -> None:
-        """The pipeline began or ceased to take takes, or has another link."""
+        """The pipeline started or stopped accepting takes, or has another link or trouble."""
 
     def disconnected(self, pipeline: NodePipeline) -> None:
-        """The pipeline's link was lost, and is being reopened."""
+        """The pipeline's link was lost and is being reopened."""
 
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
-        """A bucket is empty; *now_us* is the server's time, read after *sent_s* of our monotonic clock."""
+        """A bucket is empty; the server's clock read *now_us* after *sent_s* of the monotonic clock."""
 
     def superseded(self, group: Group, generation: int, notify: Notify) -> None:
-        """The owner's record has another generation; 0 = there is none. *notify* notifies those who wait."""
+        """The owner's record has another *generation*, 0 = it does not exist; *notify* fails the takes."""
 
     def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """Another node may have the slot of *groups*; True = they are sent there and told the outcome."""
+        """The server does not serve the slot of *groups*; True = the owner sends the takes elsewhere."""
 
 
 LinkCheck: TypeAlias = Callable[[Link, Sequence[int]], Awaitable[None]]
-"""Raises one of `CONNECT_ERRORS` where a server does not hold what it should."""
+"""Raises one of `CONNECT_ERRORS` if a server lacks registry data that it should hold."""
 
 
-async def _any_link(link: Link, partitions: Sequence[int]) -> None:
-    """Nothing is known of what a server should hold."""
+async def _accept_link(link: Link, partitions: Sequence[int]) -> None:
+    """Accept every server."""
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineParts:
     """
-    What all pipelines of a store share.
+    The parts that all pipelines of a store share.
 
-    `is_cluster`: each call holds one partition. `check_link` judges a connection, and the partitions that are
-    to be taken from over it, before it is used. `override_clock_us` replaces the server's clock, in tests.
+    `is_cluster`: send one call per partition. `check_link` checks a connection for the partitions that it
+    is about to serve. `override_clock_us` replaces the server's clock in tests.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -92,7 +92,7 @@ class PipelineParts:
     counts: StoreCounts
     events: PipelineEvents
     is_cluster: bool = False
-    check_link: LinkCheck = _any_link
+    check_link: LinkCheck = _accept_link
     override_clock_us: Callable[[], int] | None = None
     clock: Callable[[], float] = monotonic
     jitter: Callable[[], float] = field(default=lambda: 1.0)
@@ -101,15 +101,15 @@ class PipelineParts:
 
 class NodePipeline:
     """
-    Sends the takes of one node over the link it is given.
+    Sends the takes of one node over its current link.
 
-    `refusal` says why takes are refused now, None = they are not; they leave once there is a `link`.
-    `trouble` is the same for a person to read; '' = there is none.
-    The invariant: every `done` is called exactly once, with an outcome or a fault, and not from within `add`.
+    `refusal` is the fault with which takes are refused now, None = they are accepted, and sent once there is
+    a `link`. `trouble` is the reason as text for people; '' = there is none.
+    Invariant: every `done` is called exactly once, with an outcome or a fault, and not from within `add`.
     """
 
     def __init__(self, name: str, parts: PipelineParts) -> None:
-        """A pipeline to *name* without a link: it refuses."""
+        """Create a pipeline to *name*; it refuses takes until it has a link."""
         self.name = name
         self.refusal: StoreFault | None = StoreFault.UNAVAILABLE
         self.trouble = ""
@@ -123,7 +123,7 @@ class NodePipeline:
         self._clock = parts.clock
         self._breaker = Breaker(parts.limits.breaker_failures_max, parts.limits.probe_after_s, parts.jitter)
         self._queue = TakeQueue(parts.limits)
-        # In a Cluster a batch is a call for each partition: early batches would be many calls of few takes.
+        # In a Cluster each partition needs its own call: early batches would mean many calls of few takes.
         self._early_takes_min = sys.maxsize if parts.is_cluster else parts.limits.early_takes_min
         self._in_flight: list[Batch] = []
         self._probe: _Probe | None = None
@@ -135,7 +135,7 @@ class NodePipeline:
         self._reopen_by_s = NEVER_S
         self._is_counted = False
 
-    # Takes come in.
+    # Sending takes.
 
     def add(self, compiled: CompiledSet, asked: int, timeout_s: float, done: TakeDone) -> None:
         """Take with the next batch; *done* is called within *timeout_s*, never from within this call."""
@@ -168,7 +168,7 @@ class NodePipeline:
         return self.send_queued()
 
     def read_replies(self) -> bool:
-        """See `TakeSender`. Bounded, however fast the server replies."""
+        """See `TakeSender`. Reads at most `in_flight_max` times."""
         has_read = False
         for _ in range(self._limits.in_flight_max):
             if self.link is None or not self._in_flight or not self.link.read_now():
@@ -177,13 +177,13 @@ class NodePipeline:
         return has_read
 
     def _after_replies(self) -> None:
-        """A reply has made room: send what was queued behind it, unless this turn is going to send anyway."""
+        """Send queued takes now that a batch has finished, unless this loop turn sends them anyway."""
         if not self._is_turn_due:
             self.send_queued()
         self._turn.write_answers()
 
     def send_queued(self) -> bool:
-        """Send the queued takes, as far as the bound on batches in flight allows; True = something."""
+        """Send queued takes up to `in_flight_max` batches; True = some were sent."""
         has_sent = False
         link = self.link
         while (
@@ -216,7 +216,7 @@ class NodePipeline:
         self._watch(min(batch.deadline_s, batch.overdue_s))
 
     def _calls_of(self, batch: Batch) -> Iterable[Sequence[Group]]:
-        """The groups of each script call: all in one, or in a Cluster one call for each partition."""
+        """The groups of each script call: one call for all, or in a Cluster one for each partition."""
         if not self._parts.is_cluster:
             return (tuple(batch.groups.values()),)
         calls: dict[int, list[Group]] = {}
@@ -225,7 +225,7 @@ class NodePipeline:
         return calls.values()
 
     def encode(self, groups: Iterable[Group], *, is_unchecked: bool = False) -> bytes:
-        """The script call for *groups*; *is_unchecked* = without looking at generations."""
+        """The encoded script call for *groups*; *is_unchecked* = do not check generations."""
         override = self._parts.override_clock_us
         return encode_call(groups, override() if override is not None else 0, is_unchecked=is_unchecked)
 
@@ -237,10 +237,10 @@ class NodePipeline:
             for receiver in receivers:
                 receiver.lost()
 
-    # Replies come back.
+    # Handling replies.
 
     def answered(self, call: _Call, reply: Any) -> None:
-        """A script call got *reply*."""
+        """Handle the *reply* to a script call."""
         now_s = self._read_s = self._clock()
         batch = call.batch
         if isinstance(reply, ErrorReply):
@@ -252,7 +252,7 @@ class NodePipeline:
             if remedy is Remedy.FIND_NODES and self._parts.events.redirected(self, call.groups, reply):
                 return
             self._fail(call.groups, StoreFault.UNAVAILABLE)
-            self._mend(reply, remedy, now_s)
+            self._handle_error(reply, remedy, now_s)
             return
         self._finish(batch, now_s)
         if batch.is_overdue:
@@ -261,45 +261,45 @@ class NodePipeline:
         else:
             self._breaker.succeed()
         if (
-            self.give(call.groups, reply, batch.sent_s)
+            self.deliver(call.groups, reply, batch.sent_s)
             and now_s >= self._clock_due_s
             and not batch.is_overdue
         ):
-            self._learn_clock(reply[0], now_s)
+            self._update_clock(reply[0], now_s)
 
-    def give(self, groups: Sequence[Group], reply: Any, sent_s: float) -> bool:
-        """Notify the takes of *groups* of *reply*, asked for at *sent_s*; False = it makes no sense."""
+    def deliver(self, groups: Sequence[Group], reply: Any, sent_s: float) -> bool:
+        """Deliver *reply* to the takes of *groups*, which were sent at *sent_s*; False = it is malformed."""
         try:
             answers = starts_of(groups, reply)
         except UnexpectedReplyError as error:
             self._fail(groups, StoreFault.UNAVAILABLE)
-            self._mend(error, Remedy.TELL, self._clock())
+            self._handle_error(error, Remedy.LOG, self._clock())
             return False
         for group, admitted, starts in answers:
-            self._settle(group, admitted, starts, reply[0], sent_s)
+            self._deliver(group, admitted, starts, reply[0], sent_s)
         return True
 
-    def _learn_clock(self, told_us: int, now_s: float) -> None:
+    def _update_clock(self, node_us: int, now_s: float) -> None:
         self._clock_due_s = now_s + CLOCK_INTERVAL_S
-        self._parts.store_clock.learn(self.name, told_us)
+        self._parts.store_clock.update(self.name, node_us)
 
-    def _settle(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
+    def _deliver(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
         if not group.waiting:
-            return  # the pipeline was closed meanwhile, and everybody told
+            return  # the pipeline was closed meanwhile and has failed the takes
         if admitted < 0:
             self.supersede(group, -1 - admitted)
             return
         taken = apportion(group, starts, now_us, self._report)
-        # Only takes put a bucket in terms of their quota, so only they know for how long it is empty.
+        # A peek does not rebase a bucket to its quota, so it cannot tell how long the bucket stays empty.
         if not taken.remaining and group.asked and len(starts) == 1:
             self._parts.events.emptied(group.compiled.buckets, taken, now_us, sent_s)
 
     def supersede(self, group: Group, generation: int) -> None:
-        """The record of the owner of *group* has another *generation*."""
+        """Report that the record of the owner of *group* has another *generation*."""
         self._parts.events.superseded(group, generation, self.notify)
 
     def _send_again(self, call: _Call) -> bool:
-        """The server lost the script: load it and call again, if somebody still waits. Once."""
+        """Load the script that the server lost and repeat the call once; False = no take waits any more."""
         for group in call.groups:
             group.forget_expired()
         groups = [group for group in call.groups if group.waiting]
@@ -313,7 +313,7 @@ class NodePipeline:
         return True
 
     def call_lost(self, call: _Call) -> None:
-        """The link went down before the reply to *call* came."""
+        """Fail the takes of *call*, whose link ended before the reply."""
         self._finish(call.batch, self._clock())
         self._fail(call.groups, StoreFault.UNAVAILABLE)
 
@@ -323,7 +323,7 @@ class NodePipeline:
             self._in_flight.remove(batch)
             self._counts.trip.observe_ns(round((now_s - batch.sent_s) * 1e9))
 
-    def _mend(self, error: Exception, remedy: Remedy, now_s: float) -> None:
+    def _handle_error(self, error: Exception, remedy: Remedy, now_s: float) -> None:
         if remedy is Remedy.WAIT and self._breaker.fail(now_s):
             self._opened()
         self._parts.events.refused(self, error, remedy)
@@ -331,10 +331,10 @@ class NodePipeline:
             self.trouble = advice_of(error)
             self.link.abort()
 
-    # The link comes and goes.
+    # Connecting and disconnecting.
 
     def attach(self, link: Link) -> None:
-        """Use *link*, which has just proved itself by its handshake."""
+        """Use *link*, whose handshake has just succeeded."""
         self.link = link
         link.on_replies_read = self._after_replies
         self._read_s = self._clock()
@@ -349,10 +349,10 @@ class NodePipeline:
 
     def detach(self) -> None:
         """
-        The link has ended.
+        Stop using the link, which has ended.
 
-        Where the server or the network ended it, it is reopened at once: takes that have not left wait for
-        that, within their deadline. Else, and when that takes long or fails, they are refused.
+        If the server or the network ended it, queued takes wait within their deadline while the link is
+        reopened. If this side aborted it, or if reopening takes too long or fails, they are refused.
         """
         link = self.link
         if link is None:
@@ -362,7 +362,7 @@ class NodePipeline:
         self._probe = None
         self._parts.store_clock.forget(self.name)
         self._values[self._counts.links] -= 1
-        if link.is_given_up or self.refusal is not None:
+        if link.is_aborted or self.refusal is not None:
             self.fail(self.trouble)
         else:
             self._reopen_by_s = self._clock() + self._limits.call_timeout_s
@@ -370,7 +370,7 @@ class NodePipeline:
             self._parts.events.disconnected(self)
 
     def fail(self, trouble: str) -> None:
-        """There is no link soon, because of *trouble*: refuse until there is one."""
+        """Refuse takes because of *trouble* until there is a link."""
         self._reopen_by_s = NEVER_S
         is_news = trouble != self.trouble and self.refusal is not None
         self.trouble = trouble
@@ -381,11 +381,11 @@ class NodePipeline:
         self.notify(self._queue.release(), StoreFault.UNAVAILABLE)
 
     def release_waiting(self) -> None:
-        """Fail the takes that were not sent: what they were decided by no longer counts."""
+        """Fail the queued takes, because the records that they were decided by are outdated."""
         self.notify(self._queue.release(), StoreFault.UNAVAILABLE)
 
     def close(self) -> None:
-        """Refuse from now on; whoever waits is told."""
+        """Refuse takes from now on, and fail those that wait."""
         link = self.link
         self.detach()
         self.fail("")
@@ -399,10 +399,10 @@ class NodePipeline:
         if link is not None:
             link.abort()
 
-    # Time passes.
+    # The timer.
 
     def _watch(self, due_s: float) -> None:
-        """Have the timer fire at *due_s* at the latest."""
+        """Make the timer fire at *due_s* or earlier."""
         if due_s >= self._timer_s:
             return
         if self._timer is not None:
@@ -413,7 +413,7 @@ class NodePipeline:
     def _tick(self) -> None:
         now_s = self._clock()
         if now_s - self._timer_s > LOOP_LATE_S:
-            # It was us who stood still, and replies may have come meanwhile: read them before judging.
+            # The event loop was blocked and replies may be waiting: read them before declaring timeouts.
             self._timer_s = now_s + LOOP_LATE_S
             self._timer = self._loop.call_later(TIMER_GRAIN_S, self._tick)
             return
@@ -421,7 +421,7 @@ class NodePipeline:
         if self._queue.deadline_s <= now_s:
             self.notify(self._queue.expire(now_s), StoreFault.TIMEOUT)
         if self._reopen_by_s <= now_s:
-            self.fail(f"{self.name} takes no connection within {self._limits.call_timeout_s * 1e3:g} ms")
+            self.fail(f"{self.name} accepts no connection within {self._limits.call_timeout_s * 1e3:g} ms")
         for batch in tuple(self._in_flight):
             self._check(batch, now_s)
         self._check_probe(now_s)
@@ -459,7 +459,7 @@ class NodePipeline:
             self._write(self.encode(()), (self._probe,))
 
     def probed(self, probe: _Probe, reply: Any) -> None:
-        """The server has answered a probe."""
+        """Handle the *reply* to a probe."""
         now_s = self._read_s = self._clock()
         if probe is not self._probe:
             return
@@ -472,11 +472,11 @@ class NodePipeline:
                 load_again(self.link, (TAKE,))
             else:
                 self._breaker.end_probe(is_good=False, now_s=now_s)
-                self._mend(reply, remedy, now_s)
+                self._handle_error(reply, remedy, now_s)
                 self._watch(self._next_due_s())
                 return
         elif probe.overdue_s < NEVER_S and isinstance(reply, list) and reply and isinstance(reply[0], int):
-            self._learn_clock(reply[0], now_s)
+            self._update_clock(reply[0], now_s)
         if probe.overdue_s < NEVER_S and self._breaker.state is BreakerState.HALF_OPEN:
             self._breaker.end_probe(is_good=True, now_s=now_s)
             self._count_refusing(False)
@@ -510,10 +510,10 @@ class NodePipeline:
             due_s = min(due_s, self._read_s + self._limits.keepalive_s)
         return min(due_s, self._breaker.probe_at_s)
 
-    # Answers go out.
+    # Answering takes.
 
     def _count_refusing(self, is_refusing: bool) -> None:
-        """Count this node among those that are not asked, or no longer."""
+        """Add this node to the gauge of nodes that get no takes, or remove it."""
         self._values[self._counts.breakers_open] += is_refusing - self._is_counted
         self._is_counted = is_refusing
 
@@ -527,7 +527,7 @@ class NodePipeline:
             self.notify(group.release(), fault)
 
     def notify(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
-        """Notify *fault* to those who wait for *takes*."""
+        """Call the callbacks *takes* with *fault*."""
         slot = self._counts.faults[fault]
         for done in takes:
             self._values[slot] += 1
@@ -537,12 +537,12 @@ class NodePipeline:
                 self._report(error)
 
     def _report(self, error: Exception) -> None:
-        """A caller's `done` raised: its own fault, but nobody else's."""
+        """Report an exception of a caller's `done`, so that the other takes still get their answers."""
         self._loop.call_exception_handler({"message": "a take's callback raised", "exception": error})
 
 
 class _Call:
-    """One script call on its way: the receiver of its reply."""
+    """One script call in flight: the receiver of its reply."""
 
     __slots__ = ("_pipeline", "batch", "groups", "is_second")
 
@@ -562,7 +562,7 @@ class _Call:
 
 
 class _Probe:
-    """An empty script call: the whole way there and back, nobody's take."""
+    """An empty script call: a full round trip without a take."""
 
     __slots__ = ("_pipeline", "dead_s", "overdue_s")
 
@@ -575,4 +575,4 @@ class _Probe:
         self._pipeline.probed(self, reply)
 
     def lost(self) -> None:
-        """Whoever holds the pipeline learns it from the link."""
+        """Do nothing: the reconnector handles the loss of the link."""

@@ -1,4 +1,4 @@
-"""Keeping a pipeline connected: connect, wait until the link ends, connect anew, for as long as it takes."""
+"""Keep a pipeline connected: connect, wait until the link ends, reconnect."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 class Reconnector:
     """
-    Keeps *pipeline* connected by *connect*, from `start` to `close`.
+    Keeps *pipeline* connected with *connect*, from `start` to `close`.
 
-    `tried` is done when the first attempt has ended, well or not.
+    `tried` is set when the first attempt has succeeded or failed.
     """
 
     def __init__(
@@ -31,39 +31,39 @@ class Reconnector:
         limits: StoreLimits,
         counts: StoreCounts,
     ) -> None:
-        """Nothing is opened before `start`."""
+        """Connect only at `start`."""
         self.pipeline = pipeline
         self.tried = asyncio.Event()
         self._connect = connect
         self._limits = limits
         self._counts = counts
         self._backoff = limits.backoff()
-        self._told = ""
-        self._hurried = asyncio.Event()
+        self._logged_trouble = ""
+        self._retry_requested = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start to connect."""
         self._task = asyncio.get_running_loop().create_task(
-            self._keep(), name=f"store link {self.pipeline.name}"
+            self._run(), name=f"store link {self.pipeline.name}"
         )
 
-    def hurry(self) -> None:
-        """It is known now where to connect: do not wait any longer."""
+    def retry_now(self) -> None:
+        """End the current wait, because the address to connect to is known now."""
         self._backoff.reset()
-        self._hurried.set()
+        self._retry_requested.set()
 
     async def close(self) -> None:
-        """End the link and the attempts."""
+        """Close the link and stop reconnecting."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.close_timeout_s)
         self.pipeline.close()
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         while True:
-            self._hurried.clear()
+            self._retry_requested.clear()
             began_s = monotonic()
             link = await self._try()
             self.tried.set()
@@ -72,10 +72,10 @@ class Reconnector:
 
     async def _follow(self, link: Link) -> float:
         """
-        Use *link* until it ends; the wait before the next attempt.
+        Use *link* until it ends; return the wait before the next attempt.
 
-        A connection that the server or the network ended is reopened at once. One that we gave up, because
-        the server is a replica or sends garbage, would be given up again.
+        A connection that the server or the network ended is reopened at once. One that this side aborted,
+        because the server is a replica or sent invalid data, is likely to be aborted again.
         """
         began_s = monotonic()
         self.pipeline.attach(link)
@@ -83,18 +83,18 @@ class Reconnector:
             await asyncio.shield(link.lost)
         finally:
             self.pipeline.detach()
-            is_given_up = link.is_given_up
+            is_aborted = link.is_aborted
             link.abort()
-        if is_given_up and monotonic() - began_s < self._limits.steady_s:
+        if is_aborted and monotonic() - began_s < self._limits.steady_s:
             return self._backoff.next_s()
         self._backoff.reset()
         return 0.0
 
     async def _pause(self, wait_s: float) -> None:
-        """Wait, unless it becomes known meanwhile where to connect."""
+        """Wait for *wait_s* or until `retry_now` is called."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self._hurried.wait()
+                await self._retry_requested.wait()
 
     async def _try(self) -> Link | None:
         try:
@@ -102,17 +102,17 @@ class Reconnector:
         except CONNECT_ERRORS as error:
             self._counts.values[self._counts.failed_connects] += 1
             trouble = str(error) or type(error).__name__
-            self._tell(trouble)
+            self._log_trouble(trouble)
             self.pipeline.fail(trouble)
             return None
         self._counts.values[self._counts.connects] += 1
-        if self._told:
+        if self._logged_trouble:
             log.info("connected to the store at %s", self.pipeline.name)
-            self._told = ""
+            self._logged_trouble = ""
         return link
 
-    def _tell(self, trouble: str) -> None:
-        """Say a trouble once, not at every attempt."""
-        if trouble != self._told:
-            log.warning("cannot connect to the store at %s: %s; trying again", self.pipeline.name, trouble)
-            self._told = trouble
+    def _log_trouble(self, trouble: str) -> None:
+        """Log *trouble* when it has changed, not at every attempt."""
+        if trouble != self._logged_trouble:
+            log.warning("cannot connect to the store at %s: %s; retrying", self.pipeline.name, trouble)
+            self._logged_trouble = trouble

@@ -1,10 +1,10 @@
 """
-Takes that a node of a Cluster sent elsewhere, because their slot has moved or is being moved.
+Redirects of a Cluster: takes whose slot has moved or is migrating are sent to another node.
 
-MOVED, ASK and TRYAGAIN are replied before a script runs, so its takes may be sent again; a call whose reply
-was lost may not. While a slot is being moved its keys are on two nodes, and none runs a script for keys that
-it has only some of: then the generation is read where it is, and after that the bucket is taken from where
-that is.
+A node replies MOVED, ASK and TRYAGAIN before it runs a script, so the takes may be sent again; a call whose
+reply was lost may not. While a slot is migrating its keys are on two nodes, and neither runs a script for
+keys of which it lacks some: then the generation is read from its node, and after that the take is sent to
+the node of the bucket.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from sidecar.stores.redis.take_call import NEVER_S, Group
 from sidecar.stores.redis.urls import Address
 
 CALLS_MAX = 256
-"""Script calls that are followed at a time; the takes of more fail."""
+"""Maximum number of redirected script calls at a time; the takes of more fail."""
 HOPS_MAX = 5
 LINKS_MAX = 16
-"""Connections to nodes that serve none of our slots yet."""
+"""Maximum number of connections to nodes that have no reconnector."""
 PAUSE_S = 0.005
-"""Before a call is tried again whose keys are on the way."""
+"""The wait before a call whose keys are migrating is repeated."""
 ASKING = pack("ASKING")
 FOLLOWED = ("MOVED", "ASK", "TRYAGAIN")
 
 
-class _NobodyWaitsError(Exception):
-    """The time of every take is over."""
+class _AllExpiredError(Exception):
+    """Every take has expired."""
 
 
 class Redirects:
     """
-    Follows redirected calls, each in a task of its own, which ends when its takes have been told.
+    Follows redirected calls, each in its own task, which ends when its takes have been answered.
 
-    *link_to* finds a connection that is open already; *on_failure* is told of what could not be followed.
-    *check_link* judges the node that a partition has moved to, see `PipelineParts`: after a failover it may
-    lack what takes go by. One that is only about to have the partition is not judged: it has some keys.
+    *link_to* returns an open connection, if any; *on_failure* is called when a redirect failed.
+    *check_link* checks the node that a partition has moved to, see `PipelineParts`: after a failover it may
+    lack records. A node that is still importing the partition is not checked: it has only some of the keys.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Redirects:
         on_failure: Callable[[NodePipeline, int, Exception], None],
         check_link: LinkCheck,
     ) -> None:
-        """Follow nothing yet."""
+        """Start without redirects."""
         self._connector = connector
         self._counts = counts
         self._link_to = link_to
@@ -68,7 +68,7 @@ class Redirects:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def follow(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
-        """Send *groups* of one partition where *error* says; False = that is not possible."""
+        """Send *groups* of one partition to the node that *error* names; False = that is not possible."""
         if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or pipeline.link is None:
             return False
         work = self._follow(
@@ -80,12 +80,12 @@ class Redirects:
         return True
 
     def release_waiting(self) -> None:
-        """Fail the takes that are on their way: what they were decided by no longer counts."""
+        """Fail the redirected takes, because the records that they were decided by are outdated."""
         for task in self._tasks:
             task.cancel()
 
     async def close(self) -> None:
-        """End; whoever waits is told."""
+        """Fail the redirected takes and close all connections."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -102,8 +102,8 @@ class Redirects:
         try:
             await self._send_on(pipeline, groups, error, asked)
             slot = "ok"
-        except _NobodyWaitsError as nobody:
-            if nobody.__cause__ is not None:
+        except _AllExpiredError as expired:
+            if expired.__cause__ is not None:
                 self._on_failure(pipeline, groups[0].compiled.partition, error)
         except CONNECT_ERRORS as failure:
             self._on_failure(pipeline, groups[0].compiled.partition, failure)
@@ -119,9 +119,9 @@ class Redirects:
         while True:
             if error.code == "TRYAGAIN":
                 single = [group for group in groups if len(group.compiled.keys) == 1]
-                apart = (self._take_apart(pipeline, group, asked) for group in single)
-                for failure in await asyncio.gather(*apart, return_exceptions=True):
-                    if isinstance(failure, BaseException) and not isinstance(failure, _NobodyWaitsError):
+                takes = (self._take_by_key(pipeline, group, asked) for group in single)
+                for failure in await asyncio.gather(*takes, return_exceptions=True):
+                    if isinstance(failure, BaseException) and not isinstance(failure, _AllExpiredError):
                         raise failure
                 groups = [group for group in groups if group.waiting and len(group.compiled.keys) > 1]
                 if not groups:
@@ -136,26 +136,26 @@ class Redirects:
             sent_s = monotonic()
             reply = await self._call(pipeline, groups, asked, is_asking, pipeline.encode(groups))
             if not isinstance(reply, ErrorReply):
-                pipeline.give(groups, reply, sent_s)
+                pipeline.deliver(groups, reply, sent_s)
                 return
             error = reply
 
-    async def _take_apart(self, pipeline: NodePipeline, group: Group, asked: Address) -> None:
-        """Take for one group key by key: the generation first, so that a take never goes by an older one."""
+    async def _take_by_key(self, pipeline: NodePipeline, group: Group, asked: Address) -> None:
+        """Take for one group with a command per key; the generation is checked before the bucket is used."""
         compiled = group.compiled
         if compiled.generation_text:
             command = pack("GET", compiled.generation_text)
-            found = await self._chase(pipeline, group, asked, command)
+            found = await self._request(pipeline, group, asked, command)
             generation = int(found or 0)
             if generation != compiled.generation:
                 pipeline.supersede(group, generation)
                 return
         sent_s = monotonic()
-        reply = await self._chase(pipeline, group, asked, pipeline.encode([group], is_unchecked=True))
-        pipeline.give([group], reply, sent_s)
+        reply = await self._request(pipeline, group, asked, pipeline.encode([group], is_unchecked=True))
+        pipeline.deliver([group], reply, sent_s)
 
-    async def _chase(self, pipeline: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
-        """The reply to *command* about one key, from whichever node has it."""
+    async def _request(self, pipeline: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
+        """Send *command*, which has one key, follow its redirects and return the reply."""
         is_asking = False
         for _ in range(HOPS_MAX):
             reply = await self._call(pipeline, [group], asked, is_asking, command)
@@ -164,7 +164,7 @@ class Redirects:
             if reply.code not in ("MOVED", "ASK"):
                 raise reply
             is_asking, asked = reply.code == "ASK", read_redirect(reply, asked)
-        raise HandshakeError(f"{asked} redirects in a circle")
+        raise HandshakeError(f"{asked} redirects in a loop ({HOPS_MAX} redirects)")
 
     async def _call(
         self,
@@ -174,7 +174,7 @@ class Redirects:
         is_asking: bool,
         command: bytes,
     ) -> Any:
-        """The reply of *address*, an error reply included, while somebody waits for it."""
+        """Send *command* to *address* and return its reply or error reply, unless all takes expire first."""
         partition = None if is_asking else groups[0].compiled.partition
         opening = asyncio.ensure_future(self._link(address, partition))
         link = await self._wait(pipeline, groups, opening)
@@ -188,18 +188,18 @@ class Redirects:
     async def _pause(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> None:
         try:
             await self._wait(pipeline, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
-        except _NobodyWaitsError as nobody:
-            raise nobody from error
+        except _AllExpiredError as expired:
+            raise expired from error
 
     async def _wait(
         self, pipeline: NodePipeline, groups: Sequence[Group], future: asyncio.Future[Any]
     ) -> Any:
-        """The result of *future*; takes whose time comes first are told, and when all were it is given up."""
+        """Return the result of *future*; meanwhile fail the takes that expire, and raise when all have."""
         try:
             while True:
                 due_s = min(group.deadline_s for group in groups)
                 if due_s == NEVER_S:
-                    raise _NobodyWaitsError
+                    raise _AllExpiredError
                 await asyncio.wait((future,), timeout=max(0.0, due_s - monotonic()))
                 if future.done():
                     return future.result()
@@ -209,10 +209,10 @@ class Redirects:
                     pipeline.notify(due, StoreFault.TIMEOUT)
         finally:
             if not future.cancel() and not future.cancelled():
-                future.exception()  # known now, also where nobody waits for it any more
+                future.exception()  # retrieve the exception, so that asyncio does not log it
 
     async def _link(self, address: Address, partition: int | None) -> Link:
-        """A connection to *address*, which holds what was followed in *partition*; None = not judged."""
+        """A connection to *address*, checked for *partition*; None = do not check."""
         link = await self._opened(address)
         if partition is not None:
             await self._check_link(link, (partition,))
@@ -232,7 +232,7 @@ class Redirects:
 
 
 class _Reply:
-    """Puts any reply into a future, errors too."""
+    """Puts any reply, also an error reply, into a future."""
 
     __slots__ = ("future",)
 

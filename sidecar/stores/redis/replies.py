@@ -1,4 +1,4 @@
-"""What an error reply means for the takes it answers, and what the client must do about it."""
+"""Error replies of Redis: what the client does about each, and advice for the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hiredis
 
 
 class ErrorReply(hiredis.ReplyError):
-    """An error that the server replied; `args[0]` is its text, whose first word is the code."""
+    """An error reply; `args[0]` is its text, whose first word is the code."""
 
     @property
     def code(self) -> str:
@@ -17,78 +17,78 @@ class ErrorReply(hiredis.ReplyError):
 
 
 class Remedy(Enum):
-    """What to do after an error reply. The takes it answers have failed in any case, but for LOAD_SCRIPT."""
+    """What to do after an error reply. Except for LOAD_SCRIPT and redirects its takes fail."""
 
     LOAD_SCRIPT = auto()
-    """The server does not know the script: load it and send the call once more, within its deadline."""
+    """The server lacks the script: load it and send the call once more, within its deadline."""
     FIND_NODES = auto()
-    """The slot or the primary is elsewhere, or nowhere: ask for the topology again."""
+    """Another node or no node serves the slot: read the topology again."""
     FIND_PRIMARY = auto()
-    """This server is no primary: drop the connection and find it."""
+    """This server is not a primary: close the connection and find the primary."""
     WAIT = auto()
-    """The server cannot for now: it counts as a failure of the node."""
-    TELL = auto()
-    """Something a person must mend: say so in the log."""
+    """The server is temporarily unable to answer: count a failure of the node."""
+    LOG = auto()
+    """A person must fix this: log it."""
 
 
 _REMEDIES = {
     "NOSCRIPT": Remedy.LOAD_SCRIPT,
     "MOVED": Remedy.FIND_NODES,
-    "ASK": Remedy.FIND_NODES,  # the slot is on its way; the new owner answers when it has arrived
+    "ASK": Remedy.FIND_NODES,  # the slot is migrating
     "TRYAGAIN": Remedy.FIND_NODES,
     "CLUSTERDOWN": Remedy.FIND_NODES,
-    "CROSSSLOT": Remedy.TELL,
+    "CROSSSLOT": Remedy.LOG,
     "READONLY": Remedy.FIND_PRIMARY,
     "MASTERDOWN": Remedy.FIND_PRIMARY,
     "UNBLOCKED": Remedy.FIND_PRIMARY,
     "LOADING": Remedy.WAIT,
     "BUSY": Remedy.WAIT,
-    "NOREPLICAS": Remedy.FIND_NODES,  # a deposed primary, or one whose replicas are away
-    "MISCONF": Remedy.TELL,
-    "OOM": Remedy.TELL,
-    "NOAUTH": Remedy.TELL,
-    "NOPERM": Remedy.TELL,
-    "WRONGPASS": Remedy.TELL,
+    "NOREPLICAS": Remedy.FIND_NODES,  # a former primary, or one whose replicas are down
+    "MISCONF": Remedy.LOG,
+    "OOM": Remedy.LOG,
+    "NOAUTH": Remedy.LOG,
+    "NOPERM": Remedy.LOG,
+    "WRONGPASS": Remedy.LOG,
 }
 
 _ADVICE = {
     "CROSSSLOT": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "MOVED": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
-    "CLUSTERDOWN": "no node serves the slot, or the node is cut off from the others: see CLUSTER INFO",
-    "ASK": "the slot is being moved: finish that with 'redis-cli --cluster fix'",
-    "TRYAGAIN": "the slot is being moved, its keys are on two nodes: finish with 'redis-cli --cluster fix'",
-    "NOREPLICAS": "the primary has fewer replicas than its min-replicas-to-write: see why they are away",
+    "CLUSTERDOWN": "no node serves the slot, or the node is partitioned from the others: see CLUSTER INFO",
+    "ASK": "the slot is migrating: finish the migration with 'redis-cli --cluster fix'",
+    "TRYAGAIN": "the slot is migrating, its keys are on two nodes: finish with 'redis-cli --cluster fix'",
+    "NOREPLICAS": "the primary has fewer replicas than its min-replicas-to-write: find out why they are down",
     "MISCONF": "the server cannot persist and refuses writes: see its log",
     "OOM": "the server is at its maxmemory: raise maxmemory, and keep maxmemory-policy noeviction",
-    "LOADING": "the server is still reading its data from disk: it is used as soon as that is done",
-    "DENIED": "protected-mode of the server admits only its own machine: set a password, or bind an address",
-    "NOAUTH": "the server wants a password: give the URL password_env or password_file",
+    "LOADING": "the server is loading its data from disk: the sidecar uses it as soon as that is done",
+    "DENIED": "the server's protected-mode accepts only local clients: set a password, or bind an address",
+    "NOAUTH": "the server requires a password: add password_env or password_file to the URL",
     "NOPERM": "the ACL user lacks a permission: docs/operate/registry-redis.md lists what it needs",
-    "WRONGPASS": "the user name or the password is wrong: correct what the URL names",
-    "READONLY": "the server is a replica: the URL must lead to the primary",
+    "WRONGPASS": "the user name or the password is wrong: fix the login that the URL names",
+    "READONLY": "the server is a replica: the URL must name the primary",
 }
 _ADVICE_OF_TEXTS = {
     "The user executing the script can't": _ADVICE["NOPERM"],
-    "AUTH <password> called without any password": "the server has no password: leave it out of the URL",
-    "DB index is out of range": "the server has fewer databases: use a smaller number, 0 is always there",
+    "AUTH <password> called without any password": "the server has no password: remove it from the URL",
+    "DB index is out of range": "the server has fewer databases: use a smaller number; 0 always exists",
     "SELECT is not allowed in cluster mode": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
 }
-"""For errors whose code says nothing."""
+"""Advice by a part of the text, for errors without a specific code."""
 
 
 def code_of(error: Exception) -> str:
-    """The first word of an error reply; a script's error carries the code of what failed in it."""
+    """The first word of an error reply; a script's error has the code of the command that failed in it."""
     words = str(error).split(maxsplit=1)
     return words[0].rstrip(":") if words else ""
 
 
 def remedy_of(error: Exception) -> Remedy:
-    """What to do; an error we do not know needs a person."""
-    return _REMEDIES.get(code_of(error), Remedy.TELL)
+    """The remedy of *error*; unknown errors are logged."""
+    return _REMEDIES.get(code_of(error), Remedy.LOG)
 
 
 def advice_of(error: Exception) -> str:
-    """The error and what to do about it, for the log."""
+    """The error text and what to do about it."""
     text = str(error)
     advice = _ADVICE.get(code_of(error)) or next(
         (advice for part, advice in _ADVICE_OF_TEXTS.items() if part in text), ""

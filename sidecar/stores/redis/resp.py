@@ -1,7 +1,7 @@
 """
-The little of RESP that we write by hand: commands as arrays of bulk strings.
+Encoding commands in RESP2, the Redis serialization protocol: arrays of bulk strings.
 
-Replies are read by hiredis. Source: the Redis serialization protocol specification, RESP2.
+Replies are parsed by hiredis.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterable
 
 
 def bulk(value: bytes) -> bytes:
-    """One bulk string."""
+    """Encode one bulk string."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def array_of(count: int) -> bytes:
-    """The head of an array of *count* elements."""
+    """Encode the header of an array of *count* elements."""
     return b"*%d\r\n" % count
 
 
 def pack(*words: str | bytes | int) -> bytes:
-    """One command, ready to be written."""
+    """Encode one command."""
     return array_of(len(words)) + b"".join(bulk(_as_bytes(word)) for word in words)
 
 
 def pack_all(commands: Iterable[tuple[str | bytes | int, ...]]) -> bytes:
-    """Several commands, to be written at once."""
+    """Encode several commands."""
     return b"".join(pack(*command) for command in commands)
 
 

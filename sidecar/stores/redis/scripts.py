@@ -1,4 +1,4 @@
-"""Our Lua: the .lua files are the only copies, and Redis knows them by their SHA-1."""
+"""The Lua scripts, which Redis identifies by their SHA-1."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from sidecar.stores.redis.resp import pack
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """
-    One script.
-
-    `sha` is what EVALSHA takes, `load` the packed SCRIPT LOAD that makes it known to a server.
-    """
+    """One script: `sha` is the argument of EVALSHA, `load` the encoded SCRIPT LOAD command."""
 
     name: str
     source: bytes
@@ -24,9 +20,9 @@ class Script:
 
 
 def load_script(name: str, package: str = __package__) -> Script:
-    """The script in file *name* of *package*."""
+    """Load the script from file *name* of *package*."""
     source = resources.files(package).joinpath(name).read_bytes()
-    # Redis names scripts by SHA-1; nothing here relies on its strength.
+    # Redis identifies scripts by SHA-1; security does not depend on it.
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
     return Script(name, source, sha, pack("SCRIPT", "LOAD", source))
 
@@ -34,4 +30,4 @@ def load_script(name: str, package: str = __package__) -> Script:
 TAKE = load_script("take.lua")
 HEARTBEAT = load_script("heartbeat.lua")
 SCRIPTS = (TAKE, HEARTBEAT)
-"""Every script that the store needs on a server."""
+"""The scripts that the bucket store needs on a server."""

@@ -1,8 +1,8 @@
 """
-The Sentinels' word: which server is the primary, known as soon as one of them says so.
+Follow the Sentinels: which server is the primary, known as soon as one Sentinel reports a failover.
 
-Every Sentinel of the URL is subscribed to and, in case a message was lost, asked again every second. They
-learn of a failover one after another: the one with the highest configuration epoch is right.
+The sidecar subscribes to every Sentinel of the URL and also queries it every second, in case a message was
+lost. During a failover Sentinels disagree: the one with the highest configuration epoch is right.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ from sidecar.stores.redis.urls import Address
 log = logging.getLogger(__name__)
 
 CHANNELS = ("+switch-master", "+promoted-slave")
-"""The Sentinel that leads a failover publishes the second one first, the others the first one."""
-LOOK_INTERVAL_S = 1.0
-LOOK_GAP_S = 0.1
-"""Errors of the store cause a look at most that often."""
+"""The Sentinel that leads a failover publishes +promoted-slave first; the others publish +switch-master."""
+QUERY_INTERVAL_S = 1.0
+QUERY_GAP_S = 0.1
+"""Minimum time between queries that errors of the store cause."""
 HANDOVER_S = 1.0
-"""How long after a change of the primary sidecars may still take from the former one: ten times what
-they need."""
+"""How long sidecars may still send takes to the former primary after a failover: ten times the usual."""
 
 
 class SentinelView(NamedTuple):
     """
-    What one Sentinel says.
+    The state of the service as one Sentinel reports it.
 
-    `is_failing_over` = it leads a failover that is not decided yet; `is_switching` = it leads one that is and
-    shows the new primary under the former one's name. `replicas` is how many may be promoted; `strays` are
-    those that report to be primaries, such as a former one, or one just promoted. `age_s` is for how long the
-    primary has been the one; `sentinels` is how many there are, this one included.
+    `is_failing_over`: this Sentinel leads a failover and the new primary is not decided; `is_switching`: it
+    leads a failover and reports the new primary already. `replicas` counts those that may be promoted;
+    `strays` counts replicas that report to be primaries, such as a former primary or one just promoted.
+    `age_s` is how long the primary has had its role; `sentinels` counts all Sentinels, this one included.
     """
 
     primary: Address
@@ -51,11 +50,11 @@ class SentinelView(NamedTuple):
     sentinels: int
 
 
-class SentinelWord(NamedTuple):
+class SentinelReport(NamedTuple):
     """
-    What the Sentinels say together: the primary of the highest epoch, and the most cautious of the rest.
+    The combined reports of the Sentinels: the primary of the highest epoch, and the worst case of the rest.
 
-    `is_majority` tells whether most of the URL's Sentinels answered.
+    `is_majority`: most Sentinels of the URL answered.
     """
 
     primary: Address
@@ -68,24 +67,24 @@ class SentinelWatch:
     """
     Follows the Sentinels of one URL.
 
-    `primary` is the latest word, None = none has spoken yet. *on_move* is called when another server becomes
-    the primary, also for the first time; *on_count* with the number of Sentinels that are followed.
+    `primary` is the latest known one, None = not known yet. *on_primary_change* is called when another server
+    becomes the primary, also for the first time; *on_count* is called with the number of followed Sentinels.
     """
 
     def __init__(
         self,
         connector: Connector,
-        on_move: Callable[[Address], None],
+        on_primary_change: Callable[[Address], None],
         on_count: Callable[[int], None] = lambda followed: None,
     ) -> None:
-        """Nothing is opened before `start` or the first question."""
+        """Connect only at `start` or the first query."""
         self.primary: Address | None = None
         self.replicas = 0
-        """Replicas that the Sentinels would promote, as of the latest word."""
+        """Number of replicas that the Sentinels may promote, as of the latest report."""
         self._epoch = -1
         self._service = connector.url.service
-        self._moved_s = -HANDOVER_S
-        self._on_move = on_move
+        self._changed_s = -HANDOVER_S
+        self._on_primary_change = on_primary_change
         self._on_count = on_count
         self._followed = 0
         self._close_timeout_s = connector.limits.close_timeout_s
@@ -96,7 +95,7 @@ class SentinelWatch:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to follow, unless it was begun."""
+        """Start to follow the Sentinels; calling it again has no effect."""
         if not self._tasks:
             loop = asyncio.get_running_loop()
             self._tasks = [
@@ -105,7 +104,7 @@ class SentinelWatch:
             ]
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -114,24 +113,24 @@ class SentinelWatch:
         for sentinel in self._sentinels:
             sentinel.end()
 
-    def look_soon(self) -> None:
-        """Something is wrong with the primary: ask now rather than at the next interval."""
+    def query_soon(self) -> None:
+        """Query the Sentinels now rather than at the next interval, because the primary has a problem."""
         for sentinel in self._sentinels:
-            sentinel.look_soon()
+            sentinel.query_soon()
 
-    async def ask(self, *, every: bool = False) -> SentinelWord:
+    async def ask(self, *, every: bool = False) -> SentinelReport:
         """
-        Ask all Sentinels; the word of most of them, or with *every* of all that answer in time.
+        Query all Sentinels; combine the reports of a majority, or with *every* of all that answer in time.
 
         Raises:
-            HandshakeError: none of them names a primary.
+            HandshakeError: no Sentinel named a primary.
         """
-        looks = [asyncio.ensure_future(sentinel.look()) for sentinel in self._sentinels]
-        most = len(looks) // 2 + 1
+        queries = [asyncio.ensure_future(sentinel.query()) for sentinel in self._sentinels]
+        most = len(queries) // 2 + 1
         views: list[SentinelView] = []
         troubles: list[str] = []
         try:
-            for finished in asyncio.as_completed(looks):
+            for finished in asyncio.as_completed(queries):
                 try:
                     views.append(await finished)
                 except CONNECT_ERRORS as error:
@@ -139,62 +138,64 @@ class SentinelWatch:
                 if len(views) >= most and not every:
                     break
         finally:
-            for look in looks:
-                look.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
+            for query in queries:
+                query.cancel()
+            await asyncio.gather(*queries, return_exceptions=True)
         if not views:
             raise HandshakeError("; ".join(dict.fromkeys(troubles)))
         is_majority = len(views) >= most
         newest = max(views, key=lambda view: view.epoch)
         if is_majority and newest.epoch < self._epoch:
-            self._take(newest)  # the service was removed and is monitored anew
+            self._adopt(newest)  # the service was removed and added to the Sentinels again
         assert self.primary is not None
         replicas = max(view.replicas for view in views)
-        if len(views) < len(looks):
-            # The one that did not answer may lead a failover, and a stray be the replica that it promoted.
+        if len(views) < len(queries):
+            # A Sentinel that did not answer may lead a failover and have promoted one of the strays.
             replicas += max(view.strays for view in views)
-        return SentinelWord(self.primary, any(view.is_failing_over for view in views), replicas, is_majority)
+        return SentinelReport(
+            self.primary, any(view.is_failing_over for view in views), replicas, is_majority
+        )
 
-    async def handed_over(self) -> None:
-        """Wait until every sidecar has had the time to leave the former primary."""
-        wait_s = self._moved_s + HANDOVER_S - monotonic()
+    async def wait_for_handover(self) -> None:
+        """Wait until every sidecar has had the time to disconnect from the former primary."""
+        wait_s = self._changed_s + HANDOVER_S - monotonic()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
 
-    # What one Sentinel tells.
+    # Reports of one Sentinel.
 
-    def note(self, view: SentinelView) -> None:
-        """Go by *view* if it is newer than what was known."""
+    def update(self, view: SentinelView) -> None:
+        """Adopt *view* if it is newer than the known state."""
         is_newer = view.epoch > self._epoch
-        # The leader of a failover may show the new primary a moment before the new epoch, or after it.
+        # The leader of a failover may report the new primary before the new epoch, or after it.
         is_leader = view.epoch == self._epoch and view.is_switching and view.primary != self.primary
         if is_newer or is_leader:
-            self._take(view)
+            self._adopt(view)
         elif view.primary == self.primary:
             self.replicas = view.replicas
 
     def count(self, change: int) -> None:
-        """A Sentinel is followed, or no longer."""
+        """Add *change* to the number of followed Sentinels."""
         self._followed += change
         self._on_count(self._followed)
 
-    def _take(self, view: SentinelView) -> None:
+    def _adopt(self, view: SentinelView) -> None:
         former, self.primary = self.primary, view.primary
         self._epoch, self.replicas = view.epoch, view.replicas
         if former == view.primary:
             return
         now_s = monotonic()
-        self._moved_s = now_s if former is not None or view.is_switching else now_s - view.age_s
+        self._changed_s = now_s if former is not None or view.is_switching else now_s - view.age_s
         if former is not None:
             log.info(
                 "the Sentinels name %s as the primary of %s instead of %s",
                 *(view.primary, self._service, former),
             )
-        self._on_move(view.primary)
+        self._on_primary_change(view.primary)
 
 
 class _Sentinel:
-    """One Sentinel: a subscription, and a connection to ask."""
+    """One Sentinel: a subscription, and a connection for queries."""
 
     def __init__(
         self, address: Address, connector: Connector, subscriber: Connector, watch: SentinelWatch
@@ -205,22 +206,22 @@ class _Sentinel:
         self._watch = watch
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
-        self._spoken = asyncio.Event()
-        self._looked_s = -LOOK_GAP_S
-        self._told = ""
+        self._query_wanted = asyncio.Event()
+        self._queried_s = -QUERY_GAP_S
+        self._logged_trouble = ""
 
-    def look_soon(self) -> None:
-        if monotonic() - self._looked_s >= LOOK_GAP_S:
-            self._spoken.set()
+    def query_soon(self) -> None:
+        if monotonic() - self._queried_s >= QUERY_GAP_S:
+            self._query_wanted.set()
 
-    async def look(self) -> SentinelView:
-        """Ask; CONNECT_ERRORS when it cannot say. What it says is noted."""
-        self._looked_s = monotonic()
+    async def query(self) -> SentinelView:
+        """Query the Sentinel and report its view to the watch; raises CONNECT_ERRORS."""
+        self._queried_s = monotonic()
         service = self._connector.url.service
         try:
             async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                 link = await self._open()
-                # In this order: what it shows as the primary is never older than the epoch beside it.
+                # In this order the reported primary is never older than the reported epoch.
                 master, found, replicas = await asyncio.gather(
                     link.request("SENTINEL", "MASTER", service),
                     link.request("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
@@ -232,23 +233,23 @@ class _Sentinel:
                 await self._connector.explain_sentinel(self.address) or str(error)
             ) from error
         except TimeoutError as error:
-            self.end()  # replies come in order: one that is late holds up those that follow
+            self.end()  # replies come in order: a late reply delays those that follow
             raise HandshakeError(f"Sentinel {self.address} does not answer in time") from error
-        self._watch.note(view)
+        self._watch.update(view)
         return view
 
     async def follow(self) -> None:
-        """Listen and look, for ever."""
+        """Subscribe and query until cancelled."""
         backoff = self._connector.limits.backoff()
         while True:
             try:
                 await self._listen(backoff)
             except CONNECT_ERRORS as error:
-                self._tell(str(error) or type(error).__name__)
+                self._log_trouble(str(error) or type(error).__name__)
             await asyncio.sleep(backoff.next_s())
 
     def end(self) -> None:
-        """Close the connection that asks."""
+        """Close the connection for queries."""
         link, self._link = self._link, None
         if link is not None:
             link.abort()
@@ -260,23 +261,23 @@ class _Sentinel:
             return self._link
 
     async def _listen(self, backoff: Backoff) -> None:
-        """Subscribe, and look whenever the Sentinel speaks, until the connection ends."""
+        """Subscribe, and query at each message, until the connection ends."""
         link = await self._subscriber.open_sentinel(self.address)
         assert isinstance(link, PushLink)
         is_followed = False
         try:
-            link.on_message = lambda message: self._spoken.set()
+            link.on_message = lambda message: self._query_wanted.set()
             async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                 await asyncio.gather(*(link.request("SUBSCRIBE", channel) for channel in CHANNELS))
             while not link.lost.done():
-                self._spoken.clear()
-                view = await self.look()
+                self._query_wanted.clear()
+                view = await self.query()
                 if not is_followed:
                     is_followed = True
                     backoff.reset()
                     self._watch.count(1)
-                    self._tell("")
-                    self._tell_others(view)
+                    self._log_trouble("")
+                    self._warn_of_unlisted(view)
                 await self._wait(link)
         finally:
             link.abort()
@@ -284,44 +285,44 @@ class _Sentinel:
                 self._watch.count(-1)
 
     async def _wait(self, link: Link) -> None:
-        """Until it speaks, or for an interval; then make sure that it would be heard."""
-        spoken = asyncio.ensure_future(self._spoken.wait())
+        """Wait for a message, at most for an interval; then check that the subscription still works."""
+        wanted = asyncio.ensure_future(self._query_wanted.wait())
         try:
             await asyncio.wait(
-                (spoken, link.lost), timeout=LOOK_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
+                (wanted, link.lost), timeout=QUERY_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
             )
-            if not spoken.done():
+            if not wanted.done():
                 async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                     await link.request("PING")
         finally:
-            spoken.cancel()
+            wanted.cancel()
 
-    def _tell(self, trouble: str) -> None:
-        """Say a trouble once, and that it is over."""
+    def _log_trouble(self, trouble: str) -> None:
+        """Log the first *trouble*, and later that it has ended."""
         if trouble and self._watch.primary is None:
-            return  # whoever asks for the primary tells it
-        if trouble and not self._told:
-            log.warning("Sentinel %s is not followed: %s; trying again", self.address, trouble)
-        elif self._told and not trouble:
+            return  # the reconnector logs why there is no primary
+        if trouble and not self._logged_trouble:
+            log.warning("Sentinel %s is not followed: %s; retrying", self.address, trouble)
+        elif self._logged_trouble and not trouble:
             log.info("Sentinel %s is followed", self.address)
-        self._told = trouble
+        self._logged_trouble = trouble
 
-    def _tell_others(self, view: SentinelView) -> None:
+    def _warn_of_unlisted(self, view: SentinelView) -> None:
         named = len(self._connector.url.addresses)
         if named == 1 and view.sentinels > 1:
             log.warning(
-                "the store URL names 1 of %d Sentinels: name all of them, or a failover is missed while that"
-                " one is away",
+                "the store URL names 1 of %d Sentinels: add the others, or the sidecar misses a failover"
+                " while that Sentinel is down",
                 view.sentinels,
             )
 
 
 def read_view(master: Any, found: Any, replicas: Any) -> SentinelView:
     """
-    Read SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS.
+    Parse the replies to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS.
 
     Raises:
-        HandshakeError: they are no such replies.
+        HandshakeError: a reply is malformed.
     """
     try:
         fields = _fields(master)
@@ -340,7 +341,7 @@ def read_view(master: Any, found: Any, replicas: Any) -> SentinelView:
             sentinels=int(fields["num-other-sentinels"]) + 1,
         )
     except (TypeError, ValueError, LookupError, AttributeError):
-        raise HandshakeError("it does not know the service, or is no Sentinel") from None
+        raise HandshakeError("the server does not know the service, or is not a Sentinel") from None
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:
@@ -349,7 +350,7 @@ def _fields(reply: Sequence[bytes]) -> dict[str, str]:
 
 
 def _may_be_promoted(replica: Mapping[str, str], primary: Address) -> bool:
-    """Whether a Sentinel that saw *replica* so may promote it in the place of *primary*, or just did."""
+    """Whether a Sentinel that reports *replica* in this state may promote it, or has just promoted it."""
     return (
         not {"s_down", "o_down", "disconnected"} & set(replica["flags"].split(","))
         and replica["role-reported"] == "slave"

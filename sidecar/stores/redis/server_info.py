@@ -1,4 +1,4 @@
-"""What a server tells of itself in INFO, and whether a store URL and that server go together."""
+"""Parsing INFO, and checking that a store URL fits the server."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 NOEVICTION = "noeviction"
-"""The one maxmemory-policy under which a server removes no key on its own."""
+"""The only maxmemory-policy under which a server never evicts keys."""
 
 _SERVICE = re.compile(r"(?:^|,)name=([^,]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The fields of INFO by name; '' stands for a field that the server does not tell."""
+    """The fields of INFO by name; a missing field reads as ''."""
 
     fields: Mapping[str, str]
 
     @classmethod
     def parse(cls, reply: Any) -> ServerInfo:
         """
-        Read the reply to INFO.
+        Parse the reply to INFO.
 
         >>> ServerInfo.parse(b"# Server\\r\\nredis_mode:cluster\\r\\n").mode
         'cluster'
@@ -41,7 +41,7 @@ class ServerInfo:
 
     @property
     def primary(self) -> Address | None:
-        """Whose replica the server is; None = it is a primary, or does not tell."""
+        """The primary of this replica; None = the server is a primary, or INFO lacks the role."""
         if self.fields.get("role") != "slave":
             return None
         port = self.fields.get("master_port", "")
@@ -49,7 +49,7 @@ class ServerInfo:
 
     @property
     def services(self) -> tuple[str, ...]:
-        """The services that a Sentinel watches."""
+        """The services that a Sentinel monitors."""
         found = (
             _SERVICE.search(value)
             for name, value in sorted(self.fields.items())
@@ -59,15 +59,15 @@ class ServerInfo:
 
     @property
     def evicting_policy(self) -> str:
-        """The maxmemory-policy under which the server may remove keys; '' = it removes none."""
+        """The maxmemory-policy if it allows the server to evict keys, else ''."""
         policy = self.fields.get("maxmemory_policy", NOEVICTION)
         return "" if policy == NOEVICTION else policy
 
 
-def misfit(url: StoreUrl, address: Address, info: ServerInfo) -> str:
-    """Why the server at *address* cannot be what *url* names, and the URL that would work; '' = it can."""
+def topology_mismatch(url: StoreUrl, address: Address, info: ServerInfo) -> str:
+    """Why *url* does not fit the server at *address*, and the URL that would; '' = it fits."""
     if info.mode == "sentinel" and url.kind is not StoreTopology.SENTINEL:
-        return f"{address} is a Sentinel and holds no keys: use {_sentinel_url(url, address, info)}"
+        return f"{address} is a Sentinel and stores no keys: use {_sentinel_url(url, address, info)}"
     if info.mode == "cluster" and url.kind is not StoreTopology.CLUSTER:
         return f"{address} is a node of a Redis Cluster: use {_url(url, StoreTopology.CLUSTER, address)}"
     if info.mode == "standalone" and url.kind is StoreTopology.CLUSTER:
@@ -80,36 +80,36 @@ def misfit(url: StoreUrl, address: Address, info: ServerInfo) -> str:
     return ""
 
 
-def not_a_sentinel(url: StoreUrl, address: Address, info: ServerInfo) -> str:
-    """Why the server at *address*, asked as a Sentinel of *url*, is none that can tell; '' = it is one."""
+def sentinel_problem(url: StoreUrl, address: Address, info: ServerInfo) -> str:
+    """Why the server at *address* is not a Sentinel of the service of *url*; '' = it is one."""
     if info.mode != "sentinel":
         kind = StoreTopology.CLUSTER if info.mode == "cluster" else StoreTopology.STANDALONE
         noun = "a node of a Redis Cluster" if kind is StoreTopology.CLUSTER else "a Redis server"
-        return f"{address} is {noun}, not a Sentinel: name the Sentinels, or use {_url(url, kind, address)}"
+        return f"{address} is {noun}, not a Sentinel: list the Sentinels, or use {_url(url, kind, address)}"
     if url.service not in info.services:
         known = ", ".join(info.services) or "none"
         return (
-            f"{address} does not know the service {url.service!r}, only these: {known}"
-            f"; use {_sentinel_url(url, address, info)}"
+            f"{address} does not monitor the service {url.service!r}, only {known}: use"
+            f" {_sentinel_url(url, address, info)}"
         )
     return ""
 
 
-def evicts(address: Address, policy: str, *, holds_registry: bool) -> str:
-    """That the server at *address* may remove keys, what that does, and the remedy."""
+def eviction_problem(address: Address, policy: str, *, holds_registry: bool) -> str:
+    """The warning that the server at *address* may evict keys, with the effect and the remedy."""
     what = (
-        "the registry is stored there: integrations would vanish"
+        "it stores the registry: integrations would be lost"
         if holds_registry
-        else "an evicted bucket is a full one: requests beyond the limit would be admitted"
+        else "an evicted bucket is full again: requests beyond the limit would be admitted"
     )
     return (
         f"{address} may evict keys (maxmemory-policy {policy}), and {what}; set maxmemory-policy {NOEVICTION}"
-        f" in its configuration and now (CONFIG SET maxmemory-policy {NOEVICTION})"
+        f" in its configuration file and at run time (CONFIG SET maxmemory-policy {NOEVICTION})"
     )
 
 
 def _url(url: StoreUrl, kind: StoreTopology, address: Address) -> str:
-    """The URL of *kind* at *address*; options stay as they are, so they are not told."""
+    """The URL of *kind* at *address*, without options."""
     database = 0 if kind is StoreTopology.CLUSTER else url.database
     return str(replace(url, kind=kind, addresses=(address,), service="", database=database))
 

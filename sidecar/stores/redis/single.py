@@ -1,4 +1,4 @@
-"""One primary for every key: a standalone server, or the one that the Sentinels name."""
+"""One primary for all keys: a standalone server, or the primary that the Sentinels name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SingleTopology:
     """
     One pipeline that serves every partition.
 
-    A deposed primary may live on and take takes for ten seconds, until a Sentinel makes it a replica: so its
-    connection is ended as soon as a Sentinel names another one.
+    A former primary may accept writes for up to ten seconds, until a Sentinel makes it a replica. So its
+    connection is closed as soon as a Sentinel names another primary.
     """
 
     def __init__(self, connector: Connector, parts: PipelineParts) -> None:
-        """Nothing is opened before `start`."""
+        """Connect only at `start`."""
         url = connector.url
         self._connector = connector
         self._counts = parts.counts
@@ -41,17 +41,17 @@ class SingleTopology:
         self.pipelines = [self._pipeline] * connector.keys.partitions
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start to connect."""
         if self._watch is not None:
             self._watch.start()
         self._reconnector.start()
 
     async def tried(self) -> None:
-        """Wait until the first attempt has ended, well or not."""
+        """Wait until the first attempt has succeeded or failed."""
         await self._reconnector.tried.wait()
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._watch is not None:
             await self._watch.close()
         await self._reconnector.close()
@@ -62,9 +62,9 @@ class SingleTopology:
         return self._pipeline.trouble
 
     def search(self) -> None:
-        """The primary may be elsewhere: ask the Sentinels."""
+        """Query the Sentinels, because the primary may have changed."""
         if self._watch is not None:
-            self._watch.look_soon()
+            self._watch.query_soon()
 
     @property
     def is_whole(self) -> bool:
@@ -72,7 +72,7 @@ class SingleTopology:
         return self._pipeline.refusal is None
 
     def count_unserved(self) -> None:
-        """See `Topology`: there are no parts."""
+        """Do nothing: all partitions have the same pipeline."""
 
     def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
         """See `Topology`: there is no other node."""
@@ -84,13 +84,13 @@ class SingleTopology:
         self._pipeline.release_waiting()
 
     def _moved(self, primary: Address) -> None:
-        """The Sentinels name another primary."""
-        self._connector.abandon_others(primary)
+        """Reconnect to *primary*, which the Sentinels name now."""
+        self._connector.cancel_other_attempts(primary)
         link = self._pipeline.link
         if link is not None and link.address != primary:
             self._counts.values[self._counts.primary_changes] += 1
-            link.leave()
-        self._reconnector.hurry()
+            link.disconnect()
+        self._reconnector.retry_now()
 
     def _followed(self, sentinels: int) -> None:
         self._counts.values[self._counts.sentinels] = sentinels
@@ -105,7 +105,7 @@ class SingleTopology:
             link.abort()
             raise ConnectionError(f"{link.address} is no longer the primary")
         if self._run_id and link.run_id != self._run_id:
-            log.info("the primary %s is another process than before: run id %s", link.address, link.run_id)
+            log.info("the primary %s runs a new process: run id %s", link.address, link.run_id)
         self._run_id = link.run_id
         return link
 

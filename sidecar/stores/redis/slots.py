@@ -1,9 +1,9 @@
 """
-Which primary serves which slot of a Cluster, as most of its nodes see it.
+The slot map of a Cluster (which primary serves which slot), as most of its nodes see it.
 
-A primary that is cut off from the others goes on answering, and believes what it knew. So several nodes are
-asked: those that see the Cluster well come first, of these the ones with the highest epoch, and of these the
-map that most of them show.
+A primary that is partitioned from the others still answers, with an old slot map. So several nodes are
+queried: those that report cluster_state:ok are preferred, of these the ones with the highest epoch, and of
+these the map that most of them report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SlotMap(list[tuple[int, int, Address]]):
     """First slot, last slot, primary of each range."""
 
     def owners(self, keys: KeySpace) -> dict[int, Address]:
-        """The primary of each partition of *keys*; a partition whose slot nobody serves is left out."""
+        """The primary of each partition of *keys*, without partitions whose slot no node serves."""
         return {
             partition: primary
             for partition in range(keys.partitions)
@@ -39,7 +39,7 @@ _IS_WELL = re.compile(rb"^cluster_state:ok", re.MULTILINE)
 
 
 class _View(NamedTuple):
-    """What one node says."""
+    """The state of the Cluster as one node reports it."""
 
     is_well: bool
     epoch: int
@@ -48,10 +48,10 @@ class _View(NamedTuple):
 
 async def find_slots(connector: Connector, nodes: Iterable[Address]) -> SlotMap:
     """
-    The slot map, from the first *nodes*, asked side by side.
+    The slot map, from the first `NODES_ASKED_MAX` of *nodes*, queried concurrently.
 
     Raises:
-        HandshakeError: none of them tells.
+        HandshakeError: no node answered.
     """
     asked = list(dict.fromkeys(nodes))[:NODES_ASKED_MAX]
     found = await asyncio.gather(*(_view(connector, node) for node in asked), return_exceptions=True)
@@ -77,10 +77,10 @@ async def _view(connector: Connector, node: Address) -> _View:
 
 def read_slots(reply: Any, asked_host: str) -> SlotMap:
     """
-    Read CLUSTER SLOTS. A node that does not know its own host means the one it was asked by.
+    Parse the reply to CLUSTER SLOTS; an empty host stands for *asked_host*.
 
     Raises:
-        HandshakeError: it is no such reply, or serves no slot at all.
+        HandshakeError: the reply is malformed or has no slots.
     """
     try:
         slot_map = [
@@ -92,18 +92,19 @@ def read_slots(reply: Any, asked_host: str) -> SlotMap:
     except (TypeError, ValueError, AttributeError, LookupError):
         pass
     raise HandshakeError(
-        f"CLUSTER SLOTS replied {str(reply)[:80]!r}: is this a Redis Cluster with slots assigned?"
+        f"CLUSTER SLOTS returned {str(reply)[:80]!r}; it must list slots and their primaries: check that this"
+        " is a Redis Cluster with slots assigned"
     )
 
 
 def read_redirect(error: ErrorReply, asked: Address) -> Address:
     """
-    Where MOVED or ASK leads; a host that is left out means the one that was asked.
+    The target of a MOVED or ASK error; an empty host stands for that of *asked*.
 
     Raises:
-        HandshakeError: nowhere.
+        HandshakeError: the error names no address.
     """
     host, colon, port = str(error).split(" ")[-1].rpartition(":")
     if not (colon and port.isascii() and port.isdigit()):
-        raise HandshakeError(f"{asked} redirects to nowhere: {error}")
+        raise HandshakeError(f"{asked} redirects without an address: {error}")
     return Address(host.strip("[]") or asked.host, int(port))

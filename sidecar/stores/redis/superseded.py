@@ -1,7 +1,7 @@
 """
-Takes that were refused because the integration's record has changed: they wait until the new one is in force.
+Takes refused because the integration's record has changed: they wait until the new record is in force.
 
-So whoever is told SUPERSEDED can decide again at once. Each still gets its answer within its time.
+A caller that gets SUPERSEDED can therefore decide again at once. Every take is still answered in time.
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.take_call import NEVER_S, Group
 
 WAITING_MAX = 8_192
-"""Groups that wait; the takes of further ones are told at once, and the caller goes round or fails closed."""
+"""Maximum number of waiting groups; takes of more groups get SUPERSEDED at once."""
 
 Refresh: TypeAlias = Callable[[str, int, Callable[[bool], None]], None]
-"""Puts an integration's record into force, given its id and generation; calls back once, True = done."""
+"""Puts the record with an integration's id and generation into force; calls back once, True = done."""
 
 Notify: TypeAlias = Callable[[Iterable[TakeDone], StoreFault], None]
 
 
 class SupersededTakes:
-    """
-    Holds superseded takes of all pipelines while the record that superseded theirs is being put into force.
-    """
+    """Holds superseded takes of all pipelines until the new record is in force."""
 
     __slots__ = ("_due_s", "_loop", "_timer", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hold nothing."""
+        """Start empty."""
         self._loop = loop
         self._waiting: dict[Group, Notify] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = NEVER_S
 
     def __len__(self) -> int:
-        """Groups that wait."""
+        """Number of waiting groups."""
         return len(self._waiting)
 
     def hold(self, group: Group, generation: int, notify: Notify, refresh: Refresh | None) -> None:
-        """Let the takes of *group* wait for *refresh*, None = for nothing; *notify* tells them."""
+        """Hold the takes of *group* until *refresh* calls back, then call *notify*; None = do not wait."""
         if refresh is None or len(self._waiting) >= WAITING_MAX:
-            # No other fault: a policy for a store that is away must not admit by a record known to be old.
+            # Not UNAVAILABLE, which may fail open: that would admit by an outdated record.
             notify(group.release(), StoreFault.SUPERSEDED)
             return
         self._waiting[group] = notify
@@ -53,7 +51,7 @@ class SupersededTakes:
             self._watch(group.deadline_s)
 
     def close(self) -> None:
-        """Nobody waits any longer."""
+        """Answer all waiting takes with UNAVAILABLE."""
         for group in tuple(self._waiting):
             self._end(group, is_known=False)
         if self._timer is not None:
@@ -61,7 +59,7 @@ class SupersededTakes:
             self._timer, self._due_s = None, NEVER_S
 
     def _end(self, group: Group, is_known: bool) -> None:
-        """Notify those of *group* who still wait; an old record must not be gone by, so unknown fails."""
+        """Answer the waiting takes of *group*; without the new record they fail with UNAVAILABLE."""
         notify = self._waiting.pop(group, None)
         if notify is not None:
             notify(group.release(), StoreFault.SUPERSEDED if is_known else StoreFault.UNAVAILABLE)
@@ -75,7 +73,7 @@ class SupersededTakes:
         self._timer = self._loop.call_later(max(0.0, due_s - monotonic()), self._expire)
 
     def _expire(self) -> None:
-        """Notify those whose time is over."""
+        """Fail the takes whose deadline has passed."""
         self._timer, self._due_s = None, NEVER_S
         now_s = monotonic()
         for group, notify in tuple(self._waiting.items()):

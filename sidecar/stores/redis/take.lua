@@ -1,29 +1,29 @@
--- take.lua: take tokens for many decisions in one call; each decision's buckets all or none.
+-- take.lua: take tokens for many decisions in one call; for each decision from all its buckets or from none.
 --
 -- KEYS[1..n]  all different, one hash tag in Cluster (the partition's):
 --             buckets, value '<tat>:<interval>' or '<tat>:<interval>:<debt>:<burst>' (layouts 1 and 2; the
 --             number of fields tells them apart): TAT in us since the epoch, 16 digits (< 2^53), and the
---             interval in us it was written under; debt = TAT of all that is owed, 16 digits, only while it
---             is later than the TAT, with the burst of the last take; not there = full
+--             interval in us at the time of the write; debt = TAT of all that is owed, 16 digits, only while
+--             it is later than the TAT, with the burst of the last take; no key = a full bucket
 --             generations, value = decimal text: the number of an integration's record
 -- ARGV[1]     now_us: '0' = the server's TIME; > 0 only in tests
 -- ARGV[2]     groups, one after another, as little-endian unsigned 32-bit words (struct 'I4'); a group:
---               asked          0..2^31-1 equal takes that met in this batch; 0 = peek
+--               asked          0..2^31-1 equal takes of this batch; 0 = peek
 --               cost           tokens of one take, 1..1000000
 --               generation_at  which of KEYS holds the owner's generation; 0 = do not check
---               generation     what it must be, 1..2^32-1
---               buckets        how many follow, each three words:
---                 key_at       which of KEYS it is; groups may share a bucket
+--               generation     the expected generation, 1..2^32-1
+--               buckets        number of buckets that follow, each three words:
+--                 key_at       index in KEYS; groups may share a bucket
 --                 interval_us  6000..60000000 us per token
 --                 burst        1..1000000 tokens
 -- Reply       integers: now_us, then for each group
---               admitted, and for each bucket the TAT its takes counted from; or, alone,
---               -1 - generation: the owner's generation is another, nothing was taken (-1 = no record)
+--               admitted, and for each bucket its TAT before the takes; or, alone,
+--               -1 - generation: the owner's generation differs, nothing was taken (-1 = no record)
 -- Order       groups see what the groups before them in the call took
 -- Writes      nothing for a peek; a refused take writes only a bucket that must be rebased (see draw);
 --             all writes follow all decisions, one SET for each bucket that changed
--- TTL         max(1, ceil((the later TAT - now) / 1000)) ms, set together with the value: then the bucket
---             is full and nothing is owed
+-- TTL         max(1, ceil((later of TAT and debt - now) / 1000)) ms, set together with the value: the key
+--             expires when the bucket is full and has no debt
 -- Cost        O(buckets): one TIME, one MGET, one SET for each bucket that changed
 -- Mirror      draw_all in sidecar/domain/bucket.py, same integers, same order
 
@@ -39,17 +39,17 @@ local stored = #KEYS > 0 and call('MGET', unpack(KEYS)) or {}
 local words = #ARGV[2] / 4
 local sent = {struct.unpack('<' .. string.rep('I4', words), ARGV[2])}
 
--- Integers are printed as such where C's long has 64 bits: that takes an eighth of the whole call less
--- than printing them as doubles, which a 32-bit build of Redis must do.
+-- With a 64-bit C long, %d prints these integers and saves an eighth of the call's time; a 32-bit build of
+-- Redis must print them as doubles.
 local is_long = format('%d', 4503599627370496) == '4503599627370496'
 local level_text, owing_text, ttl_text = '%016.0f:%.0f', '%016.0f:%.0f:%016.0f:%.0f', '%.0f'
 if is_long then level_text, owing_text, ttl_text = '%016d:%d', '%016d:%d:%016d:%d', '%d' end
 
 local BURST_MAX = 1000000
-local tats, intervals = {}, {} -- levels by number of key, read on first use; a TAT of 0 is a full bucket
-local debts, bursts = {}, {} -- what is owed, for the few levels of layout 2
-local owed = {} -- the same for the takes of one group: where they count from
-local changed, changes = {}, 0 -- numbers of the keys to write, each once
+local tats, intervals = {}, {} -- levels by index of the key, read on first use; a TAT of 0 is a full bucket
+local debts, bursts = {}, {} -- the debts of levels of layout 2
+local owed = {} -- debts before the takes of the current group
+local changed, changes = {}, 0 -- indexes of the keys to write, each once
 local is_changed = {}
 local reply, replied = {now}, 1
 
@@ -71,7 +71,7 @@ local function read(key_at, interval)
   return tat
 end
 
--- Where takes count from, for a level that is not in the terms of its quota; see _start in the mirror.
+-- The TAT before the takes, for a level written under another quota; see _start in the mirror.
 local function rebase(key_at, tat, interval, burst)
   local debt, written = debts[key_at], intervals[key_at]
   local used = tat > now and tat - now or 0

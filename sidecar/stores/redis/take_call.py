@@ -1,8 +1,8 @@
 """
-What take.lua is sent and what it answers: packing groups of takes, and giving each take its share.
+Encoding calls of take.lua, parsing its replies, and dividing each group's result among its takes.
 
 The script decides how many of the equal takes of a group are admitted; the spec in `domain.bucket`
-then apportions them one by one, so that each take gets what it would have got alone in its turn.
+then answers them one by one, so that each take gets the answer that it would have got alone.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from sidecar.stores.redis.resp import array_of, bulk
 from sidecar.stores.redis.scripts import TAKE
 
 BUCKETS_MAX = 64
-"""Buckets of one decision; keeps a call within Lua's stack and Redis responsive."""
+"""Maximum number of buckets of one decision; keeps a call within Lua's stack and Redis responsive."""
 
 GENERATION_MAX = 2**32 - 1
 UNCHECKED = 0
 NEVER_S = float("inf")
 
 Waiting = tuple[int, float, TakeDone | None]
-"""One take: asked, deadline on the monotonic clock, and whom to tell; None = it has been told."""
+"""One take: asked, deadline on the monotonic clock, and callback; None = the callback was called."""
 
 
 class CompiledSet:
     """
-    A bucket set in the form the script takes: packed keys and the words that never change.
+    A bucket set in the encoding of the script: packed keys and the words that never change.
 
     `generation_key` None = the generation is not checked.
     """
@@ -51,15 +51,15 @@ class CompiledSet:
         Pack the keys of *buckets*.
 
         Raises:
-            ValueError: more than 64 buckets, or a generation that does not fit a word of the script.
+            ValueError: there are more than `BUCKETS_MAX` buckets, or the generation exceeds 32 bits.
         """
         if len(buckets.keys) > BUCKETS_MAX:
             raise ValueError(
-                f"{buckets.owner!r} takes from {len(buckets.keys)} buckets at once; at most {BUCKETS_MAX}"
+                f"{buckets.owner!r} takes from {len(buckets.keys)} buckets; the limit is {BUCKETS_MAX}"
             )
         if checks_generation and not 1 <= buckets.generation <= GENERATION_MAX:
             raise ValueError(
-                f"generation of {buckets.owner!r} must be 1..{GENERATION_MAX}, not {buckets.generation}"
+                f"generation of {buckets.owner!r} is {buckets.generation}; it must be 1 to {GENERATION_MAX}"
             )
         self.buckets = buckets
         self.cost = buckets.cost
@@ -75,19 +75,19 @@ class CompiledSet:
 
 
 class Group:
-    """Equal takes that meet in one batch: one entry of the script call, many decisions."""
+    """Equal takes in one batch: one entry of the script call for many decisions."""
 
     __slots__ = ("asked", "compiled", "waiting")
 
     def __init__(self, compiled: CompiledSet) -> None:
-        """Begin without a take."""
+        """Start without takes."""
         self.compiled = compiled
         self.asked = 0
         self.waiting: list[Waiting] = []
 
     def expire(self, now_s: float) -> list[TakeDone]:
         """
-        Take out whom to tell that their time is over. They stay counted in `asked`: it may be too late.
+        Return the callbacks of expired takes. The takes stay counted in `asked`: they may have been sent.
         """
         due = []
         for index, (asked, deadline_s, done) in enumerate(self.waiting):
@@ -97,26 +97,26 @@ class Group:
         return due
 
     def forget_expired(self) -> None:
-        """Drop the takes that have been told, so that they are not taken: only before it is sent."""
+        """Drop the expired takes, so that they are not sent; only before the group is sent."""
         self.waiting = [waiting for waiting in self.waiting if waiting[2] is not None]
         self.asked = sum(asked for asked, _, _ in self.waiting)
 
     @property
     def deadline_s(self) -> float:
-        """The nearest deadline of a take that still waits."""
+        """The earliest deadline of the waiting takes."""
         return min((deadline_s for _, deadline_s, _ in self.waiting), default=NEVER_S)
 
     def release(self) -> Iterator[TakeDone]:
-        """Whom to tell, each once: the group is over."""
+        """Remove all takes; return the callbacks of those that still wait."""
         waiting, self.waiting = self.waiting, []
         return (done for _, _, done in waiting if done is not None)
 
 
 def encode_call(groups: Iterable[Group], now_us: int = 0, *, is_unchecked: bool = False) -> bytes:
     """
-    The EVALSHA that takes for *groups*, all of one partition when the server is a Cluster.
+    Encode the EVALSHA for *groups*, which share a partition when the server is a Cluster.
 
-    *now_us* 0 = the server's clock; anything else is for tests. *is_unchecked*: whatever their generations.
+    *now_us* 0 = the server's clock; other values are for tests. *is_unchecked*: do not check generations.
     """
     key_at: dict[bytes, int] = {}
     words: list[int] = []
@@ -148,20 +148,22 @@ _SERVER_TIME = bulk(b"0")
 
 
 class UnexpectedReplyError(ValueError):
-    """A reply that take.lua does not give: another server, another script."""
+    """The reply does not have the format of take.lua."""
 
 
 def starts_of(groups: Sequence[Group], reply: object) -> Iterator[tuple[Group, int, list[int]]]:
     """
-    Read *reply*: for each group what was admitted, and the TAT from which each bucket's takes counted.
+    Parse *reply*: for each group the number admitted, and the TAT of each bucket before its takes.
 
-    A negative number is -1 - generation: the owner's record has another one; -1 = there is no record.
+    A negative number is -1 - the generation of the owner's record, which has changed; -1 = no record.
 
     Raises:
-        UnexpectedReplyError: it has not the shape that take.lua gives; before anything is yielded.
+        UnexpectedReplyError: the reply is malformed; raised before the first item.
     """
     if not isinstance(reply, list) or set(map(type, reply)) != {int}:
-        raise UnexpectedReplyError(f"take.lua replied {str(reply)[:80]!r}, not a list of integers")
+        raise UnexpectedReplyError(
+            f"take.lua returned {str(reply)[:80]!r}; it must return a list of integers"
+        )
     found: list[tuple[Group, int, list[int]]] = []
     at = 1
     for group in groups:
@@ -172,7 +174,9 @@ def starts_of(groups: Sequence[Group], reply: object) -> Iterator[tuple[Group, i
         found.append((group, admitted, reply[at + 1 : end]))
         at = end
     if len(found) != len(groups) or at != len(reply):
-        raise UnexpectedReplyError(f"take.lua replied {len(reply)} integers for {len(groups)} groups")
+        raise UnexpectedReplyError(
+            f"take.lua returned {len(reply)} integers, which do not fit {len(groups)} groups"
+        )
     return iter(found)
 
 
@@ -180,11 +184,11 @@ def apportion(
     group: Group, starts: Sequence[int], now_us: int, on_error: Callable[[Exception], None]
 ) -> Taken:
     """
-    Give each take of *group* its outcome, in the order they came, and return the last one's.
+    Call each take of *group* with its outcome, in order of arrival, and return the last outcome.
 
-    *starts* are the TATs from which the group's takes counted. A take whose time was over is counted
-    like the others, for the script has counted it, but nobody is told. What a `done` raises goes to
-    *on_error*: it must not cost the others their answer.
+    *starts* are the TATs of the buckets before the group's takes. Expired takes are counted, because the
+    script has counted them. If a `done` raises, the exception goes to *on_error* and the other takes still
+    get their answers.
     """
     if group.compiled.is_plain:
         return _apportion_plain(group, starts[0], now_us, on_error)
@@ -194,7 +198,7 @@ def apportion(
     is_refused = False
     waiting, group.waiting = group.waiting, []
     for asked, _, done in waiting:
-        # A refused take changes nothing: every take after it gets the same answer.
+        # A refused take changes nothing, so later takes get the same answer.
         if taken is None or not is_refused:
             taken, drawn = draw_all(levels, buckets.quotas, asked, buckets.cost, now_us)
             levels = levels if drawn is None else drawn
@@ -216,7 +220,7 @@ def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[
     waiting, group.waiting = group.waiting, []
     for asked, _, done in waiting:
         if asked == 1 and room > 1:
-            # The usual take, admitted while more is left: what `draw` would say, at a third of its cost.
+            # The usual case, admitted with tokens left: the result of `draw` at a third of its cost.
             room -= 1
             reset_at_us += interval_us
             taken = Taken(1, room, 0, reset_at_us)

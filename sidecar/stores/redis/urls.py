@@ -1,5 +1,5 @@
 """
-Where the shared store is, from one URL, with its secrets kept out of every text.
+Store URLs: parsing the address and the options of the shared store; texts never contain secrets.
 
     redis://[user[:password]@]host[:port][/database][?options]
     rediss://...                                         the same over TLS
@@ -7,7 +7,7 @@ Where the shared store is, from one URL, with its secrets kept out of every text
     redis+sentinel://host[:port],host[:port].../service[/database][?options]
     redis+cluster://host[:port],host[:port]...[?options]
     rediss+sentinel://..., rediss+cluster://...
-    valkey://..., valkeys://... and the like              the same, written for Valkey
+    valkey://..., valkeys://..., valkey+sentinel://...    the same for Valkey
 
 Options: `database`, `prefix`, `partitions`, `user`, `password_env`, `password_file`,
 `sentinel_user`, `sentinel_password_env`, `sentinel_password_file`, and for TLS `ca_file`, `cert_file`,
@@ -31,11 +31,11 @@ from sidecar.stores.redis.keys import DEFAULT_PREFIX, KeySpace, KeySpaceError
 DEFAULT_PORT = 6379
 DEFAULT_SENTINEL_PORT = 26379
 SECRET_BYTES_MAX = 4_096
-"""A password file longer than that is some other file."""
+"""Maximum size of a password file."""
 
 
 class StoreUrlError(ValueError):
-    """A store URL, or what it refers to, cannot be used; never names a secret."""
+    """A store URL, or a file or variable that it names, cannot be used; the text contains no secret."""
 
 
 class StoreTopology(Enum):
@@ -55,7 +55,7 @@ class Address:
     path: str = ""
 
     def __str__(self) -> str:
-        """As people write it."""
+        """`host:port`, `[v6]:port` or `unix:path`."""
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -76,7 +76,7 @@ class Login:
 
     def read(self) -> tuple[str, ...]:
         """
-        The words that AUTH takes; empty = no AUTH.
+        Read the arguments of AUTH; empty = no AUTH.
 
         Raises:
             StoreUrlError: the variable is not set, or the file cannot be read.
@@ -104,7 +104,7 @@ class TlsClient:
 
     def context(self) -> ssl.SSLContext:
         """
-        A fresh context: files are read anew, so that certificates may be renewed.
+        A new TLS context; the files are read each time, so that certificates may be renewed.
 
         Raises:
             StoreUrlError: a file cannot be used.
@@ -125,7 +125,7 @@ class StoreUrl:
     """
     A parsed store URL. Its text and repr hold no password.
 
-    `partitions` None = as many as the store has; a new one has 1, or 16 in a Cluster.
+    `partitions` None = the number that the store has; a new store gets 1, or 16 in a Cluster.
     """
 
     kind: StoreTopology
@@ -149,10 +149,10 @@ class StoreUrl:
 
     def verify(self) -> None:
         """
-        Read secrets and TLS files once, so that a mistake shows at start.
+        Read secrets and TLS files once, so that mistakes are found at start.
 
         Raises:
-            StoreUrlError: one of them cannot be used.
+            StoreUrlError: a secret or file cannot be used.
         """
         self.login.read()
         self.sentinel_login.read()
@@ -181,19 +181,19 @@ _OPTIONS = ("database", "prefix", "partitions", "user", "password_env", "passwor
 
 def parse_store_url(text: str) -> StoreUrl:
     """
-    Read a store URL.
+    Parse a store URL.
 
     >>> str(parse_store_url("redis+sentinel://sid:secret@a,b:26380/main/2?prefix=edge:"))
     'redis+sentinel://a:26379,b:26380/main/2'
 
     Raises:
-        StoreUrlError: names the part that is wrong and what would be right, never a password.
+        StoreUrlError: names the wrong part and the allowed values.
     """
     parts = _split(text)
     if parts.scheme not in _SCHEMES:
-        raise StoreUrlError(f"store URL: scheme {parts.scheme!r} must be one of {', '.join(_SCHEMES)}")
+        raise StoreUrlError(f"store URL: scheme is {parts.scheme!r}; it must be one of {', '.join(_SCHEMES)}")
     if parts.fragment:
-        raise StoreUrlError("store URL: '#' must be written %23")
+        raise StoreUrlError("store URL: '#' must be encoded as %23")
     kind, is_tls = _SCHEMES[parts.scheme]
     options = _options(parts, kind, is_tls)
     user_info, _, hosts = parts.authority.rpartition("@")
@@ -221,7 +221,7 @@ def parse_store_url(text: str) -> StoreUrl:
     return url
 
 
-# RFC 3986 appendix B. The standard library knows one host, and which lists pass it differs by release.
+# RFC 3986 appendix B. The standard library supports one host; which lists it accepts differs by release.
 _PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 
 
@@ -248,7 +248,7 @@ def _options(parts: _Parts, kind: StoreTopology, is_tls: bool) -> dict[str, str]
         if name not in allowed:
             raise StoreUrlError(f"store URL: option {name!r} is not one of {', '.join(allowed)}")
         if name in options:
-            raise StoreUrlError(f"store URL: option {name!r} stands twice")
+            raise StoreUrlError(f"store URL: option {name!r} given more than once")
         options[name] = value
     if "key_file" in options and "cert_file" not in options:
         raise StoreUrlError("store URL: key_file needs cert_file")
@@ -256,7 +256,7 @@ def _options(parts: _Parts, kind: StoreTopology, is_tls: bool) -> dict[str, str]
 
 
 def _place(parts: _Parts, kind: StoreTopology, hosts: str) -> tuple[tuple[Address, ...], str]:
-    """The addresses, and what is left of the path."""
+    """The addresses, and the path without a socket's."""
     if parts.scheme == "unix":
         path = unquote(parts.path)
         if hosts or len(path) < 2:
@@ -276,23 +276,23 @@ def _address(text: str, default_port: int) -> Address:
     else:
         host, _, port = text.partition(":")
     if not host or any(character.isspace() for character in host):
-        raise StoreUrlError(f"store URL: host {text!r} must be 'host', 'host:port' or '[v6]:port'")
+        raise StoreUrlError(f"store URL: host is {text!r}; it must be 'host', 'host:port' or '[v6]:port'")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
-        raise StoreUrlError(f"store URL: port {port!r} of {host!r} must be 1..65535")
+        raise StoreUrlError(f"store URL: port of {host!r} is {port!r}; it must be 1 to 65535")
     return Address(host, int(port or default_port))
 
 
 def _path_of(kind: StoreTopology, path: str, options: Mapping[str, str]) -> tuple[str, int]:
-    """Service and database."""
+    """The Sentinel service and the database."""
     service = ""
     if kind is StoreTopology.SENTINEL:
         service, _, path = path.partition("/")
         if not service:
             raise StoreUrlError(
-                "store URL: the Sentinel service is missing: redis+sentinel://host:port/service"
+                "store URL: the Sentinel service is missing; write redis+sentinel://host:port/service"
             )
     if path and "database" in options:
-        raise StoreUrlError("store URL: the database stands twice, in the path and as an option")
+        raise StoreUrlError("store URL: database given more than once, in the path and as an option")
     database = _number({"database": path} if path else options, "database", 0)
     if kind is StoreTopology.CLUSTER and database:
         raise StoreUrlError("store URL: Redis Cluster has database 0 only")
@@ -304,7 +304,7 @@ def _number(options: Mapping[str, str], name: str, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise StoreUrlError(f"store URL: {name} {text!r} must be a whole number")
+        raise StoreUrlError(f"store URL: {name} is {text!r}; it must be a whole number")
     return int(text)
 
 
@@ -312,9 +312,11 @@ def _login(user_info: str, options: Mapping[str, str]) -> Login:
     user, _, password = user_info.partition(":")
     sources = [name for name in ("password_env", "password_file") if options.get(name)]
     if len(sources) + bool(password) > 1:
-        raise StoreUrlError("store URL: give the password once: in the URL, password_env or password_file")
+        raise StoreUrlError(
+            "store URL: password given more than once; use one of: the URL, password_env, password_file"
+        )
     if user and "user" in options:
-        raise StoreUrlError("store URL: the user stands twice")
+        raise StoreUrlError("store URL: user given more than once, before '@' and as an option")
     return Login(
         user=unquote(user) or options.get("user", ""),
         password=unquote(password),
@@ -332,7 +334,7 @@ def _read_secret(path: Path) -> str:
         with path.open("rb") as file:
             secret = file.read(SECRET_BYTES_MAX + 1)
         if len(secret) > SECRET_BYTES_MAX:
-            raise StoreUrlError(f"password file {path} is longer than {SECRET_BYTES_MAX} bytes")
+            raise StoreUrlError(f"password file {path} is larger than {SECRET_BYTES_MAX} bytes")
         password = secret.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreUrlError(f"password file {path}: {error}") from error

@@ -206,7 +206,7 @@ def test_permissions__are_enough_for_every_form_of_url(
         await ready(store)
         beat = Heartbeat(store, "sidecar-1")
         assert await beat.beat()
-        await store.look_at_servers()
+        await store.check_servers()
         for number in range(8):
             assert await take(store, bucket(f"acme-{number}")) is not StoreFault.TIMEOUT
         if with_registry:

@@ -198,7 +198,7 @@ def test_fleet__sidecars_must_agree_on_the_partitions(
 
     with caplog.at_level(logging.WARNING):
         run(scene())
-    assert "give every sidecar the same 'partitions'" in caplog.text
+    assert "set the same 'partitions' for every sidecar" in caplog.text
 
 
 def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:

@@ -77,7 +77,7 @@ def test_readiness__says_why_a_server_refuses_commands(
         assert REFUSED[code][1] in shared.buckets.trouble
         assert shared.buckets.is_ready
         monkeypatch.setattr(bucket_store, "REFUSAL_LASTS_S", 0.0)
-        await shared.buckets.look_at_servers()
+        await shared.buckets.check_servers()
         await told("connected")
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -95,7 +95,7 @@ def test_readiness__says_that_a_server_may_evict_buckets(server: RedisServer) ->
         await store.start()
         assert store.is_ready and "set maxmemory-policy noeviction" in store.trouble
         server.client.config_set("maxmemory-policy", "noeviction")
-        await store.look_at_servers()
+        await store.check_servers()
         assert store.trouble == ""
         await store.close()
 

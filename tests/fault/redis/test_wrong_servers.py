@@ -51,10 +51,10 @@ WRONG = {
     ),
     "sentinel": Wrong(
         lambda: f"redis://{LOOPBACK}:{sentinel_port()}",
-        r"is a Sentinel and holds no keys: use redis\+sentinel://127\.0\.0\.1:PORT/main$",
+        r"is a Sentinel and stores no keys: use redis\+sentinel://127\.0\.0\.1:PORT/main$",
     ),
     "cluster asked of a sentinel": Wrong(
-        lambda: f"redis+cluster://{LOOPBACK}:{sentinel_port()}", r"is a Sentinel and holds no keys"
+        lambda: f"redis+cluster://{LOOPBACK}:{sentinel_port()}", r"is a Sentinel and stores no keys"
     ),
     "cluster asked of a single server": Wrong(
         lambda: f"redis+cluster://{LOOPBACK}:{shared().standalone.port}",
@@ -62,7 +62,7 @@ WRONG = {
     ),
     "sentinels asked of a single server": Wrong(
         lambda: f"redis+sentinel://{LOOPBACK}:{shared().standalone.port}/main",
-        r"is a Redis server, not a Sentinel: name the Sentinels, or use redis://127\.0\.0\.1:PORT$",
+        r"is a Redis server, not a Sentinel: list the Sentinels, or use redis://127\.0\.0\.1:PORT$",
     ),
     "sentinels asked of a cluster node": Wrong(
         lambda: f"redis+sentinel://{LOOPBACK}:{cluster_port()}/main",
@@ -70,7 +70,7 @@ WRONG = {
     ),
     "unknown service": Wrong(
         lambda: f"redis+sentinel://{LOOPBACK}:{sentinel_port()}/mian",
-        r"does not know the service 'mian', only these: main; use redis\+sentinel://127\.0\.0\.1:PORT/main",
+        r"does not monitor the service 'mian', only main: use redis\+sentinel://127\.0\.0\.1:PORT/main",
     ),
     "tls port": Wrong(
         lambda: f"redis://{LOOPBACK}:{shared().tls.tls_port}",
@@ -82,17 +82,17 @@ WRONG = {
     ),
     "no client certificate": Wrong(
         lambda: f"rediss://{LOOPBACK}:{shared().tls.tls_port}?{tls_files(with_client=False)}",
-        r"wants a client certificate: name its files with cert_file and key_file$",
+        r"requires a client certificate: set cert_file and key_file$",
     ),
     "untrusted certificate": Wrong(
         lambda: f"rediss://{LOOPBACK}:{shared().tls.tls_port}",
-        r"the certificate of .* is not trusted .*: name the file of its CA with ca_file",
+        r"the certificate of .* is not trusted .*: set ca_file to the file of its CA",
     ),
     "wrong database": Wrong(
         lambda: f"redis://{LOOPBACK}:{shared().standalone.port}/99", r"the server has fewer databases"
     ),
     "no password": Wrong(
-        lambda: f"redis://{LOOPBACK}:{shared().guarded.port}", r"the server wants a password"
+        lambda: f"redis://{LOOPBACK}:{shared().guarded.port}", r"the server requires a password"
     ),
     "wrong password": Wrong(
         lambda: f"redis://limited:wrong@{LOOPBACK}:{shared().guarded.port}",
@@ -100,13 +100,13 @@ WRONG = {
     ),
     "password without need": Wrong(
         lambda: f"redis://:secret@{LOOPBACK}:{shared().standalone.port}",
-        r"the server has no password: leave it out of the URL$",
+        r"the server has no password: remove it from the URL$",
     ),
     "nothing there": Wrong(
         lambda: f"redis://{LOOPBACK}:{free_port()}", r"nothing listens at 127\.0\.0\.1:PORT"
     ),
     "no such socket": Wrong(
-        lambda: f"unix://{shared().folder}/none", r"there is no socket .*/none: start Redis"
+        lambda: f"unix://{shared().folder}/none", r"socket .*/none does not exist: start Redis"
     ),
     "no such host": Wrong(
         lambda: "redis://host.invalid", r"the host name 'host\.invalid' cannot be resolved"
@@ -194,7 +194,7 @@ def test_store__something_that_is_no_redis_is_told() -> None:
         port = server.sockets[0].getsockname()[1]
         store = world.store(url=parse_store_url(f"redis://{LOOPBACK}:{port}"))
         await store.start()
-        assert "is a Redis server there?" in store.trouble
+        assert "check that it is a Redis server" in store.trouble
         await store.close()
         server.close()
 
@@ -220,7 +220,7 @@ def test_store__a_node_that_hides_what_it_is_is_told_by_its_errors(caplog: pytes
     with caplog.at_level(logging.WARNING):
         run(scene())
     told = "\n".join(record.getMessage() for record in caplog.records)
-    assert "does not answer INFO" in told and "allow +info" in told
+    assert "refuses INFO" in told and "add +info" in told
     assert "use a redis+cluster:// URL" in told
     for server in servers:
         server.client.execute_command("ACL", "DELUSER", "blind")

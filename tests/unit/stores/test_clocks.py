@@ -32,7 +32,7 @@ def test_store_clock__is_ours_until_the_store_has_told_its_own() -> None:
     clock = StoreClock(steady, wall)
     wall.advance(seconds=5)
     assert (clock.now_us(), clock.difference_us) == (NOW_US + 5 * SECOND_US, 0)
-    clock.learn("a", NOW_US + 600 * SECOND_US)
+    clock.update("a", NOW_US + 600 * SECOND_US)
     for now in (steady, wall):
         now.advance(seconds=1)
     assert clock.now_us() == NOW_US + 601 * SECOND_US
@@ -45,7 +45,7 @@ def test_store_clock__of_several_nodes_is_the_one_furthest_ahead() -> None:
     """So all sidecars go by the same one; who is gone does not count, but the last is better than none."""
     clock = StoreClock(ManualClock(), ManualClock())
     for node, ahead_us in (("a", 3), ("b", -4), ("c", 1), ("a", 2)):
-        clock.learn(node, NOW_US + ahead_us)
+        clock.update(node, NOW_US + ahead_us)
     assert clock.now_us() == NOW_US + 2
     clock.forget("a")
     assert clock.now_us() == NOW_US + 1

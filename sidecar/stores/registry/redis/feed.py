@@ -99,9 +99,9 @@ class Feed:
 
     def _moved(self, primary: Address) -> None:
         """The Sentinels name another primary: the former one publishes nothing that counts."""
-        self._connector.abandon_others(primary)
+        self._connector.cancel_other_attempts(primary)
         if self._link is not None and self._link.address != primary:
-            self._link.leave()
+            self._link.disconnect()
 
     def _set_live(self, is_live: bool) -> None:
         self.is_live = is_live

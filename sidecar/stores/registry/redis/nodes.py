@@ -195,11 +195,11 @@ class Nodes:
         """Look for the nodes again: of a Cluster when the next call needs one, behind Sentinels now."""
         self._slots.clear()
         if self._watch is not None:
-            self._watch.look_soon()
+            self._watch.query_soon()
 
     def _moved(self, primary: Address) -> None:
         """The Sentinels name another primary: leave the former one, whatever it still answers."""
-        self.connector.abandon_others(primary)
+        self.connector.cancel_other_attempts(primary)
         for address in [address for address in self._links if address != primary]:
             self._links.pop(address).abort()
         for address in [address for address in self._writers if address != primary]:
@@ -328,7 +328,7 @@ class Nodes:
         if word.is_failing_over:
             raise ReplyLostError("a failover is under way")
         is_durable = is_durable and acknowledged >= word.replicas
-        await watch.handed_over()
+        await watch.wait_for_handover()
         if watch.primary != link.address:
             raise ReplyLostError(f"{watch.primary} is the primary now")
         return is_durable and word.is_majority

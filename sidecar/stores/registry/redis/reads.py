@@ -268,7 +268,7 @@ async def server_time_us(reader: Reader) -> int:
 def learn_time_us(reader: Reader, reply: Sequence[bytes]) -> int:
     """The time that the home partition's node has just told in *reply* to TIME."""
     told_us = int(reply[0]) * 1_000_000 + int(reply[1])
-    reader.nodes.clock.learn("", told_us)
+    reader.nodes.clock.update("", told_us)
     return told_us
 
 

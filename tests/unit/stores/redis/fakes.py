@@ -107,16 +107,16 @@ class FakeLink:
         self.receivers: list[Receiver] = []
         self.arrived: list[Any] = []
         self.is_aborted = False
-        self.is_given_up = False
+        self.is_closed = False
 
     @property
     def is_open(self) -> bool:
         """Whether it has not ended."""
-        return not self.is_aborted
+        return not self.is_closed
 
     def send(self, commands: bytes, receivers: Iterable[Receiver]) -> None:
         """Keep the write, parsed."""
-        if self.is_aborted:
+        if self.is_closed:
             raise LinkLostError("aborted")
         reader = hiredis.Reader()
         reader.feed(commands)
@@ -130,12 +130,12 @@ class FakeLink:
 
     def abort(self) -> None:
         """We end the connection."""
-        self.is_given_up = True
+        self.is_aborted = True
         self.end()
 
     def end(self) -> None:
-        """The connection ends: everybody who waits is told, a turn later than here in reality."""
-        self.is_aborted = True
+        """The connection ends: every receiver is called, a turn later than here in reality."""
+        self.is_closed = True
         receivers, self.receivers = self.receivers, []
         for receiver in receivers:
             receiver.lost()

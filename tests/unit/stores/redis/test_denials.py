@@ -15,23 +15,23 @@ EMPTY = bucket(limit_rpm=600, burst=3)
 TAKEN = Taken(1, 0, 100_000, NOW_US + 300_000)
 
 
-def learnt(sent_s: float = 50.0, learnt_s: float = 50.001) -> Denials:
-    """Knows since *learnt_s* that EMPTY has its next token 100 ms after NOW_US."""
+def learnt(sent_s: float = 50.0, received_s: float = 50.001) -> Denials:
+    """Knows since *received_s* that EMPTY has its next token 100 ms after NOW_US."""
     denials = Denials(size_max=4, seconds_max=1.0)
-    denials.learn(EMPTY, TAKEN, NOW_US, sent_s, learnt_s)
+    denials.add(EMPTY, TAKEN, NOW_US, sent_s, received_s)
     return denials
 
 
 def test_denials__an_empty_bucket_is_refused() -> None:
     """Takes and peeks get what the server would say: nothing left, the wait, when it is full."""
-    denials = learnt(sent_s=50.0, learnt_s=50.0)
+    denials = learnt(sent_s=50.0, received_s=50.0)
     assert denials.find(EMPTY, 50.0) == Taken(0, 0, 100_000, NOW_US + 300_000)
     assert denials.find(EMPTY, 50.0625) == Taken(0, 0, 37_500, NOW_US + 300_000)
 
 
 def test_denials__the_refusal_ends_with_the_earliest_possible_time() -> None:
     """Counted from sending, less what two clocks may drift apart: the server may refuse longer, we never."""
-    denials = learnt(sent_s=50.0, learnt_s=50.03)
+    denials = learnt(sent_s=50.0, received_s=50.03)
     assert denials.find(EMPTY, 50.0998) is not None
     assert denials.find(EMPTY, 50.0999) is None
     assert len(denials) == 0
@@ -39,14 +39,14 @@ def test_denials__the_refusal_ends_with_the_earliest_possible_time() -> None:
 
 def test_denials__a_slow_trip_teaches_nothing() -> None:
     """When the token may be back before we know that it was gone, the server is asked."""
-    assert len(learnt(sent_s=50.0, learnt_s=50.2)) == 0
+    assert len(learnt(sent_s=50.0, received_s=50.2)) == 0
 
 
 def test_denials__no_refusal_is_older_than_the_bound() -> None:
     """A bucket that stays empty for a minute is asked about every second: clocks step, people reset."""
     denials = Denials(size_max=4, seconds_max=1.0)
     slow = bucket(limit_rpm=1, burst=1)
-    denials.learn(slow, Taken(1, 0, 60_000_000, NOW_US + 60_000_000), NOW_US, 50.0, 50.001)
+    denials.add(slow, Taken(1, 0, 60_000_000, NOW_US + 60_000_000), NOW_US, 50.0, 50.001)
     assert denials.find(slow, 50.99) is not None
     assert denials.find(slow, 51.0) is None
 
@@ -79,7 +79,7 @@ def test_denials__are_bounded() -> None:
     denials = Denials(size_max=4, seconds_max=1.0)
     sets = [bucket(f"b{index}", limit_rpm=600, burst=3) for index in range(50)]
     for index, buckets in enumerate(sets):
-        denials.learn(buckets, TAKEN, NOW_US, 50.0 + index / 1_000, 50.0 + index / 1_000)
+        denials.add(buckets, TAKEN, NOW_US, 50.0 + index / 1_000, 50.0 + index / 1_000)
         assert len(denials) <= 4
         assert denials.find(buckets, 50.0 + index / 1_000) is not None
 
@@ -88,10 +88,10 @@ def test_denials__never_say_that_a_take_would_pass() -> None:
     """The wait told is at least a microsecond, and -1 where no wait helps."""
     denials = Denials(size_max=4, seconds_max=1.0)
     dear = bucket(limit_rpm=600, burst=3, cost=5)
-    denials.learn(dear, Taken(0, 0, -1, NOW_US + 300_000), NOW_US, 50.0, 50.0)
+    denials.add(dear, Taken(0, 0, -1, NOW_US + 300_000), NOW_US, 50.0, 50.0)
     told = denials.find(dear, 50.05)
     assert told is not None and told.retry_after_us == -1
-    told = learnt(sent_s=50.0, learnt_s=50.0).find(EMPTY, 50.0998)
+    told = learnt(sent_s=50.0, received_s=50.0).find(EMPTY, 50.0998)
     assert told is not None and told.retry_after_us == 200
 
 
@@ -112,7 +112,7 @@ def test_denials__the_server_would_have_refused_too(
     buckets = BucketSet("acme", 1, ("acme",), (quota,), cost)
     taken, _ = draw_all([level], [quota], 1, cost, NOW_US)
     denials = Denials(4, 100.0)
-    denials.learn(buckets, taken, NOW_US, 50.0, 50.0)
+    denials.add(buckets, taken, NOW_US, 50.0, 50.0)
     later_s = 50.0 + part * quota.interval_us * 0.998 / 1e6
     told = denials.find(buckets, later_s)
     if told is None:

@@ -226,9 +226,9 @@ def test_node_pipeline__a_lost_script_is_not_loaded_for_nobody() -> None:
         ("MASTERDOWN Link with MASTER is down", Remedy.FIND_PRIMARY),
         ("LOADING Redis is loading the dataset in memory", Remedy.WAIT),
         ("BUSY Redis is busy running a script.", Remedy.WAIT),
-        ("OOM command not allowed when used memory > 'maxmemory'.", Remedy.TELL),
-        ("NOPERM this user has no permissions", Remedy.TELL),
-        ("ERR something else", Remedy.TELL),
+        ("OOM command not allowed when used memory > 'maxmemory'.", Remedy.LOG),
+        ("NOPERM this user has no permissions", Remedy.LOG),
+        ("ERR something else", Remedy.LOG),
     ],
 )  # fmt: skip
 def test_node_pipeline__an_error_fails_its_takes_without_another_call(text: str, remedy: Remedy) -> None:
@@ -253,7 +253,7 @@ def test_node_pipeline__a_reply_of_another_shape_is_a_fault(reply: object) -> No
     bench.loop.turn()
     bench.link.reply(reply)
     assert bench.outcomes == {"a": StoreFault.UNAVAILABLE}
-    assert [remedy for _, remedy in bench.owner.errors] == [Remedy.TELL]
+    assert [remedy for _, remedy in bench.owner.errors] == [Remedy.LOG]
 
 
 def test_node_pipeline__a_newer_record_is_told_to_owner_and_callers() -> None:
@@ -460,9 +460,9 @@ def test_node_pipeline__a_call_without_any_reply_ends_the_link() -> None:
     bench.take("a", ACME)
     bench.loop.turn()
     bench.loop.advance(0.39)
-    assert not bench.link.is_aborted
+    assert not bench.link.is_closed
     bench.loop.advance(0.02)
-    assert bench.link.is_aborted
+    assert bench.link.is_closed
 
 
 def test_node_pipeline__an_idle_link_is_probed() -> None:
@@ -473,7 +473,7 @@ def test_node_pipeline__an_idle_link_is_probed() -> None:
         bench.link.reply([SERVER_NOW_US])
     assert len(bench.link.commands) == 3
     bench.loop.advance(1.0 + 0.4 + 0.01)
-    assert bench.link.is_aborted
+    assert bench.link.is_closed
     bench.pipeline.detach()
     assert bench.owner.states == [None, StoreFault.UNAVAILABLE]
 

@@ -16,14 +16,14 @@ def test_replies__every_counted_code_has_a_remedy_of_its_own(code: str) -> None:
     """TELL is the answer to what we do not know: a known code with it says what to do."""
     error = ErrorReply(f"{code} some text")
     assert code_of(error) == code
-    if remedy_of(error) is Remedy.TELL:
+    if remedy_of(error) is Remedy.LOG:
         assert advice_of(error) != str(error)
 
 
 def test_replies__an_unknown_error_is_told_as_it_is() -> None:
     """And counted as other."""
     error = ErrorReply("EXOTIC thing")
-    assert (remedy_of(error), advice_of(error)) == (Remedy.TELL, "EXOTIC thing")
+    assert (remedy_of(error), advice_of(error)) == (Remedy.LOG, "EXOTIC thing")
     metrics = make_metrics()
     counts = StoreCounts(metrics)
     for code in ("EXOTIC", "", "MOVED"):

@@ -98,5 +98,5 @@ def test_redirect__is_read(text: str, leads_to: Address) -> None:
 
 def test_redirect__to_nowhere_is_refused() -> None:
     """TRYAGAIN names no node."""
-    with pytest.raises(HandshakeError, match="redirects to nowhere"):
+    with pytest.raises(HandshakeError, match="redirects without an address"):
         read_redirect(ErrorReply("MOVED 42"), Address("asked", 1))

@@ -93,7 +93,7 @@ def test_encode__the_clock_is_overridden_when_asked() -> None:
 def test_compiled__more_buckets_than_a_call_holds_are_refused() -> None:
     """The message names the owner and the bound."""
     names = [str(index) for index in range(BUCKETS_MAX + 1)]
-    with pytest.raises(ValueError, match="'acme' takes from 65 buckets at once; at most 64"):
+    with pytest.raises(ValueError, match="'acme' takes from 65 buckets; the limit is 64"):
         CompiledSet(BucketSet("acme", 1, names, [Quota(6_000, 1)] * len(names)), KEYS, True)
 
 

@@ -44,7 +44,7 @@ def test_slots__a_node_that_does_not_know_its_host_means_the_one_asked(host: byt
 )
 def test_slots__anything_else_is_refused(reply: Any) -> None:
     """A Cluster without slots, or no Cluster."""
-    with pytest.raises(HandshakeError, match="CLUSTER SLOTS replied"):
+    with pytest.raises(HandshakeError, match="CLUSTER SLOTS returned"):
         read_slots(reply, "asked")
 
 

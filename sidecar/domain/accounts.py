@@ -94,7 +94,7 @@ def token_id_of(token: str | None) -> str:
 
 def authenticate(token: str, holder: Administrator | None, now_us: int) -> Actor:
     """
-    Return the actor of *token*, whose id belongs to *holder* (None = nobody); compares in constant time.
+    Return the actor of *token*, whose id belongs to *holder* (None = unknown id); compares in constant time.
 
     Raises:
         AuthenticationError: it is not that account's token, or it has expired.

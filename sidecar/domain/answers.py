@@ -1,10 +1,9 @@
 """
-The answer to a decision: status, headers, body and metadata, assembled here for every dialect.
+The answer to a decision: status, headers, body and metadata, for every dialect.
 
-A service only encodes an `Answer` in its proxy's messages.
-Values that came from a request never get in here unescaped: every header value is printable ASCII
-by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After, WWW-Authenticate), RFC 9457
-(problem+json), draft-ietf-httpapi-ratelimit-headers-10 (RateLimit fields).
+A service only encodes an `Answer` in its proxy's messages. Values from a request are always escaped: every
+header value is printable ASCII by construction. Sources: RFC 6585 (429), RFC 9110 (Retry-After,
+WWW-Authenticate), RFC 9457 (problem+json), draft-ietf-httpapi-ratelimit-headers-10 (RateLimit fields).
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ _TITLES = {
 @final
 class Decision(Value):
     """
-    What was decided, complete.
+    The complete record of one decision.
 
-    `taken` None = no bucket was looked at. `fallback` is set when the shared store could not be asked and
-    `on_store_error` decided; `taken` is then of this sidecar's own bucket.
+    `taken` None = no bucket was read. `fallback` is set when the shared store was unavailable and
+    `on_store_error` decided; `taken` is then the outcome of this sidecar's local bucket.
     """
 
     __slots__ = ("evaluation", "fallback", "id", "reason", "taken")
@@ -75,12 +74,12 @@ class Decision(Value):
 @final
 class Limits(Value):
     """
-    The figures of the rate-limit headers, as text.
+    The values of the rate-limit headers, as text.
 
-    `limit` requests per minute; `remaining` whole tokens; `reset` Unix seconds, rounded up, at which
-    the bucket is full again; `retry_after` whole seconds until a request passes, '' where there is no
-    such wait: one would pass now, or none ever will because it costs more than a full burst. `is_share` =
-    they are those of this sidecar's share of the limit, because the store cannot be asked.
+    `limit` is in requests per minute; `remaining` in whole tokens; `reset` is the Unix time in seconds,
+    rounded up, at which the bucket is full again. `retry_after` is in whole seconds, '' = a request would
+    pass now, or never because it costs more than a full burst. `is_share` = the values are of this sidecar's
+    share of the limit, because the store is unavailable.
     """
 
     __slots__ = ("is_share", "limit", "remaining", "reset", "retry_after")
@@ -97,7 +96,7 @@ class Limits(Value):
 
 
 def limits_of(decision: Decision) -> Limits | None:
-    """The figures of the rate-limit headers; None when no bucket was looked at."""
+    """Return the values of the rate-limit headers; None = no bucket was read."""
     taken, integration = decision.taken, decision.evaluation.integration
     if taken is None or integration is None:
         return None
@@ -108,7 +107,7 @@ def limits_of(decision: Decision) -> Limits | None:
 
 
 def limit_rpm_of(decision: Decision) -> int:
-    """The limit that the figures of `taken` are of, in requests per minute; 0 = there is none."""
+    """Return the limit that `taken` is based on, in requests per minute; 0 = no bucket was read."""
     integration, fallback = decision.evaluation.integration, decision.fallback
     if decision.taken is None or integration is None:
         return 0
@@ -116,7 +115,7 @@ def limit_rpm_of(decision: Decision) -> int:
 
 
 class AnswerStyle(NamedTuple):
-    """How a configuration wants its answers."""
+    """The configured options of answers."""
 
     unauthenticated_status: int = 403
     ietf_headers: bool = False
@@ -126,11 +125,11 @@ class AnswerStyle(NamedTuple):
 @final
 class Answer:
     """
-    Everything that the answer to `decision` says, whatever the dialect.
+    The answer to `decision`, independent of the dialect.
 
-    `status` is HTTP's. `client_headers` and `body` go to the client; on allow the headers are added to those
-    of the upstream's response and the body is empty. Parts for which not every dialect has a place are made
-    when they are asked for.
+    `status` is the HTTP status. `client_headers` and `body` are for the client; on allow the headers are
+    added to the upstream's response and the body is empty. Parts that only some dialects use are computed on
+    access.
     """
 
     __slots__ = ("body", "client_headers", "decision", "status")
@@ -139,9 +138,9 @@ class Answer:
         self, decision: Decision, limits: Limits | None, style: AnswerStyle, is_grpc: bool = False
     ) -> None:
         """
-        Assemble; see `answer_to`.
+        Assemble the answer; see `answer_to`.
 
-        To a gRPC call (*is_grpc*) a denial says in headers of gRPC what a body says to others.
+        The denial of a gRPC call (*is_grpc*) has gRPC status headers instead of a body.
         """
         reason, evaluation = decision.reason, decision.evaluation
         self.decision = decision
@@ -160,22 +159,22 @@ class Answer:
 
     @property
     def is_allowed(self) -> bool:
-        """Whether the request may go on to the upstream."""
+        """Whether the proxy may forward the request."""
         return self.decision.reason is Reason.OK
 
     @property
     def upstream_headers(self) -> Headers:
-        """What the upstream learns about an allowed caller; replaces what the client sent."""
+        """The identity headers of an allowed request; they replace those that the client sent."""
         return identity_headers(self.decision.evaluation, self.decision.id) if self.is_allowed else []
 
     @property
     def removed_headers(self) -> tuple[str, ...]:
-        """The headers that held the API key: the upstream of an allowed request does not get them."""
+        """The headers with the API key, which the proxy removes from an allowed request."""
         return self.decision.evaluation.key_headers if self.is_allowed else ()
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a proxy may write in its access log."""
+        """The fields for the proxy's access log."""
         decision = self.decision
         integration, credential = decision.evaluation.integration, decision.evaluation.credential
         metadata = {
@@ -191,18 +190,18 @@ class Answer:
 
 
 def answer_to(decision: Decision, style: AnswerStyle, is_grpc: bool = False) -> Answer:
-    """The answer to *decision* in *style*; *is_grpc* = the client's request is a gRPC call."""
+    """Return the answer to *decision* in *style*; *is_grpc* = the client's request is a gRPC call."""
     return Answer(decision, limits_of(decision), style, is_grpc)
 
 
 def is_grpc_type(content_type: str | None) -> bool:
-    """Whether a request with this content type is a gRPC call: gRPC-Web, for example, is not."""
+    """Whether a request with this content type is a gRPC call; gRPC-Web is not."""
     return content_type is not None and (content_type == _GRPC or content_type.startswith(f"{_GRPC}+"))
 
 
 def header_value(text: str) -> str:
     """
-    *text* as a safe header value: anything but printable ASCII, and '%', is percent-encoded UTF-8.
+    Return *text* as a safe header value: '%' and all but printable ASCII become percent-encoded UTF-8.
 
     >>> header_value("Café 100%")
     'Caf%C3%A9 100%25'
@@ -211,7 +210,7 @@ def header_value(text: str) -> str:
 
 
 def limit_headers(limits: Limits, style: AnswerStyle) -> Headers:
-    """The rate-limit headers of any answer to a known integration."""
+    """Return the rate-limit headers of an answer to a known integration."""
     headers = [
         ("x-ratelimit-limit", limits.limit),
         ("x-ratelimit-remaining", limits.remaining),
@@ -225,12 +224,12 @@ def limit_headers(limits: Limits, style: AnswerStyle) -> Headers:
 
 
 def fallback_headers(fallback: Fallback | None) -> Headers:
-    """The mark of an answer that was given without the store, whatever the verdict."""
+    """Return the header that marks an answer without the store, whatever the verdict."""
     return [] if fallback is None else [(FALLBACK_HEADER, fallback.policy.value)]
 
 
 def identity_headers(evaluation: Evaluation, decision_id: str) -> Headers:
-    """What the upstream learns about an allowed caller."""
+    """Return the headers that identify an allowed caller to the upstream."""
     integration, credential = evaluation.integration, evaluation.credential
     values = (
         integration.id if integration else "",
@@ -242,12 +241,12 @@ def identity_headers(evaluation: Evaluation, decision_id: str) -> Headers:
 
 
 def http_status(reason: Reason, style: AnswerStyle) -> int:
-    """The HTTP status of an answer for this reason."""
+    """Return the HTTP status for *reason*."""
     return style.unauthenticated_status if reason.is_credential_fault else reason.http_status
 
 
 def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, style: AnswerStyle) -> Headers:
-    """The headers of a denial, without the body's."""
+    """Return the headers of a denial."""
     headers = limit_headers(limits, style) if limits is not None else []
     if limits is not None and limits.retry_after and reason is Reason.RATE_LIMITED:
         headers.append(("retry-after", limits.retry_after))
@@ -267,7 +266,7 @@ def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, styl
 def problem_body(
     reason: Reason, evaluation: Evaluation, decision_id: str, limits: Limits | None, style: AnswerStyle
 ) -> bytes:
-    """The body of a denial: what happened and what to do about it (RFC 9457)."""
+    """Return the body of a denial: what is wrong and what to do (RFC 9457)."""
     public = _public(reason)
     limited = reason is Reason.RATE_LIMITED
     problem: dict[str, object] = {
@@ -287,9 +286,9 @@ def grpc_status_headers(
     reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle
 ) -> Headers:
     """
-    What tells a gRPC client of a denial, in the place of status and body.
+    Return the headers that replace status and body for a gRPC client.
 
-    A client that tries RESOURCE_EXHAUSTED again waits for as long as `grpc-retry-pushback-ms` says (gRFC A6).
+    A client that retries RESOURCE_EXHAUSTED waits for `grpc-retry-pushback-ms` (gRFC A6).
     """
     public = _public(reason)
     headers = [
@@ -302,7 +301,7 @@ def grpc_status_headers(
 
 
 def _public(reason: Reason) -> Reason:
-    """The reason whose words the caller is told."""
+    """Return the reason that the caller sees."""
     return Reason.UNKNOWN_CREDENTIAL if reason.public_word == "unknown_credential" else reason
 
 

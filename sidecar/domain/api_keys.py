@@ -1,5 +1,5 @@
 """
-API keys: their format, their checksum, their digest. The secret itself is never stored.
+API keys: format, checksum and digest. The secret itself is never stored.
 
 A key is `<prefix>_<credential id>_<secret><checksum>`, for example
 `sck_q2R8mW0bTz_` + 30 base62 characters (178 bits) + 6 base62 characters. The checksum is the
@@ -96,7 +96,7 @@ def is_own_key(text: str) -> bool:
 
 
 def digest_of(api_key: str) -> str:
-    """The digest that is stored instead of the key: 'sha256:' and 64 hex digits."""
+    """Return the digest that is stored instead of the key: 'sha256:' and 64 hex digits."""
     return "sha256:" + hashlib.sha256(api_key.encode()).hexdigest()
 
 
@@ -107,7 +107,7 @@ def matches(api_key: str, digest: bytes) -> bool:
 
 def checksum(body: str) -> str:
     """
-    CRC-32 (zlib polynomial) of *body*, which is ASCII, as six base62 digits, padded with '0'.
+    Return the CRC-32 (zlib polynomial) of *body* (ASCII) as six base62 digits, padded with '0'.
 
     >>> checksum("abcdefghijklmnopqrstuvwxyz0123")
     '2LolCm'

@@ -1,13 +1,12 @@
 """
-The audit log: entries chained by SHA-256, and the check that finds what was altered, lost or moved.
+The audit log: entries chained by SHA-256, and the check that finds altered, missing and moved entries.
 
-An entry is kept as text, its *body*: canonical JSON that holds the digest of the entry before. Its digest
-is SHA-256 over the body, so one changed byte breaks the chain at that entry, and a body that was rewritten
-together with its digest breaks it at the next one. What a chain alone cannot show is that its end was cut
-off or wholly rewritten; for that, `verify` takes anchors: digests noted earlier, elsewhere.
+An entry is stored as text, its *body*: canonical JSON that contains the previous entry's digest. The entry's
+digest is SHA-256 over the body, so a changed byte breaks the chain at that entry, and a body that was
+rewritten together with its digest breaks the chain at the next entry. A chain alone cannot show that its end
+was cut off or rewritten; for that, `verify` takes anchors: digests that were recorded earlier, elsewhere.
 
-A registry that is spread over partitions has one chain in each. Entries never hold a secret, nor a
-credential's digest.
+A partitioned registry has one chain per partition. Entries contain no secret and no credential's digest.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from typing import Any, NamedTuple
 from sidecar.domain.canonical import Json, canonical_json, sha256_hex
 
 GENESIS = "0" * 64
-"""What the first entry of a chain carries as the digest of the one before."""
+"""The previous digest of a chain's first entry."""
 FINDINGS_MAX = 1_000
-"""Findings that one check reports; a chain with more is beyond naming them one by one."""
+"""Maximum number of findings that one check reports."""
 
-_DOMAIN = "sidecar audit 1\n"  # keeps these digests apart from all others
+_DOMAIN = "sidecar audit 1\n"  # domain separation: no other digest of this program begins with it
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class AuditFormatError(ValueError):
-    """A body is no audit entry."""
+    """A text is not an audit entry or an anchor."""
 
 
 class ChainHead(NamedTuple):
@@ -46,10 +45,10 @@ class ChainHead(NamedTuple):
 
 class StoredEntry(NamedTuple):
     """
-    One entry as it is kept and exported.
+    One entry as it is stored and exported.
 
-    `sequence` is the place where it was found: the key in the store, the line in a file. `body` repeats
-    it, so an entry that was moved gives itself away.
+    `sequence` is its position: the key in the store, or the line in a file. `body` repeats the sequence, so a
+    moved entry is detected.
     """
 
     chain: int
@@ -61,12 +60,11 @@ class StoredEntry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """
-    One change, on record for ever.
+    The permanent record of one change.
 
-    `subject` is what was changed: `integration:<id>` or `administrator:<id>`. `generation` is that of
-    the record afterwards; `record_digest` is the digest of the record as stored afterwards, '' = none.
-    `before` and `after` hold what changed. `source` is where the call came from, `previous` the digest of
-    the entry before.
+    `subject` is what was changed: `integration:<id>` or `administrator:<id>`. `generation` and
+    `record_digest` are those of the stored record after the change, '' = no record. `before` and `after` hold
+    the fields that changed. `source` is where the call came from, `previous` the previous entry's digest.
     """
 
     chain: int
@@ -88,13 +86,13 @@ class AuditEntry:
     previous: str
 
     def to_stored(self) -> StoredEntry:
-        """The entry as it is kept."""
+        """Return the entry in its stored form."""
         body = canonical_json({name: getattr(self, name) for name in _FIELDS})
         return StoredEntry(self.chain, self.sequence, entry_digest(body), body)
 
     @property
     def head(self) -> ChainHead:
-        """The head of the chain once this entry is its latest."""
+        """The head of a chain whose latest entry is this one."""
         return ChainHead(self.chain, self.sequence, self.to_stored().digest, self.at_us)
 
 
@@ -110,30 +108,30 @@ _FIELDS = tuple(field.name for field in fields(AuditEntry))
 
 
 def empty_chain(chain: int = 0) -> ChainHead:
-    """The head of a chain without entries."""
+    """Return the head of a chain without entries."""
     return ChainHead(chain, 0, GENESIS, 0)
 
 
 def next_time_us(latest_us: int, now_us: int) -> int:
     """
-    The time to put on an entry that follows one of *latest_us*: now, but always later than that one.
+    Return the time of a new entry after an entry of *latest_us*: now, but always later than *latest_us*.
 
-    So the times of a chain are in its order and never equal, also when the clock steps back.
+    So the times of a chain increase strictly, even if the clock steps back.
     """
     return max(now_us, latest_us + 1)
 
 
 def entry_digest(body: str) -> str:
-    """The digest of an entry: SHA-256 over its body, 64 hexadecimal digits."""
+    """Return the digest of an entry: SHA-256 over its body, 64 hexadecimal digits."""
     return sha256_hex(_DOMAIN + body)
 
 
 def parse_entry(body: str) -> AuditEntry:
     """
-    Read a body.
+    Parse a body.
 
     Raises:
-        AuditFormatError: it is not JSON, or not exactly the fields of an entry.
+        AuditFormatError: it is not JSON, or does not have exactly the fields of an entry.
     """
     try:
         values: dict[str, Any] = json.loads(body)
@@ -150,7 +148,7 @@ def parse_entry(body: str) -> AuditEntry:
 
 
 class FindingKind(Enum):
-    """What is wrong with a chain, or with the records beside it."""
+    """The ways in which a chain, or a record that it describes, can be wrong."""
 
     ALTERED = "altered"
     MISSING = "missing"
@@ -162,9 +160,9 @@ class FindingKind(Enum):
 @dataclass(frozen=True, slots=True)
 class Finding:
     """
-    One thing that is wrong: entries `first` ... `last` of `chain`, and a sentence about it.
+    One defect: entries `first` ... `last` of `chain`, and a sentence about the defect.
 
-    For a record that does not match its latest entry, that entry is named.
+    If a record does not match its latest entry, the finding names that entry.
     """
 
     kind: FindingKind
@@ -176,39 +174,39 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What a check found in one chain; `head` is its end, to be noted as the next anchor."""
+    """The result of a check of one chain; `head` is its end, for the next anchor."""
 
     head: ChainHead
     entries_count: int
     findings: tuple[Finding, ...]
     is_cut_short: bool = False
-    """There were more findings than are reported."""
+    """Whether there are more findings than are reported."""
 
     @property
     def is_intact(self) -> bool:
-        """True when nothing was found."""
+        """Whether there are no findings."""
         return not self.findings
 
 
 class Anchor(NamedTuple):
     """
-    How far the chains of a log were, and a digest of their ends; noted earlier and kept elsewhere.
+    The sequences of a log's chains at some time and a digest of their ends, recorded outside the log.
 
-    `places` holds the sequence of each chain that had entries. The digest of one place is that of its entry,
-    of several places the SHA-256 over a line '<chain>:<sequence>:<digest>' for each.
+    `sequences` has an item for each chain with entries. `digest` is the entry's digest for one chain, and for
+    several chains the SHA-256 over a line '<chain>:<sequence>:<digest>' for each.
     """
 
-    places: Mapping[int, int]
+    sequences: Mapping[int, int]
     digest: str
 
     def __str__(self) -> str:
-        """As `parse_anchor` reads it."""
-        places = ",".join(f"{chain}:{sequence}" for chain, sequence in self.places.items())
-        return f"{places}:{self.digest}"
+        """The form that `parse_anchor` reads."""
+        sequences = ",".join(f"{chain}:{sequence}" for chain, sequence in self.sequences.items())
+        return f"{sequences}:{self.digest}"
 
 
 def anchor_of(heads: Iterable[ChainHead]) -> Anchor | None:
-    """The anchor of a log whose chains have these *heads*; None = the log is empty."""
+    """Return the anchor of a log with these *heads*; None = the log is empty."""
     ends = sorted(head for head in heads if head.sequence)
     if not ends:
         return None
@@ -219,17 +217,19 @@ def anchor_of(heads: Iterable[ChainHead]) -> Anchor | None:
 
 class ChainVerifier:
     """
-    Checks one chain entry by entry, in the order in which they are kept; memory does not grow with it.
+    Checks one chain, entry by entry in stored order, in bounded memory.
 
-    Feed every entry to `add`, then ask for the `report`.
+    Pass every entry to `add`, then call `report`.
     """
 
     def __init__(self, chain: int = 0, anchors: Iterable[Anchor] = ()) -> None:
-        """Check *chain*, also against the *anchors* of it."""
-        named = [anchor for anchor in anchors if chain in anchor.places]
-        self._anchors = {(anchor.places[chain], anchor.digest) for anchor in named if len(anchor.places) == 1}
-        self.ends: dict[int, ChainHead | None] = {anchor.places[chain]: None for anchor in named}
-        """The heads at the places that anchors name; None = no entry is there."""
+        """Check *chain*, also against its *anchors*."""
+        named = [anchor for anchor in anchors if chain in anchor.sequences]
+        self._anchors = {
+            (anchor.sequences[chain], anchor.digest) for anchor in named if len(anchor.sequences) == 1
+        }
+        self.anchored_heads: dict[int, ChainHead | None] = {anchor.sequences[chain]: None for anchor in named}
+        """The heads at the sequences that anchors name; None = the entry is missing."""
         self._head = empty_chain(chain)
         self._count = 0
         self._missing: dict[int, int] = {}  # first -> last of each gap
@@ -237,7 +237,7 @@ class ChainVerifier:
         self._is_cut_short = False
 
     def add(self, stored: StoredEntry) -> AuditEntry | None:
-        """Take the next entry as kept; returns it parsed, None = it is none."""
+        """Check the next stored entry and return it parsed; None = it cannot be parsed."""
         self._count += 1
         try:
             entry = parse_entry(stored.body)
@@ -249,43 +249,44 @@ class ChainVerifier:
             message = "its body does not match its digest: one of them was altered"
             self._find(FindingKind.ALTERED, stored.sequence, message)
         elif any(at == entry.sequence and noted != stored.digest for at, noted in self._anchors):
-            message = "its digest is not the one that was noted: the chain was rewritten at or before it"
+            message = "its digest differs from the recorded one: the chain was rewritten at or before it"
             self._find(FindingKind.ALTERED, entry.sequence, message)
-        if stored.sequence in self.ends:
-            self.ends[stored.sequence] = ChainHead(stored.chain, stored.sequence, stored.digest, entry.at_us)
-        self._place(stored, entry)
+        if stored.sequence in self.anchored_heads:
+            head = ChainHead(stored.chain, stored.sequence, stored.digest, entry.at_us)
+            self.anchored_heads[stored.sequence] = head
+        self._check_position(stored, entry)
         return entry
 
     def report(self) -> ChainReport:
-        """What was found; entries that anchors know of and that never came are missing."""
+        """Return the findings; an entry that an anchor names and that was not added is missing."""
         findings = list(self._findings)
         for first, last in sorted(self._missing.items()):
             findings.append(self._finding(FindingKind.MISSING, first, last, "removed from the chain"))
-        beyond = max((sequence for sequence in self.ends if sequence > self._head.sequence), default=0)
-        if beyond:
+        last = max(self.anchored_heads, default=0)
+        if last > self._head.sequence:
             first = self._head.sequence + 1
-            message = "the end of the chain was cut off: an anchor was noted there"
-            findings.append(self._finding(FindingKind.MISSING, first, beyond, message))
+            message = "the end of the chain was cut off: an anchor names a later entry"
+            findings.append(self._finding(FindingKind.MISSING, first, last, message))
         findings.sort(key=lambda finding: finding.first)
         is_cut_short = self._is_cut_short or len(findings) > FINDINGS_MAX
         return ChainReport(self._head, self._count, tuple(findings[:FINDINGS_MAX]), is_cut_short)
 
-    def _place(self, stored: StoredEntry, entry: AuditEntry) -> None:
-        """Check where the entry stands: its number, and the entry it follows."""
+    def _check_position(self, stored: StoredEntry, entry: AuditEntry) -> None:
+        """Check the entry's sequence and its link to the previous entry."""
         if (entry.chain, entry.sequence) != (stored.chain, stored.sequence):
-            message = f"at its place stands entry {entry.sequence} of chain {entry.chain}"
+            message = f"its position holds entry {entry.sequence} of chain {entry.chain}"
             self._find(FindingKind.REORDERED, stored.sequence, message)
-            self._advance(stored.sequence, "", entry.at_us)  # '' = nothing to hold the next one against
+            self._advance(stored.sequence, "", entry.at_us)  # '' = the next entry's link cannot be checked
             return
         if stored.sequence <= self._head.sequence:
-            self._find(FindingKind.REORDERED, stored.sequence, f"it stands after entry {self._head.sequence}")
-            self._fill(stored.sequence)
+            message = f"its position is after entry {self._head.sequence}"
+            self._find(FindingKind.REORDERED, stored.sequence, message)
+            self._close_gap(stored.sequence)
             return
         follows = stored.sequence == self._head.sequence + 1
         if follows and self._head.digest and entry.previous != self._head.digest:
-            was = self._head.sequence
-            message = f"entry {stored.sequence} carries another digest of it: one of the two was rewritten"
-            self._find(FindingKind.ALTERED, was if was else stored.sequence, message)
+            message = f"entry {stored.sequence} has another digest for it: one of the two was rewritten"
+            self._find(FindingKind.ALTERED, self._head.sequence or stored.sequence, message)
         self._advance(stored.sequence, stored.digest, entry.at_us)
 
     def _advance(self, sequence: int, digest: str, at_us: int) -> None:
@@ -293,7 +294,7 @@ class ChainVerifier:
         if sequence > expected:
             self._note_gap(expected, sequence - 1)
         elif sequence < expected:
-            self._fill(sequence)
+            self._close_gap(sequence)
             return
         self._head = ChainHead(self._head.chain, sequence, digest, at_us)
 
@@ -303,8 +304,8 @@ class ChainVerifier:
         else:
             self._is_cut_short = True
 
-    def _fill(self, sequence: int) -> None:
-        """An entry that seemed missing has turned up later."""
+    def _close_gap(self, sequence: int) -> None:
+        """Remove *sequence* from the gaps: the entry is not missing, but out of order."""
         for first, last in self._missing.items():
             if first <= sequence <= last:
                 del self._missing[first]
@@ -327,7 +328,7 @@ class ChainVerifier:
 
 @dataclass(frozen=True, slots=True)
 class LogReport:
-    """What a check found in all chains of a log; `anchor` is to be noted for the next one, '' = no entry."""
+    """The result of a check of all chains of a log; `anchor` is for the next check, '' = the log is empty."""
 
     chains: tuple[ChainReport, ...]
     findings: tuple[Finding, ...]
@@ -335,7 +336,7 @@ class LogReport:
 
     @property
     def entries_count(self) -> int:
-        """The entries of all chains."""
+        """The number of entries in all chains."""
         return sum(chain.entries_count for chain in self.chains)
 
 
@@ -343,28 +344,28 @@ class LogVerifier:
     """Checks a log of any number of chains, each by a `ChainVerifier`."""
 
     def __init__(self, anchors: Iterable[Anchor] = ()) -> None:
-        """Check against *anchors*, too: the chains that they name must be there."""
+        """Check also against *anchors*: the chains that they name must exist."""
         self._anchors = tuple(anchors)
         self.chains: dict[int, ChainVerifier] = {}
-        for chain in (chain for anchor in self._anchors for chain in anchor.places):
+        for chain in (chain for anchor in self._anchors for chain in anchor.sequences):
             self.chain(chain)
 
     def chain(self, number: int) -> ChainVerifier:
-        """The verifier of chain *number*."""
+        """Return the verifier of chain *number*."""
         if number not in self.chains:
             self.chains[number] = ChainVerifier(number, self._anchors)
         return self.chains[number]
 
     def report(self) -> LogReport:
-        """What was found."""
+        """Return the findings of all chains."""
         reports = tuple(self.chains[chain].report() for chain in sorted(self.chains))
         findings = [finding for report in reports for finding in report.findings]
         for anchor in self._anchors:
-            ends = [self.chains[chain].ends[sequence] for chain, sequence in anchor.places.items()]
-            there = [end for end in ends if end is not None]  # a missing one has a finding already
-            if len(there) == len(ends) > 1 and anchor_of(there) != anchor:
-                message = f"an end that anchor {anchor} notes was rewritten, or an entry before it"
-                first = there[0]
+            heads = [self.chains[chain].anchored_heads[at] for chain, at in anchor.sequences.items()]
+            present = [head for head in heads if head is not None]  # a missing head has a finding already
+            if len(present) == len(heads) > 1 and anchor_of(present) != anchor:
+                message = f"an entry that anchor {anchor} names, or an entry before it, was rewritten"
+                first = present[0]
                 findings.append(
                     Finding(FindingKind.ALTERED, first.chain, first.sequence, first.sequence, message)
                 )
@@ -374,7 +375,7 @@ class LogVerifier:
 
 def verify(entries: Iterable[StoredEntry], chain: int = 0, anchors: Iterable[Anchor] = ()) -> ChainReport:
     """
-    Check a chain that is at hand as a whole; see `ChainVerifier`.
+    Check a complete chain; see `ChainVerifier`.
 
     >>> verify([]).is_intact
     True
@@ -387,17 +388,18 @@ def verify(entries: Iterable[StoredEntry], chain: int = 0, anchors: Iterable[Anc
 
 def parse_anchor(text: str) -> Anchor:
     """
-    Read '<chain>:<sequence>:<digest>', with further '<chain>:<sequence>' after commas, as it is printed.
+    Parse '<chain>:<sequence>[,<chain>:<sequence>...]:<digest>'.
 
     Raises:
-        AuditFormatError: anything else.
+        AuditFormatError: *text* has another form.
     """
     match = _ANCHOR.fullmatch(text)
     if match is None:
         raise AuditFormatError(
-            f"an anchor is '<chain>:<sequence>[,<chain>:<sequence>...]:<64 hex digits>', not {text[:100]!a}"
+            f"anchor is {text[:100]!a}; it must be"
+            " '<chain>:<sequence>[,<chain>:<sequence>...]:<64 hex digits>'"
         )
-    pairs = [place.split(":") for place in match[1].split(",")]
+    pairs = [pair.split(":") for pair in match[1].split(",")]
     return Anchor({int(chain): int(sequence) for chain, sequence in pairs}, match[2])
 
 

@@ -1,10 +1,10 @@
 """
-The token bucket: GCRA over one integer per bucket, the specification that take.lua mirrors.
+The token bucket: GCRA over one integer per bucket. take.lua mirrors this specification.
 
-A bucket is its theoretical arrival time (TAT), integer microseconds since the epoch: the time at
-which it is full again. All arithmetic is on integers, so nothing is lost at a refill, and a bucket
-with a limit of L a minute and a burst of B admits at most B + L*T/60 takes in any T seconds. Where
-the quota changes, L and B are the largest that were in force within the T seconds.
+A bucket is its theoretical arrival time (TAT): the time at which the bucket is full again, in integer
+microseconds since the epoch. All arithmetic is on integers, so refills lose no fractions, and a bucket
+with a limit of L per minute and a burst of B admits at most B + L*T/60 takes in any T seconds. If the
+quota changes, L and B are the largest values within the T seconds.
 
 Source: the generic cell rate algorithm, virtual scheduling (ITU-T I.371); docs/adr/0002.
 """
@@ -25,55 +25,57 @@ ASKED_MAX = 2**31 - 1
 
 
 class QuotaError(ValueError):
-    """A limit, a burst or a cost is outside its range."""
+    """A limit, a burst or a cost is out of range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
     """
-    How fast a bucket refills and how much it holds.
+    The refill rate and the capacity of a bucket.
 
-    `interval_us` is the time one token takes to come back, 6_000 ... 60_000_000; `burst` is the
-    capacity in tokens, 1 ... 1_000_000. Their product stays below 2**53, so Lua computes the same.
+    `interval_us` is the refill time of one token, 6_000 ... 60_000_000; `burst` is the capacity in tokens,
+    1 ... 1_000_000. Their product is below 2**53, so that Lua computes exactly.
     """
 
     interval_us: int
     burst: int
 
     def __post_init__(self) -> None:
-        """Refuse what the arithmetic does not hold for."""
+        """Reject values outside the range of the exact arithmetic."""
         if not 6_000 <= self.interval_us <= US_PER_MINUTE:
-            raise QuotaError(f"interval_us must be 6000..{US_PER_MINUTE}, not {self.interval_us}")
+            raise QuotaError(f"interval_us is {self.interval_us}; it must be 6000 to {US_PER_MINUTE}")
         if not 1 <= self.burst <= BURST_MAX:
-            raise QuotaError(f"burst must be 1..{BURST_MAX} tokens, not {self.burst}")
+            raise QuotaError(f"burst is {self.burst}; it must be 1 to {BURST_MAX} tokens")
 
     @classmethod
     def per_minute(cls, limit_rpm: int, burst: int | None = None) -> Quota:
         """
-        The quota of *limit_rpm* requests per minute; *burst* None = the limit.
+        Return the quota of *limit_rpm* requests per minute; *burst* None = the limit.
 
-        The interval is rounded up: at most 0.017 % strict, never lax.
+        The interval is rounded up, so the bucket is up to 0.017 % stricter than the limit, never laxer.
 
         >>> Quota.per_minute(600)
         Quota(interval_us=100000, burst=600)
         """
         if not 1 <= limit_rpm <= LIMIT_RPM_MAX:
-            raise QuotaError(f"a rate limit must be 1..{LIMIT_RPM_MAX} requests per minute, not {limit_rpm}")
+            raise QuotaError(
+                f"rate limit is {limit_rpm}; it must be 1 to {LIMIT_RPM_MAX} requests per minute"
+            )
         return cls(interval_us=-(-US_PER_MINUTE // limit_rpm), burst=limit_rpm if burst is None else burst)
 
     @property
     def span_us(self) -> int:
-        """The time an empty bucket takes to fill: burst * interval."""
+        """The refill time of an empty bucket: burst * interval."""
         return self.burst * self.interval_us
 
 
 @final
 class Debt(Value):
     """
-    What a bucket owes beyond its burst, because tokens were used under a larger one.
+    The tokens that a bucket used under a larger burst and that exceed the current burst.
 
-    `tat_us` is the time at which all that was used has come back; it is later than the level's own.
-    `burst` is the burst of the last take: a larger one makes what is owed count again.
+    `tat_us` is the time at which all used tokens are refilled; it is later than the level's own TAT.
+    `burst` is the burst of the last take: under a larger burst, the debt counts as used again.
     """
 
     __slots__ = ("burst", "tat_us")
@@ -87,10 +89,10 @@ class Debt(Value):
 @final
 class Level(Value):
     """
-    What is stored of a bucket: its TAT and the interval it was written under.
+    The stored state of a bucket: its TAT and the interval with which it was written.
 
-    The interval is kept so that a change of the limit keeps the tokens that were used. `debt` None =
-    nothing is owed beyond `tat_us`, as in every bucket whose burst was not lowered while it was in use.
+    The interval is stored so that used tokens survive a change of the limit. `debt` None = no debt, as in
+    every bucket whose burst was not lowered while tokens were in use.
     """
 
     __slots__ = ("debt", "interval_us", "tat_us")
@@ -102,19 +104,19 @@ class Level(Value):
         self.debt = debt
 
     @property
-    def forgotten_at_us(self) -> int:
-        """When nothing of it is left to remember: the bucket is full under every quota."""
+    def full_at_us(self) -> int:
+        """When the bucket is full under every quota, so that its state can be deleted."""
         return self.tat_us if self.debt is None else self.debt.tat_us
 
 
 @final
 class Taken(Value):
     """
-    What a take found and left behind, over one bucket or over several taken all or none.
+    The outcome of a take from one bucket, or from several buckets, all or none.
 
-    `admitted` counts the takes admitted, 0 ... asked; `remaining` the whole tokens left after it, over
-    several buckets the least. `retry_after_us` is the wait until one more take passes; 0 = it would pass
-    now, -1 = never (cost above a burst). `reset_at_us` is when every bucket is full again, since the epoch.
+    `admitted` is the number of admitted takes, 0 ... asked; `remaining` is the whole tokens left, the least
+    of several buckets. `retry_after_us` is the wait until the next take passes; 0 = now, -1 = never (the cost
+    exceeds a burst). `reset_at_us` is when every bucket is full again, since the epoch.
     """
 
     __slots__ = ("admitted", "remaining", "reset_at_us", "retry_after_us")
@@ -129,24 +131,24 @@ class Taken(Value):
 
 def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Taken, Level | None]:
     """
-    Admit as many of *asked* one-token takes as fit; the rest change nothing.
+    Admit as many of *asked* one-token takes as the bucket holds; refused takes change nothing.
 
     >>> draw(None, Quota(interval_us=1_000_000, burst=3), asked=5, now_us=5_000_000)[0]
     Taken(admitted=3, remaining=0, reset_at_us=8000000, retry_after_us=1000000)
 
     Args:
-        level: what is stored; None = a full bucket.
-        quota: the bucket's refill and capacity.
+        level: the stored state; None = a full bucket.
+        quota: the bucket's refill rate and capacity.
         asked: 0 ... 2**31 - 1; 0 is a peek and never stores.
         now_us: the store's clock, read once per decision.
 
     Returns:
-        The outcome, and the level to store; None = store nothing. A refused take changes no bucket. It
-        stores one only to rebase it: a level of another interval or burst, or further ahead than an
-        empty bucket, is put in terms of this quota, else it would go on refilling by the terms it was
-        written in and the wait told here would not be enough.
+        The outcome, and the level to store; None = store nothing. A refused take stores a level only to
+        rebase it: a level with another interval or burst, or further ahead than an empty bucket, is
+        converted to this quota. Otherwise it would refill by its old quota and `retry_after_us` would be
+        too short.
 
-    This is `draw_all` for one bucket and a cost of 1, and the whole of the embedded hot path.
+    This is `draw_all` for one bucket and a cost of 1; it is the hot path of the embedded store.
     """
     interval_us, burst = quota.interval_us, quota.burst
     span_us = burst * interval_us
@@ -154,7 +156,7 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     if level is not None:
         tat_us, debt = level.tat_us, level.debt
         if tat_us > now_us or debt is not None:
-            # Nearly every level is in the terms of its quota and needs no conversion.
+            # Nearly every level was written with the current quota and needs no conversion.
             if debt is not None or level.interval_us != interval_us or tat_us - now_us > span_us:
                 taken, levels = draw_all((level,), (quota,), asked, 1, now_us)
                 return taken, None if levels is None else levels[0]
@@ -172,12 +174,12 @@ def draw_all(
     levels: Sequence[Level | None], quotas: Sequence[Quota], asked: int, cost: int, now_us: int
 ) -> tuple[Taken, list[Level] | None]:
     """
-    Admit as many of *asked* takes of *cost* tokens as fit into **every** bucket, all or none each.
+    Admit as many of *asked* takes of *cost* tokens as **every** bucket holds; each take is all or none.
 
     Args:
-        levels: what is stored of each bucket; None = full.
+        levels: the stored state of each bucket; None = full.
         quotas: one for each bucket, in the same order; at least one.
-        asked: equal takes that met in one batch, 0 ... 2**31 - 1; 0 = peek.
+        asked: equal takes that were merged in one batch, 0 ... 2**31 - 1; 0 = peek.
         cost: tokens of one take, 1 ... 1_000_000.
         now_us: the store's clock, read once.
 
@@ -186,12 +188,14 @@ def draw_all(
         None = store nothing. For a refused take see `draw`.
 
     Raises:
-        QuotaError: asked or cost is outside its range.
+        QuotaError: asked or cost is out of range.
 
     Mirror: take.lua, same integers, same order.
     """
     if not 0 <= asked <= ASKED_MAX or not 1 <= cost <= BURST_MAX:
-        raise QuotaError(f"asked must be 0..{ASKED_MAX} and cost 1..{BURST_MAX}, not {asked} and {cost}")
+        raise QuotaError(
+            f"asked is {asked} and cost is {cost}; they must be 0 to {ASKED_MAX} and 1 to {BURST_MAX}"
+        )
     starts = [_start(level, quota, now_us) for level, quota in zip(levels, quotas, strict=True)]
     rooms = [
         (now_us + quota.span_us - start.tat_us) // quota.interval_us
@@ -211,7 +215,7 @@ def draw_all(
 
 @final
 class _Start:
-    """Where a take counts from: the TAT, and the TAT of all that is owed, which is not earlier."""
+    """The TAT before a take, and the TAT that includes the debt, which is never earlier."""
 
     __slots__ = ("debt_us", "tat_us")
 
@@ -222,16 +226,16 @@ class _Start:
 
 def _start(level: Level | None, quota: Quota, now_us: int) -> _Start:
     """
-    The times from which a take counts; the TAT is never in the past, nor further ahead than an empty bucket.
+    Return the TAT before a take: never in the past, nor further ahead than that of an empty bucket.
 
-    A smaller burst cuts what is used at it, so nobody waits longer than the bucket takes to fill, and
-    what is owed stays: under a larger burst it counts as used again. A level written under another
-    interval keeps its tokens, rounded up. A clock that stepped back leaves the bucket at worst empty.
+    A smaller burst limits the used tokens to the burst, so that no caller waits longer than the bucket takes
+    to fill; the excess stays as debt and counts as used again under a larger burst. A level of another
+    interval keeps its used tokens, rounded up. After a clock stepped back, the bucket is at worst empty.
     """
-    if level is None or level.forgotten_at_us <= now_us:
+    if level is None or level.full_at_us <= now_us:
         return _Start(now_us, now_us)
     interval_us = quota.interval_us
-    used_us, owed_us = max(0, level.tat_us - now_us), level.forgotten_at_us - now_us
+    used_us, owed_us = max(0, level.tat_us - now_us), level.full_at_us - now_us
     if level.interval_us != interval_us:
         used_us = min(-(-used_us // level.interval_us), BURST_MAX) * interval_us
         owed_us = min(-(-owed_us // level.interval_us), BURST_MAX) * interval_us
@@ -243,7 +247,7 @@ def _start(level: Level | None, quota: Quota, now_us: int) -> _Start:
 
 
 def _after(start: _Start, quota: Quota, used: int, now_us: int) -> Level:
-    """The level after *used* tokens; nobody can owe more than the largest burst there is."""
+    """Return the level after *used* tokens; the debt is at most BURST_MAX tokens."""
     used_us = used * quota.interval_us
     tat_us = start.tat_us + used_us
     debt_us = min(start.debt_us + used_us, now_us + BURST_MAX * quota.interval_us)
@@ -251,8 +255,8 @@ def _after(start: _Start, quota: Quota, used: int, now_us: int) -> Level:
 
 
 def _is_rebased(level: Level | None, drawn: Level, now_us: int) -> bool:
-    """True when the bucket is in use and stored in other terms than *drawn*, from which nothing was taken."""
-    if level is None or level.forgotten_at_us <= now_us:
+    """Whether the bucket is in use and *drawn*, after no take, differs from the stored level."""
+    if level is None or level.full_at_us <= now_us:
         return False
     return Level(max(level.tat_us, now_us), level.interval_us, level.debt) != drawn
 
@@ -267,9 +271,8 @@ class BucketSet:
     """
     The buckets that one decision takes from, all or none; compiled with the registry.
 
-    `owner` is the integration's id and `generation` the number of the record it was compiled from:
-    a shared store refuses the take when the record has changed since. `cost` is the tokens of one
-    take in every bucket.
+    `owner` is the integration's id and `generation` is that of the compiled record: a shared store refuses
+    the take if the record has changed since. `cost` is the tokens of one take in every bucket.
     """
 
     __slots__ = ("cost", "generation", "keys", "owner", "quotas")
@@ -278,17 +281,17 @@ class BucketSet:
         self, owner: str, generation: int, keys: Sequence[str], quotas: Sequence[Quota], cost: int = 1
     ) -> None:
         """
-        One key and one quota a bucket.
+        Store one key and one quota per bucket.
 
         Raises:
-            QuotaError: no bucket, a different number of keys and quotas, a key that stands twice (its
-                takes would be counted once) or a cost out of range.
+            QuotaError: no bucket, different numbers of keys and quotas, a repeated key (its takes would be
+                counted once) or a cost out of range.
         """
         if not keys or len(keys) != len(quotas) or len(set(keys)) != len(keys) or not 1 <= cost <= BURST_MAX:
             raise QuotaError(
-                f"buckets of {owner!r} need one quota for each of their different keys and a cost of"
-                f" 1..{BURST_MAX}; they have the keys {', '.join(keys)!r}, {len(quotas)} quotas and"
-                f" the cost {cost}"
+                f"buckets of {owner!r} have the keys {', '.join(keys)!r}, {len(quotas)} quotas and the cost"
+                f" {cost}; they must have distinct keys, one quota for each key and a cost of 1 to"
+                f" {BURST_MAX}"
             )
         self.owner = owner
         self.generation = generation

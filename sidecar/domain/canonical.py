@@ -1,4 +1,4 @@
-"""Canonical JSON: one spelling for one value, so that equal values have equal digests."""
+"""Canonical JSON: equal values have equal texts, and therefore equal digests."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Mapping
 from typing import TypeAlias, Union
 
 Json: TypeAlias = Union[bool, int, str, "list[Json]", Mapping[str, "Json"], None]
-"""The values that are put on record: no fractions, so that no reader can round them."""
+"""The values of stored records: no fractions, because readers could round them."""
 
 
 def canonical_json(value: Json) -> str:
     """
-    Write *value*: keys sorted by code point, no white space, ASCII only, integers only.
+    Return *value* as JSON: keys sorted by code point, no white space, ASCII only, integers only.
 
     >>> canonical_json({"b": 1, "a": ["é", None]})
     '{"a":["\\\\u00e9",null],"b":1}'
 
     Raises:
-        TypeError: a fraction, or another type than those of `Json`.
+        TypeError: a fraction, or a type that is not in `Json`.
     """
     _require_json(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def sha256_hex(text: str) -> str:
-    """SHA-256 of *text* in UTF-8, as 64 hexadecimal digits."""
+    """Return the SHA-256 of *text* in UTF-8, as 64 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -41,4 +41,4 @@ def _require_json(value: object) -> None:
         for member in value.values():
             _require_json(member)
         return
-    raise TypeError(f"{type(value).__name__} cannot be put on record: use text, integers, lists and dicts")
+    raise TypeError(f"canonical JSON has no {type(value).__name__}: use text, integers, lists and dicts")

@@ -1,8 +1,8 @@
 """
-Changes of the registry: what is asked, what comes of it, and how far a reader has followed.
+Changes of the registry: requests, their results, and the revision up to which a reader has applied them.
 
-`plan` turns a request into all that a store must write, so that every store only has to write it
-as a whole: in a transaction, or by a script that compares the head of the chain with the one planned on.
+`plan` computes everything that a store must write for a request. A store writes it atomically: in a
+transaction, or by a script that checks that the head of the chain has not changed since.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REVISION = re.compile(r"(0|[1-9][0-9]{0,15})(\.(0|[1-9][0-9]{0,15})){0,1023}")
 
 
 class Position(NamedTuple):
-    """The place of a change: the partition (chain) and its sequence there."""
+    """The position of a change: its partition (chain) and its sequence there."""
 
     partition: int
     sequence: int
@@ -39,9 +39,7 @@ class Position(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Revision:
     """
-    How far a reader has followed the registry: the latest sequence of each partition.
-
-    An embedded registry has one partition.
+    The latest sequence of each partition that a reader has applied; an embedded registry has one partition.
 
     >>> Revision((7, 3)).covers(Position(1, 3)), str(Revision((7, 3)))
     (True, '7.3')
@@ -55,30 +53,30 @@ class Revision:
         return is_known and self.sequences[position.partition] >= position.sequence
 
     def __str__(self) -> str:
-        """One number a partition, with points between."""
+        """One number per partition, joined with '.'."""
         return ".".join(map(str, self.sequences))
 
     @classmethod
     def parse(cls, text: str) -> Revision:
         """
-        Read what `str` wrote.
+        Parse the result of `str`.
 
         Raises:
-            ValueError: anything else.
+            ValueError: *text* has another form.
         """
         if not _REVISION.fullmatch(text):
-            raise ValueError(f"a revision is numbers with points between, not {text[:80]!a}")
+            raise ValueError(f"revision is {text[:80]!a}; it must be numbers joined with '.'")
         return cls(tuple(int(number) for number in text.split(".")))
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeContext:
     """
-    Where a change comes from: goes on record.
+    The origin of a change, which the audit log records.
 
-    `source` is the caller's address or 'local'; `request_id` is echoed to the caller. With an
-    `idempotency_key` a repeated request gets the first one's result; `fingerprint` is a digest of the
-    request by which a different one under the same key is told apart.
+    `source` is the caller's address or 'local'; the caller gets `request_id` back. A request with the
+    `idempotency_key` of an earlier request gets that request's result; `fingerprint` is a digest of the
+    request, which detects that a different request reuses the key.
     """
 
     request_id: str
@@ -88,10 +86,10 @@ class ChangeContext:
 
     def __post_init__(self) -> None:
         """
-        Refuse what cannot stand on record.
+        Reject values that must not be recorded.
 
         Raises:
-            InvalidError: too long, not printable ASCII, or in the shape of a secret.
+            InvalidError: too long, not printable ASCII, or in the form of a secret.
         """
         for name in ("request_id", "source", "idempotency_key", "fingerprint"):
             text: str = getattr(self, name)
@@ -108,9 +106,9 @@ class ChangeContext:
 @dataclass(frozen=True, slots=True)
 class ChangeRequest:
     """
-    One change of an integration, as asked for.
+    The request for one change of an integration.
 
-    `expected_generation` None = whatever it is now; 0 = it must not exist.
+    `expected_generation` None = any generation; 0 = the integration must not exist.
     """
 
     command: Command
@@ -121,7 +119,7 @@ class ChangeRequest:
 
 @dataclass(frozen=True, slots=True)
 class AdminRequest:
-    """One change of the administrators, as asked for; `actor` None only to bootstrap."""
+    """The request for one change of the administrators; `actor` is None only for `Bootstrap`."""
 
     command: AdminCommand
     actor: Actor | None
@@ -131,12 +129,12 @@ class AdminRequest:
 @dataclass(frozen=True, slots=True)
 class Committed:
     """
-    A change that is in the registry, on record and in force.
+    The result of a change that the registry has committed.
 
-    `record` is the integration afterwards (of a deleted one what is kept of it); `entry` None = all was so
-    already and nothing was written; `is_replay` = this is the result of an earlier request with the same
-    idempotency key, whose secret was shown then and is not kept. `is_durable` False = it is on one server of
-    the store alone: a failover may lose it.
+    `record` is the integration after the change (for a deletion, what is kept of it); `entry` None = nothing
+    had to be changed or written. `is_replay` = this is the result of an earlier request with the same
+    idempotency key; its secret is not stored and cannot be shown again. `is_durable` False = only one server
+    of the store has the change: a failover may lose it.
     """
 
     record: Integration
@@ -148,18 +146,18 @@ class Committed:
 
     @property
     def generation(self) -> int:
-        """Of the record afterwards."""
+        """The generation of the record after the change."""
         return self.record.generation
 
     @property
     def position(self) -> Position | None:
-        """Where in the registry's history it stands; None = nothing was written."""
+        """The position of the change in the registry's history; None = nothing was written."""
         return Position(self.entry.chain, self.entry.sequence) if self.entry is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class AdminCommitted:
-    """A change of the administrators that is in the registry and on record; see `Committed`."""
+    """The result of a committed change of the administrators; see `Committed`."""
 
     administrator: Administrator
     entry: AuditEntry | None
@@ -170,10 +168,10 @@ class AdminCommitted:
 @dataclass(frozen=True, slots=True)
 class Current:
     """
-    What a store knows at the moment of a change, read in one go.
+    The state of the store at the time of a change, read atomically.
 
-    `holder` is the account of the acting administrator; `head` is that of the chain that the change will
-    be appended to; `addresses_seen` are those of the integration in the last hour.
+    `holder` is the account of the acting administrator; `head` is the head of the change's chain;
+    `addresses_seen` are the integration's client addresses of the last hour.
     """
 
     record: Integration | None
@@ -186,10 +184,10 @@ class Current:
 @dataclass(frozen=True, slots=True)
 class ChangePlan:
     """
-    All that a change writes, as a whole or not at all.
+    Everything that a change writes, atomically.
 
-    `stored` is the record as text, and `entry` the audit entry that follows `Current.head`; both None when
-    the outcome is no change. What else is written is in `outcome`: ids to claim, secrets to keep.
+    `stored` is the record as text, and `entry` the audit entry after `Current.head`; both are None if the
+    outcome is no change. `outcome` has the rest: ids to claim and secrets to store.
     """
 
     outcome: Outcome
@@ -199,7 +197,7 @@ class ChangePlan:
 
 @dataclass(frozen=True, slots=True)
 class AdminPlan:
-    """All that a change of an administrator writes, as a whole or not at all; see `ChangePlan`."""
+    """Everything that a change of an administrator writes, atomically; see `ChangePlan`."""
 
     outcome: AdminOutcome
     stored: str | None
@@ -208,10 +206,10 @@ class AdminPlan:
 
 def plan(lifecycle: Lifecycle, current: Current, request: ChangeRequest, now_us: int) -> ChangePlan:
     """
-    Work out all that *request* writes.
+    Return everything that *request* writes.
 
     Raises:
-        RefusedError: nothing may be written.
+        RefusedError: the request is refused; nothing may be written.
     """
     command = request.command
     actor = confirm(request.actor, current.holder, now_us)
@@ -232,10 +230,10 @@ def plan_administration(
     directory: Directory, head: ChainHead, request: AdminRequest, now_us: int
 ) -> AdminPlan:
     """
-    Work out all that a change of the administrators writes.
+    Return everything that a change of the administrators writes.
 
     Raises:
-        RefusedError: nothing may be written.
+        RefusedError: the request is refused; nothing may be written.
     """
     command, actor = request.command, request.actor
     if actor is not None:
@@ -289,13 +287,13 @@ def _entry(
 
 
 SIDECAR_LIFETIME_US = 10 * 1_000_000
-"""A sidecar that was silent for this long is no longer live: two announcements or nine beats may be lost."""
+"""Silence after which a sidecar counts as down: two announcements or nine heartbeats may be lost."""
 SIDECARS_MAX = 10_000
-"""Sidecars that are kept and counted; the share of one in more is nothing."""
+"""Maximum number of sidecars that are tracked."""
 
 
 class LiveSidecar(NamedTuple):
-    """A sidecar that is running: how far it has followed the registry, and when it last said so."""
+    """A running sidecar: the revision that it has applied, and when it last announced the revision."""
 
     id: str
     revision: Revision
@@ -303,5 +301,5 @@ class LiveSidecar(NamedTuple):
 
 
 def unconfirmed(sidecars: Iterable[LiveSidecar], position: Position) -> tuple[str, ...]:
-    """The sidecars that have not yet confirmed the change at *position*, by id."""
+    """Return the ids of the sidecars that have not confirmed the change at *position*, sorted."""
     return tuple(sorted(sidecar.id for sidecar in sidecars if not sidecar.revision.covers(position)))

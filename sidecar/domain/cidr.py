@@ -1,9 +1,8 @@
 """
 IP addresses and CIDR blocks as small values.
 
-An address is its packed bytes, so that parsing it is one C call and comparing it another. There is one
-spelling of an IPv4 client: an IPv4-mapped IPv6 address (RFC 4291 2.5.5.2, `::ffff:a.b.c.d`) is IPv4 from
-here on, and so is a block of such addresses.
+An address is its packed bytes, so that parsing and comparing are one C call each. An IPv4-mapped IPv6
+address (RFC 4291 2.5.5.2, `::ffff:a.b.c.d`) is converted to IPv4, and so is a block of such addresses.
 """
 
 from __future__ import annotations
@@ -20,48 +19,48 @@ Address: TypeAlias = bytes
 
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
-_QUOTED_CHARS_MAX = 64  # errors quote at most this much of what they refuse
+_QUOTED_CHARS_MAX = 64  # of a rejected text in error messages
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 _LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]")
 _ZONE = r"%[0-9A-Za-z._~-]{1,64}"
-# What is more than an address in what proxies write (RFC 7239 6, RFC 3986 3.2.2, RFC 4007 11, RFC 6874): a
-# port, also a hidden one, brackets, and a zone id, which names an interface of one machine.
+# What proxies add to an address (RFC 7239 6, RFC 3986 3.2.2, RFC 4007 11, RFC 6874): a port, also an
+# obfuscated one, brackets, and a zone id, which names an interface of one machine.
 _PORT = r":(?:[0-9]{0,5}|_[0-9A-Za-z._-]{1,64})"
 _IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
-_AS_PROXIES_WRITE = re.compile(rf"([0-9.]+){_PORT}|\[({_IPV6})(?:{_ZONE})?\](?:{_PORT})?|({_IPV6}){_ZONE}")
+_PROXY_FORM = re.compile(rf"([0-9.]+){_PORT}|\[({_IPV6})(?:{_ZONE})?\](?:{_PORT})?|({_IPV6}){_ZONE}")
 
 
 class AddressError(ValueError):
-    """A text is no IP address; the message says why."""
+    """A text is not an IP address; the message says why."""
 
 
 class CidrError(ValueError):
-    """A text is no CIDR block; the message says why and, where it can, what was meant."""
+    """A text is not a CIDR block; the message says why and, if possible, what was meant."""
 
 
 def parse_address(text: str) -> Address:
     """
-    Pack one IP address, as RFC 4291 2.2 and dotted quads write it.
+    Pack one IP address, in the form of RFC 4291 2.2 or a dotted quad.
 
     >>> parse_address("10.1.2.3") == parse_address("::ffff:10.1.2.3") == bytes([10, 1, 2, 3])
     True
 
     Raises:
-        AddressError: anything else, also ports, brackets, zone ids and octets with leading zeros.
+        AddressError: any other text, including ports, brackets, zone ids and octets with leading zeros.
     """
     try:
         if ":" not in text:
             return inet_pton(AF_INET, text)
         packed = inet_pton(AF_INET6, text)
-    except (OSError, ValueError):  # ValueError: NUL or a lone surrogate inside
+    except (OSError, ValueError):  # ValueError: NUL or a lone surrogate
         raise AddressError(f"{_quoted(text)} is not an IP address{_address_fault(text)}") from None
     return packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed
 
 
 def parse_client_address(text: str) -> Address:
     """
-    Pack an address in any form in which proxies write it: with spaces around it, a port, brackets, a zone id,
-    or in the quotes of RFC 7239. Port and zone id are dropped.
+    Pack an address in any form that proxies write: with surrounding spaces, a port, brackets, a zone id or
+    the quotes of RFC 7239. Port and zone id are dropped.
 
     >>> parse_client_address("192.0.2.1:443") == parse_client_address(" 192.0.2.1") == bytes([192, 0, 2, 1])
     True
@@ -69,34 +68,34 @@ def parse_client_address(text: str) -> Address:
     'fe80::1'
 
     Raises:
-        AddressError: anything else, such as 'unknown'; the message names the text and the forms.
+        AddressError: any other text, such as 'unknown'; the message names the text and the valid forms.
     """
     bare = text.strip(" \t")
     if bare[:1] == '"' == bare[-1:]:
         bare = bare[1:-1]
     if "%" in bare or bare[:1] == "[" or bare.count(":") == 1:
-        written = _AS_PROXIES_WRITE.fullmatch(bare)
-        if written is not None:
-            bare = written[1] or written[2] or written[3]
+        match = _PROXY_FORM.fullmatch(bare)
+        if match is not None:
+            bare = match[1] or match[2] or match[3]
     try:
         return parse_address(bare)
     except AddressError:
         hint = "; allowed are IPv4 and IPv6 addresses, such as 192.0.2.1, 192.0.2.1:443 or [2001:db8::1]:443"
         if not bare:
-            hint = ": it is empty"
+            hint = ": the text is empty"
         elif bare == "unknown" or bare[0] == "_":
-            hint = ": the proxy that wrote it does not know or does not tell the address"
+            hint = ": the proxy does not know the address or hides it (RFC 7239 6)"
         raise AddressError(f"{_quoted(text)} is not an IP address{hint}") from None
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether *address* is of this machine alone: 127.0.0.0/8 or ::1."""
+    """Whether *address* is a loopback address: 127.0.0.0/8 or ::1."""
     return address[0] == 127 if len(address) == 4 else address == bytes(15) + b"\1"
 
 
 def format_address(address: Address) -> str:
     """
-    The canonical text of *address* (RFC 5952).
+    Return the canonical text of *address* (RFC 5952).
 
     >>> format_address(parse_address("2001:DB8:0:0::0001"))
     '2001:db8::1'
@@ -110,19 +109,20 @@ class Cidr:
     A block of addresses: all that share the first `length_bits` bits of `network`.
 
     Raises:
-        CidrError: on construction, when the length does not fit, host bits are set or it is IPv4-mapped.
+        CidrError: on construction, if the length is out of range, host bits are set or the network is
+            IPv4-mapped.
     """
 
     network: Address
     length_bits: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no block, so that equal blocks are always equal values."""
+        """Reject anything but the canonical form, so that equal blocks are equal values."""
         width_bits = len(self.network) * 8
         if width_bits not in (32, 128):
-            raise CidrError(f"an address is 4 or 16 bytes, not {len(self.network)}")
+            raise CidrError(f"address has {len(self.network)} bytes; it must have 4 or 16")
         if not 0 <= self.length_bits <= width_bits:
-            raise CidrError(f"prefix length {self.length_bits} is not within 0..{width_bits}")
+            raise CidrError(f"prefix length is {self.length_bits}; it must be 0 to {width_bits}")
         if self.network.startswith(_MAPPED_PREFIX):
             raise CidrError(f"{format_address(self.network)} is IPv4-mapped: use the IPv4 block")
         if int.from_bytes(self.network) & _host_mask(width_bits, self.length_bits):
@@ -135,11 +135,11 @@ class Cidr:
         return len(self.network) * 8
 
     def covers(self, other: Cidr) -> bool:
-        """True when every address of *other* is in this block (also when both are equal)."""
+        """Whether every address of *other* is in this block; true if both are equal."""
         return self.length_bits <= other.length_bits and self.contains(other.network)
 
     def contains(self, address: Address) -> bool:
-        """True when *address* is in this block; never across families."""
+        """Whether *address* is in this block; false for another address family."""
         if len(address) != len(self.network):
             return False
         differing = int.from_bytes(address) ^ int.from_bytes(self.network)
@@ -151,7 +151,7 @@ class Cidr:
 
 
 def block_of(address: Address, length_bits: int) -> Cidr:
-    """The block of *length_bits* that *address* is in."""
+    """Return the block of *length_bits* that contains *address*."""
     width_bits = len(address) * 8
     number = int.from_bytes(address) & ~_host_mask(width_bits, length_bits)
     return Cidr(number.to_bytes(len(address)), length_bits)
@@ -159,16 +159,16 @@ def block_of(address: Address, length_bits: int) -> Cidr:
 
 def parse_cidr(text: str) -> Cidr:
     """
-    Read 'address/length', or a bare address, which means that one address.
+    Parse 'address/length' or a bare address, which is a block of one address.
 
-    An IPv4-mapped block of 96 bits or more is the IPv4 block. A shorter IPv6 block never matches IPv4
-    clients, so '::/0' is every IPv6 client and no IPv4 one.
+    An IPv4-mapped block of 96 bits or more becomes the IPv4 block. A shorter IPv6 block never matches IPv4
+    clients: '::/0' is every IPv6 client and no IPv4 client.
 
     >>> str(parse_cidr("::ffff:10.0.0.0/104")), str(parse_cidr("2001:db8::1"))
     ('10.0.0.0/8', '2001:db8::1/128')
 
     Raises:
-        CidrError: the text is no block; host bits that are set get the two blocks probably meant.
+        CidrError: *text* is not a block; for host bits the message suggests the two likely blocks.
     """
     address_text, slash, length_text = text.partition("/")
     try:
@@ -194,7 +194,7 @@ def _parse_length(text: str, length_text: str, width_bits: int) -> int:
 
 
 def _unmapped_length(text: str, address: Address, length_bits: int) -> int:
-    """The IPv4 length of a block that *text* writes as IPv4-mapped, where it is one; errors name *text*."""
+    """Return the IPv4 length of the IPv4-mapped block in *text*; errors quote *text*."""
     ipv4_bits = length_bits - _MAPPED_BITS
     if ipv4_bits < 0:
         hint = ""
@@ -212,12 +212,13 @@ def _unmapped_length(text: str, address: Address, length_bits: int) -> int:
 
 def embedded_ipv4(cidr: Cidr) -> Cidr | None:
     """
-    The IPv4 block that the IPv6 block *cidr* embeds: as 6to4 (RFC 3056), NAT64 (RFC 6052) or IPv4-compatible.
+    Return the IPv4 block that the IPv6 block *cidr* embeds: 6to4 (RFC 3056), NAT64 (RFC 6052),
+    IPv4-compatible.
 
     >>> str(embedded_ipv4(parse_cidr("2002:a00::/24")))
     '10.0.0.0/8'
     """
-    for prefix in _EMBEDDING:
+    for prefix in _EMBEDDING_PREFIXES:
         first = prefix.length_bits
         address = cidr.network[first // 8 : first // 8 + 4]
         if prefix.covers(cidr) and first < cidr.length_bits and address[0]:  # not ::1
@@ -226,20 +227,20 @@ def embedded_ipv4(cidr: Cidr) -> Cidr | None:
 
 
 def describe_embedded(ipv4: Cidr) -> str:
-    """What to know of an entry that embeds *ipv4*: the rest of a sentence that begins with the entry."""
-    return f"lets IPv6 clients in whose addresses embed {ipv4}; IPv4 clients need the entry {ipv4}"
+    """Return the predicate of a warning about an entry that embeds *ipv4*."""
+    return f"admits IPv6 clients whose addresses embed {ipv4}; IPv4 clients need the entry {ipv4}"
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """One entry of a list that adds nothing: entry number `index` is already within `within`."""
+    """A redundant entry of a list: entry number `index` is covered by `within`."""
 
     index: int
     entry: Cidr
     within: Cidr
 
     def __str__(self) -> str:
-        """A sentence for a warning."""
+        """The text of a warning."""
         if self.entry == self.within:
             return f"{self.entry} is listed more than once"
         return f"{self.entry} is already covered by {self.within}"
@@ -247,9 +248,9 @@ class Overlap:
 
 def describe_overlaps(cidrs: Sequence[Cidr]) -> tuple[Overlap, ...]:
     """
-    The entries that could be left out without changing the set, in list order; O(n log n).
+    Return the redundant entries of a list, in list order; O(n log n).
 
-    Of equal entries the first is kept. A covered entry names the widest entry that covers it.
+    The first of equal entries is not redundant. A covered entry names the widest entry that covers it.
     """
     overlaps = []
     widest: Cidr | None = None
@@ -281,19 +282,19 @@ def _host_bits_fault(written: str, address: Address, length_bits: int) -> str:
 
 
 def _address_fault(text: str) -> str:
-    """What is wrong with *text*, when it is one of the usual mistakes, and what to write; else nothing."""
+    """Name a common mistake in *text* and what to write instead; '' = none is recognized."""
     head = text[:_QUOTED_CHARS_MAX]
     if not head:
-        return ": it is empty"
+        return ": the text is empty"
     bare = head.strip()
     if head != bare:
-        return ": remove the white space around it"
+        return ": remove the surrounding white space"
     if _LEADING_ZERO.search(head):
         return ": an octet has a leading zero, which some programs read as octal; leave it out"
-    written = _AS_PROXIES_WRITE.fullmatch(head)
-    if written is None:
+    match = _PROXY_FORM.fullmatch(head)
+    if match is None:
         return ""
-    return f": leave out port, brackets and zone id; write {written[1] or written[2] or written[3]}"
+    return f": leave out port, brackets and zone id; write {match[1] or match[2] or match[3]}"
 
 
 def _quoted(text: str) -> str:
@@ -301,4 +302,4 @@ def _quoted(text: str) -> str:
     return head if len(text) <= _QUOTED_CHARS_MAX else f"{head}..."
 
 
-_EMBEDDING = tuple(map(parse_cidr, ("2002::/16", "64:ff9b::/96", "::/96")))
+_EMBEDDING_PREFIXES = tuple(map(parse_cidr, ("2002::/16", "64:ff9b::/96", "::/96")))

@@ -1,7 +1,7 @@
 """
-Rules to determine the client address of a request, one per way in which proxies send it.
+Rules that determine the client address of a request, one for each way in which proxies send it.
 
-A rule that cannot determine the address says why; an integration with an allowlist is then refused.
+A request whose address cannot be determined is denied if the integration has an allowlist.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from sidecar.domain.cidr import Address, AddressError, block_of, format_address,
 from sidecar.domain.prefix_trie import PrefixTrie
 
 HOPS_MAX = 16
-"""Elements of X-Forwarded-For looked at, from the right; longer chains of trusted proxies are refused."""
+"""Elements of X-Forwarded-For that are read, from the right; longer chains of trusted proxies are errors."""
 
 IPV6_NETWORK_BITS = 64
-"""Whoever has one IPv6 address has its /64 (RFC 6177), so that is what counts as one source."""
+"""An IPv6 site has at least a /64 (RFC 6177), so a /64 counts as one source."""
 
 HeaderLookUp = Callable[[str], str | None]
 """The value of a request header by lower-case name, repeats joined with ','; None = absent."""
 
 
 class ClientAddressRule(Protocol):
-    """One way to find the client's address; `reads_peer` = it looks at who connected to the proxy."""
+    """One way to determine the client's address."""
 
     @property
     def reads_peer(self) -> bool:
-        """Whether `resolve` needs its *peer*; a service may leave it empty otherwise."""
+        """Whether `resolve` reads its *peer*; if not, a service may pass ''."""
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address:
         """
-        The client's packed address.
+        Return the client's packed address.
 
         Args:
             peer: the address that connected to the proxy, as text.
             header: looks up a header of the client's request.
 
         Raises:
-            AddressError: it cannot be determined; the message names the source and the value.
+            AddressError: the address cannot be determined; the message names the source and the value.
         """
 
 
 class PeerAddress:
-    """The client is whoever connected to the proxy; headers are not looked at."""
+    """The client is the proxy's peer; headers are ignored."""
 
     __slots__ = ("_place",)
     reads_peer = True
 
     def __init__(self, place: str = "the peer of the proxy") -> None:
-        """Where the peer's address was read: *place*, for errors."""
+        """Name the source of the address as *place* in errors."""
         self._place = place
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address:
@@ -59,12 +59,12 @@ class PeerAddress:
 
 class ForwardedFor:
     """
-    The client is the last address in the chain of hops that no trusted proxy vouches for.
+    The client is the rightmost address in the chain of hops that is not a trusted proxy.
 
-    The chain is X-Forwarded-For followed by the peer. It is walked from the right: while an address is a
-    trusted proxy's, the one to its left was seen by that proxy and is looked at next. The first address
-    that is not trusted is the client, and what stands left of it is the client's own claim. When all are
-    trusted, the request began at the leftmost. Empty elements are no hops (RFC 9110 5.6.1).
+    The chain is X-Forwarded-For followed by the peer, read from the right. A trusted proxy appended the
+    address to its left, so that address is read next. The first untrusted address is the client; the
+    elements left of it are the client's own claim. If all are trusted, the leftmost is the client. Empty
+    elements are ignored (RFC 9110 5.6.1).
     """
 
     __slots__ = ("_header", "_trusted")
@@ -76,7 +76,7 @@ class ForwardedFor:
         self._header = header
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address:
-        """See `ClientAddressRule.resolve`; it cannot be known behind more than HOPS_MAX trusted hops."""
+        """See `ClientAddressRule.resolve`; more than HOPS_MAX trusted hops are an error."""
         address = _read("the peer of the proxy", peer)
         if not self._trusted.contains(address):
             return address
@@ -91,15 +91,15 @@ class ForwardedFor:
             if not self._trusted.contains(address):
                 return address
         if len(hops) > HOPS_MAX:
-            raise AddressError(f"{self._header} names more than {HOPS_MAX} trusted proxies one after another")
+            raise AddressError(f"{self._header} names more than {HOPS_MAX} trusted proxies in a row")
         return address
 
 
 class ClientHeader:
     """
-    The client is what one header says, which the proxy sets on every request and never passes on.
+    The client is the value of a header that the proxy sets on every request.
 
-    The peer is not looked at: use this rule only where the proxy overwrites the client's own copy.
+    The peer is ignored: use this rule only if the proxy overwrites a header of the client.
     """
 
     __slots__ = ("_name",)
@@ -110,7 +110,7 @@ class ClientHeader:
         self._name = name
 
     def resolve(self, peer: str, header: HeaderLookUp) -> Address:
-        """See `ClientAddressRule.resolve`; it cannot be known when the header came more than once."""
+        """See `ClientAddressRule.resolve`; a repeated header is an error."""
         value = header(self._name)
         if value is None:
             raise AddressError(f"the request has no header {self._name}, which the proxy must set")
@@ -126,7 +126,7 @@ def _read(place: str, text: str) -> Address:
 
 def network_of(source: str) -> str:
     """
-    What counts as one source: an IPv4 address, an IPv6 /64, or what is no address as it is.
+    Return the network that counts as one source: an IPv4 address, an IPv6 /64, or any other text unchanged.
 
     >>> network_of("2001:db8::1:2:3:4"), network_of("::ffff:192.0.2.1"), network_of("local")
     ('2001:db8::', '192.0.2.1', 'local')

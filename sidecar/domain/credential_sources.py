@@ -1,9 +1,9 @@
 """
-Where a request carries its API key, and that it carries one alone.
+Finds the API key in a request's headers, and rejects requests with two different keys.
 
-In a header that is for API keys (`x-api-key`) every value is one. In a header with a scheme, such as
-`authorization: Bearer`, callers also carry tokens of their own users, meant for the upstream: there only what
-looks like a key of ours is one, and every other value passes untouched.
+In a header for API keys (`x-api-key`) every value is a key. In a header with a scheme, such as
+`authorization: Bearer`, callers also send their users' tokens to the upstream: there, only values in the
+form of our keys are keys, and all other values pass unchanged.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from dataclasses import dataclass
 from sidecar.domain.api_keys import is_own_key
 
 IDENTITY_HEADERS = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
-"""What an allowed request carries to the upstream, set by the sidecar; never a credential source."""
+"""Headers that the sidecar sets on allowed requests; they cannot be credential sources."""
 
 _SCHEME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")  # a token, RFC 9110 5.6.2
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
 
 class CredentialSourceError(ValueError):
-    """A credential source names an impossible header or scheme."""
+    """A credential source has an invalid header or scheme."""
 
 
 class AmbiguousCredentialError(ValueError):
-    """A request carries more than one API key, or a key that cannot be taken away; the message is public."""
+    """A request has more than one API key, or a key that cannot be removed; the message is public."""
 
 
-_TWO_KEYS = "The request carries two different API keys. Send one of them alone."
+_TWO_KEYS = "The request has two different API keys. Send only one."
 _SHARED_HEADER = (
-    "A header carries an API key beside another value, so the key cannot be removed before the request is"
-    " passed on. Send the API key in a header of its own."
+    "A header has an API key next to another value, so the key cannot be removed before the request is"
+    " forwarded. Send the API key in a separate header."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialSource:
     """
-    One header that may carry the API key.
+    One header that may contain the API key.
 
-    `scheme` None = the whole value is the key; else the value is `<scheme> <key>` (RFC 9110 11.4),
-    and a value of another scheme is not ours.
+    `scheme` None = the whole value is the key; otherwise the value is `<scheme> <key>` (RFC 9110 11.4),
+    and values of another scheme are ignored.
     """
 
     header: str
@@ -50,13 +50,13 @@ class CredentialSource:
 
     def __post_init__(self) -> None:
         """
-        Refuse names that are no header, and underscores, which proxies drop or confuse.
+        Reject invalid header names, names with '_', which proxies drop or confuse, and identity headers.
 
-        A header that the answer sets is refused, too: it would be set and, being the key's, removed.
+        An identity header would be both set, and removed because it held the key.
         """
         if not _HEADER_NAME.fullmatch(self.header):
             raise CredentialSourceError(
-                f"credential header {self.header!r} must be a lower-case header name without '_'"
+                f"credential header is {self.header!r}; it must be a lower-case header name without '_'"
             )
         if self.header in IDENTITY_HEADERS:
             raise CredentialSourceError(
@@ -64,16 +64,16 @@ class CredentialSource:
             )
         if self.scheme is not None and not _SCHEME.fullmatch(self.scheme):
             raise CredentialSourceError(
-                f"scheme {self.scheme!r} of credential header {self.header!r} must be a scheme such as"
+                f"scheme of credential header {self.header!r} is {self.scheme!r}; it must be a scheme such as"
                 " 'Bearer', without the space; leave it out if the whole value is the key"
             )
 
     def key_in(self, value: str) -> str | None:
         """
-        The API key in a header *value*, repeats joined with ','; None = it carries none.
+        Return the API key in a header *value*, repeats joined with ','; None = no key.
 
         Raises:
-            AmbiguousCredentialError: it carries two keys, or something else beside a key.
+            AmbiguousCredentialError: the value has two keys, or another value next to a key.
         """
         if "," not in value:
             return self._single_key(value)
@@ -97,24 +97,24 @@ DEFAULT_SOURCES = (CredentialSource("x-api-key"), CredentialSource("authorizatio
 
 
 class CredentialSources:
-    """The sources of a configuration, looked at in order."""
+    """The configured credential sources, in order."""
 
     __slots__ = ("sources",)
 
     def __init__(self, sources: Sequence[CredentialSource] = DEFAULT_SOURCES) -> None:
-        """Look at *sources* in this order."""
+        """Read *sources* in this order."""
         self.sources = tuple(sources)
 
     def find(self, header: Callable[[str], str | None]) -> tuple[str, tuple[str, ...]] | None:
         """
-        Return (API key, names of the headers that carried it), or None.
+        Return (API key, names of its headers); None = the request has no key.
 
         Args:
             header: returns a request header by lower-case name; repeats joined with ','.
 
         Raises:
-            AmbiguousCredentialError: the request carries two different keys (which of them the upstream
-                would believe is unknown, so neither is believed), or a key beside something else.
+            AmbiguousCredentialError: the request has two different keys (it is unknown which one the
+                upstream would use), or another value next to a key.
         """
         found: tuple[str, tuple[str, ...]] | None = None
         for source in self.sources:

@@ -1,4 +1,4 @@
-"""Decisions: the closed lists of verdicts and reasons, and the record of one answer."""
+"""Decisions: the closed lists of verdicts and reasons, and decision ids."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Verdict(Enum):
 
 class Reason(Enum):
     """
-    Why a decision is what it is: the same word in headers, logs, metrics and bodies.
+    The reason of a decision; headers, logs, metrics and bodies name it by `word`.
 
-    `OK` is the reason of every ordinary allow; the others are the deny reasons of docs/integrate/behavior.md.
-    `verdict`, `http_status` and `grpc_code` (of CheckResponse.status) belong to the reason, so no
-    answer can pair a denial with code 0.
+    `OK` is the reason of an allow; the others are the deny reasons of docs/integrate/behavior.md. The reason
+    determines `verdict`, `http_status` and `grpc_code` (of CheckResponse.status), so that no denial can have
+    the code 0.
     """
 
     OK = ("ok", Verdict.ALLOW, 200, 0)
@@ -58,15 +58,15 @@ class Reason(Enum):
 
     @property
     def is_credential_fault(self) -> bool:
-        """True when the caller is not known: `unauthenticated_status` applies, no limits are shown."""
+        """Whether the caller is unknown: `unauthenticated_status` applies, and limits are not shown."""
         return self.grpc_code == 16
 
     @property
     def public_word(self) -> str:
         """
-        The reason as callers see it.
+        The reason that callers see.
 
-        A malformed, unknown, revoked or expired key gets one and the same, so keys cannot be probed.
+        It is the same for malformed, unknown, revoked and expired keys, so that keys cannot be probed.
         """
         if self.is_credential_fault and self is not Reason.MISSING_CREDENTIAL:
             return Reason.UNKNOWN_CREDENTIAL.word
@@ -75,10 +75,10 @@ class Reason(Enum):
 
 class DecisionIds:
     """
-    A source of unique decision ids, each `DECISION_ID_LENGTH` characters of [0-9a-z].
+    Generates unique decision ids, each `DECISION_ID_LENGTH` characters of [0-9a-z].
 
-    Ten random characters of the process (50 bits) and a counter of twelve hexadecimal digits:
-    unique over a fleet, and in the order in which one process decided.
+    Ten random characters of the process (50 bits) and a counter of twelve hexadecimal digits: unique in the
+    fleet, and ordered within a process.
     """
 
     __slots__ = ("_head", "_next")
@@ -88,10 +88,10 @@ class DecisionIds:
         Start at 0; *process_id* replaces the random part in tests.
 
         Raises:
-            ValueError: *process_id* would give ids of another shape.
+            ValueError: *process_id* has another form.
         """
         if process_id is not None and not _PROCESS_ID.fullmatch(process_id):
-            raise ValueError(f"a process id is ten characters of 0-9 and a-z, not {process_id!r}")
+            raise ValueError(f"process id is {process_id!r}; it must be ten characters of 0-9 and a-z")
         self._head = process_id or "".join(secrets.choice(_ALPHABET) for _ in range(10))
         self._next = itertools.count().__next__
 
@@ -101,10 +101,10 @@ class DecisionIds:
 
 
 def seconds_up(duration_us: int) -> int:
-    """Microseconds as whole seconds, rounded up."""
+    """Convert microseconds to whole seconds, rounded up."""
     return -(-duration_us // 1_000_000)
 
 
 def retry_after_s(retry_after_us: int) -> int:
-    """`Retry-After` for a wait: whole seconds, rounded up, at least 1 (RFC 9110 10.2.3)."""
+    """Return `Retry-After` for a wait: whole seconds, rounded up, at least 1 (RFC 9110 10.2.3)."""
     return max(1, seconds_up(retry_after_us))

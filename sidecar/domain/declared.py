@@ -1,14 +1,14 @@
 """
-From what a file declares to the commands that make a registry hold it, and what would differ.
+Compares a declarative file with a registry, and plans the commands that apply the file.
 
-What a file leaves out has its default, as when a sidecar decides by the file itself. Four things are left as
-they are instead: the details `contact`, `owner` and `third_party_manager`, and `status`, so that a
-file from before an incident cannot lift a suspension. A temporary raise, webhook secrets and the history
-of suspensions are not declared at all.
+A key that the file omits has its default, as when a sidecar decides by the file itself. Exceptions are the
+details `contact`, `owner` and `third_party_manager`, and `status`: without the key they keep their value, so
+that a file from before an incident cannot lift a suspension. A temporary raise, webhook secrets and the
+history of suspensions cannot be declared.
 
-Every command is tried here by the rules of `domain.lifecycle`, one upon the other, so a difference tells
-beforehand what would be refused. Narrowing comes first and widening last: a plan that stops in
-the middle leaves less open, not more.
+The rules of `domain.lifecycle` check every planned command in sequence, so a difference shows in advance what
+would be refused. Commands that narrow access come first and those that widen it last: a plan that stops in the
+middle permits less, not more.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _SCALARS = ("name", "status", *DETAILS, "rate_limit_rpm", "burst", "on_store_err
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """An integration as a file has it; `keys` are those that the file writes, whatever their values."""
+    """An integration as declared in a file; `keys` are the keys that the file contains."""
 
     record: Integration
     keys: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ComparisonContext:
     """
-    What a comparison goes by.
+    The parameters of a comparison.
 
-    `reason` goes on record with every change. `has_prune`: what the file does not name is ended, too.
+    The audit log records `reason` with every change. `has_prune` = remove what the file does not name.
     """
 
     lifecycle: Lifecycle
@@ -55,7 +55,7 @@ class Terms:
 
 
 class DifferenceKind(Enum):
-    """What happens to an integration."""
+    """What a plan does with an integration."""
 
     ADD = "add"
     CHANGE = "change"
@@ -65,10 +65,10 @@ class DifferenceKind(Enum):
 
 class FieldChange(NamedTuple):
     """
-    One value before and after; None = not there.
+    One value before and after a change; None = absent.
 
-    Of a field with members (`scopes`, `ip_allowlist`, `credentials`) each member that comes or goes is one
-    change. Names that end in `_us` are moments.
+    In a field with members (`scopes`, `ip_allowlist`, `credentials`) each added or removed member is one
+    change. Names that end in `_us` are times.
     """
 
     field: str
@@ -77,14 +77,14 @@ class FieldChange(NamedTuple):
 
 
 class PlannedCommand(NamedTuple):
-    """A command, and the generation of the record that it was planned on; 0 = there is none."""
+    """A command, and the generation of the record for which it was planned; 0 = no record."""
 
     command: c.Command
     expected_generation: int
 
 
 class Refusal(NamedTuple):
-    """What is declared and cannot be, and what to do. `word` is the command's, '' = no command does it."""
+    """A declaration that cannot be applied. `word` is that of the refused command, '' = no command."""
 
     word: str
     problem: Problem
@@ -93,10 +93,10 @@ class Refusal(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Difference:
     """
-    What differs for one integration.
+    The difference of one integration.
 
-    `steps` are the commands that the rules accept, in their order; `fields` is what they change;
-    `refusals` are what is declared all the same; `remarks` is what a reader should know.
+    `steps` are the commands that the rules accept, in order; `fields` are the changes that they make;
+    `refusals` are the declarations that cannot be applied; `remarks` are hints for the reader.
     """
 
     integration_id: str
@@ -111,10 +111,10 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class ApplyPlan:
     """
-    All that differs between a file and a registry, in the order of the file; what is removed comes last.
+    All differences between a file and a registry, in the order of the file; removals come last.
 
     Integrations without a difference and without a remark are only counted. `kept_integrations` and
-    `kept_credentials` are not in the file, and stay because they were not to be pruned.
+    `kept_credentials` are not in the file, and are kept because pruning was not requested.
     """
 
     differences: tuple[Difference, ...]
@@ -123,22 +123,22 @@ class ApplyPlan:
     kept_credentials: tuple[str, ...] = ()
 
     def count(self, kind: DifferenceKind) -> int:
-        """How many integrations are to be added, changed or removed."""
+        """Return the number of integrations with a difference of this *kind*."""
         return sum(difference.kind is kind for difference in self.differences)
 
     @property
     def refused(self) -> int:
-        """Integrations for which something is declared that cannot be."""
+        """The number of integrations with refusals."""
         return sum(bool(difference.refusals) for difference in self.differences)
 
     @property
     def steps(self) -> int:
-        """Commands in all."""
+        """The number of commands."""
         return sum(len(difference.steps) for difference in self.differences)
 
 
 def compare(declarations: Sequence[Declaration], held: Iterable[Integration], terms: Terms) -> ApplyPlan:
-    """What must be done so that a registry with *held* is as *declarations* say."""
+    """Return the plan that makes a registry with *held* match *declarations*."""
     records = {record.id: record for record in held}
     owners = {credential.id: record.id for record in records.values() for credential in record.credentials}
     differences: list[Difference] = []
@@ -148,8 +148,8 @@ def compare(declarations: Sequence[Declaration], held: Iterable[Integration], te
         record = records.pop(declaration.record.id, None)
         difference = differ(declaration, record, terms, owners)
         if record is not None and not terms.has_prune:
-            unnamed = _unnamed(declaration.record, record, terms.now_us)
-            kept_credentials += (credential.id for credential in unnamed)
+            undeclared = _undeclared(declaration.record, record, terms.now_us)
+            kept_credentials += (credential.id for credential in undeclared)
         unchanged += difference.kind is DifferenceKind.NONE and not difference.refusals
         if difference.kind is not DifferenceKind.NONE or difference.refusals or difference.remarks:
             differences.append(difference)
@@ -164,20 +164,24 @@ def differ(
     declaration: Declaration, held: Integration | None, terms: Terms, owners: Mapping[str, str] | None = None
 ) -> Difference:
     """
-    What must be done so that *held* is as *declaration* says; None = there is no such integration.
+    Return the difference that makes *held* match *declaration*; *held* None = the integration does not exist.
 
-    *owners* are the integrations that have a credential, by its id: an id is used once in a registry's life.
+    *owners* maps credential ids to integrations: a registry never uses a credential id twice.
     """
     declared = declaration.record
-    refusals = list(_impossible(declared, held, terms, owners or {}))
-    barred = {refusal.problem.field for refusal in refusals}
+    refusals = list(_id_conflicts(declared, held, owners or {}))
+    conflicting = {refusal.problem.field for refusal in refusals}
     possible = declared
-    if barred:
-        kept = tuple(credential for credential in declared.credentials if _place(credential.id) not in barred)
+    if conflicting:
+        kept = tuple(
+            credential
+            for credential in declared.credentials
+            if _credential_field(credential.id) not in conflicting
+        )
         possible = replace(declared, credentials=kept)
     commands = _creation(possible, terms) if held is None else _changes(declaration, possible, held, terms)
-    final, steps, refused = _tried(commands, held, terms)
-    refusals += [*refused, *_not_brought_back(declared, held, final, steps, barred)]
+    final, steps, refused = _check_commands(commands, held, terms)
+    refusals += [*refused, *_ended_refusals(declared, held, final, steps, conflicting)]
     kind = DifferenceKind.NONE if not steps else DifferenceKind.ADD if held is None else DifferenceKind.CHANGE
     return Difference(
         declared.id,
@@ -191,7 +195,7 @@ def differ(
 
 
 def _creation(declared: Integration, terms: Terms) -> Iterator[c.Command]:
-    """Commands that make it. A suspended one gets its credentials first, so that they never work."""
+    """Yield the commands that create *declared*; credentials come before a suspension, which ends them."""
     on = {"integration_id": declared.id, "reason": terms.reason}
     scopes = [str(scope) for scope in sorted(declared.scopes)]
     yield c.CreateIntegration(
@@ -205,48 +209,48 @@ def _creation(declared: Integration, terms: Terms) -> Iterator[c.Command]:
         burst=declared.burst,
         allowlist=tuple(map(str, dict.fromkeys(declared.ip_allowlist))),
         credentials=tuple(map(_new_credential, _missing(declared, None, terms.now_us))),
-        on_store_error=_word(declared.on_store_error),
+        on_store_error=_policy_text(declared.on_store_error),
     )
     if declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
     if declared.ip_allowlist and not declared.is_allowlist_enabled:
         yield c.DisableAllowlist(**on)
-    for group in _groups(scopes[SCOPES_MAX:]):
-        yield c.AddScopes(**on, scopes=group)
+    for batch in _batches(scopes[SCOPES_MAX:]):
+        yield c.AddScopes(**on, scopes=batch)
 
 
 def _changes(
     declaration: Declaration, declared: Integration, held: Integration, terms: Terms
 ) -> Iterator[c.Command]:
-    """Commands that make *held* as *declared*, what narrows before what widens."""
+    """Yield the commands that make *held* match *declared*, narrowing ones before widening ones."""
     now_us = terms.now_us
     on = {"integration_id": declared.id, "reason": terms.reason}
-    says_status = "status" in declaration.keys and declared.status is not held.status
-    if says_status and declared.status is Status.SUSPENDED:
+    changes_status = "status" in declaration.keys and declared.status is not held.status
+    if changes_status and declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
-    unnamed = _unnamed(declaration.record, held) if terms.has_prune else ()
-    for credential in (*_ended(declared, held, now_us), *unnamed):
+    undeclared = _undeclared(declaration.record, held) if terms.has_prune else ()
+    for credential in (*_declared_expired(declared, held, now_us), *undeclared):
         yield c.RevokeCredential(**on, credential_id=credential.id)
-    for group in _groups([str(scope) for scope in sorted(held.scopes - declared.scopes)]):
-        yield c.RemoveScopes(**on, scopes=group)
+    for batch in _batches([str(scope) for scope in sorted(held.scopes - declared.scopes)]):
+        yield c.RemoveScopes(**on, scopes=batch)
     yield from _allowlist(declared, held, on)
     if (declared.rate_limit_rpm, declared.burst) != (held.rate_limit_rpm, held.burst):
         yield c.SetRateLimit(**on, rate_limit_rpm=declared.rate_limit_rpm, burst=declared.burst)
     if declared.on_store_error is not held.on_store_error:
-        yield c.SetOnStoreError(**on, on_store_error=_word(declared.on_store_error))
+        yield c.SetOnStoreError(**on, on_store_error=_policy_text(declared.on_store_error))
     yield from _details(declaration, held, on)
-    if not (says_status and declared.status is Status.SUSPENDED):
+    if not (changes_status and declared.status is Status.SUSPENDED):
         yield from _expiries(declared, held, on, now_us)
     for credential in _missing(declared, held, now_us):
         yield c.IssueCredential(**on, credential=_new_credential(credential))
-    for group in _groups([str(scope) for scope in sorted(declared.scopes - held.scopes)]):
-        yield c.AddScopes(**on, scopes=group)
-    if says_status and declared.status is Status.ACTIVE:
+    for batch in _batches([str(scope) for scope in sorted(declared.scopes - held.scopes)]):
+        yield c.AddScopes(**on, scopes=batch)
+    if changes_status and declared.status is Status.ACTIVE:
         yield c.Reactivate(**on)
 
 
 def _allowlist(declared: Integration, held: Integration, on: Mapping[str, str]) -> Iterator[c.Command]:
-    """An allowlist without entries is off, whatever else is said of it."""
+    """Yield the commands for the allowlist; an allowlist without entries is off."""
     wanted = tuple(dict.fromkeys(declared.ip_allowlist))
     is_wanted_on = bool(wanted) and declared.is_allowlist_enabled
     if held.ip_allowlist and held.is_allowlist_enabled and not is_wanted_on:
@@ -261,19 +265,19 @@ def _allowlist(declared: Integration, held: Integration, on: Mapping[str, str]) 
 
 def _details(declaration: Declaration, held: Integration, on: Mapping[str, str]) -> Iterator[c.Command]:
     declared = declaration.record
-    given = {
+    changed = {
         name: getattr(declared, name)
         for name in ("name", *DETAILS)
         if name in declaration.keys and getattr(declared, name) != getattr(held, name)
     }
-    if given:
-        yield c.EditDetails(**on, **given)
+    if changed:
+        yield c.EditDetails(**on, **changed)
 
 
 def _expiries(
     declared: Integration, held: Integration, on: Mapping[str, str], now_us: int
 ) -> Iterator[c.Command]:
-    """Ends that are to be moved; what a suspension invalidated never works again, whenever it ends."""
+    """Yield the commands that change expiry times; a credential that a suspension invalidated is skipped."""
     wanted = {credential.id: credential for credential in declared.credentials}
     for credential in held.credentials:
         other = wanted.get(credential.id)
@@ -283,10 +287,10 @@ def _expiries(
             yield c.SetCredentialExpiry(**on, credential_id=credential.id, expires_at_us=other.expires_at_us)
 
 
-def _tried(
+def _check_commands(
     commands: Iterable[c.Command], held: Integration | None, terms: Terms
 ) -> tuple[Integration | None, tuple[PlannedCommand, ...], list[Refusal]]:
-    """The record after the commands that the rules accept, those commands, and the refusals."""
+    """Return the record after the accepted commands, these commands, and the refusals of the others."""
     record = held
     steps: list[PlannedCommand] = []
     refusals: list[Refusal] = []
@@ -306,14 +310,14 @@ def _tried(
 
 def _removal(record: Integration, terms: Terms) -> Difference:
     command = c.DeleteIntegration(integration_id=record.id, reason=terms.reason)
-    _, _, refusals = _tried((command,), record, terms)
+    _, _, refusals = _check_commands((command,), record, terms)
     steps = () if refusals else (PlannedCommand(command, record.generation),)
     kind = DifferenceKind.REMOVE if steps else DifferenceKind.NONE
     return Difference(record.id, record.name, kind, steps, refusals=tuple(refusals))
 
 
 def _missing(declared: Integration, held: Integration | None, now_us: int) -> list[Credential]:
-    """Credentials to issue; one that has expired would not work, so it may as well not be there."""
+    """Return the credentials to issue, without those that have expired."""
     known = {credential.id for credential in held.credentials} if held is not None else set()
     return [
         credential
@@ -322,8 +326,8 @@ def _missing(declared: Integration, held: Integration | None, now_us: int) -> li
     ]
 
 
-def _ended(declared: Integration, held: Integration, now_us: int) -> list[Credential]:
-    """Credentials that work in the registry though they are declared as expired."""
+def _declared_expired(declared: Integration, held: Integration, now_us: int) -> list[Credential]:
+    """Return the live credentials of *held* that are declared as expired."""
     expired = {credential.id for credential in declared.credentials if _has_expired(credential, now_us)}
     return [
         credential
@@ -332,8 +336,8 @@ def _ended(declared: Integration, held: Integration, now_us: int) -> list[Creden
     ]
 
 
-def _unnamed(declared: Integration, held: Integration, live_at_us: int | None = None) -> list[Credential]:
-    """Credentials of *held* that are not declared; with *live_at_us* only those that work then."""
+def _undeclared(declared: Integration, held: Integration, live_at_us: int | None = None) -> list[Credential]:
+    """Return the credentials of *held* that are not declared; with *live_at_us* only those live then."""
     named = {credential.id for credential in declared.credentials}
     return [
         credential
@@ -342,31 +346,31 @@ def _unnamed(declared: Integration, held: Integration, live_at_us: int | None = 
     ]
 
 
-def _impossible(
-    declared: Integration, held: Integration | None, terms: Terms, owners: Mapping[str, str]
+def _id_conflicts(
+    declared: Integration, held: Integration | None, owners: Mapping[str, str]
 ) -> Iterator[Refusal]:
-    """Credentials whose id stands for another key, or for another integration's."""
+    """Refuse credentials whose id belongs to another key or to another integration."""
     known = {credential.id: credential for credential in held.credentials} if held is not None else {}
-    remedy = "generate a new API key with 'sidecar keys new' and declare that"
+    remedy = "generate a new API key with 'sidecar keys new' and declare it"
     for credential in declared.credentials:
         other, owner = known.get(credential.id), owners.get(credential.id, declared.id)
         if other is not None and other.digest != credential.digest:
-            message = f"credential {credential.id} has another digest in the registry, and an id is used once"
+            message = f"credential {credential.id} has another digest in the registry; ids are never reused"
         elif owner != declared.id:
-            message = f"credential id {credential.id} belongs to {owner!r}, and an id is used once"
+            message = f"credential id {credential.id} belongs to {owner!r}; ids are never reused"
         else:
             continue
-        yield Refusal("", Problem(Code.CREDENTIAL_ID_USED, _place(credential.id), message, remedy))
+        yield Refusal("", Problem(Code.CREDENTIAL_ID_USED, _credential_field(credential.id), message, remedy))
 
 
-def _not_brought_back(
+def _ended_refusals(
     declared: Integration,
     held: Integration | None,
     final: Integration | None,
     steps: Sequence[PlannedCommand],
-    barred: set[str],
+    conflicting: set[str],
 ) -> Iterator[Refusal]:
-    """Declared credentials that had ended: those that the record loses on the way, or keeps in vain."""
+    """Refuse declared credentials that expired or that a suspension invalidated."""
     if held is None or final is None:
         return
     revoked = {step.command.credential_id for step in steps if isinstance(step.command, c.RevokeCredential)}
@@ -378,12 +382,10 @@ def _not_brought_back(
     if final.status is Status.ACTIVE:
         lost |= {credential.id for credential in final.credentials if is_invalidated(final, credential)}
     for credential in declared.credentials:
-        if credential.id in lost and _place(credential.id) not in barred:
-            message = f"credential {credential.id} has ended for ever, by a suspension or by its expiry"
-            problem = Problem(
-                Code.CREDENTIAL_ENDED, _place(credential.id), message, "take it out of the file"
-            )
-            yield Refusal("", problem)
+        field = _credential_field(credential.id)
+        if credential.id in lost and field not in conflicting:
+            message = f"credential {credential.id} expired or was invalidated by a suspension, permanently"
+            yield Refusal("", Problem(Code.CREDENTIAL_ENDED, field, message, "remove it from the file"))
 
 
 def _remarks(
@@ -391,12 +393,12 @@ def _remarks(
 ) -> Iterator[str]:
     declared = declaration.record
     if held is None and declared.status is Status.SUSPENDED and declared.credentials:
-        yield "it is suspended, so its credentials are invalid from the start and for ever"
+        yield "the integration is created suspended, so its credentials are permanently invalid"
     if held is not None and held.status is Status.SUSPENDED and "status" not in declaration.keys:
-        yield "it is suspended and stays so, because the file does not write its 'status'"
+        yield "the integration stays suspended, because the file has no key 'status' for it"
     had_raise = held is not None and raise_in_force(held, now_us) is not None
     if had_raise and final is not None and final.limit_raise is None:
-        yield "the change of its limit ends the temporary raise"
+        yield "the change of the limit ends the temporary raise"
     known = {credential.id for credential in held.credentials} if held is not None else set()
     expired = [
         credential.id
@@ -404,19 +406,19 @@ def _remarks(
         if credential.id not in known and _has_expired(credential, now_us)
     ]
     if expired:
-        yield f"not issued, because it has expired already: {', '.join(expired)}"
+        yield f"not issued, because expired: {', '.join(expired)}"
 
 
 def _field_changes(held: Integration | None, final: Integration) -> Iterator[FieldChange]:
-    """What differs between two records in what can be declared; a new one is held against all defaults."""
+    """Yield the changes of declarable fields; a new record is compared with the defaults."""
     before = held if held is not None else Integration(id=final.id, name="-")
     for name in _SCALARS:
-        one, other = getattr(before, name), getattr(final, name)
-        if one != other:
-            yield FieldChange(name, None if held is None else _json(one), _json(other))
+        old, new = getattr(before, name), getattr(final, name)
+        if old != new:
+            yield FieldChange(name, None if held is None else _json(old), _json(new))
     yield from _members("scopes", sorted(map(str, before.scopes)), sorted(map(str, final.scopes)))
     yield from _members("ip_allowlist", map(str, before.ip_allowlist), map(str, final.ip_allowlist))
-    # Entries turn it on, so beside new ones only that it is off is worth a word.
+    # New entries turn the allowlist on, so next to them only 'off' is a change.
     was_on = before.is_allowlist_enabled if before.ip_allowlist else True
     if final.ip_allowlist and was_on is not final.is_allowlist_enabled:
         yield FieldChange("is_allowlist_enabled", None if held is None else was_on, not was_on)
@@ -442,12 +444,12 @@ def _json(value: object) -> Json:
     return value
 
 
-def _word(policy: Enum | None) -> str | None:
+def _policy_text(policy: Enum | None) -> str | None:
     return str(policy.value) if policy is not None else None
 
 
-def _groups(scopes: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """*scopes* in groups as large as one command may name."""
+def _batches(scopes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Split *scopes* into the batches that one command may name."""
     for first in range(0, len(scopes), SCOPES_MAX):
         yield tuple(scopes[first : first + SCOPES_MAX])
 
@@ -460,6 +462,6 @@ def _has_expired(credential: Credential, now_us: int) -> bool:
     return credential.expires_at_us is not None and credential.expires_at_us <= now_us
 
 
-def _place(credential_id: str) -> str:
-    """The field by which messages name a credential."""
+def _credential_field(credential_id: str) -> str:
+    """Return the name of a credential in messages."""
     return f"credentials ({credential_id})"

@@ -20,7 +20,7 @@ class DurationError(ValueError):
 
 def parse_duration(text: str) -> int:
     """
-    Seconds of `90s`, `15m`, `24h`, `30d`, `1w` or several of them together, such as `1h30m`.
+    Return the seconds of `90s`, `15m`, `24h`, `30d`, `1w` or a combination such as `1h30m`.
 
     >>> parse_duration("1h30m"), parse_duration("0")
     (5400, 0)
@@ -39,7 +39,7 @@ def parse_duration(text: str) -> int:
 
 def format_duration(seconds: int) -> str:
     """
-    *seconds* in the largest units that fit; `parse_duration` reads it back.
+    Format *seconds* in the largest units that fit; `parse_duration` parses the result.
 
     >>> format_duration(5_400), format_duration(7_776_000), format_duration(0)
     ('1h30m', '90d', '0s')

@@ -1,4 +1,4 @@
-"""What of a record is in force at a moment: the part of it that changes by itself as time passes."""
+"""Computes the effective state of a record at a given time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sidecar.domain.integrations import Credential, Integration, LimitRaise, Sta
 
 
 def raise_in_force(record: Integration, now_us: int) -> LimitRaise | None:
-    """The temporary raise of the limit, while it lasts."""
+    """Return the temporary raise of the limit, unless it has ended."""
     limit_raise = record.limit_raise
     return limit_raise if limit_raise is not None and now_us < limit_raise.until_us else None
 
 
 def effective_quota(record: Integration, now_us: int) -> Quota:
-    """The quota at *now_us*: a raise counts until it ends."""
+    """Return the quota at *now_us*, including a temporary raise."""
     limit_raise = raise_in_force(record, now_us)
     if limit_raise is None:
         return record.quota
@@ -25,38 +25,38 @@ def effective_quota(record: Integration, now_us: int) -> Quota:
 
 def next_change_at_us(record: Integration, now_us: int) -> int | None:
     """
-    When `in_force` of this record changes by itself; None = never.
+    Return when the effective state changes without a command; None = never.
 
-    The expiry of credentials does not count: every decision looks at it anyway.
+    The expiry of credentials is excluded, because every decision checks it.
     """
     limit_raise = raise_in_force(record, now_us)
     return limit_raise.until_us if limit_raise is not None else None
 
 
 def next_change_of_all_at_us(records: Iterable[Integration], now_us: int) -> int | None:
-    """When the first of *records* changes by itself; None = none does."""
+    """Return when the first effective state of *records* changes without a command; None = never."""
     times = (next_change_at_us(record, now_us) for record in records if record.limit_raise is not None)
     return min((time for time in times if time is not None), default=None)
 
 
 def is_invalidated(record: Integration, credential: Credential) -> bool:
-    """Whether *credential* was issued before the latest suspension, so that it never works again."""
+    """Whether *credential* was issued before the latest suspension and is therefore permanently invalid."""
     return credential.issued_generation < record.suspended_generation
 
 
 def is_live(record: Integration, credential: Credential, now_us: int) -> bool:
-    """Whether *credential* works, or will once the integration is active again."""
+    """Whether *credential* works while the integration is active."""
     expired = credential.expires_at_us is not None and credential.expires_at_us <= now_us
     return not expired and not is_invalidated(record, credential)
 
 
 def in_force(record: Integration, now_us: int) -> Integration:
     """
-    The record as decisions must see it at *now_us*: compile snapshots from this.
+    Return the effective record at *now_us*, from which snapshots are compiled.
 
     A raise is applied, a disabled allowlist has no entries, and an active integration has no credential
-    from before its latest suspension. A suspended one keeps them, so that its callers are told that it is
-    suspended. The same object comes back when nothing differs.
+    from before its latest suspension. A suspended integration keeps its credentials, so that its callers get
+    `integration_suspended`. Returns *record* itself if nothing differs.
     """
     changes: dict[str, object] = {}
     limit_raise = raise_in_force(record, now_us)

@@ -1,4 +1,4 @@
-"""What answers when the store of the buckets cannot: the policies of `on_store_error`."""
+"""The policies of `on_store_error`, which decide while the bucket store is unavailable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sidecar.domain.values import Value
 
 class FailPolicy(Enum):
     """
-    What is done with a request that the registry allows while its bucket cannot be asked.
+    How to decide a request that the registry allows while its bucket is unavailable.
 
-    `DENY` fails closed (503), `ALLOW` fails open (no limit at all), `LOCAL` takes from a bucket in the
-    memory of the sidecar with its share of the limit.
+    `DENY` fails closed (503), `ALLOW` fails open (without a limit), `LOCAL` takes from a bucket in the
+    sidecar's memory with the sidecar's share of the limit.
     """
 
     DENY = "deny"
@@ -26,7 +26,7 @@ class FailPolicy(Enum):
 
 
 FAIL_POLICIES = tuple(policy.value for policy in FailPolicy)
-"""The words of the policies, as configurations and records write them."""
+"""The names of the policies in configurations and records."""
 
 
 FALLBACK_VERDICTS = (
@@ -36,16 +36,16 @@ FALLBACK_VERDICTS = (
     (FailPolicy.LOCAL, Verdict.DENY_429),
     (FailPolicy.LOCAL, Verdict.DENY_403),
 )
-"""What can come of each policy; `LOCAL` refuses with 503 when there is no room for one more bucket."""
+"""The possible verdicts of each policy; `LOCAL` denies with 503 if there is no memory for another bucket."""
 
 
 @final
 class Fallback(Value):
     """
-    That a decision was made without the store: by which policy, and in terms of which limit.
+    The policy and the limit of a decision without the store.
 
     `limit_rpm` is this sidecar's share of the limit in requests per minute, rounded down but at least 1;
-    0 = no limit was looked at.
+    0 = no limit applied.
     """
 
     __slots__ = ("limit_rpm", "policy")

@@ -1,7 +1,7 @@
 """
 Integrations: the client systems that own credentials, scopes, an allowlist and a quota.
 
-These are the records as administrators keep them. `snapshot` compiles them for decisions.
+These are the stored records. `snapshot` compiles them for decisions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DEFAULT_LIMIT_RPM = 60
 
 
 class IntegrationError(ValueError):
-    """An integration's record breaks a rule; the message names the field and the remedy."""
+    """A record violates a rule; the message names the field and the remedy."""
 
 
 class Status(Enum):
-    """Whether an integration may call at all."""
+    """The status of an integration; the requests of a suspended integration are denied."""
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
@@ -41,9 +41,9 @@ class Credential:
     """
     One API key of an integration, without its secret.
 
-    `id` is public and stands in logs; `digest` is 'sha256:' and 64 hex digits; `expires_at_us` is
-    microseconds since the epoch, None = never. `issued_generation` is the generation of the record that
-    issued it, 0 = declared in a file; `replaced_by` is the credential it was rotated to, '' = none.
+    `id` is public and appears in logs; `digest` is 'sha256:' and 64 hex digits; `expires_at_us` is in
+    microseconds since the epoch, None = never. `issued_generation` is the record's generation at issue,
+    0 = declared in a file; `replaced_by` is the id of the credential that replaces it, '' = none.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Credential:
     replaced_by: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse ids and digests that no key could have."""
+        """Reject invalid ids and digests."""
         if not CREDENTIAL_ID.fullmatch(self.id):
             raise IntegrationError(f"credential id {self.id!r} must be 1-32 of 0-9, A-Z, a-z and '-'")
         if not DIGEST.fullmatch(self.digest):
@@ -67,9 +67,9 @@ class Credential:
 @dataclass(frozen=True, slots=True)
 class Suspension:
     """
-    That an administrator suspended the integration: who, when, why, and in which generation.
+    The suspension of an integration by one administrator.
 
-    Whoever suspends it again is named once, by the latest time; `since_us` is then still the first one.
+    If the same administrator suspends it again, `at_us` is the latest time and `since_us` the first.
     """
 
     by: str
@@ -81,7 +81,7 @@ class Suspension:
 
 @dataclass(frozen=True, slots=True)
 class LimitRaise:
-    """A higher rate limit until `until_us`; it ends by itself. `burst` None = the raised limit."""
+    """A higher rate limit that ends automatically at `until_us`; `burst` None = the raised limit."""
 
     rate_limit_rpm: int
     burst: int | None
@@ -91,9 +91,9 @@ class LimitRaise:
 @dataclass(frozen=True, slots=True)
 class WebhookSecret:
     """
-    A signing secret of the integration's webhooks, without the secret; `expires_at_us` None = never.
+    The public part of a signing secret for webhooks; `expires_at_us` None = never.
 
-    The secret itself is kept beside the record, never in it: no list or export can show it.
+    The secret itself is stored apart from the record, so that no list or export can show it.
     """
 
     id: str
@@ -106,15 +106,15 @@ class Integration:
     """
     One integration's record.
 
-    `rate_limit_rpm` 1 ... 10,000 requests per minute; `burst` None = the limit; `ip_allowlist` empty
-    = off. `generation` rises by one with every change of the record.
+    `rate_limit_rpm` is 1 ... 10,000 requests per minute; `burst` None = the limit; `ip_allowlist` empty
+    = off. `generation` increases by one with every change of the record.
 
-    `is_allowlist_enabled` False keeps the entries and lets every address in. `suspensions` are those
-    since the last reactivation, one per administrator, the latest last; `suspended_generation` is the
-    generation of the latest suspension ever: a credential issued before it never works again.
-    What is in force at a moment, `domain.effective` says. `on_store_error` is what answers while the bucket
-    cannot be asked; None = what the configuration of each sidecar says. `single_person_at_us` is when it was
-    reactivated, if its suspender and whoever reactivated it may be one person; else 0.
+    `is_allowlist_enabled` False keeps the entries and admits every address. `suspensions` are those since the
+    last reactivation, one per administrator, the latest last; `suspended_generation` is the generation of the
+    latest suspension: credentials that were issued before it are permanently invalid. `domain.effective`
+    computes the effective state. `on_store_error` is the policy while the bucket is unavailable; None = the
+    policy in each sidecar's configuration. `single_person_at_us` is the time of a reactivation by an account
+    that may belong to the suspender; 0 = no such reactivation.
     """
 
     id: str
@@ -140,7 +140,7 @@ class Integration:
     single_person_at_us: int = 0
 
     def __post_init__(self) -> None:
-        """Hold the rules that a single record must keep."""
+        """Check the rules for a single record."""
         if not INTEGRATION_ID.fullmatch(self.id):
             raise IntegrationError(
                 f"integration id {self.id!r} must be 1-64 of a-z, 0-9, '.', '_' and '-',"
@@ -170,9 +170,9 @@ class Integration:
     @property
     def quota(self) -> Quota:
         """
-        The quota of its bucket.
+        The quota of the integration's bucket.
 
         Raises:
-            QuotaError: the limit or the burst is outside its range.
+            QuotaError: the limit or the burst is out of range.
         """
         return Quota.per_minute(self.rate_limit_rpm, self.burst)

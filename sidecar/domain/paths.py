@@ -1,17 +1,17 @@
 """
-One spelling for each request path, and a refusal for every path that two programs could read differently.
+Normalizes request paths, and refuses every path that two programs could interpret differently.
 
-A proxy, this sidecar and the upstream all interpret the path. Where they might disagree, a scope could be
-checked for one resource and another one be served, so such a path is refused and never repaired. What is
-left is put into the normal form of RFC 3986 6.2.2:
+The proxy, the sidecar and the upstream all interpret the path. If they disagreed, the sidecar could check the
+scope of one resource while the upstream serves another. Ambiguous paths are therefore refused, never repaired.
+Other paths are converted to the normal form of RFC 3986 6.2.2:
 
 * the query is dropped;
-* an escape of a character that may stand in a segment as it is becomes that character (`%61` is `a`,
+* an escape of a character that a segment may contain unescaped becomes that character (`%61` is `a`,
   `%40` is `@`);
-* every other escape stays, with upper-case digits (`%c3%a9` is `%C3%A9`).
+* every other escape is kept, with upper-case digits (`%c3%a9` is `%C3%A9`).
 
-A trailing slash and letter case are kept. Upstreams differ about them, and about which escapes they decode
-before they route: `route_readings` compares what each common way of reading would be routed to.
+A trailing slash and letter case are kept. Upstreams treat them differently, and also decode different escapes
+before routing: `route_readings` compares the routes of all common interpretations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from itertools import product
 from urllib.parse import unquote_to_bytes
 
 PATH_CHARS_MAX = 8_192
-"""Default bound of a path; RFC 9112 3 asks servers for at least 8,000. A query does not count."""
+"""Default maximum length of a path without query; RFC 9112 3 recommends at least 8,000."""
 
 
 class PathFault(Enum):
@@ -74,10 +74,10 @@ class PathFault(Enum):
 
 
 class PathRefusedError(ValueError):
-    """A path that has no single meaning; `fault` is why. The message never quotes the path."""
+    """A path is refused because of `fault`. The message never quotes the path."""
 
     def __init__(self, fault: PathFault, chars_max: int = 0) -> None:
-        """Name the fault in the message; *chars_max* is the bound of a path that is too long."""
+        """Name *fault* in the message; *chars_max* is the limit if the path is too long."""
         bound = f": at most {chars_max} characters are accepted, without the query" if chars_max else ""
         super().__init__(f"the path {fault.text}{bound}")
         self.fault = fault
@@ -89,20 +89,20 @@ class PathRefusedError(ValueError):
 
 
 class AmbiguousRouteError(PathRefusedError):
-    """Readings of the path lead to different routes; `targets` are two of these, not for the caller."""
+    """Interpretations of the path lead to different routes, such as `targets`, which callers do not see."""
 
     def __init__(self, *targets: object) -> None:
-        """Two readings lead to *targets*."""
+        """Store two different *targets*."""
         super().__init__(PathFault.AMBIGUOUS_ROUTE)
         self.targets = targets
 
 
-# RFC 3986 3.3: a segment is pchar*. Left out here: '%', and ';', which some upstreams cut off.
+# RFC 3986 3.3: a segment is pchar*. Excluded: '%', and ';', which some upstreams cut off.
 _SEGMENT_CHARS = r"A-Za-z0-9\-._~!$&'()*+,=:@"
 # RFC 9112 3.2: a request target is visible ASCII; a fragment is never sent.
 _VISIBLE_CHARS = r"!-\"$-~"
 PLAIN_TARGET = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
-# The same without upper-case letters and without a '/' at the end of the path: most paths are like that.
+# The same without upper-case letters and without a '/' at the end of the path, which matches most paths.
 _SIMPLE_CHARS = _SEGMENT_CHARS.replace("A-Z", "")
 SIMPLE_TARGET = re.compile(rf"(/[{_SIMPLE_CHARS}/]*+(?<!/))(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
 _VISIBLE_TARGET = re.compile(rf"[{_VISIBLE_CHARS}]*").fullmatch
@@ -111,21 +111,20 @@ _SEGMENT_CHAR = re.compile(rf"[{_SEGMENT_CHARS}]").fullmatch
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|\Z)").search
 _TWO_HEX_DIGITS = re.compile("[0-9A-Fa-f]{2}").fullmatch
 _CONTROLS = frozenset([*range(0x20), 0x7F])
-_AMBIGUOUS = frozenset(b"/\\.%;")  # decoded once more by the next program, they change the segments
+_AMBIGUOUS = frozenset(b"/\\.%;")  # a second decoding by another program would change the segments
 
 
 def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     """
-    The one normal form of the path of request target *raw*, which may hold a query.
+    Return the normal form of the path of request target *raw*, which may have a query.
 
     >>> normalise_path("/v1/%6Frders/caf%c3%a9?expand=lines")
     '/v1/orders/caf%C3%A9'
 
-    The whole target must be visible ASCII; the query is not looked at beyond that, and does not count
-    towards *chars_max*.
+    The whole target must be visible ASCII. The query is not checked otherwise, and not counted in *chars_max*.
 
     Raises:
-        PathRefusedError: the path could mean different things to different programs.
+        PathRefusedError: programs could interpret the path differently.
     """
     plain = PLAIN_TARGET(raw)
     if plain:
@@ -144,7 +143,7 @@ def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
 
 def decode_unreserved(path: str) -> str:
     """
-    *path*, which has a normal form, as RFC 3986 6.2.2.2 alone would have it.
+    Decode only the unreserved characters of *path*, which has a normal form (RFC 3986 6.2.2.2).
 
     >>> decode_unreserved("/%75sers/%40me")
     '/users/%40me'
@@ -186,7 +185,7 @@ def _normalise_escapes(path: str) -> str:
     except KeyError as unknown:
         raise PathRefusedError(_escape_fault(unknown.args[0])) from None
     try:
-        # Over-long forms, such as %C0%AF for '/', are not UTF-8; some decoders take them all the same.
+        # Overlong forms, such as %C0%AF for '/', are not UTF-8, but some decoders accept them.
         unquote_to_bytes(normal).decode()
     except UnicodeDecodeError:
         raise PathRefusedError(PathFault.NOT_UTF8) from None
@@ -194,7 +193,7 @@ def _normalise_escapes(path: str) -> str:
 
 
 def _escape_fault(digits: str) -> PathFault:
-    """Why the escape of *digits*, which has no normal form, is refused."""
+    """Return why the escape of *digits*, which has no normal form, is refused."""
     if not _TWO_HEX_DIGITS(digits):
         return PathFault.MALFORMED_ESCAPE
     octet = int(digits, 16)
@@ -204,7 +203,7 @@ def _escape_fault(digits: str) -> PathFault:
 
 
 def _normal_escapes() -> dict[str, str]:
-    """The normal form of each escape that is allowed, by its two digits in any case."""
+    """Map the two digits of each allowed escape, in upper and lower case, to its normal form."""
     forms = {}
     for digits in map("".join, product("0123456789abcdefABCDEF", repeat=2)):
         octet = int(digits, 16)

@@ -1,8 +1,8 @@
 """
-The policy: API key, integration, suspension, IP allowlist, path, route, scope, in this order.
+The policy: checks API key, integration, suspension, IP allowlist, path, route and scope, in this order.
 
-`Policy.evaluate` says at once what the registry decides; what is left is to take from the bucket
-(`asked` 1) or, for a refusal that is answered with limits, to peek into it (`asked` 0).
+`Policy.evaluate` decides everything but the rate limit. The caller then takes from the bucket (`asked` 1) or,
+for a denial with limit headers, peeks into it (`asked` 0).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Sna
 from sidecar.domain.values import Value
 
 SCOPE_OVERRIDES_MAX = 1_024
-"""Scopes stated by proxies and callers of which we keep what they mean."""
+"""Maximum number of cached scopes that proxies and callers state."""
 
-MISCONFIGURED_TOLD_MAX = 64
-"""Misconfigured scopes that are reported, each once; the rest is only counted."""
+MISCONFIGURED_REPORTS_MAX = 64
+"""Maximum number of misconfigured scopes that are reported, each once."""
 
 
 @final
 class AccessRequest(Value):
     """
-    What a proxy asks about, whatever its dialect.
+    A request to decide, independent of the dialect.
 
-    `path` is raw and may hold a query; `header` returns a request header by lower-case name, repeats
-    joined with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the
-    scope that the proxy's route asks for, or 'none', None = the route table decides.
+    `path` is raw and may have a query; `header` returns a request header by lower-case name, repeats joined
+    with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the scope that the
+    proxy's route requires, or 'none'; None = the route table decides.
 
-    Callers that are no proxy state more by themselves: `api_key`, None = it is looked for in the headers;
-    and `address_rule`, how to find the client's address, None = by the configuration's rule.
+    Native callers may also set `api_key`, None = read it from the headers; and `address_rule`, which determines
+    the client's address, None = the configured rule.
     """
 
     __slots__ = ("address_rule", "api_key", "header", "method", "path", "peer", "scope")
@@ -67,12 +67,12 @@ class AccessRequest(Value):
 @final
 class Evaluation(Value):
     """
-    What the registry says about a request, before the bucket.
+    The result of the policy for a request, before the bucket.
 
-    `reason` OK = allowed if the bucket admits it. `integration` None = the caller is not known.
-    `client_address` is packed, None = unknown or not looked at; `scope` is the scope asked for, None =
-    none needed or not looked at; `key_headers` are the headers to take away from the upstream; `detail`
-    tells the caller more than the reason does, in sentences of a closed list, '' = there is no more to tell.
+    `reason` OK = allowed if the bucket admits it. `integration` None = the caller is unknown.
+    `client_address` is packed, None = unknown or not checked; `scope` is the required scope, None = not
+    required or not checked; `key_headers` are the headers that the proxy removes before the upstream; `detail`
+    explains the reason to the caller, in sentences of a closed list, '' = no explanation.
     """
 
     __slots__ = (
@@ -108,21 +108,21 @@ class Evaluation(Value):
 @dataclass(frozen=True, slots=True)
 class Route:
     """
-    What a route asks for: a scope, or None = any known, active integration may pass.
+    The requirement of a route: a scope, or None = any active integration may call it.
 
-    Routes that ask for the same are equal, whatever the `path` of each.
+    Routes with the same scope are equal, whatever their `path`.
     """
 
     scope: Scope | None
     path: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        """As a reader of the configuration knows it."""
+        """The form of the configuration."""
         return f"{self.path} (scope: {self.scope or 'none'})"
 
 
 class Policy:
-    """The rules of one configuration; the registry comes in as a snapshot with each request."""
+    """The rules of one configuration; each request brings the registry's snapshot."""
 
     __slots__ = (
         "_catalogue",
@@ -145,10 +145,10 @@ class Policy:
         resolves_every_address: bool = False,
     ) -> None:
         """
-        Keep the rules. A path that no route matches is denied: route_unknown.
+        Store the rules. A path without a route is denied with route_unknown.
 
-        *resolves_every_address* = the client's address is worked out for integrations without an
-        allowlist, too, for whoever keeps note of it.
+        *resolves_every_address* = determine the client's address also for integrations without an allowlist,
+        so that it can be recorded.
         """
         self.sources = sources
         self.client_address = client_address
@@ -156,12 +156,12 @@ class Policy:
         self._catalogue = catalogue
         self._resolves_every_address = resolves_every_address
         self.on_misconfigured: Callable[[str], None] | None = None
-        """Told what is wrong with a scope that a proxy states, once for each of the first ones."""
+        """Receives a message about each invalid scope that a proxy states, once per scope."""
         self._misconfigured: set[str] = set()
         self._overrides: dict[str, Route | None] = {}
 
     def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
-        """Decide all that the registry decides; the first rule that fails gives the reason."""
+        """Check *request*; the first rule that fails determines the reason."""
         try:
             api_key = request.api_key
             key_headers: tuple[str, ...] = ()
@@ -210,24 +210,24 @@ class Policy:
             reason = Reason.URI_TOO_LONG if error.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
             return Evaluation(reason, integration, credential, key_headers, address, None, error.advice)
         if route is None:
-            return Evaluation(self._routeless(request), integration, credential, key_headers, address)
+            return Evaluation(self._no_route_reason(request), integration, credential, key_headers, address)
         scope = route.scope
         reason = Reason.OK if scope is None or scope in integration.scopes else Reason.SCOPE_MISSING
         return Evaluation(reason, integration, credential, key_headers, address, scope)
 
-    def _routeless(self, request: AccessRequest) -> Reason:
-        """Why there is no route for *request*."""
+    def _no_route_reason(self, request: AccessRequest) -> Reason:
+        """Return why *request* has no route."""
         if request.scope is not None:
             self._report(request.scope)
             return Reason.ROUTE_MISCONFIGURED
         return Reason.METHOD_NOT_ALLOWED if self.routes.has_path(request.path) else Reason.ROUTE_UNKNOWN
 
     def _report(self, text: str) -> None:
-        """Say what is wrong with the scope *text*, once."""
+        """Report the invalid scope *text*, once."""
         if (
             self.on_misconfigured is not None
             and text not in self._misconfigured
-            and len(self._misconfigured) < MISCONFIGURED_TOLD_MAX
+            and len(self._misconfigured) < MISCONFIGURED_REPORTS_MAX
         ):
             self._misconfigured.add(text)
             try:
@@ -236,7 +236,7 @@ class Policy:
                 self.on_misconfigured(str(error))
 
     def route_named(self, text: str) -> Route | None:
-        """What the scope *text*, or 'none', asks for; None = there is no such scope."""
+        """Return the route that requires the scope *text*, or 'none'; None = the scope is invalid."""
         try:
             return self._overrides[text]
         except KeyError:
@@ -251,7 +251,7 @@ class Policy:
 
 
 _NO_ADDRESS = (
-    "This integration has an IP allowlist, and the address that the request comes from cannot be established;"
+    "This integration has an IP allowlist, and the client address of the request cannot be determined;"
     " the operator of the API must correct this"
 )
 _MISSING = Evaluation(Reason.MISSING_CREDENTIAL)

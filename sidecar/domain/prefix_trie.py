@@ -1,26 +1,24 @@
 """
-An immutable set of CIDR blocks that answers "is this address in it?" in a bounded number of steps.
+An immutable set of CIDR blocks with membership tests and longest matches in a bounded number of steps.
 
-A burst trie (Heinz, Zobel, Williams 2002) over the bits of the address. A leaf is a *bucket*: a short
-sorted run of interval starts, searched by bisection in C. A bucket that would hold more than
-`BUCKET_MAX` starts bursts into a *table*, which is
+It is a burst trie (Heinz, Zobel, Williams 2002) over the bits of the address. A leaf is a *bucket*: a short
+sorted run of interval starts, searched by bisection in C. A bucket of more than `BUCKET_MAX` starts bursts
+into a *table*, which is
 
-* path-compressed: the bits that all starts below it share are skipped;
-* level-compressed: the next bits, as many as the number of starts below it pays for, index it at once.
+* path-compressed: the bits that all its starts share are skipped;
+* level-compressed: several of the next bits index the table at once; their number grows with the starts.
 
-Prefixes are pushed into the leaves when the set is built: between two neighbouring starts every address
-has the same longest prefix, and only that prefix's length is stored, one byte beside the start. So nested
-and neighbouring blocks merge, a match needs no way back up, and a skipped bit needs no second look: an
-address that leaves a table's skipped bits lies before or after all of its starts, and the bucket at that
-end gives the right answer.
+Prefixes are pushed into the leaves when the set is built: all addresses between two adjacent starts have the
+same longest prefix, and only its length is stored, one byte per start. So nested and adjacent blocks merge, a
+match never backtracks, and skipped bits need no second check: an address that differs in a skipped bit is
+before or after all starts of the table, and the bucket at that end has the correct answer.
 
-Why one layout serves both uses: an integration's allowlist (at most 50 blocks, so at most 101 starts) is
-a single bucket, two flat arrays of under a kilobyte in all; a list of a million is the same two arrays
-under a few hundred tables. The depth is bounded by the width of the address, never by the number of
-prefixes.
+One layout serves both uses. An integration's allowlist (at most 50 blocks, so at most 101 starts) is a single
+bucket: two flat arrays of less than 1 KiB. A list of a million blocks is the same two arrays under a few hundred
+tables. The depth is bounded by the width of the address, not by the number of prefixes.
 
-IPv6 addresses are two 64-bit numbers: a first trie over the high one; where blocks longer than /64 exist
-it links to a second trie over the low one. So both fit into plain arrays.
+An IPv6 address is two 64-bit numbers: the first trie is over the high number and links to a second trie over
+the low number where blocks longer than /64 exist. So both fit into plain arrays.
 """
 
 from __future__ import annotations
@@ -36,12 +34,12 @@ from typing import NamedTuple
 from sidecar.domain.cidr import Address, Cidr, block_of
 
 BUCKET_MAX = 128
-"""Starts that one bucket holds before it bursts: 50 blocks make at most 101, so they stay one bucket."""
+"""Maximum starts of one bucket; the 50 blocks of an allowlist have at most 101 starts and stay one bucket."""
 
-_STARTS_PER_SLOT = 4  # of a new table, on average: more saves memory, less saves comparisons
+_STARTS_PER_SLOT = 4  # average of a new table; more saves memory, fewer saves comparisons
 
 _NONE = 0  # code of an interval that no block covers; otherwise the block's length + 1 ...
-_LINK = 256  # ... or from here on: _LINK + the region of the second trie that decides
+_LINK = 256  # ... or, from 256 on, _LINK + the region of the second trie
 
 _unpack_ipv4 = Struct(">I").unpack
 _unpack_ipv6 = Struct(">QQ").unpack
@@ -71,20 +69,20 @@ class PrefixTrie:
         self._high, self._low = _build_ipv6(sorted(ipv6)) if ipv6 else (_EMPTY_IPV6, _EMPTY_IPV6)
 
     def __len__(self) -> int:
-        """How many different blocks were given."""
+        """The number of distinct blocks."""
         return self._count
 
     def contains(self, address: Address) -> bool:
-        """True when some block holds *address*."""
+        """Whether a block contains *address*."""
         return (self._ipv4_code(address) if len(address) == 4 else self._ipv6_code(address)) != _NONE
 
     def longest_match(self, address: Address) -> Cidr | None:
-        """The smallest block that holds *address*; None = no block does."""
+        """Return the smallest block that contains *address*; None = no block does."""
         code = self._ipv4_code(address) if len(address) == 4 else self._ipv6_code(address)
         return None if code == _NONE else block_of(address, code - 1)
 
     def size_bytes(self) -> int:
-        """Memory that this set holds on to, without the shared empty parts."""
+        """Return the memory of this set, without the shared empty tries."""
         parts = {id(part): part for part in (self._ipv4, self._high, self._low)}
         own = [part for part in parts.values() if part not in (_EMPTY_IPV4, _EMPTY_IPV6)]
         return getsizeof(self) + sum(part.size_bytes() for part in own)
@@ -101,10 +99,10 @@ class PrefixTrie:
 
 class _Table(NamedTuple):
     """
-    A burst bucket: slot i holds starts[offsets[i]:offsets[i + 1]].
+    A burst bucket: slot i contains starts[offsets[i]:offsets[i + 1]].
 
-    `first` is the skipped bits followed by zeros, `shift` the number of bits below the slot's, `top` the
-    last slot, `tables` the slots that burst in their turn.
+    `first` is the skipped bits followed by zeros, `shift` the number of bits below the slot index, `top` the
+    last slot, `tables` the tables of slots that burst again.
     """
 
     first: int
@@ -118,23 +116,23 @@ class _Level:
     """
     A trie over keys of 32 or 64 bits, made of regions that share their arrays.
 
-    `starts` holds region after region, ascending within each, every region beginning with 0; `codes` is
-    parallel to it. `offsets` and `tables` are those of a _Table whose slots are the regions; None for
-    `tables` = there is one region and it is one bucket.
+    `starts` contains the regions one after another; each begins with 0 and ascends. `codes` is parallel to
+    `starts`. `offsets` and `tables` are those of a _Table whose slots are the regions; `tables` None = there is
+    one region with one bucket.
     """
 
     __slots__ = ("codes", "offsets", "starts", "tables")
 
     def __init__(self, starts: array[int], codes: array[int], offsets: array[int]) -> None:
-        """Take over the intervals of a finished sweep and burst what is too large for a bucket."""
-        self.starts = starts[:]  # a copy drops what appending allocated ahead
+        """Store the intervals of a finished sweep, and burst regions that are too large for a bucket."""
+        self.starts = starts[:]  # a copy frees the spare capacity from appending
         self.codes = array("B" if max(codes) < 256 else "I", codes)
         self.offsets = offsets
         one_bucket = len(offsets) == 2 and len(starts) <= BUCKET_MAX
         self.tables = None if one_bucket else _burst_slots(self.starts, offsets)
 
     def code(self, key: int, region: int = 0) -> int:
-        """The code of the interval of *region* that *key* is in."""
+        """Return the code of the interval of *region* that contains *key*."""
         tables = self.tables
         if tables is None:
             return self.codes[bisect_right(self.starts, key) - 1]
@@ -149,7 +147,7 @@ class _Level:
         return self.codes[bisect_right(self.starts, key, low, high) - 1]
 
     def size_bytes(self) -> int:
-        """Memory of this level."""
+        """Return the memory of this level."""
         size = sum(getsizeof(part) for part in (self, self.starts, self.codes, self.offsets))
         return size + (0 if self.tables is None else _tables_size_bytes(self.tables))
 
@@ -163,19 +161,18 @@ def _tables_size_bytes(tables: dict[int, _Table]) -> int:
 
 
 def _burst_slots(starts: array[int], offsets: array[int]) -> dict[int, _Table]:
-    """A table for every slot of *offsets* that is too large for a bucket."""
+    """Return a table for every slot of *offsets* that is too large for a bucket."""
     bounds = enumerate(pairwise(offsets))
     return {slot: _burst(starts, low, high) for slot, (low, high) in bounds if high - low > BUCKET_MAX}
 
 
 def _burst(starts: array[int], low: int, high: int) -> _Table:
     """
-    Spread starts[low:high] over a table.
+    Build a table from starts[low:high].
 
-    The first start may lie far before the others (a region begins with 0): it does not count for the bits
-    to skip and goes to slot 0. The highest bit in which the others differ is the first one the table looks
-    at, so at least two slots are in use and the recursion ends; with five or more bits to a table, after 13
-    of them at the most.
+    The first start may be far below the others (a region begins with 0): it is ignored for the skipped bits
+    and belongs to slot 0. The table's first bit is the highest bit in which the other starts differ, so at
+    least two slots are used and the recursion ends, after at most 13 tables of five or more bits.
     """
     span_bits = (starts[low + 1] ^ starts[high - 1]).bit_length()
     bits = max(1, ((high - low) // _STARTS_PER_SLOT).bit_length() - 1)
@@ -190,20 +187,20 @@ def _burst(starts: array[int], low: int, high: int) -> _Table:
 
 class _Sweep:
     """
-    Turns nested blocks, the wider before the narrower, into disjoint intervals of one region at a time.
+    Converts nested blocks, wider ones first, into disjoint intervals of one region at a time.
 
-    `open` are the blocks that hold the current position, outermost first, as (end, code).
+    `open` are the blocks that contain the current position, outermost first, as (end, code).
     """
 
     def __init__(self, typecode: str) -> None:
-        """Begin without a region; *typecode* is that of the starts."""
+        """Start without a region; *typecode* is the array type of the starts."""
         self.starts = array(typecode)
         self.codes = array("I")
         self.offsets = array("I")
         self.open: list[tuple[int, int]] = []
 
     def begin_region(self, width_bits: int, base_code: int) -> int:
-        """Begin the next region, all of it under *base_code*, and return its number."""
+        """Begin the next region, covered by *base_code*, and return its number."""
         self.offsets.append(len(self.starts))
         self.starts.append(0)
         self.codes.append(base_code)
@@ -211,13 +208,13 @@ class _Sweep:
         return len(self.offsets) - 1
 
     def cover(self, start: int, size: int, code: int) -> None:
-        """Lay *code* over start ... start + size - 1, which is within or after the block before it."""
+        """Cover start ... start + size - 1 with *code*; it must be within or after the previous block."""
         self.close_until(start)
         self._mark(start, code)
         self.open.append((start + size, code))
 
     def close_until(self, position: int) -> int:
-        """Leave the blocks that end at or before *position*; return the code that holds there."""
+        """Close the blocks that end at or before *position*; return the code at *position*."""
         while len(self.open) > 1 and self.open[-1][0] <= position:
             end, _ = self.open.pop()
             outer_end, outer_code = self.open[-1]
@@ -226,19 +223,19 @@ class _Sweep:
         return self.open[-1][1]
 
     def end_region(self) -> None:
-        """Leave every block of the region."""
+        """Close every block of the region."""
         self.close_until(self.open[0][0])
 
     def finish(self) -> _Level:
-        """The trie over all regions."""
+        """Return the trie over all regions."""
         self.offsets.append(len(self.starts))
         return _Level(self.starts, self.codes, self.offsets)
 
     def _mark(self, start: int, code: int) -> None:
-        """From *start* on *code* holds; a mark at the same place is replaced, an equal one continued."""
+        """Begin an interval of *code* at *start*; replaces an interval at *start*, extends one of equal code."""
         starts, codes = self.starts, self.codes
         if starts[-1] == start:
-            if start == 0:  # the first interval of a region stays, whatever the one before holds
+            if start == 0:  # a region's first interval never merges with the previous region's last
                 codes[-1] = code
                 return
             starts.pop()
@@ -249,7 +246,7 @@ class _Sweep:
 
 
 def _build_ipv4(members: Iterable[int]) -> _Level:
-    """The trie of IPv4 *members*, each network << 8 | length, ascending."""
+    """Build the trie of IPv4 *members*, each network << 8 | length, ascending."""
     sweep = _Sweep("I")
     sweep.begin_region(32, _NONE)
     for member in members:
@@ -260,7 +257,7 @@ def _build_ipv4(members: Iterable[int]) -> _Level:
 
 
 def _build_ipv6(members: Iterable[int]) -> tuple[_Level, _Level]:
-    """The tries of the high and low halves of IPv6 *members*, each network << 8 | length, ascending."""
+    """Build the tries of the high and low halves of IPv6 *members*, each network << 8 | length, ascending."""
     upper, lower = _Sweep("Q"), _Sweep("Q")
     upper.begin_region(64, _NONE)
     for high, group in groupby(members, key=lambda member: member >> 72):

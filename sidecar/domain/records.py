@@ -1,7 +1,7 @@
 """
-Records of integrations as plain values: as stores keep them, as administrators see them, and what differs.
+Converts records of integrations to their stored form and their public form, and compares two records.
 
-The stored form is whole and holds digests; the public form never does.
+The stored form is complete and contains digests; the public form has no digests.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sidecar.domain.scopes import Scope
 
 def to_stored(record: Integration) -> dict[str, Json]:
     """
-    Everything in *record*; `from_stored` reads it back as an equal value.
+    Return the stored form of *record*; `from_stored` converts it back to an equal value.
 
-    `on_store_error` and `single_person_at_us` are left out where they are not set, so that records from
-    before there were such keep their text, and with it the digest that the audit log has of them.
+    `on_store_error` and `single_person_at_us` are omitted if unset, so that older records keep their text, and
+    thereby the digest in the audit log.
     """
     policy = record.on_store_error
     return {
@@ -62,11 +62,11 @@ def to_stored(record: Integration) -> dict[str, Json]:
 
 def from_stored(stored: Mapping[str, Any]) -> Integration:
     """
-    Read what `to_stored` wrote; scopes of categories that are no longer configured are kept.
+    Convert the result of `to_stored` back; scopes of categories that are no longer configured are kept.
 
     Raises:
         KeyError: a field is missing.
-        ValueError: a value breaks a rule of the record.
+        ValueError: a value violates a rule of the record.
     """
     limit_raise = stored["limit_raise"]
     policy = stored.get("on_store_error")
@@ -98,17 +98,17 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
 
 
 def stored_text(record: Integration) -> str:
-    """The stored form as canonical JSON: equal records, equal text."""
+    """Return the stored form as canonical JSON: equal records have equal texts."""
     return canonical_json(to_stored(record))
 
 
 def record_digest(stored: str) -> str:
-    """What the audit log keeps of a stored record, to prove later that nobody changed it beside the log."""
+    """Return the digest by which the audit log detects a change of the stored record without an entry."""
     return sha256_hex("sidecar record\n" + stored)
 
 
 def describe(record: Integration) -> dict[str, Json]:
-    """*record* as administrators and the audit log see it: no secret, no digest; credentials by id."""
+    """Return the public form of *record*, for administrators and the audit log: no secrets, no digests."""
     return {
         **_shared(record),
         "on_store_error": record.on_store_error.value if record.on_store_error is not None else None,
@@ -127,10 +127,10 @@ def difference(
     before: Integration | None, after: Integration | None
 ) -> tuple[dict[str, Json], dict[str, Json]]:
     """
-    What differs between two records in their public form, before and after.
+    Return the fields of two records that differ in their public form, before and after; None = no record.
 
-    Fields that are equal are left out, and so are equal members of credentials and secrets; a member that
-    stands on one side only was added or removed. None = no record.
+    Equal fields are omitted, and so are equal members of credentials and secrets; a member on only one side was
+    added or removed.
     """
     old = describe(before) if before is not None else {}
     new = describe(after) if after is not None else {}
@@ -140,24 +140,24 @@ def difference(
 def changed_fields(
     old: Mapping[str, Json], new: Mapping[str, Json]
 ) -> tuple[dict[str, Json], dict[str, Json]]:
-    """The fields of *old* and of *new* that differ; mappings are compared member by member."""
+    """Return the fields of *old* and of *new* that differ; mappings are compared member by member."""
     before: dict[str, Json] = {}
     after: dict[str, Json] = {}
     for name in [*old, *(name for name in new if name not in old)]:
-        one, other = old.get(name), new.get(name)
-        if name in old and name in new and one == other:
+        old_value, new_value = old.get(name), new.get(name)
+        if name in old and name in new and old_value == new_value:
             continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            one, other = changed_fields(one, other)
+        if isinstance(old_value, Mapping) and isinstance(new_value, Mapping):
+            old_value, new_value = changed_fields(old_value, new_value)
         if name in old:
-            before[name] = one
+            before[name] = old_value
         if name in new:
-            after[name] = other
+            after[name] = new_value
     return before, after
 
 
 def _shared(record: Integration) -> dict[str, Json]:
-    """The fields that look the same in both forms."""
+    """Return the fields that both forms share."""
     return {
         "id": record.id,
         "name": record.name,

@@ -1,7 +1,7 @@
 """
-Refusals: why a change by an administrator was not made, as data that an API and a person can act on.
+Refusals of administrators' changes, as data for the API and for people.
 
-Every refusal names what was wrong (`code`, `message`), where (`field`) and what to do (`remedy`).
+Every problem has a `code` and a `message` (what is wrong), a `field` (where) and a `remedy` (what to do).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 
 class RefusalKind(Enum):
-    """The four ways a change can be refused; an API maps each to one status."""
+    """The four kinds of refusal; the API maps each kind to one HTTP status."""
 
     INVALID = "invalid"
     FORBIDDEN = "forbidden"
@@ -23,9 +23,9 @@ class RefusalKind(Enum):
 
 class Code(Enum):
     """
-    What exactly was wrong: a closed list, each with its kind.
+    The closed list of problem codes, each with its kind.
 
-    `word` stands in API answers; it never changes once published.
+    `word` is the code in API answers; it never changes once published.
     """
 
     INVALID_VALUE = ("invalid_value", RefusalKind.INVALID)
@@ -72,9 +72,9 @@ class Code(Enum):
 @dataclass(frozen=True, slots=True)
 class Problem:
     """
-    One thing that was wrong.
+    One problem of a command.
 
-    `field` is the command's field, with an index for lists (`entries[3]`), '' = the command as a whole;
+    `field` is the command's field, with an index for lists (`entries[3]`), '' = the whole command;
     `remedy` says what to do and is never empty.
     """
 
@@ -86,63 +86,63 @@ class Problem:
 
 class RefusedError(Exception):
     """
-    A change was refused; nothing was changed.
+    A change was refused, and nothing was changed.
 
-    `problems` has at least one member, all of one kind; the first one speaks for them.
+    `problems` has at least one member, all of one kind.
     """
 
     kind: ClassVar[RefusalKind]
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        """Keep *problems*; the text is one line each."""
+        """Store *problems*; the message has one line for each."""
         self.problems = tuple(problems)
         super().__init__("\n".join(f"{problem.message}: {problem.remedy}" for problem in self.problems))
 
     @property
     def code(self) -> Code:
-        """Of the first problem."""
+        """The code of the first problem."""
         return self.problems[0].code
 
     @property
     def field(self) -> str:
-        """Of the first problem."""
+        """The field of the first problem."""
         return self.problems[0].field
 
     @property
     def remedy(self) -> str:
-        """Of the first problem."""
+        """The remedy of the first problem."""
         return self.problems[0].remedy
 
 
 class InvalidError(RefusedError):
-    """The command itself is wrong, whatever the state of the registry."""
+    """The command is invalid, whatever the state of the registry."""
 
     kind = RefusalKind.INVALID
 
 
 class ForbiddenError(RefusedError):
-    """This administrator may not do it."""
+    """The administrator is not permitted to make the change."""
 
     kind = RefusalKind.FORBIDDEN
 
 
 class NotFoundError(RefusedError):
-    """What the command names does not exist."""
+    """The command names something that does not exist."""
 
     kind = RefusalKind.NOT_FOUND
 
 
 class ConflictError(RefusedError):
-    """The state of the registry does not allow it, now."""
+    """The current state of the registry does not permit the change."""
 
     kind = RefusalKind.CONFLICT
 
 
 class GenerationConflictError(ConflictError):
-    """The record has changed since the caller read it; `actual` is its generation now, 0 = absent."""
+    """The record has changed since the caller read it; `actual` is its current generation, 0 = absent."""
 
     def __init__(self, integration_id: str, expected: int, actual: int) -> None:
-        """Say both numbers."""
+        """Name both generations in the message."""
         self.expected = expected
         self.actual = actual
         now = f"is at generation {actual}" if actual else "does not exist"
@@ -152,7 +152,7 @@ class GenerationConflictError(ConflictError):
                     Code.GENERATION_CONFLICT,
                     "expected_generation",
                     f"{integration_id!r} {now}, not at the expected generation {expected}",
-                    "read it again, look at what changed, and send the change with the new generation",
+                    "read the integration again, check what changed, and send the new generation",
                 )
             ]
         )
@@ -164,16 +164,16 @@ _CLASSES: dict[RefusalKind, type[RefusedError]] = {
 
 
 def refusal(code: Code, field: str, message: str, remedy: str) -> RefusedError:
-    """The error of one problem, of the class that belongs to its kind."""
+    """Return the error of one problem, in the class of its kind."""
     return _CLASSES[code.kind]([Problem(code, field, message, remedy)])
 
 
 def raise_for(problems: Sequence[Problem]) -> None:
     """
-    Raise when there are *problems*, all at once, so that one look mends them all.
+    Raise one error with all *problems*, if there are any.
 
     Raises:
-        RefusedError: of the kind of the first problem; problems of other kinds are left out.
+        RefusedError: of the kind of the first problem; problems of other kinds are omitted.
     """
     if problems:
         kind = problems[0].code.kind

@@ -1,4 +1,4 @@
-"""Roles of administrators, what each role may do, and the actor behind a change."""
+"""Roles of administrators, their permissions, and the actor of a change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidecar.domain.refusals import Code, refusal
 
 
 class Role(Enum):
-    """What an administrator is there for."""
+    """The role of an administrator."""
 
     ADMIN = "admin"
     AUDITOR = "auditor"
@@ -18,7 +18,7 @@ class Role(Enum):
 
 
 class Action(Enum):
-    """Everything that needs a permission; every command and every way of reading has one."""
+    """The actions that need a permission; every command and every read has one."""
 
     READ_INTEGRATIONS = "read_integrations"
     READ_AUDIT = "read_audit"
@@ -38,21 +38,20 @@ class Action(Enum):
 
 PERMISSIONS: Mapping[Role, frozenset[Action]] = {
     Role.ADMIN: frozenset(Action),
-    # Reads everything, changes nothing, not even tokens of its own.
+    # Reads everything and changes nothing, not even its own tokens.
     Role.AUDITOR: frozenset({Action.READ_INTEGRATIONS, Action.READ_AUDIT, Action.READ_ADMINISTRATORS}),
-    # Suspends, and reads what it needs to find whom to suspend.
+    # Suspends integrations, and reads them to find the one to suspend.
     Role.OPERATOR: frozenset({Action.READ_INTEGRATIONS, Action.SUSPEND}),
 }
-"""The whole matrix: an action that is not named is refused."""
+"""The complete permission matrix: every other action is refused."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grant:
     """
-    Access that one administrator gave to another: an account, a role or a token.
+    The access that one administrator granted to another at `at_us`: an account, a role or a token.
 
-    `at_us` is when. It lets a reactivation tell a colleague from an account that the suspender made for
-    the purpose.
+    A reactivation checks grants to detect an account that the suspender created to reactivate.
     """
 
     by: str
@@ -61,7 +60,7 @@ class Grant:
 
 def merge_grants(*grants: Iterable[Grant]) -> tuple[Grant, ...]:
     """
-    Keep the latest grant of each administrator, in order of their names.
+    Return the latest grant of each administrator, sorted by administrator.
 
     >>> merge_grants([Grant("ann", 1)], [Grant("ann", 3), Grant("bob", 2)])
     (Grant(by='ann', at_us=3), Grant(by='bob', at_us=2))
@@ -74,24 +73,22 @@ def merge_grants(*grants: Iterable[Grant]) -> tuple[Grant, ...]:
 
 
 MACHINE = "machine:"
-"""
-Begins the actor id of a command that ran on the machine without a token; no administrator's id has a colon.
-"""
+"""Prefix of the actor id of a command that ran on the machine without a token."""
 
 
 def is_machine(actor_id: str) -> bool:
-    """Whether *actor_id* is no administrator, but a user of the machine that holds the registry."""
+    """Whether *actor_id* is a user of the registry's machine instead of an administrator."""
     return actor_id.startswith(MACHINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
     """
-    Who makes a change: one administrator, by one token; or a user of the machine that holds the registry.
+    The author of a change: an administrator with a token, or a user of the registry's machine.
 
-    Identity is `id`: an administrator with two tokens is one administrator. `grants` says, over all
-    steps, who gave this account and this token their access, and when at the latest. `is_recovered` = the
-    account was made on the machine, by nobody who has a name in the registry.
+    Actors with equal `id` are the same, whatever their tokens. `grants` are the latest direct and indirect
+    grants to the account and the token. `is_recovered` = the account was created on the machine, without an
+    administrator.
     """
 
     id: str
@@ -101,12 +98,12 @@ class Actor:
     is_recovered: bool = False
 
     def may(self, action: Action) -> bool:
-        """Whether the role permits *action*."""
+        """Return whether the role permits *action*."""
         return action in PERMISSIONS[self.role]
 
     def require(self, action: Action) -> None:
         """
-        Refuse what the role does not permit.
+        Raise unless the role permits *action*.
 
         Raises:
             ForbiddenError: role_forbids.
@@ -123,8 +120,8 @@ class Actor:
 
 def machine_actor(user: str) -> Actor:
     """
-    The actor of a command that *user* runs on the machine, on the registry itself.
+    Return the actor of a command that *user* runs on the registry's machine.
 
-    It may suspend and look, as an operator may; the one other thing it may do is `administrators.Recover`.
+    It has the permissions of an operator, and may run `administrators.Recover`.
     """
     return Actor(MACHINE + user, Role.OPERATOR, "")

@@ -1,16 +1,15 @@
 """
-The route that an upstream will serve, whichever common way it has of reading a path.
+Finds the route of a path under every common interpretation ("reading") of paths by upstreams.
 
-Programs differ about three things before they route. Some ignore the case of letters, some do not. Some
-decode every escape, some those of unreserved characters alone (RFC 3986 6.2.2.2), some none. And '/a/' is
-'/a' to some, another path to others, whose last segment is empty. The route that this sidecar judges must be
-the one that the upstream serves, so each of these readings is looked up in the route table, with the literal
-segments of the routes read in the same way. Where two readings lead to routes with different targets, the
-path is refused.
+Programs interpret three things differently before they route. Letter case: significant or not. Escapes: all
+are decoded, or only those of unreserved characters (RFC 3986 6.2.2.2), or none. A trailing slash: '/a/' is '/a',
+or another path with an empty last segment. The sidecar must decide by the route that the upstream serves, so it
+looks every reading up in the route table, with the literal segments of the routes read in the same way. If two
+readings lead to routes with different targets, the path is refused.
 
-A reading that leads to no route counts for nothing: an upstream that reads so has nothing to serve. The
-reading that must lead to a route is that of the route list itself: every escape decoded, the case of letters
-as it is written (unless `Case.INSENSITIVE`), '/a/' as '/a' (unless `TrailingSlash.SIGNIFICANT`).
+A reading without a route is ignored: an upstream with this reading serves nothing. The primary reading, which
+must have a route, is that of the route list: every escape decoded, letter case significant (unless
+`Case.INSENSITIVE`), '/a/' read as '/a' (unless `TrailingSlash.SIGNIFICANT`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ T = TypeVar("T")
 
 
 class Case(Enum):
-    """Whether the upstream tells routes apart by the case of letters; `EITHER` = not known."""
+    """Whether letter case is significant for the upstream's routes; `EITHER` = unknown."""
 
     SENSITIVE = "sensitive"
     INSENSITIVE = "insensitive"
@@ -42,41 +41,41 @@ class Case(Enum):
 
 
 class TrailingSlash(Enum):
-    """Whether '/a/' is another path than '/a' to the upstream; `EITHER` = not known."""
+    """Whether the upstream distinguishes '/a/' from '/a'; `EITHER` = unknown."""
 
     IGNORED = "ignored"
     SIGNIFICANT = "significant"
     EITHER = "either"
 
 
-_PLAIN = "/!$&'()*+,=:@"
-"""What a normal form holds as it is, besides letters, digits, '-', '.', '_' and '~'."""
+_UNESCAPED = "/!$&'()*+,=:@"
+"""Characters that a normal form never escapes, besides letters, digits, '-', '.', '_' and '~'."""
 
 
-def _as_written(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
 def _caseless(text: str) -> str:
-    """*text* without any difference of case, also of letters that are not ASCII."""
-    return quote(unquote(text).casefold(), safe=_PLAIN) if "%" in text else text.lower()
+    """Fold the case of *text*, including letters that are not ASCII."""
+    return quote(unquote(text).casefold(), safe=_UNESCAPED) if "%" in text else text.lower()
 
 
 _FOLDS: dict[Case, tuple[Callable[[str], str], ...]] = {
-    Case.SENSITIVE: (_as_written,),
-    # Some programs fold ASCII alone, others every letter: K (the Kelvin sign) is k to the latter.
+    Case.SENSITIVE: (_unchanged,),
+    # Some programs fold only ASCII, others every letter: they read K (the Kelvin sign) as k.
     Case.INSENSITIVE: (_caseless, str.lower),
-    Case.EITHER: (_as_written, _caseless, str.lower),
+    Case.EITHER: (_unchanged, _caseless, str.lower),
 }
-"""How the letters of path and routes are read; the first one is the reading of the route list itself."""
+"""The case foldings of path and routes; the first is the primary reading."""
 
 
 class RouteReadings(Generic[T]):
     """
-    A route list, compiled for every reading that an upstream may have.
+    A route list, compiled for every reading.
 
-    A path without escapes, capitals and a slash at its end is read alike by all, so it takes one walk, if
-    the routes have no capitals either. Other paths take a bounded number of walks, mostly two.
+    All readings of a path without escapes, capitals and trailing slash are equal, so it takes one look-up if
+    the routes have no capitals either. Other paths take a bounded number of look-ups, usually two.
     """
 
     __slots__ = (
@@ -110,20 +109,20 @@ class RouteReadings(Generic[T]):
         tables: dict[frozenset[tuple[str, str]], RouteTable[T]] = {}
         self._tables: list[tuple[Callable[[str], str], RouteTable[T]]] = []
         for fold in _FOLDS[case]:
-            # Readings of the routes that do not differ share one table.
+            # Equal readings of the routes share one table.
             reading = frozenset((literal, fold(literal)) for literal in literals)
             table = tables.get(reading)
             if table is None:
                 table = tables[reading] = RouteTable(
-                    [(methods, _read(pattern, fold), target) for methods, pattern, target in entries]
+                    [(methods, _fold_pattern(pattern, fold), target) for methods, pattern, target in entries]
                 )
             self._tables.append((fold, table))
         self._primary = self._tables[0][1]
         self._is_caseless = case is Case.INSENSITIVE
-        # To look up a path without escapes, which all of them read alike, in lower case.
+        # The other tables, for a path without escapes, whose lower case is the same in all of them.
         self._caseless = tuple({id(table): table for _, table in self._tables[1:]}.values())
         self._depth = max((len(pattern.segments) for _, pattern, _ in entries), default=0)
-        # Nine characters, such as %E2%84%AA, are one at least in every reading.
+        # Nine characters, such as %E2%84%AA, are at least one character in every reading.
         self._segment_chars = 9 * max(map(len, literals), default=0) + 9
         self._has_space = any("%20" in literal for literal in literals)
         self._is_plain = len(tables) == 1 and not self._has_space
@@ -132,10 +131,10 @@ class RouteReadings(Generic[T]):
 
     def find(self, method: str, target: str) -> T | None:
         """
-        The route of request target *target*, which may hold a query; None = no entry is for it.
+        Return the route of request target *target*, which may have a query; None = no route.
 
         Raises:
-            PathRefusedError: the path could mean different things to different programs.
+            PathRefusedError: programs could interpret the path differently.
         """
         is_simple = self._is_plain
         plain = SIMPLE_TARGET(target) if is_simple else None
@@ -154,15 +153,15 @@ class RouteReadings(Generic[T]):
 
     def normalise(self, target: str) -> str:
         """
-        See `normalise_path`: for a path that no route is looked up for.
+        Normalize a path without looking its route up; see `normalise_path`.
 
         Raises:
-            PathRefusedError: the path could mean different things to different programs.
+            PathRefusedError: programs could interpret the path differently.
         """
         return normalise_path(target, self._chars_max)
 
     def has_path(self, target: str) -> bool:
-        """Whether an entry is for the path of *target*, which is not refused, with any method."""
+        """Whether the path of *target*, which is not refused, has a route with any method."""
         fold, table = self._tables[0]
         return self._states(table, fold(self.normalise(target)))[0].has_entries
 
@@ -171,7 +170,7 @@ class RouteReadings(Generic[T]):
         return self._primary.unreachable()
 
     def _compare_case(self, method: str, path: str) -> T | None:
-        """The route of *path*, which has no escapes and no '/' at its end, so that only case may matter."""
+        """Return the route of *path*, which has no escapes and no trailing '/', so that only case matters."""
         lower = path.lower()
         primary = self._primary.locate(lower if self._is_caseless else path).match(method)
         if primary is not None:
@@ -203,40 +202,40 @@ class RouteReadings(Generic[T]):
         return primary
 
     def _states(self, table: RouteTable[T], path: str) -> list[RouteState[T]]:
-        """Where *path* leads in *table*, by each reading of a '/' at its end."""
+        """Return the states of *path* in *table*, one for each reading of a trailing '/'."""
         state = table.locate(path)
         if path[-1] != "/" or self._slash is TrailingSlash.IGNORED:
             return [state]
         if path == "/" and state.is_exact:
-            return [state]  # a route for '/' itself needs no other reading
-        significant = [state.beyond, state.other]  # the empty segment fills nothing, or a parameter
+            return [state]  # a route for '/' itself has only one reading
+        significant = [state.beyond, state.other]  # the empty segment matches '**' only, or a parameter
         return significant if self._slash is TrailingSlash.SIGNIFICANT else [state, *significant]
 
     def _spellings(self, target: str) -> list[str]:
-        """The path of *target* in every way that programs decode it, first of all in its normal form."""
+        """Return the decodings of *target*'s path by different programs, beginning with the normal form."""
         path, raw = self.normalise(target), target.partition("?")[0]
-        spellings = [self._told_apart(path)]
+        spellings = [self._truncate(path)]
         if "%" in raw:
-            undecoded = self._told_apart(raw)
+            undecoded = self._truncate(raw)
             spellings += [undecoded, decode_unreserved(undecoded)]
-        if self._has_space and "+" in raw:  # a space to those who decode a path as if it were a form
+        if self._has_space and "+" in raw:  # some programs decode a path like a form
             spaced = normalise_path(raw.replace("+", "%20"), 3 * self._chars_max)
-            spellings.append(self._told_apart(spaced))
+            spellings.append(self._truncate(spaced))
         return spellings
 
-    def _told_apart(self, path: str) -> str:
+    def _truncate(self, path: str) -> str:
         """
-        As much of *path* as the routes can tell apart, so that a long one takes no longer to compare.
+        Cut *path* to the part that can match a literal, so that long paths compare as fast as short ones.
 
-        Segments behind those of the longest route, and what is longer than every literal segment, match
-        nothing but '**' and parameters.
+        Segments after those of the longest route, and segments longer than every literal, match only '**' and
+        parameters.
         """
         segments = path.split("/", self._depth + 2)
         del segments[self._depth + 2 :]
         return "/".join([segment[: self._segment_chars] for segment in segments])
 
 
-def _read(pattern: RoutePattern, fold: Callable[[str], str]) -> RoutePattern:
-    """*pattern* with its literal segments read by *fold*."""
+def _fold_pattern(pattern: RoutePattern, fold: Callable[[str], str]) -> RoutePattern:
+    """Return *pattern* with *fold* applied to its literal segments."""
     segments = tuple(None if literal is None else fold(literal) for literal in pattern.segments)
     return RoutePattern(segments, pattern.has_tail, pattern.text)

@@ -1,10 +1,9 @@
 """
-The route table: which target a method and a path lead to.
+The route table: maps a method and a path to a target.
 
-Routes are an ordered list and the first one that matches wins, as a reader of the list would expect. The
-table gives that answer without walking the list. It is compiled once to a trie over path segments, in
-which every node already stands for *all* routes that are still possible there, so a match follows one
-branch, never goes back, and takes one dictionary look-up per segment however many routes there are.
+Routes are an ordered list, and the first match wins. The table finds it without iterating over the list: it is
+a trie over path segments in which every node represents *all* routes that are still possible. A match follows
+one branch, never backtracks, and takes one dictionary look-up per segment, whatever the number of routes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sidecar.domain.paths import PathRefusedError, normalise_path
 T = TypeVar("T")
 
 EDGES_MAX = 200_000
-"""Edges of a compiled table. Ordinary lists need one per segment; only contrived ones multiply."""
+"""Maximum edges of a compiled table. Ordinary lists need one edge per segment."""
 
 _PARAM = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 _METHOD = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2, without lower case
@@ -27,17 +26,17 @@ _TAIL = "**"
 
 
 class RouteError(ValueError):
-    """A route cannot be used; the message says what is wrong with it and what to write instead."""
+    """A route is invalid; the message says what is wrong and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutePattern:
     """
-    The paths that a route is for.
+    The paths of a route.
 
-    `segments` are literal text in the normal form of paths, or None for a parameter, which takes exactly
-    one segment that is not empty. `has_tail` = any number of segments may follow, also none. Patterns
-    that match the same paths are equal; `text` is how this one was written.
+    `segments` are literal text in the normal form of paths, or None for a parameter, which matches exactly
+    one non-empty segment. `has_tail` = zero or more segments may follow. Patterns that match the same paths
+    are equal; `text` is the pattern as configured.
     """
 
     segments: tuple[str | None, ...]
@@ -45,19 +44,19 @@ class RoutePattern:
     text: str = field(compare=False)
 
     def __str__(self) -> str:
-        """As it was written."""
+        """The pattern as configured."""
         return self.text
 
 
 def parse_route_path(text: str) -> RoutePattern:
     """
-    Read '/literal/{param}/**'; a trailing slash means nothing, here as in the paths to match.
+    Parse '/literal/{param}/**'; a trailing slash is ignored, also in the paths to match.
 
     >>> parse_route_path("/v1/orders/{order_id}/**").segments
     ('v1', 'orders', None)
 
     Raises:
-        RouteError: the text is no pattern.
+        RouteError: *text* is not a pattern.
     """
     if not text.startswith("/"):
         raise _fault(text, "it must start with '/'")
@@ -82,16 +81,16 @@ def _parse_literal(text: str, part: str) -> str:
         raise _fault(text, "'**' can only be the last segment")
     if "*" in part:
         raise _fault(
-            text, "'*' is no wildcard: write {name} for one segment or end with '/**' for any number"
+            text, "'*' is not a wildcard: write {name} for one segment or end with '/**' for any number"
         )
     if "{" in part or "}" in part:
         raise _fault(text, "a parameter is a whole segment: {name} of letters, digits, '_' and '-'")
     if part.startswith(":"):
         raise _fault(text, f"write {{{part[1:] or 'name'}}} for a parameter, not {part!r}")
     if "?" in part:
-        raise _fault(text, "a query cannot be part of a route: leave out all from '?' on")
+        raise _fault(text, "a route has no query: remove '?' and everything after it")
     if not part:
-        raise _fault(text, "it holds an empty segment ('//')")
+        raise _fault(text, "it has an empty segment ('//')")
     try:
         return normalise_path(f"/{part}")[1:]
     except PathRefusedError as error:
@@ -104,30 +103,30 @@ def _fault(text: str, fault: str) -> RouteError:
 
 RouteEntry: TypeAlias = tuple[frozenset[str], RoutePattern, T]
 """
-One line of the list: methods, pattern, target.
+One route: methods, pattern, target.
 
-Methods are upper case; empty, or with '*' in it, means every method. An entry for GET is also one for
-HEAD (RFC 9110 9.3.2: the same request without a body); to treat HEAD differently, list it in an earlier
-entry. OPTIONS is a method like any other.
+Methods are upper case; no methods, or '*', means every method. An entry for GET also matches HEAD
+(RFC 9110 9.3.2: the same request without a body); to treat HEAD differently, list it in an earlier entry.
+OPTIONS is a method like any other.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class UnreachableEntry:
-    """Entry number `index` can never win: the entries numbered `hidden_by` do, wherever it matches."""
+    """Entry number `index` never wins, because the entries `hidden_by` win for all its paths and methods."""
 
     index: int
     hidden_by: tuple[int, ...]
 
 
 class RouteTable(Generic[T]):
-    """An ordered list of entries, compiled."""
+    """A compiled list of routes."""
 
     __slots__ = ("_start", "_unreachable")
 
     def __init__(self, entries: Iterable[RouteEntry[T]]) -> None:
         """
-        Compile *entries*; the earlier one wins.
+        Compile *entries*; the first match wins.
 
         Raises:
             RouteError: a method is not upper case, or the patterns overlap in too many ways.
@@ -138,7 +137,7 @@ class RouteTable(Generic[T]):
 
     def match(self, method: str, path: str) -> T | None:
         """
-        The target of the first entry that matches; None = no entry does.
+        Return the target of the first entry that matches; None = no entry matches.
 
         See `locate`. Methods are case-sensitive (RFC 9110 9.1).
         """
@@ -146,9 +145,9 @@ class RouteTable(Generic[T]):
 
     def locate(self, path: str) -> RouteState[T]:
         """
-        The state after the segments of *path*, by one look-up per segment.
+        Return the state after the segments of *path*, with one look-up per segment.
 
-        *path* is in the normal form of `normalise_path`; '/a/' is located as '/a'.
+        *path* is in the normal form of `normalise_path`; '/a/' has the state of '/a'.
         """
         segments = path.split("/")
         if not segments[-1]:
@@ -162,24 +161,24 @@ class RouteTable(Generic[T]):
         return state
 
     def unreachable(self) -> tuple[UnreachableEntry, ...]:
-        """The entries that no request can reach, in list order."""
+        """Return the entries that no request can reach, in list order."""
         return self._unreachable
 
 
 class RouteState(Generic[T]):
     """
-    What is known after some segments of a path.
+    The state of a match after some segments of a path.
 
-    `edges` leads on by the next segment, `other` by any segment that is not in it; None for `edges` = no
-    further segment changes anything. If the path ends here, `targets` holds the winner by method and
-    `default` the winner for all other methods. `beyond` is the state of the entries that match through
-    their '**' alone; `is_exact` = others match, too.
+    `edges` maps the next segment to the next state, and `other` is the next state for any other segment;
+    `edges` None = no further segment changes the state. If the path ends here, `targets` has the winner by
+    method and `default` the winner for all other methods. `beyond` is the state of the entries that match only
+    by their '**'; `is_exact` = other entries match, too.
     """
 
     __slots__ = ("beyond", "default", "edges", "is_exact", "other", "targets")
 
     def __init__(self, targets: Mapping[str, T], default: T | None, is_exact: bool) -> None:
-        """Begin as a state that nothing leads out of."""
+        """Create a state without edges."""
         self.edges: dict[str, RouteState[T]] | None = None
         self.other: RouteState[T] = self
         self.beyond: RouteState[T] = self
@@ -188,7 +187,7 @@ class RouteState(Generic[T]):
         self.is_exact = is_exact
 
     def match(self, method: str) -> T | None:
-        """The winner for *method* if the path ends here; None = there is none."""
+        """Return the winner for *method* if the path ends here; None = no entry matches."""
         return self.targets.get(method, self.default)
 
     @property
@@ -199,16 +198,16 @@ class RouteState(Generic[T]):
 
 class _Node:
     """
-    A node of the plain trie: one place in the patterns that share the segments up to here.
+    A node of the plain trie, for patterns that share the segments up to this node.
 
-    `ends` are the entries whose pattern ends here. A '**' is a node of its own (`tail`), which every
+    `ends` are the entries whose pattern ends at this node. A '**' is a separate node (`tail`) that every
     segment leads back to (`is_tail`).
     """
 
     __slots__ = ("ends", "is_tail", "literals", "param", "tail")
 
     def __init__(self, is_tail: bool = False) -> None:
-        """Begin without children."""
+        """Create a node without children."""
         self.literals: dict[str, _Node] = {}
         self.param: _Node | None = None
         self.tail: _Node | None = None
@@ -221,14 +220,14 @@ _Nodes = frozenset[_Node]
 
 class _Compiler(Generic[T]):
     """
-    Builds the plain trie, then merges what is possible at the same time (the subset construction).
+    Builds the plain trie, then merges nodes that match at the same time (subset construction).
 
-    A literal and a parameter beside it both match the same segment; walking the plain trie would have to
-    try both, at every level. So the states of the table are *sets* of nodes of the plain trie.
+    A literal and a parameter can match the same segment; a match in the plain trie would have to try both, at
+    every level. So the states of the table are *sets* of nodes of the plain trie.
     """
 
     def __init__(self, entries: tuple[RouteEntry[T], ...]) -> None:
-        """Take *entries* in order."""
+        """Compile *entries* in order."""
         self._entries = entries
         self._methods = [_expand_methods(methods, pattern) for methods, pattern, _ in entries]
         self._states: dict[_Nodes, RouteState[T]] = {}
@@ -239,7 +238,7 @@ class _Compiler(Generic[T]):
         self._unreachable: tuple[UnreachableEntry, ...] = ()
 
     def compile(self) -> RouteState[T]:
-        """The state before the first '/'."""
+        """Return the state before the first '/'."""
         start = _Node()
         root = start.literals[""] = _Node()
         for index, (_, pattern, _) in enumerate(self._entries):
@@ -257,31 +256,31 @@ class _Compiler(Generic[T]):
         return start_state
 
     def unreachable(self) -> tuple[UnreachableEntry, ...]:
-        """After `compile`: the entries that won nowhere."""
+        """Return the entries that never win; call `compile` first."""
         return self._unreachable
 
     def _connect(self, nodes: _Nodes) -> None:
-        """Give the state of *nodes* its edges."""
+        """Add the edges of the state of *nodes*."""
         state = self._states[nodes]
-        anyway: set[_Node] = set()
+        any_segment: set[_Node] = set()
         for node in nodes:
             if node.param is not None:
-                _enter(node.param, anyway)
+                _enter(node.param, any_segment)
             if node.is_tail:
-                anyway.add(node)
+                any_segment.add(node)
         literals = {literal for node in nodes for literal in node.literals}
-        if not literals and anyway == nodes:
+        if not literals and any_segment == nodes:
             return
         self._edges += len(literals) + 1
         if self._edges > EDGES_MAX:
             raise RouteError(
                 f"the routes overlap in too many ways (more than {EDGES_MAX:,} edges): use fewer "
-                "{param} segments beside literal ones, or end patterns earlier with '/**'"
+                "{param} segments next to literal segments, or end patterns earlier with '/**'"
             )
-        state.other = self._state(frozenset(anyway))
+        state.other = self._state(frozenset(any_segment))
         state.edges = {}
         for literal in literals:
-            following = set(anyway)
+            following = set(any_segment)
             for node in nodes:
                 if literal in node.literals:
                     _enter(node.literals[literal], following)
@@ -299,7 +298,7 @@ class _Compiler(Generic[T]):
         return state
 
     def _winners(self, indexes: list[int]) -> tuple[dict[str, int], int | None]:
-        """Who wins, by method and for all other methods, among entries that match the same path."""
+        """Return the winners by method and for all other methods, among entries that match the same path."""
         winners: dict[str, int] = {}
         default: int | None = None
         for index in indexes:
@@ -315,7 +314,7 @@ class _Compiler(Generic[T]):
 
 
 def _expand_methods(methods: frozenset[str], pattern: RoutePattern) -> frozenset[str]:
-    """*methods*, with HEAD where GET is; empty = every method."""
+    """Return *methods*, with HEAD if GET is present; empty = every method."""
     for method in methods:
         if not _METHOD.fullmatch(method):
             raise _fault(pattern.text, f"method {method!r} must be upper case, such as 'GET', or '*'")
@@ -339,7 +338,7 @@ def _insert(root: _Node, pattern: RoutePattern, index: int) -> None:
 
 
 def _enter(node: _Node, nodes: set[_Node]) -> None:
-    """Add *node*, and its '**', which may match no segment at all."""
+    """Add *node*, and its '**', which also matches zero segments."""
     nodes.add(node)
     if node.tail is not None:
         nodes.add(node.tail)

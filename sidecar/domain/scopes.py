@@ -1,4 +1,4 @@
-"""Scopes: what an integration may read or write, by category. The fifteen categories live here, as data."""
+"""Scopes: permissions of integrations to read or write, by category; and the default categories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sidecar.domain.suggestions import did_you_mean
 
 NO_SCOPE = "none"
-"""In place of a scope where any active integration may call."""
+"""Instead of a scope: any active integration may call."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -21,7 +21,7 @@ class ScopeError(ValueError):
 
 
 class Sensitivity(Enum):
-    """What kind of data a category holds, for reviews and reports."""
+    """The kind of data of a category, for reviews and reports."""
 
     OPERATIONAL = "operational"
     REGULATORY = "regulatory"
@@ -32,7 +32,7 @@ class Sensitivity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ScopeCategory:
-    """One category: `name` as in scopes (lower case), `title` as people read it."""
+    """One category: `name` is used in scopes (lower case), `title` is displayed."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class ScopeCategory:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a name that could not stand in a scope."""
+        """Reject an invalid name."""
         if not _NAME.fullmatch(self.name):
             raise ScopeError(
                 f"category name {self.name!r} must be 1-32 of a-z, 0-9, '_' and '-', starting with a letter"
@@ -54,7 +54,7 @@ class Scope(NamedTuple):
     access: str
 
     def __str__(self) -> str:
-        """As it stands in configurations and answers."""
+        """The form in configurations and answers."""
         return f"{self.category}:{self.access}"
 
 
@@ -75,30 +75,30 @@ DEFAULT_CATEGORIES: tuple[ScopeCategory, ...] = (
     ScopeCategory("activities", "Activities", read_only=True),
     ScopeCategory("webhooks", "Webhooks", Sensitivity.ADMINISTRATIVE),
 )
-"""The platform's fifteen categories; a configuration may define others instead."""
+"""The default categories; a configuration may define others instead."""
 
 
 class ScopeCatalogue:
-    """The categories in force; parses and checks scopes against them."""
+    """The configured categories; parses and checks scopes."""
 
     def __init__(self, categories: Iterable[ScopeCategory] = DEFAULT_CATEGORIES) -> None:
         """
         Index *categories* by name.
 
         Raises:
-            ScopeError: a name stands twice.
+            ScopeError: a category is defined twice.
         """
         self.categories: Mapping[str, ScopeCategory] = _by_name(categories)
 
     def parse(self, text: str) -> Scope:
         """
-        Read `category:read` or `category:write`.
+        Parse `category:read` or `category:write`.
 
         >>> str(ScopeCatalogue().parse("orders:read"))
         'orders:read'
 
         Raises:
-            ScopeError: malformed, of an unknown category, or write on a read-only category.
+            ScopeError: malformed, an unknown category, or write on a read-only category.
         """
         name, colon, access = text.partition(":")
         if not colon or access not in ("read", "write"):
@@ -108,14 +108,14 @@ class ScopeCatalogue:
             known = ", ".join(self.categories)
             raise ScopeError(f"scope {text!r} names the unknown category {name!r}; known: {known}")
         if category.read_only and access == "write":
-            raise ScopeError(f"scope {text!r} asks write on the read-only category {category.title}")
+            raise ScopeError(f"scope {text!r} is not allowed: category {category.title} is read-only")
         return Scope(name, access)
 
     def did_you_mean(self, text: str) -> str:
         """
-        The end of a message about a scope that `parse` refused; '' = nothing is like it.
+        Return a suggestion to append to the error of `parse`; '' = no similar scope.
 
-        Not part of `parse`, because decisions parse, too, and comparing names takes its time.
+        It is separate because decisions also call `parse`, and comparing names is slow.
         """
         known = (
             f"{category.name}:{access}"
@@ -126,10 +126,10 @@ class ScopeCatalogue:
 
     def parse_required(self, text: str) -> Scope | None:
         """
-        Read what a route asks for: a scope, or 'none', which is None.
+        Parse the scope that a route requires; None = 'none', any active integration may call.
 
         Raises:
-            ScopeError: neither.
+            ScopeError: *text* is neither a scope nor 'none'.
         """
         if text == NO_SCOPE:
             return None

@@ -1,11 +1,10 @@
 """
-An immutable map of which a changed copy is cheap: it shares all but the shards that changed.
+An immutable map with cheap modified copies, which share all unmodified shards.
 
-To copy a dict of 10,000 integrations is to touch every one of them, which takes about half a millisecond
-and throws everything else out of the processor's caches. Here a change of one copies one shard of `SHARDS`.
-A lookup costs one more step than a dict's.
+Copying a dict of 10,000 integrations takes about half a millisecond and evicts the processor's caches. Here,
+changing one member copies one of `SHARDS` shards. A look-up costs one step more than in a dict.
 
-Source: the idea is that of hash array mapped tries (Bagwell, Ideal Hash Trees, 2001), with one level.
+Source: hash array mapped tries (Bagwell, Ideal Hash Trees, 2001), with one level.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 SHARDS = 256
-"""A power of two; 10,000 members are then about 40 a shard."""
+"""A power of two; 10,000 members make about 40 per shard."""
 _MASK = SHARDS - 1
 
 Value = TypeVar("Value")
 
 
 class ShardedMap(Mapping[str, Value]):
-    """A map from strings that never changes; `edit` makes another one. The order of members is no promise."""
+    """An immutable map from strings, in no particular order; `edit` makes a modified copy."""
 
     __slots__ = ("_shards", "_size")
 
@@ -32,7 +31,7 @@ class ShardedMap(Mapping[str, Value]):
 
     @classmethod
     def of(cls, members: Mapping[str, Value]) -> ShardedMap[Value]:
-        """The same members; *members* itself when it is one already."""
+        """Convert *members*; returns *members* itself if it is a ShardedMap."""
         if isinstance(members, cls):
             return members
         shards: tuple[dict[str, Value], ...] = tuple({} for _ in range(SHARDS))
@@ -41,11 +40,11 @@ class ShardedMap(Mapping[str, Value]):
         return cls(shards, len(members))
 
     def edit(self) -> MapEdit[Value]:
-        """Begin a changed copy."""
+        """Start a modified copy."""
         return MapEdit(self._shards, self._size)
 
     def get(self, key: str, default: Value | None = None) -> Value | None:  # type: ignore[override]
-        """The value of *key*, or *default*."""
+        """Return the value of *key*, or *default*."""
         return self._shards[hash(key) & _MASK].get(key, default)
 
     def __getitem__(self, key: str) -> Value:
@@ -63,7 +62,7 @@ class ShardedMap(Mapping[str, Value]):
 
 
 class MapEdit(Generic[Value]):
-    """A map in the making; `done` ends it. What it was made from does not change."""
+    """A modified copy under construction; `done` returns the copy. The original map does not change."""
 
     __slots__ = ("_owned", "_shards", "_size")
 
@@ -74,28 +73,28 @@ class MapEdit(Generic[Value]):
         self._owned: set[int] = set()
 
     def get(self, key: str) -> Value | None:
-        """The value of *key*; None = there is none."""
+        """Return the value of *key*; None = absent."""
         return self._shards[hash(key) & _MASK].get(key)
 
     def put(self, key: str, value: Value) -> None:
-        """Let *key* have *value*."""
-        shard = self._own(key)
+        """Set the value of *key*."""
+        shard = self._own_shard(key)
         self._size += key not in shard
         shard[key] = value
 
     def pop(self, key: str) -> Value | None:
-        """Take *key* out; return what it had, None = nothing."""
+        """Remove *key* and return its value; None = absent."""
         if self.get(key) is None:
             return None
         self._size -= 1
-        return self._own(key).pop(key)
+        return self._own_shard(key).pop(key)
 
     def done(self) -> ShardedMap[Value]:
-        """The map as it is now; the edit is over."""
+        """Return the modified copy; the edit must not be used afterwards."""
         return ShardedMap(tuple(self._shards), self._size)
 
-    def _own(self, key: str) -> dict[str, Value]:
-        """The shard of *key*, a copy of our own."""
+    def _own_shard(self, key: str) -> dict[str, Value]:
+        """Return the shard of *key*, copied before its first modification."""
         number = hash(key) & _MASK
         if number not in self._owned:
             self._owned.add(number)

@@ -1,8 +1,7 @@
 """
-The registry compiled for decisions: an immutable view, swapped whole when the registry changes.
+The registry compiled for decisions: an immutable view, replaced as a whole when the registry changes.
 
-Everything a decision would otherwise work out is worked out here once: credential index, digests as
-bytes, prefix tries, bucket sets.
+Credential index, binary digests, prefix tries and bucket sets are computed here once, not per decision.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from sidecar.domain.sharded_map import ShardedMap
 
 class CompiledIntegration:
     """
-    One integration, ready for decisions.
+    One integration, compiled for decisions.
 
-    `allowlist` None = off. `fragments` is room for what services render once for this integration
-    and use until the snapshot is replaced; it is bounded by their closed lists of reasons. `is_outdated`
-    is set once it is known that the registry holds another record, which is not in force here yet.
+    `allowlist` None = off. `fragments` is a cache in which services store rendered answers of this integration;
+    the services bound it. `is_outdated` = the registry has a newer record, which is not loaded yet.
     """
 
     __slots__ = (
@@ -59,7 +57,7 @@ class CompiledIntegration:
 
 
 class CompiledCredential:
-    """One credential, ready for comparison; `digest` is the raw SHA-256 (32 bytes)."""
+    """One credential, compiled for comparison; `digest` is the raw SHA-256 (32 bytes)."""
 
     __slots__ = ("digest", "expires_at_us", "id", "integration")
 
@@ -75,7 +73,7 @@ class Snapshot:
     """
     An immutable view of the whole registry.
 
-    `is_loaded` False = the registry was not read yet, so that an unknown key may be a good one.
+    `is_loaded` False = the registry was not loaded yet, so an unknown key may be valid.
     """
 
     __slots__ = ("credentials", "integrations", "is_loaded")
@@ -86,7 +84,7 @@ class Snapshot:
         credentials: Mapping[str, CompiledCredential],
         is_loaded: bool = True,
     ) -> None:
-        """Keep the two indexes: integrations by id, credentials by their public id."""
+        """Store two indexes: integrations by id, credentials by public id."""
         self.is_loaded = is_loaded
         self.integrations = integrations
         self.credentials = credentials
@@ -94,7 +92,7 @@ class Snapshot:
     @classmethod
     def compile(cls, records: Iterable[Integration], previous: Snapshot | None = None) -> Snapshot:
         """
-        Compile *records*; integrations whose record is equal in *previous* are taken over as they are.
+        Compile *records*; integrations whose record is equal in *previous* are reused.
 
         Raises:
             IntegrationError: two integrations share an id, or two credentials do.
@@ -114,8 +112,8 @@ class Snapshot:
                 credentials[credential.id] = credential
         return cls(integrations, credentials)
 
-    def changeable(self) -> Snapshot:
-        """This view in the form that `with_changes` makes cheap copies of."""
+    def sharded(self) -> Snapshot:
+        """Return this view with sharded maps, of which `with_changes` makes cheap copies."""
         return Snapshot(ShardedMap.of(self.integrations), ShardedMap.of(self.credentials), self.is_loaded)
 
     def with_changes(
@@ -125,10 +123,10 @@ class Snapshot:
         prepared: Mapping[str, CompiledIntegration] | None = None,
     ) -> Snapshot:
         """
-        This view with *changed* in the place of what they were, and without *deleted*.
+        Return this view with the records *changed* and without *deleted*.
 
-        Only what changed is compiled, and all else is shared with this view, if it is `changeable`. What
-        stands in *prepared* for an equal record is used as it is.
+        Only changed records are compiled; everything else is shared with this view, if it is `sharded`. An
+        integration in *prepared* with an equal record is used instead of compiling.
 
         Raises:
             IntegrationError: two integrations would share a credential id.
@@ -146,8 +144,8 @@ class Snapshot:
                 ready if ready is not None and ready.record == record else CompiledIntegration(record)
             )
         for id in (*deleted, *fresh):
-            gone = integrations.pop(id)
-            for credential in gone.credentials if gone is not None else ():
+            removed = integrations.pop(id)
+            for credential in removed.credentials if removed is not None else ():
                 credentials.pop(credential.id)
         for id, compiled in fresh.items():
             integrations.put(id, compiled)
@@ -158,17 +156,17 @@ class Snapshot:
 
     @classmethod
     def empty(cls) -> Snapshot:
-        """A registry without integrations: every key is unknown."""
+        """Return the view of an empty registry: every key is unknown."""
         return cls({}, {})
 
     @classmethod
     def unloaded(cls) -> Snapshot:
-        """Before the registry was read: no key is known, and none is wrong."""
+        """Return the view before the registry is loaded: requests get `store_unavailable`."""
         return cls({}, {}, is_loaded=False)
 
 
 def _require_unused(credential: CompiledCredential, other: CompiledCredential | None) -> None:
-    """Refuse *credential* when *other* has its id already."""
+    """Raise if *other* already has the id of *credential*."""
     if other is not None:
         raise IntegrationError(
             f"credential id {credential.id!r} of {credential.integration.id!r} is also used by"

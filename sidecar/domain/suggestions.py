@@ -1,4 +1,4 @@
-"""What somebody may have meant by a name that does not exist."""
+"""Suggestions for names that do not exist."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 WANTED_CHARS_MAX = 80
-"""Of a name that is compared: its cost grows with the length."""
+"""Maximum compared length of a name: the cost grows with the length."""
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
     """
-    The name among *known* that is most like *wanted*, '' = none is like it.
+    Return the name in *known* that is most similar to *wanted*; '' = none is similar.
 
     >>> closest("acme-epr", ("acme-erp", "bolt")), closest("zzz", ("acme-erp", "bolt"))
     ('acme-erp', '')
@@ -22,7 +22,7 @@ def closest(wanted: str, known: Iterable[str]) -> str:
 
 def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     """
-    The end of a message about *wanted*, '' = there is nothing to suggest.
+    Return a suggestion to append to an error about *wanted*; '' = none.
 
     >>> did_you_mean("order:read", ("orders:read", "orders:write"))
     "; did you mean 'orders:read'?"

@@ -1,4 +1,4 @@
-"""Free text that administrators write: its length, its characters, and no secret in it."""
+"""Rules for administrators' free text: length, characters, and no secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRETS = re.compile(
 
 def holds_secret(text: str) -> bool:
     """
-    True when *text* holds something in the shape of an API key, a token, a signing secret or a digest.
+    Whether *text* contains something in the form of an API key, a token, a signing secret or a digest.
 
     >>> holds_secret("leaked: sck_q2R8mW0bTz_000000000000000000000000000000abcdef"), holds_secret("leaked")
     (True, False)
@@ -29,17 +29,17 @@ def holds_secret(text: str) -> bool:
 
 
 def text_problems(field: str, text: str, length_max: int, *, is_required: bool = False) -> list[Problem]:
-    """What is wrong with *text* as the value of *field*; the message never quotes a secret."""
+    """Return the problems of *text* as the value of *field*; the messages never quote a secret."""
     if is_required and not text.strip():
         code = Code.REASON_REQUIRED if field == "reason" else Code.INVALID_VALUE
-        return [Problem(code, field, f"{field} is empty", f"say it in 1-{length_max} characters")]
+        return [Problem(code, field, f"{field} is empty", f"write 1-{length_max} characters")]
     if holds_secret(text):
         return [
             Problem(
                 Code.HOLDS_SECRET,
                 field,
-                f"{field} holds what looks like an API key, a token, a signing secret or a digest",
-                "leave it out and name the credential by its id: this text is kept for ever",
+                f"{field} contains what looks like an API key, a token, a signing secret or a digest",
+                "remove it and name the credential by its id: this text is stored permanently",
             )
         ]
     if len(text) > length_max or not text.isprintable():
@@ -47,9 +47,9 @@ def text_problems(field: str, text: str, length_max: int, *, is_required: bool =
             Problem(
                 Code.INVALID_VALUE,
                 field,
-                f"{field} must be at most {length_max} printable characters on one line,"
-                f" not {len(text)} characters: {text[:40]!a}",
-                "shorten it, and leave out line breaks and control characters",
+                f"{field} has {len(text)} characters ({text[:40]!a}); it must be at most {length_max}"
+                " printable characters on one line",
+                "shorten it, and remove line breaks and control characters",
             )
         ]
     return []

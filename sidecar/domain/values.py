@@ -1,14 +1,14 @@
-"""The base of the small classes that a decision creates by the thousand."""
+"""The base class of the small values that every decision creates."""
 
 from __future__ import annotations
 
 
 class Value:
     """
-    Equal when of one class and with equal fields; shown with its fields, for tests and logs.
+    Compares by class and fields, and shows its fields in tests and logs.
 
-    What derives from it is final, has `__slots__` and a plain `__init__`: read faster than a named tuple, and
-    native once compiled. Nothing changes a value after it was made.
+    Subclasses are final, with `__slots__` and a plain `__init__`: attribute access is faster than in a named
+    tuple. Values are never modified.
     """
 
     __slots__: tuple[str, ...] = ()

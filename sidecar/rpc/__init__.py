@@ -1,1 +1,1 @@
-"""The seam between transports and services: gRPC calls and turns of the loop, without any wire or socket."""
+"""The interface between transports and services: gRPC calls and event-loop turns, without sockets."""

@@ -1,9 +1,9 @@
 """
-What a handler sees of a call, and the table by which a transport finds it.
+The interface of a gRPC call for handlers, and the table in which transports look methods up.
 
-A handler is a plain function. It answers at once by returning the response bytes, or it keeps the
-call, returns None and answers later with `reply` or `fail`, from a callback on the same event loop.
-There is no task per call. Both transports run the same handlers.
+A handler is a plain function. It either returns the response bytes, or it returns None, keeps the call
+and answers later with `reply` or `fail`, from a callback on the same event loop. No task is created per
+call. Both transports run the same handlers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Call(Protocol):
     One running call, unary or server-streaming.
 
     `deadline_s` is on the event loop's clock (`loop.time()`); None = the caller set no deadline.
-    `on_cancel` may be set by a handler that keeps the call: it is called at most once, when the
-    caller goes away or the deadline passes. After it the handler must *still* end the call with
-    `reply`, `finish` or `fail` (the bytes are then dropped), because only that frees its slot.
+    A handler that keeps the call may set `on_cancel`. The transport calls it at most once, when the
+    caller disconnects or the deadline passes. The handler must *still* end the call with `reply`,
+    `finish` or `fail` then (the bytes are dropped): only that frees the call's slot.
     """
 
     deadline_s: float | None
@@ -30,37 +30,37 @@ class Call(Protocol):
 
     @property
     def is_cancelled(self) -> bool:
-        """True once the answer can no longer reach the caller."""
+        """Whether the answer can no longer reach the caller."""
 
     def metadata(self, name: str) -> str | None:
-        """The value of request metadata *name* (lower case); repeats joined by ','; None = absent."""
+        """Return request metadata *name* (lower case); repeats joined by ','; None = absent."""
 
     def fail(self, code: StatusCode, detail: str) -> None:
-        """End the call with a non-OK status. A second ending of the same call is ignored."""
+        """End the call with a non-OK status; ignored if the call has ended."""
 
 
 class UnaryCall(Call, Protocol):
     """A call that is answered with exactly one message."""
 
     def reply(self, message: bytes) -> None:
-        """End the call OK with one serialised message. A second ending is ignored."""
+        """End the call OK with one serialized message; ignored if the call has ended."""
 
 
 class StreamCall(Call, Protocol):
     """A call that is answered with any number of messages."""
 
     def send(self, message: bytes) -> None:
-        """Send one serialised message; dropped once the call is cancelled or ended."""
+        """Send one serialized message; dropped if the call is canceled or has ended."""
 
     def finish(self) -> None:
         """End the call OK."""
 
 
 UnaryHandler = Callable[[bytes, UnaryCall], bytes | None]
-"""Takes the serialised request; returns the serialised response, or None to answer later."""
+"""Takes the serialized request; returns the serialized response, or None to answer later."""
 
 StreamHandler = Callable[[bytes, StreamCall], None]
-"""Takes the serialised request and keeps the call until it finishes or fails it."""
+"""Takes the serialized request and keeps the call until it finishes or fails it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,6 @@ def method_table(methods: Iterable[Method]) -> Mapping[str, Method]:
     table: dict[str, Method] = {}
     for method in methods:
         if method.path in table:
-            raise ValueError(f"two handlers for {method.path}")
+            raise ValueError(f"method {method.path} has two handlers")
         table[method.path] = method
     return table

@@ -1,4 +1,4 @@
-"""The seam between the HTTP/1.1 transport and services that answer its requests themselves."""
+"""The interface of HTTP requests for services, and the ASGI extension of the HTTP transport."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import Protocol
 
 TRUST = "sidecar.trust"
 """
-Key in the ASGI scope's `extensions`: a function to call once the caller has shown a valid token.
+Key in the ASGI scope's `extensions`: a function that the application calls once the caller is authenticated.
 
-Requests of callers that nobody knows yet share few places; a request that is trusted gives its place back.
+Unauthenticated requests share `HttpLimits.requests_max` slots; an authenticated request frees its slot.
 """
 
 
 class HttpRequest(Protocol):
-    """The head of a request, as services read it. Header names are in lower case."""
+    """The head of a request. Header names are in lower case."""
 
     @property
     def method(self) -> str:
-        """In upper case."""
+        """The method, in upper case."""
 
     @property
     def path(self) -> bytes:
-        """As it was sent, without the query."""
+        """The raw path, without the query."""
 
     @property
     def query(self) -> bytes:
-        """Without the question mark; empty if there is none."""
+        """The raw query without '?'; empty if there is none."""
 
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """Names and values in the order in which they came."""
+        """Names and values, in the order of the request."""
 
     @property
     def peer(self) -> tuple[str, int] | None:
-        """Address and port of the peer; None = it came through a Unix socket."""
+        """Address and port of the peer; None = a Unix socket."""
 
 
 class HttpExchange(Protocol):
@@ -41,11 +41,11 @@ class HttpExchange(Protocol):
 
     @property
     def request(self) -> HttpRequest:
-        """What is asked."""
+        """The head of the request."""
 
     def answer(self, encoded: bytes) -> None:
         """
-        Answer with a whole response, once.
+        Send the complete response; call it once.
 
         *encoded* is the status in three digits, then the header lines with Content-Length, an empty line
         and the body. The transport adds the status line, Date and Connection; HEAD gets no body.

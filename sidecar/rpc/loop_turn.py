@@ -1,11 +1,11 @@
 """
-Turns of the event loop, where the transport and the shared store meet: when takes and answers leave.
+Turns of the event loop: decides when takes are sent to the shared store and when answers are written.
 
-A loop looks at its sockets once a turn, then handles everything that they brought. A store's reply that comes
-meanwhile would wait for the next turn, behind all the requests which that turn reads: under load the longest
-part of a decision's way. So the store's connections are read between the reads of a turn and once more when
-the turn ends, and answers leave then. A turn that a stop of the core has made long sends its takes read by
-read, too: the server works on the first takes while we read further requests.
+A loop polls its sockets once a turn, then handles everything that was readable. A store reply that arrives
+meanwhile would wait for the next turn, behind all requests of that turn: under load the longest part of a
+decision. So the store's connections are also read between the reads of a turn and when the turn ends, and
+answers are written then. A long turn also sends its takes after each read, so that the store works on the
+first takes while the sidecar reads further requests.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 
 
 class Loop(Protocol):
-    """What is needed of an event loop."""
+    """The part of an event loop that `LoopTurn` uses."""
 
     def call_soon(self, callback: Callable[[], None], /) -> object:
-        """Call *callback* when everything that this turn brought has been handled."""
+        """Call *callback* after all events of this turn."""
 
 
 class TakeSender(Protocol):
@@ -26,38 +26,38 @@ class TakeSender(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether replies to batches are still to come."""
+        """Whether batches are in flight."""
 
     def send_early(self) -> bool:
-        """Send the queued takes if they are worth a batch before the turn ends; True = they were."""
+        """Send the queued takes if they fill a batch before the turn ends; True = sent."""
 
     def send_at_turn_end(self) -> bool:
-        """Send the queued takes; True = there were some, and room in flight for them."""
+        """Send the queued takes if the in-flight limit permits; True = sent."""
 
     def read_replies(self) -> bool:
-        """Hand out the replies that have come since the loop looked; True = there were some."""
+        """Deliver the replies that have arrived since the last poll; True = there were some."""
 
 
 class AnswerWriter(Protocol):
     """The transport's side: a connection of a caller."""
 
     def flush_pending(self) -> None:
-        """Write the queued answers, unless that has happened. Never raises."""
+        """Write the queued answers if they are not written yet. Never raises."""
 
 
 class LoopTurn:
     """
-    What one loop's transport and store do together in a turn; both are given the same object.
+    Coordinates the transport and the store of one event loop within a turn; both share this object.
 
-    Each side says what it has to send: `send_soon`, `write_soon`. Two hooks send it: `after_read_batch`,
-    called by the transport, and `before_turn_end`, called by the loop. When the loop has read replies for the
-    store, the store calls `write_answers`.
+    Each side registers what it has to send with `send_soon` or `write_soon`. Two hooks send it:
+    `after_read_batch`, which the transport calls, and `before_turn_end`, which the loop calls. The store
+    calls `write_answers` when the loop has read replies for it.
     """
 
     __slots__ = ("_is_due", "_is_exchanging", "_loop", "_senders", "_waiting", "_writers")
 
     def __init__(self, loop: Loop) -> None:
-        """Begin with nothing to send."""
+        """Schedule on *loop*."""
         self._loop = loop
         self._senders: list[TakeSender] = []
         self._waiting: list[TakeSender] = []
@@ -66,27 +66,27 @@ class LoopTurn:
         self._is_exchanging = False
 
     def send_soon(self, sender: TakeSender) -> None:
-        """Have *sender* send the turn's takes, the first of which it has just queued."""
+        """Register *sender*, which has just queued its first take of this turn."""
         self._senders.append(sender)
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self.before_turn_end)
 
     def write_soon(self, writer: AnswerWriter) -> None:
-        """Have *writer* write the answers that it has queued: when the turn ends, or earlier with others."""
+        """Register *writer*, which has queued answers; they are written by the end of the turn."""
         self._writers.append(writer)
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self.before_turn_end)
 
     def after_read_batch(self) -> None:
-        """Some requests of the turn have been handled, and others may follow."""
+        """Send takes and read replies after some of the turn's requests."""
         senders = self._senders
         if senders or self._waiting:
             self._exchange(senders, is_turn_end=False)
 
     def before_turn_end(self) -> None:
-        """Everything that the turn brought has been handled."""
+        """Send all takes and write all answers after the turn's last event."""
         self._is_due = False
         try:
             if self._senders:
@@ -96,14 +96,14 @@ class LoopTurn:
             self.write_answers()
 
     def write_answers(self) -> None:
-        """Write what connections have queued, all at once; during an exchange with the store, after it."""
+        """Write all queued answers; during an exchange with the store, after the exchange."""
         if self._writers and not self._is_exchanging:
             writers, self._writers = self._writers, []
             for writer in writers:
                 writer.flush_pending()
 
     def _exchange(self, senders: list[TakeSender], *, is_turn_end: bool) -> None:
-        """Send to all nodes first: they work while we hand out what others have replied."""
+        """Send to all nodes first, so that they work while this process reads the other nodes' replies."""
         self._is_exchanging = True
         waiting, has_sent, has_read = self._waiting, False, False
         try:
@@ -112,7 +112,9 @@ class LoopTurn:
             for sender in waiting:
                 has_read |= sender.read_replies()
             if has_sent or has_read:
-                self._waiting = [each for each in dict.fromkeys((*waiting, *senders)) if each.is_waiting]
+                self._waiting = [
+                    sender for sender in dict.fromkeys((*waiting, *senders)) if sender.is_waiting
+                ]
         finally:
             self._is_exchanging = False
         if has_read:

@@ -1,4 +1,4 @@
-"""gRPC status codes and the one exception that carries them.
+"""gRPC status codes and the exception that carries them.
 
 Source: grpc/doc/statuscodes.md.
 """
@@ -32,13 +32,13 @@ class StatusCode(IntEnum):
 
 class RpcError(Exception):
     """
-    Ends a call with a non-OK status; its detail is public and reaches the caller.
+    Ends a call with a non-OK status; the caller receives its detail.
 
-    Any other exception that leaves a handler ends the call as UNKNOWN without a word of its text.
+    Any other exception of a handler ends the call as UNKNOWN, without the exception's text.
     """
 
     def __init__(self, code: StatusCode, detail: str) -> None:
-        """Keep *code* (never OK) and *detail*, a short sentence that is safe to show."""
+        """Store *code* (never OK) and *detail*, a short sentence that is safe to publish."""
         super().__init__(detail)
         self.code = code
         self.detail = detail

@@ -1,1 +1,1 @@
-"""One module per service: each exports handlers, which the process binds to transports."""
+"""The services, one module each; the process binds their handlers to transports."""

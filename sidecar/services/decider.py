@@ -1,4 +1,4 @@
-"""From a request to a decision: policy, then bucket. Shared by every service that decides."""
+"""Decides a request: evaluates the policy, then takes from the bucket. Used by every deciding service."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault
 
 STORE_TIMEOUT_S = 0.05
-"""How long a decision waits for the store."""
+"""Maximum wait of a decision for the store."""
 
-STORE_PART = 0.9
-"""The store's part of what its caller has left; the rest is for the answer to be given and to arrive."""
+STORE_SHARE = 0.9
+"""The store's share of the caller's remaining time; the rest is for encoding and sending the answer."""
 
 REEVALUATIONS_MAX = 2
-"""How often a decision begins again because the record changed under it, before it fails closed."""
+"""How often a decision is repeated because the record changed meanwhile, before it fails closed."""
 
 
 Context = TypeVar("Context")
@@ -32,11 +32,11 @@ Context = TypeVar("Context")
 
 class Decider:
     """
-    Decides requests by the policy and the registry snapshot in force.
+    Decides requests by the current policy and registry snapshot.
 
-    `snapshot` and `policy` are replaced whole when the registry or the configuration changes; a
-    decision that has begun goes on with the ones it began with, unless the store says that the
-    integration's record has changed since.
+    `snapshot` and `policy` are replaced as a whole when the registry or the configuration changes. A running
+    decision keeps those with which it began, unless the store reports that the integration's record has
+    changed since.
     """
 
     def __init__(
@@ -50,16 +50,17 @@ class Decider:
         fallback: StoreFallback | None = None,
     ) -> None:
         """
-        Count into *metrics*; expiry is judged by *clock_us*, which tells the time of the store where one
-        is shared, so that the whole fleet judges alike.
+        Count in *metrics*.
 
-        *fallback* answers when the store does not; None = the store is no shared one, so what it cannot
-        answer is refused.
+        Args:
+            clock_us: judges expiry; with a shared store it is the store's clock, so that all sidecars agree.
+            fallback: answers while the shared store is unavailable; None = the store is local, and requests
+                that it cannot answer are refused.
         """
         self.policy = policy
         self.snapshot = snapshot
         self.note_use: Callable[[Evaluation, int], None] | None = None
-        """Told of each request with a known key, and when it came; None = nobody keeps note."""
+        """Records each request with a known key and its time; None = uses are not recorded."""
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -74,7 +75,7 @@ class Decider:
         self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
 
     def count(self) -> int:
-        """How many decisions were made so far."""
+        """Return the number of decisions so far."""
         return sum(self._values[slot] for slot in self._slots.values())
 
     def decide(
@@ -85,10 +86,10 @@ class Decider:
         context: Context,
     ) -> Decision | None:
         """
-        Decide *request*: at once where the store needs no trip, else by `done(decision, context)`, once.
+        Decide *request*, or return None and call `done(decision, context)` once after the store's round trip.
 
-        *deadline_s* is how long the caller will wait, on the monotonic clock, None = it does not say;
-        the store gets no more than its own bound, nor than most of what the caller has left.
+        *deadline_s* is the caller's deadline on the monotonic clock, None = no deadline. The store gets at
+        most its own timeout, and at most STORE_SHARE of the caller's remaining time.
         """
         started_ns = perf_counter_ns()
         now_us = self.clock_us()
@@ -114,7 +115,7 @@ class Decider:
         assert integration is not None
         timeout_s = self._store_timeout_s
         if pending.deadline_s is not None:
-            timeout_s = max(0.0, min(timeout_s, STORE_PART * (pending.deadline_s - monotonic())))
+            timeout_s = max(0.0, min(timeout_s, STORE_SHARE * (pending.deadline_s - monotonic())))
         asked = 1 if pending.evaluation.reason is Reason.OK else 0
         self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
 
@@ -128,9 +129,9 @@ class Decider:
 
     def _fall_back(self, evaluation: Evaluation, fault: StoreFault, started_ns: int) -> Decision:
         """
-        Decide after *fault*: a refusal stays what it is, without limits; the rest is up to the policy.
+        Decide after *fault*: a denial stays, without limits; otherwise the fail policy decides.
 
-        A record that never settles (SUPERSEDED) is no failure of the store, so no policy opens the door.
+        SUPERSEDED (the record keeps changing) is not a failure of the store, so it is always denied.
         """
         reason, integration = evaluation.reason, evaluation.integration
         if reason is not Reason.OK or integration is None:
@@ -187,17 +188,17 @@ class _Pending:
         self._reevaluations = 0
 
     def settle(self, outcome: Taken | StoreFault) -> None:
-        """Answer with *outcome*, or begin again with the new record when the old one is superseded."""
+        """Answer with *outcome*; decide again if the record is superseded."""
         if type(outcome) is Taken:
             decision = self._decider._settle(self.evaluation, outcome, self._started_ns)
             self._done(decision, self._context)
         elif outcome is StoreFault.SUPERSEDED and self._reevaluations < REEVALUATIONS_MAX:
-            self._begin_again()
+            self._decide_again()
         else:
             self._fall_back(outcome)
 
-    def _begin_again(self) -> None:
-        """Decide by the record that is in force now, and take by it."""
+    def _decide_again(self) -> None:
+        """Evaluate the current record, and take from its bucket."""
         self._reevaluations += 1
         self._evaluate()
         evaluation, decider = self.evaluation, self._decider
@@ -207,9 +208,9 @@ class _Pending:
         self._done(decider._finish(evaluation.reason, evaluation, None, self._started_ns), self._context)
 
     def _fall_back(self, fault: StoreFault) -> None:
-        """Decide without the store, by the record that is in force now: it may be suspended meanwhile."""
+        """Decide without the store, by the current record: the integration may be suspended meanwhile."""
         decider, integration = self._decider, self.evaluation.integration
-        assert integration is not None  # else nothing would have been taken
+        assert integration is not None  # only known integrations have buckets
         if decider.snapshot.integrations.get(integration.id) is not integration:
             self._evaluate()
         self._done(decider._fall_back(self.evaluation, fault, self._started_ns), self._context)

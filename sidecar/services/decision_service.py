@@ -1,8 +1,8 @@
 """
-The native `sidecar.v1.DecisionService`, for callers that are no proxy.
+The native `sidecar.v1.DecisionService`, for callers other than proxies.
 
-proto/sidecar/v1/decision.proto is its manual. The same `Decider` decides as for the proxies, so rules,
-buckets and counts are shared; only the words of request and answer are its own.
+proto/sidecar/v1/decision.proto documents it. It shares the `Decider` with the proxies' services, and
+therefore rules, buckets and counters; only the messages differ.
 """
 
 from __future__ import annotations
@@ -27,21 +27,19 @@ DECIDE = f"/{SERVICE}/Decide"
 DECIDE_BATCH = f"/{SERVICE}/DecideBatch"
 
 BATCH_REQUESTS_MAX = 256
-"""Requests of one DecideBatch: they are decided in one go, a few milliseconds that others wait for."""
+"""Maximum requests of one DecideBatch: deciding them blocks the event loop for a few milliseconds."""
 
 _VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
 _REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
 _FALLBACKS = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
-_STATED_ADDRESS = PeerAddress(
-    "client_ip"
-)  # the caller states the client's address, so no header is asked for it
+_STATED_ADDRESS = PeerAddress("client_ip")  # the caller states the client's address; headers are not read
 
 
 class DecisionService:
     """Answers native callers with the decisions of a `Decider`."""
 
     def __init__(self, decider: Decider, style: AnswerStyle) -> None:
-        """Put answers for end clients in *style*."""
+        """Render the answers for end clients in *style*."""
         self._decider = decider
         self._style = style
 
@@ -54,7 +52,7 @@ class DecisionService:
         Handle one Decide.
 
         Raises:
-            RpcError: INTERNAL, the message is no DecideRequest; INVALID_ARGUMENT, it cannot be meant.
+            RpcError: INTERNAL, the message is not a DecideRequest; INVALID_ARGUMENT, a field is invalid.
         """
         try:
             request = pb.DecideRequest.FromString(message)
@@ -70,7 +68,7 @@ class DecisionService:
 
     def decide_batch(self, message: bytes, call: UnaryCall) -> bytes | None:
         """
-        Handle one DecideBatch: all is checked before the first request is decided.
+        Handle one DecideBatch; all requests are checked before the first one is decided.
 
         Raises:
             RpcError: as for `decide`; also INVALID_ARGUMENT for more than BATCH_REQUESTS_MAX requests.
@@ -82,7 +80,8 @@ class DecisionService:
         if len(requests) > BATCH_REQUESTS_MAX:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
-                f"requests: at most {BATCH_REQUESTS_MAX} in one call, not {len(requests)}; split them",
+                f"requests: the call has {len(requests)} requests; at most {BATCH_REQUESTS_MAX} are allowed;"
+                " send several calls",
             )
         decider = self._decider
         asked = [_access_request_at(index, request, decider.policy) for index, request in enumerate(requests)]
@@ -104,10 +103,9 @@ class DecisionService:
 
 class _Batch:
     """
-    The answers of one DecideBatch on their way: each is put in its place as it comes.
+    Collects the answers of one DecideBatch, and replies when the last one has arrived.
 
-    The call is replied to when the last late one has come; nothing waits for it in between, no task and
-    no future. The store bounds each wait, and an answer after the call's end is dropped by the call.
+    No task and no future waits. The store bounds each wait, and the call drops a reply after its end.
     """
 
     __slots__ = ("_call", "_missing", "_response", "_responses", "_style")
@@ -137,21 +135,19 @@ class _Batch:
 
 
 class InvalidFieldError(ValueError):
-    """A request cannot be meant; the message is '<field>: <what is wrong and what to do>'."""
+    """A field of a request is invalid; the message is '<field>: <what is wrong and what to do>'."""
 
 
 def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
     """
-    What the caller asks, as the policy reads it.
+    Convert *request* to the policy's form.
 
     Raises:
-        InvalidFieldError: what only the caller, not its client, can have got wrong.
+        InvalidFieldError: a mistake of the caller itself, not of its client.
     """
     api_key, scope = request.api_key, request.scope
     if api_key and request.headers:
-        raise InvalidFieldError(
-            "headers: leave them out when api_key is set; which of the two counts is unclear"
-        )
+        raise InvalidFieldError("headers: must be empty when api_key is set; send the key in one place only")
     if scope and policy.route_named(scope) is None:
         raise InvalidFieldError(
             "scope: must be 'category:read' or 'category:write' of a configured category, or 'none'"
@@ -159,7 +155,7 @@ def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
     if not scope:
         for field, value in (("method", request.method), ("path", request.path)):
             if not value:
-                raise InvalidFieldError(f"{field}: must be set unless scope is; the route is found by it")
+                raise InvalidFieldError(f"{field}: is empty; set it to select the route, or set scope")
     if request.client_ip:
         _check_address(request.client_ip)
     return AccessRequest(
@@ -184,11 +180,11 @@ def _check_address(text: str) -> None:
     try:
         parse_client_address(text)
     except AddressError as error:
-        raise InvalidFieldError(f"client_ip: {error}; leave it empty if it is unknown") from None
+        raise InvalidFieldError(f"client_ip: {error}; leave client_ip empty if it is unknown") from None
 
 
 def _by_lower_name(request: pb.DecideRequest) -> dict[str, str]:
-    """The headers by lower-case name; spellings of one name are repeats, so they are joined."""
+    """Return the headers by lower-case name; names that differ only in case are joined as repeats."""
     headers: dict[str, str] = {}
     for spelling, value in request.headers.items():
         name = spelling.lower()
@@ -197,7 +193,7 @@ def _by_lower_name(request: pb.DecideRequest) -> dict[str, str]:
 
 
 def _set_us(time: Timestamp | Duration, time_us: int) -> None:
-    """As `FromMicroseconds`, for times that are not negative; that method alone took 2 µs."""
+    """Set *time* as `FromMicroseconds` does, but without its 2 µs; *time_us* is not negative."""
     seconds, rest_us = divmod(time_us, 1_000_000)
     time.seconds = seconds
     time.nanos = rest_us * 1_000

@@ -42,7 +42,7 @@ class ExtAuthzService:
         Handle one Check.
 
         Raises:
-            RpcError: INTERNAL, the message is no CheckRequest.
+            RpcError: INTERNAL, the message is not a CheckRequest.
         """
         try:
             attributes = CheckRequest.FromString(message).attributes
@@ -59,10 +59,10 @@ class ExtAuthzService:
 
 def access_request(attributes: AttributeContext, reads_peer: bool = True) -> AccessRequest:
     """
-    What Envoy asks, as the policy reads it; without the peer when nothing *reads_peer*.
+    Convert Envoy's *attributes* to the policy's form; without the peer unless *reads_peer*.
 
-    `headers` holds repeats joined with ','; with `encode_raw_headers` it is empty and `header_map`
-    holds every header apart, so they are joined here.
+    Envoy joins repeated headers with ',' in `headers`. With `encode_raw_headers` it sends `header_map`
+    instead, with each header apart, so they are joined here.
     """
     http = attributes.request.http
     headers = http.headers
@@ -83,18 +83,18 @@ def _joined(headers: list[HeaderValue]) -> dict[str, str]:
 
 
 def encode(answer: Answer) -> bytes:
-    """A serialised CheckResponse."""
-    # Deterministic, because a template compares messages byte by byte and maps have no order.
+    """Return *answer* as a serialized CheckResponse."""
+    # Templates compare messages byte by byte, and protobuf maps have no fixed order otherwise.
     message: bytes = check_response(answer).SerializeToString(deterministic=True)
     return message
 
 
 def check_response(answer: Answer) -> CheckResponse:
     """
-    *answer* as Envoy reads it.
+    Return *answer* as a CheckResponse.
 
-    For a gRPC call Envoy turns a denial into a status: into that of our header `grpc-status`, else into one
-    that it works out from the HTTP status, which for 429 would be UNAVAILABLE, and clients try that again.
+    For a denied gRPC call Envoy takes the status from our header `grpc-status`. Without the header it derives
+    UNAVAILABLE from 429, and clients retry that.
     """
     response = CheckResponse()
     response.status.code = answer.decision.reason.grpc_code

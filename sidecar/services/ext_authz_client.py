@@ -1,4 +1,4 @@
-"""The other side of `ext_authz`: what a proxy sends and how it reads the answer, for `sidecar ask`."""
+"""The client side of `ext_authz`, for `sidecar ask`: encodes requests and decodes answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sidecar.domain.answers import Headers
 
 class Checked(NamedTuple):
     """
-    A CheckResponse as a proxy acts on it.
+    A decoded CheckResponse.
 
-    `reason` and `decision_id` come from its dynamic metadata; `status` is what the client gets, 200 =
-    the request goes on to the upstream.
+    `reason` and `decision_id` come from its dynamic metadata; `status` is the client's HTTP status,
+    200 = the proxy forwards the request.
     """
 
     is_allowed: bool
@@ -28,7 +28,7 @@ class Checked(NamedTuple):
 
 
 def check_request(method: str, path: str, headers: Mapping[str, str], peer: str, scope: str = "") -> bytes:
-    """A serialised CheckRequest, as Envoy sends it; header names are lower case."""
+    """Return a serialized CheckRequest as Envoy sends it; header names are lower case."""
     request = CheckRequest()
     attributes = request.attributes
     attributes.source.address.socket_address.address = peer
@@ -43,10 +43,10 @@ def check_request(method: str, path: str, headers: Mapping[str, str], peer: str,
 
 def read_status(message: bytes) -> int:
     """
-    The HTTP status of a serialised CheckResponse, 200 = allowed; a fraction of what `read_response` costs.
+    Return the HTTP status of a serialized CheckResponse, 200 = allowed; far cheaper than `read_response`.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: *message* is not a CheckResponse.
     """
     response = CheckResponse.FromString(message)
     return 200 if response.status.code == 0 else int(response.denied_response.status.code)
@@ -54,10 +54,10 @@ def read_status(message: bytes) -> int:
 
 def read_response(message: bytes) -> Checked:
     """
-    Read a serialised CheckResponse.
+    Decode a serialized CheckResponse.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: *message* is not a CheckResponse.
     """
     response = CheckResponse.FromString(message)
     metadata = response.dynamic_metadata.fields

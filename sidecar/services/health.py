@@ -1,7 +1,7 @@
 """
-The standard health service: `grpc.health.v1.Health`, its `Check` and its `Watch`.
+The standard health service, `grpc.health.v1.Health`, with `Check` and `Watch`.
 
-Proxies and orchestrators ask it whether to send calls here. Service "" stands for the whole process.
+Proxies and orchestrators use it to decide where to send calls. Service "" is the whole process.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md and
 grpc/health/v1/health.proto; how clients use Watch: gRPC proposal A17.
@@ -21,10 +21,10 @@ CHECK_PATH = "/grpc.health.v1.Health/Check"
 WATCH_PATH = "/grpc.health.v1.Health/Watch"
 
 WATCHERS_MAX = 1_024
-"""Open Watch streams; each holds a handler's slot for as long as its caller likes."""
+"""Maximum open Watch streams; each occupies a handler slot until its caller ends it."""
 
 SERVICE_BYTES_MAX = 256
-"""Longest service name that may be watched: unknown names are kept too, and they come from outside."""
+"""Maximum length of a watched service name: callers choose it, and unknown names are stored too."""
 
 
 def _response(status: health_pb2.HealthCheckResponse.ServingStatus) -> bytes:
@@ -38,41 +38,41 @@ _SERVICE_UNKNOWN = _response(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 class HealthService:
     """
-    Which services of this process take calls, for those who ask and those who watch.
+    The health of this process's services, for Check and Watch.
 
-    Everything runs on the event loop that serves the calls; nothing here blocks or waits.
+    Everything runs on the event loop that serves the calls; nothing blocks.
     """
 
     def __init__(self, services: Iterable[str] = ("",), watchers_max: int = WATCHERS_MAX) -> None:
-        """Know *services*, none of them serving yet; refuse more than *watchers_max* Watch streams."""
+        """Start with *services*, all NOT_SERVING; refuse more than *watchers_max* Watch streams."""
         self._watchers_max = watchers_max
         self._watchers: dict[StreamCall, str] = {}
         self._is_draining = False
         self._responses: dict[str, bytes] = {}
-        self._answers: dict[bytes, bytes] = {}  # serialised request -> serialised response
+        self._answers: dict[bytes, bytes] = {}  # serialized request -> serialized response
         for service in services:
             self._set(service, _NOT_SERVING)
 
     def methods(self) -> tuple[Method, ...]:
-        """The handlers, to be put into a server's method table."""
+        """The methods to bind to a transport."""
         return (UnaryMethod(CHECK_PATH, self.check), StreamMethod(WATCH_PATH, self.watch))
 
     @property
     def watchers(self) -> int:
-        """How many Watch streams are open."""
+        """The number of open Watch streams."""
         return len(self._watchers)
 
     def set_serving(self, service: str, is_serving: bool) -> None:
-        """Say whether *service* takes calls; watchers hear of a change. Ignored once draining."""
+        """Set the status of *service* and notify its watchers; ignored while draining."""
         if not self._is_draining:
             self._set(service, _SERVING if is_serving else _NOT_SERVING)
 
     def drain(self) -> None:
         """
-        Say for good that nothing here takes calls, and end every Watch stream.
+        Set every service to NOT_SERVING permanently, and end every Watch stream.
 
-        A stream left open would hold up the drain of the connection that carries it. A client that
-        loses it asks again (A17), and finds the successor once the connection is gone.
+        An open stream would delay the drain of its connection. The client opens a new Watch (A17), and
+        reaches the successor once the connection is closed.
         """
         for service in self._responses:
             self._set(service, _NOT_SERVING)
@@ -82,13 +82,13 @@ class HealthService:
 
     def check(self, request: bytes, call: UnaryCall) -> bytes:
         """
-        `Check`: the status of one service.
+        Handle `Check`: return the status of one service.
 
         Raises:
             RpcError: NOT_FOUND for an unknown service, INTERNAL for a request that does not parse.
         """
         answer = self._answers.get(request)
-        if answer is None:  # unknown, or encoded in another way than ours
+        if answer is None:  # an unknown service, or another encoding than ours
             answer = self._responses.get(_service(request))
         if answer is None:
             raise RpcError(StatusCode.NOT_FOUND, "unknown service")
@@ -96,11 +96,11 @@ class HealthService:
 
     def watch(self, request: bytes, call: StreamCall) -> None:
         """
-        `Watch`: the status of one service now and at each change; SERVICE_UNKNOWN is a status too.
+        Handle `Watch`: send the status of one service now and at each change.
 
         Raises:
-            RpcError: UNAVAILABLE when draining: without a first status, so that clients back off.
-                RESOURCE_EXHAUSTED when `watchers_max` are open. INVALID_ARGUMENT for a name of more
+            RpcError: UNAVAILABLE while draining, without a first status, so that clients back off.
+                RESOURCE_EXHAUSTED if `watchers_max` are open. INVALID_ARGUMENT for a name of more
                 than `SERVICE_BYTES_MAX` bytes.
         """
         service = _service(request)
@@ -108,10 +108,12 @@ class HealthService:
             raise RpcError(StatusCode.UNAVAILABLE, "this server is draining")
         if len(service.encode()) > SERVICE_BYTES_MAX:
             raise RpcError(
-                StatusCode.INVALID_ARGUMENT, f"service names have at most {SERVICE_BYTES_MAX} bytes"
+                StatusCode.INVALID_ARGUMENT, f"a service name must have at most {SERVICE_BYTES_MAX} bytes"
             )
         if len(self._watchers) >= self._watchers_max:
-            raise RpcError(StatusCode.RESOURCE_EXHAUSTED, "too many Watch streams are open")
+            raise RpcError(
+                StatusCode.RESOURCE_EXHAUSTED, f"too many open Watch streams (limit {self._watchers_max})"
+            )
         self._watchers[call] = service
         call.on_cancel = lambda: self._end(call)
         call.send(self._responses.get(service, _SERVICE_UNKNOWN))
@@ -121,7 +123,7 @@ class HealthService:
             return
         self._responses[service] = response
         self._answers[health_pb2.HealthCheckRequest(service=service).SerializeToString()] = response
-        # A send may find that its caller left, and end it: walk over a copy.
+        # A send may end its call if the caller has disconnected: iterate over a copy.
         for call in [call for call, watched in self._watchers.items() if watched == service]:
             call.send(response)
 
@@ -134,4 +136,4 @@ def _service(request: bytes) -> str:
     try:
         return str(health_pb2.HealthCheckRequest.FromString(request).service)
     except DecodeError:
-        raise RpcError(StatusCode.INTERNAL, "the request is no HealthCheckRequest") from None
+        raise RpcError(StatusCode.INTERNAL, "the message is not a HealthCheckRequest") from None

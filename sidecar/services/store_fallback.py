@@ -1,4 +1,4 @@
-"""What answers while the shared store cannot: the policy `on_store_error`, of the integration or of all."""
+"""Applies `on_store_error`, of the integration or of the configuration, while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sidecar.stores.protocols import StoreFault
 
 class StoreFallback:
     """
-    Decides what the registry allows and the store gave no answer to.
+    Decides requests that the registry allows while the shared store is unavailable.
 
-    An integration whose record is known to be outdated is refused whatever its policy: the later record
-    may suspend it, or be stricter.
+    An integration whose record is outdated is denied whatever its policy: the newer record may suspend it,
+    or be stricter.
     """
 
     def __init__(self, metrics: Metrics, policy: FailPolicy, local: LocalShare) -> None:
-        """Answer by *policy* where an integration has none of its own; *local* keeps the buckets of LOCAL."""
+        """Apply *policy* to integrations without a policy; *local* holds the buckets for LOCAL."""
         self.local = local
         self._policy = policy
         self._values = metrics.values
@@ -33,10 +33,10 @@ class StoreFallback:
         self, integration: CompiledIntegration, fault: StoreFault
     ) -> tuple[Reason, Taken | None, Fallback]:
         """
-        Decide one request that *integration* may make, after *fault*.
+        Decide one request of *integration* after *fault*.
 
         Returns:
-            The reason; the outcome of the local bucket, None = there is none; and the mark of the answer.
+            The reason, the outcome of the local bucket (None = no bucket was used), and the fallback.
         """
         policy = self._policy if integration.on_store_error is None else integration.on_store_error
         taken = None
@@ -52,7 +52,7 @@ class StoreFallback:
         return reason, taken, Fallback(policy, share_rpm)
 
     def _take(self, integration: CompiledIntegration) -> tuple[Reason, Taken | None]:
-        """Take from this sidecar's share; memory for its bucket may be wanting."""
+        """Take from this sidecar's share; fails if there is no memory for another bucket."""
         outcome = self.local.take_now(integration.buckets, 1)
         if not isinstance(outcome, Taken):
             return fault_reason(outcome), None
@@ -60,5 +60,5 @@ class StoreFallback:
 
 
 def fault_reason(fault: StoreFault) -> Reason:
-    """Why a request is refused after *fault*."""
+    """Return the reason of a denial after *fault*."""
     return Reason.OVERLOADED if fault is StoreFault.OVERLOADED else Reason.STORE_UNAVAILABLE

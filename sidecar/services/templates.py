@@ -1,10 +1,10 @@
 """
-Response bytes compiled by example, so that a decision costs one formatting call.
+Templates of serialized answers, so that a decision costs one formatting call.
 
-A template is rendered by the real renderer (protobuf, JSON) twice, with same-width fill values that are
-all zeros, then a digit of its own for each variable; the bytes that change are the variables' places, and
-by how much tells whose. Lengths inside the message stay right because a value is only put in where its
-width is the template's.
+The real encoder (protobuf, JSON) renders each template twice: with zeros for all variables, then with a
+different digit for each variable. The bytes that differ are the positions of the variables, and the
+difference identifies the variable. Lengths inside the message stay correct because a template is only used
+for values of the same width.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ TEMPLATES_PER_INTEGRATION_MAX = 256
 _CHANGED = re.compile(rb"([^\x00])\1*", re.DOTALL)
 
 Template = bytes
-"""A bytes format with `%(name)b` places."""
+"""A bytes format with `%(name)b` placeholders."""
 
 
 class AnswerTemplates:
-    """Renders the answers of one dialect, each kind of answer from a template made when it first came up."""
+    """Renders the answers of one dialect from templates, which are compiled at first use."""
 
     def __init__(self, style: AnswerStyle, encode: Callable[[Answer], bytes]) -> None:
-        """*encode* puts answers in *style* into the messages of the dialect, always in the same way."""
+        """Render answers in *style* with *encode*, which must be deterministic."""
         self._style = style
         self._encode = encode
         self._unknown_caller: dict[tuple[Reason, str, bool], Template] = {}
 
     def render(self, decision: Decision, request: AccessRequest) -> bytes:
-        """The message that answers *request* with *decision*."""
+        """Return the message that answers *request* with *decision*."""
         reason, evaluation, taken = decision.reason, decision.evaluation, decision.taken
         is_grpc = reason is not Reason.OK and is_grpc_type(request.header("content-type"))
         id = decision.id.encode()
@@ -50,15 +50,15 @@ class AnswerTemplates:
         if integration is None:
             return self._unknown_caller_template(decision, is_grpc) % {b"id": id}
         if reason is Reason.IP_NOT_ALLOWED:
-            # The refused address stands in the text, so no template could be used again.
+            # The text contains the address, so a template could not be used again.
             return self._encode(answer_to(decision, self._style, is_grpc))
         remaining = reset = wait = b""
         if taken is not None:
             remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
             wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us > 0 else b""
         fallback = decision.fallback
-        # What stands in the message and is no variable, and the variables' widths. The registry's
-        # objects outlive the dialect and its style, so this object is part of the key.
+        # The constant parts of the message and the widths of its variables. The registry's objects
+        # outlive the dialect and its style, so this object is part of the key.
         key = (
             self,
             reason.word,
@@ -87,7 +87,7 @@ class AnswerTemplates:
         return template
 
     def _compile(self, decision: Decision, remaining: int, reset: int, wait: int, is_grpc: bool) -> Template:
-        """The template of *decision* for figures of these widths."""
+        """Compile the template of *decision* for values of these widths."""
         own = limits_of(decision)
 
         def render(values: Mapping[str, str]) -> bytes:
@@ -105,38 +105,38 @@ class AnswerTemplates:
 
 def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mapping[str, int]) -> Template:
     """
-    Compile what *render* makes of variables with these *widths* (characters, all ASCII).
+    Compile the message of *render* for variables of these *widths* (ASCII characters).
 
     Raises:
-        ValueError: *render* changes a variable's width (escapes it, say), so it cannot be compiled; or
-            there are more than nine variables.
+        ValueError: *render* changes a variable's width, for example by escaping; or there are more than
+            nine variables.
     """
     names = [name for name, width in widths.items() if width]
     if len(names) > VARIABLES_MAX:
-        raise ValueError(f"at most {VARIABLES_MAX} variables can be told apart, not {len(names)}")
+        raise ValueError(f"a template has {len(names)} variables; at most {VARIABLES_MAX} are possible")
     base = render({name: "0" * width for name, width in widths.items()})
     fills = {name: str(number) * widths[name] for number, name in enumerate(names, 1)}
     other = render({**dict.fromkeys(widths, ""), **fills})
     template = bytearray()
     end = 0
-    for start, stop, name in _places(base, other, names, widths):
+    for start, stop, name in _spans(base, other, names, widths):
         template += base[end:start].replace(b"%", b"%%") + b"%(" + name.encode() + b")b"
         end = stop
     return bytes(template + base[end:].replace(b"%", b"%%"))
 
 
-def _places(
+def _spans(
     base: bytes, other: bytes, names: list[str], widths: Mapping[str, int]
 ) -> list[tuple[int, int, str]]:
-    """Where *other* differs from *base*, and which variable stands there."""
+    """Return (start, end, variable) for each difference between *base* and *other*."""
     if len(base) != len(other):
         raise ValueError(f"the length of the message depends on {', '.join(names)}")
     changed = (int.from_bytes(base) ^ int.from_bytes(other)).to_bytes(len(base))
-    places = []
-    for place in _CHANGED.finditer(changed):
-        number = place[0][0]  # '0' ^ '3' = 3
+    spans = []
+    for match in _CHANGED.finditer(changed):
+        number = match[0][0]  # '0' ^ '3' = 3
         name = names[number - 1] if number <= len(names) else None
-        if name is None or len(place[0]) != widths[name]:
-            raise ValueError(f"{name or ', '.join(names)} does not stand as it is in the message")
-        places.append((*place.span(), name))
-    return places
+        if name is None or len(match[0]) != widths[name]:
+            raise ValueError(f"the message does not contain {name or ', '.join(names)} unchanged")
+        spans.append((*match.span(), name))
+    return spans

@@ -121,7 +121,7 @@ class EmbeddedBucketStore:
 
     def _drop_full(self, now_us: int) -> None:
         levels = self._levels
-        for key in [key for key, level in levels.items() if level.forgotten_at_us <= now_us]:
+        for key in [key for key, level in levels.items() if level.full_at_us <= now_us]:
             del levels[key]
         self._searched_at_us = now_us
-        self._full_at_us = min((level.forgotten_at_us for level in levels.values()), default=0)
+        self._full_at_us = min((level.full_at_us for level in levels.values()), default=0)

@@ -110,7 +110,7 @@ class BucketModel(RuleBasedStateMachine):
         for key, written in list(self.redis.written.items()):
             if self.now_us >= written.at_us + 1_000 * written.ttl_ms:
                 level = self.spec.levels.pop(key)
-                assert level.forgotten_at_us <= self.now_us
+                assert level.full_at_us <= self.now_us
                 self.embedded.store._levels.pop(key)
                 self.redis.remove(key.partition("/")[0], key)
 
@@ -136,7 +136,7 @@ class BucketModel(RuleBasedStateMachine):
             key: written.value for key, written in self.redis.written.items()
         }
         for key, written in self.redis.written.items():
-            ahead_us = self.spec.levels[key].forgotten_at_us - written.at_us
+            ahead_us = self.spec.levels[key].full_at_us - written.at_us
             assert 0 <= written.ttl_ms <= max(1, -(-ahead_us // 1_000))
             assert written.ttl_ms or ahead_us <= 1_000
 

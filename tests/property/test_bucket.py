@@ -367,7 +367,7 @@ def test_draw_all__doubles_compute_the_same(
     )
     assert as_doubles == (taken, to_store)
     assert taken.reset_at_us < 2**53
-    assert all(level.forgotten_at_us < 2**53 for level in to_store or ())
+    assert all(level.full_at_us < 2**53 for level in to_store or ())
 
 
 @given(limits_rpm)

@@ -130,8 +130,8 @@ def test_verify__an_intact_registry_and_its_anchors(world: RegistryHarness) -> N
     assert world.run(verify_registry(world.registry, anchors)).is_intact
     for wrong, kind in (
         (anchors[0]._replace(digest="a" * 64), FindingKind.ALTERED),
-        (anchors[0]._replace(places=dict.fromkeys(anchors[0].places, 1_000)), FindingKind.MISSING),
-        (anchors[0]._replace(places={**anchors[0].places, 999: 1}), FindingKind.MISSING),
+        (anchors[0]._replace(sequences=dict.fromkeys(anchors[0].sequences, 1_000)), FindingKind.MISSING),
+        (anchors[0]._replace(sequences={**anchors[0].sequences, 999: 1}), FindingKind.MISSING),
     ):
         report = world.run(verify_registry(world.registry, [wrong]))
         assert {finding.kind for finding in report.findings} == {kind}

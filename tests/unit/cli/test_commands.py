@@ -251,7 +251,7 @@ def test_limit__set_raise_and_end(shared_api: Served) -> None:
     far = shared_api.run("limit", "raise", "limited", "600", "--until", "2200-01-01T00:00Z")
     assert (far.exit_code, "within 90 days" in far.stderr) == (1, True)
     wrong = shared_api.run("limit", "set", "limited", "99999")
-    assert "rate_limit_rpm: a rate limit must be 1..10000" in wrong.stderr
+    assert "it must be 1 to 10000" in wrong.stderr
 
 
 def test_allowlist__entries_and_warnings(shared_api: Served, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_parse_address__packs(text: str, packed: bytes) -> None:
     ("text", "fault"),
     [
         ("", "is empty"),
-        (" 10.0.0.1", "remove the white space"),
+        (" 10.0.0.1", "remove the surrounding white space"),
         ("10.0.0.1\n", "white space"),
         ("10.0.0.01", "leading zero"),
         ("::ffff:10.0.0.01", "not an IP address"),
@@ -171,9 +171,9 @@ def test_parse_cidr__refuses(text: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("network", "length_bits", "fault"),
     [
-        (bytes(5), 8, "4 or 16 bytes"),
-        (bytes(4), 33, "within 0..32"),
-        (bytes(16), -1, "within 0..128"),
+        (bytes(5), 8, "must have 4 or 16"),
+        (bytes(4), 33, "must be 0 to 32"),
+        (bytes(16), -1, "must be 0 to 128"),
         (bytes([10, 0, 0, 1]), 8, "host bits"),
         (bytes(10) + b"\xff\xff" + bytes(4), 96, "IPv4-mapped"),
     ],

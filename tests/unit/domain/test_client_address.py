@@ -153,7 +153,7 @@ def test_forwarded_for__hops_are_bounded() -> None:
     assert resolve(rule, "10.0.0.1", x_forwarded_for=all_trusted) == parse_address("10.0.0.4")
     for chain in (beyond, "10.0.0.9," + all_trusted, "," * HOPS_MAX + "192.0.2.1" + "," * HOPS_MAX):
         fault = refused(rule, "10.0.0.1", x_forwarded_for=chain)
-        assert fault == "x-forwarded-for names more than 16 trusted proxies one after another"
+        assert fault == "x-forwarded-for names more than 16 trusted proxies in a row"
 
 
 def test_forwarded_for__long_chains_left_of_the_client_do_not_matter() -> None:

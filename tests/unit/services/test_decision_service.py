@@ -373,14 +373,14 @@ def test_decide__a_scope_does_not_excuse_an_odd_path(key: NewApiKey) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"method": ""}, "method: must be set unless scope is"),
-        ({"path": ""}, "path: must be set unless scope is"),
+        ({"method": ""}, "method: is empty; set it"),
+        ({"path": ""}, "path: is empty; set it"),
         ({"client_ip": "localhost"}, "client_ip: 'localhost' is not an IP address"),
         (
             {"client_ip": "unknown"},
-            "client_ip: 'unknown' is not an IP address: the proxy that wrote it does not know",
+            "client_ip: 'unknown' is not an IP address: the proxy does not know the address",
         ),
-        ({"headers": {"cookie": "a"}}, "headers: leave them out when api_key is set"),
+        ({"headers": {"cookie": "a"}}, "headers: must be empty when api_key is set"),
         ({"scope": "orders"}, "scope: must be 'category:read' or 'category:write'"),
         (
             {"scope": "invoices:read"},
@@ -468,7 +468,7 @@ def test_decide_batch__is_bounded(key: NewApiKey) -> None:
     with pytest.raises(RpcError) as failed:
         serve(key, store=store).decide_batch(batch(*(BATCH_REQUESTS_MAX + 1) * [ask(key)]), FakeCall())
     assert failed.value.code is StatusCode.INVALID_ARGUMENT
-    assert failed.value.detail == "requests: at most 256 in one call, not 257; split them"
+    assert failed.value.detail.startswith("requests: the call has 257 requests; at most 256")
     assert store.tried == []
 
 
@@ -478,7 +478,7 @@ def test_decide_batch__an_invalid_argument_names_its_place(key: NewApiKey) -> No
     with pytest.raises(RpcError) as failed:
         serve(key, store=store).decide_batch(batch(ask(key), ask(key), ask(key, path="")), FakeCall())
     assert failed.value.code is StatusCode.INVALID_ARGUMENT
-    assert failed.value.detail.startswith("requests[2].path: must be set")
+    assert failed.value.detail.startswith("requests[2].path: is empty; set it")
     assert store.tried == []
 
 

@@ -332,8 +332,8 @@ def test_check__a_repeated_key_joined_by_envoy(service: ExtAuthzService, key: Ne
     response = check(service, make_check(f"{key.api_key},{make_key().api_key}"))
     assert metadata(response)["reason"] == "malformed_credential"
     problem = json.loads(response.denied_response.body)
-    assert (problem["reason"], problem["detail"][:44]) == (
-        "unknown_credential", "The request carries two different API keys. ",
+    assert (problem["reason"], problem["detail"][:40]) == (
+        "unknown_credential", "The request has two different API keys. ",
     )  # fmt: skip
     assert metadata(check(service, make_check(f"{key.api_key},{key.api_key}")))["reason"] == "ok"
 
@@ -380,7 +380,7 @@ def test_check__a_refused_address_is_named(key: NewApiKey) -> None:
     for peer, text in (
         ("2001:db8::1", "from 2001:db8::1 are"),
         ("192.0.2.1", "from 192.0.2.1 are"),
-        ("", "the peer of the proxy: '' is not an IP address: it is empty"),
+        ("", "the peer of the proxy: '' is not an IP address: the text is empty"),
     ):
         assert text in denied(check(service, make_check(key.api_key, peer=peer)))[3]["detail"]
 

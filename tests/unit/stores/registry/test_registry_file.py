@@ -275,7 +275,7 @@ def test_dump_registry__reads_back(records: list[Integration]) -> None:
 
 def test_integration_from_dict__names_the_mistake() -> None:
     """Plain data is checked as a file is."""
-    with pytest.raises(FileFaultsError, match=r"integration:1: \(a\)\.burst: burst must be"):
+    with pytest.raises(FileFaultsError, match=r"integration:1: \(a\)\.burst: burst is"):
         integration_from_dict({"id": "a", "name": "A", "burst": 0}, CATALOGUE)
 
 

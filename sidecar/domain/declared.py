@@ -7,8 +7,8 @@ that a file from before an incident cannot lift a suspension. A temporary raise,
 history of suspensions cannot be declared.
 
 The rules of `domain.lifecycle` check every planned command in sequence, so a difference shows in advance what
-would be refused. Commands that narrow access come first and those that widen it last: a plan that stops in the
-middle permits less, not more.
+would be refused. Commands that narrow access come first and those that widen it last: a plan that stops in
+the middle permits less, not more.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class ApplyPlan:
         return sum(len(difference.steps) for difference in self.differences)
 
 
-def compare(declarations: Sequence[Declaration], held: Iterable[Integration], terms: Terms) -> ApplyPlan:
+def compare(
+    declarations: Sequence[Declaration], held: Iterable[Integration], terms: ComparisonContext
+) -> ApplyPlan:
     """Return the plan that makes a registry with *held* match *declarations*."""
     records = {record.id: record for record in held}
     owners = {credential.id: record.id for record in records.values() for credential in record.credentials}
@@ -161,7 +163,10 @@ def compare(declarations: Sequence[Declaration], held: Iterable[Integration], te
 
 
 def differ(
-    declaration: Declaration, held: Integration | None, terms: Terms, owners: Mapping[str, str] | None = None
+    declaration: Declaration,
+    held: Integration | None,
+    terms: ComparisonContext,
+    owners: Mapping[str, str] | None = None,
 ) -> Difference:
     """
     Return the difference that makes *held* match *declaration*; *held* None = the integration does not exist.
@@ -194,7 +199,7 @@ def differ(
     )
 
 
-def _creation(declared: Integration, terms: Terms) -> Iterator[c.Command]:
+def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Command]:
     """Yield the commands that create *declared*; credentials come before a suspension, which ends them."""
     on = {"integration_id": declared.id, "reason": terms.reason}
     scopes = [str(scope) for scope in sorted(declared.scopes)]
@@ -220,7 +225,7 @@ def _creation(declared: Integration, terms: Terms) -> Iterator[c.Command]:
 
 
 def _changes(
-    declaration: Declaration, declared: Integration, held: Integration, terms: Terms
+    declaration: Declaration, declared: Integration, held: Integration, terms: ComparisonContext
 ) -> Iterator[c.Command]:
     """Yield the commands that make *held* match *declared*, narrowing ones before widening ones."""
     now_us = terms.now_us
@@ -288,7 +293,7 @@ def _expiries(
 
 
 def _check_commands(
-    commands: Iterable[c.Command], held: Integration | None, terms: Terms
+    commands: Iterable[c.Command], held: Integration | None, terms: ComparisonContext
 ) -> tuple[Integration | None, tuple[PlannedCommand, ...], list[Refusal]]:
     """Return the record after the accepted commands, these commands, and the refusals of the others."""
     record = held
@@ -308,7 +313,7 @@ def _check_commands(
     return record, tuple(steps), refusals
 
 
-def _removal(record: Integration, terms: Terms) -> Difference:
+def _removal(record: Integration, terms: ComparisonContext) -> Difference:
     command = c.DeleteIntegration(integration_id=record.id, reason=terms.reason)
     _, _, refusals = _check_commands((command,), record, terms)
     steps = () if refusals else (PlannedCommand(command, record.generation),)

@@ -2,8 +2,8 @@
 Normalizes request paths, and refuses every path that two programs could interpret differently.
 
 The proxy, the sidecar and the upstream all interpret the path. If they disagreed, the sidecar could check the
-scope of one resource while the upstream serves another. Ambiguous paths are therefore refused, never repaired.
-Other paths are converted to the normal form of RFC 3986 6.2.2:
+scope of one resource while the upstream serves another. Ambiguous paths are therefore refused, never
+repaired. Other paths are converted to the normal form of RFC 3986 6.2.2:
 
 * the query is dropped;
 * an escape of a character that a segment may contain unescaped becomes that character (`%61` is `a`,
@@ -121,7 +121,8 @@ def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     >>> normalise_path("/v1/%6Frders/caf%c3%a9?expand=lines")
     '/v1/orders/caf%C3%A9'
 
-    The whole target must be visible ASCII. The query is not checked otherwise, and not counted in *chars_max*.
+    The whole target must be visible ASCII. The query is not checked otherwise, and not counted in
+    *chars_max*.
 
     Raises:
         PathRefusedError: programs could interpret the path differently.

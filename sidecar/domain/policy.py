@@ -38,8 +38,8 @@ class AccessRequest(Value):
     with ','; `peer` is the address of the proxy's client as the proxy saw it; `scope` is the scope that the
     proxy's route requires, or 'none'; None = the route table decides.
 
-    Native callers may also set `api_key`, None = read it from the headers; and `address_rule`, which determines
-    the client's address, None = the configured rule.
+    Native callers may also set `api_key`, None = read it from the headers; and `address_rule`, which
+    determines the client's address, None = the configured rule.
     """
 
     __slots__ = ("address_rule", "api_key", "header", "method", "path", "peer", "scope")
@@ -71,8 +71,8 @@ class Evaluation(Value):
 
     `reason` OK = allowed if the bucket admits it. `integration` None = the caller is unknown.
     `client_address` is packed, None = unknown or not checked; `scope` is the required scope, None = not
-    required or not checked; `key_headers` are the headers that the proxy removes before the upstream; `detail`
-    explains the reason to the caller, in sentences of a closed list, '' = no explanation.
+    required or not checked; `key_headers` are the headers that the proxy removes before the upstream;
+    `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation.
     """
 
     __slots__ = (

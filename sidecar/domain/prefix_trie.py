@@ -14,8 +14,8 @@ match never backtracks, and skipped bits need no second check: an address that d
 before or after all starts of the table, and the bucket at that end has the correct answer.
 
 One layout serves both uses. An integration's allowlist (at most 50 blocks, so at most 101 starts) is a single
-bucket: two flat arrays of less than 1 KiB. A list of a million blocks is the same two arrays under a few hundred
-tables. The depth is bounded by the width of the address, not by the number of prefixes.
+bucket: two flat arrays of less than 1 KiB. A list of a million blocks is the same two arrays under a few
+hundred tables. The depth is bounded by the width of the address, not by the number of prefixes.
 
 An IPv6 address is two 64-bit numbers: the first trie is over the high number and links to a second trie over
 the low number where blocks longer than /64 exist. So both fit into plain arrays.
@@ -117,8 +117,8 @@ class _Level:
     A trie over keys of 32 or 64 bits, made of regions that share their arrays.
 
     `starts` contains the regions one after another; each begins with 0 and ascends. `codes` is parallel to
-    `starts`. `offsets` and `tables` are those of a _Table whose slots are the regions; `tables` None = there is
-    one region with one bucket.
+    `starts`. `offsets` and `tables` are those of a _Table whose slots are the regions; `tables` None = there
+    is one region with one bucket.
     """
 
     __slots__ = ("codes", "offsets", "starts", "tables")
@@ -232,7 +232,7 @@ class _Sweep:
         return _Level(self.starts, self.codes, self.offsets)
 
     def _mark(self, start: int, code: int) -> None:
-        """Begin an interval of *code* at *start*; replaces an interval at *start*, extends one of equal code."""
+        """Begin an interval of *code* at *start*, or extend the previous interval if its code is equal."""
         starts, codes = self.starts, self.codes
         if starts[-1] == start:
             if start == 0:  # a region's first interval never merges with the previous region's last

@@ -28,8 +28,8 @@ def to_stored(record: Integration) -> dict[str, Json]:
     """
     Return the stored form of *record*; `from_stored` converts it back to an equal value.
 
-    `on_store_error` and `single_person_at_us` are omitted if unset, so that older records keep their text, and
-    thereby the digest in the audit log.
+    `on_store_error` and `single_person_at_us` are omitted if unset, so that older records keep their text,
+    and thereby the digest in the audit log.
     """
     policy = record.on_store_error
     return {
@@ -129,8 +129,8 @@ def difference(
     """
     Return the fields of two records that differ in their public form, before and after; None = no record.
 
-    Equal fields are omitted, and so are equal members of credentials and secrets; a member on only one side was
-    added or removed.
+    Equal fields are omitted, and so are equal members of credentials and secrets; a member on only one side
+    was added or removed.
     """
     old = describe(before) if before is not None else {}
     new = describe(after) if after is not None else {}

@@ -2,10 +2,10 @@
 Finds the route of a path under every common interpretation ("reading") of paths by upstreams.
 
 Programs interpret three things differently before they route. Letter case: significant or not. Escapes: all
-are decoded, or only those of unreserved characters (RFC 3986 6.2.2.2), or none. A trailing slash: '/a/' is '/a',
-or another path with an empty last segment. The sidecar must decide by the route that the upstream serves, so it
-looks every reading up in the route table, with the literal segments of the routes read in the same way. If two
-readings lead to routes with different targets, the path is refused.
+are decoded, or only those of unreserved characters (RFC 3986 6.2.2.2), or none. A trailing slash: '/a/' is
+'/a', or another path with an empty last segment. The sidecar must decide by the route that the upstream
+serves, so it looks every reading up in the route table, with the literal segments of the routes read in the
+same way. If two readings lead to routes with different targets, the path is refused.
 
 A reading without a route is ignored: an upstream with this reading serves nothing. The primary reading, which
 must have a route, is that of the route list: every escape decoded, letter case significant (unless

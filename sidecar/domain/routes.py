@@ -1,9 +1,10 @@
 """
 The route table: maps a method and a path to a target.
 
-Routes are an ordered list, and the first match wins. The table finds it without iterating over the list: it is
-a trie over path segments in which every node represents *all* routes that are still possible. A match follows
-one branch, never backtracks, and takes one dictionary look-up per segment, whatever the number of routes.
+Routes are an ordered list, and the first match wins. The table finds it without iterating over the list: it
+is a trie over path segments in which every node represents *all* routes that are still possible. A match
+follows one branch, never backtracks, and takes one dictionary look-up per segment, whatever the number of
+routes.
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ class RouteState(Generic[T]):
 
     `edges` maps the next segment to the next state, and `other` is the next state for any other segment;
     `edges` None = no further segment changes the state. If the path ends here, `targets` has the winner by
-    method and `default` the winner for all other methods. `beyond` is the state of the entries that match only
-    by their '**'; `is_exact` = other entries match, too.
+    method and `default` the winner for all other methods. `beyond` is the state of the entries that match
+    only by their '**'; `is_exact` = other entries match, too.
     """
 
     __slots__ = ("beyond", "default", "edges", "is_exact", "other", "targets")

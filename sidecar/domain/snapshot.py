@@ -19,8 +19,9 @@ class CompiledIntegration:
     """
     One integration, compiled for decisions.
 
-    `allowlist` None = off. `fragments` is a cache in which services store rendered answers of this integration;
-    the services bound it. `is_outdated` = the registry has a newer record, which is not loaded yet.
+    `allowlist` None = off. `fragments` is a cache in which services store rendered answers of this
+    integration; the services bound it. `is_outdated` = the registry has a newer record, which is not loaded
+    yet.
     """
 
     __slots__ = (

@@ -8,7 +8,14 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_cidr
-from sidecar.domain.declared import Declaration, Difference, DifferenceKind, Terms, compare, differ
+from sidecar.domain.declared import (
+    ComparisonContext,
+    Declaration,
+    Difference,
+    DifferenceKind,
+    compare,
+    differ,
+)
 from sidecar.domain.effective import is_live
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, LimitRaise, Status, Suspension
@@ -86,7 +93,7 @@ DECLARATIONS = st.builds(
     st.lists(st.sampled_from(OPTIONAL), unique=True),
 )
 TERMS = st.builds(
-    Terms,
+    ComparisonContext,
     st.just(LIFECYCLE),
     st.sampled_from([ANN, BOB]),
     st.just(NOW_US),
@@ -95,7 +102,7 @@ TERMS = st.builds(
 )
 
 
-def applied(held: Integration | None, difference: Difference, terms: Terms) -> Integration | None:
+def applied(held: Integration | None, difference: Difference, terms: ComparisonContext) -> Integration | None:
     """The record after the steps, as a registry would make them one by one."""
     record = held
     for step in difference.steps:
@@ -106,7 +113,7 @@ def applied(held: Integration | None, difference: Difference, terms: Terms) -> I
     return record
 
 
-def as_declared(declaration: Declaration, held: Integration | None, terms: Terms) -> Integration:
+def as_declared(declaration: Declaration, held: Integration | None, terms: ComparisonContext) -> Integration:
     """What a registry must hold in the end, in what can be declared, worked out without a command."""
     declared, before = declaration.record, held or Integration(ID, "-")
     kept = {name: getattr(before, name) for name in OPTIONAL if held and name not in declaration.keys}
@@ -136,7 +143,7 @@ def live_keys(record: Integration) -> dict[str, tuple[str, int | None]]:
 @settings(max_examples=200)
 @given(declaration=DECLARATIONS, held=st.none() | st.one_of([HELD] * 4), terms=TERMS)
 def test_differ__leads_to_what_is_declared(
-    declaration: Declaration, held: Integration | None, terms: Terms
+    declaration: Declaration, held: Integration | None, terms: ComparisonContext
 ) -> None:
     """Where nothing is refused, the steps lead to the declared record, and leave nothing to do."""
     difference = differ(declaration, held, terms)
@@ -167,7 +174,7 @@ def test_differ__leads_to_what_is_declared(
 
 @given(declaration=DECLARATIONS, held=HELD, terms=TERMS)
 def test_differ__what_the_rules_refuse_is_explained_and_the_rest_is_done(
-    declaration: Declaration, held: Integration, terms: Terms
+    declaration: Declaration, held: Integration, terms: ComparisonContext
 ) -> None:
     """Every refusal says why and what to do; only what it names keeps the record from being as declared."""
     difference = differ(declaration, held, terms)
@@ -187,7 +194,7 @@ def test_differ__what_the_rules_refuse_is_explained_and_the_rest_is_done(
 
 @given(declaration=DECLARATIONS, held=HELD, terms=TERMS)
 def test_differ__never_opens_more_than_before_or_after(
-    declaration: Declaration, held: Integration, terms: Terms
+    declaration: Declaration, held: Integration, terms: ComparisonContext
 ) -> None:
     """A plan that stops after any step permits no scope that neither the old nor the new record has."""
     difference = differ(declaration, held, terms)
@@ -200,7 +207,9 @@ def test_differ__never_opens_more_than_before_or_after(
 
 
 @given(declaration=DECLARATIONS, held=HELD, terms=TERMS)
-def test_compare__prunes_only_on_request(declaration: Declaration, held: Integration, terms: Terms) -> None:
+def test_compare__prunes_only_on_request(
+    declaration: Declaration, held: Integration, terms: ComparisonContext
+) -> None:
     """An integration that the file does not name is deleted with prune, and else only counted."""
     other = replace(held, id="other", credentials=())
     plan = compare([declaration], [held, other], terms)

@@ -220,7 +220,7 @@ class LiveRegistry:
         now_us, before = self._options.clock_us(), self.snapshot
         judged = tuple(self._judge(record, started) for record in view.records)
         records = tuple(in_force(record, now_us) for record in judged)
-        loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before).changeable())
+        loaded: Snapshot = await self._options.beside(lambda: Snapshot.compile(records, before).sharded())
         if started <= self._doubted:
             return
         if view.lost:

@@ -16,7 +16,7 @@ from sidecar.cli.apply_flow import SHOWN_MAX, ask_first, plan_lines
 from sidecar.cli.exits import CommandError
 from sidecar.cli.root import app
 from sidecar.domain.api_keys import generate_api_key
-from sidecar.domain.declared import Declaration, Terms, compare
+from sidecar.domain.declared import ComparisonContext, Declaration, compare
 from sidecar.domain.integrations import Integration
 from sidecar.services.admin.apply.document import plan_view
 from tests.administration import ANN, LIFECYCLE, NOW_US, digest
@@ -246,11 +246,11 @@ def test_plan_lines__are_bounded() -> None:
     declarations = [
         Declaration(Integration(f"i{n}", "N"), frozenset({"id", "name"})) for n in range(SHOWN_MAX + 7)
     ]
-    plan = compare(declarations, [], Terms(LIFECYCLE, ANN, NOW_US, "x"))
+    plan = compare(declarations, [], ComparisonContext(LIFECYCLE, ANN, NOW_US, "x"))
     lines = [line.text for line in plan_lines(plan_view(plan))]
     assert len(lines) == SHOWN_MAX + 3
     assert lines[SHOWN_MAX] == "… and 7 more; --json prints all of them"
-    terms = Terms(LIFECYCLE, ANN, NOW_US, "x", has_prune=True)
+    terms = ComparisonContext(LIFECYCLE, ANN, NOW_US, "x", has_prune=True)
     removed = compare([], [Integration("evil", "[red]b")], terms)
     assert next(plan_lines(plan_view(removed))).text.startswith("- evil   [red]b")
 

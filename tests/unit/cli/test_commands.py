@@ -215,7 +215,7 @@ def test_scopes__add_remove_and_what_there_is(shared_api: Served) -> None:
     wrong = shared_api.run("scopes", "add", "scoped", "orders:read", "quality:write", "nothing")
     assert wrong.exit_code == 1
     assert "2 things are wrong, and nothing was changed" in wrong.stderr
-    assert "  scopes[1]: scope 'quality:write' asks write on the read-only category Quality" in wrong.stderr
+    assert "  scopes[1]: scope 'quality:write' is not allowed: category Quality is read-only" in wrong.stderr
     catalogue = shared_api.told("scopes", "catalogue").splitlines()
     assert len(catalogue) == 15
     assert catalogue[9] == "quality\tQuality\toperational\tquality:read"

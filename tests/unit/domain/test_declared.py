@@ -7,11 +7,11 @@ from typing import Any
 
 from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.declared import (
+    ComparisonContext,
     Declaration,
     Difference,
     DifferenceKind,
     FieldChange,
-    Terms,
     compare,
     differ,
 )
@@ -39,9 +39,9 @@ from tests.administration import (
 READ, WRITE = Scope("inventory", "read"), Scope("inventory", "write")
 
 
-def terms(actor: Actor = ANN, **given: Any) -> Terms:
+def terms(actor: Actor = ANN, **given: Any) -> ComparisonContext:
     """Usual terms."""
-    return Terms(LIFECYCLE, actor, NOW_US, "declared", **given)
+    return ComparisonContext(LIFECYCLE, actor, NOW_US, "declared", **given)
 
 
 def key(name: str, expires_at_us: int | None = None) -> Credential:
@@ -97,7 +97,7 @@ def test_differ__a_new_suspended_one_has_credentials_that_never_work() -> None:
     difference = differ(declaration(status=Status.SUSPENDED), None, terms())
     assert words(difference) == ["integration.create", "integration.suspend"]
     assert difference.remarks == (
-        "it is suspended, so its credentials are invalid from the start and for ever",
+        "the integration is created suspended, so its credentials are permanently invalid",
     )
 
 
@@ -146,7 +146,7 @@ def test_differ__a_suspension_stays_where_the_file_does_not_write_a_status() -> 
     difference = differ(declaration(keys=()), reissued(), terms(BOB))
     assert (difference.steps, difference.refusals) == ((), ())
     assert difference.remarks == (
-        "it is suspended and stays so, because the file does not write its 'status'",
+        "the integration stays suspended, because the file has no key 'status' for it",
     )
 
 
@@ -180,7 +180,7 @@ def test_differ__a_credential_that_a_suspension_ended_is_not_brought_back() -> N
     [refusal] = difference.refusals
     assert (refusal.problem.field, refusal.problem.remedy) == (
         "credentials (old1)",
-        "take it out of the file",
+        "remove it from the file",
     )
 
 
@@ -221,7 +221,7 @@ def test_differ__a_credential_that_is_declared_as_expired_ends() -> None:
         "credential.revoke"
     ]
     absent = differ(declaration(credentials=(key("old1"), key("gone", past))), active(), terms())
-    assert (absent.steps, absent.remarks) == ((), ("not issued, because it has expired already: gone",))
+    assert (absent.steps, absent.remarks) == ((), ("not issued, because expired: gone",))
 
 
 def test_differ__credentials_that_are_not_named_stay_without_prune() -> None:
@@ -241,7 +241,7 @@ def test_differ__a_new_limit_ends_a_raise_and_says_so() -> None:
     same: dict[str, Any] = {"scopes": frozenset(), "ip_allowlist": (), "credentials": ()}
     assert differ(declaration(**same), raised, terms()).kind is DifferenceKind.NONE
     changed = differ(declaration(**same, rate_limit_rpm=120), raised, terms())
-    assert changed.remarks == ("the change of its limit ends the temporary raise",)
+    assert changed.remarks == ("the change of the limit ends the temporary raise",)
 
 
 def test_differ__an_allowlist_is_emptied_only_after_it_was_turned_off() -> None:

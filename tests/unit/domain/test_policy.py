@@ -14,7 +14,7 @@ from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Credential, Status
 from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.policy import (
-    MISCONFIGURED_TOLD_MAX,
+    MISCONFIGURED_REPORTS_MAX,
     SCOPE_OVERRIDES_MAX,
     AccessRequest,
     Evaluation,
@@ -263,10 +263,10 @@ def test_evaluate__a_misconfigured_scope_is_reported_once(key: NewApiKey) -> Non
     told: list[str] = []
     policy, snapshot = make_policy(), Snapshot.compile([make_integration(key)])
     policy.on_misconfigured = told.append
-    for number in [*range(MISCONFIGURED_TOLD_MAX), 1, 2, 3, MISCONFIGURED_TOLD_MAX]:
+    for number in [*range(MISCONFIGURED_REPORTS_MAX), 1, 2, 3, MISCONFIGURED_REPORTS_MAX]:
         policy.evaluate(make_request(key.api_key, scope=f"s{number}:read"), snapshot, NOW_US)
     policy.evaluate(make_request(key.api_key, scope="none"), snapshot, NOW_US)
-    assert len(told) == MISCONFIGURED_TOLD_MAX
+    assert len(told) == MISCONFIGURED_REPORTS_MAX
     assert told[0].startswith("scope 's0:read' names the unknown category 's0'; known: inventory, ")
 
 

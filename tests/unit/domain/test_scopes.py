@@ -59,7 +59,7 @@ def test_parse__every_category(category: ScopeCategory) -> None:
     assert read == Scope(category.name, "read")
     assert catalogue.parse(str(read)) == read
     if category.read_only:
-        with pytest.raises(ScopeError, match=f"write on the read-only category {category.title}"):
+        with pytest.raises(ScopeError, match=f"category {category.title} is read-only"):
             catalogue.parse(f"{category.name}:write")
     else:
         assert catalogue.parse(f"{category.name}:write") == Scope(category.name, "write")

@@ -55,9 +55,9 @@ CASES = [
     ),
     (
         make_request(KEY.api_key, peer=""), {"allowlist": ("192.0.2.0/24",)}, "allowlist",
-        "This integration has an IP allowlist, and the address that the request comes from cannot be"
-        " established; the operator of the API must correct this: the peer of the proxy: '' is not an IP"
-        " address: it is empty",
+        "This integration has an IP allowlist, and the client address of the request cannot be"
+        " determined; the operator of the API must correct this: the peer of the proxy: '' is not an IP"
+        " address: the text is empty",
     ),
     (
         make_request(KEY.api_key, path="/v1//orders"), {}, "path",

@@ -225,7 +225,8 @@ def test_serve__a_bad_registry_at_the_start_is_told(tmp_path: Path) -> None:
         assert running.wait() == 1
     assert running.printed().splitlines() == [
         "sidecar: 1 mistake; nothing was started or changed",
-        f"  {configured.registry}:1: integrations[0] (acme).burst: burst is 0; it must be 1 to 1000000 tokens",
+        f"  {configured.registry}:1: integrations[0] (acme).burst: burst is 0; it must be 1 to 1000000"
+        " tokens",
     ]
 
 

@@ -9,7 +9,14 @@ from time import monotonic
 from typing import NamedTuple
 
 from sidecar.domain.changes import ChangeContext, ChangeRequest, Position
-from sidecar.domain.declared import ApplyPlan, Declaration, Difference, PlannedCommand, Terms, compare
+from sidecar.domain.declared import (
+    ApplyPlan,
+    ComparisonContext,
+    Declaration,
+    Difference,
+    PlannedCommand,
+    compare,
+)
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.refusals import RefusedError
 from sidecar.domain.roles import Actor
@@ -110,7 +117,9 @@ async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: Appl
     Raises:
         RegistryError: the registry could not be read.
     """
-    terms = Terms(Lifecycle(catalogue), request.actor, request.now_us, request.reason, request.has_prune)
+    terms = ComparisonContext(
+        Lifecycle(catalogue), request.actor, request.now_us, request.reason, request.has_prune
+    )
     held = (await registry.load_all()).records
     # In a thread: the comparison of 10,000 integrations takes a second of processor time.
     return await asyncio.to_thread(compare, request.declarations, held, terms)

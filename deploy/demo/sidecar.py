@@ -22,6 +22,9 @@ ROUTES = (
 )
 """The API that the demo and the tests protect; /v1/finance gets its scope from Envoy's route instead."""
 
+FINANCE = {"path": "/v1/finance/**", "scope": "finance:write"}
+"""What Envoy's configuration states about /v1/finance; other proxies leave it to the routes."""
+
 
 class ReservedPort:
     """
@@ -87,10 +90,13 @@ class Sidecar(Program):
         registry: Path | str | None,
         name: str = "sidecar",
         takes_over: bool = False,
+        http: str = "",
         **settings: Any,
     ) -> None:
         """
         Serve on *address* ('host:port' or 'unix:/path') and wait until it is ready.
+
+        *http* is the address for forward auth; '' = none.
 
         *registry* is that setting, None = the one in the store. *settings* are other keys of the
         configuration file. Sidecars that run at the same time need different names; *takes_over* = another
@@ -102,7 +108,9 @@ class Sidecar(Program):
         self.address = address
         self._admin_path = folder / f"{name}.sock"
         config = folder / f"{name}.config.yaml"
-        listen = {"grpc": address, "admin": f"unix:{self._admin_path}"}
+        listen: dict[str, Any] = {"grpc": address, "admin": f"unix:{self._admin_path}"}
+        if http:
+            listen["http"] = http
         defaults: dict[str, Any] = {"routes": list(ROUTES), "client_ip": {"header": "x-client-ip"}}
         if registry is not None:
             defaults["registry"] = str(registry)

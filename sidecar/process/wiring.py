@@ -49,6 +49,9 @@ HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
 SWITCH_INTERVAL_S = 0.000_2
 """How long the thread of a registry's file may hold the interpreter while decisions wait for it."""
 
+DRAIN_IDLE_S = 1.0
+"""A proxy may be sending a request on a kept-alive connection just when a drain begins."""
+
 _log = logging.getLogger("sidecar.process")
 
 
@@ -252,6 +255,7 @@ def forward_auth_limits(config: Config) -> HttpLimits:
         requests_max=limits.calls_max,
         handshake_timeout_s=limits.handshake_timeout_s,
         write_timeout_s=limits.write_timeout_s,
+        drain_idle_s=DRAIN_IDLE_S,
     )
 
 

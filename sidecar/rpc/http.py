@@ -24,10 +24,6 @@ class HttpRequest(Protocol):
         """The raw path, without the query."""
 
     @property
-    def query(self) -> bytes:
-        """The raw query without '?'; empty if there is none."""
-
-    @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """Names and values, in the order of the request."""
 

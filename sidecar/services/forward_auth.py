@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
 
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to
 from sidecar.domain.cidr import AddressError, Cidr, parse_client_address
@@ -25,7 +25,8 @@ from sidecar.services.templates import AnswerTemplates
 
 LIMIT_HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 KNOWN_PEERS_MAX = 1_024
-KNOWN_QUERIES_MAX = 256
+SCOPED_PATHS_MAX = 256
+"""Paths with a scope whose meaning is kept."""
 LOGGED_FAULTS_MAX = 64
 """Faults in a proxy's configuration that are logged, each once; all of them are counted."""
 
@@ -56,11 +57,12 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """A dialect with the templates of its answers."""
+    """A dialect with the templates of its answers; `scope` is what the path states, None = nothing."""
 
     path: str
     dialect: Dialect
     render: Callable[[Decision, AccessRequest], bytes]
+    scope: str | None = None
 
 
 class ForwardAuthService:
@@ -82,14 +84,18 @@ class ForwardAuthService:
             path.encode(): _Endpoint(path, dialect, AnswerTemplates(style, dialect.encode).render)
             for path, dialect in DIALECTS.items()
         }
+        self._scoped: dict[bytes, _Endpoint] = {}
         self._trust_by_host: dict[str, bool] = {}
-        self._scope_by_query: dict[bytes, str | None] = {b"": None}
         self._logged: set[str] = set()
 
     def serve(self, exchange: HttpExchange) -> None:
-        """Answer one request of a proxy, at once or when the store has answered. Its body is never read."""
+        """
+        Answer one request of a proxy, at once or when the store has answered.
+
+        Neither its body nor its query is read: Caddy passes the client's query on.
+        """
         request = exchange.request
-        endpoint = self._endpoints.get(request.path)
+        endpoint = self._endpoints.get(request.path) or self._scoped_endpoint(request.path)
         if endpoint is None:
             self._serve_page(exchange)
             return
@@ -107,13 +113,12 @@ class ForwardAuthService:
         What the proxy asks about.
 
         Raises:
-            ProxyFaultError: the peer is not trusted, or a header or the query is not as it must be.
+            ProxyFaultError: the peer is not trusted, or a header is missing.
         """
         if request.peer is not None and not self._is_trusted(request.peer[0]):
             raise ProxyFaultError(
                 f"{request.peer[0]} is not a trusted proxy; add its address to forward_auth.trusted_proxies"
             )
-        scope = self._scope(request.query)
         headers = _joined(request)
         dialect = endpoint.dialect
         try:
@@ -123,7 +128,7 @@ class ForwardAuthService:
         peer = headers.get(dialect.address_header, "")
         if not peer and self._decider.policy.client_address.reads_peer:
             raise ProxyFaultError(_missing(endpoint, dialect.address_header))
-        return AccessRequest(method, target, headers.get, peer.rpartition(",")[2].strip(), scope)
+        return AccessRequest(method, target, headers.get, peer.rpartition(",")[2].strip(), endpoint.scope)
 
     def _is_trusted(self, host: str) -> bool:
         known = self._trust_by_host.get(host)
@@ -136,22 +141,19 @@ class ForwardAuthService:
                 self._trust_by_host[host] = known
         return known
 
-    def _scope(self, query: bytes) -> str | None:
-        """The scope that the proxy's route states in *query*, 'none' included; None = it states no scope."""
-        try:
-            return self._scope_by_query[query]
-        except KeyError:
-            pass
-        fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        names = [name for name, _ in fields]
-        if names != ["scope"]:
-            raise ProxyFaultError(
-                f"query {query[:100].decode('latin-1')!r} is invalid; the only parameter is scope=SCOPE"
-            )
-        scope = fields[0][1]
-        if len(self._scope_by_query) < KNOWN_QUERIES_MAX:
-            self._scope_by_query[query] = scope
-        return scope
+    def _scoped_endpoint(self, path: bytes) -> _Endpoint | None:
+        """The endpoint of a path such as /auth/nginx/orders:read; None = there is none."""
+        known = self._scoped.get(path)
+        if known is not None:
+            return known
+        prefix, _, scope = path.rpartition(b"/")
+        endpoint = self._endpoints.get(prefix)
+        if endpoint is None or not scope:
+            return None
+        scoped = replace(endpoint, scope=unquote(scope.decode("latin-1")))
+        if len(self._scoped) < SCOPED_PATHS_MAX:
+            self._scoped[path] = scoped
+        return scoped
 
     def _refuse(self, endpoint: _Endpoint, problem: str) -> bytes:
         """Refuse what a wrongly configured proxy asks, and log *problem* once."""

@@ -1,7 +1,8 @@
-"""A sidecar behind a real Envoy in front of an API, and the integrations that call it."""
+"""A sidecar behind a real proxy in front of an API, and the integrations that call it."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -13,7 +14,8 @@ from typing import Any
 from deploy.demo.calling import Answer, Header, send
 from deploy.demo.envoy import TCP_CONFIG, UNIX_CONFIG, Edit, Envoy, running_envoy
 from deploy.demo.programs import ProgramError
-from deploy.demo.sidecar import Owner, ReservedPort, Sidecar, write_registry
+from deploy.demo.proxies import Proxy
+from deploy.demo.sidecar import FINANCE, ROUTES, Owner, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
 
 AMPLE_BURST = 1_000_000
@@ -57,8 +59,9 @@ class People:
 
 @dataclass(frozen=True)
 class StackKind:
-    """One way to put the parts together."""
+    """One way to put the parts together; `proxy` is 'envoy' or one of `proxies.KINDS`."""
 
+    proxy: str = "envoy"
     unix: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     edit: Edit | None = None
@@ -68,7 +71,7 @@ class Stack:
     """Everything of one kind, running; `close` stops it all."""
 
     def __init__(self, kind: StackKind) -> None:
-        """Start the API, the sidecar and Envoy, in this order, and wait for each."""
+        """Start the API, the sidecar and the proxy, in this order, and wait for each."""
         self._parts = ExitStack()
         self.kind = kind
         # A short path: that of a Unix socket has at most 107 bytes.
@@ -79,16 +82,21 @@ class Stack:
             self.registry = self.folder / "registry.yaml"
             write_registry(self.registry, self.people.registered)
             self.app_port = self._parts.enter_context(running_upstream())
-            self.address = self._address()
+            self.address = self._address("grpc")
+            self.http_address = "" if kind.proxy == "envoy" else self._address("http")
             self.sidecar = self.start_sidecar()
-            self.envoy = self.start_envoy()
+            if kind.proxy == "envoy":
+                self.envoy = self.start_envoy()
+                self.port = self.envoy.port
+            else:
+                self.port = self._start_proxy().port
         except BaseException:
             self.close()
             raise
 
-    def _address(self) -> str:
+    def _address(self, kind: str) -> str:
         if self.kind.unix:
-            return f"unix:{self.folder}/grpc.sock"
+            return f"unix:{self.folder}/{kind}.sock"
         port = ReservedPort()
         self._parts.callback(port.close)
         return f"127.0.0.1:{port.number}"
@@ -96,8 +104,11 @@ class Stack:
     def start_sidecar(self, name: str = "sidecar") -> Sidecar:
         """Start a sidecar of this stack's kind, at its address; one that runs already needs another name."""
         takes_over = name != "sidecar"
+        settings = dict(self.kind.settings)
+        if self.http_address:
+            settings = {"client_ip": "peer", "routes": [*ROUTES, FINANCE], **settings}
         sidecar = Sidecar(
-            self.folder, self.address, self.registry, name, takes_over, **dict(self.kind.settings)
+            self.folder, self.address, self.registry, name, takes_over, self.http_address, **settings
         )
         self._parts.callback(sidecar.stop)
         return sidecar
@@ -109,12 +120,21 @@ class Stack:
         self._parts.callback(envoy.stop)
         return envoy
 
+    def _start_proxy(self) -> Proxy:
+        is_nginx_of_root = self.kind.proxy.startswith("nginx") and os.geteuid() == 0
+        user = "user root;\n" if is_nginx_of_root else ""  # who may connect to the sidecar's Unix socket
+        proxy = Proxy(
+            self.kind.proxy, self.app_port, self.http_address, self.folder, lambda text: user + text
+        )
+        self._parts.callback(proxy.stop)
+        return proxy
+
     def close(self) -> None:
         """Stop everything, in reverse order."""
         self._parts.close()
 
     def get(self, path: str, owner: Owner | None = None, headers: Iterable[Header] = ()) -> Answer:
-        """GET *path* through Envoy with *owner*'s key and *headers* after it."""
+        """GET *path* through the proxy with *owner*'s key and *headers* after it."""
         return self.send("GET", path, owner, headers)
 
     def send(
@@ -125,9 +145,9 @@ class Stack:
         headers: Iterable[Header] = (),
         body: bytes | None = None,
     ) -> Answer:
-        """Send a request through Envoy with *owner*'s key and *headers* after it."""
+        """Send a request through the proxy with *owner*'s key and *headers* after it."""
         key = [] if owner is None else owner.headers
-        return send(self.envoy.port, method, path, [*key, *headers], body)
+        return send(self.port, method, path, [*key, *headers], body)
 
 
 class Stacks:

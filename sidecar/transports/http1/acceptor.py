@@ -49,7 +49,9 @@ class Acceptor:
         self._loop.add_reader(self._listener.socket, self._on_readable)
 
     def stop(self) -> None:
-        """Give the endpoint up."""
+        """Take in what already waits, which closing the listener would reset; then give the endpoint up."""
+        while self._accept():
+            pass
         if self._pause is not None:
             self._pause.cancel()
         self._core.queue.discard(self)
@@ -68,29 +70,34 @@ class Acceptor:
 
     def work(self) -> None:
         """Take in one connection (from the work queue)."""
+        if self._accept():
+            self._core.queue.add(self)
+        elif self._pause is None:
+            self.start()
+
+    def _accept(self) -> bool:
+        """Take in one connection; False = none waits, or no file descriptor is left and `_pause` is set."""
         try:
             accepted, address = self._listener.socket.accept()
         except (BlockingIOError, InterruptedError):
-            self.start()
-            return
+            return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._rest(error)
-            else:
-                self._core.queue.add(self)  # the client was gone again before accept (accept(2))
-            return
-        self._core.queue.add(self)
+                return False
+            return True  # the client was gone again before accept (accept(2))
         accepted.setblocking(False)
         peer = None if self._listener.endpoint.path else (str(address[0]), int(address[1]))
         connection = Connection(self._core, accepted, peer)
         if not self._core.admit(connection):
             accepted.close()
-            return
+            return True
         if self._tls is not None:
             self._core.queue.charge(HANDSHAKE_COST_S)
         task = self._loop.create_task(self._serve(accepted, connection))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
+        return True
 
     def _rest(self, error: OSError) -> None:
         """No descriptor is left: close the connection that has been idle for longest, and wait a moment."""

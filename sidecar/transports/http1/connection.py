@@ -425,10 +425,14 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """See `ConnectionHandle.drain`."""
         self._is_last = True
-        if self._phase is _Phase.CONNECTING and self._core.is_draining:
+        idle_s = self._core.limits.drain_idle_s if self._core.is_draining else 0.0
+        if self._phase is _Phase.READING:
+            if idle_s:
+                self._set_deadline(idle_s, "drain")
+            else:
+                self._end("drain")
+        elif self._phase is _Phase.CONNECTING and self._core.is_draining and not idle_s:
             self.abort("drain")
-        elif self._phase is _Phase.READING:
-            self._end("drain")
 
     def abort(self, reason: str) -> None:
         """See `ConnectionHandle.abort`; also `Wire.abort`."""
@@ -447,7 +451,7 @@ class Connection(asyncio.BufferedProtocol):
         """The deadline has passed (from the timer wheel)."""
         reason, self._due_reason = self._due_reason, ""
         limits = self._core.limits
-        if reason in ("idle", "no_request"):
+        if reason in ("idle", "no_request", "drain"):
             self._end(reason)
         elif reason == "header_timeout":
             self._refuse(

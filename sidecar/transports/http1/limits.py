@@ -30,6 +30,7 @@ class HttpLimits:
     idle_timeout_s: float = 80.0  # between requests: longer than the 75 s that proxies keep a connection
     wait_timeout_s: float = 10.0  # of a whole request for its turn: 503
     write_timeout_s: float = 20.0  # for the peer to take what was written
+    drain_idle_s: float = 0.0  # after a drain has begun, for a request that a peer was about to send
     linger_s: float = 1.0  # to read on after the last byte, so that a TCP reset does not destroy it
 
     # The server.

@@ -1,0 +1,119 @@
+"""Run the configurations of deploy/nginx, deploy/caddy and deploy/haproxy on free ports: the same files."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.demo.programs import Program
+
+DEPLOY = Path(__file__).resolve().parent.parent
+LISTEN, APP, SIDECAR = "127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9192"
+"""The addresses in the files, which are replaced."""
+
+Edit = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class ProxyKind:
+    """
+    One proxy with one configuration.
+
+    `command` runs `file`, which takes the place of `{config}`; `beside` are files that it loads;
+    `unix` is how it writes the Unix socket of the sidecar, `version` how it tells its version.
+    """
+
+    file: str
+    command: tuple[str, ...]
+    unix: str
+    version: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+
+_NGINX = ("nginx", "-p", "{folder}", "-c", "{config}", "-g", "daemon off;")
+
+KINDS: Mapping[str, ProxyKind] = {
+    "nginx": ProxyKind("nginx/nginx.conf", _NGINX, "unix:{path}", ("nginx", "-v")),
+    "nginx-accel": ProxyKind("nginx/nginx-accel.conf", _NGINX, "unix:{path}", ("nginx", "-v")),
+    "caddy": ProxyKind(
+        "caddy/Caddyfile",
+        ("caddy", "run", "--adapter", "caddyfile", "--config", "{config}"),
+        "unix/{path}",
+        ("caddy", "version"),
+    ),
+    "haproxy": ProxyKind(
+        "haproxy/haproxy.cfg",
+        ("haproxy", "-C", "{folder}", "-f", "{config}"),
+        "unix@{path}",
+        ("haproxy", "-v"),
+        beside=("haproxy/sidecar-auth.lua",),
+    ),
+}
+"""By the name that `make demo PROXY=` takes, beside 'envoy'."""
+
+
+class Proxy(Program):
+    """A running proxy; `port` is where it listens for clients."""
+
+    def __init__(
+        self, name: str, app_port: int, sidecar: str, folder: Path, edit: Edit | None = None
+    ) -> None:
+        """
+        Run the configuration of the kind *name* and wait until it listens.
+
+        It asks the sidecar at *sidecar*, 'host:port' or 'unix:/path', and forwards to 127.0.0.1:*app_port*;
+        *edit* may change the file's text.
+
+        Raises:
+            ProgramError: it refused the configuration or did not listen.
+        """
+        self.port = _free_port()
+        kind = KINDS[name]
+        config = folder / f"{name}.conf"
+        text = (DEPLOY / kind.file).read_text()
+        for old, new in _places(kind, self.port, app_port, sidecar, folder).items():
+            text = text.replace(old, new)
+        config.write_text(text if edit is None else edit(text))
+        for path in kind.beside:
+            (folder / Path(path).name).write_text((DEPLOY / path).read_text())
+        command = [part.format(config=config, folder=folder) for part in kind.command]
+        super().__init__(name, command, folder, _environment(sidecar, folder))
+        try:
+            self.wait_for(self._listens, "listening")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def _places(kind: ProxyKind, port: int, app_port: int, sidecar: str, folder: Path) -> dict[str, str]:
+    """What stands in the file, and what takes its place."""
+    scheme, _, path = sidecar.partition(":")
+    return {
+        LISTEN: f"127.0.0.1:{port}",
+        APP: f"127.0.0.1:{app_port}",
+        SIDECAR: kind.unix.format(path=path) if scheme == "unix" else sidecar,
+        "/run/nginx-sidecar.pid": str(folder / "nginx.pid"),
+    }
+
+
+def _environment(sidecar: str, folder: Path) -> dict[str, str]:
+    """For HAProxy's Lua action, and for Caddy, which keeps its state in the user's home."""
+    scheme, _, path = sidecar.partition(":")
+    environment = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    if scheme == "unix":
+        return {**environment, "SIDECAR_DST": f"unix@{path}"}
+    return {**environment, "SIDECAR_URL": f"http://{sidecar}/auth/haproxy"}
+
+
+def _free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free just now: not every proxy tells which one it was given."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

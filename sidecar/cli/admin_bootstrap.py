@@ -11,7 +11,7 @@ from sidecar.cli.options import ConfigOption, JsonOption
 from sidecar.cli.output import print_durability
 
 if TYPE_CHECKING:
-    from sidecar.process.first_administrator import MadeAdministrator
+    from sidecar.process.first_administrator import CreatedAdministrator
 
 LIFETIME = "90d"
 IdOption = Annotated[
@@ -45,11 +45,11 @@ def bootstrap(
     with report_errors():
         from sidecar.cli.offline import on_registry
         from sidecar.cli.times import token_lifetime
-        from sidecar.process.first_administrator import make_first_administrator
+        from sidecar.process.first_administrator import create_first_administrator
 
         lifetime_s = token_lifetime("--expires", expires)
         made = on_registry(
-            config, lambda registry: make_first_administrator(registry, id, name or id, lifetime_s)
+            config, lambda registry: create_first_administrator(registry, id, name or id, lifetime_s)
         )
     _print_account(
         made,
@@ -96,7 +96,7 @@ def recover(
     )
 
 
-def _print_account(made: MadeAdministrator, as_json: bool, advice: str) -> None:
+def _print_account(made: CreatedAdministrator, as_json: bool, advice: str) -> None:
     if as_json:
         import json
 
@@ -111,7 +111,7 @@ def _print_account(made: MadeAdministrator, as_json: bool, advice: str) -> None:
     typer.echo(advice, err=True)
 
 
-def _described(made: MadeAdministrator) -> dict[str, Any]:
+def _described(made: CreatedAdministrator) -> dict[str, Any]:
     return {
         "administrator": {"id": made.id, "name": made.name, "role": "admin"},
         "token": made.token,

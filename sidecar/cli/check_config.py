@@ -12,7 +12,7 @@ from sidecar.cli.exits import EXIT_OK, EXIT_REFUSED, report_errors
 from sidecar.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from sidecar.process.checking import Checked
+    from sidecar.process.checking import CheckedConfig
     from sidecar.process.config import Config
     from sidecar.process.online_check import OnlineReport
     from sidecar.process.wiring import LoadedConfig
@@ -49,7 +49,7 @@ def check_config(
     _print_summary(checked, report)
 
 
-def _check(file: Path | None, online: bool) -> tuple[Checked, OnlineReport]:
+def _check(file: Path | None, online: bool) -> tuple[CheckedConfig, OnlineReport]:
     from sidecar.process.checking import check
     from sidecar.process.online_check import OnlineReport, ask_store
 
@@ -80,7 +80,7 @@ def _print_json(file: Path | None, online: bool) -> int:
     return EXIT_OK if found["is_valid"] else EXIT_REFUSED
 
 
-def _print_summary(checked: Checked, report: OnlineReport) -> None:
+def _print_summary(checked: CheckedConfig, report: OnlineReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -96,7 +96,7 @@ def _print_summary(checked: Checked, report: OnlineReport) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
-def _warnings(checked: Checked, report: OnlineReport) -> tuple[FileFault | str, ...]:
+def _warnings(checked: CheckedConfig, report: OnlineReport) -> tuple[FileFault | str, ...]:
     return (*checked.warnings, *_policies_without_effect(checked.loaded), *report.warnings)
 
 

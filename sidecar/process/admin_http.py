@@ -1,4 +1,4 @@
-"""What the HTTP listeners answer: /metrics, /healthz, /readyz, and under /v1 the admin API."""
+"""The HTTP pages of `listen.admin` and `listen.metrics`: /metrics, /healthz, /readyz, and the admin API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_HERE = "The admin API is not served here: ask an address of 'listen.admin'."
 
 
 class BuildCollector(Collector):
-    """Which build this is, as a metric."""
+    """Collects the version as the metric `sidecar_build_info`."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield `sidecar_build_info`."""
@@ -37,13 +37,13 @@ class AdminApp:
     """
     The HTTP application of one process.
 
-    `api` answers what is asked under /v1; None = nothing does, and `why_no_api` says why.
+    `api` answers requests under /v1; None = they get a 404 whose text is `why_no_api`.
     """
 
     def __init__(
         self, metrics: Metrics, readiness: Readiness, pace: Pace, why_no_api: str = NOT_HERE
     ) -> None:
-        """Show *metrics* beside those of the process itself, rendered at *pace*, and *readiness*."""
+        """Serve *readiness* and *metrics*, with those of the Python process, rendered at *pace*."""
         self.api: AsgiApp | None = None
         self.why_no_api = why_no_api
         registry = CollectorRegistry(auto_describe=False)
@@ -71,7 +71,7 @@ class AdminApp:
                 exchange.respond(problem(404, "No admin API", self.why_no_api))
         elif page is None:
             known = ", ".join(path.decode() for path in self._pages)
-            exchange.respond(problem(404, "No such page", f"Known here: {known}."))
+            exchange.respond(problem(404, "Not found", f"Pages of this listener: {known}."))
         elif request.method not in ("GET", "HEAD"):
             allow = ((b"allow", b"GET, HEAD"),)
             exchange.respond(problem(405, "Method not allowed", "Use GET or HEAD.", allow))
@@ -86,9 +86,9 @@ class AdminApp:
 
 
 _HEALTHZ = Response(200, JSON, b'{"status": "alive"}\n')
-"""The process is alive: its event loop answers."""
+"""A constant: the answer itself shows that the event loop runs."""
 
 
 def is_for_api(path: bytes) -> bool:
-    """Whether *path* is one of the admin API's."""
+    """Whether *path* belongs to the admin API."""
     return path == API_PATH or path.startswith(API_PATH + b"/")

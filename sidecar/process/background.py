@@ -1,4 +1,4 @@
-"""One thread beside the event loop, for work that would hold up decisions."""
+"""A background thread for work that would delay decisions on the event loop."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ JOBS_MAX = 16
 
 class BackgroundThread:
     """
-    Runs one job after the other.
+    Runs jobs one after another in one thread.
 
-    The thread is a daemon, unlike those of `concurrent.futures`: a job that hangs on a dead network
-    disk must not keep the process from ending.
+    The thread is a daemon, unlike those of `concurrent.futures`: a job that hangs on a dead network disk must
+    not keep the process from ending.
     """
 
     def __init__(self, name: str) -> None:
-        """Start the thread; *name* is for those who look at the process."""
+        """Start the thread with the name *name*."""
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(JOBS_MAX)
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def run(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
         """
-        Have *job* done; its result or exception comes on the running event loop.
+        Queue *job*; the future gets its result or exception on the running event loop.
 
         Raises:
             queue.Full: `JOBS_MAX` jobs are waiting.
@@ -56,7 +56,7 @@ class BackgroundThread:
         return future
 
     def close(self) -> None:
-        """Let the thread end after the jobs that wait; does not wait for it."""
+        """End the thread after the queued jobs, without waiting for it."""
         try:
             self._jobs.put_nowait(None)
         except queue.Full:

@@ -1,8 +1,8 @@
 """
-What `serve` would refuse, found without running it.
+Checks a configuration as `serve` would, without running it.
 
-Each check is the function that `serve` itself uses, or its twin that creates nothing, so that the two
-commands agree. Whether a port is in use is left to `serve`: a sidecar that runs already uses it.
+Each check is the function that `serve` uses, or a variant of it that creates nothing, so that the two
+commands agree. Whether a port is in use is not checked: a running sidecar uses it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sidecar.transports.server import ListenError
 from sidecar.transports.tls import certificate_problem, server_context
 
 
-class Checked(NamedTuple):
-    """A configuration without mistakes, with all that it names, and remarks on it."""
+class CheckedConfig(NamedTuple):
+    """A valid configuration with all files that it names, and warnings."""
 
     loaded: LoadedConfig
     warnings: tuple[FileFault, ...]
 
 
-def check(path: Path | None) -> Checked:
+def check(path: Path | None) -> CheckedConfig:
     """
-    Read the configuration at *path* (None = the default one) and all that it names.
+    Read the configuration at *path* (None = the default file) and all files that it names.
 
     Raises:
-        FileFaultsError: there are mistakes, in whichever of the files.
+        FileFaultsError: any of the files holds mistakes.
     """
     config = load_config(path)
     faults = FaultList(config.tree.file)
@@ -55,15 +55,15 @@ def check(path: Path | None) -> Checked:
     faults.raise_any()
     assert loaded is not None
     warnings = (*loaded.rules.warnings, *loaded.registry.warnings, *_renamed_sockets(config, workers))
-    return Checked(loaded, warnings)
+    return CheckedConfig(loaded, warnings)
 
 
 def _check_listeners(config: Config, workers: int, faults: FaultList) -> None:
-    """Addresses that cannot be listened on, and TLS files that cannot be used."""
+    """Add addresses that cannot be listened on, and TLS files that cannot be used."""
     for kind in LISTEN_KINDS:
         for index, item in enumerate(getattr(config.settings.listen, kind)):
             try:
-                # A worker's socket has a longer name than the one that is written.
+                # A worker's socket has a longer path than the configured one.
                 check_endpoint(own_endpoint(kind, item.address, workers - 1, workers))
             except ListenError as error:
                 faults.put(config.fault(("listen", kind, index), str(error)))
@@ -82,7 +82,7 @@ def _check_listeners(config: Config, workers: int, faults: FaultList) -> None:
 
 
 def _check_database(config: Config, faults: FaultList) -> None:
-    """A registry file that cannot be opened or created."""
+    """Add a registry file that cannot be opened or created."""
     if config.registry_database is None:
         return
     from sidecar.stores.registry.sqlite.file import check_file
@@ -94,13 +94,13 @@ def _check_database(config: Config, faults: FaultList) -> None:
 
 
 def _check_keys(config: Config, faults: FaultList) -> None:
-    """A key file that cannot be used; one that `serve` creates by itself is not created here."""
+    """Add a key file that cannot be used; a missing one that `serve` would create is not created here."""
     path = key_path_of(config)
     if path is None:
         return
     if config.webhook_key_path is None and not path.exists():
         if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
-            problem = f"the key file {path} cannot be created: this user may not write its folder"
+            problem = f"the key file {path} cannot be created: this user may not write to {path.parent}"
             faults.put(config.fault(("registry",), problem))
         return
     try:
@@ -110,14 +110,14 @@ def _check_keys(config: Config, faults: FaultList) -> None:
 
 
 def _renamed_sockets(config: Config, workers: int) -> list[FileFault]:
-    """Unix sockets that have other names when there are several workers."""
+    """Warnings of Unix sockets that get other names because there are several workers."""
     if workers == 1:
         return []
     return [
         config.fault(
             ("listen", kind, index),
             f"with {workers} workers the sockets are {worker_endpoint(item.address, 0).path} to"
-            f" {worker_endpoint(item.address, workers - 1).path}, one for each worker: name all of"
+            f" {worker_endpoint(item.address, workers - 1).path}, one for each worker: configure all of"
             " them in the proxy",
         )
         for kind in DECIDING_KINDS

@@ -1,4 +1,4 @@
-"""The configuration of one sidecar: found, read, checked, with every mistake told at once."""
+"""Finds, reads and checks the configuration of one sidecar, and reports all mistakes at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Config:
     """
     Settings, and where they came from.
 
-    `directory` is what paths in the settings are relative to: the configuration file's, or the
-    working directory when there is no file. `takes_over` = this process may listen where another one
-    does, which it is about to replace (`serve --take-over`).
+    Paths in the settings are relative to `directory`: that of the configuration file, or the working
+    directory without a file. `takes_over` = this process may listen on the addresses of a running process,
+    which it replaces (`serve --take-over`).
     """
 
     settings: Settings
@@ -39,18 +39,18 @@ class Config:
         return self.directory / text
 
     def fault(self, path: KeyPath, problem: str) -> FileFault:
-        """A mistake at key *path*, with its file and line or its variable."""
+        """A mistake at key *path*, with its file and line or its environment variable."""
         return self.tree.fault(path, problem)
 
     @property
     def registry_path(self) -> Path | None:
-        """The YAML file that is the registry; None = something else is it, or there is none."""
+        """The YAML file that is the registry; None = the registry is not a YAML file."""
         named = self.settings.registry
         return None if named is None or named.startswith(SQLITE_REGISTRY) else self.path(named)
 
     @property
     def registry_database(self) -> Path | None:
-        """The SQLite file that is the registry; None = something else is it, or there is none."""
+        """The SQLite file that is the registry; None = the registry is not a SQLite file."""
         named = self.settings.registry
         if named is None or not named.startswith(SQLITE_REGISTRY):
             return None
@@ -58,19 +58,19 @@ class Config:
 
     @property
     def webhook_key_path(self) -> Path | None:
-        """The keys that seal webhook secrets, where the configuration names them."""
+        """The configured file of keys that encrypt webhook secrets; None = not configured."""
         named = self.settings.webhook_secret_key_file
         return None if named is None else self.path(named)
 
     @property
     def has_control_plane(self) -> bool:
-        """Whether the registry is one that administrators change."""
+        """Whether administrators can change the registry through the admin API."""
         is_in_store = self.settings.shared_store is not None and self.settings.registry is None
         return is_in_store or self.registry_database is not None
 
     @property
     def serves_admin_api(self) -> bool:
-        """Whether administrators can change something here, and there is a listener for them."""
+        """Whether administrators can change the registry, and `listen.admin` has an address."""
         return self.has_control_plane and bool(self.settings.listen.admin)
 
     def tls_files(self, kind: str, index: int) -> TlsFiles | None:
@@ -87,11 +87,11 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     Read the configuration.
 
     Args:
-        path: the file; None = `sidecar.yaml` in the working directory if it is there, else defaults.
+        path: the file; None = `sidecar.yaml` in the working directory if it exists, else defaults.
         environ: the environment; None = that of this process.
 
     Raises:
-        FileFaultsError: it holds mistakes; all of them are counted, the first ones told.
+        FileFaultsError: it holds mistakes; all of them are counted, the first ones described.
     """
     environ = os.environ if environ is None else environ
     if path is None and Path(DEFAULT_FILE).exists():
@@ -105,7 +105,7 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
         settings = Settings.model_validate(tree.values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        mistyped = {_meant(detail) for detail in details if detail["type"] == "extra_forbidden"}
+        mistyped = {_intended_key(detail) for detail in details if detail["type"] == "extra_forbidden"}
         for detail in details:
             if detail["loc"] not in mistyped and not _is_consequence(detail):
                 faults.put(_fault(detail, tree))
@@ -113,15 +113,15 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     return Config(settings, (path or Path(DEFAULT_FILE)).parent, tree)
 
 
-def _meant(detail: ErrorDetails) -> KeyPath:
-    """The key that an unknown one was probably meant to be: its absence is no second mistake."""
+def _intended_key(detail: ErrorDetails) -> KeyPath:
+    """The valid key that an unknown key probably means: its absence is no second mistake."""
     path = detail["loc"]
     section = _section(path[:-1])
     return (*path[:-1], meant_key(str(path[-1]), section.model_fields if section else ()) or "")
 
 
 def _is_consequence(detail: ErrorDetails) -> bool:
-    """Whether a list is only too short because its items hold mistakes."""
+    """Whether a list is too short only because its items hold mistakes."""
     return detail["type"] == "too_short" and bool(detail["input"])
 
 
@@ -133,7 +133,7 @@ def _fault(detail: ErrorDetails, tree: ConfigTree) -> FileFault:
         return tree.fault(path, unknown_key(str(path[-1]), section.model_fields if section else ()))
     problem = _PROBLEMS.get(kind, _other_problem)(detail)
     if kind != "missing":
-        # A short form, such as the text of a listener, has no keys of its own: name what was written.
+        # A short form, such as the text of a listener, has no keys: name the key that was written.
         while path and path not in tree.origins:
             path = path[:-1]
     return tree.fault(path, problem)
@@ -153,7 +153,7 @@ def _section(path: KeyPath) -> type[BaseModel] | None:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The section in a field's type: itself, or the items of its list, or what is not None."""
+    """The section in a field's type: the type itself, the items of its list, or the part that is not None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

@@ -1,4 +1,4 @@
-"""What a configuration may not say although each setting is valid alone, found before anything starts."""
+"""Checks of settings that are valid alone but not together, before anything starts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ UNSHARED_SCHEMES = frozenset({"embedded"})
 
 
 def check_open_admin(config: Config, faults: FaultList) -> None:
-    """Note in *faults* each address of `listen.admin` that a token would be sent to in the clear."""
+    """Add to *faults* each address of `listen.admin` that would receive tokens unencrypted."""
     for index, item in enumerate(config.settings.listen.admin):
         if item.tls is None and not is_local(item.address):
             faults.put(
                 config.fault(
                     ("listen", "admin", index),
-                    f"{item.address} can be reached from other machines, and tokens of administrators would"
-                    " cross the network in the clear: add 'tls', or listen on 127.0.0.1 or a Unix socket; for"
-                    " /metrics and probes alone put the address under 'listen.metrics', which needs no TLS",
+                    f"{item.address} can be reached from other machines, and administrators' tokens would"
+                    " cross the network unencrypted: add 'tls', or listen on 127.0.0.1 or a Unix socket; for"
+                    " /metrics and probes alone move the address to 'listen.metrics', which needs no TLS",
                 )
             )
 
 
-def put_repeated_address(config: Config, faults: FaultList) -> None:
-    """Note in *faults* each address that is given twice: both would bind, and each get half the calls."""
+def check_repeated_address(config: Config, faults: FaultList) -> None:
+    """Add to *faults* each repeated address: both listeners would bind it, and each get half the calls."""
     first: dict[Endpoint, str] = {}
     for kind in LISTEN_KINDS:
         for index, item in enumerate(getattr(config.settings.listen, kind)):
@@ -36,17 +36,17 @@ def put_repeated_address(config: Config, faults: FaultList) -> None:
                 faults.put(
                     config.fault(
                         ("listen", kind, index),
-                        f"{item.address} is also the address of {name}: give each its own",
+                        f"{item.address} is also the address of {name}: give each listener its own address",
                     )
                 )
 
 
 def refuse_open_admin(config: Config) -> None:
     """
-    Refuse an admin listener that a token would be sent to in the clear.
+    Refuse an admin listener that would receive tokens unencrypted.
 
     Raises:
-        FileFaultsError: *config* has one.
+        FileFaultsError: *config* has such a listener.
     """
     faults = FaultList(config.tree.file)
     check_open_admin(config, faults)
@@ -64,21 +64,21 @@ def is_local(endpoint: Endpoint) -> bool:
         return True
     try:
         return is_loopback(parse_address(endpoint.host))
-    except AddressError:  # a name may lead anywhere, and tomorrow elsewhere
+    except AddressError:  # a name may resolve to any address
         return False
 
 
 def is_shared(config: Config) -> bool:
-    """Whether workers of *config* share its store, so that another worker has the same buckets."""
+    """Whether all workers of *config* share the buckets of its store."""
     return config.settings.store.partition(":")[0] not in UNSHARED_SCHEMES
 
 
 def check_unshared_store(config: Config, count: int, faults: FaultList) -> None:
-    """Note in *faults* when each of *count* workers would have the store of *config* for itself."""
+    """Add to *faults* an embedded store with several workers: each worker would have its own buckets."""
     scheme = config.settings.store.partition(":")[0]
     if count == 1 or is_shared(config):
         return
-    meant = (
+    workers = (
         f"'auto' is {count} workers here, and they"
         if config.settings.workers == "auto"
         else f"{count} workers"
@@ -86,18 +86,18 @@ def check_unshared_store(config: Config, count: int, faults: FaultList) -> None:
     faults.put(
         config.fault(
             ("workers",),
-            f"{meant} would each have buckets of their own in 'store: {scheme}:', so every limit would be"
-            f" {count} times as high; write 'workers: 1', or name a store that they share",
+            f"{workers} would each have their own buckets in 'store: {scheme}:', so every limit would be"
+            f" {count} times as high; set 'workers: 1', or a shared store, such as 'store: redis://HOST'",
         )
     )
 
 
 def refuse_unshared_store(config: Config, count: int) -> None:
     """
-    Refuse *count* workers on a store that each of them would have for itself.
+    Refuse *count* workers on an embedded store, which they would not share.
 
     Raises:
-        FileFaultsError: *config* names such a store.
+        FileFaultsError: *config* has several workers and an embedded store.
     """
     faults = FaultList(config.tree.file)
     check_unshared_store(config, count, faults)

@@ -1,12 +1,12 @@
 """
-Where settings come from: a YAML file, and the environment on top of it.
+The sources of settings: a YAML file, overridden by environment variables.
 
-Both become one tree of plain values plus an *origin* for each value in it, so that a mistake that is
-found later can be told with its file and line, or with its variable.
+Both become one tree of plain values with an *origin* for each value, so that a mistake found later is
+reported with its file and line, or with its variable.
 
-Each key is also a variable: `listen.grpc` is SIDECAR_LISTEN__GRPC. Its value is text as it stands for
-keys that are text, else a YAML scalar, or JSON or YAML where it begins with '[' or '{' or has several
-lines. A list may also be written with commas. Empty = not set.
+Each key is also a variable: `listen.grpc` is SIDECAR_LISTEN__GRPC. Its value is the text itself for keys that
+are text, else a YAML scalar, or JSON or YAML if it begins with '[' or '{' or has several lines. A list may
+also be written with commas. Empty = not set.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CONFIG_BYTES_MAX = 1 << 20
 """A thousand routes take 100 kB."""
 
 RESERVED = frozenset({"SIDECAR_CONFIG", "SIDECAR_API_KEY", "SIDECAR_SERVER", "SIDECAR_ADMIN_TOKEN"})
-"""Variables of the command line; no settings."""
+"""Variables of the command line, which are not settings."""
 
-# Kubernetes sets these in every pod for each Service of its namespace: here for one called 'sidecar' or
-# 'sidecar-<anything>'. The value decides with the name, so that a mistyped setting is still an error.
+# Kubernetes sets these in every pod for each Service of its namespace, here for a Service 'sidecar' or
+# 'sidecar-<anything>'. The pattern includes the value, so that a mistyped setting is still an error.
 _SERVICE_LINK = re.compile(
     r"SIDECAR_(?:[A-Z0-9_]+_)?(?:"
     r"(?:SERVICE_HOST|PORT_\d+_(?:TCP|UDP|SCTP)_ADDR)=[0-9a-fA-F.:]+"
@@ -58,7 +58,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 def dotted(path: KeyPath) -> str:
     """
-    *path* as people write it.
+    *path* as text.
 
     >>> dotted(("listen", "grpc", 0, "tls"))
     'listen.grpc[0].tls'
@@ -81,14 +81,14 @@ def variable(path: KeyPath) -> str:
 
 @dataclass(slots=True)
 class ConfigTree:
-    """The values as they were given, and where: `origins` holds (file or variable, line)."""
+    """The configured values, and their origins: (file or variable, line)."""
 
     file: str
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, tuple[str, int | None]] = field(default_factory=dict)
 
     def fault(self, path: KeyPath, problem: str) -> FileFault:
-        """A mistake at *path*, with the place of the nearest value that was given."""
+        """A mistake at *path*, with the origin of the nearest configured value."""
         known = path
         while known and known not in self.origins:
             known = known[:-1]
@@ -96,7 +96,7 @@ class ConfigTree:
         return FileFault(file, line, dotted(path), problem)
 
     def put(self, path: KeyPath, value: object, origin: tuple[str, int | None]) -> None:
-        """Set the value at *path* (mappings only), replacing what was there."""
+        """Set the value at *path* (mappings only)."""
         inner = self.values
         for depth, part in enumerate(path[:-1], 1):
             following = inner.get(str(part))
@@ -115,7 +115,7 @@ class ConfigTree:
 
 
 def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
-    """The tree of the YAML file at *path*, which messages call *file*; mistakes go to *faults*."""
+    """Read the YAML file at *path*, called *file* in messages; add mistakes to *faults*."""
     tree = ConfigTree(file)
     try:
         with path.open("rb") as stream:
@@ -140,7 +140,7 @@ def read_config_file(path: Path, file: str, faults: FaultList) -> ConfigTree:
 
 
 def _address_hint(content: bytes, line: int) -> str:
-    """What to add about a YAML mistake at *line*: an IPv6 address without quotes begins like a list."""
+    """A hint for a YAML mistake at *line*: an IPv6 address without quotes looks like a list."""
     lines = content.splitlines()[max(0, line - 2) : line]
     if any(_IPV6_UNQUOTED.search(text.decode(errors="replace")) for text in lines):
         return "; put an IPv6 address in quotes: '[::]:9194'"
@@ -150,7 +150,7 @@ def _address_hint(content: bytes, line: int) -> str:
 def _plain(node: YamlNode, path: KeyPath, tree: ConfigTree, faults: FaultList) -> Any:
     if isinstance(node, YamlMap):
         for key, line in node.repeated:
-            faults.add(line, dotted((*path, key)), "stands twice; keep one of the two")
+            faults.add(line, dotted((*path, key)), "is given more than once; keep one")
         values = {}
         for key, (line, inner) in node.entries.items():
             tree.origins[(*path, key)] = tree.file, line
@@ -168,10 +168,10 @@ def _plain(node: YamlNode, path: KeyPath, tree: ConfigTree, faults: FaultList) -
 def add_environment(
     tree: ConfigTree, environ: Mapping[str, str], model: type[BaseModel], faults: FaultList
 ) -> None:
-    """Put the settings in *environ* over those in *tree*; mistakes go to *faults*."""
+    """Override the settings in *tree* with those in *environ*; add mistakes to *faults*."""
     kinds = dict(settings_of(model))
     paths = {variable(path): path for path in kinds}
-    for name in sorted(environ):  # a mapping before its own keys
+    for name in sorted(environ):  # a mapping comes before its keys
         if not name.startswith(PREFIX) or name in RESERVED:
             continue
         if name not in paths:
@@ -217,12 +217,13 @@ def _environment_value(text: str, kind: Any, name: str, faults: FaultList) -> ob
 
 
 def _yaml_value(text: str, name: str, faults: FaultList) -> object:
-    """The value of a variable in YAML, of which JSON is a part."""
+    """The value of a variable in YAML or JSON."""
+
     try:
         root = read_yaml(text)
     except YamlError as error:
-        told = f"{error.problem.removesuffix(SYNTAX_HINT)}: {quoted(text)}"
-        problem = f"{told}; write JSON, with every address in quotes"
+        syntax = error.problem.removesuffix(SYNTAX_HINT)
+        problem = f"{syntax}: {quoted(text)}; write JSON, with every address in quotes"
         faults.put(FileFault(name, error.line if "\n" in text else None, "", problem))
         return ()
     mistakes = FaultList(name)

@@ -1,8 +1,8 @@
 """
-The control plane: which registry a configuration has that administrators can change, and opening it.
+The control plane: opens the registry that administrators can change, and builds the admin API.
 
-There are two: the SQLite file that `registry: sqlite:PATH` names, beside the embedded store, and the
-registry in the store that a fleet shares. A YAML file is a registry, too, but one that its owner edits.
+This registry is the SQLite file of `registry: sqlite:PATH`, with an embedded store, or part of the shared
+store of a fleet. A registry in a YAML file is changed by editing it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from sidecar.transports.http1.asgi import AsgiApp
 
 NO_CONTROL_PLANE = (
-    f"administrators can change nothing here: set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared"
-    " 'store:' without 'registry', and restart"
+    f"for an admin API set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared 'store:' without"
+    " 'registry', and restart"
 )
 
 
-def put_registry_faults(config: Config, faults: FaultList) -> None:
-    """Note in *faults* when store and registry of *config* do not go together."""
+def check_registry_settings(config: Config, faults: FaultList) -> None:
+    """Add to *faults* a combination of store and registry in *config* that cannot work."""
     has_shared_registry = config.settings.shared_store is not None and config.has_control_plane
     if config.settings.registry_id and not has_shared_registry:
         faults.put(
             config.fault(
                 ("registry_id",),
-                "names a registry in a shared store, and there is none: remove it, or set a shared"
+                "names a registry in a shared store, but none is configured: remove it, or set a shared"
                 " 'store' and no 'registry'",
             )
         )
@@ -49,26 +49,26 @@ def put_registry_faults(config: Config, faults: FaultList) -> None:
     faults.put(
         config.fault(
             ("registry",),
-            "the store is shared, and a SQLite file is not: other sidecars would not see its changes; leave"
-            " 'registry' out, so that the integrations are in the store, or write 'store: embedded:'",
+            "the store is shared, but other sidecars do not see changes in a SQLite file; remove 'registry'"
+            " to keep the integrations in the store, or set 'store: embedded:'",
         )
     )
 
 
 def key_path_of(config: Config) -> Path | None:
-    """The file with the keys that seal webhook secrets: the named one, or the one beside the registry."""
-    named, database = config.webhook_key_path, config.registry_database
-    if named is not None or database is None:
-        return named
+    """The file of keys that encrypt webhook secrets: the configured one, or the one beside the registry."""
+    configured, database = config.webhook_key_path, config.registry_database
+    if configured is not None or database is None:
+        return configured
     return database.with_name(f"{database.name}.key")
 
 
 def sealer_of(config: Config) -> KeySealer | None:
     """
-    What seals the webhook secrets of *config*; None = no key is named, and there is no place to make one.
+    The sealer for the webhook secrets of *config*; None = no key file is configured.
 
-    Beside a SQLite registry a key file is made at the first start, '<registry>.key'. In a fleet all
-    sidecars need the same keys, so there they must be named.
+    With a SQLite registry the first start creates a key file, '<registry>.key'. All sidecars of a fleet need
+    the same keys, so with a shared store the key file must be configured.
 
     Raises:
         FileFaultsError: the key file cannot be used.
@@ -95,7 +95,7 @@ def build_admin_api(
     token_uses: TokenUses,
 ) -> AsgiApp:
     """
-    The admin API over *registry*, as *config* has it; it notes in *token_uses* who calls.
+    Build the admin API of *registry*, configured by *config*; it records its callers in *token_uses*.
 
     Raises:
         FileFaultsError: the key file for webhook secrets cannot be used.
@@ -117,11 +117,11 @@ async def open_registry(config: Config) -> Registry:
     Open the registry of *config* that administrators can change; the caller closes it (`aclose`).
 
     Raises:
-        FileFaultsError: there is none, or the configuration holds mistakes.
-        RegistryError: the SQLite file cannot be used. A shared store is first asked with the first call.
+        FileFaultsError: there is no such registry, or the configuration holds mistakes.
+        RegistryError: the SQLite file cannot be used. A shared store is not contacted before the first call.
     """
     faults = FaultList(config.tree.file)
-    put_registry_faults(config, faults)
+    check_registry_settings(config, faults)
     if not config.has_control_plane:
         faults.put(config.fault(("registry",), _no_control_plane(config)))
     faults.raise_any()
@@ -142,7 +142,7 @@ async def open_registry(config: Config) -> Registry:
 
 
 def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:
-    """Take from *buckets* only by records of the history that their store holds, which *followed* knows."""
+    """Let *buckets* check their records against *followed*, so that a store that lost changes is not used."""
     from sidecar.stores.registry.redis.registry import RedisRegistry
 
     buckets.refresh = followed.refresh
@@ -158,10 +158,10 @@ def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None
 
 async def registry_of(config: Config) -> Registry:
     """
-    `open_registry` for who cannot run without it: a file that cannot be used is a mistake of *config*.
+    Open the registry as `open_registry`, but report an unusable file as a mistake in *config*.
 
     Raises:
-        FileFaultsError: there is none, or its file cannot be used, or the configuration holds mistakes.
+        FileFaultsError: there is no such registry, its file cannot be used, or *config* holds mistakes.
     """
     try:
         return await open_registry(config)
@@ -172,7 +172,7 @@ async def registry_of(config: Config) -> Registry:
 
 
 def _no_control_plane(config: Config) -> str:
-    """Why administrators can change nothing, and what to do."""
+    """Why there is no admin API, and what to do."""
     if config.registry_path is not None:
         return f"is the file {config.registry_path}, which is changed by editing it; {NO_CONTROL_PLANE}"
     return f"is not set; {NO_CONTROL_PLANE}"

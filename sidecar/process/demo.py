@@ -1,4 +1,4 @@
-"""A configuration and a registry to play with, written once into a directory, with fresh API keys."""
+"""The demo: a configuration and a registry with new API keys, written once into a directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ routes:
 
 
 class Demo(NamedTuple):
-    """Where the demo is, and the API key of each integration in it."""
+    """The configuration file of the demo, and the API key of each integration."""
 
     config: Path
     api_keys: dict[str, str]
@@ -42,7 +42,7 @@ class Demo(NamedTuple):
 
 def prepare_demo(directory: Path) -> Demo:
     """
-    Write what is missing of the demo into *directory*; what is there stays.
+    Write the missing files of the demo into *directory*; existing files stay.
 
     Raises:
         OSError: the directory cannot be written.
@@ -82,7 +82,7 @@ def _registry(keys: dict[str, NewApiKey]) -> str:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, from its first byte on."""
+    """Write a file that never has other permissions than 0600."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         os.fchmod(descriptor, 0o600)

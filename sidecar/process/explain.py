@@ -1,4 +1,4 @@
-"""One decision, told step by step: what was looked at, what came of it, and the whole answer."""
+"""Explains a decision step by step: what each step checked, its outcome, and the answer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _ROUTE_FAULTS = {
 
 
 class ExplainedStep(NamedTuple):
-    """One step: `outcome` is 'passed', 'failed' or 'not reached'; `detail` says what was found."""
+    """One step: `outcome` is 'passed', 'failed' or 'not reached'; `detail` gives the reason."""
 
     name: str
     outcome: str
@@ -64,7 +64,7 @@ class ExplainedStep(NamedTuple):
 def explain(
     request: AccessRequest, decision: Decision, routes: RouteReadings[Route] | None = None
 ) -> list[ExplainedStep]:
-    """The steps of *decision*, from what its evaluation found; routes are named where *routes* is given."""
+    """The steps of *decision* about *request*; they name the routes if *routes* is given."""
     failed = STEPS.index(_FAILED_STEP[decision.reason]) if decision.reason in _FAILED_STEP else len(STEPS)
     steps = []
     for index, name in enumerate(STEPS):
@@ -80,7 +80,7 @@ def explain(
 
 
 def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
-    """Everything about a decision for `--json`."""
+    """A decision as the JSON object of `--json`."""
     decision, evaluation = answer.decision, answer.decision.evaluation
     return {
         "decision_id": decision.id,
@@ -132,13 +132,13 @@ def _path(request: AccessRequest, decision: Decision) -> str:
 
 
 def _named_routes(step: str, request: AccessRequest, routes: RouteReadings[Route]) -> str:
-    """What *step* adds: the two routes that an ambiguous path leads to, or the one that matches."""
+    """The route that matches, or the two routes of an ambiguous path, as text for *step*."""
     try:
         route = routes.find(request.method, request.path)
     except AmbiguousRouteError as error:
-        told = " and ".join(map(str, error.targets))
+        matches = " and ".join(map(str, error.targets))
         return (
-            f" It leads to {told}. If the upstream reads paths in one known way, set 'paths.case' and"
+            f" It matches {matches}. If you know how the upstream reads paths, set 'paths.case' and"
             " 'paths.trailing_slash'."
         )
     except PathRefusedError:

@@ -1,7 +1,7 @@
 """
-Makes administrators on the registry itself: the first one, and one to come back with when nobody else can.
+Creates administrators in the registry itself: the first one, and one for recovery when all tokens are lost.
 
-Both are made by whoever owns the registry's file or the credentials of its store, past the admin API.
+This needs access to the registry's file or store, and bypasses the admin API.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _USER = re.compile(r"[0-9A-Za-z._-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
-class MadeAdministrator:
+class CreatedAdministrator:
     """
-    What was made; `token` is nowhere else, `expires_at` is ISO 8601 in UTC.
+    A new administrator; `token` is stored nowhere else, `expires_at` is ISO 8601 in UTC.
 
     `is_durable` and `lacks_replicas` as in `DurabilityView`.
     """
@@ -43,14 +43,14 @@ class MadeAdministrator:
     lacks_replicas: bool
 
 
-async def make_first_administrator(
+async def create_first_administrator(
     registry: Registry, id: str, name: str, lifetime_s: int
-) -> MadeAdministrator:
+) -> CreatedAdministrator:
     """
-    Make the administrator *id* with a token that lives for *lifetime_s*.
+    Create the administrator *id* with a token that expires after *lifetime_s*.
 
     Raises:
-        RefusedError: the registry has had administrators before, or the id or the name cannot be.
+        RefusedError: the registry has had administrators before, or the id or the name is invalid.
         RegistryError: the registry failed.
     """
 
@@ -66,12 +66,12 @@ async def recover_administrator(
     name: str,
     reason: str,
     lifetime_s: int,
-) -> MadeAdministrator:
+) -> CreatedAdministrator:
     """
-    Make the administrator *id*, whose access depends on no other one; see `administrators.Recover`.
+    Create the administrator *id*, whom no other administrator has granted access; see `Recover`.
 
     Raises:
-        RefusedError: the registry never had an administrator, or the id or a text cannot be.
+        RefusedError: the registry never had an administrator, or the id or a text is invalid.
         RegistryError: the registry failed.
     """
 
@@ -82,7 +82,7 @@ async def recover_administrator(
 
 
 def local_actor() -> Actor:
-    """The user of this machine who runs the process, as the audit log names them."""
+    """The operating-system user of this process, as the audit log names users."""
     uid = os.getuid()
     try:
         name = pwd.getpwuid(uid).pw_name
@@ -92,7 +92,7 @@ def local_actor() -> Actor:
 
 
 def local_context() -> ChangeContext:
-    """Where a change comes from that is made on the registry itself."""
+    """The origin of a change that is made in the registry itself."""
     return ChangeContext(request_id=secrets.token_hex(8), source="local")
 
 
@@ -101,14 +101,14 @@ async def _make(
     command: Callable[[NewToken], AdminCommand],
     actor: Actor | None,
     lifetime_s: int,
-) -> MadeAdministrator:
+) -> CreatedAdministrator:
     fresh = generate_api_key(TOKEN_PREFIX)
-    await registry.token_holder(fresh.credential_id)  # nobody's; the reply tells the registry's time
+    await registry.token_holder(fresh.credential_id)  # a read, to learn the registry's clock
     expires_at_us = registry.now_us() + lifetime_s * US_PER_SECOND
     token = NewToken(fresh.credential_id, fresh.digest, expires_at_us)
     made = await registry.administer(AdminRequest(command(token), actor, local_context()))
     expires_at = datetime.fromtimestamp(expires_at_us // US_PER_SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return MadeAdministrator(
+    return CreatedAdministrator(
         made.administrator.id,
         made.administrator.name,
         fresh.api_key,

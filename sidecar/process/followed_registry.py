@@ -1,4 +1,4 @@
-"""The registry that administrators change, as one process follows it, so that it is in force here."""
+"""Follows the registry that administrators change, so that changes are in force in this process."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.background import BackgroundThread
-from sidecar.process.registry_source import beside_the_event_loop
-from sidecar.process.registry_watch import let_go, tell_registry
-from sidecar.process.use_keeping import UseKeeping, use_noter
+from sidecar.process.registry_source import without_garbage_collection
+from sidecar.process.registry_watch import release_retired, set_registry_metrics
+from sidecar.process.use_writer import CredentialUseWriter, use_recorder
 from sidecar.services.decider import Decider
 from sidecar.stores.registry.live import REACH_PATIENCE_S, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.uses import CredentialUses, RefusedCallers
 
 IN_FORCE_TIMEOUT_S = 2.0
-"""How long a change waits to be in force here before its answer says that it is not yet."""
+"""How long the answer to a change waits until the change is in force in this process."""
 RESTART_INTERVAL_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
 
 OnState: TypeAlias = Callable[[str, bool, str], None]
-"""Told how a component is: its name, whether it is ready, and its state in a word."""
+"""Called with a component's name, whether it is ready, and its state as text."""
 
 _log = logging.getLogger("sidecar.registry")
 
 
 class FollowedRegistry:
     """
-    Keeps the snapshot of a decider true to a registry that this and other processes change.
+    Keeps a decider's snapshot up to date with a registry that this and other processes change.
 
-    Owns the registry: `close` ends it.
+    Owns the registry: `close` closes it.
     """
 
     def __init__(
@@ -46,43 +46,45 @@ class FollowedRegistry:
         sidecar_id: str,
         patience_s: float = REACH_PATIENCE_S,
     ) -> None:
-        """Nothing is asked before `run`; *sidecar_id* and *patience_s* are those of `LiveOptions`."""
+        """Read nothing before `run`; *sidecar_id* and *patience_s* are those of `LiveOptions`."""
         self.registry = registry
         self._decider = decider
         self._metrics = metrics
         self._on_state: OnState = lambda name, is_ready, state: None
         self._thread = BackgroundThread("registry-compile")
-        self._letting_go: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
         self._is_in_force = False
-        self._trouble = ""
+        self._problem = ""
         options = LiveOptions(
-            sidecar_id, beside=self._beside, clock_us=decider.clock_us, reach_patience_s=patience_s
+            sidecar_id, beside=self._in_thread, clock_us=decider.clock_us, reach_patience_s=patience_s
         )
-        self._live = LiveRegistry(registry, self._show, metrics, options)
-        self._live.on_trouble = self._tell
+        self._live = LiveRegistry(registry, self._install, metrics, options)
+        self._live.on_trouble = self._report_state
         uses, refusals = CredentialUses(), RefusedCallers()
-        decider.note_use = use_noter(uses, refusals)
-        self._keeping = UseKeeping(uses, refusals, registry, metrics)
+        decider.note_use = use_recorder(uses, refusals)
+        self._use_writer = CredentialUseWriter(uses, refusals, registry, metrics)
 
     async def run(self, on_state: OnState) -> None:
-        """Follow the registry until cancelled; *on_state* is told when it is loaded."""
+        """Follow the registry until cancelled; *on_state* is called when its state changes."""
         self._on_state = on_state
-        await asyncio.gather(self._again(self._live.run), self._again(self._keeping.run))
+        await asyncio.gather(
+            self._restart_forever(self._live.run), self._restart_forever(self._use_writer.run)
+        )
 
-    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do *work*, which ends only by a fault of ours: an old registry must not stay in force for that."""
+    async def _restart_forever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run *work*, and restart it after a bug, so that changes keep coming into force."""
         while True:
             try:
                 await work()
             except Exception:
-                _log.exception("following the registry failed, it begins again")
+                _log.exception("following the registry failed; restarting")
             await asyncio.sleep(RESTART_INTERVAL_S)
 
     def refresh(self, integration_id: str, generation: int, done: Callable[[bool], None]) -> None:
         """
-        Put the integration's record into force: the store knows it in *generation*. See `LiveRegistry`.
+        Load the integration's record, which the store has in *generation*. See `LiveRegistry`.
 
-        Until it is, the record that is in force here opens no door if the store should fail now.
+        Until then the outdated record allows no request while the store is down.
         """
         compiled = self._decider.snapshot.integrations.get(integration_id)
         if compiled is not None and compiled.generation != generation:
@@ -90,11 +92,11 @@ class FollowedRegistry:
         self._live.refresh(integration_id, generation, done)
 
     def doubt(self) -> None:
-        """Put everything out of force until it was loaded anew: a server lacks what was followed."""
+        """Stop using the registry until it is loaded again: its server lacks changes that were in force."""
         self._live.doubt()
 
     def reload(self) -> None:
-        """Look for changes at once."""
+        """Check for changes at once."""
         self._live.reconcile()
 
     async def put_in_force(self, position: Position) -> bool:
@@ -102,48 +104,48 @@ class FollowedRegistry:
         return await self._live.reach(position, IN_FORCE_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Let go of the registry; `run` must have ended."""
-        for task in self._letting_go:
+        """Close the registry; `run` must have ended."""
+        for task in self._releases:
             task.cancel()
-        await asyncio.gather(*self._letting_go, return_exceptions=True)
-        await self._keeping.end()
+        await asyncio.gather(*self._releases, return_exceptions=True)
+        await self._use_writer.end()
         self._thread.close()
         await close_registry(self.registry)
 
-    def _beside(self, work: Callable[[], Any]) -> Awaitable[Any]:
-        """Compile in a thread of its own, without holding up decisions."""
+    def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        """Run *work* in the background thread, without delaying decisions."""
 
         def job() -> Any:
-            with beside_the_event_loop():
+            with without_garbage_collection():
                 return work()
 
         return self._thread.run(job)
 
-    def _show(self, snapshot: Snapshot, retired: Sequence[CompiledIntegration]) -> None:
+    def _install(self, snapshot: Snapshot, retired: Sequence[CompiledIntegration]) -> None:
         """Put *snapshot* in force."""
         was_in_force = self._is_in_force
         self._decider.snapshot = snapshot
-        tell_registry(snapshot, self._metrics)
+        set_registry_metrics(snapshot, self._metrics)
         self._is_in_force = snapshot.is_loaded or bool(snapshot.integrations)
         if self._is_in_force is not was_in_force:
-            self._tell(self._trouble)
+            self._report_state(self._problem)
         if retired:
-            task = asyncio.get_running_loop().create_task(let_go(list(retired)))
-            self._letting_go.add(task)
-            task.add_done_callback(self._letting_go.discard)
+            task = asyncio.get_running_loop().create_task(release_retired(list(retired)))
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
 
-    def _tell(self, trouble: str) -> None:
-        """State how the registry is: without *trouble* it is followed."""
-        self._trouble = trouble
+    def _report_state(self, problem: str) -> None:
+        """Report the registry's state; *problem* '' = it is followed."""
+        self._problem = problem
         if self._is_in_force:
-            state = f"loaded, but not followed: {trouble}" if trouble else "loaded"
+            state = f"loaded, but not followed: {problem}" if problem else "loaded"
         else:
-            state = trouble or "starting"
+            state = problem or "starting"
         self._on_state("registry", self._is_in_force, state)
 
 
 async def close_registry(registry: Registry) -> None:
-    """Let go of *registry* within a bound, whatever its state; what fails is told."""
+    """Close *registry* within `CLOSE_TIMEOUT_S`; log a failure."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await registry.aclose()

@@ -1,9 +1,8 @@
 """
 The page /metrics, rendered a few samples at a time.
 
-A whole page takes several milliseconds, in which an event loop that it shares with decisions would make
-none. All who ask while a page is being rendered get the next one, so that any number of them cost no
-more than one page after another.
+A whole page takes several milliseconds, which would delay the decisions on the same event loop. Requests that
+arrive while a page is rendered share the next page, so that any number of requests costs one page at a time.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ class MetricsPage:
         self._queue: WorkQueue | None = None
         self._waiting: dict[str, list[Exchange]] = {}
         self._encoders: dict[str, Encode] = {}
-        self._content_type = ""  # of the page that is being rendered; '' = none is
+        self._content_type = ""  # of the page in progress; '' = none
         self._readers: list[Exchange] = []
         self._pieces: Iterator[bytes] = iter(())
         self._page: list[bytes] = []
-        self._response: Response | None = None  # the finished page, which is being handed out
+        self._response: Response | None = None  # the finished page, while it is sent
 
     def serve(self, exchange: Exchange) -> None:
-        """Answer with a page that is rendered from now on, in the format that the request prefers."""
+        """Answer with the next page, in the format that the request prefers."""
         accept = b",".join(exchange.request.values(b"accept")).decode("latin-1")
         encode, content_type = choose_encoder(accept)
         self._encoders[content_type] = encode
@@ -57,7 +56,7 @@ class MetricsPage:
             self._begin()
 
     def work(self) -> None:
-        """Render a piece of the page, or answer one of its readers (from the work queue)."""
+        """Render a piece of the page, or send it to one of its readers (called by the work queue)."""
         if self._response is None:
             self._render()
         elif self._readers:
@@ -75,7 +74,7 @@ class MetricsPage:
             piece = next(self._pieces, None)
         except Exception:
             _log.exception("rendering the metrics failed")
-            detail = "The metrics cannot be shown; the log says why."
+            detail = "Rendering the metrics failed; see the sidecar's log."
             self._response = problem(500, "Internal Server Error", detail)
             return
         if piece is not None:
@@ -96,7 +95,7 @@ class MetricsPage:
 
 
 class _OneFamily:
-    """What encoders take for a registry: it collects one part of one family."""
+    """A registry, for encoders, that holds a part of one metric family."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -122,5 +121,5 @@ def _pieces(registry: CollectorRegistry, encode: Encode) -> Iterator[bytes]:
 
 
 def _without_head(text: bytes) -> bytes:
-    """*text* without HELP and TYPE, which came with the first samples of the family."""
+    """*text* without HELP and TYPE, which precede the family's first samples only."""
     return b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"# "))

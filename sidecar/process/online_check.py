@@ -1,4 +1,4 @@
-"""What the shared store says to a configuration: reachable, of the right kind, fit for what lives there."""
+"""Checks the shared store of a configuration: reachable, of the configured kind, with fitting settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 10.0
 
 
 class OnlineReport(NamedTuple):
-    """What the store answered, in words, and remarks."""
+    """Facts about the store, as text, and warnings."""
 
     facts: tuple[str, ...]
     warnings: tuple[FileFault, ...]
@@ -30,10 +30,10 @@ class OnlineReport(NamedTuple):
 
 async def ask_store(config: Config) -> OnlineReport:
     """
-    Ask the shared store of *config*; writes nothing there. An embedded store has nothing to ask.
+    Check the shared store of *config* without writing to it; an embedded store needs no check.
 
     Raises:
-        FileFaultsError: the store cannot be used as it is configured; says why.
+        FileFaultsError: the store cannot be used as configured; the message gives the reason.
     """
     url = config.settings.shared_store
     if url is None:
@@ -47,11 +47,11 @@ async def ask_store(config: Config) -> OnlineReport:
         async with asyncio.timeout(TIMEOUT_S):
             link = await _open(connector, url, space)
             try:
-                report = await _look(link, config, space, faults)
+                report = await _inspect(link, config, space, faults)
             finally:
                 link.abort()
     except TimeoutError:
-        problem = f"no answer within {TIMEOUT_S:g} s; look at the address, the network and the server"
+        problem = f"no answer within {TIMEOUT_S:g} s; check the address, the network and the server"
         faults.put(config.fault(("store",), f"the store at {url} cannot be used: {problem}"))
     except CONNECT_ERRORS as error:
         problem = str(error) or type(error).__name__
@@ -61,7 +61,7 @@ async def ask_store(config: Config) -> OnlineReport:
 
 
 async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
-    """A link to the primary that holds the home partition."""
+    """Open a link to the primary that holds the home partition."""
     if url.kind is StoreTopology.SENTINEL:
         watch = SentinelWatch(connector, lambda primary: None)
         try:
@@ -72,25 +72,25 @@ async def _open(connector: Connector, url: StoreUrl, space: KeySpace) -> Link:
         return await connector.open(url.addresses[0])
     owners = (await find_slots(connector, url.addresses)).owners(space)
     if HOME not in owners:
-        raise ConnectionError(f"no node serves slot {space.slot_of(HOME)}, so the Cluster is not whole")
+        raise ConnectionError(f"no node of the Cluster serves slot {space.slot_of(HOME)}; see CLUSTER INFO")
     return await connector.open(owners[HOME])
 
 
-async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) -> OnlineReport:
-    """What *link*, which the connector found fit, leads to."""
+async def _inspect(link: Link, config: Config, space: KeySpace, faults: FaultList) -> OnlineReport:
+    """Report on the server at the end of *link*, which the connector has accepted."""
     facts = ["reachable"]
     warnings: list[FileFault] = []
     info = await _info(link)
     if info is None:
         warnings.append(
             config.fault(
-                ("store",), "the server does not say what it evicts (INFO): allow +info for this user"
+                ("store",), "the eviction policy is unknown: allow this user the command INFO (ACL +info)"
             )
         )
     else:
         facts.append(f"version {info.fields.get('valkey_version') or info.fields.get('redis_version')}")
         facts.append(f"maxmemory-policy {info.evicting_policy or NOEVICTION}")
-        if info.evicting_policy:  # where the registry is, the connector has refused it
+        if info.evicting_policy:  # with a registry, the connector has refused it
             problem = eviction_problem(link.address, info.evicting_policy, holds_registry=False)
             warnings.append(config.fault(("store",), problem))
     layout = (await link.request("GET", space.layout_key) or b"").decode(errors="replace")
@@ -110,15 +110,16 @@ async def _look(link: Link, config: Config, space: KeySpace, faults: FaultList) 
             warnings.append(
                 config.fault(
                     ("store",),
-                    "no registry is there, so every API key is refused: create one with 'sidecar admin"
-                    " bootstrap', or look whether prefix and database are right",
+                    "the store holds no registry, so every API key is refused: create one with 'sidecar admin"
+                    " bootstrap', or check the prefix and the database",
                 )
             )
     return OnlineReport(tuple(facts), tuple(warnings))
 
 
 async def _info(link: Link) -> ServerInfo | None:
-    """What the server tells of itself; None = the user may not ask."""
+    """The server's INFO; None = the user may not run it."""
+
     try:
         return ServerInfo.parse(await link.request("INFO"))
     except ErrorReply:

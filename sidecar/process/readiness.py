@@ -11,7 +11,7 @@ from sidecar.process.settings import DECIDING_KINDS
 
 
 class Component(NamedTuple):
-    """One thing that must be ready, and its state in a word."""
+    """A part of the process that must be ready, and its state as text."""
 
     is_ready: bool
     state: str
@@ -19,7 +19,7 @@ class Component(NamedTuple):
 
 def describe_unready(components: Mapping[str, Component]) -> str:
     """
-    The components that are not ready, as text.
+    Return the components that are not ready, as text.
 
     >>> describe_unready({"grpc": Component(True, "serving"), "store": Component(False, "unreachable")})
     'store: unreachable'
@@ -32,7 +32,7 @@ SOUND_STATES = frozenset({"serving", "loaded", "none", "connected"})
 
 def describe_degraded(components: Mapping[str, Component]) -> str:
     """
-    The components that are ready although something is wrong with them, as text.
+    Return the components that are ready but have a problem, as text.
 
     >>> describe_degraded({"registry": Component(True, "loaded, but not followed")})
     'registry: loaded, but not followed'
@@ -45,15 +45,15 @@ def describe_degraded(components: Mapping[str, Component]) -> str:
 
 
 class Readiness:
-    """Ready = every component is; `/readyz` and the gauge `sidecar_ready` tell it."""
+    """Whether every component is ready; shown by `/readyz` and the gauge `sidecar_ready`."""
 
     def __init__(self, metrics: Metrics, components: tuple[str, ...]) -> None:
-        """Expect *components*, each of them 'starting'."""
+        """Start with *components*, each of them 'starting'."""
         self._metrics = metrics
         self._components = {name: Component(False, "starting") for name in components}
         self._metrics.set("sidecar_ready", to=0)
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a component was stated anew."""
+        """Called after each `set`."""
 
     @property
     def is_ready(self) -> bool:
@@ -67,15 +67,15 @@ class Readiness:
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """The components by name, with 'files' when one cannot be read."""
+        """The components by name, with 'files' while a file cannot be read."""
         return {**self._components, **self.files}
 
     @property
     def files(self) -> dict[str, Component]:
         """
-        Which files cannot be read now, as the component 'files'; empty = all can be read.
+        The kinds of files that cannot be read now, as the component 'files'; empty = all can be read.
 
-        The last content is in force, so the process still decides and stays ready.
+        The last content stays in force, so the process is still ready.
         """
         kinds = unreadable_kinds(self._metrics)
         if not kinds:
@@ -84,13 +84,13 @@ class Readiness:
 
     @property
     def unready_before_serving(self) -> str:
-        """What is not ready but for the listeners themselves, as text; '' = nothing."""
+        """The components other than listeners that are not ready, as text; '' = none."""
         return describe_unready(
             {name: each for name, each in self.components.items() if name not in DECIDING_KINDS}
         )
 
     def set(self, name: str, is_ready: bool, state: str) -> None:
-        """State anew how *name* is."""
+        """Set the state of the component *name*."""
         self._components[name] = Component(is_ready, state)
         self._metrics.set("sidecar_ready", to=int(self.is_ready))
         self.on_change()

@@ -1,4 +1,4 @@
-"""The registry file as a source of snapshots: what changed since the last look, compiled."""
+"""Reads and compiles the registry file whenever it has changed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from sidecar.sources.yaml_nodes import YamlCancelledError
 from sidecar.stores.registry.file.registry_file import load_registry_bytes, parse_registry
 
 LOADING_SWITCH_INTERVAL_S = 0.000_2
-"""How long a loading thread may keep the interpreter from the event loop; Python's default is 5 ms."""
+"""How long a loading thread may hold the interpreter while the event loop waits; Python's default is 5 ms."""
 
 Stamp: TypeAlias = tuple[int, int, int, int] | None
 
 UNREAD: Stamp = (0, 0, 0, 0)
-"""The stamp of a file that was not read: no look finds the file unchanged."""
+"""The stamp of a file that was not read: it equals no file's stamp, so the next poll reads the file."""
 
 
 class LoadedRegistry(NamedTuple):
-    """A registry that can be put into force, remarks on it, and how long loading it took."""
+    """A loaded registry, warnings about it, and how long loading took."""
 
     snapshot: Snapshot
     warnings: tuple[FileFault, ...] = ()
@@ -41,14 +41,14 @@ class LoadedRegistry(NamedTuple):
 
 class RegistrySource:
     """
-    Reads one registry file again and again. Not thread-safe: one caller at a time.
+    Reads one registry file repeatedly. Not thread-safe.
 
-    A change is only taken up once the file has stopped changing, which two looks in a row tell: a
-    file that is being written in place may be valid and yet lack half of its integrations.
+    A changed file is read only after two polls in a row found it unchanged: a file that is being written in
+    place may be valid and yet lack half of its integrations.
     """
 
     def __init__(self, path: Path, file: str, catalogue: ScopeCatalogue) -> None:
-        """Read *path*, which messages call *file*; scopes are those of *catalogue*."""
+        """Read *path*, called *file* in messages; valid scopes are those of *catalogue*."""
         self.path = path
         self.file = file
         self._catalogue = catalogue
@@ -58,22 +58,22 @@ class RegistrySource:
         self._generation_floor = 0
         self._cancelled = threading.Event()
         self.is_settling = False
-        """True when the last look saw a change that the next one is to confirm."""
+        """True = the last poll saw a change; the file is read once a poll finds it unchanged."""
         self.is_unreadable = False
-        """True when the file could not be read the last time: each look tries again."""
+        """True = the file could not be read the last time: each poll tries again."""
 
     def cancel(self) -> None:
-        """End a load that another thread does, within milliseconds; from any thread, for good."""
+        """Stop loading within milliseconds, permanently; callable from any thread."""
         self._cancelled.set()
 
     def load(self, previous: Snapshot) -> LoadedRegistry | None:
         """
-        Read the file now; None = its content is what was loaded last.
+        Read the file now; None = its content is the same as at the last load.
 
-        Integrations that *previous* knows and that have not changed are taken over from it.
+        Unchanged integrations are taken over from *previous*.
 
         Raises:
-            FileFaultsError: it cannot be read or holds mistakes; what was loaded before stays right.
+            FileFaultsError: it cannot be read or holds mistakes; the previous registry stays in force.
             YamlCancelledError: `cancel` was called.
         """
         started_s = time.monotonic()
@@ -84,10 +84,10 @@ class RegistrySource:
             content, digest = load_registry_bytes(self.path, self.file)
             if digest == self._digest:
                 return None
-            with beside_the_event_loop():
+            with without_garbage_collection():
                 snapshot, warnings = self._compile(content, previous)
         except FileFaultsError as error:
-            if error.is_unreadable:  # not read, so that the next look tries again
+            if error.is_unreadable:  # the next poll tries again
                 self._read_stamp, self.is_unreadable = UNREAD, True
             raise
         except MemoryError:
@@ -102,15 +102,15 @@ class RegistrySource:
     def _compile(self, content: bytes, previous: Snapshot) -> tuple[Snapshot, tuple[FileFault, ...]]:
         records, warnings = parse_registry(content, self.file, self._catalogue, self._cancelled.is_set)
         queue = deque(records)
-        del records  # what was parsed but has not changed is let go of bit by bit
+        del records  # unchanged records are freed one by one
         return Snapshot.compile(tuple(self._numbered(queue, previous)), previous), warnings
 
-    def look(self, previous: Snapshot) -> LoadedRegistry | None:
+    def poll(self, previous: Snapshot) -> LoadedRegistry | None:
         """
-        Read the file if it has changed since it was read and has stopped changing; None = not so.
+        Read the file if it has changed and is no longer being written; None = not read, or unchanged.
 
         Raises:
-            FileFaultsError: as `load`, once for each change; at each look while it cannot be read.
+            FileFaultsError: as `load`, once for each change; at each poll while the file cannot be read.
         """
         if self.is_unreadable:
             return self.load(previous)
@@ -132,7 +132,7 @@ class RegistrySource:
         return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
     def _numbered(self, records: deque[Integration], previous: Snapshot) -> Iterator[Integration]:
-        """*records*, taken out, numbered: only one that has changed gets a higher generation."""
+        """Take out *records* and set their generations: a changed record gets a higher one."""
         while records:
             if self._cancelled.is_set():
                 raise YamlCancelledError
@@ -146,30 +146,29 @@ class RegistrySource:
             yield before if unchanged == before else replace(record, generation=before.generation + 1)
 
     def _remember_removed(self, snapshot: Snapshot, previous: Snapshot) -> None:
-        """An id that comes back must get a higher generation than it ever had: one floor for all of them."""
+        """Raise the floor of generations, so that a removed id that returns gets a higher one than before."""
         for id, compiled in previous.integrations.items():
             if id not in snapshot.integrations:
                 self._generation_floor = max(self._generation_floor, compiled.generation)
 
 
 @contextmanager
-def beside_the_event_loop() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """
-    Load much in one go without holding up the event loop's thread.
+    Run a large load in a background thread without blocking the event loop.
 
-    Garbage collection would walk over all that is new again and again, with the interpreter locked;
-    nothing that is loaded here is garbage, so it is put out of the collector's sight (`gc.freeze`). And
-    the loop gets the interpreter back sooner than usual.
+    The garbage collector would scan the new objects repeatedly with the interpreter locked. They are not
+    garbage, so `gc.freeze` excludes them. The event loop also gets the interpreter back sooner than usual.
     """
     interval_s = sys.getswitchinterval()
     was_collecting = gc.isenabled()
-    gc.collect()  # cheap: what was there before is out of sight, too
+    gc.collect()  # cheap: earlier objects are frozen
     gc.disable()
     sys.setswitchinterval(LOADING_SWITCH_INTERVAL_S)
     try:
         yield
     except BaseException:
-        gc.collect()  # before it is out of sight: what was refused is garbage
+        gc.collect()  # before gc.freeze: the objects of a failed load are garbage
         raise
     finally:
         sys.setswitchinterval(interval_s)

@@ -1,4 +1,4 @@
-"""Keeps the registry in force up to date with its file: at once on request, else within two seconds."""
+"""Applies changes of the registry file: at once on SIGHUP, otherwise within two seconds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sidecar.sources.file_faults import FileFaultsError
 
 POLL_INTERVAL_S = 1.0
 SETTLE_INTERVAL_S = 0.25
-LET_GO_PER_TURN = 200
+RELEASED_PER_TURN = 200
 SLOW_LOAD_S = 30.0
-"""A load that takes this long is told; it is probably a dead network disk."""
+"""How long a load may take before a warning: the file is probably on a dead network disk."""
 
 Load: TypeAlias = Callable[[Snapshot], LoadedRegistry | None]
 
@@ -31,10 +31,10 @@ _log = logging.getLogger("sidecar.registry")
 
 class RegistryWatch:
     """
-    Puts a new snapshot into force when the registry file changes.
+    Replaces the snapshot in force when the registry file changes.
 
-    Looking, reading and compiling happen in a thread of their own; only the swap is on the event loop,
-    and it is one assignment. Whatever goes wrong, the registry in force stays.
+    A background thread polls, reads and compiles the file; the event loop only assigns the new snapshot.
+    After any failure the previous registry stays in force.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RegistryWatch:
         metrics: Metrics,
         poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
-        """Keep *decider* up to date with *source*; count in *metrics*."""
+        """Keep *decider* up to date with *source*; count reloads in *metrics*."""
         self._source = source
         self._decider = decider
         self._metrics = metrics
@@ -54,7 +54,7 @@ class RegistryWatch:
         self._thread = BackgroundThread("registry")
 
     def reload(self) -> None:
-        """Read the file at once, whether it seems to have changed or not."""
+        """Read the file at once, even if it seems unchanged."""
         self._asked.set()
 
     async def run(self) -> None:
@@ -62,14 +62,14 @@ class RegistryWatch:
         try:
             while True:
                 is_asked = await self._wait()
-                load = self._source.load if is_asked else self._source.look
-                await self._take_up(load, is_asked)
+                load = self._source.load if is_asked else self._source.poll
+                await self._load(load, is_asked)
         finally:
             self._source.cancel()
             self._thread.close()
 
     async def _wait(self) -> bool:
-        """Until the next look is due or a reload is asked for; True = it was asked for."""
+        """Wait until the next poll is due or a reload is requested; True = a reload was requested."""
         interval_s = min(SETTLE_INTERVAL_S, self._poll_interval_s)
         if not self._source.is_settling:
             interval_s = self._poll_interval_s
@@ -80,10 +80,10 @@ class RegistryWatch:
         self._asked.clear()
         return True
 
-    async def _take_up(self, load: Load, is_asked: bool) -> None:
+    async def _load(self, load: Load, is_asked: bool) -> None:
         loading = self._thread.run(partial(load, self._decider.snapshot))
         while not (await asyncio.wait({loading}, timeout=SLOW_LOAD_S))[0]:
-            log_event(_log, logging.WARNING, "reading the registry takes long", file=self._source.file)
+            log_event(_log, logging.WARNING, "reading the registry is slow", file=self._source.file)
         try:
             loaded = loading.result()
         except FileFaultsError as error:
@@ -97,14 +97,14 @@ class RegistryWatch:
             log_event(
                 _log,
                 logging.ERROR,
-                "registry refused, the former one stays in force",
+                "registry file rejected; the previous registry stays in force",
                 file=self._source.file,
                 mistakes=error.total,
                 faults=[str(fault) for fault in error.faults],
             )
-        except Exception:  # a fault of ours must not end the watch
+        except Exception:  # a bug must not end the watch
             self._count("failed")
-            _log.exception("registry not loaded, the former one stays in force")
+            _log.exception("loading the registry failed; the previous registry stays in force")
         else:
             if not self._source.is_unreadable:
                 self._episode.end()
@@ -121,43 +121,43 @@ class RegistryWatch:
     async def _put_in_force(self, loaded: LoadedRegistry) -> None:
         retired = retired_by(self._decider.snapshot, loaded.snapshot)
         self._decider.snapshot = loaded.snapshot
-        announce(loaded, self._source.file, self._metrics)
-        await let_go(retired)
+        report_registry(loaded, self._source.file, self._metrics)
+        await release_retired(retired)
 
 
 def retired_by(before: Snapshot, after: Snapshot) -> list[CompiledIntegration]:
-    """What *after* did not take over from *before*."""
+    """The integrations of *before* that *after* does not share."""
     return [
         compiled for id, compiled in before.integrations.items() if after.integrations.get(id) is not compiled
     ]
 
 
-async def let_go(retired: list[CompiledIntegration]) -> None:
+async def release_retired(retired: list[CompiledIntegration]) -> None:
     """
-    Free *retired*, some in each turn of the event loop.
+    Free *retired*, a few in each turn of the event loop.
 
-    An integration and its credentials refer to each other. Parted here, they need no garbage
-    collection, which would walk over the whole registry with the interpreter locked.
+    An integration and its credentials refer to each other. Breaking the cycle here avoids a garbage
+    collection, which would scan the whole registry with the interpreter locked.
     """
     while retired:
-        for compiled in retired[-LET_GO_PER_TURN:]:
+        for compiled in retired[-RELEASED_PER_TURN:]:
             compiled.credentials = ()
             compiled.fragments.clear()
         del compiled
-        del retired[-LET_GO_PER_TURN:]
+        del retired[-RELEASED_PER_TURN:]
         await asyncio.sleep(0)
 
 
-def tell_registry(snapshot: Snapshot, metrics: Metrics) -> None:
-    """Tell metrics which registry is in force now."""
+def set_registry_metrics(snapshot: Snapshot, metrics: Metrics) -> None:
+    """Set the metrics of the registry in force."""
     metrics.set("sidecar_registry_integrations", to=len(snapshot.integrations))
     metrics.set("sidecar_registry_credentials", to=len(snapshot.credentials))
     metrics.set("sidecar_registry_loaded_timestamp_seconds", to=int(time.time()))
 
 
-def announce(loaded: LoadedRegistry, file: str, metrics: Metrics) -> None:
-    """Tell logs and metrics which registry is in force now."""
-    tell_registry(loaded.snapshot, metrics)
+def report_registry(loaded: LoadedRegistry, file: str, metrics: Metrics) -> None:
+    """Log the registry in force and its warnings, and set its metrics."""
+    set_registry_metrics(loaded.snapshot, metrics)
     log_event(
         _log,
         logging.INFO,
@@ -168,4 +168,4 @@ def announce(loaded: LoadedRegistry, file: str, metrics: Metrics) -> None:
         took_ms=round(loaded.took_s * 1_000),
     )
     for warning in loaded.warnings:
-        log_event(_log, logging.WARNING, "odd in the registry", at=str(warning))
+        log_event(_log, logging.WARNING, "registry warning", at=str(warning))

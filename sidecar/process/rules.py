@@ -1,4 +1,4 @@
-"""From settings to the rules of the domain, and what only the whole configuration shows to be wrong."""
+"""Compiles settings into the rules of the domain, and checks them together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SHARED_STORE_KEYS = (
     "registry_replicas_min",
     "registry_replicas_timeout_ms",
 )
-"""Settings that only a shared store gives a meaning."""
+"""Settings that have an effect only with a shared store."""
 
 
 class Rules(NamedTuple):
-    """What one configuration decides by; `warnings` are remarks on what is valid but odd."""
+    """The rules that one configuration decides by; `warnings` are about valid but doubtful settings."""
 
     policy: Policy
     style: AnswerStyle
@@ -38,7 +38,7 @@ def build_rules(config: Config) -> Rules:
     Compile the rules of *config*.
 
     Raises:
-        FileFaultsError: scopes, categories or routes do not fit together; all mistakes are counted.
+        FileFaultsError: scopes, categories or routes contradict each other; all mistakes are counted.
     """
     faults = FaultList(config.tree.file)
     catalogue = _catalogue(config, faults)
@@ -53,7 +53,7 @@ def build_rules(config: Config) -> Rules:
         client_address_rule(config),
         routes,
         catalogue,
-        resolves_every_address=config.has_control_plane,  # which tells from where a credential was used
+        resolves_every_address=config.has_control_plane,  # to record where a credential was used
     )
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))
@@ -62,7 +62,7 @@ def build_rules(config: Config) -> Rules:
 
 
 def client_address_rule(config: Config) -> ClientAddressRule:
-    """How *config* finds the client's address."""
+    """The rule by which *config* finds the client's address."""
     rule = config.settings.client_ip
     if rule.header is None:
         return PeerAddress()
@@ -72,11 +72,11 @@ def client_address_rule(config: Config) -> ClientAddressRule:
 
 
 def _without_effect(config: Config) -> tuple[FileFault, ...]:
-    """What is set about a shared store where there is none."""
+    """Warnings of settings for a shared store when the store is embedded."""
     if config.settings.shared_store is not None:
         return ()
     return tuple(
-        config.fault((key,), "has no effect: the store is embedded and always answers; set 'store'")
+        config.fault((key,), "has no effect with the embedded store, which always answers; set 'store'")
         for key in SHARED_STORE_KEYS
         if (key,) in config.tree.origins
     )
@@ -112,7 +112,7 @@ def _routes(
     return table, tuple(
         config.fault(
             ("routes", entry.index),
-            f"never matches: {_numbered(entry.hidden_by)} always win; move it up or remove it",
+            f"never matches: {_numbered(entry.hidden_by)} match first; move it up or remove it",
         )
         for entry in table.unreachable()
     )

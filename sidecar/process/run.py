@@ -1,8 +1,8 @@
 """
 One process that decides: start, run, reload on SIGHUP, drain on SIGTERM.
 
-Stopping is in this order, so that no request fails: report that it is not ready (health, /readyz), close
-the listening sockets, tell clients to reconnect elsewhere, let running calls end, then close.
+A drain fails no request: the process reports that it is not ready (health, /readyz), closes the listening
+sockets, tells clients to reconnect elsewhere, waits for running calls, and closes the connections.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sidecar.process.config import Config
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
 from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
 from sidecar.process.readiness import Component
-from sidecar.process.registry_watch import announce
+from sidecar.process.registry_watch import report_registry
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
 from sidecar.process.shutdown import (
     EXIT_FORCED,
@@ -43,20 +43,20 @@ from sidecar.transports.http1.server import STOP_TIMEOUT_S
 
 END_TIMEOUT_S = 5.0
 YOUNG_OBJECTS_MAX = 20_000
-"""Objects that live before the collector looks for garbage among them: calls under way are none, and Python's
-700 are reached by every burst of them."""
+"""New objects before a garbage collection: running calls are no garbage, and a burst of them creates more
+than Python's default of 700."""
 
 WITHOUT_STORE_S = 5.0
-"""How long a start waits for a store that does not answer, where nobody else serves meanwhile."""
+"""How long a start waits for a store that does not answer, if no other process serves meanwhile."""
 UNTIL_READY_S = 120.0
 """How long a start may take to load the registry."""
 
 _log = logging.getLogger("sidecar.process")
 
 Serving: TypeAlias = Callable[[Served], None]
-"""Called once it serves, with where it does."""
+"""Called with the endpoints once all of them are served."""
 Make: TypeAlias = "Callable[[LoadedConfig, Sidecar, LineHandler], Process]"
-"""Makes the process that runs a sidecar."""
+"""Creates the process that runs a sidecar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class StartTimeouts:
     """
     How long a start waits for registry and store before it listens.
 
-    `without_store_s` holds while the store has not answered: then answers by policy are better than none.
+    `without_store_s` applies while the store has not answered: decisions by policy are better than none.
     """
 
     without_store_s: float = WITHOUT_STORE_S
@@ -73,7 +73,7 @@ class StartTimeouts:
 
 def run(config: Config, metrics: Metrics, make: Make) -> int:
     """
-    Run the process that *make* makes, counting in *metrics*; return the exit code.
+    Run the process that *make* creates, counting in *metrics*; return the exit code.
 
     Raises:
         FileFaultsError: the rules or the registry hold mistakes.
@@ -88,18 +88,18 @@ def run(config: Config, metrics: Metrics, make: Make) -> int:
         loaded = LoadedConfig(config)
         warn(loaded)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_made(make, loaded, metrics, logs))
+            return runner.run(_run_process(make, loaded, metrics, logs))
     finally:
         logs.close()
 
 
-async def _made(make: Make, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler) -> int:
-    """Make the process on the event loop, which its parts need, and run it."""
+async def _run_process(make: Make, loaded: LoadedConfig, metrics: Metrics, logs: LineHandler) -> int:
+    """Create the process on the event loop, which its parts need, and run it."""
     return await make(loaded, await build_sidecar(loaded, metrics), logs).run()
 
 
 class Process:
-    """One run of a sidecar: what happens between start and end, and at signals."""
+    """One run of a sidecar, from start to drain, with its signal handling."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Process:
         logs: LineHandler,
         on_serving: Serving | None = None,
     ) -> None:
-        """Run *sidecar*, which was built by *loaded*; *on_serving* is called once it serves."""
+        """Run *sidecar*, built from *loaded*; *on_serving* is called once it serves."""
         self._loaded = loaded
         self._logs = logs
         self._sidecar = sidecar
@@ -121,11 +121,11 @@ class Process:
 
     async def run(self) -> int:
         """
-        Serve until told to stop, then drain; return the exit code.
+        Serve until a stop signal, then drain; return the exit code.
 
         Raises:
             ListenError: an endpoint cannot be bound or its TLS files cannot be used.
-            StartError: another process serves here, and this one did not become ready to replace it.
+            StartError: this process did not become ready to replace the one that serves its addresses.
         """
         self.handle_signals()
         try:
@@ -144,7 +144,7 @@ class Process:
             if not replaces:
                 await listeners.start(SUPERVISED_KINDS)
             self.begin()
-            if await self._may_listen(replaces):
+            if await self._wait_until_ready(replaces):
                 await listeners.start()
                 self._report_serving(listeners.served)
                 self.on_serving(listeners.served)
@@ -158,24 +158,24 @@ class Process:
         return replaces_another(self._sidecar.config)
 
     def begin(self) -> None:
-        """Watch or follow the registry, connect to the store."""
+        """Start to watch or follow the registry, and to connect to the store."""
         sidecar = self._sidecar
         if sidecar.watch is not None and self._loaded.source is not None:
-            announce(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
+            report_registry(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
             self.spawn(sidecar.watch.run())
         if sidecar.followed is not None:
-            self.spawn(sidecar.followed.run(self._state))
+            self.spawn(sidecar.followed.run(self._set_state))
         else:
-            self._state("registry", True, "none" if sidecar.watch is None else "loaded")
+            self._set_state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
-            self.spawn(sidecar.shared.run(self._state))
+            self.spawn(sidecar.shared.run(self._set_state))
 
-    async def _may_listen(self, replaces: bool) -> bool:
+    async def _wait_until_ready(self, replaces: bool) -> bool:
         """
-        Wait for registry and store, within bounds; False = a stop was requested before.
+        Wait for registry and store within `timeouts`; False = a stop was requested.
 
         Raises:
-            StartError: they are not there in time, and another process serves meanwhile.
+            StartError: they are not ready in time, and another process serves meanwhile.
         """
         readiness = self._sidecar.readiness
         started_s = asyncio.get_running_loop().time()
@@ -184,7 +184,7 @@ class Process:
             bound_s = self.timeouts.until_ready_s if has_store or replaces else self.timeouts.without_store_s
             waited_s = asyncio.get_running_loop().time() - started_s
             if waited_s >= bound_s:
-                self._give_up_waiting(replaces, bound_s)
+                self._stop_waiting(replaces, bound_s)
                 break
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -192,20 +192,20 @@ class Process:
                     await self._changed.wait()
         return not self._stop_requested.is_set()
 
-    def _give_up_waiting(self, replaces: bool, waited_s: float) -> None:
-        lacks = self._sidecar.readiness.unready_before_serving
+    def _stop_waiting(self, replaces: bool, waited_s: float) -> None:
+        unready = self._sidecar.readiness.unready_before_serving
         if replaces:
             raise StartError(
-                f"not ready within {waited_s:g} s ({lacks}), so the sidecar that serves these addresses keeps"
-                " them; see that the store answers and start again"
+                f"not ready within {waited_s:g} s ({unready}), so the sidecar that serves these addresses"
+                " keeps them; check the store and start again"
             )
-        log_event(_log, logging.WARNING, "listening although not ready", lacks=lacks, waited_s=waited_s)
+        log_event(_log, logging.WARNING, "listening although not ready", lacks=unready, waited_s=waited_s)
 
     def _report_serving(self, served: Served) -> None:
-        """Everything is bound: say that we serve."""
+        """Report that every endpoint is bound and served."""
         for kind in deciding_kinds(self._sidecar.config):
-            self._state(kind, True, "serving")
-        # What was loaded lives as long as the process: the collector need not look at it again.
+            self._set_state(kind, True, "serving")
+        # Loaded objects live as long as the process: exclude them from garbage collection.
         gc.collect()
         gc.freeze()
         gc.set_threshold(YOUNG_OBJECTS_MAX)
@@ -219,8 +219,8 @@ class Process:
             **texts_of(served),
         )
 
-    def _state(self, name: str, is_ready: bool, state: str) -> None:
-        """A component is in another state: tell it, and whether the process takes calls."""
+    def _set_state(self, name: str, is_ready: bool, state: str) -> None:
+        """Set a component's state, and the health services by the readiness of the process."""
         sidecar = self._sidecar
         sidecar.readiness.set(name, is_ready, state)
         for service in sidecar.health_services:
@@ -235,15 +235,15 @@ class Process:
             sidecar.readiness.set(kind, False, "draining")
         sidecar.health.drain()
         if not await sidecar.listeners.drain(timeout_s, DECIDING_KINDS):
-            log_event(_log, logging.WARNING, "calls were cut off at the end of the drain")
+            log_event(_log, logging.WARNING, "drain timed out: unfinished calls were aborted")
 
     def on_serving(self, served: Served) -> None:
-        """Told once that it serves, and where."""
+        """Called once the process serves, with its endpoints."""
         if self._on_serving is not None:
             self._on_serving(served)
 
     def handle_signals(self) -> None:
-        """Have signals call `stop` and `reload`, and reap orphans."""
+        """Call `stop` and `reload` on signals, and reap orphans."""
         loop = asyncio.get_running_loop()
         OrphanReaper().watch(loop)
         for number in STOP_SIGNALS:
@@ -251,7 +251,7 @@ class Process:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def stop(self, number: signal.Signals) -> None:
-        """Drain at the first signal, end at once at a later one; see `StopSignals`."""
+        """Drain at the first stop signal, end at once at a later one; see `StopSignals`."""
         step = self._stop_signals.receive()
         if step is StopStep.FORCE:
             log_event(_log, logging.WARNING, "stopped at once", signal=number.name)
@@ -273,7 +273,8 @@ class Process:
         sidecar.listeners.reload_tls()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do *work* beside everything else; it ends with the run."""
+        """Run *work* as a task that ends with the process."""
+
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

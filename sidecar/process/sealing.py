@@ -1,8 +1,8 @@
 """
-Seals what the registry keeps but nobody who reads its store may use: the secrets that sign webhooks.
+Encrypts the webhook secrets of the registry, so that read access to its store is not enough to use them.
 
-The keys are Fernet keys (AES-128-CBC with HMAC-SHA256), one a line. The first seals; all of them open, so
-that a key is replaced by putting the new one above it. `sidecar.domain` and the stores know only sealed text.
+The keys are Fernet keys (AES-128-CBC with HMAC-SHA256), one a line. The first key encrypts, all keys decrypt,
+so a key is replaced by adding the new one above it. The domain and the stores see only encrypted text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ OTHERS = 0o007
 
 
 class SealError(Exception):
-    """A key file cannot be used, or a text was not sealed with its keys; the message says what to do."""
+    """A key file cannot be used, or a secret was encrypted with another key; the message says what to do."""
 
 
 class KeySealer:
-    """Seals with the first of some keys and opens with any of them."""
+    """Encrypts with the first of several keys, and decrypts with any of them."""
 
     def __init__(self, keys: Sequence[Fernet]) -> None:
-        """Take *keys*, at least one."""
+        """Use *keys*, at least one."""
         self._keys = MultiFernet(keys)
 
     def seal(self, text: str) -> str:
@@ -39,25 +39,25 @@ class KeySealer:
 
     def open(self, sealed: str) -> str:
         """
-        What was sealed.
+        Decrypt *sealed*.
 
         Raises:
-            SealError: it was changed, or sealed with a key that is not in the file any more.
+            SealError: the text was changed, or its key is no longer in the file.
         """
         try:
             return self._keys.decrypt(sealed.encode()).decode()
         except InvalidToken:
             raise SealError(
-                "a sealed secret cannot be opened: put back the key that it was sealed with, below the others"
+                "a webhook secret cannot be decrypted: put its key back into the key file, below the others"
             ) from None
 
 
 def read_keys(path: Path) -> KeySealer:
     """
-    The sealer of the key file at *path*.
+    Read the key file at *path*.
 
     Raises:
-        SealError: it cannot be read, is open to everybody, or a line is no key.
+        SealError: it cannot be read, other users can read it, or a line is not a key.
     """
     try:
         with path.open("rb") as stream:
@@ -66,34 +66,34 @@ def read_keys(path: Path) -> KeySealer:
     except OSError as error:
         raise SealError(f"{path} cannot be read: {error.strerror}; {_how_to_make(path)}") from error
     if mode & OTHERS:
-        raise SealError(f"{path} has mode {mode:04o}, so everybody could use its keys: run chmod 640 {path}")
+        raise SealError(f"{path} has mode {mode:04o}, so any user could use its keys: run chmod 640 {path}")
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     if not lines:
-        raise SealError(f"{path} holds no key; {_how_to_make(path)}")
+        raise SealError(f"{path} is empty; {_how_to_make(path)}")
     if len(content) > KEY_FILE_BYTES_MAX or len(lines) > KEYS_MAX:
         raise SealError(
-            f"{path} is too long for {KEYS_MAX} keys, one a line: take out those no longer needed"
+            f"{path} has more than {KEYS_MAX} keys or {KEY_FILE_BYTES_MAX} bytes: remove unused keys"
         )
     return KeySealer([_key(path, number, line) for number, line in enumerate(lines, 1)])
 
 
 def read_or_make_keys(path: Path) -> KeySealer:
     """
-    The sealer of the key file at *path*; one that is not there is made, with a fresh key, closed to others.
+    Read the key file at *path*; create it first if it is missing, with a new key and mode 0600.
 
     Raises:
-        SealError: it cannot be made, or as for `read_keys`.
+        SealError: it cannot be created, or as for `read_keys`.
     """
     if not path.exists():
         try:
             _make_keys(path)
         except OSError as error:
-            raise SealError(f"{path} cannot be made: {error.strerror}") from None
+            raise SealError(f"{path} cannot be created: {error.strerror}") from None
     return read_keys(path)
 
 
 def _make_keys(path: Path) -> None:
-    """Make *path* whole or not at all; who comes second takes the key of the first."""
+    """Create *path* atomically; if another process was first, its key stays."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, KEY_MODE)
     try:
@@ -111,9 +111,9 @@ def _key(path: Path, number: int, line: bytes) -> Fernet:
     try:
         return Fernet(line)
     except ValueError:
-        # The line is not told: it may be a key with a letter missing.
-        raise SealError(f"{path}:{number}: is no key of 44 characters; {_how_to_make(path)}") from None
+        # The message leaves out the line: it may be most of a key.
+        raise SealError(f"{path}:{number}: not a key of 44 characters; {_how_to_make(path)}") from None
 
 
 def _how_to_make(path: Path) -> str:
-    return f"make one with: (umask 077; head -c 32 /dev/urandom | base64 | tr +/ -_ > {path})"
+    return f"create one with: (umask 077; head -c 32 /dev/urandom | base64 | tr +/ -_ > {path})"

@@ -1,4 +1,4 @@
-"""The store that a fleet shares, as one process uses it for its buckets."""
+"""The buckets of one process in the store that the fleet shares."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.urls import StoreUrl
 
-LOOK_INTERVAL_S = 5.0
-"""How often a server is asked again whether it may evict keys: that can be changed while it runs."""
+EVICTION_CHECK_INTERVAL_S = 5.0
+"""How often the servers' eviction policy is checked, as it can change while they run."""
 
-CLOCK_APART_US = 1_000_000
-"""A difference that is told; below half of it the episode is over, and the next is told again."""
+CLOCK_DIFFERENCE_MAX_US = 1_000_000
+"""A larger difference is logged once; it is logged again after it was below half of this."""
 
 _log = logging.getLogger("sidecar.process")
 
 
 class SharedStore:
     """
-    The buckets of one process in the store that it shares, and what answers while the store cannot.
+    The buckets of one process in the shared store, with the fallback for while the store is unavailable.
 
-    `components` are what must be ready before the process is.
+    `components` are the readiness components that the store adds.
     """
 
     def __init__(
@@ -46,51 +46,51 @@ class SharedStore:
         turn: LoopTurn | None = None,
     ) -> None:
         """
-        Nothing is opened before `run`.
+        Open nothing before `run`.
 
         Args:
-            url: where the store is.
-            metrics: what is counted.
-            sidecar_id: the name of this process, which no other sidecar of the fleet has.
-            checks_generation: False = the integrations are not in the store, so takes do not look whether
-                their records have changed there.
+            url: of the store.
+            metrics: where to count.
+            sidecar_id: unique name of this process in the fleet.
+            checks_generation: False = the integrations are not in the store, so takes do not check whether
+                their records have changed.
             timeout_s: how long a decision waits for the store.
-            policy: what answers when the store does not, for integrations without a policy of their own.
-            turn: shared with the transport, see `LoopTurn`; None = with none.
+            policy: the decision without the store, for integrations without their own policy.
+            turn: shared with the transport, see `LoopTurn`; None = not shared.
         """
         limits = store_limits(timeout_s)
         self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation, turn=turn)
         local = LocalShare(wall_us=self.buckets.clock.now_us)
         self.fallback = StoreFallback(metrics, policy, local)
-        self._heart = Heartbeat(self.buckets, sidecar_id)
+        self._heartbeat = Heartbeat(self.buckets, sidecar_id)
         self._metrics = metrics
         self.components = ("store",)
         self._url = url
         self._on_state: OnState = lambda name, is_ready, state: None
         self._was_ready = False
         self._is_connected: bool | None = None
-        self._is_clock_apart = False
+        self._does_clock_differ = False
 
     async def run(self, on_state: OnState) -> None:
-        """Connect, and tell *on_state* how it is, until cancelled."""
+        """Keep the store connected until cancelled; call *on_state* at each change of its state."""
         self._on_state = on_state
-        self.buckets.on_state_change = self._tell_store
-        self._heart.on_beat = self._beaten
+        self.buckets.on_state_change = self._report_state
+        self._heartbeat.on_beat = self.on_heartbeat
         try:
             await self.buckets.start()
-            self._heart.start()
-            self._tell_store(self.buckets.is_ready)
+            self._heartbeat.start()
+            self._report_state(self.buckets.is_ready)
             while True:
-                await asyncio.sleep(LOOK_INTERVAL_S)
+                await asyncio.sleep(EVICTION_CHECK_INTERVAL_S)
                 await self.buckets.check_servers()
         finally:
             try:
-                await self._heart.close()
-            finally:  # a goodbye that times out ends as a cancellation in Python 3.11.0 to 3.11.3
+                await self._heartbeat.close()
+            finally:  # in Python 3.11.0 to 3.11.3 a timeout in `close` is raised as a cancellation
                 await self.buckets.close()
 
-    def _beaten(self, live_sidecars: int) -> None:
-        """The store has answered: so many share a limit. What was used without the store fades."""
+    def on_heartbeat(self, live_sidecars: int) -> None:
+        """Update the number of live sidecars that share a limit, after each answered heartbeat."""
         local = self.fallback.local
         local.live_sidecars = live_sidecars
         self._metrics.set("sidecar_store_live_sidecars", to=live_sidecars)
@@ -99,27 +99,29 @@ class SharedStore:
         self._compare_clocks()
 
     def _compare_clocks(self) -> None:
-        """Tell by how much the store's clock, by which credentials expire, differs from this machine's."""
+        """Report the difference between this machine's clock and the store's, by which credentials expire."""
         difference_us = self.buckets.clock.difference_us
         self._metrics.set("sidecar_store_clock_difference_seconds", to=round(difference_us / 1e6))
-        if self._is_clock_apart:
-            self._is_clock_apart = abs(difference_us) >= CLOCK_APART_US // 2
+        if self._does_clock_differ:
+            self._does_clock_differ = abs(difference_us) >= CLOCK_DIFFERENCE_MAX_US // 2
             return
-        self._is_clock_apart = abs(difference_us) >= CLOCK_APART_US
-        if self._is_clock_apart:
+        self._does_clock_differ = abs(difference_us) >= CLOCK_DIFFERENCE_MAX_US
+        if self._does_clock_differ:
             log_event(
                 _log,
                 logging.WARNING,
-                "clock differs from the store's: credentials and raised limits end by the store's clock;"
-                " set both by NTP",
+                "clock differs from the store's, by which credentials and raised limits expire: synchronize"
+                " both by NTP",
                 store=str(self._url),
                 store_ahead_s=round(difference_us / 1e6, 1),
             )
 
-    def _tell_store(self, is_ready: bool) -> None:
+    def _report_state(self, is_ready: bool) -> None:
         """
-        Once connected the process stays ready: without the store it answers by its policy, and a fleet
-        that is taken out of service as one helps nobody.
+        Report and log the store's state.
+
+        After the first connection the process stays ready: while the store is down it answers by its policy,
+        and all sidecars going out of service at once would help nobody.
         """
         is_news, self._is_connected = is_ready is not self._is_connected, is_ready
         self._was_ready = self._was_ready or is_ready
@@ -142,10 +144,10 @@ class SharedStore:
 
 def store_limits(timeout_s: float) -> StoreLimits:
     """
-    The bounds of the store for decisions that wait *timeout_s* for it.
+    The store's timeouts for decisions that wait *timeout_s* for it.
 
-    Whoever gives the store more time does not want a node to count as failed before, nor the connection to
-    be given up. Less time changes nothing: a late reply is no failed node.
+    A longer *timeout_s* also extends the times after which a node counts as failed and a connection is
+    closed. A shorter one changes nothing, because a late reply does not mean a failed node.
     """
     usual = StoreLimits()
     return replace(

@@ -30,15 +30,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def ignore_stop_signals() -> None:
     """
-    Keep stop signals from this process: it is about to exit, with a code of its own.
+    Block stop signals just before the process exits.
 
-    Without the event loop's handlers a signal would end the process as if it had not stopped cleanly.
+    Without the event loop's handlers a signal would end the process with the wrong exit code.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 class StopStep(Enum):
-    """What to do about a stop signal."""
+    """The action on a stop signal."""
 
     DRAIN = auto()
     IGNORE = auto()
@@ -49,13 +49,13 @@ class StopSignals:
     """The stop signals that one process has received."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """None has come yet; *clock* tells seconds and never steps back."""
+        """Read the time from *clock*, in monotonic seconds."""
         self._clock = clock
         self._first_s: float | None = None
 
     def receive(self) -> StopStep:
         """
-        Take note of a signal and say what to do.
+        Record a signal and return the action.
 
         >>> times = iter((10.0, 10.001, 10.9, 11.0))
         >>> signals = StopSignals(lambda: next(times))

@@ -17,8 +17,13 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
-from sidecar.process.config_checks import check_open_admin, put_repeated_address
-from sidecar.process.control_plane import NO_CONTROL_PLANE, put_registry_faults, registry_of, share_history
+from sidecar.process.config_checks import check_open_admin, check_repeated_address
+from sidecar.process.control_plane import (
+    NO_CONTROL_PLANE,
+    check_registry_settings,
+    registry_of,
+    share_history,
+)
 from sidecar.process.followed_registry import FollowedRegistry
 from sidecar.process.listeners import Listeners, deciding_kinds, endpoints
 from sidecar.process.readiness import Readiness
@@ -148,9 +153,9 @@ class LoadedConfig:
     def _verify_settings(self) -> None:
         """Refuse what each is valid alone, but not together."""
         faults = FaultList(self.config.tree.file)
-        put_registry_faults(self.config, faults)
+        check_registry_settings(self.config, faults)
         check_open_admin(self.config, faults)
-        put_repeated_address(self.config, faults)
+        check_repeated_address(self.config, faults)
         faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.domain.lifecycle.commands import Suspend
 from sidecar.domain.scopes import ScopeCatalogue
-from sidecar.process.first_administrator import make_first_administrator
+from sidecar.process.first_administrator import create_first_administrator
 from sidecar.services.admin.apply.engine import ApplyRequest
 from sidecar.services.admin.apply.run import apply_declared
 from sidecar.services.admin.views import durability_view
@@ -94,7 +94,7 @@ def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
 
     async def scene() -> None:
         registry = opened(server, replicas_min=2)
-        made = await make_first_administrator(registry, "ann", "Ann", 3_600)
+        made = await create_first_administrator(registry, "ann", "Ann", 3_600)
         assert (made.is_durable, made.lacks_replicas) == (False, True)
         actor = ANN.__class__("ann", ANN.role, made.token_id)
         asked = ApplyRequest(declared, "declared", actor, CONTEXT, registry.now_us())

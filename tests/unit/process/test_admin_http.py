@@ -102,7 +102,7 @@ def test_admin__other_pages_are_told(asked: Asked) -> None:
     """A wrong path gets the right ones, as problem+json."""
     status, headers, body = asked.ask("/metric")
     assert (status, headers["content-type"]) == (404, "application/problem+json")
-    assert json.loads(body)["detail"] == "Known here: /metrics, /healthz, /readyz."
+    assert json.loads(body)["detail"] == "Pages of this listener: /metrics, /healthz, /readyz."
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

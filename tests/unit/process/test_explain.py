@@ -104,7 +104,7 @@ def test_explain__tells_the_step_that_failed(
 @pytest.mark.parametrize(
     ("path", "step", "named"),
     [
-        ("/Admin/x", "path", "It leads to /** (scope: none) and /admin/** (scope: orders:write)."),
+        ("/Admin/x", "path", "It matches /** (scope: none) and /admin/** (scope: orders:write)."),
         ("/admin/x", "route", "a route matches: /admin/** (scope: orders:write)"),
     ],
 )

@@ -91,7 +91,7 @@ def test_registry_source__the_same_content_is_no_load(path: Path, source: Regist
 def test_registry_source__looks_are_quiet_while_nothing_changes(source: RegistrySource) -> None:
     """Looking at an unchanged file reads nothing and settles nothing."""
     first = loaded(source.load(EMPTY))
-    assert [source.look(first), source.look(first)] == [None, None]
+    assert [source.poll(first), source.poll(first)] == [None, None]
     assert not source.is_settling
 
 
@@ -100,12 +100,12 @@ def test_registry_source__waits_until_a_file_has_settled(path: Path, source: Reg
     first = loaded(source.load(EMPTY))
     whole = "integrations:\n  - {id: a, name: A}\n  - {id: c, name: C}\n"
     path.write_text(whole[:40])  # half of it, and valid
-    assert source.look(first) is None
+    assert source.poll(first) is None
     assert source.is_settling
     path.write_text(whole)
-    assert source.look(first) is None
+    assert source.poll(first) is None
     assert source.is_settling
-    assert sorted(loaded(source.look(first)).integrations) == ["a", "c"]
+    assert sorted(loaded(source.poll(first)).integrations) == ["a", "c"]
     assert not source.is_settling
 
 
@@ -113,13 +113,13 @@ def test_registry_source__a_bad_file_is_told_once(path: Path, source: RegistrySo
     """Each change is judged once; the mended file is taken up."""
     first = loaded(source.load(EMPTY))
     path.write_text("integrations: [{id: A, name: A}]")
-    assert source.look(first) is None
+    assert source.poll(first) is None
     with pytest.raises(FileFaultsError):
-        source.look(first)
-    assert [source.look(first), source.look(first)] == [None, None]
+        source.poll(first)
+    assert [source.poll(first), source.poll(first)] == [None, None]
     write(path, "id: z, name: Z")
-    assert source.look(first) is None
-    assert sorted(loaded(source.look(first)).integrations) == ["z"]
+    assert source.poll(first) is None
+    assert sorted(loaded(source.poll(first)).integrations) == ["z"]
 
 
 def test_registry_source__a_vanished_file_is_tried_again(path: Path, source: RegistrySource) -> None:
@@ -127,14 +127,14 @@ def test_registry_source__a_vanished_file_is_tried_again(path: Path, source: Reg
     first = loaded(source.load(EMPTY))
     content, status = path.read_bytes(), path.stat()
     path.unlink()
-    assert source.look(first) is None  # a file that is being replaced may be gone for a moment
+    assert source.poll(first) is None  # a file that is being replaced may be gone for a moment
     for _ in range(3):
         with pytest.raises(FileFaultsError, match="cannot be read") as caught:
-            source.look(first)
+            source.poll(first)
         assert (caught.value.is_unreadable, source.is_unreadable) == (True, True)
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert source.look(first) is None
+    assert source.poll(first) is None
     assert not source.is_unreadable
 
 
@@ -154,11 +154,11 @@ def test_registry_source__a_change_that_could_not_be_read(
 
     with monkeypatch.context() as patched:
         patched.setattr("sidecar.observe.file_reading.os.open", failing)
-        assert source.look(first) is None
+        assert source.poll(first) is None
         for _ in range(2):
             with pytest.raises(FileFaultsError, match="cannot be read"):
-                source.look(first)
-    assert loaded(source.look(first)).integrations["a"].record.status is Status.SUSPENDED
+                source.poll(first)
+    assert loaded(source.poll(first)).integrations["a"].record.status is Status.SUSPENDED
 
 
 def test_registry_source__a_load_can_be_cancelled(path: Path, source: RegistrySource) -> None:
@@ -236,8 +236,8 @@ def test_registry_source__a_rename_is_seen_whatever_its_time(path: Path, source:
     write(path, "id: a, name: A", "id: b, name: X")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
-    assert source.look(first) is None
-    assert loaded(source.look(first)).integrations["b"].name == "X"
+    assert source.poll(first) is None
+    assert loaded(source.poll(first)).integrations["b"].name == "X"
 
 
 def test_registry_source__a_swapped_link_is_seen(tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_registry_source__a_swapped_link_is_seen(tmp_path: Path) -> None:
     swap = tmp_path / "swap"
     swap.symlink_to("2.yaml")
     swap.replace(link)
-    assert source.look(first) is None
-    assert loaded(source.look(first)).integrations["a"].name == "Name 2"
+    assert source.poll(first) is None
+    assert loaded(source.poll(first)).integrations["a"].name == "Name 2"
 
 
 def test_registry_source__leaves_the_interpreter_as_it_was(source: RegistrySource) -> None:

@@ -19,7 +19,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.process import registry_watch
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
-from sidecar.process.registry_watch import LET_GO_PER_TURN, RegistryWatch, let_go, retired_by
+from sidecar.process.registry_watch import RELEASED_PER_TURN, RegistryWatch, release_retired, retired_by
 from sidecar.services.decider import Decider
 from tests.building import make_decider, make_integration, make_metrics
 from tests.waiting import PATIENCE_S, until
@@ -176,7 +176,7 @@ def test_registry_watch__a_bad_file_changes_nothing(tmp_path: Path, caplog: pyte
     with caplog.at_level("ERROR"):
         run(tmp_path, scenario)
     [record] = caplog.records
-    assert record.getMessage() == "registry refused, the former one stays in force"
+    assert record.getMessage() == "registry file rejected; the previous registry stays in force"
     fields = record.__dict__["event_fields"]
     assert fields["faults"] == ["registry.yaml:2: integrations[0] (a): 'name' is missing; add it"]
 
@@ -215,7 +215,7 @@ def test_registry_watch__the_loop_turns_while_it_loads(
         )
         write(watched.path, "Second")
         watched.watch.reload()
-        await until(lambda: "reading the registry takes long" in caplog.text)
+        await until(lambda: "reading the registry is slow" in caplog.text)
         assert names(watched.decider) == ["First"]
         watched.watch.reload()
         may_go_on.set()
@@ -235,7 +235,7 @@ def test_registry_watch__retires_only_what_changed() -> None:
 
 def test_registry_watch__lets_go_without_the_collector() -> None:
     """Retired integrations are freed by counting alone, some each turn of the loop."""
-    records = [make_integration(id=f"i{number}") for number in range(2 * LET_GO_PER_TURN + 1)]
+    records = [make_integration(id=f"i{number}") for number in range(2 * RELEASED_PER_TURN + 1)]
 
     class Weak:
         """Hangs on an integration as its fragments do; can be watched."""
@@ -252,7 +252,7 @@ def test_registry_watch__lets_go_without_the_collector() -> None:
         del compiled
         retired = retired_by(before, Snapshot.empty())
         before = None
-        await let_go(retired)
+        await release_retired(retired)
         return sum(one() is not None for one in weak)
 
     gc.disable()

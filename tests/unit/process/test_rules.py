@@ -53,7 +53,7 @@ routes:
     [warning] = rules(tmp_path, text).warnings
     assert str(warning) == (
         f"{tmp_path}/sidecar.yaml:5: routes[2]: never matches:"
-        " routes[0] and routes[1] always win; move it up or remove it"
+        " routes[0] and routes[1] match first; move it up or remove it"
     )
 
 

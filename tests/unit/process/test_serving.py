@@ -151,7 +151,7 @@ def test_serve__cuts_off_at_the_end_of_the_drain(tmp_path: Path) -> None:
             eventually_metric(admin, "sidecar_connections_open", 1)
             running.signal(signal.SIGTERM)
             assert running.wait() == 0
-    assert running.event("calls were cut off at the end of the drain")["level"] == "warning"
+    assert running.event("drain timed out: unfinished calls were aborted")["level"] == "warning"
 
 
 def test_serve__reloads_on_sighup(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_serve__reloads_on_sighup(tmp_path: Path) -> None:
         assert configured.ask(target).reason == "integration_suspended"
         configured.registry.write_text("integrations: [{id: acme}]")
         running.signal(signal.SIGHUP)
-        refused = running.event("registry refused, the former one stays in force")
+        refused = running.event("registry file rejected; the previous registry stays in force")
         assert refused["faults"] == [
             f"{configured.registry}:1: integrations[0] (acme): 'name' is missing; add it"
         ]

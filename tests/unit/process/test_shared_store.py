@@ -29,7 +29,7 @@ def shared() -> SharedStore:
 
 def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:
     """Each beat that the store answers tells by how many the limits are shared."""
-    shared._beaten(7)
+    shared.on_heartbeat(7)
     assert shared.fallback.local.live_sidecars == 7
     assert shared._metrics.value("sidecar_store_live_sidecars") == 7
 
@@ -45,10 +45,10 @@ def test_beat__forgets_what_was_used_once_the_store_is_back(
     monkeypatch.setattr(RedisBucketStore, "is_ready", property(lambda self: is_ready))
     local.take_now(bucket(), 1)
     clock.advance(us=FORGET_AFTER_US - 1)
-    shared._beaten(1)
+    shared.on_heartbeat(1)
     assert len(local) == 1
     clock.advance(us=1)
-    shared._beaten(1)
+    shared.on_heartbeat(1)
     assert len(local) == kept
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.domain.accounts import EXPIRY_WARNING_US
 from sidecar.observe.metrics import Metrics
-from sidecar.process.first_administrator import make_first_administrator
+from sidecar.process.first_administrator import create_first_administrator
 from sidecar.process.supervisor.admin_api import AdminJobs
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.uses import TokenUses
@@ -40,7 +40,7 @@ class UpkeepHarness:
         """Open a fresh one."""
         clock = ManualClock()
         registry = await SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE, clock_us=clock)
-        made = await make_first_administrator(registry, "ann", "Ann", LIFETIME_S)
+        made = await create_first_administrator(registry, "ann", "Ann", LIFETIME_S)
         return cls(registry, clock, made.token_id)
 
 

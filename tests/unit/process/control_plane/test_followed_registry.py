@@ -168,9 +168,7 @@ def test_follow__goes_on_after_a_fault(
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scene())
-    assert [record.getMessage() for record in caplog.records] == [
-        "following the registry failed, it begins again"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["following the registry failed; restarting"]
 
 
 def test_close__is_bounded(

@@ -41,7 +41,7 @@ def test_keys__are_replaced_one_above_the_other(tmp_path: Path) -> None:
     assert both.open(sealed) == SECRET
     only_new = read_keys(write(tmp_path / "keys", new))
     assert only_new.open(both.seal(SECRET)) == SECRET
-    with pytest.raises(SealError, match="put back the key"):
+    with pytest.raises(SealError, match="put its key back"):
         only_new.open(sealed)
 
 
@@ -72,13 +72,13 @@ def test_make__by_many_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "mode", "hint"),
     [
-        (b"", 0o600, "holds no key"),
-        (b"\n \n", 0o600, "holds no key"),
-        (b"too-short\n", 0o600, r"keys:1: is no key"),
-        (Fernet.generate_key() + b"\nQUJD\n", 0o600, r"keys:2: is no key"),
+        (b"", 0o600, "is empty"),
+        (b"\n \n", 0o600, "is empty"),
+        (b"too-short\n", 0o600, r"keys:1: not a key"),
+        (Fernet.generate_key() + b"\nQUJD\n", 0o600, r"keys:2: not a key"),
         (Fernet.generate_key(), 0o604, "chmod 640"),
-        ((Fernet.generate_key() + b"\n") * (KEYS_MAX + 1), 0o600, "too long"),
-        (b"x" * 100_000, 0o600, "too long"),
+        ((Fernet.generate_key() + b"\n") * (KEYS_MAX + 1), 0o600, "remove unused keys"),
+        (b"x" * 100_000, 0o600, "remove unused keys"),
     ],
     ids=("empty", "blank", "no key", "one of two", "readable by all", "too many", "too long"),
 )
@@ -94,5 +94,5 @@ def test_read__what_cannot_be_used(tmp_path: Path, content: bytes, mode: int, hi
 
 def test_make__where_it_cannot(tmp_path: Path) -> None:
     """A folder that is not there is named."""
-    with pytest.raises(SealError, match="cannot be made: No such file"):
+    with pytest.raises(SealError, match="cannot be created: No such file"):
         read_or_make_keys(tmp_path / "none" / "keys")

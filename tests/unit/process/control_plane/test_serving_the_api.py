@@ -15,7 +15,7 @@ from sidecar.process.admin_http import AdminApp
 from sidecar.process.checking import check
 from sidecar.process.config import Config, load_config
 from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
-from sidecar.process.first_administrator import make_first_administrator
+from sidecar.process.first_administrator import create_first_administrator
 from sidecar.process.readiness import Readiness
 from sidecar.process.supervisor.admin_api import SupervisedAdminApi
 from sidecar.sources.file_faults import FileFaultsError
@@ -89,7 +89,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
 
     async def token_in(folder: Path) -> str:
         registry = await SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE)
-        made = await make_first_administrator(registry, "ann", "Ann", 86_400)
+        made = await create_first_administrator(registry, "ann", "Ann", 86_400)
         await registry.aclose()
         return made.token
 

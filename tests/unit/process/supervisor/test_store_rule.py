@@ -13,7 +13,7 @@ from sidecar.process.serve import serve
 from sidecar.process.settings import Settings
 from sidecar.sources.file_faults import FileFaultsError
 
-WARNING = "so every limit would be 3 times as high; write 'workers: 1', or name a store that they share"
+WARNING = "so every limit would be 3 times as high; set 'workers: 1', or a shared store, such as 'store: redis://HOST'"
 
 
 def written(folder: Path, workers: object) -> Path:

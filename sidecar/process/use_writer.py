@@ -1,4 +1,4 @@
-"""Keeps the registry told of when and from where credentials are used, without costing decisions a wait."""
+"""Writes to the registry when and from where credentials were used, in the background of decisions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LAST_FLUSH_TIMEOUT_S = 2.0
 _log = logging.getLogger("sidecar.registry")
 
 
-def use_noter(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Evaluation, int], None]:
+def use_recorder(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Evaluation, int], None]:
     """
-    What a decider tells of each request with a known key.
+    What a decider calls for each request with a known key.
 
-    A use is one whose key was accepted, also when it was out of scope or over its limit. It is none when
-    the address was refused: a stolen key tried from elsewhere must not count as an address that belongs.
-    Then it is kept apart, so that an administrator can see who is locked out.
+    A request whose key was accepted counts as a use, even if it was out of scope or over its limit. A request
+    from a refused address goes to *refusals* instead, where administrators see who is locked out: the address
+    of a stolen key must not appear among those of the integration.
     """
     note, note_refusal, refused = uses.note, refusals.note, Reason.IP_NOT_ALLOWED
 
     def note_use(evaluation: Evaluation, now_us: int) -> None:
         integration, credential = evaluation.integration, evaluation.credential
-        if integration is None or credential is None:  # both or none
+        if integration is None or credential is None:  # both are None or neither
             return
         address = evaluation.client_address
         if evaluation.reason is refused:
@@ -42,8 +42,8 @@ def use_noter(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Evalu
     return note_use
 
 
-class UseKeeping:
-    """Writes what *uses* and *refusals* gather to a registry, every few seconds and once at the end."""
+class CredentialUseWriter:
+    """Writes *uses* and *refusals* to a registry, every few seconds and at the end."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class UseKeeping:
         metrics: Metrics,
         flush_interval_s: float = FLUSH_INTERVAL_S,
     ) -> None:
-        """Count in *metrics*."""
+        """Count written and dropped uses in *metrics*."""
         self._uses = uses
         self._refusals = refusals
         self._registry = registry
         self._metrics = metrics
         self._flush_interval_s = flush_interval_s
-        self._dropped_told = 0
+        self._dropped_counted = 0
         self._is_failing = False
 
     async def run(self) -> None:
@@ -69,15 +69,15 @@ class UseKeeping:
             await self.flush()
 
     async def end(self) -> None:
-        """Write what is left, within a bound; what does not get through is lost."""
+        """Write the rest within `LAST_FLUSH_TIMEOUT_S`; afterwards it is lost."""
         try:
             async with asyncio.timeout(LAST_FLUSH_TIMEOUT_S):
                 await self.flush()
         except TimeoutError:
-            log_event(_log, logging.WARNING, "uses of credentials lost at the end", uses=len(self._uses))
+            log_event(_log, logging.WARNING, "uses of credentials lost at shutdown", uses=len(self._uses))
 
     async def flush(self) -> None:
-        """Write what waits; what fails waits on, and is told once."""
+        """Write what was recorded; after a failure keep it for the next flush, and log the first failure."""
         if not self._uses and not self._refusals:
             return
         try:
@@ -86,10 +86,16 @@ class UseKeeping:
             await self._refusals.flush(self._registry)
         except RegistryError as error:
             if not self._is_failing:
-                log_event(_log, logging.WARNING, "uses of credentials not written yet", problem=str(error))
+                log_event(
+                    _log, logging.WARNING, "uses of credentials not written; retrying", problem=str(error)
+                )
+
             self._is_failing = True
         else:
             self._is_failing = False
-        dropped, self._dropped_told = self._uses.dropped_count - self._dropped_told, self._uses.dropped_count
+        dropped, self._dropped_counted = (
+            self._uses.dropped_count - self._dropped_counted,
+            self._uses.dropped_count,
+        )
         if dropped:
             self._metrics.add("sidecar_credential_uses_dropped_total", by=dropped)

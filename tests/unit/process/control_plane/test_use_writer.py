@@ -18,8 +18,8 @@ from sidecar.domain.policy import AccessRequest, Policy
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.observe.metrics import Metrics
-from sidecar.process import use_keeping
-from sidecar.process.use_keeping import UseKeeping, use_noter
+from sidecar.process import use_writer
+from sidecar.process.use_writer import CredentialUseWriter, use_recorder
 from sidecar.services.decider import Decider
 from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
@@ -57,7 +57,7 @@ def noting_decider(
     )
     record = make_integration(KEY, rate_limit_rpm=1, burst=1, **fields)  # type: ignore[arg-type]
     decider = make_decider(record, policy=policy, clock=clock)
-    decider.note_use = use_noter(uses, RefusedCallers() if refusals is None else refusals)
+    decider.note_use = use_recorder(uses, RefusedCallers() if refusals is None else refusals)
     return decider
 
 
@@ -198,7 +198,7 @@ def test_flush__counts_and_tells(tmp_path: Path) -> None:
     async def scene() -> None:
         metrics, uses = make_metrics(), CredentialUses(pending_max=2)
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
-        keeping = UseKeeping(uses, RefusedCallers(), registry, metrics)
+        keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics)
         for number in range(5):
             uses.note("live", "acme", number.to_bytes(4), NOW_US)
         await keeping.flush()
@@ -219,7 +219,7 @@ def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureF
         metrics, uses = make_metrics(), CredentialUses()
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
         await registry.aclose()
-        keeping = UseKeeping(uses, RefusedCallers(), registry, metrics)
+        keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics)
         uses.note("live", "acme", HERE, NOW_US)
         for _ in range(3):
             await keeping.flush()
@@ -228,12 +228,12 @@ def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureF
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(scene())
-    assert [record.getMessage() for record in caplog.records] == ["uses of credentials not written yet"]
+    assert [record.getMessage() for record in caplog.records] == ["uses of credentials not written; retrying"]
 
 
 def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """At the end a registry that hangs is given up, and what it did not take is told."""
-    monkeypatch.setattr(use_keeping, "LAST_FLUSH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(use_writer, "LAST_FLUSH_TIMEOUT_S", 0.01)
 
     class Stuck(Listener):
         async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
@@ -242,8 +242,10 @@ def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     uses = CredentialUses()
     uses.note("live", "acme", HERE, NOW_US)
     with caplog.at_level(logging.WARNING):
-        asyncio.run(UseKeeping(uses, RefusedCallers(), cast(Registry, Stuck()), make_metrics()).end())
-    assert [record.getMessage() for record in caplog.records] == ["uses of credentials lost at the end"]
+        asyncio.run(
+            CredentialUseWriter(uses, RefusedCallers(), cast(Registry, Stuck()), make_metrics()).end()
+        )
+    assert [record.getMessage() for record in caplog.records] == ["uses of credentials lost at shutdown"]
     assert len(uses) == 1
 
 
@@ -253,7 +255,7 @@ def test_run__writes_by_itself(tmp_path: Path) -> None:
     async def scene() -> None:
         metrics, uses = make_metrics(), CredentialUses()
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
-        keeping = UseKeeping(uses, RefusedCallers(), registry, metrics, flush_interval_s=0.001)
+        keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics, flush_interval_s=0.001)
         task = asyncio.create_task(keeping.run())
         for number in range(FLUSH_BATCH_MAX + 1):
             uses.note("live", "acme", number.to_bytes(4), NOW_US)

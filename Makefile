@@ -31,8 +31,9 @@ setup: ## Create .venv and install the sidecar into it; PYTHON= chooses the inte
 run: setup ## Start the sidecar with a demo registry; Ctrl-C stops it
 	@exec $(BIN)/sidecar serve --demo
 
-demo: setup-dev ## Watch a real Envoy enforce keys, scopes, addresses and limits
-	@exec $(BIN)/python -m deploy.demo
+PROXY := envoy
+demo: setup-dev ## Watch a real proxy enforce keys, scopes, addresses and limits; PROXY=nginx, caddy, haproxy
+	@exec $(BIN)/python -m deploy.demo $(PROXY)
 
 ##@ Test
 .PHONY: setup-dev setup-tests setup-bench

@@ -1,4 +1,4 @@
-"""`python -m deploy.demo`: exit code 0 when every answer was the promised one, 1 otherwise."""
+"""`python -m deploy.demo [PROXY]`: exit code 0 when every answer was the promised one, 1 otherwise."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from deploy.demo.programs import InterruptedByUserError, ProgramError, defer_interrupts
-from deploy.demo.tour import UnexpectedAnswerError, run
+from deploy.demo.tour import PROXIES, UnexpectedAnswerError, run
 
 EXIT_SIGNAL = 128
 """Plus the signal's number: what shells report of a program that a signal ended."""
 
 
-def main() -> int:
-    """Run the demo."""
+def main(arguments: list[str]) -> int:
+    """Run the demo behind the proxy named in *arguments*, or behind Envoy."""
+    proxy = arguments[0] if arguments else "envoy"
+    if proxy not in PROXIES:
+        print(f"unknown proxy {proxy!r}; known: {', '.join(PROXIES)}", file=sys.stderr)
+        return 2
     defer_interrupts()
     console = Console(highlight=False)
     try:
-        run(console)
+        run(console, proxy)
     except (ProgramError, UnexpectedAnswerError) as error:
         console.print(f"\n[red]The demo failed:[/]\n{escape(str(error))}", soft_wrap=True)
         return 1
@@ -30,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

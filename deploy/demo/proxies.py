@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,14 @@ class Proxy(Program):
         except BaseException:
             self.stop()
             raise
+
+    def version(self) -> str:
+        """The program and its version, such as 'nginx 1.22.1'."""
+        told = subprocess.run(
+            KINDS[self.name].version, capture_output=True, text=True, check=True, timeout=20
+        )
+        number = re.search(r"[0-9]+(\.[0-9]+)+", told.stdout + told.stderr)
+        return f"{KINDS[self.name].version[0]} {number[0] if number else '?'}"
 
     def _listens(self) -> bool:
         with socket.socket() as probe:

@@ -77,12 +77,12 @@ def scenes(cast: Cast) -> tuple[Scene, ...]:
         ),
         Scene(
             "A foreign address",
-            f"headquarters may call from {FOREIGN_NETWORK} only; Envoy saw this one come from 127.0.0.1.",
+            f"headquarters may call from {FOREIGN_NETWORK} only; the proxy saw this one come from 127.0.0.1.",
             cast.headquarters, "/v1/inventory/42", 403, "ip_not_allowed",
         ),
         Scene(
             "A missing scope",
-            "Envoy's route below /v1/finance asks for finance:write, which warehouse does not have.",
+            "The route below /v1/finance asks for finance:write, which warehouse does not have.",
             cast.warehouse, "/v1/finance/invoices", 403, "scope_missing",
         ),
         Scene(

@@ -106,6 +106,7 @@ class Sidecar(Program):
             ProgramError: it refused the configuration or did not become ready.
         """
         self.address = address
+        self.http = http
         self._admin_path = folder / f"{name}.sock"
         config = folder / f"{name}.config.yaml"
         listen: dict[str, Any] = {"grpc": address, "admin": f"unix:{self._admin_path}"}

@@ -17,10 +17,12 @@ from rich.markup import escape
 from deploy.demo.calling import Answer, send
 from deploy.demo.envoy import TCP_CONFIG, Envoy, running_envoy
 from deploy.demo.programs import raise_if_interrupted
+from deploy.demo.proxies import KINDS, Proxy
 from deploy.demo.scenes import Cast, Scene, scenes
-from deploy.demo.sidecar import ReservedPort, Sidecar, write_registry
+from deploy.demo.sidecar import FINANCE, ROUTES, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
 
+PROXIES = ("envoy", *KINDS)
 TEXT_WIDTH = 76
 KEY_SHOWN_LENGTH = 15
 """Characters of an API key that are shown: the prefix and the public credential id."""
@@ -30,9 +32,9 @@ class UnexpectedAnswerError(Exception):
     """An answer is not what the configuration promises."""
 
 
-def run(console: Console) -> None:
+def run(console: Console, proxy_name: str) -> None:
     """
-    Play the whole demo; whatever happens, everything that was started is stopped again.
+    Play the whole demo behind one of `PROXIES`; in any case, stop everything that was started.
 
     Raises:
         InterruptedByUserError: the user had enough.
@@ -46,28 +48,46 @@ def run(console: Console) -> None:
         registry = folder / "registry.yaml"
         write_registry(registry, cast.registered)
         app_port = stage.enter_context(running_upstream())
-        port = ReservedPort()
-        stage.callback(port.close)
-        with console.status("Starting the sidecar and Envoy ..."):
-            sidecar = stage.enter_context(Sidecar(folder, f"127.0.0.1:{port.number}", registry))
-            envoy = stage.enter_context(running_envoy(TCP_CONFIG, app_port, sidecar.address, folder))
-        _introduce(console, envoy, sidecar, app_port)
+        with console.status(f"Starting the sidecar and {proxy_name} ..."):
+            sidecar = _start_sidecar(stage, folder, registry, proxy_name)
+            proxy: Envoy | Proxy
+            if proxy_name == "envoy":
+                proxy = stage.enter_context(running_envoy(TCP_CONFIG, app_port, sidecar.address, folder))
+            else:
+                proxy = stage.enter_context(Proxy(proxy_name, app_port, sidecar.http, folder))
+        _introduce(console, proxy, sidecar, app_port)
         unexpected = [
             fault
             for number, scene in enumerate(scenes(cast), 1)
-            if (fault := _play(console, number, scene, envoy.port))
+            if (fault := _play(console, number, scene, proxy.port))
         ]
         _count(console, sidecar)
-    console.print("\nEnvoy, the sidecar and the API are stopped.")
+    console.print("\nThe proxy, the sidecar and the API are stopped.")
     if unexpected:
         raise UnexpectedAnswerError("\n".join(unexpected))
     console.print("[green]Every answer was the one that the configuration promises.[/]")
 
 
-def _introduce(console: Console, envoy: Envoy, sidecar: Sidecar, app_port: int) -> None:
-    version = envoy.admin("/server_info").json()["version"].split("/")[1]
-    console.print(f"[bold]Envoy {version}[/] listens on http://127.0.0.1:{envoy.port} ({TCP_CONFIG.name}),")
-    console.print(f"asks the [bold]sidecar[/] on {sidecar.address} about each request, and forwards")
+def _start_sidecar(stage: ExitStack, folder: Path, registry: Path, proxy_name: str) -> Sidecar:
+    ports = [ReservedPort(), ReservedPort()]
+    for port in ports:
+        stage.callback(port.close)
+    grpc, http = (f"127.0.0.1:{port.number}" for port in ports)
+    if proxy_name == "envoy":
+        return stage.enter_context(Sidecar(folder, grpc, registry))
+    # The other proxies tell the sidecar the address of their peer, and leave scopes to its routes.
+    settings = {"client_ip": "peer", "routes": [*ROUTES, FINANCE]}
+    return stage.enter_context(Sidecar(folder, grpc, registry, http=http, **settings))
+
+
+def _introduce(console: Console, proxy: Envoy | Proxy, sidecar: Sidecar, app_port: int) -> None:
+    if isinstance(proxy, Envoy):
+        version = "Envoy " + proxy.admin("/server_info").json()["version"].split("/")[1]
+        config, asked = TCP_CONFIG.name, sidecar.address
+    else:
+        version, config, asked = proxy.version(), KINDS[proxy.name].file, f"http://{sidecar.http}"
+    console.print(f"[bold]{version}[/] listens on http://127.0.0.1:{proxy.port} ({config}),")
+    console.print(f"asks the [bold]sidecar[/] on {asked} about each request, and forwards")
     console.print(
         f"what it allows to an [bold]API[/] on 127.0.0.1:{app_port} that answers with what it received."
     )

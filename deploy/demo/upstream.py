@@ -71,6 +71,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: a proxy that ends resets the connections that it kept."""
+
 
 @contextlib.contextmanager
 def running_upstream() -> Iterator[int]:

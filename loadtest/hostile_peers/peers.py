@@ -132,7 +132,7 @@ class PeerKind:
     connections: int
     attack: Attack
     retry_s: float = RETRY_S
-    listeners: frozenset[str] = frozenset({"metrics", "admin"})
+    listeners: frozenset[str] = frozenset({"metrics", "http", "admin"})
 
 
 KINDS = {

@@ -33,6 +33,7 @@ from loadtest.bench.replay import Manner, Run, replay
 from loadtest.bench.workload import BURST, CHECK, check_request
 from loadtest.hostile_peers.peers import KINDS, attacking
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
+from sidecar.process.settings import DECIDING_KINDS
 from sidecar.services.ext_authz_client import read_response
 from sidecar.verify.callers import ask
 
@@ -102,9 +103,9 @@ class PeerTrial:
         """
         Whether decisions, too, stayed as fast as promised.
 
-        Peers of the gRPC listener share it fairly with everybody else, and so take time from them.
+        Peers of a listener that decides share it fairly with other proxies, and so take time from them.
         """
-        return self.is_safe and (self.listener == "grpc" or self.ratio <= RATIO_MAX)
+        return self.is_safe and (self.listener in DECIDING_KINDS or self.ratio <= RATIO_MAX)
 
 
 class AttackedSidecar:
@@ -179,7 +180,7 @@ class AttackedSidecar:
 class SidecarWithFile(AttackedSidecar):
     """A registry file, and a metrics listener on the event loop that decides."""
 
-    attacked = ("metrics", "grpc")
+    attacked = ("metrics", "http", "grpc")
 
     @contextmanager
     def running(self) -> Iterator[RunningSidecar]:

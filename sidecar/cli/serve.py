@@ -80,13 +80,14 @@ def _welcome(demo: Demo, served: Served) -> None:
     from sidecar.process.demo import CALLER
 
     command, key = _own_command(), demo.api_keys[CALLER]
-    listening, watching = ", ".join(map(str, served["grpc"])), ", ".join(map(str, served["admin"]))
+    addresses = {kind: ", ".join(map(str, endpoints)) or "none" for kind, endpoints in served.items()}
     print(
         f"""
 The sidecar serves the demo in {demo.config.parent}/ (sidecar.yaml, registry.yaml, api-keys.json).
 
-  gRPC   {listening}   Envoy's ext_authz, grpc.health.v1
-  admin  {watching}   /metrics, /healthz, /readyz
+  gRPC   {addresses["grpc"]}   Envoy's ext_authz, grpc.health.v1
+  HTTP   {addresses["http"]}   forward auth for nginx, Caddy, HAProxy, Traefik
+  admin  {addresses["admin"]}   /metrics, /healthz, /readyz
   key    {key}   of the integration {CALLER}
 
 Try it in another terminal:

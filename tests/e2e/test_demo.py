@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.scenes import Cast, scenes
+from deploy.demo.tour import PROXIES
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,10 +42,16 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def test_demo__shows_every_scene_and_succeeds() -> None:
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_demo__shows_every_scene_and_succeeds(proxy: str) -> None:
     """The transcript holds each promised answer, in plain text where there is no terminal."""
     result = subprocess.run(
-        COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+        [*COMMAND, proxy],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""

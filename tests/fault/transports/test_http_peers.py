@@ -18,7 +18,7 @@ from sidecar.transports.http1.connection import Connection
 from sidecar.transports.http1.exchange import Exchange
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.messages import Response
-from sidecar.transports.http1.work import OWN_LOOP, SHARED_LOOP, Pace
+from sidecar.transports.http1.work import DECIDING, OWN_LOOP, SHARED_LOOP, Pace
 from sidecar.transports.server import Endpoint
 from tests.building import make_metrics
 from tests.unit.transports.http1.test_server import Streams, Tls, close, connect, get, run
@@ -77,7 +77,10 @@ async def hold(endpoint: Endpoint, sent: bytes) -> Streams:
     return connection
 
 
-@pytest.mark.parametrize("pace", [OWN_LOOP, SHARED_LOOP], ids=["own", "shared"])
+PACES = pytest.mark.parametrize("pace", [OWN_LOOP, SHARED_LOOP, DECIDING], ids=["own", "shared", "deciding"])
+
+
+@PACES
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost:", b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_peers__that_hold_connections_keep_nobody_out(sent: bytes, pace: Pace) -> None:
     """Silent, half-sent or idle: the oldest makes room for whoever comes."""
@@ -97,12 +100,13 @@ def test_peers__that_hold_connections_keep_nobody_out(sent: bytes, pace: Pace) -
     run(scenario)
 
 
+@PACES
 @pytest.mark.parametrize("begin", [b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nX: "])
-def test_peers__endless_heads_end(begin: bytes) -> None:
+def test_peers__endless_heads_end(begin: bytes, pace: Pace) -> None:
     """The client is told, and is cut off although it sends on."""
 
     async def scenario() -> None:
-        served = Served(HttpLimits(linger_s=0.05), SHARED_LOOP)
+        served = Served(HttpLimits(linger_s=0.05), pace)
         server = await served.start(Endpoint("127.0.0.1"))
         reader, writer = await connect(served.endpoint)
         writer.write(begin)
@@ -119,12 +123,13 @@ def test_peers__endless_heads_end(begin: bytes) -> None:
     run(scenario)
 
 
-def test_peers__that_do_not_read_are_cut_off() -> None:
+@PACES
+def test_peers__that_do_not_read_are_cut_off(pace: Pace) -> None:
     """A large answer that nobody takes is held for the write time-out, and within the bound of all such."""
     limits = HttpLimits(write_timeout_s=0.05, unsent_bytes_max=2 * len(PAGE))
 
     async def scenario() -> None:
-        served = Served(limits)
+        served = Served(limits, pace)
         server = await served.start(Endpoint("127.0.0.1"))
         asking = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 100
         held = [await hold(served.endpoint, asking) for _ in range(10)]
@@ -138,11 +143,12 @@ def test_peers__that_do_not_read_are_cut_off() -> None:
     run(scenario)
 
 
-def test_peers__that_pipeline_without_end_share_with_others() -> None:
+@PACES
+def test_peers__that_pipeline_without_end_share_with_others(pace: Pace) -> None:
     """Eight floods and one honest client."""
 
     async def scenario() -> None:
-        served = Served(None, SHARED_LOOP)
+        served = Served(None, pace)
         server = await served.start(Endpoint("127.0.0.1"))
         floods = [
             await hold(served.endpoint, b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000) for _ in range(8)

@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.transports.http1.core import READ_BYTES
 from sidecar.transports.http1.exchange import Exchange
+from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import DECIDING, OWN_LOOP, Pace
 from tests.unit.transports.http1.rig import GET, HttpRig
 
@@ -121,3 +122,35 @@ def test_prompt__reads_no_more_while_an_answer_waits() -> None:
     handler.exchanges[0].answer(ENCODED)
     client.say(b"")
     assert (client.statuses, len(handler.exchanges)) == ([429], 2)
+
+
+def test_drain__a_kept_connection_may_ask_once_more() -> None:
+    """A proxy that was about to send a request is answered, and told that the connection ends."""
+    rig = HttpRig(encoded, HttpLimits(drain_idle_s=1.0), DECIDING)
+    late, silent = rig.connect(), rig.connect()
+    for client in (late, silent):
+        client.say(GET)
+    rig.core.is_draining = True
+    for client in (late, silent):
+        client.connection.drain()
+    rig.loop.advance(0.9)
+    late.say(GET)
+    assert late.statuses == [429, 429]
+    assert b"connection: close" in bytes(late.transport.output).rpartition(b"HTTP/1.1")[2]
+    assert (late.is_closed, silent.is_closed) == (True, False)
+    rig.loop.advance(0.2)
+    assert silent.is_closed
+    assert rig.metrics.value("sidecar_http_connections_closed_total", "drain") == 0
+    for client in (late, silent):
+        client.hang_up()
+    assert rig.closed_for == {"drain": 2}
+
+
+def test_drain__without_that_time_ends_idle_connections_at_once() -> None:
+    """As the admin API's listener does."""
+    rig = HttpRig(encoded)
+    client = rig.connect()
+    client.say(GET)
+    rig.core.is_draining = True
+    client.connection.drain()
+    assert client.is_closed

@@ -91,7 +91,7 @@ class SoakReport:
 
 
 class SoakLoad:
-    """Counts answers by status; implements `callers.Listener`."""
+    """Counts answers by status; implements `callers.CallHandler`."""
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
         """Ask for *subjects* in turn."""

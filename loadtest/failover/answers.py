@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 class AnswerLog:
-    """Keeps every answer; implements `callers.Listener`, asking for both buckets in turn."""
+    """Keeps every answer; implements `callers.CallHandler`, asking for both buckets in turn."""
 
     def __init__(self, subjects: Sequence[Subject], connections: int) -> None:
         """*connections* callers in a row belong to one sidecar."""

@@ -85,7 +85,7 @@ class SuspensionRound:
 
 @dataclass(slots=True)
 class Load:
-    """Asks about the integrations of a round in turn; implements `callers.Listener`."""
+    """Asks about the integrations of a round in turn; implements `callers.CallHandler`."""
 
     messages: Sequence[bytes]
     numbers: range = range(0)

@@ -120,7 +120,7 @@ class Trial:
 
 
 class RevocationLoad:
-    """Keeps all sidecars under load, trial after trial; implements `callers.Listener`."""
+    """Keeps all sidecars under load, trial after trial; implements `callers.CallHandler`."""
 
     def __init__(self, targets: Sequence[str], tell: Tell) -> None:
         """*tell* is given what goes out."""

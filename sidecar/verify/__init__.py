@@ -1,5 +1,5 @@
 """
-Proves, against real sidecars under load, that a fleet admits what its limits say: no more, and no less.
+`sidecar verify-limits`: checks under load that real sidecars admit exactly what their limits allow.
 
-A program of its own behind `sidecar verify-limits`; the sidecar that decides never imports it.
+The serving sidecar never imports this package.
 """

@@ -1,18 +1,17 @@
 """
-What a bucket may admit in a run, and what it must: both sides such that no right fleet is ever accused.
+The most that a bucket may admit in a run, and the least that it must, so that a correct fleet always passes.
 
-The promise is B + L·T/60 for a limit of L a minute, a burst of B and T seconds on the store's clock. A
-client cannot see the moments at which the store took, but it can put bounds around them:
+A limit of L per minute with a burst of B admits B + L·T/60 in T seconds on the store's clock. A client cannot
+see when the store took a token, but it can bound the time:
 
-    most   T from before the first request was sent until after the last answer came.
-    least  from when the bucket was seen empty until a request sent later was refused again: in between
-           whatever flowed in was taken, and before it the whole burst. Of that, 99 % is asked for.
+    most   T is from before the first request was sent until after the last answer was received.
+    least  T is from when the bucket was seen empty until a request sent later was refused again: all tokens
+           refilled in between were taken, and the whole burst before. The run must admit 99 % of that.
 
-Between two refusals that lie so far apart that the bucket may have been full, what flowed in may have been
-lost, because nobody asked; as much is taken off the least.
+Between two refusals the bucket may have been full if they are far enough apart; tokens that would have been
+refilled meanwhile are subtracted from the least.
 
-Answers that were lost may have taken a token, so for the least they count as admitted, for the most they
-do not.
+A request without an answer may have taken a token: it counts as admitted for the least, but not for the most.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ NS_PER_US = 1_000
 
 
 class Finding(Enum):
-    """What a run found of one bucket."""
+    """The result of a run for one bucket."""
 
     FULFILLED = "fulfilled"
     OVER_ADMITTED = "over-admitted"
     UNDER_ADMITTED = "under-admitted"
     MISANSWERED = "misanswered"
-    """Some requests got another answer than 200, 429 or 503, or none within its time."""
+    """Some requests got an answer other than 200, 429 or 503."""
     NOT_SATURATED = "not saturated"
-    """The load was not enough to empty the bucket, or its store did not answer: nothing is proven."""
+    """The load did not empty the bucket, or its store did not answer: the run proves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A bucket's limit per minute and burst, and the whole tokens that it certainly held at the start."""
+    """A bucket's limit per minute and burst, and the least whole tokens that it held at the start."""
 
     limit_rpm: int
     burst: int
@@ -50,41 +49,41 @@ class Terms:
 
     @property
     def fills_ns(self) -> int:
-        """How long the bucket takes at least to be full after it refused, when it held less than a token."""
+        """The shortest time from a refusal, with less than one token left, to a full bucket."""
         return (self.burst - 1) * Quota.per_minute(self.limit_rpm).interval_us * NS_PER_US
 
 
 @dataclass(slots=True)
 class Count:
-    """How the requests of one bucket ended."""
+    """The outcomes of one bucket's requests."""
 
     admitted: int = 0
     refused: int = 0
     failed: int = 0
-    """503: the store may have taken the token or not."""
+    """503: the store may have taken a token."""
     unanswered: int = 0
-    """The connection was lost before the answer: the same."""
+    """The connection was lost before the answer: the store may have taken a token."""
     other: dict[int, int] = field(default_factory=dict)
     """By HTTP status: answers that a conforming sidecar does not give."""
     refused_ns: int = 0
-    """When the request that was refused last had been sent, on the monotonic clock; 0 = none was."""
+    """When the last refused request was sent, on the monotonic clock; 0 = none was refused."""
     fills_ns: int = 0
-    """How long the bucket takes at least to be full after it refused."""
+    """See `Terms.fills_ns`."""
     idle_ns: int = 0
-    """How long it may have been full since it refused first."""
+    """How long the bucket may have been full since the first refusal."""
 
     @property
     def total(self) -> int:
-        """All requests."""
+        """The number of requests."""
         return self.admitted + self.refused + self.failed + self.unanswered + sum(self.other.values())
 
     @property
     def unknown(self) -> int:
-        """Requests that may have taken a token without being admitted."""
+        """The number of requests that may have taken a token without being admitted."""
         return self.failed + self.unanswered
 
     def note(self, status: int, sent_ns: int, received_ns: int) -> None:
-        """Count one answer by its HTTP status; 0 = none came."""
+        """Count one answer by its HTTP status; 0 = no answer."""
         if status == 429:
             self.refused += 1
             if self.refused_ns:
@@ -103,10 +102,10 @@ class Count:
 @dataclass(frozen=True, slots=True)
 class Window:
     """
-    A bucket's time on its store's clock, in µs.
+    A bucket's times on its store's clock, in µs.
 
-    `outer_us` holds every take; `empty_us` lies between two moments at which the bucket was empty, None =
-    that was not seen twice.
+    `outer_us` covers every take; `empty_us` is between two moments at which the bucket was empty, None = it
+    was not seen empty twice.
     """
 
     outer_us: int
@@ -114,8 +113,8 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a bucket may and must have admitted, and what that makes of what it did."""
+class Judgment:
+    """The most and the least that a bucket should have admitted, and the finding."""
 
     most: int
     least: int | None
@@ -123,13 +122,13 @@ class Judgement:
 
     @property
     def is_fulfilled(self) -> bool:
-        """Whether the promise was kept, and seen to be."""
+        """Whether the run proved that the bucket kept its limit."""
         return self.finding is Finding.FULFILLED
 
 
 def most_admitted(terms: Terms, span_us: int) -> int:
     """
-    B + L·T/60, rounded down: requests are whole.
+    B + L·T/60, rounded down.
 
     >>> most_admitted(Terms(90, 5, 5), 2_000_000)
     8
@@ -138,13 +137,13 @@ def most_admitted(terms: Terms, span_us: int) -> int:
 
 
 def least_admitted(terms: Terms, empty_us: int) -> int:
-    """What was there and what flowed in, by the interval in whole µs that buckets count with."""
+    """The tokens at the start plus those refilled, by the interval in whole µs that buckets use."""
     return terms.held_at_start + empty_us // Quota.per_minute(terms.limit_rpm).interval_us
 
 
-def judge(terms: Terms, window: Window, count: Count) -> Judgement:
+def judge(terms: Terms, window: Window, count: Count) -> Judgment:
     """
-    Judge one bucket.
+    Compare what one bucket admitted with what it should have.
 
     >>> judge(Terms(60, 5, 5), Window(2_100_000, 2_000_000), Count(admitted=8)).finding
     <Finding.OVER_ADMITTED: 'over-admitted'>
@@ -163,4 +162,4 @@ def judge(terms: Terms, window: Window, count: Count) -> Judgement:
         finding = Finding.UNDER_ADMITTED
     else:
         finding = Finding.FULFILLED
-    return Judgement(most, least, finding)
+    return Judgment(most, least, finding)

@@ -1,4 +1,4 @@
-"""Load: callers that keep calls under way to a sidecar, through its death and return."""
+"""Load generators: callers that keep calls in flight to a sidecar, and reconnect after it was killed."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ CONNECT_TIMEOUT_S = 2.0
 RECONNECT_AFTER_S = 0.02
 WATCH_INTERVAL_S = 0.5
 ANSWER_TIMEOUT_S = 5.0
-"""Far above every bound of a sidecar: a connection that is silent for so long while calls wait is hung."""
+"""Far above every timeout of a sidecar: a connection with calls in flight and no byte for this long hangs."""
 DRAIN_TIMEOUT_S = 6.0
 PACE_INTERVAL_S = 0.002
 PACE_BACKLOG_S = 0.1
-"""A paced caller that was held up makes good no more than that, instead of a flood."""
+"""The most that a delayed paced caller catches up on, to avoid a burst."""
 
 
 class Call(NamedTuple):
-    """What to ask next: the message, and the tag by which its end is told."""
+    """The next call: its message, and the tag that `ended` gets."""
 
     message: bytes
     tag: int
 
 
-class Listener(Protocol):
-    """Who is told of calls; a plain call for each, as there are many."""
+class CallHandler(Protocol):
+    """Supplies calls and receives their answers; plain methods, because there are many calls."""
 
     def next_call(self, caller: int) -> Call | None:
-        """What caller number *caller* asks next; None = nothing now."""
+        """The next call of caller number *caller*; None = no call now."""
 
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
-        """A call ended: with an answer, or b'' = none came."""
+        """Handle the end of a call; *message* b'' = no answer."""
 
 
 class Caller:
     """
-    Keeps `depth` calls under way on one connection to one sidecar, and connects again when it is lost.
+    Keeps `depth` calls in flight on one connection to one sidecar, and reconnects when it is lost.
 
-    `hung` counts calls that were given up because nothing came for `ANSWER_TIMEOUT_S`.
+    `hung` counts calls that were aborted because no byte was received for `ANSWER_TIMEOUT_S`.
     """
 
     def __init__(
-        self, number: int, target: str, listener: Listener, depth: int, calls_per_s: float | None = None
+        self, number: int, target: str, handler: CallHandler, depth: int, calls_per_s: float | None = None
     ) -> None:
-        """Call *target*; *calls_per_s* None = as fast as answers come."""
+        """Call *target*; *calls_per_s* None = as fast as it answers."""
         self.number = number
         self.target = target
         self.hung = 0
         self.calls_per_s = calls_per_s
-        self._listener = listener
+        self._handler = handler
         self._depth = depth
         self._is_running = False
         self._link = CheckLink("sidecar", self._ended, self._closed)
         self._idle = asyncio.Event()
-        self._over: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_filling = False
         self._budget = 0.0
@@ -64,17 +64,17 @@ class Caller:
 
     @property
     def in_flight(self) -> int:
-        """Calls under way."""
+        """The number of unanswered calls."""
         return self._link.in_flight
 
     def start(self) -> None:
-        """Begin to call."""
+        """Start calling."""
         self._is_running = True
         self._paced_ns = monotonic_ns()
-        self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+        self._task = asyncio.get_running_loop().create_task(self._reconnect())
 
     async def stop(self) -> None:
-        """Begin no more calls, wait for the answers of those under way, and close."""
+        """Start no more calls, wait for outstanding answers, and close."""
         self._is_running = False
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -89,23 +89,23 @@ class Caller:
         self._link.abort()
 
     def pace(self, calls_per_s: float) -> None:
-        """Begin no more than so many a second from now on; the first ones `WATCH_INTERVAL_S` later."""
+        """Limit the rate to *calls_per_s* from now on, starting within `WATCH_INTERVAL_S`."""
         self.calls_per_s, self._budget, self._paced_ns = calls_per_s, 0.0, monotonic_ns()
 
     def wake(self) -> None:
-        """The listener has calls again, after it had none."""
+        """Start calls again, after the handler had none."""
         self.fill()
         self._link.flush()
 
     def fill(self) -> None:
-        """Begin as many calls as may be under way."""
-        if self._is_filling:  # an end told while we fill is made good by the loop that runs
+        """Start calls until `depth` are in flight."""
+        if self._is_filling:  # a call ended while `fill` runs: its loop starts the next one
             return
         self._is_filling = True
-        link, listener, number = self._link, self._listener, self.number
+        link, handler, number = self._link, self._handler, self.number
         try:
             while self._is_running and link.has_room and link.in_flight < self._depth and self._may_call():
-                call = listener.next_call(number)
+                call = handler.next_call(number)
                 if call is None:
                     break
                 link.call(call.message, call.tag)
@@ -117,7 +117,7 @@ class Caller:
         return self.calls_per_s is None or self._budget >= 1
 
     def _ended(self, tag: int, message: bytes, sent_ns: int) -> None:
-        self._listener.ended(self.number, tag, message, sent_ns)
+        self._handler.ended(self.number, tag, message, sent_ns)
         if self._link.is_open:
             self.fill()
         if not self._link.in_flight:
@@ -126,12 +126,12 @@ class Caller:
                 self._closed()
 
     def _closed(self) -> None:
-        """The connection is of no more use: have it replaced at once."""
+        """Have the connection replaced at once."""
         self._idle.set()
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
 
-    async def _keep_connected(self) -> None:
+    async def _reconnect(self) -> None:
         while self._is_running:
             self._link = CheckLink("sidecar", self._ended, self._closed)
             try:
@@ -143,9 +143,9 @@ class Caller:
             await asyncio.sleep(RECONNECT_AFTER_S)
 
     async def _use(self) -> None:
-        """Call on the open connection until it ends or is silent for too long."""
+        """Call on the open connection until it closes or hangs."""
         link = self._link
-        self._over = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.get_running_loop().create_future()
         watched_ns = monotonic_ns()
         while self._is_running and (link.is_open or link.in_flight):
             if self.calls_per_s is not None:
@@ -157,12 +157,12 @@ class Caller:
                 watched_ns = now_ns
                 self._watch(link)
             interval_s = WATCH_INTERVAL_S if self.calls_per_s is None else PACE_INTERVAL_S
-            await asyncio.wait([self._over], timeout=interval_s)
+            await asyncio.wait([self._lost], timeout=interval_s)
         if self._is_running:
             link.abort()
 
     def earned(self, now_ns: int) -> int:
-        """The calls that a paced caller may begin at *now_ns*, those that time has brought included."""
+        """Update and return the number of calls that a paced caller may start at *now_ns*."""
         assert self.calls_per_s is not None
         earned = self.calls_per_s * (now_ns - self._paced_ns) / 1e9
         self._budget = min(self._budget + earned, self.calls_per_s * PACE_BACKLOG_S + 1)
@@ -177,10 +177,10 @@ class Caller:
 
 async def ask(target: str, message: bytes, timeout_s: float) -> bytes:
     """
-    One call on a connection of its own; the answer's message, b'' = the sidecar gave none.
+    Make one call on a new connection; return the answer's message, b'' = the call failed.
 
     Raises:
-        OSError: it cannot be reached, or did not answer in time.
+        OSError: *target* cannot be reached, or did not answer in time.
     """
     answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -3,7 +3,7 @@ One HTTP/2 connection to a sidecar for Check calls (RFC 9113).
 
 A load generator shares its cores with the sidecar, so it must cost little: the header block is encoded once
 a connection, and answer headers are not read. The answer's message holds the result; a call that ends
-without one counts as unanswered.
+without a message counts as unanswered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PADDED = 0x8
 
 HEAD_BYTES = 9
 FRAME_BYTES_MAX = 16_384
-"""RFC 9113 6.5.2, SETTINGS_MAX_FRAME_SIZE: we announce no other, so nothing longer may come."""
+"""The default SETTINGS_MAX_FRAME_SIZE (RFC 9113 6.5.2): we keep it, so a longer frame is an error."""
 WINDOW_DEFAULT = 65_535
 WINDOW_MAX = 2**31 - 1
 GRPC_PREFIX_BYTES = 5
@@ -32,7 +32,7 @@ _ENABLE_PUSH = 0x2
 
 
 class Frame(NamedTuple):
-    """One frame as it came."""
+    """One HTTP/2 frame."""
 
     kind: int
     flags: int
@@ -41,23 +41,23 @@ class Frame(NamedTuple):
 
 
 class FrameError(ConnectionError):
-    """The peer sent what no server of HTTP/2 may send."""
+    """The peer violated HTTP/2."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A frame's bytes."""
+    """Encode a frame."""
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
-def opening() -> bytes:
-    """What a client says first: its preface, its settings, and windows that answers never fill."""
+def connection_preface() -> bytes:
+    """The client's first bytes: preface, settings, and windows that answers never fill."""
     settings = _setting(_ENABLE_PUSH, 0) + _setting(_INITIAL_WINDOW_SIZE, WINDOW_MAX)
-    whole = window_update(0, WINDOW_MAX - WINDOW_DEFAULT)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, settings) + whole
+    connection_window = window_update(0, WINDOW_MAX - WINDOW_DEFAULT)
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, settings) + connection_window
 
 
 def window_update(stream: int, credit: int) -> bytes:
-    """Let the peer send *credit* more bytes."""
+    """Encode a WINDOW_UPDATE that lets the peer send *credit* more bytes."""
     return frame(WINDOW_UPDATE, 0, stream, credit.to_bytes(4, "big"))
 
 
@@ -65,7 +65,7 @@ def header_block(path: str, authority: str, timeout_ms: int) -> bytes:
     """
     The header block of a gRPC call, in HPACK without indexing or Huffman codes (RFC 7541 6.2.2).
 
-    So it means the same whatever was sent before, and is made once. *timeout_ms* is `grpc-timeout`.
+    It does not depend on earlier headers, so it is encoded once. *timeout_ms* is `grpc-timeout`.
     """
     method_post, scheme_http = b"\x83", b"\x86"  # RFC 7541, appendix A: 3 and 6
     fields = (
@@ -81,38 +81,38 @@ def header_block(path: str, authority: str, timeout_ms: int) -> bytes:
 
 
 def call_frames(block: bytes, stream: int, message: bytes) -> bytes:
-    """A whole call: its headers and its message, which fits into one frame."""
+    """The frames of a call: its headers and its message, which must fit one frame."""
     body = b"\0" + len(message).to_bytes(4, "big") + message
     return frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
 
 
-def data_of(one: Frame) -> bytes:
+def data_of(received: Frame) -> bytes:
     """The data of a DATA frame, without its padding (RFC 9113 6.1)."""
-    if not one.flags & PADDED:
-        return one.payload
-    return one.payload[1 : len(one.payload) - one.payload[0]]
+    if not received.flags & PADDED:
+        return received.payload
+    return received.payload[1 : len(received.payload) - received.payload[0]]
 
 
 class FrameReader:
-    """Cuts the bytes of a connection into frames; keeps no more than one unfinished frame."""
+    """Splits the bytes of a connection into frames; buffers at most one incomplete frame."""
 
     def __init__(self) -> None:
-        """Nothing was read yet."""
+        """Start with an empty buffer."""
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """
-        The frames that are complete now.
+        Yield the frames that *data* completes.
 
         Raises:
-            FrameError: a frame is longer than we allowed.
+            FrameError: a frame is longer than `FRAME_BYTES_MAX`.
         """
         buffer = self._rest + data if self._rest else data
         at, end = 0, len(buffer)
         while end - at >= HEAD_BYTES:
             length = int.from_bytes(buffer[at : at + 3], "big")
             if length > FRAME_BYTES_MAX:
-                raise FrameError(f"a frame of {length} bytes, where {FRAME_BYTES_MAX} are allowed")
+                raise FrameError(f"frame of {length} bytes; at most {FRAME_BYTES_MAX} are allowed")
             after = at + HEAD_BYTES + length
             if after > end:
                 break
@@ -127,39 +127,39 @@ def _setting(name: int, value: int) -> bytes:
 
 
 def _text(text: bytes) -> bytes:
-    """A string literal; the lengths here need no more than HPACK's 7-bit prefix and one more byte."""
+    """An HPACK string literal whose length fits the 7-bit prefix and one more byte."""
     length = len(text)
     if length < 0x7F:
         return bytes((length,)) + text
     if length - 0x7F >= 0x80:
-        raise ValueError(f"a header of {length} bytes is longer than a call of ours needs: {text[:60]!r}")
+        raise ValueError(f"header of {length} bytes; at most {0x7F + 0x7F} are supported: {text[:60]!r}")
     return bytes((0x7F, length - 0x7F)) + text
 
 
 CALL_TIMEOUT_MS = 4_000
-"""`grpc-timeout` of each call: a sidecar may take no longer, whatever happens to its store."""
+"""`grpc-timeout` of each call: a sidecar must answer within it even if its store is down."""
 CREDIT_BYTES = 1 << 24
-"""So often the connection's window is opened again; far below its 2 GB."""
+"""Bytes received before the connection's window is extended; far below the window of 2 GiB."""
 ANSWER_BYTES_MAX = 65_536
 STREAM_MAX = 2**30
-"""Stream ids end at 2^31 (RFC 9113 5.1.1); a connection is given up long before."""
+"""The connection is replaced at this stream id; ids end at 2^31 (RFC 9113 5.1.1)."""
 
-Told: TypeAlias = Callable[[int, bytes, int], None]
-"""Told of each call's end: its tag, its answer's message (b'' = none came), and when it was sent (ns)."""
+OnCallEnd: TypeAlias = Callable[[int, bytes, int], None]
+"""Called at each call's end: its tag, the answer's message (b'' = no answer), and when it was sent (ns)."""
 
 
 class CheckLink(asyncio.Protocol):
     """
-    Sends Check calls and reads their answers; `in_flight` are under way.
+    Sends Check calls and reads their answers; `in_flight` counts unanswered calls.
 
-    `is_open` False = no further call is taken: not connected yet, told to go (GOAWAY), or ended.
+    `is_open` False = no further call is accepted: not connected yet, closing (GOAWAY), or closed.
     """
 
-    def __init__(self, authority: str, on_end: Told, on_closed: Callable[[], None]) -> None:
-        """*on_end* is told of each call's end, *on_closed* once of the connection's, after its calls."""
+    def __init__(self, authority: str, on_end: OnCallEnd, on_closed: Callable[[], None]) -> None:
+        """Call *on_end* at each call's end, and *on_closed* once after the connection and its calls ended."""
         self.is_open = False
         self.received_ns = 0
-        """When something came last, on the monotonic clock."""
+        """When the last bytes were received, on the monotonic clock."""
         self._block = header_block(CHECK, authority, CALL_TIMEOUT_MS)
         self._on_end = on_end
         self._on_closed = on_closed
@@ -173,24 +173,26 @@ class CheckLink(asyncio.Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Calls without an answer yet."""
+        """The number of unanswered calls."""
         return len(self._calls)
 
     @property
     def has_room(self) -> bool:
-        """Whether `call` may be called: the connection is open, and its window takes any message of ours."""
+        """Whether `call` may be called: the connection is open, and its window has room for any message."""
         return self.is_open and self._window >= FRAME_BYTES_MAX
 
     def call(self, message: bytes, tag: int) -> None:
         """
-        Begin a call, which leaves at the next `flush`; *tag* comes back at its end.
+        Queue a call, to be sent by `flush`; *tag* is passed to `on_end`.
 
         Raises:
-            ValueError: the message does not fit into one frame.
+            ValueError: the message does not fit one frame.
         """
         cost = len(message) + GRPC_PREFIX_BYTES
         if cost > FRAME_BYTES_MAX:
-            raise ValueError(f"a message of {len(message)} bytes does not fit into one frame")
+            raise ValueError(
+                f"message of {len(message)} bytes; at most {FRAME_BYTES_MAX - GRPC_PREFIX_BYTES}"
+            )
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self._window -= cost
         self._calls[stream] = (tag, monotonic_ns(), [])
@@ -198,30 +200,30 @@ class CheckLink(asyncio.Protocol):
         self.is_open = self._next_stream < STREAM_MAX
 
     def flush(self) -> None:
-        """Send what was begun, in one write."""
+        """Send the queued calls in one write."""
         if self._out and self._transport is not None:
             self._transport.write(b"".join(self._out))
             self._out.clear()
 
     def abort(self) -> None:
-        """End the connection at once; calls under way are told that no answer came."""
+        """Close the connection at once; unanswered calls end without an answer."""
         self.is_open = False
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol: calls are taken at once, before the server's settings (RFC 9113 3.4)."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        """See asyncio.Protocol: calls are accepted at once, before the server's settings (RFC 9113 3.4)."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not a subclass
         self.received_ns = monotonic_ns()
-        self._transport.write(opening())
+        self._transport.write(connection_preface())
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.received_ns = monotonic_ns()
         try:
-            for one in self._reader.feed(data):
-                self._take_in(one)
+            for received in self._reader.feed(data):
+                self._handle_frame(received)
         except FrameError:
             self.abort()
             return
@@ -231,7 +233,7 @@ class CheckLink(asyncio.Protocol):
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol: every call under way ends without an answer."""
+        """See asyncio.Protocol: unanswered calls end without an answer."""
         self.is_open = False
         self._transport = None
         calls, self._calls = self._calls, {}
@@ -239,31 +241,31 @@ class CheckLink(asyncio.Protocol):
             self._on_end(tag, b"", sent_ns)
         self._on_closed()
 
-    def _take_in(self, one: Frame) -> None:
-        if one.kind == DATA:
-            self._take_data(one)
-        elif one.kind == HEADERS:
-            if one.flags & END_STREAM:
-                self._end(one.stream)
-        elif one.kind == RST_STREAM:
-            self._end(one.stream, is_reset=True)
-        elif one.kind == WINDOW_UPDATE:
-            if one.stream == 0:
-                self._window += int.from_bytes(one.payload, "big")
-        elif one.kind in (SETTINGS, PING) and not one.flags & ACK:
-            self._out.append(frame(one.kind, ACK, 0, one.payload if one.kind == PING else b""))
-        elif one.kind == GOAWAY:
+    def _handle_frame(self, received: Frame) -> None:
+        if received.kind == DATA:
+            self._handle_data(received)
+        elif received.kind == HEADERS:
+            if received.flags & END_STREAM:
+                self._end(received.stream)
+        elif received.kind == RST_STREAM:
+            self._end(received.stream, is_reset=True)
+        elif received.kind == WINDOW_UPDATE:
+            if received.stream == 0:
+                self._window += int.from_bytes(received.payload, "big")
+        elif received.kind in (SETTINGS, PING) and not received.flags & ACK:
+            self._out.append(frame(received.kind, ACK, 0, received.payload if received.kind == PING else b""))
+        elif received.kind == GOAWAY:
             self.is_open = False
 
-    def _take_data(self, one: Frame) -> None:
-        self._uncredited += len(one.payload)  # padding counts, frame heads do not (RFC 9113 6.9.1)
-        call = self._calls.get(one.stream)
+    def _handle_data(self, received: Frame) -> None:
+        self._uncredited += len(received.payload)  # padding counts, frame headers do not (RFC 9113 6.9.1)
+        call = self._calls.get(received.stream)
         if call is not None:
-            call[2].append(data_of(one))
+            call[2].append(data_of(received))
             if sum(map(len, call[2])) > ANSWER_BYTES_MAX:
-                raise FrameError(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
-        if one.flags & END_STREAM:
-            self._end(one.stream)
+                raise FrameError(f"answer of more than {ANSWER_BYTES_MAX} bytes")
+        if received.flags & END_STREAM:
+            self._end(received.stream)
 
     def _end(self, stream: int, is_reset: bool = False) -> None:
         call = self._calls.pop(stream, None)
@@ -278,7 +280,7 @@ async def connect(link: CheckLink, target: str, timeout_s: float) -> None:
     Connect *link* to *target*, 'host:port' or 'unix:/path'.
 
     Raises:
-        OSError: it cannot be reached; a TimeoutError is one.
+        OSError: *target* cannot be reached (a TimeoutError: not within *timeout_s*).
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):

@@ -1,4 +1,4 @@
-"""A run's outcome, as a table for people and as JSON for programs."""
+"""Prints a run's outcome as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ US_PER_S = 1_000_000
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """
-    Everything that was measured.
+    The measurements as a JSON object.
 
     `at_most` is B + L·T/60 with T from before the first request until after the last answer; `at_least` is
-    what must have been taken while the bucket was seen empty twice, null = it was not.
+    the least that a bucket must admit, null = it was not seen empty twice.
     """
     run = outcome.run
     return {
@@ -37,17 +37,17 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def verdict(outcome: Outcome) -> str:
-    """One word: 'fulfilled' or 'broken'."""
+    """'fulfilled' or 'broken'."""
     return "fulfilled" if outcome.run.is_fulfilled else "broken"
 
 
 def sidecar_count(outcome: Outcome) -> int:
-    """How many sidecars took part."""
+    """The number of sidecars in the run."""
     return len(outcome.plan.targets) or outcome.plan.sidecars
 
 
 def as_table(outcome: Outcome) -> Group:
-    """The same for people."""
+    """The measurements as a table."""
     run, plan = outcome.run, outcome.plan
     table = Table(
         box=SIMPLE_HEAD,
@@ -83,33 +83,33 @@ def _why(outcome: Outcome) -> str:
 
 
 def _cells(bucket: BucketResult) -> tuple[str, ...]:
-    count, judgement = bucket.count, bucket.judgement
+    count, judgment = bucket.count, bucket.judgment
     return (
         f"{bucket.window.outer_us / US_PER_S:.3f}",
-        f"{judgement.most:,}",
-        "-" if judgement.least is None else f"{judgement.least:,}",
+        f"{judgment.most:,}",
+        "-" if judgment.least is None else f"{judgment.least:,}",
         f"{count.admitted:,}",
         f"{bucket.admitted_percent:.2f} %",
         f"{count.refused:,}",
         f"{count.unknown:,}",
-        judgement.finding.value,
+        judgment.finding.value,
     )
 
 
 def _bucket(bucket: BucketResult) -> dict[str, Any]:
-    count, judgement, terms = bucket.count, bucket.judgement, bucket.subject.terms
+    count, judgment, terms = bucket.count, bucket.judgment, bucket.subject.terms
     return {
         "integration": bucket.subject.integration_id,
         "limit_rpm": terms.limit_rpm,
         "burst": terms.burst,
         "seconds": bucket.window.outer_us / US_PER_S,
-        "at_most": judgement.most,
-        "at_least": judgement.least,
+        "at_most": judgment.most,
+        "at_least": judgment.least,
         "admitted": count.admitted,
         "admitted_percent": round(bucket.admitted_percent, 3),
         "refused": count.refused,
         "failed": count.failed,
         "unanswered": count.unanswered,
         "other": {str(status): number for status, number in sorted(count.other.items())},
-        "finding": judgement.finding.value,
+        "finding": judgment.finding.value,
     }

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from time import monotonic, monotonic_ns
 
 from sidecar.process.settings import EMBEDDED_STORE
 from sidecar.services.ext_authz_client import read_status
 from sidecar.stores.redis.urls import StoreUrl, parse_store_url
-from sidecar.verify.accuracy import Count, Finding, Judgement, Terms, Window, judge
+from sidecar.verify.accuracy import Count, Finding, Judgment, Terms, Window, judge
 from sidecar.verify.callers import Call, Caller
 from sidecar.verify.sidecars import Fleet, child_environment
 from sidecar.verify.store_clock import Moment, StoreClock
@@ -26,13 +27,13 @@ from sidecar.verify.subjects import (
 )
 
 EMPTY_TIMEOUT_S = 10.0
-"""How long the end of a run may wait for a refusal of every bucket."""
+"""How long the end of a run waits until every bucket has refused a request."""
 PERCENT = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How hard a run hammers: connections to each sidecar, calls under way on each, and for how long."""
+    """The load of a run: its duration, connections to each sidecar, and calls in flight on each."""
 
     seconds: float
     connections: int = 2
@@ -41,22 +42,22 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class BucketResult:
-    """What a run found of one bucket."""
+    """The result of a run for one bucket."""
 
     subject: Subject
     window: Window
     count: Count
-    judgement: Judgement
+    judgment: Judgment
 
     @property
     def admitted_percent(self) -> float:
-        """What was admitted of the most that may be."""
-        return PERCENT * self.count.admitted / self.judgement.most
+        """The admitted requests in percent of the most that may be admitted."""
+        return PERCENT * self.count.admitted / self.judgment.most
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run found; `hung` = calls that were given up because no byte came for seconds."""
+    """The result of a run; `hung` = calls that were aborted because their connection hung."""
 
     buckets: tuple[BucketResult, ...]
     seconds: float
@@ -64,41 +65,43 @@ class RunResult:
 
     @property
     def is_fulfilled(self) -> bool:
-        """Whether every bucket kept its promise, and every call was answered or cleanly lost."""
-        return not self.hung and all(bucket.judgement.is_fulfilled for bucket in self.buckets)
+        """Whether every bucket kept its limit, and no call hung."""
+        return not self.hung and all(bucket.judgment.is_fulfilled for bucket in self.buckets)
 
     @property
     def calls(self) -> int:
-        """All requests."""
+        """The number of requests."""
         return sum(bucket.count.total for bucket in self.buckets)
 
     def findings(self) -> list[Finding]:
-        """What is wrong, each once."""
-        found = {bucket.judgement.finding for bucket in self.buckets}
+        """The distinct findings other than FULFILLED."""
+        found = {bucket.judgment.finding for bucket in self.buckets}
         return [finding for finding in Finding if finding in found and finding is not Finding.FULFILLED]
 
 
 class AccuracyRun:
-    """Hammers *subjects* through the sidecars at *targets*, in turn; implements `callers.Listener`."""
+    """Loads the buckets of *subjects* through the sidecars at *targets*; implements `callers.CallHandler`."""
 
     def __init__(
         self, targets: Sequence[str], subjects: Sequence[Subject], clock: StoreClock, load: Load
     ) -> None:
-        """Nothing is sent before `run`."""
+        """Send nothing before `run`."""
         self.counts = [Count(fills_ns=subject.terms.fills_ns) for subject in subjects]
         self._subjects = subjects
         self._calls = [Call(subject.message, number) for number, subject in enumerate(subjects)]
         self._clock = clock
         self._load = load
-        ways = [target for target in targets for _ in range(load.connections)]
-        self._callers = [Caller(number, target, self, load.in_flight) for number, target in enumerate(ways)]
-        self._turns = list(range(len(ways)))
-        self._wanted: set[int] = set()
-        self._wanted_after_ns = 0
+        repeated = [target for target in targets for _ in range(load.connections)]
+        self._callers = [
+            Caller(number, target, self, load.in_flight) for number, target in enumerate(repeated)
+        ]
+        self._turns = list(range(len(repeated)))
+        self._awaited: set[int] = set()
+        self._awaited_after_ns = 0
         self._all_refused = asyncio.Event()
 
     def next_call(self, caller: int) -> Call:
-        """Buckets in turn."""
+        """Call the buckets in turn."""
         turn = self._turns[caller] = (self._turns[caller] + 1) % len(self._calls)
         return self._calls[turn]
 
@@ -106,23 +109,23 @@ class AccuracyRun:
         """Count the answer."""
         status = read_status(message) if message else 0
         self.counts[tag].note(status, sent_ns, monotonic_ns())
-        if status == 429 and tag in self._wanted and sent_ns > self._wanted_after_ns:
-            self._wanted.discard(tag)
-            if not self._wanted:
+        if status == 429 and tag in self._awaited and sent_ns > self._awaited_after_ns:
+            self._awaited.discard(tag)
+            if not self._awaited:
                 self._all_refused.set()
 
     async def run(self, began: Moment) -> RunResult:
         """
-        Hammer, and judge; *began* is a moment before the first take.
+        Apply the load and judge each bucket; *began* is a moment before the first request.
 
         Raises:
-            RegistryError: the store does not tell its time.
+            RegistryError: the store's clock cannot be read.
         """
         started_s = monotonic()
         for caller in self._callers:
             caller.start()
         try:
-            empty = await self._hammer(started_s)
+            empty = await self._apply_load(started_s)
         finally:
             await asyncio.gather(*(caller.stop() for caller in self._callers))
         ended = await self._clock.now()
@@ -135,8 +138,8 @@ class AccuracyRun:
         hung = sum(caller.hung for caller in self._callers)
         return RunResult(tuple(results), monotonic() - started_s, hung)
 
-    async def _hammer(self, started_s: float) -> tuple[Moment, Moment] | None:
-        """Load until the time is over; two moments between which every bucket was empty, None = not seen."""
+    async def _apply_load(self, started_s: float) -> tuple[Moment, Moment] | None:
+        """Apply the load; return two moments at which every bucket was empty, None = not seen twice."""
         is_empty = await self._see_all_refused(self._load.seconds)
         first = await self._clock.now()
         await asyncio.sleep(max(0.0, started_s + self._load.seconds - monotonic()))
@@ -145,9 +148,9 @@ class AccuracyRun:
         return (first, last) if is_empty else None
 
     async def _see_all_refused(self, timeout_s: float) -> bool:
-        """Wait until every bucket has refused a request that is sent from now on."""
-        self._wanted_after_ns = monotonic_ns()
-        self._wanted = set(range(len(self._subjects)))
+        """Wait until every bucket has refused a request sent from now on; False = not within *timeout_s*."""
+        self._awaited_after_ns = monotonic_ns()
+        self._awaited = set(range(len(self._subjects)))
         self._all_refused.clear()
         try:
             async with asyncio.timeout(timeout_s):
@@ -163,10 +166,10 @@ REGISTRY_FILE = "registry.yaml"
 @dataclass(frozen=True, slots=True)
 class VerificationPlan:
     """
-    A run with sidecars of its own, or with given ones.
+    A run with its own sidecars, or with running ones at `targets`, which need `api_keys`.
 
-    `store` is where the buckets are: with `targets` only to ask for the time, '' = by this machine's clock.
-    `kill_every_s` None = no sidecar is killed. `targets` and `api_keys` come together.
+    `store` holds the buckets; with `targets` only its clock is read, '' = this machine's clock.
+    `kill_every_s` None = no sidecar is killed.
     """
 
     store: str
@@ -182,7 +185,7 @@ class VerificationPlan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a plan came to."""
+    """The outcome of a plan."""
 
     plan: VerificationPlan
     run: RunResult
@@ -191,13 +194,13 @@ class Outcome:
 
 async def prove(plan: VerificationPlan) -> Outcome:
     """
-    Carry out *plan*; nothing of it is left afterwards but keys that expire by themselves.
+    Carry out *plan*; in the store it leaves only keys that expire.
 
     Raises:
-        SidecarsError: a sidecar did not start, or did not come back.
+        SidecarsError: a sidecar did not start, or did not restart.
         SubjectError: a given key cannot be used.
         RegistryError: the store does not answer.
-        StoreUrlError: the store's URL, or what it refers to, cannot be used.
+        StoreUrlError: the store's URL, or a file or variable that it names, cannot be used.
         OSError: a given sidecar does not answer.
     """
     return await (_prove_given(plan) if plan.targets else _prove_own(plan))
@@ -206,10 +209,9 @@ async def prove(plan: VerificationPlan) -> Outcome:
 async def _prove_given(plan: VerificationPlan) -> Outcome:
     async with _clock(plan.store) as clock:
         began = await clock.now()
-        ways = [plan.targets[number % len(plan.targets)] for number in range(len(plan.api_keys))]
         subjects = [
             await probe_subject(target, api_key, plan.limit_rpm, plan.burst)
-            for target, api_key in zip(ways, plan.api_keys, strict=True)
+            for target, api_key in zip(cycle(plan.targets), plan.api_keys, strict=False)
         ]
         run = AccuracyRun(plan.targets, subjects, clock, plan.load)
         for count in run.counts:
@@ -237,7 +239,7 @@ async def _prove_own(plan: VerificationPlan) -> Outcome:
 async def _run_killing(
     run: AccuracyRun, began: Moment, fleet: Fleet, kill_every_s: float | None
 ) -> RunResult:
-    """Run while sidecars are killed one after another; one that does not come back ends the run."""
+    """Run while sidecars are killed one after another; a sidecar that does not restart ends the run."""
     running = asyncio.ensure_future(run.run(began))
     if kill_every_s is None:
         return await running
@@ -245,7 +247,8 @@ async def _run_killing(
     try:
         await asyncio.wait([running, killing], return_when=asyncio.FIRST_COMPLETED)
         if killing.done():
-            await killing  # it never returns: this raises what went wrong
+            await killing  # `kill_every` only ends by an error, which this raises
+
         return await running
     finally:
         for task in (running, killing):

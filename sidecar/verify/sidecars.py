@@ -1,4 +1,4 @@
-"""Real sidecar processes of a run: started on sockets of their own, killed, started again, always ended."""
+"""Real sidecar processes for a run: started on Unix sockets, killed, restarted, and stopped at the end."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ if sys.platform == "linux":
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the program that its arguments name, to be ended by the kernel when its parent is gone."""
+"""Executes the program in its arguments, which the kernel ends when the parent process ends."""
 
 
 class SidecarsError(Exception):
-    """A sidecar of the run did not start, or ended by itself; the message ends with what it printed."""
+    """A sidecar of the run did not start, or ended by itself; the message includes the end of its log."""
 
 
 class SidecarProcess:
     """
-    One `sidecar serve` on Unix sockets: `target` for calls, `admin` for /readyz and /metrics.
+    One `sidecar serve` on Unix sockets: `target` for calls, another for /readyz and /metrics.
 
-    It ends with the process that started it, however that ends.
+    It ends when the process that started it ends.
     """
 
     def __init__(
         self, folder: Path, number: int, settings: Mapping[str, Any], environment: Mapping[str, str]
     ) -> None:
-        """Write its configuration into *folder*; nothing runs yet."""
+        """Write the configuration into *folder*; start nothing yet."""
         self.number = number
         self.kills = 0
         self.target = f"unix:{folder}/sidecar-{number}.sock"
@@ -64,7 +64,7 @@ class SidecarProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
@@ -85,10 +85,10 @@ class SidecarProcess:
 
     async def ready(self) -> None:
         """
-        Wait until it is ready.
+        Wait until the sidecar is ready.
 
         Raises:
-            SidecarsError: it ended, or is not ready in time.
+            SidecarsError: the process ended, or is not ready within `START_TIMEOUT_S`.
         """
         deadline_s = monotonic() + START_TIMEOUT_S
         while not await self._is_ready():
@@ -102,10 +102,10 @@ class SidecarProcess:
 
     async def get(self, path: str) -> tuple[int, str]:
         """
-        Ask its admin listener.
+        GET *path* from the admin listener; return the status and the body.
 
         Raises:
-            OSError: nobody answers in time.
+            OSError: no answer within `ASK_TIMEOUT_S`.
         """
         async with asyncio.timeout(ASK_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(self._admin)
@@ -117,12 +117,12 @@ class SidecarProcess:
         return int(head.split(b" ", 2)[1] if head else 0), body.decode(errors="replace")
 
     async def kill(self) -> None:
-        """End it as a crash would (kill -9), and wait until it is gone."""
+        """Kill the process (SIGKILL), and wait for its end."""
         self.kills += 1
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Have it drain and end; one that does not is killed."""
+        """Drain and end the process; kill it after `STOP_TIMEOUT_S`."""
         await self._end(signal.SIGTERM)
 
     async def _end(self, number: signal.Signals) -> None:
@@ -150,34 +150,32 @@ class SidecarProcess:
 class Fleet:
     """
     Sidecars that run while the `async with` block is open.
-
-    `targets` are where they take calls.
     """
 
     def __init__(
         self, folder: Path, count: int, settings: Mapping[str, Any], environment: Mapping[str, str]
     ) -> None:
-        """Will run *count* sidecars by *settings*, the keys of their configuration file."""
+        """Prepare *count* sidecars with *settings*, the keys of their configuration file."""
         if not 1 <= count <= SIDECARS_MAX:
             raise SidecarsError(f"the number of sidecars must be 1..{SIDECARS_MAX}, not {count}")
         self.sidecars = [SidecarProcess(folder, number, settings, environment) for number in range(count)]
 
     @property
     def targets(self) -> Sequence[str]:
-        """Where they take calls."""
+        """The gRPC addresses of the sidecars."""
         return [sidecar.target for sidecar in self.sidecars]
 
     @property
     def kills(self) -> int:
-        """How often one was killed."""
+        """The number of kills."""
         return sum(sidecar.kills for sidecar in self.sidecars)
 
     async def __aenter__(self) -> Self:
         """
-        Start all, and wait until they are ready.
+        Start all sidecars, and wait until they are ready.
 
         Raises:
-            SidecarsError: one is not.
+            SidecarsError: a sidecar did not become ready.
         """
         try:
             for sidecar in self.sidecars:
@@ -191,15 +189,15 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all."""
+        """Stop all sidecars."""
         await self._stop()
 
     async def kill_every(self, interval_s: float) -> None:
         """
-        Until cancelled: kill one after another, each after *interval_s*, and start it again.
+        Until cancelled, kill and restart one sidecar after another, each after *interval_s*.
 
         Raises:
-            SidecarsError: one did not come back.
+            SidecarsError: a restarted sidecar did not become ready.
         """
         turn = 0
         while True:
@@ -216,10 +214,10 @@ class Fleet:
 
 def child_environment(store: str) -> dict[str, str]:
     """
-    The environment of sidecars on *store*: ours without the settings of another sidecar.
+    The environment of sidecars on *store*: ours without settings of a sidecar.
 
-    The store's URL may hold a password, so it goes this way instead of into a file; the variables that it
-    refers to are kept.
+    The store's URL may hold a password, so it is passed in the environment instead of a file; variables that
+    the URL refers to are kept.
     """
     url = None if store == EMBEDDED_STORE else parse_store_url(store)
     kept = () if url is None else (url.login.password_env, url.sentinel_login.password_env)

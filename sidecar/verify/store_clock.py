@@ -1,4 +1,4 @@
-"""The clock by which a store's buckets fill: the server's own, of the node that holds the bucket."""
+"""The clock by which a store's buckets refill: that of the node that holds the bucket."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ US_PER_S = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time on the clock of every partition's node, µs since the epoch."""
+    """One time on the clock of each partition's node, µs since the epoch."""
 
     times_us: tuple[int, ...]
     space: KeySpace
 
     def since_us(self, earlier: Moment, owner: str) -> int:
-        """How long after *earlier* it is for the buckets of integration *owner*."""
+        """The time since *earlier* for the buckets of the integration *owner*."""
         partition = self.space.partition_of(owner)
         return self.times_us[partition] - earlier.times_us[partition]
 
 
 class StoreClock:
-    """Tells the time of each partition's node; of an embedded store, the clock of this machine."""
+    """Reads the clock of each partition's node; for an embedded store, of this machine."""
 
     def __init__(self, url: StoreUrl | None) -> None:
-        """Ask the store at *url*, None = embedded; nothing is connected yet."""
+        """Read the clocks of the store at *url*, None = embedded; connect at the first read."""
         self._space = KeySpace() if url is None else KeySpace(url.prefix, url.partitions)
         self._nodes = None if url is None else Nodes(url, self._space)
 
     async def now(self) -> Moment:
         """
-        A moment between the call and its return.
+        Return a moment between the call and its return.
 
         Raises:
             RegistryError: the store does not answer.
@@ -52,17 +52,17 @@ class StoreClock:
 
     async def forget_layout(self) -> None:
         """
-        Let the one key of the run that would stay for ever go; all others expire by themselves.
+        Make the run's layout key expire, as all its other keys do.
 
         Raises:
             RegistryError: the store does not answer.
         """
         if self._nodes is not None:
-            go = ("SET", self._space.layout_key, self._space.layout, "PX", 1)
-            await self._nodes.run(0, [go], monotonic() + ASK_TIMEOUT_S)
+            expire = ("SET", self._space.layout_key, self._space.layout, "PX", 1)
+            await self._nodes.run(0, [expire], monotonic() + ASK_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Close the connections to the store."""
         if self._nodes is not None:
             await self._nodes.close()
 

@@ -1,4 +1,4 @@
-"""The integrations of a run: made for it in a registry file of its own, or given with their API keys."""
+"""The integrations of a run: created in a registry file, or existing ones given by their API keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROBE_TIMEOUT_S = 10.0
 
 
 class SubjectError(Exception):
-    """A given API key cannot be used for a run; says what to do."""
+    """A given API key cannot be used for a run; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Subject:
 
 
 def message_of(api_key: str) -> bytes:
-    """The Check message of the request that a run asks about, with *api_key*."""
+    """The Check message of a run's request, with *api_key*."""
     return check_request(METHOD, PATH, {"x-api-key": api_key}, CALLER_ADDRESS)
 
 
@@ -46,13 +46,13 @@ def make_subjects(
     registry: Path, buckets: Mapping[str, Terms], keys: Sequence[NewApiKey] = ()
 ) -> list[Subject]:
     """
-    Write *registry* with fresh integrations: *buckets* gives the terms of each, by its id.
+    Write new integrations to *registry*: *buckets* gives the terms by integration id.
 
-    *keys* are their API keys; none = fresh ones.
+    *keys* are their API keys; () = generate them.
     """
     records, subjects = [], []
-    drawn = keys or [generate_api_key() for _ in buckets]
-    for (integration_id, terms), key in zip(buckets.items(), drawn, strict=True):
+    api_keys = keys or [generate_api_key() for _ in buckets]
+    for (integration_id, terms), key in zip(buckets.items(), api_keys, strict=True):
         credential = {"id": key.credential_id, "digest": key.digest}
         record = {"id": integration_id, "name": integration_id, "credentials": [credential]}
         records.append({**record, "rate_limit_rpm": terms.limit_rpm, "burst": terms.burst})
@@ -63,36 +63,36 @@ def make_subjects(
 
 async def probe_subject(target: str, api_key: str, limit_rpm: int, burst: int) -> Subject:
     """
-    Find out by a real request whose key *api_key* is and what its bucket holds; that takes a token.
+    Learn the integration of *api_key* and its bucket's level from a real request, which takes a token.
 
     Raises:
-        SubjectError: the request is not admitted, or the limit is another one.
+        SubjectError: the request is not admitted, or the limit is not *limit_rpm*.
         OSError: the sidecar does not answer.
     """
     message = message_of(api_key)
     answer = await ask(target, message, PROBE_TIMEOUT_S)
     if not answer:
-        raise SubjectError(f"{target} answers a Check with an error of gRPC: is it a sidecar's gRPC address?")
+        raise SubjectError(f"{target} answers with a gRPC error: is it a sidecar's gRPC address?")
     checked = read_response(answer)
     if not checked.is_allowed:
         raise SubjectError(
             f"{target} answers {checked.status} {checked.reason} to {METHOD} {PATH}: a run needs keys of"
-            " active integrations whose bucket is not empty, and a route that lets them in"
+            " active integrations whose bucket is not empty, and a route that they may use"
         )
-    told = dict(checked.client_headers)
-    if told.get("x-ratelimit-limit") != str(limit_rpm):
+    headers = dict(checked.client_headers)
+    if headers.get("x-ratelimit-limit") != str(limit_rpm):
         raise SubjectError(
-            f"{target} says that the limit is {told.get('x-ratelimit-limit')} a minute, not {limit_rpm}:"
-            " give the limit and the burst of the keys with --limit and --burst"
+            f"the limit at {target} is {headers.get('x-ratelimit-limit')} per minute, not {limit_rpm}: set"
+            " --limit and --burst to those of the keys"
         )
-    held = min(burst, int(told["x-ratelimit-remaining"]) + 1)
+    held = min(burst, int(headers["x-ratelimit-remaining"]) + 1)
     owner = dict(checked.upstream_headers)["x-integration-id"]
     return Subject(owner, Terms(limit_rpm, burst, held), message)
 
 
 def own_prefix(store: str) -> str:
     """
-    The URL *store* with a key prefix that nobody else uses, below the one that it has.
+    The URL *store* with a unique key prefix, below its own prefix.
 
     >>> own_prefix("redis://127.0.0.1:6379/2?prefix=edge:").startswith(
     ...     "redis://127.0.0.1:6379/2?prefix=edge:verify-limits-")

@@ -63,8 +63,8 @@ def assert_kept(outcome: Outcome) -> None:
     assert outcome.run.findings() == []
     assert outcome.run.is_fulfilled
     for bucket in outcome.run.buckets:
-        assert bucket.judgement.least is not None
-        assert bucket.judgement.least >= BURST
+        assert bucket.judgment.least is not None
+        assert bucket.judgment.least >= BURST
         assert bucket.count.refused > 0
 
 

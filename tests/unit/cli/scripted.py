@@ -45,8 +45,8 @@ class _Listening:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        for one in [*self._open, self._listener]:
-            one.close()
+        for writer in [*self._open, self._listener]:
+            writer.close()
         self._thread.join(PATIENCE_S)
 
     def _accept(self) -> None:

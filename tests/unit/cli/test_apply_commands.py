@@ -134,7 +134,7 @@ def test_pull__asks_before_it_replaces_what_differs(desk: Desk) -> None:
     assert file.read_text() == "integrations: []\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert desk.run("registry", "pull", str(file)).exit_code == 0
-    assert [one.name for one in desk.folder.glob(".*")] == []
+    assert [path.name for path in desk.folder.glob(".*")] == []
     nowhere = desk.run("registry", "pull", str(desk.folder / "nowhere" / "file.yaml"))
     assert (nowhere.exit_code, "cannot be written: No such file" in nowhere.stderr) == (1, True)
 
@@ -198,7 +198,7 @@ def test_registry__store_goes_before_the_configuration(tmp_path: Path) -> None:
     mine = fleet.run("registry", "pull")
     assert (mine.exit_code, "which is changed by editing it" in mine.stderr) == (1, True)
     wrong = fleet.run("registry", "pull", "--store", "http://host")
-    assert (wrong.exit_code, "--store: store URL: scheme 'http'" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "--store: store URL: scheme is 'http'" in wrong.stderr) == (2, True)
 
 
 def test_apply__through_the_admin_api(api: Served, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_audit_export__of_one_integration(api: Served, export: Path, tmp_path: P
     """Only its entries, each as it was hashed; what has gaps is not passed off as a whole log."""
     whole = export.read_text().splitlines()
     ids = {json.loads(json.loads(line)["text"])["subject"] for line in whole}
-    (subject, *_) = sorted(one for one in ids if one.startswith("integration:"))
+    (subject, *_) = sorted(name for name in ids if name.startswith("integration:"))
     file = tmp_path / "one.ndjson"
     result = api.run("audit", "export", "--integration", subject.partition(":")[2], "--output", str(file))
     assert result.exit_code == 0
@@ -188,7 +188,7 @@ def test_audit_export__never_replaces_a_file(api: Served, export: Path) -> None:
     result = api.run("audit", "export", "--output", str(export))
     assert (result.exit_code, "exists; name another file" in result.stderr) == (1, True)
     assert export.read_bytes() == before
-    assert [one.name for one in export.parent.iterdir()] == [export.name]
+    assert [path.name for path in export.parent.iterdir()] == [export.name]
 
 
 def test_new_file__is_whole_or_absent(tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def test_admin__accounts_roles_and_tokens(api: Served) -> None:
     listed = [line.split("\t") for line in api.told("admin", "list").splitlines()]
     ids = [token.split("_")[1], second.split("_")[1]]
     carol = [row for row in listed if row[0] == "carol"]
-    assert [row[:4] for row in carol] == [["carol", "Carol C", "operator", one] for one in ids]
+    assert [row[:4] for row in carol] == [["carol", "Carol C", "operator", token_id] for token_id in ids]
     assert [row[6] for row in carol] == ["127.0.0.1", "-"]
     assert carol[1][5] == "never"
     api.told("admin", "token", "revoke", "carol", ids[0], "--yes")
@@ -468,7 +468,7 @@ def test_admin__the_last_one_stays(api: Served) -> None:
 def test_mistyped__the_name_that_may_be_meant(
     shared_api: Served, arguments: tuple[str, ...], meant: str
 ) -> None:
-    """An id or a scope that does not exist, and is like one that does, is answered with that one."""
+    """An unknown id or scope that is like an existing one is answered with the existing one."""
     if shared_api.run("integrations", "show", "acme-warehouse").exit_code:
         shared_api.told("integrations", "create", "acme-warehouse")
     result = shared_api.run(*arguments)

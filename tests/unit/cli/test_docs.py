@@ -50,8 +50,9 @@ def test_configuration_page__describes_nothing_else() -> None:
 def test_configuration_page__lists_the_categories() -> None:
     """The fifteen categories stand as they are."""
     wanted = [
-        f"| `{one.name}` | {one.title} | {one.sensitivity.value} | read{'' if one.read_only else ', write'} |"
-        for one in DEFAULT_CATEGORIES
+        f"| `{category.name}` | {category.title} | {category.sensitivity.value}"
+        f" | read{'' if category.read_only else ', write'} |"
+        for category in DEFAULT_CATEGORIES
     ]
     page = text_of(PAGE)
     assert len(wanted) == 15

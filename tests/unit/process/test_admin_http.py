@@ -54,7 +54,7 @@ def test_admin__metrics_in_the_text_format(asked: Asked) -> None:
     assert {"process_cpu_seconds", "python_info", "python_gc_collections"} <= set(families)
     assert families["sidecar_build_info"].samples[0].labels == {"version": VERSION}
     allowed = [sample for sample in families["sidecar_decisions"].samples if sample.labels["reason"] == "ok"]
-    assert [one.value for one in allowed] == [3.0]
+    assert [sample.value for sample in allowed] == [3.0]
 
 
 def test_admin__metrics_in_openmetrics_when_asked(asked: Asked) -> None:

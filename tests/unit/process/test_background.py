@@ -79,7 +79,7 @@ def test_background_thread__a_hanging_job_holds_nothing_up() -> None:
         with pytest.raises(queue.Full):
             thread.run(lambda: None)
         thread.close()
-        is_daemon = next(one for one in threading.enumerate() if one.name == "hanging").daemon
+        is_daemon = next(thread for thread in threading.enumerate() if thread.name == "hanging").daemon
         may_end.set()
         await asyncio.wait_for(asyncio.gather(*waiting), TIMEOUT_S)
         await asyncio.wait_for(thread.run(lambda: None), TIMEOUT_S)

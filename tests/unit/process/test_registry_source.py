@@ -45,7 +45,7 @@ def source(path: Path) -> RegistrySource:
 
 
 def loaded(result: LoadedRegistry | None) -> Snapshot:
-    """The snapshot of a load that brought one."""
+    """The snapshot of a load that read the file."""
     assert result is not None
     return result.snapshot
 
@@ -62,7 +62,7 @@ def test_registry_source__numbers_changes(path: Path, source: RegistrySource) ->
     second = loaded(source.load(first))
     write(path, "id: a, name: A", "id: b, name: B")
     third = loaded(source.load(second))
-    assert [generations(one) for one in (first, second, third)] == [
+    assert [generations(snapshot) for snapshot in (first, second, third)] == [
         {"a": 1, "b": 1},
         {"a": 1, "b": 2},
         {"a": 1, "b": 3},

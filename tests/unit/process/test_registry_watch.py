@@ -230,7 +230,7 @@ def test_registry_watch__retires_only_what_changed() -> None:
     kept, changed, removed = (make_integration(id=id) for id in ("kept", "changed", "removed"))
     before = Snapshot.compile((kept, changed, removed))
     after = Snapshot.compile((kept, make_integration(id="changed", name="X")), before)
-    assert [one.id for one in retired_by(before, after)] == ["changed", "removed"]
+    assert [item.id for item in retired_by(before, after)] == ["changed", "removed"]
 
 
 def test_registry_watch__lets_go_without_the_collector() -> None:
@@ -253,7 +253,7 @@ def test_registry_watch__lets_go_without_the_collector() -> None:
         retired = retired_by(before, Snapshot.empty())
         before = None
         await release_retired(retired)
-        return sum(one() is not None for one in weak)
+        return sum(item() is not None for item in weak)
 
     gc.disable()
     try:

@@ -44,8 +44,8 @@ def test_judge__what_was_admitted(count: Count, finding: Finding) -> None:
 
 def test_judge__a_bucket_that_was_not_emptied_proves_nothing() -> None:
     """Without load there is no under-admission, and no proof either."""
-    judgement = judge(TERMS, Window(2 * SECOND_US, None), Count(admitted=3))
-    assert (judgement.finding, judgement.least, judgement.is_fulfilled) == (
+    judgment = judge(TERMS, Window(2 * SECOND_US, None), Count(admitted=3))
+    assert (judgment.finding, judgment.least, judgment.is_fulfilled) == (
         Finding.NOT_SATURATED,
         None,
         False,

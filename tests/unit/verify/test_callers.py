@@ -45,14 +45,14 @@ class Answering:
         served, frames = 0, FrameReader()
         await reader.readexactly(OPENING_BYTES)
         while data := await reader.read(65_536):
-            for one in frames.feed(data):
-                if one.kind != DATA or self._is_silent:
+            for received in frames.feed(data):
+                if received.kind != DATA or self._is_silent:
                     continue
                 served += 1
                 if self._calls_max and served > self._calls_max:
                     return
-                writer.write(frame(HEADERS, END_HEADERS, one.stream, b"\x88"))
-                writer.write(frame(DATA, END_STREAM, one.stream, b"\0\0\0\0\x01A"))
+                writer.write(frame(HEADERS, END_HEADERS, received.stream, b"\x88"))
+                writer.write(frame(DATA, END_STREAM, received.stream, b"\0\0\0\0\x01A"))
 
     @asynccontextmanager
     async def listening(self, folder: Path) -> AsyncIterator[str]:

@@ -24,8 +24,8 @@ from sidecar.verify.check_link import (
     Frame,
     FrameError,
     FrameReader,
+    connection_preface,
     frame,
-    opening,
 )
 
 MESSAGE = b"m" * 100
@@ -49,8 +49,8 @@ class FakeTransport:
         self.is_aborted = True
 
     def frames(self) -> list[Frame]:
-        """What was written since the last look, but for the opening."""
-        data, self.written = self.written.removeprefix(opening()), b""
+        """What was written since the last look, without the preface."""
+        data, self.written = self.written.removeprefix(connection_preface()), b""
         return list(FrameReader().feed(data))
 
 
@@ -94,7 +94,12 @@ def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
     scene = OpenLink()
     scene.call(7, 8)
     frames = scene.transport.frames()
-    assert [(one.kind, one.stream) for one in frames] == [(HEADERS, 1), (DATA, 1), (HEADERS, 3), (DATA, 3)]
+    assert [(received.kind, received.stream) for received in frames] == [
+        (HEADERS, 1),
+        (DATA, 1),
+        (HEADERS, 3),
+        (DATA, 3),
+    ]
     assert frames[1].payload == b"\0" + (100).to_bytes(4, "big") + MESSAGE
     assert frames[1].flags == END_STREAM
 
@@ -153,7 +158,7 @@ def test_window__of_the_server_is_kept() -> None:
     while scene.link.has_room:
         scene.call(begun)
         begun += 1
-    sent = sum(len(one.payload) for one in scene.transport.frames() if one.kind == DATA)
+    sent = sum(len(received.payload) for received in scene.transport.frames() if received.kind == DATA)
     assert sent <= 65_535
     scene.receive(frame(WINDOW_UPDATE, 0, 0, (65_535).to_bytes(4, "big")))
     assert scene.link.has_room
@@ -205,7 +210,7 @@ def test_bounds__of_what_a_server_may_send(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_bounds__of_a_message_and_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is one frame; a connection ends before its stream ids do."""
-    with pytest.raises(ValueError, match="one frame"):
+    with pytest.raises(ValueError, match="at most 16379"):
         OpenLink().link.call(b"m" * 16_380, 0)
     monkeypatch.setattr(module, "STREAM_MAX", 5)
     scene = OpenLink()
@@ -217,8 +222,8 @@ def test_reader__keeps_one_unfinished_frame_at_most() -> None:
     """What is cut is kept, what is whole is given away."""
     reader = FrameReader()
     whole = frame(PING, 0, 0, b"12345678")
-    assert [one.kind for one in reader.feed(whole * 3 + whole[:10])] == [PING] * 3
-    assert [one.payload for one in reader.feed(whole[10:])] == [b"12345678"]
+    assert [received.kind for received in reader.feed(whole * 3 + whole[:10])] == [PING] * 3
+    assert [received.payload for received in reader.feed(whole[10:])] == [b"12345678"]
     with pytest.raises(FrameError, match="16384"):
         list(reader.feed((1 << 20).to_bytes(3, "big") + bytes(6)))
 

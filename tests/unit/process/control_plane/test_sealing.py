@@ -51,7 +51,7 @@ def test_make__once_and_private(tmp_path: Path) -> None:
     sealed = read_or_make_keys(path).seal(SECRET)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_or_make_keys(path).open(sealed) == SECRET
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert [made.name for made in tmp_path.iterdir()] == [path.name]
 
 
 def test_make__by_many_at_once(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_make__by_many_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(30)
     sealer = read_keys(tmp_path / "keys")
-    assert [sealer.open(one) for one in sealed] == [SECRET] * 8
+    assert [sealer.open(text) for text in sealed] == [SECRET] * 8
 
 
 @pytest.mark.parametrize(

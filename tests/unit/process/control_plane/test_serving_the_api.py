@@ -81,7 +81,7 @@ def test_dispatch__other_paths_stay_pages(path: str, status: int) -> None:
 
 
 def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) -> None:
-    """The API knows the registry's administrators; after another configuration it is that one's, or gone."""
+    """The API serves the registry of its configuration, and of the next configuration, if it has one."""
     first, second = tmp_path / "first", tmp_path / "second"
 
     for folder in (first, second):
@@ -130,4 +130,4 @@ def test_check_config__makes_nothing(tmp_path: Path) -> None:
     """Checking a configuration neither makes the registry nor its key."""
     configured(tmp_path, registry=SQLITE)
     check(tmp_path / "sidecar.yaml")
-    assert [one.name for one in tmp_path.iterdir()] == ["sidecar.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["sidecar.yaml"]

@@ -43,6 +43,7 @@ setup-dev:
 setup-tests:
 	@scripts/system-packages.sh
 	@scripts/setup.sh dev
+	@scripts/grpcurl.sh
 
 setup-bench: setup-tests
 	@scripts/setup.sh bench

@@ -342,6 +342,7 @@ class Settings(Section):
     )
     unauthenticated_status: Literal[403, 401] = 403
     ietf_headers: bool = False
+    reflection: bool = True
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()

@@ -39,6 +39,7 @@ from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.health import HealthService
+from sidecar.services.reflection import ReflectionService
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
@@ -193,6 +194,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         *ExtAuthzService(decider, style).methods(),
         *DecisionService(decider, style).methods(),
     ]
+    if config.settings.reflection:
+        methods += ReflectionService(methods).methods()
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)

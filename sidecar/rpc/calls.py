@@ -62,6 +62,12 @@ UnaryHandler = Callable[[bytes, UnaryCall], bytes | None]
 StreamHandler = Callable[[bytes, StreamCall], None]
 """Takes the serialized request and keeps the call until it finishes or fails it."""
 
+ExchangeHandler = Callable[[bytes, Call], bytes]
+"""Takes one serialised message of the request and returns the one that answers it."""
+
+EXCHANGE_MESSAGES_MAX = 256
+"""Messages of one exchange: more than a client needs to read all descriptors; one read may bring them all."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnaryMethod:
@@ -79,7 +85,20 @@ class StreamMethod:
     handle: StreamHandler
 
 
-Method = UnaryMethod | StreamMethod
+@dataclass(frozen=True, slots=True)
+class ExchangeMethod:
+    """
+    A bidirectional streaming method that answers each message at once, with one: its full path and handler.
+
+    The handler may not keep the call. The transport ends a call after EXCHANGE_MESSAGES_MAX messages, and
+    when its request has lasted longer than a request may.
+    """
+
+    path: str
+    handle: ExchangeHandler
+
+
+Method = UnaryMethod | StreamMethod | ExchangeMethod
 
 
 def method_table(methods: Iterable[Method]) -> Mapping[str, Method]:

@@ -109,3 +109,56 @@ class MessageReader:
         if self._size < 0 or len(self._buffer) < PREFIX.size + self._size:
             raise FramingError(StatusCode.INTERNAL, "the request ends inside its message")
         return bytes(self._buffer[PREFIX.size :])
+
+
+class ExchangeReader(MessageReader):
+    """
+    Cuts the request of an exchange into its messages; keeps the one that is not complete.
+
+    `received` and `pieces` are those of that message, `messages` counts all that were complete.
+    """
+
+    __slots__ = ("messages",)
+
+    def __init__(self, bytes_max: int, *, is_encoded: bool = False) -> None:
+        """See `MessageReader`."""
+        super().__init__(bytes_max, is_encoded=is_encoded)
+        self.messages = 0
+
+    def split(self, piece: bytes) -> list[bytes]:
+        """
+        Return the messages that *piece* completes, in order.
+
+        Raises:
+            FramingError: a prefix is not acceptable.
+        """
+        buffer = self._buffer
+        buffer += piece
+        found: list[bytes] = []
+        start = 0
+        while len(buffer) - start >= PREFIX.size:
+            flag, size = PREFIX.unpack_from(buffer, start)
+            self._check_prefix(flag, size)
+            end = start + PREFIX.size + size
+            if end > len(buffer):
+                break
+            found.append(bytes(buffer[start + PREFIX.size : end]))
+            start = end
+        del buffer[:start]
+        self.pieces = 0 if found else self.pieces + 1
+        self.received = len(buffer)
+        self.messages += len(found)
+        return found
+
+    def finish(self) -> bytes:
+        """
+        Check that the request ends after a message.
+
+        Raises:
+            FramingError: there was none, or it ends inside one.
+        """
+        if self._buffer:
+            raise FramingError(StatusCode.INTERNAL, "the request ends inside a message")
+        if not self.messages:
+            raise FramingError(StatusCode.UNIMPLEMENTED, "the request has no message")
+        return b""

@@ -129,6 +129,7 @@ class ReferenceGrpcServer:
         self._release_claims()
         if self._server is None:
             return True
+        self._runner.end_exchanges()
         # Core gets more time than it may use, so that it is we who see whether time ran out.
         stopping = asyncio.ensure_future(self._server.stop(timeout_s + 2 * _TEARDOWN_S_MAX))
         done, _ = await asyncio.wait({stopping}, timeout=timeout_s)

@@ -21,7 +21,16 @@ import grpc
 import grpc.aio
 
 from sidecar.observe.metrics import Metrics
-from sidecar.rpc.calls import Method, StreamHandler, StreamMethod, UnaryHandler, UnaryMethod
+from sidecar.rpc.calls import (
+    EXCHANGE_MESSAGES_MAX,
+    ExchangeHandler,
+    ExchangeMethod,
+    Method,
+    StreamHandler,
+    StreamMethod,
+    UnaryHandler,
+    UnaryMethod,
+)
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.server import TransportLimits
 
@@ -35,7 +44,7 @@ _DEADLINE_SLACK_S = 0.02
 _OVERDUE = "the request did not arrive in time"
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Handler = TypeVar("Handler", UnaryHandler, StreamHandler)
+Handler = TypeVar("Handler", UnaryHandler, StreamHandler, ExchangeHandler)
 
 
 class RunningCalls:
@@ -257,12 +266,66 @@ class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
             await self._wait()
 
 
+class ReferenceExchange(_ReferenceCall[ExchangeHandler]):
+    """A call whose every message is answered at once."""
+
+    __slots__ = ("_is_draining", "_timeout")
+
+    def __init__(self, path: str, context: Context, running: RunningCalls, timeout_s: float) -> None:
+        """End the call when its request has lasted for *timeout_s*."""
+        super().__init__(path, context, running)
+        self._timeout = asyncio.timeout(timeout_s)
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """End the call now, so that it does not hold up a drain."""
+        if not (self._ended or self._timeout.expired()):
+            self._is_draining = True
+            self._timeout.reschedule(self._loop.time())
+
+    async def serve(self, handle: ExchangeHandler, message: object) -> None:
+        """Answer *message* and those that follow, until the request ends."""
+        try:
+            async with self._timeout:
+                await self._answer_each(handle, message)
+        except TimeoutError:
+            if self._is_draining:
+                self.fail(StatusCode.UNAVAILABLE, "this server is draining")
+            else:
+                self.fail(StatusCode.DEADLINE_EXCEEDED, _OVERDUE)
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            self._lose_caller()
+            self.fail(StatusCode.CANCELLED, "")
+            raise
+        if self._code is not StatusCode.OK:
+            await abort(self._context, self._code, self._detail)
+
+    async def _answer_each(self, handle: ExchangeHandler, message: object) -> None:
+        answered = 0
+        while isinstance(message, bytes):
+            if answered == EXCHANGE_MESSAGES_MAX:
+                self.fail(
+                    StatusCode.RESOURCE_EXHAUSTED, f"one call takes at most {EXCHANGE_MESSAGES_MAX} messages"
+                )
+                return
+            try:
+                answer = handle(message, self)
+            except Exception as error:
+                self._failed(error)
+                return
+            await self._context.write(answer)
+            answered += 1
+            message = await self._context.read()
+        self._end(StatusCode.OK)
+
+
 class CallRunner:
     """Makes grpc.aio's method handlers of ours; each coroutine it starts is one call."""
 
     def __init__(self, running: RunningCalls, limits: TransportLimits) -> None:
         """Run at most as many handlers as *running* allows, within *limits*."""
         self.open_calls = 0
+        self._exchanges: set[ReferenceExchange] = set()
         self._running = running
         self._limits = limits
 
@@ -270,7 +333,14 @@ class CallRunner:
         """What grpc.aio calls for *method*: raw bytes in, raw bytes out."""
         if isinstance(method, UnaryMethod):
             return grpc.stream_unary_rpc_method_handler(self._unary(method))
+        if isinstance(method, ExchangeMethod):
+            return grpc.stream_stream_rpc_method_handler(self._exchange(method))
         return grpc.stream_stream_rpc_method_handler(self._stream(method))
+
+    def end_exchanges(self) -> None:
+        """End the calls that last as long as their caller likes, so that they do not hold up a drain."""
+        for call in self._exchanges:
+            call.drain()
 
     def unknown_method_handler(self) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Refuses a call of no method of ours, at once and counted."""
@@ -304,6 +374,25 @@ class CallRunner:
                 if message is not None:
                     call = ReferenceStreamCall(method.path, context, self._running, queued_bytes_max)
                     await call.serve(method.handle, message)
+            finally:
+                self.open_calls -= 1
+
+        return serve
+
+    def _exchange(self, method: ExchangeMethod) -> Callable[[object, Context], object]:
+        async def serve(_requests: object, context: Context) -> None:
+            self.open_calls += 1
+            try:
+                message = await self._receive(context)
+                if message is not None:
+                    call = ReferenceExchange(
+                        method.path, context, self._running, self._limits.request_timeout_s
+                    )
+                    self._exchanges.add(call)
+                    try:
+                        await call.serve(method.handle, message)
+                    finally:
+                        self._exchanges.discard(call)
             finally:
                 self.open_calls -= 1
 

@@ -151,12 +151,15 @@ class FastStreamCall(FastCall):
         """True once a message was sent."""
         return self._has_begun
 
+    def begin(self) -> None:
+        """The answer's headers were sent."""
+        self._has_begun = True
+
     def send(self, message: bytes) -> None:
         """Send one serialised message; dropped once the call is cancelled or ended."""
         if self.state in (IN_HANDLER, KEPT):
             try:
                 self.connection.send_message(self, message)
-                self._has_begun = True
                 self.connection.flush_soon()
             except Exception as error:
                 self.connection.on_fault(error)

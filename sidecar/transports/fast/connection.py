@@ -372,6 +372,7 @@ class Connection(asyncio.BufferedProtocol):
         """Second step of a drain: the client has seen the first, so it opens no new stream."""
         if self._lifetime.phase is Phase.NOTICED:
             self._lifetime.go_away()
+            self._streams.end_exchanges()
             self._http2.send_goaway(H2Error.NO_ERROR)
             self.flush_soon()
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from sidecar.rpc.calls import Method, StreamMethod
+from sidecar.rpc.calls import ExchangeMethod, Method, UnaryMethod
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast.engine import Headers
 from sidecar.transports.server import TransportLimits
@@ -56,6 +56,7 @@ class Request:
         "handle",
         "headers",
         "is_encoded",
+        "is_exchange",
         "is_streaming",
         "method",
         "octets",
@@ -77,7 +78,8 @@ class Request:
         self.octets = octets
         self.handle: Callable[[bytes, Any], bytes | None] = _unreachable if method is None else method.handle
         self.method = method
-        self.is_streaming = type(method) is StreamMethod
+        self.is_exchange = type(method) is ExchangeMethod
+        self.is_streaming = method is not None and type(method) is not UnaryMethod
         self.refusal = refusal
         self.timeout_s = timeout_s
         self.is_encoded = is_encoded

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from sidecar.rpc.calls import EXCHANGE_MESSAGES_MAX
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.fast import answers
 from sidecar.transports.fast.calls import (
@@ -44,7 +45,14 @@ from sidecar.transports.fast.engine import (
 from sidecar.transports.fast.held import STREAM_BYTES
 from sidecar.transports.fast.policing import Policing, is_dust
 from sidecar.transports.fast.requests import Refusal, Request, read_request
-from sidecar.transports.framing import PREFIX, CompressedError, FramingError, MessageReader, frame_message
+from sidecar.transports.framing import (
+    PREFIX,
+    CompressedError,
+    ExchangeReader,
+    FramingError,
+    MessageReader,
+    frame_message,
+)
 
 REQUEST_KEPT_BYTES_MAX = 2_048
 """Headers up to this size are remembered per connection, to be recognised when they come again."""
@@ -253,6 +261,9 @@ class Streams:
 
     def _gather(self, call: FastCall, data: bytes, *, is_last: bool) -> None:
         core = self._core
+        if call.request.is_exchange:
+            self._exchange(cast(FastStreamCall, call), data, is_last=is_last)
+            return
         reader = call.reader
         if reader is None:
             reader = call.reader = MessageReader(
@@ -269,13 +280,73 @@ class Streams:
         if message is not None:
             self._drop_reader(call)
             self._dispatch(call, message)
-        elif (
-            self._buffered_bytes > core.limits.buffered_bytes_per_connection_max
-            or core.buffered_bytes > core.limits.buffered_bytes_max
+        else:
+            self._check_unfinished(call, reader)
+
+    def _check_unfinished(self, call: FastCall, reader: MessageReader) -> None:
+        limits = self._core.limits
+        if (
+            self._buffered_bytes > limits.buffered_bytes_per_connection_max
+            or self._core.buffered_bytes > limits.buffered_bytes_max
         ):
             self._spoil(call, StatusCode.RESOURCE_EXHAUSTED, "too many unfinished requests")
         elif is_dust(reader.pieces, reader.received):
             self._wire.kill("flood", H2Error.ENHANCE_YOUR_CALM)
+
+    def _exchange(self, call: FastStreamCall, data: bytes, *, is_last: bool) -> None:
+        """
+        Answer each message as soon as it is complete; the end of the request ends the call.
+
+        Until then the call counts as an unfinished request, with all bounds of one.
+        """
+        core = self._core
+        if call.reader is None:
+            call.reader = ExchangeReader(core.limits.message_bytes_max, is_encoded=call.request.is_encoded)
+        reader = cast(ExchangeReader, call.reader)
+        try:
+            held_bytes = reader.received
+            messages = reader.split(data)
+            self._buffered_bytes += reader.received - held_bytes
+            core.buffered_bytes += reader.received - held_bytes
+            if is_last:
+                reader.finish()
+        except FramingError as error:
+            self._spoil(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
+            return
+        if reader.messages > EXCHANGE_MESSAGES_MAX:
+            self._spoil(
+                call,
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"one call takes at most {EXCHANGE_MESSAGES_MAX} messages",
+            )
+            return
+        for message in messages:
+            self._answer_part(call, message)
+            if call.state != RECEIVING:
+                return
+        if is_last:
+            call.state = IN_HANDLER
+            call.finish()
+        else:
+            self._check_unfinished(call, reader)
+
+    def _answer_part(self, call: FastStreamCall, message: bytes) -> None:
+        core = self._core
+        try:
+            answer = call.request.handle(message, call)
+        except RpcError as error:
+            self.answer_status(call, error.code, error.detail)
+        except Exception:
+            core.log_fault(f"the handler of {call.request.path}")
+            self.answer_status(call, StatusCode.UNKNOWN, "the handler failed")
+        else:
+            self.send_message(call, cast(bytes, answer))
+
+    def end_exchanges(self) -> None:
+        """End the calls that last as long as their caller likes, so that they do not hold up a drain."""
+        for call in list(self.calls.values()):
+            if call.request.is_exchange and call.state == RECEIVING:
+                self.answer_status(call, StatusCode.UNAVAILABLE, "this server is draining")
 
     def _drop_reader(self, call: FastCall) -> None:
         reader = call.reader
@@ -445,6 +516,7 @@ class Streams:
             http2.send_data(call.stream_id, frame_message(message))
         except StreamProtocolError:
             return
+        call.begin()
         self.frames += 1 + len(message) // DATA_FRAME_BYTES
         if http2.queued_body_size(call.stream_id) > self._core.limits.stream_queue_bytes_max:
             self._cancel(call)

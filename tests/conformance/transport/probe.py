@@ -11,7 +11,15 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.rpc.calls import Call, Method, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from sidecar.rpc.calls import (
+    Call,
+    ExchangeMethod,
+    Method,
+    StreamCall,
+    StreamMethod,
+    UnaryCall,
+    UnaryMethod,
+)
 from sidecar.rpc.statuses import RpcError, StatusCode
 from tests.waiting import PATIENCE_S
 
@@ -104,6 +112,7 @@ class ProbeService:
             StreamMethod(path("FailAfterTwo"), self._fail_after_two),
             StreamMethod(path("CrashStream"), self._crash_stream),
             StreamMethod(path("HoldStream"), self._hold_stream),
+            ExchangeMethod(path("Exchange"), self._exchange),
         )
 
     def _echo(self, request: bytes, call: UnaryCall) -> bytes:
@@ -168,6 +177,14 @@ class ProbeService:
     def _crash_stream(self, request: bytes, call: StreamCall) -> None:
         call.send(b"one")
         raise ValueError(SECRET)
+
+    def _exchange(self, request: bytes, call: Call) -> bytes:
+        """Echo, but fail at 'fail' and crash at 'crash'."""
+        if request == b"fail":
+            raise RpcError(StatusCode.DATA_LOSS, "no more")
+        if request == b"crash":
+            raise ValueError(SECRET)
+        return request
 
     def _hold_stream(self, request: bytes, call: StreamCall) -> None:
         self.held.keep(request, call)

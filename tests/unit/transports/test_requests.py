@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.rpc.calls import StreamMethod, UnaryMethod
+from sidecar.rpc.calls import ExchangeMethod, StreamMethod, UnaryMethod
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast import requests
 from sidecar.transports.fast.engine import Headers
@@ -17,7 +17,8 @@ from sidecar.transports.server import TransportLimits
 
 ECHO = UnaryMethod("/t/Echo", lambda message, call: message)
 WATCH = StreamMethod("/t/Watch", lambda message, call: None)
-METHODS = {b"/t/Echo": ECHO, b"/t/Watch": WATCH}
+EXCHANGE = ExchangeMethod("/t/Exchange", lambda message, call: message)
+METHODS = {b"/t/Echo": ECHO, b"/t/Watch": WATCH, b"/t/Exchange": EXCHANGE}
 
 
 def headers(*extra: tuple[bytes, bytes], **changed: bytes | None) -> Headers:
@@ -61,7 +62,9 @@ def test_read_request__finds_the_method() -> None:
         "/t/Echo",
         False,
     )
-    assert (streaming.handle, streaming.is_streaming) == (WATCH.handle, True)
+    assert (streaming.handle, streaming.is_streaming, streaming.is_exchange) == (WATCH.handle, True, False)
+    exchange = read(_path=b"/t/Exchange")
+    assert (exchange.is_streaming, exchange.is_exchange) == (True, True)
     assert unary.timeout_s is None
     assert not unary.is_encoded
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,18 +164,37 @@ def h2load(
     Raises:
         BenchError: h2load is missing, or a call failed.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        message = Path(folder, "message")
+        message.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
+        request = ["-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        return _h2load(
+            [*request, "-m", str(streams), *_target(target, method)], calls, connections, keep_latencies
+        )
+
+
+def h1load(
+    url: str, headers: Mapping[str, str], calls: int, connections: int, keep_latencies: bool = False
+) -> Load:
+    """
+    Send *calls* HTTP/1.1 requests with *headers* to *url*; every one must be answered 2xx.
+
+    Raises:
+        BenchError: h2load is missing, or a request was answered otherwise.
+    """
+    fields = [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
+    return _h2load(["--h1", *fields, url], calls, connections, keep_latencies)
+
+
+def _h2load(arguments: Sequence[str], calls: int, connections: int, keep_latencies: bool) -> Load:
     binary = shutil.which("h2load")
     if binary is None:
         raise BenchError("h2load is missing: apt-get install nghttp2-client")
     with tempfile.TemporaryDirectory() as folder:
-        message = Path(folder, "message")
-        message.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
         log = Path(folder, "latencies")
         command = [
-            "taskset", "-c", str(LOAD_CORE), binary,
-            "-n", str(calls), "-c", str(connections), "-m", str(streams),
-            "-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers",
-            *([f"--log-file={log}"] if keep_latencies else []), *_target(target, method),
+            "taskset", "-c", str(LOAD_CORE), binary, "-n", str(calls), "-c", str(connections),
+            *([f"--log-file={log}"] if keep_latencies else []), *arguments,
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
         return _parse(result.stdout + result.stderr, calls, log)

@@ -14,23 +14,29 @@ from sidecar.transports.http1.messages import CHUNKED, Headers, HttpError, Reque
 
 END_OF_HEAD = b"\r\n\r\n"
 _VERSIONS = ("1.0", "1.1")
+_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+"""Headers that this module reads; the others are for handlers."""
 
 
 class _Events:
     """What the parser reports."""
 
-    __slots__ = ("headers", "heads", "target")
+    __slots__ = ("framing", "headers", "heads", "target")
 
     def __init__(self) -> None:
         self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.framing: list[tuple[bytes, bytes]] = []
         self.heads = 0
 
     def on_url(self, url: bytes) -> None:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        field = name.lower(), value
+        self.headers.append(field)
+        if field[0] in _FRAMING:
+            self.framing.append(field)
 
     def on_headers_complete(self) -> None:
         self.heads += 1
@@ -84,8 +90,8 @@ def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is
         raise HttpError(400, "The request's head does not end where it seems to end.")
     if method == "CONNECT":
         raise HttpError(501, "CONNECT is not served.")
-    headers = tuple(events.headers)
-    _require_one_host(headers, version)
+    headers, framing = tuple(events.headers), tuple(events.framing)
+    _require_one_host(framing, version)
     path, query = _split_target(events.target)
     return Request(
         method,
@@ -94,9 +100,9 @@ def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is
         query,
         headers,
         version,
-        _body_bytes(headers, version, limits),
-        _is_kept_alive(headers, version),
-        _expects_continue(headers, version),
+        _body_bytes(framing, version, limits),
+        _is_kept_alive(framing, version),
+        _expects_continue(framing, version),
         peer,
         is_tls,
     )
@@ -104,7 +110,7 @@ def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is
 
 def _require_one_host(headers: Headers, version: str) -> None:
     """RFC 9112 3.2: two are refused, none only in HTTP/1.1."""
-    hosts = sum(name == b"host" for name, _ in headers)
+    hosts = len([name for name, _ in headers if name == b"host"])
     if hosts > 1 or (not hosts and version == "1.1"):
         raise HttpError(400, "The request must have exactly one Host header.")
 
@@ -139,7 +145,9 @@ def _body_bytes(headers: Headers, version: str, limits: HttpLimits) -> int:
 
 def _is_kept_alive(headers: Headers, version: str) -> bool:
     """RFC 9112 9.3."""
-    values = b",".join(value for name, value in headers if name == b"connection").lower()
+    values = b",".join([value for name, value in headers if name == b"connection"]).lower()
+    if not values:
+        return version == "1.1"
     options = {option.strip() for option in values.split(b",")}
     return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
 

@@ -24,7 +24,7 @@ _STATUS_LINES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """
     The head of one request. Header names are in lower case, `path` and `query` as they were sent.

@@ -1,1 +1,1 @@
-"""A client of the admin API, for the command line: bounded in time and memory, safe to repeat."""
+"""A client of the admin API for the command line, with bounds on time and memory, and safe retries."""

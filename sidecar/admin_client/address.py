@@ -1,4 +1,4 @@
-"""Where a sidecar's admin listener is, as administrators write it: a URL, or a Unix socket."""
+"""Parses the address of a sidecar's admin listener: a URL, or a Unix socket."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sidecar.domain.cidr import AddressError, is_loopback, parse_address
 
 UNIX = "unix:"
 _HOST_OF_UNIX = "http://sidecar"
-"""What stands in the Host header of a call through a Unix socket; the server has no use for it."""
+"""The base URL of calls through a Unix socket; the server ignores the Host header."""
 
 
 class ServerAddressError(ValueError):
-    """A server's address cannot be used; says why and what to write instead."""
+    """A server's address cannot be used; the message says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """One admin listener: `base_url` to send to, `socket_path` '' = by TCP, and `text` as it was written."""
+    """One admin listener: `base_url`, `socket_path` ('' = TCP), and `text` as the user wrote it."""
 
     text: str
     base_url: str
@@ -26,7 +26,7 @@ class ServerAddress:
 
     @property
     def is_tls(self) -> bool:
-        """Whether the connection is encrypted and the server proves who it is."""
+        """Whether the connection uses TLS."""
         return self.base_url.startswith("https:")
 
 
@@ -38,7 +38,7 @@ def parse_server(text: str) -> ServerAddress:
     'http://127.0.0.1:9193'
 
     Raises:
-        ServerAddressError: anything else, or a token that would travel in the clear.
+        ServerAddressError: the address is malformed, or a token would be sent unencrypted.
     """
     if text.startswith(UNIX):
         return _unix(text)
@@ -47,15 +47,15 @@ def parse_server(text: str) -> ServerAddress:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ServerAddressError(f"the server {text!r} is no address: {error}; {_EXAMPLES}") from None
+        raise ServerAddressError(f"the server {text!r} is not an address: {error}; {_EXAMPLES}") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ServerAddressError(f"the server {text!r} is no address; {_EXAMPLES}")
+        raise ServerAddressError(f"the server {text!r} is not an address; {_EXAMPLES}")
     if parts.username or parts.query or parts.fragment or parts.path.strip("/"):
         raise ServerAddressError(f"the server {text!r} has more than scheme, host and port; {_EXAMPLES}")
     if parts.scheme == "http" and not _is_loopback(host):
         raise ServerAddressError(
-            f"the server {text!r} is not on this machine: the token would travel in the clear; use https://,"
-            " with --ca FILE when its certificate comes from a CA of your own, or a tunnel to loopback"
+            f"the server {text!r} is not on this machine: the token would be sent unencrypted; use https://,"
+            " with --ca FILE if its certificate is signed by a private CA, or a tunnel to loopback"
         )
     name = f"[{host}]" if ":" in host else host
     return ServerAddress(text, f"{parts.scheme}://{name}" + (f":{port}" if port is not None else ""))
@@ -68,7 +68,7 @@ def _unix(text: str) -> ServerAddress:
     path = text.removeprefix(UNIX)
     path = path.removeprefix("//")
     if not path.startswith("/"):
-        raise ServerAddressError(f"the server {text!r} names no absolute path; {_EXAMPLES}")
+        raise ServerAddressError(f"the server {text!r} has no absolute path; {_EXAMPLES}")
     return ServerAddress(text, _HOST_OF_UNIX, path)
 
 

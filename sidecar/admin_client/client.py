@@ -1,9 +1,9 @@
 """
-Calls of the admin API over HTTP: every call has one deadline, every answer a bound.
+Calls the admin API over HTTP; every call has a deadline, every answer a size limit.
 
-Changes carry an idempotency key, so a change whose answer was lost with its connection is sent again
-under the same key and happens once. Redirects are not followed and proxies of the environment are not
-used: a token goes to the server that was named, and nowhere else.
+Changes carry an idempotency key: a change whose connection was lost before the answer is sent again with the
+same key, and made once. Redirects and proxies of the environment are ignored, so a token is sent only to the
+server that the user named.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sidecar.admin_client.failures import AdminCallError, Failure, failure_of
 from sidecar.observe.build import VERSION
 
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
-"""One page of 500 integrations with everything they may have is about 5 MB."""
+"""A page of 500 integrations with all fields at their maximum is about 5 MB."""
 LINE_BYTES_MAX = 4 * 1024 * 1024
 """One exported audit entry."""
 ERROR_BYTES_MAX = 1024 * 1024
 ATTEMPTS_MAX = 3
-"""How often a call is sent when its connection is lost before the answer, within the one deadline."""
+"""How often a call is sent, within its deadline, if its connection is lost before the answer."""
 PAGE_MAX = 500
 
 Query = Mapping[str, str | int | bool | Sequence[str] | None]
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 class Answer(NamedTuple):
-    """What a call brought: the JSON object, and whether it repeats what an earlier call was told."""
+    """An answer: the JSON object, and whether it repeats the answer to an earlier call."""
 
     data: dict[str, Any]
     is_replay: bool = False
@@ -45,9 +45,9 @@ class Answer(NamedTuple):
 
 class Listing(NamedTuple):
     """
-    Members of a list over its pages.
+    The items of a list over several pages.
 
-    `next_after` is where more begin, None = these are all; `rest` is what the first page said besides.
+    `next_after` is the cursor of further items, None = no more; `rest` has the first page's other fields.
     """
 
     items: list[dict[str, Any]]
@@ -57,22 +57,22 @@ class Listing(NamedTuple):
 
 def path_to(*segments: str) -> str:
     """
-    The path below `/v1` that *segments* name; none of them can reach beyond its place.
+    The path below `/v1` that *segments* name, each encoded as one segment.
 
     >>> path_to("integrations", "a/b", "suspend")
     '/v1/integrations/a%2Fb/suspend'
 
     Raises:
-        AdminCallError: a segment is empty, or means another place.
+        AdminCallError: a segment is empty, '.' or '..'.
     """
     for segment in segments:
         if segment in ("", ".", ".."):
-            raise AdminCallError(Failure.REFUSED, [f"{segment!r} is no id", "name the id as it is listed"])
+            raise AdminCallError(Failure.REFUSED, [f"{segment!r} is not an id", "use an id as listed"])
     return "/".join(["/v1", *(quote(segment, safe="") for segment in segments)])
 
 
 class AdminClient:
-    """One connection to one admin listener, with one administrator's token. Use it in a `with`."""
+    """A connection to an admin listener with an administrator's token; a context manager."""
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class AdminClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """
-        Prepare calls to *address*; nothing is connected yet.
+        Prepare calls to *address*; connect with the first call.
 
         Args:
-            address: where to.
+            address: the admin listener.
             token: of the administrator.
-            ca: PEM file of the CA to trust instead of the machine's; None = the machine's.
-            timeout_s: how long a call may take, from its first byte to the last of its answer.
-            transport: in place of sockets, for programs that bring their own.
+            ca: PEM file of the CA to trust; None = the machine's CAs.
+            timeout_s: how long a call may take, from its first byte to the last byte of its answer.
+            transport: replaces the sockets, for tests.
 
         Raises:
             AdminCallError: the CA file cannot be used.
@@ -119,10 +119,10 @@ class AdminClient:
 
     def get(self, path: str, query: Query | None = None, *, extra_s: float = 0.0) -> dict[str, Any]:
         """
-        Read one thing; *extra_s* is added to the deadline of a call that takes long by its nature.
+        Send a GET; *extra_s* is added to the deadline, for slow calls.
 
         Raises:
-            AdminCallError: there was no such answer.
+            AdminCallError: the call was refused, or got no valid answer.
         """
         return self._run(self._call("GET", path, query, None, {}), extra_s, is_change=False).data
 
@@ -130,10 +130,10 @@ class AdminClient:
         self, path: str, query: Query | None = None, limit: int = PAGE_MAX, page_max: int = PAGE_MAX
     ) -> Listing:
         """
-        Read up to *limit* members of a list, over as many pages of at most *page_max* as that takes.
+        Read up to *limit* items of a list, in pages of at most *page_max*.
 
         Raises:
-            AdminCallError: one of the pages did not come.
+            AdminCallError: reading a page failed.
         """
         items: list[dict[str, Any]] = []
         after: str | None = None
@@ -159,19 +159,19 @@ class AdminClient:
         extra_s: float = 0.0,
     ) -> Answer:
         """
-        Make one change, once, however often it has to be sent.
+        Make one change exactly once, with retries.
 
         Args:
             method: POST, PATCH or DELETE.
             path: from `path_to`.
             body: the JSON object to send; None = no body.
             query: the query's parameters; None values are left out.
-            idempotency_key: names this change; equal keys, one change.
-            expected_generation: refuse with a conflict unless the record is at it; None = whatever it is.
-            extra_s: added to the deadline, for a change that waits for others to confirm.
+            idempotency_key: calls with the same key make one change.
+            expected_generation: refuse unless the record has this generation; None = any.
+            extra_s: added to the deadline, for a change that waits for confirmations.
 
         Raises:
-            AdminCallError: refused, or without an answer; `may_have_happened` tells which.
+            AdminCallError: refused, or not answered: then `may_have_happened` is set.
         """
         headers = {"Idempotency-Key": idempotency_key}
         if expected_generation is not None:
@@ -180,12 +180,12 @@ class AdminClient:
 
     def copy_lines(self, path: str, query: Query | None, write: Callable[[str], object]) -> int:
         """
-        Hand each line of a stream to *write*, as it comes; return how many there were.
+        Pass each line of a streamed answer to *write*; return the number of lines.
 
-        The deadline holds for each piece of the stream, not for the whole, which may be long.
+        The timeout applies to each read, not to the whole stream, which may be long.
 
         Raises:
-            AdminCallError: the stream did not begin, or did not come to its end.
+            AdminCallError: the call was refused, or the stream ended early.
         """
         return self._run(self._copy(path, query, write), None, is_change=False)
 
@@ -202,7 +202,7 @@ class AdminClient:
             waited = f"{(timeout_s or self._timeout_s):g} s"
             raise AdminCallError(
                 Failure.UNAVAILABLE,
-                [f"no answer from {self._address.text} within {waited}", "give it longer with --timeout 60s"],
+                [f"no answer from {self._address.text} within {waited}", "extend it with --timeout 60s"],
                 may_have_happened=is_change,
             ) from None
         except httpx.ConnectError as error:
@@ -214,7 +214,7 @@ class AdminClient:
                     f"the connection to {self._address.text} was lost: {str(error) or type(error).__name__}",
                     "try again"
                     if self._address.is_tls
-                    else "try again; if it speaks TLS there, write https://",
+                    else "try again; if the listener uses TLS, write https://",
                 ],
                 may_have_happened=is_change,
             ) from None
@@ -223,11 +223,11 @@ class AdminClient:
         why = str(error)
         advice = "is the sidecar running, and does 'listen.admin' name this address? See --server"
         if "not valid for" in why:
-            advice = "its certificate has other names: ask for it by one of those"
+            advice = "its certificate is for other names: use one of them as --server"
         elif "CERTIFICATE_VERIFY_FAILED" in why:
-            advice = "its certificate is not trusted: give the CA that signed it with --ca FILE"
+            advice = "its certificate is not trusted: pass the CA that signed it with --ca FILE"
         elif "WRONG_VERSION_NUMBER" in why or "RECORD_LAYER" in why:
-            advice = "it does not speak TLS there: write http:// instead of https://"
+            advice = "the listener does not use TLS: write http:// instead of https://"
         return AdminCallError(Failure.UNAVAILABLE, [f"cannot reach {self._address.text}: {why}", advice])
 
     async def _call(
@@ -242,8 +242,8 @@ class AdminClient:
             try:
                 return await self._send(method, path, query, body, headers)
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                # The server may have closed a kept connection, or ended in the middle of the call. The key
-                # makes a second sending of a change harmless.
+                # The server may have closed an idle connection, or ended during the call. The idempotency
+                # key makes sending a change twice harmless.
                 if attempt == ATTEMPTS_MAX:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -292,7 +292,7 @@ class AdminClient:
                 transport=self._transport,
                 base_url=self._address.base_url,
                 headers=self._headers,
-                timeout=None,  # noqa: S113 - `_run` holds every call to its deadline as a whole
+                timeout=None,  # noqa: S113 - `_run` applies the deadline to the whole call
                 trust_env=False,
                 follow_redirects=False,
             )
@@ -307,12 +307,12 @@ def _trust(address: ServerAddress, ca: Path | None) -> ssl.SSLContext | bool:
     except (OSError, ssl.SSLError) as error:
         raise AdminCallError(
             Failure.REFUSED,
-            [f"the CA file {ca} cannot be used: {error}", "name a PEM file with a CA's certificate"],
+            [f"the CA file {ca} cannot be used: {error}", "pass a PEM file with a CA certificate"],
         ) from None
 
 
 def _parameters(query: Query | None) -> httpx.QueryParams:
-    """The parameters that have a value, as the API reads them; one of several values stands several times."""
+    """The parameters that have a value, in the API's form; a list becomes a repeated parameter."""
     parameters: list[tuple[str, str | int | float | bool | None]] = []
     for name, value in (query or {}).items():
         if isinstance(value, bool):
@@ -339,14 +339,14 @@ async def _read(response: httpx.Response, bytes_max: int) -> bytes:
         if total > bytes_max:
             raise AdminCallError(
                 Failure.UNAVAILABLE,
-                [f"the answer is larger than {bytes_max} bytes", "ask for less with --limit or --search"],
+                [f"the answer is larger than {bytes_max} bytes", "use a lower --limit, or --search"],
             )
         parts.append(part)
     return b"".join(parts)
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
-    """The lines of a stream; one without an end would fill the memory, so it has a bound."""
+    """Yield the lines of a stream, each at most `LINE_BYTES_MAX` long."""
     rest = b""
     async for part in response.aiter_bytes():
         *whole, rest = (rest + part).split(b"\n")
@@ -368,7 +368,7 @@ def _object(body: bytes, server: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise AdminCallError(
             Failure.UNAVAILABLE,
-            [f"{server} answered with no JSON object", "does --server name a sidecar's admin listener?"],
+            [f"{server} did not answer with a JSON object", "is --server a sidecar's admin listener?"],
             may_have_happened=True,
         )
     return data

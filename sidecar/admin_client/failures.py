@@ -1,8 +1,8 @@
 """
-What can go wrong with a call of the admin API, in words for the person at the terminal.
+Errors of calls of the admin API, as lines for a terminal.
 
-The API answers errors as problem documents (RFC 9457) with one entry for each thing that is wrong; here
-they become lines that name the field and what to do.
+The API answers errors as problem documents (RFC 9457) with one entry for each problem; here each becomes a
+line with the field and what to do.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ PROBLEMS_MAX = 50
 
 
 class Failure(Enum):
-    """What a failed call means for whoever made it."""
+    """The kind of a failed call."""
 
     REFUSED = "refused"
-    """The server said no: invalid, forbidden, not found, or no valid token."""
+    """Invalid, forbidden, not found, or no valid token."""
     CONFLICT = "conflict"
-    """What is there now does not allow it: look again, then decide anew (HTTP 409 and 412)."""
+    """The change conflicts with the current state: read it again (HTTP 409 and 412)."""
     UNAVAILABLE = "unavailable"
-    """There was no proper answer; see `may_have_happened`."""
+    """No valid answer; see `may_have_happened`."""
 
 
 class AdminCallError(Exception):
     """
-    A call of the admin API did not do what was asked.
+    A call of the admin API failed.
 
-    `lines` are for a person, the first one sums up. `may_have_happened` True = a change may be in force
-    all the same. `document` is the problem document as it came, None = there was none.
+    `lines` are for people, the first one is the summary. `may_have_happened` True = the change may have been
+    made. `document` is the problem document, None = the answer was none.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AdminCallError(Exception):
         may_have_happened: bool = False,
         document: dict[str, Any] | None = None,
     ) -> None:
-        """Keep what is known."""
+        """Store the arguments."""
         super().__init__("\n".join(lines))
         self.failure = failure
         self.lines = tuple(lines)
@@ -53,20 +53,16 @@ class AdminCallError(Exception):
 
 _NO_TOKEN = (
     "the token was not accepted",
-    "it has expired or was revoked, or it is another registry's; an administrator gives you one with"
+    "it has expired, was revoked, or belongs to another registry; an administrator can issue another one with"
     " 'sidecar admin token issue'",
 )
 
 
 def failure_of(status: int, content_type: str, body: bytes, server: str) -> AdminCallError:
     """
-    The error that an answer with *status* of 400 or more is.
+    The error of an answer with a *status* of 400 or more.
 
-    Args:
-        status: the HTTP status.
-        content_type: of the answer.
-        body: of the answer, as far as it was read.
-        server: the address that was asked, for answers that are none of the admin API's.
+    *server* is named in errors about answers that are not from the admin API.
     """
     document = _document(content_type, body)
     if document is None or "code" not in document:
@@ -76,7 +72,7 @@ def failure_of(status: int, content_type: str, body: bytes, server: str) -> Admi
         kind = Failure.UNAVAILABLE
     lines = [_summary(status, document), *_problem_lines(document)] if status != 401 else list(_NO_TOKEN)
     if status >= 500 and document.get("request_id"):
-        lines.append(f"in the server's log it is request {_text(document['request_id'])}")
+        lines.append(f"the server's log names it request {_text(document['request_id'])}")
     may_have_happened = document.get("may_have_happened") is True
     return AdminCallError(kind, lines, may_have_happened=may_have_happened, document=document)
 
@@ -92,17 +88,17 @@ def _document(content_type: str, body: bytes) -> dict[str, Any] | None:
 
 
 def _foreign(status: int, document: dict[str, Any] | None, server: str) -> AdminCallError:
-    """An answer of something that is not the admin API: another program, or a sidecar without one."""
-    said = ""
+    """The error of an answer that is not from the admin API: another program, or a sidecar without it."""
+    detail = ""
     if document is not None:
-        said = f" ({_text(document.get('detail') or document.get('title') or '')})"
+        detail = f" ({_text(document.get('detail') or document.get('title') or '')})"
     advice = (
-        "the sidecar there has no admin API: it needs 'registry: sqlite:FILE' or a shared 'store:' in its"
-        " configuration; or --server names something else"
+        "this sidecar has no admin API: it needs 'registry: sqlite:FILE' or a shared 'store:' in its"
+        " configuration; or --server is another program"
     )
-    lines = [f"{server} answered {status}{said}", advice] if status == 404 else [
-        f"{server} answered {status}{said}, not as the admin API does; does --server name a sidecar's admin"
-        " listener?"
+    lines = [f"{server} answered {status}{detail}", advice] if status == 404 else [
+        f"{server} answered {status}{detail}, which is not an answer of the admin API; is --server a"
+        " sidecar's admin listener?"
     ]  # fmt: skip
     return AdminCallError(Failure.UNAVAILABLE, lines, may_have_happened=status >= 500)
 
@@ -114,7 +110,7 @@ def _summary(status: int, document: dict[str, Any]) -> str:
         return where + _text(problems[0].get("message") or document.get("detail") or document.get("title"))
     title = _text(document.get("title") or f"HTTP {status}")
     if problems:
-        return f"{title}: {len(problems)} things are wrong, and nothing was changed"
+        return f"{title}: {len(problems)} problems; nothing was changed"
     return _text(document.get("detail") or title)
 
 
@@ -123,7 +119,7 @@ def _problem_lines(document: dict[str, Any]) -> list[str]:
     if len(problems) == 1:
         return [_text(problems[0].get("remedy"))] if problems[0].get("remedy") else []
     lines = [
-        f"{_text(problem.get('field')) or 'the whole'}: {_text(problem.get('message'))}"
+        f"{_text(problem.get('field')) or 'request'}: {_text(problem.get('message'))}"
         + (f"; {_text(problem.get('remedy'))}" if problem.get("remedy") else "")
         for problem in problems[:PROBLEMS_MAX]
     ]
@@ -140,7 +136,8 @@ def _problems(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(value: object) -> str:
-    """*value* on one line, with a bound, and without anything that a terminal would obey."""
+    """*value* on one line, shortened, and without control characters."""
+
     text = "" if value is None else str(value)
     text = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text

@@ -214,9 +214,9 @@ class Invocation:
             from sidecar.cli.connection import connect
             from sidecar.cli.times import duration_within
 
-            given = self._connection
-            timeout_s = duration_within("--timeout", given.timeout, TIMEOUT_S_MAX)
-            self._client = connect(given.server, given.token, given.token_file, given.ca, timeout_s)
+            options = self._connection
+            timeout_s = duration_within("--timeout", options.timeout, TIMEOUT_S_MAX)
+            self._client = connect(options.server, options.token, options.token_file, options.ca, timeout_s)
         return self._client
 
     @property
@@ -272,14 +272,14 @@ class Invocation:
         from sidecar.admin_client.failures import AdminCallError, Failure
         from sidecar.domain.durations import format_duration
 
-        asked = self._change or Change()
+        options = self._change or Change()
         query: dict[str, str | int | bool | None] = {}
         wait_s: int | None = None
-        if isinstance(asked, IntegrationChange):
-            wait_s = None if asked.dry_run else asked.waiting_s
+        if isinstance(options, IntegrationChange):
+            wait_s = None if options.dry_run else options.waiting_s
             wait = format_duration(wait_s) if wait_s else None
-            query = {"dry_run": asked.dry_run or None, "wait": wait}
-        reason = {"reason": asked.reason} if asked.reason else {}
+            query = {"dry_run": options.dry_run or None, "wait": wait}
+        reason = {"reason": options.reason} if options.reason else {}
         try:
             return self.client.change(
                 method,
@@ -287,7 +287,7 @@ class Invocation:
                 None if in_query else {**(body or {}), **reason},
                 query={**query, **reason} if in_query else query,
                 idempotency_key=self._key,
-                expected_generation=asked.expect if isinstance(asked, IntegrationChange) else None,
+                expected_generation=options.expect if isinstance(options, IntegrationChange) else None,
                 extra_s=float(wait_s or 0),
             )
         except AdminCallError as error:
@@ -397,10 +397,10 @@ def command(
             if parameter.name not in names
         }
 
-        def run(**given: Any) -> None:
-            options = [_taken(kind, given) for kind in shared]
+        def run(**values: Any) -> None:
+            options = [_options(kind, values) for kind in shared]
             with report_errors(), _report_write_errors(), _invocation(options) as invocation:
-                function(invocation, **{name: given[name] for name in names})
+                function(invocation, **{name: values[name] for name in names})
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [parameter.replace(kind=keyword) for parameter in (*own, *added.values())]
@@ -455,8 +455,8 @@ def _parameters(kind: type) -> list[inspect.Parameter]:
     ]
 
 
-def _taken(kind: type, given: Mapping[str, Any]) -> Any:
-    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+def _options(kind: type, values: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
 def _invocation(options: list[Any]) -> Invocation:

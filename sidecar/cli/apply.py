@@ -1,4 +1,4 @@
-"""`sidecar apply`: make the registry hold what a file declares, through the admin API."""
+"""`sidecar apply`: change the registry to what a file declares, through the admin API."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def apply(
     reason: ReasonOption = "",
 ) -> None:
     """
-    Make the registry hold what a file declares: show the differences, ask, and apply them.
+    Change the registry to what a file declares: show the differences, ask, and apply them.
 
     Applying the same file again changes nothing. Integrations and API keys that the file does not name
     are kept unless --prune is given. Exits with 1 if the registry refuses any of the changes.
@@ -76,7 +76,7 @@ def apply(
 
 
 def _text_of(file: Path) -> str:
-    """The content of *file*; the server parses it, so that one place says what is wrong with it."""
+    """The content of *file*; the server parses it and reports its mistakes."""
     try:
         with file.open("rb") as stream:
             content = stream.read(FILE_BYTES_MAX + 1)
@@ -84,7 +84,7 @@ def _text_of(file: Path) -> str:
         raise CommandError(f"{file} cannot be read: {error.strerror}") from None
     if len(content) > FILE_BYTES_MAX:
         raise CommandError(
-            f"{file} is larger than {FILE_BYTES_MAX} bytes; 'sidecar registry push' takes larger ones"
+            f"{file} is larger than {FILE_BYTES_MAX} bytes; use 'sidecar registry push' for larger files"
         )
     try:
         return content.decode()

@@ -18,7 +18,7 @@ SHOWN_MAX = 200
 _FIELD_WIDTH = 20
 
 Document = Mapping[str, Any]
-"""A plan and its report, as the admin API answers them: `services.admin.apply.document.ApplyView`."""
+"""A plan and its report, as in the admin API: `services.admin.apply.document.ApplyView`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,17 @@ def declare(
     confirm: Callable[[str], None],
 ) -> None:
     """
-    Plan a file, show the differences, ask, and apply exactly that plan.
+    Plan the changes, show the differences, ask, and apply exactly that plan.
 
     Args:
         plan: makes the plan and changes nothing.
-        apply: applies the plan with this digest.
-        options: what the command was given.
+        apply: applies the plan with the digest given.
+        options: the options of the command.
         confirm: asks the user, and raises unless the answer is yes.
 
     Raises:
         CommandError: not a terminal, and --yes was not given.
-        Exit: something was refused, or the registry failed before the end.
+        Exit: a change was refused, or the registry failed before the end.
     """
     if options.is_json and not (options.is_dry_run or options.is_confirmed):
         raise CommandError("--json does not ask for confirmation: add --yes or --dry-run", EXIT_USAGE)

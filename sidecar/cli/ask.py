@@ -11,14 +11,15 @@ from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, re
 from sidecar.cli.options import (
     ConfigOption,
     HeaderOption,
+    IpOption,
     JsonOption,
     KeyOption,
     MethodArgument,
     PathArgument,
+    PeerOption,
     ScopeOption,
-    add_key,
-    given_headers,
-    given_key,
+    check_addresses,
+    request_headers,
 )
 
 if TYPE_CHECKING:
@@ -37,22 +38,8 @@ def ask(
         typer.Option("--target", "-t", metavar="ADDRESS", help="'host:port' or 'unix:/path' of the sidecar."),
     ] = "127.0.0.1:9191",
     key: KeyOption = None,
-    ip: Annotated[
-        str | None,
-        typer.Option(
-            "--ip",
-            metavar="ADDRESS",
-            help="The client's address, sent as 'client_ip' of the configuration expects it.",
-        ),
-    ] = None,
-    peer: Annotated[
-        str,
-        typer.Option(
-            "--peer",
-            metavar="ADDRESS",
-            help="The address that connects to the proxy; excludes --ip. Default: 127.0.0.1.",
-        ),
-    ] = "",
+    ip: IpOption = None,
+    peer: PeerOption = "",
     config: ConfigOption = None,
     scope: ScopeOption = "",
     header: HeaderOption = None,
@@ -79,15 +66,14 @@ def ask(
     This is a real request and takes a token. Exits with 0 if the last request is allowed, with 3 if it
     is denied, with 1 if the sidecar does not answer.
 
-    With --ip the configuration (--config) says how the sidecar learns the client's address: give the
-    configuration that the sidecar runs with.
+    With --ip the request carries the address as 'client_ip' of the configuration expects it: pass the
+    configuration of the sidecar (--config). Without --ip and --peer the peer is 127.0.0.1.
     """
     with report_errors():
         from sidecar.cli.check_client import Asker, AskError
         from sidecar.services.ext_authz_client import check_request
 
-        headers = given_headers(header)
-        add_key(headers, given_key(key), "x-api-key", None)
+        headers = request_headers(header, key, "x-api-key")
         caller = _as_client(ip, peer, config, headers) if ip is not None else peer or LOOPBACK
         request = check_request(method, path, headers, caller, scope)
         try:
@@ -111,8 +97,7 @@ def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str])
     from sidecar.domain.cidr import AddressError, format_address, parse_address
     from sidecar.process.config import load_config
 
-    if peer:
-        raise CommandError("--ip and --peer cannot be used together", EXIT_USAGE)
+    check_addresses(ip, peer)
     try:
         parse_address(ip)
     except AddressError as error:

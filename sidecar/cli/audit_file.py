@@ -1,4 +1,4 @@
-"""Writes an exported audit log as a whole or not at all, and verifies one without a server."""
+"""Writes an exported audit log atomically, and verifies one without a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verify_file(file: Path, anchors: Sequence[str] = ()) -> LogReport:
             for stored in _entries(file, lines):
                 if stored.chain not in log.chains and len(log.chains) >= CHAINS_MAX:
                     raise AuditFileError(
-                        f"{file} names more than {CHAINS_MAX} chains: it is no export of this program"
+                        f"{file} has more than {CHAINS_MAX} chains: it is not an export of this program"
                     )
                 log.chain(stored.chain).add(stored)
     except (OSError, UnicodeDecodeError) as error:

@@ -134,7 +134,7 @@ def _workers(config: Config) -> str:
     from sidecar.process.operating_system import worker_count
 
     workers = config.settings.workers
-    return f"auto: {worker_count(workers)} here" if workers == "auto" else str(workers)
+    return f"auto: {worker_count(workers)} on this machine" if workers == "auto" else str(workers)
 
 
 def _store(config: Config) -> str:

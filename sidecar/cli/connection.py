@@ -31,10 +31,10 @@ def connect(
         address = parse_server(server)
     except ServerAddressError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
-    return AdminClient(address, given_token(token, token_file), ca=ca, timeout_s=timeout_s)
+    return AdminClient(address, read_token(token, token_file), ca=ca, timeout_s=timeout_s)
 
 
-def given_token(token: str | None, token_file: Path | None) -> str:
+def read_token(token: str | None, token_file: Path | None) -> str:
     """
     Return the administrator's token of `--token-file`, else of `--token` or its variable.
 
@@ -43,21 +43,21 @@ def given_token(token: str | None, token_file: Path | None) -> str:
     """
     from sidecar.domain.accounts import AuthenticationError, token_id_of
 
-    where, given = _found(token, token_file)
-    if not given:
-        raise CommandError(f"{where} is empty; it must hold an administrator's token", EXIT_USAGE)
+    source, value = _find_token(token, token_file)
+    if not value:
+        raise CommandError(f"{source} is empty; it must hold an administrator's token", EXIT_USAGE)
     try:
-        token_id_of(given)
+        token_id_of(value)
     except AuthenticationError:
         raise CommandError(
-            f"{where} does not hold an administrator's token, which begins with 'sca_'; check that it was"
+            f"{source} does not hold an administrator's token, which begins with 'sca_'; check that it was"
             " copied completely",
             EXIT_USAGE,
         ) from None
-    return given
+    return value
 
 
-def _found(token: str | None, token_file: Path | None) -> tuple[str, str]:
+def _find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
     """The source of the token, and the text found there."""
     if token_file is not None:
         return f"the file {token_file}", _first_line(token_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,14 +10,15 @@ from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, re
 from sidecar.cli.options import (
     ConfigOption,
     HeaderOption,
+    IpOption,
     JsonOption,
     KeyOption,
     MethodArgument,
     PathArgument,
+    PeerOption,
     ScopeOption,
-    add_key,
-    given_headers,
-    given_key,
+    check_addresses,
+    request_headers,
 )
 
 if TYPE_CHECKING:
@@ -35,18 +36,8 @@ def decide(
     path: PathArgument,
     config: ConfigOption = None,
     key: KeyOption = None,
-    ip: Annotated[
-        str | None,
-        typer.Option("--ip", metavar="ADDRESS", help="The client's address."),
-    ] = None,
-    peer: Annotated[
-        str,
-        typer.Option(
-            "--peer",
-            metavar="ADDRESS",
-            help="The address that connects to the proxy; excludes --ip, and 'client_ip' applies.",
-        ),
-    ] = "",
+    ip: IpOption = None,
+    peer: PeerOption = "",
     scope: ScopeOption = "",
     header: HeaderOption = None,
     json: JsonOption = False,
@@ -72,8 +63,7 @@ def decide(
                 " SIDECAR_STORE=embedded: SIDECAR_REGISTRY=FILE"
             )
         source = loaded.rules.policy.sources.sources[0]
-        headers = given_headers(header)
-        add_key(headers, given_key(key), source.header, source.scheme)
+        headers = request_headers(header, key, source.header, source.scheme)
         request = _request(method, path, headers, scope, ip, peer)
         decision = loaded.decider(Metrics(TABLE)).decide(request, None, _never_late, None)
         assert decision is not None  # the embedded store answers at once
@@ -93,8 +83,7 @@ def _request(
     from sidecar.domain.client_address import PeerAddress
     from sidecar.domain.policy import AccessRequest
 
-    if ip is not None and peer:
-        raise CommandError("--ip and --peer cannot be used together", EXIT_USAGE)
+    check_addresses(ip, peer)
     for address in (ip, peer or None):
         try:
             _ = address is None or parse_client_address(address)

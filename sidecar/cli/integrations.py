@@ -55,6 +55,17 @@ class Status(StrEnum):
     SUSPENDED = "suspended"
 
 
+SearchOption = Annotated[
+    str,
+    typer.Option(
+        "--search",
+        metavar="TEXT",
+        help="Search in id, name, contact, owner, third-party manager and credential ids.",
+    ),
+]
+StatusOption = Annotated[Status | None, typer.Option("--status", help="Filter by status.")]
+
+
 class StorePolicy(StrEnum):
     """The values of `--on-store-error`."""
 
@@ -72,15 +83,8 @@ def integrations() -> None:
 @command(app, "list")
 def list_integrations(
     call: Invocation,
-    search: Annotated[
-        str,
-        typer.Option(
-            "--search",
-            metavar="TEXT",
-            help="Search in id, name, contact, owner, third-party manager and credential ids.",
-        ),
-    ] = "",
-    status: Annotated[Status | None, typer.Option("--status", help="Filter by status.")] = None,
+    search: SearchOption = "",
+    status: StatusOption = None,
     limit: LimitOption = 1_000,
 ) -> None:
     """List integrations, in the order of their ids."""
@@ -181,10 +185,10 @@ def edit(
     from sidecar.cli.exits import EXIT_USAGE, CommandError
 
     fields = {"name": name, "contact": contact, "owner": owner, "third_party_manager": third_party_manager}
-    given = {key: value for key, value in fields.items() if value is not None}
-    if not given:
+    changes = {key: value for key, value in fields.items() if value is not None}
+    if not changes:
         raise CommandError("no field given: name one, such as --contact", EXIT_USAGE)
-    call.print_change(call.change("PATCH", "integrations", id, body=given))
+    call.print_change(call.change("PATCH", "integrations", id, body=changes))
 
 
 @command(app, "delete", IntegrationChange, Confirmed)

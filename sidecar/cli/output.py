@@ -19,14 +19,14 @@ def print_change(answer: Answer, *, err: bool = False) -> None:
     """Print what a change did, on standard error if *err*; warnings always go to standard error."""
     data = answer.data
     subject = data.get("integration") or data.get("administrator") or {}
-    said = plain(data.get("summary") or "done")
+    summary = plain(data.get("summary") or "done")
     if data.get("is_dry_run"):
-        said = f"dry run, nothing was changed: {said if data.get('is_change') else 'no change needed'}"
+        summary = f"dry run, nothing was changed: {summary if data.get('is_change') else 'no change needed'}"
     elif answer.is_replay:
-        said = f"{said} (by an earlier call with this idempotency key)"
+        summary = f"{summary} (by an earlier call with this idempotency key)"
     elif data.get("is_change") is False:
-        said = "no change needed"
-    typer.echo(f"{plain(subject.get('id'))}: {said}" if subject.get("id") else said, err=err)
+        summary = "no change needed"
+    typer.echo(f"{plain(subject.get('id'))}: {summary}" if subject.get("id") else summary, err=err)
     for notice in data.get("notices") or ():
         typer.echo(f"note: {plain(notice.get('message'))}", err=True)
     if data.get("is_in_force") is False and not data.get("is_dry_run"):

@@ -1,4 +1,4 @@
-"""`sidecar registry`: load a registry from a file, or write it to one."""
+"""`sidecar registry`: load the registry from a file, or write it to a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sidecar.domain.scopes import ScopeCatalogue
     from sidecar.stores.registry.protocol import Registry
 
-GROUP = "The registry itself, without a running sidecar: load it from a file, write it to one."
+GROUP = "The registry itself, without a running sidecar: load it from a file, or write it to a file."
 app = typer.Typer(no_args_is_help=True, help=GROUP)
 
 StoreOption = Annotated[
@@ -37,7 +37,7 @@ STDOUT = "-"
 
 @app.callback()
 def registry() -> None:
-    """The registry itself, without a running sidecar: load it from a file, write it to one."""
+    """The registry itself, without a running sidecar: load it from a file, or write it to a file."""
 
 
 @app.command()
@@ -69,18 +69,18 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """
-    Make the registry hold what a file declares: show the differences, ask, and apply them.
+    Change the registry to what a file declares: show the differences, ask, and apply them.
 
     Changes the registry that the configuration names, without the admin API; running sidecars apply the
     changes at once. Pushing the same file again changes nothing. Integrations and API keys that the file
     does not name are kept unless --prune is given. Exits with 1 if the registry refuses any of the changes.
     """
     from sidecar.cli.apply_flow import ApplyOptions, ask_first, declare
-    from sidecar.cli.connection import given_token
+    from sidecar.cli.connection import read_token
     from sidecar.cli.registry_push import Push
 
     with report_errors():
-        secret = given_token(token, token_file)
+        secret = read_token(token, token_file)
         with _opened(config, store) as (runner, opened, catalogue):
             pushed = Push(opened, catalogue, runner, file)
             pushed.prepare(secret, reason, has_prune=prune)
@@ -116,8 +116,8 @@ def pull(
 
         records = tuple(sorted(records, key=lambda record: record.id))
         if file == STDOUT and json:
-            held = {"integrations": [integration_to_dict(record) for record in records]}
-            typer.echo(encoder.dumps(held, indent=2, ensure_ascii=False))
+            content = {"integrations": [integration_to_dict(record) for record in records]}
+            typer.echo(encoder.dumps(content, indent=2, ensure_ascii=False))
             return
         text = dump_registry(records)
         if file == STDOUT:
@@ -159,12 +159,12 @@ def accept(
         from sidecar.stores.registry.redis.registry import RedisRegistry
 
         if not isinstance(opened, RedisRegistry):
-            raise CommandError("the registry is not in a shared store; only such a registry can be accepted")
+            raise CommandError("the registry is not in a shared store; 'accept' works only on a shared store")
         if not yes:
             ask_first(f"Accept the current content of {opened.url}, with all data that it has lost?")
         found, id = runner.run(opened.accept(was))
-        held = f"registry {found}" if found else "no registry"
-        typer.echo(f"{opened.url} held {held}; it now holds registry {id}.")
+        previous = f"registry {found}" if found else "no registry"
+        typer.echo(f"{opened.url} held {previous}; it now holds registry {id}.")
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def _opened(
     config: Path | None, store: str | None
 ) -> Iterator[tuple[asyncio.Runner, Registry, ScopeCatalogue]]:
     """
-    The registry, a loop to use it on, and the categories of scopes of the configuration.
+    Yield an event loop, the registry opened on it, and the scope catalogue of the configuration.
 
     Raises:
         CommandError: the registry cannot be reached or used.
@@ -208,20 +208,20 @@ def _at(store: str, catalogue: ScopeCatalogue) -> Registry:
 
 
 def _replace(file: Path, text: str, *, is_confirmed: bool) -> None:
-    """Write *file* as a whole or not at all; ask before replacing a file that differs."""
+    """Write *file* atomically; ask before replacing a different file."""
     from sidecar.cli.apply_flow import ask_first
 
-    place = file.resolve()  # keeps a symbolic link
-    part = place.with_name(f".{place.name}.new")
+    target = file.resolve()  # keeps a symbolic link
+    part = target.with_name(f".{target.name}.new")
     try:
-        before = place.read_text(encoding="utf-8", errors="replace") if place.exists() else None
+        before = target.read_text(encoding="utf-8", errors="replace") if target.exists() else None
         if before == text:
             return
         if before is not None and not is_confirmed:
             ask_first(f"Replace {file}? Its content differs.")
         part.write_text(text, encoding="utf-8")
         if before is not None:
-            part.chmod(place.stat().st_mode & 0o777)
-        part.replace(place)
+            part.chmod(target.stat().st_mode & 0o777)
+        part.replace(target)
     except OSError as error:
         raise CommandError(f"{file} cannot be written: {error.strerror}") from None

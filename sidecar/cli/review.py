@@ -10,7 +10,7 @@ import typer
 
 from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
 from sidecar.cli.exits import EXIT_USAGE, CommandError
-from sidecar.cli.integrations import LIST_MAX, LimitOption, Status
+from sidecar.cli.integrations import LIST_MAX, LimitOption, SearchOption, StatusOption
 from sidecar.cli.tables import Column, print_csv
 from sidecar.cli.times import shown
 from sidecar.cli.views import print_listing
@@ -42,15 +42,8 @@ def add_to(app: typer.Typer) -> None:
         flagged: Annotated[
             bool, typer.Option("--flagged", help="Only integrations that need a decision.")
         ] = False,
-        search: Annotated[
-            str,
-            typer.Option(
-                "--search",
-                metavar="TEXT",
-                help="Search in id, name, contact, owner, third-party manager and credential ids.",
-            ),
-        ] = "",
-        status: Annotated[Status | None, typer.Option("--status", help="Filter by status.")] = None,
+        search: SearchOption = "",
+        status: StatusOption = None,
         limit: LimitOption = LIST_MAX,
     ) -> None:
         """
@@ -88,18 +81,18 @@ def _row(record: dict[str, Any]) -> tuple[object, ...]:
 
 def _csv_rows(record: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]]:
     raised = record["limit_raise"] or {}
-    sensitive = [each["scope"] for each in record["scopes"] if each["sensitivity"] != OPERATIONAL]
+    sensitive = [scope["scope"] for scope in record["scopes"] if scope["sensitivity"] != OPERATIONAL]
     shared = (
         as_of, record["id"], record["name"], record["status"], record["suspended_since"],
         record["owner"], record["contact"],
-        record["third_party_manager"], [each["scope"] for each in record["scopes"]], sensitive,
+        record["third_party_manager"], [scope["scope"] for scope in record["scopes"]], sensitive,
         "on" if record["is_allowlist_enabled"] and record["ip_allowlist"] else "off", record["ip_allowlist"],
         record["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),
     )  # fmt: skip
-    of_all = [flag["code"] for flag in record["flags"] if flag["credential_id"] is None]
+    general_flags = [flag["code"] for flag in record["flags"] if flag["credential_id"] is None]
     for key in record["credentials"] or [dict.fromkeys(_KEY_FIELDS)]:
         flags = [flag["code"] for flag in record["flags"] if key["id"] and flag["credential_id"] == key["id"]]
-        yield (*shared, *(key[name] for name in _KEY_FIELDS), [*of_all, *flags], "", "", "")
+        yield (*shared, *(key[name] for name in _KEY_FIELDS), [*general_flags, *flags], "", "", "")
 
 
 _KEY_FIELDS = (

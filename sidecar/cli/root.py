@@ -1,4 +1,4 @@
-"""The root of the command line: registers every command."""
+"""The root of the command line: registers every command, and prints the version."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sidecar.cli import (
     scopes,
     serve,
     sidecars,
-    status,
+    suspend,
     verify_limits,
-    version,
     webhook_secret,
 )
 from sidecar.cli.admin_command import ADMINISTRATION
+from sidecar.cli.options import JsonOption
 
 app = typer.Typer(
     name="sidecar",
@@ -41,13 +41,31 @@ app = typer.Typer(
 )
 
 
+def version(json: JsonOption = False) -> None:
+    """Print the version."""
+    from sidecar.observe.build import PYTHON_VERSION, VERSION
+
+    if json:
+        import json as encoder
+
+        typer.echo(encoder.dumps({"version": VERSION, "python": PYTHON_VERSION}))
+    else:
+        typer.echo(f"sidecar {VERSION} (Python {PYTHON_VERSION})")
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
         bool,
         typer.Option(
             "--version",
-            callback=version.print_version,
+            callback=_print_version,
             is_eager=True,
             help="Print the version and exit.",
         ),
@@ -64,11 +82,11 @@ app.add_typer(keys.app, name="keys")
 app.command("verify-limits")(verify_limits.verify_limits)
 # Until 0.2 under its former name, too. Typer's hint says bool; Click takes the text of the warning.
 app.command("conformance", hidden=True, deprecated="use `sidecar verify-limits`")(verify_limits.verify_limits)  # type: ignore[arg-type]
-app.command()(version.version)
+app.command()(version)
 
 app.add_typer(integrations.app, name="integrations", rich_help_panel=ADMINISTRATION)
 app.add_typer(credentials.app, name="credentials", rich_help_panel=ADMINISTRATION)
-status.add_to(app)
+suspend.add_to(app)
 apply.add_to(app)
 app.add_typer(scopes.app, name="scopes", rich_help_panel=ADMINISTRATION)
 app.add_typer(limit.app, name="limit", rich_help_panel=ADMINISTRATION)

@@ -102,7 +102,7 @@ registry by commands and an API, see docs/operate/control-plane.md. Press Ctrl-C
 
 
 def _own_command() -> str:
-    """The command that started this program."""
+    """The command that started this program, as a user would type it."""
     program = Path(sys.argv[0])
     if program.name != "sidecar":
         return "sidecar"

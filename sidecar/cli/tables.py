@@ -54,8 +54,8 @@ def print_table(
     """
     Print *rows* under the headings of *columns*; without rows, print *empty* on standard error.
 
-    The members of a list are printed below each other, or joined with spaces when piped. *err* = print plain
-    rows on standard error.
+    A list is printed one member per line, or joined with spaces when piped. *err* = print plain rows on
+    standard error.
     """
     kept = list(rows)
     if not kept:

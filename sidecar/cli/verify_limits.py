@@ -92,7 +92,7 @@ def verify_limits(
 
     Starts real sidecars on the store and sends far more requests than the limits allow. Each bucket must
     admit at most B + L·T/60 requests in T seconds on the store's clock, and at least 99 % of the tokens
-    that it received. Exits with 0 if every bucket did, with 1 if one did not or could not be measured.
+    that it received. Exits with 0 if every bucket does, with 1 if a bucket does not or was not measured.
     """
     with report_errors():
         from sidecar.cli.times import duration_within

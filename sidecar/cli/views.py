@@ -161,7 +161,7 @@ def print_credentials(credentials: Sequence[Record], empty: str) -> None:
 
 
 def print_administrators(accounts: Sequence[Record]) -> None:
-    """Print one token per line; accounts without a token, too, because the audit log names them."""
+    """Print one token per line, and accounts without a token, because the audit log names them."""
     rows = [
         (
             account["id"],

@@ -85,10 +85,10 @@ def test_admin_commands__what_cannot_be_trusted_gets_no_token(site: Site) -> Non
     """A certificate of another CA ends the call, and says which option names the right one."""
     told = site.whoami("--server", site.encrypted)
     assert told.returncode == 1
-    assert "its certificate is not trusted: give the CA that signed it with --ca FILE" in told.stderr
+    assert "its certificate is not trusted: pass the CA that signed it with --ca FILE" in told.stderr
     elsewhere = site.encrypted.replace("localhost", "127.0.0.1")  # not a name in the certificate
     told = site.whoami("--server", elsewhere, "--ca", str(site.ca))
-    assert (told.returncode, "its certificate has other names" in told.stderr) == (1, True)
+    assert (told.returncode, "its certificate is for other names" in told.stderr) == (1, True)
 
 
 def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
@@ -96,7 +96,7 @@ def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
     told = site.whoami("--server", site.plain.replace("http:", "https:"), "--ca", str(site.ca))
     assert (told.returncode, "write http:// instead of https://" in told.stderr) == (1, True)
     plain = site.whoami("--server", site.encrypted.replace("https:", "http:"))
-    assert (plain.returncode, "if it speaks TLS there, write https://" in plain.stderr) == (1, True)
+    assert (plain.returncode, "if the listener uses TLS, write https://" in plain.stderr) == (1, True)
 
 
 def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> None:

@@ -171,7 +171,7 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
             given = VerificationPlan(
                 "", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,)
             )
-            with pytest.raises(SubjectError, match=f"the limit is {LIMIT_RPM} a minute, not {LIMIT_RPM + 1}"):
+            with pytest.raises(SubjectError, match=f"is {LIMIT_RPM} per minute, not {LIMIT_RPM + 1}"):
                 await prove(replace(given, limit_rpm=LIMIT_RPM + 1))
             with pytest.raises(SubjectError, match="403 unknown_credential"):
                 await prove(replace(given, api_keys=(key, stranger)))

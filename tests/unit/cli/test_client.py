@@ -45,15 +45,15 @@ def test_parse_server__reads_what_people_write(text: str, base_url: str, socket_
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("http://10.0.0.7:9193", "the token would travel in the clear"),
-        ("sidecar.example:9193", "the token would travel in the clear"),
+        ("http://10.0.0.7:9193", "the token would be sent unencrypted"),
+        ("sidecar.example:9193", "the token would be sent unencrypted"),
         ("https://ann:secret@sidecar.example", "more than scheme, host and port"),
         ("http://127.0.0.1:9193/v1", "more than scheme, host and port"),
-        ("http://127.0.0.1:99999", "is no address"),
-        ("ftp://127.0.0.1", "is no address"),
-        ("https://", "is no address"),
-        ("", "is no address"),
-        ("unix:admin.sock", "names no absolute path"),
+        ("http://127.0.0.1:99999", "is not an address"),
+        ("ftp://127.0.0.1", "is not an address"),
+        ("https://", "is not an address"),
+        ("", "is not an address"),
+        ("unix:admin.sock", "has no absolute path"),
     ],
 )
 def test_parse_server__refuses_the_rest(text: str, told: str) -> None:
@@ -65,7 +65,7 @@ def test_parse_server__refuses_the_rest(text: str, told: str) -> None:
 @pytest.mark.parametrize("segment", ["", ".", ".."])
 def test_path_to__an_id_stays_in_its_place(segment: str) -> None:
     """No id can make a call of another path."""
-    with pytest.raises(AdminCallError, match="is no id"):
+    with pytest.raises(AdminCallError, match="is not an id"):
         path_to("integrations", segment, "suspend")
     assert path_to("integrations", "../x?y#z") == "/v1/integrations/..%2Fx%3Fy%23z"
 
@@ -191,7 +191,7 @@ def test_client__an_answer_that_is_no_object_is_told(body: bytes) -> None:
     with (
         Scripted(answer(200, body)) as server,
         client_of(server.url) as client,
-        pytest.raises(AdminCallError, match="no JSON object"),
+        pytest.raises(AdminCallError, match="answer with a JSON object"),
     ):
         client.get("/v1/x")
 

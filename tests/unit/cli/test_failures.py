@@ -42,9 +42,9 @@ def test_failure__several_problems_stand_below_each_other() -> None:
     """Each with its place; so many and no more."""
     few = failed(422, problems=[fault("entries[0]", "a", "x"), fault("", "b")])
     assert few.lines == (
-        "Some code: 2 things are wrong, and nothing was changed",
+        "Some code: 2 problems; nothing was changed",
         "entries[0]: a; x",
-        "the whole: b",
+        "request: b",
     )
     many = failed(422, problems=[fault(f"f{n}", "m") for n in range(PROBLEMS_MAX + 7)])
     assert (len(many.lines), many.lines[-1]) == (PROBLEMS_MAX + 2, "and 7 more")
@@ -64,7 +64,7 @@ def test_failure__its_kind_follows_from_the_status(status: int, failure: Failure
 def test_failure__a_fault_of_the_server_names_the_request() -> None:
     """So that whoever runs it finds its log line; and whether the change may have happened is kept."""
     error = failed(503, request_id="r-1", may_have_happened=True)
-    assert error.lines == ("d", "in the server's log it is request r-1")
+    assert error.lines == ("d", "the server's log names it request r-1")
     assert error.may_have_happened
     assert not failed(503, request_id="r-1", may_have_happened=False).may_have_happened
 
@@ -78,12 +78,12 @@ def test_failure__a_token_that_is_not_accepted() -> None:
 @pytest.mark.parametrize(
     ("status", "content_type", "body", "told"),
     [
-        (404, "text/html", b"<html>", "the sidecar there has no admin API"),
+        (404, "text/html", b"<html>", "this sidecar has no admin API"),
         (404, PROBLEM, b'{"detail": "Known here: /metrics."}', "(Known here: /metrics.)"),
-        (502, "text/html", b"Bad gateway", "not as the admin API does"),
-        (500, PROBLEM, b"[" * 100_000, "not as the admin API does"),
-        (500, PROBLEM, b"\xff", "not as the admin API does"),
-        (500, PROBLEM, b"[]", "not as the admin API does"),
+        (502, "text/html", b"Bad gateway", "is not an answer of the admin API"),
+        (500, PROBLEM, b"[" * 100_000, "is not an answer of the admin API"),
+        (500, PROBLEM, b"\xff", "is not an answer of the admin API"),
+        (500, PROBLEM, b"[]", "is not an answer of the admin API"),
     ],
 )  # fmt: skip
 def test_failure__an_answer_of_another_program(

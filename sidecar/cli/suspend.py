@@ -68,7 +68,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _lock_warning(call: Invocation, id: str, reason: str) -> str:
-    """The server's warning that nobody could reactivate it; '' = somebody could."""
+    """The server's warning that no administrator could reactivate the integration; '' = one could."""
     tried = call.preview("POST", "integrations", id, "suspend", body={"reason": reason})
     notices = tried.data.get("notices") or ()
     return next((notice["message"] for notice in notices if notice.get("code") == NOBODY_CAN_REACTIVATE), "")

@@ -19,7 +19,7 @@ class Answer:
 
 
 class RecordingWire:
-    """Implements `exchange.Wire` by keeping what is sent."""
+    """Implements `exchange.ExchangeConnection` by keeping what is sent."""
 
     def __init__(self) -> None:
         """Nothing was sent yet."""

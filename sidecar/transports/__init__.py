@@ -1,1 +1,1 @@
-"""Sockets and wire: listeners and the two gRPC servers that run the same handlers."""
+"""Listeners, the HTTP/1.1 server, and the two gRPC servers, which run the same handlers."""

@@ -1,8 +1,8 @@
 """
 The length-prefixed message of gRPC: one flag byte, four bytes of length, the message.
 
-Message boundaries have no relation to DATA frames: a message may arrive in any number of pieces, cut
-anywhere. Source: grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message"; compression.md for the flag.
+Messages are independent of DATA frames: a message may arrive in any number of pieces. Source:
+grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message"; compression.md for the flag.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ PREFIX = struct.Struct(">BI")
 
 
 class FramingError(Exception):
-    """The bytes are not exactly one plain message; carries the status that says so."""
+    """The request is not exactly one uncompressed message; has the status for the caller."""
 
     def __init__(self, code: StatusCode, detail: str) -> None:
-        """Keep *code* and a *detail* that is safe to show."""
+        """Store *code* and a *detail* that is safe to publish."""
         super().__init__(detail)
         self.code = code
         self.detail = detail
 
 
 class CompressedError(FramingError):
-    """The message is compressed with an encoding that we lack: the answer names those we have."""
+    """The message has an unsupported compression: the answer must name the supported encodings."""
 
 
 def frame_message(message: bytes) -> bytes:
     """
-    Put the prefix before *message*; answers are never compressed.
+    Return *message* with its prefix; answers are never compressed.
 
     >>> frame_message(b"ab")
     b'\\x00\\x00\\x00\\x00\\x02ab'
@@ -41,10 +41,10 @@ def frame_message(message: bytes) -> bytes:
 
 class MessageReader:
     """
-    Gathers the one message of a request from pieces.
+    Assembles the message of a request from pieces.
 
-    What it keeps is bounded by the message limit and one piece. `received` counts message bytes and
-    prefix, `pieces` the calls of `feed`, for the rule against messages cut into dust.
+    Its memory is bounded by the message limit and one piece. `received` counts the bytes with the prefix,
+    `pieces` the calls of `feed`, for the limit on tiny DATA frames.
     """
 
     __slots__ = ("_buffer", "_bytes_max", "_is_encoded", "_size", "pieces", "received")
@@ -54,8 +54,8 @@ class MessageReader:
         Accept a message of at most *bytes_max*.
 
         Args:
-            is_encoded: the request named a `grpc-encoding` other than identity, so that a set
-                compressed-flag is a coding that we lack rather than a contradiction.
+            is_encoded: the request has a `grpc-encoding` other than identity, so a set compressed-flag means
+                an unsupported encoding and not a contradiction.
         """
         self._bytes_max = bytes_max
         self._is_encoded = is_encoded
@@ -66,10 +66,10 @@ class MessageReader:
 
     def feed(self, piece: bytes) -> None:
         """
-        Take the next piece.
+        Add the next piece.
 
         Raises:
-            FramingError: the prefix is not acceptable, or there is more than one message.
+            FramingError: the prefix is invalid, or there is more than one message.
         """
         self.pieces += 1
         self.received += len(piece)
@@ -87,7 +87,8 @@ class MessageReader:
             raise CompressedError(StatusCode.UNIMPLEMENTED, "the message's compression is not supported")
         if flag == 1:
             raise FramingError(
-                StatusCode.INTERNAL, "the message is marked compressed but no grpc-encoding is named"
+                StatusCode.INTERNAL,
+                "the message is marked as compressed but the request has no grpc-encoding",
             )
         if flag != 0:
             raise FramingError(StatusCode.INTERNAL, f"the compressed-flag is {flag}; it must be 0 or 1")
@@ -99,10 +100,10 @@ class MessageReader:
 
     def finish(self) -> bytes:
         """
-        The whole message, at the end of the request.
+        Return the message, at the end of the request.
 
         Raises:
-            FramingError: there is none, or its end is missing.
+            FramingError: the message is missing or incomplete.
         """
         if not self._buffer:
             raise FramingError(StatusCode.UNIMPLEMENTED, "the request has no message")

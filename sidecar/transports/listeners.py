@@ -1,9 +1,9 @@
 """
-Where a server listens: reading an endpoint from text, binding it, and giving it up again.
+Parses endpoints, binds them, and releases them.
 
-Both kinds of endpoint can be taken over by a new process while the old one still serves, so that a
-restart loses no request: a TCP port is shared by SO_REUSEPORT, the path of a Unix socket is replaced
-by rename(), which is atomic. An exclusive endpoint is refused while another process listens on it.
+A new process can take over an endpoint while the old process still serves, so that a restart loses no
+request: TCP ports are shared by SO_REUSEPORT, and the path of a Unix socket is replaced by an atomic
+rename(). Binding an exclusive endpoint fails while another process listens on it.
 
 Source: socket(7), unix(7), link(2).
 """
@@ -16,30 +16,31 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles
 
 UNIX_PATH_BYTES_MAX = 107
-"""`sun_path` of Linux is 108 bytes and ends with a zero byte (unix(7))."""
+"""The size of `sun_path` on Linux, without the zero byte at its end (unix(7))."""
 
 UNIX_MODE = 0o660
 """Owner and group may connect; see the systemd unit for the group."""
 
 BACKLOG = 1_024
-"""Connections that wait for accept(); past it the kernel lets clients try again."""
+"""Maximum connections that wait for accept(); further clients retry."""
 
 
 def parse_endpoint(text: str, tls: TlsFiles | None = None) -> Endpoint:
     """
-    Read 'host:port', '[v6]:port', 'unix:/path' or 'unix:@abstract'.
+    Parse 'host:port', '[v6]:port', 'unix:/path' or 'unix:@abstract'.
 
     >>> parse_endpoint("[::1]:9191")
     Endpoint(host='::1', port=9191, path='', tls=None)
 
     Raises:
-        ListenError: *text* is none of these; says which part and what would be right.
+        ListenError: *text* has another form; the message names the wrong part and what to write.
     """
     if text.startswith("unix:"):
         return Endpoint(path=_parse_unix_path(text), tls=tls)
@@ -86,9 +87,9 @@ def _parse_port(text: str, port: str) -> int:
 @dataclass(slots=True)
 class Listener:
     """
-    A bound socket that listens, and the endpoint with its real port.
+    A listening socket, which is non-blocking, and its endpoint with the actual port.
 
-    The socket is non-blocking. `close` gives the endpoint up; it may be called again.
+    `close` may be called more than once.
     """
 
     socket: socket.socket
@@ -96,7 +97,7 @@ class Listener:
     claim: UnixClaim | None = None
 
     def close(self) -> None:
-        """Stop listening; a Unix path that is still ours is removed."""
+        """Stop listening; remove the Unix path if it is still ours."""
         if self.claim is not None:
             self.claim.release()
         self.socket.close()
@@ -107,7 +108,7 @@ def bind(endpoint: Endpoint) -> Listener:
     Bind *endpoint* and listen.
 
     Raises:
-        ListenError: it cannot be bound; names it and says what to do.
+        ListenError: it cannot be bound; the message names it and says what to do.
     """
     try:
         return _bind_unix(endpoint) if endpoint.path else _bind_tcp(endpoint)
@@ -115,12 +116,28 @@ def bind(endpoint: Endpoint) -> Listener:
         raise listen_error(endpoint, error) from error
 
 
-def check_endpoint(endpoint: Endpoint) -> None:
+def bind_all(endpoints: Iterable[Endpoint]) -> list[Listener]:
     """
-    Raise what `bind` would raise for *endpoint*, but for a port that is in use; nothing is bound for long.
+    Bind all *endpoints*, or none.
 
     Raises:
-        ListenError: it cannot be bound; names it and says what to do.
+        ListenError: one cannot be bound; the message names it and says what to do.
+    """
+    with contextlib.ExitStack() as bound:
+        listeners: list[Listener] = []
+        for endpoint in endpoints:
+            listeners.append(bind(endpoint))
+            bound.callback(listeners[-1].close)
+        bound.pop_all()
+        return listeners
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """
+    Check that *endpoint* can be bound; a port in use is no error.
+
+    Raises:
+        ListenError: it cannot be bound; the message names it and says what to do.
     """
     try:
         if endpoint.path:
@@ -135,7 +152,7 @@ def check_endpoint(endpoint: Endpoint) -> None:
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # Shared and not listening: a sidecar that serves there does not notice.
+            # Shared and not listening, so it does not disturb a running sidecar.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(address)
@@ -153,14 +170,14 @@ def _bind_tcp(endpoint: Endpoint) -> Listener:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not endpoint.is_exclusive:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Accepted connections inherit it on Linux: an answer must not wait for the peer's ACK.
+        # Accepted connections inherit this option on Linux: an answer must not wait for the peer's ACK.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
-            # '[::]' means every interface, IPv4 too, whatever net.ipv6.bindv6only says.
+            # '[::]' is every interface, including IPv4, whatever net.ipv6.bindv6only is.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listening.bind(address)
         listening.listen(BACKLOG)
-        # Without it until here the kernel let nobody else listen; from now on a successor may.
+        # Until now no other process could listen on an exclusive port; from now on a successor can.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setblocking(False)
     except BaseException:
@@ -170,7 +187,7 @@ def _bind_tcp(endpoint: Endpoint) -> Listener:
 
 
 def is_served(endpoint: Endpoint) -> bool:
-    """Whether a process listens on *endpoint* now, so that binding it would share it or take it over."""
+    """Return whether a process listens on *endpoint*, so that binding would share it or take it over."""
     if endpoint.path:
         return _answers(endpoint.path)
     try:
@@ -178,7 +195,7 @@ def is_served(endpoint: Endpoint) -> bool:
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # The kernel refuses it beside a socket that listens, and only then.
+            # The kernel refuses this only if a socket listens there.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
@@ -187,14 +204,14 @@ def is_served(endpoint: Endpoint) -> bool:
 
 
 def _answers(path: str) -> bool:
-    """Whether a process listens on a Unix socket: one that has ended leaves a path that refuses."""
+    """Return whether a process listens on a Unix socket; the path of an ended process refuses connections."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path.replace("@", "\0", 1) if path.startswith("@") else path)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        except OSError:  # its queue is full, or it does not let us in: somebody is there
+        except OSError:  # a full backlog, or no permission: a process listens
             return True
     return True
 
@@ -203,10 +220,10 @@ def _bind_unix(endpoint: Endpoint) -> Listener:
     staged = staged_path(endpoint)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # bind() gives the file the mode of its descriptor, less the umask: never open to all.
+        # bind() gives the file the descriptor's mode, less the umask: it is never open to all users.
         os.fchmod(listening.fileno(), UNIX_MODE)
         listening.bind(staged.replace("@", "\0", 1) if staged.startswith("@") else staged)
-        # The path gets its name only when the socket listens: no client meets a refused connection.
+        # The path gets its final name after listen(), so that no client's connection is refused.
         listening.listen(BACKLOG)
         listening.setblocking(False)
         return Listener(listening, endpoint, publish(staged, endpoint))
@@ -217,21 +234,21 @@ def _bind_unix(endpoint: Endpoint) -> Listener:
 
 def staged_path(endpoint: Endpoint) -> str:
     """
-    The name under which to bind the Unix socket of *endpoint* before `publish`.
+    Return the temporary path for binding the Unix socket of *endpoint* before `publish`.
 
-    An abstract name is its own staged path.
+    For an abstract name it is the name itself.
 
     Raises:
-        ListenError: the path is too long, or something that is not a socket is in its place.
-        OSError: the directory is missing or closed to us.
+        ListenError: the path is too long, or is a file that is not a socket.
+        OSError: the directory is missing or not accessible.
     """
     path = endpoint.path
     staged = path if path.startswith("@") else str(Path(path).with_name(f".{secrets.token_hex(4)}"))
     length = max(len(os.fsencode(path)), len(os.fsencode(staged)))
     if length > UNIX_PATH_BYTES_MAX:
         raise ListenError(
-            f"cannot listen on {endpoint}: the path takes {length} bytes, a Unix socket's at most "
-            f"{UNIX_PATH_BYTES_MAX}; choose a shorter one"
+            f"cannot listen on {endpoint}: the path of a Unix socket has {length} bytes; at most "
+            f"{UNIX_PATH_BYTES_MAX} are allowed: choose a shorter path"
         )
     if not path.startswith("@"):
         _refuse_other_file(endpoint)
@@ -252,10 +269,10 @@ def _refuse_other_file(endpoint: Endpoint) -> None:
 
 def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
     """
-    Give the socket that listens on *staged* its mode and its real name, replacing a former socket.
+    Set the mode of the socket at *staged* and rename it to its final path, replacing an older socket.
 
     Returns:
-        None for an abstract name: it vanishes with its socket.
+        None for an abstract name, which the kernel removes with its socket.
     """
     if staged.startswith("@"):
         return None
@@ -265,7 +282,7 @@ def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
             _link(staged, endpoint.path)
         identity = _identity(Path(staged))
         Path(staged).rename(endpoint.path)
-        Path(staged).unlink(missing_ok=True)  # rename does nothing when both are names of one file
+        Path(staged).unlink(missing_ok=True)  # rename does nothing if both are links to one file
     except BaseException:
         with contextlib.suppress(OSError):
             Path(staged).unlink()
@@ -275,13 +292,13 @@ def publish(staged: str, endpoint: Endpoint) -> UnixClaim | None:
 
 def _link(staged: str, path: str) -> None:
     """
-    Give the socket *staged* the name *path* as well, unless another process listens there.
+    Link *path* to the socket *staged*, unless another process listens on *path*.
 
     Raises:
-        OSError: one does (EADDRINUSE).
+        OSError: another process listens (EADDRINUSE).
     """
     try:
-        os.link(staged, path)  # atomic: of two that start at once only one gets the name
+        os.link(staged, path)  # atomic: if two processes start together, only one succeeds
     except FileExistsError:
         if _answers(path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
@@ -291,20 +308,20 @@ Identity = tuple[int, int, int]
 
 
 def _identity(path: Path) -> Identity:
-    """Which file is there: an inode number alone may be used again once its socket is closed."""
+    """Return the identity of a file; the inode number alone can be reused after the socket is closed."""
     status = path.lstat()
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 @dataclass(slots=True)
 class UnixClaim:
-    """The path of a Unix socket and which file we put there."""
+    """The path of a Unix socket, and the identity of the file that this process created there."""
 
     path: str
     identity: Identity | None
 
     def release(self) -> None:
-        """Remove the path, unless a successor has put its own socket there. Again: nothing."""
+        """Remove the path, unless a successor has replaced the socket; a second call does nothing."""
         with contextlib.suppress(OSError):
             if self.identity == _identity(Path(self.path)):
                 Path(self.path).unlink()
@@ -330,7 +347,7 @@ _EXCLUSIVE_REMEDY = (
 
 
 def listen_error(endpoint: Endpoint, error: OSError) -> ListenError:
-    """Say in words why *endpoint* cannot be bound and what to do about it."""
+    """Return an error that says why *endpoint* cannot be bound and what to do."""
     if isinstance(error, socket.gaierror):
         remedy = f"the host name does not resolve ({error.strerror}); use an address or a known name"
     elif error.errno == errno.EADDRINUSE and endpoint.is_exclusive:

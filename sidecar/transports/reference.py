@@ -1,13 +1,13 @@
 """
-The reference gRPC server: the same handlers behind grpc.aio.
+The reference gRPC server: the same handlers on grpc.aio.
 
-It is slower by an order of magnitude than the fast transport and exists to check it: one conformance
-suite runs over both, and docs/develop/conformance.md lists where they differ. It is also what to fall back
-on (`transport: grpcio`).
+It is slower than the fast transport by an order of magnitude and serves to check it: one conformance suite
+runs on both, and docs/develop/conformance.md lists the differences. It is also an alternative (`transport:
+grpcio`).
 
-grpc.aio binds its own sockets. A Unix socket is therefore bound under a staged name and renamed to
-its path, exactly as the fast transport does it: a successor replaces it atomically, and the server
-that gives way cannot remove what is no longer its own. TCP ports are shared by SO_REUSEPORT.
+grpc.aio binds its own sockets. As in the fast transport, a Unix socket is bound to a temporary path and then
+renamed, so that a successor replaces it atomically and the old server does not remove the successor's socket.
+TCP ports are shared by SO_REUSEPORT.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from sidecar.transports.reference_tls import CertificateSource
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
 
 _TEARDOWN_S_MAX = 1.0
-"""How long core may take to close its connections once every call was cut off."""
+"""Maximum time for grpc-core to close its connections after all calls have ended."""
 
 
 class _MethodTable(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
-    """Finds a method by its path, for every call: also those of methods that we do not have."""
+    """Looks methods up by path; unknown methods get a handler that refuses the call."""
 
     def __init__(self, methods: Iterable[Method], runner: CallRunner) -> None:
         self._handlers = {
@@ -46,12 +46,12 @@ class _MethodTable(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
         self._unknown = runner.unknown_method_handler()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """The handler of one call."""
+        """Return the handler of one call."""
         return self._handlers.get(handler_call_details.method, self._unknown)
 
 
 class ReferenceGrpcServer:
-    """Serves a method table through grpc.aio; see `ListeningServer`."""
+    """Serves methods with grpc.aio; see `ListeningServer`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ReferenceGrpcServer:
         limits: TransportLimits,
         metrics: Metrics,
     ) -> None:
-        """Serve *methods* on *endpoints* within *limits*; nothing is bound before `start`."""
+        """Serve *methods* on *endpoints* within *limits*; `start` binds."""
         self._endpoints = tuple(endpoints)
         self._limits = limits
         self._runner = CallRunner(RunningCalls(limits.calls_max, metrics), limits)
@@ -83,7 +83,7 @@ class ReferenceGrpcServer:
         except BaseException:
             self._release_claims()
             _remove(path for path, _ in staged)
-            # Only a server that was started gives its ports back when it stops.
+            # A server releases its ports only if it is started and stopped.
             await server.start()
             await server.stop(None)
             raise
@@ -93,7 +93,7 @@ class ReferenceGrpcServer:
     def _add_port(
         self, server: grpc.aio.Server, endpoint: Endpoint, staged: list[tuple[str, Endpoint]]
     ) -> Endpoint:
-        """Bind one endpoint; a Unix socket under a staged name, noted in *staged*."""
+        """Bind one endpoint; add the temporary path of a Unix socket to *staged*."""
         address = _address(endpoint, staged)
         certificate = None if endpoint.tls is None else CertificateSource(endpoint.tls, self._metrics)
         try:
@@ -120,17 +120,17 @@ class ReferenceGrpcServer:
         self._claims.clear()
 
     def reload_tls(self) -> bool:
-        """Load all TLS files again now; False = some cannot be used and the former ones stay."""
+        """See `ListeningServer.reload_tls`."""
         results = [certificate.reload() for certificate in self._certificates]
         return all(results)
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `ListeningServer.drain`. An idle connection that must be closed by force cuts nothing off."""
+        """See `ListeningServer.drain`; closing an idle connection by force does not count as a cut."""
         self._release_claims()
         if self._server is None:
             return True
         self._runner.end_exchanges()
-        # Core gets more time than it may use, so that it is we who see whether time ran out.
+        # grpc-core gets more time than `timeout_s`, so that this method detects the time-out itself.
         stopping = asyncio.ensure_future(self._server.stop(timeout_s + 2 * _TEARDOWN_S_MAX))
         done, _ = await asyncio.wait({stopping}, timeout=timeout_s)
         is_clean = bool(done) or self._runner.open_calls == 0
@@ -143,34 +143,34 @@ class ReferenceGrpcServer:
 
 def channel_options(limits: TransportLimits) -> tuple[tuple[str, int], ...]:
     """
-    The channel arguments of grpc-core that stand for *limits*.
+    Return the channel arguments of grpc-core for *limits*.
 
-    Source: grpc/include/grpc/impl/channel_arg_names.h. Core adds +-10 % jitter to the age itself.
+    Source: grpc/include/grpc/impl/channel_arg_names.h. grpc-core adds the age's jitter of +-10 % itself.
     """
     options = {
         "grpc.so_reuseport": 1,
         "grpc.max_receive_message_length": limits.message_bytes_max,
         "grpc.max_send_message_length": -1,
-        # Between a soft and a hard limit core refuses by chance; equal, it refuses always.
+        # Between the soft and the hard limit grpc-core refuses at random, so both are equal.
         "grpc.max_metadata_size": limits.header_list_bytes_max,
         "grpc.absolute_max_metadata_size": limits.header_list_bytes_max,
         "grpc.max_concurrent_streams": min(limits.streams_max, limits.calls_per_connection_max),
         "grpc.max_allowed_incoming_connections": limits.connections_max,
-        # Calls that core holds until Python asks for them; past these it refuses by itself.
+        # Calls that wait in grpc-core for Python; it refuses further calls.
         "grpc.server.max_pending_requests": limits.calls_max,
         "grpc.server.max_pending_requests_hard_limit": limits.calls_max,
-        # Core likes to hold back its refusals of bad requests for up to a second.
+        # Without this option grpc-core delays refusals of bad requests by up to a second.
         "grpc.http.tarpit": 0,
         "grpc.server_handshake_timeout_ms": _ms(limits.handshake_timeout_s),
         "grpc.http2.settings_timeout": _ms(limits.handshake_timeout_s),
         "grpc.max_connection_idle_ms": _ms(limits.idle_timeout_s),
         "grpc.keepalive_time_ms": _ms(limits.keepalive_interval_s),
         "grpc.keepalive_timeout_ms": _ms(limits.keepalive_timeout_s),
-        "grpc.http2.ping_timeout_ms": _ms(limits.keepalive_timeout_s),  # the one that closes a silent peer
+        "grpc.http2.ping_timeout_ms": _ms(limits.keepalive_timeout_s),  # closes silent connections
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_ping_interval_without_data_ms": _ms(limits.ping_interval_min_s),
         "grpc.http2.max_ping_strikes": 2,
-        # Bit 0 alone: identity. Answers are never compressed, compressed requests are refused.
+        # Only bit 0, identity: answers are never compressed, and compressed requests are refused.
         "grpc.compression_enabled_algorithms_bitset": 1,
         "grpc.max_connection_age_grace_ms": _ms(limits.connection_age_grace_s),
     }
@@ -184,12 +184,12 @@ def _ms(seconds: float) -> int:
 
 
 def _address(endpoint: Endpoint, staged: list[tuple[str, Endpoint]]) -> str:
-    """What grpc.aio calls *endpoint*; the staged name of a Unix socket is noted."""
+    """Return the address of *endpoint* for grpc.aio; add the temporary path of a Unix socket to *staged*."""
     try:
         if endpoint.is_exclusive and is_served(endpoint):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if not endpoint.path:
-            # Core would listen on every address that the name has; ours is the first, as elsewhere.
+            # grpc-core would listen on all addresses of the name; like `bind`, use the first.
             found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
             return str(replace(endpoint, host=str(found[0][4][0])))
         name = staged_path(endpoint)
@@ -206,9 +206,9 @@ def _remove(paths: Iterable[str]) -> None:
 
 
 def _bind_error(endpoint: Endpoint) -> ListenError:
-    """Why grpc.aio could not bind *endpoint*: it does not say, so try it ourselves and see."""
+    """Return why grpc.aio could not bind *endpoint*; it gives no reason, so `bind` finds it."""
     try:
         bind(endpoint).close()
     except ListenError as error:
         return error
-    return ListenError(f"cannot listen on {endpoint}: grpc refused the address; see its log")
+    return ListenError(f"cannot listen on {endpoint}: grpc refused the address; see the log of grpc")

@@ -1,9 +1,9 @@
 """
-One call on the reference transport: the coroutine that grpc.aio runs and the call that a handler sees.
+Calls on the reference transport: the coroutine that grpc.aio runs, and the call object for handlers.
 
-Every method is registered as taking a stream of requests, also a unary one: only so does the
-coroutine learn that a call carried no message and can say so, where grpc.aio's own unary form leaves
-the caller without an answer. It costs nothing measurable, because only one message is read.
+Every method is registered with a stream of requests, even a unary one, so that the coroutine can answer a
+call without a message; grpc.aio's unary form would leave the caller without an answer. The cost is not
+measurable, because only one message is read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger("sidecar.transports")
 _GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 _DEADLINE_SLACK_S = 0.02
-"""Core's clock and the loop's differ by a few ms: a call cancelled this close to its deadline missed it."""
+"""The clocks of grpc-core and the loop differ by a few ms: a cancellation this close is a missed deadline."""
 
 _OVERDUE = "the request did not arrive in time"
 
@@ -48,12 +48,12 @@ Handler = TypeVar("Handler", UnaryHandler, StreamHandler, ExchangeHandler)
 
 
 class RunningCalls:
-    """How many handlers run, how many may, how calls ended, and what went wrong in handlers."""
+    """Limits and counts running handlers, counts ended calls, and logs handlers' errors."""
 
     def __init__(
         self, calls_max: int, metrics: Metrics, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
-        """Refuse more than *calls_max* handlers at a time; count into *metrics*."""
+        """Permit at most *calls_max* concurrent handlers; count in *metrics*."""
         self.running = 0
         self._clock_s = clock_s
         self._fault_logged_s = -math.inf
@@ -63,7 +63,7 @@ class RunningCalls:
         self._ended_slots = tuple(metrics.slot("sidecar_calls_total", str(int(code))) for code in StatusCode)
 
     def begin(self) -> bool:
-        """Take a slot for one handler; False = all are taken."""
+        """Take a slot for one handler; False = none is free."""
         if self.running >= self._calls_max:
             return False
         self.running += 1
@@ -71,7 +71,7 @@ class RunningCalls:
         return True
 
     def end(self, code: StatusCode) -> None:
-        """Give the slot back; the call ended with *code*."""
+        """Release a slot, and count a call that ended with *code*."""
         self.running -= 1
         self._values[self._running_slot] -= 1
         self.count(code)
@@ -81,7 +81,7 @@ class RunningCalls:
         self._values[self._ended_slots[code]] += 1
 
     def log_fault(self, what: str, error: Exception) -> None:
-        """Log a fault of ours, at most once a second, whatever comes in."""
+        """Log an internal error, at most once per second."""
         now_s = self._clock_s()
         if now_s - self._fault_logged_s >= 1.0:
             self._fault_logged_s = now_s
@@ -89,7 +89,7 @@ class RunningCalls:
 
 
 class _ReferenceCall(Generic[Handler]):
-    """What unary and streaming calls share: the handler's view, its slot, and how it ended."""
+    """The common part of unary and streaming calls."""
 
     __slots__ = (
         "_code",
@@ -107,7 +107,7 @@ class _ReferenceCall(Generic[Handler]):
     )
 
     def __init__(self, path: str, context: Context, running: RunningCalls) -> None:
-        """Hold a slot of *running* until the handler of *path* ends the call."""
+        """Occupy a slot of *running* until the handler of *path* ends the call."""
         self._path = path
         self._context = context
         self._running = running
@@ -123,7 +123,7 @@ class _ReferenceCall(Generic[Handler]):
         self.is_cancelled = False
 
     def metadata(self, name: str) -> str | None:
-        """See `Call.metadata`; binary metadata, which grpc.aio has decoded, is base64 again."""
+        """See `Call.metadata`; binary metadata, which grpc.aio decodes, is encoded as base64 again."""
         values = [
             value if isinstance(value, str) else base64.b64encode(value).decode().rstrip("=")
             for key, value in self._context.invocation_metadata() or ()
@@ -150,12 +150,12 @@ class _ReferenceCall(Generic[Handler]):
         self._waiter = self._loop.create_future()
         await self._waiter
 
-    def _lose_caller(self) -> None:
-        """The caller went away or its time is up: tell the handler, which still has to end the call."""
+    def _on_cancelled(self) -> None:
+        """Notify the handler that the caller disconnected or the deadline passed."""
         late = self.deadline_s is not None and self._loop.time() >= self.deadline_s - _DEADLINE_SLACK_S
-        self._lose(StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED)
+        self._cancel(StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED)
 
-    def _lose(self, code: StatusCode) -> None:
+    def _cancel(self, code: StatusCode) -> None:
         if self.is_cancelled:
             return
         self.is_cancelled = True
@@ -169,7 +169,7 @@ class _ReferenceCall(Generic[Handler]):
             self._running.log_fault(f"on_cancel of {self._path}", error)
 
     def _failed(self, error: Exception) -> None:
-        """End the call as *error* says; only an RpcError's text is public."""
+        """End the call with the status of *error*; only the text of an RpcError is public."""
         if isinstance(error, RpcError):
             self.fail(error.code, error.detail)
         else:
@@ -178,7 +178,7 @@ class _ReferenceCall(Generic[Handler]):
 
 
 class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
-    """A call that waits for its one answer."""
+    """A unary call."""
 
     __slots__ = ("_answer",)
 
@@ -191,7 +191,7 @@ class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
             self._end(StatusCode.OK)
 
     async def serve(self, handle: UnaryHandler, message: bytes) -> bytes:
-        """Run *handle* and wait for the answer, its own or a later one."""
+        """Run *handle* and wait for the answer."""
         try:
             answer = handle(message, self)
         except Exception as error:
@@ -203,7 +203,7 @@ class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
             try:
                 await self._wait()
             except asyncio.CancelledError:
-                self._lose_caller()
+                self._on_cancelled()
                 raise
         if self._code is not StatusCode.OK:
             await abort(self._context, self._code, self._detail)
@@ -211,12 +211,12 @@ class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
 
 
 class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
-    """A call whose messages wait in a bounded queue for the peer to read them."""
+    """A streaming call with a bounded queue of messages for the peer."""
 
     __slots__ = ("_queue", "_queued_bytes", "_queued_bytes_max")
 
     def __init__(self, path: str, context: Context, running: RunningCalls, queued_bytes_max: int) -> None:
-        """Give up a caller that leaves more than *queued_bytes_max* unread."""
+        """Cancel the call if more than *queued_bytes_max* are unread."""
         super().__init__(path, context, running)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
@@ -230,7 +230,7 @@ class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
         if self._queued_bytes > self._queued_bytes_max:
             self._queue.clear()
             self._detail = "the caller does not read its stream"
-            self._lose(StatusCode.RESOURCE_EXHAUSTED)
+            self._cancel(StatusCode.RESOURCE_EXHAUSTED)
         else:
             self._queue.append(message)
         self._wake()
@@ -241,21 +241,21 @@ class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
             self._end(StatusCode.OK)
 
     async def serve(self, handle: StreamHandler, message: bytes) -> None:
-        """Run *handle* and pass on what it sends until the call ends."""
+        """Run *handle* and write its messages until the call ends."""
         try:
             handle(message, self)
         except Exception as error:
             self._failed(error)
         try:
-            await self._pump()
+            await self._write_messages()
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            self._lose_caller()
+            self._on_cancelled()
             raise
         code = self._lost_code if self.is_cancelled else self._code
         if code is not StatusCode.OK:
             await abort(self._context, code, self._detail)
 
-    async def _pump(self) -> None:
+    async def _write_messages(self) -> None:
         while True:
             while self._queue:
                 message = self._queue.popleft()
@@ -294,7 +294,7 @@ class ReferenceExchange(_ReferenceCall[ExchangeHandler]):
             else:
                 self.fail(StatusCode.DEADLINE_EXCEEDED, _OVERDUE)
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            self._lose_caller()
+            self._on_cancelled()
             self.fail(StatusCode.CANCELLED, "")
             raise
         if self._code is not StatusCode.OK:
@@ -320,17 +320,17 @@ class ReferenceExchange(_ReferenceCall[ExchangeHandler]):
 
 
 class CallRunner:
-    """Makes grpc.aio's method handlers of ours; each coroutine it starts is one call."""
+    """Creates grpc.aio's method handlers; each of their coroutines is one call."""
 
     def __init__(self, running: RunningCalls, limits: TransportLimits) -> None:
-        """Run at most as many handlers as *running* allows, within *limits*."""
+        """Take a slot of *running* for each handler; apply *limits*."""
         self.open_calls = 0
         self._exchanges: set[ReferenceExchange] = set()
         self._running = running
         self._limits = limits
 
     def method_handler(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """What grpc.aio calls for *method*: raw bytes in, raw bytes out."""
+        """Return grpc.aio's handler of *method*, with raw bytes as messages."""
         if isinstance(method, UnaryMethod):
             return grpc.stream_unary_rpc_method_handler(self._unary(method))
         if isinstance(method, ExchangeMethod):
@@ -343,10 +343,10 @@ class CallRunner:
             call.drain()
 
     def unknown_method_handler(self) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """Refuses a call of no method of ours, at once and counted."""
+        """Return a handler that refuses and counts calls of unknown methods."""
 
         async def serve(_requests: object, context: Context) -> None:
-            await self._refuse(context, StatusCode.UNIMPLEMENTED, "no such method")
+            await self._refuse(context, StatusCode.UNIMPLEMENTED, "unknown service or method")
 
         return grpc.stream_stream_rpc_method_handler(serve)
 
@@ -403,16 +403,14 @@ class CallRunner:
         Read the request and take a slot for its handler.
 
         Returns:
-            None when the call was refused: the answer is on its way.
+            None if the call was refused and answered.
         """
         message = await self._read(context)
         if not isinstance(message, bytes):  # grpc.aio.EOF
-            await self._refuse(context, StatusCode.UNIMPLEMENTED, "the call carried no message")
+            await self._refuse(context, StatusCode.UNIMPLEMENTED, "the request has no message")
             return None
-        if context.time_remaining() == 0:  # core is about to say so itself
-            await self._refuse(
-                context, StatusCode.DEADLINE_EXCEEDED, "its deadline had passed before it began"
-            )
+        if context.time_remaining() == 0:  # grpc-core is about to answer the same
+            await self._refuse(context, StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
             return None
         if not self._running.begin():
             await self._refuse(context, StatusCode.RESOURCE_EXHAUSTED, "too many calls are running")
@@ -421,10 +419,10 @@ class CallRunner:
 
     async def _read(self, context: Context) -> object:
         """
-        The request, or grpc.aio.EOF when the caller said that none will come.
+        Return the request, or grpc.aio.EOF if the caller sends no message.
 
         Raises:
-            CancelledError: the caller went away, or took longer than `request_timeout_s`.
+            CancelledError: the caller disconnected, or took longer than `request_timeout_s`.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -441,7 +439,7 @@ class CallRunner:
             overdue.cancel()
 
     async def _refuse(self, context: Context, code: StatusCode, detail: str) -> None:
-        """End a call that has no handler; counted only if the status is ours and not core's."""
+        """End a call without a handler; count it only if the status is ours and not grpc-core's."""
         try:
             await abort(context, code, detail)
         except grpc.aio.AbortError:
@@ -451,14 +449,14 @@ class CallRunner:
 
 async def abort(context: Context, code: StatusCode, detail: str) -> None:
     """
-    End a call with a non-OK status; silent when its connection went first.
+    End a call with a non-OK status; does nothing if the connection is closed.
 
     Raises:
-        AbortError: always when the status went out; grpc.aio waits for it.
+        AbortError: always after sending the status, because grpc.aio expects it.
     """
     try:
         await context.abort(_GRPC_CODES[code], detail)
     except grpc.aio.AbortError:
         raise
     except grpc.aio.InternalError:
-        _log.debug("a caller left before its status %s", code.name)
+        _log.debug("a caller disconnected before its status %s was sent", code.name)

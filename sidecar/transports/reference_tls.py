@@ -1,4 +1,4 @@
-"""Certificates of the reference transport, read again when one of their files changes."""
+"""Certificates of the reference transport, reloaded when one of their files changes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from sidecar.transports.tls import (
 
 class CertificateSource:
     """
-    Credentials that follow their files: core asks before each handshake, and gets them if they changed.
+    Provides credentials to grpc-core, which asks for changes before each handshake.
 
-    With a client CA, only clients with a certificate that it signed get through the handshake.
+    With a client CA, only clients with a certificate from this CA complete the handshake.
     """
 
     def __init__(self, files: TlsFiles, metrics: Metrics) -> None:
@@ -33,24 +33,24 @@ class CertificateSource:
         Load *files*.
 
         Raises:
-            ListenError: one cannot be used; names it and says what to do.
+            ListenError: a file cannot be used; the message names it and says what to do.
         """
         self._files = files
         self._metrics = metrics
-        self._lock = threading.Lock()  # core fetches on threads of its own
+        self._lock = threading.Lock()  # grpc-core calls `_fetch` on its own threads
         self._episode = ReadEpisode(metrics, "tls", str(files.certificate))
         self._signature = signature(files)
         self._fresh: grpc.ServerCertificateConfiguration | None = None
         self.credentials = grpc.dynamic_ssl_server_credentials(
             self._load(),
-            # The stubs lack the None that means 'nothing new'.
+            # The type stubs lack None, which means 'unchanged'.
             cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch),
             require_client_authentication=files.client_ca is not None,
         )
         warn_of_validity(files)
 
     def reload(self) -> bool:
-        """Load the files again for the next handshake; False = they cannot be used, the former stay."""
+        """Reload the files for the next handshake; False = they cannot be used, the previous stay in use."""
         with self._lock:
             return self._reload()
 
@@ -62,7 +62,7 @@ class CertificateSource:
             return fresh
 
     def _reload(self) -> bool:
-        # Taken before reading: a change during the reading is seen at the next look.
+        # Read before the files: a change during the reload is detected at the next check.
         self._signature = signature(self._files)
         loaded = load_again(self._files, self._metrics, self._episode, self._load)
         if self._episode.is_open:
@@ -72,10 +72,10 @@ class CertificateSource:
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
         files = self._files
-        server_context(files)  # core takes anything and then fails each handshake: let OpenSSL judge first
+        server_context(files)  # validates: grpc-core accepts any files, and then every handshake fails
         try:
             authorities = None if files.client_ca is None else files.client_ca.read_bytes()
             pair = (files.key.read_bytes(), files.certificate.read_bytes())
         except OSError as error:
-            raise UnreadableTlsError(f"TLS file {error.filename}: {error.strerror}; put it back") from error
+            raise UnreadableTlsError(f"TLS file {error.filename}: {error.strerror}; restore it") from error
         return grpc.ssl_server_certificate_configuration([pair], authorities)

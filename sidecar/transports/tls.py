@@ -1,15 +1,15 @@
 """
-TLS contexts from PEM files, loaded again when a file changes.
+TLS contexts from PEM files, reloaded when a file changes.
 
-A connection keeps the context it was accepted with; only new ones see the change. So a rotated
-certificate or a withdrawn client CA takes effect without a restart, and a bad file changes nothing.
+A connection keeps the context with which it was accepted; a change affects new connections. So a rotated
+certificate or a removed client CA takes effect without a restart, and a bad file changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,21 +17,21 @@ from typing import TypeVar
 from sidecar.observe.file_reading import RETRY_INTERVAL_S, ReadEpisode, read_regular_file
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.transports.server import ListenError, TlsFiles
+from sidecar.transports.server import Endpoint, ListenError, TlsFiles
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 POLL_INTERVAL_S = RETRY_INTERVAL_S
-"""How often a server looks for changed files, and tries again those that cannot be read."""
+"""How often a server checks files for changes, and retries those that could not be read."""
 
 PEM_BYTES_MAX = 1 << 20
-"""A bundle of all public CAs takes 200 KiB."""
+"""Maximum size of a PEM file; a bundle of all public CAs has 200 KiB."""
 
 UNREAD: Signature = ()
-"""The signature of files that were not read: no look finds them unchanged."""
+"""The signature of files that could not be read; it differs from every other signature."""
 
 TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Everything else that TLS 1.2 has is prohibited or not ephemeral (RFC 9113 9.2.2)."""
+"""The other ciphers of TLS 1.2 are prohibited or not ephemeral (RFC 9113 9.2.2)."""
 
 _log = logging.getLogger("sidecar.transports")
 
@@ -39,11 +39,11 @@ Loaded = TypeVar("Loaded")
 
 
 class UnreadableTlsError(ListenError):
-    """A TLS file cannot be read now, which may pass."""
+    """A TLS file cannot be read at present; a retry may succeed."""
 
 
 def signature(files: TlsFiles) -> Signature:
-    """What changes when one of *files* is written or replaced; None stands for one that is missing."""
+    """Return a value that changes when one of *files* is written or replaced; None = a missing file."""
     return tuple(map(_stat_signature, _paths(files)))
 
 
@@ -63,9 +63,9 @@ def load_again(
     files: TlsFiles, metrics: Metrics, episode: ReadEpisode, load: Callable[[], Loaded]
 ) -> Loaded | None:
     """
-    What *load* makes of changed *files*; None = they cannot be used. Either is counted and logged.
+    Return the result of *load* for changed *files*; None = they cannot be used. Counts and logs the result.
 
-    While they cannot be read, `episode` is open and the next look must try again.
+    While a file cannot be read, `episode` is open and the next check must retry.
     """
     try:
         loaded = load()
@@ -77,20 +77,20 @@ def load_again(
     except ListenError as error:
         episode.end()
         metrics.add("sidecar_tls_reloads_total", "failed")
-        _log.error("TLS reload failed, the former certificate stays in use: %s", error)
+        _log.error("TLS reload failed; the previous certificate stays in use: %s", error)
         return None
     episode.end()
     metrics.add("sidecar_tls_reloads_total", "ok")
-    _log.info("TLS files loaded again: %s", files.certificate)
+    _log.info("TLS files reloaded: %s", files.certificate)
     warn_of_validity(files)
     return loaded
 
 
 def certificate_problem(content: bytes, now: datetime) -> str:
     """
-    Why clients refuse the first certificate in *content* (PEM) at the time *now*; '' = they do not.
+    Return why clients reject the first certificate in *content* (PEM) at the time *now*; '' = they accept it.
 
-    Servers load a certificate whatever its dates are.
+    Servers load certificates whatever their dates.
     """
     from cryptography import x509
 
@@ -100,18 +100,18 @@ def certificate_problem(content: bytes, now: datetime) -> str:
         return f"expired at {end:%Y-%m-%dT%H:%M:%SZ}, so clients that verify it refuse to connect: renew it"
     if now < begin:
         return (
-            f"is valid from {begin:%Y-%m-%dT%H:%M:%SZ} on, so clients that verify it refuse to connect now:"
-            " look at the clock of this machine, or use another certificate"
+            f"is not valid before {begin:%Y-%m-%dT%H:%M:%SZ}, so clients that verify it refuse to connect:"
+            " check the clock of this machine, or use another certificate"
         )
     return ""
 
 
 def warn_of_validity(files: TlsFiles) -> None:
-    """Log a warning when clients refuse the certificate because of its dates."""
+    """Log a warning if clients reject the certificate because of its dates."""
     try:
         problem = certificate_problem(_read(files.certificate), datetime.now(UTC))
     except (UnreadableTlsError, ValueError):
-        return  # whoever loads the file says so
+        return  # loading the file reports the error
     if problem:
         log_event(_log, logging.WARNING, "TLS certificate", file=str(files.certificate), problem=problem)
 
@@ -127,20 +127,22 @@ def _read(path: Path) -> bytes:
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """
-    A context for gRPC over TLS: at least TLS 1.2, ALPN exactly h2 (RFC 9113 3.2, 9.2).
+    Return a context for gRPC over TLS: at least TLS 1.2, ALPN exactly h2 (RFC 9113 3.2, 9.2).
 
     Raises:
-        UnreadableTlsError: a file cannot be read now.
-        ListenError: a file cannot be used; names it and says what to do.
+        UnreadableTlsError: a file cannot be read at present.
+        ListenError: a file cannot be used; the message names it and says what to do.
     """
     for path in _paths(files):
         if len(_read(path)) > PEM_BYTES_MAX:
-            raise ListenError(f"TLS file {path} is larger than {PEM_BYTES_MAX >> 20} MiB: name a PEM file")
+            raise ListenError(
+                f"TLS file {path} is larger than {PEM_BYTES_MAX >> 20} MiB; it must be a PEM file"
+            )
     try:
         return _server_context(files)
     except ssl.SSLError as error:
-        raise ListenError(f"TLS files {files.certificate} and {files.key}: {error}; look at both") from error
-    except OSError as error:  # what could be read a moment ago cannot now
+        raise ListenError(f"TLS files {files.certificate} and {files.key}: {error}; check both") from error
+    except OSError as error:  # the file has become unreadable since the check above
         raise UnreadableTlsError(
             f"TLS file {error.filename or files.certificate}: {error.strerror}; check the path and that this"
             " user may read it"
@@ -161,7 +163,7 @@ def _server_context(files: TlsFiles) -> ssl.SSLContext:
 
 def _load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
-        # The password function keeps OpenSSL from asking on the terminal for an encrypted key's.
+        # The password function prevents OpenSSL from asking on the terminal for the password of a key.
         context.load_cert_chain(files.certificate, files.key, password=lambda: "")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -178,12 +180,12 @@ def _load_client_ca(context: ssl.SSLContext, client_ca: Path) -> None:
     try:
         context.load_verify_locations(client_ca)
     except ssl.SSLError as error:
-        raise ListenError(f"TLS file {client_ca}: it holds no PEM certificate of a CA") from error
+        raise ListenError(f"TLS file {client_ca}: it has no PEM certificate of a CA") from error
     context.verify_mode = ssl.CERT_REQUIRED
 
 
 class TlsContext:
-    """The context for new connections of one endpoint, kept up to date with its files."""
+    """The TLS context for new connections of one endpoint, reloaded when its files change."""
 
     def __init__(self, files: TlsFiles, metrics: Metrics) -> None:
         """
@@ -200,16 +202,26 @@ class TlsContext:
         warn_of_validity(files)
 
     def poll(self) -> None:
-        """Load the files again when one of them has changed since the last look."""
+        """Reload the files if one of them has changed since the last check."""
         if signature(self._files) != self._signature:
             self.reload()
 
     def reload(self) -> bool:
-        """Load the files again; False = they cannot be used, the former context stays."""
-        # Taken before reading: a change during the reading is seen at the next look.
+        """Reload the files; False = they cannot be used, and the previous context stays in use."""
+        # Read before the files: a change during the reload is detected at the next check.
         self._signature = signature(self._files)
         loaded = load_again(self._files, self._metrics, self._episode, lambda: server_context(self._files))
         if self._episode.is_open:
             self._signature = UNREAD
         self.current = loaded or self.current
         return loaded is not None
+
+
+def tls_contexts(endpoints: Iterable[Endpoint], metrics: Metrics) -> list[TlsContext | None]:
+    """
+    Return the context of each endpoint; None = no TLS.
+
+    Raises:
+        ListenError: a file cannot be used.
+    """
+    return [None if endpoint.tls is None else TlsContext(endpoint.tls, metrics) for endpoint in endpoints]

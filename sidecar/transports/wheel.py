@@ -1,8 +1,8 @@
 """
-Timers for many short waits: one loop timer for all of them, and constant cost to add and to drop one.
+A timer wheel: many time-outs share one loop timer, with constant cost to add and to discard.
 
-A deadline of its own in the event loop costs more than the rest of a call, and nearly every call is
-answered long before it. So time is cut into ticks of 10 ms and each tick has a set of what is due.
+A separate loop timer per deadline would cost more than the rest of a call, and nearly every call is answered
+long before its deadline. So time is divided into ticks of 10 ms, and each tick has a set of items.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ TICKS_PER_S = 100
 
 
 class Loop(Protocol):
-    """What the transport needs of an event loop; tests turn one by hand."""
+    """The part of an event loop that transports use; tests run it by hand."""
 
     def time(self) -> float:
-        """Seconds on the loop's clock."""
+        """Return the seconds on the loop's clock."""
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> object:
-        """Run *callback* in the next turn."""
+        """Call *callback* in the next turn."""
 
     def call_at(self, when: float, callback: Callable[..., object], *args: object) -> TimerHandle:
-        """Run *callback* at *when* on the loop's clock."""
+        """Call *callback* at *when* on the loop's clock."""
 
 
 class Due(Protocol):
-    """Something that waits in the wheel."""
+    """An item of the wheel."""
 
     def on_due(self, now_s: float) -> None:
-        """Called once, at most one tick and a loop turn after the time it was added for."""
+        """Called once, at most one tick and a loop turn after the item's time."""
 
 
 class TimerWheel:
-    """Items by the tick at which they are due. It holds nothing but what was added and not dropped."""
+    """Calls items at the tick at which they are due."""
 
     __slots__ = ("_armed", "_armed_tick", "_due_by_tick", "_loop", "_ticks")
 
     def __init__(self, loop: Loop) -> None:
-        """Use *loop*'s clock; at most one timer of it is pending."""
+        """Use the clock of *loop*, and at most one of its timers."""
         self._loop = loop
         self._due_by_tick: dict[int, set[Due]] = {}
-        self._ticks: list[int] = []  # heap; may hold ticks whose items were all dropped
+        self._ticks: list[int] = []  # heap; may contain ticks whose items were all discarded
         self._armed: TimerHandle | None = None
         self._armed_tick = 0
 
     def __len__(self) -> int:
-        """How many items wait."""
+        """The number of items."""
         return sum(map(len, self._due_by_tick.values()))
 
     def add(self, when_s: float, item: Due) -> int:
-        """Have *item* called at *when_s*; returns the tick, for `discard`."""
+        """Call *item* at *when_s*; return the tick, for `discard`."""
         tick = int(when_s * TICKS_PER_S) + 1
         items = self._due_by_tick.get(tick)
         if items is None:
@@ -63,7 +63,7 @@ class TimerWheel:
         return tick
 
     def discard(self, tick: int, item: Due) -> None:
-        """Forget *item*, which was added at *tick*; nothing happens when it is gone already."""
+        """Remove *item* from *tick*, if it is still there."""
         items = self._due_by_tick.get(tick)
         if items is not None:
             items.discard(item)
@@ -71,7 +71,7 @@ class TimerWheel:
                 del self._due_by_tick[tick]
 
     def close(self) -> None:
-        """Forget all and stop the loop timer."""
+        """Remove all items and stop the loop timer."""
         self._due_by_tick.clear()
         self._ticks.clear()
         if self._armed is not None:
@@ -81,7 +81,7 @@ class TimerWheel:
     def _open_tick(self, tick: int, item: Due) -> None:
         self._due_by_tick[tick] = {item}
         if len(self._ticks) > 2 * len(self._due_by_tick) + 64:
-            self._ticks = list(self._due_by_tick)  # drop the stale ones: the heap stays bounded
+            self._ticks = list(self._due_by_tick)  # drop stale ticks, so that the heap stays bounded
             heapq.heapify(self._ticks)
         else:
             heapq.heappush(self._ticks, tick)
@@ -101,12 +101,12 @@ class TimerWheel:
     def _turn(self) -> None:
         self._armed = None
         now_s = self._loop.time()
-        # A loop's clock may be a little early or coarse (uvloop: 1 ms); the armed tick is due.
+        # The loop's clock may be early or coarse (uvloop: 1 ms); the armed tick is always due.
         last = max(self._armed_tick, int(now_s * TICKS_PER_S))
         try:
             while self._ticks and self._ticks[0] <= last:
-                # One by one, and the tick last: an item may drop others, and one that fails keeps
-                # none of them from its turn.
+                # Pop items singly and the tick last: an item may discard others, and if an item raises,
+                # the remaining items are called at the next turn.
                 items = self._due_by_tick.get(self._ticks[0])
                 while items:
                     items.pop().on_due(now_s)

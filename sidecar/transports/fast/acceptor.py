@@ -1,10 +1,9 @@
 """
-Accepting connections on one listener, under the limits of the process.
+Accepts connections on one listener, within the limits of the process.
 
-Accepting by hand rather than by `loop.create_server` gives four things: TLS handshakes count as
-connections from their first byte, the context is the current one for each, running out of file
-descriptors pauses instead of spinning, and a drain takes in what already waits in the backlog, which
-closing the listener would reset.
+Unlike `loop.create_server`, it counts TLS handshakes as connections, uses the current TLS context for each
+connection, pauses when file descriptors run out, and accepts the backlog before a drain, because closing the
+listener would reset these connections.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from sidecar.transports.listeners import Listener
 from sidecar.transports.tls import TlsContext
 
 ACCEPTS_PER_TURN = 64
-"""Connections taken in before others have their turn (connection churn)."""
+"""Connections accepted in one loop turn, so that connection churn does not delay calls."""
 
 PAUSE_S = 0.5
-"""How long accepting rests when the process has no file descriptor left."""
+"""How long accepting pauses when the process has no free file descriptor."""
 
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _log = logging.getLogger("sidecar.transports")
 
 
 class Acceptor:
-    """Takes in the connections of one listener."""
+    """Accepts the connections of one listener."""
 
     def __init__(self, core: Core, listener: Listener, tls: TlsContext | None, metrics: Metrics) -> None:
-        """Nothing is accepted before `start`."""
+        """Prepare; `start` begins to accept."""
         self._core = core
         self._listener = listener
         self._tls = tls
@@ -47,12 +46,12 @@ class Acceptor:
         self._serving: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Begin to accept."""
         self._pause = None
         self._loop.add_reader(self._listener.socket, self._on_readable)
 
     def stop(self) -> None:
-        """Take in what already waits, then give the endpoint up."""
+        """Accept the backlog, then stop accepting and close the listener."""
         while self._accept():
             pass
         if self._pause is not None:
@@ -61,7 +60,7 @@ class Acceptor:
         self._listener.close()
 
     def cancel_handshakes(self) -> None:
-        """Drop connections that are still shaking hands."""
+        """Cancel TLS handshakes in progress."""
         for task in self._serving:
             task.cancel()
 
@@ -71,21 +70,21 @@ class Acceptor:
                 return
 
     def _accept(self) -> bool:
-        """Take in one connection; False = none waits, or there is no room in the process."""
+        """Accept one connection; False = the backlog is empty, or no file descriptor is free."""
         try:
             accepted, address = self._listener.socket.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._rest(error)
+                self._pause_accepting(error)
                 return False
-            return True  # the client was gone again before accept (accept(2))
+            return True  # the client disconnected before accept (accept(2))
         self._core.values[self._accepted_slot] += 1
         self._admit(accepted, "" if self._listener.endpoint.path else address[0])
         return True
 
-    def _rest(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         if self._pause is not None:
             self._pause.cancel()
         self._metrics.add("sidecar_accept_pauses_total")
@@ -104,7 +103,7 @@ class Acceptor:
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
-        """Hand the socket to a `Connection`; one task per connection, which ends with the handshake."""
+        """Pass the socket to a `Connection`; this task ends after the handshake."""
         accepted.setblocking(False)
         connection = Connection(self._core, peer)
         tls = None if self._tls is None else self._tls.current
@@ -124,8 +123,7 @@ class Acceptor:
             self._drop(accepted, connection)
 
     def _drop(self, accepted: socket.socket, connection: Connection) -> None:
-        # The loop owns the socket and closes it, but uvloop first waits for a polite end of a
-        # handshake that was cancelled.
+        # The loop closes the socket, but uvloop first waits for the end of a cancelled handshake.
         with contextlib.suppress(OSError):
             accepted.shutdown(socket.SHUT_RDWR)
-        connection.give_up()
+        connection.fail_handshake()

@@ -1,8 +1,8 @@
 """
-Every header list that we send.
+All header lists that this server sends.
 
-ngh2 does not check outgoing headers, so nothing from a request and nothing from a handler enters one
-but by `encode_message`. Constant lists are indexed by HPACK: OK costs two bytes and one.
+ngh2 does not check outgoing headers, so all text from a request or a handler passes through `encode_message`.
+HPACK indexes constant lists: the headers and trailers of OK take two bytes and one byte.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
 ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity")
 
 MESSAGE_CHARACTERS_MAX = 512
-"""Of a grpc-message before encoding, which takes up to 12 bytes for one of them."""
+"""Maximum length of a grpc-message before encoding, which takes up to 12 bytes per character."""
 
 STATUS_HEADERS_BYTES_MAX = 12 * MESSAGE_CHARACTERS_MAX + 512
-"""The largest header list of a status (peers accept 8 to 16 KiB)."""
+"""Maximum size of a status's header list (peers accept 8 to 16 KiB)."""
 
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 
 def encode_message(detail: str) -> bytes:
     """
-    The value of `grpc-message` for *detail* (PROTOCOL-HTTP2.md, "Status-Message").
+    Return the value of `grpc-message` for *detail* (PROTOCOL-HTTP2.md, "Status-Message").
 
     >>> encode_message("café 100% a\\nb")
     b'caf%C3%A9 100%25 a%0Ab'
@@ -44,7 +44,7 @@ def encode_message(detail: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def status_trailers(code: StatusCode, detail: str) -> Headers:
-    """The trailers that end an answer with *code*."""
+    """Return the trailers that end an answer with *code*."""
     status = (b"grpc-status", b"%d" % code)
     return (status, (b"grpc-message", encode_message(detail))) if detail else (status,)
 
@@ -52,7 +52,7 @@ def status_trailers(code: StatusCode, detail: str) -> Headers:
 @lru_cache(maxsize=256)
 def status_headers(code: StatusCode, detail: str, *, names_encodings: bool = False) -> Headers:
     """
-    A whole answer without a message: Trailers-Only.
+    Return a complete answer without a message (Trailers-Only).
 
     The HTTP status is 200 (PROTOCOL-HTTP2.md). Proxies retry only answers of this form.
     """
@@ -61,7 +61,7 @@ def status_headers(code: StatusCode, detail: str, *, names_encodings: bool = Fal
 
 
 def http_error(status: int) -> tuple[Headers, bytes]:
-    """Headers and body for a request that is not gRPC at all: 405 or 415."""
+    """Return headers and body for a request that is not gRPC; *status* is 405 or 415."""
     body = _HTTP_BODIES[status]
     headers: Headers = (
         (b":status", b"%d" % status),

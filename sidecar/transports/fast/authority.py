@@ -1,13 +1,13 @@
 """
-Serves requests whose `:authority` names no host: a socket path, an empty text, nothing at all.
+Supports requests whose `:authority` is not a host: a socket path, an empty text, or missing.
 
-grpc-java and older grpc-go send the path of a Unix socket there. No decision depends on it, but nghttp2
-resets such a stream before anybody hears of it, and ngh2 has no option to change that. So the first requests
-of a connection are decoded here as well. As long as their authorities are good, nghttp2 gets every byte as it
-came, and after `REQUESTS_LOOKED_AT` of them nothing is looked at any more: a client has one authority. At the
-first one that nghttp2 would refuse, this connection's headers are from then on written anew, with a good one.
+grpc-java and older grpc-go send the path of a Unix socket. No decision depends on the authority, but nghttp2
+resets such streams before this program sees them, and ngh2 has no option for it. So the first requests of a
+connection are decoded here as well. While their authorities are valid, nghttp2 gets all bytes unchanged, and
+after `REQUESTS_INSPECTED` requests the inspection ends, because a client has one authority. From the first
+invalid authority on, all headers of the connection are re-encoded with a valid authority.
 
-Whatever is wrong otherwise is left to nghttp2 to judge. Source: RFC 7541, RFC 9113 4.1, 6.2, 8.3.1.
+All other errors are left to nghttp2. Source: RFC 7541, RFC 9113 4.1, 6.2, 8.3.1.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import hpack
 
 from sidecar.transports.server import TransportLimits
 
-REQUESTS_LOOKED_AT = 16
-"""Of a connection whose authorities are good; decoding one costs about 50 µs."""
+REQUESTS_INSPECTED = 16
+"""Inspected requests of a connection with valid authorities; decoding a request takes about 50 µs."""
 
-STAND_IN = b"localhost"
-"""The authority that nghttp2 gets in place of what names no host."""
+PLACEHOLDER_HOST = b"localhost"
+"""The authority that nghttp2 gets instead of an invalid authority."""
 
 PREFACE_BYTES = 24
 FRAME_HEADER_BYTES = 9
-FRAME_BYTES_MAX = 16_384  # we advertise no larger SETTINGS_MAX_FRAME_SIZE
+FRAME_BYTES_MAX = 16_384  # this server advertises no larger SETTINGS_MAX_FRAME_SIZE
 CONTINUATIONS_MAX = 8  # as in `engine.configuration`
-HELD_BYTES_MAX = 65_536  # of one header block; what is longer is nghttp2's to refuse
+HELD_BYTES_MAX = 65_536  # of one header block; nghttp2 refuses longer ones
 
 _HEADERS, _CONTINUATION = 1, 9
 _END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x4, 0x8, 0x20
@@ -44,9 +44,9 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 class AuthorityFilter:
     """
-    What comes in on one connection, on its way to nghttp2.
+    Filters the input of one connection before nghttp2.
 
-    `is_done` = pass everything on from now on, without asking.
+    `is_done` = the inspection has ended, so the input needs no filter.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class AuthorityFilter:
     )
 
     def __init__(self, limits: TransportLimits) -> None:
-        """Nothing has come yet."""
+        """Expect the connection preface."""
         self._buffer = bytearray()
         self._pass_bytes = PREFACE_BYTES
         self._continuations = 0
@@ -70,7 +70,7 @@ class AuthorityFilter:
         self.is_done = False
 
     def feed(self, data: bytes | memoryview) -> bytes:
-        """What nghttp2 is to get now that *data* has come; an unfinished header block waits for its end."""
+        """Return the bytes for nghttp2 after *data*; an incomplete header block is buffered."""
         self._buffer += data
         output = bytearray()
         while not self.is_done and (self._pass(output) or self._take_block(output)):
@@ -81,10 +81,10 @@ class AuthorityFilter:
         return bytes(output)
 
     def _pass(self, output: bytearray) -> bool:
-        """Pass on what is no header block; False = a block, or an unfinished frame header, is next."""
+        """Forward anything but header blocks; False = a block, or an incomplete frame header, is next."""
         buffer = self._buffer
         if not self._pass_bytes and len(buffer) >= FRAME_HEADER_BYTES and buffer[3] != _HEADERS:
-            # A CONTINUATION out of place, too: it is nghttp2's to refuse.
+            # Including an unexpected CONTINUATION, which nghttp2 refuses.
             self._pass_bytes = FRAME_HEADER_BYTES + int.from_bytes(buffer[:3])
         passed = min(self._pass_bytes, len(buffer))
         output += buffer[:passed]
@@ -93,7 +93,7 @@ class AuthorityFilter:
         return passed > 0
 
     def _take_block(self, output: bytearray) -> bool:
-        """Pass on the header block that is next; False = its end has not come yet."""
+        """Forward the next header block; False = the block is incomplete."""
         buffer = self._buffer
         block, end, frames = bytearray(), 0, 0
         while len(buffer) >= end + FRAME_HEADER_BYTES:
@@ -108,7 +108,7 @@ class AuthorityFilter:
                 or frames > CONTINUATIONS_MAX
                 or end > HELD_BYTES_MAX
             ):
-                self._give_up(output)
+                self._stop(output)
                 return False
             if len(buffer) < end + FRAME_HEADER_BYTES + size:
                 return False
@@ -117,38 +117,38 @@ class AuthorityFilter:
             frames += 1
             end += FRAME_HEADER_BYTES + size
             if flags & _END_HEADERS:
-                self._judge(bytes(block), end, output)
+                self._forward_block(bytes(block), end, output)
                 return True
         return False
 
-    def _judge(self, block: bytes, end: int, output: bytearray) -> None:
-        """Pass on a whole header block, the first *end* bytes of the buffer, as it is or written anew."""
+    def _forward_block(self, block: bytes, end: int, output: bytearray) -> None:
+        """Forward a complete header block, the first *end* bytes of the buffer, unchanged or re-encoded."""
         try:
             fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except hpack.HPACKError:
-            self._give_up(output)
+            self._stop(output)
             return
-        wanted = _with_host(fields)
-        self._is_rewriting = self._is_rewriting or wanted is not fields
+        valid = _with_host(fields)
+        self._is_rewriting = self._is_rewriting or valid is not fields
         buffer = self._buffer
         if self._is_rewriting:
-            output += _frames(bytes(buffer[5:9]), buffer[4] & _END_STREAM, _encoded(wanted))
+            output += _frames(bytes(buffer[5:9]), buffer[4] & _END_STREAM, _encoded(valid))
         else:
             output += buffer[:end]
             self._requests += 1
-            self.is_done = self._requests >= REQUESTS_LOOKED_AT
+            self.is_done = self._requests >= REQUESTS_INSPECTED
         del buffer[:end]
 
-    def _give_up(self, output: bytearray) -> None:
-        """What comes is no proper header block: let nghttp2 say so."""
-        if self._is_rewriting:  # its table is not the client's, so it could read a block wrongly
+    def _stop(self, output: bytearray) -> None:
+        """End the inspection at an invalid header block, which nghttp2 refuses."""
+        if self._is_rewriting:  # nghttp2's table differs from the client's, so it could misread the block
             output += _frames(bytes(self._buffer[5:9]), 0, _UNREADABLE_BLOCK)
             self._buffer.clear()
         self.is_done = True
 
 
 def _fragment(payload: bytes, flags: int) -> bytes:
-    """The part of a header block in a HEADERS frame; b'' = its padding does not fit (nghttp2 refuses it)."""
+    """Return the header block fragment of a HEADERS frame; b'' = invalid padding, which nghttp2 refuses."""
     start, end = 0, len(payload)
     if flags & _PADDED:
         start, end = 1, end - (payload[0] if payload else 0)
@@ -158,7 +158,7 @@ def _fragment(payload: bytes, flags: int) -> bytes:
 
 
 def _with_host(fields: Fields) -> Fields:
-    """*fields* themselves when nghttp2 takes their authority, else with a good one."""
+    """Return *fields* itself if nghttp2 accepts the authority, otherwise a copy with a valid authority."""
     names = [name for name, _ in fields]
     if b":path" not in names or names.count(b":authority") > 1:
         return fields  # trailers, or malformed
@@ -173,18 +173,18 @@ def _with_host(fields: Fields) -> Fields:
     kept = [field for field in fields if field[0] not in bad]
     if any(name in (b":authority", b"host") for name, _ in kept):
         return kept
-    return [(b":authority", STAND_IN), *kept]
+    return [(b":authority", PLACEHOLDER_HOST), *kept]
 
 
 def _encoded(fields: Fields) -> bytes:
-    """A header block of literals that leaves the table alone (RFC 7541 6.2.2)."""
+    """Encode *fields* as literals without indexing (RFC 7541 6.2.2)."""
     return b"".join(
         b"\0" + _integer(len(name)) + name + _integer(len(value)) + value for name, value in fields
     )
 
 
 def _integer(number: int) -> bytes:
-    """The length of a string that is not Huffman-coded: 7 bits, then as many as it takes (RFC 7541 5.1)."""
+    """Encode the length of a string that is not Huffman-coded, with a 7-bit prefix (RFC 7541 5.1)."""
     if number < 127:
         return bytes((number,))
     octets = bytearray((127,))
@@ -197,7 +197,7 @@ def _integer(number: int) -> bytes:
 
 
 def _frames(stream_id: bytes, end_stream: int, block: bytes) -> bytes:
-    """HEADERS, and CONTINUATION where one frame is too small."""
+    """Return a HEADERS frame, and CONTINUATION frames if necessary."""
     parts = [block[start : start + FRAME_BYTES_MAX] for start in range(0, len(block), FRAME_BYTES_MAX)]
     output = bytearray()
     for number, part in enumerate(parts):

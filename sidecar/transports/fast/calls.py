@@ -1,9 +1,9 @@
 """
-Calls as handlers see them; each is also the transport's whole state of its stream.
+Calls: the interface for handlers, and the transport's complete state of a stream.
 
-A call is RECEIVING until its request is complete, then IN_HANDLER while its handler runs. A handler
-that returns no answer keeps the call: KEPT takes a handler slot, and the slot is free only when the
-handler ends the call, also after it was CANCELLED. ENDED calls wait for the peer to take the answer.
+A call is RECEIVING until its request is complete, then IN_HANDLER while its handler runs. If the handler
+returns None, the call is KEPT and occupies a handler slot until the handler ends the call, even after the
+call was CANCELLED. An ENDED call waits until the peer has read the answer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CANCELLED = 3
 ENDED = 4
 
 
-class Answerer(Protocol):
-    """What a call needs of its connection."""
+class CallConnection(Protocol):
+    """The interface of a connection for its calls."""
 
     def answer(self, call: FastCall, message: bytes) -> None:
         """Queue the OK answer of a unary call."""
@@ -35,27 +35,27 @@ class Answerer(Protocol):
         """Queue one message of a streaming call."""
 
     def release(self, call: FastCall) -> None:
-        """Free the handler slot of a kept call."""
+        """Release the handler slot of a kept call."""
 
     def on_deadline(self, call: FastCall, now_s: float) -> None:
-        """The deadline of a kept call has passed."""
+        """End a kept call whose deadline has passed."""
 
     def flush_soon(self) -> None:
-        """Have what is queued written at the end of this loop turn, once for all calls."""
+        """Write everything queued at the end of this loop turn, once for all calls."""
 
     def on_fault(self, error: Exception) -> None:
-        """An answer could not even be queued: the connection is broken."""
+        """End the connection, because an answer could not be queued."""
 
 
 class FastCall:
-    """What unary and streaming calls have in common. Implements `sidecar.rpc.calls.Call`."""
+    """The common part of unary and streaming calls. Implements `sidecar.rpc.calls.Call`."""
 
     __slots__ = (
         "connection",
         "deadline_s",
-        "ended_s",  # when the periodic check first saw the answer wait for the peer; 0.0 = not yet
+        "ended_s",  # when the periodic check first found the call ENDED; 0.0 = not yet
         "on_cancel",
-        "reader",  # only for a request that is not one whole frame
+        "reader",  # only for a request that is not one complete frame
         "request",
         "started_s",
         "state",
@@ -63,8 +63,10 @@ class FastCall:
         "tick",  # of the deadline in the timer wheel; 0 = not in it
     )
 
-    def __init__(self, connection: Answerer, stream_id: int, request: Request, started_s: float) -> None:
-        """A call whose headers came at *started_s*: from then on its deadline runs."""
+    def __init__(
+        self, connection: CallConnection, stream_id: int, request: Request, started_s: float
+    ) -> None:
+        """Start a call whose headers arrived at *started_s*, from which the deadline counts."""
         self.connection = connection
         self.stream_id = stream_id
         self.request = request
@@ -79,12 +81,12 @@ class FastCall:
 
     @property
     def has_begun(self) -> bool:
-        """True once the answer's headers were sent while its end is open."""
+        """Whether the answer's headers were sent and the answer is not complete."""
         return False
 
     @property
     def is_cancelled(self) -> bool:
-        """True once the answer can no longer reach the caller."""
+        """See `Call.is_cancelled`."""
         return self.state == CANCELLED
 
     def metadata(self, name: str) -> str | None:
@@ -92,16 +94,16 @@ class FastCall:
         return self.request.metadata(name)
 
     def fail(self, code: StatusCode, detail: str) -> None:
-        """End the call with a non-OK status. A second ending of the same call is ignored."""
+        """See `Call.fail`."""
         if self._end():
             try:
                 self.connection.answer_status(self, code, detail)
                 self.connection.flush_soon()
-            except Exception as error:  # whoever answers late answers many: one must not stop the rest
+            except Exception as error:  # a store answers many calls at once: one must not stop the others
                 self.connection.on_fault(error)
 
     def on_due(self, now_s: float) -> None:
-        """The deadline of a kept call has passed (from the timer wheel)."""
+        """End a kept call whose deadline has passed (called by the timer wheel)."""
         self.tick = 0
         try:
             self.connection.on_deadline(self, now_s)
@@ -109,7 +111,7 @@ class FastCall:
             self.connection.on_fault(error)
 
     def _end(self) -> bool:
-        """Free the slot of a call that its handler ends; True = the answer is still wanted."""
+        """Release the slot of a call that its handler ends; True = the answer must be sent."""
         state = self.state
         if state == KEPT:
             self.connection.release(self)
@@ -127,7 +129,7 @@ class FastUnaryCall(FastCall):
     __slots__ = ()
 
     def reply(self, message: bytes) -> None:
-        """End the call OK with one serialised message. A second ending is ignored."""
+        """See `UnaryCall.reply`."""
         if self._end():
             try:
                 self.connection.answer(self, message)
@@ -141,14 +143,16 @@ class FastStreamCall(FastCall):
 
     __slots__ = ("_has_begun",)
 
-    def __init__(self, connection: Answerer, stream_id: int, request: Request, started_s: float) -> None:
+    def __init__(
+        self, connection: CallConnection, stream_id: int, request: Request, started_s: float
+    ) -> None:
         """See `FastCall`."""
         super().__init__(connection, stream_id, request, started_s)
         self._has_begun = False
 
     @property
     def has_begun(self) -> bool:
-        """True once a message was sent."""
+        """Whether a message was sent."""
         return self._has_begun
 
     def begin(self) -> None:
@@ -156,7 +160,7 @@ class FastStreamCall(FastCall):
         self._has_begun = True
 
     def send(self, message: bytes) -> None:
-        """Send one serialised message; dropped once the call is cancelled or ended."""
+        """See `StreamCall.send`."""
         if self.state in (IN_HANDLER, KEPT):
             try:
                 self.connection.send_message(self, message)
@@ -165,5 +169,5 @@ class FastStreamCall(FastCall):
                 self.connection.on_fault(error)
 
     def finish(self) -> None:
-        """End the call OK."""
+        """See `StreamCall.finish`."""
         self.fail(StatusCode.OK, "")

@@ -1,4 +1,4 @@
-"""What stands in for the parts of a closed connection: everything may be asked of it, and nothing happens."""
+"""Null objects that replace the parts of a closed connection."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from sidecar.transports.fast.engine import Event, H2Error
 
 
 class ClosedTransport(asyncio.Transport):
-    """In place of a transport."""
+    """Replaces the transport."""
 
     def is_closing(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def get_write_buffer_size(self) -> int:
-        """Nothing waits."""
+        """Return 0."""
         return 0
 
     def write(self, data: object) -> None:
-        """Nothing is sent."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """It is closed."""
+        """Do nothing."""
 
     def abort(self) -> None:
-        """It is closed."""
+        """Do nothing."""
 
 
-class ClosedWire:
-    """In place of a connection. Implements `streams.Wire`."""
+class ClosedConnection:
+    """Replaces the connection. Implements `streams.StreamsConnection`."""
 
     def on_control(self, event: Event) -> None:
-        """Nothing comes any more."""
+        """Do nothing."""
 
     def flush_soon(self) -> None:
-        """Nothing is sent."""
+        """Do nothing."""
 
     def on_fault(self, error: Exception) -> None:
-        """It is closed."""
+        """Do nothing."""
 
     def resume_soon(self) -> None:
-        """Nothing comes any more."""
+        """Do nothing."""
 
     def kill(self, reason: str, code: H2Error) -> None:
-        """It is closed."""
+        """Do nothing."""
 
-    def calm_down(self) -> None:
-        """It is closed."""
+    def drain_flooding_peer(self) -> None:
+        """Do nothing."""
 
 
 CLOSED_TRANSPORT = ClosedTransport()
-CLOSED_WIRE = ClosedWire()
+CLOSED_CONNECTION = ClosedConnection()

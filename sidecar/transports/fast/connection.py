@@ -1,8 +1,8 @@
 """
-One client connection: bytes in from the socket, one write out per read, and every way it can end.
+One client connection: reads from the socket, writes once per read, and closes.
 
-It reads while the peer reads: when our writes pile up, reading stops, so nothing grows that the peer
-controls. Answers that come later, from many calls in one loop turn, leave in one write.
+Reading stops while the peer does not read our output, so a peer cannot make buffers grow. Later answers of
+many calls in one loop turn are sent in one write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import cast
 
 from sidecar.transports.fast.authority import AuthorityFilter
-from sidecar.transports.fast.closed import CLOSED_TRANSPORT, CLOSED_WIRE
+from sidecar.transports.fast.closed import CLOSED_CONNECTION, CLOSED_TRANSPORT
 from sidecar.transports.fast.core import Core
 from sidecar.transports.fast.engine import (
     ConnectionClosed,
@@ -29,24 +29,24 @@ from sidecar.transports.fast.engine import (
     goaway_frame,
     open_http2,
 )
-from sidecar.transports.fast.lifetime import CALM_GRACE_S, Act, Lifetime, LifetimeStep, Phase
+from sidecar.transports.fast.lifetime import FLOOD_GRACE_S, Act, Lifetime, LifetimeStep, Phase
 from sidecar.transports.fast.policing import Policing
+from sidecar.transports.fast.read_scheduler import LATE_READ_BYTES, READ_BYTES
 from sidecar.transports.fast.streams import Streams
-from sidecar.transports.fast.turns import LATE_READ_BYTES, READ_BYTES
 
 _DRAIN_PING = b"draining"
 _KEEPALIVE_PING = b"anyone??"
 
 _FLOOD_CODES = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
-"""What ngh2 closes with when one of its own rate limits is passed."""
+"""The error codes of ngh2 when one of its own rate limits is exceeded."""
 
 
 class Connection(asyncio.BufferedProtocol):
     """
-    A connection from accept to close. Implements `streams.Wire` and `core.ConnectionHandle`.
+    A connection from accept to close. Implements `StreamsConnection` and `ConnectionHandle`.
 
-    Once `_is_over`, all has been said: input is read and ignored, so that a TCP reset does not destroy
-    our last bytes under way, and the transport is closed when the peer has closed or after a second.
+    After `_is_ended` is set, input is read and ignored, so that a TCP reset does not destroy the last output.
+    The transport is closed when the peer closes, or after a second.
     """
 
     __slots__ = (
@@ -55,8 +55,8 @@ class Connection(asyncio.BufferedProtocol):
         "_filter",
         "_http2",
         "_is_connected",
+        "_is_ended",
         "_is_flush_pending",
-        "_is_over",
         "_is_reading",
         "_is_slow",
         "_is_waiting",
@@ -72,11 +72,7 @@ class Connection(asyncio.BufferedProtocol):
     )
 
     def __init__(self, core: Core, peer: str = "") -> None:
-        """
-        A connection that `core.admit(peer)` has let in.
-
-        Nothing is sent before the transport is there.
-        """
+        """Create a connection after `core.admit(peer)`; `connection_made` begins to send."""
         now_s = core.loop.time()
         self._core = core
         self._peer = peer
@@ -89,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reason = ""
         self._tick = 0
         self._is_connected = False
-        self._is_over = False
+        self._is_ended = False
         self._is_reading = True
         self._is_flush_pending = False
         self._is_slow = False
@@ -100,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
     # The socket.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send our SETTINGS at once (RFC 9113 3.4); over TLS only when the client speaks h2."""
+        """Send our SETTINGS (RFC 9113 3.4); close a TLS connection without ALPN h2."""
         core = self._core
         self._is_connected = True
         self._transport = cast(asyncio.Transport, transport)
@@ -115,33 +111,33 @@ class Connection(asyncio.BufferedProtocol):
         if core.is_draining:
             self.drain("drain")
 
-    def give_up(self) -> None:
-        """Accepting came to nothing: a TLS handshake failed, or took too long for a drain."""
+    def fail_handshake(self) -> None:
+        """Release the connection after a TLS handshake failed or was canceled by a drain."""
         if self._is_connected:
-            self.abort()  # it just succeeded: `connection_lost` is going to be called
+            self.abort()  # the handshake has just succeeded: `connection_lost` follows
         else:
             self._reason = "handshake"
             self.connection_lost(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """A buffer that all connections share: it is empty again when `buffer_updated` returns."""
-        turns = self._core.turns
-        return turns.late_buffer if self._is_slow else turns.read_buffer
+        """Return the shared buffer, which is free again when `buffer_updated` returns."""
+        scheduler = self._core.scheduler
+        return scheduler.late_buffer if self._is_slow else scheduler.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle what was read, and write what it brought about; or let it wait for its turn."""
-        if self._is_over:
+        """Handle the data and write the answers, or queue the data for a later turn."""
+        if self._is_ended:
             return
         core = self._core
-        turns = core.turns
+        scheduler = core.scheduler
         now_s = self._lifetime.read_s = core.loop.time()
         is_late = False
-        data = turns.read_buffer[:nbytes]
-        if now_s != turns.now_s:
-            turns.begin(now_s)
-        elif turns.clock() >= turns.ends_s:
+        data = scheduler.read_buffer[:nbytes]
+        if now_s != scheduler.now_s:
+            scheduler.begin(now_s)
+        elif scheduler.clock() >= scheduler.ends_s:
             is_late = True
-        is_behind = nbytes > LATE_READ_BYTES and turns.is_crowded
+        is_behind = nbytes > LATE_READ_BYTES and scheduler.is_crowded
         if is_late or is_behind or self._is_slow or self._unread:
             self._unread += data
             self._wait(is_late=is_late)
@@ -149,7 +145,7 @@ class Connection(asyncio.BufferedProtocol):
             self._handle(data, now_s)
 
     def _handle(self, data: bytes | memoryview, now_s: float) -> None:
-        """Handle *data*, and write what it brought about."""
+        """Handle *data* and write the answers."""
         core = self._core
         lifetime = self._lifetime
         self._streams.now_s = now_s
@@ -164,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
             if events:
                 lifetime.silent_since_s = None
                 self._streams.handle(events)
-            elif not lifetime.read_silently(now_s):
+            elif not lifetime.read_incomplete(now_s):
                 self.kill("header_timeout", H2Error.ENHANCE_YOUR_CALM)
             if self._streams.has_output:
                 self.flush()
@@ -175,23 +171,23 @@ class Connection(asyncio.BufferedProtocol):
         core.after_read_batch()
 
     def eof_received(self) -> None:
-        """The peer closes: nothing we could still say would be read."""
+        """Close: the peer reads no further output."""
 
     def pause_writing(self) -> None:
-        """The peer does not read: neither do we."""
+        """Stop reading, because the peer does not read."""
         self._unwritable_since_s = self._core.loop.time()
         self._set_reading()
 
     def resume_writing(self) -> None:
-        """The peer reads again."""
+        """Read and write again."""
         self._unwritable_since_s = None
         self._set_reading()
         self.flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel what runs and count why."""
+        """Cancel running calls, release all resources and count the reason."""
         core = self._core
-        self._is_over = True
+        self._is_ended = True
         self._unread = b""
         held_bytes = core.held.of(self)
         core.held.set(self, self._peer, 0)
@@ -199,22 +195,22 @@ class Connection(asyncio.BufferedProtocol):
         core.wheel.discard(self._tick, self)
         self._streams.close()
         self._break_cycles()
-        core.leave(self._peer, self._reason or "peer", held_bytes)
-        core.on_connection_left()
+        core.release(self._peer, self._reason or "peer", held_bytes)
+        core.on_connection_closed()
 
     def _break_cycles(self) -> None:
         """
-        Drop what refers back to this connection, so that its memory is free at once.
+        Break reference cycles, so that the memory is freed immediately.
 
-        A TLS connection holds 50 KiB and more in OpenSSL, of which the garbage collector knows nothing:
-        it would let thousands of closed ones pile up.
+        A TLS connection has 50 KiB or more in OpenSSL, which the garbage collector does not count: thousands
+        of closed connections would accumulate.
         """
         self._transport = CLOSED_TRANSPORT
-        self._streams.detach(CLOSED_WIRE)
+        self._streams.detach(CLOSED_CONNECTION)
 
     def _set_reading(self) -> None:
         is_behind = self._streams.has_backlog or bool(self._unread)
-        wanted = self._is_over or (self._unwritable_since_s is None and not is_behind)
+        wanted = self._is_ended or (self._unwritable_since_s is None and not is_behind)
         if wanted != self._is_reading and not self._transport.is_closing():
             self._is_reading = wanted
             if wanted:
@@ -225,9 +221,9 @@ class Connection(asyncio.BufferedProtocol):
     # One turn of the loop.
 
     def flush(self) -> None:
-        """Write what is queued: once for all that this turn brought about."""
+        """Write everything that is queued."""
         self._is_flush_pending = False
-        if self._is_over:
+        if self._is_ended:
             return
         http2 = self._http2
         if self._unwritable_since_s is None:
@@ -242,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
             self._weigh(queued_bytes)
 
     def _weigh(self, queued_bytes: int) -> None:
-        """Account for what the peer makes us hold, with *queued_bytes* of answers that it does not take."""
+        """Update the memory that the peer holds; *queued_bytes* are answers that it does not read."""
         self._is_slow = queued_bytes > 0
         if queued_bytes > self._core.limits.write_buffer_bytes_max:
             self._abort("slow_reader")
@@ -253,33 +249,33 @@ class Connection(asyncio.BufferedProtocol):
         self._core.held.set(self, self._peer, held_bytes)
 
     def shed(self, held_bytes: int) -> None:
-        """Close at once: the peer makes us hold too much, *held_bytes*."""
+        """Close now, because this peer holds too much memory, *held_bytes*."""
         self._core.freed.add(held_bytes, self._core.loop.time())
         self._abort("memory_limit")
 
     def flush_soon(self) -> None:
-        """Flush at the end of this turn, unless that is going to happen anyway."""
+        """Flush at the end of this turn, unless a flush is already scheduled."""
         if not self._is_flush_pending:
             self._is_flush_pending = True
             self._core.turn.write_soon(self)
 
     def flush_pending(self) -> None:
-        """Flush, unless that has happened since `flush_soon`."""
+        """Flush, unless a flush has happened since `flush_soon`."""
         if self._is_flush_pending:
             self._guarded(self.flush)
 
     def resume_soon(self) -> None:
-        """Let other connections have their turn, then handle the rest of what was read."""
+        """Handle the rest of the input in a later turn."""
         self._wait()
 
     def _wait(self, *, is_late: bool = False) -> None:
         self._set_reading()
         if not self._is_waiting:
             self._is_waiting = True
-            self._core.turns.wait(self, is_slow=self._is_slow, is_late=is_late)
+            self._core.scheduler.wait(self, is_slow=self._is_slow, is_late=is_late)
 
     def resume(self) -> None:
-        """It is this connection's turn: handle a part of what waits."""
+        """Handle a part of the waiting input (called by `ReadScheduler`)."""
         self._is_waiting = False
         self._guarded(self._resume)
 
@@ -292,7 +288,7 @@ class Connection(asyncio.BufferedProtocol):
             self.flush()
             self._core.after_read_batch()
         else:
-            size = LATE_READ_BYTES if self._core.turns.is_crowded else READ_BYTES
+            size = LATE_READ_BYTES if self._core.scheduler.is_crowded else READ_BYTES
             part, self._unread = self._unread[:size], self._unread[size:]
             self._handle(part, now_s)
         if self._unread:
@@ -301,7 +297,7 @@ class Connection(asyncio.BufferedProtocol):
             self._set_reading()
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        if self._is_over:
+        if self._is_ended:
             return
         try:
             step()
@@ -309,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
             self.on_fault(error)
 
     def on_fault(self, error: Exception) -> None:
-        """Nothing more can be served: ngh2 has given up, or something of ours has failed."""
+        """End the connection after an error of ngh2 or an internal error."""
         if isinstance(error, NGH2Error):
             self._on_engine_error(error)
             return
@@ -317,22 +313,22 @@ class Connection(asyncio.BufferedProtocol):
         self._end("internal", goaway_frame(self._streams.last_stream_id, H2Error.INTERNAL_ERROR))
 
     def _on_engine_error(self, error: NGH2Error) -> None:
-        """ngh2 answers nothing any more and sends no GOAWAY: we make it by hand."""
+        """End the connection with a GOAWAY made by hand, because ngh2 has failed and sends none."""
         is_flood = isinstance(error, DenialOfServiceError)
         code = H2Error.ENHANCE_YOUR_CALM if is_flood else H2Error.PROTOCOL_ERROR
         self._end("flood" if is_flood else "protocol_error", goaway_frame(self._streams.last_stream_id, code))
 
-    # What is about the connection, not a stream.
+    # Events of the connection.
 
     def on_control(self, event: Event) -> None:
-        """Handle a rare event."""
+        """Handle an event that does not belong to a stream."""
         streams = self._streams
         kind = type(event)
-        is_fine = True
+        is_within_limits = True
         if kind is WindowUpdated:
-            is_fine = self._policing.window_update(streams.seen, streams.replies + streams.frames)
+            is_within_limits = self._policing.window_update(streams.seen, streams.replies + streams.frames)
         elif kind is SettingsReceived:
-            is_fine = self._policing.settings(streams.now_s)
+            is_within_limits = self._policing.settings(streams.now_s)
         elif kind is SettingsAcknowledged:
             self._lifetime.has_settings_ack = True
         elif kind is PingReceived:
@@ -344,101 +340,101 @@ class Connection(asyncio.BufferedProtocol):
                 self._go_away()
         elif kind is ConnectionClosed:
             self._on_http2_closed(cast(ConnectionClosed, event))
-        if not is_fine:
+        if not is_within_limits:
             self.kill("flood", H2Error.ENHANCE_YOUR_CALM)
 
     def _on_http2_closed(self, event: ConnectionClosed) -> None:
-        """The last stream after a GOAWAY has ended, or the peer broke a rule: a GOAWAY is on its way."""
+        """End after the last stream of a drain or a protocol error; ngh2 has queued the GOAWAY."""
         if event.error_code == H2Error.NO_ERROR:
             self._end(self._reason or "peer")
         else:
             self._end("flood" if event.error_code in _FLOOD_CODES else "protocol_error")
 
-    # The end.
+    # Closing.
 
     def drain(self, reason: str, cut_at_s: float = float("inf")) -> None:
-        """Ask the client to go elsewhere, finish what runs, close; cut at *cut_at_s* if need be."""
-        if not self._is_over and self._lifetime.drain(self._core.loop.time(), cut_at_s):
+        """See `ConnectionHandle.drain`."""
+        if not self._is_ended and self._lifetime.drain(self._core.loop.time(), cut_at_s):
             self._reason = reason
             self._guarded(self._announce)
 
     def _announce(self) -> None:
-        """First step of a drain: no stream is refused yet, and the PING tells when it has been seen."""
+        """First step of a drain: announce it without refusing streams; the PING's ack starts the second."""
         self._http2.send_shutdown_notice()
         self._http2.ping(_DRAIN_PING)
         self.flush_soon()
 
     def _go_away(self) -> None:
-        """Second step of a drain: the client has seen the first, so it opens no new stream."""
-        if self._lifetime.phase is Phase.NOTICED:
+        """Second step of a drain: name the last stream; the client has seen the first step."""
+        if self._lifetime.phase is Phase.ANNOUNCED:
             self._lifetime.go_away()
             self._streams.end_exchanges()
             self._http2.send_goaway(H2Error.NO_ERROR)
             self.flush_soon()
 
-    def calm_down(self) -> None:
+    def drain_flooding_peer(self) -> None:
         """
-        The peer spoils too many streams: finish what runs, serve nothing new, close.
+        Finish running calls, refuse new streams, then close, because the peer ends too many streams early.
 
-        Gentler than `kill`, because a proxy whose calls time out looks like rapid reset.
+        Gentler than `kill`, because a proxy whose calls time out looks like a rapid-reset attack.
         """
-        if not self._is_over and self._lifetime.phase in (Phase.SERVING, Phase.NOTICED):
-            self._lifetime.go_away(self._core.loop.time() + CALM_GRACE_S)
+        if not self._is_ended and self._lifetime.phase in (Phase.SERVING, Phase.ANNOUNCED):
+            self._lifetime.go_away(self._core.loop.time() + FLOOD_GRACE_S)
             self._reason = "flood"
             self._http2.send_goaway(H2Error.ENHANCE_YOUR_CALM)
             self.flush_soon()
 
     def kill(self, reason: str, code: H2Error, debug: bytes = b"") -> None:
-        """End the connection at once: what is answered is sent, then GOAWAY with *code*."""
-        if self._is_over:
+        """Send the queued answers and GOAWAY with *code*, then close."""
+        if self._is_ended:
             return
         try:
             self._http2.send_goaway(code, debug_data=debug)
-            last_words = self._streams.take_output()
+            last_output = self._streams.take_output()
         except NGH2Error:
-            last_words = goaway_frame(self._streams.last_stream_id, code)
-        self._end(reason, last_words)
+            last_output = goaway_frame(self._streams.last_stream_id, code)
+        self._end(reason, last_output)
 
     def cut(self) -> bool:
-        """Close at once; True = an unanswered call or an untaken answer was cut off."""
+        """See `ConnectionHandle.cut`."""
         cut_off = self._transport.get_write_buffer_size() > 0
-        if not self._is_over:
+        if not self._is_ended:
             cut_off |= self._streams.has_unanswered or self._http2.queued_body_size() > 0
-            last_words = b""
+            last_output = b""
             with contextlib.suppress(NGH2Error):
-                # Answers first: terminating drops what is still queued.
-                last_words = self._streams.take_output()
+                # Take the answers first: terminating drops the queue.
+                last_output = self._streams.take_output()
                 self._http2.terminate_connection(H2Error.NO_ERROR)
-                last_words += self._http2.data_to_send()
-            self._end(self._reason or "drain", last_words)
+                last_output += self._http2.data_to_send()
+            self._end(self._reason or "drain", last_output)
         self._transport.close()
         return cut_off
 
     def abort(self) -> None:
-        """Close without a word, whatever is unwritten."""
+        """See `ConnectionHandle.abort`."""
         self._abort(self._reason or "drain")
 
-    def _end(self, reason: str, last_words: bytes = b"") -> None:
-        """Say the last words and wait for the peer to close."""
-        if self._is_over:
+    def _end(self, reason: str, last_output: bytes = b"") -> None:
+        """Write the last output and wait for the peer to close."""
+        if self._is_ended:
             return
-        if not last_words:
+        if not last_output:
             with contextlib.suppress(NGH2Error):
-                last_words = self._streams.take_output()
-        self._is_over = True
+                last_output = self._streams.take_output()
+        self._is_ended = True
         self._reason = reason
         self._streams.close()
         self._lifetime.linger(self._core.loop.time())
         transport = self._transport
         if not transport.is_closing():
-            transport.write(last_words)
+            transport.write(last_output)
             if transport.can_write_eof():
                 transport.write_eof()
             self._set_reading()
 
     def _abort(self, reason: str) -> None:
-        if not self._is_over:
-            self._is_over = True
+        if not self._is_ended:
+            self._is_ended = True
             self._reason = reason
             self._streams.close()
         self._transport.abort()
@@ -446,10 +442,10 @@ class Connection(asyncio.BufferedProtocol):
     # Time.
 
     def on_due(self, now_s: float) -> None:
-        """Look at every time-out of the connection (from the timer wheel)."""
+        """Check all time-outs of the connection (called by the timer wheel)."""
         core = self._core
         self._tick = core.wheel.add(now_s + core.check_interval_s, self)
-        if not self._is_over:
+        if not self._is_ended:
             self._guarded(self._check)
         elif self._lifetime.may_end_lingering(now_s, self._transport.get_write_buffer_size()):
             self._transport.abort()
@@ -463,7 +459,7 @@ class Connection(asyncio.BufferedProtocol):
         streams = self._streams
         streams.check(now_s)
         self._weigh(self._http2.queued_body_size())
-        if self._is_over:
+        if self._is_ended:
             return
         self._do(self._lifetime.next_step(now_s, len(streams.calls), streams.seen, streams.last_stream_id))
         self.flush()

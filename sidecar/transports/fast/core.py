@@ -1,4 +1,4 @@
-"""What all connections of one server share: methods, limits, the process's accounts, clock, counters."""
+"""The shared state of all connections of one server: methods, limits, usage, clock and counters."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ from sidecar.rpc.calls import Method, method_table
 from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.transports.fast.engine import configuration
 from sidecar.transports.fast.held import HeldMemory
-from sidecar.transports.fast.turns import Turns
+from sidecar.transports.fast.read_scheduler import ReadScheduler
 from sidecar.transports.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.server import TransportLimits
 from sidecar.transports.wheel import Loop, TimerWheel
 
 SHARE_CALLS = 16
-"""A connection's share of a turn of the loop is no smaller, however many others have one."""
+"""Minimum share of a loop turn for one connection, in calls."""
 
 UNDIVIDED_CALLS = 32
-"""So few calls of one connection are never divided: each part would have a write and more of its own."""
+"""Calls of one connection that are handled in one turn without a share, to save writes."""
 
 _log = logging.getLogger("sidecar.transports")
 
 
 class ConnectionHandle(Protocol):
-    """What the server needs of one of its connections."""
+    """The interface of a connection for the server."""
 
     def drain(self, reason: str, cut_at_s: float = ...) -> None:
-        """Ask the client to go elsewhere, finish what runs, close; cut at *cut_at_s* if need be."""
+        """Send GOAWAY, finish running calls, then close; at the latest, cut the connection at *cut_at_s*."""
 
     def cut(self) -> bool:
-        """Close at once; True = an unanswered call or an untaken answer was cut off."""
+        """Send GOAWAY and close now; True = an unanswered call or an unread answer was cut off."""
 
     def abort(self) -> None:
-        """Close without a word, whatever is unwritten."""
+        """Close now, without sending anything."""
 
 
 class Core:
     """
-    The state that connections share; one per server, used from its event loop alone.
+    The shared state of connections; one per server, used only on its event loop.
 
-    So many calls as `undivided_calls` a connection may have handled in a turn without asking for its share.
-    `open` counts connections, TLS handshakes included, `running` handlers that have not ended,
-    `buffered_bytes` those of unfinished requests. Gauges follow them: what a gauge in shared memory
-    held before this process is no concern of its limits.
+    A connection may handle `undivided_calls` in a turn without `take_share`. `open` counts connections
+    including TLS handshakes, `running` counts running handlers, `buffered_bytes` are those of unfinished
+    requests. The limits use these counters and not the gauges, which may have values of an earlier process.
     """
 
     __slots__ = (
@@ -70,15 +69,15 @@ class Core:
         "limits",
         "loop",
         "methods",
-        "on_connection_left",
+        "on_connection_closed",
         "open",
         "open_slot",
         "peers",
         "random",
         "running",
         "running_slot",
+        "scheduler",
         "turn",
-        "turns",
         "undivided_calls",
         "values",
         "wheel",
@@ -96,14 +95,14 @@ class Core:
         turn: LoopTurn | None = None,
     ) -> None:
         """
-        Look up every counter once.
+        Look up all counters once.
 
         Args:
             random: jitters connection ages; tests seed it.
-            http_error_delay_s: hold 405 and 415 back. A conformance tool that spoils a request with
-                its second frame would otherwise see the answer to the first one win the race.
-            clock: measures what handling takes, in seconds.
-            turn: shared with the store that the methods take from; None = there is no shared store.
+            http_error_delay_s: delays 405 and 415, for a conformance tool whose second frame makes the
+                request invalid and which must not see the answer to the first frame.
+            clock: measures the time of handling, in seconds.
+            turn: shared with the store that the methods take from; None = no shared store.
 
         Raises:
             ValueError: two methods share a path.
@@ -123,7 +122,7 @@ class Core:
         def count_postponed() -> None:
             values[postponed_slot] += 1
 
-        self.turns = Turns(loop, clock, count_postponed)
+        self.scheduler = ReadScheduler(loop, clock, count_postponed)
         self.held = HeldMemory(limits, metrics)
         self.connections: set[ConnectionHandle] = set()
         self.peers: dict[str, int] = {}
@@ -131,7 +130,7 @@ class Core:
         self.running = 0
         self.buffered_bytes = 0
         self.is_draining = False
-        self.on_connection_left: Callable[[], None] = _nothing
+        self.on_connection_closed: Callable[[], None] = _ignore
         self.turn = turn or LoopTurn(loop)
         self.values = metrics.values
         self.running_slot = metrics.slot("sidecar_calls_running")
@@ -148,7 +147,7 @@ class Core:
         self._sharers = 0
 
     def admit(self, peer: str) -> bool:
-        """Take a place for one more connection of *peer* ('' = uncounted); False = there is none."""
+        """Take a slot for a connection of *peer* ('' = not counted); False = none is free."""
         if self.open >= self.limits.connections_max:
             return False
         if peer:
@@ -160,8 +159,8 @@ class Core:
         self.values[self.open_slot] = self.open
         return True
 
-    def leave(self, peer: str, reason: str, held_bytes: int = 0) -> None:
-        """Give the place of a closed connection back, which held *held_bytes*, and count why it closed."""
+    def release(self, peer: str, reason: str, held_bytes: int = 0) -> None:
+        """Release the slot of a closed connection, which held *held_bytes*, and count *reason*."""
         self.open -= 1
         self.values[self.open_slot] = self.open
         self.values[self.closed_slots[reason]] += 1
@@ -175,11 +174,11 @@ class Core:
 
     def take_share(self, calls: int) -> int:
         """
-        How many of *calls* that wait on one connection may be handled in this turn of the loop.
+        Return how many of *calls* waiting on one connection may be handled in this loop turn.
 
-        All that ask draw on `calls_per_turn_max`, in equal parts if as many ask as did in the turn before;
-        each gets SHARE_CALLS. So a turn in which many connections have much to say is hardly longer
-        than one in which a single one has.
+        The connections of a turn share `calls_per_turn_max` equally, based on their number in the previous
+        turn; each gets at least SHARE_CALLS. So many busy connections hardly make a turn longer than a
+        single one.
         """
         if not self._sharers:
             self._calls_left = self.limits.calls_per_turn_max
@@ -194,19 +193,19 @@ class Core:
         self._sharers = 0
 
     def after_read_batch(self) -> None:
-        """Some calls of this turn have been handled: look after those that wait for the store."""
+        """Exchange takes and replies with the store after some calls of this turn."""
         try:
             self.turn.after_read_batch()
         except Exception:
-            self.log_fault("looking after calls that wait for the store")
+            self.log_fault("the exchange with the store")
 
     def log_fault(self, what: str) -> None:
-        """Log the exception being handled: a fault of ours. At most once a second, whatever comes in."""
+        """Log the current exception as an internal error, at most once per second."""
         now_s = self.loop.time()
         if now_s - self._faults_logged_s >= 1.0:
             self._faults_logged_s = now_s
             _log.exception("%s failed", what)
 
 
-def _nothing() -> None:
-    """Nobody wants to be told."""
+def _ignore() -> None:
+    """Do nothing."""

@@ -1,9 +1,9 @@
 """
-The seam to ngh2: which of its options we set, and why.
+The interface to ngh2, and the options that are set.
 
-ngh2 is young, so no other module imports it; what the transport uses of it is re-exported here.
-It does framing, HPACK, stream states, flow control, SETTINGS and PING acks and message validation
-(RFC 9113); it does no timers, no ping policy and no gRPC, and it does not check what we send.
+ngh2 is young, so only this module imports it, and re-exports the parts that the transport uses. ngh2 does
+framing, HPACK, stream states, flow control, SETTINGS and PING acks, and message validation (RFC 9113). It
+has no timers, no ping policy and no gRPC, and does not check outgoing messages.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 STREAM_ID_MAX = 2**31 - 1
 DATA_FRAME_BYTES = 16_384
-"""Payload of the DATA frames that we send: the peer's smallest legal MAX_FRAME_SIZE."""
+"""Payload of outgoing DATA frames: the smallest MAX_FRAME_SIZE that a peer may have."""
 
 _MAX_CONCURRENT_STREAMS = 3
 _INITIAL_WINDOW_SIZE = 4
@@ -75,39 +75,39 @@ _WINDOW_DEFAULT = 65_535  # RFC 9113 6.9.2
 
 
 def configuration(limits: TransportLimits) -> Configuration:
-    """The hard limits of ngh2: past one of them the connection dies."""
+    """Return the hard limits of ngh2; exceeding one closes the connection."""
     return Configuration(
-        # Credit on receipt: cheap. It bounds no buffering, so requests are counted by us.
+        # Credit on receipt is cheap but does not limit buffering, so `Streams` counts buffered bytes.
         auto_window_update=True,
-        # HPACK bombs (CVE-2016-6581): checked while decoding. Our own limits are softer.
+        # HPACK bombs (CVE-2016-6581): checked while decoding. The transport's own limits are lower.
         max_inbound_header_list_size=4 * limits.header_list_bytes_max,
         max_inbound_header_count=2 * limits.header_fields_max,
         # CONTINUATION floods (CVE-2024-27316) and huge SETTINGS.
         max_continuations=8,
         max_settings=32,
-        # PING and SETTINGS floods inside one read: acks that we have not yet taken.
+        # PING and SETTINGS floods within one read: acks that are not written yet.
         max_outbound_ack=100,
         # PRIORITY, unknown frames, empty DATA, malformed requests.
         glitch_rate_limit=(1_000, 100),
-        # Rapid reset (CVE-2023-44487). Our own bucket is half as large and ends more gently: past
-        # this one ngh2 ignores new streams without a word.
+        # Rapid reset (CVE-2023-44487). The transport's own bucket is half as large and drains the
+        # connection; over this limit ngh2 silently ignores new streams.
         stream_reset_rate_limit=(2 * limits.resets_burst, 2 * limits.resets_per_s),
     )
 
 
 def open_http2(limits: TransportLimits, options: Configuration) -> Http2:
     """
-    A server's side of a new connection; our SETTINGS are queued.
+    Return the server's side of a new connection, with our SETTINGS queued.
 
-    MAX_CONCURRENT_STREAMS is not how we limit work: past it ngh2 refuses streams, or ends the whole
-    connection once the peer has acknowledged it. Envoy opens up to 1024 streams before it has seen
-    our SETTINGS at all. What we limit are running handlers.
+    MAX_CONCURRENT_STREAMS does not limit the work: over it ngh2 refuses streams, or closes the connection
+    once the peer has acknowledged it, and Envoy opens up to 1024 streams before it has our SETTINGS. The
+    transport limits running handlers instead.
     """
     http2 = Http2(Role.SERVER, options)
     http2.initiate_connection(
         {
             _MAX_CONCURRENT_STREAMS: limits.streams_max,
-            # A whole message and its prefix fit: no stall inside one message.
+            # A complete message with its prefix fits, so that no message stalls.
             _INITIAL_WINDOW_SIZE: max(_WINDOW_DEFAULT, limits.message_bytes_max + 5),
             _MAX_HEADER_LIST_SIZE: 2 * limits.header_list_bytes_max,  # advisory, RFC 9113 6.5.2
         }
@@ -117,7 +117,7 @@ def open_http2(limits: TransportLimits, options: Configuration) -> Http2:
 
 
 def peer_header_list_bytes_max(http2: Http2) -> int | None:
-    """How large a header list the peer accepts (RFC 9113 6.5.2); None = it did not say."""
+    """Return the largest header list that the peer accepts (RFC 9113 6.5.2); None = unknown."""
     return http2.remote_settings.get(_MAX_HEADER_LIST_SIZE)
 
 
@@ -126,9 +126,9 @@ _GOAWAY = struct.Struct(">BHBBIII")
 
 def goaway_frame(last_stream_id: int, code: int) -> bytes:
     """
-    A GOAWAY by hand (RFC 9113 6.8), for when ngh2 has given up and sends none itself.
+    Encode a GOAWAY (RFC 9113 6.8), for a failed ngh2 connection that sends none.
 
     >>> goaway_frame(5, 11).hex()
-    '0000080700000000000000000500000000b'
+    '000008070000000000000000050000000b'
     """
     return _GOAWAY.pack(0, 8, 7, 0, 0, last_stream_id, code)

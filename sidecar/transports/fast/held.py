@@ -1,8 +1,8 @@
 """
-What peers make the process hold: answers that they do not take, requests that they do not finish.
+Limits the memory that peers hold by not reading answers and not finishing requests.
 
-A stream costs memory even when little of it is left to send, so streams count, not only bytes. Past a bound
-the connections that hold most are closed: those of one address, or of all.
+Open streams count as well as bytes, because a stream takes memory even if little of its answer is unsent.
+Over a limit, the connections that hold most are closed: those of one address, or of all addresses.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from sidecar.observe.metrics import Metrics
 from sidecar.transports.server import TransportLimits
 
 STREAM_BYTES = 2_560
-"""What an open stream takes in ngh2 and here, beside its answer (measured: 517 MB for 200,000)."""
+"""Memory of an open stream in ngh2 and Python, without its answer (measured: 517 MB for 200,000)."""
 
 HELD_BYTES_MIN = 4_096
-"""Less on one connection is not looked at: it is what an honest one has at any moment."""
+"""Smaller amounts per connection are ignored: normal connections have them at any time."""
 
 SHED_TO = 3, 4
-"""Close connections until so much of the bound is left, so that closing is not needed for each read."""
+"""Over a limit, close connections down to this fraction of it, so that not every read closes some."""
 
 
 class Holder(Protocol):
-    """A connection, as far as it holds memory for its peer."""
+    """A connection that holds memory for its peer."""
 
     def shed(self, held_bytes: int) -> None:
-        """Close at once: this peer holds too much, *held_bytes*."""
+        """Close now, because this peer holds too much memory, *held_bytes*."""
 
 
 class HeldMemory:
-    """How much each connection of one server holds, and the bounds on it."""
+    """The memory that each connection of one server holds, and its limits."""
 
     __slots__ = ("_by_holder", "_by_peer", "_bytes_max", "_gauge", "_peer_bytes_max", "_values", "total")
 
     def __init__(self, limits: TransportLimits, metrics: Metrics) -> None:
-        """Nothing is held."""
+        """Apply *limits*; set the gauge in *metrics*."""
         self._bytes_max = limits.unsent_bytes_max
         self._peer_bytes_max = limits.unsent_bytes_per_peer_max
         self._values = metrics.values
@@ -45,14 +45,14 @@ class HeldMemory:
         self.total = 0
 
     def of(self, holder: Holder) -> int:
-        """What *holder* holds."""
+        """Return the bytes that *holder* holds."""
         return self._by_holder.get(holder, (0, ""))[0]
 
     def set(self, holder: Holder, peer: str, held_bytes: int) -> None:
         """
-        *holder*, a connection of *peer* ('' = no address), holds *held_bytes* now.
+        Set the bytes that *holder*, a connection of *peer* ('' = no address), holds.
 
-        Past a bound some are shed, *holder* or others.
+        Over a limit, connections are shed, *holder* or others.
         """
         if held_bytes < HELD_BYTES_MIN:
             held_bytes = 0
@@ -69,7 +69,7 @@ class HeldMemory:
         if self.total > self._bytes_max:
             self._shed(list(self._by_holder), self.total - _left(self._bytes_max))
         elif peer and self._by_peer[peer] > self._peer_bytes_max:
-            of_peer = [each for each, (_, its_peer) in self._by_holder.items() if its_peer == peer]
+            of_peer = [other for other, (_, its_peer) in self._by_holder.items() if its_peer == peer]
             self._shed(of_peer, self._by_peer[peer] - _left(self._peer_bytes_max))
 
     def _add(self, peer: str, change: int) -> None:

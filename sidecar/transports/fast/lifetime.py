@@ -1,9 +1,9 @@
 """
-When a connection ends by itself: handshake, idleness, age, keepalive, and the steps of a drain.
+Decides when to end a connection: handshake, idle time, age, keepalive, and the steps of a drain.
 
-Pure: it is told what happened and says what to do next; `connection` does it. A drain has two steps
-(RFC 9113 6.8): a GOAWAY that only announces, and after one round trip the one that names the last
-stream. Between them no request is lost, however many were under way.
+It is pure: it gets events and returns the next step, which `connection` executes. A drain has two steps
+(RFC 9113 6.8): a GOAWAY that only announces, and after one round trip a GOAWAY with the last stream. So
+requests in flight are not lost.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from enum import Enum, auto
 from sidecar.transports.fast.engine import STREAM_ID_MAX, H2Error
 from sidecar.transports.server import TransportLimits
 
-NOTICE_S = 1.0
-"""How long to wait for the PING of the first drain step; local peers answer in a millisecond."""
+ANNOUNCE_S = 1.0
+"""Maximum wait for the PING ack of the first drain step; local peers answer within a millisecond."""
 
 LINGER_S = 1.0
-"""How long to read on after our last byte, so that a TCP reset does not destroy it under way."""
+"""Reading time after our last byte, so that a TCP reset does not destroy the byte in flight."""
 
-CALM_GRACE_S = 5.0
-"""How long running calls of a flooding peer may still take."""
+FLOOD_GRACE_S = 5.0
+"""Time for the running calls of a flooding peer."""
 
 STREAM_ID_DRAIN = STREAM_ID_MAX // 4 * 3
-"""RFC 9113 5.1.1: stream ids run out; a client that uses 80,000 a second gets here in 5 hours."""
+"""Drain before stream ids run out (RFC 9113 5.1.1); at 80,000 streams per second that takes 5 hours."""
 
 
 class Act(Enum):
-    """What to do with a connection now."""
+    """The actions on a connection."""
 
     NOTHING = auto()
     PING = auto()  # keepalive
@@ -36,12 +36,12 @@ class Act(Enum):
     GO_AWAY = auto()  # second step of a drain
     CUT = auto()  # a drain has taken too long
     KILL = auto()  # GOAWAY with a code, then close
-    ABORT = auto()  # close without a word: nobody listens
+    ABORT = auto()  # close without sending anything: the peer does not respond
 
 
 @dataclass(frozen=True, slots=True)
 class LifetimeStep:
-    """One act, with the close reason and the GOAWAY code where they matter."""
+    """One action, with the close reason and the GOAWAY code if they apply."""
 
     act: Act
     reason: str = ""
@@ -53,28 +53,28 @@ _NOTHING = LifetimeStep(Act.NOTHING)
 
 
 class Phase(Enum):
-    """How far a connection is on its way out."""
+    """The phases of a connection until it closes."""
 
     SERVING = auto()
-    NOTICED = auto()  # GOAWAY announced, streams still accepted
-    GOING = auto()  # last stream named, running calls end
-    LINGERING = auto()  # all said; reading to the end
+    ANNOUNCED = auto()  # a drain is announced, new streams are accepted
+    CLOSING = auto()  # the last stream is named, running calls end
+    LINGERING = auto()  # all output is written; waiting for the peer to close
 
 
 class Lifetime:
     """
-    The clock of one connection.
+    The time-outs of one connection.
 
-    `read_s` is set at each read. `silent_since_s`: bytes came since then that made no whole frame.
+    `read_s` is the time of the last read. `silent_since_s` is the time since which reads completed no frame.
     """
 
     __slots__ = (
         "_age_limit_s",
+        "_announce_until_s",
         "_cut_at_s",
         "_idle_since_s",
         "_limits",
         "_linger_until_s",
-        "_notice_until_s",
         "_opened_s",
         "_pinged_s",
         "_streams_seen",
@@ -86,10 +86,10 @@ class Lifetime:
 
     def __init__(self, limits: TransportLimits, now_s: float, jitter: float) -> None:
         """
-        A connection accepted at *now_s*.
+        Start at *now_s*.
 
         Args:
-            jitter: -0.1 ... 0.1 of the maximum age, so that connections do not all end together.
+            jitter: -0.1 ... 0.1 of the maximum age, so that connections do not end at the same time.
         """
         self._limits = limits
         self._opened_s = now_s
@@ -98,36 +98,36 @@ class Lifetime:
         self._idle_since_s = now_s
         self._streams_seen = 0
         self._pinged_s: float | None = None
-        self._notice_until_s = self._cut_at_s = self._linger_until_s = float("inf")
+        self._announce_until_s = self._cut_at_s = self._linger_until_s = float("inf")
         self.has_settings_ack = False
         self.phase = Phase.SERVING
         self.read_s = now_s
         self.silent_since_s: float | None = None
 
-    def read_silently(self, now_s: float) -> bool:
-        """Bytes came that completed no frame; False = one frame has been on its way for too long."""
+    def read_incomplete(self, now_s: float) -> bool:
+        """Record a read that completed no frame; False = the frame has taken too long."""
         if not self.has_settings_ack:
-            return True  # the handshake has its own time
+            return True  # the handshake has its own time-out
         if self.silent_since_s is None:
             self.silent_since_s = now_s
         return now_s - self.silent_since_s < self._limits.header_timeout_s
 
     def drain(self, now_s: float, cut_at_s: float) -> bool:
-        """Begin a drain, to be cut at *cut_at_s*; False = one is under way (it is cut at the sooner)."""
+        """Begin a drain, cut at *cut_at_s*; False = a drain is in progress, and the earlier cut applies."""
         self._cut_at_s = min(self._cut_at_s, cut_at_s)
         if self.phase is not Phase.SERVING:
             return False
-        self.phase = Phase.NOTICED
-        self._notice_until_s = now_s + NOTICE_S
+        self.phase = Phase.ANNOUNCED
+        self._announce_until_s = now_s + ANNOUNCE_S
         return True
 
     def go_away(self, cut_at_s: float = float("inf")) -> None:
-        """The last stream has been named."""
-        self.phase = Phase.GOING
+        """Record that GOAWAY with the last stream was sent."""
+        self.phase = Phase.CLOSING
         self._cut_at_s = min(self._cut_at_s, cut_at_s)
 
     def linger(self, now_s: float) -> None:
-        """All has been said."""
+        """Record that all output was written."""
         self.phase = Phase.LINGERING
         self._linger_until_s = now_s + LINGER_S
         self._cut_at_s = min(self._cut_at_s, now_s + self._limits.write_timeout_s)
@@ -135,32 +135,32 @@ class Lifetime:
     def next_step(
         self, now_s: float, streams_open: int, streams_seen: int, last_stream_id: int
     ) -> LifetimeStep:
-        """What is due now."""
+        """Return the step that is due."""
         if streams_open or streams_seen != self._streams_seen:
             self._streams_seen = streams_seen
             self._idle_since_s = now_s
         if self.phase is Phase.SERVING:
             return self._next_while_serving(now_s, streams_open, last_stream_id)
-        return self._next_on_the_way_out(now_s)
+        return self._next_while_draining(now_s)
 
     def may_end_lingering(self, now_s: float, unwritten_bytes: int) -> bool:
-        """Whether a lingering connection has waited long enough; unwritten bytes get more time."""
+        """Return whether a lingering connection may close; unwritten bytes get more time."""
         return now_s >= (self._cut_at_s if unwritten_bytes else self._linger_until_s)
 
-    def _next_on_the_way_out(self, now_s: float) -> LifetimeStep:
+    def _next_while_draining(self, now_s: float) -> LifetimeStep:
         if now_s >= self._cut_at_s:
             return LifetimeStep(Act.CUT)
-        if self.phase is Phase.NOTICED and now_s >= self._notice_until_s:
+        if self.phase is Phase.ANNOUNCED and now_s >= self._announce_until_s:
             return LifetimeStep(Act.GO_AWAY)
         return self._keepalive(now_s)
 
     def _next_while_serving(self, now_s: float, streams_open: int, last_stream_id: int) -> LifetimeStep:
         limits = self._limits
         if not self.has_settings_ack and now_s - self._opened_s >= limits.handshake_timeout_s:
-            # RFC 9113 6.5.3. Without even a preface there is nobody to explain it to, but it is cheap.
+            # RFC 9113 6.5.3; also without a preface, although such a peer may not read it.
             return LifetimeStep(Act.KILL, "handshake", H2Error.SETTINGS_TIMEOUT)
         if self.silent_since_s is not None and now_s - self.silent_since_s >= limits.header_timeout_s:
-            # Not killed: what made no event may have been a whole frame that we ignore.
+            # Drained and not killed: a complete frame that is ignored also makes no event.
             return LifetimeStep(Act.DRAIN, "header_timeout", cut_at_s=now_s + limits.header_timeout_s)
         if now_s >= self._age_limit_s or last_stream_id >= STREAM_ID_DRAIN:
             return LifetimeStep(Act.DRAIN, "max_age", cut_at_s=now_s + limits.connection_age_grace_s)
@@ -169,7 +169,7 @@ class Lifetime:
         return self._keepalive(now_s)
 
     def _keepalive(self, now_s: float) -> LifetimeStep:
-        # gRPC proposal A9: any byte answers our PING, not its ack alone.
+        # gRPC proposal A9: any byte answers our PING, not only its ack.
         if self._pinged_s is not None and self.read_s >= self._pinged_s:
             self._pinged_s = None
         if self._pinged_s is not None:

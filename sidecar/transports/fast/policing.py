@@ -1,8 +1,8 @@
 """
-When a peer has gone too far: one small account per flood class that ngh2 does not limit itself.
+Limits on floods by a peer: one limit for each kind of flood that ngh2 does not limit itself.
 
-Each account has a rate and a burst, so that a busy honest client never meets it. The classes that
-ngh2 limits (CONTINUATION, HPACK bombs, PRIORITY, empty DATA, unknown frames) are in `engine`.
+Each limit has a rate and a burst that a busy normal client never reaches. The limits of ngh2 (CONTINUATION,
+HPACK bombs, PRIORITY, empty DATA, unknown frames) are in `engine`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ PING_STRIKES_MAX = 2  # gRPC proposal A8
 WINDOW_UPDATES_FREE = 5  # the formula is Envoy's: free + 2 x (streams + 10 x DATA sent)
 WINDOW_UPDATES_PER_STREAM = 2
 WINDOW_UPDATES_PER_DATA = 20
-WINDOW_UPDATES_SAVED_MAX = 10_000  # however long a connection has lived
+WINDOW_UPDATES_SAVED_MAX = 10_000  # whatever the age of the connection
 
-PIECES_FREE = 16  # DATA frames of one message, and one more per so many bytes
+PIECES_FREE = 16  # DATA frames of one message, plus one per PIECE_BYTES
 PIECE_BYTES = 256
 
 
 class TokenBucket:
-    """At most *burst* at once and *per_s* over time. Not the buckets of the product: no exactness."""
+    """An approximate token bucket for floods, unrelated to the exact buckets of rate limits."""
 
     __slots__ = ("_burst", "_per_s", "_tokens", "_updated_s")
 
@@ -36,7 +36,7 @@ class TokenBucket:
         self._updated_s = now_s
 
     def take(self, now_s: float) -> bool:
-        """Take one token; False = there is none."""
+        """Take one token; False = the bucket is empty."""
         tokens = min(self._burst, self._tokens + (now_s - self._updated_s) * self._per_s)
         self._updated_s = now_s
         if tokens < 1.0:
@@ -46,13 +46,13 @@ class TokenBucket:
         return True
 
 
-def is_dust(pieces: int, received_bytes: int) -> bool:
-    """Whether a message of *received_bytes* so far came in absurdly many DATA frames."""
+def has_tiny_frames(pieces: int, received_bytes: int) -> bool:
+    """Return whether a message of *received_bytes* so far has too many DATA frames."""
     return pieces > PIECES_FREE + received_bytes // PIECE_BYTES
 
 
 class Policing:
-    """The accounts of one connection. Every method returns False when the peer has gone too far."""
+    """The limits of one connection. Every method returns False if the peer has exceeded the limit."""
 
     __slots__ = (
         "_answers_at_ping",
@@ -67,7 +67,7 @@ class Policing:
     )
 
     def __init__(self, limits: TransportLimits, now_s: float) -> None:
-        """All accounts start full at *now_s*."""
+        """Start with full buckets at *now_s*."""
         self._early_ends = TokenBucket(limits.resets_burst, limits.resets_per_s, now_s)
         self._settings = TokenBucket(SETTINGS_BURST, SETTINGS_PER_S, now_s)
         self._ping_interval_s = limits.ping_interval_min_s
@@ -80,22 +80,22 @@ class Policing:
 
     def early_end(self, now_s: float) -> bool:
         """
-        The peer ended or spoiled a stream before it was answered.
+        Count a stream that the peer ended or made invalid before the answer.
 
-        Rapid reset (CVE-2023-44487), and making us reset instead (MadeYouReset, CVE-2025-8671).
+        Attacks: rapid reset (CVE-2023-44487), and making the server reset (MadeYouReset, CVE-2025-8671).
         """
         return self._early_ends.take(now_s)
 
     def settings(self, now_s: float) -> bool:
-        """A SETTINGS frame came."""
+        """Count a SETTINGS frame."""
         return self._settings.take(now_s)
 
     def ping(self, now_s: float, answers: int) -> bool:
         """
-        A PING came; *answers* counts what we have sent so far.
+        Count a PING; *answers* is the number of answers sent so far.
 
-        gRPC proposal A8: a PING sooner than the permitted interval is a strike, and sending HEADERS
-        or DATA clears all (clients measure bandwidth by PINGs around our answers).
+        gRPC proposal A8: a PING before the permitted interval is a strike, and sending HEADERS or DATA clears
+        all strikes (clients measure bandwidth with PINGs around answers).
         """
         if answers != self._answers_at_ping:
             self._answers_at_ping = answers
@@ -107,7 +107,7 @@ class Policing:
         return True
 
     def window_update(self, streams: int, data_frames: int) -> bool:
-        """A WINDOW_UPDATE came; *streams* and *data_frames* count those so far."""
+        """Count a WINDOW_UPDATE; *streams* and *data_frames* are their numbers so far."""
         if self._window_updates_left == 0:
             earned = WINDOW_UPDATES_PER_STREAM * (streams - self._streams_seen)
             earned += WINDOW_UPDATES_PER_DATA * (data_frames - self._data_seen)

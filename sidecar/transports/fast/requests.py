@@ -1,8 +1,8 @@
 """
-Request headers, read once: which method, by when, and what is wrong with them.
+Parses request headers: finds the method, the deadline and errors.
 
-Sources: grpc/doc/PROTOCOL-HTTP2.md "Requests", statuscodes.md. Pseudo-headers, names, connection
-headers and `te` were checked by ngh2 (RFC 9113 8.2, 8.3).
+Sources: grpc/doc/PROTOCOL-HTTP2.md "Requests", statuscodes.md. ngh2 has checked pseudo-headers, names,
+connection headers and `te` (RFC 9113 8.2, 8.3).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from sidecar.transports.fast.engine import Headers
 from sidecar.transports.server import TransportLimits
 
 TIMEOUT_S_MAX = 86_400.0
-"""Longer deadlines are cut to a day: 99999999H would be 11,000 years."""
+"""Maximum deadline; longer ones are shortened, because 99999999H is 11,000 years."""
 
 FIELD_OVERHEAD_BYTES = 32
-"""What a header field counts beyond its octets (RFC 9113 6.5.2)."""
+"""Bytes that a header field counts for in addition to its octets (RFC 9113 6.5.2)."""
 
 _joined_fields = chain.from_iterable
 
 
 _READ_FIELDS = frozenset((b":method", b":path", b"content-type", b"grpc-timeout", b"grpc-encoding"))
-"""What `read_request` looks at."""
+"""The headers that `read_request` reads."""
 
 
 class Refusal:
-    """Why a request is answered without a handler: a gRPC status, or an HTTP status if not gRPC."""
+    """The answer to a request without a handler: a gRPC status, or an HTTP status if it is not gRPC."""
 
     __slots__ = ("code", "detail", "http_status")
 
     def __init__(self, code: StatusCode, detail: str, http_status: int = 200) -> None:
-        """Answer with *code* and *detail*, or with *http_status* when it is not 200."""
+        """Answer with *code* and *detail*, or with *http_status* if it is not 200."""
         self.code = code
         self.detail = detail
         self.http_status = http_status
@@ -46,10 +46,10 @@ class Refusal:
 
 class Request:
     """
-    Request headers and what follows from them; shared by all calls with equal headers.
+    Parsed request headers, shared by all calls with equal headers.
 
-    `refusal` says why there is no handler; `timeout_s` None = no deadline; `octets` is what the
-    headers weigh (RFC 9113 6.5.2).
+    `refusal` is the answer if there is no handler; `timeout_s` None = no deadline; `octets` is the size of
+    the headers (RFC 9113 6.5.2).
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Request:
         timeout_s: float | None = None,
         is_encoded: bool = False,
     ) -> None:
-        """A request for *method*, or one that gets *refusal*."""
+        """Store a request for *method*, or a request that gets *refusal*."""
         self.headers = headers
         self.octets = octets
         self.handle: Callable[[bytes, Any], bytes | None] = _unreachable if method is None else method.handle
@@ -91,10 +91,10 @@ class Request:
 
     def follow(self, headers: Headers, octets_max: int) -> Request | None:
         """
-        The request of *headers*, when they differ from this one's in values of plain metadata alone.
+        Return the request of *headers* if they differ from this request only in values of text metadata.
 
-        None = they differ in more, and must be read. A proxy that traces sends the same fields in the
-        same order with other trace ids; this costs a third of reading them.
+        None = they must be parsed. A tracing proxy sends the same fields in the same order with other trace
+        ids; this comparison takes a third of the time of parsing.
         """
         known = self.headers
         if self.refusal is not None or len(headers) != len(known):
@@ -112,7 +112,7 @@ class Request:
 
     def metadata(self, name: str) -> str | None:
         """
-        The value of metadata *name*, repeats joined by ','; None = absent.
+        Return the value of metadata *name*, repeats joined by ','; None = absent.
 
         Bytes outside ASCII, which metadata must not have, become `\\xNN`.
         """
@@ -124,12 +124,12 @@ class Request:
 
 
 def _is_metadata(name: str) -> bool:
-    # PROTOCOL-HTTP2.md, "Custom-Metadata": the rest belongs to the protocol.
+    # PROTOCOL-HTTP2.md, "Custom-Metadata": the other names belong to the protocol.
     return not name.startswith((":", "grpc-")) and name not in ("content-type", "te")
 
 
 def read_request(headers: Headers, methods: Mapping[bytes, Method], limits: TransportLimits) -> Request:
-    """Find the method and the deadline of a request, or the refusal that it gets."""
+    """Parse *headers*: find the method and the deadline, or the refusal."""
     fields = dict(headers)
     joined = b"".join(_joined_fields(headers))
     octets = len(joined) + FIELD_OVERHEAD_BYTES * len(headers)
@@ -157,7 +157,9 @@ def _refuse_form(fields: Mapping[bytes, bytes], method: Method | None) -> Refusa
         return None
     timeout_s = parse_timeout(fields[b"grpc-timeout"])
     if timeout_s is None:
-        return Refusal(StatusCode.INTERNAL, "grpc-timeout is not 1 to 8 digits and one of H M S m u n")
+        return Refusal(
+            StatusCode.INTERNAL, "grpc-timeout is invalid; it must be 1 to 8 digits and one of H M S m u n"
+        )
     if timeout_s <= 0.0:
         return Refusal(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
     return None
@@ -168,8 +170,8 @@ def _refuse_size(headers: Headers, octets: int, limits: TransportLimits) -> Refu
         return None
     return Refusal(
         StatusCode.RESOURCE_EXHAUSTED,
-        f"the request has {len(headers)} header fields of {octets} bytes; this server takes at most "
-        f"{limits.header_fields_max} of {limits.header_list_bytes_max}",
+        f"the request has {len(headers)} header fields of {octets} bytes; at most "
+        f"{limits.header_fields_max} fields of {limits.header_list_bytes_max} bytes are allowed",
     )
 
 
@@ -179,7 +181,7 @@ def _unreachable(_message: bytes, _call: object) -> bytes | None:
 
 def is_grpc(content_type: bytes) -> bool:
     """
-    Whether *content_type* is `application/grpc`, with or without `+subtype` and parameters.
+    Return whether *content_type* is `application/grpc`, with or without `+subtype` and parameters.
 
     >>> is_grpc(b"application/grpc+proto"), is_grpc(b"application/grpc-web")
     (True, False)
@@ -196,7 +198,7 @@ _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e
 @lru_cache(maxsize=1_024)
 def parse_timeout(value: bytes) -> float | None:
     """
-    Seconds of a `grpc-timeout`, at most a day; None = malformed.
+    Return the seconds of a `grpc-timeout`, at most a day; None = malformed.
 
     >>> parse_timeout(b"200m"), parse_timeout(b"99999999H"), parse_timeout(b"1.5S")
     (0.2, 86400.0, None)
@@ -212,7 +214,7 @@ def _are_binary_fields_base64(headers: Headers) -> bool:
         _is_base64(piece)
         for name, value in headers
         if name.endswith(b"-bin")
-        for piece in value.split(b",")  # repeats may have been joined; split before decoding
+        for piece in value.split(b",")  # repeats may be joined
     )
 
 

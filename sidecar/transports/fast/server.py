@@ -10,9 +10,9 @@ from sidecar.rpc.calls import Method
 from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.transports.fast.acceptor import Acceptor
 from sidecar.transports.fast.core import Core
-from sidecar.transports.listeners import Listener, bind
+from sidecar.transports.listeners import bind_all
 from sidecar.transports.server import Endpoint, TransportLimits
-from sidecar.transports.tls import POLL_INTERVAL_S, TlsContext
+from sidecar.transports.tls import POLL_INTERVAL_S, TlsContext, tls_contexts
 
 CUT_S = 0.25
 """How long a cut connection may take to write its last bytes before it is aborted."""
@@ -32,11 +32,11 @@ class FastGrpcServer:
         _http_error_delay_s: float = 0.0,
     ) -> None:
         """
-        Serve *methods* on *endpoints* under *limits*, counting in *metrics*.
+        Serve *methods* on *endpoints* within *limits*, and count in *metrics*; `start` binds.
 
         Args:
-            turn: shared with the store that the methods take from; None = there is no shared store.
-            _http_error_delay_s: for conformance tools alone, see `Core`.
+            turn: shared with the store that the methods take from; None = no shared store.
+            _http_error_delay_s: only for conformance tools, see `Core`.
         """
         self._methods = tuple(methods)
         self._endpoints = tuple(endpoints)
@@ -47,20 +47,12 @@ class FastGrpcServer:
         self._core: Core | None = None
         self._acceptors: list[Acceptor] = []
         self._tls: list[TlsContext] = []
-        self._left = asyncio.Event()
+        self._closed = asyncio.Event()
 
     async def start(self) -> tuple[Endpoint, ...]:
-        """
-        Bind and accept; return the endpoints with their real ports.
-
-        Raises:
-            ListenError: an endpoint cannot be bound or its TLS files not be used; names it and says
-                what to do. Then none is bound.
-        """
-        contexts = [
-            None if each.tls is None else TlsContext(each.tls, self._metrics) for each in self._endpoints
-        ]
-        listeners = _bind_all(self._endpoints)
+        """See `ListeningServer.start`."""
+        contexts = tls_contexts(self._endpoints, self._metrics)
+        listeners = bind_all(self._endpoints)
         core = self._core = Core(
             self._methods,
             self._limits,
@@ -69,7 +61,7 @@ class FastGrpcServer:
             http_error_delay_s=self._http_error_delay_s,
             turn=self.turn,
         )
-        core.on_connection_left = self._left.set
+        core.on_connection_closed = self._closed.set
         self._tls = [context for context in contexts if context is not None]
         self._acceptors = [
             Acceptor(core, listener, context, self._metrics)
@@ -82,12 +74,12 @@ class FastGrpcServer:
         return tuple(listener.endpoint for listener in listeners)
 
     def reload_tls(self) -> bool:
-        """Load all TLS files again now; False = some cannot be used and the former ones stay."""
+        """See `ListeningServer.reload_tls`."""
         results = [context.reload() for context in self._tls]
         return all(results)
 
     def on_due(self, now_s: float) -> None:
-        """Look for changed TLS files (from the timer wheel)."""
+        """Check the TLS files for changes (called by the timer wheel)."""
         if self._core is not None and not self._core.is_draining:
             for context in self._tls:
                 context.poll()
@@ -95,13 +87,9 @@ class FastGrpcServer:
 
     async def drain(self, timeout_s: float) -> bool:
         """
-        Stop accepting, let running calls end, then close all; at most *timeout_s*.
+        See `ListeningServer.drain`.
 
-        Connections that already wait in the backlog are still served. A second drain shortens the
-        first.
-
-        Returns:
-            True when nothing had to be cut off.
+        Connections in the backlog are still served. A second drain shortens the first.
         """
         core = self._core
         if core is None:
@@ -114,39 +102,27 @@ class FastGrpcServer:
                 connection.drain("drain")
         try:
             async with asyncio.timeout(timeout_s):
-                await self._all_left(core)
-            whole = True
+                await self._wait_until_closed(core)
+            is_complete = True
         except TimeoutError:
-            whole = await self._cut_all(core)
+            is_complete = await self._cut_all(core)
         core.wheel.close()
-        return whole
+        return is_complete
 
-    async def _all_left(self, core: Core) -> None:
+    async def _wait_until_closed(self, core: Core) -> None:
         while core.open:
-            self._left.clear()
-            await self._left.wait()
+            self._closed.clear()
+            await self._closed.wait()
 
     async def _cut_all(self, core: Core) -> bool:
-        """Close what is left; True = no answer was lost by it."""
+        """Close the remaining connections; True = no answer was cut off."""
         for acceptor in self._acceptors:
             acceptor.cancel_handshakes()
         cut_off = [connection.cut() for connection in tuple(core.connections)]
         try:
             async with asyncio.timeout(CUT_S):
-                await self._all_left(core)
+                await self._wait_until_closed(core)
         except TimeoutError:
             for connection in tuple(core.connections):
                 connection.abort()
         return not any(cut_off)
-
-
-def _bind_all(endpoints: Iterable[Endpoint]) -> list[Listener]:
-    listeners: list[Listener] = []
-    try:
-        for endpoint in endpoints:
-            listeners.append(bind(endpoint))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners

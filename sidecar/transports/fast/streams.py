@@ -1,9 +1,9 @@
 """
-The streams of one connection: from request events to handlers, and from answers to frames.
+The streams of one connection: dispatches requests to handlers, and encodes answers.
 
-There is no task, no lock, no timer and no log line per call. The loop in `handle` and what it calls
-for an honest unary call (`_on_request`, `_on_data`, `_dispatch`, `answer`) are the hot path: they are
-measured, and do nothing that such a call does not need.
+There is no task, no lock, no timer and no log line per call. The loop in `handle` and the functions that it
+calls for a normal unary call (`_on_request`, `_on_data`, `_dispatch`, `answer`) are the hot path: they are
+benchmarked and do only what such a call needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from sidecar.transports.fast.engine import (
     peer_header_list_bytes_max,
 )
 from sidecar.transports.fast.held import STREAM_BYTES
-from sidecar.transports.fast.policing import Policing, is_dust
+from sidecar.transports.fast.policing import Policing, has_tiny_frames
 from sidecar.transports.fast.requests import Refusal, Request, read_request
 from sidecar.transports.framing import (
     PREFIX,
@@ -55,47 +55,48 @@ from sidecar.transports.framing import (
 )
 
 REQUEST_KEPT_BYTES_MAX = 2_048
-"""Headers up to this size are remembered per connection, to be recognised when they come again."""
+"""Maximum size of the last request's headers that a connection keeps, to recognize equal headers."""
 
 _NO_REQUEST = Request((), 0, None, None)
 _PREFIX_BYTES = PREFIX.size
 _EXPIRED = "the deadline has passed"
 
 
-class Wire(Protocol):
-    """What the streams need of their connection."""
+class StreamsConnection(Protocol):
+    """The interface of a connection for its streams."""
 
     def on_control(self, event: Event) -> None:
-        """An event that is about the connection, not a stream."""
+        """Handle an event that does not belong to a stream."""
 
     def flush_soon(self) -> None:
-        """Write what is queued at the end of this loop turn."""
+        """Write the queued output at the end of this loop turn."""
 
     def on_fault(self, error: Exception) -> None:
-        """End the connection: something in it is broken."""
+        """End the connection because of an internal error."""
 
     def resume_soon(self) -> None:
-        """Call `Streams.resume` in the next loop turn; until then read nothing."""
+        """Call `Streams.resume` in a later turn; do not read until then."""
 
     def kill(self, reason: str, code: H2Error) -> None:
-        """End the connection at once."""
+        """Send GOAWAY with *code* and close."""
 
-    def calm_down(self) -> None:
-        """The peer spoils too many streams: finish what runs, serve nothing new, close."""
+    def drain_flooding_peer(self) -> None:
+        """Finish running calls, refuse new streams, then close."""
 
 
 class Streams:
     """
-    Every open stream of one connection and its call. Implements `calls.Answerer`.
+    The open streams of one connection and their calls. Implements `calls.CallConnection`.
 
-    `now_s` is the loop's clock at the start of this turn, `header_bytes` what the headers of unfinished
-    requests took at the last `check`. `seen` counts requests, `replies` OK answers
-    of unary calls, `statuses` other ends, `frames` further DATA frames sent; `running` kept calls.
+    `now_s` is the loop's clock at the start of this turn, `header_bytes` the size of unfinished requests'
+    headers at the last `check`. `seen` counts requests, `replies` OK answers of unary calls, `statuses`
+    other answers, `frames` further DATA frames; `running` counts kept calls.
     """
 
     __slots__ = (
         "_backlog",
         "_buffered_bytes",
+        "_connection",
         "_core",
         "_http2",
         "_is_closed",
@@ -103,7 +104,6 @@ class Streams:
         "_replies_counted",
         "_request",
         "_resets",
-        "_wire",
         "calls",
         "frames",
         "header_bytes",
@@ -115,12 +115,12 @@ class Streams:
         "statuses",
     )
 
-    def __init__(self, core: Core, http2: Http2, policing: Policing, wire: Wire) -> None:
-        """No stream is open."""
+    def __init__(self, core: Core, http2: Http2, policing: Policing, connection: StreamsConnection) -> None:
+        """Start without open streams."""
         self._core = core
         self._http2 = http2
         self._policing = policing
-        self._wire = wire
+        self._connection = connection
         self._is_closed = False
         self._backlog: deque[Event] = deque()
         self._buffered_bytes = 0
@@ -141,15 +141,15 @@ class Streams:
 
     @property
     def has_backlog(self) -> bool:
-        """True while events wait for the next turn."""
+        """Whether events wait for a later turn."""
         return bool(self._backlog)
 
     def handle(self, events: Sequence[Event]) -> None:
         """
         Handle *events* in order.
 
-        After its share of this turn's calls the rest waits for the next one (`Core.take_share`), so that
-        one connection cannot hold up the others, and the answers to a pile of calls come bit by bit.
+        Events beyond the connection's share of this turn (`Core.take_share`) wait for the next turn, so that
+        one connection does not delay the others.
         """
         if self._backlog:
             self._backlog.extend(events)
@@ -178,13 +178,13 @@ class Streams:
             elif kind is TrailersReceived:
                 self._on_trailers(event)
             else:
-                self._wire.on_control(event)
+                self._connection.on_control(event)
             if events_left <= 0:
                 self._defer(rest)
                 return
 
     def resume(self) -> None:
-        """Handle what `handle` left over; the next part of it at least."""
+        """Handle the next part of the backlog."""
         events = list(self._backlog)
         self._backlog.clear()
         self.handle(events)
@@ -192,7 +192,7 @@ class Streams:
     def _defer(self, rest: Iterator[Event]) -> None:
         self._backlog.extend(rest)
         if self._backlog:
-            self._wire.resume_soon()
+            self._connection.resume_soon()
 
     def _on_request(self, event: RequestReceived) -> None:
         if self._is_closed:
@@ -202,14 +202,14 @@ class Streams:
         headers = event.headers
         request = self._request
         if headers != request.headers:
-            # Proxies repeat themselves: comparing costs a fifth of reading.
+            # Proxies repeat headers: comparing takes a fifth of the time of parsing.
             request = self._read_request(headers)
         kind = FastStreamCall if request.is_streaming else FastUnaryCall
         call = self.calls[stream_id] = kind(self, stream_id, request, self.now_s)
         if request.refusal is not None:
             self._refuse(call, request.refusal)
         elif event.end_stream:
-            self._gather(call, b"", is_last=True)
+            self._collect(call, b"", is_last=True)
 
     def _read_request(self, headers: Headers) -> Request:
         core = self._core
@@ -227,39 +227,39 @@ class Streams:
             if flag == 0 and size == len(data) - _PREFIX_BYTES <= self._core.limits.message_bytes_max:
                 self._dispatch(call, data[_PREFIX_BYTES:])
                 return
-        self._gather(call, data, is_last=event.end_stream)
+        self._collect(call, data, is_last=event.end_stream)
 
     def _on_trailers(self, event: TrailersReceived) -> None:
-        # RFC 9113 8.1: trailers end the request. What they say is no concern of gRPC servers.
+        # RFC 9113 8.1: trailers end the request. gRPC servers ignore their content.
         call = self.calls.get(event.stream_id)
         if call is not None and call.state == RECEIVING:
-            self._gather(call, b"", is_last=True)
+            self._collect(call, b"", is_last=True)
 
     def _on_reset(self, event: StreamReset) -> None:
-        # RFC 9113 6.4: whatever its code, a reset cancels the call (Envoy's time-outs say INTERNAL).
-        # Also one that was answered in this very read: the peer cannot have seen the answer.
+        # RFC 9113 6.4: a reset with any code cancels the call (Envoy's time-outs have INTERNAL), also
+        # a call that was answered in the same read: the peer cannot have the answer yet.
         call = self.calls.get(event.stream_id)
         if call is not None:
             self._cancel(call)
-            self._spoiled()
+            self._count_early_end()
 
     def _on_closed_early(self, call: FastCall | None, event: StreamClosed) -> None:
-        """A stream ended that was not answered: ngh2 refused it, or reset a malformed request."""
+        """Handle a stream that closed before its answer: ngh2 refused it, or reset a malformed request."""
         if call is not None:
             self._cancel(call)
         if event.error_code not in (H2Error.NO_ERROR, H2Error.REFUSED_STREAM) and (
             call is None or call.state == RECEIVING
         ):
-            self._spoiled()
+            self._count_early_end()
 
-    def _spoiled(self) -> None:
-        """Account for a stream that the peer ended or spoiled before it was answered."""
+    def _count_early_end(self) -> None:
+        """Count a stream that the peer ended or made invalid before the answer."""
         if not self._policing.early_end(self.now_s):
-            self._wire.calm_down()
+            self._connection.drain_flooding_peer()
 
-    # Requests that are not one whole frame.
+    # Requests that are not one complete frame.
 
-    def _gather(self, call: FastCall, data: bytes, *, is_last: bool) -> None:
+    def _collect(self, call: FastCall, data: bytes, *, is_last: bool) -> None:
         core = self._core
         if call.request.is_exchange:
             self._exchange(cast(FastStreamCall, call), data, is_last=is_last)
@@ -275,7 +275,7 @@ class Streams:
             reader.feed(data)
             message = reader.finish() if is_last else None
         except FramingError as error:
-            self._spoil(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
+            self._reject(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
             return
         if message is not None:
             self._drop_reader(call)
@@ -289,9 +289,9 @@ class Streams:
             self._buffered_bytes > limits.buffered_bytes_per_connection_max
             or self._core.buffered_bytes > limits.buffered_bytes_max
         ):
-            self._spoil(call, StatusCode.RESOURCE_EXHAUSTED, "too many unfinished requests")
-        elif is_dust(reader.pieces, reader.received):
-            self._wire.kill("flood", H2Error.ENHANCE_YOUR_CALM)
+            self._reject(call, StatusCode.RESOURCE_EXHAUSTED, "too many unfinished requests")
+        elif has_tiny_frames(reader.pieces, reader.received):
+            self._connection.kill("flood", H2Error.ENHANCE_YOUR_CALM)
 
     def _exchange(self, call: FastStreamCall, data: bytes, *, is_last: bool) -> None:
         """
@@ -311,10 +311,10 @@ class Streams:
             if is_last:
                 reader.finish()
         except FramingError as error:
-            self._spoil(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
+            self._reject(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
             return
         if reader.messages > EXCHANGE_MESSAGES_MAX:
-            self._spoil(
+            self._reject(
                 call,
                 StatusCode.RESOURCE_EXHAUSTED,
                 f"one call takes at most {EXCHANGE_MESSAGES_MAX} messages",
@@ -365,7 +365,7 @@ class Streams:
             return
         deadline_s = call.deadline_s
         if deadline_s is not None and self.now_s >= deadline_s:
-            self._spoil(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+            self._reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
             return
         call.state = IN_HANDLER
         try:
@@ -383,7 +383,7 @@ class Streams:
                     self._keep(call)
 
     def _keep(self, call: FastCall) -> None:
-        """The handler answers later: from here on the call holds a slot."""
+        """Take a handler slot for a call that is answered later."""
         core = self._core
         call.state = KEPT
         self.running += 1
@@ -393,7 +393,7 @@ class Streams:
             call.tick = core.wheel.add(call.deadline_s, call)
 
     def release(self, call: FastCall) -> None:
-        """The handler of a kept call has ended: its slot is free."""
+        """Release the handler slot of a kept call."""
         core = self._core
         self.running -= 1
         core.running -= 1
@@ -404,18 +404,18 @@ class Streams:
             call.tick = 0
 
     def on_deadline(self, call: FastCall, now_s: float) -> None:
-        """The deadline of a kept call has passed: answer, and tell the handler."""
+        """Answer a kept call whose deadline has passed, and notify the handler."""
         self.now_s = now_s
         try:
             self.answer_status(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
         finally:
-            call.state = CANCELLED  # the slot is free only when the handler ends
+            call.state = CANCELLED  # the slot stays occupied until the handler ends the call
             self._notify(call)
-        self._spoiled()
+        self._count_early_end()
         self.flush_soon()
 
     def _cancel(self, call: FastCall) -> None:
-        """The caller is gone."""
+        """Cancel a call whose caller has disconnected or reset the stream."""
         if call.state == RECEIVING:
             self._drop_reader(call)
             call.state = ENDED
@@ -448,7 +448,7 @@ class Streams:
             http2.send_data(stream_id, PREFIX.pack(0, len(message)) + message)
             http2.send_trailers(stream_id, answers.OK_TRAILERS)
         except StreamProtocolError:
-            return  # reset in the same read: the events that say so come after this one
+            return  # the stream was reset in the same read; its event follows
         self.replies += 1
         if len(message) > DATA_FRAME_BYTES:
             self.frames += len(message) // DATA_FRAME_BYTES
@@ -456,7 +456,7 @@ class Streams:
     def answer_status(
         self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False
     ) -> None:
-        """Queue the status that ends a call: Trailers-Only, or the trailers of a stream that has begun."""
+        """Queue the status that ends a call: Trailers-Only, or trailers if the answer has begun."""
         if call.state == RECEIVING:
             self._resets.append(call.stream_id)  # PROTOCOL-HTTP2.md: answered before END_STREAM
             self._drop_reader(call)
@@ -473,20 +473,22 @@ class Streams:
             return  # as in `answer`
 
     def _fit(self, detail: str) -> str:
-        # RFC 9113 6.5.2; ngh2 does not look at the peer's limit. The status matters more than its text.
+        # RFC 9113 6.5.2; ngh2 ignores the peer's limit. The status is more important than its text.
         bytes_max = peer_header_list_bytes_max(self._http2)
         if bytes_max is not None and bytes_max < answers.STATUS_HEADERS_BYTES_MAX:
             return ""
         return detail
 
-    def _spoil(self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False) -> None:
-        """Answer a request that its peer got wrong, and account for it."""
+    def _reject(
+        self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False
+    ) -> None:
+        """Answer an invalid request, and count it."""
         self.answer_status(call, code, detail, names_encodings=names_encodings)
-        self._spoiled()
+        self._count_early_end()
 
     def _refuse(self, call: FastCall, refusal: Refusal) -> None:
         if refusal.http_status == 200:
-            self._spoil(call, refusal.code, refusal.detail)
+            self._reject(call, refusal.code, refusal.detail)
             return
         call.state = ENDED
         if self._core.http_error_delay_s:
@@ -494,7 +496,7 @@ class Streams:
             self._core.loop.call_at(when_s, self._answer_http, call, refusal.http_status)
         else:
             self._answer_http(call, refusal.http_status)
-        self._spoiled()
+        self._count_early_end()
 
     def _answer_http(self, call: FastCall, status: int) -> None:
         headers, body = answers.http_error(status)
@@ -504,11 +506,11 @@ class Streams:
             self._http2.send_response(call.stream_id, headers)
             self._http2.send_data(call.stream_id, body, end_stream=True)
         except NGH2Error:
-            return  # reset, or the connection closed, in the meantime
+            return  # the stream was reset, or the connection closed, meanwhile
         self.flush_soon()
 
     def send_message(self, call: FastStreamCall, message: bytes) -> None:
-        """Queue one message of a streaming call; a peer that does not read them loses the call."""
+        """Queue one message of a streaming call; cancel the call if the peer does not read."""
         http2 = self._http2
         try:
             if not call.has_begun:
@@ -523,20 +525,20 @@ class Streams:
             http2.reset_stream(call.stream_id, H2Error.CANCEL)
 
     def flush_soon(self) -> None:
-        """See `Wire.flush_soon`."""
-        self._wire.flush_soon()
+        """See `StreamsConnection.flush_soon`."""
+        self._connection.flush_soon()
 
     def on_fault(self, error: Exception) -> None:
-        """See `Wire.on_fault`."""
-        self._wire.on_fault(error)
+        """See `StreamsConnection.on_fault`."""
+        self._connection.on_fault(error)
 
     @property
     def has_output(self) -> bool:
-        """False = there is nothing to write: no answer since `take_output`, nor anything of ngh2's own."""
+        """Whether there is output of calls or of ngh2 since `take_output`."""
         return self.replies != self._replies_counted or self._http2.want_write or bool(self._resets)
 
     def take_output(self) -> bytes:
-        """The bytes to write now."""
+        """Return the bytes to write."""
         http2 = self._http2
         output = http2.data_to_send()
         if self._resets:
@@ -548,8 +550,8 @@ class Streams:
         return output
 
     def _reset_answered(self) -> bytes:
-        """End streams that were answered before their requests ended (PROTOCOL-HTTP2.md)."""
-        # Only now: a reset overtakes an answer that is still queued, and would drop it.
+        """Reset streams that were answered before their requests ended (PROTOCOL-HTTP2.md)."""
+        # After the answers: a reset would drop an answer that is still queued.
         http2, resets = self._http2, self._resets
         self._resets = []
         try:
@@ -558,22 +560,22 @@ class Streams:
                     http2.reset_stream(stream_id, H2Error.NO_ERROR)
             return http2.data_to_send()
         except ConnectionStateError:
-            return b""  # a GOAWAY has just been taken: the connection is over
+            return b""  # the output has a GOAWAY: the connection is closed
 
     @property
     def open_bytes(self) -> int:
-        """What streams hold that run no handler: those that receive, and those whose answer is untaken."""
+        """The memory of streams without a handler: requests in progress and unread answers."""
         return self.header_bytes + STREAM_BYTES * (len(self.calls) - self.running)
 
-    # Time, and the end.
+    # Time-outs and closing.
 
     @property
     def has_unanswered(self) -> bool:
-        """True while a call has no answer."""
+        """Whether a call has no answer."""
         return any(call.state < CANCELLED for call in self.calls.values())
 
     def check(self, now_s: float) -> None:
-        """End requests that do not complete and answers that are not taken; every quarter second."""
+        """End incomplete requests and unread answers after their time-outs; called every quarter second."""
         limits = self._core.limits
         self.now_s = now_s
         self.header_bytes = 0
@@ -581,19 +583,20 @@ class Streams:
             if call.state == RECEIVING:
                 self.header_bytes += call.request.octets
                 if call.deadline_s is not None and now_s >= call.deadline_s:
-                    self._spoil(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+                    self._reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
                 elif now_s - call.started_s >= limits.request_timeout_s:
-                    self._spoil(call, StatusCode.DEADLINE_EXCEEDED, "the request did not end in time")
+                    detail = f"the request was not complete within {limits.request_timeout_s:g} s"
+                    self._reject(call, StatusCode.DEADLINE_EXCEEDED, detail)
             elif call.state == ENDED:
                 if not call.ended_s:
                     call.ended_s = now_s
-                    call.request = _NO_REQUEST  # its headers are not needed to wait for the peer
+                    call.request = _NO_REQUEST  # frees the headers
                 elif now_s - call.ended_s >= limits.write_timeout_s:
-                    # A window that is never opened, or only a byte at a time.
+                    # The peer never opens its window, or only by single bytes.
                     self._http2.reset_stream(call.stream_id, H2Error.CANCEL)
 
     def close(self) -> None:
-        """The connection is over: cancel what runs, serve nothing more."""
+        """Cancel all calls, and refuse new ones."""
         self._is_closed = True
         self._backlog.clear()
         calls = list(self.calls.values())
@@ -601,6 +604,6 @@ class Streams:
         for call in calls:
             self._cancel(call)
 
-    def detach(self, wire: Wire) -> None:
-        """The connection is closed: refer to *wire* in its place. Kept calls may still end."""
-        self._wire = wire
+    def detach(self, connection: StreamsConnection) -> None:
+        """Replace the closed connection by *connection*; kept calls may still end."""
+        self._connection = connection

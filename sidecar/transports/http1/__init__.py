@@ -1,10 +1,10 @@
 """
-The HTTP/1.1 server of every HTTP listener: httptools under an asyncio protocol with bounds of ours.
+The HTTP/1.1 server of every HTTP listener: httptools in an asyncio protocol with strict limits.
 
-`server` binds and drains, `acceptor` takes connections in, `connection` is one of them, `core` what they
-share, `work` how much of an event loop they may take. `heads` and `bodies` read requests, `messages` are
-the values, `exchange` is what a handler sees, `asgi` a handler that runs an ASGI application. Every bound
-is in `limits`.
+`server` binds and drains, `acceptor` accepts connections, `connection` serves one connection, `core` is their
+shared state, `work` limits their share of the event loop. `heads` and `bodies` parse requests, `messages` has
+the values, `exchange` is the interface for handlers, `asgi` is a handler that runs an ASGI application.
+`limits` has every limit.
 """
 
 from sidecar.transports.http1.server import HttpServer

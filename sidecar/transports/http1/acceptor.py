@@ -1,9 +1,9 @@
 """
-Accepting connections on one listener, in turn with all other work of its server.
+Accepts connections on one listener, in the server's work queue.
 
-Accepting by hand rather than by `loop.create_server` gives four things: TLS handshakes count as
-connections from their first byte, the TLS context is the current one for each, a flood of connections
-is paced as any other work, and running out of file descriptors closes idle connections.
+Unlike `loop.create_server`, it counts TLS handshakes as connections, uses the current TLS context for each
+connection, paces a flood of connections like other work, and closes idle connections when file descriptors
+run out.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from sidecar.transports.listeners import Listener
 from sidecar.transports.tls import TlsContext
 
 PAUSE_S = 0.5
-"""How long accepting rests when the process has no file descriptor left."""
+"""How long accepting pauses when the process has no free file descriptor."""
 
 HANDSHAKE_COST_S = 0.001
-"""What a TLS handshake costs the event loop, as far as its pace is concerned."""
+"""The time that a TLS handshake counts for in the server's pace."""
 
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _log = logging.getLogger("sidecar.http")
 
 
 class Acceptor:
-    """Takes in the connections of one listener. Implements `work.Worker`."""
+    """Accepts the connections of one listener. Implements `work.Worker`."""
 
     source = "listener"
 
     def __init__(self, core: HttpCore, listener: Listener, tls: TlsContext | None) -> None:
-        """Nothing is accepted before `start`."""
+        """Prepare; `start` begins to accept."""
         self._core = core
         self._loop = asyncio.get_running_loop()
         self._listener = listener
@@ -44,12 +44,12 @@ class Acceptor:
         self._handshakes: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Begin to accept."""
         self._pause = None
         self._loop.add_reader(self._listener.socket, self._on_readable)
 
     def stop(self) -> None:
-        """Take in what already waits, which closing the listener would reset; then give the endpoint up."""
+        """Accept the backlog, which closing the listener would reset; then close the listener."""
         while self._accept():
             pass
         if self._pause is not None:
@@ -59,7 +59,7 @@ class Acceptor:
         self._listener.close()
 
     def cancel_handshakes(self) -> set[asyncio.Task[None]]:
-        """Drop connections that are still shaking hands; returns the tasks that end by it."""
+        """Cancel TLS handshakes in progress; return their tasks."""
         for task in self._handshakes:
             task.cancel()
         return self._handshakes
@@ -69,23 +69,23 @@ class Acceptor:
         self._core.queue.add(self)
 
     def work(self) -> None:
-        """Take in one connection (from the work queue)."""
+        """Accept one connection (called by the work queue)."""
         if self._accept():
             self._core.queue.add(self)
         elif self._pause is None:
             self.start()
 
     def _accept(self) -> bool:
-        """Take in one connection; False = none waits, or no file descriptor is left and `_pause` is set."""
+        """Accept one connection; False = the backlog is empty, or accepting pauses (`_pause`)."""
         try:
             accepted, address = self._listener.socket.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._rest(error)
+                self._pause_accepting(error)
                 return False
-            return True  # the client was gone again before accept (accept(2))
+            return True  # the client disconnected before accept (accept(2))
         accepted.setblocking(False)
         peer = None if self._listener.endpoint.path else (str(address[0]), int(address[1]))
         connection = Connection(self._core, accepted, peer)
@@ -99,8 +99,8 @@ class Acceptor:
         task.add_done_callback(self._handshakes.discard)
         return True
 
-    def _rest(self, error: OSError) -> None:
-        """No descriptor is left: close the connection that has been idle for longest, and wait a moment."""
+    def _pause_accepting(self, error: OSError) -> None:
+        """Close the longest idle connection and pause, because no file descriptor is free."""
         core = self._core
         core.metrics.add("sidecar_accept_pauses_total")
         _log.error("accepting on %s pauses: %s", self._listener.endpoint, error.strerror)
@@ -109,7 +109,7 @@ class Acceptor:
         self._pause = self._loop.call_later(PAUSE_S, self.start)
 
     async def _serve(self, accepted: socket.socket, connection: Connection) -> None:
-        """Hand the socket to *connection*; one task per connection, which ends with the handshake."""
+        """Pass the socket to *connection*; this task ends after the handshake."""
         tls = None if self._tls is None else self._tls.current
         limits = self._core.limits
         connect = partial(self._loop.connect_accepted_socket, lambda: connection, accepted)

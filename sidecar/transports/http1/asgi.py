@@ -1,7 +1,7 @@
 """
-Serving an ASGI application: one task per request, and the server's bounds around it.
+Runs an ASGI application, with one task per request.
 
-Source: the ASGI HTTP specification 2.3: what is sent to a client that has gone is ignored.
+Source: the ASGI HTTP specification 2.3; messages to a disconnected client are ignored.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _tasks: set[asyncio.Task[None]] = set()
 
 
 def serve_asgi(app: AsgiApp, exchange: Exchange) -> None:
-    """Have *app* answer *exchange*, in a task of its own."""
+    """Let *app* answer *exchange* in a new task."""
     task = asyncio.get_running_loop().create_task(_Bridge(exchange).run(app))
     _tasks.add(task)  # the loop itself keeps only weak references
     task.add_done_callback(_tasks.discard)
 
 
 def scope_of(exchange: Exchange) -> Scope:
-    """The ASGI scope of the request of *exchange*."""
+    """Return the ASGI scope of the request of *exchange*."""
     request = exchange.request
     return {
         "type": "http",
@@ -53,7 +53,7 @@ def scope_of(exchange: Exchange) -> Scope:
 
 
 class _Bridge:
-    """One request between the server and an application."""
+    """Connects one exchange to an application."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -66,18 +66,18 @@ class _Bridge:
         try:
             await app(scope_of(exchange), self._receive, self._send)
         except Exception:
-            if not exchange.is_gone:
+            if not exchange.is_canceled:
                 _log.exception("the application failed at %s", exchange.request.method)
         finally:
             if not exchange.is_answered:
-                self._give_up()
+                self._fail()
 
-    def _give_up(self) -> None:
+    def _fail(self) -> None:
         exchange = self._exchange
-        if exchange.is_begun or exchange.is_gone:
+        if exchange.is_begun or exchange.is_canceled:
             exchange.abort()
         else:
-            detail = "The server failed; its log says why."
+            detail = "The server failed; see its log."
             exchange.respond(problem(500, "Internal Server Error", detail))
 
     async def _receive(self) -> MutableMapping[str, Any]:
@@ -88,7 +88,7 @@ class _Bridge:
                 exchange.body.clear()
                 self._is_body_received = exchange.is_body_whole
                 return {"type": "http.request", "body": body, "more_body": not exchange.is_body_whole}
-            if exchange.is_gone or exchange.is_answered:
+            if exchange.is_canceled or exchange.is_answered:
                 return {"type": "http.disconnect"}
             exchange.want_body()
             await self._change()
@@ -99,7 +99,7 @@ class _Bridge:
             headers = message.get("headers", ())
             exchange.begin(message["status"], tuple((bytes(name), bytes(value)) for name, value in headers))
             return
-        while not exchange.is_writable and not exchange.is_gone:
+        while not exchange.is_writable and not exchange.is_canceled:
             await self._change()
         exchange.send(message.get("body", b""), is_last=not message.get("more_body", False))
 

@@ -1,4 +1,4 @@
-"""Reading the body of a request out of the connection's buffer: by its length, or in chunks."""
+"""Reads the body of a request from the connection's buffer, by its length or in chunks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.messages import CHUNKED, HttpError
 
 LINES_PER_READ = 64
-"""Chunk lines handled before others have their turn."""
+"""Chunk lines that one read handles before other connections are served."""
 
 FRAMING_PER_BYTE = 8
-"""Bytes of chunk lines that one byte of the body may cost; a chunk of one byte costs five."""
+"""Maximum bytes of chunk lines per byte of the body; a chunk of one byte has five."""
 
 FRAMING_BYTES_MIN = 16_384
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\x09\x20-\x7e\x80-\xff]*)?")
@@ -20,33 +20,33 @@ _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\x09\x20-\x7e\x80-\xff]*")
 
 
 class Body(Protocol):
-    """The body of one request, on its way."""
+    """The body of one request while it is received."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether its last byte was read."""
+        """Whether the last byte was read."""
 
     def take(self, inbox: bytearray, bytes_max: int) -> bytes:
         """
-        Take up to *bytes_max* bytes of the body out of *inbox*.
+        Remove up to *bytes_max* bytes of the body from *inbox* and return them.
 
         Raises:
-            HttpError: it is malformed or too large.
+            HttpError: the body is malformed or too large.
         """
 
 
 def body_of(body_bytes: int, limits: HttpLimits) -> Body:
-    """The body that a head announces by `Request.body_bytes`."""
+    """Return the reader for `Request.body_bytes`."""
     return ChunkedBody(limits) if body_bytes == CHUNKED else SizedBody(body_bytes)
 
 
 class SizedBody:
-    """A body whose length was announced."""
+    """A body with a Content-Length."""
 
     __slots__ = ("left_bytes",)
 
     def __init__(self, length: int) -> None:
-        """*length* bytes are to come."""
+        """Expect *length* bytes."""
         self.left_bytes = length
 
     @property
@@ -63,7 +63,7 @@ class SizedBody:
 
 
 class ChunkedBody:
-    """A body in chunks (RFC 9112 7.1); extensions and trailers are read within bounds and ignored."""
+    """A chunked body (RFC 9112 7.1); extensions and trailers are limited and ignored."""
 
     __slots__ = (
         "_body_bytes", "_chunk_bytes", "_framing_bytes", "_is_after_data", "_is_in_trailers", "_limits",
@@ -71,7 +71,7 @@ class ChunkedBody:
     )  # fmt: skip
 
     def __init__(self, limits: HttpLimits) -> None:
-        """Nothing was read yet."""
+        """Expect the first chunk, within *limits*."""
         self.is_whole = False
         self._limits = limits
         self._chunk_bytes = 0
@@ -104,20 +104,22 @@ class ChunkedBody:
         return bytes(taken)
 
     def _line(self, inbox: bytearray) -> bytes | None:
-        """Take the next line out of *inbox*, without its end; None = it is not whole."""
+        """Remove the next line from *inbox* and return it without its end; None = the line is incomplete."""
         left = self._limits.trailer_bytes_max - self._trailer_bytes
         bytes_max = left if self._is_in_trailers else self._limits.chunk_line_bytes_max
         end = inbox.find(b"\r\n", 0, bytes_max + 2)
         if end < 0:
             if len(inbox) >= bytes_max + 2:
-                what = "trailers" if self._is_in_trailers else "line of a chunk's size"
-                raise HttpError(400, f"The {what} of the body may have no more than {bytes_max} bytes.")
+                what = "trailers have" if self._is_in_trailers else "size line of a chunk has"
+                raise HttpError(400, f"The {what} more than {bytes_max} bytes.")
             return None
         line = bytes(inbox[:end])
         del inbox[: end + 2]
         self._framing_bytes += end + 2
         if self._framing_bytes > FRAMING_BYTES_MIN + FRAMING_PER_BYTE * self._body_bytes:
-            raise HttpError(400, "The body has more bytes of chunk sizes and extensions than of content.")
+            raise HttpError(
+                400, f"The chunk sizes and extensions exceed {FRAMING_PER_BYTE} bytes per byte of the body."
+            )
         return line
 
     def _handle(self, line: bytes) -> None:

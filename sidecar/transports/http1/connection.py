@@ -1,9 +1,9 @@
 """
-One HTTP/1.1 connection: bytes in from the socket, requests one after another, and every way it can end.
+One HTTP/1.1 connection: reads requests one after another, writes answers, and closes.
 
-After each read reading stops, and the connection waits in the server's work queue for its turn. So a peer
-that sends much or often waits itself, and no buffer holds more than one head and one read. Requests that
-are pipelined stay in the buffer until the answer before them has been taken by the peer.
+After each read, reading pauses and the connection waits in the server's work queue. So a peer that sends much
+or often only delays itself, and no buffer exceeds one head and one read. Pipelined requests stay in the
+buffer until the peer has read the previous answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sidecar.transports.http1.messages import (
 )
 
 DISCARD_BYTES_MAX = 65_536
-"""What is left of a body that nobody wants is read if it is no longer than this; else the connection ends."""
+"""Maximum unread rest of a body that is read and discarded; for a longer rest the connection closes."""
 
 _BODILESS = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -39,15 +39,15 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 class _Phase(Enum):
     CONNECTING = auto()  # TLS handshake
-    READING = auto()  # of a head, or nothing of it came yet
-    PARKED = auto()  # a whole request waits for its turn
+    READING = auto()  # a head, or waiting for its first byte
+    WAITING = auto()  # a complete head waits for a slot
     RUNNING = auto()
-    ENDING = auto()  # all has been said
+    ENDING = auto()  # all output is written; waiting for the peer to close
     CLOSED = auto()
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection from accept to close. Implements `core.ConnectionHandle` and `exchange.Wire`."""
+    """A connection from accept to close. Implements `ConnectionHandle` and `ExchangeConnection`."""
 
     __slots__ = (
         "__weakref__", "_accepted", "_body", "_core", "_due_reason", "_due_tick", "_exchange", "_framing",
@@ -57,7 +57,7 @@ class Connection(asyncio.BufferedProtocol):
     )  # fmt: skip
 
     def __init__(self, core: HttpCore, accepted: socket.socket, peer: tuple[str, int] | None) -> None:
-        """The connection of an *accepted* socket; *peer* None = of a Unix socket."""
+        """Serve an *accepted* socket; *peer* None = a Unix socket."""
         self.source = "" if peer is None else network_of(peer[0])
         self._core = core
         self._accepted = accepted
@@ -69,9 +69,9 @@ class Connection(asyncio.BufferedProtocol):
         self._request: Request | None = None
         self._exchange: Exchange | None = None
         self._body: Body = SizedBody(0)
-        self._unread: SizedBody | None = None  # what is left of the body of the request before
+        self._unread: SizedBody | None = None  # the unread rest of the previous request's body
         self._pending_head = b""
-        self._framing = ""  # of the answer: "length", "chunked", "close" or "none"
+        self._framing = ""  # of the answer: "length", "chunked", "close" or "none", see `_framing`
         self._due_tick = 0
         self._due_reason = ""  # '' = no deadline
         self._reason = "peer"
@@ -89,11 +89,11 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
         self._transport = cast(asyncio.Transport, transport)
-        if self._phase is _Phase.CLOSED:  # its place was given away during the handshake
+        if self._phase is _Phase.CLOSED:  # evicted during the handshake
             self._transport.abort()
             return
         self._is_tls = transport.get_extra_info("ssl_object") is not None
-        # Whatever the kernel does not take at once pauses us; TLS transports mind a bound of 0.
+        # Pause as soon as the kernel's buffer is full; TLS transports do not accept a bound of 0.
         self._transport.set_write_buffer_limits(high=1, low=0)
         self._phase = _Phase.READING
         self._set_deadline(self._core.limits.first_byte_timeout_s, "no_request")
@@ -101,11 +101,11 @@ class Connection(asyncio.BufferedProtocol):
             self.drain()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The buffer that all connections share: it is empty again when `buffer_updated` returns."""
+        """Return the shared buffer, which is free again when `buffer_updated` returns."""
         return self._core.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Keep what was read, and read no more before it is this connection's turn."""
+        """Store the data, and pause reading until the work queue calls `work`."""
         if self._phase is _Phase.CLOSED:
             return
         if self._phase is not _Phase.ENDING:
@@ -117,37 +117,37 @@ class Connection(asyncio.BufferedProtocol):
         self._core.queue.add(self)
 
     def eof_received(self) -> bool:
-        """The peer sends no more: answer what it has sent, unless the answer may take long."""
+        """The peer sends no more: cancel the running request, but answer pipelined requests."""
         self._is_eof = True
         if self._is_tls:
-            return False  # closes; TLS has no half-closed connections here
+            return False  # closes; half-closed TLS connections are not supported
         if self._exchange is not None:
-            self._leave_exchange()
+            self._cancel_exchange()
         self._core.queue.add(self)
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is closed: drop what refers back, so that the memory of TLS is free at once."""
+        """Drop the reference to the transport, so that the TLS memory is freed immediately."""
         if self._phase is not _Phase.CLOSED:
             self._close()
         self._transport = cast(asyncio.Transport, None)
 
     def pause_writing(self) -> None:
-        """The peer does not take what was written, and has a deadline for it."""
+        """Set a deadline for the peer to read the answer."""
         core = self._core
         self._is_writable = False
         self._unsent_bytes = self._transport.get_write_buffer_size()
         core.slow[self] = None
         if self._phase is not _Phase.ENDING:
             self._set_deadline(core.limits.write_timeout_s, "slow_reader")
-        core.count_unsent(self._unsent_bytes)
+        core.add_unsent(self._unsent_bytes)
 
     def resume_writing(self) -> None:
-        """The peer has taken everything."""
+        """The peer has read everything: continue."""
         if self._phase is _Phase.CLOSED:
             return
         self._is_writable = True
-        self._forget_unsent()
+        self._clear_unsent()
         if self._exchange is not None:
             self._clear_deadline()
             self._exchange.is_writable = True
@@ -169,7 +169,7 @@ class Connection(asyncio.BufferedProtocol):
             self._is_reading = True
             self._transport.resume_reading()
 
-    # What is next.
+    # Work.
 
     def work(self) -> None:
         """See `ConnectionHandle.work`."""
@@ -185,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         phase = self._phase
         if phase is _Phase.READING:
             self._read_head()
-        elif phase is _Phase.PARKED:
+        elif phase is _Phase.WAITING:
             self._run()
         elif phase is _Phase.RUNNING:
             self._read_body()
@@ -198,13 +198,13 @@ class Connection(asyncio.BufferedProtocol):
     def _read_head(self) -> None:
         inbox = self._inbox
         if not self._is_writable:
-            return  # `resume_writing` goes on
+            return  # `resume_writing` continues
         if self._unread is not None:
             self._unread.take(inbox, len(inbox))
             if self._unread.is_whole:
                 self._unread = None
         if self._unread is None:
-            while inbox.startswith(b"\r\n"):  # RFC 9112 2.2; the deadline does not move by it
+            while inbox.startswith(b"\r\n"):  # RFC 9112 2.2; it does not extend the deadline
                 del inbox[:2]
             end = find_head(inbox, self._searched, self._core.limits)
             if end:
@@ -223,22 +223,22 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_request(self, request: Request) -> None:
         self._request = request
-        self._phase = _Phase.PARKED
-        if self._core.parked:
-            self._park()
+        self._phase = _Phase.WAITING
+        if self._core.waiting:
+            self._wait_for_slot()
         else:
             self._run()
 
-    def _park(self) -> None:
+    def _wait_for_slot(self) -> None:
         if self._due_reason != "overloaded":
             self._set_deadline(self._core.limits.wait_timeout_s, "overloaded")
-        self._core.parked.add(self)
+        self._core.waiting.add(self)
 
     def _run(self) -> None:
         core, request = self._core, self._request
         assert request is not None
-        if not core.take_place():
-            self._park()
+        if not core.begin_request():
+            self._wait_for_slot()
             return
         core.idle.pop(self, None)
         self._phase = _Phase.RUNNING
@@ -259,15 +259,15 @@ class Connection(asyncio.BufferedProtocol):
             if exchange.is_begun:
                 self.abort("internal")
             else:
-                detail = "The server failed; its log says why."
+                detail = "The server failed; see its log."
                 exchange.respond(problem(500, "Internal Server Error", detail))
         if self._phase is _Phase.RUNNING and exchange.is_body_whole and not self._inbox:
-            self._resume_reading()  # to learn when the client goes
+            self._resume_reading()  # detects when the client disconnects
 
     # The body of a request.
 
     def want_body(self) -> None:
-        """See `Wire.want_body`."""
+        """See `ExchangeConnection.want_body`."""
         exchange = self._exchange
         if exchange is None or exchange.is_body_whole:
             return
@@ -289,39 +289,39 @@ class Connection(asyncio.BufferedProtocol):
             if len(inbox) != had_bytes:
                 exchange.on_change()
         if self._exchange is not exchange:
-            return  # that has answered it
+            return  # `on_change` has answered the request
         if exchange.is_body_whole:
             if not inbox:
-                self._resume_reading()  # to learn when the client goes
+                self._resume_reading()  # detects when the client disconnects
         elif len(exchange.body) < self._core.limits.body_window_bytes:
             if inbox and len(inbox) != had_bytes:
                 self._core.queue.add(self)
             elif self._is_eof:
-                self._leave_exchange()
+                self._cancel_exchange()
             else:
                 self._resume_reading()
 
-    def _leave_exchange(self) -> None:
-        """Nobody waits for the answer any more; what the handler still says may come too late."""
+    def _cancel_exchange(self) -> None:
+        """Notify the handler that no answer is needed."""
         exchange = self._exchange
-        if exchange is not None and not exchange.is_gone:
-            exchange.is_gone = True
+        if exchange is not None and not exchange.is_canceled:
+            exchange.is_canceled = True
             exchange.on_change()
 
     # The answer.
 
     def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():  # else `connection_lost` is about to be called
+        if not self._transport.is_closing():  # otherwise `connection_lost` follows
             self._transport.write(data)
 
     def trust(self) -> None:
-        """See `Wire.trust`."""
+        """See `ExchangeConnection.trust`."""
         if self._exchange is not None and not self._is_trusted:
             self._is_trusted = True
-            self._core.give_place()
+            self._core.end_request()
 
     def begin_answer(self, status: int, headers: Headers) -> None:
-        """See `Wire.begin_answer`."""
+        """See `ExchangeConnection.begin_answer`."""
         exchange = self._exchange
         if exchange is None:
             return
@@ -337,7 +337,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending_head = head_bytes(status, headers, time.time(), self._is_last)
 
     def send(self, data: bytes, is_last: bool) -> None:
-        """See `Wire.send`."""
+        """See `ExchangeConnection.send`."""
         if self._exchange is None:
             return
         if self._framing == "none":
@@ -349,13 +349,13 @@ class Connection(asyncio.BufferedProtocol):
         if data:
             self._write(data)
         if self._phase is _Phase.CLOSED:
-            return  # the write passed the bound of all unsent answers
+            return  # the write exceeded the limit of all unsent bytes
         self._exchange.is_writable = self._is_writable
         if is_last:
             self._finish()
 
     def answer(self, encoded: bytes) -> None:
-        """See `Wire.answer`. A request with a body ends the connection: the body is not waited for."""
+        """See `ExchangeConnection.answer`; a request's body is not read, and closes the connection."""
         exchange, core = self._exchange, self._core
         if exchange is None:
             return
@@ -369,11 +369,11 @@ class Connection(asyncio.BufferedProtocol):
         if request.method == "HEAD":
             encoded = encoded[: encoded.index(END_OF_HEAD) + len(END_OF_HEAD)]
         self._write(response_bytes(encoded, time.time(), connection))
-        if self._phase is not _Phase.CLOSED:  # the write may have passed the bound of all unsent answers
+        if self._phase is not _Phase.CLOSED:  # the write may have exceeded the limit of all unsent bytes
             self._finish()
 
     def _can_read_past_body(self) -> bool:
-        """Whether what is left of the request's body may be read and thrown away."""
+        """Return whether the rest of the request's body can be read and discarded."""
         body = self._body
         if body.is_whole:
             return True
@@ -381,17 +381,17 @@ class Connection(asyncio.BufferedProtocol):
         return left is not None and left <= DISCARD_BYTES_MAX and not self._is_continue_due
 
     def _finish(self) -> None:
-        """The answer is written: go on with the next request, or end."""
+        """After the answer: continue with the next request, or end."""
         core = self._core
         self._exchange = None
         if not self._is_trusted:
-            core.give_place()
+            core.end_request()
         if self._is_writable:
             self._clear_deadline()
         if self._is_last or (self._is_eof and not self._inbox):
             self._end("drain" if core.is_draining else "served")
             return
-        assert isinstance(self._body, SizedBody) or self._body.is_whole  # else it would be the last
+        assert isinstance(self._body, SizedBody) or self._body.is_whole  # otherwise `_is_last` is set
         self._unread = self._body if isinstance(self._body, SizedBody) else None
         self._phase = _Phase.READING
         core.idle[self] = None
@@ -401,7 +401,7 @@ class Connection(asyncio.BufferedProtocol):
                 core.queue.add(self)
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer a request that cannot be served, and end: what follows cannot be told apart."""
+        """Answer a request that cannot be served, and end: the next request's start is unknown."""
         self._core.count_refused(error.status, str(error), self.source)
         response = refusal(error)
         exchange = self._exchange
@@ -417,10 +417,10 @@ class Connection(asyncio.BufferedProtocol):
             self.abort("bad_request")
         else:
             exchange.respond(response)
-            exchange.is_gone = True
+            exchange.is_canceled = True
             exchange.on_change()
 
-    # The end.
+    # Closing.
 
     def drain(self) -> None:
         """See `ConnectionHandle.drain`."""
@@ -435,7 +435,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort("drain")
 
     def abort(self, reason: str) -> None:
-        """See `ConnectionHandle.abort`; also `Wire.abort`."""
+        """See `ConnectionHandle.abort` and `ExchangeConnection.abort`."""
         if self._phase is _Phase.CLOSED:
             return
         is_connected = self._phase is not _Phase.CONNECTING
@@ -444,30 +444,30 @@ class Connection(asyncio.BufferedProtocol):
         if is_connected:
             self._transport.abort()
         else:
-            with contextlib.suppress(OSError):  # uvloop would first wait for the end of the handshake
+            with contextlib.suppress(OSError):  # uvloop's abort would wait for the end of the handshake
                 self._accepted.shutdown(socket.SHUT_RDWR)
 
     def on_due(self, now_s: float) -> None:
-        """The deadline has passed (from the timer wheel)."""
+        """End the connection, because its deadline has passed (called by the timer wheel)."""
         reason, self._due_reason = self._due_reason, ""
         limits = self._core.limits
         if reason in ("idle", "no_request", "drain"):
             self._end(reason)
         elif reason == "header_timeout":
             self._refuse(
-                HttpError(408, f"The request's head did not come within {limits.head_timeout_s:g} s.")
+                HttpError(408, f"The request's head was not complete within {limits.head_timeout_s:g} s.")
             )
         elif reason == "overloaded":
-            self._core.parked.discard(self)
+            self._core.waiting.discard(self)
             self._refuse(HttpError(503, "Too many requests are waiting; nothing was done. Retry later."))
         elif reason == "body_timeout":
-            self._leave_exchange()
+            self._cancel_exchange()
             self.abort(reason)
         else:
             self.abort(self._reason if reason == "ending" else reason)
 
     def _end(self, reason: str) -> None:
-        """All has been said: close once the peer has taken it, or after a moment."""
+        """Close once the peer has read all output, or after a time-out."""
         if self._phase in (_Phase.ENDING, _Phase.CLOSED):
             return
         core = self._core
@@ -491,22 +491,22 @@ class Connection(asyncio.BufferedProtocol):
         core = self._core
         self._phase = _Phase.CLOSED
         self._clear_deadline()
-        self._forget_unsent()
+        self._clear_unsent()
         self._inbox.clear()
         if self._exchange is not None:
             if not self._is_trusted:
-                core.give_place()
-            self._leave_exchange()
+                core.end_request()
+            self._cancel_exchange()
             self._exchange = None
-        core.leave(self, self._reason)
+        core.remove(self, self._reason)
 
-    def _forget_unsent(self) -> None:
+    def _clear_unsent(self) -> None:
         self._core.slow.pop(self, None)
-        self._core.count_unsent(-self._unsent_bytes)
+        self._core.add_unsent(-self._unsent_bytes)
         self._unsent_bytes = 0
 
     def _set_deadline(self, timeout_s: float, reason: str) -> None:
-        """Have `on_due` called for *reason* after *timeout_s*, and not for what was due before."""
+        """Replace the deadline: call `on_due` for *reason* after *timeout_s*."""
         self._clear_deadline()
         wheel = self._core.wheel
         self._due_tick = wheel.add(self._core.loop.time() + timeout_s, self)
@@ -519,7 +519,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _framing(request: Request, status: int, headers: Headers) -> str:
-    """How the end of an answer's body is told (RFC 9112 6.3)."""
+    """Return how the end of an answer's body is marked (RFC 9112 6.3)."""
     if request.method == "HEAD" or status in _BODILESS:
         return "none"
     if any(name.lower() == b"content-length" for name, _ in headers):

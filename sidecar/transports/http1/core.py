@@ -1,4 +1,4 @@
-"""What all connections of one HTTP server share: bounds, places, queues, timers and counts."""
+"""The shared state of all connections of one HTTP server: limits, slots, queues, timers and counters."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from sidecar.transports.wheel import Loop, TimerWheel
 
 READ_BYTES = 8_192
 LOG_INTERVAL_S = 60.0
-"""Refused requests and faults get one line each in so many seconds, with how many there were."""
+"""Interval between log lines about refused requests or faults; each line has their number since the last."""
 
 _log = logging.getLogger("sidecar.http")
 
 
 class ConnectionHandle(Protocol):
-    """What the server needs of one of its connections."""
+    """The interface of a connection for the server."""
 
     @property
     def source(self) -> str:
-        """Where it comes from; see `network_of`."""
+        """The source network of the peer; see `network_of`."""
 
     def work(self) -> None:
-        """Do what is next."""
+        """Do the next piece of work."""
 
     def drain(self) -> None:
-        """Close when the running request is answered, or now if there is none."""
+        """Close after the running request, or now if there is none."""
 
     def abort(self, reason: str) -> None:
-        """Close without a word."""
+        """Close immediately, without an answer."""
 
 
 class HttpCore:
     """
-    The state that connections share; one per server, used from its event loop alone.
+    The shared state of connections; one per server, used only on its event loop.
 
-    `connections` holds all, oldest first; `idle` those without a running request, in the order in which
-    they became so: the first is closed when there is no place for a new one. `slow` holds those whose peer
-    has not taken what was written.
+    `connections` are all, oldest first; `idle` are those without a running request, longest idle first: the
+    first is closed if a new connection needs its slot. `slow` are those whose peer does not read its answer.
+    `waiting` are those whose request waits for a slot.
     """
 
     def __init__(
         self, handler: Handler, limits: HttpLimits, pace: Pace, metrics: Metrics, loop: Loop,
         connections_max: int,
     ) -> None:  # fmt: skip
-        """Serve *handler* on *loop*; *connections_max* goes before that of *limits*."""
+        """Serve *handler* on *loop*; *connections_max* overrides `limits.connections_max`."""
         self.handler = handler
         self.limits = limits
         self.metrics = metrics
@@ -59,14 +59,14 @@ class HttpCore:
         self.wheel = TimerWheel(loop)
         self._freed = FreedMemory(self.wheel)
         self.queue = WorkQueue(loop, pace)
-        # Reads are handled to the end before the next one starts, so one buffer serves all.
+        # Each read is handled completely before the next one, so all connections share one buffer.
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.connections: dict[ConnectionHandle, None] = {}
         self.idle: dict[ConnectionHandle, None] = {}
         self.slow: dict[ConnectionHandle, None] = {}
-        self.parked: FairQueue[ConnectionHandle] = FairQueue()
+        self.waiting: FairQueue[ConnectionHandle] = FairQueue()
         self.is_draining = False
-        self.on_left: Callable[[], None] = _nothing
+        self.on_closed: Callable[[], None] = _ignore
         self._connections_max = connections_max
         self._sources: dict[str, int] = {}
         self._requests = 0
@@ -75,33 +75,33 @@ class HttpCore:
         self._unlogged: dict[str, int] = {}
 
     def admit(self, connection: ConnectionHandle) -> bool:
-        """Take a place for *connection*, if need be that of an idle one; False = there is none."""
+        """Take a slot for *connection*, closing an idle connection if necessary; False = none is free."""
         source = connection.source
         if source and self._sources.get(source, 0) >= self.limits.connections_per_source_max:
             oldest = next((idle for idle in self.idle if idle.source == source), None)
         elif len(self.connections) >= self._connections_max:
             oldest = next(iter(self.idle), None)
         else:
-            return self._enter(connection)
+            return self._add(connection)
         if oldest is None:
             self.metrics.add("sidecar_http_connections_closed_total", "connection_limit")
             return False
         oldest.abort("evicted")
-        return self._enter(connection)
+        return self._add(connection)
 
-    def _enter(self, connection: ConnectionHandle) -> bool:
+    def _add(self, connection: ConnectionHandle) -> bool:
         self.connections[connection] = self.idle[connection] = None
         self._sources[connection.source] = self._sources.get(connection.source, 0) + 1
         self.metrics.add("sidecar_http_connections_open")
         return True
 
-    def leave(self, connection: ConnectionHandle, reason: str) -> None:
-        """Forget a closed connection and count why it closed; again: nothing."""
+    def remove(self, connection: ConnectionHandle, reason: str) -> None:
+        """Remove a closed connection and count *reason*; a second call does nothing."""
         if self.connections.pop(connection, connection) is not None:
             return
         self.idle.pop(connection, None)
         self.slow.pop(connection, None)
-        self.parked.discard(connection)
+        self.waiting.discard(connection)
         self.queue.discard(connection)
         count = self._sources.pop(connection.source) - 1
         if count:
@@ -109,29 +109,29 @@ class HttpCore:
         self._freed.add(CONNECTION_BYTES, self.loop.time())
         self.metrics.add("sidecar_http_connections_open", by=-1)
         self.metrics.add("sidecar_http_connections_closed_total", reason)
-        self.on_left()
+        self.on_closed()
 
-    def take_place(self) -> bool:
-        """Take a place for a request of a stranger; False = it has to wait."""
+    def begin_request(self) -> bool:
+        """Take a slot for an unauthenticated request; False = the request must wait."""
         if self._requests >= self.limits.requests_max:
             return False
         self._requests += 1
         return True
 
-    def give_place(self) -> None:
-        """Give a place back; a request that waits may take it."""
+    def end_request(self) -> None:
+        """Release a slot, for the next waiting request."""
         self._requests -= 1
-        if self.parked:
-            self.queue.add(self.parked.pop())
+        if self.waiting:
+            self.queue.add(self.waiting.pop())
 
-    def count_unsent(self, change_bytes: int) -> None:
-        """Peers have taken less (or more) by *change_bytes*; past the bound, who began first is cut off."""
+    def add_unsent(self, change_bytes: int) -> None:
+        """Change the total of unsent bytes; over the limit, abort the connections that are slow longest."""
         self._unsent_bytes += change_bytes
         while self._unsent_bytes > self.limits.unsent_bytes_max and self.slow:
             next(iter(self.slow)).abort("memory_limit")
 
     def count_refused(self, status: int, detail: str, source: str) -> None:
-        """Count a request that could not be served, and log it unless that was just done."""
+        """Count a refused request, and log it at most once per LOG_INTERVAL_S."""
         self.metrics.add("sidecar_http_requests_refused_total", str(status))
         count = self._count_line("refused")
         if count:
@@ -141,13 +141,13 @@ class HttpCore:
             )  # fmt: skip
 
     def log_fault(self, what: str) -> None:
-        """Log the exception being handled: a fault of ours."""
+        """Log the current exception as an internal error, at most once per LOG_INTERVAL_S."""
         count = self._count_line(what)
         if count:
-            _log.exception("%s failed (%d times since the last such line)", what, count)
+            _log.exception("%s failed (%d times since the last log line)", what, count)
 
     def _count_line(self, kind: str) -> int:
-        """How many events of *kind* the line tells that may be written now; 0 = none may."""
+        """Count an event of *kind*; return the number to log now, 0 = do not log."""
         now_s = self.loop.time()
         count = self._unlogged.get(kind, 0) + 1
         is_due = now_s - self._logged_s.get(kind, float("-inf")) >= LOG_INTERVAL_S
@@ -157,5 +157,5 @@ class HttpCore:
         return count if is_due else 0
 
 
-def _nothing() -> None:
-    """Nobody wants to be told."""
+def _ignore() -> None:
+    """Do nothing."""

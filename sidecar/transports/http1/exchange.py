@@ -1,4 +1,4 @@
-"""One request and its answer, as a handler sees them."""
+"""The interface of one request and its answer for handlers."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from typing import Protocol, TypeAlias
 from sidecar.transports.http1.messages import Headers, Request, Response
 
 
-class Wire(Protocol):
-    """What an exchange needs of its connection."""
+class ExchangeConnection(Protocol):
+    """The interface of a connection for its exchange."""
 
     def begin_answer(self, status: int, headers: Headers) -> None:
-        """Begin the answer; `send` follows."""
+        """Begin the answer; `send` must follow."""
 
     def send(self, data: bytes, is_last: bool) -> None:
         """Send a part of the answer's body."""
 
     def answer(self, encoded: bytes) -> None:
-        """Send a whole answer; see `HttpExchange.answer`."""
+        """Send a complete answer; see `HttpExchange.answer`."""
 
     def want_body(self) -> None:
-        """Read on: the handler waits for the body."""
+        """Read more of the body."""
 
     def trust(self) -> None:
-        """The caller is known and trusted: give its place to another stranger."""
+        """Release the slot of an authenticated request."""
 
     def abort(self, reason: str) -> None:
-        """Close without a word."""
+        """Close immediately."""
 
 
 class Exchange:
     """
-    One request and its answer. What is sent after the connection has gone goes nowhere.
+    One request and its answer. Output after the connection has closed is dropped.
 
-    `on_change` is called when a part of the body has come, when `is_writable` or `is_gone` becomes true.
-    `body` holds what was read and not yet taken. `is_gone` = the client has gone, or does not send its
-    body: nobody waits for an answer.
+    `on_change` is called when a part of the body has arrived, or `is_writable` or `is_canceled` becomes true.
+    `body` is the part that was read but not taken by the handler. `is_canceled` = the client disconnected or
+    did not send its body, so no answer is needed.
     """
 
     __slots__ = (
-        "_wire", "body", "is_answered", "is_begun", "is_body_whole", "is_gone", "is_writable", "on_change",
-        "request",
+        "_connection", "body", "is_answered", "is_begun", "is_body_whole", "is_canceled", "is_writable",
+        "on_change", "request",
     )  # fmt: skip
 
-    def __init__(self, request: Request, wire: Wire) -> None:
-        """*request*, to be answered through *wire*."""
+    def __init__(self, request: Request, connection: ExchangeConnection) -> None:
+        """Answer *request* on *connection*."""
         self.request = request
-        self._wire = wire
+        self._connection = connection
         self.body = bytearray()
         self.is_body_whole = not request.body_bytes
-        self.is_gone = False
+        self.is_canceled = False
         self.is_writable = True
         self.is_begun = False
         self.is_answered = False
-        self.on_change: Callable[[], None] = _nothing
+        self.on_change: Callable[[], None] = _ignore
 
     def respond(self, response: Response) -> None:
-        """Answer with a whole response."""
+        """Send a complete response."""
         headers = (
             (b"content-type", response.content_type.encode()),
             (b"content-length", str(len(response.body)).encode()),
@@ -70,39 +70,39 @@ class Exchange:
     def answer(self, encoded: bytes) -> None:
         """See `rpc.http.HttpExchange.answer`."""
         self.is_begun = self.is_answered = True
-        self._wire.answer(encoded)
+        self._connection.answer(encoded)
 
     def begin(self, status: int, headers: Headers) -> None:
         """
-        Begin an answer of parts; without a Content-Length its end is told in another way.
+        Begin an answer in parts; without a Content-Length it is chunked, or closing the connection ends it.
 
         Raises:
-            ValueError: a header would break the message.
+            ValueError: a header has an invalid character.
         """
-        self._wire.begin_answer(status, headers)
+        self._connection.begin_answer(status, headers)
         self.is_begun = True
 
     def send(self, data: bytes, is_last: bool) -> None:
         """Send a part of the body; wait for `is_writable` before the next one."""
         self.is_answered = is_last
-        self._wire.send(data, is_last)
+        self._connection.send(data, is_last)
 
     def want_body(self) -> None:
-        """Have more of the body read; `on_change` tells when it has come."""
-        self._wire.want_body()
+        """Read more of the body; `on_change` is called when it has arrived."""
+        self._connection.want_body()
 
     def trust(self) -> None:
-        """Say that the caller is trusted: the request no longer counts against `requests_max`."""
-        self._wire.trust()
+        """Mark the caller as authenticated: the request no longer counts against `requests_max`."""
+        self._connection.trust()
 
     def abort(self) -> None:
-        """Break the connection: only that tells the client that a part of an answer is not the whole."""
-        self._wire.abort("internal")
+        """Close the connection, which is the only way to show the client that the answer is incomplete."""
+        self._connection.abort("internal")
 
 
 Handler: TypeAlias = Callable[[Exchange], None]
-"""Answers an exchange, at once or later. It is called once the head is there, before the body."""
+"""Answers an exchange, immediately or later. The server calls it after the head, before the body."""
 
 
-def _nothing() -> None:
-    """Nobody wants to be told."""
+def _ignore() -> None:
+    """Do nothing."""

@@ -1,8 +1,8 @@
 """
-Reading the head of a request with httptools (llhttp), under bounds of our own.
+Parses the head of a request with httptools (llhttp), within limits.
 
-The parser is given whole heads only, which the connection cut out of its bounded buffer: it never
-collects anything, and what it makes of a head cannot depend on how the head was split into reads.
+The parser only gets complete heads from the connection's bounded buffer: it buffers nothing, and its result
+does not depend on how the head was split into reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connec
 
 
 class _Events:
-    """What the parser reports."""
+    """Collects the events of the parser."""
 
     __slots__ = ("framing", "headers", "heads", "target")
 
@@ -44,17 +44,16 @@ class _Events:
 
 def find_head(inbox: bytearray, searched: int, limits: HttpLimits) -> int:
     """
-    Where the head at the start of *inbox* ends; 0 = it is not whole.
+    Return the length of the head at the start of *inbox*; 0 = the head is incomplete.
 
     Args:
-        searched: so many bytes were there at the last search.
+        searched: the number of bytes at the last search.
 
     Raises:
-        HttpError: it is longer than it may be, or begins as no request does: TLS to a plain listener
-            gets an answer at once.
+        HttpError: the head is too long, or does not begin with a method, such as TLS to a plain listener.
     """
     if inbox and not 0x41 <= inbox[0] <= 0x5A and inbox != b"\r":  # methods begin with A to Z
-        raise HttpError(400, "The request does not begin with a method.")
+        raise HttpError(400, "The request does not begin with a method. Is it TLS to a plain-text port?")
     found = inbox.find(END_OF_HEAD, max(0, searched - len(END_OF_HEAD) + 1))
     end = 0 if found < 0 else found + len(END_OF_HEAD)
     length = end or len(inbox)
@@ -68,10 +67,10 @@ def find_head(inbox: bytearray, searched: int, limits: HttpLimits) -> int:
 
 def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is_tls: bool) -> Request:
     """
-    The request whose head is *head*, with the empty line at its end.
+    Parse *head*, including the empty line at its end.
 
     Raises:
-        HttpError: it is malformed, ambiguous, or of a kind that is not served.
+        HttpError: the head is malformed, ambiguous or not supported.
     """
     if head.count(b"\r\n") - 2 > limits.header_fields_max:
         raise HttpError(431, f"The request has more than {limits.header_fields_max} header fields.")
@@ -85,11 +84,11 @@ def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is
         raise HttpError(400, f"The request is not valid HTTP/1.1: {error}.") from None
     version, method = parser.get_http_version(), parser.get_method().decode()
     if version not in _VERSIONS:
-        raise HttpError(505, "Only HTTP/1.0 and HTTP/1.1 are served.")
+        raise HttpError(505, "Only HTTP/1.0 and HTTP/1.1 are supported.")
     if events.heads != 1:
-        raise HttpError(400, "The request's head does not end where it seems to end.")
+        raise HttpError(400, "The end of the request's head is ambiguous.")
     if method == "CONNECT":
-        raise HttpError(501, "CONNECT is not served.")
+        raise HttpError(501, "CONNECT is not supported.")
     headers, framing = tuple(events.headers), tuple(events.framing)
     _require_one_host(framing, version)
     path, query = _split_target(events.target)
@@ -109,14 +108,14 @@ def parse_head(head: bytes, limits: HttpLimits, peer: tuple[str, int] | None, is
 
 
 def _require_one_host(headers: Headers, version: str) -> None:
-    """RFC 9112 3.2: two are refused, none only in HTTP/1.1."""
+    """Refuse two Host headers, and none in HTTP/1.1 (RFC 9112 3.2)."""
     hosts = len([name for name, _ in headers if name == b"host"])
     if hosts > 1 or (not hosts and version == "1.1"):
         raise HttpError(400, "The request must have exactly one Host header.")
 
 
 def _split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Path and query of *target*, in origin or absolute form (RFC 9112 3.2)."""
+    """Return path and query of *target*, in origin or absolute form (RFC 9112 3.2)."""
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
@@ -127,14 +126,14 @@ def _split_target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def _body_bytes(headers: Headers, version: str, limits: HttpLimits) -> int:
-    """The length of the body or CHUNKED. The parser has refused two lengths, and a length with chunks."""
+    """Return the length of the body, or CHUNKED; the parser has refused two lengths, and both together."""
     length = 0
     for name, value in headers:
         if name == b"transfer-encoding":
             if version == "1.0":
                 raise HttpError(400, "HTTP/1.0 has no Transfer-Encoding.")
             if value.strip().lower() != b"chunked":
-                raise HttpError(501, "The only Transfer-Encoding that is served is 'chunked'.")
+                raise HttpError(501, "The only supported Transfer-Encoding is 'chunked'.")
             return CHUNKED
         if name == b"content-length":
             length = int(value)
@@ -144,7 +143,7 @@ def _body_bytes(headers: Headers, version: str, limits: HttpLimits) -> int:
 
 
 def _is_kept_alive(headers: Headers, version: str) -> bool:
-    """RFC 9112 9.3."""
+    """Return whether the connection is persistent (RFC 9112 9.3)."""
     values = b",".join([value for name, value in headers if name == b"connection"]).lower()
     if not values:
         return version == "1.1"
@@ -156,6 +155,6 @@ def _expects_continue(headers: Headers, version: str) -> bool:
     for name, value in headers:
         if name == b"expect" and version == "1.1":
             if value.lower() != b"100-continue":
-                raise HttpError(417, "The only expectation that is met is '100-continue'.")
+                raise HttpError(417, "The only supported expectation is '100-continue'.")
             return True
     return False

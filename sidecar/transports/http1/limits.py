@@ -1,16 +1,16 @@
-"""Every bound of the HTTP/1.1 server in one place: sizes in bytes, times in seconds."""
+"""All limits of the HTTP/1.1 server: sizes in bytes, times in seconds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FILES_SHARE = 8
-"""HTTP connections may take one in so many of the files that the process may open."""
+"""HTTP connections may use one FILES_SHARE-th of the process's file descriptors."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Every bound of one HTTP server. A time-out acts up to a hundredth of a second late."""
+    """All limits of one HTTP server. A time-out fires up to 10 ms late."""
 
     # One request.
     request_line_bytes_max: int = 20_480  # 414; the admin API takes queries of 16,384 characters
@@ -28,17 +28,17 @@ class HttpLimits:
     head_timeout_s: float = 10.0  # from the first byte of a request to the end of its head
     body_timeout_s: float = 20.0  # for the whole body; the admin API itself waits for 10 s
     idle_timeout_s: float = 80.0  # between requests: longer than the 75 s that proxies keep a connection
-    wait_timeout_s: float = 10.0  # of a whole request for its turn: 503
-    write_timeout_s: float = 20.0  # for the peer to take what was written
-    drain_idle_s: float = 0.0  # after a drain has begun, for a request that a peer was about to send
-    linger_s: float = 1.0  # to read on after the last byte, so that a TCP reset does not destroy it
+    wait_timeout_s: float = 10.0  # of a request for a slot: 503
+    write_timeout_s: float = 20.0  # for the peer to read the answer
+    drain_idle_s: float = 0.0  # from the start of a drain, for a request that a peer is about to send
+    linger_s: float = 1.0  # reading after the last byte, so that a TCP reset does not destroy the answer
 
     # The server.
     connections_max: int = 512
     connections_per_source_max: int = 128  # of one IPv4 address or IPv6 /64; a Unix socket has none
-    requests_max: int = 64  # that run and whose caller is not known to be trusted; others wait
-    unsent_bytes_max: int = 16 << 20  # answers that peers have not taken, of all connections
+    requests_max: int = 64  # running requests of unauthenticated callers; others wait
+    unsent_bytes_max: int = 16 << 20  # answers that peers have not read, of all connections
 
     def connections_within(self, files_max: int) -> int:
-        """How many connections a process that may open *files_max* files allows."""
+        """Return the maximum number of connections for a process with *files_max* file descriptors."""
         return max(8, min(self.connections_max, files_max // FILES_SHARE))

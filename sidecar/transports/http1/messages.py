@@ -1,4 +1,4 @@
-"""Requests and responses of HTTP/1.1 as values, and the bytes of a response's head."""
+"""Requests and responses of HTTP/1.1, and the encoding of response heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 CHUNKED = -1
-"""`Request.body_bytes` of a body whose length its chunks tell."""
+"""`Request.body_bytes` of a chunked body."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -27,10 +27,10 @@ _STATUS_LINES = {
 @dataclass(slots=True)
 class Request:
     """
-    The head of one request. Header names are in lower case, `path` and `query` as they were sent.
+    The head of one request. Header names are in lower case; `path` and `query` are raw.
 
-    `peer` is the address and port of the client; None = it came through a Unix socket. `body_bytes` is the
-    length of the body, or CHUNKED.
+    `peer` is the address and port of the client; None = a Unix socket. `body_bytes` is the length of the
+    body, or CHUNKED.
     """
 
     method: str
@@ -46,12 +46,12 @@ class Request:
     is_tls: bool = False
 
     def values(self, name: bytes) -> list[bytes]:
-        """The values of the header *name*, which is in lower case."""
+        """Return the values of the header *name*, which is in lower case."""
         return [value for header, value in self.headers if header == name]
 
 
 class Response(NamedTuple):
-    """One whole response."""
+    """One complete response."""
 
     status: int
     content_type: str
@@ -60,30 +60,30 @@ class Response(NamedTuple):
 
 
 class HttpError(Exception):
-    """A request that cannot be served: its status, and what is wrong with it."""
+    """A request cannot be served; the connection answers `status` and closes."""
 
     def __init__(self, status: int, detail: str) -> None:
-        """Answer *status* and close the connection; *detail* is for the client."""
+        """Answer *status*; *detail* says to the client what is wrong."""
         super().__init__(detail)
         self.status = status
 
 
 def problem(status: int, title: str, detail: str, headers: Headers = ()) -> Response:
-    """An error document (RFC 9457)."""
+    """Return an error document (RFC 9457)."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return Response(status, PROBLEM_JSON, json.dumps(body).encode() + b"\n", headers)
 
 
 def refusal(error: HttpError) -> Response:
-    """The response to a request that cannot be served."""
+    """Return the response to a request that cannot be served."""
     return problem(error.status, HTTPStatus(error.status).phrase, str(error))
 
 
 def response_bytes(encoded: bytes, now_s: float, connection: bytes) -> bytes:
     """
-    The bytes of the response *encoded* (see `rpc.http.HttpExchange.answer`), whose headers are safe.
+    Complete the response *encoded* (see `rpc.http.HttpExchange.answer`), whose headers are safe.
 
-    *connection* is the line of the header of that name, or empty.
+    *connection* is the line of the Connection header, or empty.
     """
     status = _STATUS_LINES[int(encoded[:3])]
     return b"%b%b%b%b" % (status, _date_line(int(now_s)), connection, encoded[3:])
@@ -96,15 +96,15 @@ def _date_line(now_s: int) -> bytes:
 
 def head_bytes(status: int, headers: Headers, now_s: float, is_last: bool) -> bytes:
     """
-    Status line and header fields of a response, with Date (RFC 9110 6.6.1).
+    Return status line and header fields of a response, with Date (RFC 9110 6.6.1).
 
     Raises:
-        ValueError: a header would break the message.
+        ValueError: a header has an invalid character.
     """
     lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode()]
     for name, value in headers:
         if not _NAME.fullmatch(name) or _UNSAFE.search(value):
-            raise ValueError(f"the response header {name!r} has a character that no header may have")
+            raise ValueError(f"the response header {name!r} has an invalid character")
         lines.append(b"%b: %b\r\n" % (name, value))
     lines.append(_date_line(int(now_s)))
     if is_last:

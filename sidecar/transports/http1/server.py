@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server: binds, accepts, follows its TLS files, and drains."""
+"""The HTTP/1.1 server: binds, accepts, reloads its TLS files, and drains."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sidecar.transports.http1.core import HttpCore
 from sidecar.transports.http1.exchange import Handler
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import Pace
-from sidecar.transports.listeners import Listener, bind
+from sidecar.transports.listeners import bind_all
 from sidecar.transports.server import Endpoint
-from sidecar.transports.tls import POLL_INTERVAL_S, TlsContext
+from sidecar.transports.tls import POLL_INTERVAL_S, TlsContext, tls_contexts
 
 STOP_TIMEOUT_S = 2.0
-"""How long running requests of a listener that does not decide may take once it is told to stop."""
+"""Default time for running requests after a shutdown request."""
 
 
 class HttpServer:
-    """Serves one handler on its endpoints until it is stopped."""
+    """Serves one handler on its endpoints. Implements `sidecar.transports.server.ListeningServer`."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class HttpServer:
         limits: HttpLimits | None = None,
     ) -> None:
         """
-        Serve *handler* on *endpoints*, counting in *metrics*; nothing is bound before `start`.
+        Serve *handler* on *endpoints*, and count in *metrics*; `start` binds.
 
         Args:
             handler: answers requests, on the event loop; see `Handler`.
-            pace: how much of the event loop it may take; `SHARED_LOOP` beside decisions.
-            limits: every bound; None = the default ones.
+            pace: the server's share of the event loop; `SHARED_LOOP` if the loop also decides.
+            limits: None = the default limits.
         """
         self._handler = handler
         self._endpoints = tuple(endpoints)
@@ -47,26 +47,24 @@ class HttpServer:
         self._core: HttpCore | None = None
         self._acceptors: list[Acceptor] = []
         self._contexts: list[TlsContext] = []
-        self._left = asyncio.Event()
+        self._closed = asyncio.Event()
         self._tls_tick = 0
 
     async def start(self) -> tuple[Endpoint, ...]:
         """
-        Bind and accept; return the endpoints with their real ports.
+        Bind and accept; return the endpoints with their actual ports.
 
         Raises:
-            ListenError: an endpoint cannot be bound or its TLS files cannot be used; none is bound then.
+            ListenError: an endpoint cannot be bound or its TLS files cannot be used; then none is bound.
         """
-        contexts = [
-            None if each.tls is None else TlsContext(each.tls, self._metrics) for each in self._endpoints
-        ]
-        listeners = _bind_all(self._endpoints)
+        contexts = tls_contexts(self._endpoints, self._metrics)
+        listeners = bind_all(self._endpoints)
         files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         loop, connections_max = asyncio.get_running_loop(), self._limits.connections_within(files_max)
         core = self._core = HttpCore(
             self._handler, self._limits, self._pace, self._metrics, loop, connections_max
         )
-        core.on_left = self._left.set
+        core.on_closed = self._closed.set
         self._contexts = [context for context in contexts if context is not None]
         self._acceptors = [
             Acceptor(core, listener, context) for listener, context in zip(listeners, contexts, strict=True)
@@ -82,19 +80,19 @@ class HttpServer:
         return self._follow_tls(TlsContext.reload)
 
     def on_due(self, now_s: float) -> None:
-        """Look for changed TLS files (from the timer wheel)."""
+        """Check the TLS files for changes (called by the timer wheel)."""
         assert self._core is not None
         self._follow_tls(TlsContext.poll)
         self._tls_tick = self._core.wheel.add(now_s + POLL_INTERVAL_S, self)
 
-    def _follow_tls(self, look: Callable[[TlsContext], bool | None]) -> bool:
+    def _follow_tls(self, update: Callable[[TlsContext], bool | None]) -> bool:
         """
-        Have *look* done at each context; connections made by a former one end with their running request.
+        Call *update* on each context; after a change, close all connections after their running request.
 
-        So a client whose CA was withdrawn is really gone.
+        So clients with a removed CA are disconnected.
         """
         before = [context.current for context in self._contexts]
-        results = [look(context) for context in self._contexts]
+        results = [update(context) for context in self._contexts]
         if self._core is not None and before != [context.current for context in self._contexts]:
             for connection in tuple(self._core.connections):
                 connection.drain()
@@ -115,8 +113,8 @@ class HttpServer:
         try:
             async with asyncio.timeout(timeout_s):
                 while core.connections:
-                    self._left.clear()
-                    await self._left.wait()
+                    self._closed.clear()
+                    await self._closed.wait()
         except TimeoutError:
             is_whole = False
             for connection in tuple(core.connections):
@@ -126,15 +124,3 @@ class HttpServer:
             await asyncio.wait(handshakes, timeout=STOP_TIMEOUT_S)
         core.wheel.close()
         return is_whole
-
-
-def _bind_all(endpoints: Sequence[Endpoint]) -> list[Listener]:
-    listeners: list[Listener] = []
-    try:
-        for endpoint in endpoints:
-            listeners.append(bind(endpoint))
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners

@@ -1,9 +1,9 @@
 """
-Work that peers cause, done a little at a time and in turn by where it comes from.
+A queue of peers' work that is fair between sources and limits the work's share of the event loop.
 
-A listener may share its event loop with decisions. Whatever its peers do, it then takes a bounded time of
-each turn of the loop and a bounded share of the loop's time: reading is paused while work waits, so
-that what was not done yet waits in the kernel, at the peer's expense.
+A listener may share its event loop with decisions. Whatever its peers do, it takes a bounded time of each
+turn and a bounded share of the loop's time. Reading pauses while work waits, so that further input waits in
+the kernel.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Generic, Protocol, TypeVar
 from sidecar.transports.wheel import Loop
 
 REST_MIN_S = 0.001
-"""Event loops have timers of a millisecond."""
+"""The timer resolution of event loops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
     """
-    How much of an event loop work may take.
+    The share of an event loop that work may take.
 
-    `turn_s` is the time of one turn, which the last piece of work may exceed; `share` the part of all time,
-    1.0 = every turn. `is_prompt` = a request that is read while nothing waits is handled at once.
+    `turn_s` is the time per turn, which the last piece of work may exceed; `share` is the share of all time,
+    1.0 = every turn. `is_prompt` = a request that is read while the queue is empty is handled immediately.
     """
 
     turn_s: float
@@ -35,31 +35,31 @@ class Pace:
 
 
 OWN_LOOP = Pace(0.002)
-"""On an event loop that decides nothing: others have their turn, too."""
+"""For an event loop that does not decide."""
 
 DECIDING = Pace(0.002, is_prompt=True)
-"""For requests that are decisions themselves."""
+"""For a listener whose requests are decisions."""
 
 SHARED_LOOP = Pace(0.000_05, 0.05)
-"""Beside decisions."""
+"""For an event loop that also decides."""
 
 
 class Worker(Protocol):
-    """Somebody who has work to do for a source."""
+    """Does work for a source."""
 
     @property
     def source(self) -> str:
-        """Where the work comes from."""
+        """The source of the work; sources take turns."""
 
     def work(self) -> None:
-        """Do a bounded piece of it; must not raise."""
+        """Do a bounded piece of work; must not raise."""
 
 
 Item = TypeVar("Item", bound=Worker)
 
 
 class FairQueue(Generic[Item]):
-    """Items in order of arrival for each source; the sources have their turns one after another."""
+    """A queue that serves sources round-robin, and each source's items in order of arrival."""
 
     __slots__ = ("_by_source",)
 
@@ -68,25 +68,25 @@ class FairQueue(Generic[Item]):
         self._by_source: dict[str, dict[Item, None]] = {}
 
     def __bool__(self) -> bool:
-        """Whether something waits."""
+        """Whether the queue has items."""
         return bool(self._by_source)
 
     def __iter__(self) -> Iterator[Item]:
-        """Everything that waits, in no particular order."""
+        """All items, in no particular order."""
         return (item for items in self._by_source.values() for item in items)
 
     def add(self, item: Item) -> None:
-        """Have *item* wait, once."""
+        """Add *item*, unless it is in the queue."""
         self._by_source.setdefault(item.source, {})[item] = None
 
     def discard(self, item: Item) -> None:
-        """Forget *item*, if it waits."""
+        """Remove *item*, if it is in the queue."""
         items = self._by_source.get(item.source)
         if items is not None and items.pop(item, item) is None and not items:
             del self._by_source[item.source]
 
     def pop(self) -> Item:
-        """Take the item whose turn it is; there must be one."""
+        """Remove and return the next item; the queue must not be empty."""
         source = next(iter(self._by_source))
         items = self._by_source.pop(source)
         item = next(iter(items))
@@ -97,12 +97,12 @@ class FairQueue(Generic[Item]):
 
 
 class WorkQueue:
-    """Has workers do their pieces of work on an event loop, no faster than a pace allows."""
+    """Calls workers on an event loop, within a pace."""
 
     __slots__ = ("_handle", "_loop", "_pace", "_rest_until_s", "_waiting")
 
     def __init__(self, loop: Loop, pace: Pace) -> None:
-        """Work on *loop* at *pace*."""
+        """Call workers on *loop* within *pace*."""
         self._loop = loop
         self._pace = pace
         self._waiting: FairQueue[Worker] = FairQueue()
@@ -115,17 +115,17 @@ class WorkQueue:
         return self._pace.is_prompt and not self._waiting
 
     def add(self, worker: Worker) -> None:
-        """Have *worker* do one piece of work when its turn comes."""
+        """Call `work` of *worker* once, in its turn."""
         if not self._waiting:
             self._schedule()
         self._waiting.add(worker)
 
     def discard(self, worker: Worker) -> None:
-        """Forget *worker*, if it waits."""
+        """Remove *worker*, if it is in the queue."""
         self._waiting.discard(worker)
 
     def charge(self, cost_s: float) -> None:
-        """Count work of *cost_s* that is done elsewhere."""
+        """Count *cost_s* of work outside the queue."""
         if self._pace.share < 1.0:
             self._rest(cost_s)
 

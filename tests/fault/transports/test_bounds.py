@@ -108,10 +108,10 @@ def test_connections__one_peer_cannot_take_all_places() -> None:
     core = Rig(TransportLimits(connections_per_peer_max=2)).core
     assert [core.admit("192.0.2.1") for _ in range(3)] == [True, True, False]
     assert core.admit("192.0.2.2")
-    core.leave("192.0.2.1", "peer")
+    core.release("192.0.2.1", "peer")
     assert core.admit("192.0.2.1")
     for peer in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
-        core.leave(peer, "peer")
+        core.release(peer, "peer")
     assert core.peers == {}
 
 

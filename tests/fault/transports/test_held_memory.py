@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.transports.fast.held import STREAM_BYTES
-from sidecar.transports.fast.turns import CROWD, LATE_READ_BYTES, TURN_S, Turns
+from sidecar.transports.fast.read_scheduler import CROWD, LATE_READ_BYTES, TURN_S, ReadScheduler
 from sidecar.transports.server import Endpoint, TransportLimits
 from tests.unit.transports.rig import PREFACE, ManualLoop, Rig, frame, settings_frame
 from tests.unit.transports.sockets import Client, dial
@@ -203,25 +203,25 @@ def test_held__is_forgotten_with_its_connection() -> None:
 class Busy:
     """Connections that each take *cost_s* whenever they are resumed, and never have enough."""
 
-    def __init__(self, turns: Turns, clock: list[float], cost_s: float, *, is_slow: bool) -> None:
+    def __init__(self, scheduler: ReadScheduler, clock: list[float], cost_s: float, *, is_slow: bool) -> None:
         """Wait from now on."""
-        self._turns, self._clock, self._cost_s, self._is_slow = turns, clock, cost_s, is_slow
+        self._scheduler, self._clock, self._cost_s, self._is_slow = scheduler, clock, cost_s, is_slow
         self.resumed = 0
-        turns.wait(self, is_slow=is_slow)
+        scheduler.wait(self, is_slow=is_slow)
 
     def resume(self) -> None:
         """Take the time, and wait again."""
         self.resumed += 1
         self._clock[0] += self._cost_s
-        self._turns.wait(self, is_slow=self._is_slow)
+        self._scheduler.wait(self, is_slow=self._is_slow)
 
 
 def test_turns__have_a_bound_whatever_waits() -> None:
     """A turn ends in time; everybody has one in order; those whose peers read nothing come last, but come."""
     loop, clock = ManualLoop(), [0.0]
-    turns = Turns(loop, lambda: clock[0], lambda: None)
-    prompt = [Busy(turns, clock, 0.001, is_slow=False) for _ in range(100)]
-    slow = [Busy(turns, clock, 0.001, is_slow=True) for _ in range(100)]
+    scheduler = ReadScheduler(loop, lambda: clock[0], lambda: None)
+    prompt = [Busy(scheduler, clock, 0.001, is_slow=False) for _ in range(100)]
+    slow = [Busy(scheduler, clock, 0.001, is_slow=True) for _ in range(100)]
     for _ in range(50):
         before_s = clock[0]
         loop.turn()
@@ -235,8 +235,8 @@ def test_turns__a_late_read_waits_and_is_small() -> None:
     rig = Rig()
     late = Rig(core=rig.core)
     clock = [0.0]
-    rig.core.turns.clock = lambda: clock[0]
-    rig.core.turns.now_s = 0.0
+    rig.core.scheduler.clock = lambda: clock[0]
+    rig.core.scheduler.now_s = 0.0
     rig.say_unread(rig.call_bytes()[1])
     assert rig.stream(1).status == 0
     clock[0] += 2 * TURN_S
@@ -257,10 +257,10 @@ def test_turns__in_a_crowd_each_has_a_little_parsed_at_a_time() -> None:
     rig = Rig()
     calls = b"".join(rig.call_bytes()[1] for _ in range(400))
     for _ in range(CROWD + 1):
-        rig.core.turns.wait(Idle(), is_slow=False)
+        rig.core.scheduler.wait(Idle(), is_slow=False)
     rig.say_unread(calls[:LATE_READ_BYTES])
     rig.say_unread(calls[LATE_READ_BYTES:])
-    assert rig.core.turns.is_crowded
+    assert rig.core.scheduler.is_crowded
     assert not rig.connection._streams.has_backlog
     assert rig.connection._streams.seen < 100
     rig.loop.settle()

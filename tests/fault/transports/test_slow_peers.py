@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sidecar.transports.fast.lifetime import LINGER_S
-from sidecar.transports.fast.turns import READ_BYTES
+from sidecar.transports.fast.read_scheduler import READ_BYTES
 from sidecar.transports.server import TransportLimits
 from tests.unit.transports.rig import (
     CONTINUATION,

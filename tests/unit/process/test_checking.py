@@ -183,7 +183,7 @@ def test_check__a_path_that_is_too_long_for_a_worker(tmp_path: Path) -> None:
     path = tmp_path / "sidecar.yaml"
     socket = f"/tmp/{(107 - 5) * 'x'}"
     path.write_text(f"store: redis://127.0.0.1:1\nworkers: 2\nlisten: {{grpc: 'unix:{socket}', admin: []}}")
-    with pytest.raises(FileFaultsError, match="the path takes 109 bytes"):
+    with pytest.raises(FileFaultsError, match="has 109 bytes"):
         check(path)
 
 

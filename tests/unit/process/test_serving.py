@@ -196,7 +196,7 @@ def test_serve__tls_with_client_certificates(tmp_path: Path) -> None:
             asker.ask(request)
         authority.sign("server")
         running.signal(signal.SIGHUP)
-        running.event("TLS files loaded again: " + str(tmp_path / "server.crt"), 2)
+        running.event("TLS files reloaded: " + str(tmp_path / "server.crt"), 2)
         with Asker(target, ClientTls(authority.ca, certificate, key)) as asker:
             assert asker.ask(request).is_allowed
 

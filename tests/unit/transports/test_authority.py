@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.transports.fast.authority import REQUESTS_LOOKED_AT, AuthorityFilter
+from sidecar.transports.fast.authority import REQUESTS_INSPECTED, AuthorityFilter
 from sidecar.transports.server import TransportLimits
 from tests.unit.transports.rig import (
     CONTINUATION,
@@ -31,7 +31,7 @@ ODD = (PATH, "", None, "unix:///run/x.sock", "@abstract", "user@host", "a b", 'a
 def test_authority__is_served_whatever_it_is(authority: str | None, byte_by_byte: bool) -> None:
     """More often than is looked at, so also once the client's table holds it."""
     rig = Rig()
-    for _ in range(2 * REQUESTS_LOOKED_AT):
+    for _ in range(2 * REQUESTS_INSPECTED):
         stream_id, call = rig.call_bytes(_authority=authority)
         rig.say(call, byte_by_byte=byte_by_byte)
         assert rig.stream(stream_id).status == 0
@@ -49,7 +49,7 @@ def test_authority__good_and_odd_ones_on_one_connection() -> None:
 def test_authority__nothing_is_looked_at_after_the_first_good_ones() -> None:
     """A proxy's connection costs nothing more from then on."""
     rig = Rig()
-    for _ in range(REQUESTS_LOOKED_AT):
+    for _ in range(REQUESTS_INSPECTED):
         assert rig.connection._filter is not None
         rig.request()
     assert rig.connection._filter is None

@@ -84,11 +84,11 @@ def test_connection__tls_must_have_agreed_on_h2() -> None:
 def test_give_up__counts_once_whether_or_not_there_was_a_connection() -> None:
     """A failed handshake never became one; a cancelled one may just have succeeded."""
     rig = Rig(starts=False)
-    rig.connection.give_up()
+    rig.connection.fail_handshake()
     rig.loop.settle()
     assert rig.closed_for == ["drain"]
     assert rig.core.admit("")
-    Connection(rig.core).give_up()
+    Connection(rig.core).fail_handshake()
     assert rig.closed_for == ["drain", "handshake"]
     assert rig.metrics.value("sidecar_connections_open") == 0
 

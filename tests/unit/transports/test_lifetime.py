@@ -6,8 +6,8 @@ import pytest
 
 from sidecar.transports.fast.engine import H2Error
 from sidecar.transports.fast.lifetime import (
+    ANNOUNCE_S,
     LINGER_S,
-    NOTICE_S,
     STREAM_ID_DRAIN,
     Act,
     Lifetime,
@@ -61,7 +61,7 @@ def test_lifetime__silence_in_the_middle_of_a_frame_is_bounded() -> None:
     """A peer that begins a frame and falls silent is sent away, also while other calls run."""
     each = lifetime()
     each.read_s = 100.0
-    assert each.read_silently(100.0)
+    assert each.read_incomplete(100.0)
     assert step(each, 104.9, streams=1, seen=1).act is Act.NOTHING
     assert step(each, 105.0, streams=1, seen=1) == LifetimeStep(Act.DRAIN, "header_timeout", cut_at_s=110.0)
 
@@ -112,9 +112,9 @@ def test_lifetime__a_drain_has_two_steps() -> None:
     """Announce, then name the last stream after a second at the latest, then cut."""
     each = lifetime()
     assert each.drain(100.0, 110.0)
-    assert each.phase is Phase.NOTICED
-    assert step(each, 100.0 + NOTICE_S - 0.1).act is Act.NOTHING
-    assert step(each, 100.0 + NOTICE_S).act is Act.GO_AWAY
+    assert each.phase is Phase.ANNOUNCED
+    assert step(each, 100.0 + ANNOUNCE_S - 0.1).act is Act.NOTHING
+    assert step(each, 100.0 + ANNOUNCE_S).act is Act.GO_AWAY
     each.go_away()
     assert step(each, 109.9).act is Act.NOTHING
     assert step(each, 110.0).act is Act.CUT
@@ -143,11 +143,11 @@ def test_lifetime__keepalive_goes_on_while_draining() -> None:
 def test_lifetime__one_frame_may_not_take_for_ever() -> None:
     """Bytes that complete no frame for five seconds are a slow-loris; a whole frame begins again."""
     each = lifetime()
-    assert each.read_silently(10.0)
-    assert each.read_silently(14.9)
-    assert not each.read_silently(15.0)
+    assert each.read_incomplete(10.0)
+    assert each.read_incomplete(14.9)
+    assert not each.read_incomplete(15.0)
     each.silent_since_s = None
-    assert each.read_silently(15.0)
+    assert each.read_incomplete(15.0)
 
 
 def test_lifetime__lingering_ends_after_a_second_or_when_written() -> None:

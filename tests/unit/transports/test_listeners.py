@@ -223,7 +223,7 @@ def test_bind__a_path_takes_107_bytes_and_no_more(opened: list[Listener], tmp_pa
     room = listeners.UNIX_PATH_BYTES_MAX - len(os.fsencode(tmp_path)) - 1
     longest = tmp_path / ("é" * (room // 2) + "x" * (room % 2))
     opened.append(bind(Endpoint(path=str(longest))))
-    with pytest.raises(ListenError, match="takes 108 bytes"):
+    with pytest.raises(ListenError, match="has 108 bytes"):
         bind(Endpoint(path=str(longest) + "y"))
 
 

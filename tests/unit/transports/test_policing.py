@@ -10,7 +10,7 @@ from sidecar.transports.fast.policing import (
     WINDOW_UPDATES_SAVED_MAX,
     Policing,
     TokenBucket,
-    is_dust,
+    has_tiny_frames,
 )
 from sidecar.transports.server import TransportLimits
 
@@ -92,4 +92,4 @@ def test_policing__a_long_life_saves_up_little(policing: Policing) -> None:
 )
 def test_is_dust__small_pieces_are_few(pieces: int, received: int, expected: bool) -> None:
     """Sixteen DATA frames of any size, and one more for each 256 bytes."""
-    assert is_dust(pieces, received) is expected
+    assert has_tiny_frames(pieces, received) is expected

@@ -135,7 +135,7 @@ def test_server_context__names_a_file_that_is_no_pem(authority: Authority, tmp_p
     odd.write_text(text)
     with pytest.raises(ListenError, match=r"odd and .*not a PEM certificate chain"):
         server_context(TlsFiles(odd, key))
-    with pytest.raises(ListenError, match="odd: it holds no PEM certificate of a CA"):
+    with pytest.raises(ListenError, match="odd: it has no PEM certificate of a CA"):
         server_context(TlsFiles(certificate, key, odd))
 
 

@@ -26,9 +26,9 @@ def reader(exchange: Exchange) -> None:
         nonlocal body
         body += exchange.body
         exchange.body.clear()
-        if exchange.is_body_whole and not exchange.is_answered and not exchange.is_gone:
+        if exchange.is_body_whole and not exchange.is_answered and not exchange.is_canceled:
             exchange.respond(Response(200, "text/plain", bytes(body)))
-        elif not exchange.is_gone:
+        elif not exchange.is_canceled:
             exchange.want_body()
 
     exchange.on_change = on_change
@@ -184,7 +184,7 @@ def test_deadline__of_a_body() -> None:
         rig.loop.advance((LIMITS.body_timeout_s + 1) / 8)
     assert client.transport.is_aborted
     assert rig.closed_for == {"body_timeout": 1}
-    assert rig.core.take_place()  # none is lost
+    assert rig.core.begin_request()  # none is lost
     assert rig.core._requests == 1
 
 
@@ -259,7 +259,7 @@ def test_end__the_handler_is_told() -> None:
         exchange.want_body()
         rig.settle()
         changes: list[bool] = []
-        exchange.on_change = lambda changes=changes, exchange=exchange: changes.append(exchange.is_gone)  # type: ignore[misc]
+        exchange.on_change = lambda changes=changes, exchange=exchange: changes.append(exchange.is_canceled)  # type: ignore[misc]
         client.connection.connection_lost(None)
         assert changes == [True]
         handler.answer()

@@ -123,7 +123,7 @@ def test_requests__a_waiting_one_whose_client_goes_leaves_nothing_behind() -> No
         client = rig.connect()
         client.say(GET)
         client.connection.connection_lost(None)
-    assert not rig.core.parked and len(rig.core.connections) == 1
+    assert not rig.core.waiting and len(rig.core.connections) == 1
 
 
 def test_memory__answers_that_are_not_taken_are_bounded() -> None:

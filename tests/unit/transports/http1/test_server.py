@@ -243,7 +243,7 @@ def test_http_server__bad_tls_files_change_nothing(tmp_path: Path, caplog: pytes
         await serving.drain()
 
     run(scenario)
-    assert "the former certificate stays in use" in caplog.text
+    assert "the previous certificate stays in use" in caplog.text
 
 
 def test_http_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """
-Shares the turns of the event loop among connections, however many there are.
+Shares the turns of the event loop among connections.
 
-Reads are handled as they come until they have taken their time of a turn. What is read later in that turn
-waits, a little of each connection, and is handled in the next turns, in the order in which it came.
-Connections whose peers do not take their answers wait behind all others.
+Reads are handled immediately until TURN_S of the turn has passed. Later reads of the turn are small, are
+queued, and are handled in the next turns in order of arrival. Connections whose peers do not read their
+answers come last.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Protocol
 from sidecar.transports.wheel import Loop
 
 TURN_S = 0.008
-"""How long reads may take in one turn, and again what waits from the turn before."""
+"""Time for reads in one turn, and again for the queued input of earlier turns."""
 
 READ_BYTES = 65_536
-"""One read of a connection. More would be faster by nothing and let one connection hold the loop."""
+"""Size of a read. A larger one would not be faster, and would let one connection block the loop."""
 
 LATE_READ_BYTES = 1_024
-"""One read that has to wait: two or three requests of a proxy. So what waits takes little memory."""
+"""Size of a read that is queued: two or three requests of a proxy, so that the queue takes little memory."""
 
 
 CROWD = 16
-"""With more connections waiting, each parses little at a time: a parsed request takes 20 times the memory."""
+"""Queue length above which connections parse only LATE_READ_BYTES: parsing takes 20 times the memory."""
 
 
-class Waiting(Protocol):
-    """A connection with something to handle."""
+class QueuedConnection(Protocol):
+    """A connection with queued input."""
 
     def resume(self) -> None:
-        """Handle the next part of it."""
+        """Handle the next part of the input."""
 
 
-class Turns:
+class ReadScheduler:
     """
-    The turns of one event loop, as its connections share them.
+    Schedules the connections of one event loop.
 
-    `now_s` is the loop's time in the current turn; reads that begin after `ends_s` on `clock` wait.
-    `read_buffer` is where to read into.
+    `now_s` is the loop's time in the current turn; reads after `ends_s` on `clock` are queued. `read_buffer`
+    is the buffer for reads.
     """
 
     __slots__ = (
@@ -58,13 +58,13 @@ class Turns:
     )
 
     def __init__(self, loop: Loop, clock: Callable[[], float], on_wait: Callable[[], None]) -> None:
-        """Nothing waits; *on_wait* is called for each read that has to."""
+        """Call *on_wait* for each read that is queued for lack of time."""
         self._loop = loop
         self._on_wait = on_wait
-        self._prompt: deque[Waiting] = deque()
-        self._slow: deque[Waiting] = deque()
+        self._prompt: deque[QueuedConnection] = deque()
+        self._slow: deque[QueuedConnection] = deque()
         self._is_scheduled = False
-        # Reads are handled to the end before the next one starts, so one buffer serves all.
+        # Each read is handled completely before the next one, so all connections share one buffer.
         self._whole_buffer = memoryview(bytearray(READ_BYTES))
         self._late_buffer = self._whole_buffer[:LATE_READ_BYTES]
         self.clock = clock
@@ -74,22 +74,22 @@ class Turns:
 
     @property
     def late_buffer(self) -> memoryview:
-        """Where to read what has to wait anyway; the first part of `read_buffer`."""
+        """The buffer for reads that are queued anyway: the first part of `read_buffer`."""
         return self._late_buffer
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so many connections wait that each is to have only `LATE_READ_BYTES` parsed in its turn."""
+        """Whether more than CROWD connections are queued."""
         return len(self._prompt) + len(self._slow) > CROWD
 
     def begin(self, now_s: float) -> None:
-        """A turn begins, at *now_s* on the loop's clock."""
+        """Begin a turn at *now_s* on the loop's clock."""
         self.now_s = now_s
         self.ends_s = self.clock() + TURN_S
         self.read_buffer = self._whole_buffer
 
-    def wait(self, connection: Waiting, *, is_slow: bool, is_late: bool = False) -> None:
-        """Have *connection* resumed in one of the next turns; *is_late* = for want of time in this one."""
+    def wait(self, connection: QueuedConnection, *, is_slow: bool, is_late: bool = False) -> None:
+        """Resume *connection* in one of the next turns; *is_late* = for lack of time in this turn."""
         (self._slow if is_slow else self._prompt).append(connection)
         if is_late:
             self.read_buffer = self._late_buffer
@@ -99,7 +99,7 @@ class Turns:
             self._loop.call_soon(self._serve)
 
     def _serve(self) -> None:
-        """Resume connections that wait, for the time of a turn, but at least one of each kind."""
+        """Resume queued connections for TURN_S, but at least one of each queue."""
         self._is_scheduled = False
         self.begin(self._loop.time())
         for queue in (self._prompt, self._slow):

@@ -20,7 +20,7 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 
 RETRY_INTERVAL_S = 1.0
-FILE_KINDS = ("configuration", "registry", "tls")
+FILE_KINDS = ("configuration", "rate_limits", "registry", "tls")
 """What a file that is read again is for: the label of `sidecar_files_unreadable`."""
 
 _log = logging.getLogger("sidecar.files")

@@ -24,6 +24,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from sidecar.observe.rows import RowTable
+
 
 class MetricKind(Enum):
     """What a metric means to Prometheus."""
@@ -40,7 +42,8 @@ class MetricSpec:
 
     `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
     of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` names
-    the combinations of label values that can occur; empty = all of them.
+    the combinations of label values that can occur; empty = all of them. `row_labels` come before the
+    others, and their values from the configuration in force: at most `rows_max` of them, see `rows`.
     """
 
     name: str
@@ -49,6 +52,8 @@ class MetricSpec:
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     buckets_ns: tuple[int, ...] = ()
     only: tuple[tuple[str, ...], ...] = ()
+    row_labels: tuple[str, ...] = ()
+    rows_max: int = 0
 
     @property
     def width(self) -> int:
@@ -74,13 +79,19 @@ class MetricTable:
         self.specs = tuple(specs)
         self._first: dict[str, int] = {}
         self._spec: dict[str, MetricSpec] = {}
+        self.rows: dict[str, RowTable] = {}
+        """Of the metrics that have rows, by name."""
         size = 0
         for spec in self.specs:
             if spec.name in self._first:
                 raise ValueError(f"two metrics named {spec.name}")
             self._first[spec.name] = size
             self._spec[spec.name] = spec
-            size += spec.width * len(spec.series)
+            if spec.rows_max:
+                self.rows[spec.name] = RowTable(size, spec.rows_max, len(spec.series))
+                size += self.rows[spec.name].size
+            else:
+                size += spec.width * len(spec.series)
         self.size = size
 
     def slot(self, name: str, *labels: str) -> int:
@@ -129,6 +140,10 @@ class Metrics(Collector):
         """Read one counter or gauge."""
         return self.values[self.table.slot(name, *labels)]
 
+    def row(self, name: str, *labels: str) -> int:
+        """The slot of the first count of a row, by its labels; the others follow in the order of `series`."""
+        return self.table.rows[name].find(self.values, labels)
+
     def histogram(self, name: str, *labels: str) -> HistogramRecorder:
         """A recorder for one histogram series."""
         return HistogramRecorder(self.values, self.slot(name, *labels), self.table.buckets_ns(name))
@@ -159,7 +174,19 @@ class HistogramRecorder:
 def collect(table: MetricTable, values: Sequence[int] | memoryview) -> Iterator[Metric]:
     """Turn one flat array into Prometheus metric families."""
     for spec in table.specs:
-        yield _family(spec, table.slot(spec.name, *spec.series[0]), values)
+        if spec.rows_max:
+            yield _row_family(spec, table.rows[spec.name], values)
+        else:
+            yield _family(spec, table.slot(spec.name, *spec.series[0]), values)
+
+
+def _row_family(spec: MetricSpec, table: RowTable, values: Sequence[int] | memoryview) -> Metric:
+    names = [*spec.row_labels, *(name for name, _ in spec.labels)]
+    family = CounterMetricFamily(spec.name, spec.help, labels=names)
+    for row, counts in table.read(values).items():
+        for labels, count in zip(spec.series, counts, strict=True):
+            family.add_metric((*row, *labels), count)
+    return family
 
 
 def _family(spec: MetricSpec, first: int, values: Sequence[int] | memoryview) -> Metric:

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from sidecar.observe.metrics import MetricKind, Metrics, MetricTable, collect
+from sidecar.observe.rows import Row, added
 
 WORD_BYTES = 8
 HEADER_WORDS = 8
@@ -39,7 +40,9 @@ class LayoutError(Exception):
 
 def layout_mark(table: MetricTable) -> bytes:
     """16 bytes that differ when the rows of *table*, and so the places of its counts, differ."""
-    rows = repr([(spec.name, spec.kind.value, spec.series, spec.buckets_ns) for spec in table.specs])
+    rows = repr(
+        [(spec.name, spec.kind.value, spec.series, spec.buckets_ns, spec.rows_max) for spec in table.specs]
+    )
     return hashlib.sha256(rows.encode()).digest()[:_MARK_BYTES]
 
 
@@ -134,8 +137,11 @@ class WorkerCounts(Metrics):
         super().__init__(table)
         self._blocks: list[CountBlock] = []
         self._gauges = tuple(_gauges(table, rules or {}))
-        gauge_slots = {gauge.slot for gauge in self._gauges}
-        self._counter_slots = tuple(slot for slot in range(table.size) if slot not in gauge_slots)
+        others = {gauge.slot for gauge in self._gauges}
+        for rows in table.rows.values():
+            others.update(range(rows.first, rows.first + rows.size))
+        self._counter_slots = tuple(slot for slot in range(table.size) if slot not in others)
+        self._retired_rows: dict[str, dict[Row, list[int]]] = {name: {} for name in table.rows}
         self._retired = [0] * table.size
         self._others: list[Collector] = []
 
@@ -159,6 +165,8 @@ class WorkerCounts(Metrics):
         self._blocks.remove(block)
         for slot in self._counter_slots:
             self._retired[slot] += block.values[slot]
+        for name, rows in self.table.rows.items():
+            self._retired_rows[name] = added((self._retired_rows[name], rows.read(block.values)))
         block.close()
 
     def totals(self) -> list[int]:
@@ -170,6 +178,9 @@ class WorkerCounts(Metrics):
                 totals[slot] += values[slot]
         for gauge in self._gauges:
             totals[gauge.slot] = gauge.rule([values[gauge.slot] for values in sources])
+        for name, rows in self.table.rows.items():
+            counts = (self._retired_rows[name], *(rows.read(values) for values in sources))
+            rows.write(totals, added(counts))
         return totals
 
     def value(self, name: str, *labels: str) -> int:

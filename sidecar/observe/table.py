@@ -318,6 +318,41 @@ REGISTRY_METRICS = (
     ),
 )
 
+RATE_LIMIT_RULES_MAX = 1_024
+"""Rules that have counts of their own; further ones share one."""
+
+RATE_LIMIT_METRICS = (
+    MetricSpec(
+        "sidecar_rate_limit_calls_total",
+        MetricKind.COUNTER,
+        "Calls of Envoy's rate-limit service, by result.",
+        labels=(("result", ("ok", "over_limit", "invalid", "unavailable")),),
+    ),
+    MetricSpec(
+        "sidecar_rate_limit_hits_total",
+        MetricKind.COUNTER,
+        "Hits that the rate-limit service was asked for, by configured domain and rule.",
+        labels=(("result", ("within_limit", "over_limit", "shadow")),),
+        row_labels=("domain", "rule"),
+        rows_max=RATE_LIMIT_RULES_MAX,
+    ),
+    MetricSpec(
+        "sidecar_rate_limit_duration_seconds",
+        MetricKind.HISTOGRAM,
+        "Time from a call of the rate-limit service to its answer.",
+        buckets_ns=(
+            50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 20_000_000,
+            50_000_000, 100_000_000,
+        ),
+    ),
+    MetricSpec(
+        "sidecar_rate_limit_reloads_total",
+        MetricKind.COUNTER,
+        "Reloads of the rate-limit files; failed = the former rules stay in force.",
+        labels=(("result", ("ok", "unchanged", "failed")),),
+    ),
+)  # fmt: skip
+
 RESTART_REASONS = (
     "rolling",         # its successor was ready (SIGHUP)
     "crashed",         # a signal or an exit code that nobody asked for
@@ -422,6 +457,7 @@ TABLE = MetricTable(
         *HTTP_METRICS,
         *PROCESS_METRICS,
         *REGISTRY_METRICS,
+        *RATE_LIMIT_METRICS,
         *WORKER_METRICS,
         *ADMIN_METRICS,
     )

@@ -54,7 +54,12 @@ def check(path: Path | None) -> CheckedConfig:
     _check_keys(config, faults)
     faults.raise_any()
     assert loaded is not None
-    warnings = (*loaded.rules.warnings, *loaded.registry.warnings, *_renamed_sockets(config, workers))
+    warnings = (
+        *loaded.rules.warnings,
+        *loaded.registry.warnings,
+        *loaded.rate_limits.warnings,
+        *_renamed_sockets(config, workers),
+    )
     return CheckedConfig(loaded, warnings)
 
 

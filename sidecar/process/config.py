@@ -143,7 +143,7 @@ def _section(path: KeyPath) -> type[BaseModel] | None:
     """The model of the mapping at *path*."""
     model: type[BaseModel] = Settings
     for part in path:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # the number of an item, or the name of one
             continue
         inner = _model_in(model.model_fields[part].annotation)
         if inner is None:

@@ -6,29 +6,24 @@ import errno
 import gc
 import os
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from sidecar.domain.integrations import Integration
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
+from sidecar.process.file_watch import UNREAD, WatchedSource, file_stamp
 from sidecar.sources.file_faults import FaultList, FileFault, FileFaultsError
 from sidecar.sources.yaml_nodes import YamlCancelledError
 from sidecar.stores.registry.file.registry_file import load_registry_bytes, parse_registry
 
 LOADING_SWITCH_INTERVAL_S = 0.000_2
 """How long a loading thread may hold the interpreter while the event loop waits; Python's default is 5 ms."""
-
-Stamp: TypeAlias = tuple[int, int, int, int] | None
-
-UNREAD: Stamp = (0, 0, 0, 0)
-"""The stamp of a file that was not read: it equals no file's stamp, so the next poll reads the file."""
 
 
 class LoadedRegistry(NamedTuple):
@@ -39,32 +34,16 @@ class LoadedRegistry(NamedTuple):
     took_s: float = 0.0
 
 
-class RegistrySource:
-    """
-    Reads one registry file repeatedly. Not thread-safe.
-
-    A changed file is read only after two polls in a row found it unchanged: a file that is being written in
-    place may be valid and yet lack half of its integrations.
-    """
+class RegistrySource(WatchedSource):
+    """Reads one registry file repeatedly."""
 
     def __init__(self, path: Path, file: str, catalogue: ScopeCatalogue) -> None:
         """Read *path*, called *file* in messages; valid scopes are those of *catalogue*."""
+        super().__init__(file)
         self.path = path
-        self.file = file
         self._catalogue = catalogue
-        self._read_stamp: Stamp = None
-        self._unsettled_stamp: Stamp = None
         self._digest = b""
         self._generation_floor = 0
-        self._cancelled = threading.Event()
-        self.is_settling = False
-        """True = the last poll saw a change; the file is read once a poll finds it unchanged."""
-        self.is_unreadable = False
-        """True = the file could not be read the last time: each poll tries again."""
-
-    def cancel(self) -> None:
-        """Stop loading within milliseconds, permanently; callable from any thread."""
-        self._cancelled.set()
 
     def load(self, previous: Snapshot) -> LoadedRegistry | None:
         """
@@ -78,7 +57,7 @@ class RegistrySource:
         """
         started_s = time.monotonic()
         self.is_settling = False
-        self._read_stamp = self._stamp()
+        self.read_stamp = self.stamp()
         self.is_unreadable = False
         try:
             content, digest = load_registry_bytes(self.path, self.file)
@@ -88,10 +67,10 @@ class RegistrySource:
                 snapshot, warnings = self._compile(content, previous)
         except FileFaultsError as error:
             if error.is_unreadable:  # the next poll tries again
-                self._read_stamp, self.is_unreadable = UNREAD, True
+                self.read_stamp, self.is_unreadable = UNREAD, True
             raise
         except MemoryError:
-            self._read_stamp, self.is_unreadable = UNREAD, True
+            self.read_stamp, self.is_unreadable = UNREAD, True
             faults = FaultList(self.file)
             faults.add_unreadable(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
             raise faults.error() from None
@@ -100,7 +79,7 @@ class RegistrySource:
         return LoadedRegistry(snapshot, warnings, time.monotonic() - started_s)
 
     def _compile(self, content: bytes, previous: Snapshot) -> tuple[Snapshot, tuple[FileFault, ...]]:
-        records, warnings = parse_registry(content, self.file, self._catalogue, self._cancelled.is_set)
+        records, warnings = parse_registry(content, self.file, self._catalogue, self.cancelled.is_set)
         queue = deque(records)
         del records  # unchanged records are freed one by one
         return Snapshot.compile(tuple(self._numbered(queue, previous)), previous), warnings
@@ -112,29 +91,16 @@ class RegistrySource:
         Raises:
             FileFaultsError: as `load`, once for each change; at each poll while the file cannot be read.
         """
-        if self.is_unreadable:
-            return self.load(previous)
-        stamp = self._stamp()
-        if stamp == self._read_stamp:
-            self.is_settling = False
-            return None
-        if not self.is_settling or stamp != self._unsettled_stamp:
-            self.is_settling = True
-            self._unsettled_stamp = stamp
-            return None
-        return self.load(previous)
+        return self.load(previous) if self.has_settled_change() else None
 
-    def _stamp(self) -> Stamp:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+    def stamp(self) -> object:
+        """See `WatchedSource`."""
+        return file_stamp(self.path)
 
     def _numbered(self, records: deque[Integration], previous: Snapshot) -> Iterator[Integration]:
         """Take out *records* and set their generations: a changed record gets a higher one."""
         while records:
-            if self._cancelled.is_set():
+            if self.cancelled.is_set():
                 raise YamlCancelledError
             record = records.popleft()
             compiled = previous.integrations.get(record.id)

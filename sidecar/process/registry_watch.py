@@ -7,35 +7,21 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
 
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
-from sidecar.observe.file_reading import ReadEpisode
 from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
-from sidecar.process.background import BackgroundThread
+from sidecar.process.file_watch import POLL_INTERVAL_S, FileWatch
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.services.decider import Decider
-from sidecar.sources.file_faults import FileFaultsError
 
-POLL_INTERVAL_S = 1.0
-SETTLE_INTERVAL_S = 0.25
 RELEASED_PER_TURN = 200
-SLOW_LOAD_S = 30.0
-"""How long a load may take before a warning: the file is probably on a dead network disk."""
-
-Load: TypeAlias = Callable[[Snapshot], LoadedRegistry | None]
 
 _log = logging.getLogger("sidecar.registry")
 
 
-class RegistryWatch:
-    """
-    Replaces the snapshot in force when the registry file changes.
-
-    A background thread polls, reads and compiles the file; the event loop only assigns the new snapshot.
-    After any failure the previous registry stays in force.
-    """
+class RegistryWatch(FileWatch[LoadedRegistry]):
+    """Replaces the snapshot in force when the registry file changes."""
 
     def __init__(
         self,
@@ -45,75 +31,12 @@ class RegistryWatch:
         poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
         """Keep *decider* up to date with *source*; count reloads in *metrics*."""
-        self._source = source
+        super().__init__(source, "registry", "registry", metrics, _log, poll_interval_s)
+        self._registry = source
         self._decider = decider
-        self._metrics = metrics
-        self._poll_interval_s = poll_interval_s
-        self._episode = ReadEpisode(metrics, "registry", source.file)
-        self._asked = asyncio.Event()
-        self._thread = BackgroundThread("registry")
 
-    def reload(self) -> None:
-        """Read the file at once, even if it seems unchanged."""
-        self._asked.set()
-
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        try:
-            while True:
-                is_asked = await self._wait()
-                load = self._source.load if is_asked else self._source.poll
-                await self._load(load, is_asked)
-        finally:
-            self._source.cancel()
-            self._thread.close()
-
-    async def _wait(self) -> bool:
-        """Wait until the next poll is due or a reload is requested; True = a reload was requested."""
-        interval_s = min(SETTLE_INTERVAL_S, self._poll_interval_s)
-        if not self._source.is_settling:
-            interval_s = self._poll_interval_s
-        try:
-            await asyncio.wait_for(self._asked.wait(), interval_s)
-        except TimeoutError:
-            return False
-        self._asked.clear()
-        return True
-
-    async def _load(self, load: Load, is_asked: bool) -> None:
-        loading = self._thread.run(partial(load, self._decider.snapshot))
-        while not (await asyncio.wait({loading}, timeout=SLOW_LOAD_S))[0]:
-            log_event(_log, logging.WARNING, "reading the registry is slow", file=self._source.file)
-        try:
-            loaded = loading.result()
-        except FileFaultsError as error:
-            if error.is_unreadable:
-                if not self._episode.is_open:
-                    self._count("failed")
-                self._episode.begin(str(error))
-                return
-            self._episode.end()
-            self._count("failed")
-            log_event(
-                _log,
-                logging.ERROR,
-                "registry file rejected; the previous registry stays in force",
-                file=self._source.file,
-                mistakes=error.total,
-                faults=[str(fault) for fault in error.faults],
-            )
-        except Exception:  # a bug must not end the watch
-            self._count("failed")
-            _log.exception("loading the registry failed; the previous registry stays in force")
-        else:
-            if not self._source.is_unreadable:
-                self._episode.end()
-            if loaded is not None:
-                self._count("ok")
-                await self._put_in_force(loaded)
-            elif is_asked:
-                self._count("unchanged")
-                log_event(_log, logging.INFO, "registry unchanged", file=self._source.file)
+    def _loader(self, is_asked: bool) -> Callable[[], LoadedRegistry | None]:
+        return partial(self._registry.load if is_asked else self._registry.poll, self._decider.snapshot)
 
     def _count(self, result: str) -> None:
         self._metrics.add("sidecar_registry_reloads_total", result)

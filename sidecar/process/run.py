@@ -26,6 +26,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
 from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
+from sidecar.process.rate_limits_watch import report_rate_limits
 from sidecar.process.readiness import Component
 from sidecar.process.registry_watch import report_registry
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
@@ -169,6 +170,11 @@ class Process:
             self._set_state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
             self.spawn(sidecar.shared.run(self._set_state))
+        if sidecar.rate_limits is not None:
+            sidecar.rate_limits.on_state = self._set_state
+            self._set_state("rate_limits", True, "loaded")
+            report_rate_limits(self._loaded.rate_limits, self._loaded.config.settings.rate_limits.path or "")
+            self.spawn(sidecar.rate_limits.run())
 
     async def _wait_until_ready(self, replaces: bool) -> bool:
         """
@@ -268,6 +274,8 @@ class Process:
         sidecar = self._sidecar
         if sidecar.watch is not None:
             sidecar.watch.reload()
+        if sidecar.rate_limits is not None:
+            sidecar.rate_limits.reload()
         if sidecar.followed is not None:
             sidecar.followed.reload()
         sidecar.listeners.reload_tls()

@@ -26,6 +26,7 @@ from sidecar.domain.cidr import Cidr, parse_cidr
 from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
+from sidecar.stores.embedded_counters import COUNTERS_MAX
 from sidecar.stores.redis.urls import SCHEMES, StoreUrl, parse_store_url
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
@@ -289,6 +290,66 @@ class CategorySettings(Section):
         return ScopeCategory(self.name, title, Sensitivity(self.sensitivity), self.read_only)
 
 
+def _response_header(text: str) -> str:
+    if not _HEADER_NAME.fullmatch(text.lower()):
+        raise ValueError(f"{text!r} must be the name of a header, without '_', which proxies drop or confuse")
+    return text
+
+
+ResponseHeaderName = Annotated[str, _parsed(_response_header)]
+AlgorithmName = Literal["fixed_window", "token_bucket"]
+
+
+class RateLimitHeaderSettings(Section):
+    """Headers that the rate-limit service adds to responses; `true` stands for `enabled: true`."""
+
+    enabled: bool = False
+    limit: ResponseHeaderName = "RateLimit-Limit"
+    remaining: ResponseHeaderName = "RateLimit-Remaining"
+    reset: ResponseHeaderName = "RateLimit-Reset"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bool(cls, value: object) -> object:
+        return {"enabled": value} if isinstance(value, bool) else value
+
+
+class RateLimitDomainSettings(Section):
+    """What one domain of the rate-limit files has that the files do not say."""
+
+    algorithm: AlgorithmName
+
+
+class RateLimitSettings(Section):
+    """Envoy's rate-limit service; just the path stands for a section with defaults. No `path` = it is off."""
+
+    path: str | None = None
+    algorithm: AlgorithmName = "fixed_window"
+    domains: dict[str, RateLimitDomainSettings] = {}
+    all_or_none: bool = False
+    merge_domains: bool = False
+    shadow_mode: bool = False
+    response_headers: RateLimitHeaderSettings = RateLimitHeaderSettings()
+    dynamic_metadata: bool = False
+    counters_per_domain_max: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = COUNTERS_MAX
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> RateLimitSettings:
+        if self.path is None and self.model_fields_set:
+            raise ValueError("path is missing; name the folder of the rate-limit files")
+        return self
+
+    def algorithm_of(self, domain: str) -> str:
+        """The name of the algorithm by which *domain* counts."""
+        named = self.domains.get(domain)
+        return self.algorithm if named is None else named.algorithm
+
+
 class LogSettings(Section):
     """What is written to standard error; `auto` = text for a terminal, JSON lines otherwise."""
 
@@ -343,6 +404,7 @@ class Settings(Section):
     unauthenticated_status: Literal[403, 401] = 403
     ietf_headers: bool = False
     reflection: bool = True
+    rate_limits: RateLimitSettings = RateLimitSettings()
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()

@@ -26,6 +26,8 @@ from sidecar.process.control_plane import (
 )
 from sidecar.process.followed_registry import FollowedRegistry
 from sidecar.process.listeners import Listeners, deciding_kinds, endpoints
+from sidecar.process.rate_limits_source import LoadedRateLimits, RateLimitsSource, limit_style
+from sidecar.process.rate_limits_watch import RateLimitsWatch
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import RegistryWatch
@@ -39,10 +41,15 @@ from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.health import HealthService
+from sidecar.services.rate_limiter import RateLimiter
 from sidecar.services.reflection import ReflectionService
+from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
+from sidecar.services.rls import RateLimitService
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.embedded_counters import EmbeddedCounterStore
+from sidecar.stores.protocols import CounterStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.live import REACH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
@@ -67,7 +74,8 @@ class Sidecar:
     The parts of one process.
 
     `server` is the one of `listeners` that speaks gRPC. `watch` None = there is no registry file to watch;
-    `shared` None = the store is embedded; `followed` None = there is no registry that administrators change.
+    `shared` None = the store is embedded; `followed` None = there is no registry that administrators change;
+    `rate_limits` None = there are no rate-limit files.
     """
 
     config: Config
@@ -81,6 +89,7 @@ class Sidecar:
     watch: RegistryWatch | None
     shared: SharedStore | None = None
     followed: FollowedRegistry | None = None
+    rate_limits: RateLimitsWatch | None = None
 
 
 class LoadedConfig:
@@ -109,6 +118,12 @@ class LoadedConfig:
             self.registry = self.source.load(self.registry.snapshot) or self.registry
         elif config.has_control_plane:
             self.registry = LoadedRegistry(Snapshot.unloaded())
+        self.rate_limits_source: RateLimitsSource | None = None
+        self.rate_limits = LoadedRateLimits()
+        limits_path = config.settings.rate_limits.path
+        if limits_path is not None:
+            self.rate_limits_source = RateLimitsSource(config.path(limits_path), config.settings.rate_limits)
+            self.rate_limits = self.rate_limits_source.load() or self.rate_limits
 
     def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
         """Decides by these rules and this registry; *shared* None = with buckets of its own."""
@@ -118,6 +133,17 @@ class LoadedConfig:
         timeout_s = self.config.settings.store_timeout_s
         buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
         return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
+
+    def rate_limiter(self, metrics: Metrics, shared: SharedStore | None) -> RateLimiter:
+        """Limits by these rate-limit files; *shared* None = with counters of its own."""
+        settings = self.config.settings
+        style = limit_style(settings.rate_limits)
+        store: CounterStore
+        if shared is None:
+            store = EmbeddedCounterStore(counters_max=settings.rate_limits.counters_per_domain_max)
+        else:
+            store = shared.buckets.counters
+        return RateLimiter(self.rate_limits.limits, style, store, metrics, settings.store_timeout_s)
 
     def shared_store(self, metrics: Metrics, turn: LoopTurn | None = None) -> SharedStore | None:
         """
@@ -183,16 +209,18 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
         share_history(shared.buckets, followed)
-    readiness = Readiness(
-        metrics, (*deciding_kinds(config), "registry") + (() if shared is None else shared.components)
-    )
-    health = HealthService(HEALTH_SERVICES)
+    components = (*deciding_kinds(config), "registry", *(() if shared is None else shared.components))
+    readiness = Readiness(metrics, components)
+    rate_limits, rls_methods = _rate_limits(loaded, metrics, shared)
+    health_services = HEALTH_SERVICES if rate_limits is None else (*HEALTH_SERVICES, *RLS_HEALTH_SERVICES)
+    health = HealthService(health_services)
     style = loaded.rules.style
     loaded.rules.policy.on_misconfigured = _log_misconfigured
     methods: list[Method] = [
         *health.methods(),
         *ExtAuthzService(decider, style).methods(),
         *DecisionService(decider, style).methods(),
+        *rls_methods,
     ]
     if config.settings.reflection:
         methods += ReflectionService(methods).methods()
@@ -216,14 +244,26 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         metrics,
         decider,
         health,
-        HEALTH_SERVICES,
+        health_services,
         readiness,
         server,
         Listeners(config, servers),
         watch,
         shared,
         followed,
+        rate_limits,
     )
+
+
+def _rate_limits(
+    loaded: LoadedConfig, metrics: Metrics, shared: SharedStore | None
+) -> tuple[RateLimitsWatch | None, Sequence[Method]]:
+    """Envoy's rate-limit service, and what keeps it up to date with its files; None = there are none."""
+    source = loaded.rate_limits_source
+    if source is None:
+        return None, ()
+    limiter = loaded.rate_limiter(metrics, shared)
+    return RateLimitsWatch(source, limiter, metrics), RateLimitService(limiter).methods()
 
 
 def _log_misconfigured(problem: str) -> None:

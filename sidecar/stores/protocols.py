@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
 from sidecar.domain.bucket import BucketSet, Taken
+from sidecar.domain.rate_limits.counters import CountersTaken, CounterTake
 
 
 class StoreFault(Enum):
@@ -43,4 +44,33 @@ class BucketStore(Protocol):
         Take *asked* times in the next round trip to the shared store; call *done* within *timeout_s*.
 
         *done* is called exactly once, and not from within this call.
+        """
+
+
+CountersDone = Callable[[CountersTaken | StoreFault], None]
+"""Called exactly once with the outcome of a call's takes, on the event loop."""
+
+
+class CounterStore(Protocol):
+    """
+    Takes the hits of one call of the rate-limit service, by the rules of `domain.rate_limits.counters`.
+
+    Calls come as with `BucketStore`: at once where that is possible, else with the next trip.
+    """
+
+    def take_now(self, domain: str, takes: Sequence[CounterTake]) -> CountersTaken | StoreFault | None:
+        """
+        Take from the counters of *domain* if the outcome is at hand, else change nothing.
+
+        Returns:
+            None when the outcome needs a trip to the shared store.
+        """
+
+    def take_later(
+        self, domain: str, takes: Sequence[CounterTake], timeout_s: float, done: CountersDone
+    ) -> None:
+        """
+        Take in the next trip to the shared store; call *done* within *timeout_s*.
+
+        *done* is called exactly once, never from within this call.
         """

@@ -14,7 +14,7 @@ ROW = re.compile(r"\| `(sidecar_[a-z0-9_]+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|")
 
 def row_head(spec: MetricSpec) -> str:
     """The start of the row that describes *spec*: name, type and labels."""
-    labels = ", ".join(f"`{name}`" for name, _ in spec.labels) or "-"
+    labels = ", ".join(f"`{name}`" for name in (*spec.row_labels, *(name for name, _ in spec.labels))) or "-"
     return f"| `{spec.name}` | {spec.kind.value} | {labels} |"
 
 

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 
 from sidecar.domain.bucket import ASKED_MAX
-from sidecar.stores.protocols import TakeDone
+from sidecar.stores.redis.count_call import CounterCall
 from sidecar.stores.redis.limits import StoreLimits
-from sidecar.stores.redis.take_call import NEVER_S, CompiledSet, Group
+from sidecar.stores.redis.take_call import NEVER_S, AnyGroup, CompiledSet, Done, Group
 
 
 class Batch:
@@ -24,6 +24,7 @@ class Batch:
         "dead_s",
         "deadline_s",
         "groups",
+        "has_counters",
         "is_overdue",
         "keys",
         "overdue_s",
@@ -34,9 +35,10 @@ class Batch:
 
     def __init__(self) -> None:
         """Start empty."""
-        self.groups: dict[CompiledSet, Group] = {}
+        self.groups: dict[CompiledSet | CounterCall, AnyGroup] = {}
         self.takes = 0
         self.keys = 0
+        self.has_counters = False
         self.deadline_s = NEVER_S
         self.sent_s = 0.0
         self.overdue_s = NEVER_S
@@ -44,9 +46,9 @@ class Batch:
         self.is_overdue = False
         self.unanswered = 0
 
-    def expire(self, now_s: float) -> list[TakeDone]:
+    def expire(self, now_s: float) -> list[Done]:
         """Return the callbacks of expired takes, each once."""
-        due: list[TakeDone] = []
+        due: list[Done] = []
         deadline_s = NEVER_S
         for group in self.groups.values():
             due += group.expire(now_s)
@@ -61,7 +63,7 @@ class Batch:
         self.groups = {key: group for key, group in self.groups.items() if group.waiting}
         self.takes = sum(len(group.waiting) for group in self.groups.values())
 
-    def release(self) -> Iterator[TakeDone]:
+    def release(self) -> Iterator[Done]:
         """Remove all takes; yield the callbacks of those that still wait."""
         for group in self.groups.values():
             yield from group.release()
@@ -90,7 +92,7 @@ class TakeQueue:
         """Whether the next take must be refused."""
         return self.takes >= self._takes_max
 
-    def add(self, compiled: CompiledSet, asked: int, deadline_s: float, done: TakeDone) -> None:
+    def add(self, compiled: CompiledSet | CounterCall, asked: int, deadline_s: float, done: Done) -> None:
         """Add a take to the last batch, merged with equal takes."""
         batch = self._last
         group = batch.groups.get(compiled)
@@ -103,7 +105,7 @@ class TakeQueue:
         if deadline_s < batch.deadline_s:
             batch.deadline_s = deadline_s
 
-    def _open(self, compiled: CompiledSet, is_group_full: bool) -> tuple[Batch, Group]:
+    def _open(self, compiled: CompiledSet | CounterCall, is_group_full: bool) -> tuple[Batch, AnyGroup]:
         """Add a group, in a new batch if the last batch has no room."""
         batch = self._last
         keys = len(compiled.keys) + 1
@@ -114,6 +116,7 @@ class TakeQueue:
             self._batches.append(batch)
         group = batch.groups[compiled] = Group(compiled)
         batch.keys += keys
+        batch.has_counters |= isinstance(compiled, CounterCall)
         return batch, group
 
     def pop(self) -> Batch | None:
@@ -132,9 +135,9 @@ class TakeQueue:
         """The earliest deadline of all queued takes."""
         return min(batch.deadline_s for batch in self._batches)
 
-    def expire(self, now_s: float) -> list[TakeDone]:
+    def expire(self, now_s: float) -> list[Done]:
         """Remove the expired takes, so that they are not sent; return their callbacks."""
-        due: list[TakeDone] = []
+        due: list[Done] = []
         for batch in self._batches:
             if batch.deadline_s <= now_s:
                 due += batch.expire(now_s)
@@ -143,7 +146,7 @@ class TakeQueue:
         self.takes = sum(batch.takes for batch in self._batches)
         return due
 
-    def release(self) -> list[TakeDone]:
+    def release(self) -> list[Done]:
         """Empty the queue; return the callbacks of its takes."""
         due = [done for batch in self._batches for done in batch.release()]
         self._last = Batch()

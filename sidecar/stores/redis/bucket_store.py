@@ -17,6 +17,7 @@ from sidecar.stores.clocks import StoreClock
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.cluster import ClusterTopology
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector
+from sidecar.stores.redis.counter_store import RedisCounterStore
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.denials import Denials
 from sidecar.stores.redis.keys import KeySpace
@@ -28,7 +29,7 @@ from sidecar.stores.redis.scripts import Script
 from sidecar.stores.redis.server_info import eviction_problem
 from sidecar.stores.redis.single import SingleTopology
 from sidecar.stores.redis.superseded import Notify, Refresh, SupersededTakes
-from sidecar.stores.redis.take_call import CompiledSet, Group
+from sidecar.stores.redis.take_call import AnyGroup, CompiledSet
 from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Topology(Protocol):
     def search(self) -> None:
         """Find the primaries again, because they may have changed."""
 
-    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """Send *groups* to the node that *error* names; False = that is not possible."""
 
     def release_waiting(self) -> None:
@@ -213,6 +214,14 @@ class RedisBucketStore:
             compiled = self._compile(buckets)
         self._pipelines[compiled.partition].add(compiled, asked, timeout_s, done)
 
+    @property
+    def counters(self) -> RedisCounterStore:
+        """The store of the rate-limit service on the same connections."""
+        return RedisCounterStore(self.keys, self._pipelines_now)
+
+    def _pipelines_now(self) -> Sequence[NodePipeline]:
+        return self._pipelines
+
     def forget(self, owner: str) -> None:
         """Drop cached refusals of integration *owner*, whose buckets were reset."""
         self._denials.forget_owner(owner)
@@ -330,13 +339,13 @@ class RedisBucketStore:
         """Cache the refusal for as long as the bucket stays empty."""
         self._denials.add(buckets, taken, now_us, sent_s, monotonic())
 
-    def superseded(self, group: Group, generation: int, notify: Notify) -> None:
+    def superseded(self, group: AnyGroup, generation: int, notify: Notify) -> None:
         """Ask the registry's follower to put the new record into force before the takes are answered."""
         self._denials.forget(group.compiled.buckets)
         assert self._superseded is not None  # created before the pipelines
         self._superseded.hold(group, generation, notify, self.refresh)
 
-    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """Send the takes of *groups* to the node of their slot; False = that is not possible."""
         return self._topology is not None and self._topology.redirected(pipeline, groups, error)
 

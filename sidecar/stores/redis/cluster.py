@@ -14,7 +14,7 @@ from sidecar.stores.redis.reconnector import Reconnector
 from sidecar.stores.redis.redirects import Redirects
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of
 from sidecar.stores.redis.slots import find_slots, read_redirect
-from sidecar.stores.redis.take_call import Group
+from sidecar.stores.redis.take_call import AnyGroup
 from sidecar.stores.redis.urls import Address
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ClusterTopology:
             pipeline.release_waiting()
         self._redirects.release_waiting()
 
-    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """See `Topology`."""
         self.search()
         if self._redirects.follow(pipeline, groups, error):

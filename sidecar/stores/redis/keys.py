@@ -2,6 +2,7 @@
 The names of all keys in Redis: prefix, partition, kind, name.
 
     <prefix>{<tag>}b:<bucket key>     a bucket                       take.lua
+    <prefix>{<tag>}l:<counter>        a counter of the rate-limit service   count.lua
     <prefix>{<tag>}g:<integration>    generation of its record       registry writes, take.lua reads
     <prefix>{<tag>}r:<integration>    its record                     registry
     <prefix>{<tag>}changes            integrations by latest change  registry
@@ -90,6 +91,10 @@ class KeySpace:
     def bucket(self, owner: str, key: str) -> str:
         """The bucket *key* of integration *owner*."""
         return f"{self._tags[self.partition_of(owner)]}b:{key}"
+
+    def counter(self, domain: str, key: str) -> str:
+        """The counter *key* of the rate-limit domain *domain*; the key holds the domain, too."""
+        return f"{self._tags[self.partition_of(domain)]}l:{key}"
 
     def generation(self, owner: str) -> str:
         """The generation of the record of integration *owner*, as decimal text."""

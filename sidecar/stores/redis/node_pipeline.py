@@ -18,18 +18,21 @@ from typing import Any, Protocol, TypeAlias
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.stores.clocks import StoreClock
-from sidecar.stores.protocols import StoreFault, TakeDone
+from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.batches import Batch, TakeQueue
 from sidecar.stores.redis.breaker import Breaker, BreakerState
+from sidecar.stores.redis.count_call import CounterCall, counts_hits, encode_counts, settle_counts
 from sidecar.stores.redis.counts import StoreCounts
 from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.link import Link, LinkLostError, Receiver, load_again
 from sidecar.stores.redis.replies import ErrorReply, Remedy, advice_of, remedy_of
-from sidecar.stores.redis.scripts import TAKE
+from sidecar.stores.redis.scripts import COUNT, TAKE
 from sidecar.stores.redis.superseded import Notify
 from sidecar.stores.redis.take_call import (
     NEVER_S,
+    AnyGroup,
     CompiledSet,
+    Done,
     Group,
     UnexpectedReplyError,
     apportion,
@@ -59,13 +62,13 @@ class PipelineEvents(Protocol):
     def emptied(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float) -> None:
         """A bucket is empty; the server's clock read *now_us* after *sent_s* of the monotonic clock."""
 
-    def superseded(self, group: Group, generation: int, notify: Notify) -> None:
+    def superseded(self, group: Group[CompiledSet], generation: int, notify: Notify) -> None:
         """The owner's record has another *generation*, 0 = it does not exist; *notify* fails the takes."""
 
     def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """The server replied *error*."""
 
-    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """The server does not serve the slot of *groups*; True = the owner sends the takes elsewhere."""
 
 
@@ -137,7 +140,7 @@ class NodePipeline:
 
     # Sending takes.
 
-    def add(self, compiled: CompiledSet, asked: int, timeout_s: float, done: TakeDone) -> None:
+    def add(self, compiled: CompiledSet | CounterCall, asked: int, timeout_s: float, done: Done) -> None:
         """Take with the next batch; *done* is called within *timeout_s*, never from within this call."""
         queue = self._queue
         if self.refusal is not None or queue.is_full:
@@ -215,19 +218,24 @@ class NodePipeline:
         self._write(b"".join(self.encode(call.groups) for call in calls), calls)
         self._watch(min(batch.deadline_s, batch.overdue_s))
 
-    def _calls_of(self, batch: Batch) -> Iterable[Sequence[Group]]:
-        """The groups of each script call: one call for all, or in a Cluster one for each partition."""
-        if not self._parts.is_cluster:
+    def _calls_of(self, batch: Batch) -> Iterable[Sequence[AnyGroup]]:
+        """The groups of each script call: one for each script, and in a Cluster for each partition."""
+        is_cluster = self._parts.is_cluster
+        if not is_cluster and not batch.has_counters:
             return (tuple(batch.groups.values()),)
-        calls: dict[int, list[Group]] = {}
+        calls: dict[tuple[int, bool], list[AnyGroup]] = {}
         for group in batch.groups.values():
-            calls.setdefault(group.compiled.partition, []).append(group)
+            partition = group.compiled.partition if is_cluster else 0
+            calls.setdefault((partition, counts_hits(group)), []).append(group)
         return calls.values()
 
-    def encode(self, groups: Iterable[Group], *, is_unchecked: bool = False) -> bytes:
+    def encode(self, groups: Sequence[AnyGroup], *, is_unchecked: bool = False) -> bytes:
         """The encoded script call for *groups*; *is_unchecked* = do not check generations."""
         override = self._parts.override_clock_us
-        return encode_call(groups, override() if override is not None else 0, is_unchecked=is_unchecked)
+        now_us = override() if override is not None else 0
+        if groups and counts_hits(groups[0]):
+            return encode_counts(groups, now_us)
+        return encode_call(groups, now_us, is_unchecked=is_unchecked)
 
     def _write(self, commands: bytes, receivers: Sequence[Receiver]) -> None:
         assert self.link is not None
@@ -267,9 +275,12 @@ class NodePipeline:
         ):
             self._update_clock(reply[0], now_s)
 
-    def deliver(self, groups: Sequence[Group], reply: Any, sent_s: float) -> bool:
+    def deliver(self, groups: Sequence[AnyGroup], reply: Any, sent_s: float) -> bool:
         """Deliver *reply* to the takes of *groups*, which were sent at *sent_s*; False = it is malformed."""
         try:
+            if counts_hits(groups[0]):
+                settle_counts(groups, reply, self._report)
+                return True
             answers = starts_of(groups, reply)
         except UnexpectedReplyError as error:
             self._fail(groups, StoreFault.UNAVAILABLE)
@@ -283,7 +294,9 @@ class NodePipeline:
         self._clock_due_s = now_s + CLOCK_INTERVAL_S
         self._parts.store_clock.update(self.name, node_us)
 
-    def _deliver(self, group: Group, admitted: int, starts: list[int], now_us: int, sent_s: float) -> None:
+    def _deliver(
+        self, group: Group[CompiledSet], admitted: int, starts: list[int], now_us: int, sent_s: float
+    ) -> None:
         if not group.waiting:
             return  # the pipeline was closed meanwhile and has failed the takes
         if admitted < 0:
@@ -294,7 +307,7 @@ class NodePipeline:
         if not taken.remaining and group.asked and len(starts) == 1:
             self._parts.events.emptied(group.compiled.buckets, taken, now_us, sent_s)
 
-    def supersede(self, group: Group, generation: int) -> None:
+    def supersede(self, group: Group[CompiledSet], generation: int) -> None:
         """Report that the record of the owner of *group* has another *generation*."""
         self._parts.events.superseded(group, generation, self.notify)
 
@@ -308,7 +321,7 @@ class NodePipeline:
         again = _Call(self, call.batch, groups, is_second=True)
         self._values[self._counts.script_loads] += 1
         self._values[self._counts.calls] += 1
-        load_again(self.link, (TAKE,))
+        load_again(self.link, (COUNT if counts_hits(groups[0]) else TAKE,))
         self._write(self.encode(groups), (again,))
         return True
 
@@ -522,11 +535,11 @@ class NodePipeline:
             self.refusal = refusal
             self._parts.events.changed(self)
 
-    def _fail(self, groups: Iterable[Group], fault: StoreFault) -> None:
+    def _fail(self, groups: Iterable[AnyGroup], fault: StoreFault) -> None:
         for group in groups:
             self.notify(group.release(), fault)
 
-    def notify(self, takes: Iterable[TakeDone], fault: StoreFault) -> None:
+    def notify(self, takes: Iterable[Done], fault: StoreFault) -> None:
         """Call the callbacks *takes* with *fault*."""
         slot = self._counts.faults[fault]
         for done in takes:
@@ -547,7 +560,7 @@ class _Call:
     __slots__ = ("_pipeline", "batch", "groups", "is_second")
 
     def __init__(
-        self, pipeline: NodePipeline, batch: Batch, groups: Sequence[Group], is_second: bool = False
+        self, pipeline: NodePipeline, batch: Batch, groups: Sequence[AnyGroup], is_second: bool = False
     ) -> None:
         self._pipeline = pipeline
         self.batch = batch

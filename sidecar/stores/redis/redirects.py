@@ -22,7 +22,7 @@ from sidecar.stores.redis.node_pipeline import LinkCheck, NodePipeline
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.resp import pack
 from sidecar.stores.redis.slots import read_redirect
-from sidecar.stores.redis.take_call import NEVER_S, Group
+from sidecar.stores.redis.take_call import NEVER_S, AnyGroup
 from sidecar.stores.redis.urls import Address
 
 CALLS_MAX = 256
@@ -67,7 +67,7 @@ class Redirects:
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def follow(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """Send *groups* of one partition to the node that *error* names; False = that is not possible."""
         if error.code not in FOLLOWED or len(self._tasks) >= CALLS_MAX or pipeline.link is None:
             return False
@@ -96,7 +96,7 @@ class Redirects:
             link.abort()
 
     async def _follow(
-        self, pipeline: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+        self, pipeline: NodePipeline, groups: list[AnyGroup], error: ErrorReply, asked: Address
     ) -> None:
         slot = "failed"
         try:
@@ -113,7 +113,7 @@ class Redirects:
                 pipeline.notify(group.release(), StoreFault.UNAVAILABLE)
 
     async def _send_on(
-        self, pipeline: NodePipeline, groups: list[Group], error: ErrorReply, asked: Address
+        self, pipeline: NodePipeline, groups: list[AnyGroup], error: ErrorReply, asked: Address
     ) -> None:
         hops = 0
         while True:
@@ -140,7 +140,7 @@ class Redirects:
                 return
             error = reply
 
-    async def _take_by_key(self, pipeline: NodePipeline, group: Group, asked: Address) -> None:
+    async def _take_by_key(self, pipeline: NodePipeline, group: AnyGroup, asked: Address) -> None:
         """Take for one group with a command per key; the generation is checked before the bucket is used."""
         compiled = group.compiled
         if compiled.generation_text:
@@ -154,7 +154,7 @@ class Redirects:
         reply = await self._request(pipeline, group, asked, pipeline.encode([group], is_unchecked=True))
         pipeline.deliver([group], reply, sent_s)
 
-    async def _request(self, pipeline: NodePipeline, group: Group, asked: Address, command: bytes) -> Any:
+    async def _request(self, pipeline: NodePipeline, group: AnyGroup, asked: Address, command: bytes) -> Any:
         """Send *command*, which has one key, follow its redirects and return the reply."""
         is_asking = False
         for _ in range(HOPS_MAX):
@@ -169,7 +169,7 @@ class Redirects:
     async def _call(
         self,
         pipeline: NodePipeline,
-        groups: Sequence[Group],
+        groups: Sequence[AnyGroup],
         address: Address,
         is_asking: bool,
         command: bytes,
@@ -185,14 +185,14 @@ class Redirects:
             link.send(command, (receiver,))
         return await self._wait(pipeline, groups, receiver.future)
 
-    async def _pause(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> None:
+    async def _pause(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> None:
         try:
             await self._wait(pipeline, groups, asyncio.ensure_future(asyncio.sleep(PAUSE_S)))
         except _AllExpiredError as expired:
             raise expired from error
 
     async def _wait(
-        self, pipeline: NodePipeline, groups: Sequence[Group], future: asyncio.Future[Any]
+        self, pipeline: NodePipeline, groups: Sequence[AnyGroup], future: asyncio.Future[Any]
     ) -> Any:
         """Return the result of *future*; meanwhile fail the takes that expire, and raise when all have."""
         try:

@@ -28,6 +28,7 @@ def load_script(name: str, package: str = __package__) -> Script:
 
 
 TAKE = load_script("take.lua")
+COUNT = load_script("count.lua")
 HEARTBEAT = load_script("heartbeat.lua")
-SCRIPTS = (TAKE, HEARTBEAT)
-"""The scripts that the bucket store needs on a server."""
+SCRIPTS = (TAKE, COUNT, HEARTBEAT)
+"""The scripts that the stores of buckets and counters need on a server."""

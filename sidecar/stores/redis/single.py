@@ -12,7 +12,7 @@ from sidecar.stores.redis.node_pipeline import NodePipeline, PipelineParts
 from sidecar.stores.redis.reconnector import Reconnector
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.sentinels import SentinelWatch
-from sidecar.stores.redis.take_call import Group
+from sidecar.stores.redis.take_call import AnyGroup
 from sidecar.stores.redis.urls import Address, StoreTopology
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class SingleTopology:
     def count_unserved(self) -> None:
         """Do nothing: all partitions have the same pipeline."""
 
-    def redirected(self, pipeline: NodePipeline, groups: Sequence[Group], error: ErrorReply) -> bool:
+    def redirected(self, pipeline: NodePipeline, groups: Sequence[AnyGroup], error: ErrorReply) -> bool:
         """See `Topology`: there is no other node."""
         self.search()
         return False

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TypeAlias
 
 from sidecar.stores.protocols import StoreFault, TakeDone
-from sidecar.stores.redis.take_call import NEVER_S, Group
+from sidecar.stores.redis.take_call import NEVER_S, CompiledSet, Group
 
 WAITING_MAX = 8_192
 """Maximum number of waiting groups; takes of more groups get SUPERSEDED at once."""
@@ -31,7 +31,7 @@ class SupersededTakes:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start empty."""
         self._loop = loop
-        self._waiting: dict[Group, Notify] = {}
+        self._waiting: dict[Group[CompiledSet], Notify] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = NEVER_S
 
@@ -39,7 +39,9 @@ class SupersededTakes:
         """Number of waiting groups."""
         return len(self._waiting)
 
-    def hold(self, group: Group, generation: int, notify: Notify, refresh: Refresh | None) -> None:
+    def hold(
+        self, group: Group[CompiledSet], generation: int, notify: Notify, refresh: Refresh | None
+    ) -> None:
         """Hold the takes of *group* until *refresh* calls back, then call *notify*; None = do not wait."""
         if refresh is None or len(self._waiting) >= WAITING_MAX:
             # Not UNAVAILABLE, which may fail open: that would admit by an outdated record.
@@ -58,7 +60,7 @@ class SupersededTakes:
             self._timer.cancel()
             self._timer, self._due_s = None, NEVER_S
 
-    def _end(self, group: Group, is_known: bool) -> None:
+    def _end(self, group: Group[CompiledSet], is_known: bool) -> None:
         """Answer the waiting takes of *group*; without the new record they fail with UNAVAILABLE."""
         notify = self._waiting.pop(group, None)
         if notify is not None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from sidecar.domain.bucket import BucketSet, Level, Taken, draw, draw_all
-from sidecar.stores.protocols import TakeDone
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.resp import array_of, bulk
 from sidecar.stores.redis.scripts import TAKE
@@ -24,7 +24,10 @@ GENERATION_MAX = 2**32 - 1
 UNCHECKED = 0
 NEVER_S = float("inf")
 
-Waiting = tuple[int, float, TakeDone | None]
+Done = Callable[[Any], None]
+"""Called with the outcome: `TakeDone`, or for counters `CountersDone`."""
+
+Waiting = tuple[int, float, Done | None]
 """One take: asked, deadline on the monotonic clock, and callback; None = the callback was called."""
 
 
@@ -74,18 +77,21 @@ class CompiledSet:
         self.generation_key = bulk(self.generation_text.encode()) if checks_generation else None
 
 
-class Group:
+Compiled = TypeVar("Compiled")
+
+
+class Group(Generic[Compiled]):
     """Equal takes in one batch: one entry of the script call for many decisions."""
 
     __slots__ = ("asked", "compiled", "waiting")
 
-    def __init__(self, compiled: CompiledSet) -> None:
+    def __init__(self, compiled: Compiled) -> None:
         """Start without takes."""
         self.compiled = compiled
         self.asked = 0
         self.waiting: list[Waiting] = []
 
-    def expire(self, now_s: float) -> list[TakeDone]:
+    def expire(self, now_s: float) -> list[Done]:
         """
         Return the callbacks of expired takes. The takes stay counted in `asked`: they may have been sent.
         """
@@ -106,13 +112,19 @@ class Group:
         """The earliest deadline of the waiting takes."""
         return min((deadline_s for _, deadline_s, _ in self.waiting), default=NEVER_S)
 
-    def release(self) -> Iterator[TakeDone]:
+    def release(self) -> Iterator[Done]:
         """Remove all takes; return the callbacks of those that still wait."""
         waiting, self.waiting = self.waiting, []
         return (done for _, _, done in waiting if done is not None)
 
 
-def encode_call(groups: Iterable[Group], now_us: int = 0, *, is_unchecked: bool = False) -> bytes:
+AnyGroup: TypeAlias = Group[Any]
+"""Takes from buckets, or a call that counts hits; those of one script call are all of one kind."""
+
+
+def encode_call(
+    groups: Iterable[Group[CompiledSet]], now_us: int = 0, *, is_unchecked: bool = False
+) -> bytes:
     """
     Encode the EVALSHA for *groups*, which share a partition when the server is a Cluster.
 
@@ -151,7 +163,9 @@ class UnexpectedReplyError(ValueError):
     """The reply does not have the format of take.lua."""
 
 
-def starts_of(groups: Sequence[Group], reply: object) -> Iterator[tuple[Group, int, list[int]]]:
+def starts_of(
+    groups: Sequence[Group[CompiledSet]], reply: object
+) -> Iterator[tuple[Group[CompiledSet], int, list[int]]]:
     """
     Parse *reply*: for each group the number admitted, and the TAT of each bucket before its takes.
 
@@ -164,7 +178,7 @@ def starts_of(groups: Sequence[Group], reply: object) -> Iterator[tuple[Group, i
         raise UnexpectedReplyError(
             f"take.lua returned {str(reply)[:80]!r}; it must return a list of integers"
         )
-    found: list[tuple[Group, int, list[int]]] = []
+    found: list[tuple[Group[CompiledSet], int, list[int]]] = []
     at = 1
     for group in groups:
         if at >= len(reply):
@@ -181,7 +195,7 @@ def starts_of(groups: Sequence[Group], reply: object) -> Iterator[tuple[Group, i
 
 
 def apportion(
-    group: Group, starts: Sequence[int], now_us: int, on_error: Callable[[Exception], None]
+    group: Group[CompiledSet], starts: Sequence[int], now_us: int, on_error: Callable[[Exception], None]
 ) -> Taken:
     """
     Call each take of *group* with its outcome, in order of arrival, and return the last outcome.
@@ -209,7 +223,9 @@ def apportion(
     return taken
 
 
-def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[Exception], None]) -> Taken:
+def _apportion_plain(
+    group: Group[CompiledSet], start: int, now_us: int, on_error: Callable[[Exception], None]
+) -> Taken:
     """The same for one bucket and a cost of 1: the hot path."""
     quota = group.compiled.buckets.quotas[0]
     interval_us = quota.interval_us
@@ -237,7 +253,7 @@ def _apportion_plain(group: Group, start: int, now_us: int, on_error: Callable[[
     return taken
 
 
-def _notify(done: TakeDone, taken: Taken, on_error: Callable[[Exception], None]) -> None:
+def _notify(done: Done, taken: Taken, on_error: Callable[[Exception], None]) -> None:
     try:
         done(taken)
     except Exception as error:

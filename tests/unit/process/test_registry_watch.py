@@ -16,7 +16,7 @@ import pytest
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
-from sidecar.process import registry_watch
+from sidecar.process import file_watch
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import RELEASED_PER_TURN, RegistryWatch, release_retired, retired_by
@@ -206,7 +206,7 @@ def test_registry_watch__the_loop_turns_while_it_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that hangs is told and holds up no decision; a reload asked for meanwhile is done after."""
-    monkeypatch.setattr(registry_watch, "SLOW_LOAD_S", 0.001)
+    monkeypatch.setattr(file_watch, "SLOW_LOAD_S", 0.001)
 
     async def scenario(watched: Watched) -> None:
         may_go_on, load = threading.Event(), watched.source.load

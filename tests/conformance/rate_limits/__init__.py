@@ -1,0 +1,1 @@
+"""Envoy's rate-limit service against the recorded answers of envoyproxy/ratelimit."""

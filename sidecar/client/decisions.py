@@ -59,7 +59,8 @@ class ClientDecision:
         status: the HTTP status of the answer to a denied request; 200 for an allowed one.
         headers: for the answer to the end client, by lower-case name; those of an allow are X-RateLimit-*.
         body: of the answer to a denied request, a problem document (RFC 9457).
-        upstream_headers: what the application of an allowed request is told about the caller.
+        upstream_headers: what the application of an allowed request is told about the caller; empty, as is
+            `removed_headers`, when the key was stated by itself.
         removed_headers: names of the request headers that carried the API key.
         decision_id: names this decision in all logs; '' when the sidecar did not decide.
         integration_id: '' while the caller is not known, as is `credential_id`.

@@ -220,5 +220,8 @@ def fill(response: pb.DecideResponse, decision: Decision, style: AnswerStyle) ->
     response.http_status = answer.status
     response.headers.update(answer.client_headers)
     response.body = answer.body.decode()
-    response.upstream_headers.update(answer.upstream_headers)
-    response.removed_headers.extend(answer.removed_headers)
+    if (
+        evaluation.key_headers and answer.is_allowed
+    ):  # others do not pass headers on, and need not pay for these
+        response.upstream_headers.update(answer.upstream_headers)
+        response.removed_headers.extend(answer.removed_headers)

@@ -368,7 +368,7 @@ class DecideResponse(_message.Message):
     def upstream_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For middleware: headers that tell the application of an allowed request who calls, by lower-case name:
         x-integration-id, x-integration-name, x-credential-id, x-decision-id. Replace every copy that the
-        client sent. Empty with a denial.
+        client sent. Empty with a denial, and when the key came in `api_key`.
         """
 
     @_builtins.property

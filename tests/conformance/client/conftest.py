@@ -1,14 +1,13 @@
-"""A sidecar's gRPC server on each transport, and the API key that it knows."""
+"""A sidecar's gRPC server on each transport, and the API keys that it knows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 
 from sidecar.domain.answers import AnswerStyle
-from sidecar.domain.api_keys import NewApiKey
 from sidecar.services.decision_service import DecisionService
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
@@ -23,7 +22,6 @@ TRANSPORTS: dict[str, Callable[..., ListeningServer]] = {
 }
 
 
-@dataclass
 class RunningSidecar:
     """
     A gRPC server, its address, and the API keys of its two integrations.
@@ -31,10 +29,41 @@ class RunningSidecar:
     `acme` may read orders, 60 a minute; `office`, one a minute, and only from 192.0.2.0/24.
     """
 
-    target: str
-    acme: NewApiKey
-    office: NewApiKey
-    stop: Callable[[], None]
+    def __init__(self, transport: str, loop: BackgroundLoop) -> None:
+        """Serve on a free port."""
+        self.acme, self.office = make_key(), make_key()
+        self.metrics = make_metrics()
+        self._loop = loop
+        self._transport = TRANSPORTS[transport]
+        decider = make_decider(
+            make_integration(self.acme, name="Café"),
+            make_integration(self.office, id="office", rate_limit_rpm=1, burst=1, allowlist=["192.0.2.0/24"]),
+        )
+        self._methods = DecisionService(decider, AnswerStyle()).methods()
+        self.server: ListeningServer | None = None
+        self.endpoint = self.start(Endpoint("127.0.0.1", 0))
+
+    @property
+    def target(self) -> str:
+        """Where a client finds it."""
+        return str(self.endpoint)
+
+    def start(self, endpoint: Endpoint) -> Endpoint:
+        """Serve at *endpoint*; the real one."""
+        self.server = self._transport(self._methods, (endpoint,), TransportLimits(), self.metrics)
+        (bound,) = self._loop.run(self.server.start())
+        return bound
+
+    def stop(self) -> None:
+        """Stop serving, if it serves."""
+        if self.server is not None:
+            self._loop.run(self.server.drain(PATIENCE_S / 4))
+            self.server = None
+
+    def restart(self, **changes: object) -> None:
+        """Serve at the same place again, or at another one by *changes* of the endpoint."""
+        self.stop()
+        self.endpoint = self.start(replace(self.endpoint, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -48,25 +77,6 @@ def loop() -> Iterator[BackgroundLoop]:
 @pytest.fixture(params=sorted(TRANSPORTS))
 def sidecar(request: pytest.FixtureRequest, loop: BackgroundLoop) -> Iterator[RunningSidecar]:
     """A server of each transport, with full buckets."""
-    acme, office = make_key(), make_key()
-    decider = make_decider(
-        make_integration(acme, name="Café"),
-        make_integration(office, id="office", rate_limit_rpm=1, burst=1, allowlist=["192.0.2.0/24"]),
-    )
-    server = TRANSPORTS[request.param](
-        DecisionService(decider, AnswerStyle()).methods(),
-        (Endpoint("127.0.0.1", 0),),
-        TransportLimits(),
-        make_metrics(),
-    )
-    (endpoint,) = loop.run(server.start())
-    is_running = True
-
-    def stop() -> None:
-        nonlocal is_running
-        if is_running:
-            is_running = False
-            loop.run(server.drain(PATIENCE_S / 4))
-
-    yield RunningSidecar(str(endpoint), acme, office, stop)
-    stop()
+    running = RunningSidecar(request.param, loop)
+    yield running
+    running.stop()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,9 +19,12 @@ from sidecar.client import AsyncClient, Client, ClientDecision, NoDecisionError
 from sidecar.client.decisions import decision_from
 from sidecar.client.http import IDENTITY_HEADERS, KEY_HEADERS
 from sidecar.domain import credential_sources
+from sidecar.transports.fast import FastGrpcServer
+from sidecar.transports.server import TlsFiles
 from sidecar.v1 import decision_pb2 as pb
 from tests.building import NOW_US, SECOND_US
-from tests.waiting import PATIENCE_S
+from tests.conformance.transport.pki import Authority, write
+from tests.waiting import PATIENCE_S, eventually
 
 from .conftest import RunningSidecar
 
@@ -31,9 +35,9 @@ HUGE = "/" + "a" * 100_000
 def decide(
     kind: type[Client] | type[AsyncClient], target: str, /, *question: str, **fields: Any
 ) -> ClientDecision:
-    """One decision by a client of *kind*; `on_failure` and `timeout_s` are the client's."""
+    """One decision by a client of *kind*; `on_failure`, `timeout_s` and `credentials` are the client's."""
     settings = {"timeout_s": PATIENCE_S} | {
-        name: fields.pop(name) for name in ("on_failure", "timeout_s") if name in fields
+        name: fields.pop(name) for name in ("on_failure", "timeout_s", "credentials") if name in fields
     }
     if kind is Client:
         with Client(target, **settings) as client:
@@ -143,9 +147,7 @@ def test_failure__each_is_logged_with_its_cause(
     assert "INVALID_ARGUMENT: client_ip: 'here'" in record.getMessage()
 
 
-def test_client__one_serves_many_threads_and_finds_a_sidecar_that_starts_later(
-    sidecar: RunningSidecar,
-) -> None:
+def test_client__one_connection_serves_all_threads(sidecar: RunningSidecar) -> None:
     """Two hundred calls on one client, none lost; after `close` the next call opens a new connection."""
     with Client(sidecar.target, timeout_s=PATIENCE_S) as client:
 
@@ -156,8 +158,37 @@ def test_client__one_serves_many_threads_and_finds_a_sidecar_that_starts_later(
             return await asyncio.gather(*calls)
 
         assert [decision.reason for decision in asyncio.run(ask())] == 200 * ["malformed_credential"]
+        if isinstance(sidecar.server, FastGrpcServer):  # grpc-core does not tell
+            assert sidecar.metrics.value("sidecar_connections_open") == 1
         client.close()
         assert client.decide("GET", "/v1/orders/42", api_key=sidecar.acme.api_key).is_allowed
+
+
+def test_client__finds_a_sidecar_that_has_restarted(sidecar: RunningSidecar) -> None:
+    """Calls fail at once while it is gone, and the same client is served again by itself."""
+    with Client(sidecar.target, timeout_s=PATIENCE_S) as client:
+        question = ("GET", "/v1/orders/42")
+        assert client.decide(*question, api_key=sidecar.acme.api_key).is_allowed
+        sidecar.stop()
+        assert client.decide(*question, api_key=sidecar.acme.api_key).status == 503
+        sidecar.restart()
+        eventually(lambda: client.decide(*question, api_key=sidecar.acme.api_key).is_allowed)
+
+
+@both_clients
+def test_client__reaches_unix_sockets_and_tls(kind: Any, sidecar: RunningSidecar, tmp_path: Path) -> None:
+    """The target of a Unix socket is written as in the configuration; TLS needs credentials."""
+    question = ("GET", "/v1/orders/42")
+    key = sidecar.acme.api_key
+    authority = Authority("tests")
+    files = TlsFiles(tmp_path / "server.crt", tmp_path / "server.key")
+    write(files, authority.issue("sidecar"))
+    sidecar.restart(tls=files)
+    credentials = grpc.ssl_channel_credentials(authority.certificate)
+    assert decide(kind, sidecar.target, *question, api_key=key, credentials=credentials).is_allowed
+    assert decide(kind, sidecar.target, *question, api_key=key).status == 503
+    sidecar.restart(host="", port=0, tls=None, path=str(tmp_path / "grpc.sock"))
+    assert decide(kind, sidecar.target, *question, api_key=key).is_allowed
 
 
 @pytest.mark.parametrize(
@@ -194,7 +225,7 @@ def test_import__loads_none_of_the_server() -> None:
     own = {name for name in modules if name.startswith("sidecar.")}
     assert {name for name in own if not name.startswith(("sidecar.client", "sidecar.v1"))} == set()
     libraries = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
-    # grpc itself loads the last two where they are installed.
+    # grpc itself loads the last three where they are installed.
     assert {name for name in libraries if not name.startswith("_")} <= {
         "cython_runtime",
         "google",
@@ -202,5 +233,6 @@ def test_import__loads_none_of_the_server() -> None:
         "sidecar",
         "typing_extensions",
         "grpc_health",
+        "grpc_reflection",
         "grpc_tools",
     }

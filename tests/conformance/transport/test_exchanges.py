@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from sidecar.rpc.calls import EXCHANGE_MESSAGES_MAX
+from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.server import TransportLimits
 from tests.waiting import PATIENCE_S, eventually
 
@@ -145,6 +146,25 @@ def test_exchange__does_not_hold_up_a_drain(servers: Servers) -> None:
         assert exchange.ask(b"x") == b"x"
         assert served.drain(timeout_s=PATIENCE_S)
         assert exchange.status() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_exchange__ends_when_its_answers_are_not_read(servers: Servers) -> None:
+    """
+    A caller that asks and does not read keeps its slot no longer than a request may last.
+
+    The fast transport resets it as soon as its queue is full; grpc-core makes the handler wait until then.
+    """
+    served = servers.start(TransportLimits(request_timeout_s=1.0))
+    with channel(served.tcp) as client:
+        sent = [bytes(60_000)] * 100
+        call = client.stream_stream(path("Exchange"))(iter(sent), timeout=PATIENCE_S)
+        if served.transport == "fast":
+            eventually(lambda: not call.is_active(), what="the server resets the call")
+            assert call.code() is grpc.StatusCode.CANCELLED
+        else:
+            eventually(lambda: served.calls(int(StatusCode.DEADLINE_EXCEEDED)) == 1, what="its handler ends")
+        assert served.running() == 0
+        call.cancel()
 
 
 def test_exchange__a_caller_that_leaves_gives_its_slot_back(client: grpc.Channel, served: Served) -> None:

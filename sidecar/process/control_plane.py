@@ -153,7 +153,7 @@ def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None
             followed.doubt()
             buckets.release_waiting()
 
-        followed.registry.on_doubt = doubt
+        followed.registry.on_history_lost = doubt
 
 
 async def registry_of(config: Config) -> Registry:

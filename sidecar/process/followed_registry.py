@@ -16,7 +16,7 @@ from sidecar.process.registry_source import without_garbage_collection
 from sidecar.process.registry_watch import release_retired, set_registry_metrics
 from sidecar.process.use_writer import CredentialUseWriter, use_recorder
 from sidecar.services.decider import Decider
-from sidecar.stores.registry.live import REACH_PATIENCE_S, LiveOptions, LiveRegistry
+from sidecar.stores.registry.live import PUSH_PATIENCE_S, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.uses import CredentialUses, RefusedCallers
 
@@ -44,7 +44,7 @@ class FollowedRegistry:
         decider: Decider,
         metrics: Metrics,
         sidecar_id: str,
-        patience_s: float = REACH_PATIENCE_S,
+        patience_s: float = PUSH_PATIENCE_S,
     ) -> None:
         """Read nothing before `run`; *sidecar_id* and *patience_s* are those of `LiveOptions`."""
         self.registry = registry
@@ -56,7 +56,7 @@ class FollowedRegistry:
         self._is_in_force = False
         self._problem = ""
         options = LiveOptions(
-            sidecar_id, beside=self._in_thread, clock_us=decider.clock_us, reach_patience_s=patience_s
+            sidecar_id, run_in_thread=self._in_thread, clock_us=decider.clock_us, push_patience_s=patience_s
         )
         self._live = LiveRegistry(registry, self._install, metrics, options)
         self._live.on_trouble = self._report_state
@@ -93,7 +93,7 @@ class FollowedRegistry:
 
     def doubt(self) -> None:
         """Stop using the registry until it is loaded again: its server lacks changes that were in force."""
-        self._live.doubt()
+        self._live.invalidate()
 
     def reload(self) -> None:
         """Check for changes at once."""
@@ -101,7 +101,7 @@ class FollowedRegistry:
 
     async def put_in_force(self, position: Position) -> bool:
         """Wait until this process decides by the change at *position*; False = not in time."""
-        return await self._live.reach(position, IN_FORCE_TIMEOUT_S)
+        return await self._live.wait_for(position, IN_FORCE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close the registry; `run` must have ended."""

@@ -51,7 +51,7 @@ from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.embedded_counters import EmbeddedCounterStore
 from sidecar.stores.protocols import CounterStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
-from sidecar.stores.registry.live import REACH_PATIENCE_S
+from sidecar.stores.registry.live import PUSH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import DECIDING, SHARED_LOOP, Pace
@@ -174,7 +174,7 @@ class LoadedConfig:
         if not self.config.has_control_plane:
             return None
         # Nobody pushes the changes that another process makes in a file: there is nothing to be patient for.
-        patience_s = REACH_PATIENCE_S if self.config.registry_database is None else 0.0
+        patience_s = PUSH_PATIENCE_S if self.config.registry_database is None else 0.0
         return FollowedRegistry(await registry_of(self.config), decider, metrics, self.sidecar_id, patience_s)
 
     def _verify_settings(self) -> None:

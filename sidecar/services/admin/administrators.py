@@ -138,7 +138,7 @@ async def list_administrators(context: AdminContext, call: Call, query: Any, bod
     """Answer with all accounts."""
     now_us = context.clock_us()
     accounts = await context.registry.administrators()
-    uses = context.token_uses.over(await context.registry.token_uses())
+    uses = context.token_uses.merged_with(await context.registry.token_uses())
     live = live_admin_tokens(accounts, now_us)
     return await list_answer(
         (administrator_view(account, now_us, uses) for account in accounts),
@@ -155,7 +155,7 @@ async def show_administrator(context: AdminContext, call: Call, query: Any, body
     accounts = await context.registry.administrators()
     for account in accounts:
         if account.id == wanted:
-            uses = context.token_uses.over(await context.registry.token_uses())
+            uses = context.token_uses.merged_with(await context.registry.token_uses())
             return answer(administrator_view(account, context.clock_us(), uses))
     raise refusal(
         Code.ADMINISTRATOR_UNKNOWN,

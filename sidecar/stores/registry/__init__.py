@@ -1,1 +1,1 @@
-"""The registry: integrations, administrators and the audit log, as stores keep them."""
+"""Registries: stores of integrations, administrators and the audit log."""

@@ -1,9 +1,9 @@
 """
-What a store derives from records and audit entries, recomputed: all that verification can compare.
+Verification of derived data: values that a store computes from records and audit entries.
 
-Records and chains are the truth. Everything beside them only finds them again: status and text to search,
-generations, claims of ids, lists of ids, indexes of the log. Whoever changes that changes no record, and
-yet hides an integration from lists, or lets an id be issued twice.
+Records and chains are authoritative. Derived data only helps to find them: status and search text,
+generations, claims of ids, lists of ids, indexes of the log. A change of derived data changes no record, but
+can hide an integration from lists or allow an id to be issued twice.
 """
 
 from __future__ import annotations
@@ -21,47 +21,40 @@ INTEGRATION, ADMINISTRATOR = "integration", "administrator"
 
 
 class DerivedProblem(NamedTuple):
-    """Something derived differs from what it is derived from: entry `sequence` of the chain, and how."""
+    """Derived data that is wrong, and the entry `sequence` of the chain that it derives from."""
 
     sequence: int
     message: str
 
 
-class KeptBeside(NamedTuple):
-    """What is kept beside the record of an integration; None = it is not there."""
+class DerivedFields(NamedTuple):
+    """The data derived from the record of an integration; None = missing."""
 
     status: str | None
     generation: int | None
     search: str | None
+    secrets: Iterable[str]
 
 
-def read_record(stored: str) -> Integration | None:
-    """The record in *stored*; None = it cannot be read, which its digest shows."""
+def record_problems(stored: str, derived: DerivedFields) -> list[str]:
+    """What is wrong in *derived* by the record *stored*; an unreadable record fails its digest instead."""
     try:
-        return from_stored(json.loads(stored))
+        record = from_stored(json.loads(stored))
     except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-
-
-def beside_problems(record: Integration, kept: KeptBeside) -> tuple[str, ...]:
-    """What is wrong in *kept* by *record*; whether it is deleted, only the log tells."""
+        return []
     problems = []
-    if kept.status not in (record.status.value, DELETED):
-        problems.append(f"its status is kept as {kept.status!r}, the record says {record.status.value!r}")
-    if kept.generation != record.generation:
-        problems.append(f"its generation is kept as {kept.generation}, the record says {record.generation}")
-    if kept.search != search_text(record):
-        problems.append("the text that searches look through is another one")
-    return tuple(problems)
-
-
-def secret_problems(record: Integration, kept: Iterable[str]) -> list[str]:
-    """Sealed webhook secrets that are missing, or kept beyond *record*."""
+    if derived.status not in (record.status.value, DELETED):  # only the log tells whether it is deleted
+        problems.append(f"its stored status is {derived.status!r}, the record says {record.status.value!r}")
+    if derived.generation != record.generation:
+        problems.append(f"its stored generation is {derived.generation}, the record says {record.generation}")
+    if derived.search != search_text(record):
+        problems.append("its search text differs from the record")
     named = {secret.id for secret in record.webhook_secrets}
-    return [
+    problems += (
         f"webhook secret {name} is {'missing' if name in named else 'left over'}"
-        for name in sorted(named.symmetric_difference(kept))
-    ]
+        for name in sorted(named.symmetric_difference(derived.secrets))
+    )
+    return problems
 
 
 def issued_ids(entry: AuditEntry) -> tuple[str, ...]:
@@ -74,13 +67,18 @@ def issued_ids(entry: AuditEntry) -> tuple[str, ...]:
     return tuple(name for name in after if name not in known)
 
 
-def claim_problem(entry: AuditEntry, issued_id: str, kept: str | None) -> DerivedProblem:
-    """The claim of an id that *entry* issued differs; *kept* is what is there."""
-    found = "is missing, so the id could be issued again" if kept is None else f"says {kept}"
-    return DerivedProblem(entry.sequence, f"the claim of id {issued_id} by {entry.subject} {found}")
+def claim_problem(entry: AuditEntry, issued_id: str, found: str | None) -> DerivedProblem:
+    """The problem that the claim of an id that *entry* issued is *found*, None = missing."""
+    state = "is missing, so the id could be issued again" if found is None else f"says {found}"
+    return DerivedProblem(entry.sequence, f"the claim of id {issued_id} by {entry.subject} {state}")
+
+
+def orphan_problem(issued_id: str) -> DerivedProblem:
+    """The problem that the claim of an id has no owner."""
+    return DerivedProblem(0, f"the claim of id {issued_id} has no owner")
 
 
 def search_text(record: Integration) -> str:
-    """What a search looks through: the fields of *record*, without case, one a line."""
+    """The text that searches match: the fields of *record* in lower case, one per line."""
     parts = [record.id, record.name, record.contact, record.owner, record.third_party_manager]
     return "\n".join([*parts, *(credential.id for credential in record.credentials)]).casefold()

@@ -1,4 +1,4 @@
-"""The audit log of a registry with several chains as one: in the order of times, then of chains."""
+"""Merging the chains of a registry's audit log, ordered by time and then by chain."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sidecar.stores.registry.base import bad_cursor, require_limit
 from sidecar.stores.registry.protocol import AuditPage, AuditQuery, Registry
 
 PIECE_MIN = 8
-"""Entries of each chain that are read at a time, at least."""
+"""Minimum number of entries of each chain that are read at a time."""
 _CURSOR = re.compile(r"([0-9]{1,16}):([0-9]{1,3}):([0-9]{1,16})")
 
 
 class _Place(NamedTuple):
-    """Where an entry stands in the merged log; `at_us` of an entry that cannot be read is its neighbor's."""
+    """The position of an entry in the merged log; an unreadable entry has the `at_us` of its neighbor."""
 
     at_us: int
     chain: int
@@ -29,10 +29,10 @@ class _Place(NamedTuple):
 
 async def merged_page(registry: Registry, chains: Sequence[int], query: AuditQuery) -> AuditPage:
     """
-    One page of *chains* together; the `chain` of *query* does not count.
+    One page of the merged *chains*; the `chain` of *query* is ignored.
 
     Raises:
-        RefusedError: the limit or the cursor.
+        RefusedError: the limit or the cursor is invalid.
     """
     require_limit(query.limit)
     entries: list[StoredEntry] = []
@@ -49,7 +49,7 @@ async def merged_page(registry: Registry, chains: Sequence[int], query: AuditQue
 async def merged_entries(
     registry: Registry, chains: Sequence[int], query: AuditQuery
 ) -> AsyncIterator[StoredEntry]:
-    """Every entry of *chains* that *query* asks for, as `merged_page`."""
+    """Yield every entry of the merged *chains* that matches *query*; raises as `merged_page`."""
     async for _, entry in _merged(registry, chains, query):
         yield entry
 
@@ -79,12 +79,12 @@ async def _merged(
 
 
 async def _entries(registry: Registry, query: AuditQuery) -> AsyncIterator[tuple[_Place, StoredEntry]]:
-    """The entries of one chain, page by page; times never go back in it."""
+    """Yield the entries of one chain, read page by page; their times never decrease."""
     at_us = query.until_us if query.newest_first else query.since_us
     while True:
         page = await registry.audit(query)
         for entry in page.entries:
-            with suppress(AuditFormatError):  # a verification names it
+            with suppress(AuditFormatError):  # a verification reports the unreadable entry
                 at_us = parse_entry(entry.body).at_us
             yield _Place(at_us, entry.chain, entry.sequence), entry
         if not page.next_after:
@@ -102,7 +102,7 @@ def _cursor(text: str) -> _Place | None:
 
 
 def _rest_of(query: AuditQuery, chain: int, after: _Place | None) -> AuditQuery:
-    """What *query* asks of *chain* once the log has been read to *after*."""
+    """The query for the rest of *chain* after the merged position *after*."""
     rest = replace(query, chain=chain, after="")
     if after is None:
         return rest

@@ -1,4 +1,4 @@
-"""Results kept under idempotency keys: a commit as text and back, the same in every store."""
+"""Serialization of results that are stored under idempotency keys, the same in every store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidecar.domain.records import from_stored, to_stored
 
 
 def stored_commit(committed: Committed) -> str:
-    """*committed* as text: no secret was ever in it."""
+    """Serialize *committed*, which contains no secret."""
     return canonical_json(
         {
             "record": to_stored(committed.record),
@@ -27,7 +27,7 @@ def stored_commit(committed: Committed) -> str:
 
 
 def replayed_commit(text: str) -> Committed:
-    """The earlier result, marked as a replay."""
+    """Parse an earlier result, and mark it as a replay."""
     kept: dict[str, Any] = json.loads(text)
     committed = Committed(
         record=from_stored(kept["record"]),
@@ -39,14 +39,14 @@ def replayed_commit(text: str) -> Committed:
 
 
 def stored_admin_commit(committed: AdminCommitted) -> str:
-    """*committed* as text."""
+    """Serialize *committed*."""
     return canonical_json(
         {"account": stored_administrator(committed.administrator), "entry": _body_of(committed.entry)}
     )
 
 
 def replayed_admin_commit(text: str) -> AdminCommitted:
-    """The earlier result, marked as a replay."""
+    """Parse an earlier result, and mark it as a replay."""
     kept: dict[str, Any] = json.loads(text)
     administrator = parse_administrator(json.loads(kept["account"]))
     return AdminCommitted(administrator, _entry_of(kept["entry"]), is_replay=True)

@@ -1,4 +1,4 @@
-"""Uses of credentials and tokens, and refused callers: gathered on the hot path and written behind it."""
+"""Write-behind buffers for uses of credentials and tokens, and for refused callers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sidecar.stores.registry.protocol import (
 )
 
 PENDING_MAX = 100_000
-"""Pairs of credential and address between two flushes; about 20 MB at worst."""
+"""Maximum number of pairs of credential and address between two flushes; about 20 MB."""
 REFUSED_INTEGRATIONS_MAX = 1_000
-"""Integrations with refused callers between two flushes; about 5 MB at worst."""
+"""Maximum number of integrations with refused callers between two flushes; about 5 MB."""
 FLUSH_BATCH_MAX = 1_000
-"""Uses written in one go: what the event loop, which decides meanwhile, builds in a millisecond."""
+"""Uses written per call: the event loop, which also decides requests, builds them in a millisecond."""
 
 
 class CredentialUses:
     """
-    Remembers the latest use of each credential from each address until the next flush.
+    Buffers the latest use of each credential from each address until the next flush.
 
-    At most *pending_max* pairs are kept; uses of further pairs are counted in `dropped_count`, which
-    never costs a decision anything. Not thread-safe: one event loop notes and flushes.
+    At most *pending_max* pairs are kept; uses of more pairs are dropped and counted in `dropped_count`. Not
+    thread-safe: use it on one event loop.
     """
 
     __slots__ = ("_pending", "_pending_max", "dropped_count")
@@ -39,11 +39,11 @@ class CredentialUses:
         self.dropped_count = 0
 
     def __len__(self) -> int:
-        """Pairs that wait for the next flush."""
+        """Number of buffered pairs."""
         return len(self._pending)
 
     def note(self, credential_id: str, integration_id: str, address: Address, now_us: int) -> None:
-        """Note one use: a dict write, no more."""
+        """Buffer one use: a single dict write."""
         key = (credential_id, address)
         if len(self._pending) < self._pending_max or key in self._pending:
             self._pending[key] = (integration_id, now_us)
@@ -52,13 +52,13 @@ class CredentialUses:
 
     async def flush(self, registry: Registry) -> int:
         """
-        Write what waits to *registry*, in bounded batches.
+        Write the buffer to *registry*, in bounded batches.
 
         Returns:
-            How many uses were written.
+            The number of uses written.
 
         Raises:
-            RegistryError: the registry failed; what was not written waits on, as far as there is room.
+            RegistryError: the registry failed; unwritten uses stay buffered, as far as there is room.
         """
         pending, self._pending = self._pending, {}
         written = 0
@@ -67,7 +67,7 @@ class CredentialUses:
             uses = [CredentialUse(key[0], value[0], key[1], value[1]) for key, value in batch.items()]
             try:
                 await registry.record_uses(uses)
-            except BaseException:  # a deadline or the end cancels: nothing is lost by that
+            except BaseException:  # also when a deadline or the shutdown cancels the flush
                 pending.update(batch)
                 self._put_back(pending)
                 raise
@@ -75,7 +75,7 @@ class CredentialUses:
         return written
 
     def _put_back(self, pending: dict[tuple[str, Address], tuple[str, int]]) -> None:
-        """Let *pending* wait on; what was noted since is newer."""
+        """Buffer *pending* again; uses noted meanwhile are newer."""
         noted, self._pending = self._pending, pending
         for key, value in noted.items():
             if len(pending) < self._pending_max or key in pending:
@@ -86,25 +86,25 @@ class CredentialUses:
 
 class RefusedCallers:
     """
-    Remembers the latest callers that allowlists refused, until the next flush.
+    Buffers the callers that allowlists refused until the next flush.
 
-    At most `REFUSED_MAX` callers of an integration, the latest, and *integrations_max* integrations are
-    kept. Not thread-safe: one event loop notes and flushes.
+    At most the `REFUSED_MAX` latest callers of *integrations_max* integrations are kept. Not thread-safe: use
+    it on one event loop.
     """
 
     __slots__ = ("_integrations_max", "_pending")
 
     def __init__(self, integrations_max: int = REFUSED_INTEGRATIONS_MAX) -> None:
-        """Keep callers of at most *integrations_max* integrations."""
+        """Buffer callers of at most *integrations_max* integrations."""
         self._pending: dict[str, dict[tuple[str, Address], int]] = {}
         self._integrations_max = integrations_max
 
     def __len__(self) -> int:
-        """Integrations that wait for the next flush."""
+        """Number of integrations with buffered callers."""
         return len(self._pending)
 
     def note(self, integration_id: str, credential_id: str, address: Address, now_us: int) -> None:
-        """Note one refusal: two dict writes at most."""
+        """Buffer one refusal: at most two dict writes."""
         callers = self._pending.get(integration_id)
         if callers is None:
             if len(self._pending) >= self._integrations_max:
@@ -113,15 +113,15 @@ class RefusedCallers:
         caller = (credential_id, address)
         if caller not in callers and len(callers) >= REFUSED_MAX:
             del callers[next(iter(callers))]
-        callers.pop(caller, None)  # so that the first one is the one that was refused longest ago
+        callers.pop(caller, None)  # keeps the dict ordered by time: the oldest caller first
         callers[caller] = now_us
 
     async def flush(self, registry: Registry) -> None:
         """
-        Write what waits to *registry*, in bounded batches.
+        Write the buffer to *registry*, in bounded batches.
 
         Raises:
-            RegistryError: the registry failed; what was not written waits on, as far as there is room.
+            RegistryError: the registry failed; unwritten callers stay buffered, as far as there is room.
         """
         pending, self._pending = self._pending, {}
         try:
@@ -145,33 +145,33 @@ class RefusedCallers:
 
 
 class TokenUses:
-    """Remembers the latest use of each administrator's token until the next flush; bounded."""
+    """Buffers the latest use of each administrator's token until the next flush; bounded."""
 
     __slots__ = ("_pending",)
 
     def __init__(self) -> None:
-        """Nothing was used yet."""
+        """Start empty."""
         self._pending: dict[str, TokenUse] = {}
 
     def __len__(self) -> int:
-        """Tokens that wait for the next flush."""
+        """Number of tokens with a buffered use."""
         return len(self._pending)
 
     def note(self, token_id: str, source: str, now_us: int) -> None:
-        """Note one use of a valid token."""
+        """Buffer one use of a valid token."""
         if token_id in self._pending or len(self._pending) < TOKEN_USES_MAX:
             self._pending[token_id] = TokenUse(token_id, now_us, source)
 
-    def over(self, kept: Mapping[str, TokenUse]) -> dict[str, TokenUse]:
-        """What the registry has *kept*, with what waits to be written put over it."""
-        return {**kept, **self._pending}
+    def merged_with(self, stored: Mapping[str, TokenUse]) -> dict[str, TokenUse]:
+        """The uses that the registry has *stored*, updated with the buffered uses."""
+        return {**stored, **self._pending}
 
     async def flush(self, registry: Registry) -> None:
         """
-        Write what waits to *registry*.
+        Write the buffer to *registry*.
 
         Raises:
-            RegistryError: the registry failed; what was not written waits on.
+            RegistryError: the registry failed; unwritten uses stay buffered.
         """
         pending, self._pending = self._pending, {}
         try:

@@ -20,12 +20,12 @@ from sidecar.stores.registry.derived import DerivedProblem
 from sidecar.stores.registry.protocol import AuditQuery, RecordProof, Registry
 
 ENTRIES_PER_TURN = 50
-"""Entries that are checked before the event loop gets its turn: about a millisecond."""
+"""Entries that are checked per turn of the event loop: about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryReport:
-    """What a verification found: in the log, and in the records beside it."""
+    """The findings of a verification: in the log, in the records and in derived data."""
 
     log: LogReport
     records_count: int
@@ -33,20 +33,20 @@ class RegistryReport:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All of them."""
+        """All findings."""
         return (*self.log.findings, *self.record_findings)
 
     @property
     def is_intact(self) -> bool:
-        """True when nothing was found."""
+        """Whether there are no findings."""
         return not self.findings
 
 
 async def verify_registry(registry: Registry, anchors: Iterable[Anchor] = ()) -> RegistryReport:
     """
-    Check every chain of *registry*, against *anchors* too, and every record against its chain.
+    Check every chain of *registry*, also against *anchors*, and every record against its chain.
 
-    The registry may change meanwhile; what is newer than the start is left for the next verification.
+    Changes made during the verification are left to the next one.
     """
     log = LogVerifier(anchors)
     findings: list[Finding] = []
@@ -86,10 +86,10 @@ async def _pages(registry: Registry, chain: int) -> AsyncIterator[Sequence[Store
 
 class _RecordCheck:
     """
-    Compares the records of one chain with the entries that pass by.
+    Compares the records of one chain with its entries.
 
-    `sequence` is where the chain was before the records were read: what an entry up to there says, the
-    records must show.
+    `sequence` is the head of the chain before the records were read: the records must include every entry
+    up to it.
     """
 
     def __init__(self, chain: int, sequence: int, proofs: Iterable[RecordProof]) -> None:
@@ -109,29 +109,29 @@ class _RecordCheck:
         return cls(chain, revision.sequences[chain], proofs)
 
     def add(self, entry: AuditEntry) -> None:
-        """Take the next entry."""
+        """Compare the next entry."""
         proof = self.proofs.get(entry.subject)
         if proof is not None and proof.sequence == entry.sequence and proof.digest == entry.record_digest:
             self._proven.add(entry.subject)
             if proof.is_deleted != (entry.action == DeleteIntegration.word):
                 state = "deleted" if proof.is_deleted else "not deleted"
-                self._derived.append((proof, f"it is kept as {state}, the log says otherwise"))
+                self._derived.append((proof, f"it is stored as {state}, the log says otherwise"))
             return
         if entry.sequence > self._sequence:
             return
         if proof is None:
-            self._find(entry.subject, entry.sequence, "is gone, though its trail is there")
+            self._find(entry.subject, entry.sequence, "is missing, although the log has its entries")
         elif proof.sequence < entry.sequence:
-            self._find(entry.subject, entry.sequence, "was put back to an earlier state")
+            self._find(entry.subject, entry.sequence, "was reset to an earlier state")
 
     def findings(self) -> list[Finding]:
-        """What does not match, in order of the subjects."""
+        """The differences, ordered by subject."""
         for subject, proof in self.proofs.items():
             if subject not in self._proven:
-                self._find(subject, proof.sequence, "was changed around the audit log")
+                self._find(subject, proof.sequence, "was changed without an audit entry")
         altered = [self._found[subject] for subject in sorted(self._found)]
         beside = [
-            DerivedProblem(proof.sequence, f"beside the record of {proof.subject}: {problem}")
+            DerivedProblem(proof.sequence, f"derived data of {proof.subject}: {problem}")
             for proof, problem in self._derived
         ]
         return altered + [_derived(self._chain, problem) for problem in beside]

@@ -60,31 +60,31 @@ def in_sqlite(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Ite
 SQLITE_CHANGES = (
     (
         "UPDATE integrations SET status = 'deleted' WHERE id = 'other'",
-        r"integration:other: it is kept as deleted",
+        r"integration:other: it is stored as deleted",
     ),
     (
         "UPDATE integrations SET status = 'active' WHERE id = 'gone'",
-        r"integration:gone: it is kept as not deleted",
+        r"integration:gone: it is stored as not deleted",
     ),
-    ("UPDATE integrations SET status = 'active' WHERE id = 'acme'", r"its status is kept as 'active'"),
-    ("UPDATE integrations SET search = '' WHERE id = 'other'", r"integration:other: the text that searches"),
-    ("UPDATE integrations SET generation = 9 WHERE id = 'other'", r"its generation is kept as 9"),
+    ("UPDATE integrations SET status = 'active' WHERE id = 'acme'", r"its stored status is 'active'"),
+    ("UPDATE integrations SET search = '' WHERE id = 'other'", r"integration:other: its search text differs"),
+    ("UPDATE integrations SET generation = 9 WHERE id = 'other'", r"its stored generation is 9"),
     ("DELETE FROM credential_ids WHERE id = 'new'", r"the claim of id new by integration:acme is missing"),
     (
         "UPDATE credential_ids SET integration_id = 'other' WHERE id = 'new'",
-        r"id new (.* says other in generation|belongs to nobody)",
+        r"id new (.* says other in generation|has no owner)",
     ),
     ("UPDATE credential_ids SET generation = 1 WHERE id = 'new'", r"id new .* says acme in generation 1"),
-    ("INSERT INTO credential_ids VALUES ('mine', 'nobody', 1)", r"the claim of id mine belongs to nobody"),
+    ("INSERT INTO credential_ids VALUES ('mine', 'nobody', 1)", r"the claim of id mine has no owner"),
     (
         "DELETE FROM token_ids WHERE administrator_id = 'cat'",
         r"the claim of id tokencat by administrator:cat is",
     ),
     ("UPDATE token_ids SET administrator_id = 'ann' WHERE id = 'tokenbob'", r"id tokenbob .* says ann"),
-    ("INSERT INTO token_ids VALUES ('mine', 'nobody')", r"the claim of id mine belongs to nobody"),
+    ("INSERT INTO token_ids VALUES ('mine', 'nobody')", r"the claim of id mine has no owner"),
     ("INSERT INTO webhook_secrets VALUES ('other', 'w1', 'x')", r"webhook secret w1 is left over"),
     ("DROP INDEX integrations_status", r"the index integrations_status is missing"),
-    ("CREATE TABLE theirs (a)", r"the table theirs is not of this program"),
+    ("CREATE TABLE theirs (a)", r"the table theirs is not part of the schema"),
 )
 
 
@@ -144,18 +144,18 @@ def index(name: str, subject: str, member: str) -> Change:
 
 
 REDIS_CHANGES = {
-    "ids": (at("ZREM", "ids", OTHER, key=OTHER), r"integration:other: 'ids' lacks it"),
+    "ids": (at("ZREM", "ids", OTHER, key=OTHER), r"integration:other: 'ids' lacks the integration"),
     "ids of a deleted one": (
         at("ZADD", "ids", 0, DELETED, key=DELETED),
-        r"'ids' has it, though it is deleted",
+        r"'ids' lists the integration, although it is deleted",
     ),
     "ids of nobody": (at("ZADD", "ids", 0, "ghost", key=OTHER), r"'ids' lists 'ghost', which has no record"),
-    "changes": (at("ZADD", "changes", 999, OTHER, key=OTHER), r"'changes' has it at 999"),
+    "changes": (at("ZADD", "changes", 999, OTHER, key=OTHER), r"'changes' lists sequence 999"),
     "changes of nobody": (at("ZADD", "changes", 1, "ghost", key=OTHER), r"'changes' lists 'ghost'|ghost"),
-    "status": (at("HSET", "r", "status", "active", of=ID), r"its status is kept as 'active'"),
-    "search": (at("HSET", "r", "search", "", of=OTHER), r"the text that searches look through"),
-    "generation": (at("SET", "g", 9, of=OTHER), r"its generation is kept as 9"),
-    "no generation": (at("DEL", "g", of=OTHER), r"its generation is kept as None"),
+    "status": (at("HSET", "r", "status", "active", of=ID), r"its stored status is 'active'"),
+    "search": (at("HSET", "r", "search", "", of=OTHER), r"its search text differs"),
+    "generation": (at("SET", "g", 9, of=OTHER), r"its stored generation is 9"),
+    "no generation": (at("DEL", "g", of=OTHER), r"its stored generation is None"),
     "issued": (at("HDEL", "k", "new", of=ID), r"the claim of id new by integration:acme is missing"),
     "issued earlier": (at("HSET", "k", "new", 1, of=ID), r"the claim of id new .* says generation 1"),
     "claim": (at("SET", "c", OTHER, of="new"), r"the claim of id new by integration:acme says other"),
@@ -165,7 +165,7 @@ REDIS_CHANGES = {
         at("HSET", "tokens", "tokenbob", "ann"),
         r"id tokenbob by administrator:bob says ann",
     ),
-    "token of nobody": (at("HSET", "tokens", "mine", "nobody"), r"the claim of id mine belongs to nobody"),
+    "token of nobody": (at("HSET", "tokens", "mine", "nobody"), r"the claim of id mine has no owner"),
     "secret": (at("HSET", "w", "w1", "x", of=OTHER), r"webhook secret w1 is left over"),
     "epoch": (at("SET", "epoch", 999, key=OTHER), r"'epoch' is 999, later than any change"),
     "admins-at": (at("HSET", "admins-at", "bob", 1), r"administrator:bob"),
@@ -200,7 +200,7 @@ def test_derived__an_index_of_the_log(in_redis: RegistryHarness, filtered: str) 
 def test_derived__a_status_that_hides(in_redis: RegistryHarness) -> None:
     """An integration that is marked as deleted vanishes from lists and snapshots; the log knows better."""
     tamper(in_redis, at("HSET", "r", "status", "deleted", of=OTHER))
-    assert any("integration:other: it is kept as deleted" in problem for problem in problems(in_redis))
+    assert any("integration:other: it is stored as deleted" in problem for problem in problems(in_redis))
 
 
 def tamper(world: RegistryHarness, change: Change) -> None:

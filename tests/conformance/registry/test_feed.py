@@ -31,8 +31,8 @@ def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
             assert await link.request("PUBLISH", channel, "1 7 acme") == 1
             await changed.wait()
             link.abort()
-            feed.learn(1, 6)
-            feed.learn(0, 3)
+            feed.update(1, 6)
+            feed.update(0, 3)
             assert feed.sequences == {0: 3, 1: 7}
         finally:
             await feed.close()

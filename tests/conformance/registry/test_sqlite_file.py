@@ -17,7 +17,7 @@ from sidecar.stores.registry.protocol import (
     RegistryError,
     RegistryUnavailableError,
 )
-from sidecar.stores.registry.sqlite.file import TRACES, check_file, connect, open_database
+from sidecar.stores.registry.sqlite.file import COMPANION_SUFFIXES, check_file, connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS
 from tests.administration import LIFECYCLE, ManualClock, create, request
@@ -110,7 +110,7 @@ def test_open__a_file_that_lost_its_end(world: RegistryHarness, bytes_kept: int)
 
 
 @pytest.mark.parametrize("open_or_check", [open_database, check_file])
-@pytest.mark.parametrize("suffix", TRACES)
+@pytest.mark.parametrize("suffix", COMPANION_SUFFIXES)
 def test_open__a_registry_that_is_gone(
     tmp_path: Path, open_or_check: Callable[[Path], object], suffix: str
 ) -> None:
@@ -128,7 +128,7 @@ def test_open__an_empty_database_is_no_new_registry(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute("VACUUM")
         database.execute("PRAGMA journal_mode = WAL")
-    with pytest.raises(RegistryDamagedError, match="not of a registry"):
+    with pytest.raises(RegistryDamagedError, match="not a registry"):
         open_database(path)
 
 
@@ -185,7 +185,7 @@ def test_open__the_database_of_another_program(tmp_path: Path) -> None:
     path.touch(0o600)
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE theirs (a)")
-    with pytest.raises(RegistryDamagedError, match="not of a registry"):
+    with pytest.raises(RegistryDamagedError, match="not a registry"):
         open_database(path)
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
@@ -197,7 +197,7 @@ def test_open__a_registry_of_a_later_version(world: RegistryHarness) -> None:
     with closing(connect(path)) as database:
         database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     for open_or_check in (check_file, open_database):
-        with pytest.raises(RegistryDamagedError, match="later than this program knows"):
+        with pytest.raises(RegistryDamagedError, match="this sidecar supports versions up to"):
             open_or_check(path)
 
 

@@ -332,7 +332,7 @@ def test_verify__finds_a_record_that_was_put_back(
     )
     (finding,) = found(world)
     assert finding.kind is FindingKind.RECORD_ALTERED
-    assert "put back to an earlier state" in finding.message
+    assert "reset to an earlier state" in finding.message
 
 
 def test_verify__finds_a_cut_off_end_by_the_records(

@@ -208,7 +208,7 @@ def test_token_uses__the_latest_counts(world: RegistryHarness) -> None:
         "tokenann": TokenUse("tokenann", NOW_US + 3, "2001:db8::1"),
         "tokenbob": TokenUse("tokenbob", NOW_US, "local"),
     }
-    assert pending.over(world.run(world.registry.token_uses())) == later
+    assert pending.merged_with(world.run(world.registry.token_uses())) == later
     world.run(pending.flush(world.registry))
     assert len(pending) == 0
     assert world.run(world.registry.token_uses()) == later

@@ -47,7 +47,7 @@ class Sidecar:
         self._news = asyncio.Event()
         self._live = LiveRegistry(self.registry, self._show, self.metrics, LiveOptions(retry_first_s=0.05))
         self._live.on_trouble = self._tell
-        self.doubt = self.registry.on_doubt = self._live.doubt
+        self.doubt = self.registry.on_history_lost = self._live.invalidate
         self._task = asyncio.ensure_future(self._live.run())
 
     def _show(self, snapshot: Snapshot, retired: object) -> None:
@@ -126,7 +126,7 @@ def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None
         with pytest.raises(RegistryReplacedError, match=id):
             await sidecar.registry.administrators()
         stranger = opened(server)
-        with pytest.raises(RegistryReplacedError, match=f"sidecars remember registry {id}"):
+        with pytest.raises(RegistryReplacedError, match=f"sidecars follow registry {id}"):
             await add_people(stranger)
         await stranger.aclose()
         await sidecar.close()
@@ -169,7 +169,7 @@ def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) 
         await until(lambda: server.client.pubsub_numsub("sidecar:changes")[0][1])
         stranger = opened(server)
         server.client.flushall()
-        with pytest.raises(RegistryReplacedError, match="sidecars remember registry"):
+        with pytest.raises(RegistryReplacedError, match="sidecars follow registry"):
             await add_people(stranger)
         await stranger.aclose()
         await sidecar.close()
@@ -330,7 +330,7 @@ def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> 
             sidecar.doubt()
             store.release_waiting()
 
-        sidecar.registry.on_doubt = doubt
+        sidecar.registry.on_history_lost = doubt
         await sidecar.until(is_loaded)
         server.client.save()
         await sidecar.registry.apply(request(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6_000), ANN))
@@ -375,7 +375,7 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
         url = parse_store_url(f"{group.url}?partitions=3")
         store = RedisBucketStore(url, make_metrics(), PATIENT, checks_generation=True)
         store.check_link = followed.check_link
-        followed.on_doubt = sidecar.doubt
+        followed.on_history_lost = sidecar.doubt
         await followed.load_all()
         await store.start()
         slot = store.keys.slot_of(store.keys.partition_of(ID))

@@ -1,1 +1,1 @@
-"""The registry in a YAML file: its records, and reading them."""
+"""The registry in a YAML file: parsing and writing its records."""

@@ -1,24 +1,24 @@
 """
-The declarative registry: a YAML file with a list `integrations:`, read whole or not at all.
+The declarative registry: a YAML file with a list `integrations:`, which must be valid as a whole.
 
     integrations:
       - id: acme-erp
         name: Acme ERP
         status: active            # or suspended
-        contact: ops@acme.example # whom to ask; likewise owner and third_party_manager
+        contact: ops@acme.example # likewise owner and third_party_manager
         scopes: [orders:read, orders:write]
         rate_limit_rpm: 600       # 1 ... 10000, default 60
         burst: 100                # default: the limit
         on_store_error: local     # or deny, allow; default: that of the configuration
         ip_allowlist: [192.0.2.0/24]
-        is_allowlist_enabled: true  # false: the entries are kept, and every address is let in
+        is_allowlist_enabled: true  # false: every address is allowed, the entries are kept
         credentials:
           - id: q2R8mW0bTz
             digest: sha256:...
             expires_at: 2027-01-31T00:00:00Z
 
-Reading collects every mistake of the file, so that one pass mends them all. `dump_registry` writes
-a file that reads back to the same records.
+Reading reports every mistake in the file at once. `dump_registry` writes a file that reads back to the same
+records.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from sidecar.sources.yaml_nodes import ItemStream, YamlError, YamlMap, YamlNode,
 from sidecar.stores.registry.file.registry_records import RecordReader, integration_to_dict
 
 REGISTRY_BYTES_MAX = 64 << 20
-"""Twenty times the size of 10,000 integrations; more is not a registry but a mistake."""
+"""Twenty times the size of 10,000 integrations; a larger file is taken for a mistake."""
 
 VALUES_MAX = 8_000_000
-"""Values of a whole file, with those that aliases repeat: 200,000 integrations of 40."""
+"""Maximum number of values in a file, including those repeated by aliases: 200,000 integrations of 40."""
 
 MISTAKES_MAX = 10_000
-"""Mistakes after which the rest of a file is not read."""
+"""Number of mistakes after which the rest of a file is not read."""
 
 _PIECE_BYTES = 1 << 20
 
 
 class FileRegistry(NamedTuple):
     """
-    What a registry file says.
+    The content of a registry file.
 
-    `records` all have generation 1: a file does not number its changes. `warnings` are remarks on what
-    is valid but odd; the first few of them.
+    All `records` have generation 1, because a file does not number its changes. `warnings` are the first
+    remarks on values that are valid but unusual.
     """
 
     records: tuple[Integration, ...]
@@ -65,14 +65,14 @@ class FileRegistry(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """What a registry file declares: its integrations with the keys that it writes, and remarks."""
+    """The integrations that a registry file declares, with the keys it sets for each, and warnings."""
 
     declarations: tuple[Declaration, ...]
     warnings: tuple[FileFault, ...] = ()
 
 
 class RegistryBytes(NamedTuple):
-    """The content of a registry file, and its SHA-256, which tells whether anything changed."""
+    """The bytes of a registry file, and their SHA-256 to detect changes."""
 
     content: bytes
     digest: bytes
@@ -80,32 +80,34 @@ class RegistryBytes(NamedTuple):
 
 def load_registry(path: Path, file: str, catalogue: ScopeCatalogue) -> FileRegistry:
     """
-    Read the registry at *path*, which messages call *file*.
+    Read the registry at *path*; messages name it *file*.
 
     Raises:
-        FileFaultsError: it cannot be read or holds mistakes.
+        FileFaultsError: the file cannot be read or has mistakes.
     """
     return parse_registry(load_registry_bytes(path, file).content, file, catalogue)
 
 
 def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
     """
-    Read the file at *path*, which messages call *file*; at most `REGISTRY_BYTES_MAX`.
+    Read the file at *path* of at most `REGISTRY_BYTES_MAX`; messages name it *file*.
 
     Raises:
-        FileFaultsError: it cannot be read, is no regular file or too large.
+        FileFaultsError: the file cannot be read, is not a regular file, or is too large.
     """
     faults = FaultList(file)
     content = b""
     try:
         content = read_regular_file(path, REGISTRY_BYTES_MAX)
     except NotRegularFileError:
-        faults.is_unreadable = True  # a mount may be away for a moment
-        faults.add(None, "", "is not a regular file; name the YAML file that holds the integrations")
+        faults.is_unreadable = True  # a volume may be unmounted temporarily
+        faults.add(None, "", "is not a regular file; name the YAML file with the integrations")
     except OSError as error:
         faults.add_unreadable(error)
     if len(content) > REGISTRY_BYTES_MAX:
-        faults.add(None, "", f"is larger than {REGISTRY_BYTES_MAX >> 20} MiB; is it the right file?")
+        faults.add(
+            None, "", f"is larger than {REGISTRY_BYTES_MAX >> 20} MiB; check that this is a registry file"
+        )
     faults.raise_any()
     return RegistryBytes(content, hashlib.sha256(content).digest())
 
@@ -114,11 +116,11 @@ def parse_registry(
     content: bytes, file: str, catalogue: ScopeCatalogue, is_cancelled: Callable[[], bool] = lambda: False
 ) -> FileRegistry:
     """
-    Read the registry in *content*; *file* is its name in messages, scopes are those of *catalogue*.
+    Parse the registry in *content* with the scopes of *catalogue*; messages name it *file*.
 
     Raises:
-        FileFaultsError: it holds mistakes; the first ones are told, and counted up to `MISTAKES_MAX`.
-        YamlCancelledError: *is_cancelled* said so.
+        FileFaultsError: there are mistakes; the first are reported, up to `MISTAKES_MAX` are counted.
+        YamlCancelledError: *is_cancelled* returned True.
     """
     records, reader = _parse(content, file, catalogue, is_cancelled)
     return FileRegistry(tuple(records), tuple(reader.warnings.faults))
@@ -126,20 +128,20 @@ def parse_registry(
 
 def load_declarations(path: Path, file: str, catalogue: ScopeCatalogue) -> Declared:
     """
-    Read the registry at *path*, which messages call *file*, as what administrators declare.
+    Read the registry at *path* as declarations of administrators; messages name it *file*.
 
     Raises:
-        FileFaultsError: it cannot be read or holds mistakes.
+        FileFaultsError: the file cannot be read or has mistakes.
     """
     return parse_declarations(load_registry_bytes(path, file).content, file, catalogue)
 
 
 def parse_declarations(content: bytes, file: str, catalogue: ScopeCatalogue) -> Declared:
     """
-    Read the registry in *content* as what administrators declare; see `parse_registry`.
+    Parse the registry in *content* as declarations of administrators; see `parse_registry`.
 
     Raises:
-        FileFaultsError: it holds mistakes; the first ones are told, all are counted.
+        FileFaultsError: there are mistakes; the first are reported, up to `MISTAKES_MAX` are counted.
     """
     records, reader = _parse(content, file, catalogue)
     declarations = tuple(Declaration(record, reader.keys[record.id]) for record in records)
@@ -163,18 +165,18 @@ def _parse(
 
     try:
         _check_utf8(content)
-        # Item by item, so that neither a large file nor a wrong one is in memory as a tree.
+        # Item by item, so that a large or wrong file is never in memory as a tree.
         root = read_yaml(content, ItemStream("integrations", take, VALUES_MAX), is_cancelled)
         _check_root(root, reader)
     except YamlError as error:
-        faults = FaultList(file)  # alone: what was made of the lines before may be a consequence
+        faults = FaultList(file)  # report only this mistake: those before may be consequences of it
         faults.add(error.line, "", error.problem)
     faults.raise_any()
     return records, reader
 
 
 def _check_utf8(content: bytes) -> None:
-    """Refuse what is not UTF-8; piece by piece, because the text as a whole may take four times the bytes."""
+    """Check for UTF-8, piece by piece: the whole text in memory may be four times as large as the file."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(content)
     for begin in range(0, len(content) + 1, _PIECE_BYTES):
@@ -189,12 +191,12 @@ def _check_utf8(content: bytes) -> None:
 
 
 def _check_root(root: YamlNode | None, reader: RecordReader) -> None:
-    """Note what is wrong around the integrations."""
+    """Report mistakes outside the list of integrations."""
     if not isinstance(root, YamlMap):
-        # An empty file is refused on purpose: it is what a writer that has only just begun leaves.
+        # An empty file is refused on purpose: another program may be about to write it.
         reader.wrong(
             Place("", root.line if root is not None else 1),
-            "must hold the list 'integrations:'; write 'integrations: []' for none",
+            "must contain the list 'integrations:'; write 'integrations: []' for none",
         )
         return
     fields = reader.fields(root, Place("", root.line), ("integrations",))
@@ -205,6 +207,6 @@ def _check_root(root: YamlNode | None, reader: RecordReader) -> None:
 
 
 def dump_registry(records: Iterable[Integration]) -> str:
-    """The registry file of *records*; reading it gives equal records, but for what a file does not hold."""
+    """Write *records* as a registry file; reading it returns equal records, except fields not in a file."""
     plain = {"integrations": [integration_to_dict(record) for record in records]}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)

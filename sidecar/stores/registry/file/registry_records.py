@@ -1,8 +1,8 @@
 """
-Integrations as people write them: from YAML nodes or plain dictionaries to records, and back.
+Conversion of integrations between YAML nodes or plain dictionaries and records.
 
-`integration_to_dict` and `integration_from_dict` are each other's inverse, but for what a file does not
-hold: the generation (what is read has generation 1), temporary raises, webhook secrets, and the past.
+`integration_to_dict` and `integration_from_dict` are inverse, except for fields that a file does not have:
+the generation (read as 1), temporary limit raises, webhook secrets, and history.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _VALID: dict[str, Any] = {"id": "x", "name": "x"}
 _VALID_CREDENTIAL: dict[str, Any] = {"id": "x", "digest": "sha256:" + 64 * "0"}
 _ID_CHARS_SHOWN_MAX = 64
 SUGGESTIONS_MAX = 20
-"""Mistakes of a file after which no scope is guessed any more: comparing names takes its time."""
+"""Number of mistakes after which messages no longer suggest scopes, because comparing names is slow."""
 
 
 class RecordReader(NodeReader):
     """
-    Reads the integrations of one registry; notes every mistake, and oddities in `warnings`.
+    Reads the integrations of one registry; reports mistakes, and unusual values in `warnings`.
 
-    What must be unique in a registry is checked across all calls of one reader. `keys` are those that each
-    integration writes, by its id.
+    Ids must be unique across all calls of one reader. `keys` are the keys set for each integration, by its
+    id.
     """
 
     def __init__(self, catalogue: ScopeCatalogue, faults: FaultList) -> None:
-        """Know the scopes of *catalogue*; note mistakes in *faults*."""
+        """Use the scopes of *catalogue*; add mistakes to *faults*."""
         super().__init__(faults)
         self.warnings = FaultList(faults.file)
         self.keys: dict[str, frozenset[str]] = {}
@@ -65,9 +65,9 @@ class RecordReader(NodeReader):
         self._owners: dict[tuple[str, str], Place] = {}
 
     def integration(self, place: Place, node: YamlNode) -> Integration | None:
-        """The integration written at *node*; None = it holds a mistake."""
+        """The integration at *node*; None = it has a mistake."""
         if not isinstance(node, YamlMap):
-            self.wrong(place, "must be an integration: a mapping with 'id', 'name' and more")
+            self.wrong(place, "must be a mapping with the keys of an integration: 'id', 'name' and more")
             return None
         place = _named(place, node)
         before = len(self.faults)
@@ -95,19 +95,19 @@ class RecordReader(NodeReader):
     def _build(
         self, kind: Callable[..., Record], read: Mapping[str, Any], valid: Mapping[str, Any], fields: Fields
     ) -> Record | None:
-        """The record of what was *read*; values that break its rules are noted, every one of them."""
+        """The record of the values *read*; reports every value that is not allowed."""
         values = {key: value for key, value in read.items() if value is not None}
         try:
             return kind(**{**valid, **values})
         except (IntegrationError, QuotaError):
             pass
-        for key, value in values.items():  # each among valid ones: the first culprit hides the others
+        for key, value in values.items():  # check each value alone, because the first error hides others
             try:
                 kind(**{**valid, key: value})
             except (IntegrationError, QuotaError) as error:
                 self.wrong(fields[key][0], str(error))
             else:
-                valid = {**valid, "id": value} if key == "id" else valid  # so that messages name it
+                valid = {**valid, "id": value} if key == "id" else valid  # so that messages show the id
         return None
 
     def _claim(self, kind: str, identity: str, place: Place) -> None:
@@ -116,7 +116,7 @@ class RecordReader(NodeReader):
             self.wrong(
                 place,
                 f"the {kind} id {identity!r} is already used by {first.field} on line {first.line};"
-                " give one of them another id",
+                " change one of the two ids",
             )
 
     def _status(self, fields: Fields) -> Status | None:
@@ -158,7 +158,9 @@ class RecordReader(NodeReader):
             return FailPolicy(text)
         if text is not None:
             known = ", ".join(map(repr, FAIL_POLICIES))
-            self.wrong(place, f"must be one of {known}, not {quoted(text)}; leave it out for the global one")
+            self.wrong(
+                place, f"must be one of {known}, not {quoted(text)}; omit it to use the global setting"
+            )
         return None
 
     def _scope_set(self, fields: Fields) -> frozenset[Scope]:
@@ -200,7 +202,7 @@ class RecordReader(NodeReader):
                 self.warnings.add(place.line, place.field, f"{cidr} {describe_embedded(ipv4)}")
         for overlap in describe_overlaps(cidrs):
             place = places[overlap.index]
-            self.warnings.add(place.line, place.field, f"{overlap}; it can be left out")
+            self.warnings.add(place.line, place.field, f"{overlap}; remove it")
         return tuple(cidrs)
 
     def _credentials(self, fields: Fields) -> tuple[Credential, ...]:
@@ -209,7 +211,7 @@ class RecordReader(NodeReader):
 
     def _credential(self, place: Place, node: YamlNode) -> Credential | None:
         if not isinstance(node, YamlMap):
-            self.wrong(place, "must be a credential, as 'sidecar keys new' prints it: 'id', 'digest'")
+            self.wrong(place, "must be a mapping with 'id' and 'digest', as 'sidecar keys new' prints it")
             return None
         before = len(self.faults)
         fields = self.fields(node, place, CREDENTIAL_KEYS)
@@ -236,7 +238,7 @@ class RecordReader(NodeReader):
 
 
 def _named(place: Place, node: YamlMap) -> Place:
-    """*place* with the integration's id, which tells a reader more than its number in the list."""
+    """*place* with the integration's id beside its number in the list."""
     entry = node.entries.get("id")
     if entry is None or not isinstance(entry.node, YamlScalar):
         return place
@@ -245,28 +247,28 @@ def _named(place: Place, node: YamlMap) -> Place:
 
 def microseconds_of(text: str) -> int:
     """
-    Microseconds since the epoch of an ISO 8601 time with a zone.
+    Parse an ISO 8601 time with a zone to microseconds since the epoch.
 
     >>> microseconds_of("2027-01-31T00:00:00Z")
     1801353600000000
 
     Raises:
-        ValueError: it is none, or has no zone; says what to write.
+        ValueError: the text is not a time, or has no zone; the message says what to write.
     """
     try:
-        moment = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
             f"must be a time such as 2027-01-31T00:00:00Z (ISO 8601), not {quoted(text)}"
         ) from None
-    if moment.tzinfo is None:
+    if time.tzinfo is None:
         raise ValueError(f"{quoted(text)} has no time zone; add 'Z' for UTC, or an offset such as '+01:00'")
-    return (moment - _EPOCH) // _MICROSECOND
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def iso_time(time_us: int) -> str:
     """
-    *time_us* (since the epoch) in ISO 8601, UTC; the inverse of `microseconds_of`.
+    Format *time_us* (since the epoch) in ISO 8601, UTC; the inverse of `microseconds_of`.
 
     >>> iso_time(1801353600000000)
     '2027-01-31T00:00:00Z'
@@ -275,7 +277,7 @@ def iso_time(time_us: int) -> str:
 
 
 def integration_to_dict(record: Integration) -> dict[str, Any]:
-    """*record* as plain data with the keys of the registry file; what is at its default is left out."""
+    """*record* as plain data with the keys of the registry file, without default values."""
     plain: dict[str, Any] = {"id": record.id, "name": record.name}
     if record.status is not Status.ACTIVE:
         plain["status"] = record.status.value
@@ -308,7 +310,7 @@ def integration_from_dict(plain: Mapping[str, Any], catalogue: ScopeCatalogue) -
     The record that *plain* describes; the inverse of `integration_to_dict`.
 
     Raises:
-        FileFaultsError: it holds mistakes; all of them are named.
+        FileFaultsError: names all mistakes.
     """
     faults = FaultList("integration")
     record = RecordReader(catalogue, faults).integration(Place("", 1), node_of(plain))

@@ -1,1 +1,1 @@
-"""The registry in Redis: for a fleet of sidecars on any number of machines."""
+"""The registry in Redis, for a fleet of sidecars on any number of machines."""

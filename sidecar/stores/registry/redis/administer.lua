@@ -1,14 +1,14 @@
--- administer.lua: commit one change of the administrators, whole or not at all.
+-- administer.lua: commit one change of administrators atomically.
 --
 -- KEYS[1..10]  audit, admins, admins-at, tokens, epoch, results, results-age of partition 0 (keys.py);
 --              the audit indexes of the subject, the actor and the action
--- ARGV[1..6]   sequence and digest of the head that was planned on; channel; now_us; lifetime_us and number
---              of results that are kept
+-- ARGV[1..6]   sequence and digest of the head that was planned on; channel; now_us; lifetime_us and maximum
+--              number of stored results
 -- ARGV[7..15]  administrator id; generation; sequence, digest and body of the audit entry; record; claims:
 --              JSON list of token ids; idempotency field, '' = none; result to keep under it
 -- Reply        {'ok'}, {'moved'}, {'answered', '1'}, {'claimed', '1', token id}, {'guard', '1', message}:
---              as change.lua
--- Publishes    '0 <sequence> ': no integration
+--              as in change.lua
+-- Publishes    '0 <sequence> ' without an integration
 -- Mirror       the triggers in ../sqlite/schema.py
 
 local call, format = redis.call, string.format
@@ -44,15 +44,15 @@ if entry.sequence ~= head_sequence + 1 or tonumber(sequence) ~= entry.sequence
   return {'guard', '1', 'an audit entry must follow the latest one'}
 end
 
--- A key of a wrong type fails here, before anything is written.
+-- A key of the wrong type fails here, before anything is written.
 call('HLEN', ADMINS_AT); call('HLEN', TOKENS); call('GET', EPOCH); call('HLEN', RESULTS)
 call('ZCARD', RESULTS_AGE)
 for i = 8, 10 do call('ZCARD', KEYS[i]) end
 
 local function forget(fields)
-  for _, one in ipairs(fields) do
-    call('HDEL', RESULTS, one)
-    call('ZREM', RESULTS_AGE, one)
+  for _, old in ipairs(fields) do
+    call('HDEL', RESULTS, old)
+    call('ZREM', RESULTS_AGE, old)
   end
 end
 

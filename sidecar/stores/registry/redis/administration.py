@@ -1,4 +1,4 @@
-"""Changes of the administrators: committed in the home partition, then made known to every partition."""
+"""Changes of administrators: committed in partition 0, then fenced in every partition."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sidecar.domain.accounts import Administrator, confirm
 from sidecar.domain.audit import AuditEntry, ChainHead
 from sidecar.domain.canonical import canonical_json
 from sidecar.domain.changes import AdminCommitted, AdminPlan, AdminRequest, plan_administration
-from sidecar.domain.refusals import Code, RefusedError, refusal
 from sidecar.stores.redis.limits import Backoff
+from sidecar.stores.registry.base import idempotency_mismatch, token_id_used
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_LIFETIME_US,
     RegistryDamagedError,
@@ -26,7 +26,6 @@ from sidecar.stores.registry.redis.idempotency import (
     field_of,
     kept_max,
     kept_result,
-    mismatch,
     result_commands,
     result_of,
 )
@@ -45,20 +44,20 @@ class Administration:
     """Changes the administrators of a registry."""
 
     def __init__(self, nodes: Nodes, keys: RegistryKeys, clock_us: Callable[[], int] | None) -> None:
-        """*clock_us* replaces the server's clock, in tests."""
+        """*clock_us* replaces the server's clock in tests."""
         self._nodes = nodes
         self._keys = keys
         self._clock_us = clock_us
-        self._promises = KeyReservations(nodes, keys)
+        self._reservations = KeyReservations(nodes, keys)
         self._turn = asyncio.Lock()
 
     async def administer(self, request: AdminRequest, deadline_s: float) -> AdminCommitted:
         """
-        Make one change; it returns once no partition goes by the accounts as they were before.
+        Make one change; return once every partition refuses changes planned on the former accounts.
 
         Raises:
             RefusedError: nothing was changed.
-            RegistryError: the store failed; `may_have_happened` tells whether it may be in force.
+            RegistryError: the store failed; see `may_have_happened`.
         """
         change = _Change(self, request, deadline_s)
         try:
@@ -74,7 +73,7 @@ class Administration:
 
 
 class _Change:
-    """One change on its way."""
+    """One change in progress."""
 
     def __init__(self, owner: Administration, request: AdminRequest, deadline_s: float) -> None:
         self._owner = owner
@@ -86,10 +85,10 @@ class _Change:
         self._lost: list[AuditEntry] = []
         self._kept = field_of(request.actor.id, request.context) if request.actor is not None else ""
         self.is_open = False
-        """It has left, and may be in force, perhaps not yet everywhere."""
+        """The change was sent and may be in force, perhaps not yet in every partition."""
 
     async def run(self) -> AdminCommitted:
-        """Try until it is committed; the caller's deadline ends it."""
+        """Retry until the change is committed; the caller's deadline cancels this."""
         pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
         while True:
             committed = await self._try()
@@ -98,8 +97,8 @@ class _Change:
             await asyncio.sleep(pauses.next_s())
 
     async def _try(self) -> AdminCommitted | None:
-        """One round; None = others were quicker, or a reply was lost: once more."""
-        heads = await reads.heads(self._reader)  # later than all that is on record anywhere
+        """Read, plan and commit once; None = another change was first, or a reply was lost: retry."""
+        heads = await reads.heads(self._reader)  # the new entry must be later than every entry
         people = await read_people(self._reader, (), self._owner._clock_us)
         directory = {
             administrator.id: administrator for administrator in await reads.administrators(self._reader)
@@ -115,17 +114,17 @@ class _Change:
         committed = AdminCommitted(planned.outcome.administrator, planned.entry)
         if planned.stored is None or planned.entry is None:
             return await self._finish(committed, people.head)
-        if self._kept and not await self._owner._promises.make(
+        if self._kept and not await self._owner._reservations.reserve(
             self._kept, self._request.context, _WHERE, people.now_us, self._deadline_s
         ):
-            raise mismatch()
+            raise idempotency_mismatch()
         if await self._commit(planned, planned.entry, planned.stored, committed, people.now_us):
-            self._lost.append(planned.entry)  # until it is known that it is in the history that counts
+            self._lost.append(planned.entry)  # a failover may still lose the entry
             return await self._finish(committed, planned.entry.head)
         return None
 
     async def _earlier(self, directory: dict[str, Administrator], now_us: int) -> AdminCommitted | None:
-        """The result of an earlier request with the same idempotency key."""
+        """The earlier result for the same idempotency key; None = there is none."""
         actor, context = self._request.actor, self._request.context
         if actor is None or not self._kept:
             return None
@@ -133,12 +132,12 @@ class _Change:
         kept = await self._reader.ask(HOME, *result_commands(self._keys, HOME, self._kept))
         result = result_of(kept[0], kept[1], context, now_us)
         if result is None:
-            await self._owner._promises.check(self._reader, self._kept, context, _WHERE, now_us)
+            await self._owner._reservations.check(self._reader, self._kept, context, _WHERE, now_us)
             return None
         return replayed_admin_commit(result)
 
     async def _find_lost(self) -> AuditEntry | None:
-        """The entry of a call whose reply was lost, if it is in the chain."""
+        """The entry of a write whose reply was lost, if it is in the chain."""
         for entry in self._lost:
             at = f"{entry.sequence}-0"
             [found] = await self._reader.ask(HOME, ("XRANGE", self._keys.once(HOME, "audit"), at, at))
@@ -167,38 +166,37 @@ class _Change:
             self._lost.append(entry)
             return False
         except RegistryError:
-            self.is_open = bool(self._lost)  # the server refused this call, or never got it
+            self.is_open = bool(self._lost)  # the server refused this call, or did not receive it
             raise
         if verdict == b"ok":
             return True
         self.is_open = bool(self._lost)
         if verdict == b"claimed":
-            raise _token_used(details[1].decode())
+            raise token_id_used(details[1].decode())
         if verdict == b"guard":
             raise RegistryDamagedError(
-                f"a guard of the registry refused the change ({details[1].decode()}): verify the audit log,"
-                " and report it"
+                f"the registry's script refused the change ({details[1].decode()}): verify the audit log,"
+                " and report a bug"
             )
         return False
 
     async def _finish(self, committed: AdminCommitted, head: ChainHead) -> AdminCommitted | None:
         """
-        Let every partition know, before the caller may rely on it; None = the history that counts lacks it.
+        Fence every partition, and return the result with its durability; None = a failover lost the change.
 
-        What each node was told is one write, so it is known whether all of it is durable.
+        Each node gets one write, so that its durability is known.
         """
         epoch = committed.entry.sequence if committed.entry is not None else 0
         by_node: dict[object, list[int]] = {}
         for partition in range(self._keys.partitions):
             by_node.setdefault(await self._nodes.address_of(partition), []).append(partition)
-        calls = (self._tell(partitions, head, epoch) for partitions in by_node.values())
-        told = await all_of(*calls)
-        if None in told:
+        durable = await all_of(*(self._fence(partitions, head, epoch) for partitions in by_node.values()))
+        if None in durable:
             return None
-        return replace(committed, is_durable=all(told))
+        return replace(committed, is_durable=all(durable))
 
-    async def _tell(self, partitions: Sequence[int], head: ChainHead, epoch: int) -> bool | None:
-        """Let the partitions of one node know of *epoch*; make sure that the home partition holds *head*."""
+    async def _fence(self, partitions: Sequence[int], head: ChainHead, epoch: int) -> bool | None:
+        """Set *epoch* in the partitions of one node; check that partition 0 has *head*."""
         commands: list[Command] = [
             call_of(FENCE, [self._keys.once(partition, "epoch")], [epoch]) for partition in partitions
         ]
@@ -221,12 +219,3 @@ class _Change:
 
 def _id_of(entry: AuditEntry) -> str:
     return entry.subject.removeprefix("administrator:")
-
-
-def _token_used(token_id: str) -> RefusedError:
-    return refusal(
-        Code.CREDENTIAL_ID_USED,
-        "token",
-        f"token id {token_id!r} was used before",
-        "generate a new token",
-    )

@@ -1,11 +1,11 @@
--- announce.lua: note that a sidecar lives and how far it has followed the registry; forget silent ones.
+-- announce.lua: record that a sidecar is alive and its revision; delete sidecars that are not alive.
 --
 -- KEYS[1]     sidecars, hash: sidecar -> revision
 -- KEYS[2]     sidecars-age, sorted set: sidecars by time, us
 -- ARGV[1..2]  the sidecar; its revision
 -- ARGV[3]     now_us: '0' = the server's TIME; > 0 only in tests
--- ARGV[4..5]  lifetime_us; how many sidecars are kept
--- Reply       integer: 1 = noted, 0 = there is no room
+-- ARGV[4..5]  lifetime_us; maximum number of sidecars
+-- Reply       integer: 1 = recorded, 0 = the maximum is reached
 
 local call, format = redis.call, string.format
 local now, lifetime, kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])

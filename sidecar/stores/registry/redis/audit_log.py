@@ -1,4 +1,4 @@
-"""Pages of the audit log: entries of one chain, found by index and by time."""
+"""Reading pages of the audit log by index and by time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CURSOR_DIGITS_MAX = 16
 _LAST = 2**53
 _CHUNK = 200
 _FILTERS = ("subject", "actor", "action")
-"""The most telling one first: its index is read, the others are compared."""
+"""Ordered by selectivity: the index of the first filter is read, the other filters are compared."""
 
 
 async def audit_page(reader: Reader, query: AuditQuery) -> AuditPage:
@@ -22,7 +22,7 @@ async def audit_page(reader: Reader, query: AuditQuery) -> AuditPage:
     One page of the log.
 
     Raises:
-        InvalidError: the limit or the cursor.
+        InvalidError: the limit or the cursor is invalid.
     """
     require_limit(query.limit)
     after = query.after
@@ -50,7 +50,7 @@ async def audit_page(reader: Reader, query: AuditQuery) -> AuditPage:
 
 
 async def _some(reader: Reader, query: AuditQuery, first: int, last: int) -> list[StoredEntry]:
-    """The next entries between two sequences, in the order asked for; by an index if one helps."""
+    """The next entries between two sequences, in the requested order; by the index of a filter, if any."""
     count = min(_CHUNK, query.limit + 1)
     ends = (last, first) if query.newest_first else (first, last)
     log = reader.keys.once(query.chain, "audit")
@@ -58,30 +58,30 @@ async def _some(reader: Reader, query: AuditQuery, first: int, last: int) -> lis
     if filtered is None:
         verb = "XREVRANGE" if query.newest_first else "XRANGE"
         [reply] = await reader.ask(query.chain, (verb, log, *(f"{end}-0" for end in ends), "COUNT", count))
-        return [entry_of(query.chain, one) for one in reply]
+        return [entry_of(query.chain, entry) for entry in reply]
     verb = "ZREVRANGEBYSCORE" if query.newest_first else "ZRANGEBYSCORE"
     index = reader.keys.index(query.chain, filtered, getattr(query, filtered))
     [sequences] = await reader.ask(query.chain, (verb, index, *ends, "LIMIT", 0, count))
     replies = await reader.ask(
         query.chain, *(("XRANGE", log, sequence + b"-0", sequence + b"-0") for sequence in sequences)
     )
-    return [entry_of(query.chain, one) for reply in replies for one in reply]
+    return [entry_of(query.chain, entry) for reply in replies for entry in reply]
 
 
 def _matches(stored: StoredEntry, query: AuditQuery) -> bool:
-    """Whether the other filters hold too."""
+    """Whether the entry matches all filters."""
     wanted = [name for name in _FILTERS if getattr(query, name)]
     if not wanted:
         return True
     try:
         entry: AuditEntry = parse_entry(stored.body)
     except AuditFormatError:
-        return False  # a verification names it
+        return False  # a verification reports the unreadable entry
     return all(getattr(entry, name) == getattr(query, name) for name in wanted)
 
 
 async def _time_bounds(reader: Reader, query: AuditQuery) -> tuple[int, int]:
-    """The first and the last sequence within the query's time."""
+    """The first and the last sequence in the query's time range."""
     first, last = 1, _LAST
     if query.since_us > 0:
         first = await _first_at(reader, query.chain, query.since_us)
@@ -91,7 +91,7 @@ async def _time_bounds(reader: Reader, query: AuditQuery) -> tuple[int, int]:
 
 
 async def _first_at(reader: Reader, chain: int, at_us: int) -> int:
-    """The sequence of the first entry not before *at_us*: times of a chain rise with it. O(log n) trips."""
+    """The sequence of the first entry at or after *at_us*, by binary search in O(log n) round trips."""
     log = reader.keys.once(chain, "audit")
     [newest] = await reader.ask(chain, ("XREVRANGE", log, "+", "-", "COUNT", 1))
     if not newest:

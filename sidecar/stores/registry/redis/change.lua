@@ -1,24 +1,24 @@
 -- change.lua: commit changes of integrations of one partition, all of them or none.
 --
--- The rules were applied before, by domain.changes.plan, to what was read at a head of the chain. If the
--- chain or the administrators have moved on since, nothing is written and the caller plans anew. The rules
--- that no program may pass by are checked here once more, against what is stored.
+-- domain.changes.plan has applied the rules to the state at a head of the chain. If the chain or the
+-- administrators have changed since, nothing is written and the caller plans again. The rules that no program
+-- may break are checked here again, against the stored state.
 --
 -- KEYS[1..6]  audit, changes, ids, epoch, results, results-age (keys.py), then for each change seven:
 --             r:, g:, k:, w: of the integration; the audit indexes of its subject, actor and action
 -- ARGV[1..8]  partition; epoch: the administrators' change that was planned on; sequence and digest of the
---             head that was planned on; channel; now_us; lifetime_us and number of results that are kept
+--             head that was planned on; channel; now_us; lifetime_us and maximum number of stored results;
 --             then for each change twelve:
 --             integration id; status: active, suspended, deleted; generation; sequence; digest and body of
---             its audit entry; record; text to search; claims: JSON list of credential ids; sealed: JSON
+--             its audit entry; record; search text; claims: JSON list of credential ids; sealed: JSON
 --             object, secret id -> sealed; idempotency field, '' = none; result to keep under it
 -- Reply       {'ok'}                   committed
---             {'moved'}                plan anew
---             {'answered', n}          change n: a result is kept under its idempotency key already
---             {'claimed', n, id}       change n: the integration was issued this credential id before, or
---                                      the id was barred from it
+--             {'moved'}                the state has changed: plan again
+--             {'answered', n}          change n: a result is stored under its idempotency key
+--             {'claimed', n, id}       change n: the integration has issued this credential id before, or
+--                                      is barred from issuing it
 --             {'guard', n, message}    change n breaks a rule
--- Writes      after all checks; the first write is the one that can fail (XADD refuses what is not next)
+-- Writes      after all checks; only the first write can fail (XADD requires the next id)
 -- Publishes   '<partition> <sequence> <integration id>' for each change
 -- Mirror      the triggers in ../sqlite/schema.py
 
@@ -51,7 +51,7 @@ local function head()
   return tonumber(string.match(last[1], '^(%d+)-0$')), last[2][2]
 end
 
--- What is stored of an integration, and what earlier changes of this call make of it.
+-- The state of each integration: as stored, then as earlier changes of this call leave it.
 local known = {}
 local function current(change)
   local state = known[change.id]
@@ -75,12 +75,12 @@ end
 
 local function suspenders(record)
   local names = {}
-  for _, one in ipairs(record.suspensions) do names[one.by] = true end
+  for _, suspension in ipairs(record.suspensions) do names[suspension.by] = true end
   return names
 end
 
--- Rules about the standing: suspend and reactivate. Returns what is broken.
-local function check_standing(change, old)
+-- The rules of suspending and reactivating. Returns the broken rule.
+local function check_status(change, old)
   local new, actor = change.record, change.entry.actor
   if new.suspended_generation ~= old.record.suspended_generation
     and new.suspended_generation ~= change.generation then
@@ -106,13 +106,13 @@ end
 
 local function check_credentials(change, state)
   local digests = {}
-  for _, one in ipairs(state.record and state.record.credentials or {}) do digests[one.id] = one.digest end
-  for _, one in ipairs(change.record.credentials) do
-    if digests[one.id] and digests[one.id] ~= one.digest then return 'a credential keeps its digest' end
-    if issued_at(change, state, one.id) ~= one.issued_generation then
+  for _, old in ipairs(state.record and state.record.credentials or {}) do digests[old.id] = old.digest end
+  for _, new in ipairs(change.record.credentials) do
+    if digests[new.id] and digests[new.id] ~= new.digest then return 'a credential keeps its digest' end
+    if issued_at(change, state, new.id) ~= new.issued_generation then
       return 'a credential is claimed in the generation that issues it'
     end
-    if change.status == 'active' and one.issued_generation < change.record.suspended_generation then
+    if change.status == 'active' and new.issued_generation < change.record.suspended_generation then
       return 'a credential from before the latest suspension never works again'
     end
   end
@@ -142,7 +142,7 @@ local function check_record(change, state)
     end
     return
   end
-  return check_standing(change, state)
+  return check_status(change, state)
 end
 
 local function claim(change, state)
@@ -152,7 +152,7 @@ local function claim(change, state)
   end
 end
 
--- All checks, in order; each change sees what those before it do.
+-- All checks, in order; each change sees the effects of those before it.
 
 local sequence, digest = head()
 if tonumber(call('GET', EPOCH) or 0) > tonumber(ARGV[2])
@@ -178,7 +178,7 @@ for n = 1, count do
   changes[n] = change
 end
 
--- A key of a wrong type fails here, before anything is written.
+-- A key of the wrong type fails here, before anything is written.
 for _, change in ipairs(changes) do
   call('HLEN', change.r); call('HLEN', change.k); call('HLEN', change.w)
   for _, index in ipairs(change.indexes) do call('ZCARD', index) end

@@ -1,10 +1,10 @@
--- claim.lua: claim a credential id for an integration, unless another one has claimed it.
+-- claim.lua: claim a credential id for an integration, unless it is claimed.
 --
 -- KEYS[1]  c:<credential id>, value '<time, us> <integration>'; in the partition of the credential id
 -- ARGV[1]  the integration
--- ARGV[2]  a claim that was found void and may be taken over, as it was read; '' = none
--- Reply    {integration whose claim it is now, its age in us, the claim}
--- TTL      none: an id is used once in a registry's life
+-- ARGV[2]  the value of a void claim that may be taken over; '' = none
+-- Reply    {integration that has the claim now, age of the claim in us, value of the claim}
+-- TTL      none: an id is issued only once
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])

@@ -1,11 +1,11 @@
 """
-Credential ids are used once in a registry's life, over all partitions: a claim, then the commit.
+Claims of credential ids: every id is issued at most once over all partitions, by a claim before the commit.
 
-A claim is one key in the partition of the credential id; that the id was issued is on record in the
-partition of the integration, written with the change. No script can reach both, so a claim comes first.
-What a change that came to nothing leaves behind is a claim without an issue. It harms nobody: the same
-integration may go on with it, and another one takes it over after `CLAIM_GRACE_US`, once the first is barred
-from ever issuing it. So there is no moment, and no crash, after which two integrations can have one id.
+A claim is one key in the partition of the credential id. The issued id is stored in the partition of the
+integration, with the change. No script can access both partitions, so the claim comes first. A change that
+fails leaves a claim without an issued id: the same integration may still use it, and another integration
+takes it over after `CLAIM_GRACE_US`, once the first is barred from issuing the id. So two integrations can
+never have the same id, also after a crash.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from sidecar.stores.registry.redis.reads import Reader
 from sidecar.stores.registry.redis.scripts import BAR, CLAIM
 
 CLAIM_GRACE_US = 60 * 1_000_000
-"""A younger claim may belong to a change that is being made; a change has a deadline well below that."""
+"""A younger claim may belong to a change in progress, whose deadline is much shorter than this."""
 
 
 class Claims:
     """Claims of credential ids."""
 
     def __init__(self, nodes: Nodes, keys: RegistryKeys, grace_us: int = CLAIM_GRACE_US) -> None:
-        """Take over claims that are older than *grace_us* and void."""
+        """Take over unused claims that are older than *grace_us*."""
         self._nodes = nodes
         self._keys = keys
         self._grace_us = grace_us
 
     async def claim(self, credential_id: str, integration_id: str, deadline_s: float) -> bool:
         """
-        Claim *credential_id* for *integration_id*; False = another one has it.
+        Claim *credential_id* for *integration_id*; False = another integration has the claim.
 
-        True does not say that the integration itself did not use it before: the commit looks at that.
+        Whether the integration itself issued the id before is checked by the commit.
         """
         owner, age_us, claim = await self._ask(credential_id, integration_id, b"", deadline_s)
         if owner == integration_id:
@@ -45,7 +45,7 @@ class Claims:
         return owner == integration_id
 
     async def is_used(self, reader: Reader, credential_id: str, integration_id: str) -> bool:
-        """Whether a change of *integration_id* that issues *credential_id* would be refused; reads only."""
+        """Whether *integration_id* may not issue *credential_id*; reads only."""
         partition = self._keys.partition_of(credential_id)
         [claim] = await reader.ask(partition, ("GET", self._keys.claim(credential_id)))
         if claim is None:
@@ -66,11 +66,11 @@ class Claims:
         return owner.decode(), int(age_us), claim
 
     async def _bar(self, credential_id: str, owner: str, deadline_s: float) -> bool:
-        """Whether *owner* was issued the id; if not, it never will be."""
+        """Return whether *owner* has issued the id; if not, bar it from doing so."""
         call = ("EVALSHA", BAR.sha, 1, self._keys.of(owner, "k"), credential_id)
         return bool(await self._run(self._keys.partition_of(owner), call, deadline_s))
 
     async def _run(self, partition: int, call: tuple[str | bytes | int, ...], deadline_s: float) -> Any:
-        """Both scripts may be repeated: the second time they say what the first one did."""
+        """Run a script that may be repeated: both scripts return the same reply the second time."""
         [reply] = await self._nodes.run(partition, [call], deadline_s)
         return reply

@@ -1,9 +1,9 @@
 """
 Changes of integrations: read, plan, claim, and commit by comparing the head of the chain.
 
-All changes of one batch are of one partition. They are planned one upon the other and committed by one
-script call: what the plan was made on is still so, or nothing is written and all is planned anew. So the
-rules of the domain hold at the moment of the commit, whatever other processes do.
+All changes of one batch belong to one partition. Each is planned on the result of the one before, and one
+script call commits all of them: if the state that they were planned on has changed, nothing is written and
+all are planned again. So the rules of the domain hold at the time of the commit, whatever other processes do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import Outcome
 from sidecar.domain.refusals import RefusedError
 from sidecar.stores.redis.limits import Backoff
+from sidecar.stores.registry.base import FoundRecord, idempotency_mismatch
 from sidecar.stores.registry.derived import search_text
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_LIFETIME_US,
@@ -38,7 +39,6 @@ from sidecar.stores.registry.redis.idempotency import (
     field_of,
     kept_max,
     kept_result,
-    mismatch,
     result_commands,
     result_of,
 )
@@ -46,15 +46,15 @@ from sidecar.stores.registry.redis.keys import RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
 from sidecar.stores.registry.redis.people import ActingAccounts, read_people
 from sidecar.stores.registry.redis.reads import Reader, head_command, record_command, seen_command, seen_of
-from sidecar.stores.registry.redis.replies import FoundRecord, entry_of, found_record, head_of
+from sidecar.stores.registry.redis.replies import entry_of, found_record, head_of
 from sidecar.stores.registry.redis.scripts import CHANGE
 from sidecar.stores.registry.results import replayed_commit, stored_commit
 
 BATCH_MAX = 64
-"""Changes of one script call: some milliseconds of Redis, which serves nobody else meanwhile."""
+"""Maximum number of changes per script call: a few milliseconds, in which Redis serves no other client."""
 PAUSE_FIRST_S = 0.001
 PAUSE_MAX_S = 0.1
-"""Between two attempts that others were quicker than: up to this, and half of it at random."""
+"""The longest pause between two attempts, after other changes were committed first; half of it is random."""
 PLANS_PER_TURN = 4
 
 Result: TypeAlias = Committed | RefusedError
@@ -62,7 +62,7 @@ Result: TypeAlias = Committed | RefusedError
 
 @dataclass(slots=True)
 class _Staged:
-    """A change that is planned and not yet committed; `entry` None = all was so already."""
+    """A change that is planned and not yet committed; `entry` None = it changes nothing."""
 
     index: int
     request: ChangeRequest
@@ -74,7 +74,7 @@ class _Staged:
 
 @dataclass(slots=True)
 class _View:
-    """What was read for a round; `found` and `head` move on as changes are staged."""
+    """The state that was read for a round; staging a change updates `found` and `head`."""
 
     people: ActingAccounts
     head: ChainHead
@@ -86,7 +86,7 @@ class _View:
 
 @dataclass(slots=True)
 class _Round:
-    """What planning came to; final once what is staged is committed."""
+    """The results of one round of planning; final once the staged changes are committed."""
 
     results: dict[int, Result] = field(default_factory=dict)
     staged: list[_Staged] = field(default_factory=list)
@@ -98,28 +98,28 @@ class Committer:
     def __init__(
         self, nodes: Nodes, keys: RegistryKeys, lifecycle: Lifecycle, clock_us: Callable[[], int] | None
     ) -> None:
-        """Apply the rules of *lifecycle*; *clock_us* replaces the server's clock, in tests."""
+        """Apply the rules of *lifecycle*; *clock_us* replaces the server's clock in tests."""
         self._nodes = nodes
         self._keys = keys
         self._lifecycle = lifecycle
         self._clock_us = clock_us
         self._claims = Claims(nodes, keys)
-        self._promises = KeyReservations(nodes, keys)
+        self._reservations = KeyReservations(nodes, keys)
         self._turns = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
     async def change(
         self, partition: int, requests: Sequence[ChangeRequest], deadline_s: float
     ) -> list[Result]:
         """
-        Make changes of one partition, each whole or absent, in order.
+        Make changes of one partition in order, each atomic.
 
         Raises:
-            RegistryError: the store failed; `may_have_happened` tells whether some may be in force.
+            RegistryError: the store failed; see `may_have_happened`.
         """
         batch = _Batch(self, partition, requests, deadline_s)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - monotonic())):
-                async with self._turns[partition]:  # changes of one process need not race each other
+                async with self._turns[partition]:  # changes of one process do not compete
                     return await batch.run()
         except TimeoutError:
             raise RegistryTimeoutError(
@@ -128,10 +128,10 @@ class Committer:
 
     async def preview(self, reader: Reader, request: ChangeRequest) -> Outcome:
         """
-        What the change would do; reads only.
+        The outcome that the change would have; reads only.
 
         Raises:
-            RefusedError: as the change would.
+            RefusedError: the change would raise it.
         """
         integration_id = request.command.integration_id
         batch = _Batch(self, self._keys.partition_of(integration_id), [request], reader.deadline_s)
@@ -144,7 +144,7 @@ class Committer:
 
 
 def current(view: _View, request: ChangeRequest) -> Current:
-    """What the registry knows for this change."""
+    """The stored state that this change is planned on."""
     integration_id = request.command.integration_id
     found = view.found[integration_id]
     return Current(
@@ -157,7 +157,7 @@ def current(view: _View, request: ChangeRequest) -> Current:
 
 
 class _Batch:
-    """Some changes of one partition on their way."""
+    """Changes of one partition in progress."""
 
     def __init__(
         self, committer: Committer, partition: int, requests: Sequence[ChangeRequest], deadline_s: float
@@ -169,14 +169,14 @@ class _Batch:
         self._requests = requests
         self._deadline_s = deadline_s
         self._reader = Reader(self._nodes, self._keys, deadline_s)
-        self._refused: dict[int, RefusedError] = {}  # for what no further look can change
+        self._refused: dict[int, RefusedError] = {}  # refusals that reading again cannot change
         self._claimed: set[tuple[str, str]] = set()
-        self._lost: list[_Round] = []  # calls whose reply did not come
+        self._lost: list[_Round] = []  # calls whose reply was lost
         self.is_open = False
-        """A call has left whose outcome is not known."""
+        """A call was sent whose outcome is unknown."""
 
     async def run(self) -> list[Result]:
-        """Try until it is committed; the caller's deadline ends it."""
+        """Retry until all changes are committed; the caller's deadline cancels this."""
         results: dict[int, Result] = {}
         pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
         while True:
@@ -186,36 +186,37 @@ class _Batch:
             try:
                 done = await self._try(pending)
             except RegistryError as error:
-                raise self._told(error) from error
+                error.may_have_happened = error.may_have_happened or self.is_open
+                raise
             if done is not None:
                 results |= done
                 continue
             await asyncio.sleep(pauses.next_s())
 
     async def _try(self, pending: Sequence[int]) -> dict[int, Result] | None:
-        """One round; None = others were quicker, or something became known: once more."""
+        """Read, plan and commit once; None = the state has changed or a reply was lost: retry."""
         view = await self.read(pending)
-        for made, was_made in zip(self._lost, view.lost, strict=True):
-            if was_made:
-                is_durable = await self._settled(_first_entry(made).head)
+        for lost, is_committed in zip(self._lost, view.lost, strict=True):
+            if is_committed:
+                is_durable = await self._is_durable(_first_entry(lost).head)
                 if is_durable is None:
                     return None
                 self._lost, self.is_open = [], False
-                return self._results(made, is_durable)
+                return self._results(lost, is_durable)
         found = view.head
         planned = await self._plan(view, pending)
         if not await self._claim(planned, view.people.now_us):
             return None
-        if not any(one.entry for one in planned.staged):
-            # What was so already must be so in the history that counts, and be as durable as a change.
-            await self._keep_unchanged(planned, view.people.now_us)
-            is_durable = await self._settled(found) if _has_committed(planned) else True
+        if not any(staged.entry for staged in planned.staged):
+            # Even if nothing changes, the state must be on the current primary and durable.
+            await self._keep_unchanged(planned.staged, view.people.now_us)
+            is_durable = await self._is_durable(found) if _has_committed(planned) else True
         else:
             is_durable = await self._commit(planned, view)
         return self._results(planned, is_durable) if is_durable is not None else None
 
-    async def _settled(self, head: ChainHead) -> bool | None:
-        """Whether the chain up to *head* is durable; None = that is not the history that counts."""
+    async def _is_durable(self, head: ChainHead) -> bool | None:
+        """Whether the chain up to *head* is durable; None = a failover lost it."""
         keys, at = self._keys, f"{head.sequence}-0"
         commands: list[Command] = [
             ("SET", keys.once(self._partition, "settled"), head.sequence),
@@ -234,21 +235,16 @@ class _Batch:
         return is_durable
 
     def _results(self, made: _Round, is_durable: bool) -> dict[int, Result]:
-        results = made.results | {one.index: one.committed for one in made.staged}
+        results = made.results | {staged.index: staged.committed for staged in made.staged}
         return {
             index: replace(result, is_durable=is_durable) if isinstance(result, Committed) else result
             for index, result in results.items()
         }
 
-    def _told(self, error: RegistryError) -> RegistryError:
-        """The same error; it says so when a call's outcome is not known."""
-        error.may_have_happened = error.may_have_happened or self.is_open
-        return error
-
-    # Read.
+    # Reading.
 
     async def read(self, pending: Sequence[int]) -> _View:
-        """Read all that these changes need: the people first, then the chain's head, then the records."""
+        """Read the state for these changes: the accounts first, then the chain's head, then the records."""
         requests = [self._requests[index] for index in pending]
         people = await read_people(
             self._reader, (request.actor.id for request in requests), self._committer._clock_us
@@ -264,32 +260,32 @@ class _Batch:
         kept, lost = replies[: 2 * len(fields)], replies[2 * len(fields) :]
         return _View(
             people=people,
-            # Times on record follow one another over all partitions, whatever clocks do.
+            # Times of entries must not decrease over all partitions, even if a clock steps back.
             head=head._replace(at_us=max(head.at_us, people.head.at_us)),
-            found={one: found_record(reply) for one, reply in zip(ids, records, strict=True)},
-            seen={one: seen_of(reply) for one, reply in zip(ids, seen, strict=True)},
-            results={one: (kept[2 * n], kept[2 * n + 1]) for n, one in enumerate(fields)},
-            lost=[self._is_there(made, reply) for made, reply in zip(self._lost, lost, strict=True)],
+            found={id: found_record(reply) for id, reply in zip(ids, records, strict=True)},
+            seen={id: seen_of(reply) for id, reply in zip(ids, seen, strict=True)},
+            results={name: (kept[2 * n], kept[2 * n + 1]) for n, name in enumerate(fields)},
+            lost=[self._is_committed(made, reply) for made, reply in zip(self._lost, lost, strict=True)],
         )
 
     def _commands(self, ids: Sequence[str], fields: Sequence[str], now_us: int) -> list[Command]:
         keys, partition = self._keys, self._partition
         commands: list[Command] = [head_command(keys, partition)]
-        commands += (record_command(keys, one) for one in ids)
-        commands += (seen_command(keys, one, now_us) for one in ids)
-        for one in fields:
-            commands += result_commands(keys, partition, one)
+        commands += (record_command(keys, id) for id in ids)
+        commands += (seen_command(keys, id, now_us) for id in ids)
+        for name in fields:
+            commands += result_commands(keys, partition, name)
         for made in self._lost:
             at = f"{_first_entry(made).sequence}-0"
             commands.append(("XRANGE", keys.once(partition, "audit"), at, at))
         return commands
 
-    def _is_there(self, made: _Round, reply: list[object]) -> bool:
-        """Whether the first entry of a call whose reply was lost is in the chain: then all of it is."""
+    def _is_committed(self, made: _Round, reply: list[object]) -> bool:
+        """Whether the first entry of a call whose reply was lost, and so all of them, is in the chain."""
         digest = _first_entry(made).to_stored().digest
         return bool(reply) and entry_of(self._partition, reply[0]).digest == digest  # type: ignore[arg-type]
 
-    # Plan.
+    # Planning.
 
     async def _plan(self, view: _View, pending: Sequence[int]) -> _Round:
         planned = _Round()
@@ -298,7 +294,7 @@ class _Batch:
             request = self._requests[index]
             kept = field_of(request.actor.id, request.context)
             if kept and kept in fields:
-                break  # it repeats one of this round: its answer is that one's, once that is committed
+                break  # a repeat of a change of this round: answer it once that is committed
             fields.add(kept)
             try:
                 await self._plan_one(view, index, planned)
@@ -320,7 +316,9 @@ class _Batch:
                 planned.results[index] = replayed_commit(result)
                 return
             where = _where(request)
-            await self._committer._promises.check(self._reader, kept, request.context, where, people.now_us)
+            await self._committer._reservations.check(
+                self._reader, kept, request.context, where, people.now_us
+            )
         made = plan(self._committer._lifecycle, current(view, request), request, people.now_us)
         planned.staged.append(_staged(index, request, made))
         if made.entry is not None:
@@ -328,19 +326,20 @@ class _Batch:
             view.found[outcome.record.id] = FoundRecord(outcome.record, outcome.is_deleted)
             view.head = made.entry.head
 
-    # Claim.
+    # Claiming.
 
     async def _claim(self, planned: _Round, now_us: int) -> bool:
-        """Claim credential ids and idempotency keys; False = one is taken, so plan anew without it."""
-        for one in planned.staged:
-            if not await self._claim_ids(one):
+        """Claim credential ids and idempotency keys; False = one is taken: plan again without its change."""
+        for staged in planned.staged:
+            if not await self._claim_ids(staged):
                 return False
-        for one in planned.staged:
-            kept, context = field_of(one.request.actor.id, one.request.context), one.request.context
-            if kept and not await self._committer._promises.make(
-                kept, context, _where(one.request), now_us, self._deadline_s
+        for staged in planned.staged:
+            request = staged.request
+            kept = field_of(request.actor.id, request.context)
+            if kept and not await self._committer._reservations.reserve(
+                kept, request.context, _where(request), now_us, self._deadline_s
             ):
-                self._refused[one.index] = mismatch()
+                self._refused[staged.index] = idempotency_mismatch()
                 return False
         return True
 
@@ -355,11 +354,11 @@ class _Batch:
             self._claimed.add((credential_id, integration_id))
         return True
 
-    # Commit.
+    # Committing.
 
     async def _commit(self, planned: _Round, view: _View) -> bool | None:
-        """Commit it, and whether that is durable; None = plan anew."""
-        written = [one for one in planned.staged if one.entry is not None]
+        """Commit the staged changes and return whether they are durable; None = plan again."""
+        written = [staged for staged in planned.staged if staged.entry is not None]
         keys, arguments = self._call(written, view)
         try:
             [(verdict, *details)], is_durable = await self._nodes.write(
@@ -369,7 +368,7 @@ class _Batch:
             self._lost.append(planned)
             return None
         except RegistryError:
-            self.is_open = bool(self._lost)  # the server refused this call, or never got it
+            self.is_open = bool(self._lost)  # the server refused this call, or did not receive it
             raise
         self.is_open = bool(self._lost)
         if verdict == b"claimed":
@@ -377,12 +376,12 @@ class _Batch:
             self._refused[index] = credential_id_used(details[1].decode())
         elif verdict == b"guard":
             raise RegistryDamagedError(
-                f"a guard of the registry refused the change ({details[1].decode()}): verify the audit log,"
-                " and report it"
+                f"the registry's script refused the change ({details[1].decode()}): verify the audit log,"
+                " and report a bug"
             )
         elif verdict == b"ok":
-            unchanged = [one for one in planned.staged if one.entry is None]
-            await self._keep_unchanged(_Round(staged=unchanged), view.people.now_us)
+            unchanged = [staged for staged in planned.staged if staged.entry is None]
+            await self._keep_unchanged(unchanged, view.people.now_us)
             return is_durable
         return None
 
@@ -390,7 +389,7 @@ class _Batch:
         self.is_open = True
 
     def _call(self, written: Sequence[_Staged], view: _View) -> tuple[list[str], list[Word]]:
-        """Keys and arguments of change.lua; see there."""
+        """The keys and arguments of change.lua."""
         first = written[0].entry
         assert first is not None  # only changes are written
         partition, of = self._partition, self._keys.of
@@ -400,22 +399,22 @@ class _Batch:
             *(partition, view.people.epoch, first.sequence - 1, first.previous, self._keys.channel),
             *(view.people.now_us, IDEMPOTENCY_LIFETIME_US, kept_max(self._keys.partitions)),
         ]
-        for one in written:
-            entry = one.entry
+        for staged in written:
+            entry = staged.entry
             assert entry is not None
-            keys += [of(one.outcome.record.id, kind) for kind in "rgkw"]
+            keys += [of(staged.outcome.record.id, kind) for kind in "rgkw"]
             keys += index_keys(self._keys, partition, entry)
-            arguments += _change_arguments(one, entry)
+            arguments += _change_arguments(staged, entry)
         return keys, arguments
 
-    async def _keep_unchanged(self, planned: _Round, now_us: int) -> None:
-        """Keep the answers to requests that changed nothing: they may be repeated all the same."""
+    async def _keep_unchanged(self, unchanged: Sequence[_Staged], now_us: int) -> None:
+        """Store the results of changes that changed nothing under their idempotency keys."""
         results, ages = (self._keys.once(self._partition, name) for name in ("results", "results-age"))
         commands: list[Command] = []
-        for one in planned.staged:
-            kept = field_of(one.request.actor.id, one.request.context)
+        for staged in unchanged:
+            kept = field_of(staged.request.actor.id, staged.request.context)
             if kept:
-                commands.append(("HSETNX", results, kept, _kept_result(one)))
+                commands.append(("HSETNX", results, kept, _kept_result(staged)))
                 commands.append(("ZADD", ages, "NX", now_us, kept))
         if commands:
             await self._nodes.run(self._partition, commands, self._deadline_s)
@@ -427,16 +426,16 @@ def index_keys(keys: RegistryKeys, partition: int, entry: AuditEntry) -> list[st
     return [keys.index(partition, filtered, name) for filtered, name in names]
 
 
-def _change_arguments(one: _Staged, entry: AuditEntry) -> list[Word]:
-    outcome, stored = one.outcome, entry.to_stored()
+def _change_arguments(staged: _Staged, entry: AuditEntry) -> list[Word]:
+    outcome, stored = staged.outcome, entry.to_stored()
     record = outcome.record
-    kept = field_of(one.request.actor.id, one.request.context)
+    kept = field_of(staged.request.actor.id, staged.request.context)
     return [
         *(record.id, "deleted" if outcome.is_deleted else record.status.value, record.generation),
-        *(stored.sequence, stored.digest, stored.body, one.stored, search_text(record)),
+        *(stored.sequence, stored.digest, stored.body, staged.stored, search_text(record)),
         canonical_json(list(outcome.claims)),
         canonical_json({secret.id: secret.sealed for secret in outcome.sealed}),
-        *(kept, _kept_result(one) if kept else ""),
+        *(kept, _kept_result(staged) if kept else ""),
     ]
 
 
@@ -446,8 +445,8 @@ def _staged(index: int, request: ChangeRequest, made: ChangePlan) -> _Staged:
     return _Staged(index, request, outcome, made.stored or "", made.entry, committed)
 
 
-def _kept_result(one: _Staged) -> str:
-    return kept_result(one.request.context, stored_commit(one.committed))
+def _kept_result(staged: _Staged) -> str:
+    return kept_result(staged.request.context, stored_commit(staged.committed))
 
 
 def _where(request: ChangeRequest) -> str:
@@ -459,4 +458,4 @@ def _has_committed(planned: _Round) -> bool:
 
 
 def _first_entry(made: _Round) -> AuditEntry:
-    return next(one.entry for one in made.staged if one.entry is not None)
+    return next(staged.entry for staged in made.staged if staged.entry is not None)

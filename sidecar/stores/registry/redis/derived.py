@@ -1,8 +1,8 @@
 """
-What the registry in Redis derives from records and entries, compared with them: for verification alone.
+Verification of the derived data of the registry in Redis.
 
-Several keys cannot be read at one moment. What seems wrong is looked at again; a difference counts when the
-record was the same before and after.
+Several keys cannot be read atomically. A difference is read again; it is reported if the record was the same
+before and after.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from sidecar.domain.records import record_digest
 from sidecar.stores.registry.derived import (
     DELETED,
     INTEGRATION,
+    DerivedFields,
     DerivedProblem,
-    KeptBeside,
-    beside_problems,
     claim_problem,
     issued_ids,
-    read_record,
-    secret_problems,
+    orphan_problem,
+    record_problems,
 )
 from sidecar.stores.registry.protocol import PAGE_MAX, RecordProof
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
@@ -29,7 +28,7 @@ from sidecar.stores.registry.redis.nodes import Command
 from sidecar.stores.registry.redis.reads import Reader, all_of, heads, pairs
 
 LOOKS_MAX = 5
-"""Looks at one record that changes all the time; then it is left to the next verification."""
+"""Maximum number of reads of a record that keeps changing; then it is left to the next verification."""
 
 _INDEXED = ("subject", "actor", "action")
 _CHUNK = 500
@@ -37,7 +36,7 @@ _FIELDS = ("record", "sequence", "status", "search")
 
 
 async def record_proofs(reader: Reader, chain: int, after: str) -> tuple[RecordProof, ...]:
-    """Proofs of administrators (in partition 0) and of integrations, in order of their subjects."""
+    """Proofs of administrators (in partition 0) and of integrations, ordered by subject."""
     if not 0 <= chain < reader.keys.partitions:
         return ()
     proofs: list[RecordProof] = []
@@ -57,30 +56,28 @@ async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
     )
     at = dict(pairs(sequences))
     return [
-        RecordProof(
-            f"administrator:{one.decode()}", HOME, int(at.get(one, b"0")), record_digest(text.decode())
-        )
-        for one, text in sorted(pairs(kept))
-        if one.decode() > after
+        RecordProof(f"administrator:{id.decode()}", HOME, int(at.get(id, b"0")), record_digest(text.decode()))
+        for id, text in sorted(pairs(kept))
+        if id.decode() > after
     ][:PAGE_MAX]
 
 
 async def _integration_proofs(reader: Reader, chain: int, after: str, count: int) -> list[RecordProof]:
-    """Of all integrations, deleted ones too: they stand in `changes` alone, which is not in this order."""
+    """Proofs of integrations, also deleted ones, which only `changes` lists, in another order."""
     [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.once(chain, "changes"), 0, -1))
-    ids = sorted(one.decode() for one in reply)
-    ids = [one for one in ids if one > after][:count]
-    looks = [_look(reader.keys, chain, one) for one in ids]
-    replies = await reader.ask(chain, *(command for look in looks for command in look))
+    ids = sorted(member.decode() for member in reply)
+    ids = [id for id in ids if id > after][:count]
+    commands = [command for id in ids for command in _read_commands(reader.keys, chain, id)]
+    replies = await reader.ask(chain, *commands)
     each = len(replies) // max(1, len(ids))
     return [
-        await _proof(reader, chain, one, replies[number * each : (number + 1) * each])
-        for number, one in enumerate(ids)
+        await _proof(reader, chain, id, replies[number * each : (number + 1) * each])
+        for number, id in enumerate(ids)
     ]
 
 
-def _look(keys: RegistryKeys, chain: int, integration_id: str) -> list[Command]:
-    """Reads a record and all that is beside it; the sequence first and last."""
+def _read_commands(keys: RegistryKeys, chain: int, integration_id: str) -> list[Command]:
+    """Commands that read a record and its derived data; the sequence first and last."""
     return [
         ("HMGET", keys.of(integration_id, "r"), *_FIELDS),
         ("GET", keys.of(integration_id, "g")),
@@ -92,17 +89,22 @@ def _look(keys: RegistryKeys, chain: int, integration_id: str) -> list[Command]:
 
 
 async def _proof(reader: Reader, chain: int, integration_id: str, replies: Sequence[Any]) -> RecordProof:
-    """The proof of an integration that was looked at with *replies*; what seems wrong is looked at again."""
+    """The proof of an integration, from *replies* to `_read_commands`; differences are read again."""
     problems: tuple[str, ...] = ()
     for _ in range(LOOKS_MAX):
         (stored, sequence, status, search), generation, in_ids, in_changes, secrets, sequence_after = replies
         if sequence == sequence_after:
-            kept = KeptBeside(_text(status), _number(generation), _text(search))
-            found = _problems(_text(stored) or "", kept, in_ids, (sequence, in_changes), secrets)
+            kept = DerivedFields(
+                _text(status),
+                _number(generation),
+                _text(search),
+                [name.decode(errors="replace") for name in secrets],
+            )
+            found = _problems(_text(stored) or "", kept, in_ids, (sequence, in_changes))
             if found == problems:
-                break  # none, or the same twice
+                break  # no problems, or the same twice
             problems = found
-        replies = await reader.ask(chain, *_look(reader.keys, chain, integration_id))
+        replies = await reader.ask(chain, *_read_commands(reader.keys, chain, integration_id))
     return RecordProof(
         f"integration:{integration_id}",
         chain,
@@ -113,29 +115,23 @@ async def _proof(reader: Reader, chain: int, integration_id: str, replies: Seque
     )
 
 
-def _problems(
-    stored: str, kept: KeptBeside, in_ids: Any, sequences: tuple[Any, Any], secrets: list[bytes]
-) -> tuple[str, ...]:
-    """What is wrong beside the record *stored*; *sequences* are its own and the one in 'changes'."""
-    record = read_record(stored)
-    if record is None:
-        return ()
-    problems = list(beside_problems(record, kept))
+def _problems(stored: str, kept: DerivedFields, in_ids: Any, sequences: tuple[Any, Any]) -> tuple[str, ...]:
+    """The differences between *stored* and its derived data; *sequences*: of the record, in 'changes'."""
+    problems = record_problems(stored, kept)
     if kept.status != DELETED and in_ids is None:
-        problems.append("'ids' lacks it, so lists do not show it")
+        problems.append("'ids' lacks the integration, so lists do not show it")
     if kept.status == DELETED and in_ids is not None:
-        problems.append("'ids' has it, though it is deleted")
+        problems.append("'ids' lists the integration, although it is deleted")
     own, in_changes = map(_number, sequences)
     if own != in_changes:
-        problems.append(f"'changes' has it at {in_changes}, its latest change is {own}")
-    problems += secret_problems(record, [name.decode(errors="replace") for name in secrets])
+        problems.append(f"'changes' lists sequence {in_changes}, the latest change is {own}")
     return tuple(problems)
 
 
 async def entry_problems(
     reader: Reader, chain: int, entries: Sequence[AuditEntry]
 ) -> tuple[DerivedProblem, ...]:
-    """Indexes that lack *entries*, and claims that differ from what they issued."""
+    """Indexes that lack *entries*, and claims that differ from the ids that the entries issued."""
     keys = reader.keys
     wanted = [(entry, name, str(getattr(entry, name))) for entry in entries for name in _INDEXED]
     scores = await reader.ask(
@@ -175,22 +171,22 @@ async def _claim_problems(reader: Reader, chain: int, entry: AuditEntry, issued:
 
 
 async def chain_problems(reader: Reader, chain: int) -> tuple[DerivedProblem, ...]:
-    """What one partition lists though it is not there, and what no record explains."""
+    """Listed ids without a record, a wrong epoch, and claims without an owner in one partition."""
     keys = reader.keys
     problems: list[DerivedProblem] = []
     for name in ("ids", "changes"):
-        problems += await _ghosts(reader, chain, name)
+        problems += await _missing_records(reader, chain, name)
     [epoch] = await reader.ask(chain, ("GET", keys.once(chain, "epoch")))
     latest = (await heads(reader))[HOME].sequence
     if (_number(epoch) or 0) > latest:
-        message = f"'epoch' is {_number(epoch)}, later than any change of administrators: changes are refused"
+        message = f"'epoch' is {_number(epoch)}, later than any change of administrators: all changes fail"
         problems.append(DerivedProblem(0, message))
     if chain == HOME:
         problems += await _token_problems(reader, keys)
     return tuple(problems)
 
 
-async def _ghosts(reader: Reader, chain: int, name: str) -> list[DerivedProblem]:
+async def _missing_records(reader: Reader, chain: int, name: str) -> list[DerivedProblem]:
     """Members of the list *name* that have no record."""
     problems: list[DerivedProblem] = []
     first = 0
@@ -201,10 +197,10 @@ async def _ghosts(reader: Reader, chain: int, name: str) -> list[DerivedProblem]
             return problems
         first += len(members)
         ids = [member.decode(errors="replace") for member in members]
-        records = await reader.ask(chain, *(("HGET", reader.keys.of(one, "r"), "status") for one in ids))
+        records = await reader.ask(chain, *(("HGET", reader.keys.of(id, "r"), "status") for id in ids))
         problems += [
-            DerivedProblem(0, f"'{name}' lists {one!r}, which has no record")
-            for one, status in zip(ids, records, strict=True)
+            DerivedProblem(0, f"'{name}' lists {id!r}, which has no record")
+            for id, status in zip(ids, records, strict=True)
             if status is None
         ]
 
@@ -214,7 +210,7 @@ async def _token_problems(reader: Reader, keys: RegistryKeys) -> list[DerivedPro
         HOME, ("HGETALL", keys.once(HOME, "tokens")), ("HKEYS", keys.once(HOME, "admins"))
     )
     return [
-        DerivedProblem(0, f"the claim of id {_text(token)} belongs to nobody")
+        orphan_problem(token.decode(errors="replace"))
         for token, holder in pairs(tokens)
         if holder not in people
     ]
@@ -225,7 +221,7 @@ def _text(reply: bytes | None) -> str | None:
 
 
 def _number(reply: Any) -> int | None:
-    """A reply that should be an integer; None = it is missing or is none."""
+    """Parse a reply that should be an integer; None = missing or not a number."""
     try:
         return None if reply is None else int(float(reply))
     except ValueError:

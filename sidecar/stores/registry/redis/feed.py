@@ -1,4 +1,4 @@
-"""The push of changes: one subscribed connection, kept up, and what is known of each partition by it."""
+"""The subscription to pushed changes, and the latest sequence of each partition."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from sidecar.stores.redis.urls import Address
 from sidecar.stores.registry.redis.nodes import Nodes
 
 PING_INTERVAL_S = 0.4
-"""A subscribed connection that is dead is found out within twice that."""
+"""A dead subscription is detected within twice this time."""
 
 QUESTION = b"?"
-"""The message by which a bootstrap asks whether anybody remembers a registry here."""
+"""The message with which a bootstrap asks whether any sidecar follows a registry in this store."""
 
 
 class Feed:
     """
     Follows the channel of changes.
 
-    `sequences` holds the latest sequence known of each partition; it is only right while `is_live`.
-    `on_change` is called after each change and whenever the subscription begins or ends.
+    `sequences` holds the latest known sequence of each partition; it is valid only while `is_live`.
+    `on_change` is called after each change and when the subscription starts or ends.
     """
 
     def __init__(self, nodes: Nodes, channel: str, on_change: Callable[[], None]) -> None:
-        """Nothing is opened before `start`."""
+        """Connect only at `start`."""
         connector = nodes.connector
         self._connector = Connector(connector.url, connector.keys, connector.limits, (), PushLink)
         self._nodes = nodes
@@ -38,26 +38,26 @@ class Feed:
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
         self._link: PushLink | None = None
-        nodes.on_move = self._moved
+        nodes.on_primary_change = self._moved
         self.sequences: dict[int, int] = {}
         self.is_live = False
         self.on_question: Callable[[], None] = lambda: None
-        """Called when a bootstrap asks whether anybody remembers a registry."""
+        """Called at each `QUESTION` message."""
 
     def start(self) -> None:
-        """Begin to follow, unless it was begun."""
+        """Start to follow; calling it again has no effect."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._follow(), name="registry feed")
 
     async def close(self) -> None:
-        """End."""
+        """Close the subscription."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=self._connector.limits.close_timeout_s)
 
-    def learn(self, partition: int, sequence: int) -> None:
-        """Note how far *partition* is, as read by someone after the subscription began."""
+    def update(self, partition: int, sequence: int) -> None:
+        """Record the *sequence* of *partition* that was read after the subscription started."""
         if self.is_live:
             self.sequences[partition] = max(sequence, self.sequences.get(partition, 0))
 
@@ -74,10 +74,10 @@ class Feed:
             await asyncio.sleep(max(wait_s, began_s + limits.reopen_interval_s - monotonic()))
 
     async def _subscribe(self, backoff: Backoff) -> None:
-        """Connect and follow until the connection ends; then it is reopened at once."""
+        """Connect and follow until the connection ends."""
         link = await self._open()
         try:
-            link.on_message = self._hear
+            link.on_message = self._handle_message
             async with asyncio.timeout(self._connector.limits.discovery_timeout_s):
                 await link.request("SUBSCRIBE", self._channel)
             backoff.reset()
@@ -98,7 +98,7 @@ class Feed:
         return link
 
     def _moved(self, primary: Address) -> None:
-        """The Sentinels name another primary: the former one publishes nothing that counts."""
+        """Reconnect to *primary*, which the Sentinels name now: only it publishes valid changes."""
         self._connector.cancel_other_attempts(primary)
         if self._link is not None and self._link.address != primary:
             self._link.disconnect()
@@ -108,15 +108,15 @@ class Feed:
         self.sequences = {}
         self._on_change()
 
-    def _hear(self, message: bytes) -> None:
+    def _handle_message(self, message: bytes) -> None:
         if message == QUESTION:
             self.on_question()
             return
         partition, _, rest = message.partition(b" ")
         sequence = rest.partition(b" ")[0]
         if not (partition.isdigit() and sequence.isdigit()) or int(partition) >= PARTITIONS_MAX:
-            return  # somebody else's message
-        # Also where nothing is known yet: a look that began before this change would hide it otherwise.
+            return  # another program's message
+        # Also if the sequence is not known yet: otherwise a read that began earlier would hide this change.
         known = self.sequences.get(int(partition), 0)
         self.sequences[int(partition)] = max(known, int(sequence))
         self._on_change()

@@ -1,9 +1,9 @@
--- fence.lua: let a partition know of a change of the administrators.
+-- fence.lua: record a change of administrators in a partition.
 --
--- From then on change.lua refuses what was planned on accounts as they were before.
+-- From then on change.lua refuses changes that were planned on the former accounts.
 --
--- KEYS[1]  epoch: sequence of the latest change of administrators that the partition knows of
--- ARGV[1]  sequence of the change; an earlier one than the partition knows of changes nothing
+-- KEYS[1]  epoch: sequence of the latest change of administrators known to the partition
+-- ARGV[1]  sequence of the change; a sequence earlier than the epoch has no effect
 -- Reply    integer 1
 
 if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then

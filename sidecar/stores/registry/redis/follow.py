@@ -1,4 +1,4 @@
-"""What has changed since a revision, and whether the history that a reader followed is still the one."""
+"""Reading the changes since a revision, and checking that the revision is part of the history."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ async def changes_since(
     reader: Reader, since: Revision, partitions: Iterable[int], history: History
 ) -> tuple[Changes, Mapping[int, ChainHead]]:
     """
-    What changed after *since* in *partitions*, with the heads that were read there.
+    The changes after *since* in *partitions*, with the heads that were read there.
 
-    At most `CHANGES_MAX` records; a partition that is not done stays where it got to.
+    At most `CHANGES_MAX` records are returned; the revision of a partition shows how far it was read.
     """
-    looked_at = tuple(partitions)
-    heads = dict(zip(looked_at, await all_of(*(_head(reader, one) for one in looked_at)), strict=True))
-    told = await all_of(*(_is_same(reader, since, head, history) for head in heads.values()))
-    if not all(told):
+    numbers = tuple(partitions)
+    found_heads = await all_of(*(_head(reader, partition) for partition in numbers))
+    heads = dict(zip(numbers, found_heads, strict=True))
+    if not all(await all_of(*(_is_same(reader, since, head, history) for head in heads.values()))):
         sequences = list(since.sequences)
         for partition, head in heads.items():
             sequences[partition] = head.sequence
@@ -38,18 +38,18 @@ async def changes_since(
             continue
         ids, reached = await _changed_ids(reader, partition, since.sequences[partition], room)
         room -= len(ids)
-        for one, found in zip(ids, await records(reader, partition, ids), strict=True):
+        for id, found in zip(ids, await records(reader, partition, ids), strict=True):
             if found is None:
-                raise RegistryDamagedError(lost_record(one))
+                raise RegistryDamagedError(lost_record(id))
             if found.is_deleted:
-                deleted.append(one)
+                deleted.append(id)
             else:
                 changed.append(found.record)
         if reached is not None:
             sequences[partition] = reached
             return Changes(Revision(tuple(sequences)), tuple(changed), tuple(deleted), has_more=True), heads
         sequences[partition] = head.sequence
-        history.note(head)
+        history.deliver(head)
     return Changes(Revision(tuple(sequences)), tuple(changed), tuple(deleted)), heads
 
 
@@ -59,28 +59,28 @@ async def _head(reader: Reader, partition: int) -> ChainHead:
 
 
 async def _is_same(reader: Reader, since: Revision, head: ChainHead, history: History) -> bool:
-    """Whether the chain at *head* goes on from where *since* was told to be."""
+    """Whether the chain up to *head* contains the entry that *since* stands for."""
     sequence = since.sequences[head.chain]
     if sequence > head.sequence:
         return False
-    told = history.digest_at(head.chain, sequence)
-    if told is None or sequence == 0:
+    digest = history.digest_at(head.chain, sequence)
+    if digest is None or sequence == 0:
         return True
     if sequence == head.sequence:
-        return told == head.digest
+        return digest == head.digest
     entry_id = f"{sequence}-0"
     log = reader.keys.once(head.chain, "audit")
     [reply] = await reader.ask(head.chain, ("XRANGE", log, entry_id, entry_id))
-    return bool(reply) and entry_of(head.chain, reply[0]).digest == told
+    return bool(reply) and entry_of(head.chain, reply[0]).digest == digest
 
 
 async def _changed_ids(reader: Reader, partition: int, after: int, room: int) -> tuple[list[str], int | None]:
-    """Up to *room* ids by their latest change; the second is where it stopped, None = at the end."""
+    """Up to *room* ids ordered by latest change, and the last sequence read; None = there are no more."""
     changes = reader.keys.once(partition, "changes")
     [reply] = await reader.ask(
         partition, ("ZRANGEBYSCORE", changes, f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room + 1)
     )
-    ids = [one.decode() for one in reply[::2]]
+    ids = [member.decode() for member in reply[::2]]
     if len(ids) <= room:
         return ids, None
     return ids[:room], int(reply[2 * room - 1]) if room else after

@@ -1,4 +1,4 @@
-"""How far the chains of a registry were seen, so that a store which went back is noticed."""
+"""The chain entries that this process has seen, to detect a store that went back in history."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from sidecar.domain.audit import ChainHead
 
 RECENT_S = 60.0
-"""What was first seen so long ago has long been on every replica that may take a primary's place."""
+"""Entries first seen before this time are on every replica that may be promoted."""
 POINTS_MAX = 64
 
 
 class Point(NamedTuple):
-    """A place in a chain, and when it was first seen (monotonic)."""
+    """An entry of a chain, and when it was first seen (monotonic)."""
 
     sequence: int
     digest: str
@@ -24,62 +24,62 @@ class Point(NamedTuple):
 
 class History:
     """
-    The places that this process saw, by partition: the latest, and those of the last minute.
+    The chain entries that this process has seen, by partition: the latest, and those of the last minute.
 
-    A failover to a replica that missed writes goes on from an earlier entry, and soon has as many entries
-    as before: the sequence alone would not show that what was followed is no longer in the chain.
+    After a failover to a replica that missed writes the chain continues from an earlier entry and soon has as
+    many entries as before, so sequences alone do not show that entries were lost.
     """
 
-    __slots__ = ("_clock", "_points", "_told")
+    __slots__ = ("_clock", "_delivered", "_points")
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        """Nothing was seen."""
+        """Start without entries."""
         self._clock = clock
-        self._told: dict[int, tuple[int, str]] = {}
+        self._delivered: dict[int, tuple[int, str]] = {}
         self._points: dict[int, deque[Point]] = {}
 
-    def note(self, head: ChainHead) -> None:
-        """A reader is told that the chain is at *head*."""
-        self._told[head.chain] = (head.sequence, head.digest)
+    def deliver(self, head: ChainHead) -> None:
+        """Record that a caller was given the revision at *head*."""
+        self._delivered[head.chain] = (head.sequence, head.digest)
         self.see(head)
 
     def see(self, head: ChainHead) -> None:
-        """The chain was at *head*, whoever was told."""
+        """Record that the chain was at *head*."""
         points = self._points.setdefault(head.chain, deque())
         if not head.sequence or (points and points[-1].sequence >= head.sequence):
             return
-        # What is there when a process begins may be old, so the first place counts as such.
+        # The first entry that a process sees may be old, so it counts as old.
         points.append(Point(head.sequence, head.digest, self._clock() if points else 0.0))
-        self._settle(points)
+        self._drop_old(points)
         if len(points) > POINTS_MAX:
             del points[1]
 
-    def _settle(self, points: deque[Point]) -> None:
-        """Forget what lies before the latest place that is no longer recent."""
+    def _drop_old(self, points: deque[Point]) -> None:
+        """Drop the entries before the latest one that is older than `RECENT_S`."""
         since_s = self._clock() - RECENT_S
         while len(points) > 1 and points[1].at_s <= since_s:
             points.popleft()
 
     def latest(self, partition: int) -> Point | None:
-        """The furthest place that was seen; None = none was."""
+        """The latest entry seen; None = none."""
         points = self._points.get(partition)
         return points[-1] if points else None
 
     def settled(self, partition: int) -> Point | None:
-        """The furthest place that was seen more than a minute ago, or when the process began."""
+        """The latest entry seen more than `RECENT_S` ago, or else the first one seen."""
         points = self._points.get(partition)
         if not points:
             return None
-        self._settle(points)
+        self._drop_old(points)
         return points[0]
 
     def forget(self, partition: int | None = None) -> None:
-        """Whatever was seen of *partition*, None = of all, no longer counts."""
-        for one in [partition] if partition is not None else list(self._points):
-            self._points.pop(one, None)
-            self._told.pop(one, None)
+        """Drop the entries of *partition*, None = of all partitions."""
+        for number in [partition] if partition is not None else list(self._points):
+            self._points.pop(number, None)
+            self._delivered.pop(number, None)
 
     def digest_at(self, partition: int, sequence: int) -> str | None:
-        """The digest that was told for this place; None = nothing was, lately."""
-        told = self._told.get(partition)
-        return told[1] if told is not None and told[0] == sequence else None
+        """The digest of the revision last given to a caller, if it is *sequence*; else None."""
+        delivered = self._delivered.get(partition)
+        return delivered[1] if delivered is not None and delivered[0] == sequence else None

@@ -1,8 +1,8 @@
 """
-Idempotency keys: for a day, and at most so many.
+Idempotency keys, kept for a day and up to a maximum number.
 
-The result is written with the change, in the partition of what was changed. What a key stands for is noted
-before that, in the partition of the key itself, so that another request under it is found wherever it leads.
+The result is written with the change, in the partition of the changed record. Before that, the request is
+reserved in the partition of the key itself, so that a different request with the same key is always detected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from sidecar.domain.canonical import canonical_json
 from sidecar.domain.changes import ChangeContext
-from sidecar.domain.refusals import Code, RefusedError, refusal
+from sidecar.stores.registry.base import idempotency_mismatch
 from sidecar.stores.registry.protocol import IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_LIFETIME_US
 from sidecar.stores.registry.redis.keys import RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, call_of
@@ -20,21 +20,21 @@ from sidecar.stores.registry.redis.reads import Reader
 from sidecar.stores.registry.redis.scripts import PROMISE
 
 KEYS_MIN = 64
-"""Keys that a partition keeps at least, however many partitions share `IDEMPOTENCY_KEYS_MAX`."""
+"""Minimum number of keys per partition, however many partitions share `IDEMPOTENCY_KEYS_MAX`."""
 
 
 def kept_max(partitions: int) -> int:
-    """Keys that one partition keeps."""
+    """Maximum number of keys that one partition keeps."""
     return max(KEYS_MIN, IDEMPOTENCY_KEYS_MAX // partitions)
 
 
 def field_of(actor_id: str, context: ChangeContext) -> str:
-    """The key of this administrator, as it is kept; '' = none."""
+    """The hash field of this administrator's idempotency key; '' = no key."""
     return f"{actor_id}\n{context.idempotency_key}" if context.idempotency_key else ""
 
 
 def result_commands(keys: RegistryKeys, partition: int, field: str) -> tuple[Command, Command]:
-    """Read the result under *field*; see `result_of`."""
+    """Commands that read the result under *field*, for `result_of`."""
     return (
         ("HGET", keys.once(partition, "results"), field),
         ("ZSCORE", keys.once(partition, "results-age"), field),
@@ -43,29 +43,29 @@ def result_commands(keys: RegistryKeys, partition: int, field: str) -> tuple[Com
 
 def result_of(text: bytes | None, at_us: bytes | None, context: ChangeContext, now_us: int) -> str | None:
     """
-    The result that the key stands for; None = there is none.
+    The stored result of this request; None = there is none.
 
     Raises:
-        ConflictError: it stands for another request.
+        ConflictError: the key was used for another request.
     """
     if text is None or not _is_fresh(at_us, now_us):
         return None
     fingerprint, result = json.loads(text)
     if fingerprint != context.fingerprint:
-        raise mismatch()
+        raise idempotency_mismatch()
     return str(result)
 
 
 def kept_result(context: ChangeContext, result: str) -> str:
-    """*result* as it is kept."""
+    """Encode *result* for storage."""
     return canonical_json([context.fingerprint, result])
 
 
 class KeyReservations:
-    """What idempotency keys stand for."""
+    """Reservations of idempotency keys for requests."""
 
     def __init__(self, nodes: Nodes, keys: RegistryKeys) -> None:
-        """Keep them in *keys*."""
+        """Store reservations under *keys*."""
         self._nodes = nodes
         self._keys = keys
 
@@ -73,10 +73,10 @@ class KeyReservations:
         self, reader: Reader, field: str, context: ChangeContext, where: str, now_us: int
     ) -> None:
         """
-        Look whether *field* may stand for a request with this context about *where*.
+        Check that *field* is not reserved for another request than this context about *where*.
 
         Raises:
-            ConflictError: it stands for another one.
+            ConflictError: the key is reserved for another request.
         """
         partition = self._keys.partition_of(field)
         text, at_us = await reader.ask(
@@ -85,12 +85,12 @@ class KeyReservations:
             ("ZSCORE", self._keys.once(partition, "promises-age"), field),
         )
         if text is not None and _is_fresh(at_us, now_us) and text.decode() != _promise(context, where):
-            raise mismatch()
+            raise idempotency_mismatch()
 
-    async def make(
+    async def reserve(
         self, field: str, context: ChangeContext, where: str, now_us: int, deadline_s: float
     ) -> bool:
-        """Let *field* stand for this request; False = it stands for another one."""
+        """Reserve *field* for this request; False = it is reserved for another request."""
         partition = self._keys.partition_of(field)
         promise = _promise(context, where)
         call = call_of(
@@ -100,16 +100,6 @@ class KeyReservations:
         )
         [found] = await self._nodes.run(partition, [call], deadline_s)
         return bool(found.decode() == promise)
-
-
-def mismatch() -> RefusedError:
-    """The refusal of another request under a key that was used."""
-    return refusal(
-        Code.IDEMPOTENCY_MISMATCH,
-        "idempotency_key",
-        "this idempotency key was used for a different request",
-        "send a fresh key with each new request, and the same one only to repeat it",
-    )
 
 
 def _promise(context: ChangeContext, where: str) -> str:

@@ -1,38 +1,38 @@
 """
-Every key of the registry, in the partition of what it belongs to; see `stores.redis.keys`.
+The names of the registry's keys; see `stores.redis.keys`.
 
 In the partition of an integration:
 
     r:<integration>     hash   record, status, sequence (of its latest audit entry), search
     g:<integration>     text   generation of the record; take.lua reads it
-    k:<integration>     hash   credential ids that it was ever issued -> generation; 0 = barred from it
+    k:<integration>     hash   credential ids that were issued to it -> generation; 0 = barred
     w:<integration>     hash   webhook secret id -> sealed secret
     u:<integration>     hash   credential id -> '<time, us> <address, hex>' of its latest use
     s:<integration>     zset   addresses seen, by time (us)
     x:<integration>     zset   '<credential id> <address, hex>' that its allowlist refused, by time (us)
 
-Once a partition:
+Once per partition:
 
     audit               stream the chain: entry <sequence>-0 with d (digest), t (time, us), b (body)
     a:<filter>:<name>   zset   sequences of the entries of one subject, actor or action
     changes             zset   every integration, by the sequence of its latest change
     ids                 zset   integrations that are not deleted, in the order of their ids
-    settled             text   written to find out whether replicas have all that was written before
-    registry-id         text   which registry it is: a random id for life, the same in every partition
-    epoch               text   sequence of the change of administrators that this partition knows of
-    results             hash   idempotency key -> what was answered
+    settled             text   written to check that replicas have all earlier writes
+    registry-id         text   the random id of the registry, the same in every partition
+    epoch               text   sequence of the latest change of administrators known to the partition
+    results             hash   idempotency key -> result
     results-age         zset   the same keys, by time (us)
-    promises            hash   idempotency key -> where its answer is kept
+    promises            hash   idempotency key -> the request that it is reserved for
     promises-age        zset   the same keys, by time (us)
-    c:<credential>      text   which integration claimed the id; in the partition of the credential id
+    c:<credential>      text   the integration that claimed the id; in the partition of the credential id
 
-In partition 0 alone:
+Only in partition 0:
 
     admins              hash   administrator -> record
     admins-at           hash   administrator -> sequence of its latest audit entry
-    tokens              hash   token id -> administrator, for ever
-    replaced            text   former ids, which an operator had this registry take the place of
-    remembered          text   the id that running sidecars remember though the store lacks it; for a minute
+    tokens              hash   token id -> administrator, kept permanently
+    replaced            text   ids of the registries that an operator replaced by this one
+    remembered          text   the id that running sidecars follow although the store lacks it; for a minute
     sidecars            hash   sidecar -> revision
     sidecars-age        zset   the same sidecars, by time (us)
     token-uses          hash   token id -> '<time, us> <source>' of its latest use
@@ -53,13 +53,13 @@ class RegistryKeys:
     __slots__ = ("_space", "channel")
 
     def __init__(self, space: KeySpace) -> None:
-        """Name keys in *space*; `channel` is where changes are published."""
+        """Name keys in *space*; changes are published to `channel`."""
         self._space = space
         self.channel = f"{space.prefix}changes"
 
     @property
     def partitions(self) -> int:
-        """How many there are; see `KeySpace.is_settled`."""
+        """The number of partitions; see `KeySpace.is_settled`."""
         return self._space.partitions
 
     def partition_of(self, name: str) -> int:
@@ -71,13 +71,13 @@ class RegistryKeys:
         return self._space.named(self.partition_of(integration_id), f"{kind}:{integration_id}")
 
     def once(self, partition: int, name: str) -> str:
-        """The key that there is once in *partition*."""
+        """The key *name* that exists once in *partition*."""
         return self._space.named(partition, name)
 
     def claim(self, credential_id: str) -> str:
-        """Which integration claimed *credential_id*."""
+        """The key of the claim of *credential_id*."""
         return self.of(credential_id, "c")
 
     def index(self, partition: int, filtered: str, name: str) -> str:
-        """The entries of *partition* whose field *filtered* (subject, actor, action) is *name*."""
+        """The index of the entries of *partition* whose *filtered* (subject, actor or action) is *name*."""
         return self._space.named(partition, f"a:{filtered}:{name}")

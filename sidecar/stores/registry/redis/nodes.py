@@ -1,9 +1,10 @@
 """
-The way to the registry's partitions: links of its own, so that large answers never hold up decisions.
+Access to the nodes of the registry's partitions, over separate links, so that large replies do not delay
+decisions.
 
-A call finds the node that serves its partition, connects where need be, and looks again when the node has
-changed. What was certainly not carried out is repeated until the caller's time is over; a write whose reply
-was lost is not: whether it happened, only a look can tell.
+A call finds the node that serves its partition, connects if necessary, and finds the node again if it has
+changed. Commands that were certainly not executed are repeated until the deadline. A write whose reply was
+lost is not repeated: the caller must read whether it was executed.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ Word: TypeAlias = str | bytes | int
 Command: TypeAlias = tuple[Word, ...]
 
 PATIENCE_S = 1.2
-"""How long a call tries to reach a node that is not there, before its caller is told: within two seconds."""
+"""How long a call tries to reach a node, so that its caller gets an error within two seconds."""
 REPLY_TIMEOUT_S = 1.2
-"""A node that has not replied for so long is given up, and its connection with it."""
+"""How long to wait for a reply before the connection is aborted."""
 REPLY_BYTES_MAX = 64 << 20
 COMMANDS_MAX = 512
-"""Commands that leave together: bounds how long others of this link wait."""
+"""Maximum number of commands sent together: bounds how long other calls on the link wait."""
 
 LIMITS = replace(
     StoreLimits(), reply_bytes_max=REPLY_BYTES_MAX, connect_timeout_s=0.9, discovery_timeout_s=0.5
@@ -55,9 +56,9 @@ _REPEATED = (Remedy.FIND_NODES, Remedy.FIND_PRIMARY, Remedy.WAIT)
 @dataclass(frozen=True, slots=True)
 class Replication:
     """
-    What makes a write durable: it is on *replicas_min* replicas, and on all that are connected.
+    When a write is durable: it is on *replicas_min* replicas, and on all that are connected.
 
-    `replicas_min` 0 = nothing is waited for; `timeout_s` is how long replicas have.
+    `replicas_min` 0 = do not wait; `timeout_s` is how long to wait for replicas.
     """
 
     replicas_min: int = 1
@@ -66,15 +67,15 @@ class Replication:
 
 REPLICATION = Replication()
 WRITERS_MAX = 32
-"""Idle connections for writes that are kept to a node: while one waits for its replicas, others go on."""
+"""Maximum number of idle connections for writes per node: a write occupies one until replicas confirm."""
 
 
 class ReplyLostError(Exception):
-    """A write left, and whether it is in the history that counts is not known: look for it."""
+    """A write was sent and may have been executed: read whether it is in the history."""
 
 
 class Written(NamedTuple):
-    """Replies to a write's commands, and whether it is on replicas, so that a failover cannot lose it."""
+    """The replies to a write, and whether it is durable: a failover cannot lose it."""
 
     replies: list[Any]
     is_durable: bool
@@ -82,9 +83,9 @@ class Written(NamedTuple):
 
 class Nodes:
     """
-    Links to the nodes of one store, by partition; made when they are first needed.
+    Links to the nodes of one store, opened when they are first needed.
 
-    `clock` tells the time of the home partition's node, as it was last told.
+    `clock` is the clock of the node of partition 0.
     """
 
     def __init__(
@@ -94,11 +95,11 @@ class Nodes:
         limits: StoreLimits = LIMITS,
         replication: Replication = REPLICATION,
     ) -> None:
-        """Nothing is opened yet; *replication* is what makes a write durable."""
+        """Connect at the first call; *replication* defines when a write is durable."""
         self.url = url
         self.connector = Connector(url, space, limits, SCRIPTS, holds_registry=True)
-        self.on_move: Callable[[Address], None] = lambda primary: None
-        """Called when the Sentinels name another primary: links to others are of no use."""
+        self.on_primary_change: Callable[[Address], None] = lambda primary: None
+        """Called when the Sentinels name another primary."""
         self.clock = StoreClock()
         self._space = space
         self._limits = limits
@@ -107,23 +108,23 @@ class Nodes:
         self._writers: dict[Address, list[Link]] = {}
         self._slots: dict[int, Address] = {}
         self._connecting = asyncio.Lock()
-        self._is_agreed = False
+        self._is_layout_agreed = False
         self._is_closed = False
         self._trouble = ""
         self.has_replicas = replication.replicas_min > 1 or (
             url.kind is StoreTopology.SENTINEL and replication.replicas_min > 0
         )
-        """Whether replicas were seen, or should be there; never while none is to be waited for."""
+        """Whether there are replicas to wait for, or should be."""
         self._watch: SentinelWatch | None = None
         if url.kind is StoreTopology.SENTINEL:
             self._watch = SentinelWatch(self.connector, self._moved)
 
     async def run(self, partition: int, commands: Sequence[Command], deadline_s: float) -> list[Any]:
         """
-        The replies to *commands*, which only read or may be repeated, by the node of *partition*.
+        Run *commands*, which only read or may be repeated, on the node of *partition*; return the replies.
 
         Raises:
-            RegistryUnavailableError, RegistryTimeoutError: *deadline_s* (monotonic) came first.
+            RegistryUnavailableError, RegistryTimeoutError: no success before *deadline_s* (monotonic).
         """
         replies: list[Any] = []
         for first in range(0, len(commands), COMMANDS_MAX):
@@ -139,33 +140,33 @@ class Nodes:
         on_sent: Callable[[], None] = lambda: None,
     ) -> Written:
         """
-        The replies to *commands*, and whether what they wrote is durable; *on_sent* is called as they leave.
+        Run writing *commands* and wait for replicas; *on_sent* is called when the commands are sent.
 
-        After an error reply all of them are repeated: several must be such as may be.
+        After an error reply all commands are repeated, so several commands must be repeatable.
 
         Raises:
-            ReplyLostError: they may have been carried out, or on a server that is no longer the primary.
-            RegistryUnavailableError, RegistryTimeoutError: as `run`; they were not carried out.
+            ReplyLostError: the commands may have been executed, or by a server that is no longer the primary.
+            RegistryUnavailableError, RegistryTimeoutError: as `run`; the commands were not executed.
         """
 
-        def leaving() -> Sequence[Command]:
+        def send() -> Sequence[Command]:
             on_sent()
             return commands
 
-        return await self._repeat(deadline_s, lambda: self._attempt_write(partition, deadline_s, leaving))
+        return await self._repeat(deadline_s, lambda: self._attempt_write(partition, deadline_s, send))
 
     async def learn_layout(self, deadline_s: float) -> None:
         """
-        Have the store tell its number of partitions, unless that is known.
+        Read the store's number of partitions, unless it is known.
 
         Raises:
             RegistryUnavailableError, RegistryTimeoutError: as `run`.
         """
         if not self._space.is_settled:
-            await self.run(0, [("TIME",)], deadline_s)  # connecting learns it
+            await self.run(0, [("TIME",)], deadline_s)  # connecting reads the layout
 
     async def close(self) -> None:
-        """End all links."""
+        """Close all links."""
         self._is_closed = True
         if self._watch is not None:
             await self._watch.close()
@@ -176,7 +177,7 @@ class Nodes:
         await asyncio.gather(*(asyncio.shield(link.lost) for link in links))
 
     async def address_of(self, partition: int) -> Address:
-        """The node of *partition*."""
+        """The address of the node of *partition*."""
         if self._watch is not None:
             if self._watch.primary is None:
                 await self._watch.ask()
@@ -192,20 +193,20 @@ class Nodes:
         return self._slots[partition]
 
     def search(self) -> None:
-        """Look for the nodes again: of a Cluster when the next call needs one, behind Sentinels now."""
+        """Find the nodes again: query Sentinels now, a Cluster at the next call."""
         self._slots.clear()
         if self._watch is not None:
             self._watch.query_soon()
 
     def _moved(self, primary: Address) -> None:
-        """The Sentinels name another primary: leave the former one, whatever it still answers."""
+        """Close all links to other servers than *primary*, which the Sentinels name now."""
         self.connector.cancel_other_attempts(primary)
         for address in [address for address in self._links if address != primary]:
             self._links.pop(address).abort()
         for address in [address for address in self._writers if address != primary]:
             for link in self._writers.pop(address):
                 link.abort()
-        self.on_move(primary)
+        self.on_primary_change(primary)
 
     # Repeating.
 
@@ -217,12 +218,12 @@ class Nodes:
             try:
                 return await attempt()
             except _RepeatError as error:
-                # A connection that was lost is reopened at once; the wait is for what fails again.
+                # A lost connection is reopened at once; repeated failures wait.
                 wait_s = 0.0 if error.is_link_lost and not has_failed else backoff.next_s()
                 has_failed = True
                 if monotonic() + wait_s >= deadline_s:
                     raise RegistryUnavailableError(
-                        f"the store {self.url}, which holds the registry, cannot be used: {error}"
+                        f"the registry's store {self.url} cannot be used: {error}"
                     ) from error
             await asyncio.sleep(wait_s)
 
@@ -234,27 +235,30 @@ class Nodes:
             link.abort()
             self.search()
             is_link_lost = isinstance(error, LinkLostError)
-            raise _RepeatError(f"no reply: {error or 'too late'}", is_link_lost=is_link_lost) from error
+            raise _RepeatError(f"no reply: {error or 'timeout'}", is_link_lost=is_link_lost) from error
         targets: dict[Address, list[int]] = {}
         for index, reply in enumerate(replies):
             if isinstance(reply, ErrorReply) and reply.code == "ASK":
                 targets.setdefault(read_redirect(reply, link.address), []).append(index)
-        for target, indexes in targets.items():  # those alone: what the first node has, the other one lacks
-            there = await self._link_to(target, deadline_s)
-            found = await self._ask_there(there, [commands[index] for index in indexes], deadline_s)
+        for (
+            target,
+            indexes,
+        ) in targets.items():  # only the redirected commands: the target has only their keys
+            target_link = await self._link_to(target, deadline_s)
+            found = await self._ask_target(target_link, [commands[index] for index in indexes], deadline_s)
             for index, reply in zip(indexes, found, strict=True):
                 replies[index] = reply
-        await self._mend_any(partition, link, replies)
+        self._raise_any(partition, link, replies)
         return replies
 
-    async def _ask_there(self, link: Link, commands: Sequence[Command], deadline_s: float) -> list[Any]:
-        """The replies of a node that a slot is being moved to."""
+    async def _ask_target(self, link: Link, commands: Sequence[Command], deadline_s: float) -> list[Any]:
+        """The replies of a node that a slot is migrating to."""
         asking = [word for command in commands for word in (("ASKING",), command)]
         try:
             return (await self._ask(link, asking, deadline_s))[1::2]
         except (LinkLostError, TimeoutError) as error:
             link.abort()
-            raise _RepeatError(f"no reply: {error or 'too late'}") from error
+            raise _RepeatError(f"no reply: {error or 'timeout'}") from error
 
     async def _attempt_write(
         self, partition: int, deadline_s: float, commands: Callable[[], Sequence[Command]]
@@ -269,8 +273,8 @@ class Nodes:
                 link = await self._writer(read_redirect(first, link.address))
                 asking = [word for command in sent for word in (("ASKING",), command)]
                 replies = (await self._ask(link, asking, deadline_s))[1::2]
-            await self._mend_any(partition, link, replies)
-            is_durable = await self._settle(partition, link, deadline_s)
+            self._raise_any(partition, link, replies)
+            is_durable = await self._wait_for_replicas(partition, link, deadline_s)
         except (LinkLostError, TimeoutError) as error:
             link.abort()
             self.search()
@@ -283,23 +287,23 @@ class Nodes:
         return Written(replies, is_durable)
 
     def _put_back(self, link: Link) -> None:
-        """Keep *link* for the next write, if it is well and there is room."""
+        """Keep *link* for the next write if it is usable and there is room; else close it."""
         idle = self._writers.setdefault(link.address, [])
         if link.is_open and not link.waiting and len(idle) < WRITERS_MAX and not self._is_closed:
             idle.append(link)
         else:
             link.abort()
 
-    async def _settle(self, partition: int, link: Link, deadline_s: float) -> bool:
+    async def _wait_for_replicas(self, partition: int, link: Link, deadline_s: float) -> bool:
         """
-        Whether what was just written over *link* is on every replica that may take the primary's place.
+        Wait for replicas; return whether the last write over *link* is on every replica that may be promoted.
 
         Raises:
-            ReplyLostError: another server is the primary, or is about to be: its history counts.
-            LinkLostError, TimeoutError: the same, as far as is known.
+            ReplyLostError: another server is or is becoming the primary, and may lack the write.
+            LinkLostError, TimeoutError: the primary does not answer, so this may be the case.
         """
         watch, replication = self._watch, self._replication
-        # After the write: it lists the replicas that have not turned away by then.
+        # Read after the write, so that it lists the replicas that are still connected.
         [role] = await self._ask(link, [("ROLE",)], deadline_s)
         listed = len(role[2]) if isinstance(role, list) and role[0] == b"master" else 0
         known = max(listed, watch.replicas if watch is not None else 0)
@@ -312,7 +316,7 @@ class Nodes:
                 link, [("WAIT", wanted, round(wait_s * 1_000))], deadline_s, wait_s + REPLY_TIMEOUT_S
             )
             if isinstance(acknowledged, ErrorReply):
-                log.warning("whether replicas have a change is not known: %s", advice_of(acknowledged))
+                log.warning("cannot check that replicas have a change: %s", advice_of(acknowledged))
                 acknowledged = 0
         is_durable = 0 < wanted <= acknowledged
         if watch is None:
@@ -320,36 +324,34 @@ class Nodes:
                 await self._require_owner(partition, link)
             return is_durable
         try:
-            word = await watch.ask(every=True)
+            report = await watch.ask(every=True)
         except HandshakeError:
             return False
-        if word.primary != link.address:
-            raise ReplyLostError(f"{word.primary} is the primary now")
-        if word.is_failing_over:
-            raise ReplyLostError("a failover is under way")
-        is_durable = is_durable and acknowledged >= word.replicas
+        if report.primary != link.address:
+            raise ReplyLostError(f"{report.primary} is the primary now")
+        if report.is_failing_over:
+            raise ReplyLostError("a failover is in progress")
+        is_durable = is_durable and acknowledged >= report.replicas
         await watch.wait_for_handover()
         if watch.primary != link.address:
             raise ReplyLostError(f"{watch.primary} is the primary now")
-        return is_durable and word.is_majority
+        return is_durable and report.is_majority
 
     async def _require_owner(self, partition: int, link: Link) -> None:
-        """Make sure that the Cluster has no other primary for *partition*."""
+        """Check that the Cluster has no other primary for *partition*."""
         try:
             await self._find_nodes()
         except CONNECT_ERRORS as error:
             raise ReplyLostError(str(error)) from error
         owner = self._slots.get(partition)
         if owner != link.address:
-            raise ReplyLostError(f"{owner or 'nobody'} serves partition {partition} now")
+            raise ReplyLostError(f"{owner or 'no node'} serves partition {partition} now")
 
-    async def _mend_any(self, partition: int, link: Link, replies: Sequence[Any]) -> None:
+    def _raise_any(self, partition: int, link: Link, replies: Sequence[Any]) -> None:
+        """Raise for the first error reply, if any, and prepare its remedy; the command was not executed."""
         error = next((reply for reply in replies if isinstance(reply, ErrorReply)), None)
-        if error is not None:
-            await self._mend(partition, link, error)
-
-    async def _mend(self, partition: int, link: Link, error: ErrorReply) -> None:
-        """An error reply means that the command was not carried out; always raises."""
+        if error is None:
+            return
         remedy = remedy_of(error)
         if remedy is Remedy.LOAD_SCRIPT:
             load_again(link, SCRIPTS)
@@ -362,7 +364,7 @@ class Nodes:
                 raise _RepeatError(str(error), is_link_lost=True) from error
         else:
             raise RegistryUnavailableError(
-                f"the store {self.url}, which holds the registry, refuses: {advice_of(error)}"
+                f"the registry's store {self.url} refuses commands: {advice_of(error)}"
             )
         raise _RepeatError(advice_of(error)) from error
 
@@ -373,7 +375,7 @@ class Nodes:
         deadline_s: float,
         timeout_s: float = REPLY_TIMEOUT_S,
     ) -> list[Any]:
-        """Send *commands* together; the replies, errors among them."""
+        """Send *commands* together; return the replies, which may be error replies."""
         receiver = _Replies(asyncio.get_running_loop().create_future(), len(commands))
         link.send(pack_all(commands), [receiver] * len(commands))
         async with asyncio.timeout(max(0.0, min(timeout_s, deadline_s - monotonic()))):
@@ -382,7 +384,7 @@ class Nodes:
     # Connecting.
 
     async def _link(self, partition: int, deadline_s: float, *, is_writer: bool = False) -> Link:
-        """An open link to the node of *partition*; a writer has it for itself until it puts it back."""
+        """An open link to the node of *partition*; for a writer an exclusive one, until it is put back."""
         try:
             async with asyncio.timeout(max(0.0, deadline_s - monotonic())):
                 address = await self.address_of(partition)
@@ -395,7 +397,7 @@ class Nodes:
             raise _RepeatError(self._trouble or f"no connection within {PATIENCE_S:g} s") from error
 
     async def _link_to(self, address: Address, deadline_s: float) -> Link:
-        """An open link to the node at *address*, to which another one redirects."""
+        """An open link to the node at *address*, the target of a redirect."""
         try:
             async with asyncio.timeout(max(0.0, deadline_s - monotonic())):
                 return await self._reader(address)
@@ -408,7 +410,7 @@ class Nodes:
             return link
         async with self._connecting:
             link = self._links.get(address)
-            if link is None or not link.is_open:  # else somebody was quicker
+            if link is None or not link.is_open:  # else another call has connected
                 link = self._links[address] = await self._connect(address)
             return link
 
@@ -427,21 +429,21 @@ class Nodes:
         if self._watch is not None and self._watch.primary != address:
             link.abort()
             raise LinkLostError(f"{address} is no longer the primary")
-        if not self._is_agreed and (
+        if not self._is_layout_agreed and (
             self.url.kind is not StoreTopology.CLUSTER or self._slots.get(0, address) == address
         ):
             try:
                 async with asyncio.timeout(self._limits.discovery_timeout_s):
                     await self.connector.agree_on_layout(link)
-                self._slots.clear()  # of the partitions as they were known before
+                self._slots.clear()  # computed with the former number of partitions
             except BaseException:
                 link.abort()
                 raise
-            self._is_agreed = True
+            self._is_layout_agreed = True
         return link
 
     async def _find_nodes(self) -> None:
-        """Ask for the slot map of the Cluster; nodes that we know come first."""
+        """Read the slot map of the Cluster, from known nodes first."""
         slot_map = await find_slots(self.connector, (*self._links, *self.url.addresses))
         self._slots = slot_map.owners(self._space)
 
@@ -452,7 +454,7 @@ def call_of(script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> C
 
 
 class _RepeatError(Exception):
-    """It was not carried out, and may be after a moment; `is_link_lost` = at once, by another connection."""
+    """The command was not executed and may be repeated; `is_link_lost` = at once, over a new connection."""
 
     def __init__(self, text: str, *, is_link_lost: bool = False) -> None:
         super().__init__(text)
@@ -460,7 +462,7 @@ class _RepeatError(Exception):
 
 
 class _Replies:
-    """Gathers the replies of commands that were sent together."""
+    """Collects the replies to commands that were sent together."""
 
     __slots__ = ("_count", "_replies", "future")
 

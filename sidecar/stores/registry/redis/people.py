@@ -1,4 +1,4 @@
-"""Who acts, and when: read in the home partition before a change is planned anywhere."""
+"""Reading the acting accounts and the time from partition 0, before a change is planned."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sidecar.stores.registry.redis.replies import account_of, head_of
 @dataclass(frozen=True, slots=True)
 class ActingAccounts:
     """
-    The accounts that act in some changes, as they are at `epoch`.
+    The acting accounts of some changes at `epoch`.
 
-    `head` is that of the home chain: what is put on record elsewhere is later than it. `now_us` is the clock
-    of the home partition's node, one for all changes, whatever partition they are in.
+    `head` is the head of the chain of partition 0: entries of other chains must be later. `now_us` is the
+    clock of the node of partition 0, which times all changes of all partitions.
     """
 
     epoch: int
@@ -31,9 +31,9 @@ async def read_people(
     reader: Reader, ids: Iterable[str], clock_us: Callable[[], int] | None
 ) -> ActingAccounts:
     """
-    Read the accounts *ids*; the epoch first, so that it never promises more than was read.
+    Read the accounts *ids*; the epoch first, so that it is never newer than the accounts.
 
-    *clock_us* replaces the server's clock, in tests.
+    *clock_us* replaces the server's clock in tests.
     """
     names = tuple(dict.fromkeys(ids))
     admins = reader.keys.once(HOME, "admins")

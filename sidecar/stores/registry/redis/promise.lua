@@ -1,11 +1,11 @@
--- promise.lua: note what an idempotency key stands for, unless it stands for something already.
+-- promise.lua: reserve an idempotency key for a request, unless it is reserved.
 --
 -- KEYS[1]     promises, hash: field -> '<fingerprint> <integration>'
 -- KEYS[2]     promises-age, sorted set: the fields by time, us
 -- ARGV[1]     field: the administrator and the key
--- ARGV[2]     what it stands for
--- ARGV[3..5]  now_us; lifetime_us; how many are kept
--- Reply       what it stands for now
+-- ARGV[2]     the request
+-- ARGV[3..5]  now_us; lifetime_us; maximum number of reservations
+-- Reply       the request that the key is reserved for now
 
 local call, format = redis.call, string.format
 local field, now, lifetime, kept = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -14,9 +14,9 @@ local at = call('ZSCORE', KEYS[2], field)
 if at and tonumber(at) > now - lifetime then return call('HGET', KEYS[1], field) end
 
 local function forget(fields)
-  for _, one in ipairs(fields) do
-    call('HDEL', KEYS[1], one)
-    call('ZREM', KEYS[2], one)
+  for _, old in ipairs(fields) do
+    call('HDEL', KEYS[1], old)
+    call('ZREM', KEYS[2], old)
   end
 end
 

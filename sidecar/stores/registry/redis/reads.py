@@ -1,8 +1,8 @@
 """
 Reading the registry in Redis.
 
-The head of a chain is always read before what it covers: what is read after it is at least as new, so a
-revision that is told never promises more than was shown.
+The head of a chain is always read before the records: the records are at least as new, so a returned revision
+is never newer than the returned records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
-from sidecar.stores.registry.base import bad_cursor, require_limit
+from sidecar.stores.registry.base import FoundRecord, bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     SEEN_WINDOW_US,
     IntegrationPage,
@@ -33,7 +33,6 @@ from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes
 from sidecar.stores.registry.redis.replies import (
     RECORD_FIELDS,
-    FoundRecord,
     account_of,
     found_record,
     head_of,
@@ -41,31 +40,31 @@ from sidecar.stores.registry.redis.replies import (
 )
 
 RECORDS_PER_TURN = 10
-"""Records that are parsed before the event loop gets its turn: below a millisecond."""
+"""Records that are parsed per turn of the event loop: less than a millisecond."""
 _CHUNK = 500
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One call that reads; `deadline_s` is on the monotonic clock."""
+    """Sends the commands of one call; `deadline_s` is on the monotonic clock."""
 
     nodes: Nodes
     keys: RegistryKeys
     deadline_s: float
 
     async def ask(self, partition: int, *commands: Command) -> list[Any]:
-        """The replies of one partition."""
+        """Run *commands*, which may be repeated, in *partition*; return the replies."""
         return await self.nodes.run(partition, commands, self.deadline_s)
 
 
 def head_command(keys: RegistryKeys, partition: int) -> Command:
-    """Reads the head of a chain."""
+    """The command that reads the head of a chain."""
     return ("XREVRANGE", keys.once(partition, "audit"), "+", "-", "COUNT", 1)
 
 
 def record_command(keys: RegistryKeys, integration_id: str) -> Command:
-    """Reads a record."""
+    """The command that reads a record."""
     return ("HMGET", keys.of(integration_id, "r"), *RECORD_FIELDS)
 
 
@@ -73,8 +72,8 @@ async def all_of(*works: Awaitable[Result]) -> list[Result]:
     """
     The results of all *works*.
 
-    Waits for all of them also when one fails, so that none goes on after its caller; then raises what the
-    first one raised.
+    Waits for all of them even if one fails, so that none outlives the caller; then raises the first
+    exception.
     """
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     results: list[Result] = []
@@ -107,10 +106,10 @@ async def record(reader: Reader, integration_id: str) -> FoundRecord | None:
 
 async def latest_record(reader: Reader, integration_id: str) -> tuple[FoundRecord | None, ChainHead]:
     """
-    The record with this id, and a head of its chain that covers it.
+    The record with this id, and a head of its chain that includes it.
 
     Raises:
-        RegistryDamagedError: it has no generation, or another one, beside it: takes would never pass.
+        RegistryDamagedError: its generation key is missing, so that takes would never be admitted.
     """
     keys = reader.keys
     partition = keys.partition_of(integration_id)
@@ -127,8 +126,8 @@ async def latest_record(reader: Reader, integration_id: str) -> tuple[FoundRecor
 
 
 async def records(reader: Reader, partition: int, ids: Sequence[str]) -> list[FoundRecord | None]:
-    """The records of integrations of one partition; parsed bit by bit."""
-    replies = await reader.ask(partition, *(record_command(reader.keys, one) for one in ids))
+    """The records of integrations of one partition, parsed over several turns of the event loop."""
+    replies = await reader.ask(partition, *(record_command(reader.keys, id) for id in ids))
     found: list[FoundRecord | None] = []
     for reply in replies:
         found.append(found_record(reply))
@@ -138,56 +137,56 @@ async def records(reader: Reader, partition: int, ids: Sequence[str]) -> list[Fo
 
 
 async def load_all(reader: Reader) -> tuple[RegistryView, tuple[ChainHead, ...]]:
-    """Every integration, with the heads that were read before."""
+    """All integrations, and the heads that were read before them."""
     before = await heads(reader)
-    parts = await all_of(*(_load(reader, one) for one in range(reader.keys.partitions)))
-    every = sorted((one for part, _ in parts for one in part), key=lambda one: one.id)
-    lost = tuple(sorted(one for _, gone in parts for one in gone))
-    return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(every), lost), before
+    parts = await all_of(*(_load(reader, partition) for partition in range(reader.keys.partitions)))
+    loaded = sorted((record for records, _ in parts for record in records), key=lambda record: record.id)
+    lost = tuple(sorted(id for _, ids in parts for id in ids))
+    return RegistryView(Revision(tuple(head.sequence for head in before)), tuple(loaded), lost), before
 
 
 async def _load(reader: Reader, partition: int) -> tuple[list[Integration], list[str]]:
-    """The integrations of a partition, and the ids of those whose records are gone."""
+    """The integrations of a partition, and the ids of those whose records are missing."""
     loaded: list[Integration] = []
     lost: list[str] = []
     after = ""
     while ids := await _ids(reader, partition, after, _CHUNK):
         found = await records(reader, partition, ids)
-        loaded += [one.record for one in found if one is not None and not one.is_deleted]
-        lost += [id for id, one in zip(ids, found, strict=True) if one is None]
+        loaded += [each.record for each in found if each is not None and not each.is_deleted]
+        lost += [id for id, each in zip(ids, found, strict=True) if each is None]
         after = ids[-1]
     return loaded, lost
 
 
 async def _ids(reader: Reader, partition: int, after: str, count: int) -> list[str]:
-    """Up to *count* ids after *after*, in order."""
+    """Up to *count* sorted ids after *after*."""
     lowest = f"({after}" if after else "-"
     ids = reader.keys.once(partition, "ids")
     [reply] = await reader.ask(partition, ("ZRANGEBYLEX", ids, lowest, "+", "LIMIT", 0, count))
-    return [one.decode() for one in reply]
+    return [id.decode() for id in reply]
 
 
 async def list_records(reader: Reader, query: ListQuery) -> IntegrationPage:
-    """One page: what each partition would have on it, merged."""
+    """One page of integrations, merged from the pages of all partitions."""
     require_limit(query.limit)
     if query.after and not INTEGRATION_ID.fullmatch(query.after):
         raise bad_cursor()
     parts = await all_of(
         *(_matching(reader, partition, query) for partition in range(reader.keys.partitions))
     )
-    ids = sorted(one for part in parts for one in part)
+    ids = sorted(id for part in parts for id in part)
     page = ids[: query.limit]
     by_partition: dict[int, list[str]] = {}
-    for one in page:
-        by_partition.setdefault(reader.keys.partition_of(one), []).append(one)
+    for id in page:
+        by_partition.setdefault(reader.keys.partition_of(id), []).append(id)
     found = await all_of(*(records(reader, *part) for part in by_partition.items()))
-    listed = [one.record for part in found for one in part if one is not None and not one.is_deleted]
-    listed.sort(key=lambda one: one.id)
+    listed = [each.record for part in found for each in part if each is not None and not each.is_deleted]
+    listed.sort(key=lambda record: record.id)
     return IntegrationPage(tuple(listed), page[-1] if len(ids) > query.limit else "")
 
 
 async def _matching(reader: Reader, partition: int, query: ListQuery) -> list[str]:
-    """The first ids of one partition that match: one more than a page holds."""
+    """The first matching ids of one partition: up to one more than fits on a page."""
     status = query.status.value.encode() if query.status is not None else None
     wanted = query.search.casefold().encode()
     matching: list[str] = []
@@ -201,16 +200,16 @@ async def _matching(reader: Reader, partition: int, query: ListQuery) -> list[st
             matching += ids
             continue
         replies = await reader.ask(
-            partition, *(("HMGET", reader.keys.of(one, "r"), "status", "search") for one in ids)
+            partition, *(("HMGET", reader.keys.of(id, "r"), "status", "search") for id in ids)
         )
-        for one, (its_status, text) in zip(ids, replies, strict=True):
+        for id, (its_status, text) in zip(ids, replies, strict=True):
             if text is not None and wanted in text and status in (None, its_status):
-                matching.append(one)
+                matching.append(id)
     return matching[: query.limit + 1]
 
 
 async def webhook_secrets(reader: Reader, integration_id: str) -> tuple[SealedSecret, ...]:
-    """The sealed secrets that are kept, in the order of the record."""
+    """The sealed webhook secrets, in the order of the record."""
     keys = reader.keys
     partition = keys.partition_of(integration_id)
     reply, sealed = await reader.ask(
@@ -219,7 +218,9 @@ async def webhook_secrets(reader: Reader, integration_id: str) -> tuple[SealedSe
     found, kept = found_record(reply), dict(pairs(sealed))
     known = found.record.webhook_secrets if found is not None else ()
     return tuple(
-        SealedSecret(one.id, kept[one.id.encode()].decode()) for one in known if one.id.encode() in kept
+        SealedSecret(secret.id, kept[secret.id.encode()].decode())
+        for secret in known
+        if secret.id.encode() in kept
     )
 
 
@@ -227,29 +228,29 @@ async def last_uses(reader: Reader, integration_id: str) -> Mapping[str, LastUse
     """The latest use of each credential of the integration."""
     partition = reader.keys.partition_of(integration_id)
     [reply] = await reader.ask(partition, ("HGETALL", reader.keys.of(integration_id, "u")))
-    return {one.decode(): last_use_of(text) for one, text in pairs(reply)}
+    return {id.decode(): last_use_of(text) for id, text in pairs(reply)}
 
 
 def seen_command(keys: RegistryKeys, integration_id: str, now_us: int) -> Command:
-    """Reads the addresses seen in the last hour, the latest first."""
+    """The command that reads the addresses seen in the last hour, newest first."""
     lowest = f"({now_us - SEEN_WINDOW_US}"
     key = keys.of(integration_id, "s")
     return ("ZREVRANGEBYSCORE", key, "+inf", lowest, "LIMIT", 0, ADDRESSES_SEEN_MAX)
 
 
 def seen_of(reply: list[bytes]) -> tuple[Address, ...]:
-    """The reply of `seen_command`."""
-    return tuple(bytes.fromhex(one.decode()) for one in reply)
+    """Parse the reply to `seen_command`."""
+    return tuple(bytes.fromhex(address.decode()) for address in reply)
 
 
 async def administrators(reader: Reader) -> tuple[Administrator, ...]:
-    """Every account, in order of the ids."""
+    """Every account, ordered by id."""
     [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.once(HOME, "admins")))
     return tuple(account_of(text) for _, text in sorted(pairs(reply)))
 
 
 async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
-    """The account that a token id was ever given to."""
+    """The account that a token id was issued to."""
     tokens = reader.keys.once(HOME, "tokens")
     holder, time = await reader.ask(HOME, ("HGET", tokens, token_id), ("TIME",))
     learn_time_us(reader, time)
@@ -260,18 +261,18 @@ async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
 
 
 async def server_time_us(reader: Reader) -> int:
-    """The clock of the home partition's node, by which all changes are timed."""
+    """The clock of the node of partition 0, which times all changes."""
     [time] = await reader.ask(HOME, ("TIME",))
     return learn_time_us(reader, time)
 
 
 def learn_time_us(reader: Reader, reply: Sequence[bytes]) -> int:
-    """The time that the home partition's node has just told in *reply* to TIME."""
-    told_us = int(reply[0]) * 1_000_000 + int(reply[1])
-    reader.nodes.clock.update("", told_us)
-    return told_us
+    """Parse the *reply* to TIME of the node of partition 0, and update the clock."""
+    now_us = int(reply[0]) * 1_000_000 + int(reply[1])
+    reader.nodes.clock.update("", now_us)
+    return now_us
 
 
 def pairs(reply: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Names and values that stand in turn."""
+    """Pair up a flat reply of alternating names and values."""
     return list(zip(reply[::2], reply[1::2], strict=True))

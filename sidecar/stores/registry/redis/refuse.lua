@@ -1,10 +1,10 @@
--- refuse.lua: note callers that the allowlist of one integration refused.
+-- refuse.lua: record callers that the allowlist of one integration refused.
 --
 -- KEYS[1..2]  r:, x: of the integration (keys.py)
--- ARGV[1..2]  callers kept; TTL of all of them, ms
+-- ARGV[1..2]  maximum number of callers; TTL of the key, ms
 -- ARGV[2i+1..2i+2]  caller i: '<credential id> <address in hex>', time in us
--- Reply       integer: callers that are kept now
--- Writes      nothing for an integration that never existed; never an earlier time
+-- Reply       integer: number of stored callers
+-- Writes      nothing for an unknown integration; never replaces a later time
 
 local call, format = redis.call, string.format
 if call('EXISTS', KEYS[1]) == 0 then return 0 end

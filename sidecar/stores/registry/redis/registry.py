@@ -1,4 +1,4 @@
-"""The registry protocol over Redis, for a fleet of sidecars; one chain and one sequence a partition."""
+"""The registry protocol over Redis, for a fleet of sidecars, with one chain per partition."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ from sidecar.stores.registry.redis.nodes import (
 from sidecar.stores.registry.redis.reads import Reader, all_of
 
 CALLS_MAX = 1_024
-"""Calls under way; more are refused."""
+"""Maximum number of concurrent calls; more are refused."""
 LOOK_INTERVAL_S = 1.0
-"""How often a waiting reader looks by itself while the push of changes is down."""
+"""How often a waiting caller polls for changes, and how often the registry's identity is checked."""
 
 
 class RedisRegistry(WatchedRegistry):
     """
-    See `Registry`. Nothing is connected before the first call; a lost server is found again by itself.
+    See `Registry`. The first call connects; reconnecting is automatic.
 
-    A change is one script call in the partition of its integration. Its outcome is known even when the
-    connection is lost on the way: the chain tells whether the entry is in it.
+    A change is one script call in the partition of its integration. If the connection is lost before the
+    reply, the chain shows whether the change was committed.
     """
 
-    _look_interval_s = LOOK_INTERVAL_S
+    _poll_interval_s = LOOK_INTERVAL_S
 
     def __init__(
         self,
@@ -100,13 +100,13 @@ class RedisRegistry(WatchedRegistry):
         Use the store at *url* under the rules of *lifecycle*.
 
         Args:
-            url: where the store is, with prefix and partitions.
+            url: the address of the store, with prefix and partitions.
             lifecycle: the rules of changes.
-            clock_us: replaces the server's clock; for tests alone, no setting leads here.
+            clock_us: replaces the server's clock, only in tests.
             timeout_s: the deadline of each call.
             limits: bounds of connecting.
-            replication: what makes a change durable.
-            registry_id: the only registry that is believed, '' = the first one that is found.
+            replication: when a change is durable.
+            registry_id: the only registry that is accepted, '' = the first one that is found.
         """
         super().__init__()
         space = KeySpace(url.prefix, url.partitions)
@@ -121,9 +121,9 @@ class RedisRegistry(WatchedRegistry):
         self._history = History()
         self._identity = Identity(str(url), url.kind, self._keys, self._history, registry_id)
         self._identity_due_s = 0.0
-        self.on_doubt: Callable[[], None] = lambda: None
-        """Called when a server lacks the history that was followed: nothing counts before a reload."""
-        self._identity.on_forget = lambda: self.on_doubt()
+        self.on_history_lost: Callable[[], None] = lambda: None
+        """Called when a server lacks the followed history: all records are invalid until a reload."""
+        self._identity.on_forget = lambda: self.on_history_lost()
         self._feed.on_question = self._answer
         self._answers: set[asyncio.Task[None]] = set()
         self._calls = 0
@@ -137,11 +137,11 @@ class RedisRegistry(WatchedRegistry):
             [outcome] = await self._committer.change(partition, [request], deadline_s)
         if isinstance(outcome, RefusedError):
             raise outcome
-        self._note(outcome)
+        self._see(outcome)
         return outcome
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
-        """See `Registry.apply_many`: partitions side by side, each in batches of `BATCH_MAX`."""
+        """See `Registry.apply_many`: partitions concurrently, each in batches of `BATCH_MAX`."""
         await self._nodes.learn_layout(monotonic() + self._timeout_s)
         require_at_most(len(requests), REQUESTS_MAX, "changes")
         if _share_credential_ids(requests):
@@ -159,7 +159,7 @@ class RedisRegistry(WatchedRegistry):
                     await self._require_known(deadline_s)
                     made = await self._committer.change(partition, [requests[n] for n in batch], deadline_s)
                 for outcome in made:
-                    self._note(outcome)
+                    self._see(outcome)
                 outcomes.update(zip(batch, made, strict=True))
 
         await all_of(*(change(*part) for part in by_partition.items()))
@@ -199,7 +199,7 @@ class RedisRegistry(WatchedRegistry):
             await self._identity.check(reader)
             view, heads = await reads.load_all(reader)
         for head in heads:
-            self._history.note(head)
+            self._history.deliver(head)
         return view._replace(registry_id=self._identity.known)
 
     async def revision(self) -> Revision:
@@ -213,7 +213,7 @@ class RedisRegistry(WatchedRegistry):
             return await audit_page(reader, query)
 
     async def chains(self, subject: str = "") -> tuple[int, ...]:
-        """See `Registry.chains`: one a partition; administrators are in the first."""
+        """See `Registry.chains`: one per partition; administrators are in the first."""
         await self._nodes.learn_layout(monotonic() + self._timeout_s)
         if not subject:
             return tuple(range(self._keys.partitions))
@@ -309,7 +309,7 @@ class RedisRegistry(WatchedRegistry):
         return self._nodes.has_replicas
 
     def now_us(self) -> int:
-        """See `Registry.now_us`: the time of the home partition's node, by which all changes are timed."""
+        """See `Registry.now_us`: the clock of the node of partition 0, which times all changes."""
         return self._nodes.clock.now_us() if self._clock_us is None else self._clock_us()
 
     async def announce(self, sidecar_id: str, revision: Revision) -> None:
@@ -339,26 +339,26 @@ class RedisRegistry(WatchedRegistry):
         except RefusedError as error:
             return error
 
-    async def _look(self, revision: Revision, is_waiting: bool) -> Changes:
-        """Look at the partitions that may have changed; at all of them where nothing better is known."""
+    async def _read_changes(self, revision: Revision, is_waiting: bool) -> Changes:
+        """Read the partitions that may have changed; all of them if the feed does not know."""
         await self._nodes.learn_layout(monotonic() + self._timeout_s)
         if is_waiting and not self._is_closed:
             self._feed.start()
         if len(revision.sequences) != self._keys.partitions:
             return Changes(await self.revision(), is_reset=True)
         known = self._feed.sequences
-        looked_at = [
+        partitions = [
             partition
             for partition, sequence in enumerate(revision.sequences)
             if not is_waiting or known.get(partition) != sequence
         ]
         async with self._reading() as reader:
-            if looked_at:
-                await self._identity.check(reader, {HOME, *looked_at})
-            changes, heads = await follow.changes_since(reader, revision, looked_at, self._history)
-        if self._feed.sequences is known:  # else a subscription began meanwhile, and may have missed some
+            if partitions:
+                await self._identity.check(reader, {HOME, *partitions})
+            changes, heads = await follow.changes_since(reader, revision, partitions, self._history)
+        if self._feed.sequences is known:  # else a new subscription may have missed changes
             for partition, head in heads.items():
-                self._feed.learn(partition, head.sequence)
+                self._feed.update(partition, head.sequence)
         return changes
 
     async def _now_us(self, reader: Reader) -> int:
@@ -366,11 +366,13 @@ class RedisRegistry(WatchedRegistry):
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[float]:
-        """One call: its deadline on the monotonic clock; the number of partitions is known in it."""
+        """Count one call, read the layout, and yield the deadline on the monotonic clock."""
         if self._is_closed:
             raise RegistryClosedError("the registry was closed")
         if self._calls >= CALLS_MAX:
-            raise RegistryOverloadedError(f"{CALLS_MAX} registry calls are under way: try again later")
+            raise RegistryOverloadedError(
+                f"too many concurrent registry calls (limit {CALLS_MAX}); retry later"
+            )
         self._calls += 1
         deadline_s = monotonic() + self._timeout_s
         try:
@@ -381,26 +383,26 @@ class RedisRegistry(WatchedRegistry):
 
     @property
     def registry_id(self) -> str:
-        """The id of the registry that is followed, '' = none was found yet."""
+        """The id of the registry that is followed, '' = not known yet."""
         return self._identity.known
 
     async def accept(self, was: str = "") -> tuple[str, str]:
         """
-        Have sidecars that follow registry *was* follow what the store holds; see `identity.accept`.
+        Make sidecars that follow registry *was* follow the data in the store; see `identity.accept`.
 
         Returns:
-            The registry that the store held before, '' = none, and its new id.
+            The former id in the store, '' = none, and the new id.
         """
         async with self._reading(is_known=False) as reader:
             return await accept(reader, was)
 
     async def check_link(self, link: Link, partitions: Iterable[int]) -> None:
         """
-        Make sure that the server behind *link* has what this process followed, before it is used.
+        Check before *link* is used that its server has the history that this process has followed.
 
         Raises:
-            HandshakeError: it has not; the follower was told, and loads anew what is there.
-            ErrorReply, LinkLostError, TimeoutError: it does not say.
+            HandshakeError: the server lacks it; `on_history_lost` was called, which causes a reload.
+            ErrorReply, LinkLostError, TimeoutError: the check failed.
         """
         if not self._identity.known:
             return
@@ -410,19 +412,19 @@ class RedisRegistry(WatchedRegistry):
 
         await self._nodes.learn_layout(monotonic() + REPLY_TIMEOUT_S)
         async with asyncio.timeout(REPLY_TIMEOUT_S):
-            found = await all_of(*(self._identity.look(partition, run) for partition in partitions))
+            found = await all_of(*(self._identity.read(partition, run) for partition in partitions))
         if not all(map(self._identity.is_followed, found)):
-            self.on_doubt()
+            self.on_history_lost()
             raise HandshakeError(
-                f"the history of registry {self._identity.known} there is not the one followed"
+                f"the server lacks the history of registry {self._identity.known} that this sidecar followed"
             )
 
     async def _require_known(self, deadline_s: float) -> None:
         """
-        Look whether the store holds the registry that is followed: every second, and where that is in doubt.
+        Check that the store has the registry that is followed: every second, and after an error.
 
         Raises:
-            RegistryReplacedError: it does not.
+            RegistryReplacedError: the store has another registry, none, or an older state of it.
         """
         reader = Reader(self._nodes, self._keys, deadline_s)
         if self._identity.fault is not None or not self._identity.is_checked:
@@ -435,28 +437,28 @@ class RedisRegistry(WatchedRegistry):
 
     async def _confirm_absence(self, reader: Reader, found: object) -> None:
         """
-        Where nothing was *found*, make sure that the store was not emptied since it was last looked at.
+        If nothing was *found*, check that the store was not emptied since the last check.
 
         Raises:
-            RegistryReplacedError: it was.
+            RegistryReplacedError: the store was emptied or replaced.
         """
         if not found:
             await self._identity.check(reader, (HOME,))
 
-    def _note(self, outcome: Result) -> None:
-        """Remember that a change is in its chain."""
+    def _see(self, outcome: Result) -> None:
+        """Add a committed change to the history."""
         if not isinstance(outcome, RefusedError) and outcome.entry is not None:
             self._history.see(outcome.entry.head)
 
     def _answer(self) -> None:
-        """A bootstrap asks whether anybody remembers a registry here."""
+        """Answer a bootstrap that asks whether any sidecar follows a registry in this store."""
         if not self._identity.known or self._is_closed:
             return
 
         async def answer() -> None:
             with suppress(RegistryError):
                 async with self._reading(is_known=False) as reader:
-                    await self._identity.claim(reader)
+                    await self._identity.report(reader)
 
         task = asyncio.get_running_loop().create_task(answer())
         self._answers.add(task)
@@ -464,7 +466,7 @@ class RedisRegistry(WatchedRegistry):
 
     @asynccontextmanager
     async def _reading(self, *, is_known: bool = True) -> AsyncIterator[Reader]:
-        """A call that changes nothing that must last; it ends by its deadline."""
+        """Run a call that makes no durable change, within its deadline."""
         async with self._call() as deadline_s:
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -478,10 +480,12 @@ class RedisRegistry(WatchedRegistry):
 
 
 def _share_credential_ids(requests: Sequence[ChangeRequest]) -> bool:
-    """Whether two changes issue one credential id: then the order between partitions matters."""
+    """Whether two changes issue the same credential id, so that the order between partitions matters."""
     ids: list[str] = []
     for request in requests:
-        fresh = getattr(request.command, "credentials", ())
-        one = getattr(request.command, "credential", None)
-        ids += [credential.id for credential in (*fresh, *([one] if one is not None else []))]
+        credentials = [
+            *getattr(request.command, "credentials", ()),
+            getattr(request.command, "credential", None),
+        ]
+        ids += [credential.id for credential in credentials if credential is not None]
     return len(ids) != len(set(ids))

@@ -1,52 +1,46 @@
-"""What the registry's replies say: values of the domain out of bytes, or that the store is damaged."""
+"""Parsing the registry's replies into domain values; malformed data raises `RegistryDamagedError`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sidecar.domain.accounts import Administrator, parse_administrator
 from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain
 from sidecar.domain.integrations import Integration
 from sidecar.domain.records import from_stored
+from sidecar.stores.registry.base import FoundRecord
 from sidecar.stores.registry.protocol import LastUse, RefusedCaller, RegistryDamagedError, TokenUse
 
 Value = TypeVar("Value")
 
 DELETED = b"deleted"
 RECORD_FIELDS = ("record", "status")
-"""What is read of a record, in the order of `found_record`."""
+"""The hash fields of a record that are read, in the order that `found_record` expects."""
 
 _FORMAT_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
-class FoundRecord(NamedTuple):
-    """A record as found; of a deleted integration what is kept of it."""
-
-    record: Integration
-    is_deleted: bool
-
-
 def found_record(reply: list[Any]) -> FoundRecord | None:
-    """Of HMGET of `RECORD_FIELDS`; None = there never was one."""
+    """Parse the reply to HMGET of `RECORD_FIELDS`; None = no such integration."""
     if reply[0] is None:
         return None
     return FoundRecord(record_of(reply[0]), reply[1] == DELETED)
 
 
 def record_of(text: bytes) -> Integration:
-    """An integration's record."""
+    """Parse an integration's record."""
     return _read("an integration's record", lambda: from_stored(json.loads(text)))
 
 
 def account_of(text: bytes) -> Administrator:
-    """An administrator's record."""
+    """Parse an administrator's record."""
     return _read("an administrator's record", lambda: parse_administrator(json.loads(text)))
 
 
 def head_of(chain: int, reply: list[Any]) -> ChainHead:
-    """Of XREVRANGE of the audit stream with COUNT 1."""
+    """Parse the reply to XREVRANGE of the audit stream with COUNT 1."""
     if not reply:
         return empty_chain(chain)
 
@@ -58,7 +52,7 @@ def head_of(chain: int, reply: list[Any]) -> ChainHead:
 
 
 def entry_of(chain: int, reply: list[Any]) -> StoredEntry:
-    """One entry of XRANGE or XREVRANGE of the audit stream."""
+    """Parse one entry of XRANGE or XREVRANGE of the audit stream."""
 
     def read() -> StoredEntry:
         entry_id, fields = reply
@@ -68,12 +62,12 @@ def entry_of(chain: int, reply: list[Any]) -> StoredEntry:
 
 
 def sequence_of(entry_id: bytes) -> int:
-    """The sequence in the id of a stream's entry."""
+    """Parse the sequence in the id of a stream entry."""
     return int(entry_id.partition(b"-")[0])
 
 
 def last_use_of(text: bytes) -> LastUse:
-    """The latest use of a credential."""
+    """Parse the latest use of a credential."""
 
     def read() -> LastUse:
         at_us, _, address = text.decode().partition(" ")
@@ -83,7 +77,7 @@ def last_use_of(text: bytes) -> LastUse:
 
 
 def refused_caller_of(integration_id: str, caller: bytes, at_us: bytes) -> RefusedCaller:
-    """A caller that an allowlist refused."""
+    """Parse a caller that an allowlist refused."""
 
     def read() -> RefusedCaller:
         credential_id, _, address = caller.decode().partition(" ")
@@ -93,7 +87,7 @@ def refused_caller_of(integration_id: str, caller: bytes, at_us: bytes) -> Refus
 
 
 def token_use_of(token_id: bytes, text: bytes) -> TokenUse:
-    """The latest use of an administrator's token."""
+    """Parse the latest use of an administrator's token."""
 
     def read() -> TokenUse:
         at_us, _, source = text.decode().partition(" ")

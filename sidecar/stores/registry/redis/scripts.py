@@ -1,4 +1,4 @@
-"""The registry's Lua: the .lua files beside this module are the only copies."""
+"""The registry's Lua scripts, loaded from the .lua files in this package."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ TOKEN_USE = load_script("token_use.lua", __package__)
 ANNOUNCE = load_script("announce.lua", __package__)
 
 SCRIPTS = (CHANGE, CLAIM, BAR, PROMISE, ADMINISTER, FENCE, USE, REFUSE, TOKEN_USE, ANNOUNCE)
-"""Every script that the registry needs on a server."""
+"""The scripts that the registry needs on a server."""

@@ -1,10 +1,10 @@
--- token_use.lua: note uses of administrators' tokens.
+-- token_use.lua: record uses of administrators' tokens.
 --
 -- KEYS[1..3]  tokens, token-uses, token-uses-age of partition 0 (keys.py)
--- ARGV[1]     tokens whose use is kept
+-- ARGV[1]     maximum number of tokens whose use is stored
 -- ARGV[3i-1..3i+1]  use i: token id, time in us, source
--- Reply       integer: how many tokens have a later use now
--- Writes      nothing for a token that was never issued; never an earlier time
+-- Reply       integer: number of tokens whose use was updated
+-- Writes      nothing for an unknown token; never replaces a later time
 
 local call, format = redis.call, string.format
 local TOKENS, USES, AGE = unpack(KEYS, 1, 3)

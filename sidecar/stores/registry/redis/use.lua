@@ -1,10 +1,10 @@
--- use.lua: note uses of the credentials of one integration.
+-- use.lua: record uses of the credentials of one integration.
 --
 -- KEYS[1..4]  r:, k:, u:, s: of the integration (keys.py)
--- ARGV[1..3]  addresses kept; how long an address is kept after the latest one, us; TTL of addresses, ms
+-- ARGV[1..3]  maximum number of addresses; how long an address is kept after the latest, us; TTL, ms
 -- ARGV[3i+1..3i+3]  use i: credential id, time in us, address in hex
--- Reply       integer: how many credentials have a later use now
--- Writes      nothing for an integration or a credential that does not exist; never an earlier time
+-- Reply       integer: number of credentials whose use was updated
+-- Writes      nothing for an unknown integration or credential; never replaces a later time
 
 local call, format = redis.call, string.format
 if call('EXISTS', KEYS[1]) == 0 then return 0 end

@@ -1,1 +1,1 @@
-"""The registry in one SQLite file: for a sidecar of its own, with nothing else to run."""
+"""The registry in one SQLite file, for sidecars on one machine without a shared store."""

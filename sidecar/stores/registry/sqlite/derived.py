@@ -1,4 +1,4 @@
-"""What the SQLite file derives from records and entries, compared with them: for verification alone."""
+"""Verification of the SQLite file's derived data and schema."""
 
 from __future__ import annotations
 
@@ -10,30 +10,24 @@ from functools import cache
 from sidecar.domain.audit import AuditEntry
 from sidecar.stores.registry.derived import (
     INTEGRATION,
+    DerivedFields,
     DerivedProblem,
-    KeptBeside,
-    beside_problems,
     claim_problem,
     issued_ids,
-    read_record,
-    secret_problems,
+    orphan_problem,
+    record_problems,
 )
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS
 
 
 def integration_problems(database: sqlite3.Connection, integration_id: str, stored: str) -> tuple[str, ...]:
-    """What is wrong beside the record *stored* of an integration."""
-    record = read_record(stored)
-    if record is None:
-        return ()
-    row = database.execute(
+    """The differences between the record *stored* of an integration and its derived data."""
+    status, generation, search = database.execute(
         "SELECT status, generation, search FROM integrations WHERE id = ?", (integration_id,)
     ).fetchone()
     secrets = database.execute("SELECT id FROM webhook_secrets WHERE integration_id = ?", (integration_id,))
-    return (
-        *beside_problems(record, KeptBeside(*row)),
-        *secret_problems(record, [secret[0] for secret in secrets]),
-    )
+    derived = DerivedFields(status, generation, search, [secret[0] for secret in secrets])
+    return tuple(record_problems(stored, derived))
 
 
 def entry_problems(database: sqlite3.Connection, entries: Sequence[AuditEntry]) -> tuple[DerivedProblem, ...]:
@@ -53,21 +47,21 @@ def entry_problems(database: sqlite3.Connection, entries: Sequence[AuditEntry]) 
                 ).fetchone()
                 wanted = (name,)
             if found != wanted:
-                kept = None if found is None else " in generation ".join(map(str, found))
-                problems.append(claim_problem(entry, issued, kept))
+                text = None if found is None else " in generation ".join(map(str, found))
+                problems.append(claim_problem(entry, issued, text))
     return tuple(problems)
 
 
 def file_problems(database: sqlite3.Connection) -> tuple[DerivedProblem, ...]:
-    """Tables, indexes and guards that are missing or other than this program made them."""
+    """Tables, indexes and triggers that are missing or altered, and claims without an owner."""
     found = _schema(database)
     problems = [
-        DerivedProblem(0, f"the {kind} {name} is {'missing' if (kind, name) not in found else 'another one'}")
+        DerivedProblem(0, f"the {kind} {name} is {'missing' if (kind, name) not in found else 'altered'}")
         for (kind, name), statement in _expected_schema().items()
         if found.get((kind, name)) != statement
     ]
     unknown = sorted(found.keys() - _expected_schema().keys())
-    problems += [DerivedProblem(0, f"the {kind} {name} is not of this program") for kind, name in unknown]
+    problems += [DerivedProblem(0, f"the {kind} {name} is not part of the schema") for kind, name in unknown]
     orphans = database.execute(
         "SELECT id FROM credential_ids WHERE NOT EXISTS (SELECT 1 FROM integrations AS owner"
         " WHERE owner.id = integration_id AND owner.generation >= credential_ids.generation)"
@@ -75,8 +69,7 @@ def file_problems(database: sqlite3.Connection) -> tuple[DerivedProblem, ...]:
         " WHERE NOT EXISTS (SELECT 1 FROM administrators AS owner WHERE owner.id = administrator_id)"
         " LIMIT 100"
     ).fetchall()
-    problems += [DerivedProblem(0, f"the claim of id {row[0]} belongs to nobody") for row in orphans]
-    return tuple(problems)
+    return (*problems, *(orphan_problem(row[0]) for row in orphans))
 
 
 @cache

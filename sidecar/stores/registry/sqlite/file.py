@@ -1,4 +1,4 @@
-"""The registry's SQLite file: opened with the durability and the guards that the registry promises."""
+"""Creating, checking, opening and migrating the registry's SQLite file."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ BUSY_TIMEOUT_S = 5.0
 """How long one process waits for another to finish its transaction; transactions last milliseconds."""
 
 SQLITE_MAGIC = b"SQLite format 3\0"
-TRACES = ("-wal", "-shm", "-journal", ".key")
-"""What stands beside a registry: SQLite's own files, and the key that is made at the first start."""
+COMPANION_SUFFIXES = ("-wal", "-shm", "-journal", ".key")
+"""Suffixes of the files beside a registry: SQLite's own, and the key created at the first start."""
 
 Connect: TypeAlias = Callable[[Path], sqlite3.Connection]
 
 _PRAGMAS = (
-    "PRAGMA synchronous = FULL",  # a commit is on disk when it returns: WAL alone would sync at checkpoints
+    "PRAGMA synchronous = FULL",  # sync at each commit, not only at checkpoints
     "PRAGMA foreign_keys = ON",
-    "PRAGMA recursive_triggers = ON",  # else REPLACE would delete rows past the triggers
-    "PRAGMA secure_delete = ON",  # webhook secrets that ended leave no trace in free pages
+    "PRAGMA recursive_triggers = ON",  # else REPLACE would delete rows without running the triggers
+    "PRAGMA secure_delete = ON",  # erase deleted webhook secrets from free pages
     "PRAGMA cell_size_check = ON",
     "PRAGMA journal_size_limit = 67108864",
 )
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection in which transactions begin and end only as told."""
+    """Connect without implicit transactions."""
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, cached_statements=256)
 
 
 def open_database(path: Path, connect: Connect = connect) -> sqlite3.Connection:
     """
-    Open the registry file at *path*; a new one is created with mode 0600, an older one is migrated.
+    Open the registry file at *path*; a new file is created with mode 0600, an older one is migrated.
 
     Raises:
-        RegistryUnavailableError: it cannot be opened, or others may read it.
-        RegistryDamagedError: it is not a registry, it is one of a later version of the program, or it was
-            lost: files beside it show that there was one.
+        RegistryUnavailableError: the file cannot be opened, or other users may read it. RegistryDamagedError:
+        the file is not a registry, was written by a later version, or is missing although
+            files beside it show that a registry existed.
     """
     if not _exists(path):
-        _require_no_traces(path)
+        _require_no_leftovers(path)
         _create(path, connect)
-    _require_sound(path)
+    _require_registry(path)
     try:
         database = connect(path)
     except sqlite3.Error as error:
@@ -63,22 +63,22 @@ def open_database(path: Path, connect: Connect = connect) -> sqlite3.Connection:
 
 def check_file(path: Path) -> None:
     """
-    Raise what `open_database` would raise for *path*; nothing is created, migrated or written.
+    Raise the error that `open_database` would raise for *path*; create, migrate and write nothing.
 
     Raises:
         RegistryUnavailableError, RegistryDamagedError: as `open_database`.
     """
     if not _exists(path):
-        _require_no_traces(path)
+        _require_no_leftovers(path)
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise RegistryUnavailableError(
-                f"registry {path} cannot be created: this user may not write its folder; change the folder's"
-                " owner or mode"
+                f"registry {path} cannot be created: this user may not write to its folder; change the"
+                " folder's owner or mode"
             )
         return
-    _require_sound(path)
+    _require_registry(path)
     try:
-        # Read-only, SQLite would leave a '-wal' and a '-shm' beside a file that nobody has open.
+        # Unless immutable, SQLite would leave '-wal' and '-shm' files beside a file that is not open.
         is_open = path.with_name(f"{path.name}-wal").exists()
         uri = f"{path.absolute().as_uri()}?mode=ro{'' if is_open else '&immutable=1'}"
         database = sqlite3.connect(uri, timeout=BUSY_TIMEOUT_S, uri=True)
@@ -90,19 +90,19 @@ def check_file(path: Path) -> None:
 
 
 class FileWatch:
-    """Notices that the file of an open registry was truncated, removed or replaced: changes would be lost."""
+    """Detects that the file of an open registry was truncated, removed or replaced: changes would be lost."""
 
     def __init__(self, path: Path) -> None:
-        """Remember which file is at *path* now."""
+        """Store the identity of the file at *path*."""
         self._path = path
         self._identity = _identity(path)
 
     def check(self) -> None:
         """
-        Look at the file; one that cannot be looked at now counts as unchanged.
+        Check the file; a temporary error of stat counts as unchanged.
 
         Raises:
-            RegistryDamagedError: it is not the file that was opened, or it is empty.
+            RegistryDamagedError: the file was removed, replaced or emptied.
         """
         try:
             status = self._path.stat()
@@ -123,7 +123,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _closing_on_error(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Close *database* where something fails, and say which file it was."""
+    """Close *database* on an error, and name the file in the error."""
     try:
         yield
     except sqlite3.Error as error:
@@ -139,7 +139,7 @@ def _closing_on_error(database: sqlite3.Connection, path: Path) -> Iterator[None
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is a file; its folder must be there."""
+    """Whether the file exists; its folder must exist."""
     try:
         path.stat()
     except FileNotFoundError as error:
@@ -153,19 +153,19 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _require_no_traces(path: Path) -> None:
-    """A registry that is gone leaves files beside it: no new one is created in its place."""
-    for suffix in TRACES:
+def _require_no_leftovers(path: Path) -> None:
+    """Refuse to create a new registry beside files of a lost one."""
+    for suffix in COMPANION_SUFFIXES:
         trace = path.with_name(f"{path.name}{suffix}")
         if trace.exists():
             raise RegistryDamagedError(
-                f"registry {path} is missing, and {trace.name} beside it shows that there was one: restore a"
+                f"registry {path} is missing, but {trace.name} beside it shows that it existed: restore a"
                 f" backup; to create a new registry instead, move {trace.name} away"
             )
 
 
 def _create(path: Path, connect: Connect) -> None:
-    """Create the file whole or not at all: an empty one is always a lost one."""
+    """Create the file atomically, so that an empty file always means a lost registry."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -175,7 +175,7 @@ def _create(path: Path, connect: Connect) -> None:
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 _prepare(database, path)
             database.close()
-            with suppress(FileExistsError):  # another process was first: its registry is the one
+            with suppress(FileExistsError):  # another process has created the registry: use that one
                 os.link(draft, path)
         finally:
             draft.unlink()
@@ -183,14 +183,14 @@ def _create(path: Path, connect: Connect) -> None:
         raise RegistryUnavailableError(f"registry {path} cannot be created: {error.strerror}") from error
 
 
-def _require_sound(path: Path) -> None:
+def _require_registry(path: Path) -> None:
     """
-    Check that nobody else can read the file, and that it begins as a registry does.
+    Check that other users cannot read the file, and that it is a SQLite file.
 
-    It holds digests and sealed secrets. SQLite takes an empty file for a new database.
+    The file contains digests and sealed secrets. SQLite would accept an empty file as a new database.
     """
     try:
-        # Asked first, because opening a pipe would wait for its reader.
+        # Checked before opening, because opening a pipe would wait for its reader.
         if not stat.S_ISREG(path.stat().st_mode):
             raise RegistryDamagedError(f"registry {path} is not a regular file: name another file")
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -203,17 +203,16 @@ def _require_sound(path: Path) -> None:
         raise RegistryUnavailableError(f"registry {path} cannot be opened: {error.strerror}") from error
     if mode & 0o077:
         raise RegistryUnavailableError(
-            f"registry {path} has mode {mode:04o}, so others could read or change it: run chmod 600 {path}"
+            f"registry {path} has mode {mode:04o}, so other users can read or change it: run chmod 600 {path}"
         )
     if not begin:
         raise RegistryDamagedError(
-            f"registry {path} is empty (0 bytes), so what it held is lost: restore a backup; to create a new"
-            " registry instead, remove the file and what is beside it"
+            f"registry {path} is empty (0 bytes), so its content is lost: restore a backup; to create a new"
+            " registry instead, remove the file and those beside it"
         )
     if begin != SQLITE_MAGIC:
         raise RegistryDamagedError(
-            f"registry {path} cannot be used: it does not begin as a SQLite file; restore a backup, or name"
-            " another file"
+            f"registry {path} cannot be used: it is not a SQLite file; restore a backup, or name another file"
         )
 
 
@@ -226,9 +225,9 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
 
 def _switch_to_wal(database: sqlite3.Connection) -> None:
     """
-    Switch the journal to WAL, which is kept in the file.
+    Switch the journal to WAL, which the file stores.
 
-    Two processes that make the file at the same moment get 'locked' here without SQLite waiting for it.
+    If two processes create the file at the same time, SQLite reports 'locked' here without waiting.
     """
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
@@ -242,7 +241,7 @@ def _switch_to_wal(database: sqlite3.Connection) -> None:
 
 
 def _migrate(database: sqlite3.Connection, path: Path) -> None:
-    """Bring the file to the present version, each step whole or absent."""
+    """Migrate the file to the current version, each step in one transaction."""
     while True:
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -265,11 +264,11 @@ def _version(database: sqlite3.Connection, path: Path) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
         raise RegistryDamagedError(
-            f"{path} is a SQLite file, but not of a registry: name another file, or restore a backup"
+            f"{path} is a SQLite file, but not a registry: name another file, or restore a backup"
         )
     if version > len(MIGRATIONS):
         raise RegistryDamagedError(
-            f"registry {path} has version {version}, which is later than this program knows"
-            f" ({len(MIGRATIONS)}): run the program that made it, or a later one"
+            f"registry {path} has version {version}; this sidecar supports versions up to {len(MIGRATIONS)}:"
+            " run the sidecar version that wrote the file, or a later one"
         )
     return int(version)

@@ -1,12 +1,12 @@
-"""Idempotency keys in the registry file: for a day, and at most so many."""
+"""Idempotency keys in the registry file, kept for a day and up to a maximum number."""
 
 from __future__ import annotations
 
 import sqlite3
 
 from sidecar.domain.changes import ChangeContext
-from sidecar.domain.refusals import Code, refusal
 from sidecar.domain.roles import Actor
+from sidecar.stores.registry.base import idempotency_mismatch
 from sidecar.stores.registry.protocol import IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_LIFETIME_US
 
 
@@ -14,10 +14,10 @@ def find_result(
     database: sqlite3.Connection, actor: Actor, context: ChangeContext, now_us: int
 ) -> str | None:
     """
-    The result that this administrator's key stands for; None = it is a new key, or there is none.
+    The earlier result for this administrator's idempotency key; None = a new key, or no key.
 
     Raises:
-        ConflictError: it stands for another request.
+        ConflictError: the key was used for another request.
     """
     if not context.idempotency_key:
         return None
@@ -29,19 +29,14 @@ def find_result(
         return None
     fingerprint, result = found
     if fingerprint != context.fingerprint:
-        raise refusal(
-            Code.IDEMPOTENCY_MISMATCH,
-            "idempotency_key",
-            "this idempotency key was used for a different request",
-            "send a fresh key with each new request, and the same one only to repeat it",
-        )
+        raise idempotency_mismatch()
     return str(result)
 
 
 def keep_result(
     database: sqlite3.Connection, actor: Actor, context: ChangeContext, result: str, now_us: int
 ) -> None:
-    """Keep *result* under the key; keys that are too old, and the oldest of too many, make way."""
+    """Store *result* under the key; delete expired keys, and the oldest beyond the maximum number."""
     database.execute("DELETE FROM idempotency WHERE at_us <= ?", (now_us - IDEMPOTENCY_LIFETIME_US,))
     database.execute(
         "DELETE FROM idempotency WHERE (actor, key) IN (SELECT actor, key FROM idempotency"

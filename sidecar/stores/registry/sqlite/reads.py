@@ -1,4 +1,4 @@
-"""Reading the registry file: each function is one statement or a few, in the caller's transaction if any."""
+"""Reading the registry file; each function runs in the caller's transaction, if any."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from sidecar.domain.accounts import Administrator, parse_administrator
 from sidecar.domain.audit import AuditFormatError, ChainHead, StoredEntry, empty_chain, parse_entry
@@ -16,7 +15,7 @@ from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
 from sidecar.domain.records import from_stored, record_digest
-from sidecar.stores.registry.base import bad_cursor, require_limit
+from sidecar.stores.registry.base import FoundRecord, bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     CHANGES_MAX,
     PAGE_MAX,
@@ -40,15 +39,8 @@ from sidecar.stores.registry.sqlite.derived import integration_problems
 
 _RECORDS_PER_TURN = 10
 _PAUSE_S = 0.000_05
-"""Long enough to leave the processor: a thread that only gives the interpreter up is often back first."""
+"""Long enough for a thread switch: a thread that only releases the GIL often gets it back first."""
 _SUBJECTS = (("administrator:", "administrators", "''"), ("integration:", "integrations", "status"))
-
-
-class FoundRecord(NamedTuple):
-    """A record as found; of a deleted integration what is kept of it."""
-
-    record: Integration
-    is_deleted: bool
 
 
 def head(database: sqlite3.Connection) -> ChainHead:
@@ -67,7 +59,7 @@ def head(database: sqlite3.Connection) -> ChainHead:
 
 
 def revision(database: sqlite3.Connection) -> Revision:
-    """The sequence of the latest audit entry: every change has one."""
+    """The sequence of the latest audit entry, which every change has."""
     (sequence,) = database.execute("SELECT coalesce(max(sequence), 0) FROM audit").fetchone()
     return Revision((sequence,))
 
@@ -100,15 +92,15 @@ def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationP
 
 
 def load_all(database: sqlite3.Connection) -> RegistryView:
-    """Every integration, and the revision that they are at."""
+    """All integrations and their revision."""
     rows = database.execute(
         "SELECT record FROM integrations WHERE status != 'deleted' ORDER BY id"
     ).fetchall()
-    return RegistryView(revision(database), tuple(_parse_politely(row[0] for row in rows)))
+    return RegistryView(revision(database), tuple(_parse_with_pauses(row[0] for row in rows)))
 
 
 def changes_since(database: sqlite3.Connection, since: Revision) -> Changes:
-    """The integrations whose latest change came after *since*, in the order of those changes."""
+    """The integrations whose latest change is after *since*, in the order of those changes."""
     latest = revision(database)
     if len(since.sequences) != 1 or since.sequences[0] > latest.sequences[0]:
         return Changes(latest, is_reset=True)
@@ -120,14 +112,14 @@ def changes_since(database: sqlite3.Connection, since: Revision) -> Changes:
     rows = rows[:CHANGES_MAX]
     return Changes(
         Revision((rows[-1][2],)) if has_more else latest,
-        records=tuple(_parse_politely(row[3] for row in rows if row[1] != "deleted")),
+        records=tuple(_parse_with_pauses(row[3] for row in rows if row[1] != "deleted")),
         deleted=tuple(row[0] for row in rows if row[1] == "deleted"),
         has_more=has_more,
     )
 
 
 def audit_page(database: sqlite3.Connection, query: AuditQuery) -> AuditPage:
-    """One page of the audit log; without filters the query reads nothing but the key, digest and body."""
+    """One page of the audit log; without filters the query reads only the key, digest and body."""
     require_limit(query.limit)
     if query.after and not (query.after.isascii() and query.after.isdecimal() and len(query.after) <= 16):
         raise bad_cursor()
@@ -145,7 +137,7 @@ def audit_page(database: sqlite3.Connection, query: AuditQuery) -> AuditPage:
 
 
 def _conditions(query: AuditQuery) -> tuple[list[str], list[object]]:
-    """Conditions in fixed words, and the values that go into their places."""
+    """SQL conditions with placeholders, and the values for the placeholders."""
     wanted: list[tuple[str, object]] = [
         (f"{column} = ?", value)
         for column, value in (("subject", query.subject), ("actor", query.actor), ("action", query.action))
@@ -161,7 +153,7 @@ def _conditions(query: AuditQuery) -> tuple[list[str], list[object]]:
 
 
 def record_proofs(database: sqlite3.Connection, after: str) -> tuple[RecordProof, ...]:
-    """Proofs of administrators' accounts and of integrations, in order of their subjects."""
+    """Proofs of administrators' accounts and of integrations, ordered by subject."""
     proofs: list[RecordProof] = []
     for prefix, table, status in _SUBJECTS:
         if after >= prefix and not after.startswith(prefix):
@@ -178,7 +170,7 @@ def record_proofs(database: sqlite3.Connection, after: str) -> tuple[RecordProof
 
 
 def webhook_secrets(database: sqlite3.Connection, integration_id: str) -> tuple[SealedSecret, ...]:
-    """The sealed secrets that are kept, in the order of the record."""
+    """The sealed webhook secrets, in the order of the record."""
     found = record_of(database, integration_id)
     sealed = dict(
         database.execute(
@@ -199,7 +191,7 @@ def last_uses(database: sqlite3.Connection, integration_id: str) -> Mapping[str,
 
 
 def addresses_seen(database: sqlite3.Connection, integration_id: str, now_us: int) -> tuple[Address, ...]:
-    """The addresses seen in the last hour, the latest first."""
+    """The addresses seen in the last hour, newest first."""
     rows = database.execute(
         "SELECT address FROM addresses_seen WHERE integration_id = ? AND at_us > ?"
         " ORDER BY at_us DESC, address LIMIT ?",
@@ -211,7 +203,7 @@ def addresses_seen(database: sqlite3.Connection, integration_id: str, now_us: in
 def refused_callers(
     database: sqlite3.Connection, integration_id: str, now_us: int
 ) -> tuple[RefusedCaller, ...]:
-    """The callers that the allowlist refused lately, the latest first."""
+    """The callers that the allowlist refused within `REFUSED_WINDOW_US`, newest first."""
     rows = database.execute(
         "SELECT integration_id, credential_id, address, at_us FROM refused_callers"
         " WHERE integration_id = ? AND at_us > ? ORDER BY at_us DESC, address, credential_id LIMIT ?",
@@ -235,13 +227,13 @@ def administrator(database: sqlite3.Connection, administrator_id: str) -> Admini
 
 
 def administrators(database: sqlite3.Connection) -> tuple[Administrator, ...]:
-    """Every account, in order of the ids."""
+    """Every account, ordered by id."""
     rows = database.execute("SELECT record FROM administrators ORDER BY id")
     return tuple(_parse_account(row[0]) for row in rows)
 
 
 def token_holder(database: sqlite3.Connection, token_id: str) -> Administrator | None:
-    """The account that a token id was ever given to."""
+    """The account that a token id was issued to."""
     found = database.execute(
         "SELECT record FROM administrators WHERE id = (SELECT administrator_id FROM token_ids WHERE id = ?)",
         (token_id,),
@@ -250,7 +242,7 @@ def token_holder(database: sqlite3.Connection, token_id: str) -> Administrator |
 
 
 def live_sidecars(database: sqlite3.Connection, now_us: int) -> tuple[LiveSidecar, ...]:
-    """The sidecars that announced themselves lately."""
+    """The sidecars that announced themselves within `SIDECAR_LIFETIME_US`."""
     rows = database.execute(
         "SELECT id, revision, seen_at_us FROM sidecars WHERE seen_at_us > ? ORDER BY id",
         (now_us - SIDECAR_LIFETIME_US,),
@@ -276,12 +268,12 @@ def _parse_account(text: str) -> Administrator:
         ) from error
 
 
-def _parse_politely(texts: Iterable[str]) -> Iterator[Integration]:
+def _parse_with_pauses(texts: Iterable[str]) -> Iterator[Integration]:
     """
-    Parse many records; between them the event loop's thread gets its turn at the interpreter.
+    Parse many records with pauses in which the event loop's thread can run.
 
-    For what a process that decides asks for. Lists are asked for where the admin API is, and the timers
-    of such pauses would disturb other processes for nothing.
+    Used only for reads of processes that also decide. Lists are read by the admin API's process, where the
+    timers of these pauses would only disturb other processes.
     """
     for count, text in enumerate(texts, 1):
         yield _parse(text)

@@ -54,14 +54,14 @@ Result = TypeVar("Result")
 
 class SqliteRegistry(WatchedRegistry):
     """
-    See `Registry`. One chain, one partition; changes of this process are told at once, those of other
-    processes within the poll interval.
+    See `Registry`. There is one chain and one partition. Waiting callers get changes of this process at once,
+    those of other processes within the poll interval.
     """
 
     def __init__(
         self, path: Path, lifecycle: Lifecycle, clock_us: Callable[[], int], timeout_s: float
     ) -> None:
-        """Use `SqliteRegistry.open`."""
+        """Use `SqliteRegistry.open` instead."""
         super().__init__()
         self.path = path
         self._lifecycle = lifecycle
@@ -82,19 +82,19 @@ class SqliteRegistry(WatchedRegistry):
         connect: Connect = connect,
     ) -> SqliteRegistry:
         """
-        Open the registry in the file at *path*; a new file is made, an older one is migrated.
+        Open the registry in the file at *path*; a new file is created, an older one is migrated.
 
         Args:
             path: the file; its folder must exist.
             lifecycle: the rules of changes.
-            clock_us: the time, read once a change.
+            clock_us: the clock, read once per change.
             timeout_s: the deadline of each call.
-            queue_max: calls that may wait.
-            poll_interval_s: how often other processes' changes are looked for, while someone waits.
-            connect: how the file is connected to.
+            queue_max: maximum number of waiting calls.
+            poll_interval_s: how often to check for changes of other processes while a caller waits for them.
+            connect: opens the connection.
 
         Raises:
-            RegistryError: the file cannot be used; the message says why.
+            RegistryError: the file cannot be used.
         """
         registry = cls(path, lifecycle, clock_us, timeout_s)
         registry._thread = SqliteThread(
@@ -110,7 +110,7 @@ class SqliteRegistry(WatchedRegistry):
         )
 
     async def apply_many(self, requests: Sequence[ChangeRequest]) -> tuple[Committed | RefusedError, ...]:
-        """See `Registry.apply_many`: one transaction for each `BATCH_MAX` of them."""
+        """See `Registry.apply_many`: one transaction per `BATCH_MAX` changes."""
         require_at_most(len(requests), REQUESTS_MAX, "changes")
         outcomes: list[Committed | RefusedError] = []
         for first in range(0, len(requests), BATCH_MAX):
@@ -223,7 +223,7 @@ class SqliteRegistry(WatchedRegistry):
 
     @property
     def has_replicas(self) -> bool:
-        """See `Registry.has_replicas`: it is one file."""
+        """See `Registry.has_replicas`: always False for a file."""
         return False
 
     def now_us(self) -> int:
@@ -254,7 +254,7 @@ class SqliteRegistry(WatchedRegistry):
     async def _read(self, work: Work[Result]) -> Result:
         return await self._thread.call(work, Durability.READ, self._timeout_s)
 
-    async def _look(self, revision: Revision, is_waiting: bool) -> Changes:
+    async def _read_changes(self, revision: Revision, is_waiting: bool) -> Changes:
         return await self._read(lambda database: reads.changes_since(database, revision))
 
     async def _write(self, work: Work[Result], durability: Durability = Durability.LASTING) -> Result:

@@ -1,15 +1,15 @@
 """
-The tables of the SQLite registry, with the guards that hold whatever program writes to the file.
+The tables of the SQLite registry, and triggers that enforce the rules whatever program writes to the file.
 
-Version by version: `MIGRATIONS[n]` takes a file from version n to n + 1. A published one never changes.
+`MIGRATIONS[n]` migrates a file from version n to n + 1. A published migration never changes.
 """
 
 from __future__ import annotations
 
 APPLICATION_ID = 0x53434152
-"""'SCAR' in the file's header: tells a registry from any other SQLite file."""
+"""'SCAR' in the file's header: identifies a registry among SQLite files."""
 
-# The body is the truth; what is searched for is computed from it, so the two cannot differ.
+# The other columns are computed from the body, so that they cannot differ from it.
 _AUDIT = """
 CREATE TABLE audit (
     sequence   INTEGER PRIMARY KEY,
@@ -23,7 +23,7 @@ CREATE TABLE audit (
 ) STRICT
 """
 
-# Deleted integrations stay, with the status 'deleted': their ids are never used again.
+# Deleted integrations are kept with the status 'deleted': their ids are never used again.
 _INTEGRATIONS = """
 CREATE TABLE integrations (
     id         TEXT PRIMARY KEY,
@@ -38,7 +38,7 @@ CREATE TABLE integrations (
 ) STRICT
 """
 
-# Ids are claimed once, for ever, in the generation that issues them: none can be issued again later.
+# An id is claimed once, in the generation that issues it, so that it can never be issued again.
 _CREDENTIAL_IDS = """
 CREATE TABLE credential_ids (
     id             TEXT PRIMARY KEY,
@@ -182,7 +182,7 @@ _OTHER_DIGEST = """EXISTS (
     WHERE json_extract(known.value, '$.digest') != json_extract(fresh.value, '$.digest')
 )"""
 
-# The rules of docs/administer/lifecycle.md that no program may break, checked where the record is written.
+# The rules of docs/administer/lifecycle.md that no program may break, checked when a record is written.
 _INTEGRATION_GUARDS = (
     _guard("integrations_never_deleted", "BEFORE DELETE ON integrations", "integrations are never deleted"),
     _guard(
@@ -321,4 +321,4 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (_REFUSED_CALLERS, _USES_OF_TOKENS),
 )
-"""The statements of each step; each step is one transaction."""
+"""The statements of each migration; each migration is one transaction."""

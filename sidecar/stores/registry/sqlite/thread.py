@@ -1,8 +1,8 @@
 """
-The one thread that touches the registry file: a bounded queue before it, the event loop never waits.
+The thread that accesses the registry file, with a bounded queue of calls; the event loop never blocks.
 
-Writes that wait together are made in one transaction, each in a savepoint of its own: they share one sync
-of the disk, and each is still whole or absent.
+Writes that wait in the queue are made in one transaction, each in its own savepoint: they share one sync of
+the disk, and each is still atomic.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sidecar.stores.registry.sqlite.file import FileWatch
 from sidecar.stores.registry.sqlite.transactions import Durability, Job, Work, perform
 
 QUEUE_MAX = 1_024
-"""Calls that wait; a busy registry answers thousands a second, so this is well below a second of work."""
+"""Maximum number of waiting calls: well below a second of work at thousands of calls per second."""
 BATCH_MAX = 256
-"""Writes of one transaction: bounds how long other processes wait for the file."""
+"""Maximum number of writes per transaction: bounds how long other processes wait for the file."""
 POLL_INTERVAL_S = 0.1
-"""How often the file is looked at for changes by other processes, while someone waits for changes."""
+"""How often the file is checked for changes of other processes while a caller waits for changes."""
 
 Result = TypeVar("Result")
 
 
 class SqliteThread:
-    """Runs work on the registry file, in the order in which it was asked for."""
+    """Runs work on the registry file, in the order of the calls."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class SqliteThread:
         path: Path | None = None,
     ) -> None:
         """
-        Open the file with *open_database*, in the thread.
+        Open the file with *open_database* in the thread.
 
-        *on_change* is called on the event loop after writes, and when another process has written while
-        `is_watching`. Work is refused once the file at *path* is not the one that was opened.
+        *on_change* is called on the event loop after writes, and while watching after writes of other
+        processes. Calls fail once the file at *path* is no longer the one that was opened.
         """
         self._open = open_database
         self._path = path
@@ -62,17 +62,17 @@ class SqliteThread:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._turn = threading.Condition()
         self._jobs: deque[Job[Any]] = deque()  # guarded by _turn, as is all below
-        self._in_hand: list[Job[Any]] = []
+        self._running: list[Job[Any]] = []
         self._is_closing = False
         self._is_watching = False
         self._fault: Exception | None = None
 
     async def start(self) -> None:
         """
-        Open the file.
+        Start the thread, which opens the file.
 
         Raises:
-            RegistryError: it cannot be opened.
+            RegistryError: the file cannot be opened.
         """
         threading.Thread(target=self._run, name="registry", daemon=True).start()
         await self._opened
@@ -82,7 +82,7 @@ class SqliteThread:
         Run *work* in the thread.
 
         Raises:
-            RegistryError: closed, overloaded, timed out, or the file failed.
+            RegistryError: the registry is closed or overloaded, the call timed out, or the file failed.
         """
         job: Job[Result] = Job(work, durability, self._loop.create_future())
         with self._turn:
@@ -90,7 +90,7 @@ class SqliteThread:
                 raise self._closed()
             if len(self._jobs) >= self._queue_max:
                 raise RegistryOverloadedError(
-                    f"{self._queue_max} registry calls are waiting: try again later"
+                    f"too many registry calls are waiting (limit {self._queue_max}); retry later"
                 )
             self._jobs.append(job)
             self._turn.notify()
@@ -105,13 +105,13 @@ class SqliteThread:
             ) from None
 
     def watch(self, is_watching: bool) -> None:
-        """Say whether someone waits for changes, so that other processes' ones are looked for."""
+        """Start or stop checking for changes of other processes."""
         with self._turn:
             self._is_watching = is_watching
             self._turn.notify()
 
     async def close(self, timeout_s: float) -> None:
-        """Finish what waits, close the file and end the thread."""
+        """Finish the waiting calls, close the file and end the thread."""
         with self._turn:
             self._is_closing = True
             self._turn.notify()
@@ -121,18 +121,18 @@ class SqliteThread:
     def _run(self) -> None:
         try:
             database = self._open()
-        except BaseException as error:  # whatever it is, `start` must hear of it
-            self._post(_settle, self._opened, None, error)
+        except BaseException as error:  # `start` raises it
+            self._post(_resolve, self._opened, None, error)
             return
-        self._post(_settle, self._opened, None, None)
+        self._post(_resolve, self._opened, None, None)
         try:
             self._work(database)
-        except Exception as error:  # every call from here on tells of it
+        except Exception as error:  # every later call reports it
             self._fault = error
         finally:
             database.close()
-            self._let_everyone_go()
-            self._post(_settle, self._ended, None, None)
+            self._fail_remaining()
+            self._post(_resolve, self._ended, None, None)
 
     def _work(self, database: sqlite3.Connection) -> None:
         seen = _data_version(database)
@@ -150,13 +150,13 @@ class SqliteThread:
             seen = now_seen
 
     def _next_jobs(self) -> list[Job[Any]] | None:
-        """The next job, or the writes that wait together; [] = time to look, None = the end."""
+        """The next read, or all waiting writes; [] = check for changes, None = closing."""
         with self._turn:
             if not self._jobs and not self._is_closing:
                 self._turn.wait(self._poll_interval_s if self._is_watching else None)
             if not self._jobs:
                 return None if self._is_closing else []
-            jobs = self._in_hand = [self._take()]
+            jobs = self._running = [self._take()]
             durability = jobs[0].durability
             while durability is not Durability.READ and len(jobs) < BATCH_MAX:
                 if not self._jobs or self._jobs[0].durability is not durability:
@@ -169,11 +169,11 @@ class SqliteThread:
         job.has_begun = True
         return job
 
-    def _let_everyone_go(self) -> None:
-        """However the thread ended, nobody is left waiting for it, and nobody can begin to."""
+    def _fail_remaining(self) -> None:
+        """Fail all unfinished calls and refuse new ones, because the thread ends."""
         with self._turn:
             self._is_closing = True
-            jobs = [*self._in_hand, *self._jobs]
+            jobs = [*self._running, *self._jobs]
             self._jobs.clear()
         for job in jobs:
             if job.outcome is None:
@@ -184,20 +184,20 @@ class SqliteThread:
         if self._fault is None:
             return RegistryClosedError("the registry was closed")
         return RegistryUnavailableError(
-            f"the registry's file failed for good ({self._fault}): restart the sidecar"
+            f"the registry file failed ({self._fault}) and stays closed: restart the sidecar"
         )
 
     def _deliver(self, jobs: list[Job[Any]]) -> None:
         for job in jobs:
             if isinstance(job.outcome, BaseException):
-                _settle(job.future, None, job.outcome)
+                _resolve(job.future, None, job.outcome)
             else:
-                _settle(job.future, job.outcome, None)
+                _resolve(job.future, job.outcome, None)
 
     def _post(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop was closed: nobody is left to hear of it
+        except RuntimeError:  # the loop was closed: no caller waits any more
             return
 
 
@@ -207,7 +207,7 @@ def _data_version(database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is not None:

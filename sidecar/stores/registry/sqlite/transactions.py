@@ -1,4 +1,4 @@
-"""Pieces of work on the registry file, and the transactions they run in."""
+"""Calls that access the registry file, and the transactions they run in."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Work: TypeAlias = Callable[[sqlite3.Connection], Result]
 
 
 class Durability(Enum):
-    """How a piece of work is run."""
+    """How a call runs."""
 
     READ = "read"
-    """In a transaction that sees one moment."""
+    """A read in a transaction."""
     LASTING = "lasting"
-    """A write that is on disk when it returns."""
+    """A write that is on disk when the call returns."""
     LAX = "lax"
-    """A write that a power cut may undo; it can never damage the file."""
+    """A write that a power failure may undo; it cannot damage the file."""
 
 
 class Job(Generic[Result]):
-    """One call: its work, and what came of it: a result, or what to raise."""
+    """One call: its work and its outcome, a result or an exception."""
 
     __slots__ = ("durability", "future", "has_begun", "outcome", "work")
 
@@ -45,15 +45,15 @@ class Job(Generic[Result]):
 
 
 class _CommitError(sqlite3.OperationalError):
-    """The commit itself failed: whether it is on disk, only reopening the file can tell."""
+    """The commit failed: the write may be on disk."""
 
 
 def perform(database: sqlite3.Connection, jobs: list[Job[Any]]) -> bool:
     """
-    Run *jobs*, all of one durability, in one transaction, and keep what came of each.
+    Run *jobs*, all of one durability, in one transaction, and set the outcome of each.
 
     Returns:
-        True when something may have been written.
+        True if the file may have been written.
     """
     live = [job for job in jobs if not job.future.cancelled()]
     durability = jobs[0].durability
@@ -72,13 +72,13 @@ def perform(database: sqlite3.Connection, jobs: list[Job[Any]]) -> bool:
 
 def in_savepoint(database: sqlite3.Connection, work: Work[Result]) -> Result | BaseException:
     """
-    Run *work* within the present transaction so that it is whole, or absent when it raises.
+    Run *work* atomically within the current transaction.
 
     Returns:
-        Its result, or what it raised.
+        Its result, or the exception that it raised and that undid its writes.
 
     Raises:
-        sqlite3.Error: the file itself failed; the whole transaction must be rolled back.
+        sqlite3.Error: the file failed; the whole transaction must be rolled back.
     """
     database.execute("SAVEPOINT work")
     outcome = _attempt(work, database)
@@ -107,26 +107,27 @@ def _write(database: sqlite3.Connection, jobs: list[Job[Any]], durability: Durab
 
 
 def _attempt(work: Work[Result], database: sqlite3.Connection) -> Result | BaseException:
-    """Run *work*; what it raises is its outcome, unless the file itself failed."""
+    """Run *work* and return its result or exception; an error of the file is raised."""
     try:
         return work(database)
     except (RefusedError, RegistryError) as error:
         return error
     except sqlite3.IntegrityError as error:
         return RegistryDamagedError(
-            f"a guard of the registry file refused the change ({error}): verify the audit log, and report it"
+            f"a trigger of the registry file refused the change ({error}): verify the audit log, and report"
+            " a bug"
         )
     except sqlite3.Error:
         raise
     except Exception as error:
-        # A fault of the program must reach its caller, and must not end the thread.
+        # A bug must reach the caller and must not end the thread.
         return error
 
 
 def _failure(error: sqlite3.Error) -> RegistryError:
     kind = RegistryUnavailableError if isinstance(error, sqlite3.OperationalError) else RegistryDamagedError
     return kind(
-        f"the registry file failed ({error}): look at the disk and its space, and at processes that hold it",
+        f"the registry file failed ({error}): check the disk, its free space, and processes that lock it",
         may_have_happened=isinstance(error, _CommitError),
     )
 

@@ -1,4 +1,4 @@
-"""Writing to the registry file: each function runs inside the transaction that its caller began."""
+"""Writing to the registry file; each function runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidecar.domain.changes import (
 from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
-from sidecar.domain.refusals import Code, refusal
+from sidecar.stores.registry.base import token_id_used
 from sidecar.stores.registry.derived import search_text
 from sidecar.stores.registry.protocol import (
     REFUSED_MAX,
@@ -50,10 +50,10 @@ def change(
     database: sqlite3.Connection, lifecycle: Lifecycle, request: ChangeRequest, now_us: int
 ) -> Committed:
     """
-    Make one change: read, decide and write within the caller's transaction.
+    Make one change: read, plan and write within the caller's transaction.
 
     Raises:
-        RefusedError: nothing was written that the caller's rollback does not undo.
+        RefusedError: the caller must roll back.
     """
     holder = reads.administrator(database, request.actor.id)
     kept = find_result(database, confirm(request.actor, holder, now_us), request.context, now_us)
@@ -75,7 +75,7 @@ def change(
 def change_many(
     database: sqlite3.Connection, lifecycle: Lifecycle, requests: Sequence[ChangeRequest], now_us: int
 ) -> tuple[Committed | BaseException, ...]:
-    """Make each change in a savepoint of its own: whole, or what it raised."""
+    """Make each change in its own savepoint; return its result or exception."""
     return tuple(
         in_savepoint(database, partial(change, lifecycle=lifecycle, request=request, now_us=now_us))
         for request in requests
@@ -85,14 +85,14 @@ def change_many(
 def preview(
     database: sqlite3.Connection, lifecycle: Lifecycle, request: ChangeRequest, now_us: int
 ) -> Outcome:
-    """What `change` would do; reads only."""
+    """The outcome that `change` would have; reads only."""
     outcome = plan(lifecycle, current(database, request, now_us), request, now_us).outcome
     _require_unclaimed(database, outcome.claims)
     return outcome
 
 
 def current(database: sqlite3.Connection, request: ChangeRequest, now_us: int) -> Current:
-    """What the registry knows for this change."""
+    """The stored state that this change is planned on."""
     integration_id = request.command.integration_id
     found = reads.record_of(database, integration_id)
     return Current(
@@ -106,10 +106,10 @@ def current(database: sqlite3.Connection, request: ChangeRequest, now_us: int) -
 
 def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int) -> AdminCommitted:
     """
-    Make one change of the administrators within the caller's transaction.
+    Make one change of administrators within the caller's transaction.
 
     Raises:
-        RefusedError: nothing was written that the caller's rollback does not undo.
+        RefusedError: the caller must roll back.
     """
     directory = {administrator.id: administrator for administrator in reads.administrators(database)}
     actor = request.actor
@@ -130,7 +130,7 @@ def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int)
 
 
 def record_uses(database: sqlite3.Connection, uses: Sequence[CredentialUse]) -> None:
-    """Note the latest use of each credential and the addresses of each integration, both bounded."""
+    """Record the latest use of each credential and the addresses of each integration, both bounded."""
     database.executemany(
         "INSERT INTO credential_uses (integration_id, credential_id, at_us, address)"
         " SELECT integration_id, id, ?2, ?3 FROM credential_ids WHERE id = ?1 AND integration_id = ?4"
@@ -154,7 +154,7 @@ def record_uses(database: sqlite3.Connection, uses: Sequence[CredentialUse]) -> 
 
 
 def record_refusals(database: sqlite3.Connection, refusals: Sequence[RefusedCaller]) -> None:
-    """Note the latest refused callers of each integration, of which a bounded number is kept."""
+    """Record refused callers; keep the `REFUSED_MAX` latest of each integration."""
     database.executemany(
         "INSERT INTO refused_callers (integration_id, credential_id, address, at_us)"
         " SELECT id, ?2, ?3, ?4 FROM integrations WHERE id = ?1"
@@ -171,7 +171,7 @@ def record_refusals(database: sqlite3.Connection, refusals: Sequence[RefusedCall
 
 
 def record_token_uses(database: sqlite3.Connection, uses: Sequence[TokenUse]) -> None:
-    """Note the latest use of each token; of tokens that ended long ago it is forgotten."""
+    """Record the latest use of each token; keep the `TOKEN_USES_MAX` latest."""
     database.executemany(
         "INSERT INTO token_uses (token_id, at_us, source) SELECT id, ?2, ?3 FROM token_ids WHERE id = ?1"
         " ON CONFLICT DO UPDATE SET at_us = excluded.at_us, source = excluded.source"
@@ -186,7 +186,7 @@ def record_token_uses(database: sqlite3.Connection, uses: Sequence[TokenUse]) ->
 
 
 def announce(database: sqlite3.Connection, sidecar_id: str, revision: Revision, now_us: int) -> None:
-    """Note that a sidecar is alive; forget those that are not."""
+    """Record that a sidecar is alive; delete those that are not."""
     database.execute("DELETE FROM sidecars WHERE seen_at_us < ?", (now_us - SIDECAR_LIFETIME_US,))
     database.execute(
         "INSERT INTO sidecars (id, revision, seen_at_us) SELECT ?1, ?2, ?3"
@@ -205,7 +205,7 @@ def _append(database: sqlite3.Connection, entry: AuditEntry) -> None:
 
 
 def _claim(database: sqlite3.Connection, outcome: Outcome) -> None:
-    """Take credential ids that were never used, for ever."""
+    """Claim credential ids, which must never have been issued."""
     _require_unclaimed(database, outcome.claims)
     database.executemany(
         "INSERT INTO credential_ids (id, integration_id, generation) VALUES (?, ?, ?)",
@@ -224,7 +224,7 @@ def _put_record(database: sqlite3.Connection, outcome: Outcome, stored: str, ent
     status = "deleted" if outcome.is_deleted else record.status.value
     values = (status, record.generation, entry.sequence, search_text(record), stored, record.id)
     if record.generation == 1:
-        # No upsert: it would run the guards of INSERT on an UPDATE.
+        # Not an upsert, which would run the triggers of INSERT on an UPDATE.
         database.execute(
             "INSERT INTO integrations (status, generation, sequence, search, record, id)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -239,7 +239,7 @@ def _put_record(database: sqlite3.Connection, outcome: Outcome, stored: str, ent
 
 
 def _put_secrets(database: sqlite3.Connection, outcome: Outcome) -> None:
-    """Keep new webhook secrets, and let go of those that the record no longer names."""
+    """Store new webhook secrets, and delete those that the record no longer names."""
     record = outcome.record
     database.executemany(
         "INSERT INTO webhook_secrets (integration_id, id, sealed) VALUES (?, ?, ?)",
@@ -258,12 +258,7 @@ def _put_administrator(
     administrator = outcome.administrator
     for token_id in outcome.claims:
         if database.execute("SELECT 1 FROM token_ids WHERE id = ?", (token_id,)).fetchone():
-            raise refusal(
-                Code.CREDENTIAL_ID_USED,
-                "token",
-                f"token id {token_id!r} was used before",
-                "generate a new token",
-            )
+            raise token_id_used(token_id)
         database.execute(
             "INSERT INTO token_ids (id, administrator_id) VALUES (?, ?)", (token_id, administrator.id)
         )

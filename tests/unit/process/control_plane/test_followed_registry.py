@@ -18,7 +18,7 @@ from sidecar.process import followed_registry
 from sidecar.process.followed_registry import FollowedRegistry
 from sidecar.services.decider import Decider
 from sidecar.stores.clocks import wall_clock_us
-from sidecar.stores.registry.live import REACHES_MAX
+from sidecar.stores.registry.live import WAITS_MAX
 from sidecar.stores.registry.protocol import RegistryView
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import ID, LIFECYCLE, create, request
@@ -126,7 +126,7 @@ def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async def scene() -> None:
         async with following(tmp_path) as here:
             assert not await here.followed.put_in_force(FAR)
-            assert not here.followed._live._reaches
+            assert not here.followed._live._waits
 
     asyncio.run(scene())
 
@@ -138,10 +138,10 @@ def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) ->
         async with following(tmp_path) as here:
             live = here.followed._live
             await until(lambda: live.is_loaded)
-            waiting = [asyncio.create_task(live.reach(FAR, PATIENCE_S)) for _ in range(REACHES_MAX)]
-            await until(lambda: len(live._reaches) == REACHES_MAX)
-            assert not await live.reach(FAR, PATIENCE_S)
-        assert await asyncio.gather(*waiting) == [False] * REACHES_MAX
+            waiting = [asyncio.create_task(live.wait_for(FAR, PATIENCE_S)) for _ in range(WAITS_MAX)]
+            await until(lambda: len(live._waits) == WAITS_MAX)
+            assert not await live.wait_for(FAR, PATIENCE_S)
+        assert await asyncio.gather(*waiting) == [False] * WAITS_MAX
 
     asyncio.run(scene())
 

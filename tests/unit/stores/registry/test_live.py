@@ -80,7 +80,7 @@ class LiveHarness:
         options = LiveOptions(
             "sidecar-1",
             retry_first_s=0.001,
-            beside=self.work_beside,
+            run_in_thread=self.work_beside,
             clock_us=clock,
             pace_s=pace_s,
             jitter=lambda: 1.0,
@@ -249,7 +249,7 @@ def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path
             await until(lambda: scene.limit() == 5)
             await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
             position = Position(0, (await scene.registry.real.revision()).sequences[0])
-            assert not await scene.live.reach(position, timeout_s=0.05)
+            assert not await scene.live.wait_for(position, timeout_s=0.05)
             assert scene.limit() == 5
             assert await scene.refreshed(3)
             assert scene.limit() == 6
@@ -390,7 +390,7 @@ def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
             scene.registry.held["get"] = asyncio.Event()
             waiting = asyncio.ensure_future(scene.refreshed(7))
             await until(lambda: "get" in scene.registry.asked)
-            task = asyncio.create_task(scene.live._end())
+            task = asyncio.create_task(scene.live.close())
             assert not await waiting
             await task
             assert not scene.live._tasks

@@ -181,7 +181,7 @@ integrations:
     assert list(map(str, registry.warnings)) == [
         "FILE:5: integrations[0] (a).scopes[1]: orders:read is listed more than once",
         "FILE:8: integrations[0] (a).ip_allowlist[1]: 192.0.2.128/25 is already covered by 192.0.2.0/24;"
-        " it can be left out",
+        " remove it",
     ]
 
 

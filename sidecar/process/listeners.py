@@ -1,13 +1,12 @@
 """
-The listeners of a process, whatever protocol they speak: where they listen, from start to drain.
+The listeners of a process, for every protocol: their endpoints, start, TLS reload and drain.
 
-A kind of listener is a key of `listen`. `settings` says which kinds decide, `wiring` what serves each;
-reports, take-over, reload and drain treat all kinds alike.
+A kind of listener is a key of `listen`. `settings` says which kinds decide, `wiring` which server each kind
+has; reports, take-over, reload and drain treat all kinds alike.
 
-Several workers listen on the same TCP ports, each on Unix sockets of its own. A TCP port is shared by
-SO_REUSEPORT (socket(7)); the kernel spreads connections over the workers that listen. The supervisor holds
-each port with a socket that never listens: it gets no connection, but a port that was 0 in the configuration
-stays the same for every worker, also for those started later.
+Workers share TCP ports by SO_REUSEPORT (socket(7)), and the kernel spreads connections over them; each worker
+has its own Unix sockets. The supervisor binds each port without listening: it gets no connections, but port 0
+in the configuration becomes the same port for all workers, including those started later.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from sidecar.transports.listeners import is_served, listen_error, parse_endpoint
 from sidecar.transports.server import Endpoint, ListeningServer
 
 Served: TypeAlias = Mapping[str, tuple[Endpoint, ...]]
-"""Endpoints with their real ports, by kind of listener."""
+"""The served endpoints with their real ports, by kind of listener."""
 
 
 class Listeners:
-    """What one process serves: a server for each kind that has an address."""
+    """The servers of one process, one for each kind of listener that has an address."""
 
     def __init__(self, config: Config, servers: Mapping[str, ListeningServer]) -> None:
-        """Serve with *servers*, by kind; nothing is bound before `start`."""
+        """Serve with *servers*, by kind; bind nothing before `start`."""
         self._servers = {kind: server for kind, server in servers.items() if endpoints(config, kind)}
         self._served: dict[str, tuple[Endpoint, ...]] = {}
 
     @property
     def served(self) -> Served:
-        """Where each kind is served now; kinds without an address have none."""
+        """The endpoints of each kind that are served now."""
         return {kind: self._served.get(kind, ()) for kind in LISTEN_KINDS}
 
     async def start(self, kinds: Iterable[str] = LISTEN_KINDS) -> None:
         """
-        Bind and accept what of *kinds* is not served yet; those that decide come last.
+        Bind the endpoints of *kinds* that are not served yet, and accept; deciding kinds come last.
 
         Raises:
             ListenError: an endpoint cannot be bound or its TLS files cannot be used.
@@ -53,12 +52,12 @@ class Listeners:
                 self._served[kind] = await self._servers[kind].start()
 
     def reload_tls(self) -> None:
-        """Load all TLS files again; those that cannot be used change nothing, which is logged."""
+        """Load all TLS files again; log unusable files and keep the previous ones."""
         for server in self._servers.values():
             server.reload_tls()
 
     async def drain(self, timeout_s: float, kinds: Iterable[str] = LISTEN_KINDS) -> bool:
-        """Stop what of *kinds* is served, within *timeout_s*; False = a call was cut off."""
+        """Drain the listeners of *kinds* within *timeout_s*; False = unfinished calls were aborted."""
         started = [kind for kind in kinds if self._served.pop(kind, None) is not None]
         return all(await asyncio.gather(*(self._servers[kind].drain(timeout_s) for kind in started)))
 
@@ -67,8 +66,8 @@ def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
     """
     The endpoints of `listen.<kind>`, with their TLS files.
 
-    Sidecars that share a store may listen side by side. With buckets of their own they would admit the
-    limits twice.
+    Sidecars with a shared store may share an address. With embedded buckets two sidecars would admit twice
+    the limits, so an endpoint is then exclusive, except during a take-over.
     """
     is_exclusive = config.settings.shared_store is None and not config.takes_over
     return tuple(
@@ -78,22 +77,22 @@ def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
 
 
 def texts_of(served: Served) -> dict[str, list[str]]:
-    """The addresses of each kind, as a person writes them."""
+    """The addresses of each kind, as text."""
     return {kind: list(map(str, each)) for kind, each in served.items()}
 
 
 def read_served(texts: Mapping[str, Iterable[str]]) -> Served:
-    """The endpoints that `texts_of` has written."""
+    """Parse the addresses that `texts_of` returned."""
     return {kind: tuple(map(parse_endpoint, each)) for kind, each in texts.items()}
 
 
 def deciding_kinds(config: Config) -> tuple[str, ...]:
-    """The kinds that decide and have an address in *config*."""
+    """The deciding kinds that have an address in *config*."""
     return tuple(kind for kind in DECIDING_KINDS if endpoints(config, kind))
 
 
 def replaces_another(config: Config, workers: int = 1) -> bool:
-    """Whether another process serves an address of *config*, so that taking it over is to wait."""
+    """Whether another process serves an address of *config*: then be ready before listening."""
     own = (
         own_endpoint(kind, endpoint, index, workers)
         for kind in LISTEN_KINDS
@@ -104,13 +103,13 @@ def replaces_another(config: Config, workers: int = 1) -> bool:
 
 
 def own_endpoint(kind: str, endpoint: Endpoint, index: int, workers: int) -> Endpoint:
-    """Where worker *index* of *workers*, or the supervisor, listens for *endpoint* of `listen.<kind>`."""
+    """The endpoint on which worker *index*, or the supervisor, serves *endpoint* of `listen.<kind>`."""
     return worker_endpoint(endpoint, index) if workers > 1 and kind in DECIDING_KINDS else endpoint
 
 
 def worker_endpoint(endpoint: Endpoint, index: int) -> Endpoint:
     """
-    What worker *index* listens on for *endpoint*: a Unix path gets the number before its last suffix.
+    The endpoint of worker *index* for *endpoint*: a Unix path gets the number before its last suffix.
 
     >>> str(worker_endpoint(Endpoint(path="/run/sidecar/grpc.sock"), 1))
     'unix:/run/sidecar/grpc.1.sock'
@@ -124,18 +123,18 @@ def worker_endpoint(endpoint: Endpoint, index: int) -> Endpoint:
 
 
 class HeldPorts:
-    """The TCP ports of the workers, held so that nobody else gets them."""
+    """Reserves the TCP ports of the workers, so that no other process gets them."""
 
     def __init__(self) -> None:
-        """Hold none yet."""
+        """Reserve no port yet."""
         self._sockets: dict[tuple[int, Endpoint], socket.socket] = {}
 
     def hold(self, endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
         """
-        *endpoints* with real ports; those that are held already keep theirs.
+        Reserve ports for *endpoints* and return them with real ports; reserved ports stay.
 
         Raises:
-            ListenError: one cannot be bound; names it and says what to do.
+            ListenError: an endpoint cannot be bound; the message names it and says what to do.
         """
         held = []
         for index, endpoint in enumerate(endpoints):
@@ -149,18 +148,18 @@ class HeldPorts:
         return tuple(held)
 
     def keep_only(self, endpoints: Sequence[Endpoint]) -> None:
-        """Give up what is not among *endpoints*, as they were given to `hold`."""
+        """Release the ports that are not among *endpoints*, the arguments of earlier calls of `hold`."""
         kept = {(index, replace(endpoint, tls=None)) for index, endpoint in enumerate(endpoints)}
         for key in [key for key in self._sockets if key not in kept]:
             self._sockets.pop(key).close()
 
     def close(self) -> None:
-        """Give up all of them."""
+        """Release all ports."""
         self.keep_only(())
 
 
 def _bound(endpoint: Endpoint) -> socket.socket:
-    """A socket bound to *endpoint* as `transports.listeners` binds, which does not listen."""
+    """Bind a socket to *endpoint* as `transports.listeners` does, without listening."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -17,9 +17,9 @@ def serve(
     config: Config, on_serving: Serving | None = None, reload: Callable[[], Config] | None = None
 ) -> int:
     """
-    Run a sidecar, or a supervisor above one or several, until it is told to stop; return the exit code.
+    Run a sidecar, or a supervisor with workers, until a stop signal; return the exit code.
 
-    There is a supervisor for several workers, and for an admin API: that gets a process of its own.
+    Several workers need a supervisor, and so does the admin API, which runs in the supervisor's process.
 
     Args:
         config: what to serve.
@@ -27,20 +27,25 @@ def serve(
         reload: reads the configuration again, for a rolling restart of the workers.
 
     Raises:
-        FileFaultsError: the rules or the registry hold mistakes, workers would not share a store, or the
-            admin listener would be open to a network.
+        FileFaultsError: the rules or the registry hold mistakes, several workers have an embedded store, or
+            the
+            admin listener is open to a network without TLS.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
-        StartError: a worker ended before it served, or what takes over did not become ready.
+        StartError: a worker ended before it served, or this process was not ready to take over in time.
     """
 
-    def tell(served: Served) -> None:
+    def report_serving(served: Served) -> None:
         notify_ready()
         if on_serving is not None:
             on_serving(served)
 
     count = worker_count(config.settings.workers)
     if count == 1 and not config.serves_admin_api:
-        return run(config, Metrics(TABLE), lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, tell))
+        return run(
+            config,
+            Metrics(TABLE),
+            lambda loaded, sidecar, logs: Process(loaded, sidecar, logs, report_serving),
+        )
     from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
 
     def read() -> Config:
@@ -50,4 +55,4 @@ def serve(
 
     refuse_unshared_store(config, count)
     refuse_open_admin(config)
-    return supervise(SupervisorPlan(config, count, read, rolls=is_shared(config)), tell)
+    return supervise(SupervisorPlan(config, count, read, rolls=is_shared(config)), report_serving)

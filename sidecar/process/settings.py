@@ -1,8 +1,8 @@
 """
-Every setting of the sidecar: one frozen model, whose defaults are production's.
+Every setting of the sidecar, in one frozen model with defaults for production.
 
-docs/reference/configuration.md describes each key; a test holds the two together. Values that have a type of
-their own (addresses, CIDR blocks, route patterns) are parsed here, once.
+docs/reference/configuration.md describes each key, which a test checks. Addresses, CIDR blocks and route
+patterns are parsed here, once.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ Value = TypeVar("Value")
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
 LIMIT_MAX = 1 << 30
-"""Far above any use, and far below where nghttp2 and grpc-core stop counting (31 bits)."""
+"""Far above any use, and far below the 31 bits of counters in nghttp2 and grpc-core."""
 
 LIMIT_MIN = {
-    "message_bytes_max": 1_024,  # a request of Envoy takes about 340 bytes, its headers in it
+    "message_bytes_max": 1_024,  # Envoy's Check request is about 340 bytes
     "header_list_bytes_max": 1_024,
     "header_fields_max": 16,
-    "buffered_bytes_per_connection_max": 65_536,  # the initial window: RFC 9113 6.9.2 knows no smaller one
+    "buffered_bytes_per_connection_max": 65_536,  # the initial window (RFC 9113 6.9.2)
     "stream_queue_bytes_max": 1_024,
     "unsent_bytes_max": 1 << 20,  # a proxy's burst of some hundred calls
     "unsent_bytes_per_peer_max": 1 << 20,
 }
-"""Below these a limit would refuse ordinary calls; every other one may be as low as 1."""
+"""Lower limits would refuse ordinary calls; the other limits may be as low as 1."""
 
 LIMIT_TIME_MAX_S = 1_000_000.0
 DRAIN_TIMEOUT_MAX_S = 3_600.0
 STORE_TIMEOUT_MIN_MS = 5
-"""Timers are exact to about two milliseconds, so less would give the store no time at all."""
+"""Timers are exact to about 2 ms, so a shorter timeout would leave the store no time."""
 STORE_TIMEOUT_MAX_MS = 10_000
 REPLICAS_MAX = 16
 REPLICAS_TIMEOUT_MAX_MS = 5_000
-"""Half of a change's deadline."""
+"""Half of the deadline of a change."""
 WORKERS_MAX = 256
 PATH_CHARS_MIN = 64
 """A lower bound would refuse ordinary paths."""
@@ -64,11 +64,11 @@ EMBEDDED_STORE = "embedded:"
 """Buckets in the memory of the process; every other store is shared."""
 
 SQLITE_REGISTRY = "sqlite:"
-"""What the path of a registry begins with when it is a SQLite file, which administrators change."""
+"""Prefix of a registry that is a SQLite file, which administrators can change."""
 
 
 def _parsed(parse: Callable[[str], Value]) -> PlainValidator:
-    """A value that is written as text and kept as what *parse* makes of it."""
+    """A value that is text in the configuration, and parsed with *parse*."""
 
     def validate(value: object) -> Value:
         if not isinstance(value, str):
@@ -82,7 +82,7 @@ def _parsed(parse: Callable[[str], Value]) -> PlainValidator:
 
 
 def _one_or_many(value: object) -> object:
-    """One item stands for a list of it."""
+    """A single item means a list with this item."""
     return value if isinstance(value, tuple | list) else (value,)
 
 
@@ -108,8 +108,8 @@ def _store(text: str) -> str:
         return text
     if not colon or scheme not in SCHEMES:
         known = ", ".join([f"'{EMBEDDED_STORE}'", *(f"'{known}://'" for known in SCHEMES)])
-        # Only the scheme is told: what follows it may hold a password.
-        raise ValueError(f"{scheme!r} is no store that this version knows; known: {known}")
+        # The message has only the scheme, because the rest may hold a password.
+        raise ValueError(f"{scheme!r} is not a store of this version; it must be one of {known}")
     parse_store_url(text)
     return text
 
@@ -118,7 +118,7 @@ def _registry(text: str) -> str:
     if not text.removeprefix(SQLITE_REGISTRY).strip():
         raise ValueError(f"must name a file, such as 'registry.yaml' or '{SQLITE_REGISTRY}registry.sqlite'")
     if text.startswith(f"{SQLITE_REGISTRY}//"):
-        raise ValueError(f"is no URL: write '{SQLITE_REGISTRY}' and then the path of the file")
+        raise ValueError(f"must not be a URL: write '{SQLITE_REGISTRY}' and then the path of the file")
     return text
 
 
@@ -134,7 +134,7 @@ HeaderName = Annotated[str, _parsed(_header_name)]
 
 
 class Section(BaseModel):
-    """A mapping of the configuration: immutable, strict about types, closed to unknown keys."""
+    """A mapping of the configuration: immutable, with strict types, without unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
@@ -142,7 +142,7 @@ class Section(BaseModel):
 
 
 class TlsSettings(Section):
-    """PEM files, relative to the configuration file; `client_ca` set = clients need a certificate."""
+    """PEM files, relative to the configuration file; with `client_ca` clients need a certificate."""
 
     cert: str
     key: str
@@ -150,7 +150,7 @@ class TlsSettings(Section):
 
 
 class ListenItem(Section):
-    """One address to listen on; just its text stands for an item without TLS."""
+    """One address to listen on; text alone means an item without TLS."""
 
     address: Annotated[Endpoint, _parsed(parse_endpoint)]
     tls: TlsSettings | None = None
@@ -184,13 +184,13 @@ class ListenSettings(Section):
 LISTEN_KINDS = tuple(ListenSettings.model_fields)
 """Every kind of listener: the keys of `listen`."""
 DECIDING_KINDS = ("grpc", "http")
-"""Kinds that answer proxies: each worker serves them, from when it is ready until it has drained."""
+"""Kinds that answer proxies: every worker serves them while it is ready."""
 SUPERVISED_KINDS = tuple(kind for kind in LISTEN_KINDS if kind not in DECIDING_KINDS)
-"""Kinds that answer for the sidecar as a whole: where there is a supervisor, it serves them."""
+"""Kinds that answer for the whole sidecar: the supervisor serves them, if there is one."""
 
 
 class RouteSettings(Section):
-    """Which scope a method and a path need; no `methods` = all of them."""
+    """The scope that requests with these methods and this path need; no `methods` = all methods."""
 
     methods: Annotated[tuple[Annotated[str, _parsed(_method)], ...], BeforeValidator(_one_or_many)] = ("*",)
     path: Annotated[RoutePattern, _parsed(parse_route_path)]
@@ -207,9 +207,9 @@ class PathSettings(Section):
 
 class ClientIpSettings(Section):
     """
-    Who the client is: the peer of the proxy, or what a header says.
+    The source of the client's address: the peer of the proxy, or a header.
 
-    No header = the peer. With `trusted_proxies` the header is a chain of hops, walked from the right.
+    No header = the peer. With `trusted_proxies` the header is a list of hops, read from the right.
     """
 
     header: HeaderName | None = None
@@ -232,19 +232,19 @@ class ClientIpSettings(Section):
             raise ValueError("trusted_proxies needs a header; add 'header: x-forwarded-for'")
         if self.header == "forwarded":
             raise ValueError(
-                "header is 'forwarded', whose elements hold more than addresses and are not read; have your"
-                " proxy set 'x-forwarded-for' or a header with the address alone, such as 'x-client-ip'"
+                "header is 'forwarded', which is not supported; have your proxy set 'x-forwarded-for', or a"
+                " header with the address alone, such as 'x-client-ip'"
             )
         if self.header == "x-forwarded-for" and not self.trusted_proxies:
             raise ValueError(
-                "clients can write x-forwarded-for themselves: add 'trusted_proxies' with the blocks of your"
-                " proxies, or use a header that your proxy overwrites, such as 'x-client-ip'"
+                "clients can set x-forwarded-for themselves: add 'trusted_proxies' with the CIDR blocks of"
+                " your proxies, or use a header that your proxy overwrites, such as 'x-client-ip'"
             )
         return self
 
 
 class ForwardAuthSettings(Section):
-    """Which peers of `listen.http` may say what their clients ask; peers of Unix sockets always may."""
+    """Peers of `listen.http` whose headers are trusted to describe a request; Unix sockets always are."""
 
     trusted_proxies: Annotated[
         tuple[Annotated[Cidr, _parsed(parse_cidr)], ...], BeforeValidator(_one_or_many)
@@ -252,7 +252,7 @@ class ForwardAuthSettings(Section):
 
 
 class CredentialSettings(Section):
-    """A header that may carry the API key: alone, or after a scheme such as Bearer."""
+    """A header that may carry the API key, alone or after a scheme such as Bearer."""
 
     header: HeaderName
     scheme: str | None = None
@@ -351,14 +351,14 @@ class RateLimitSettings(Section):
 
 
 class LogSettings(Section):
-    """What is written to standard error; `auto` = text for a terminal, JSON lines otherwise."""
+    """The log on standard error; `auto` = text on a terminal, JSON lines otherwise."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "text"] = "auto"
 
 
 def _limit_fields() -> dict[str, Any]:
-    """The fields of `TransportLimits` with their ranges: its defaults stay the only ones."""
+    """The fields of `TransportLimits`, with its defaults and their ranges."""
     described: dict[str, Any] = {}
     for limit in fields(TransportLimits):
         if isinstance(limit.default, int):
@@ -411,7 +411,7 @@ class Settings(Section):
 
     @property
     def shared_store(self) -> StoreUrl | None:
-        """Where the store is that the fleet shares; None = the store is embedded."""
+        """The URL of the shared store; None = the store is embedded."""
         return None if self.store == EMBEDDED_STORE else parse_store_url(self.store)
 
     @property

@@ -101,7 +101,7 @@ def test_bootstrap__in_a_shared_store(tmp_path: Path) -> None:
         ({"registry": "registry.yaml"}, "which is changed by editing it"),
         ({"registry": "sqlite:a.sqlite", "store": "redis://127.0.0.1:1"}, "remove 'registry'"),
         ({"registry": "sqlite:"}, "must name a file"),
-        ({"registry": "sqlite:///a.sqlite"}, "is no URL"),
+        ({"registry": "sqlite:///a.sqlite"}, "must not be a URL"),
         ({"registry": "sqlite:no/such/folder/a.sqlite"}, "cannot be opened"),
     ],
 )

@@ -14,6 +14,7 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decision_service import DECIDE, DECIDE_BATCH
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.reflection import SERVICE, ReflectionService
+from sidecar.services.rls import SHOULD_RATE_LIMIT
 from sidecar.v1 import reflection_pb2 as pb
 from tests.building import FakeCall
 
@@ -97,10 +98,17 @@ def test_file_containing_symbol__has_the_file_first_and_all_that_it_imports(symb
     assert is_complete(found)
 
 
-def test_file_by_filename__reaches_imports_of_imports() -> None:
-    """Envoy's message has two dozen files behind it; each can be asked for by itself, and fits an answer."""
-    service = serve(CHECK)
-    found = files(ask(service, file_by_filename="envoy/service/auth/v3/external_auth.proto"))
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        (CHECK, "envoy/service/auth/v3/external_auth.proto"),
+        (SHOULD_RATE_LIMIT, "envoy/service/ratelimit/v3/rls.proto"),
+    ],
+)
+def test_file_by_filename__reaches_imports_of_imports(path: str, file: str) -> None:
+    """Envoy's messages have two dozen files behind them; each can be asked for alone, and fits an answer."""
+    service = serve(path)
+    found = files(ask(service, file_by_filename=file))
     assert len(found) > 20 and is_complete(found)
     for name in found:
         response = ask(service, file_by_filename=name)

@@ -1,4 +1,4 @@
-"""JSON answers; long ones are encoded in pieces, so that other calls get their turn on the event loop."""
+"""JSON answers; long lists are encoded in pieces, so that other calls run in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from starlette.responses import Response
 
 ITEMS_PER_TURN = 8
-"""List members to encode before yielding to the event loop: well below a millisecond."""
+"""Items in one turn of the event loop: a suspension must not wait for 500, which take 50 to 100 ms."""
 
 
 def answer(

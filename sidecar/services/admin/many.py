@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
@@ -28,8 +27,6 @@ from sidecar.services.admin.problems import ProblemView, document, refused
 from sidecar.services.admin.views import DurabilityView, durability_view
 from sidecar.stores.registry.protocol import REQUESTS_MAX, RegistryError
 
-CHANGES_PER_TURN = 20
-"""Changes to try before yielding to the event loop: well below a millisecond."""
 GENERATION_MAX = 2**53 - 1
 
 
@@ -85,7 +82,7 @@ ManyChanges = create_model(
 async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, body: Any) -> Response:
     """Make the changes, or try each against the current records."""
     call.note(action="changes", count=len(body.changes))
-    requests = await _requests(context, call, body.changes)
+    requests = _requests(context, call, body.changes)
     if query.wait:
         call.take_long()
     made = await (_tried(context, requests) if query.dry_run else _applied(context, requests))
@@ -115,7 +112,7 @@ async def make_changes(context: AdminContext, call: Call, query: b.ChangeQuery, 
     return answer(view)
 
 
-async def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
+def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -> list[ChangeRequest]:
     now_us = context.clock_us()
     requests = []
     for number, member in enumerate(members):
@@ -132,8 +129,6 @@ async def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -
         )
         change_context = call.change_context(f":{number}")
         requests.append(ChangeRequest(command, call.actor, change_context, member.expected_generation))
-        if number % CHANGES_PER_TURN == 0:
-            await asyncio.sleep(0)
     return requests
 
 
@@ -162,13 +157,11 @@ async def _tried(
     context: AdminContext, requests: Sequence[ChangeRequest]
 ) -> Sequence[Outcome | RefusedError]:
     tried: list[Outcome | RefusedError] = []
-    for number, request in enumerate(requests, 1):
+    for request in requests:
         try:
             tried.append(await context.registry.preview(request))
         except RefusedError as error:
             tried.append(error)
-        if number % CHANGES_PER_TURN == 0:
-            await asyncio.sleep(0)
     return tried
 
 

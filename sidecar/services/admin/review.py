@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -111,7 +110,6 @@ async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: 
     for record in page.records:
         uses = await context.registry.last_uses(record.id)
         items.append(review_view(record, uses, context.catalogue, now_us))
-        await asyncio.sleep(0)
     return await list_answer(items, {"next_after": page.next_after or None, "as_of": format_time(now_us)})
 
 

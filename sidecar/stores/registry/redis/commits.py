@@ -56,6 +56,7 @@ PAUSE_FIRST_S = 0.001
 PAUSE_MAX_S = 0.1
 """The longest pause between two attempts, after other changes were committed first; half of it is random."""
 PLANS_PER_TURN = 4
+"""Changes to plan in one turn of the event loop, so that a suspension does not wait for a batch of 1,000."""
 
 Result: TypeAlias = Committed | RefusedError
 

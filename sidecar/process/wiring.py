@@ -1,4 +1,4 @@
-"""Builds the parts of one sidecar process and joins them, once, before anything is served."""
+"""Builds and connects the parts of one sidecar process, before anything is served."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ from sidecar.transports.http1.work import DECIDING, SHARED_LOOP, Pace
 from sidecar.transports.server import ListeningServer
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
-"""What the health service tells about; '' = the whole process."""
+"""The services that the health service reports on; '' = the whole process."""
 SWITCH_INTERVAL_S = 0.000_2
-"""How long the thread of a registry's file may hold the interpreter while decisions wait for it."""
+"""How long the thread of a SQLite registry may hold the interpreter while decisions wait for it."""
 
 DRAIN_IDLE_S = 1.0
-"""A proxy may be sending a request on a kept-alive connection just when a drain begins."""
+"""How long a drain keeps idle connections, because a proxy may just be sending a request on one."""
 
 _log = logging.getLogger("sidecar.process")
 
@@ -73,9 +73,9 @@ class Sidecar:
     """
     The parts of one process.
 
-    `server` is the one of `listeners` that speaks gRPC. `watch` None = there is no registry file to watch;
-    `shared` None = the store is embedded; `followed` None = there is no registry that administrators change;
-    `rate_limits` None = there are no rate-limit files.
+    `server` is the gRPC server of `listeners`. `watch` None = no registry file; `shared` None = the store is
+    embedded; `followed` None = administrators cannot change the registry; `rate_limits` None = no rate-limit
+    files.
     """
 
     config: Config
@@ -93,7 +93,7 @@ class Sidecar:
 
 
 class LoadedConfig:
-    """A configuration with everything that it names, checked: rules and registry."""
+    """A checked configuration with its rules and its registry."""
 
     def __init__(self, config: Config) -> None:
         """
@@ -104,7 +104,7 @@ class LoadedConfig:
         """
         self.config = config
         self.sidecar_id = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
-        """Names this process in the fleet, and tells where it runs."""
+        """The unique name of this process in the fleet: host, process id and random digits."""
         self.rules: Rules = build_rules(config)
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
@@ -126,7 +126,7 @@ class LoadedConfig:
             self.rate_limits = self.rate_limits_source.load() or self.rate_limits
 
     def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
-        """Decides by these rules and this registry; *shared* None = with buckets of its own."""
+        """Build a decider with these rules and this registry; *shared* None = with embedded buckets."""
         policy, snapshot = self.rules.policy, self.registry.snapshot
         if shared is None:
             return Decider(policy, snapshot, EmbeddedBucketStore(wall_us=wall_clock_us), metrics)
@@ -135,7 +135,7 @@ class LoadedConfig:
         return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
 
     def rate_limiter(self, metrics: Metrics, shared: SharedStore | None) -> RateLimiter:
-        """Limits by these rate-limit files; *shared* None = with counters of its own."""
+        """Build a limiter with these rate-limit files; *shared* None = with embedded counters."""
         settings = self.config.settings
         style = limit_style(settings.rate_limits)
         store: CounterStore
@@ -147,9 +147,9 @@ class LoadedConfig:
 
     def shared_store(self, metrics: Metrics, turn: LoopTurn | None = None) -> SharedStore | None:
         """
-        The store that the configuration shares; None = it is embedded. A file goes before its registry.
+        Build the buckets of the shared store; None = the store is embedded.
 
-        *turn* is shared with the transport, None = there is none.
+        *turn* is shared with the transport; None = not shared.
         """
         if self.shared_url is None:
             return None
@@ -166,19 +166,19 @@ class LoadedConfig:
 
     async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
         """
-        The registry that administrators change, for *decider* to follow; None = there is none.
+        Open the registry that administrators change, for *decider* to follow; None = there is no such registry.
 
         Raises:
             FileFaultsError: the registry's file cannot be used.
         """
         if not self.config.has_control_plane:
             return None
-        # Nobody pushes the changes that another process makes in a file: there is nothing to be patient for.
+        # A SQLite file does not push changes of other processes, so waiting for a push is useless.
         patience_s = PUSH_PATIENCE_S if self.config.registry_database is None else 0.0
         return FollowedRegistry(await registry_of(self.config), decider, metrics, self.sidecar_id, patience_s)
 
     def _verify_settings(self) -> None:
-        """Refuse what each is valid alone, but not together."""
+        """Refuse settings that are valid alone but not together."""
         faults = FaultList(self.config.tree.file)
         check_registry_settings(self.config, faults)
         check_open_admin(self.config, faults)
@@ -186,7 +186,7 @@ class LoadedConfig:
         faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:
-        """Read the passwords and TLS files that *url* names, once, so that a mistake shows at once."""
+        """Read the passwords and TLS files that *url* names, to find mistakes before the start."""
         try:
             url.verify()
         except StoreUrlError as error:
@@ -197,7 +197,7 @@ class LoadedConfig:
 
 async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     """
-    Join the parts of a sidecar that runs by *loaded*; nothing is bound yet.
+    Build and connect the parts of a sidecar for *loaded*; bind nothing yet.
 
     Raises:
         FileFaultsError: the registry's file cannot be used.
@@ -258,7 +258,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
 def _rate_limits(
     loaded: LoadedConfig, metrics: Metrics, shared: SharedStore | None
 ) -> tuple[RateLimitsWatch | None, Sequence[Method]]:
-    """Envoy's rate-limit service, and what keeps it up to date with its files; None = there are none."""
+    """Build Envoy's rate-limit service and the watch of its files; None = there are no rate-limit files."""
     source = loaded.rate_limits_source
     if source is None:
         return None, ()
@@ -279,23 +279,23 @@ def grpc_server(
     config: Config, methods: Sequence[Method], metrics: Metrics, turn: LoopTurn | None = None
 ) -> ListeningServer:
     """
-    The transport that *config* chooses; grpcio is only imported for its own.
+    The gRPC server of the configured transport; grpcio is imported only if it is configured.
 
-    grpc-core hands calls over one by one and writes by itself, so it has no use for *turn*.
+    The grpcio transport does not use *turn*.
     """
     limits = config.settings.transport_limits()
-    where = endpoints(config, "grpc")
+    addresses = endpoints(config, "grpc")
     if config.settings.transport == "grpcio":
         from sidecar.transports.reference import ReferenceGrpcServer
 
-        return ReferenceGrpcServer(methods, where, limits, metrics)
+        return ReferenceGrpcServer(methods, addresses, limits, metrics)
     from sidecar.transports.fast import FastGrpcServer
 
-    return FastGrpcServer(methods, where, limits, metrics, turn)
+    return FastGrpcServer(methods, addresses, limits, metrics, turn)
 
 
 def forward_auth_limits(config: Config) -> HttpLimits:
-    """Those of `listen.http`: as many connections and running calls as `limits` allows on gRPC listeners."""
+    """The limits of `listen.http`, for connections and calls the same as on gRPC listeners."""
     limits = config.settings.transport_limits()
     return HttpLimits(
         connections_max=limits.connections_max,
@@ -310,7 +310,7 @@ def forward_auth_limits(config: Config) -> HttpLimits:
 def supervised_servers(
     config: Config, admin: AdminApp, metrics: Metrics, readiness: Readiness, pace: Pace
 ) -> dict[str, ListeningServer]:
-    """What serves `SUPERVISED_KINDS` at *pace*: *admin*, and an application without the admin API."""
+    """The servers of `SUPERVISED_KINDS` at *pace*: *admin*, and an application without the admin API."""
     pages = AdminApp(metrics, readiness, pace)
     return {
         "admin": HttpServer(admin.serve, endpoints(config, "admin"), metrics, pace),
@@ -319,9 +319,10 @@ def supervised_servers(
 
 
 def warn(loaded: LoadedConfig) -> None:
-    """Log what is valid in the configuration but odd."""
+    """Log warnings about the configuration."""
     for warning in loaded.rules.warnings:
-        log_event(_log, logging.WARNING, "odd in the configuration", at=str(warning))
+        log_event(_log, logging.WARNING, "configuration warning", at=str(warning))
+
     if loaded.source is None and not loaded.config.has_control_plane:
         log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
     if not loaded.config.settings.routes:

@@ -166,7 +166,7 @@ class LoadedConfig:
 
     async def followed_registry(self, decider: Decider, metrics: Metrics) -> FollowedRegistry | None:
         """
-        Open the registry that administrators change, for *decider* to follow; None = there is no such registry.
+        Open the registry that administrators change, for *decider* to follow; None = there is none.
 
         Raises:
             FileFaultsError: the registry's file cannot be used.

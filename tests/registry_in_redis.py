@@ -66,11 +66,11 @@ class RegistryHand:
         return self._run(work)
 
     def _run(self, work: Callable[[RedisRegistry], Awaitable[Result]]) -> Result:
-        async def scene() -> Result:
+        async def scenario() -> Result:
             registry = RedisRegistry(self.url, LIFECYCLE)
             try:
                 return await work(registry)
             finally:
                 await registry.aclose()
 
-        return asyncio.run(scene())
+        return asyncio.run(scenario())

@@ -1,8 +1,8 @@
 """
 Bucket stores under test: where each kind of Redis is, and takes that can be awaited.
 
-    world = StoreHarness("cluster")
-    store = world.store()
+    harness = StoreHarness("cluster")
+    store = harness.store()
     taken = await take(store, buckets)
 """
 

@@ -147,14 +147,14 @@ class OperatedSidecar:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[OperatedSidecar]:
+def sidecar(tmp_path: Path) -> Iterator[OperatedSidecar]:
     """Everything that the page needs."""
     running = OperatedSidecar(tmp_path)
     yield running
     running.close()
 
 
-def test_operations__every_command_does_what_the_page_shows(world: OperatedSidecar) -> None:
+def test_operations__every_command_does_what_the_page_shows(sidecar: OperatedSidecar) -> None:
     """
     The incident and the review, from the first token on: each command shows what the page says it does.
 
@@ -163,13 +163,13 @@ def test_operations__every_command_does_what_the_page_shows(world: OperatedSidec
     examples = Examples()
     for step in steps():
         if step.command in ("sidecar credentials list acme-erp", "sidecar review --flagged"):
-            world.wait_for_a_use()
+            sidecar.wait_for_a_use()
         if step.command == "sidecar allowlist show acme-erp":
-            world.wait_for_a_refusal()
-        printed, code = world.run(step.person, step.command)
+            sidecar.wait_for_a_refusal()
+        printed, code = sidecar.run(step.person, step.command)
         assert examples.hold(step.shown, printed), f"{step.person}$ {step.command}\n{printed}"
         assert (code == 0) == (not step.shown.startswith("sidecar: ")), step.command
-    _check_files(world.folder)
+    _check_files(sidecar.folder)
 
 
 def _check_files(folder: Path) -> None:

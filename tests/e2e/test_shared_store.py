@@ -91,20 +91,20 @@ def test_start__without_the_store_and_ready_by_itself(tmp_path: Path) -> None:
 
 def test_changes__are_in_force_with_the_next_request(tmp_path: Path) -> None:
     """What an administrator has done to an integration holds for the very next request."""
-    with administered(tmp_path, shared().standalone) as scene:
-        hand = scene.hand
+    with administered(tmp_path, shared().standalone) as deployment:
+        hand = deployment.hand
         hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
-        assert scene.reason() == "integration_suspended"
+        assert deployment.reason() == "integration_suspended"
         fresh = generate_api_key()
         issued = c.NewCredential(fresh.credential_id, fresh.digest)
         hand.apply(c.IssueCredential(integration_id=ID, credential=issued), ANN)
         hand.apply(c.Reactivate(integration_id=ID, reason="replaced"), BOB)
-        assert scene.reason() == "unknown_credential"
-        scene.configured.key = fresh
-        assert scene.configured.ask(scene.target).is_allowed
+        assert deployment.reason() == "unknown_credential"
+        deployment.configured.key = fresh
+        assert deployment.configured.ask(deployment.target).is_allowed
         hand.apply(c.SetAllowlist(integration_id=ID, entries=("192.0.2.0/24",)), CAT)
         hand.apply(c.EnableAllowlist(integration_id=ID), CAT)
-        assert scene.reason() == "ip_not_allowed"
+        assert deployment.reason() == "ip_not_allowed"
 
 
 def test_file__is_the_registry_when_it_is_named(tmp_path: Path) -> None:
@@ -124,6 +124,6 @@ def test_file__is_the_registry_when_it_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["cluster", "sentinel"])
 def test_kinds__of_stores(tmp_path: Path, kind: str) -> None:
     """The same in a Cluster and behind Sentinels."""
-    with administered(tmp_path, getattr(shared(), kind)) as scene:
-        scene.hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
-        assert scene.reason() == "integration_suspended"
+    with administered(tmp_path, getattr(shared(), kind)) as deployment:
+        deployment.hand.apply(c.Suspend(integration_id=ID, reason="leak"), ANN)
+        assert deployment.reason() == "integration_suspended"

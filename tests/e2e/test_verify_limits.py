@@ -126,12 +126,12 @@ class Rival:
 def test_targets__that_run_already(tmp_path: Path) -> None:
     """Sidecars that run are proven by the keys they know, from what their buckets hold."""
 
-    async def scene() -> Outcome:
+    async def scenario() -> Outcome:
         store = store_of("standalone")
         async with given_sidecars(tmp_path, store, 2) as (fleet, key, _):
             return await prove(plan(store, 1, targets=tuple(fleet.targets), api_keys=(key,)))
 
-    assert_kept(run(scene(), PATIENCE_S))
+    assert_kept(run(scenario(), PATIENCE_S))
 
 
 def test_run__that_does_not_empty_the_bucket_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_run__that_does_not_empty_the_bucket_proves_nothing(monkeypatch: pytest.
 def test_run__that_admits_too_little_is_found_out(tmp_path: Path) -> None:
     """Where somebody takes most of what flows in, the rest is less than the limit says: under-admitted."""
 
-    async def scene() -> RunResult:
+    async def scenario() -> RunResult:
         async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, _, subject):
             clock = StoreClock(None)
             began = await clock.now()
@@ -157,7 +157,7 @@ def test_run__that_admits_too_little_is_found_out(tmp_path: Path) -> None:
             finally:
                 await rival.stop()
 
-    result = run(scene(), PATIENCE_S)
+    result = run(scenario(), PATIENCE_S)
     assert result.findings() == [Finding.UNDER_ADMITTED]
     assert not result.is_fulfilled
 
@@ -166,7 +166,7 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
     """A wrong limit or key is told before anything is judged by it."""
     stranger = generate_api_key().api_key
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, key, _):
             given = VerificationPlan(
                 "", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,)
@@ -176,7 +176,7 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
             with pytest.raises(SubjectError, match="403 unknown_credential"):
                 await prove(replace(given, api_keys=(key, stranger)))
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -225,12 +225,12 @@ def _serving(pid: int) -> list[int]:
 def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path: Path) -> None:
     """The reason stands in the error."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with Fleet(tmp_path, 1, {"registry": "missing.yaml"}, child_environment("embedded:")):
             raise AssertionError("it started")
 
     with pytest.raises(SidecarsError, match=r"missing\.yaml"):
-        asyncio.run(scene())
+        asyncio.run(scenario())
 
 
 def test_command__prints_a_table_and_leaves_nothing() -> None:

@@ -26,7 +26,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-def world(
+def harness(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, runner: asyncio.Runner
 ) -> Iterator[RegistryHarness]:
     """A founded registry in each store in turn."""

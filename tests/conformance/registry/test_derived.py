@@ -24,28 +24,28 @@ OTHER = "other"
 DELETED = "gone"
 
 
-def populate(world: RegistryHarness) -> None:
+def populate(harness: RegistryHarness) -> None:
     """Integrations in every state, credentials that ended, a removed administrator."""
-    world.apply(set_up())
-    world.apply(create(OTHER))
-    world.apply(create(DELETED))
-    world.apply(c.DeleteIntegration(integration_id=DELETED, reason="unused"))
-    world.apply(c.Suspend(integration_id=ID, reason="leak"), BOB)
-    world.apply(c.IssueCredential(integration_id=ID, credential=credential("new")), ANN)
-    world.administer(RemoveAdministrator(administrator_id="cat"))
+    harness.apply(set_up())
+    harness.apply(create(OTHER))
+    harness.apply(create(DELETED))
+    harness.apply(c.DeleteIntegration(integration_id=DELETED, reason="unused"))
+    harness.apply(c.Suspend(integration_id=ID, reason="leak"), BOB)
+    harness.apply(c.IssueCredential(integration_id=ID, credential=credential("new")), ANN)
+    harness.administer(RemoveAdministrator(administrator_id="cat"))
 
 
-def problems(world: RegistryHarness) -> list[str]:
+def problems(harness: RegistryHarness) -> list[str]:
     """What a verification says."""
-    found = world.run(verify_registry(world.registry)).findings
+    found = harness.run(verify_registry(harness.registry)).findings
     assert {finding.kind for finding in found} <= {FindingKind.DERIVED_ALTERED}
     return [finding.message for finding in found]
 
 
-def test_derived__is_whole(world: RegistryHarness) -> None:
+def test_derived__is_whole(harness: RegistryHarness) -> None:
     """Nothing is found where nothing was changed, in any store."""
-    populate(world)
-    assert problems(world) == []
+    populate(harness)
+    assert problems(harness) == []
 
 
 @pytest.fixture
@@ -203,10 +203,10 @@ def test_derived__a_status_that_hides(in_redis: RegistryHarness) -> None:
     assert any("integration:other: it is stored as deleted" in problem for problem in problems(in_redis))
 
 
-def tamper(world: RegistryHarness, change: Change) -> None:
+def tamper(harness: RegistryHarness, change: Change) -> None:
     """Have the registry's own connection carry out a command around its rules."""
-    assert isinstance(world.backend, RedisBackend)
-    registry: Any = world.registry
+    assert isinstance(harness.backend, RedisBackend)
+    registry: Any = harness.registry
     keys: RegistryKeys = registry._keys  # the number of partitions is the stored one
     partition, command = change(keys)
 
@@ -214,4 +214,4 @@ def tamper(world: RegistryHarness, change: Change) -> None:
         deadline_s = asyncio.get_running_loop().time() + 10.0
         await registry._nodes.run(partition, [command], deadline_s)
 
-    world.run(carried_out())
+    harness.run(carried_out())

@@ -13,10 +13,10 @@ from tests.store_harness import StoreHarness, run
 
 def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
     """A change is heard before the first look at its partition ends: the later of the two stands."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        url = world.url(partitions="2")
+    async def scenario() -> None:
+        url = harness.url(partitions="2")
         space = KeySpace(url.prefix, url.partitions)
         changed = asyncio.Event()
         nodes = Nodes(url, space)
@@ -38,4 +38,4 @@ def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
             await feed.close()
             await nodes.close()
 
-    run(scene())
+    run(scenario())

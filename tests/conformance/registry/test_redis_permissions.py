@@ -137,13 +137,13 @@ def test_permissions__are_enough_and_no_more(admin: redis.Redis, monkeypatch: py
     monkeypatch.setattr(feed, "PING_INTERVAL_S", 0.01)
     admin.config_resetstat()
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with asyncio.timeout(60):
             await write_everything()
             await repeat_and_outlive()
             await follow(admin)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
     granted = {word[1:] for word in permissions() if word.startswith("+")}
     used = commands_used(admin)
     assert used <= granted
@@ -200,7 +200,7 @@ def test_permissions__are_enough_for_every_form_of_url(
         with client_of(server) as client:
             client.execute_command("ACL", "SETUSER", USER, "reset", "on", ">correct", *granted)  # type: ignore[no-untyped-call]
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = RedisBucketStore(where, make_metrics(), PATIENT, checks_generation=with_registry)
         await store.start()
         await ready(store)
@@ -221,7 +221,7 @@ def test_permissions__are_enough_for_every_form_of_url(
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene(), patience_s=60)
+        run(scenario(), patience_s=60)
     assert [record.getMessage() for record in caplog.records] == []
     for server in servers:
         with client_of(server) as client:
@@ -251,12 +251,12 @@ def test_permissions__do_not_reach_the_audit_log(admin: redis.Redis, command: tu
     """No entry can be taken out of the log with them, and no key of another program can be read."""
     prefix = f"log{next(_NUMBERS)}"
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = opened(prefix)
         await WRITES["admin.bootstrap"][1](registry)
         await registry.aclose()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
     [key] = [one for one in admin.scan_iter(f"sidecar:{prefix}:*") if one.endswith(b"}audit")]
     words = [word.replace("{key}", key.decode()) for word in command]
     user = redis.Redis(LOOPBACK, shared().guarded.port, username=USER, password="correct")

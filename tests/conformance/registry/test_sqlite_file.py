@@ -25,17 +25,17 @@ from tests.conformance.registry.registry_harness import RegistryHarness, SqliteB
 
 
 @pytest.fixture
-def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
+def harness(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
     """A founded registry in a SQLite file."""
     made = RegistryHarness(SqliteBackend(tmp_path, clock), clock, runner)
     yield made
     made.run(made.registry.aclose())
 
 
-def path_of(world: RegistryHarness) -> Path:
-    """The file of *world*."""
-    assert isinstance(world.backend, SqliteBackend)
-    return world.backend.path
+def path_of(harness: RegistryHarness) -> Path:
+    """The file of *harness*."""
+    assert isinstance(harness.backend, SqliteBackend)
+    return harness.backend.path
 
 
 def pragma(path: Path, name: str) -> object:
@@ -44,17 +44,17 @@ def pragma(path: Path, name: str) -> object:
         return database.execute(f"PRAGMA {name}").fetchone()[0]
 
 
-def test_open__nobody_else_can_read_it(world: RegistryHarness, tmp_path: Path) -> None:
+def test_open__nobody_else_can_read_it(harness: RegistryHarness, tmp_path: Path) -> None:
     """The file and what SQLite puts beside it have mode 0600 from the first moment, whatever the umask."""
-    world.apply(create())
+    harness.apply(create())
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"registry.db": 0o600, "registry.db-wal": 0o600, "registry.db-shm": 0o600}
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o644, 0o606])
-def test_open__a_file_that_others_can_read_is_refused(world: RegistryHarness, mode: int) -> None:
+def test_open__a_file_that_others_can_read_is_refused(harness: RegistryHarness, mode: int) -> None:
     """A loose mode is told with the command that mends it."""
-    path = path_of(world)
+    path = path_of(harness)
     path.chmod(mode)
     for open_or_check in (check_file, open_database):
         with pytest.raises(RegistryUnavailableError, match="chmod 600"):
@@ -62,9 +62,9 @@ def test_open__a_file_that_others_can_read_is_refused(world: RegistryHarness, mo
     path.chmod(0o600)
 
 
-def test_open__settings_that_durability_rests_on(world: RegistryHarness, runner: asyncio.Runner) -> None:
+def test_open__settings_that_durability_rests_on(harness: RegistryHarness, runner: asyncio.Runner) -> None:
     """Write-ahead log in the file; full sync, foreign keys and recursive triggers on every connection."""
-    path = path_of(world)
+    path = path_of(harness)
     assert pragma(path, "journal_mode") == "wal"
     assert pragma(path, "user_version") == len(MIGRATIONS)
     with closing(open_database(path)) as database:
@@ -95,18 +95,18 @@ def test_open__a_file_that_lost_its_beginning(
 
 
 @pytest.mark.parametrize("bytes_kept", [100, 512, 4096, 8192, -4096])
-def test_open__a_file_that_lost_its_end(world: RegistryHarness, bytes_kept: int) -> None:
+def test_open__a_file_that_lost_its_end(harness: RegistryHarness, bytes_kept: int) -> None:
     """A registry that was cut anywhere is refused as damaged, by the check too."""
-    world.apply(create())
-    world.run(world.registry.aclose())
-    path = path_of(world)
+    harness.apply(create())
+    harness.run(harness.registry.aclose())
+    path = path_of(harness)
     whole = path.read_bytes()
     path.write_bytes(whole[:bytes_kept])
     for open_or_check in (check_file, open_database):
         with pytest.raises(RegistryDamagedError, match="restore a backup"):
             open_or_check(path)
     path.write_bytes(whole)
-    world.registry = world.run(world.backend.open())
+    harness.registry = harness.run(harness.backend.open())
 
 
 @pytest.mark.parametrize("open_or_check", [open_database, check_file])
@@ -149,10 +149,10 @@ def test_open__a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["emptied", "removed", "replaced"])
-def test_open__a_file_that_is_lost_while_open(world: RegistryHarness, what: str) -> None:
+def test_open__a_file_that_is_lost_while_open(harness: RegistryHarness, what: str) -> None:
     """Changes of a file that is not there any more would be lost: they are refused, with the cause."""
-    path = path_of(world)
-    world.apply(create())
+    path = path_of(harness)
+    harness.apply(create())
     if what == "emptied":
         path.write_bytes(b"")
     else:
@@ -160,23 +160,23 @@ def test_open__a_file_that_is_lost_while_open(world: RegistryHarness, what: str)
     if what == "replaced":
         path.write_bytes(b"")
     with pytest.raises(RegistryUnavailableError, match=f"was {what} while it was open"):
-        world.apply(create("other"))
+        harness.apply(create("other"))
     with pytest.raises(RegistryUnavailableError, match=f"was {what} while it was open"):
-        world.run(world.registry.load_all())
+        harness.run(harness.registry.load_all())
 
 
-def test_check__changes_nothing(world: RegistryHarness, tmp_path: Path) -> None:
+def test_check__changes_nothing(harness: RegistryHarness, tmp_path: Path) -> None:
     """The check reads a registry that is in use, one that is closed, and makes no file."""
-    world.apply(create())
-    check_file(path_of(world))
-    world.run(world.registry.aclose())
-    before = path_of(world).read_bytes()
-    check_file(path_of(world))
-    assert path_of(world).read_bytes() == before
+    harness.apply(create())
+    check_file(path_of(harness))
+    harness.run(harness.registry.aclose())
+    before = path_of(harness).read_bytes()
+    check_file(path_of(harness))
+    assert path_of(harness).read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["registry.db"]
     check_file(tmp_path / "new.db")
     assert not (tmp_path / "new.db").exists()
-    world.registry = world.run(world.backend.open())
+    harness.registry = harness.run(harness.backend.open())
 
 
 def test_open__the_database_of_another_program(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_open__the_database_of_another_program(tmp_path: Path) -> None:
         assert database.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
 
 
-def test_open__a_registry_of_a_later_version(world: RegistryHarness) -> None:
+def test_open__a_registry_of_a_later_version(harness: RegistryHarness) -> None:
     """An older program does not touch what it does not know."""
-    path = path_of(world)
+    path = path_of(harness)
     with closing(connect(path)) as database:
         database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     for open_or_check in (check_file, open_database):
@@ -233,10 +233,10 @@ def test_open__a_failure_leaves_nothing_open(tmp_path: Path, runner: asyncio.Run
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_close__folds_the_log_into_the_file(world: RegistryHarness, tmp_path: Path) -> None:
+def test_close__folds_the_log_into_the_file(harness: RegistryHarness, tmp_path: Path) -> None:
     """After the last handle is closed one file remains: copying it is a backup."""
-    world.apply(create())
-    world.run(world.registry.aclose())
+    harness.apply(create())
+    harness.run(harness.registry.aclose())
     assert [path.name for path in tmp_path.iterdir()] == ["registry.db"]
-    world.registry = world.run(world.backend.open())
-    assert world.get("acme").name == "Acme"
+    harness.registry = harness.run(harness.backend.open())
+    assert harness.get("acme").name == "Acme"

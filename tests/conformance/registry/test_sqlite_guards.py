@@ -28,7 +28,7 @@ ISSUE = c.IssueCredential(integration_id=ID, credential=credential("new"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
+def harness(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterator[RegistryHarness]:
     """A registry with a suspended integration that has a new credential, and a deleted one."""
     made = RegistryHarness(SqliteBackend(tmp_path, clock), clock, runner)
     made.apply(set_up())
@@ -41,10 +41,10 @@ def world(tmp_path: Path, clock: ManualClock, runner: asyncio.Runner) -> Iterato
 
 
 @pytest.fixture
-def intruder(world: RegistryHarness) -> Iterator[sqlite3.Connection]:
+def intruder(harness: RegistryHarness) -> Iterator[sqlite3.Connection]:
     """Another program with write access to the file."""
-    assert isinstance(world.backend, SqliteBackend)
-    with closing(connect(world.backend.path)) as database:
+    assert isinstance(harness.backend, SqliteBackend)
+    with closing(connect(harness.backend.path)) as database:
         yield database
 
 
@@ -89,7 +89,7 @@ def test_guards__refuse_what_no_program_may_do(
 
 
 def forge(
-    world: RegistryHarness,
+    harness: RegistryHarness,
     intruder: sqlite3.Connection,
     actor: str,
     change: Callable[[Integration], Integration],
@@ -99,12 +99,12 @@ def forge(
 
     Commits when the guards let it pass.
     """
-    record = world.get(ID)
+    record = harness.get(ID)
     changed = replace(change(record), generation=record.generation + 1)
     (sequence, previous) = intruder.execute(
         "SELECT sequence, digest FROM audit ORDER BY 1 DESC LIMIT 1"
     ).fetchone()
-    last = world.run(world.registry.audit(AuditQuery(limit=1))).entries[0]
+    last = harness.run(harness.registry.audit(AuditQuery(limit=1))).entries[0]
     entry = {
         **json.loads(last.body),
         "sequence": sequence + 1,
@@ -136,10 +136,10 @@ def reactivated(record: Integration) -> Integration:
     return replace(record, status=Status.ACTIVE, suspensions=(), credentials=new)
 
 
-def test_forge__a_proper_change_passes(world: RegistryHarness, intruder: sqlite3.Connection) -> None:
+def test_forge__a_proper_change_passes(harness: RegistryHarness, intruder: sqlite3.Connection) -> None:
     """The forger's tool works: what the rules allow is written, so the refusals below are the guards'."""
-    forge(world, intruder, CAT.id, reactivated)
-    assert world.get(ID).status is Status.ACTIVE
+    forge(harness, intruder, CAT.id, reactivated)
+    assert harness.get(ID).status is Status.ACTIVE
 
 
 @pytest.mark.parametrize(
@@ -187,24 +187,24 @@ def test_forge__a_proper_change_passes(world: RegistryHarness, intruder: sqlite3
     ],
 )
 def test_guards__hold_the_reactivation_rule_against_a_forger(
-    world: RegistryHarness,
+    harness: RegistryHarness,
     intruder: sqlite3.Connection,
     actor: object,
     change: Callable[[Integration], Integration],
     words: str,
 ) -> None:
     """Not even with a proper audit entry: no suspender reactivates, no old credential comes back."""
-    before = world.get(ID)
+    before = harness.get(ID)
     with pytest.raises(sqlite3.IntegrityError, match=words):
-        forge(world, intruder, actor.id, change)  # type: ignore[attr-defined]
-    assert world.get(ID) == before
+        forge(harness, intruder, actor.id, change)  # type: ignore[attr-defined]
+    assert harness.get(ID) == before
 
 
 def test_guards__a_suspension_must_name_its_suspender(
-    world: RegistryHarness, intruder: sqlite3.Connection
+    harness: RegistryHarness, intruder: sqlite3.Connection
 ) -> None:
     """Nobody suspends in another's name, which would leave him free to reactivate."""
-    forge(world, intruder, CAT.id, reactivated)
+    forge(harness, intruder, CAT.id, reactivated)
 
     def blamed(record: Integration) -> Integration:
         generation = record.generation + 1
@@ -214,18 +214,18 @@ def test_guards__a_suspension_must_name_its_suspender(
         )
 
     with pytest.raises(sqlite3.IntegrityError, match="stays on record"):
-        forge(world, intruder, BOB.id, blamed)
-    forge(world, intruder, ANN.id, blamed)
+        forge(harness, intruder, BOB.id, blamed)
+    forge(harness, intruder, ANN.id, blamed)
 
 
-def findings(world: RegistryHarness) -> list[tuple[FindingKind, int]]:
+def findings(harness: RegistryHarness) -> list[tuple[FindingKind, int]]:
     """What a verification finds: the kind, and the first entry that it names."""
-    return [(one.kind, one.first) for one in found(world)]
+    return [(one.kind, one.first) for one in found(harness)]
 
 
-def found(world: RegistryHarness) -> list[Finding]:
+def found(harness: RegistryHarness) -> list[Finding]:
     """What a verification finds in records and entries; what is derived from them is for test_derived.py."""
-    every = world.run(verify_registry(world.registry)).findings
+    every = harness.run(verify_registry(harness.registry)).findings
     return [one for one in every if one.kind is not FindingKind.DERIVED_ALTERED]
 
 
@@ -274,16 +274,16 @@ def unguarded(intruder: sqlite3.Connection, *statements: str) -> None:
     ],
 )
 def test_verify__finds_what_the_owner_of_the_file_did(
-    world: RegistryHarness,
+    harness: RegistryHarness,
     intruder: sqlite3.Connection,
     statements: tuple[str, ...],
     expected: list[tuple[FindingKind, int]],
 ) -> None:
     """With the guards out of the way, entries and records that were altered, removed or moved are named."""
-    assert findings(world) == []
+    assert findings(harness) == []
     intruder.execute("PRAGMA foreign_keys = OFF")
     unguarded(intruder, *statements)
-    named = findings(world)
+    named = findings(harness)
     kinds = {kind for kind, _ in expected}
     assert [one for one in named if one[0] in kinds] == expected
 
@@ -297,32 +297,36 @@ def test_verify__finds_what_the_owner_of_the_file_did(
     ],
 )
 def test_verify__finds_bytes_that_were_changed_on_disk(
-    world: RegistryHarness, entry: int, was: bytes, becomes: bytes
+    harness: RegistryHarness, entry: int, was: bytes, becomes: bytes
 ) -> None:
     """A hexadecimal editor passes every guard; the entry is named, be it JSON any more or not."""
-    assert isinstance(world.backend, SqliteBackend)
-    body = world.run(world.registry.audit(AuditQuery(after=str(entry - 1), limit=1))).entries[0].body.encode()
+    assert isinstance(harness.backend, SqliteBackend)
+    body = (
+        harness.run(harness.registry.audit(AuditQuery(after=str(entry - 1), limit=1)))
+        .entries[0]
+        .body.encode()
+    )
     assert was in body
-    world.run(world.registry.aclose())
-    path = world.backend.path
+    harness.run(harness.registry.aclose())
+    path = harness.backend.path
     content = path.read_bytes()
     assert content.count(body) == 1
     path.write_bytes(content.replace(body, body.replace(was, becomes)))
-    world.registry = world.run(world.backend.open())
-    assert (FindingKind.ALTERED, entry) in findings(world)
+    harness.registry = harness.run(harness.backend.open())
+    assert (FindingKind.ALTERED, entry) in findings(harness)
     if entry == 10:  # nothing may be built on a head that is broken
         with pytest.raises(RegistryDamagedError):
-            world.apply(create("more"))
+            harness.apply(create("more"))
 
 
 def test_verify__finds_a_record_that_was_put_back(
-    world: RegistryHarness, intruder: sqlite3.Connection
+    harness: RegistryHarness, intruder: sqlite3.Connection
 ) -> None:
     """Undoing a suspension by putting the older record back is found by the trail that it left."""
     older = intruder.execute(
         "SELECT status, generation, sequence, search, record FROM integrations"
     ).fetchone()
-    world.apply(c.Suspend(integration_id=ID, reason="again"), BOB)
+    harness.apply(c.Suspend(integration_id=ID, reason="again"), BOB)
     intruder.execute("PRAGMA foreign_keys = OFF")
     unguarded(intruder)
     intruder.execute(
@@ -330,18 +334,18 @@ def test_verify__finds_a_record_that_was_put_back(
         " WHERE id = 'acme'",
         older,
     )
-    (finding,) = found(world)
+    (finding,) = found(harness)
     assert finding.kind is FindingKind.RECORD_ALTERED
     assert "reset to an earlier state" in finding.message
 
 
 def test_verify__finds_a_cut_off_end_by_the_records(
-    world: RegistryHarness, intruder: sqlite3.Connection
+    harness: RegistryHarness, intruder: sqlite3.Connection
 ) -> None:
     """Removing the latest entries leaves records that point beyond the chain, even without an anchor."""
     intruder.execute("PRAGMA foreign_keys = OFF")
     last = parse_entry(
-        world.run(world.registry.audit(AuditQuery(newest_first=True, limit=1))).entries[0].body
+        harness.run(harness.registry.audit(AuditQuery(newest_first=True, limit=1))).entries[0].body
     )
     unguarded(intruder, "DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)")
-    assert findings(world) == [(FindingKind.RECORD_ALTERED, last.sequence)]
+    assert findings(harness) == [(FindingKind.RECORD_ALTERED, last.sequence)]

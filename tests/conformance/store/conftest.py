@@ -1,4 +1,4 @@
-"""Each store in turn, on a clock that the test holds in its hand."""
+"""Each store in turn, on a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sidecar.stores.protocols import BucketStore
 from tests.building import ManualClock
 from tests.store_harness import KINDS, StoreHarness, run
 
-Scene = Callable[[BucketStore, ManualClock], Awaitable[None]]
+Scenario = Callable[[BucketStore, ManualClock], Awaitable[None]]
 
 
-class Stage:
-    """Opens a store of one kind, plays a scene on it and closes it."""
+class EachStore:
+    """Opens a store of one kind, runs a scenario on it and closes it."""
 
     def __init__(self, kind: str) -> None:
         """Nothing is opened yet."""
@@ -34,24 +34,24 @@ class Stage:
         yield store
         await store.close()
 
-    def play(self, scene: Scene) -> None:
-        """Play *scene*; it must not leave a task behind."""
+    def run(self, scenario: Scenario) -> None:
+        """Run *scenario*; it must not leave a task behind."""
 
         async def playing() -> None:
             clock = ManualClock()
             async with self._open(clock) as store:
-                await scene(store, clock)
+                await scenario(store, clock)
 
         run(playing(), plain=self.kind.endswith("-asyncio"))
 
 
 @pytest.fixture(params=("embedded", *KINDS, "standalone-asyncio"))
-def stage(request: pytest.FixtureRequest) -> Stage:
+def each_store(request: pytest.FixtureRequest) -> EachStore:
     """Each kind of store."""
-    return Stage(str(request.param))
+    return EachStore(str(request.param))
 
 
 @pytest.fixture(params=("standalone", "sentinel", "cluster"))
-def world(request: pytest.FixtureRequest) -> StoreHarness:
+def harness(request: pytest.FixtureRequest) -> StoreHarness:
     """Each way of finding a primary."""
     return StoreHarness(str(request.param))

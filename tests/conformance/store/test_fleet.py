@@ -19,19 +19,19 @@ from tests.redis_servers import LOOPBACK, RedisServer, shared
 from tests.store_harness import StoreHarness, bucket, ready, run, take, take_all
 
 
-def servers_of(world: StoreHarness) -> list[RedisServer]:
-    """The servers that hold the keys of *world*."""
+def servers_of(harness: StoreHarness) -> list[RedisServer]:
+    """The servers that hold the keys of *harness*."""
     servers = shared()
-    if world.kind == "cluster":
+    if harness.kind == "cluster":
         return servers.cluster.servers[:3]
-    return [servers.sentinel.primary if world.kind == "sentinel" else servers.standalone]
+    return [servers.sentinel.primary if harness.kind == "sentinel" else servers.standalone]
 
 
-def set_generation(world: StoreHarness, store: RedisBucketStore, owner: str, generation: int) -> None:
+def set_generation(harness: StoreHarness, store: RedisBucketStore, owner: str, generation: int) -> None:
     """What the registry does when the record of *owner* changes."""
     key = store.keys.generation(owner)
-    server = servers_of(world)[0]
-    if world.kind == "cluster":
+    server = servers_of(harness)[0]
+    if harness.kind == "cluster":
         server = shared().cluster.primary_of(store.keys.slot_of(store.keys.partition_of(owner)))
     server.client.set(key, generation)
 
@@ -50,11 +50,11 @@ def set_generation(world: StoreHarness, store: RedisBucketStore, owner: str, gen
 def test_fleet__values_of_every_layout_are_understood(value: str, admitted: int, kept: str) -> None:
     """Today's layouts, with and without a debt, are taken over; what is none of them never breaks a call."""
 
-    async def scene() -> None:
-        world = StoreHarness("standalone")
-        store = world.store(ManualClock())
+    async def scenario() -> None:
+        harness = StoreHarness("standalone")
+        store = harness.store(ManualClock())
         await store.start()
-        client, buckets = servers_of(world)[0].client, bucket(limit_rpm=60, burst=5)
+        client, buckets = servers_of(harness)[0].client, bucket(limit_rpm=60, burst=5)
         key = store.keys.bucket(buckets.owner, buckets.keys[0])
         client.set(key, value)
         taken = await take(store, buckets, asked=10)
@@ -62,15 +62,15 @@ def test_fleet__values_of_every_layout_are_understood(value: str, admitted: int,
         assert (taken.admitted, client.get(key)) == (admitted, kept.encode())
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__sidecars_share_every_bucket(world: StoreHarness) -> None:
+def test_fleet__sidecars_share_every_bucket(harness: StoreHarness) -> None:
     """Three stores take at once from forty buckets: each bucket admits its burst, neither more nor less."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         clock = ManualClock()
-        stores = [world.store(clock) for _ in range(3)]
+        stores = [harness.store(clock) for _ in range(3)]
         await asyncio.gather(*(store.start() for store in stores))
         takes = [(bucket(f"shared{index % 40}", burst=5), 1) for index in range(400)]
         rounds = await asyncio.gather(*(take_all(store, takes) for store in stores))
@@ -79,14 +79,14 @@ def test_fleet__sidecars_share_every_bucket(world: StoreHarness) -> None:
         assert all(isinstance(outcome, Taken) for outcome in outcomes)
         await asyncio.gather(*(store.close() for store in stores))
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__a_take_for_an_older_record_is_refused(world: StoreHarness) -> None:
+def test_fleet__a_take_for_an_older_record_is_refused(harness: StoreHarness) -> None:
     """Once the registry holds another generation nothing is taken, and the caller learns which."""
 
-    async def scene() -> None:
-        store = world.store(ManualClock(), checks_generation=True)
+    async def scenario() -> None:
+        store = harness.store(ManualClock(), checks_generation=True)
         told: list[tuple[str, int]] = []
 
         def note(owner: str, generation: int, done: Callable[[bool], None]) -> None:
@@ -97,60 +97,60 @@ def test_fleet__a_take_for_an_older_record_is_refused(world: StoreHarness) -> No
         await store.start()
         first, second = bucket(generation=1), bucket(generation=2)
         assert await take(store, first) is StoreFault.SUPERSEDED
-        set_generation(world, store, "acme", 1)
+        set_generation(harness, store, "acme", 1)
         assert isinstance(await take(store, first), Taken)
-        set_generation(world, store, "acme", 2)
+        set_generation(harness, store, "acme", 2)
         assert await take_all(store, [(first, 1), (first, 0)]) == [StoreFault.SUPERSEDED] * 2
         taken = await take(store, second)
         assert isinstance(taken, Taken) and taken.remaining == 1
         assert told == [("acme", 0), ("acme", 2)]
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__generations_are_not_looked_at_without_a_registry_there(world: StoreHarness) -> None:
+def test_fleet__generations_are_not_looked_at_without_a_registry_there(harness: StoreHarness) -> None:
     """With the registry elsewhere, no record in Redis is needed and none matters."""
 
-    async def scene() -> None:
-        store = world.store(ManualClock())
+    async def scenario() -> None:
+        store = harness.store(ManualClock())
         await store.start()
-        set_generation(world, store, "acme", 9)
+        set_generation(harness, store, "acme", 9)
         assert isinstance(await take(store, bucket(generation=1)), Taken)
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__a_lost_script_is_loaded_within_the_call(world: StoreHarness) -> None:
+def test_fleet__a_lost_script_is_loaded_within_the_call(harness: StoreHarness) -> None:
     """SCRIPT FLUSH costs no take its answer, and each call in flight loads at most once."""
 
-    async def scene() -> None:
-        store = world.store(ManualClock())
+    async def scenario() -> None:
+        store = harness.store(ManualClock())
         await store.start()
         takes = [(bucket(f"scripted{index}"), 1) for index in range(20)]
-        for server in servers_of(world):
+        for server in servers_of(harness):
             server.client.script_flush()
         outcomes = await take_all(store, takes)
         assert [outcome.admitted for outcome in outcomes if isinstance(outcome, Taken)] == [1] * 20
-        loads = world.metrics.value("sidecar_store_script_loads_total")
-        assert 1 <= loads <= world.metrics.value("sidecar_store_calls_total") - loads
+        loads = harness.metrics.value("sidecar_store_script_loads_total")
+        assert 1 <= loads <= harness.metrics.value("sidecar_store_calls_total") - loads
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__every_bucket_in_redis_ends_by_itself(world: StoreHarness) -> None:
+def test_fleet__every_bucket_in_redis_ends_by_itself(harness: StoreHarness) -> None:
     """Each key lies under the prefix with its partition's tag, and expires once its bucket is full."""
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         for index in range(50):
             await take(store, bucket(f"ending{index}", limit_rpm=60, burst=100), asked=index + 1)
         found = 0
-        for server in servers_of(world):
-            for key in server.client.scan_iter(f"{world.prefix}*b:*", count=1_000):
+        for server in servers_of(harness):
+            for key in server.client.scan_iter(f"{harness.prefix}*b:*", count=1_000):
                 number = int(key.decode().rpartition("b:ending")[2])
                 assert key.decode() == store.keys.bucket(f"ending{number}", f"ending{number}")
                 assert 0 < server.client.pttl(key) <= 1_000 * (number + 1)
@@ -158,38 +158,38 @@ def test_fleet__every_bucket_in_redis_ends_by_itself(world: StoreHarness) -> Non
         assert found == 50
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__one_batch_is_one_call_for_each_partition(world: StoreHarness) -> None:
+def test_fleet__one_batch_is_one_call_for_each_partition(harness: StoreHarness) -> None:
     """What meets in a turn leaves together: equal takes as one entry, a Cluster's partitions apart."""
 
-    async def scene() -> None:
-        store = world.store(ManualClock())
+    async def scenario() -> None:
+        store = harness.store(ManualClock())
         await store.start()
         sets = [bucket(f"together{index}", burst=100) for index in range(30)]
         await take_all(store, [(buckets, 1) for buckets in sets for _ in range(4)])
         partitions = {store.keys.partition_of(buckets.owner) for buckets in sets}
         counted = {
-            name: world.metrics.value(f"sidecar_store_{name}_total")
+            name: harness.metrics.value(f"sidecar_store_{name}_total")
             for name in ("takes", "takes_merged", "calls")
         }
-        calls = len(partitions) if world.kind == "cluster" else 1
+        calls = len(partitions) if harness.kind == "cluster" else 1
         assert counted == {"takes": 120, "takes_merged": 90, "calls": calls}
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_fleet__sidecars_must_agree_on_the_partitions(
-    world: StoreHarness, caplog: pytest.LogCaptureFixture
+    harness: StoreHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A sidecar with another number of partitions would keep other buckets: it does not become ready."""
 
-    async def scene() -> None:
-        first = world.store()
+    async def scenario() -> None:
+        first = harness.store()
         await first.start()
-        other = world.store(url=world.url(partitions="8"))
+        other = harness.store(url=harness.url(partitions="8"))
         await other.start()
         assert first.is_ready
         assert not other.is_ready
@@ -197,27 +197,27 @@ def test_fleet__sidecars_must_agree_on_the_partitions(
         await asyncio.gather(first.close(), other.close())
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
     assert "set the same 'partitions' for every sidecar" in caplog.text
 
 
 def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:
     """While the bucket is known to be empty no call is made; then the server is asked again, and admits."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store(denial_s_max=1.0)
+    async def scenario() -> None:
+        store = harness.store(denial_s_max=1.0)
         await store.start()
         buckets = BucketSet("acme", 1, ("acme",), (Quota.per_minute(600, 2),))
         assert isinstance(await take(store, buckets, asked=2), Taken)
-        calls = world.metrics.value("sidecar_store_calls_total")
+        calls = harness.metrics.value("sidecar_store_calls_total")
         refused = store.take_now(buckets, 1)
         assert isinstance(refused, Taken)
         assert (refused.admitted, refused.remaining) == (0, 0)
         assert 0 < refused.retry_after_us <= 100_000
         assert store.take_now(buckets, 0) is not None
-        assert world.metrics.value("sidecar_store_denials_from_memory_total") == 2
-        assert world.metrics.value("sidecar_store_calls_total") == calls
+        assert harness.metrics.value("sidecar_store_denials_from_memory_total") == 2
+        assert harness.metrics.value("sidecar_store_calls_total") == calls
         same_but_newer = BucketSet("acme", 2, buckets.keys, buckets.quotas)
         assert store.take_now(same_but_newer, 1) is None
         store.forget("acme")
@@ -230,15 +230,15 @@ def test_fleet__an_empty_bucket_is_refused_from_memory() -> None:
             await asyncio.sleep(0)
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_fleet__a_peek_is_no_ground_to_refuse_from_memory() -> None:
     """A peek leaves a bucket in the terms it was written in, so how long it stays empty is not known."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store(denial_s_max=1.0)
+    async def scenario() -> None:
+        store = harness.store(denial_s_max=1.0)
         await store.start()
         await take(store, bucket(limit_rpm=1, burst=2), asked=2)
         other = bucket(limit_rpm=2, burst=2)
@@ -247,14 +247,14 @@ def test_fleet__a_peek_is_no_ground_to_refuse_from_memory() -> None:
         assert store.take_now(other, 1) is None
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_fleet__any_text_is_a_bucket_key(world: StoreHarness) -> None:
+def test_fleet__any_text_is_a_bucket_key(harness: StoreHarness) -> None:
     """A key made of a caller's text cannot reach another bucket or the protocol."""
 
-    async def scene() -> None:
-        store = world.store(ManualClock())
+    async def scenario() -> None:
+        store = harness.store(ManualClock())
         await store.start()
         names = ("a", "a\r\n$1\r\nb", "{p3}x", "ключ", "", " ", "b:a")
         for name in names:
@@ -262,15 +262,15 @@ def test_fleet__any_text_is_a_bucket_key(world: StoreHarness) -> None:
             assert isinstance(outcome, Taken) and outcome.remaining == 1
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_fleet__a_database_is_kept_apart() -> None:
     """The URL's database is where the keys go."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store(ManualClock(), url=world.url(database="3"))
+    async def scenario() -> None:
+        store = harness.store(ManualClock(), url=harness.url(database="3"))
         await store.start()
         await take(store, bucket())
         key = store.keys.bucket("acme", "acme")
@@ -278,7 +278,7 @@ def test_fleet__a_database_is_kept_apart() -> None:
         assert shared().standalone.client.move(key, 3) == 0
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize("user", ["limited", "nobody"])
@@ -286,36 +286,36 @@ def test_fleet__a_wrong_password_is_told_without_the_password(
     user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not ready; the log says what to mend and never what was tried."""
-    world = StoreHarness("guarded")
+    harness = StoreHarness("guarded")
     url = parse_store_url(f"redis://{user}:tried-secret@{LOOPBACK}:{shared().guarded.port}")
 
-    async def scene() -> None:
-        store = world.store(url=url)
+    async def scenario() -> None:
+        store = harness.store(url=url)
         await store.start()
         assert not store.is_ready
         await store.close()
 
     with caplog.at_level(logging.DEBUG):
-        run(scene())
+        run(scenario())
     assert "the user name or the password is wrong" in caplog.text
     assert "tried-secret" not in caplog.text + repr(url) + str(url)
 
 
 def test_fleet__a_missing_permission_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """A user who may not run the script is refused at each take, counted, and told about once."""
-    world = StoreHarness("guarded")
-    url = parse_store_url(f"redis://mute:correct@{LOOPBACK}:{shared().guarded.port}?prefix={world.prefix}")
+    harness = StoreHarness("guarded")
+    url = parse_store_url(f"redis://mute:correct@{LOOPBACK}:{shared().guarded.port}?prefix={harness.prefix}")
 
-    async def scene() -> None:
-        store = world.store(url=url)
+    async def scenario() -> None:
+        store = harness.store(url=url)
         await store.start()
         for _ in range(3):
             assert await take(store, bucket()) is StoreFault.UNAVAILABLE
         await store.close()
 
     with caplog.at_level(logging.ERROR):
-        run(scene())
-    assert world.metrics.value("sidecar_store_error_replies_total", "NOPERM") == 3
+        run(scenario())
+    assert harness.metrics.value("sidecar_store_error_replies_total", "NOPERM") == 3
     assert caplog.text.count("the ACL user lacks a permission") == 1
 
 
@@ -326,20 +326,20 @@ def test_fleet__a_password_may_come_from_a_file_or_the_environment(
     file = tmp_path_factory.mktemp("secrets") / "password"
     file.write_text("correct\n")
     monkeypatch.setenv("STORE_PASSWORD", "correct")
-    world = StoreHarness("guarded")
-    base = f"redis://{LOOPBACK}:{shared().guarded.port}?user=limited&prefix={world.prefix}"
+    harness = StoreHarness("guarded")
+    base = f"redis://{LOOPBACK}:{shared().guarded.port}?user=limited&prefix={harness.prefix}"
 
-    async def scene() -> None:
+    async def scenario() -> None:
         for source in (f"password_file={file}", "password_env=STORE_PASSWORD"):
-            store = world.store(url=parse_store_url(f"{base}&{source}"))
+            store = harness.store(url=parse_store_url(f"{base}&{source}"))
             await store.start()
             assert store.is_ready
             await store.close()
-        missing = world.store(url=parse_store_url(f"{base}&password_env=NOT_SET_ANYWHERE"))
+        missing = harness.store(url=parse_store_url(f"{base}&password_env=NOT_SET_ANYWHERE"))
         with pytest.raises(StoreUrlError, match="NOT_SET_ANYWHERE"):
             await missing.start()
 
-    run(scene())
+    run(scenario())
 
 
 def test_fleet__an_unknown_certificate_is_refused() -> None:
@@ -350,13 +350,13 @@ def test_fleet__an_unknown_certificate_is_refused() -> None:
         tls=TlsClient(),
     )
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = RedisBucketStore(url, make_metrics(), StoreLimits(connect_timeout_s=5))
         await store.start()
         assert not store.is_ready
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -365,7 +365,7 @@ def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPath
     server.stop()
     states: list[bool] = []
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = RedisBucketStore(parse_store_url(server.url), make_metrics())
         store.on_state_change = states.append
         await store.start()
@@ -379,4 +379,4 @@ def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPath
         assert [state for state, _ in itertools.groupby(states)] == [False, True, False]
         await store.close()
 
-    run(scene())
+    run(scenario())

@@ -19,11 +19,11 @@ from tests.registry_in_redis import add_people
 from tests.store_harness import StoreHarness, run
 
 
-def test_heartbeat__sidecars_count_each_other(world: StoreHarness) -> None:
+def test_heartbeat__sidecars_count_each_other(harness: StoreHarness) -> None:
     """Who beats counts; who says goodbye does not; the number comes with each beat."""
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         first, second, third = (Heartbeat(store, name) for name in ("a", "b", "c"))
         changes: list[int] = []
@@ -36,14 +36,14 @@ def test_heartbeat__sidecars_count_each_other(world: StoreHarness) -> None:
         assert changes == [3, 3, 2]
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_heartbeat__a_silent_sidecar_stops_counting(world: StoreHarness) -> None:
+def test_heartbeat__a_silent_sidecar_stops_counting(harness: StoreHarness) -> None:
     """Its beat runs out on the server's clock, and the whole set with the last beat."""
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         heart = Heartbeat(store, "alive")
         space = store.keys
@@ -56,14 +56,14 @@ def test_heartbeat__a_silent_sidecar_stops_counting(world: StoreHarness) -> None
         assert 0 < await link.request("PTTL", store.keys.live_key) <= SIDECAR_LIFETIME_US // 1_000
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_heartbeat__keeps_the_last_count_without_a_store(world: StoreHarness) -> None:
+def test_heartbeat__keeps_the_last_count_without_a_store(harness: StoreHarness) -> None:
     """The count is needed most when nobody can be asked."""
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         heart, other = Heartbeat(store, "a"), Heartbeat(store, "b")
         await other.beat()
@@ -73,15 +73,15 @@ def test_heartbeat__keeps_the_last_count_without_a_store(world: StoreHarness) ->
         assert heart.live_sidecars == 2
         await heart.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: StoreHarness) -> None:
+def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(harness: StoreHarness) -> None:
     """After a gap the first to beat finds nobody else, and must not take the others' shares for its own."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         now_s = 100.0
-        store = world.store()
+        store = harness.store()
         heart = Heartbeat(store, "a", clock=lambda: now_s)
         heart.live_sidecars = 3
         assert await heart.beat() is False  # not connected yet
@@ -94,14 +94,14 @@ def test_heartbeat__does_not_count_fewer_at_once_when_the_store_is_back(world: S
         await heart.close()
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
-def test_heartbeat__beats_until_it_is_closed(world: StoreHarness) -> None:
+def test_heartbeat__beats_until_it_is_closed(harness: StoreHarness) -> None:
     """One beat, one pause, and so on, whatever becomes of a beat; nothing of it stays."""
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         pauses: asyncio.Queue[float] = asyncio.Queue()
         go_on: asyncio.Queue[None] = asyncio.Queue()
@@ -125,7 +125,7 @@ def test_heartbeat__beats_until_it_is_closed(world: StoreHarness) -> None:
         assert await link.request("ZCARD", store.keys.live_key) == 0
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_heartbeat__has_the_identity_that_the_registry_knows(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_heartbeat__has_the_identity_that_the_registry_knows(tmp_path: Path) -> 
     file = tmp_path / "sidecar.yaml"
     file.write_text(f"{{store: '{store}', listen: {{grpc: '127.0.0.1:0', admin: []}}}}")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         stores, registries, tasks = [], [], []
         for _ in range(2):
             sidecar = await build_sidecar(LoadedConfig(load_config(file, {})), make_metrics())
@@ -158,4 +158,4 @@ def test_heartbeat__has_the_identity_that_the_registry_knows(tmp_path: Path) -> 
             await followed.close()
         assert announced == {name.decode() for name in beating}
 
-    run(scene())
+    run(scenario())

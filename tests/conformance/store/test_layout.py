@@ -23,12 +23,12 @@ FORMER = 16
 INTEGRATIONS = ("acme", "other", "third", "fourth")
 
 
-def client_of(world: StoreHarness, store: RedisBucketStore) -> Any:
+def client_of(harness: StoreHarness, store: RedisBucketStore) -> Any:
     """A client of the server that holds partition 0."""
     servers = shared()
-    if world.kind == "cluster":
+    if harness.kind == "cluster":
         return servers.cluster.primary_of(store.keys.slot_of(0)).client
-    return (servers.sentinel.primary if world.kind == "sentinel" else servers.standalone).client
+    return (servers.sentinel.primary if harness.kind == "sentinel" else servers.standalone).client
 
 
 def new_partitions(kind: str) -> int:
@@ -39,32 +39,32 @@ def new_partitions(kind: str) -> int:
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 def test_layout__a_new_store_has_one_partition_outside_a_cluster(kind: str) -> None:
     """Nothing is stated and nothing is there: 1, or 16 in a Cluster, written down for all who follow."""
-    world = StoreHarness(kind)
+    harness = StoreHarness(kind)
 
-    async def scene() -> None:
-        store = world.store()
+    async def scenario() -> None:
+        store = harness.store()
         await store.start()
         assert store.keys.partitions == len(store._pipelines) == new_partitions(kind)
-        kept = client_of(world, store).get(store.keys.layout_key)
+        kept = client_of(harness, store).get(store.keys.layout_key)
         assert kept == f"1 partitions={new_partitions(kind)}".encode()
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 @pytest.mark.parametrize("partitions", [1, FORMER, 7])
 def test_layout__what_is_stored_is_adopted(kind: str, partitions: int) -> None:
     """Buckets that another number's sidecars began go on where they were, whoever takes."""
-    world = StoreHarness(kind)
+    harness = StoreHarness(kind)
 
-    async def scene() -> None:
-        former = world.store(url=world.url(partitions=str(partitions)))
+    async def scenario() -> None:
+        former = harness.store(url=harness.url(partitions=str(partitions)))
         await former.start()
         for name in INTEGRATIONS:
             taken = await take(former, bucket(name, burst=5))
             assert isinstance(taken, Taken) and taken.remaining == 4
-        store = world.store()
+        store = harness.store()
         await store.start()
         assert store.keys.partitions == partitions
         for name in INTEGRATIONS:
@@ -73,7 +73,7 @@ def test_layout__what_is_stored_is_adopted(kind: str, partitions: int) -> None:
         await store.close()
         await former.close()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
@@ -83,7 +83,7 @@ def test_layout__a_registry_is_adopted_with_its_chains(kind: str, partitions: in
     prefix, clock = f"sidecar:{secrets.token_hex(4)}:", ManualClock()
     options = {} if partitions is None else {"partitions": str(partitions)}
 
-    async def scene() -> None:
+    async def scenario() -> None:
         former = RedisRegistry(url_of(kind, prefix, **options), LIFECYCLE, clock_us=clock)
         await found(former, clock)
         for name in INTEGRATIONS:
@@ -100,26 +100,26 @@ def test_layout__a_registry_is_adopted_with_its_chains(kind: str, partitions: in
         assert (await registry.changes_since(view.revision)).records[0].id == "fifth"
         await registry.aclose()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 def test_layout__is_not_guessed_where_it_is_gone(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Keys without a layout: whoever states no number is told to; whoever states it writes it again."""
-    world = StoreHarness(kind)
+    harness = StoreHarness(kind)
     clock = ManualClock()
 
-    async def scene() -> None:
-        stated = world.url(partitions=str(FORMER))
+    async def scenario() -> None:
+        stated = harness.url(partitions=str(FORMER))
         registry = RedisRegistry(stated, LIFECYCLE, clock_us=clock)
         await found(registry, clock)
         await registry.aclose()
-        unstated = world.store()
-        client_of(world, unstated).delete(unstated.keys.layout_key)
+        unstated = harness.store()
+        client_of(harness, unstated).delete(unstated.keys.layout_key)
         await unstated.start()
         assert not unstated.is_ready
         assert "add it to the URL; partitions=16 was the default" in unstated.trouble
-        store = world.store(url=stated)
+        store = harness.store(url=stated)
         await store.start()
         assert store.is_ready
         await ready(unstated)  # it tries again by itself, and finds the layout
@@ -128,17 +128,17 @@ def test_layout__is_not_guessed_where_it_is_gone(kind: str, caplog: pytest.LogCa
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
 
 
 def test_layout__a_heartbeat_writes_it_again() -> None:
     """Flushed or evicted under a running fleet, it is back within a second: no one else's number gets in."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store(url=world.url(partitions="5"))
+    async def scenario() -> None:
+        store = harness.store(url=harness.url(partitions="5"))
         await store.start()
-        client = client_of(world, store)
+        client = client_of(harness, store)
         client.delete(store.keys.layout_key)
         heart = Heartbeat(store, "one")
         await heart.beat()
@@ -148,7 +148,7 @@ def test_layout__a_heartbeat_writes_it_again() -> None:
         assert client.get(store.keys.layout_key) is None
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,15 @@ def test_layout__a_heartbeat_writes_it_again() -> None:
 )
 def test_layout__of_another_version_is_refused(text: str) -> None:
     """What this program does not know is named, and left as it is."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store()
-        client = client_of(world, store)
+    async def scenario() -> None:
+        store = harness.store()
+        client = client_of(harness, store)
         client.set(store.keys.layout_key, text)
         await store.start()
         assert not store.is_ready and f"have the layout {text!r}" in store.trouble
         assert client.get(store.keys.layout_key) == text.encode()
         await store.close()
 
-    run(scene())
+    run(scenario())

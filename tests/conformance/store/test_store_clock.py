@@ -87,7 +87,7 @@ def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> No
     valid, ended = make_key(), make_key()
     minutes_us = 300 * SECOND_US
 
-    async def scene() -> None:
+    async def scenario() -> None:
         sidecar = Sidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
         await sidecar.start()
         for _ in range(3):  # the first goes by the heartbeat, the others by the takes before them
@@ -96,7 +96,7 @@ def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> No
         await sidecar.shared.buckets.close()
         assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL, "also when the store is gone"
 
-    run(scene())
+    run(scenario())
 
 
 def test_difference__is_a_metric_and_told_once_an_episode(
@@ -105,7 +105,7 @@ def test_difference__is_a_metric_and_told_once_an_episode(
     """Minutes apart is a warning, not one each second; set right and wrong again is another one."""
     wrong = time.time_ns
 
-    async def scene() -> None:
+    async def scenario() -> None:
         sidecar = Sidecar(tmp_path, {make_key(): 2**50})
         await sidecar.start()
         for clock, seconds in ((wrong, -wrong_by_s), (lambda: wrong() - wrong_by_s * 10**9, 0)) * 2:
@@ -117,7 +117,7 @@ def test_difference__is_a_metric_and_told_once_an_episode(
         await sidecar.shared.buckets.close()
 
     with caplog.at_level(logging.WARNING, "sidecar.process"):
-        run(scene())
+        run(scenario())
     assert CLOCK_APART_US == SECOND_US
     told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
     assert len(told) == 2
@@ -127,11 +127,11 @@ def test_registry__judges_by_the_time_of_the_redis_that_holds_it(wrong_by_s: int
     """Who asks for the holder of a token knows the time by which the token ends, in the same trip."""
     right_us = wall_clock_us() - wrong_by_s * SECOND_US
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = RedisRegistry(StoreHarness("standalone").url(), LIFECYCLE)
         assert abs(registry.now_us() - wall_clock_us()) < 5 * SECOND_US, "nothing has been asked yet"
         assert await registry.token_holder("nosuch") is None
         assert abs(registry.now_us() - right_us) < 30 * SECOND_US
         await registry.aclose()
 
-    run(scene())
+    run(scenario())

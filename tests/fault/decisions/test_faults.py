@@ -57,7 +57,7 @@ def test_decisions__any_fault_at_any_command(
     """From the first word of a new connection to the third take on it, again and again with one sidecar."""
     monkeypatch.setattr(shared_store, "store_limits", lambda timeout_s: QUICK)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         before = proxy()
         async with serving(tmp_path, before) as sidecar:
             await sidecar.recover()
@@ -76,14 +76,14 @@ def test_decisions__any_fault_at_any_command(
                 assert sidecar.store_calls() - calls <= sidecar.asked - asked
             await sidecar.nothing_is_left()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 @each_fault
 def test_decisions__a_crowd_through_a_fault(fault: Fault, tmp_path: Path) -> None:
     """Three hundred requests in the air when it happens: each is answered, and the store is used again."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         before = proxy()
         async with serving(tmp_path, before) as sidecar:
             await sidecar.recover()
@@ -111,13 +111,13 @@ def test_decisions__a_crowd_through_a_fault(fault: Fault, tmp_path: Path) -> Non
             }
             assert all(fallbacks[answer.policy] for answer in answers if answer.is_by_policy)
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_decisions__nobody_waits_for_a_store_that_is_known_to_hang(tmp_path: Path) -> None:
     """Once the breaker is open no decision makes a call, and each policy answers at once."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         before = proxy()
         async with serving(tmp_path, before) as sidecar:
             await sidecar.recover()
@@ -136,14 +136,14 @@ def test_decisions__nobody_waits_for_a_store_that_is_known_to_hang(tmp_path: Pat
             await sidecar.recover()
             await sidecar.nothing_is_left()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_decisions__never_past_the_caller_s_deadline(tmp_path: Path) -> None:
     """A store that may take ten seconds is waited for as long as the caller says, and no longer."""
     deadline_s = 1.5
 
-    async def scene() -> None:
+    async def scenario() -> None:
         before = proxy()
         async with serving(tmp_path, before, store_timeout_ms=10_000) as sidecar:
             await sidecar.recover()
@@ -153,7 +153,7 @@ def test_decisions__never_past_the_caller_s_deadline(tmp_path: Path) -> None:
             assert {answer.is_by_policy for answer in answers} == {True}
             before.heal()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_decisions__the_usual_bounds_allow_for_recovery_within_a_second() -> None:

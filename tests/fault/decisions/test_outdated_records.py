@@ -63,7 +63,7 @@ def test_suspension__is_not_passed_by_a_failing_store(
 ) -> None:
     """The store refuses the take of an old record, and fails before the new one is read: nobody gets in."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port)
         async with serving(tmp_path, proxy, registry=None) as sidecar:
             registry = await loaded(sidecar)
@@ -80,13 +80,13 @@ def test_suspension__is_not_passed_by_a_failing_store(
             proxy.cut()
             await registry.aclose()
 
-    run(scene(), 60)
+    run(scenario(), 60)
 
 
 def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
     """Integrations in the store have policies too; a change of one holds for the next request."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port)
         async with serving(tmp_path, proxy, registry=None) as sidecar:
             registry = await loaded(sidecar)
@@ -103,4 +103,4 @@ def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
             await sidecar.until(is_by_policy=False)
             await registry.aclose()
 
-    run(scene(), 60)
+    run(scenario(), 60)

@@ -44,9 +44,9 @@ def test_failover__an_acknowledged_suspension_holds() -> None:
     Of the suspensions acknowledged as durable meanwhile none is lost, and no request sent later is admitted.
     """
 
-    async def scene() -> list[SuspensionRound]:
+    async def scenario() -> list[SuspensionRound]:
         return [played async for played in fail_over_while_suspending(WAYS)]
 
-    for played in run(scene(), PATIENCE_S):
+    for played in run(scenario(), PATIENCE_S):
         assert played.is_kept, played.as_json()
         assert played.sent_after > 0

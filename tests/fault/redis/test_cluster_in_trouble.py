@@ -73,7 +73,7 @@ def opened(cluster: ClusterGroup) -> RedisBucketStore:
 def test_slot__left_half_moved_is_served(moved: str, cluster: ClusterGroup) -> None:
     """Wherever the keys of a take are, each token is given once, and a newer record is noticed."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = opened(cluster)
         await store.start()
         generation = store.keys.generation(OWNER)
@@ -99,7 +99,7 @@ def test_slot__left_half_moved_is_served(moved: str, cluster: ClusterGroup) -> N
         assert isinstance(taken, Taken) and taken.remaining == 0
         await store.close()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def set_there(server: RedisServer, key: str, value: int) -> None:
@@ -113,7 +113,7 @@ def set_there(server: RedisServer, key: str, value: int) -> None:
 def test_slot__left_half_moved_serves_an_idle_integration(cluster: ClusterGroup) -> None:
     """A full bucket is no key at all, and the generation is: no node has all the keys of the take."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = opened(cluster)
         await store.start()
         owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
@@ -124,13 +124,13 @@ def test_slot__left_half_moved_serves_an_idle_integration(cluster: ClusterGroup)
         assert store.is_ready
         await store.close()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
     """MOVED costs no take its answer, and later ones go to the new node."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = opened(cluster)
         await store.start()
         owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
@@ -146,7 +146,7 @@ def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
                 await asyncio.sleep(0)
         await store.close()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
@@ -154,7 +154,7 @@ def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
 ) -> None:
     """A record is found wherever it is; a change needs all keys in one place, and happens once they are."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         url = parse_store_url(cluster.url)
         registry = RedisRegistry(url, LIFECYCLE)
         await add_people(registry)
@@ -178,7 +178,7 @@ def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
         await registry.aclose()
         await store.close()
 
-    run(scene(), PATIENCE_S)
+    run(scenario(), PATIENCE_S)
 
 
 def test_primary__that_nobody_replaces_is_told(
@@ -186,7 +186,7 @@ def test_primary__that_nobody_replaces_is_told(
 ) -> None:
     """Part of the slots is served by nobody: not ready, a gauge, one log line, and the rest goes on."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = RedisBucketStore(parse_store_url(cluster.url), make_metrics())
         await store.start()
         slot = store.keys.slot_of(store.keys.partition_of(OWNER))
@@ -206,5 +206,5 @@ def test_primary__that_nobody_replaces_is_told(
         await store.close()
 
     with caplog.at_level(logging.INFO):
-        run(scene(), PATIENCE_S)
+        run(scenario(), PATIENCE_S)
     assert "every partition is served" in caplog.text

@@ -39,16 +39,16 @@ def set_policy(server: RedisServer, policy: str) -> None:
 @pytest.mark.parametrize("policy", EVICTING)
 def test_store__an_evicting_policy_is_refused_where_the_registry_is(policy: str, server: RedisServer) -> None:
     """Not ready, with the remedy; when the policy is corrected it becomes ready without a restart."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     set_policy(server, policy)
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(server.url), checks_generation=True)
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(server.url), checks_generation=True)
         registry = RedisRegistry(parse_store_url(server.url), LIFECYCLE)
         await store.start()
         assert not store.is_ready
         assert policy in store.trouble and ADVICE in store.trouble
-        assert world.metrics.value("sidecar_store_may_evict") == 1
+        assert harness.metrics.value("sidecar_store_may_evict") == 1
         with pytest.raises(RegistryUnavailableError, match=ADVICE):
             await registry.administrators()
         set_policy(server, "noeviction")
@@ -56,33 +56,33 @@ def test_store__an_evicting_policy_is_refused_where_the_registry_is(policy: str,
         server.client.set(store.keys.generation("acme"), 1)
         assert isinstance(await take(store, bucket()), Taken)
         assert await registry.administrators() == ()
-        assert world.metrics.value("sidecar_store_may_evict") == 0
+        assert harness.metrics.value("sidecar_store_may_evict") == 0
         await store.close()
         await registry.aclose()
 
-    run(scene())
+    run(scenario())
 
 
 def test_store__an_evicting_policy_is_told_where_only_buckets_are(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It works, says so as an error once, and counts it until the policy is corrected."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     set_policy(server, "volatile-ttl")
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(server.url))
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(server.url))
         await store.start()
         assert isinstance(await take(store, bucket()), Taken)
         await store.check_servers()
-        assert world.metrics.value("sidecar_store_may_evict") == 1
+        assert harness.metrics.value("sidecar_store_may_evict") == 1
         set_policy(server, "noeviction")
         await store.check_servers()
-        assert world.metrics.value("sidecar_store_may_evict") == 0
+        assert harness.metrics.value("sidecar_store_may_evict") == 0
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert (
@@ -94,34 +94,34 @@ def test_store__a_policy_that_is_changed_meanwhile_is_told(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The connection lasts, and so does the service; the log and the metric say it."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(server.url), checks_generation=True)
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(server.url), checks_generation=True)
         await store.start()
         set_policy(server, "allkeys-lru")
         await store.check_servers()
         assert store.is_ready
-        assert world.metrics.value("sidecar_store_may_evict") == 1
+        assert harness.metrics.value("sidecar_store_may_evict") == 1
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
     assert "integrations would be lost" in caplog.text
 
 
 def test_store__a_user_without_info_is_warned(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing can be checked: that is said once, with the permission that is missing."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     server.client.execute_command("ACL", "SETUSER", "blind", "on", ">correct", "~*", "+@all", "-info")
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(server.url.replace("//", "//blind:correct@")))
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(server.url.replace("//", "//blind:correct@")))
         await store.start()
         assert isinstance(await take(store, bucket()), Taken)
         await store.check_servers()
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
     assert ["add +info" in record.getMessage() for record in caplog.records] == [True]

@@ -25,7 +25,7 @@ async def kill_clients(server: redis.asyncio.Redis) -> None:
 @pytest.mark.parametrize("kind", ["standalone", "cluster"])
 def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
     """A take right after each kill is admitted unless it had been sent already, and none counts twice."""
-    world = StoreHarness(kind)
+    harness = StoreHarness(kind)
     servers = shared()
     ports = (
         [server.port for server in servers.cluster.servers]
@@ -33,9 +33,9 @@ def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
         else [servers.standalone.port]
     )
 
-    async def scene() -> None:
+    async def scenario() -> None:
         clients = [redis.asyncio.Redis(port=port) for port in ports]
-        store = world.store()
+        store = harness.store()
         await store.start()
         await ready(store)
         spent = bucket("spent", limit_rpm=1, burst=10_000)
@@ -54,16 +54,16 @@ def test_store__a_killed_connection_is_reopened_at_once(kind: str) -> None:
         for client in clients:
             await client.aclose()
 
-    run(scene(), patience_s=60)
+    run(scenario(), patience_s=60)
 
 
 def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> None:
     """Whatever is answered as a fault was taken once at most."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         client = redis.asyncio.Redis(port=shared().standalone.port)
-        store = world.store()
+        store = harness.store()
         await store.start()
         spent = bucket("spent", limit_rpm=1, burst=100_000)
         outcomes = []
@@ -79,19 +79,19 @@ def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> Non
         await store.close()
         await client.aclose()
 
-    run(scene(), patience_s=60)
+    run(scenario(), patience_s=60)
 
 
 def test_store__a_clean_stop_does_not_say_that_the_store_is_gone() -> None:
     """Whoever stops the store is not told that it is unreachable."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         states: list[bool] = []
-        store = world.store()
+        store = harness.store()
         store.on_state_change = states.append
         await store.start()
         await store.close()
         assert states == [True]
 
-    run(scene())
+    run(scenario())

@@ -66,7 +66,7 @@ def test_readiness__says_why_a_server_refuses_commands(
                 if part in state and (is_ready or not state.startswith("connected")):
                     return
 
-    async def scene() -> None:
+    async def scenario() -> None:
         task = asyncio.create_task(
             shared.run(lambda name, is_ready, state: states.put_nowait((is_ready, state)))
         )
@@ -83,14 +83,14 @@ def test_readiness__says_why_a_server_refuses_commands(
         with suppress(asyncio.CancelledError):
             await task
 
-    run(scene())
+    run(scenario())
 
 
 def test_readiness__says_that_a_server_may_evict_buckets(server: RedisServer) -> None:
     """Where only buckets are it is used all the same, and says so for as long as it is so."""
     server.client.config_set("maxmemory-policy", "allkeys-lru")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
         await store.start()
         assert store.is_ready and "set maxmemory-policy noeviction" in store.trouble
@@ -99,13 +99,13 @@ def test_readiness__says_that_a_server_may_evict_buckets(server: RedisServer) ->
         assert store.trouble == ""
         await store.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_heartbeat__tells_a_refusal(server: RedisServer) -> None:
     """An idle sidecar makes no takes, and must not look well for that."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
         await store.start()
         refuse(server, "NOPERM")
@@ -113,4 +113,4 @@ def test_heartbeat__tells_a_refusal(server: RedisServer) -> None:
         assert REFUSED["NOPERM"][1] in store.trouble
         await store.close()
 
-    run(scene())
+    run(scenario())

@@ -48,11 +48,11 @@ def nothing_is_left(store: RedisBucketStore) -> bool:
     return all(not pipeline._in_flight and not pipeline._queue.takes for pipeline in store._pipelines)
 
 
-async def survive(world: StoreHarness, proxy: FaultProxy) -> None:
+async def survive(harness: StoreHarness, proxy: FaultProxy) -> None:
     """Start, take through the fault, heal, take again; nothing may be left."""
     await proxy.start()
-    store = world.store(
-        url=parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}"), **QUICK
+    store = harness.store(
+        url=parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}"), **QUICK
     )
     await store.start()
     outcomes = [await timed_take(store) for _ in range(6)]
@@ -79,27 +79,27 @@ def outcome_slack(proxy: FaultProxy) -> int:
 @pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
 def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> None:
     """From the first word of the handshake to the fourth take."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, number)
-        await survive(world, proxy)
+        await survive(harness, proxy)
         assert proxy.commands[: min(number, len(HANDSHAKE))] == HANDSHAKE[:number]
         assert proxy.tripped.is_set()
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize("fault", Fault, ids=[fault.name.lower() for fault in Fault])
 def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
     """Five hundred takes in the air when it happens: each answered once, in its time, no call more."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, len(HANDSHAKE) + 2)
         await proxy.start()
-        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
-        store = world.store(url=url, **QUICK, groups_max=16, keepalive_s=60)
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}")
+        store = harness.store(url=url, **QUICK, groups_max=16, keepalive_s=60)
         await store.start()
         began_s = monotonic()
         outcomes = await take_all(store, [(bucket(f"crowd{i % 100}"), 1) for i in range(500)], TIMEOUT_S)
@@ -114,50 +114,50 @@ def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
         await store.close()
         await proxy.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_store__nobody_waits_for_a_store_that_hangs() -> None:
     """Once the breaker is open takes are refused at once and no call is made but probes."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port, Fault.HOLD, len(HANDSHAKE) + 1)
         await proxy.start()
-        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}")
         # The link is kept, so that only the breaker protects.
-        store = world.store(
+        store = harness.store(
             url=url, call_timeout_s=0.02, link_timeout_s=30, probe_after_s=0.02, in_flight_max=4
         )
         await store.start()
         while store.is_ready:
             await timed_take(store)
-        calls = world.metrics.value("sidecar_store_calls_total")
+        calls = harness.metrics.value("sidecar_store_calls_total")
         outcomes = await take_all(store, [(bucket(), 1)] * 1_000)
         assert set(outcomes) == {StoreFault.UNAVAILABLE}
-        assert world.metrics.value("sidecar_store_calls_total") == calls
+        assert harness.metrics.value("sidecar_store_calls_total") == calls
         assert proxy.commands.count("EVALSHA") <= calls + 1  # one probe is out and stays so
         proxy.heal()
         await ready(store)
-        assert world.metrics.value("sidecar_store_breakers_open") == 0
+        assert harness.metrics.value("sidecar_store_breakers_open") == 0
         async with asyncio.timeout(RECOVERY_S):
             while not isinstance(await timed_take(store), Taken):  # noqa: ASYNC110 - each turn asks
                 await asyncio.sleep(0)
         await store.close()
         await proxy.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_store__close_is_bounded_while_nothing_answers() -> None:
     """Stopping in the middle of a black hole answers everybody and leaves nothing."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port, Fault.BLACK_HOLE, len(HANDSHAKE) + 1)
         await proxy.start()
-        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={world.prefix}")
-        store = world.store(url=url)
+        url = parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}")
+        store = harness.store(url=url)
         await store.start()
         waiting = [
             asyncio.ensure_future(take(store, bucket(f"b{index}"), timeout_s=60)) for index in range(50)
@@ -168,4 +168,4 @@ def test_store__close_is_bounded_while_nothing_answers() -> None:
         assert nothing_is_left(store)
         await proxy.close()
 
-    run(scene())
+    run(scenario())

@@ -118,18 +118,18 @@ WRONG = {
 @pytest.mark.parametrize("plain", [False, True], ids=["uvloop", "asyncio"])
 def test_store__a_wrong_server_is_told(name: str, plain: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The bucket store is not ready, and its log and its state say what is wrong and what would work."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     text = WRONG[name].url()
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(text))
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(text))
         await store.start()
         assert not store.is_ready
         assert_told(WRONG[name].told, text, store.trouble)
         await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene(), plain=plain)
+        run(scenario(), plain=plain)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
     assert_told(WRONG[name].told.removesuffix("$"), text, lines[0])
@@ -140,14 +140,14 @@ def test_registry__a_wrong_server_is_told(name: str) -> None:
     """Whoever administers learns the same, at once, and that nothing was changed."""
     text = WRONG[name].url()
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = RedisRegistry(parse_store_url(text), LIFECYCLE)
         with pytest.raises(RegistryUnavailableError) as raised:
             await registry.administrators()
         assert_told(WRONG[name].told.removesuffix("$"), text, str(raised.value))
         await registry.aclose()
 
-    run(scene())
+    run(scenario())
 
 
 def assert_told(pattern: str, url: str, told: str) -> None:
@@ -159,12 +159,12 @@ def assert_told(pattern: str, url: str, told: str) -> None:
 
 def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -> None:
     """The URL of its primary is named; once it is a primary itself it is used without a restart."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     primary = shared().standalone
     replica = RedisServer(tmp_path, "--replicaof", f"{LOOPBACK} {primary.port}").start()
 
-    async def scene() -> None:
-        store = world.store(url=parse_store_url(replica.url))
+    async def scenario() -> None:
+        store = harness.store(url=parse_store_url(replica.url))
         await store.start()
         assert not store.is_ready
         assert f"is a replica of {LOOPBACK}:{primary.port}" in store.trouble
@@ -175,16 +175,16 @@ def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -
         await store.close()
 
     try:
-        run(scene())
+        run(scenario())
     finally:
         replica.stop()
 
 
 def test_store__something_that_is_no_redis_is_told() -> None:
     """A web server, for example."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read(64)
             writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -192,33 +192,33 @@ def test_store__something_that_is_no_redis_is_told() -> None:
 
         server = await asyncio.start_server(answer, LOOPBACK, 0)
         port = server.sockets[0].getsockname()[1]
-        store = world.store(url=parse_store_url(f"redis://{LOOPBACK}:{port}"))
+        store = harness.store(url=parse_store_url(f"redis://{LOOPBACK}:{port}"))
         await store.start()
         assert "check that it is a Redis server" in store.trouble
         await store.close()
         server.close()
 
-    run(scene())
+    run(scenario())
 
 
 def test_store__a_node_that_hides_what_it_is_is_told_by_its_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Without the permission for INFO a Cluster node is found out by its first reply to a take."""
-    world = StoreHarness("standalone")
+    harness = StoreHarness("standalone")
     servers = shared().cluster.servers
     for server in servers:
         server.client.execute_command(
             "ACL", "SETUSER", "blind", "reset", "on", ">correct", "~*", "+@all", "-info"
         )
 
-    async def scene() -> None:
+    async def scenario() -> None:
         for server in servers:  # all buckets are in one slot, which one of the nodes serves
-            store = world.store(url=parse_store_url(f"redis://blind:correct@{LOOPBACK}:{server.port}"))
+            store = harness.store(url=parse_store_url(f"redis://blind:correct@{LOOPBACK}:{server.port}"))
             await store.start()
             await take(store, bucket("acme"))
             await store.close()
 
     with caplog.at_level(logging.WARNING):
-        run(scene())
+        run(scenario())
     told = "\n".join(record.getMessage() for record in caplog.records)
     assert "refuses INFO" in told and "add +info" in told
     assert "use a redis+cluster:// URL" in told

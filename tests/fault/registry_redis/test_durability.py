@@ -46,21 +46,21 @@ def opened(server: RedisServer, replicas_min: int = 1) -> RedisRegistry:
 def test_change__on_one_server_alone_lacks_no_replicas(server: RedisServer) -> None:
     """The answer says that it is not durable; there is nothing to warn of at each change."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = opened(server)
         await add_people(registry)
         made = await registry.apply(request(create()))
         assert durability_view(registry, made.is_durable) == ALONE
         await registry.aclose()
 
-    run(scene())
+    run(scenario())
 
 
 def test_change__that_a_replica_does_not_confirm_lacks_replicas(server: RedisServer, tmp_path: Path) -> None:
     """While it hangs, and also once the primary has given it up: it was there."""
     replica = RedisServer(tmp_path / "replica", "--replicaof", f"{LOOPBACK} {server.port}").start()
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = opened(server)
         eventually(lambda: server.client.role()[2])
         await add_people(registry)
@@ -78,7 +78,7 @@ def test_change__that_a_replica_does_not_confirm_lacks_replicas(server: RedisSer
         await registry.aclose()
 
     try:
-        run(scene())
+        run(scenario())
     finally:
         replica.stop()
 
@@ -92,7 +92,7 @@ def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
     catalogue = ScopeCatalogue()
     declared = load_declarations(file, str(file), catalogue).declarations
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = opened(server, replicas_min=2)
         made = await create_first_administrator(registry, "ann", "Ann", 3_600)
         assert (made.is_durable, made.lacks_replicas) == (False, True)
@@ -103,4 +103,4 @@ def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
         assert {name: view["report"][name] for name in LACKING} == LACKING  # type: ignore[literal-required]
         await registry.aclose()
 
-    run(scene())
+    run(scenario())

@@ -31,7 +31,7 @@ def test_registry__calls_go_on_after_each_killed_connection(shelf: Shelf, runner
     """Reads and changes, each right after a kill: none fails, and none is made twice."""
     url = shelf.place("calls").url(shelf.port)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         registry = RedisRegistry(url, LIFECYCLE, limits=NEVER_AGAIN)
         await add_people(registry)
         await registry.apply(request(create(), ANN))
@@ -46,14 +46,14 @@ def test_registry__calls_go_on_after_each_killed_connection(shelf: Shelf, runner
             assert generation == number + 2
         await registry.aclose()
 
-    bounded(runner, scene())
+    bounded(runner, scenario())
 
 
 def test_registry__the_push_of_changes_is_back_at_once(shelf: Shelf, runner: asyncio.Runner) -> None:
     """Whoever waits for changes hears of one that is made right after a kill."""
     url = shelf.place("push").url(shelf.port)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         writer, reader = RedisRegistry(url, LIFECYCLE), RedisRegistry(url, LIFECYCLE, limits=NEVER_AGAIN)
         await add_people(writer)
         revision = await reader.revision()
@@ -66,7 +66,7 @@ def test_registry__the_push_of_changes_is_back_at_once(shelf: Shelf, runner: asy
         await writer.aclose()
         await reader.aclose()
 
-    bounded(runner, scene())
+    bounded(runner, scenario())
 
 
 async def until_changed(registry: RedisRegistry, revision: Revision) -> Revision:

@@ -16,7 +16,7 @@ from tests.building import make_metrics
 from tests.redis_servers import RedisServer
 from tests.store_harness import ready
 
-from .test_replaced import Sidecar, founded, is_loaded, scene
+from .test_replaced import Sidecar, founded, in_time, is_loaded
 
 TOLD_S = 2.0
 SLACK_S = 4.0
@@ -63,4 +63,4 @@ def test_redis_down__is_told_by_everything_that_knows(how: str, server: RedisSer
         await store.close()
         await sidecar.close()
 
-    scene(work)
+    in_time(work)

@@ -92,7 +92,7 @@ def opened(server: RedisServer | ClusterGroup, registry_id: str = "") -> RedisRe
     return RedisRegistry(parse_store_url(f"{server.url}?partitions=3"), LIFECYCLE, registry_id=registry_id)
 
 
-def scene(work: Callable[[], Awaitable[None]]) -> None:
+def in_time(work: Callable[[], Awaitable[None]]) -> None:
     """Run *work* within a deadline."""
 
     async def bounded() -> None:
@@ -131,7 +131,7 @@ def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None
         await stranger.aclose()
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 READS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
@@ -155,7 +155,7 @@ def test_registry__an_emptied_store_is_noticed_by_the_first_read(name: str, serv
             await READS[name](registry)
         await registry.aclose()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) -> None:
@@ -174,7 +174,7 @@ def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) 
         await stranger.aclose()
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__restored_data_are_believed_again(server: RedisServer) -> None:
@@ -194,7 +194,7 @@ def test_registry__restored_data_are_believed_again(server: RedisServer) -> None
         assert sidecar.metrics.value("sidecar_registry_replaced") == 0
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__another_one_is_believed_only_when_accepted(server: RedisServer) -> None:
@@ -222,7 +222,7 @@ def test_registry__another_one_is_believed_only_when_accepted(server: RedisServe
         await other.aclose()
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__a_pinned_one_is_the_only_one(server: RedisServer) -> None:
@@ -240,7 +240,7 @@ def test_registry__a_pinned_one_is_the_only_one(server: RedisServer) -> None:
         await other.until(is_loaded)
         await other.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__an_older_snapshot_is_not_believed(server: RedisServer) -> None:
@@ -264,7 +264,7 @@ def test_registry__an_older_snapshot_is_not_believed(server: RedisServer) -> Non
         assert sidecar.registry.registry_id != id
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
@@ -282,7 +282,7 @@ def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
         for sidecar in sidecars:
             await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: RedisServer) -> None:
@@ -309,7 +309,7 @@ def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: Re
         await sidecar.close()
         await late.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> None:
@@ -355,7 +355,7 @@ def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> 
         await operator.aclose()
         await sidecar.close()
 
-    scene(work)
+    in_time(work)
 
 
 def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
@@ -397,7 +397,7 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
         await sidecar.close()
 
     try:
-        scene(work)
+        in_time(work)
     finally:
         group.stop()
     assert "a failover lost changes that no replica had" in caplog.text

@@ -69,7 +69,7 @@ class Trial:
         place = self._prepared.copy_to(self._shelf.place(self._name))
         was_spoilt, error = False, None
 
-        async def scene() -> None:
+        async def scenario() -> None:
             nonlocal was_spoilt, error
             proxy = FaultProxy(self._shelf.port, fault, number)
             await proxy.start()
@@ -83,7 +83,7 @@ class Trial:
             await proxy.close()
             assert proxy.connections == 0
 
-        self.run(scene())
+        self.run(scenario())
         left = place.content()
         self._repeat(place)
         place.clear()

@@ -37,7 +37,7 @@ def response(status: int) -> bytes:
     return message
 
 
-class TrialScene:
+class TrialHarness:
     """A load of two sidecars without sockets: answers are given by hand."""
 
     def __init__(self) -> None:
@@ -66,17 +66,17 @@ class TrialScene:
 
 def test_trial__tells_who_was_let_in_after_the_commit() -> None:
     """Only requests sent after it count; those that were under way may still be admitted."""
-    scene = TrialScene()
-    scene.get_going()
-    scene.answer(0, 200, sent_ns=90)
-    scene.answer(1, 403, sent_ns=95)
-    scene.load.heard({"trial": 1, "committed_ns": 100})
-    scene.answer(0, 200, sent_ns=99)
-    scene.answer(0, 200, sent_ns=101)
-    scene.answer(0, 403, 102, DENIED_AFTER)
-    assert len(scene.told) == 1, "the other sidecar has not denied yet"
-    scene.answer(1, 403, 103, DENIED_AFTER)
-    result = scene.result()
+    harness = TrialHarness()
+    harness.get_going()
+    harness.answer(0, 200, sent_ns=90)
+    harness.answer(1, 403, sent_ns=95)
+    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.answer(0, 200, sent_ns=99)
+    harness.answer(0, 200, sent_ns=101)
+    harness.answer(0, 403, 102, DENIED_AFTER)
+    assert len(harness.told) == 1, "the other sidecar has not denied yet"
+    harness.answer(1, 403, 103, DENIED_AFTER)
+    result = harness.result()
     assert (result["violations"], result["judged"]) == (1, 1 + 2 * DENIED_AFTER)
     assert result["admitted"] == 2 * ADMITTED_FIRST + 3
     assert all(result["first_denials_ns"])
@@ -84,27 +84,27 @@ def test_trial__tells_who_was_let_in_after_the_commit() -> None:
 
 def test_trial__ends_when_no_request_is_under_way() -> None:
     """A request whose answer is still to come could be the one that was let in."""
-    scene = TrialScene()
-    scene.get_going()
-    assert scene.load.next_call(0) is not None
-    scene.load.heard({"trial": 1, "committed_ns": 100})
+    harness = TrialHarness()
+    harness.get_going()
+    assert harness.load.next_call(0) is not None
+    harness.load.heard({"trial": 1, "committed_ns": 100})
     for sidecar in (0, 1):
-        scene.answer(sidecar, 403, 102, DENIED_AFTER)
-    assert len(scene.told) == 1
-    assert scene.load.next_call(0) is None
-    scene.load.ended(0, 1, response(200), 101)
-    assert scene.result()["violations"] == 1
+        harness.answer(sidecar, 403, 102, DENIED_AFTER)
+    assert len(harness.told) == 1
+    assert harness.load.next_call(0) is None
+    harness.load.ended(0, 1, response(200), 101)
+    assert harness.result()["violations"] == 1
 
 
 def test_trial__the_administrator_may_end_it() -> None:
     """Where a sidecar never denies, the trial ends all the same, and says so."""
-    scene = TrialScene()
-    scene.get_going()
-    scene.load.heard({"trial": 1, "committed_ns": 100})
-    scene.answer(0, 200, 150, 3)
-    scene.load.heard({"trial": 1, "over": True})
-    assert scene.result()["violations"] == 3
-    assert scene.result()["first_denials_ns"] == [0, 0]
+    harness = TrialHarness()
+    harness.get_going()
+    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.answer(0, 200, 150, 3)
+    harness.load.heard({"trial": 1, "over": True})
+    assert harness.result()["violations"] == 3
+    assert harness.result()["first_denials_ns"] == [0, 0]
 
 
 def test_trial__denials_before_the_commit_is_known_count_too() -> None:
@@ -118,14 +118,14 @@ def test_trial__denials_before_the_commit_is_known_count_too() -> None:
 
 def held(**changes: Any) -> Held:
     """A trial that kept the promise, but for *changes*."""
-    scene = TrialScene()
-    scene.get_going()
-    scene.load.heard({"trial": 1, "committed_ns": 100})
+    harness = TrialHarness()
+    harness.get_going()
+    harness.load.heard({"trial": 1, "committed_ns": 100})
     for sidecar in (0, 1):
-        scene.answer(sidecar, 403, 102, DENIED_AFTER)
+        harness.answer(sidecar, 403, 102, DENIED_AFTER)
     from loadtest.revocation.load import TrialResult
 
-    result = replace(TrialResult(**scene.result()), first_denials_ns=[3 * MS, 5 * MS])
+    result = replace(TrialResult(**harness.result()), first_denials_ns=[3 * MS, 5 * MS])
     return Held(1 * MS, 2 * MS, replace(result, **changes))
 
 

@@ -157,7 +157,7 @@ def test_listeners__treat_every_kind_alike(tmp_path: Path) -> None:
     notes: list[str] = []
     servers = {kind: NotedServer(kind, notes) for kind in LISTEN_KINDS}
 
-    async def scene() -> None:
+    async def scenario() -> None:
         listeners = Listeners(load_config(file, {}), servers)
         await listeners.start(SUPERVISED_KINDS)
         assert listeners.served["admin"] and not listeners.served["grpc"]
@@ -168,7 +168,7 @@ def test_listeners__treat_every_kind_alike(tmp_path: Path) -> None:
         assert await listeners.drain(2.0)
         assert not any(listeners.served.values())
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
     assert notes == [
         "start admin", "start grpc", "reload grpc", "reload admin", "drain grpc in 9 s", "drain admin in 2 s",
     ]  # fmt: skip

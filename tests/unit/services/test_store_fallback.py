@@ -102,18 +102,18 @@ def closed(fault: StoreFault) -> Reason:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__answers_each_fault(key: NewApiKey, policy: FailPolicy, fault: StoreFault) -> None:
     """Deny refuses and names the fault, allow lets in without a bucket, local takes its share; marked."""
-    scene = FallbackHarness(make_integration(key), policy=policy)
-    decision = scene.after(key.api_key, fault)
+    harness = FallbackHarness(make_integration(key), policy=policy)
+    decision = harness.after(key.api_key, fault)
     expected = {
         FailPolicy.DENY: (closed(fault), None, Fallback(policy)),
         FailPolicy.ALLOW: (Reason.OK, None, Fallback(policy)),
         FailPolicy.LOCAL: (Reason.OK, SHARED, Fallback(policy, 20)),
     }
     assert (decision.reason, decision.taken, decision.fallback) == expected[policy]
-    assert scene.fallbacks() == {(policy.value, decision.reason.verdict.value): 1}
-    assert scene.metrics.value(
+    assert harness.fallbacks() == {(policy.value, decision.reason.verdict.value): 1}
+    assert harness.metrics.value(
         "sidecar_decisions_total", decision.reason.verdict.value, decision.reason.word
-    ) == len(scene.decisions)
+    ) == len(harness.decisions)
 
 
 @pytest.mark.parametrize("fault", FAILURES)
@@ -134,23 +134,23 @@ def test_policy__is_the_same_at_once(key: NewApiKey, policy: FailPolicy, fault: 
 def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPolicy, own: FailPolicy) -> None:
     """An integration's own policy holds for it, whatever is configured for the others."""
     other = make_key()
-    scene = FallbackHarness(
+    harness = FallbackHarness(
         make_integration(key, on_store_error=own), make_integration(other, id="b"), policy=general
     )
-    fallbacks = [scene.after(one.api_key).fallback for one in (key, other)]
+    fallbacks = [harness.after(one.api_key).fallback for one in (key, other)]
     assert [fallback.policy for fallback in fallbacks if fallback is not None] == [own, general]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__a_record_that_never_settles_stays_closed(key: NewApiKey, policy: FailPolicy) -> None:
     """SUPERSEDED is the store at work, not its failure: no policy opens the door, and none is told of."""
-    scene = FallbackHarness(make_integration(key), policy=policy)
-    scene.ask(key.api_key)
+    harness = FallbackHarness(make_integration(key), policy=policy)
+    harness.ask(key.api_key)
     for _ in range(REEVALUATIONS_MAX):
-        scene.store.answer(StoreFault.SUPERSEDED)
-    decision = scene.fail(StoreFault.SUPERSEDED)
+        harness.store.answer(StoreFault.SUPERSEDED)
+    decision = harness.fail(StoreFault.SUPERSEDED)
     assert (decision.reason, decision.taken, decision.fallback) == (Reason.STORE_UNAVAILABLE, None, None)
-    assert scene.fallbacks() == {}
+    assert harness.fallbacks() == {}
 
 
 @pytest.mark.parametrize("fault", FAILURES)
@@ -173,36 +173,36 @@ def test_policy__a_refusal_stays_a_refusal(
     reason: Reason,
 ) -> None:
     """What the registry refuses is refused by every policy, without limits, and is no answer by policy."""
-    scene = FallbackHarness(make_integration(key, **record), policy=policy)
-    decision = scene.after(key.api_key, fault, **request_of)
+    harness = FallbackHarness(make_integration(key, **record), policy=policy)
+    decision = harness.after(key.api_key, fault, **request_of)
     assert (decision.reason, decision.taken, decision.fallback) == (reason, None, None)
-    assert (scene.fallbacks(), len(scene.local)) == ({}, 0)
+    assert (harness.fallbacks(), len(harness.local)) == ({}, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__an_unknown_caller_is_not_asked_for(key: NewApiKey, policy: FailPolicy) -> None:
     """Missing, malformed, unknown and expired keys are refused without the store, and so without a policy."""
     expired = make_integration(key, on_store_error=policy, expires_at_us=NOW_US)
-    scene = FallbackHarness(expired, policy=policy)
+    harness = FallbackHarness(expired, policy=policy)
     for api_key in (None, "junk", make_key().api_key, key.api_key):
-        scene.ask(api_key)
-    assert [decision.reason for decision in scene.decisions] == [
+        harness.ask(api_key)
+    assert [decision.reason for decision in harness.decisions] == [
         Reason.MISSING_CREDENTIAL,
         Reason.MALFORMED_CREDENTIAL,
         Reason.UNKNOWN_CREDENTIAL,
         Reason.EXPIRED_CREDENTIAL,
     ]
-    assert scene.store.tried == []
-    assert {decision.fallback for decision in scene.decisions} == {None}
+    assert harness.store.tried == []
+    assert {decision.fallback for decision in harness.decisions} == {None}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__a_registry_that_was_never_loaded_lets_nobody_in(key: NewApiKey, policy: FailPolicy) -> None:
     """Whether a key is good is not known then, so it is refused with 503 by every policy."""
-    scene = FallbackHarness(policy=policy)
-    scene.decider.snapshot = Snapshot.unloaded()
-    scene.ask(key.api_key)
-    assert [(decision.reason, decision.fallback) for decision in scene.decisions] == [
+    harness = FallbackHarness(policy=policy)
+    harness.decider.snapshot = Snapshot.unloaded()
+    harness.ask(key.api_key)
+    assert [(decision.reason, decision.fallback) for decision in harness.decisions] == [
         (Reason.STORE_UNAVAILABLE, None)
     ]
 
@@ -218,29 +218,29 @@ def test_policy__goes_by_the_record_of_now(
     key: NewApiKey, policy: FailPolicy, fault: StoreFault, now: dict[str, Any] | None, reason: Reason
 ) -> None:
     """Whoever was suspended or deleted while the take was on its way is not let in by its failure."""
-    scene = FallbackHarness(make_integration(key), policy=policy)
-    scene.ask(key.api_key)
+    harness = FallbackHarness(make_integration(key), policy=policy)
+    harness.ask(key.api_key)
     records = [] if now is None else [make_integration(key, generation=2, **now)]
-    scene.decider.snapshot = Snapshot.compile(records)
-    decision = scene.fail(fault)
+    harness.decider.snapshot = Snapshot.compile(records)
+    decision = harness.fail(fault)
     assert (decision.reason, decision.taken, decision.fallback) == (reason, None, None)
 
 
 def test_policy__that_was_changed_meanwhile_is_the_new_one(key: NewApiKey) -> None:
     """An integration that must fail closed from now on does so for the requests that are on their way."""
-    scene = FallbackHarness(make_integration(key, on_store_error=FailPolicy.ALLOW))
-    scene.ask(key.api_key)
+    harness = FallbackHarness(make_integration(key, on_store_error=FailPolicy.ALLOW))
+    harness.ask(key.api_key)
     stricter = make_integration(key, on_store_error=FailPolicy.DENY, generation=2)
-    scene.decider.snapshot = Snapshot.compile([stricter])
-    assert scene.fail(StoreFault.TIMEOUT).reason is Reason.STORE_UNAVAILABLE
+    harness.decider.snapshot = Snapshot.compile([stricter])
+    assert harness.fail(StoreFault.TIMEOUT).reason is Reason.STORE_UNAVAILABLE
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__opens_no_door_by_an_outdated_record(key: NewApiKey, policy: FailPolicy) -> None:
     """The store has said that there is a later record, perhaps a suspension, and failed before it came."""
-    scene = FallbackHarness(make_integration(key, on_store_error=policy))
-    scene.decider.snapshot.integrations["acme"].is_outdated = True
-    decision = scene.after(key.api_key)
+    harness = FallbackHarness(make_integration(key, on_store_error=policy))
+    harness.decider.snapshot.integrations["acme"].is_outdated = True
+    decision = harness.after(key.api_key)
     assert (decision.reason, decision.fallback) == (Reason.STORE_UNAVAILABLE, Fallback(FailPolicy.DENY))
 
 
@@ -255,16 +255,16 @@ def test_embedded__has_no_policy(key: NewApiKey) -> None:
 
 def test_local__shows_and_keeps_the_share(key: NewApiKey) -> None:
     """A third of the limit: twenty requests, then 429 with the share's figures, until a token is back."""
-    scene = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
-    reasons = [scene.after(key.api_key).reason for _ in range(22)]
+    harness = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
+    reasons = [harness.after(key.api_key).reason for _ in range(22)]
     assert reasons == 20 * [Reason.OK] + 2 * [Reason.RATE_LIMITED]
-    limits = limits_of(scene.decisions[-1])
+    limits = limits_of(harness.decisions[-1])
     assert limits is not None
     assert (limits.limit, limits.remaining, limits.retry_after, limits.is_share) == ("20", "0", "3", True)
     assert limits.reset == str(NOW_US // SECOND_US + 60)
-    assert scene.fallbacks() == {("local", "ALLOW"): 20, ("local", "DENY_429"): 2}
-    scene.clock.advance(seconds=3)
-    assert scene.after(key.api_key).reason is Reason.OK
+    assert harness.fallbacks() == {("local", "ALLOW"): 20, ("local", "DENY_429"): 2}
+    harness.clock.advance(seconds=3)
+    assert harness.after(key.api_key).reason is Reason.OK
 
 
 @pytest.mark.parametrize(("live", "limit"), [(1, "60"), (7, "8"), (61, "1")])
@@ -281,12 +281,12 @@ def test_local__without_room_for_one_more_bucket_refuses(
     key: NewApiKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory for local buckets is bounded; who finds none is refused as overloaded, marked."""
-    scene = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
-    monkeypatch.setattr(scene.local._store, "_buckets_max", 0)
-    decision = scene.after(key.api_key)
+    harness = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
+    monkeypatch.setattr(harness.local._store, "_buckets_max", 0)
+    decision = harness.after(key.api_key)
     assert (decision.reason, decision.taken) == (Reason.OVERLOADED, None)
     assert decision.fallback == Fallback(FailPolicy.LOCAL, 20)
-    assert scene.fallbacks() == {("local", "DENY_403"): 1}
+    assert harness.fallbacks() == {("local", "DENY_403"): 1}
 
 
 def admitted(decisions: Iterable[Decision]) -> int:
@@ -311,8 +311,8 @@ def test_local__a_fleet_together_keeps_the_limit(
     passed_s = 0
     for which, pause_s in asked:
         passed_s += pause_s
-        for scene in fleet:
-            scene.clock.advance(seconds=pause_s)
+        for harness in fleet:
+            harness.clock.advance(seconds=pause_s)
         fleet[which % live].after(key.api_key)
-    total = sum(admitted(scene.decisions) for scene in fleet)
+    total = sum(admitted(harness.decisions) for harness in fleet)
     assert total * 60 <= max(burst, live) * 60 + limit_rpm * passed_s

@@ -98,7 +98,7 @@ class Listening:
 def test_caller__connects_again_and_tells_what_was_lost(tmp_path: Path) -> None:
     """A server that ends its connections again and again is called again and again."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         server, listening = Answering(calls_max=5), Listening(answered_goal=20, lost_goal=3)
         async with server.listening(tmp_path) as target:
             caller = Caller(0, target, listening, depth=3)
@@ -108,13 +108,13 @@ def test_caller__connects_again_and_tells_what_was_lost(tmp_path: Path) -> None:
         assert server.connections >= 4
         assert (caller.hung, caller.in_flight) == (0, 0)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_caller__waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
     """It tries until somebody listens."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         listening = Listening(answered_goal=1)
         caller = Caller(0, f"unix:{tmp_path / 'server.sock'}", listening, depth=1)
         caller.start()
@@ -123,7 +123,7 @@ def test_caller__waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> Non
             await listening.wait()
             await caller.stop()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_caller__gives_up_a_connection_that_is_silent(
@@ -133,7 +133,7 @@ def test_caller__gives_up_a_connection_that_is_silent(
     monkeypatch.setattr(module, "WATCH_INTERVAL_S", 0.01)
     monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.05)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         listening = Listening(lost_goal=4)
         async with Answering(is_silent=True).listening(tmp_path) as target:
             caller = Caller(0, target, listening, depth=2)
@@ -143,7 +143,7 @@ def test_caller__gives_up_a_connection_that_is_silent(
             await caller.stop()
         assert caller.hung >= 4
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_caller__keeps_its_pace() -> None:
@@ -160,11 +160,11 @@ def test_caller__keeps_its_pace() -> None:
 def test_ask__one_call(tmp_path: Path) -> None:
     """The answer's message; a server that is silent is told in time."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with Answering().listening(tmp_path) as target:
             assert await ask(target, b"m", PATIENCE_S) == b"A"
         async with Answering(is_silent=True).listening(tmp_path) as target:
             with pytest.raises(TimeoutError):
                 await ask(target, b"m", 0.05)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

@@ -91,9 +91,9 @@ def answer(stream: int, message: bytes = ANSWER) -> bytes:
 
 def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
     """Calls begun in one turn leave in one write, each on the next stream of a client."""
-    scene = OpenLink()
-    scene.call(7, 8)
-    frames = scene.transport.frames()
+    open_link = OpenLink()
+    open_link.call(7, 8)
+    frames = open_link.transport.frames()
     assert [(received.kind, received.stream) for received in frames] == [
         (HEADERS, 1),
         (DATA, 1),
@@ -107,22 +107,22 @@ def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
 @pytest.mark.parametrize("size", [1, 5, 1_000])
 def test_answer__however_it_is_cut(size: int) -> None:
     """Answers are told by their tag, in any order, whatever pieces they come in."""
-    scene = OpenLink()
-    scene.call(7, 8)
+    open_link = OpenLink()
+    open_link.call(7, 8)
     data = answer(3, b"second") + answer(1, b"first")
     for at in range(0, len(data), size):
-        scene.link.data_received(data[at : at + size])
-    assert scene.told == [(8, b"second"), (7, b"first")]
-    assert scene.link.in_flight == 0
+        open_link.link.data_received(data[at : at + size])
+    assert open_link.told == [(8, b"second"), (7, b"first")]
+    assert open_link.link.in_flight == 0
 
 
 def test_answer__padding_is_cut_off() -> None:
     """RFC 9113 6.1: padding is no data."""
-    scene = OpenLink()
-    scene.call(7)
+    open_link = OpenLink()
+    open_link.call(7)
     body = b"\0" + len(ANSWER).to_bytes(4, "big") + ANSWER
-    scene.receive(frame(DATA, PADDED | END_STREAM, 1, b"\x03" + body + b"\0\0\0"))
-    assert scene.told == [(7, ANSWER)]
+    open_link.receive(frame(DATA, PADDED | END_STREAM, 1, b"\x03" + body + b"\0\0\0"))
+    assert open_link.told == [(7, ANSWER)]
 
 
 @pytest.mark.parametrize(
@@ -135,77 +135,77 @@ def test_answer__padding_is_cut_off() -> None:
 )
 def test_answer__none_is_told_as_none(end: bytes) -> None:
     """An error of gRPC and a reset, also in the middle of an answer, are no answers."""
-    scene = OpenLink()
-    scene.call(7)
-    scene.receive(end)
-    assert scene.told == [(7, b"")]
+    open_link = OpenLink()
+    open_link.call(7)
+    open_link.receive(end)
+    assert open_link.told == [(7, b"")]
 
 
 def test_loss__every_call_under_way_is_told_once() -> None:
     """A lost connection ends each call without an answer, and then itself."""
-    scene = OpenLink()
-    scene.call(7, 8)
-    scene.receive(answer(1))
-    scene.link.connection_lost(None)
-    assert scene.told == [(7, ANSWER), (8, b"")]
-    assert (scene.closed, scene.link.is_open, scene.link.in_flight) == (1, False, 0)
+    open_link = OpenLink()
+    open_link.call(7, 8)
+    open_link.receive(answer(1))
+    open_link.link.connection_lost(None)
+    assert open_link.told == [(7, ANSWER), (8, b"")]
+    assert (open_link.closed, open_link.link.is_open, open_link.link.in_flight) == (1, False, 0)
 
 
 def test_window__of_the_server_is_kept() -> None:
     """No call is begun that the server's window has no room for, until it opens it again."""
-    scene = OpenLink()
+    open_link = OpenLink()
     begun = 0
-    while scene.link.has_room:
-        scene.call(begun)
+    while open_link.link.has_room:
+        open_link.call(begun)
         begun += 1
-    sent = sum(len(received.payload) for received in scene.transport.frames() if received.kind == DATA)
+    sent = sum(len(received.payload) for received in open_link.transport.frames() if received.kind == DATA)
     assert sent <= 65_535
-    scene.receive(frame(WINDOW_UPDATE, 0, 0, (65_535).to_bytes(4, "big")))
-    assert scene.link.has_room
+    open_link.receive(frame(WINDOW_UPDATE, 0, 0, (65_535).to_bytes(4, "big")))
+    assert open_link.link.has_room
 
 
 def test_window__of_ours_is_opened_by_what_was_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credit is given for data alone: more would lift the window above 2^31 - 1, which ends connections."""
     monkeypatch.setattr(module, "CREDIT_BYTES", 20)
-    scene = OpenLink()
-    scene.call(7, 8)
-    scene.transport.frames()
-    scene.receive(answer(1))
-    assert scene.transport.frames() == []
-    scene.receive(answer(3))
-    [update] = scene.transport.frames()
+    open_link = OpenLink()
+    open_link.call(7, 8)
+    open_link.transport.frames()
+    open_link.receive(answer(1))
+    assert open_link.transport.frames() == []
+    open_link.receive(answer(3))
+    [update] = open_link.transport.frames()
     assert (update.kind, update.stream) == (WINDOW_UPDATE, 0)
     assert int.from_bytes(update.payload, "big") == 2 * (5 + len(ANSWER))
 
 
 def test_connection__settings_and_pings_are_acknowledged() -> None:
     """RFC 9113 6.5.3 and 6.7; acknowledgements are not."""
-    scene = OpenLink()
-    scene.receive(frame(SETTINGS, 0, 0), frame(PING, 0, 0, b"12345678"))
-    scene.receive(frame(SETTINGS, ACK, 0), frame(PING, ACK, 0, b"12345678"))
-    assert scene.transport.frames() == [Frame(SETTINGS, ACK, 0, b""), Frame(PING, ACK, 0, b"12345678")]
+    open_link = OpenLink()
+    open_link.receive(frame(SETTINGS, 0, 0), frame(PING, 0, 0, b"12345678"))
+    open_link.receive(frame(SETTINGS, ACK, 0), frame(PING, ACK, 0, b"12345678"))
+    assert open_link.transport.frames() == [Frame(SETTINGS, ACK, 0, b""), Frame(PING, ACK, 0, b"12345678")]
 
 
 def test_goaway__takes_no_further_call() -> None:
     """Calls under way are still answered."""
-    scene = OpenLink()
-    scene.call(7)
-    scene.receive(frame(GOAWAY, 0, 0, b"\0" * 8))
-    assert not scene.link.has_room
-    scene.receive(answer(1))
-    assert scene.told == [(7, ANSWER)]
+    open_link = OpenLink()
+    open_link.call(7)
+    open_link.receive(frame(GOAWAY, 0, 0, b"\0" * 8))
+    assert not open_link.link.has_room
+    open_link.receive(answer(1))
+    assert open_link.told == [(7, ANSWER)]
 
 
 def test_bounds__of_what_a_server_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame or an answer beyond its bound ends the connection instead of filling memory."""
-    scene = OpenLink()
-    scene.receive((16_385).to_bytes(3, "big") + bytes(6))
-    assert scene.transport.is_aborted
+    open_link = OpenLink()
+    open_link.receive((16_385).to_bytes(3, "big") + bytes(6))
+    assert open_link.transport.is_aborted
     monkeypatch.setattr(module, "ANSWER_BYTES_MAX", 10)
-    scene = OpenLink()
-    scene.call(7)
-    scene.receive(frame(DATA, 0, 1, b"x" * 11))
-    assert scene.transport.is_aborted
+    open_link = OpenLink()
+    open_link.call(7)
+    open_link.receive(frame(DATA, 0, 1, b"x" * 11))
+    assert open_link.transport.is_aborted
 
 
 def test_bounds__of_a_message_and_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +213,9 @@ def test_bounds__of_a_message_and_of_streams(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="at most 16379"):
         OpenLink().link.call(b"m" * 16_380, 0)
     monkeypatch.setattr(module, "STREAM_MAX", 5)
-    scene = OpenLink()
-    scene.call(0, 1)
-    assert not scene.link.is_open
+    open_link = OpenLink()
+    open_link.call(0, 1)
+    assert not open_link.link.is_open
 
 
 def test_reader__keeps_one_unfinished_frame_at_most() -> None:
@@ -231,9 +231,9 @@ def test_reader__keeps_one_unfinished_frame_at_most() -> None:
 def test_connect__to_nobody() -> None:
     """Where nobody listens there is an OSError, in time."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link = CheckLink("sidecar", lambda tag, message, sent: None, lambda: None)
         await module.connect(link, "unix:/nonexistent/sidecar.sock", 5)
 
     with pytest.raises(OSError, match="No such file"):
-        asyncio.run(scene())
+        asyncio.run(scenario())

@@ -49,7 +49,7 @@ def test_look__tells_until_when_somebody_can_administer(
 ) -> None:
     """Metrics say who can and until when; the warning begins two weeks ahead, once, and again at the end."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         now = await UpkeepHarness.open(tmp_path)
         await now.jobs.check_tokens()
         assert now.metrics.value(LIVE) == 1
@@ -68,13 +68,13 @@ def test_look__tells_until_when_somebody_can_administer(
         await now.registry.aclose()
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(scene())
+        asyncio.run(scenario())
 
 
 def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
     """A use reaches the registry by itself; what came last, when the API closes."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "192.0.2.1", NOW_US)
         running = asyncio.create_task(now.jobs.run())
@@ -85,20 +85,20 @@ def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
         assert (await now.registry.token_uses())[now.token_id].source == "local"
         await now.registry.aclose()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_end__is_bounded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A registry that is gone loses the last uses, which the log says."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         now = await UpkeepHarness.open(tmp_path)
         now.uses.note(now.token_id, "local", NOW_US)
         await now.registry.aclose()
         await now.jobs.end()
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(scene())
+        asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records] == [
         "last uses of administrators' tokens not written"
     ]

@@ -55,15 +55,15 @@ async def following(folder: Path) -> AsyncIterator[Following]:
     """A registry with people in it that is being followed, and is let go of at the end."""
     registry = await SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE)
     await add_people(registry)
-    scene = Following(registry)
-    task = asyncio.create_task(scene.run())
+    harness = Following(registry)
+    task = asyncio.create_task(harness.run())
     try:
-        yield scene
+        yield harness
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await scene.followed.close()
+        await harness.followed.close()
 
 
 @pytest.mark.parametrize(("ahead_s", "limit_rpm"), [(-600, 9_000), (0, 9_000), (600, 60)])
@@ -72,25 +72,25 @@ def test_follow__a_raise_ends_by_the_clock_of_the_decider(
 ) -> None:
     """Which is the store's where it is shared, so that a raise ends everywhere at once."""
 
-    async def scene() -> None:
-        async with following(tmp_path) as scene:
-            scene.clock.advance(seconds=ahead_s)
-            await scene.registry.apply(request(create(rate_limit_rpm=60)))
+    async def scenario() -> None:
+        async with following(tmp_path) as harness:
+            harness.clock.advance(seconds=ahead_s)
+            await harness.registry.apply(request(create(rate_limit_rpm=60)))
             raised = c.RaiseLimit(
                 integration_id=ID, rate_limit_rpm=9_000, until_us=wall_clock_us() + 300 * SECOND_US
             )
-            made = await scene.registry.apply(request(raised))
+            made = await harness.registry.apply(request(raised))
             assert made.position is not None
-            assert await scene.followed.put_in_force(made.position)
-            assert scene.decider.snapshot.integrations[ID].limit_rpm == limit_rpm
+            assert await harness.followed.put_in_force(made.position)
+            assert harness.decider.snapshot.integrations[ID].limit_rpm == limit_rpm
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_follow__changes_of_this_process(tmp_path: Path) -> None:
     """After `put_in_force` a change is decided by; asked again, there is nothing to wait for."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path) as here:
             made = await here.registry.apply(request(create()))
             assert made.position is not None
@@ -99,13 +99,13 @@ def test_follow__changes_of_this_process(tmp_path: Path) -> None:
             assert await here.followed.put_in_force(made.position)
             assert here.states == [("registry", True, "loaded")]
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_follow__changes_of_others(tmp_path: Path) -> None:
     """What another handle to the file changes is put in force by itself, and can be waited for."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path) as here:
             other = await SqliteRegistry.open(here.registry.path, LIFECYCLE)
             await other.apply(request(create()))
@@ -116,25 +116,25 @@ def test_follow__changes_of_others(tmp_path: Path) -> None:
             assert not here.is_known()
             await other.aclose()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that does not come says so after a bound, and leaves nothing behind."""
     monkeypatch.setattr(followed_registry, "IN_FORCE_TIMEOUT_S", 0.01)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path) as here:
             assert not await here.followed.put_in_force(FAR)
             assert not here.followed._live._waits
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) -> None:
     """So many wait at a time, one more is told at once; at the end all are told that it is not in force."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path) as here:
             live = here.followed._live
             await until(lambda: live.is_loaded)
@@ -143,7 +143,7 @@ def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) ->
             assert not await live.wait_for(FAR, PATIENCE_S)
         assert await asyncio.gather(*waiting) == [False] * WAITS_MAX
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_follow__goes_on_after_a_fault(
@@ -161,13 +161,13 @@ def test_follow__goes_on_after_a_fault(
 
     monkeypatch.setattr(SqliteRegistry, "load_all", faulty)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path) as here:
             await here.registry.apply(request(create()))
             await until(here.is_known)
 
     with caplog.at_level(logging.ERROR):
-        asyncio.run(scene())
+        asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records] == ["following the registry failed; restarting"]
 
 
@@ -185,10 +185,10 @@ def test_close__is_bounded(
 
     monkeypatch.setattr(SqliteRegistry, "aclose", stuck)
 
-    async def scene() -> None:
+    async def scenario() -> None:
         async with following(tmp_path):
             pass
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(scene())
+        asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records] == ["registry not closed"]

@@ -93,7 +93,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
         await registry.aclose()
         return made.token
 
-    async def scene() -> None:
+    async def scenario() -> None:
         tokens = await token_in(first), await token_in(second)
         app = an_app()
         plane = SupervisedAdminApi(app, make_metrics(), in_force)
@@ -111,7 +111,7 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
             await plane.close()
         assert app.api is None
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_sealer__where_there_is_one(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_flush_refusals__a_registry_that_fails() -> None:
 def test_flush__counts_and_tells(tmp_path: Path) -> None:
     """What was written and what was dropped is counted, each once."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         metrics, uses = make_metrics(), CredentialUses(pending_max=2)
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
         keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics)
@@ -209,13 +209,13 @@ def test_flush__counts_and_tells(tmp_path: Path) -> None:
         assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (3, 3)
         await registry.aclose()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What fails waits on, is told once until it works again, and never ends the keeping."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         metrics, uses = make_metrics(), CredentialUses()
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
         await registry.aclose()
@@ -227,7 +227,7 @@ def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureF
         assert count(metrics, WRITTEN) == 0
 
     with caplog.at_level(logging.WARNING):
-        asyncio.run(scene())
+        asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records] == ["uses of credentials not written; retrying"]
 
 
@@ -252,7 +252,7 @@ def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 def test_run__writes_by_itself(tmp_path: Path) -> None:
     """Once it runs, uses reach the registry without anybody asking."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         metrics, uses = make_metrics(), CredentialUses()
         registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
         keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics, flush_interval_s=0.001)
@@ -263,4 +263,4 @@ def test_run__writes_by_itself(tmp_path: Path) -> None:
         task.cancel()
         await registry.aclose()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

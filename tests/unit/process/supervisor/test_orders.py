@@ -32,7 +32,7 @@ def sent_orders(orders: PendingOrders, count: int = 1) -> list[asyncio.Task[bool
 def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
     """Each order gets its own confirmation, in whichever order they come; strange ones are nothing."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         sent: list[bytes] = []
         orders = PendingOrders(sent.append)
         first, second = sent_orders(orders, 2)
@@ -46,13 +46,13 @@ def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
         orders.confirm(Confirmation(numbers[0], not is_in_force))
         assert await first is not is_in_force
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
     """Whoever waits for it goes on when it ends, also if its socket broke before; so does who comes later."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         def broken(packet: bytes) -> None:
             raise BrokenPipeError
 
@@ -64,13 +64,13 @@ def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
         assert await waiting
         assert await orders.send(AT, 0.0)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_orders__are_not_waited_for_without_end() -> None:
     """A worker that does not confirm, or does not read, is not in force; nothing is left of the order."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         def full(packet: bytes) -> None:
             raise BlockingIOError
 
@@ -83,7 +83,7 @@ def test_orders__are_not_waited_for_without_end() -> None:
         silent.close()
         assert all(await asyncio.gather(*waiting))
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("packet", [*WORDS, Report().packed()])

@@ -1,4 +1,4 @@
-"""Who gets the processor first: each scene in a process of its own, because nobody gets niceness back."""
+"""Who gets the processor first: each case in a process of its own, because nobody gets niceness back."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def founded(path: Path) -> People:
 
 @contextmanager
 def opened(people: People, folder: Path) -> Iterator[AdminApi]:
-    """A world of *people*, whose registry is a file in *folder*."""
+    """A api of *people*, whose registry is a file in *folder*."""
     path = folder / "registry.sqlite"
     shutil.copyfile(people.path, path)
     path.chmod(0o600)

@@ -12,12 +12,12 @@ from tests.unit.services.admin.admin_api import AdminApi, People, founded, opene
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> People:
-    """The accounts that every world begins with."""
+    """The accounts that every api begins with."""
     return founded(tmp_path_factory.mktemp("people") / "registry.sqlite")
 
 
 @pytest.fixture
-def world(people: People, tmp_path: Path) -> Iterator[AdminApi]:
+def api(people: People, tmp_path: Path) -> Iterator[AdminApi]:
     """A control plane of its own for each test."""
-    with opened(people, tmp_path) as world:
-        yield world
+    with opened(people, tmp_path) as api:
+        yield api

@@ -9,62 +9,60 @@ from tests.administration import DAY_US
 from tests.unit.services.admin.admin_api import AdminApi
 
 
-def test_administrators__a_new_one_gets_a_token_that_works(world: AdminApi) -> None:
+def test_administrators__a_new_one_gets_a_token_that_works(api: AdminApi) -> None:
     """Shown once, for ninety days unless said otherwise."""
-    answer = world.call(
-        "POST", "/v1/administrators", {"id": "cat@example", "name": "Cat", "role": "operator"}
-    )
+    answer = api.call("POST", "/v1/administrators", {"id": "cat@example", "name": "Cat", "role": "operator"})
     assert (answer.status_code, answer.headers["Location"]) == (201, "/v1/administrators/cat@example")
     view = answer.json()
     assert view["token"].startswith("sca_") and view["token"].split("_")[1] == view["token_id"]
     (token,) = view["administrator"]["tokens"]
     assert (token["id"], token["expires_at"]) == (view["token_id"], "2026-02-22T16:00:00.000000Z")
     headers = {"Authorization": f"Bearer {view['token']}"}
-    whoami = world.get("/v1/whoami", "", headers=headers)
+    whoami = api.get("/v1/whoami", "", headers=headers)
     assert (whoami["administrator"], whoami["role"]) == ("cat@example", "operator")
-    shown = world.get("/v1/administrators/cat%40example")
+    shown = api.get("/v1/administrators/cat%40example")
     (token,) = shown["tokens"]
     assert (token.pop("last_used_at"), token.pop("last_used_from")) == (
         "2025-11-24T16:00:00.000000Z",
         "192.0.2.1",
     )
     assert shown == view["administrator"]
-    everywhere = world.call("GET", "/v1/administrators").text + world.call("GET", "/v1/audit/export").text
+    everywhere = api.call("GET", "/v1/administrators").text + api.call("GET", "/v1/audit/export").text
     assert view["token"].rsplit("_")[-1] not in everywhere and digest_of(view["token"]) not in everywhere
 
 
-def test_administrators__list_shows_removed_ones_too(world: AdminApi) -> None:
+def test_administrators__list_shows_removed_ones_too(api: AdminApi) -> None:
     """An id is never used again, so it is shown whose it was."""
-    view = world.change("/v1/administrators/bob?reason=left", method="DELETE")
+    view = api.change("/v1/administrators/bob?reason=left", method="DELETE")
     assert (
         view["administrator"]["removed_at"].startswith("2025-11-24") and view["administrator"]["tokens"] == []
     )
-    items = world.get("/v1/administrators", "audrey")["items"]
+    items = api.get("/v1/administrators", "audrey")["items"]
     assert [item["id"] for item in items] == ["ann", "audrey", "bob", "olli"]
-    assert items[2] == view["administrator"] == world.get("/v1/administrators/bob")
-    again = world.call("POST", "/v1/administrators", {"id": "bob", "name": "Bob", "role": "admin"})
-    assert world.refused(409, "id_retired", again)["problems"][0]["field"] == "id"
-    assert world.trail()[-1]["reason"] == "left"
+    assert items[2] == view["administrator"] == api.get("/v1/administrators/bob")
+    again = api.call("POST", "/v1/administrators", {"id": "bob", "name": "Bob", "role": "admin"})
+    assert api.refused(409, "id_retired", again)["problems"][0]["field"] == "id"
+    assert api.trail()[-1]["reason"] == "left"
 
 
-def test_administrators__tokens_come_and_go(world: AdminApi) -> None:
+def test_administrators__tokens_come_and_go(api: AdminApi) -> None:
     """A second token is the same administrator; the first can go."""
-    second = world.change("/v1/administrators/bob/tokens", {"expires_in": "1h", "reason": "laptop"})
+    second = api.change("/v1/administrators/bob/tokens", {"expires_in": "1h", "reason": "laptop"})
     headers = {"Authorization": f"Bearer {second['token']}"}
-    assert world.get("/v1/whoami", "", headers=headers)["administrator"] == "bob"
-    first = world.keys["bob"].credential_id
-    view = world.change(f"/v1/administrators/bob/tokens/{first}", method="DELETE")
+    assert api.get("/v1/whoami", "", headers=headers)["administrator"] == "bob"
+    first = api.keys["bob"].credential_id
+    view = api.change(f"/v1/administrators/bob/tokens/{first}", method="DELETE")
     assert [token["id"] for token in view["administrator"]["tokens"]] == [second["token_id"]]
-    world.clock.advance(DAY_US)
-    assert world.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
+    api.clock.advance(DAY_US)
+    assert api.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
 
 
-def test_administrators__a_role_that_is_so_already_is_no_change(world: AdminApi) -> None:
+def test_administrators__a_role_that_is_so_already_is_no_change(api: AdminApi) -> None:
     """And nothing is put on record."""
-    before = world.revision()
-    view = world.change("/v1/administrators/bob/role", {"role": "admin"})
+    before = api.revision()
+    view = api.change("/v1/administrators/bob/role", {"role": "admin"})
     assert (view["is_change"], view["position"]) == (False, None)
-    assert world.revision() == before
+    assert api.revision() == before
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_administrators__a_role_that_is_so_already_is_no_change(world: AdminApi)
     ],
 )
 def test_administrators__a_refusal_names_field_and_remedy(
-    world: AdminApi,
+    api: AdminApi,
     method: str,
     path: str,
     body: dict[str, object] | None,
@@ -98,15 +96,15 @@ def test_administrators__a_refusal_names_field_and_remedy(
     field: str,
 ) -> None:
     """And writes nothing."""
-    before = world.revision()
-    document = world.refused(status, code, world.call(method, f"/v1/administrators{path}", body))
+    before = api.revision()
+    document = api.refused(status, code, api.call(method, f"/v1/administrators{path}", body))
     assert document["problems"][0]["field"] == field
     assert document["problems"][0]["remedy"]
-    assert world.revision() == before
+    assert api.revision() == before
 
 
-def test_administrators__the_last_admin_cannot_go(world: AdminApi) -> None:
+def test_administrators__the_last_admin_cannot_go(api: AdminApi) -> None:
     """Nobody could ever change that again."""
-    world.change("/v1/administrators/bob", method="DELETE")
-    answer = world.call("DELETE", "/v1/administrators/ann")
-    world.refused(409, "last_administrator", answer)
+    api.change("/v1/administrators/bob", method="DELETE")
+    answer = api.call("DELETE", "/v1/administrators/ann")
+    api.refused(409, "last_administrator", answer)

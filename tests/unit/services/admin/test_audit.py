@@ -17,83 +17,83 @@ from tests.administration import HOUR_US, SECOND_US
 from tests.unit.services.admin.admin_api import AdminApi
 
 
-def exported(world: AdminApi, query: str = "") -> list[StoredEntry]:
+def exported(api: AdminApi, query: str = "") -> list[StoredEntry]:
     """The export, read back as whoever verifies it offline would."""
-    answer = world.call("GET", f"/v1/audit/export{query}")
+    answer = api.call("GET", f"/v1/audit/export{query}")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
     lines = [json.loads(line) for line in answer.text.splitlines()]
     return [StoredEntry(line["chain"], line["sequence"], line["digest"], line["text"]) for line in lines]
 
 
-def found(world: AdminApi, query: str) -> list[Any]:
+def found(api: AdminApi, query: str) -> list[Any]:
     """The entries that *query* names."""
-    items: list[Any] = world.get(f"/v1/audit?{query}", "audrey")["items"]
+    items: list[Any] = api.get(f"/v1/audit?{query}", "audrey")["items"]
     return items
 
 
-def test_audit__filters_find_what_an_auditor_asks(world: AdminApi) -> None:
+def test_audit__filters_find_what_an_auditor_asks(api: AdminApi) -> None:
     """By subject, actor, action and time, in both orders."""
-    world.create()
-    world.clock.advance(HOUR_US)
-    world.change("/v1/integrations/acme/suspend", {"reason": "key leaked"}, "olli")
-    everything = found(world, "")
+    api.create()
+    api.clock.advance(HOUR_US)
+    api.change("/v1/integrations/acme/suspend", {"reason": "key leaked"}, "olli")
+    everything = found(api, "")
     assert [one["sequence"] for one in everything] == [1, 2, 3, 4, 5, 6]
-    assert found(world, "newest_first=true") == everything[::-1]
-    assert found(world, "integration=acme") == found(world, "subject=integration:acme") == everything[4:]
-    assert found(world, "actor=olli") == found(world, "action=integration.suspend") == everything[5:]
-    assert found(world, "since=2025-11-24T16:30:00Z") == everything[5:]
-    assert found(world, "until=2025-11-24T17:30:00%2B01:00") == everything[:5]
+    assert found(api, "newest_first=true") == everything[::-1]
+    assert found(api, "integration=acme") == found(api, "subject=integration:acme") == everything[4:]
+    assert found(api, "actor=olli") == found(api, "action=integration.suspend") == everything[5:]
+    assert found(api, "since=2025-11-24T16:30:00Z") == everything[5:]
+    assert found(api, "until=2025-11-24T17:30:00%2B01:00") == everything[:5]
     suspended = everything[5]
     assert (suspended["reason"], suspended["at"]) == ("key leaked", "2025-11-24T17:00:00.000000Z")
     assert suspended["before"]["status"] == "active" and suspended["after"]["status"] == "suspended"
     assert suspended["is_readable"]
 
 
-def test_audit__chains_are_named(world: AdminApi) -> None:
+def test_audit__chains_are_named(api: AdminApi) -> None:
     """A registry of one chain needs no choice, and says which it is."""
-    page = world.get("/v1/audit?limit=1")
+    page = api.get("/v1/audit?limit=1")
     assert (page["chain"], page["chains"], page["next_after"]) == (0, [0], "1")
 
 
-def test_audit__an_export_can_be_verified_without_us(world: AdminApi) -> None:
+def test_audit__an_export_can_be_verified_without_us(api: AdminApi) -> None:
     """Each line is what was hashed, over several pages, and the whole chain is there."""
     for number in range(EXPORT_PAGE + 20):
-        world.change("/v1/integrations", {"id": f"int-{number}", "name": "x"})
-    entries = exported(world)
+        api.change("/v1/integrations", {"id": f"int-{number}", "name": "x"})
+    entries = exported(api)
     assert len(entries) == EXPORT_PAGE + 24
     report = verify_chain(entries)
     assert report.is_intact and report.entries_count == len(entries)
-    anchor = world.get("/v1/audit/verify")["chains"][0]["anchor"]
+    anchor = api.get("/v1/audit/verify")["chains"][0]["anchor"]
     assert anchor == f"0:{entries[-1].sequence}:{entries[-1].digest}"
     altered = entries[7]._replace(body=entries[7].body.replace("int-", "xnt-"))
     assert [finding.first for finding in verify_chain([*entries[:7], altered, *entries[8:]]).findings] == [8]
 
 
-def test_audit__an_export_can_be_cut_by_time(world: AdminApi) -> None:
+def test_audit__an_export_can_be_cut_by_time(api: AdminApi) -> None:
     """From a moment, and before one."""
-    world.clock.advance(HOUR_US)
-    world.create()
-    assert [one.sequence for one in exported(world, "?since=2025-11-24T16:30:00Z")] == [5]
-    assert [one.sequence for one in exported(world, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
+    api.clock.advance(HOUR_US)
+    api.create()
+    assert [one.sequence for one in exported(api, "?since=2025-11-24T16:30:00Z")] == [5]
+    assert [one.sequence for one in exported(api, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
 
 
-def test_audit__a_sound_log_is_said_to_be_so(world: AdminApi) -> None:
+def test_audit__a_sound_log_is_said_to_be_so(api: AdminApi) -> None:
     """With what to note for the next time."""
-    world.create()
-    report = world.get("/v1/audit/verify", "audrey")
+    api.create()
+    report = api.get("/v1/audit/verify", "audrey")
     assert (report["is_intact"], report["entries"], report["records"]) == (True, 5, 5)
     (chain,) = report["chains"]
     assert (chain["chain"], chain["entries"], report["findings"]) == (0, 5, [])
-    world.change("/v1/integrations/acme/scopes/add", {"scopes": ["orders:read"]})
-    assert world.get(f"/v1/audit/verify?anchor={chain['anchor']}")["is_intact"]
+    api.change("/v1/integrations/acme/scopes/add", {"scopes": ["orders:read"]})
+    assert api.get(f"/v1/audit/verify?anchor={chain['anchor']}")["is_intact"]
 
 
-def test_audit__a_broken_promise_is_found(world: AdminApi) -> None:
+def test_audit__a_broken_promise_is_found(api: AdminApi) -> None:
     """An anchor that was noted, and does not fit any more, says where."""
-    world.create()
+    api.create()
     wrong = f"0:2:{'a' * 64}"
     beyond = f"0:9:{'b' * 64}"
-    report = world.get(f"/v1/audit/verify?anchor={wrong}&anchor={beyond}")
+    report = api.get(f"/v1/audit/verify?anchor={wrong}&anchor={beyond}")
     assert not report["is_intact"]
     kinds = [
         (finding["kind"], finding["sequence"], finding["last_sequence"]) for finding in report["findings"]
@@ -108,54 +108,54 @@ def test_audit__an_entry_that_was_altered_is_shown_as_unreadable() -> None:
     assert (view["is_readable"], view["sequence"], view["actor"], view["before"]) == (False, 3, None, None)
 
 
-def test_audit__a_verification_has_a_deadline(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__a_verification_has_a_deadline(api: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is too long for a call is verified offline, the answer says."""
     monkeypatch.setattr(audit, "VERIFY_TIMEOUT_S", 0.0)
-    document = world.refused(504, "timeout", world.call("GET", "/v1/audit/verify"))
+    document = api.refused(504, "timeout", api.call("GET", "/v1/audit/verify"))
     assert (
         document["problems"][0]["remedy"] == "export the log and verify it with 'sidecar audit verify FILE'"
     )
 
 
-def test_audit__an_export_has_a_deadline(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__an_export_has_a_deadline(api: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that stalls holds no place for ever; the connection breaks, so that nothing looks whole."""
 
     async def stalled(query: AuditQuery) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(world.registry, "audit", stalled)
+    monkeypatch.setattr(api.registry, "audit", stalled)
     monkeypatch.setattr(audit, "EXPORT_TIMEOUT_S", 0.05)
     with pytest.raises(TimeoutError):
-        world.call("GET", "/v1/audit/export")
+        api.call("GET", "/v1/audit/export")
 
 
-def test_audit__a_deleted_integrations_trail_stays(world: AdminApi) -> None:
+def test_audit__a_deleted_integrations_trail_stays(api: AdminApi) -> None:
     """Under its id, to its end."""
-    world.create()
-    world.change("/v1/integrations/acme?reason=contract+ended", method="DELETE")
-    trail = found(world, "integration=acme")
+    api.create()
+    api.change("/v1/integrations/acme?reason=contract+ended", method="DELETE")
+    trail = found(api, "integration=acme")
     assert [one["action"] for one in trail] == ["integration.create", "integration.delete"]
     assert trail[1]["reason"] == "contract ended"
 
 
-def test_audit__nobody_can_change_it(world: AdminApi) -> None:
+def test_audit__nobody_can_change_it(api: AdminApi) -> None:
     """No method but GET, for anybody."""
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         for path in ("/v1/audit", "/v1/audit/export", "/v1/audit/verify"):
-            world.refused(405, "method_not_allowed", world.call(method, path))
+            api.refused(405, "method_not_allowed", api.call(method, path))
 
 
-def test_audit__a_page_reads_no_more_than_it_shows(world: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit__a_page_reads_no_more_than_it_shows(api: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export asks the registry page by page, so that memory does not grow with the log."""
     asked: list[int] = []
-    real = world.registry.audit
+    real = api.registry.audit
 
     async def watched(query: AuditQuery) -> Any:
         asked.append(query.limit)
         return await real(query)
 
-    monkeypatch.setattr(world.registry, "audit", watched)
+    monkeypatch.setattr(api.registry, "audit", watched)
     monkeypatch.setattr(audit, "EXPORT_PAGE", 3)
-    assert len(exported(world)) == 4
+    assert len(exported(api)) == 4
     assert asked == [3, 3]
-    world.clock.advance(SECOND_US)
+    api.clock.advance(SECOND_US)

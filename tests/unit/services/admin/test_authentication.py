@@ -25,37 +25,37 @@ WHOAMI = "/v1/whoami"
 
 
 def ask(
-    world: AdminApi, *authorizations: str, path: str = WHOAMI, method: str = "GET", **given: Any
+    api: AdminApi, *authorizations: str, path: str = WHOAMI, method: str = "GET", **given: Any
 ) -> httpx.Response:
     """A call with exactly these Authorization headers."""
     headers = [("Authorization", value) for value in authorizations]
-    return world.run(_asking(world, method, path, headers + list(given.pop("more", [])), **given))
+    return api.run(_asking(api, method, path, headers + list(given.pop("more", [])), **given))
 
 
 async def _asking(
-    world: AdminApi, method: str, path: str, headers: list[tuple[str, str]], source: str = "192.0.2.1"
+    api: AdminApi, method: str, path: str, headers: list[tuple[str, str]], source: str = "192.0.2.1"
 ) -> httpx.Response:
-    transport = httpx.ASGITransport(world.app, client=(source, 50_000))
+    transport = httpx.ASGITransport(api.app, client=(source, 50_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
         return await client.request(method, path, headers=headers)
 
 
-def test_authentication__a_token_says_who_it_is(world: AdminApi) -> None:
+def test_authentication__a_token_says_who_it_is(api: AdminApi) -> None:
     """Account, role, what it may do, and when it ends."""
-    assert world.get(WHOAMI, "olli") == {
+    assert api.get(WHOAMI, "olli") == {
         "administrator": "olli",
         "name": "Olli",
         "role": "operator",
-        "token_id": world.keys["olli"].credential_id,
+        "token_id": api.keys["olli"].credential_id,
         "expires_at": "2026-02-22T16:00:00.000000Z",
         "permissions": ["read_integrations", "suspend"],
     }
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer   "])
-def test_authentication__the_schemes_case_does_not_matter(world: AdminApi, scheme: str) -> None:
+def test_authentication__the_schemes_case_does_not_matter(api: AdminApi, scheme: str) -> None:
     """RFC 9110 11.1."""
-    assert ask(world, scheme + world.token("ann")).status_code == 200
+    assert ask(api, scheme + api.token("ann")).status_code == 200
 
 
 def bad_headers(token: str) -> dict[str, tuple[tuple[str, ...], str]]:
@@ -83,13 +83,13 @@ def bad_headers(token: str) -> dict[str, tuple[tuple[str, ...], str]]:
 
 @pytest.mark.parametrize("case", bad_headers("sca_x_y"))
 def test_authentication__each_way_round_ends_in_one_answer(
-    world: AdminApi, case: str, caplog: pytest.LogCaptureFixture
+    api: AdminApi, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All are told the same; the log knows which it was, and holds no token."""
-    token = world.token("ann")
+    token = api.token("ann")
     headers, word = bad_headers(token)[case]
-    answer = ask(world, *headers)
-    document = world.refused(401, "unauthenticated", answer)
+    answer = ask(api, *headers)
+    document = api.refused(401, "unauthenticated", answer)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert document["detail"] == str(AuthenticationError("any")) and document["problems"] == []
     (line,) = [record for record in caplog.records if record.name == authentication.__name__]
@@ -101,15 +101,15 @@ def test_authentication__each_way_round_ends_in_one_answer(
     assert token not in str(fields) and not any(header and header in str(fields) for header in headers)
 
 
-def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(world: AdminApi) -> None:
+def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(api: AdminApi) -> None:
     """The public id of a token opens nothing."""
-    prefix, token_id, _ = world.token("ann").split("_")
+    prefix, token_id, _ = api.token("ann").split("_")
     body = f"{prefix}_{token_id}_{'0' * 30}"
-    world.refused(401, "unauthenticated", ask(world, f"Bearer {body}{checksum(body)}"))
+    api.refused(401, "unauthenticated", ask(api, f"Bearer {body}{checksum(body)}"))
 
 
 def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
-    world: AdminApi, monkeypatch: pytest.MonkeyPatch
+    api: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are looked up and both are compared, so that the time taken tells nothing."""
     seen: list[tuple[str, bool]] = []
@@ -120,84 +120,82 @@ def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
         return real(token, holder, now_us)
 
     monkeypatch.setattr(authentication, "authenticate", watched)
-    prefix, token_id, _ = world.token("ann").split("_")
+    prefix, token_id, _ = api.token("ann").split("_")
     body = f"{prefix}_{token_id}_{'0' * 30}"
     wrong, unknown = body + checksum(body), generate_api_key("sca").api_key
-    answers = [ask(world, f"Bearer {token}") for token in (wrong, unknown)]
+    answers = [ask(api, f"Bearer {token}") for token in (wrong, unknown)]
     assert seen == [(wrong, True), (unknown, False)]
     assert answers[0].status_code == answers[1].status_code == 401
     first, second = ({**answer.json(), "request_id": ""} for answer in answers)
     assert first == second
 
 
-def test_authentication__an_expired_token_ends(world: AdminApi, caplog: pytest.LogCaptureFixture) -> None:
+def test_authentication__an_expired_token_ends(api: AdminApi, caplog: pytest.LogCaptureFixture) -> None:
     """To the microsecond; the log says which token is to be renewed."""
-    world.clock.advance(90 * DAY_US - 1)
-    assert world.call("GET", WHOAMI).status_code == 200
-    world.clock.advance(1)
-    world.refused(401, "unauthenticated", world.call("GET", WHOAMI))
+    api.clock.advance(90 * DAY_US - 1)
+    assert api.call("GET", WHOAMI).status_code == 200
+    api.clock.advance(1)
+    api.refused(401, "unauthenticated", api.call("GET", WHOAMI))
     fields = vars(caplog.records[-1])["event_fields"]
-    assert (fields["why"], fields["token_id"]) == ("expired", world.keys["ann"].credential_id)
+    assert (fields["why"], fields["token_id"]) == ("expired", api.keys["ann"].credential_id)
 
 
-def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(world: AdminApi) -> None:
+def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(api: AdminApi) -> None:
     """The next call is refused."""
-    token_id = world.get(WHOAMI, "olli")["token_id"]
-    world.change(f"/v1/administrators/olli/tokens/{token_id}", None, method="DELETE")
-    world.refused(401, "unauthenticated", world.call("GET", WHOAMI, None, "olli"))
-    world.change("/v1/administrators/bob", None, method="DELETE")
-    world.refused(401, "unauthenticated", world.call("GET", WHOAMI, None, "bob"))
+    token_id = api.get(WHOAMI, "olli")["token_id"]
+    api.change(f"/v1/administrators/olli/tokens/{token_id}", None, method="DELETE")
+    api.refused(401, "unauthenticated", api.call("GET", WHOAMI, None, "olli"))
+    api.change("/v1/administrators/bob", None, method="DELETE")
+    api.refused(401, "unauthenticated", api.call("GET", WHOAMI, None, "bob"))
 
 
 @pytest.mark.parametrize(
     "path", [f"{WHOAMI}?token=TOKEN", f"{WHOAMI}?access_token=TOKEN", "/v1/integrations?key=TOKEN"]
 )
-def test_authentication__a_token_in_the_query_is_refused(world: AdminApi, path: str) -> None:
+def test_authentication__a_token_in_the_query_is_refused(api: AdminApi, path: str) -> None:
     """Query strings stand in logs of proxies; even beside a good header such a call is refused."""
-    path = path.replace("TOKEN", world.token("ann"))
-    world.refused(401, "unauthenticated", ask(world, path=path))
-    answer = ask(world, f"Bearer {world.token('ann')}", path=path)
-    assert world.token("ann") not in world.refused(422, "invalid_value", answer)["detail"]
+    path = path.replace("TOKEN", api.token("ann"))
+    api.refused(401, "unauthenticated", ask(api, path=path))
+    answer = ask(api, f"Bearer {api.token('ann')}", path=path)
+    assert api.token("ann") not in api.refused(422, "invalid_value", answer)["detail"]
 
 
 @pytest.mark.parametrize(
     "name", ["X-Api-Key", "Cookie", "Proxy-Authorization", "X-Authorization", "Sca-Token"]
 )
-def test_authentication__no_other_header_counts(world: AdminApi, name: str) -> None:
+def test_authentication__no_other_header_counts(api: AdminApi, name: str) -> None:
     """One way in."""
-    answer = ask(world, more=[(name, f"Bearer {world.token('ann')}")])
-    world.refused(401, "unauthenticated", answer)
+    answer = ask(api, more=[(name, f"Bearer {api.token('ann')}")])
+    api.refused(401, "unauthenticated", answer)
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/openapi.json", "/v1/nosuch", "/", "/v1", "/v1/", "/docs", "/metrics", "/openapi.json"]
 )
-def test_authentication__paths_tell_nothing_without_a_token(world: AdminApi, path: str) -> None:
+def test_authentication__paths_tell_nothing_without_a_token(api: AdminApi, path: str) -> None:
     """Whether a path exists is nobody's business before they say who they are."""
-    world.refused(401, "unauthenticated", ask(world, path=path))
+    api.refused(401, "unauthenticated", ask(api, path=path))
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PUT", "PROPFIND", "get"])
-def test_authentication__no_method_is_let_through(world: AdminApi, method: str) -> None:
+def test_authentication__no_method_is_let_through(api: AdminApi, method: str) -> None:
     """Neither without a token nor, for methods that no path knows, with one."""
     transport_method = method
-    answer = ask(world, method=transport_method)
+    answer = ask(api, method=transport_method)
     assert answer.status_code == 401
     if method != "get":  # httpx writes it in upper case
-        allowed = ask(world, f"Bearer {world.token('ann')}", method=method)
+        allowed = ask(api, f"Bearer {api.token('ann')}", method=method)
         assert (allowed.status_code, allowed.headers["Allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
-def test_authentication__a_method_cannot_be_overridden(world: AdminApi, name: str) -> None:
+def test_authentication__a_method_cannot_be_overridden(api: AdminApi, name: str) -> None:
     """What an auditor may read does not become what he may not do."""
-    world.create()
-    before = world.revision()
-    answer = ask(
-        world, f"Bearer {world.token('audrey')}", path="/v1/integrations/acme", more=[(name, "DELETE")]
-    )
+    api.create()
+    before = api.revision()
+    answer = ask(api, f"Bearer {api.token('audrey')}", path="/v1/integrations/acme", more=[(name, "DELETE")])
     assert answer.status_code == 200
-    assert world.revision() == before
+    assert api.revision() == before
 
 
 @pytest.mark.parametrize(
@@ -217,50 +215,50 @@ def test_authentication__a_method_cannot_be_overridden(world: AdminApi, name: st
         "/v1/whoami;x=1",
     ],
 )
-def test_authentication__a_path_has_one_spelling(world: AdminApi, path: str) -> None:
+def test_authentication__a_path_has_one_spelling(api: AdminApi, path: str) -> None:
     """A rule of a proxy about paths cannot be passed by spelling one in another way; see also test_wire."""
-    before = world.revision()
+    before = api.revision()
     for method in ("GET", "POST"):
-        answer = ask(world, f"Bearer {world.token('ann')}", path=path, method=method)
+        answer = ask(api, f"Bearer {api.token('ann')}", path=path, method=method)
         assert answer.status_code in (404, 422), answer.text
-    assert world.revision() == before
+    assert api.revision() == before
 
 
 def test_attempts__too_many_from_one_source_are_limited(
-    world: AdminApi, caplog: pytest.LogCaptureFixture
+    api: AdminApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten at once and ten a minute; then 429 with the wait. Each of the ten is logged, all are counted."""
     for _ in range(ATTEMPTS_BURST):
-        world.refused(401, "unauthenticated", ask(world))
+        api.refused(401, "unauthenticated", ask(api))
     for _ in range(5):
-        answer = ask(world)
-        world.refused(429, "too_many_attempts", answer)
+        answer = ask(api)
+        api.refused(429, "too_many_attempts", answer)
         assert answer.headers["Retry-After"] == "6"
-    assert world.metrics.value("sidecar_admin_failed_attempts_total", "401") == ATTEMPTS_BURST
-    assert world.metrics.value("sidecar_admin_failed_attempts_total", "429") == 5
+    assert api.metrics.value("sidecar_admin_failed_attempts_total", "401") == ATTEMPTS_BURST
+    assert api.metrics.value("sidecar_admin_failed_attempts_total", "429") == 5
     assert (
         len([record for record in caplog.records if record.name == authentication.__name__]) == ATTEMPTS_BURST
     )
-    assert ask(world, source="192.0.2.2").status_code == 401, "another source has its own limit"
-    world.clock.advance(6 * SECOND_US)
-    world.refused(401, "unauthenticated", ask(world))
-    world.refused(429, "too_many_attempts", ask(world))
+    assert ask(api, source="192.0.2.2").status_code == 401, "another source has its own limit"
+    api.clock.advance(6 * SECOND_US)
+    api.refused(401, "unauthenticated", ask(api))
+    api.refused(429, "too_many_attempts", ask(api))
 
 
-def test_attempts__a_valid_token_passes_from_a_limited_source(world: AdminApi) -> None:
+def test_attempts__a_valid_token_passes_from_a_limited_source(api: AdminApi) -> None:
     """Whoever shares a proxy with the administrators cannot lock them out."""
     for _ in range(ATTEMPTS_BURST + 5):
-        ask(world)
-    assert ask(world, f"Bearer {world.token('ann')}").status_code == 200
-    world.refused(429, "too_many_attempts", ask(world))
+        ask(api)
+    assert ask(api, f"Bearer {api.token('ann')}").status_code == 200
+    api.refused(429, "too_many_attempts", ask(api))
 
 
-def test_attempts__an_ipv6_network_is_one_source(world: AdminApi) -> None:
+def test_attempts__an_ipv6_network_is_one_source(api: AdminApi) -> None:
     """Whoever has one address has its /64."""
     for number in range(ATTEMPTS_BURST):
-        assert ask(world, source=f"2001:db8::{number:x}").status_code == 401
-    assert ask(world, source="2001:db8::ffff:1:2:3").status_code == 429
-    assert ask(world, source="2001:db8:0:1::1").status_code == 401
+        assert ask(api, source=f"2001:db8::{number:x}").status_code == 401
+    assert ask(api, source="2001:db8::ffff:1:2:3").status_code == 429
+    assert ask(api, source="2001:db8:0:1::1").status_code == 401
 
 
 def test_attempts__a_source_is_read_in_one_spelling() -> None:

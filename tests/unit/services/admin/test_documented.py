@@ -104,11 +104,11 @@ def examples() -> Iterator[tuple[str, str, dict[str, str], object]]:
         yield "GET" if body is None else "POST", f"{parts.path}?{parts.query}", headers, body
 
 
-def test_documented__the_examples_work(world: AdminApi) -> None:
+def test_documented__the_examples_work(api: AdminApi) -> None:
     """In their order, on an empty registry."""
     answers = []
     for method, path, headers, body in examples():
-        answer = world.call(method, path, body, headers=headers)
+        answer = api.call(method, path, body, headers=headers)
         assert answer.status_code in (200, 201), (path, answer.text)
         answers.append(answer.json())
     assert len(answers) == 8

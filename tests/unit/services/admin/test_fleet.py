@@ -29,13 +29,13 @@ def fleet(people: People) -> Iterator[AdminApi]:
         registry = RedisRegistry(url, LIFECYCLE, clock_us=clock)
         try:
             runner.run(add_people(registry, people.keys))
-            world = AdminApi(runner, registry, clock, people.keys)
+            api = AdminApi(runner, registry, clock, people.keys)
             members = [
                 {"action": "integration.create", "integration_id": name, "name": name} for name in NAMES
             ]
-            results = world.change("/v1/changes", {"changes": members})["results"]
+            results = api.change("/v1/changes", {"changes": members})["results"]
             assert {result["status"] for result in results} == {201}
-            yield world
+            yield api
         finally:
             runner.run(registry.aclose())
 

@@ -13,12 +13,12 @@ ACME = "/v1/integrations/acme"
 KEY = {"Idempotency-Key": "7f9c"}
 
 
-def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: AdminApi) -> None:
+def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(api: AdminApi) -> None:
     """Status, record and position are those of the first time; the header says that it is a repeat."""
     body = {"id": "acme", "name": "Acme", "issue_credential": True}
-    first = world.call("POST", "/v1/integrations", body, headers=KEY)
-    revision = world.revision()
-    second = world.call("POST", "/v1/integrations", body, headers=KEY)
+    first = api.call("POST", "/v1/integrations", body, headers=KEY)
+    revision = api.revision()
+    second = api.call("POST", "/v1/integrations", body, headers=KEY)
     assert (first.status_code, second.status_code) == (201, 201)
     assert "Idempotency-Replayed" not in first.headers
     assert second.headers["Idempotency-Replayed"] == "true"
@@ -26,7 +26,7 @@ def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: Admin
     assert second.json()["api_key"] is None
     same = ("credential_id", "position", "summary", "integration", "is_change")
     assert [second.json()[name] for name in same] == [first.json()[name] for name in same]
-    assert world.revision() == revision
+    assert api.revision() == revision
 
 
 @pytest.mark.parametrize(
@@ -41,70 +41,70 @@ def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(world: Admin
     ],
 )
 def test_idempotency__another_request_under_the_key_is_refused(
-    world: AdminApi, path: str, body: dict[str, Any], headers: dict[str, str]
+    api: AdminApi, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     """A key stands for one method, path, body and guard."""
-    world.create()
-    world.create("other")
-    world.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
-    revision = world.revision()
-    answer = world.call("POST", path, body, headers={**KEY, **headers})
-    document = world.refused(409, "idempotency_mismatch", answer)
+    api.create()
+    api.create("other")
+    api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
+    revision = api.revision()
+    answer = api.call("POST", path, body, headers={**KEY, **headers})
+    document = api.refused(409, "idempotency_mismatch", answer)
     assert document["problems"][0]["field"] == "Idempotency-Key"
-    assert world.revision() == revision
+    assert api.revision() == revision
 
 
-def test_idempotency__how_long_to_wait_is_no_part_of_the_request(world: AdminApi) -> None:
+def test_idempotency__how_long_to_wait_is_no_part_of_the_request(api: AdminApi) -> None:
     """Who was cut off while waiting asks again without the wait, or with another."""
-    world.create()
-    world.change(f"{ACME}/suspend?wait=1s", {"reason": "x"}, headers=KEY)
-    again = world.call("POST", f"{ACME}/suspend", {"reason": "x"}, headers=KEY)
+    api.create()
+    api.change(f"{ACME}/suspend?wait=1s", {"reason": "x"}, headers=KEY)
+    again = api.call("POST", f"{ACME}/suspend", {"reason": "x"}, headers=KEY)
     assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
-    assert world.get(ACME)["generation"] == 2
+    assert api.get(ACME)["generation"] == 2
 
 
-def test_idempotency__keys_of_two_administrators_do_not_meet(world: AdminApi) -> None:
+def test_idempotency__keys_of_two_administrators_do_not_meet(api: AdminApi) -> None:
     """A key belongs to whoever sent it."""
-    world.create()
-    world.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
-    assert world.change(f"{ACME}/limit/set", {"rate_limit_rpm": 6}, "bob", headers=KEY)["is_change"]
+    api.create()
+    api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
+    assert api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 6}, "bob", headers=KEY)["is_change"]
 
 
-def test_idempotency__a_refused_request_does_not_use_its_key_up(world: AdminApi) -> None:
+def test_idempotency__a_refused_request_does_not_use_its_key_up(api: AdminApi) -> None:
     """The call may be mended and sent again."""
-    world.create()
+    api.create()
     path = f"{ACME}/scopes/add"
-    world.refused(422, "unknown_scope", world.call("POST", path, {"scopes": ["a:read"]}, headers=KEY))
-    assert world.change(path, {"scopes": ["orders:read"]}, headers=KEY)["is_change"]
+    api.refused(422, "unknown_scope", api.call("POST", path, {"scopes": ["a:read"]}, headers=KEY))
+    assert api.change(path, {"scopes": ["orders:read"]}, headers=KEY)["is_change"]
 
 
-def test_idempotency__a_key_ends_after_a_day(world: AdminApi) -> None:
+def test_idempotency__a_key_ends_after_a_day(api: AdminApi) -> None:
     """Then the same request is a new one."""
-    world.create()
+    api.create()
     path = f"{ACME}/credentials/issue"
-    world.change(path, {}, headers=KEY)
-    world.clock.advance(DAY_US + 1)
-    assert world.change(path, {}, headers=KEY)["api_key"]
+    api.change(path, {}, headers=KEY)
+    api.clock.advance(DAY_US + 1)
+    assert api.change(path, {}, headers=KEY)["api_key"]
 
 
 @pytest.mark.parametrize("key", ["x" * 129, "sck_q2R8mW0bTz_" + "x" * 36, "caf\xe9"])
-def test_idempotency__a_key_that_cannot_stand_on_record_is_refused(world: AdminApi, key: str) -> None:
+def test_idempotency__a_key_that_cannot_stand_on_record_is_refused(api: AdminApi, key: str) -> None:
     """Too long, in the shape of a secret, or not ASCII."""
-    world.create()
+    api.create()
     headers = [
         (b"Idempotency-Key", key.encode("latin-1")),
-        (b"Authorization", f"Bearer {world.token('ann')}".encode()),
+        (b"Authorization", f"Bearer {api.token('ann')}".encode()),
     ]
-    answer = world.call("POST", f"{ACME}/credentials/issue", {}, "", headers=dict(headers))
-    assert world.refused(422, answer.json()["code"], answer)["problems"][0]["field"] == "Idempotency-Key"
+    answer = api.call("POST", f"{ACME}/credentials/issue", {}, "", headers=dict(headers))
+    assert api.refused(422, answer.json()["code"], answer)["problems"][0]["field"] == "Idempotency-Key"
 
 
-def test_idempotency__accounts_and_tokens_too(world: AdminApi) -> None:
+def test_idempotency__accounts_and_tokens_too(api: AdminApi) -> None:
     """A repeat of a lost answer makes no second token."""
     body = {"id": "cat", "name": "Cat", "role": "auditor"}
-    first = world.change("/v1/administrators", body, headers=KEY)
-    second = world.call("POST", "/v1/administrators", body, headers=KEY)
+    first = api.change("/v1/administrators", body, headers=KEY)
+    second = api.call("POST", "/v1/administrators", body, headers=KEY)
     assert (second.status_code, second.headers["Idempotency-Replayed"]) == (201, "true")
     assert second.json()["token"] is None
     assert second.json()["token_id"] == first["token_id"]
-    assert len(world.get("/v1/administrators/cat")["tokens"]) == 1
+    assert len(api.get("/v1/administrators/cat")["tokens"]) == 1

@@ -15,9 +15,9 @@ from tests.unit.services.admin.admin_api import AdminApi
 LIMIT = {"action": "limit.set", "integration_id": "acme", "rate_limit_rpm": 5}
 
 
-def send(world: AdminApi, *changes: dict[str, Any], query: str = "", **given: Any) -> Any:
+def send(api: AdminApi, *changes: dict[str, Any], query: str = "", **given: Any) -> Any:
     """What a call of *changes* answers."""
-    return world.change(f"/v1/changes{query}", {"changes": list(changes)}, **given)
+    return api.change(f"/v1/changes{query}", {"changes": list(changes)}, **given)
 
 
 def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
@@ -26,10 +26,10 @@ def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
     assert set(MEMBERS) == {command.word for command in COMMANDS} - alone
 
 
-def test_many__each_is_whole_or_absent_on_its_own(world: AdminApi) -> None:
+def test_many__each_is_whole_or_absent_on_its_own(api: AdminApi) -> None:
     """In their order, each result in its place; a refusal stops nobody else."""
     view = send(
-        world,
+        api,
         {"action": "integration.create", "integration_id": "acme", "name": "Acme", "scopes": ["orders:read"]},
         {"action": "integration.create", "integration_id": "acme", "name": "Acme"},
         {"action": "scopes.add", "integration_id": "nosuch", "scopes": ["orders:read"]},
@@ -47,22 +47,22 @@ def test_many__each_is_whole_or_absent_on_its_own(world: AdminApi) -> None:
     ]  # fmt: skip
     assert results[3]["problem"]["problems"][0]["field"] == "scopes[1]"
     assert (view["is_in_force"], view["is_dry_run"]) == (True, False)
-    shown = world.get("/v1/integrations/acme")
+    shown = api.get("/v1/integrations/acme")
     assert (shown["scopes"], shown["rate_limit_rpm"]) == (["orders:read"], 5)
-    assert [one["action"] for one in world.trail()][-2:] == ["integration.create", "limit.set"]
+    assert [one["action"] for one in api.trail()][-2:] == ["integration.create", "limit.set"]
 
 
-def test_many__waits_once_for_all_of_them(world: AdminApi) -> None:
+def test_many__waits_once_for_all_of_them(api: AdminApi) -> None:
     """The last position of each partition is enough."""
-    world.create()
-    send(world, *({**LIMIT, "rate_limit_rpm": rpm} for rpm in range(1, 6)))
-    assert [position.sequence for position in world.put_in_force.positions] == [5, 10]
+    api.create()
+    send(api, *({**LIMIT, "rate_limit_rpm": rpm} for rpm in range(1, 6)))
+    assert [position.sequence for position in api.put_in_force.positions] == [5, 10]
 
 
-def test_many__keys_are_given_by_their_public_half(world: AdminApi) -> None:
+def test_many__keys_are_given_by_their_public_half(api: AdminApi) -> None:
     """An API key that exists elsewhere keeps working; no secret passes through."""
     send(
-        world,
+        api,
         {
             "action": "integration.create",
             "integration_id": "acme",
@@ -82,7 +82,7 @@ def test_many__keys_are_given_by_their_public_half(world: AdminApi) -> None:
             "credential": {"id": "third", "digest": digest("third")},
         },
     )
-    shown = {credential["id"]: credential for credential in world.get("/v1/integrations/acme")["credentials"]}
+    shown = {credential["id"]: credential for credential in api.get("/v1/integrations/acme")["credentials"]}
     assert {name: one["state"] for name, one in shown.items()} == {
         "first": "overlapping", "second": "active", "third": "active"
     }  # fmt: skip
@@ -105,30 +105,30 @@ def test_many__keys_are_given_by_their_public_half(world: AdminApi) -> None:
         ("limit.set", "changes[1]"),
     ],
 )
-def test_many__a_wrong_shape_refuses_the_whole_call(world: AdminApi, member: Any, field: str) -> None:
+def test_many__a_wrong_shape_refuses_the_whole_call(api: AdminApi, member: Any, field: str) -> None:
     """Nothing is done, and the answer says which member it is."""
-    world.create()
-    before = world.revision()
-    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT, member]})
-    document = world.refused(422, "invalid_value", answer)
+    api.create()
+    before = api.revision()
+    answer = api.call("POST", "/v1/changes", {"changes": [LIMIT, member]})
+    document = api.refused(422, "invalid_value", answer)
     assert document["problems"][0]["field"] == field
-    assert world.revision() == before
+    assert api.revision() == before
 
 
-def test_many__too_many_are_refused(world: AdminApi) -> None:
+def test_many__too_many_are_refused(api: AdminApi) -> None:
     """The bound of one call, and one more."""
-    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT] * (REQUESTS_MAX + 1)})
-    assert world.refused(422, "invalid_value", answer)["problems"][0]["field"] == "changes"
-    assert len(send(world, *[LIMIT] * REQUESTS_MAX)["results"]) == REQUESTS_MAX
-    assert send(world)["results"] == []
+    answer = api.call("POST", "/v1/changes", {"changes": [LIMIT] * (REQUESTS_MAX + 1)})
+    assert api.refused(422, "invalid_value", answer)["problems"][0]["field"] == "changes"
+    assert len(send(api, *[LIMIT] * REQUESTS_MAX)["results"]) == REQUESTS_MAX
+    assert send(api)["results"] == []
 
 
-def test_many__a_trial_writes_nothing(world: AdminApi) -> None:
+def test_many__a_trial_writes_nothing(api: AdminApi) -> None:
     """Each is tried against what is stored now, not against the ones before it."""
-    world.create()
-    before = world.revision()
+    api.create()
+    before = api.revision()
     view = send(
-        world,
+        api,
         {"action": "integration.create", "integration_id": "new", "name": "New"},
         {**LIMIT, "integration_id": "new"},
         LIMIT,
@@ -137,34 +137,34 @@ def test_many__a_trial_writes_nothing(world: AdminApi) -> None:
     assert [result["status"] for result in view["results"]] == [200, 404, 200]
     assert [result["position"] for result in view["results"]] == [None, None, None]
     assert (view["is_dry_run"], view["is_in_force"]) == (True, False)
-    assert world.revision() == before
+    assert api.revision() == before
 
 
-def test_many__a_repeat_changes_nothing(world: AdminApi) -> None:
+def test_many__a_repeat_changes_nothing(api: AdminApi) -> None:
     """Each change of a call has its part of the key; those that were refused may go through."""
-    world.create()
+    api.create()
     changes = ({**LIMIT, "integration_id": "late"}, {**LIMIT, "rate_limit_rpm": 7}, LIMIT)
     headers = {"Idempotency-Key": "k"}
-    first = send(world, *changes, headers=headers)
-    world.create("late")
-    again = send(world, *changes, headers=headers)
+    first = send(api, *changes, headers=headers)
+    api.create("late")
+    again = send(api, *changes, headers=headers)
     assert [result["status"] for result in first["results"]] == [404, 200, 200]
     assert [result["status"] for result in again["results"]] == [200, 200, 200]
     assert again["results"][1:] == first["results"][1:]
-    assert world.get("/v1/integrations/acme")["generation"] == 3
-    other = world.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]
+    assert api.get("/v1/integrations/acme")["generation"] == 3
+    other = api.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]
     assert [one["problem"]["code"] for one in other] == ["idempotency_mismatch"]
 
 
 @pytest.mark.parametrize(("count", "may_have_happened"), [(1, False), (2, True)])
 def test_many__a_fault_in_the_middle_leaves_it_open(
-    world: AdminApi, monkeypatch: pytest.MonkeyPatch, count: int, may_have_happened: bool
+    api: AdminApi, monkeypatch: pytest.MonkeyPatch, count: int, may_have_happened: bool
 ) -> None:
     """The registry speaks of the part that failed; the parts before it may be in force."""
 
     async def fail(requests: Any) -> Any:
         raise RegistryUnavailableError("away")
 
-    monkeypatch.setattr(world.registry, "apply_many", fail)
-    answer = world.call("POST", "/v1/changes", {"changes": [LIMIT] * count})
-    assert world.refused(503, "store_unavailable", answer)["may_have_happened"] is may_have_happened
+    monkeypatch.setattr(api.registry, "apply_many", fail)
+    answer = api.call("POST", "/v1/changes", {"changes": [LIMIT] * count})
+    assert api.refused(503, "store_unavailable", answer)["may_have_happened"] is may_have_happened

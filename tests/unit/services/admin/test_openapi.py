@@ -56,9 +56,9 @@ def operation_of(document: dict[str, Any], endpoint: Endpoint) -> Any:
     return document["paths"][endpoint.path][endpoint.method.lower()]
 
 
-def test_openapi__describes_every_endpoint(world: AdminApi) -> None:
+def test_openapi__describes_every_endpoint(api: AdminApi) -> None:
     """With a summary, what it answers, how it fails, and what it takes."""
-    document = world.get("/v1/openapi.json", "audrey")
+    document = api.get("/v1/openapi.json", "audrey")
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     assert described == {(one.method, one.path) for one in ENDPOINTS}
     assert document["security"] == [{"token": []}]
@@ -74,9 +74,9 @@ def test_openapi__describes_every_endpoint(world: AdminApi) -> None:
         assert ("If-Match" in names) is one.has_generation
 
 
-def test_openapi__stands_alone(world: AdminApi) -> None:
+def test_openapi__stands_alone(api: AdminApi) -> None:
     """Every reference leads to a part of it, and no other host is needed to read it."""
-    document = world.get("/v1/openapi.json")
+    document = api.get("/v1/openapi.json")
     for reference in references(document):
         part: Any = document
         for step in reference.removeprefix("#/").split("/"):
@@ -85,11 +85,11 @@ def test_openapi__stands_alone(world: AdminApi) -> None:
     assert "://" not in json.dumps(document)
 
 
-def test_openapi__examples_are_right(world: AdminApi) -> None:
+def test_openapi__examples_are_right(api: AdminApi) -> None:
     """Each example of a body is one that its endpoint reads."""
     shown = [(one, example) for one in ENDPOINTS for example in one.examples]
     assert len(shown) > 15
-    document = world.get("/v1/openapi.json")
+    document = api.get("/v1/openapi.json")
     for one, example in shown:
         assert one.body is not None
         one.body.model_validate(example)
@@ -97,9 +97,9 @@ def test_openapi__examples_are_right(world: AdminApi) -> None:
         assert example in [given["value"] for given in media["examples"].values()]
 
 
-def test_openapi__a_body_is_required_where_a_field_is(world: AdminApi) -> None:
+def test_openapi__a_body_is_required_where_a_field_is(api: AdminApi) -> None:
     """Where all may be left out, so may the body."""
-    document = world.get("/v1/openapi.json")
+    document = api.get("/v1/openapi.json")
     required = {
         one.name for one in ENDPOINTS if one.body and operation_of(document, one)["requestBody"]["required"]
     }
@@ -116,14 +116,14 @@ def operations() -> dict[str, Any]:
     return {operation.definition.raw["operationId"]: operation for operation in loaded}
 
 
-async def call(world: AdminApi, case: Case) -> httpx.Response:
+async def call(api: AdminApi, case: Case) -> httpx.Response:
     """Send *case* as it was generated."""
     given_ = case.as_transport_kwargs(base_url="http://admin.example")
-    given_["headers"] = {**(given_.get("headers") or {}), "Authorization": f"Bearer {world.token('ann')}"}
+    given_["headers"] = {**(given_.get("headers") or {}), "Authorization": f"Bearer {api.token('ann')}"}
     given_.pop("cookies", None)
     if "data" in given_:
         given_["content"] = given_.pop("data")
-    transport = httpx.ASGITransport(world.app)
+    transport = httpx.ASGITransport(api.app)
     async with httpx.AsyncClient(transport=transport) as client:
         return await client.request(**given_)
 
@@ -138,7 +138,7 @@ def refuses_what_it_does_not_allow(context: CheckContext, answer: Response, case
     return negative_data_rejection(context, answer, case)
 
 
-def hold(world: AdminApi, drawn: st.SearchStrategy[Case], checks: list[Any]) -> None:
+def hold(api: AdminApi, drawn: st.SearchStrategy[Case], checks: list[Any]) -> None:
     """Make calls that are *drawn*, always the same ones, and check each answer."""
 
     @settings(
@@ -150,13 +150,13 @@ def hold(world: AdminApi, drawn: st.SearchStrategy[Case], checks: list[Any]) -> 
     )
     @given(case=drawn)
     def once(case: Case) -> None:
-        case.validate_response(world.run(call(world, case)), checks=checks)
+        case.validate_response(api.run(call(api, case)), checks=checks)
 
     once()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_openapi__the_api_keeps_to_it(world: AdminApi, operations: dict[str, Any], name: str) -> None:
+def test_openapi__the_api_keeps_to_it(api: AdminApi, operations: dict[str, Any], name: str) -> None:
     """
     Whatever the document allows, and whatever it does not: no fault of ours, and every answer as described.
 
@@ -164,9 +164,9 @@ def test_openapi__the_api_keeps_to_it(world: AdminApi, operations: dict[str, Any
     """
     known = {
         "integration_id": "acme",
-        "credential_id": world.create()["credential_id"],
+        "credential_id": api.create()["credential_id"],
         "administrator_id": "olli",
-        "token_id": world.keys["olli"].credential_id,
+        "token_id": api.keys["olli"].credential_id,
     }
     operation = operations[name]
     chosen = {
@@ -176,13 +176,13 @@ def test_openapi__the_api_keeps_to_it(world: AdminApi, operations: dict[str, Any
     if chosen:
         positive = GenerationMode.POSITIVE
         allowed |= operation.as_strategy(generation_mode=positive, path_parameters=chosen)
-    hold(world, allowed, CHECKS)
+    hold(api, allowed, CHECKS)
     if name not in CANNOT_BE_MISREAD:
         forbidden = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
         if chosen and name not in ONLY_A_PATH:
             negative = GenerationMode.NEGATIVE
             forbidden |= operation.as_strategy(generation_mode=negative, path_parameters=chosen)
-        hold(world, forbidden, [*CHECKS, refuses_what_it_does_not_allow])
+        hold(api, forbidden, [*CHECKS, refuses_what_it_does_not_allow])
 
 
 def test_openapi__the_lists_above_are_right() -> None:

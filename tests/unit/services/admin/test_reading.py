@@ -13,12 +13,12 @@ from tests.administration import NOW_US
 from tests.unit.services.admin.admin_api import AdminApi
 
 
-def pages(world: AdminApi, path: str, who: str = "ann") -> list[Any]:
+def pages(api: AdminApi, path: str, who: str = "ann") -> list[Any]:
     """Every member of a list, page by page, each page as small as *path* asks."""
     items: list[Any] = []
     after: str | None = ""
     for _ in range(100):
-        page = world.get(f"{path}&after={after}", who)
+        page = api.get(f"{path}&after={after}", who)
         items += page["items"]
         after = page["next_after"]
         if after is None:
@@ -26,25 +26,25 @@ def pages(world: AdminApi, path: str, who: str = "ann") -> list[Any]:
     raise AssertionError(f"{path} does not come to an end")
 
 
-def test_reading__pages_lead_to_the_end(world: AdminApi) -> None:
+def test_reading__pages_lead_to_the_end(api: AdminApi) -> None:
     """Each integration once, in order, whatever the size of a page; the last page says so."""
     names = [f"int-{number:02}" for number in range(7)]
     for name in reversed(names):
-        world.change("/v1/integrations", {"id": name, "name": name})
+        api.change("/v1/integrations", {"id": name, "name": name})
     for limit in (1, 3, 7, 500):
-        assert [page["id"] for page in pages(world, f"/v1/integrations?limit={limit}")] == names
-    assert [page["id"] for page in pages(world, "/v1/review?limit=2")] == names
-    assert len(pages(world, "/v1/audit?limit=4")) == len(world.trail())
+        assert [page["id"] for page in pages(api, f"/v1/integrations?limit={limit}")] == names
+    assert [page["id"] for page in pages(api, "/v1/review?limit=2")] == names
+    assert len(pages(api, "/v1/audit?limit=4")) == len(api.trail())
 
 
-def test_reading__search_and_status_narrow_a_list(world: AdminApi) -> None:
+def test_reading__search_and_status_narrow_a_list(api: AdminApi) -> None:
     """Search looks into names and credential ids; a page of nothing is a page."""
-    key = world.create()["credential_id"]
-    world.change("/v1/integrations", {"id": "other", "name": "Other", "contact": "Zoë"})
-    world.change("/v1/integrations/other/suspend", {"reason": "x"})
+    key = api.create()["credential_id"]
+    api.change("/v1/integrations", {"id": "other", "name": "Other", "contact": "Zoë"})
+    api.change("/v1/integrations/other/suspend", {"reason": "x"})
 
     def found(query: str) -> list[str]:
-        return [item["id"] for item in world.get(f"/v1/integrations?{query}")["items"]]
+        return [item["id"] for item in api.get(f"/v1/integrations?{query}")["items"]]
 
     assert found(f"search={key}") == ["acme"]
     assert found("search=zo%C3%AB") == ["other"]
@@ -52,18 +52,18 @@ def test_reading__search_and_status_narrow_a_list(world: AdminApi) -> None:
     assert found("search=nothing") == []
 
 
-def test_reading__one_integration_shows_where_its_keys_were_used(world: AdminApi) -> None:
+def test_reading__one_integration_shows_where_its_keys_were_used(api: AdminApi) -> None:
     """Approximate by the interval of writing, which is enough to end an overlap."""
-    key = world.create()["credential_id"]
-    spare = world.change("/v1/integrations/acme/credentials/issue")["credential_id"]
+    key = api.create()["credential_id"]
+    spare = api.change("/v1/integrations/acme/credentials/issue")["credential_id"]
     use = CredentialUse(key, "acme", parse_address("2001:db8::7"), NOW_US - 1_000_000)
-    world.run(world.registry.record_uses([use]))
-    shown = {credential["id"]: credential for credential in world.get("/v1/integrations/acme")["credentials"]}
+    api.run(api.registry.record_uses([use]))
+    shown = {credential["id"]: credential for credential in api.get("/v1/integrations/acme")["credentials"]}
     assert shown[key]["last_used_address"] == "2001:db8::7"
     assert shown[key]["last_used_at"] == "2025-11-24T15:59:59.000000Z"
     assert (shown[spare]["last_used_at"], shown[spare]["last_used_address"]) == (None, None)
-    assert world.get("/v1/integrations/acme/credentials")["items"] == list(shown.values())
-    assert "last_used_at" not in world.get("/v1/integrations")["items"][0]["credentials"][0]
+    assert api.get("/v1/integrations/acme/credentials")["items"] == list(shown.values())
+    assert "last_used_at" not in api.get("/v1/integrations")["items"][0]["credentials"][0]
 
 
 @pytest.mark.parametrize(
@@ -89,30 +89,30 @@ def test_reading__one_integration_shows_where_its_keys_were_used(world: AdminApi
         ("/v1/whoami?" + "x" * 20_000, "query"),
     ],
 )
-def test_reading__a_query_that_cannot_be_meant_is_refused(world: AdminApi, path: str, field: str) -> None:
+def test_reading__a_query_that_cannot_be_meant_is_refused(api: AdminApi, path: str, field: str) -> None:
     """A misspelt parameter that is ignored would answer another question."""
-    document = world.refused(422, "invalid_value", world.call("GET", path))
+    document = api.refused(422, "invalid_value", api.call("GET", path))
     assert document["problems"][0]["field"] == field
     assert document["problems"][0]["remedy"]
 
 
 @pytest.mark.parametrize("path", ["/v1/integrations/nosuch", "/v1/integrations/nosuch/credentials"])
-def test_reading__what_is_not_there_is_not_found(world: AdminApi, path: str) -> None:
+def test_reading__what_is_not_there_is_not_found(api: AdminApi, path: str) -> None:
     """With what to do instead."""
-    document = world.refused(404, "integration_unknown", world.call("GET", path))
+    document = api.refused(404, "integration_unknown", api.call("GET", path))
     assert document["problems"][0]["remedy"].startswith("list the integrations")
 
 
-def test_reading__a_get_takes_no_body(world: AdminApi) -> None:
+def test_reading__a_get_takes_no_body(api: AdminApi) -> None:
     """Whoever sends one means something that would not happen."""
-    world.refused(422, "invalid_value", world.call("GET", "/v1/whoami", {"a": 1}))
-    world.create()
-    world.refused(422, "invalid_value", world.call("DELETE", "/v1/integrations/acme", {"reason": "x"}))
+    api.refused(422, "invalid_value", api.call("GET", "/v1/whoami", {"a": 1}))
+    api.create()
+    api.refused(422, "invalid_value", api.call("DELETE", "/v1/integrations/acme", {"reason": "x"}))
 
 
-def test_reading__the_catalogue_says_what_can_be_permitted(world: AdminApi) -> None:
+def test_reading__the_catalogue_says_what_can_be_permitted(api: AdminApi) -> None:
     """Fifteen categories, three of them read-only."""
-    items = world.get("/v1/scopes", "olli")["items"]
+    items = api.get("/v1/scopes", "olli")["items"]
     assert len(items) == 15
     assert {item["name"] for item in items if item["is_read_only"]} == {"taxonomies", "quality", "activities"}
     assert [item["scopes"] for item in items if item["name"] in ("crm", "quality")] == [
@@ -121,13 +121,13 @@ def test_reading__the_catalogue_says_what_can_be_permitted(world: AdminApi) -> N
     ]
 
 
-def test_reading__sidecars_say_who_lags_behind(world: AdminApi) -> None:
+def test_reading__sidecars_say_who_lags_behind(api: AdminApi) -> None:
     """Up to date is who has followed all that is in the registry."""
-    now = world.run(world.registry.revision())
-    world.run(world.registry.announce("here", now))
-    world.run(world.registry.announce("late", Revision((now.sequences[0] - 1,))))
-    world.run(world.registry.announce("strange", Revision((9, 9))))
-    answer = world.get("/v1/sidecars")
+    now = api.run(api.registry.revision())
+    api.run(api.registry.announce("here", now))
+    api.run(api.registry.announce("late", Revision((now.sequences[0] - 1,))))
+    api.run(api.registry.announce("strange", Revision((9, 9))))
+    answer = api.get("/v1/sidecars")
     assert answer["revision"] == str(now)
     assert {item["id"]: item["is_up_to_date"] for item in answer["items"]} == {
         "here": True,
@@ -137,10 +137,10 @@ def test_reading__sidecars_say_who_lags_behind(world: AdminApi) -> None:
     assert answer["items"][0]["seen_at"] == "2025-11-24T16:00:00.000000Z"
 
 
-def test_reading__every_answer_has_its_headers(world: AdminApi) -> None:
+def test_reading__every_answer_has_its_headers(api: AdminApi) -> None:
     """Its id, and that nobody may keep it."""
     for path in ("/v1/whoami", "/v1/nosuch", "/v1/audit/export"):
-        answer = world.call("GET", path)
+        answer = api.call("GET", path)
         assert len(answer.headers["X-Request-Id"]) == 32
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -157,9 +157,9 @@ def test_reading__every_answer_has_its_headers(world: AdminApi) -> None:
     ],
 )
 def test_reading__a_request_id_is_echoed_when_it_can_stand_on_record(
-    world: AdminApi, sent: str, is_echoed: bool
+    api: AdminApi, sent: str, is_echoed: bool
 ) -> None:
     """One that cannot is replaced: the call is not refused for it."""
-    answer = world.call("GET", "/v1/whoami", headers={"X-Request-Id": sent})
+    answer = api.call("GET", "/v1/whoami", headers={"X-Request-Id": sent})
     assert answer.status_code == 200
     assert (answer.headers["X-Request-Id"] == sent) is is_echoed

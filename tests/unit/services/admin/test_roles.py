@@ -70,10 +70,10 @@ CELLS = [pytest.param(one, who, id=f"{one.name}-{who or 'nobody'}") for one in E
 
 @pytest.fixture(scope="module")
 def shared(people: People, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminApi]:
-    """One world for all cells: none of them changes anything."""
+    """One api for all cells: none of them changes anything."""
     folder: Path = tmp_path_factory.mktemp("roles")
-    with opened(people, folder) as world:
-        yield world
+    with opened(people, folder) as api:
+        yield api
 
 
 def path_of(endpoint: Endpoint) -> str:
@@ -106,26 +106,26 @@ def test_roles__the_matrix_is_whole() -> None:
         find("GET", "/v1/openapi-json")  # the dot of openapi.json stands for a dot alone
 
 
-def test_roles__an_operator_suspends_and_nothing_else_among_many(world: AdminApi) -> None:
+def test_roles__an_operator_suspends_and_nothing_else_among_many(api: AdminApi) -> None:
     """In one call of many changes, each needs its own permission."""
-    world.create()
+    api.create()
     changes = [
         {"action": "scopes.remove", "integration_id": "acme", "scopes": ["inventory:read"]},
         {"action": "integration.suspend", "integration_id": "acme", "reason": "key leaked"},
         {"action": "integration.delete", "integration_id": "acme"},
     ]
-    results = world.change("/v1/changes", {"changes": changes}, "olli")["results"]
+    results = api.change("/v1/changes", {"changes": changes}, "olli")["results"]
     assert [result["status"] for result in results] == [403, 200, 403]
     assert results[0]["problem"]["code"] == results[2]["problem"]["code"] == "role_forbids"
 
 
-def test_roles__a_role_that_changed_counts_from_the_next_call_on(world: AdminApi) -> None:
+def test_roles__a_role_that_changed_counts_from_the_next_call_on(api: AdminApi) -> None:
     """A token means what its holder may do now, not what he might when he got it."""
-    world.create()
+    api.create()
     assert (
-        world.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 5}, "bob").status_code == 200
+        api.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 5}, "bob").status_code == 200
     )
-    world.change("/v1/administrators/bob/role", {"role": "auditor"})
-    answer = world.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 6}, "bob")
-    world.refused(403, "role_forbids", answer)
-    assert world.get("/v1/whoami", "bob")["role"] == "auditor"
+    api.change("/v1/administrators/bob/role", {"role": "auditor"})
+    answer = api.call("POST", "/v1/integrations/acme/limit/set", {"rate_limit_rpm": 6}, "bob")
+    api.refused(403, "role_forbids", answer)
+    assert api.get("/v1/whoami", "bob")["role"] == "auditor"

@@ -22,11 +22,11 @@ from tests.waiting import until
 
 
 class Wire:
-    """A socket to the API of one world."""
+    """A socket to the API of one api."""
 
-    def __init__(self, world: AdminApi, port: int) -> None:
+    def __init__(self, api: AdminApi, port: int) -> None:
         """Talk to *port*."""
-        self.world = world
+        self.api = api
         self._port = port
 
     def send(
@@ -37,7 +37,7 @@ class Wire:
 
         *is_whole* False = more of the body was announced than is sent, and nothing more will come.
         """
-        return self.world.run(self._send(lines, body, token, is_whole))
+        return self.api.run(self._send(lines, body, token, is_whole))
 
     async def _send(
         self, lines: tuple[str, ...], body: bytes, token: str | None, is_whole: bool
@@ -45,7 +45,7 @@ class Wire:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         request, *headers = lines
         if token is None:
-            headers.append(f"Authorization: Bearer {self.world.token('ann')}")
+            headers.append(f"Authorization: Bearer {self.api.token('ann')}")
         head = "\r\n".join([f"{request} HTTP/1.1", "Host: x", "Connection: close", *headers, "", ""])
         try:
             writer.write(head.encode("latin-1") + body)
@@ -70,17 +70,17 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-def wire(world: AdminApi) -> Iterator[Wire]:
+def wire(api: AdminApi) -> Iterator[Wire]:
     """The API behind the HTTP server that the admin listener has."""
 
     async def start() -> tuple[HttpServer, int]:
-        server = HttpServer(partial(serve_asgi, world.app), [Endpoint("127.0.0.1")], world.metrics, OWN_LOOP)
+        server = HttpServer(partial(serve_asgi, api.app), [Endpoint("127.0.0.1")], api.metrics, OWN_LOOP)
         [endpoint] = await server.start()
         return server, endpoint.port
 
-    server, port = world.run(start())
-    yield Wire(world, port)
-    world.run(server.drain())
+    server, port = api.run(start())
+    yield Wire(api, port)
+    api.run(server.drain())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_wire__a_path_has_one_spelling(wire: Wire, path: str) -> None:
 )
 def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: Wire, headers: tuple[str, ...]) -> None:
     """Two headers, folded ones, and characters that some would trim."""
-    sent = (header.replace("TOKEN", wire.world.token("ann")) for header in headers)
+    sent = (header.replace("TOKEN", wire.api.token("ann")) for header in headers)
     status, _ = wire.send("GET /v1/whoami", *sent, token="")
     assert status in (400, 401)
 
@@ -143,12 +143,12 @@ def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: Wire, headers: tup
 )
 def test_wire__a_body_is_json_that_has_one_meaning(wire: Wire, body: bytes, status: int, code: str) -> None:
     """Whatever two readers might read differently is refused."""
-    wire.world.create()
-    before = wire.world.revision()
+    wire.api.create()
+    before = wire.api.revision()
     headers = ("Content-Type: application/json", f"Content-Length: {len(body)}")
     answered, document = wire.send("POST /v1/integrations/acme/limit/set", *headers, body=body)
     assert (answered, document["code"]) == (status, code)
-    assert wire.world.revision() == before
+    assert wire.api.revision() == before
 
 
 @pytest.mark.parametrize(
@@ -200,28 +200,28 @@ def test_wire__nobody_without_a_token_has_a_body_read(wire: Wire) -> None:
 
 def test_wire__a_client_that_leaves_is_not_waited_for(wire: Wire) -> None:
     """What it had begun to send is not done, and it is counted as one that nobody answered."""
-    world = wire.world
+    api = wire.api
 
     async def leave() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
         head = (
-            f"POST /v1/integrations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.token('ann')}\r\n"
+            f"POST /v1/integrations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token('ann')}\r\n"
             "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         writer.write(head.encode())
         await writer.drain()
         writer.close()
-        gone = world.metrics.slot("sidecar_admin_requests_total", "integrations", "POST", "other")
-        await until(lambda: world.metrics.values[gone])
+        gone = api.metrics.slot("sidecar_admin_requests_total", "integrations", "POST", "other")
+        await until(lambda: api.metrics.values[gone])
 
-    before = world.revision()
-    world.run(leave())
-    assert world.revision() == before
+    before = api.revision()
+    api.run(leave())
+    assert api.revision() == before
 
 
 def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
     """Who may not do it need not finish saying what."""
-    token = f"Authorization: Bearer {wire.world.token('audrey')}"
+    token = f"Authorization: Bearer {wire.api.token('audrey')}"
     headers = (token, "Content-Type: application/json", "Content-Length: 1000")
     status, document = wire.send("POST /v1/integrations", *headers, body=b"{", token="", is_whole=False)
     assert (status, document["code"]) == (403, "role_forbids")
@@ -230,7 +230,7 @@ def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
 @pytest.mark.parametrize("path", ["/v1/audit/verify", "/v1/audit/export"])
 def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """A script that gives up and tries again does not pile it up, and gives its place back."""
-    world = wire.world
+    api = wire.api
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def endless(query: Any) -> Any:
@@ -240,17 +240,17 @@ def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.Mo
         finally:
             ended.set()
 
-    monkeypatch.setattr(world.registry, "audit", endless)
+    monkeypatch.setattr(api.registry, "audit", endless)
 
     async def leave() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
-        head = f"Host: x\r\nAuthorization: Bearer {world.token('ann')}\r\n\r\n"
+        head = f"Host: x\r\nAuthorization: Bearer {api.token('ann')}\r\n\r\n"
         writer.write(f"GET {path} HTTP/1.1\r\n{head}".encode())
         await begun.wait()
         writer.close()
         await ended.wait()
 
-    world.run(leave())
+    api.run(leave())
     assert wire.send("GET /v1/whoami")[0] == 200
 
 
@@ -263,8 +263,8 @@ def test_wire__an_export_is_streamed(wire: Wire) -> None:
 
 def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: Wire) -> None:
     """Silent connections, half-sent requests, a crowd with wrong tokens: a suspension is made."""
-    world = wire.world
-    world.create()
+    api = wire.api
+    api.create()
     stranger = generate_api_key("sca").api_key
     wrong = f"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stranger}\r\n\r\n".encode()
 
@@ -282,5 +282,5 @@ def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: Wir
             writer.transport.abort()
         return answer
 
-    status, view = world.run(suspended())
+    status, view = api.run(suspended())
     assert (status, view["integration"]["status"]) == (200, "suspended")

@@ -66,7 +66,7 @@ def open_link(reply_bytes_max: int = 1_000) -> tuple[Link, FakeTransport]:
 def test_link__replies_find_their_receivers_however_they_are_cut(cuts: list[int]) -> None:
     """Under every chunking of the bytes each receiver gets its reply, in order, an error as one."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, _ = open_link()
         receivers = [Keeping() for _ in range(4)]
         link.send(b"", receivers)
@@ -80,13 +80,13 @@ def test_link__replies_find_their_receivers_however_they_are_cut(cuts: list[int]
         assert isinstance(receivers[2].got[0], ErrorReply) and receivers[2].got[0].code == "NOSCRIPT"
         assert receivers[3].got == [None]
 
-    run(scene())
+    run(scenario())
 
 
 def test_link__a_read_ends_with_one_turn() -> None:
     """After all replies of a read are handed out the owner may send, once."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, _ = open_link()
         receiver = Keeping()
         link.send(b"", [receiver] * 3)
@@ -95,7 +95,7 @@ def test_link__a_read_ends_with_one_turn() -> None:
         link.data_received(b":1\r\n:2\r\n:3\r\n")
         assert turns == [3]
 
-    run(scene())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_link__a_read_ends_with_one_turn() -> None:
 def test_link__nonsense_ends_the_connection(data: bytes) -> None:
     """Bytes that are no reply, a reply that nobody asked for, one that does not end: nothing is believed."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, transport = open_link()
         receiver = Keeping()
         link.send(b"", [receiver])
@@ -115,13 +115,13 @@ def test_link__nonsense_ends_the_connection(data: bytes) -> None:
         assert link.lost.done()
         assert receiver.got[-1] in ("lost", 1)
 
-    run(scene())
+    run(scenario())
 
 
 def test_link__the_end_is_told_to_everybody_once() -> None:
     """Receivers, futures and `lost`; afterwards nothing can be sent."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, transport = open_link()
         receivers = [Keeping(), Keeping()]
         link.send(b"", receivers)
@@ -139,13 +139,13 @@ def test_link__the_end_is_told_to_everybody_once() -> None:
             await link.request("PING")
         assert transport.written == b"*1\r\n$4\r\nPING\r\n"
 
-    run(scene())
+    run(scenario())
 
 
 def test_link__a_request_gets_its_reply_or_its_error() -> None:
     """For callers who can wait; one who gave up is no problem."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, _ = open_link()
         good, bad, given_up = link.request("GET", "a"), link.request("GET", "b"), link.request("GET", "c")
         given_up.cancel()
@@ -154,7 +154,7 @@ def test_link__a_request_gets_its_reply_or_its_error() -> None:
         with pytest.raises(ErrorReply, match="ERR no"):
             await bad
 
-    run(scene())
+    run(scenario())
 
 
 async def joined_link() -> tuple[Link, socket]:
@@ -169,7 +169,7 @@ async def joined_link() -> tuple[Link, socket]:
 def test_link__what_has_come_is_read_without_the_loop() -> None:
     """`read_now` hands replies out within the turn in which they came; without any it does nothing."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, server = await joined_link()
         with server:
             keeping = Keeping()
@@ -184,13 +184,13 @@ def test_link__what_has_come_is_read_without_the_loop() -> None:
             assert not link.read_now()
             await link.lost
 
-    run(scene())
+    run(scenario())
 
 
 def test_link__a_reply_may_be_read_in_part_here_and_there() -> None:
     """The rest of a reply that `read_now` met in its middle comes by the loop, and the other way round."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, server = await joined_link()
         with server:
             first = link.request("GET", "a")
@@ -205,13 +205,13 @@ def test_link__a_reply_may_be_read_in_part_here_and_there() -> None:
             link.abort()
             await link.lost
 
-    run(scene())
+    run(scenario())
 
 
 def test_link__the_end_is_left_to_the_transport() -> None:
     """`read_now` meets the end of the connection: whoever waits still learns of it, once."""
 
-    async def scene() -> None:
+    async def scenario() -> None:
         link, server = await joined_link()
         keeping = Keeping()
         link.send(b"PING\r\n", (keeping,))
@@ -221,4 +221,4 @@ def test_link__the_end_is_left_to_the_transport() -> None:
         assert keeping.got == ["lost"]
         assert not link.read_now()
 
-    run(scene())
+    run(scenario())

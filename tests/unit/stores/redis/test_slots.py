@@ -46,7 +46,7 @@ async def node(state: str, epoch: int, primary: int) -> AsyncIterator[Address]:
 def believed(*views: tuple[str, int, int]) -> int:
     """The port of the primary, as worked out from what nodes say in this order."""
 
-    async def scene() -> int:
+    async def scenario() -> int:
         async with AsyncExitStack() as stack:
             nodes = [await stack.enter_async_context(node(*view)) for view in views]
             connector = Connector(
@@ -56,7 +56,7 @@ def believed(*views: tuple[str, int, int]) -> int:
             assert (first, last) == (0, 16_383)
             return primary.port
 
-    return run(scene())
+    return run(scenario())
 
 
 def test_slots__a_node_that_is_cut_off_is_not_believed() -> None:

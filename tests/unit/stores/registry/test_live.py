@@ -114,7 +114,7 @@ class LiveHarness:
 
 
 @asynccontextmanager
-async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarness]:
+async def harness_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarness]:
     """A registry with people and one integration in it; nobody follows it yet."""
     clock = ManualClock()
     registry = await SqliteRegistry.open(
@@ -131,11 +131,11 @@ async def scene_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarne
 @asynccontextmanager
 async def followed_in(folder: Path, pace_s: float = 0.0) -> AsyncIterator[LiveHarness]:
     """The same, followed: all is loaded."""
-    async with scene_in(folder, pace_s) as scene:
-        task = asyncio.create_task(scene.live.run())
+    async with harness_in(folder, pace_s) as harness:
+        task = asyncio.create_task(harness.live.run())
         try:
-            await until(lambda: scene.live.is_loaded)
-            yield scene
+            await until(lambda: harness.live.is_loaded)
+            yield harness
         finally:
             await ended(task)
 
@@ -148,7 +148,7 @@ async def ended(task: asyncio.Task[None]) -> None:
 
 
 def play(act: Coroutine[Any, Any, None]) -> None:
-    """Run one test's scene, within a deadline."""
+    """Run one test's harness, within a deadline."""
     asyncio.run(asyncio.wait_for(act, PATIENCE_S))
 
 
@@ -156,14 +156,14 @@ def test_run__waits_for_a_registry_that_is_away(tmp_path: Path, caplog: pytest.L
     """Nothing is in force before all was loaded; it is said once, counted each time, and mends by itself."""
 
     async def act() -> None:
-        async with scene_in(tmp_path) as scene:
-            scene.registry.fault = AWAY
-            task = asyncio.create_task(scene.live.run())
-            await until(lambda: scene.metrics.value("sidecar_registry_follow_failures_total") >= 3)
-            assert (scene.live.is_loaded, scene.metrics.value("sidecar_registry_in_touch")) == (False, 0)
-            scene.registry.fault = None
-            await until(lambda: scene.metrics.value("sidecar_registry_in_touch"))
-            assert (scene.live.is_loaded, scene.limit()) == (True, 60)
+        async with harness_in(tmp_path) as harness:
+            harness.registry.fault = AWAY
+            task = asyncio.create_task(harness.live.run())
+            await until(lambda: harness.metrics.value("sidecar_registry_follow_failures_total") >= 3)
+            assert (harness.live.is_loaded, harness.metrics.value("sidecar_registry_in_touch")) == (False, 0)
+            harness.registry.fault = None
+            await until(lambda: harness.metrics.value("sidecar_registry_in_touch"))
+            assert (harness.live.is_loaded, harness.limit()) == (True, 60)
             await ended(task)
 
     with caplog.at_level(logging.INFO):
@@ -176,14 +176,14 @@ def test_run__what_is_in_force_stays_while_the_registry_is_away(tmp_path: Path) 
     """A failure changes nothing; what changed meanwhile is in force afterwards."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            scene.registry.fault = AWAY
-            scene.live.reconcile()
-            await until(lambda: scene.metrics.value("sidecar_registry_follow_failures_total") >= 2)
-            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            assert scene.limit() == 60
-            scene.registry.fault = None
-            await until(lambda: scene.limit() == 5)
+        async with followed_in(tmp_path) as harness:
+            harness.registry.fault = AWAY
+            harness.live.reconcile()
+            await until(lambda: harness.metrics.value("sidecar_registry_follow_failures_total") >= 2)
+            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            assert harness.limit() == 60
+            harness.registry.fault = None
+            await until(lambda: harness.limit() == 5)
 
     play(act())
 
@@ -192,11 +192,11 @@ def test_run__another_history_is_loaded_whole(tmp_path: Path) -> None:
     """A registry that cannot tell from where this process is, is loaded again."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            scene.registry.says_reset = True
-            scene.live.reconcile()
-            await until(lambda: scene.metrics.value("sidecar_registry_loads_total") == 2)
-            assert scene.limit() == 60
+        async with followed_in(tmp_path) as harness:
+            harness.registry.says_reset = True
+            harness.live.reconcile()
+            await until(lambda: harness.metrics.value("sidecar_registry_loads_total") == 2)
+            assert harness.limit() == 60
 
     play(act())
 
@@ -205,19 +205,19 @@ def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
     """After the load, and at once after a change."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
+        async with followed_in(tmp_path) as harness:
 
             async def announced(revision: Revision) -> None:
                 async def is_told() -> bool:
-                    sidecars = await scene.registry.real.live_sidecars()
+                    sidecars = await harness.registry.real.live_sidecars()
                     return [sidecar.revision for sidecar in sidecars] == [revision]
 
                 await until(is_told)
 
-            await announced(await scene.registry.real.revision())
-            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            await announced(await scene.registry.real.revision())
-            assert scene.limit() == 5
+            await announced(await harness.registry.real.revision())
+            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            await announced(await harness.registry.real.revision())
+            assert harness.limit() == 5
 
     play(act())
 
@@ -226,16 +226,16 @@ def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) ->
     """A few are compiled at once, more of them elsewhere; all are in force together."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            loads = scene.beside
-            await scene.apply(create("one"))
-            await until(lambda: "one" in scene.live.snapshot.integrations)
-            assert scene.beside == loads
+        async with followed_in(tmp_path) as harness:
+            loads = harness.beside
+            await harness.apply(create("one"))
+            await until(lambda: "one" in harness.live.snapshot.integrations)
+            assert harness.beside == loads
             many = [request(create(f"many{number}")) for number in range(SMALL_CHANGE_MAX + 1)]
-            await scene.registry.real.apply_many(many)
-            await until(lambda: f"many{SMALL_CHANGE_MAX}" in scene.live.snapshot.integrations)
-            assert scene.beside == loads + 1
-            assert len(scene.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
+            await harness.registry.real.apply_many(many)
+            await until(lambda: f"many{SMALL_CHANGE_MAX}" in harness.live.snapshot.integrations)
+            assert harness.beside == loads + 1
+            assert len(harness.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
 
     play(act())
 
@@ -244,15 +244,15 @@ def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path
     """The first is in force at once; the next wait for the pace, but not a record that a take asks for."""
 
     async def act() -> None:
-        async with followed_in(tmp_path, pace_s=3_600.0) as scene:
-            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            await until(lambda: scene.limit() == 5)
-            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
-            position = Position(0, (await scene.registry.real.revision()).sequences[0])
-            assert not await scene.live.wait_for(position, timeout_s=0.05)
-            assert scene.limit() == 5
-            assert await scene.refreshed(3)
-            assert scene.limit() == 6
+        async with followed_in(tmp_path, pace_s=3_600.0) as harness:
+            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            await until(lambda: harness.limit() == 5)
+            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
+            position = Position(0, (await harness.registry.real.revision()).sequences[0])
+            assert not await harness.live.wait_for(position, timeout_s=0.05)
+            assert harness.limit() == 5
+            assert await harness.refreshed(3)
+            assert harness.limit() == 6
 
     play(act())
 
@@ -261,16 +261,16 @@ def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
     """Changed, made or ended: without a push the next take goes by it, and what it replaces is told."""
 
     async def act() -> None:
-        async with scene_in(tmp_path) as scene:
-            assert await scene.refreshed(1)
-            assert scene.limit() == 60
-            await scene.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            assert await scene.refreshed(2)
-            assert (scene.limit(), [one.record.rate_limit_rpm for one in scene.retired]) == (5, [60])
-            await scene.apply(c.DeleteIntegration(integration_id=ID))
-            assert await scene.refreshed(0)
-            assert scene.limit() is None
-            assert scene.metrics.value("sidecar_registry_refreshes_total", "ok") == 3
+        async with harness_in(tmp_path) as harness:
+            assert await harness.refreshed(1)
+            assert harness.limit() == 60
+            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+            assert await harness.refreshed(2)
+            assert (harness.limit(), [one.record.rate_limit_rpm for one in harness.retired]) == (5, [60])
+            await harness.apply(c.DeleteIntegration(integration_id=ID))
+            assert await harness.refreshed(0)
+            assert harness.limit() is None
+            assert harness.metrics.value("sidecar_registry_refreshes_total", "ok") == 3
 
     play(act())
 
@@ -279,11 +279,11 @@ def test_refresh__is_answered_at_once_when_it_was_pushed_meanwhile(tmp_path: Pat
     """Nobody is asked for what is known."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            before = scene.registry.asked.count("get")
-            assert await scene.refreshed(1)
-            assert await scene.refreshed(0, "nobody")
-            assert scene.registry.asked.count("get") == before
+        async with followed_in(tmp_path) as harness:
+            before = harness.registry.asked.count("get")
+            assert await harness.refreshed(1)
+            assert await harness.refreshed(0, "nobody")
+            assert harness.registry.asked.count("get") == before
 
     play(act())
 
@@ -292,13 +292,13 @@ def test_refresh__those_that_meet_share_one_question(tmp_path: Path) -> None:
     """A burst of takes that find the same change asks the registry once, and all are answered."""
 
     async def act() -> None:
-        async with scene_in(tmp_path) as scene:
-            scene.registry.held["get"] = asyncio.Event()
-            waiting = [asyncio.ensure_future(scene.refreshed(1)) for _ in range(100)]
-            await until(lambda: "get" in scene.registry.asked)
-            scene.registry.held["get"].set()
+        async with harness_in(tmp_path) as harness:
+            harness.registry.held["get"] = asyncio.Event()
+            waiting = [asyncio.ensure_future(harness.refreshed(1)) for _ in range(100)]
+            await until(lambda: "get" in harness.registry.asked)
+            harness.registry.held["get"].set()
             assert await asyncio.gather(*waiting) == [True] * 100
-            assert scene.registry.asked == ["get"]
+            assert harness.registry.asked == ["get"]
 
     play(act())
 
@@ -310,15 +310,15 @@ def test_refresh__says_so_when_the_registry_cannot_tell(
     """Refused or silent beyond the bound: False, and what is in force stays."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
+        async with followed_in(tmp_path) as harness:
             if is_silent:
                 monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", 0.01)
-                scene.registry.held["get"] = asyncio.Event()
+                harness.registry.held["get"] = asyncio.Event()
             else:
-                scene.registry.fault = AWAY
-            assert not await scene.refreshed(7)
-            assert scene.limit() == 60
-            assert scene.metrics.value("sidecar_registry_refreshes_total", "failed") == 1
+                harness.registry.fault = AWAY
+            assert not await harness.refreshed(7)
+            assert harness.limit() == 60
+            assert harness.metrics.value("sidecar_registry_refreshes_total", "failed") == 1
 
     play(act())
 
@@ -328,13 +328,13 @@ def test_refresh__is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", PATIENCE_S)  # a busy machine takes longer for so many
 
     async def act() -> None:
-        async with scene_in(tmp_path) as scene:
-            scene.registry.held["get"] = asyncio.Event()
+        async with harness_in(tmp_path) as harness:
+            harness.registry.held["get"] = asyncio.Event()
             names = [f"name{number}" for number in range(REFRESHES_MAX)]
-            waiting = [asyncio.ensure_future(scene.refreshed(1, name)) for name in names]
-            await until(lambda: scene.registry.asked.count("get") == REFRESHES_MAX)
-            assert not await scene.refreshed(1, "one-more")
-            scene.registry.held["get"].set()
+            waiting = [asyncio.ensure_future(harness.refreshed(1, name)) for name in names]
+            await until(lambda: harness.registry.asked.count("get") == REFRESHES_MAX)
+            assert not await harness.refreshed(1, "one-more")
+            harness.registry.held["get"].set()
             assert await asyncio.gather(*waiting) == [True] * REFRESHES_MAX
 
     play(act())
@@ -345,17 +345,17 @@ def test_load__does_not_undo_what_was_fetched_meanwhile(is_deleted: bool, tmp_pa
     """A load that began earlier holds an older record; the later one, or its end, stays in force."""
 
     async def act() -> None:
-        async with scene_in(tmp_path) as scene:
-            assert await scene.refreshed(1)
-            scene.registry.held["load_all"] = asyncio.Event()
-            task = asyncio.create_task(scene.live.run())
-            await until(lambda: "load_all" in scene.registry.answered)
+        async with harness_in(tmp_path) as harness:
+            assert await harness.refreshed(1)
+            harness.registry.held["load_all"] = asyncio.Event()
+            task = asyncio.create_task(harness.live.run())
+            await until(lambda: "load_all" in harness.registry.answered)
             change = c.SetRateLimit(integration_id=ID, rate_limit_rpm=5)
-            await scene.apply(c.DeleteIntegration(integration_id=ID) if is_deleted else change)
-            assert await scene.refreshed(0 if is_deleted else 2)
-            scene.registry.held["load_all"].set()
-            await until(lambda: scene.live.is_loaded)
-            assert scene.limit() == (None if is_deleted else 5)
+            await harness.apply(c.DeleteIntegration(integration_id=ID) if is_deleted else change)
+            assert await harness.refreshed(0 if is_deleted else 2)
+            harness.registry.held["load_all"].set()
+            await until(lambda: harness.live.is_loaded)
+            assert harness.limit() == (None if is_deleted else 5)
             await ended(task)
 
     play(act())
@@ -365,19 +365,19 @@ def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
     """A temporary raise is in force until its moment, and then no longer, without a change of the record."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            until_us = scene.clock.now_us + 10 * SECOND_US
-            await scene.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
-            await until(lambda: scene.limit() == 600)
-            assert scene.live._timer is not None
-            scene.clock.advance(9 * SECOND_US)
-            scene.live._revert()
-            assert scene.limit() == 600
-            assert scene.live._timer is not None
-            scene.clock.advance(SECOND_US)
-            scene.live._revert()
-            assert scene.limit() == 60
-            assert scene.live._timer is None
+        async with followed_in(tmp_path) as harness:
+            until_us = harness.clock.now_us + 10 * SECOND_US
+            await harness.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
+            await until(lambda: harness.limit() == 600)
+            assert harness.live._timer is not None
+            harness.clock.advance(9 * SECOND_US)
+            harness.live._revert()
+            assert harness.limit() == 600
+            assert harness.live._timer is not None
+            harness.clock.advance(SECOND_US)
+            harness.live._revert()
+            assert harness.limit() == 60
+            assert harness.live._timer is None
 
     play(act())
 
@@ -386,14 +386,14 @@ def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
     """Who waits for a fetch when the process stops is told, and no task is left."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            scene.registry.held["get"] = asyncio.Event()
-            waiting = asyncio.ensure_future(scene.refreshed(7))
-            await until(lambda: "get" in scene.registry.asked)
-            task = asyncio.create_task(scene.live.close())
+        async with followed_in(tmp_path) as harness:
+            harness.registry.held["get"] = asyncio.Event()
+            waiting = asyncio.ensure_future(harness.refreshed(7))
+            await until(lambda: "get" in harness.registry.asked)
+            task = asyncio.create_task(harness.live.close())
             assert not await waiting
             await task
-            assert not scene.live._tasks
+            assert not harness.live._tasks
 
     play(act())
 
@@ -405,26 +405,26 @@ def test_run__a_suspension_that_the_store_lost_stays_in_force(
     """A failover takes no suspension back: it holds until somebody changes the integration."""
 
     async def act() -> None:
-        async with followed_in(tmp_path) as scene:
-            before = await scene.registry.real.get(ID)
+        async with followed_in(tmp_path) as harness:
+            before = await harness.registry.real.get(ID)
             assert before is not None
-            await scene.apply(c.Suspend(integration_id=ID, reason="leaked"))
-            await until(lambda: scene.live.snapshot.integrations[ID].is_suspended)
-            scene.registry.older = before
+            await harness.apply(c.Suspend(integration_id=ID, reason="leaked"))
+            await until(lambda: harness.live.snapshot.integrations[ID].is_suspended)
+            harness.registry.older = before
             if way == "load":
-                scene.registry.says_reset = True
-                scene.live.reconcile()
-                await until(lambda: scene.metrics.value("sidecar_registry_loads_total") == 2)
+                harness.registry.says_reset = True
+                harness.live.reconcile()
+                await until(lambda: harness.metrics.value("sidecar_registry_loads_total") == 2)
             else:
-                assert await scene.refreshed(before.generation)
+                assert await harness.refreshed(before.generation)
             for _ in range(2):  # also when it is looked at again
-                held = scene.live.snapshot.integrations[ID]
+                held = harness.live.snapshot.integrations[ID]
                 assert (held.is_suspended, held.generation) == (True, before.generation)
-                assert await scene.refreshed(0)
+                assert await harness.refreshed(0)
             changed = replace(before, generation=before.generation + 1, name="Changed")
-            scene.registry.older = changed
-            assert await scene.refreshed(changed.generation)
-            assert not scene.live.snapshot.integrations[ID].is_suspended
+            harness.registry.older = changed
+            assert await harness.refreshed(changed.generation)
+            assert not harness.live.snapshot.integrations[ID].is_suspended
 
     with caplog.at_level(logging.ERROR):
         play(act())

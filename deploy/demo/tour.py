@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -76,7 +77,7 @@ def _start_sidecar(stage: ExitStack, folder: Path, registry: Path, proxy_name: s
     if proxy_name == "envoy":
         return stage.enter_context(Sidecar(folder, grpc, registry))
     # The other proxies tell the sidecar the address of their peer, and leave scopes to its routes.
-    settings = {"client_ip": "peer", "routes": [*ROUTES, FINANCE]}
+    settings: dict[str, Any] = {"client_ip": "peer", "routes": [*ROUTES, FINANCE]}
     return stage.enter_context(Sidecar(folder, grpc, registry, http=http, **settings))
 
 

@@ -25,6 +25,8 @@ Headers = list[tuple[str, str]]
 PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
 FALLBACK_HEADER = "x-ratelimit-fallback"
 _GRPC = "application/grpc"
+KEY_FLOOD_RETRY_AFTER_S = "60"
+"""A source may try as many invalid keys as ever after a minute without any."""
 QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 _TITLES = {
@@ -39,6 +41,7 @@ _TITLES = {
     Reason.ROUTE_MISCONFIGURED: "Route misconfigured",
     Reason.SCOPE_MISSING: "Scope missing",
     Reason.RATE_LIMITED: "Quota exceeded",
+    Reason.KEY_FLOOD: "Too many invalid API keys",
     Reason.STORE_UNAVAILABLE: "Rate limits unavailable",
     Reason.OVERLOADED: "Overloaded",
 }
@@ -252,6 +255,8 @@ def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, styl
         headers.append(("retry-after", limits.retry_after))
     elif reason.http_status == 503:
         headers.append(("retry-after", "1"))
+    elif reason is Reason.KEY_FLOOD:
+        headers.append(("retry-after", KEY_FLOOD_RETRY_AFTER_S))
     if http_status(reason, style) == 401:
         headers.append(("www-authenticate", 'Bearer realm="api"'))
     headers += [
@@ -315,6 +320,11 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             return (
                 "This API key is not accepted. Check that it is complete and current,"
                 " or ask your administrator for a new one."
+            )
+        case Reason.KEY_FLOOD:
+            return (
+                "Your address or network has sent too many invalid API keys, and this key is not valid."
+                " Valid keys are accepted all the same. Check the key; retry in a minute."
             )
         case Reason.INTEGRATION_SUSPENDED:
             return "An administrator has suspended this integration. Contact the platform's support."

@@ -45,6 +45,7 @@ class Reason(Enum):
     ROUTE_UNKNOWN = ("route_unknown", Verdict.DENY_403, 403, 7)
     METHOD_NOT_ALLOWED = ("method_not_allowed", Verdict.DENY_403, 403, 7)
     ROUTE_MISCONFIGURED = ("route_misconfigured", Verdict.DENY_403, 403, 7)
+    KEY_FLOOD = ("key_flood", Verdict.DENY_429, 429, 8)
 
     def __init__(self, word: str, verdict: Verdict, http_status: int, grpc_code: int) -> None:
         """Spread the row over named attributes."""

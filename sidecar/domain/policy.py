@@ -16,6 +16,7 @@ from sidecar.domain.cidr import AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
+from sidecar.domain.key_flood import KeyFloodLimiter
 from sidecar.domain.paths import PathFault, PathRefusedError
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
@@ -130,6 +131,7 @@ class Policy:
         "_overrides",
         "_resolves_every_address",
         "client_address",
+        "key_flood",
         "on_misconfigured",
         "routes",
         "sources",
@@ -143,6 +145,7 @@ class Policy:
         catalogue: ScopeCatalogue,
         *,
         resolves_every_address: bool = False,
+        key_flood: KeyFloodLimiter | None = None,
     ) -> None:
         """
         Store the rules. A path without a route is denied with route_unknown.
@@ -155,6 +158,7 @@ class Policy:
         self.routes = routes
         self._catalogue = catalogue
         self._resolves_every_address = resolves_every_address
+        self.key_flood = key_flood
         self.on_misconfigured: Callable[[str], None] | None = None
         """Receives a message about each invalid scope that a proxy states, once per scope."""
         self._misconfigured: set[str] = set()
@@ -176,10 +180,20 @@ class Policy:
         except AmbiguousCredentialError as error:
             return Evaluation(Reason.MALFORMED_CREDENTIAL, detail=str(error))
         if credential is None or not matches(api_key, credential.digest):
-            return _UNKNOWN if snapshot.is_loaded else _UNLOADED
+            return self._unknown(request, now_us) if snapshot.is_loaded else _UNLOADED
         if credential.expires_at_us is not None and credential.expires_at_us <= now_us:
             return Evaluation(Reason.EXPIRED_CREDENTIAL)
         return self._evaluate_known(request, credential, key_headers)
+
+    def _unknown(self, request: AccessRequest, now_us: int) -> Evaluation:
+        if self.key_flood is None:
+            return _UNKNOWN
+        rule = self.client_address if request.address_rule is None else request.address_rule
+        try:
+            address = rule.resolve(request.peer, request.header)
+        except AddressError:
+            return _UNKNOWN
+        return _UNKNOWN if self.key_flood.admits(address, now_us) else _KEY_FLOOD
 
     def _evaluate_known(
         self, request: AccessRequest, credential: CompiledCredential, key_headers: tuple[str, ...]
@@ -255,6 +269,7 @@ _NO_ADDRESS = (
     " the operator of the API must correct this"
 )
 _MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
+_KEY_FLOOD = Evaluation(Reason.KEY_FLOOD)
 _MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
 _UNLOADED = Evaluation(Reason.STORE_UNAVAILABLE)
 _UNKNOWN = Evaluation(Reason.UNKNOWN_CREDENTIAL)

@@ -55,6 +55,11 @@ TRANSPORT_METRICS = (
         labels=(("grpc_code", GRPC_CODES),),
     ),
     MetricSpec(
+        "sidecar_key_floods_total",
+        MetricKind.COUNTER,
+        "Times that a source began to send too many invalid API keys.",
+    ),
+    MetricSpec(
         "sidecar_accept_pauses_total",
         MetricKind.COUNTER,
         "Times that accepting paused for want of file descriptors or memory.",

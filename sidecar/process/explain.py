@@ -23,6 +23,7 @@ _FAILED_STEP = {
     Reason.MALFORMED_CREDENTIAL: "credential",
     Reason.UNKNOWN_CREDENTIAL: "credential",
     Reason.EXPIRED_CREDENTIAL: "credential",
+    Reason.KEY_FLOOD: "credential",
     Reason.INTEGRATION_SUSPENDED: "suspension",
     Reason.IP_NOT_ALLOWED: "allowlist",
     Reason.PATH_REFUSED: "path",
@@ -41,6 +42,7 @@ _CREDENTIAL_FAULTS = {
     Reason.MALFORMED_CREDENTIAL: "not an API key: its shape or its checksum is wrong",
     Reason.UNKNOWN_CREDENTIAL: "no integration has this API key",
     Reason.EXPIRED_CREDENTIAL: "the API key has expired",
+    Reason.KEY_FLOOD: "no integration has this API key, and its source has sent too many such keys",
 }
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.client_address import ClientAddressRule, ClientHeader, ForwardedFor, PeerAddress
 from sidecar.domain.credential_sources import CredentialSource, CredentialSources
+from sidecar.domain.key_flood import KeyFloodLimiter
 from sidecar.domain.policy import Policy, Route
 from sidecar.domain.prefix_trie import PrefixTrie
 from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
@@ -48,11 +49,13 @@ def build_rules(config: Config) -> Rules:
     )
     _check_sources(config, sources, faults)
     faults.raise_any()
+    per_minute = config.settings.invalid_keys_per_minute
     policy = Policy(
         CredentialSources(sources),
         client_address_rule(config),
         routes,
         catalogue,
+        key_flood=KeyFloodLimiter(per_minute) if per_minute else None,
         resolves_every_address=config.has_control_plane,  # to record where a credential was used
     )
     style = AnswerStyle(

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.snapshot import Snapshot
@@ -216,6 +217,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     health = HealthService(health_services)
     style = loaded.rules.style
     loaded.rules.policy.on_misconfigured = _log_misconfigured
+    if loaded.rules.policy.key_flood is not None:
+        loaded.rules.policy.key_flood.on_flood = partial(_log_flood, metrics)
     methods: list[Method] = [
         *health.methods(),
         *ExtAuthzService(decider, style).methods(),
@@ -273,6 +276,11 @@ def _log_misconfigured(problem: str) -> None:
         "route misconfigured in the proxy: its requests are refused until its 'scope' is corrected",
         problem=problem,
     )
+
+
+def _log_flood(metrics: Metrics, prefix: str) -> None:
+    metrics.add("sidecar_key_floods_total")
+    log_event(_log, logging.WARNING, "refusing invalid API keys of one source", source=prefix)
 
 
 def grpc_server(

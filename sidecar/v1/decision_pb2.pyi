@@ -38,7 +38,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_DENY_403: _Verdict.ValueType  # 2
     """No, and waiting would not change it; or, with http_status 503, it could not be found out just now."""
     VERDICT_DENY_429: _Verdict.ValueType  # 3
-    """No, the quota is used up: wait for `retry_after`."""
+    """No, the quota is used up: wait for `retry_after`. Or the source sends too many invalid keys."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """May the request go on?"""
@@ -50,7 +50,7 @@ VERDICT_ALLOW: Verdict.ValueType  # 1
 VERDICT_DENY_403: Verdict.ValueType  # 2
 """No, and waiting would not change it; or, with http_status 503, it could not be found out just now."""
 VERDICT_DENY_429: Verdict.ValueType  # 3
-"""No, the quota is used up: wait for `retry_after`."""
+"""No, the quota is used up: wait for `retry_after`. Or the source sends too many invalid keys."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 class _Fallback:
@@ -123,6 +123,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """DENY_403. The proxy states a scope that the configuration does not have. Never the answer to a native
     call, which fails with INVALID_ARGUMENT instead.
     """
+    REASON_KEY_FLOOD: _Reason.ValueType  # 18
+    """DENY_429. The key is nobody's, and the client's address or network has sent too many such keys."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why. Each reason belongs to one verdict."""
@@ -163,6 +165,8 @@ REASON_ROUTE_MISCONFIGURED: Reason.ValueType  # 17
 """DENY_403. The proxy states a scope that the configuration does not have. Never the answer to a native
 call, which fails with INVALID_ARGUMENT instead.
 """
+REASON_KEY_FLOOD: Reason.ValueType  # 18
+"""DENY_429. The key is nobody's, and the client's address or network has sent too many such keys."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -354,7 +358,7 @@ class DecideResponse(_message.Message):
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """How long to wait for the next token, in microseconds, at most one interval (60 s / limit). Always there
-        with VERDICT_DENY_429, and with any answer that leaves no token. Absent while a token is left.
+        with REASON_RATE_LIMITED, and with any answer that leaves no token. Absent while a token is left.
         """
 
     @_builtins.property

@@ -117,6 +117,7 @@ def test_denial_headers__retry_after_only_where_waiting_helps() -> None:
         Reason.RATE_LIMITED: "2",
         Reason.STORE_UNAVAILABLE: "1",
         Reason.OVERLOADED: "1",
+        Reason.KEY_FLOOD: "60",
     }
 
 

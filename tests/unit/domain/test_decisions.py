@@ -30,6 +30,7 @@ ANSWERS = {
     Reason.ROUTE_UNKNOWN: (Verdict.DENY_403, 403, 7),
     Reason.METHOD_NOT_ALLOWED: (Verdict.DENY_403, 403, 7),
     Reason.ROUTE_MISCONFIGURED: (Verdict.DENY_403, 403, 7),
+    Reason.KEY_FLOOD: (Verdict.DENY_429, 429, 8),
 }
 """The table of answers, written out a second time."""
 

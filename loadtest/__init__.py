@@ -1,1 +1,1 @@
-"""The load-test harness: measures what Sidecar claims, through the protocols its users speak."""
+"""The load-test harness: verifies Sidecar's claims through its public protocols."""

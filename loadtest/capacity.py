@@ -1,8 +1,8 @@
 """
-How many workers and Redis primaries a rate of decisions needs: the arithmetic of docs/operate/scaling.md.
+Calculates the workers and Redis primaries for a rate of decisions, as in docs/operate/scaling.md.
 
-`python -m loadtest.capacity RATE [RATE …]` prints a plan for each rate, in decisions a second, by the
-costs that this project measured on its own machine; options replace them by yours.
+`python -m loadtest.capacity RATE [RATE …]` prints a plan for each rate, in decisions per second. The default
+costs were measured on this project's machine; options replace them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import math
 from dataclasses import dataclass
 
 IN_FLIGHT = 2
-"""Script calls that one worker has on their way to one primary, at most (`StoreLimits.in_flight_max`)."""
+"""Maximum script calls in flight from one worker to one primary (`StoreLimits.in_flight_max`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """
-    What a decision costs, and how much of a core may be used.
+    The cost of a decision, and the permitted use of a core.
 
-    `sidecar_us` a decision in a worker at full load; `call_us` a script call in Redis, whatever it holds;
-    `entry_us` each bucket in it; `trip_us` how long a call may take there and back when Redis is busy.
+    `sidecar_us` is the time of a decision in a worker at full load; `call_us` the fixed time of a script
+    call in Redis; `entry_us` the time per bucket in the call; `trip_us` the round trip of a call when Redis
+    is busy.
     """
 
     sidecar_us: float = 31.0
@@ -35,7 +36,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Cells, each with its own integrations, workers and primaries; everything per cell but `cells`."""
+    """The number of cells, and the workers and primaries of each; every cell has its own integrations."""
 
     cells: int
     workers: int
@@ -44,14 +45,14 @@ class Plan:
 
 def plan(rate_per_s: float, costs: Costs, merged: float = 0.0) -> Plan:
     """
-    What *rate_per_s* decisions a second need.
+    Return the plan for *rate_per_s* decisions per second.
 
     Every worker calls every primary, so calls alone take `IN_FLIGHT` x workers x `call_us` / `trip_us` of a
-    primary's core; the buckets take the rest. A fleet whose calls would take more than `calls_use` is split
-    into cells. *merged* is the share of takes that meet an equal one in their call and cost Redis nothing.
+    primary's core; the buckets take the rest. If calls would take more than `calls_use`, the fleet is split
+    into cells. *merged* is the share of takes that are merged with an equal take and cost Redis nothing.
 
     Raises:
-        ValueError: calls are so dear, or trips so short, that the calls of one worker fill a primary.
+        ValueError: the calls of one worker saturate a primary.
     """
     workers = math.ceil(rate_per_s * costs.sidecar_us / 1e6 / costs.worker_use)
     workers_max = math.floor(costs.calls_use * costs.trip_us / (IN_FLIGHT * costs.call_us))
@@ -59,13 +60,13 @@ def plan(rate_per_s: float, costs: Costs, merged: float = 0.0) -> Plan:
     workers = math.ceil(workers / cells)
     calls_use = IN_FLIGHT * workers * costs.call_us / costs.trip_us
     if calls_use >= costs.redis_use:
-        raise ValueError(f"calls of {costs.call_us:g} µs fill a primary at trips of {costs.trip_us:g} µs")
+        raise ValueError(f"calls of {costs.call_us:g} µs saturate a primary at trips of {costs.trip_us:g} µs")
     entries_use = rate_per_s / cells * (1 - merged) * costs.entry_us / 1e6
     return Plan(cells, workers, max(1, math.ceil(entries_use / (costs.redis_use - calls_use))))
 
 
 def row(rate_per_s: float, costs: Costs) -> str:
-    """A row of the table in docs/operate/scaling.md: the plan with many buckets, and with one."""
+    """Return a row of the table in docs/operate/scaling.md: the plan with many buckets, and with one."""
     spread, hot = plan(rate_per_s, costs), plan(rate_per_s, costs, merged=1.0)
     return (
         f"| {rate_per_s:,.0f} | {spread.cells} | {spread.workers} | {spread.primaries} | {hot.primaries} |"

@@ -1,10 +1,10 @@
 """
-Compares interpreters, or versions of the program: whole decisions per second, in one run.
+Compares interpreters, or versions of the program, by complete decisions per second in one run.
 
-`python -m loadtest.interpreters PYTHON …`: each PYTHON is an interpreter that has this project installed,
-such as `.venv/bin/python` of a clone that was set up by `make setup PYTHON=…`, perhaps at another commit. The
-others are compared with the first one. All serve the same registry with the embedded store; they take turns,
-round by round, so that a slow minute of the machine affects all of them.
+`python -m loadtest.interpreters PYTHON …`: each PYTHON is an interpreter with this project installed, such as
+`.venv/bin/python` of a clone after `make setup PYTHON=…`, possibly at another commit. The first one is the
+baseline. All serve the same registry with the embedded store and take turns, round by round, so that a slow
+phase of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = "import platform; print(platform.python_implementation(), platform.pytho
 
 @dataclass(slots=True)
 class Contender:
-    """One interpreter, the sidecar that it runs, and what each round came to."""
+    """One interpreter, its sidecar, and the results of its rounds."""
 
     python: str
     name: str
@@ -41,14 +41,14 @@ class Contender:
     cpus_us: list[float] = field(default_factory=list)
 
     def load(self, calls: int) -> None:
-        """Send *calls* as fast as they are answered."""
+        """Send *calls* in a closed loop."""
         before_s = self.sidecar.cpu_s()
         load = h2load(self.sidecar.grpc, CHECK, self.body, calls, CONNECTIONS, STREAMS)
         self.cpus_us.append((self.sidecar.cpu_s() - before_s) * 1e6 / calls)
         self.rates_per_s.append(load.calls_per_s)
 
     def row(self, first: Contender) -> str:
-        """Its line of the table: medians of the rounds, and the ratio of its rate to that of *first*."""
+        """Return its table row: medians of the rounds, and the ratio of its rate to that of *first*."""
         rate_per_s = median(self.rates_per_s)
         return (
             f"| {self.python} | {self.name} | {rate_per_s:,.0f}/s | {median(self.cpus_us):.1f} µs |"
@@ -58,10 +58,10 @@ class Contender:
 
 def name_of(python: str) -> str:
     """
-    The implementation and version of an interpreter.
+    Return the implementation and version of an interpreter.
 
     Raises:
-        BenchError: it cannot be run.
+        BenchError: the interpreter does not run.
     """
     command = [python, "-c", _NAME]
     try:
@@ -85,10 +85,10 @@ def _contending(python: str, folder: Path) -> Iterator[Contender]:
 
 def compare(pythons: Sequence[str], calls: int, rounds: int) -> list[str]:
     """
-    A Markdown table with a line for each of *pythons*.
+    Return a Markdown table with a row for each of *pythons*.
 
     Raises:
-        BenchError: one of them does not run, or its sidecar does not serve.
+        BenchError: an interpreter does not run, or its sidecar does not serve.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as serving:
         contenders = [
@@ -99,18 +99,18 @@ def compare(pythons: Sequence[str], calls: int, rounds: int) -> list[str]:
             for contender in contenders:
                 contender.load(calls)
         return [
-            "| interpreter | version | decisions | processor time of each | beside the first |",
+            "| interpreter | version | decisions | processor time per decision | ratio to the first |",
             "|---|---|---|---|---|",
             *(contender.row(contenders[0]) for contender in contenders),
         ]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare and print; 1 = it could not be measured."""
+    """Compare and print; exit code 1 = the measurement failed."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.interpreters", description=__doc__)
-    parser.add_argument("python", nargs="+", help="an interpreter that has this project installed")
-    parser.add_argument("--calls", type=int, default=CALLS, help="a round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each (default %(default)s)")
+    parser.add_argument("python", nargs="+", help="an interpreter with this project installed")
+    parser.add_argument("--calls", type=int, default=CALLS, help="calls per round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each (default %(default)s)")
     options = parser.parse_args(arguments)
     try:
         print("\n".join(compare(options.python, options.calls, options.rounds)))

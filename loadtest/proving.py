@@ -1,4 +1,4 @@
-"""What the programs that prove promises share: an event loop that cleans up, and a Redis to work on."""
+"""Shared parts of the programs that verify promises: the event loop, a Redis server, percentiles."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SCAN_COUNT = 1_000
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """
-    Do *work* on a uvloop; SIGTERM and Ctrl-C end it in order, so that no process is left.
+    Run *work* on uvloop; SIGTERM and Ctrl-C cancel it, so that it stops its child processes.
 
     Raises:
-        CancelledError, KeyboardInterrupt: it was ended by a signal.
+        CancelledError, KeyboardInterrupt: a signal ended it.
     """
 
     async def guarded() -> Result:
@@ -44,7 +44,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def redis_at(url: str) -> Iterator[str]:
-    """The URL of a Redis: *url*, or where that is '' a server of its own, which ends with the block."""
+    """Yield the URL of a Redis: *url*, or if it is '' a new server, which stops with the block."""
     if url:
         yield url
         return
@@ -58,7 +58,7 @@ def redis_at(url: str) -> Iterator[str]:
 
 async def forget_keys(url: StoreUrl) -> None:
     """
-    Remove every key below the prefix of *url*, partition by partition, as a Cluster needs it.
+    Delete every key with the prefix of *url*, partition by partition, as a Cluster requires.
 
     Raises:
         RegistryError: the store does not answer.
@@ -83,7 +83,7 @@ async def forget_keys(url: StoreUrl) -> None:
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     """
-    The value that *share* (0 ... 1) of *ordered* do not exceed.
+    Return the value that *share* (0 ... 1) of *ordered* do not exceed.
 
     >>> percentile([1, 2, 3, 4], 0.5)
     2
@@ -92,5 +92,5 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def _escaped(text: str) -> str:
-    """*text* with nothing in it that means something to MATCH."""
-    return "".join(f"\\{one}" if one in "*?[]^\\" else one for one in text)
+    """Escape the special characters of MATCH in *text*."""
+    return "".join(f"\\{character}" if character in "*?[]^\\" else character for character in text)

@@ -1,5 +1,5 @@
 """
-Real redis-servers on free ports of the loopback, each ended by its pid: alone, Sentinels, a Cluster.
+Runs real redis-servers on free loopback ports: a single server, Sentinels or a Cluster.
 
     with TemporaryDirectory() as folder:
         server = RedisServer(Path(folder)).start()
@@ -31,22 +31,22 @@ SLOTS = 16_384
 QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
 DOWN_AFTER_MS, NODE_TIMEOUT_MS = 300, 600
-"""Quick, for tests: a busy machine that stalls for so long has its primaries replaced for nothing."""
+"""Short times for tests: on a machine that stalls for longer, healthy primaries are replaced."""
 START_S = 15.0
 TICK_S = 0.01
 PORT_ATTEMPTS = 8
 
 
 class RedisServerError(Exception):
-    """A server is missing, does not start, or is not what it should become in time."""
+    """redis-server is missing, does not start, or does not reach a state in time."""
 
 
 def server_program() -> str:
     """
-    The path of redis-server.
+    Return the path of redis-server.
 
     Raises:
-        RedisServerError: there is none; says how to get it.
+        RedisServerError: it is not installed; the message says how to install it.
     """
     program = shutil.which("redis-server")
     if program is None:
@@ -55,7 +55,7 @@ def server_program() -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on; below 55,535, so that its Cluster bus port (+ 10,000) exists too."""
+    """Return a free port below 55,535, so that its Cluster bus port (+ 10,000) is valid and free, too."""
     while True:
         with socket.socket() as probe, socket.socket() as bus:
             probe.bind((LOOPBACK, 0))
@@ -71,12 +71,12 @@ class RedisServer:
     """
     One redis-server process on loopback.
 
-    *options* are those of its command line and win over the defaults. `port` is where it listens in
-    clear, 0 = only where *options* say: then `start` waits for the log.
+    *options* are command-line options, which override the defaults. `port` is the plain-text port, 0 = only
+    the ports in *options*: then `start` waits for the log.
     """
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
-        """Lay out *folder*; *port* None = any free one."""
+        """Create *folder*; *port* None = any free port."""
         self.folder = folder
         self.port = 0 if port is None else port
         self.options = options
@@ -86,9 +86,9 @@ class RedisServer:
 
     def start(self) -> Self:
         """
-        Start the process and wait until it takes connections.
+        Start the process and wait until it accepts connections.
 
-        A free port may be gone before the server binds it; then another one is tried.
+        If another process takes the free port first, `start` tries another port.
         """
         for _ in range(PORT_ATTEMPTS):
             if self._picks_port:
@@ -133,31 +133,31 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """How to reach it."""
+        """The URL of the server."""
         return f"redis://{LOOPBACK}:{self.port}"
 
     @cached_property
     def client(self) -> Any:
-        """An independent client, to look at things and change them."""
+        """A separate client for tests to read and change data."""
         return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=START_S)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the process (SIGKILL), like a power failure."""
         self._signal(signal.SIGKILL)
         self._reap()
 
     def stop(self) -> None:
-        """End it gently, also when frozen."""
+        """Terminate the process (SIGTERM), even if frozen."""
         self._signal(signal.SIGCONT)
         self._signal(signal.SIGTERM)
         self._reap()
 
     def freeze(self) -> None:
-        """Let it hang: connections stay, nothing answers."""
+        """Pause the process (SIGSTOP): connections stay open without answers."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the process (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -175,10 +175,10 @@ class RedisServer:
 
 
 class SentinelServer(RedisServer):
-    """One Sentinel process that watches the service 'main'."""
+    """One Sentinel process that monitors the service 'main'."""
 
     def __init__(self, folder: Path, primary_port: int, down_after_ms: int = DOWN_AFTER_MS) -> None:
-        """Watch the primary on *primary_port*; two of three decide that it is down after *down_after_ms*."""
+        """Monitor the primary on *primary_port*, with a quorum of two after *down_after_ms* of silence."""
         super().__init__(folder)
         self._config = folder / "sentinel.conf"
         self._config.write_text(
@@ -195,10 +195,10 @@ class SentinelServer(RedisServer):
 
 
 class SentinelGroup:
-    """One primary, two replicas, three Sentinels; they know each other when the constructor returns."""
+    """One primary, two replicas, three Sentinels."""
 
     def __init__(self, folder: Path, down_after_ms: int = DOWN_AFTER_MS) -> None:
-        """Start the six processes; a primary that is silent for *down_after_ms* is replaced."""
+        """Start the six processes and wait until the Sentinels know all; see `SentinelServer`."""
         first = RedisServer(folder / "data0", *QUICK_REPLICATION).start()
         replica_of = ("--replicaof", f"{LOOPBACK} {first.port}", *QUICK_REPLICATION)
         self.servers = [first, *(RedisServer(folder / f"data{i}", *replica_of).start() for i in (1, 2))]
@@ -215,33 +215,33 @@ class SentinelGroup:
 
     @property
     def epoch(self) -> int:
-        """Grows with each failover."""
+        """The configuration epoch, which increases with each failover."""
         [master] = self.sentinels[0].client.sentinel_masters().values()
         return int(master["config-epoch"])
 
     @property
     def url(self) -> str:
-        """How to reach it."""
+        """The URL of the Sentinels."""
         hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/{SERVICE}"
 
     @property
     def primary(self) -> RedisServer:
-        """The primary that the first Sentinel names now."""
+        """The primary that the first Sentinel names."""
         _, port = self.sentinels[0].client.sentinel_get_master_addr_by_name(SERVICE)
         return next(server for server in self.servers if server.port == int(port))
 
     def stop(self) -> None:
-        """End all processes."""
+        """Terminate all processes."""
         for server in (*self.sentinels, *self.servers):
             server.stop()
 
 
 class ClusterGroup:
-    """Three primaries with equal slices of the slots and a replica each."""
+    """Three primaries with equal shares of the slots and a replica each."""
 
     def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS) -> None:
-        """Start the six processes and join them; who is silent for *node_timeout_ms* is replaced."""
+        """Start the six processes and join them; a primary is replaced after *node_timeout_ms* of silence."""
         timeout = ("--cluster-node-timeout", str(node_timeout_ms))
         options = ("--cluster-enabled", "yes", *timeout, *QUICK_REPLICATION)
         self.servers = [RedisServer(folder / f"node{i}", *options).start() for i in range(6)]
@@ -272,33 +272,33 @@ class ClusterGroup:
 
     @property
     def url(self) -> str:
-        """How to reach it."""
+        """The URL of the Cluster."""
         return f"redis+cluster://{','.join(f'{LOOPBACK}:{server.port}' for server in self.servers[:3])}"
 
     @property
     def epoch(self) -> int:
-        """Grows with each failover, as the first node that is alive knows."""
-        alive = next(
+        """The current epoch of the first running node, which increases with each failover."""
+        running = next(
             server for server in self.servers if server.process is not None and server.process.poll() is None
         )
-        return int(alive.client.execute_command("CLUSTER INFO")["cluster_current_epoch"])
+        return int(running.client.execute_command("CLUSTER INFO")["cluster_current_epoch"])
 
     def primary_of(self, slot: int) -> RedisServer:
-        """The server that holds *slot*, as those alive see it."""
+        """Return the primary of *slot*, according to the running nodes."""
         for server in self.servers:
             if server.process is not None and server.process.poll() is None:
                 for first, last, owner, *_ in server.client.execute_command("CLUSTER SLOTS"):
                     if first <= slot <= last:
                         return next(server for server in self.servers if server.port == owner[1])
-        raise RedisServerError(f"nobody serves slot {slot}")
+        raise RedisServerError(f"no running node serves slot {slot}")
 
     def flush(self) -> None:
-        """Forget all keys."""
+        """Delete all keys."""
         for server in self.servers[:3]:
             server.client.flushall()
 
     def stop(self) -> None:
-        """End all processes."""
+        """Terminate all processes."""
         for server in self.servers:
             server.stop()
 
@@ -311,10 +311,10 @@ def _replicas_online(server: RedisServer) -> int:
 
 def _await(fact: Callable[[], Fact], what: str) -> Fact:
     """
-    Ask *fact* until it returns something true, and return that.
+    Call *fact* until it returns a true value, and return the value.
 
     Raises:
-        RedisServerError: it did not within `START_S`.
+        RedisServerError: no true value within `START_S`.
     """
     never, deadline_s = threading.Event(), time.monotonic() + START_S
     while True:
@@ -330,6 +330,6 @@ _running: list[RedisServer] = []
 
 
 def stop_all() -> None:
-    """End every server of this process that runs."""
+    """Terminate all running servers of this process."""
     for server in tuple(_running):
         server.stop()

@@ -1,8 +1,9 @@
 """
-`python -m loadtest.soak`: a sidecar on Redis at half its load; memory and descriptors must be flat.
+`python -m loadtest.soak`: runs a sidecar on Redis at half its peak load; memory and descriptors must not
+grow.
 
-First the peak is measured for a moment, then half of it is kept up, open loop. Flat is judged by the slope
-of a line through the samples after the warm-up: single ones jump, a leak does not.
+The program measures the peak briefly, then sends half of it in an open loop. Growth is the slope of a line
+through the samples after the warm-up, because single samples vary and a leak is steady.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from sidecar.verify.subjects import ROUTES, Subject, make_subjects, own_prefix
 
 BUCKETS = 200
 TERMS = Terms(limit_rpm=600, burst=10, held_at_start=10)
-"""At some thousand calls a second part of them is refused, some from memory: every path is walked."""
+"""At some thousand calls per second some are refused, partly from memory, so that all code paths run."""
 CONNECTIONS, IN_FLIGHT = 4, 32
 PEAK_S = 3.0
 SAMPLES = 60
 WARM_UP_SHARE = 0.25
 RSS_GROWTH_MAX_MB = 3.0
-"""Over the judged time. A leak of 10 bytes a call is 20 MB in ten minutes; allocators keep less."""
+"""Maximum growth after the warm-up. A leak of 10 bytes per call is 20 MB in ten minutes."""
 FD_GROWTH_MAX = 1.0
 DEFINED = (200, 429, 503)
 
 
 class SoakError(Exception):
-    """The soak cannot be run."""
+    """The soak test cannot run."""
 
 
 class Sample(NamedTuple):
-    """One look at the process: seconds since the start, resident memory in MB (10^6), descriptors, calls."""
+    """One sample of the process: seconds since the start, resident MB (10^6 bytes), descriptors, calls."""
 
     at_s: float
     rss_mb: float
@@ -59,7 +60,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SoakReport:
-    """What a soak found."""
+    """The result of a soak test."""
 
     peak_per_s: float
     half_per_s: float
@@ -75,12 +76,12 @@ class SoakReport:
 
     @property
     def rss_growth_mb(self) -> float:
-        """What the line through the memory samples rises in the judged time."""
+        """The growth of memory after the warm-up, by a line through the samples."""
         return growth([(sample.at_s, sample.rss_mb) for sample in self.judged])
 
     @property
     def fd_growth(self) -> float:
-        """The same of the descriptors."""
+        """The growth of the number of descriptors after the warm-up."""
         return growth([(sample.at_s, sample.fds) for sample in self.judged])
 
     @property
@@ -91,27 +92,27 @@ class SoakReport:
 
 
 class SoakLoad:
-    """Counts answers by status; implements `callers.CallHandler`."""
+    """Counts answers by status. Implements `callers.CallHandler`."""
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
-        """Ask for *subjects* in turn."""
+        """Send requests of *subjects* in turn."""
         self.statuses: Counter[int] = Counter()
         self._calls = [Call(subject.message, number) for number, subject in enumerate(subjects)]
         self._turn = 0
 
     def next_call(self, caller: int) -> Call:
-        """The next integration."""
+        """Return a call of the next integration."""
         self._turn = (self._turn + 1) % len(self._calls)
         return self._calls[self._turn]
 
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
-        """Count it."""
+        """Count the answer."""
         self.statuses[read_status(message) if message else 0] += 1
 
 
 def growth(points: Sequence[tuple[float, float]]) -> float:
     """
-    How far the least-squares line through *points* rises from the first to the last.
+    Return the rise of the least-squares line through *points* from the first to the last.
 
     >>> growth([(0, 10.0), (1, 11.0), (2, 12.0)])
     2.0
@@ -120,19 +121,19 @@ def growth(points: Sequence[tuple[float, float]]) -> float:
     mean_y = sum(y for _, y in points) / len(points)
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     if not spread:
-        raise SoakError("a soak needs samples at different times: let it run longer")
+        raise SoakError("all samples have the same time: run the soak test longer")
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
     return slope * (points[-1][0] - points[0][0])
 
 
 async def soak(store: str, seconds: float, peak_s: float = PEAK_S, terms: Terms = TERMS) -> SoakReport:
     """
-    Keep a sidecar on the Redis at *store* under half its load for *seconds*.
+    Run a sidecar on the Redis at *store* at half its peak load for *seconds*.
 
-    The load is measured before, for *peak_s*; *terms* are those of each integration.
+    The peak is measured first, for *peak_s*; *terms* are the limits of each integration.
 
     Raises:
-        SoakError, SidecarsError: it cannot be run.
+        SoakError, SidecarsError: the test cannot run.
     """
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-soak-")))
@@ -170,10 +171,10 @@ async def _watch(pid: int, load: SoakLoad, seconds: float) -> list[Sample]:
 
 def look(pid: int, at_s: float, calls: int) -> Sample:
     """
-    A sample of the process *pid* now.
+    Return a sample of the process *pid*.
 
     Raises:
-        SoakError: it has ended.
+        SoakError: the process has ended.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -182,12 +183,12 @@ def look(pid: int, at_s: float, calls: int) -> Sample:
         raise SoakError(f"the sidecar has ended: {error}") from None
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     if found is None:
-        raise SoakError("the sidecar has ended: it holds no memory")
+        raise SoakError("the sidecar has ended: it has no memory")
     return Sample(at_s, int(found.group(1)) * 1024 / 1e6, fds, calls)
 
 
 def as_table(report: SoakReport) -> Table:
-    """A row for about every tenth of the time."""
+    """Return a table with about ten of the samples."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("seconds", "RSS MB", "descriptors", "calls"):
         table.add_column(name, justify="right")
@@ -197,10 +198,10 @@ def as_table(report: SoakReport) -> Table:
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; return the exit code."""
+    """Run the soak test; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default 10)")
-    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration in minutes (default 10)")
+    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: a new server")
     given = parser.parse_args(arguments)
     with redis_at(given.redis) as store:
         report = run(soak(store, given.minutes * 60))

@@ -1,4 +1,4 @@
-"""`python -m loadtest.verify_limits`: `sidecar verify-limits` on a Redis that is there, or on its own."""
+"""`python -m loadtest.verify_limits`: runs `sidecar verify-limits` on a given Redis or on a new one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from loadtest.proving import redis_at
 
 
 def main(arguments: list[str]) -> int:
-    """Run it with what is left of *arguments*; return the exit code."""
+    """Run the command with the remaining *arguments*; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.verify_limits", description=__doc__)
-    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
+    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: a new server")
     given, others = parser.parse_known_args(arguments)
     with redis_at(given.redis) as store:
         command = [sys.executable, "-m", "sidecar.cli", "verify-limits", "--store", store, *others]

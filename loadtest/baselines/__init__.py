@@ -1,1 +1,1 @@
-"""Straightforward servers that do the same job, to hold Sidecar's figures against."""
+"""Straightforward servers for the same task, as baselines for Sidecar's figures."""

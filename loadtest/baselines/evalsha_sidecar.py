@@ -1,5 +1,5 @@
 """
-The sidecar most people would write first: grpc.aio, redis-py, one EVALSHA a request.
+A straightforward sidecar as a baseline: grpc.aio, redis-py, one EVALSHA per request.
 
 `python -m loadtest.baselines.evalsha_sidecar --listen HOST:PORT --redis URL --config FILE` serves
 Envoy's Check with the same decision as Sidecar: see `plain_decisions`. uvloop runs the loop.

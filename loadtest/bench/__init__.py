@@ -1,1 +1,1 @@
-"""Benchmarks: each compares two things in one run, on the same cores, and reports the ratio."""
+"""Benchmarks: each compares two programs in one run, on the same cores, and reports the ratio."""

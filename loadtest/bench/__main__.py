@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench [NAME …]`: run benchmarks, print tables, write docs/develop/benchmarks.md."""
+"""`python -m loadtest.bench [NAME …]`: runs benchmarks, prints tables, writes docs/develop/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
 
 
 def main(names: list[str]) -> int:
-    """Run the named benchmarks, or all; only a whole run replaces the report in docs/."""
+    """Run the named benchmarks, or all; only a complete run replaces the report in docs/."""
     unknown = set(names) - set(BENCHMARKS)
     if unknown:
-        print(f"unknown benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
+        print(f"unknown benchmark: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
         return 2
     try:
         sections = [section for name in names or BENCHMARKS for section in BENCHMARKS[name]()]

@@ -1,8 +1,8 @@
 """
-Calls of the admin API: one at a time, and `python -m loadtest.bench.admin_calls FOLDER` to hammer it.
+Calls the admin API, and puts it under load: `python -m loadtest.bench.admin_calls FOLDER`.
 
-The hammer calls again and again over some connections, as fast as it is answered, until its standard
-input ends; then it prints how many calls were answered. `hammer.json` in FOLDER describes it.
+The load ("hammer") is a closed loop on several connections until standard input ends; then the program
+prints the number of answered calls. `hammer.json` in FOLDER describes the load.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class AdminCalls:
     """One kept-alive connection to an admin API."""
 
     def __init__(self, address: str, token: str) -> None:
-        """Call the one at *address*, 'host:port', as the holder of *token*."""
+        """Call the API at *address*, 'host:port', with *token*."""
         self._connection = http.client.HTTPConnection(address, timeout=CALL_TIMEOUT_S)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """
-        What the API answers.
+        Return the decoded answer of a call.
 
         Raises:
-            BenchError: it refuses.
+            BenchError: the API returned an error.
         """
         return json.loads(self.ask(method, path, body))
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """
-        What the API answers, unread: to read a large page costs a client more than it may seem.
+        Return the undecoded answer of a call, because decoding a large page is slow.
 
         Raises:
-            BenchError: it refuses.
+            BenchError: the API returned an error.
         """
         content = None if body is None else json.dumps(body)
         self._connection.request(method, f"/v1{path}", content, self._headers)
@@ -71,7 +71,7 @@ class AdminCalls:
 
 @dataclass(frozen=True, slots=True)
 class Hammer:
-    """What to hammer: *readers* list pages and *writers* change limits, each on a connection of its own."""
+    """A load: *readers* list pages and *writers* change limits, each on a separate connection."""
 
     address: str
     token: str
@@ -81,7 +81,7 @@ class Hammer:
 
 @dataclass
 class Hammered:
-    """How many calls were answered; filled in when the hammering has ended."""
+    """The number of answered calls, set when the load has ended."""
 
     reads: int = 0
     changes: int = 0
@@ -91,9 +91,9 @@ class Hammered:
 @contextmanager
 def hammering(folder: Path, hammer: Hammer, core: int) -> Iterator[Hammered]:
     """
-    Hammer while the block runs, from a process of its own, on *core* with the least priority.
+    Run the load while the block runs, in a new process on *core* with the lowest priority.
 
-    So decisions and their load are held up by nobody who in earnest would be on another machine.
+    The low priority keeps the load from delaying decisions; in production it would run on another machine.
 
     Raises:
         BenchError: a call was refused.
@@ -108,11 +108,11 @@ def hammering(folder: Path, hammer: Hammer, core: int) -> Iterator[Hammered]:
     counted = Hammered()
     try:
         if not process.stdout.readline():
-            raise BenchError(f"the hammer did not begin: {process.communicate()[1][-500:]}")
+            raise BenchError(f"the load did not start: {process.communicate()[1][-500:]}")
         yield counted
         told, complaint = process.communicate(timeout=STOP_TIMEOUT_S)
         if process.returncode:
-            raise BenchError(f"the hammer failed: {complaint.strip()[-500:]}")
+            raise BenchError(f"the load failed: {complaint.strip()[-500:]}")
         counted.__dict__.update(json.loads(told))
     finally:
         if process.poll() is None:
@@ -142,7 +142,7 @@ def _change(hammer: Hammer, is_over: threading.Event, counts: Hammered, first: i
 
 
 def main(folder: Path) -> None:
-    """Hammer as described until standard input ends."""
+    """Run the load of *folder* until standard input ends."""
     hammer = Hammer(**json.loads((folder / "hammer.json").read_text()))
     counts, is_over = Hammered(), threading.Event()
     faults: list[str] = []
@@ -153,7 +153,7 @@ def main(folder: Path) -> None:
         except Exception as error:
             faults.append(repr(error))
 
-    apart = LIMITS // max(1, hammer.writers)  # so that no writer repeats what another has just done
+    apart = LIMITS // max(1, hammer.writers)  # so that no writer repeats a change of another
     changing = [partial(_change, first=apart * writer) for writer in range(hammer.writers)]
     works = [*[_read] * hammer.readers, *changing]
     threads = [threading.Thread(target=guarded, args=(work,)) for work in works]

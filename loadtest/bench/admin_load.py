@@ -1,4 +1,4 @@
-"""The admin API beside decisions: what hammering it costs their latency, and how it is with many."""
+"""The admin API under load: its effect on the latency of decisions, and its speed with many integrations."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ HOT_ID = "hot"
 @dataclass(frozen=True, slots=True)
 class Placement:
     """
-    Which core the supervisor, which serves the API, and the hammer have, and which the load of decisions.
+    The core of the supervisor, which serves the API, and of the API's load; and that of the decisions' load.
 
-    The worker, which decides, is always on the server's core.
+    The deciding worker is always on the server's core.
     """
 
     title: str
@@ -83,7 +83,7 @@ PLACEMENTS = (
 
 
 def run() -> list[Section]:
-    """Measure decisions with and without hammering, then the API over many integrations."""
+    """Measure decisions with and without load on the API, then the API with many integrations."""
     with tempfile.TemporaryDirectory() as name, _running(Path(name)) as scene:
         bulk = _bulk_rows(scene)
         return [
@@ -124,7 +124,7 @@ class _Scene:
         subprocess.run(moved, check=True, capture_output=True, timeout=10)
 
     def decide(self, placement: Placement, calls: int = CALLS) -> Replayed:
-        """Send *calls* decisions at the rate."""
+        """Send *calls* decisions at RATE_PER_S."""
         run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, placement.manner)
         message = check_request(self.key.api_key)
         return replay(self.folder, run, [message], array("H", [0]), placement.load_core)
@@ -150,7 +150,7 @@ def _running(folder: Path) -> Iterator[_Scene]:
 
 
 def _bulk_rows(scene: _Scene) -> list[Row]:
-    """Fill the registry, and look through it."""
+    """Fill the registry, then list and search it."""
     rows = [_timed("create all, 1,000 in a call", lambda: _create_all(scene))]
     _create_hot(scene)
     rows.append(_timed(f"list all, {PAGE} a page", lambda: _list_all(scene)))
@@ -185,7 +185,7 @@ def _creation(number: int) -> dict[str, Any]:
 
 
 def _create_hot(scene: _Scene) -> None:
-    """The one that decisions are about, with the allowlist of the other benchmarks."""
+    """Create the integration of the decisions, with the allowlist of the other benchmarks."""
     networks = [*(f"10.{number}.0.0/24" for number in range(49)), "198.51.100.0/24"]
     creation: dict[str, Any] = {
         **_creation(0),
@@ -216,7 +216,7 @@ def _found(scene: _Scene, search: str) -> int:
 
 def _expect(actual: int, wanted: int) -> None:
     if actual != wanted:
-        raise BenchError(f"the admin API did {actual} where {wanted} were expected: nothing to compare")
+        raise BenchError(f"the admin API returned {actual} instead of {wanted}")
 
 
 def _latency_rows(scene: _Scene, placement: Placement) -> list[Row]:
@@ -232,7 +232,7 @@ def _latency_rows(scene: _Scene, placement: Placement) -> list[Row]:
             beside[kind].append((measured, hammered))
     rows = []
     for share in ("0.5", "0.99"):
-        base_us = median(one.latencies_us[share] for one in alone)
+        base_us = median(replayed.latencies_us[share] for replayed in alone)
         rows.append(Row(f"p{float(share) * 100:g}, decisions alone", f"{base_us:,.0f} µs"))
         for kind, pairs in beside.items():
             us = median(measured.latencies_us[share] for measured, _ in pairs)
@@ -244,7 +244,7 @@ def _latency_rows(scene: _Scene, placement: Placement) -> list[Row]:
 
 
 def _rates(pairs: list[tuple[Replayed, Hammered]]) -> str:
-    """What the hammer got through meanwhile."""
+    """Return the rates of the API's load."""
     reads = median(hammered.reads / hammered.elapsed_s for _, hammered in pairs)
     changes = median(hammered.changes / hammered.elapsed_s for _, hammered in pairs)
     return f"{reads:,.0f} pages and {changes:,.0f} changes a second"

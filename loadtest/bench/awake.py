@@ -1,10 +1,10 @@
 """
-Lets a process and the cores wake up at once while latency is measured.
+Minimizes the wake-up latency of cores and timers while latency is measured.
 
-A virtual machine's core that has nothing to do is given back to the host, and to wake it takes many times
-as long as a decision; so does any measurement of latency that does not say which of the two it measures.
-And Linux lets a timer fire 50 us late, to wake up once for several. Sources: PM QoS, /dev/cpu_dma_latency
-(Linux, Documentation/power/pm_qos_interface.rst), which cyclictest holds, too; PR_SET_TIMERSLACK of prctl(2).
+A virtual machine returns an idle core to the host, and waking the core takes many times as long as a
+decision, which would distort measurements of latency. Linux also lets timers fire 50 us late. Sources: PM
+QoS, /dev/cpu_dma_latency (Linux, Documentation/power/pm_qos_interface.rst), which cyclictest uses, too;
+PR_SET_TIMERSLACK of prctl(2).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PR_SET_TIMERSLACK, _PR_GET_TIMERSLACK = 29, 30
 @contextmanager
 def awake() -> Iterator[bool]:
     """
-    Ask that no core sleeps deeper than a poll and that this thread's timers are prompt, in the block.
+    Prevent cores from sleeping and make this thread's timers precise, in the block.
 
-    False = the system does not let us ask the first.
+    Yields False if the system does not permit the first.
     """
     with _prompt_timers():
         try:

@@ -1,4 +1,4 @@
-"""One connection of the load generator: what is due on it, what is under way, and what was answered."""
+"""One connection of the load generator: its due calls, calls in flight and answers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from loadtest.bench.wire import Answers, Requests, WireError, opening
 ANSWER_TIMEOUT_S = 20.0
 READ_BYTES = 65_536
 STREAMS_MAX = 256
-"""Calls under way on one connection in an open loop; later ones wait, and their wait counts."""
+"""Maximum calls in flight on one connection in an open loop; the wait of further calls counts."""
 
 
 def is_allow(payload: bytes) -> bool:
-    """Whether a gRPC message holds a CheckResponse with status 0 and an ok_response (fields 1 and 3)."""
+    """Return whether a gRPC message is a CheckResponse with status 0 and an ok_response (fields 1 and 3)."""
     return payload.startswith((b"\x0a\x00\x1a", b"\x1a"), 5)
 
 
 def is_late(payload: bytes) -> bool:
-    """Whether a gRPC message is the denial of a sidecar whose store did not answer in time."""
+    """Return whether a gRPC message is a denial because the store did not answer in time."""
     return b"store_unavailable" in payload
 
 
 class CallConnection:
     """
-    One connection: what is due on it, under way, and answered.
+    One connection of the load generator.
 
-    `due` counts calls whose moment has come and that are not yet sent; `late` those that were judged to be.
+    `due` counts calls that are due and not sent yet; `late` counts late answers, see `is_late`.
     """
 
     def __init__(self, target: str, requests: Requests, picks: Iterator[int]) -> None:
@@ -46,19 +46,19 @@ class CallConnection:
         self.socket.sendall(opening())
 
     def plan(self, moment_ns: int) -> None:
-        """Make one more call ready to be sent, which will be due at *moment_ns*."""
+        """Prepare a call that is due at *moment_ns*."""
         self._moments_ns.append(moment_ns)
         self._planned.append(self._next_request())
 
     def _next_request(self) -> tuple[bytes, int]:
-        """The next request, and what it takes of the server's window."""
+        """Return the next request, and its size in the server's window."""
         number, stream = next(self._picks), self._stream
         self._stream += 2
         make = self._requests.first if stream == 1 else self._requests.next
         return make(stream, number), self._requests.sizes[number]
 
     def send(self, count: int) -> None:
-        """Make *count* calls, those that are planned first."""
+        """Send *count* calls, planned ones first."""
         answers, planned = self._answers, self._planned
         pieces = [bytes(answers.to_send)]
         answers.to_send.clear()
@@ -67,12 +67,12 @@ class CallConnection:
             pieces.append(request)
             answers.window_bytes -= window_bytes
         if answers.window_bytes < 0:
-            raise WireError("the server's window is used up: it is not reading what it is sent")
+            raise WireError("the server's window is exhausted: the server does not read")
         self.under_way += count
         self.socket.sendall(b"".join(pieces))
 
     def send_due(self) -> None:
-        """Make the calls that are due, as far as the connection takes them."""
+        """Send the due calls, within the connection's limits."""
         room = self._answers.window_bytes // self._requests.size_max
         count = min(self.due, STREAMS_MAX - self.under_way, room)
         if count > 0:
@@ -80,7 +80,7 @@ class CallConnection:
             self.send(count)
 
     def read(self, read_ns: int = 0) -> int:
-        """Read at *read_ns* what has come; how many answers ended."""
+        """Read at *read_ns*; return the number of completed answers."""
         before = self._answers.answers
         data = self.socket.recv(READ_BYTES)
         if not data:
@@ -92,10 +92,10 @@ class CallConnection:
 
     def judge(self) -> list[tuple[int, int]]:
         """
-        Judge all answers; when each planned call was due and when its answer was read.
+        Check all answers; return the due time and the read time of each planned call.
 
         Raises:
-            WireError: one is neither an allow nor late.
+            WireError: an answer is neither an allow nor late.
         """
         calls: list[tuple[int, int]] = []
         moments_ns = self._moments_ns
@@ -115,7 +115,7 @@ class CallConnection:
 
 
 def connect(target: str) -> socket.socket:
-    """A connection to *target*, 'host:port' or 'unix:path', whose calls end in `ANSWER_TIMEOUT_S`."""
+    """Connect to *target*, 'host:port' or 'unix:path', with the time-out `ANSWER_TIMEOUT_S`."""
     if target.startswith("unix:"):
         connected = socket.socket(socket.AF_UNIX)
         connected.settimeout(ANSWER_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Whole decisions through the real server: the fast transport against grpc.aio, same handlers, same core."""
+"""Complete decisions by the real server: the fast transport against grpc.aio, same handlers, same core."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _measure(transport: str, kind: str) -> _Measured:
                 measured.loads.append(h2load(place.grpc, CHECK, body, CALLS[transport], CONNECTIONS, STREAMS))
                 measured.cpus_us.append((sidecar.cpu_s() - cpu_before_s) * 1e6 / CALLS[transport])
                 if allowed(sidecar) - before != CALLS[transport]:
-                    raise BenchError("not every call was decided ALLOW: the figures would not be comparable")
+                    raise BenchError("not every call was allowed, so the results are not comparable")
                 measured.latencies.append(
                     h2load(place.grpc, CHECK, body, LATENCY_CALLS[transport], 1, 1, keep_latencies=True)
                 )
@@ -83,7 +83,7 @@ def _measure(transport: str, kind: str) -> _Measured:
 
 
 def allowed(sidecar: RunningSidecar) -> float:
-    """How many decisions the sidecar has made that allow."""
+    """Return the number of decisions with the verdict ALLOW."""
     return sidecar.metric('sidecar_decisions_total{reason="ok",verdict="ALLOW"}') or sidecar.metric(
         'sidecar_decisions_total{verdict="ALLOW",reason="ok"}'
     )
@@ -91,10 +91,10 @@ def allowed(sidecar: RunningSidecar) -> float:
 
 def confirm_allowed(place: Place, body: bytes) -> None:
     """
-    Send one Check with a real gRPC client and insist on an allow with limits.
+    Send one Check with a real gRPC client, and check that the answer is an allow with limits.
 
     Raises:
-        BenchError: the answer is anything else.
+        BenchError: the answer is different.
     """
     with grpc.insecure_channel(place.grpc) as channel:
         response = CheckResponse.FromString(channel.unary_unary(CHECK, None, None)(body, timeout=5))

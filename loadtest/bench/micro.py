@@ -1,4 +1,4 @@
-"""Where the time of one decision goes: parse, evaluate, take, render, in-process, no socket."""
+"""The time of each step of a decision: parse, evaluate, take, render; in-process, without sockets."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ROUNDS = 7
 
 
 class _NoCall:
-    """A call that only carries what the service reads of it."""
+    """A call with only the attributes that the service reads."""
 
     deadline_s = None
 
 
 def run() -> list[Section]:
-    """Time each step of one allowed decision and its share of the whole."""
+    """Measure each step of an allowed decision, and its share of the total."""
     key = generate_api_key()
     store = EmbeddedBucketStore()
     snapshot = Snapshot.compile([_integration(key.credential_id, key.digest)])

@@ -1,4 +1,4 @@
-"""Servers and load generators as processes, each pinned to a core of its own."""
+"""Runs servers and load generators as processes, each pinned to a core."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ RUN_TIMEOUT_S = 300.0
 
 
 class BenchError(Exception):
-    """A benchmark cannot run or measured something that is not what it claims to measure."""
+    """A benchmark cannot run, or its measurement is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSidecar:
-    """A sidecar process: its pid and where it listens."""
+    """A sidecar process: its pid and its addresses."""
 
     pid: int
     grpc: str
     admin: str
 
     def rss_mb(self) -> float:
-        """Resident memory of its first process now, in MB (10^6 bytes)."""
+        """Return the resident memory of the first process, in MB (10^6 bytes)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         if match is None:
@@ -45,21 +45,21 @@ class RunningSidecar:
         return int(match.group(1)) * 1024 / 1e6
 
     def rss_bytes(self) -> int:
-        """Resident memory now, its workers' included."""
+        """Return the resident memory of all its processes."""
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids()]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_s(self) -> float:
-        """Processor time used so far, user and system, its workers' included."""
+        """Return the processor time of all its processes, user and system."""
         return sum(map(_cpu_s, self.pids()))
 
     def pids(self) -> list[int]:
-        """Its first process and the workers of that."""
+        """Return the pids of the first process and its workers."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return [self.pid, *(int(pid) for task in tasks for pid in (task / "children").read_text().split())]
 
     def metric(self, line_start: str) -> float:
-        """The value of the metric line that starts with *line_start*, or 0."""
+        """Return the value of the metric line that starts with *line_start*, or 0."""
         with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as response:
             for line in response.read().decode().splitlines():
                 if line.startswith(line_start):
@@ -73,7 +73,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that was free just now."""
+    """Return a free TCP port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -85,12 +85,12 @@ def running_sidecar(
     config: Path, grpc: str, admin: str, cores: str = str(SERVER_CORE), python: str = sys.executable
 ) -> Iterator[RunningSidecar]:
     """
-    Run `sidecar serve` on *config*, which makes it listen on *grpc* and *admin*, and wait until it is ready.
+    Run `sidecar serve` with *config*, which listens on *grpc* and *admin*, and wait until it is ready.
 
-    *cores* are those it may use, as `taskset` takes them; *python* is the interpreter that runs it.
+    *cores* are in the form of `taskset`; *python* is the interpreter that runs the sidecar.
 
     Raises:
-        BenchError: it does not become ready in time; holds what it printed.
+        BenchError: it does not become ready in time; the message has its output.
     """
     command = [
         "taskset",
@@ -135,14 +135,14 @@ def _is_ready(admin: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What h2load reports of one run."""
+    """The result of one h2load run."""
 
     calls: int
     calls_per_s: float
     latencies_us: tuple[float, ...]
 
     def percentile_us(self, share: float) -> float:
-        """The latency that *share* (0 ... 1) of the calls kept within."""
+        """Return the latency that *share* (0 ... 1) of the calls did not exceed."""
         ordered = self.latencies_us
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
@@ -159,7 +159,7 @@ def h2load(
     """
     Send *calls* unary gRPC calls over *connections* × *streams*; every call must succeed.
 
-    *keep_latencies* makes h2load log every call, which costs it time: not for throughput.
+    *keep_latencies* lets h2load log every call, which takes time and so is not for throughput.
 
     Raises:
         BenchError: h2load is missing, or a call failed.
@@ -177,10 +177,10 @@ def h1load(
     url: str, headers: Mapping[str, str], calls: int, connections: int, keep_latencies: bool = False
 ) -> Load:
     """
-    Send *calls* HTTP/1.1 requests with *headers* to *url*; every one must be answered 2xx.
+    Send *calls* HTTP/1.1 requests with *headers* to *url*; every answer must be 2xx.
 
     Raises:
-        BenchError: h2load is missing, or a request was answered otherwise.
+        BenchError: h2load is missing, or an answer was not 2xx.
     """
     fields = [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
     return _h2load(["--h1", *fields, url], calls, connections, keep_latencies)

@@ -1,4 +1,4 @@
-"""What the benchmarks with Redis share: the loads, and putting a side under one of them."""
+"""The shared part of the benchmarks with Redis: the loads, and running them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OUR_CALLS, THEIR_CALLS = 80_000, 6_000
 WARM_UP_S = 0.5
 ATTEMPTS = 3
 RECOVERY_S = 2.0
-"""After a load that failed: by then Sidecar uses its Redis again."""
+"""Pause after a failed load, in which Sidecar reconnects to Redis."""
 RATE_REACHED = 0.95
-"""An open loop that sent fewer calls a second than this share of its rate has measured the load generator."""
+"""Minimum share of an open loop's rate; below it the load generator was the bottleneck."""
 EACH = "each"
-"""The load that calls for every integration once, in turn: a warm-up."""
+"""The warm-up load, which calls for every integration once."""
 
 
 @dataclass
 class Bench:
-    """One run of this benchmark: its folder, the requests, and what the machine's other work did to it."""
+    """One run of this benchmark: its folder, its requests and loads, and its results."""
 
     folder: Path
     place: Place
@@ -54,13 +54,13 @@ class Bench:
         self, side: Side, load: str, calls: int, rate_per_s: float = 0.0, connections: int = CONNECTIONS
     ) -> Cost:
         """
-        Put *side* under *load*; *rate_per_s* 0 = as fast as it answers.
+        Run *load* on *side*; *rate_per_s* 0 = a closed loop.
 
-        A load that fails is repeated: another program on the machine can hold up Redis for longer than
-        the 50 ms a decision waits for it, again and again.
+        A failed load is repeated, because another program on the machine can delay Redis for longer than the
+        50 ms that a decision waits.
 
         Raises:
-            BenchError: it fails each time.
+            BenchError: all attempts failed.
         """
         streams = CALLS_UNDER_WAY // connections
         run = Run(side.process.grpc, CHECK, calls, connections, streams, rate_per_s, WARM_UP_S, Manner.LAST)
@@ -83,12 +83,12 @@ class Bench:
         return cost
 
     def warm_up(self, side: Side) -> None:
-        """Call for every integration, so that no answer of the measured rounds is the first of its kind."""
+        """Call for every integration, so that all templates are compiled before the measured rounds."""
         size = min(INTEGRATIONS, OUR_CALLS if side.is_ours else THEIR_CALLS)
         self.load(side, EACH, 2 * size if side.is_ours else size)
 
     def measure_peaks(self, ours: Side, theirs: Side) -> None:
-        """Both sides in turn, round by round, so that a slow minute of the machine hits both."""
+        """Measure both sides in turn, round by round, so that a slow phase of the machine affects both."""
         for _ in range(ROUNDS):
             for load in self.measured_loads:
                 for side in (ours, theirs):
@@ -96,13 +96,13 @@ class Bench:
                     self.peaks.setdefault((load, side.is_ours), []).append(self.load(side, load, calls))
 
     def peak(self, load: str, is_ours: bool, figure: Callable[[Cost], float]) -> float:
-        """The median of a figure over the rounds at full load."""
+        """Return the median of a figure over the rounds at full load."""
         return median(figure(cost) for cost in self.peaks[load, is_ours])
 
 
 @contextmanager
 def on_load_core() -> Iterator[None]:
-    """Run this process, and all it starts and does not place elsewhere, on the load's core."""
+    """Run this process and its children on the load's core, unless they are pinned elsewhere."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {LOAD_CORE})
     try:
@@ -112,7 +112,7 @@ def on_load_core() -> Iterator[None]:
 
 
 def prepare(folder: Path) -> Bench:
-    """The registry, its requests and the loads made of them, in *folder*; nothing runs yet."""
+    """Write the registry to *folder*, and return its requests and loads."""
     unused = f"127.0.0.1:{free_port()}"
     place = write_place(folder, unused, unused, "fast", INTEGRATIONS, with_allowlist=INTEGRATIONS)
     messages = [check_request(key.api_key) for key in place.keys]

@@ -1,11 +1,10 @@
 """
-Latency with Redis at a share of what each side does at most.
+Latency with Redis, at a share of each side's peak load.
 
-Calls come at random moments whatever is answered, so a server that stops pays for every call it holds up. A
-load near a server's peak turns each slow moment of the machine into a queue, and the machine has many. So
-each load is run several times, each time at a share of a peak measured just before; the median run is told
-with the best and the worst, and beside them what holds in a typical tenth of a second and how steady the
-machine was.
+Calls come at random times whether the server answers or not, so a stall counts for every delayed call. Near
+the peak, every slow phase of the machine builds a queue. So each load runs several times, at a share of a
+peak that is measured directly before. The report has the median, the best and the worst run, a typical tenth
+of a second, and the steadiness of the machine.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ P99_MAX_US = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """Runs of one open loop: the peak before each, and what came of them, by p99."""
+    """Runs of one open loop: the peak before each run, and the results, sorted by p99."""
 
     peaks_per_s: Sequence[float]
     costs: Sequence[Cost]
@@ -54,7 +53,7 @@ class Offered:
         return self.costs[len(self.costs) // 2]
 
     def us(self, share: str) -> float:
-        """The latency that *share* of the calls of the median run kept within."""
+        """Return the latency that *share* of the median run's calls did not exceed."""
         return self.usual.replayed.latencies_us[share]
 
     @property
@@ -70,7 +69,7 @@ class Offered:
 
 
 def latency_section(bench: Bench, ours: Side, theirs: Side) -> Section:
-    """Both sides alone and at shares of their peaks, Sidecar also over one connection, and the floor."""
+    """Measure both sides alone and at shares of their peaks, Sidecar on one connection, and the floor."""
     before = steadiness_row("before")
     rows = _alone_rows(bench, ours, theirs)
     for load in bench.measured_loads:
@@ -101,7 +100,7 @@ def latency_section(bench: Bench, ours: Side, theirs: Side) -> Section:
 
 
 def _alone_rows(bench: Bench, ours: Side, theirs: Side) -> list[Row]:
-    """One call at a time: what the trip to Redis costs a caller when nobody shares it."""
+    """Measure one call at a time: the round trip to Redis without batching."""
     loads = [
         h2load(side.process.grpc, CHECK, bench.messages[0], ALONE_CALLS, 1, 1, keep_latencies=True)
         for side in (ours, theirs)
@@ -115,7 +114,7 @@ def _alone_rows(bench: Bench, ours: Side, theirs: Side) -> list[Row]:
 
 
 def _offer(bench: Bench, side: Side, load: str, share: float, connections: int = CONNECTIONS) -> Offered:
-    """Each run after a peak of its own: a machine that is slow for a minute lowers both."""
+    """Measure the peak before each run, so that a slow phase of the machine affects both."""
     peaks_per_s, costs = [], []
     for _ in range(OPEN_LOOP_RUNS):
         peak_calls = OUR_CALLS if side.is_ours else THEIR_CALLS
@@ -130,7 +129,7 @@ def _shared_rows(bench: Bench, ours: Side, theirs: Side, load: str, share: float
     try:
         our, their = (_offer(bench, side, load, share) for side in (ours, theirs))
     except BenchError as error:
-        # A row that says so is as loud, and leaves the figures that could be measured.
+        # Report the error as a row, and keep the other results.
         return [Row(what, f"not measured: {error}")]
     rows = [
         Row(
@@ -158,7 +157,7 @@ def _shared_rows(bench: Bench, ours: Side, theirs: Side, load: str, share: float
 
 
 def _of_bound(offered: Offered, share: float) -> str:
-    """How much of the bound the p99 takes, in the median run and typically, where there is a bound."""
+    """Return the p99 as a share of the bound, in the median run and typically; '' = no bound."""
     if share != LOAD_SHARES[-1]:
         return ""
     return (
@@ -168,7 +167,7 @@ def _of_bound(offered: Offered, share: float) -> str:
 
 
 def _one_connection_rows(bench: Bench, side: Side, load: str) -> list[Row]:
-    """What a proxy with one worker gets: all its calls come over one connection."""
+    """Measure a proxy with one worker, whose calls share one connection."""
     what = f"{load}, one connection"
     try:
         offered = _offer(bench, side, load, LOAD_SHARES[-1], connections=1)
@@ -188,7 +187,7 @@ def _one_connection_rows(bench: Bench, side: Side, load: str) -> list[Row]:
 
 
 def _floor_rows(bench: Bench) -> list[Row]:
-    """The same open loop where no Redis takes part: what load generator and machine add."""
+    """Measure the same open loop without Redis: the overhead of load generator and machine."""
     load, rows = bench.measured_loads[0], []
     grpc_at, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     here = beside(bench.place, "embedded.yaml", grpc_at, admin)

@@ -1,4 +1,4 @@
-"""Both sides of the Redis benchmark, Sidecar and the baseline, and what a load costs each and its Redis."""
+"""The two sides of the Redis benchmark, Sidecar and the baseline, and the cost of a load."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from loadtest.redis_servers import LOOPBACK, SLOTS, RedisServer
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counts of a side and its Redis servers at one moment."""
+    """The counters of a side and its Redis servers at one time."""
 
     cpu_s: float
     redis_cpu_s: float
@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one load came to: *replayed*, and what it cost per decision."""
+    """The result of one load, *replayed*, and its cost per decision."""
 
     replayed: Replayed
     cpu_us: float
@@ -53,12 +53,12 @@ class Cost:
 
     @property
     def busy(self) -> float:
-        """The share of its core that the side used while the load ran."""
+        """The side's use of its core during the load."""
         return self.cpu_us * self.replayed.calls_per_s / 1e6
 
     @property
     def load_core_busy(self) -> float:
-        """The share of the load's core that load generator and Redis used together."""
+        """The use of the load's core by the load generator and Redis together."""
         return self.replayed.load_busy + self.redis_cpu_us * self.replayed.calls_per_s / 1e6
 
 
@@ -71,12 +71,12 @@ class Side:
     is_ours: bool
 
     def refill(self) -> None:
-        """Make every bucket full, so that no load runs into a limit: whatever is not there is full."""
+        """Delete all buckets, so that they are full and no load reaches a limit."""
         for server in self.servers:
             server.client.flushall()
 
     def read(self) -> Reading:
-        """All counts now."""
+        """Read all counters."""
         infos = [server.client.info("everything") for server in self.servers]
         return Reading(
             self.process.cpu_s(),
@@ -89,15 +89,15 @@ class Side:
 
     def cost(self, replayed: Replayed, before: Reading, after: Reading) -> Cost:
         """
-        What *replayed* cost between the two readings.
+        Return the cost of *replayed* between the two readings.
 
         Raises:
-            BenchError: the decisions were not made the way this benchmark says.
+            BenchError: the counters do not match the number of decisions.
         """
         calls = replayed.calls
         scripts = after.script_calls - before.script_calls
         if self.is_ours and after.allowed - before.allowed != calls - replayed.late:
-            raise BenchError("not every call that was not late was a decision ALLOW")
+            raise BenchError("some calls were neither late nor allowed")
         if self.is_ours and not calls - replayed.late <= after.takes - before.takes <= calls:
             raise BenchError("not every decision took its token from Redis")
         if not self.is_ours and scripts != calls:
@@ -115,7 +115,7 @@ class Side:
 def sidecar_side(
     place: Place, name: str, url: str, servers: Sequence[RedisServer], workers: int = 1
 ) -> Iterator[Side]:
-    """Sidecar with the registry of *place* and its buckets at *url*; a core for each worker."""
+    """Run Sidecar with the registry of *place* and buckets at *url*, with one core per worker."""
     grpc_at, admin = f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}"
     here = beside(place, f"{name}.yaml", grpc_at, admin, store=url, workers=workers)
     cores = str(SERVER_CORE) if workers == 1 else f"{SERVER_CORE}-{SERVER_CORE + workers - 1}"
@@ -126,7 +126,7 @@ def sidecar_side(
 
 @contextmanager
 def baseline_side(place: Place, server: RedisServer) -> Iterator[Side]:
-    """The baseline with the registry of *place*, on the server's core."""
+    """Run the baseline with the registry of *place*, on the server's core."""
     listen = f"{LOOPBACK}:{free_port()}"
     command = [
         *("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "loadtest.baselines.evalsha_sidecar"),
@@ -136,7 +136,7 @@ def baseline_side(place: Place, server: RedisServer) -> Iterator[Side]:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             _await_listening(listen)
-            # The first call finds that Redis does not know the script yet.
+            # The first call loads the script into Redis.
             confirm_allowed(replace(place, grpc=listen), check_request(place.keys[0].api_key))
             yield Side(RunningSidecar(process.pid, listen, ""), (server,), is_ours=False)
         finally:
@@ -154,7 +154,7 @@ def _await_listening(listen: str) -> None:
 
 @contextmanager
 def standalone(folder: Path) -> Iterator[RedisServer]:
-    """One Redis server in *folder*; it forgets everything at its end."""
+    """Run a Redis server without persistence in *folder*."""
     server = RedisServer(folder).start()
     try:
         yield server
@@ -165,10 +165,10 @@ def standalone(folder: Path) -> Iterator[RedisServer]:
 @contextmanager
 def cluster(folder: Path, primaries: int) -> Iterator[list[RedisServer]]:
     """
-    A Redis Cluster of *primaries* with equal slices of the slots and no replicas.
+    Run a Redis Cluster of *primaries* with equal shares of the slots, without replicas.
 
     Raises:
-        BenchError: the nodes do not come together in time.
+        BenchError: the Cluster is not complete in time.
     """
     servers: list[RedisServer] = []
     try:
@@ -193,4 +193,4 @@ def _await_whole(servers: Sequence[RedisServer]) -> None:
         if all(i["cluster_state"] == "ok" and i["cluster_slots_ok"] == str(SLOTS) for i in infos):
             return
         time.sleep(0.05)
-    raise BenchError(f"the Cluster of {len(servers)} primaries is not whole after {START_TIMEOUT_S:g} s")
+    raise BenchError(f"the Cluster of {len(servers)} primaries is not complete after {START_TIMEOUT_S:g} s")

@@ -1,9 +1,9 @@
 """
-Decisions with Redis: Sidecar against the service most people would write first, one EVALSHA a request.
+Decisions with Redis: Sidecar against a straightforward service with one EVALSHA per request.
 
-Both make the whole decision for the same requests with the same registry, each alone on the server's
-core, in turn; Redis and the load share the other core. What of that a busy machine disturbs least is
-processor time, so it stands beside every rate.
+Both make the complete decision for the same requests with the same registry, in turn, each alone on the
+server's core; Redis and the load share the other core. Processor time is reported with every rate because
+other programs on the machine disturb it least.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from loadtest.bench.report import Row, Section
 
 
 def run() -> list[Section]:
-    """Measure throughput, what Redis spends, latency under load, and more workers and primaries."""
+    """Measure throughput, the cost in Redis, latency under load, and more workers and primaries."""
     with on_load_core(), tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         bench = prepare(Path(folder))
-        # Each has a server of its own: what one side does between its loads must not count for the other.
+        # Each side has a separate server, so that its work between loads does not count for the other.
         our_server, their_server = (
             running.enter_context(standalone(bench.folder / name)) for name in ("ours", "theirs")
         )

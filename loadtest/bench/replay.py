@@ -1,14 +1,14 @@
 """
 A load generator for calls with many different messages: `python -m loadtest.bench.replay FOLDER`.
 
-Two ways to load: as fast as the server answers, with a fixed number of calls under way (closed loop);
-or at a given rate whether it answers or not, latency counted from when a call was due, so that a server
-that stops pays for every call it delays (open loop, no coordinated omission). The run is described by
-files in FOLDER, see `Run`; the result goes to standard output as JSON.
+A closed loop keeps a fixed number of calls in flight. An open loop sends calls at a given rate, whether the
+server answers or not, and measures latency from the scheduled time of each call, so that a stall counts for
+every delayed call (no coordinated omission). Files in FOLDER describe the run, see `Run`; the result is JSON
+on standard output.
 
-In an open loop the generator does nothing that can wait: requests are made before the load, and what answers
-say is read after it. It sleeps until a call is due or an answer is there: were it never idle, each message to
-another program on its core would have to interrupt it first, and the server would pay for that.
+In an open loop the generator encodes requests before the load and decodes answers after the load. It sleeps
+until a call is due or an answer arrives: a generator that is never idle would delay other programs on its
+core, and thereby the server.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ LATE_SHARE_MAX = 0.01
 
 class Manner(StrEnum):
     """
-    How an open loop shares its core.
+    The scheduling of an open loop on its core.
 
-    `equal`: as any process does. `last`: it has the core only while nobody else wants it, such as a
-    server or its store, which must not wait for a load generator.
+    `equal`: normal priority. `last`: idle priority, so that a server or its store on the same core does not
+    wait for the load generator.
     """
 
     EQUAL = "equal"
@@ -58,8 +58,8 @@ class Run:
     """
     One load: *calls* to *method* of *target*, over *connections*.
 
-    `rate_per_s` 0 = a closed loop with *streams* calls under way on each connection. In an open loop the
-    latency of calls due in the first `warm_up_s` is not kept, and `manner` is how the core is shared.
+    `rate_per_s` 0 = a closed loop with *streams* calls in flight on each connection. In an open loop the
+    latency of calls in the first `warm_up_s` is ignored, and `manner` is the scheduling.
     """
 
     target: str
@@ -75,14 +75,13 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """
-    What came of it: every call was answered, and every answer was an allow.
+    The result of a load in which every call was answered with an allow.
 
-    But for `late` ones: denials because the store was late, which another program on the machine, or
-    the machine itself, can bring about by holding it up for 50 ms. More than 1 % of them is a failure.
+    Exceptions are `late` answers: denials because the store did not answer within 50 ms, which another
+    program on the machine can cause. More than 1 % late answers are an error.
 
-    `latencies_us` holds percentiles of all calls. `typical_us` holds those of the calls due in one tenth of
-    a second, the median over all tenths: what holds most of the time, however long the machine stood still
-    in the rest.
+    `latencies_us` are percentiles of all calls. `typical_us` are the percentiles of the calls in one tenth
+    of a second, the median over all tenths, so that stalls of the machine do not affect them.
     """
 
     calls: int
@@ -94,12 +93,12 @@ class Replayed:
 
     @property
     def calls_per_s(self) -> float:
-        """Calls answered a second."""
+        """Answered calls per second."""
         return self.calls / self.elapsed_s
 
     @property
     def load_busy(self) -> float:
-        """The share of its core that the load generator used."""
+        """The load generator's use of its core."""
         return self.load_cpu_s / self.elapsed_s
 
 
@@ -107,10 +106,10 @@ def replay(
     folder: Path, run: Run, messages: Sequence[bytes], picks: array[int], core: int = LOAD_CORE
 ) -> Replayed:
     """
-    Run the load in a process of its own on *core*; *picks* are numbers of *messages*, repeated.
+    Run the load in a new process on *core*; *picks* are indexes of *messages*, repeated.
 
     Raises:
-        BenchError: a call was not answered, or not by an allow; see `Replayed`.
+        BenchError: a call was not answered, or not with an allow; see `Replayed`.
     """
     (folder / "run.json").write_text(json.dumps(asdict(run)))
     (folder / "picks").write_bytes(picks.tobytes())
@@ -129,7 +128,7 @@ def replay(
 
 
 def _closed_loop(run: Run, connections: Sequence[CallConnection]) -> None:
-    """Keep `streams` calls under way on every connection until all are answered."""
+    """Keep `streams` calls in flight on every connection until all are answered."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     unsent = unanswered = run.calls
     with select.epoll() as poller:
@@ -148,7 +147,7 @@ def _closed_loop(run: Run, connections: Sequence[CallConnection]) -> None:
 
 
 def _open_loop(connections: Sequence[CallConnection], moments_ns: Iterable[int], manner: Manner) -> None:
-    """Call at *moments_ns*, over the connections in turn, whatever is answered."""
+    """Call at *moments_ns*, over the connections in turn, without waiting for answers."""
     by_fd = {connection.socket.fileno(): connection for connection in connections}
     turns, waiting = cycle(connections), deque(moments_ns)
     with awake(), _in_manner(manner):
@@ -163,7 +162,7 @@ def _open_loop(connections: Sequence[CallConnection], moments_ns: Iterable[int],
                 if connection.due:
                     connection.send_due()
             until_ns = started_ns + waiting[0] if waiting else heard_ns + int(ANSWER_TIMEOUT_S * 1e9)
-            # By `select`: `epoll` knows whole milliseconds only.
+            # `select`, because `epoll` has a resolution of a millisecond.
             ready, _, _ = select.select(by_fd, (), (), max(0.0, (until_ns - perf_counter_ns()) / 1e9))
             for fd in ready:
                 heard_ns = perf_counter_ns()
@@ -174,7 +173,7 @@ def _open_loop(connections: Sequence[CallConnection], moments_ns: Iterable[int],
 
 @contextmanager
 def _in_manner(manner: Manner) -> Iterator[None]:
-    """No garbage collection meanwhile, and the priority that *manner* says."""
+    """Disable garbage collection and set the scheduling of *manner* in the block."""
     policy = os.sched_getscheduler(0)
     gc.disable()
     if manner == Manner.LAST:
@@ -187,14 +186,14 @@ def _in_manner(manner: Manner) -> Iterator[None]:
 
 
 def _moments_ns(run: Run) -> list[int]:
-    """When each call is due, from the start on: as a Poisson process with that many events spreads them."""
+    """Return the time of each call since the start, by a Poisson process."""
     length_ns = run.calls / run.rate_per_s * 1e9
     source = random.Random(run.calls)
     return sorted(int(source.random() * length_ns) for _ in range(run.calls))
 
 
 def _percentiles_us(ordered_ns: Sequence[int]) -> dict[str, float]:
-    """The latency that each of `SHARES` of the calls kept within; none where none was measured."""
+    """Return the percentiles `SHARES` of latencies; empty without latencies."""
     last = len(ordered_ns) - 1
     return {
         f"{share:g}": ordered_ns[min(last, int(len(ordered_ns) * share))] / 1e3
@@ -204,12 +203,16 @@ def _percentiles_us(ordered_ns: Sequence[int]) -> dict[str, float]:
 
 
 def typical_latencies_us(calls: Iterable[tuple[int, int]]) -> dict[str, float]:
-    """See `Replayed.typical_us`; *calls* are when each was due and its latency, both in nanoseconds."""
+    """Return `Replayed.typical_us`; *calls* are scheduled times and latencies, both in nanoseconds."""
     tenths: dict[int, list[int]] = {}
     for due_ns, latency_ns in calls:
         tenths.setdefault(due_ns // TENTH_NS, []).append(latency_ns)
-    each = [_percentiles_us(sorted(latencies_ns)) for latencies_ns in tenths.values()]
-    return {f"{share:g}": median(one[f"{share:g}"] for one in each) for share in SHARES if each}
+    results = [_percentiles_us(sorted(latencies_ns)) for latencies_ns in tenths.values()]
+    return {
+        f"{share:g}": median(percentiles[f"{share:g}"] for percentiles in results)
+        for share in SHARES
+        if results
+    }
 
 
 def _wait(poller: select.epoll) -> list[int]:
@@ -233,7 +236,7 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
     Run the load in this process.
 
     Raises:
-        WireError: a call was not answered, or not by an allow.
+        WireError: a call was not answered, or not with an allow.
     """
     requests, source = Requests(run.method, messages), cycle(picks)
     with ExitStack() as open_connections:
@@ -253,7 +256,7 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
     late = sum(connection.late for connection in connections)
     if late > LATE_SHARE_MAX * run.calls:
         raise WireError(
-            f"the store was late for {late} of {run.calls} calls: it, or the machine, was overloaded"
+            f"the store was late for {late} of {run.calls} calls: the store or the machine was overloaded"
         )
     kept = [(due_ns, read_ns - due_ns) for due_ns, read_ns in calls if due_ns >= run.warm_up_s * 1e9]
     ordered = sorted(latency_ns for _, latency_ns in kept)
@@ -261,7 +264,7 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
 
 
 def main(folder: Path) -> None:
-    """Run what *folder* describes and print the result."""
+    """Run the load in *folder* and print the result."""
     run = Run(**json.loads((folder / "run.json").read_text()))
     picks: array[int] = array("H", (folder / "picks").read_bytes())
     print(json.dumps(asdict(carry_out(run, _read_messages(folder / "messages"), picks))))

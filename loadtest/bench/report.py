@@ -1,4 +1,4 @@
-"""Result tables: the rows of one run, on the terminal and in docs/develop/benchmarks.md."""
+"""Tables of results, for the terminal and docs/develop/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("grpcio", "ngh2", "uvloop", "protobuf", "redis", "hiredis", "pytrici
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured thing: what, the figure with its unit, and the ratio to what it is held against."""
+    """One result: what was measured, the figure with its unit, the compared figure and the ratio."""
 
     what: str
     figure: str
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One benchmark: its title, how it was done, its rows."""
+    """One benchmark: its title, its method, its rows."""
 
     title: str
     method: str
@@ -34,7 +34,7 @@ class Section:
 
 
 def to_markdown(sections: Sequence[Section], command: str) -> str:
-    """The whole report as Markdown; *command* repeats it."""
+    """Return the report as Markdown; *command* is the command that produces it."""
     lines = [
         "# Benchmarks",
         "",

@@ -1,4 +1,4 @@
-"""What one call of take.lua costs Redis: a fixed part, and a part for each entry of the call."""
+"""The cost of a call of take.lua in Redis: a fixed part, and a part per entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPLY_TIMEOUT_S = 20.0
 
 
 def run() -> list[Section]:
-    """Time calls of several sizes, without and with the look at the integration's generation."""
+    """Measure calls of several sizes, without and with the check of the integration's generation."""
     with tempfile.TemporaryDirectory() as folder, standalone(Path(folder)) as server:
         costs = {
             checks: [_cost_us(server, entries, checks) for entries in ENTRIES] for checks in (False, True)
@@ -50,7 +50,7 @@ def run() -> list[Section]:
 
 
 def _cost_us(server: RedisServer, entries: int, checks_generation: bool) -> float:
-    """µs of the server for one call with *entries*, each of a bucket of its own."""
+    """Return the server's µs for one call with *entries* of different buckets."""
     keys = KeySpace("cost:")
     owners = [f"bench-{number:05}" for number in range(entries)]
     sets = [BucketSet(owner, 1, (owner,), (Quota(6_000, BURST),)) for owner in owners]

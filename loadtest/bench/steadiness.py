@@ -1,9 +1,9 @@
 """
-How steady the machine itself is: what a fixed piece of work takes, again and again, on both cores at once.
+Measures how steady the machine is, with a fixed piece of work that is repeated on both cores.
 
-A virtual machine shares its cores with others. While a neighbour is busy, a core may be half as fast, and a
-server that is loaded with 70 % of what it can do is then loaded with more than it can do; now and then a
-core stands still. No figure of latency can be read without that, so the report says how the machine was.
+A virtual machine shares its cores with others. While a neighbor is busy, a core may be half as fast, so that
+a server at 70 % of its peak load is overloaded; and sometimes a core stalls. The report includes this
+measurement because latencies are only meaningful with it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from loadtest.bench.processes import LOAD_CORE, SERVER_CORE, BenchError
 from loadtest.bench.report import Row
 
 PIECES = 20_000
-"""Of work, each about 0.1 ms."""
+"""Number of pieces of work, each about 0.1 ms."""
 TIMEOUT_S = 60.0
 SLOW, HALF_AS_FAST = 1.1, 1.6
-"""Times what a piece takes on this core when nothing is in its way (its fastest tenth)."""
+"""Multiples of the undisturbed time of a piece (the fastest tenth on this core)."""
 
 _WORDS = {number: str(number) for number in range(2_000)}
 
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """One core: the shares of the time in which it was slow, and its longest stop."""
+    """The steadiness of one core: the shares of time in which it was slow, and its longest stall."""
 
     slow_share: float
     half_as_fast_share: float
@@ -37,7 +37,7 @@ class Steadiness:
 
 
 def steadiness_of(pieces_ns: Sequence[int]) -> Steadiness:
-    """What *pieces_ns*, the times that equal pieces of work took, say about the core."""
+    """Return the steadiness of a core from *pieces_ns*, the times of equal pieces of work."""
     usual_ns = sorted(pieces_ns)[len(pieces_ns) // 10]
     all_ns = sum(pieces_ns)
 
@@ -49,10 +49,10 @@ def steadiness_of(pieces_ns: Sequence[int]) -> Steadiness:
 
 def steadiness_row(when: str) -> Row:
     """
-    Measure both cores at once; some seconds.
+    Measure both cores at the same time, for some seconds.
 
     Raises:
-        BenchError: it does not end in time.
+        BenchError: the measurement does not end in time.
     """
     command = [sys.executable, "-m", __name__]
     running = [
@@ -84,7 +84,7 @@ def _piece_ns() -> int:
 
 
 def main() -> None:
-    """Work on this core and print how steady it was, as JSON."""
+    """Measure this core and print its steadiness as JSON."""
     found = steadiness_of([_piece_ns() for _ in range(PIECES)])
     print(json.dumps({name: getattr(found, name) for name in Steadiness.__slots__}))
 

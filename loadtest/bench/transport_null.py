@@ -1,8 +1,7 @@
 """
-The transports alone: a handler that returns its request, on the fast transport and on grpc.aio.
+Compares the transports without decisions: a handler that returns its request, on both transports.
 
-`python -m loadtest.bench.transport_null` prints the table; what a whole decision costs beyond it is
-in `decisions`.
+`python -m loadtest.bench.transport_null` prints the table; `decisions` measures complete decisions.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, ListeningServer, TransportLimits
 
 PATH = "/bench.Null/Echo"
-BODY = b"x" * 400  # about what Envoy's CheckRequest weighs
+BODY = b"x" * 400  # about the size of Envoy's CheckRequest
 CALLS = {"fast": 300_000, "grpcio": 20_000}
 CONNECTIONS, STREAMS = 4, 32
 ROUNDS = 3
@@ -66,7 +65,7 @@ def run() -> list[Section]:
 
 
 def _measure(transport: str) -> tuple[float, float]:
-    """Calls per second and µs of processor time per call."""
+    """Return calls per second and µs of processor time per call."""
     rates, costs = [], []
     calls = CALLS[transport]
     with _running(transport) as server:

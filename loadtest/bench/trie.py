@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench.trie`: the prefix trie beside the C library pytricia and a linear scan."""
+"""`python -m loadtest.bench.trie`: compares the prefix trie with the C library pytricia and a linear scan."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ROUNDS = 7
 SEED = 1
 
 IPV4_SHARE = 0.8
-# Shares of lengths as in today's routing tables, with single hosts as blocklists hold them.
+# Shares of lengths as in routing tables, with single hosts as in blocklists.
 IPV4_LENGTHS = {16: 2, 18: 1, 19: 2, 20: 4, 21: 5, 22: 10, 23: 9, 24: 52, 32: 15}
 IPV6_LENGTHS = {29: 2, 32: 14, 36: 4, 40: 7, 44: 7, 48: 45, 56: 5, 64: 8, 128: 8}
-# The first 16 bits of what registries hand out; IPv6 clusters far more than IPv4.
+# The first 16 bits of assigned IPv6 blocks; IPv6 is far more clustered than IPv4.
 IPV6_STARTS = (0x2001, 0x2400, 0x2404, 0x2408, 0x2600, 0x2607, 0x2804, 0x2A00, 0x2A02, 0x2C0F)
 
 METHOD = (
@@ -46,15 +46,15 @@ METHOD = (
 
 
 def run() -> list[Section]:
-    """Measure everything; about a minute."""
+    """Run all measurements, which takes about a minute."""
     return [Section("Prefix trie", METHOD, [*_large_rows(), *_allowlist_rows()])]
 
 
 class Radix:
-    """pytricia behind the interface of `PrefixTrie`; it holds one family to a tree."""
+    """Two trees of pytricia, one for each address family, with the constructor of `PrefixTrie`."""
 
     def __init__(self, cidrs: Iterable[Cidr]) -> None:
-        """Insert *cidrs* and freeze."""
+        """Insert *cidrs* and freeze the trees."""
         self.ipv4 = pytricia.PyTricia(32, AF_INET)
         self.ipv6 = pytricia.PyTricia(128, AF_INET6)
         for cidr in cidrs:
@@ -66,14 +66,14 @@ class Radix:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What building sets took: bytes per prefix that stay, and seconds."""
+    """The cost of building sets: resident bytes per prefix, and seconds."""
 
     bytes_each: float
     build_s: float
 
 
 def random_blocks(count: int, seed: int) -> Iterator[Cidr]:
-    """*count* prefixes in the mix above, in no order; a few repeat."""
+    """Yield *count* random prefixes in the mix above; a few repeat."""
     random = Random(seed)
     ipv4_lengths = random.choices(list(IPV4_LENGTHS), list(IPV4_LENGTHS.values()), k=count)
     ipv6_lengths = random.choices(list(IPV6_LENGTHS), list(IPV6_LENGTHS.values()), k=count)
@@ -85,14 +85,14 @@ def random_blocks(count: int, seed: int) -> Iterator[Cidr]:
 
 
 def random_address(size: int, random: Random) -> bytes:
-    """An address anywhere in IPv4, or in the parts of IPv6 that are in use."""
+    """Return a random IPv4 address, or an IPv6 address in the assigned blocks."""
     if size == 4:
         return random.randbytes(4)
     return random.choice(IPV6_STARTS).to_bytes(2) + random.randbytes(14)
 
 
 def weigh(build: Callable[[Iterable[Cidr]], object], lists: int, entries: int) -> Weight:
-    """Build *lists* sets of *entries* prefixes each and see how much the process grows."""
+    """Build *lists* sets of *entries* prefixes each and measure the growth of the process."""
     inputs = [list(random_blocks(entries, SEED + number)) for number in range(lists)]
     before = _resident_bytes()
     started = perf_counter()
@@ -146,7 +146,7 @@ def _allowlist_rows() -> Iterator[Row]:
 def _hits_and_misses(
     trie: PrefixTrie, size: int, blocks: Sequence[Cidr] | None = None
 ) -> tuple[list[bytes], list[bytes]]:
-    """Shuffled addresses of one family that are in the set, from all over it, and that are not."""
+    """Return shuffled addresses of one family that are in the set, and others that are not."""
     random = Random(SEED + 1)
     source = random_blocks(PREFIXES, SEED) if blocks is None else blocks
     inside = [block for block in source if len(block.network) == size]
@@ -177,7 +177,7 @@ def _look_up_row(what: str, trie: PrefixTrie, tree: pytricia.PyTricia, addresses
 
 
 def _scan_row(what: str, trie: PrefixTrie, blocks: list[Cidr], addresses: list[bytes]) -> Row:
-    """Beside what the trie replaces: ipaddress objects made beforehand, compared one after another."""
+    """Compare with a linear scan over prepared ipaddress objects."""
     contains = trie.contains
     networks = [ip_network(str(block)) for block in blocks]
     parsed = [ip_address(address) for address in addresses]
@@ -193,9 +193,9 @@ def _scan_row(what: str, trie: PrefixTrie, blocks: list[Cidr], addresses: list[b
 def _race(
     what: str, count: int, ours: Callable[[], list[bool]], theirs: Callable[[], list[bool]]
 ) -> tuple[float, float]:
-    """Microseconds a look-up on each side, taking turns."""
+    """Return the microseconds per look-up of both sides, which take turns."""
     if ours() != theirs():
-        raise BenchError(f"{what}: the two sides give different answers")
+        raise BenchError(f"{what}: the two sides return different results")
     best_ours = best_theirs = float("inf")
     for _ in range(ROUNDS):
         best_ours = min(best_ours, _seconds(ours))

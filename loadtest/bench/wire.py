@@ -1,10 +1,10 @@
 """
-Unary gRPC calls as ready-made HTTP/2 frames: many different requests a second out of plain Python.
+Unary gRPC calls as prepared HTTP/2 frames, so that plain Python can send many requests per second.
 
-Every request on a connection has the same header block: the first one puts its headers into the
-peer's dynamic table, all others are six indexes into it (RFC 7541 6.1, 6.2.1). So a request is a handful of
-constant bytes, twice its stream id, and its message. Answers are counted by the heads of their frames, which
-takes next to no time; what they say is judged when the load is over.
+Every request on a connection has the same header block: the first request puts its headers into the peer's
+dynamic table, and all others have six indexes into the table (RFC 7541 6.1, 6.2.1). So a request is a few
+constant bytes, the stream id twice, and the message. During the load only the frame headers of answers are
+read; the content is checked afterwards.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ HEAD_BYTES = FRAME_HEAD.size
 STREAM_ID_MAX = 2**31 - 1
 WINDOW_BYTES = 65_535
 RECEIVE_WINDOW_BYTES = 2**31 - 1
-"""More than a load gets on one connection: it is never widened."""
+"""More than a load receives on one connection, so no WINDOW_UPDATE is needed."""
 
 _POST_HTTP = b"\x83\x86"  # :method POST and :scheme http of the static table
 _INDEXED = _POST_HTTP + b"\xc1\xc0\xbf\xbe"  # the four that the first block has put into the dynamic table
 
 
 class WireError(Exception):
-    """The server did what a server under this load must not do; the figures would mean something else."""
+    """The server behaved unexpectedly, so the results are invalid."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """One frame (RFC 9113 4.1)."""
+    """Encode a frame (RFC 9113 4.1)."""
     return FRAME_HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
 def opening() -> bytes:
-    """What a client says first: it takes no pushes, and lets the server send all it wants."""
+    """Return a client's first frames: no server push, and a large receive window."""
     grow = struct.pack(">I", RECEIVE_WINDOW_BYTES - WINDOW_BYTES)
     settings = struct.pack(">HI", 2, 0)
     return PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, grow)
@@ -46,7 +46,7 @@ class Requests:
     """The calls of one run: one method, several messages."""
 
     def __init__(self, method: str, messages: Sequence[bytes]) -> None:
-        """Make ready to call *method* with each of *messages*."""
+        """Prepare calls of *method* with each of *messages*."""
         self._first_block = _POST_HTTP + b"".join(
             (
                 b"\x44" + _text(method),
@@ -62,27 +62,27 @@ class Requests:
         self.size_max = max(self.sizes)
 
     def first(self, stream: int, number: int) -> bytes:
-        """The first request of a connection, with message *number*."""
+        """Return the first request of a connection, with message *number*."""
         return frame(HEADERS, END_HEADERS, stream, self._first_block) + frame(
             DATA, END_STREAM, stream, self._messages[number]
         )
 
     def next(self, stream: int, number: int) -> bytes:
-        """Any further request."""
+        """Return a further request."""
         stream_id = stream.to_bytes(4, "big")
         return b"".join((self._head, stream_id, self._middles[number], stream_id, self._messages[number]))
 
 
 class Answers:
     """
-    Reads what a server sends on one connection.
+    Reads the server's frames on one connection.
 
-    `answers` counts those that are complete; `to_send` gathers what must be sent back; `window_bytes` is
-    what the server still takes, by its WINDOW_UPDATEs. All that came is kept for `judge`.
+    `answers` counts complete answers; `to_send` has acknowledgments to send; `window_bytes` is the server's
+    receive window. All frames are stored for `judge`.
     """
 
     def __init__(self) -> None:
-        """Nothing has come."""
+        """Start without answers."""
         self._rest = b""
         self._kept: list[tuple[int, bytes]] = []
         self.answers = 0
@@ -91,10 +91,10 @@ class Answers:
 
     def feed(self, data: bytes, read_ns: int) -> None:
         """
-        Count what is complete with *data*, which was read at *read_ns*.
+        Count the answers that *data*, read at *read_ns*, completes.
 
         Raises:
-            WireError: the server gives up a stream or the connection.
+            WireError: the server resets a stream or closes the connection.
         """
         data = self._rest + data if self._rest else data
         at, size, answers, unpack = 0, len(data), 0, FRAME_HEAD.unpack_from
@@ -115,7 +115,7 @@ class Answers:
 
     def judge(self, is_good: Callable[[bytes], bool], ended: Callable[[int, int], None]) -> None:
         """
-        Judge every message by *is_good*; *ended* gets the stream of each answer and when its end was read.
+        Check every message with *is_good*; call *ended* with each answer's stream and the time of its end.
 
         Raises:
             WireError: an answer is not good, or has no message.
@@ -133,7 +133,7 @@ class Answers:
                 ended(stream, read_ns)
 
     def _frames(self) -> Iterator[tuple[int, int, int, int, bytes]]:
-        """All frames so far: when each was read, its type, flags, stream and payload."""
+        """Yield all frames: the read time, type, flags, stream and payload."""
         for read_ns, data in self._kept:
             at = 0
             while at < len(data):
@@ -154,10 +154,10 @@ class Answers:
 
 
 def _frame_head(kind: int, flags: int, length: int) -> bytes:
-    """A frame's head without its stream id."""
+    """Encode a frame header without the stream id."""
     return struct.pack(">IB", length << 8 | kind, flags)
 
 
 def _text(value: str) -> bytes:
-    """A string literal without Huffman coding (RFC 7541 5.2), shorter than 127 bytes."""
+    """Encode a string literal without Huffman coding (RFC 7541 5.2), shorter than 127 bytes."""
     return bytes((len(value),)) + value.encode()

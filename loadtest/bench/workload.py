@@ -1,4 +1,4 @@
-"""What the benchmarks ask: registries, configurations and Check messages as Envoy sends them."""
+"""The workload of the benchmarks: registries, configurations and Check messages as Envoy sends them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BURST = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder with sidecar.yaml and registry.yaml, and where that sidecar will listen."""
+    """A folder with sidecar.yaml and registry.yaml, and the addresses of this sidecar."""
 
     config: Path
     grpc: str
@@ -37,7 +37,7 @@ def write_place(
     """
     Write a configuration with *integrations*, the first *with_allowlist* of them with 50 CIDR entries.
 
-    The benchmark's client address is in the last entry; the burst is large, so calls are admitted.
+    The last entry contains the benchmark's client address; the burst is large, so all calls are admitted.
     """
     keys = tuple(generate_api_key() for _ in range(integrations))
     source = random.Random(1)
@@ -74,7 +74,7 @@ def write_place(
 
 
 def beside(place: Place, name: str, grpc: str, admin: str, **settings: object) -> Place:
-    """A configuration *name* in the folder of *place*, with its registry and keys, and other *settings*."""
+    """Write a configuration *name* next to that of *place*, with other *settings*."""
     changed = yaml.safe_load(place.config.read_text())
     changed |= {"listen": {"grpc": [grpc], "admin": admin}, **settings}
     config = place.config.with_name(name)
@@ -83,13 +83,13 @@ def beside(place: Place, name: str, grpc: str, admin: str, **settings: object) -
 
 
 def zipf_picks(kinds: int, size: int = 200_000) -> array[int]:
-    """*size* seeded draws of 0 ... kinds - 1, number k drawn in proportion to 1 / (k + 1)."""
+    """Return *size* seeded draws of 0 ... kinds - 1, number k with a weight of 1 / (k + 1)."""
     weights = list(accumulate(1 / (number + 1) for number in range(kinds)))
     return array("H", random.Random(2).choices(range(kinds), cum_weights=weights, k=size))
 
 
 def check_config(place: Place) -> None:
-    """Let `sidecar check-config` judge the configuration before it is measured."""
+    """Run `sidecar check-config` on the configuration."""
     command = [sys.executable, "-m", "sidecar.cli", "check-config", str(place.config)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
@@ -100,7 +100,7 @@ def _allowlist(source: random.Random) -> list[str]:
 
 
 def check_request(api_key: str, path: str = "/v1/orders/42?expand=lines") -> bytes:
-    """A Check as Envoy 1.40 sends it for a GET with the usual headers, about 400 bytes."""
+    """Return a Check as Envoy 1.40 sends it for a GET with the usual headers, about 400 bytes."""
     request = CheckRequest()
     attributes = request.attributes
     attributes.source.address.socket_address.address = "10.0.0.9"

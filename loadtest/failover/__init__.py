@@ -1,1 +1,1 @@
-"""Measures what clients see while a primary of the store dies under load and a replica takes its place."""
+"""Measures what clients see while a primary of the store fails under load and a replica is promoted."""

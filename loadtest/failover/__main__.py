@@ -1,4 +1,4 @@
-"""`python -m loadtest.failover`: play failovers, print what was seen; 1 = a promise was broken."""
+"""`python -m loadtest.failover`: run failovers and print the results; exit code 1 = a promise was broken."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SCENES = (*KINDS, SUSPENSIONS)
 
 
 async def _suspend(ways: Sequence[str], silence_ms: int) -> bool:
-    """Play the scene of suspensions; whether no promise was broken."""
+    """Run failovers during suspensions; return whether all promises were kept."""
     rounds = []
-    async for played in fail_over_while_suspending(ways, silence_ms):
-        rounds.append(played)
-        print(json.dumps({"kind": SUSPENSIONS, "round": len(rounds), **played.as_json()}), flush=True)
+    async for result in fail_over_while_suspending(ways, silence_ms):
+        rounds.append(result)
+        print(json.dumps({"kind": SUSPENSIONS, "round": len(rounds), **result.as_json()}), flush=True)
     totals = ("sent_after", "admitted_after", "acknowledged", "not_durable", "errors", "lost")
-    summary = {name: sum(getattr(played, name) for played in rounds) for name in totals}
+    summary = {name: sum(getattr(result, name) for result in rounds) for name in totals}
     print(json.dumps({"kind": SUSPENSIONS, "rounds": len(rounds), **summary}), flush=True)
-    return all(played.is_kept for played in rounds)
+    return all(result.is_kept for result in rounds)
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; return the exit code."""
+    """Run the failovers; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.failover", description=__doc__)
     parser.add_argument("--kind", choices=SCENES, action="append", help="may be repeated; default: each")
     parser.add_argument("--rounds", type=int, default=3, help="failovers of each kind (default 3)")
@@ -39,10 +39,13 @@ def main(arguments: list[str]) -> int:
         "--silence-ms",
         type=int,
         default=SILENCE_MS,
-        help=f"a primary is replaced after so long (default {SILENCE_MS})",
+        help=f"milliseconds of silence after which a primary is replaced (default {SILENCE_MS})",
     )
     parser.add_argument(
-        "--way", choices=WAYS, action="append", help="how a primary fails in 'suspensions'; default: in turn"
+        "--way",
+        choices=WAYS,
+        action="append",
+        help="how the primary fails in 'suspensions'; may be repeated; default: all in turn",
     )
     given = parser.parse_args(arguments)
     is_kept = True

@@ -1,4 +1,4 @@
-"""Every answer of a failover run, and what the run makes of them."""
+"""The answers of a failover run, and their evaluation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sidecar.verify.callers import Call
 from sidecar.verify.subjects import Subject
 
 DRAINING, DRY = 0, 1
-"""The buckets of a run: one that is being emptied when the primary dies, and one that is long empty."""
+"""The buckets of a run: one that is being emptied when the primary fails, and one that is already empty."""
 NORMAL = (200, 429)
 ANSWERS_MAX = 5_000_000
 
 
 class Answer(NamedTuple):
-    """One answer: through which sidecar, of which bucket, its HTTP status (0 = none), and its times."""
+    """One answer: its sidecar, its bucket, its HTTP status (0 = no answer) and its times."""
 
     sidecar: int
     bucket: int
@@ -31,27 +31,27 @@ class Answer(NamedTuple):
 
 
 class AnswerLog:
-    """Keeps every answer; implements `callers.CallHandler`, asking for both buckets in turn."""
+    """Records every answer, and requests both buckets in turn. Implements `callers.CallHandler`."""
 
     def __init__(self, subjects: Sequence[Subject], connections: int) -> None:
-        """*connections* callers in a row belong to one sidecar."""
+        """Assign *connections* consecutive callers to each sidecar."""
         self.answers: list[Answer] = []
         self.admitted = [0] * len(subjects)
         self.refused_at_ns: dict[int, int] = {}
-        """When each sidecar refused the draining bucket last."""
+        """When each sidecar last refused a request of the draining bucket."""
         self._calls = [Call(subject.message, number) for number, subject in enumerate(subjects)]
         self._connections = connections
         self._turn = 0
 
     def next_call(self, caller: int) -> Call | None:
-        """The buckets in turn."""
+        """Return a call of the next bucket."""
         if len(self.answers) >= ANSWERS_MAX:
             return None
         self._turn = (self._turn + 1) % len(self._calls)
         return self._calls[self._turn]
 
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
-        """Keep it."""
+        """Record the answer."""
         status = read_status(message) if message else 0
         sidecar, now_ns = caller // self._connections, monotonic_ns()
         self.answers.append(Answer(sidecar, tag, status, sent_ns, now_ns))
@@ -64,10 +64,11 @@ class AnswerLog:
 @dataclass(frozen=True, slots=True)
 class Failover:
     """
-    One run. Times are on the monotonic clock, but for `window_us`, which is on that of the servers.
+    The result of one run. Times are on the monotonic clock, except `window_us`, which is on the servers'
+    clock.
 
-    `promoted_ns` is when the successor was seen to be a primary; `failovers` is how often a primary was
-    replaced, 1 unless the machine stalled for so long that a living one was taken for dead.
+    `promoted_ns` is when the promotion of the successor was observed; `failovers` is the number of
+    promotions, 1 unless the machine stalled so long that a healthy primary was replaced.
     """
 
     subjects: tuple[Subject, ...]
@@ -80,42 +81,50 @@ class Failover:
     failovers: int
 
     def over_admitted(self, bucket: int) -> int:
-        """Requests admitted beyond B + L·T/60."""
+        """Return the number of requests admitted beyond B + L·T/60."""
         admitted = sum(answer.status == 200 for answer in self.answers if answer.bucket == bucket)
         return max(0, admitted - most_admitted(self.subjects[bucket].terms, self.window_us))
 
     @property
     def normal_ns(self) -> int:
-        """When the last sidecar had recovered; 0 = one has not."""
+        """When the last sidecar had recovered; 0 = a sidecar has not recovered."""
         recovered = [self.recovered_ns(sidecar) for sidecar in range(self.sidecars)]
         return max(recovered) if all(recovered) else 0
 
     def during(self) -> list[Answer]:
-        """Answers from the kill until all sidecars answered normally again, or to the end if they did not."""
+        """Return the answers from the failure until all sidecars had recovered, or to the end."""
         last_ns = self.normal_ns or max(answer.received_ns for answer in self.answers)
         return [answer for answer in self.answers if self.killed_ns <= answer.received_ns <= last_ns]
 
     def recovered_ns(self, sidecar: int) -> int:
         """
-        When *sidecar* answered from the draining bucket again, after it had begun to answer by policy.
+        Return when *sidecar* first answered from the draining bucket after answers by policy; 0 = never.
 
-        0 = it did not. The bucket was not empty at the kill, so no refusal of it is from memory.
+        The bucket was not empty at the failure, so refusals do not come from the sidecar's memory.
         """
         own = [answer for answer in self.answers if answer.sidecar == sidecar and answer.bucket == DRAINING]
-        failed = [one.received_ns for one in own if one.status == 503 and one.received_ns >= self.killed_ns]
-        failed_ns = min(failed, default=0)
-        normal = (one.received_ns for one in own if one.status in NORMAL and one.sent_ns > failed_ns)
+        failed_ns = min(
+            (
+                answer.received_ns
+                for answer in own
+                if answer.status == 503 and answer.received_ns >= self.killed_ns
+            ),
+            default=0,
+        )
+        normal = (
+            answer.received_ns for answer in own if answer.status in NORMAL and answer.sent_ns > failed_ns
+        )
         return min(normal, default=0) if failed_ns else 0
 
     def slowest_ms(self) -> float:
-        """The longest that any request of the whole run waited for its answer."""
+        """Return the longest wait for an answer in the whole run."""
         return max(answer.received_ns - answer.sent_ns for answer in self.answers) / 1e6
 
     @property
     def is_kept(self) -> bool:
         """
-        Whether every request got its defined answer, every sidecar recovered, and no bucket gave more than
-        one burst again for each failover, which is the bound of what a successor can have missed.
+        Whether every request got a defined answer, every sidecar recovered, and no bucket admitted more than
+        one additional burst per failover, which is the maximum that a successor can have missed.
         """
         statuses = {answer.status for answer in self.answers}
         return (
@@ -129,9 +138,9 @@ class Failover:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that was measured."""
+        """Return all measurements."""
         during = self.during()
-        waits_ms = sorted((one.received_ns - one.sent_ns) / 1e6 for one in during)
+        waits_ms = sorted((answer.received_ns - answer.sent_ns) / 1e6 for answer in during)
         normal_ns, is_normal = self.normal_ns, self.normal_ns > 0
         later = sum(answer.status == 503 and answer.received_ns > normal_ns for answer in self.answers)
         return {

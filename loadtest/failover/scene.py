@@ -1,4 +1,4 @@
-"""One failover: sidecars under load on a store whose primary is killed while a bucket is being emptied."""
+"""One failover run: kills the store's primary while sidecars are under load and empty a bucket."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ CALLS_PER_S = 4_000.0
 DRAINING_TERMS = Terms(limit_rpm=10_000, burst=3_600, held_at_start=3_600)
 DRY_TERMS = Terms(limit_rpm=6_000, burst=20, held_at_start=20)
 KILL_AFTER = DRAINING_TERMS.burst // 3
-"""So many admitted when the primary dies: the bucket is being emptied as fast as it can."""
+"""Requests admitted before the primary is killed, while the bucket is being emptied."""
 STEP_TIMEOUT_S = 40.0
 LOOK_INTERVAL_S = 0.005
 
 
 class FailoverError(Exception):
-    """The scene did not come about: the bucket does not empty, or nobody takes the primary's place."""
+    """The run failed: a step did not happen in time, such as emptying the bucket or a promotion."""
 
 
 async def fail_over(kind: str, sidecars: int, silence_ms: int = SILENCE_MS) -> Failover:
     """
-    Play the scene on a fresh store of *kind*, where a primary is replaced after *silence_ms*.
+    Run a failover on a new store of *kind*, where a primary is replaced after *silence_ms*.
 
     Raises:
-        FailoverError, RedisServerError, SidecarsError: it did not come about.
+        FailoverError, RedisServerError, SidecarsError: the run failed.
     """
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-failover-")))
@@ -51,12 +51,12 @@ async def fail_over(kind: str, sidecars: int, silence_ms: int = SILENCE_MS) -> F
         fleet = Fleet(folder, sidecars, settings, child_environment(store.url))
         await undo.enter_async_context(fleet)
         log = AnswerLog(subjects, CONNECTIONS)
-        ways = [target for target in fleet.targets for _ in range(CONNECTIONS)]
+        targets = [target for target in fleet.targets for _ in range(CONNECTIONS)]
         callers = [
-            Caller(number, target, log, IN_FLIGHT, CALLS_PER_S / len(ways))
-            for number, target in enumerate(ways)
+            Caller(number, target, log, IN_FLIGHT, CALLS_PER_S / len(targets))
+            for number, target in enumerate(targets)
         ]
-        began_us = wall_clock_us()  # the servers' own clock: they run on this machine
+        began_us = wall_clock_us()  # also the servers' clock: they run on this machine
         for caller in callers:
             caller.start()
         try:
@@ -73,7 +73,7 @@ async def fail_over(kind: str, sidecars: int, silence_ms: int = SILENCE_MS) -> F
 
 
 async def _kill(store: FailoverStore, log: AnswerLog, sidecars: int) -> tuple[int, int]:
-    """Kill the primary half-way, and wait until each sidecar has emptied the bucket at its successor."""
+    """Kill the primary, and wait until each sidecar has emptied the bucket at the successor."""
     primary = await asyncio.to_thread(store.primary)
     await _until(lambda: log.admitted[DRAINING] >= KILL_AFTER, "the bucket is being emptied")
     killed_ns = monotonic_ns()
@@ -87,11 +87,11 @@ async def _kill(store: FailoverStore, log: AnswerLog, sidecars: int) -> tuple[in
 
 
 def _await_successor(store: FailoverStore, killed: RedisServer) -> int:
-    """When somebody has taken the place of *killed*, on the monotonic clock; runs in a thread."""
+    """Wait for the promotion of a successor of *killed*; return its monotonic time. Runs in a thread."""
     deadline_s = monotonic() + STEP_TIMEOUT_S
     while store.successor(killed) is None:
         if monotonic() > deadline_s:
-            raise FailoverError(f"no server took the primary's place within {STEP_TIMEOUT_S:g} s")
+            raise FailoverError(f"no replica was promoted within {STEP_TIMEOUT_S:g} s")
         sleep(LOOK_INTERVAL_S)
     return monotonic_ns()
 
@@ -105,6 +105,6 @@ async def _until(fact: Callable[[], bool], what: str) -> None:
 
 
 def _owner(start: str) -> str:
-    """An id that begins with *start* and lives in partition 0, whose primary is killed."""
+    """Return an id that begins with *start* and belongs to partition 0, whose primary is killed."""
     space = KeySpace()
     return next(f"{start}{number}" for number in range(1_000) if space.partition_of(f"{start}{number}") == 0)

@@ -1,4 +1,4 @@
-"""Stores that survive the death of a primary, with one thing to kill and a way to see its successor."""
+"""Stores with failover, whose primary can be killed and whose successor can be observed."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from sidecar.stores.redis.keys import KeySpace
 
 KINDS = ("sentinel", "cluster")
 SILENCE_MS = 1_500
-"""How long a primary must be silent before it is replaced: longer than a busy machine stalls."""
+"""Silence after which a primary is replaced; longer than the stalls of a busy machine."""
 
 
 class FailoverStore(Protocol):
-    """A group of servers; every method but `url` blocks, so call them in a thread."""
+    """A group of servers; every method except `url` blocks, so call it in a thread."""
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the store."""
 
     def epoch(self) -> int:
-        """Grows with each failover."""
+        """Return the configuration epoch, which increases with each failover."""
 
     def primary(self) -> RedisServer:
-        """The server that holds partition 0 now."""
+        """Return the current primary of partition 0."""
 
     def successor(self, killed: RedisServer) -> RedisServer | None:
-        """The server that has taken the place of *killed*; None = none yet."""
+        """Return the server that replaced *killed*; None = not replaced yet."""
 
     def stop(self) -> None:
-        """End all of its processes."""
+        """Stop all processes."""
 
 
 class SentinelStore:
     """One primary, two replicas, three Sentinels."""
 
     def __init__(self, folder: Path, silence_ms: int) -> None:
-        """Start them."""
+        """Start the servers."""
         self._group = SentinelGroup(folder, silence_ms)
 
     @property
@@ -56,7 +56,7 @@ class SentinelStore:
         return self._group.primary
 
     def successor(self, killed: RedisServer) -> RedisServer | None:
-        """See `FailoverStore`: the one that a Sentinel names, as clients ask it."""
+        """See `FailoverStore`; asks the Sentinels, as clients do."""
         for sentinel in self._group.sentinels:
             try:
                 _, port = sentinel.client.sentinel_get_master_addr_by_name(SERVICE)
@@ -72,10 +72,10 @@ class SentinelStore:
 
 
 class ClusterStore:
-    """Three primaries with a replica each; the one that holds partition 0 is killed."""
+    """Three primaries with a replica each; `primary` is that of partition 0."""
 
     def __init__(self, folder: Path, silence_ms: int) -> None:
-        """Start them."""
+        """Start the servers."""
         self._group = ClusterGroup(folder, silence_ms)
         self._slot = KeySpace().slot_of(0)
 
@@ -107,7 +107,7 @@ class ClusterStore:
 
 def start_store(kind: str, folder: Path, silence_ms: int = SILENCE_MS) -> FailoverStore:
     """
-    Start a store of *kind*, which takes some seconds; a primary is replaced after *silence_ms*.
+    Start a store of *kind* within some seconds; a primary is replaced after *silence_ms*.
 
     Raises:
         RedisServerError: the kind is unknown, or a server does not start.
@@ -116,4 +116,4 @@ def start_store(kind: str, folder: Path, silence_ms: int = SILENCE_MS) -> Failov
         return SentinelStore(folder, silence_ms)
     if kind == "cluster":
         return ClusterStore(folder, silence_ms)
-    raise RedisServerError(f"the kind of store must be one of {', '.join(KINDS)}, not {kind!r}")
+    raise RedisServerError(f"kind of store is {kind!r}; it must be one of {', '.join(KINDS)}")

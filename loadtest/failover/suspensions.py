@@ -1,8 +1,8 @@
 """
-Suspensions during failovers: what was acknowledged is never taken back, and lets nobody in.
+Suspensions during failovers: an acknowledged suspension is never lost, and no later request is admitted.
 
-Administrators suspend one integration after another while the primary behind Sentinels is replaced in one of
-several ways, and sidecars are asked about all of them the whole time.
+Administrators suspend one integration after another while the primary behind Sentinels fails in one of
+several ways, and the sidecars get requests of all integrations the whole time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from sidecar.verify.sidecars import Fleet, child_environment
 from sidecar.verify.subjects import ROUTES, message_of
 
 WAYS = ("manual", "kill", "stall-2.2", "stall-3.0")
-"""SENTINEL FAILOVER by hand, kill -9, and a primary that stands still for so many seconds."""
+"""SENTINEL FAILOVER, kill -9, and a primary that is stopped for 2.2 or 3.0 seconds."""
 SIDECARS, CONNECTIONS, IN_FLIGHT = 2, 2, 48
 CALLS_PER_S = 1_500.0
 ADMINISTRATORS = 4
 INTEGRATIONS = 80
-"""Of a round; each administrator suspends one after another."""
+"""Integrations of a round; each administrator suspends one after another."""
 LEAD_S, AFTER_S = 0.7, 3.0
-"""Before the failover begins, and after the Sentinels' word: the deposed primary lives on meanwhile."""
+"""Load before the failover, and after the promotion, while the old primary may still be running."""
 PAUSE_S = 0.12
 STEP_TIMEOUT_S = 60.0
 LOOK_INTERVAL_S = 0.005
@@ -47,7 +47,7 @@ LOOK_INTERVAL_S = 0.005
 
 @dataclass(slots=True)
 class SuspensionRound:
-    """What one failover did; times are on the monotonic clock."""
+    """The results of one failover."""
 
     way: str
     requests: int = 0
@@ -63,11 +63,11 @@ class SuspensionRound:
 
     @property
     def is_kept(self) -> bool:
-        """Whether no acknowledged suspension was lost or let a request in, and the audit log is intact."""
+        """Whether acknowledged suspensions were kept and effective, and the audit log is intact."""
         return not self.lost and not self.admitted_after and self.is_intact and self.acknowledged > 0
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that was counted."""
+        """Return all counts."""
         return {
             "verdict": "kept" if self.is_kept else "broken",
             "way": self.way,
@@ -85,7 +85,7 @@ class SuspensionRound:
 
 @dataclass(slots=True)
 class Load:
-    """Asks about the integrations of a round in turn; implements `callers.CallHandler`."""
+    """Sends requests of a round's integrations in turn. Implements `callers.CallHandler`."""
 
     messages: Sequence[bytes]
     numbers: range = range(0)
@@ -96,7 +96,7 @@ class Load:
     turn: int = 0
 
     def next_call(self, caller: int) -> Call | None:
-        """The next integration of the round."""
+        """Return a call of the round's next integration."""
         if not self.numbers:
             return None
         self.turn += 1
@@ -104,7 +104,7 @@ class Load:
         return Call(self.messages[number], number)
 
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
-        """Count it."""
+        """Count the answer."""
         status = read_status(message) if message else 0
         self.seen.requests += 1
         self.seen.failed += status == 503
@@ -117,10 +117,10 @@ async def fail_over_while_suspending(
     ways: Sequence[str], silence_ms: int = SILENCE_MS
 ) -> AsyncIterator[SuspensionRound]:
     """
-    One round for each of *ways*, on one store where a primary is replaced after *silence_ms*.
+    Run one round for each of *ways*, on one store where a primary is replaced after *silence_ms*.
 
     Raises:
-        FailoverError, RedisServerError, SidecarsError, RegistryError: the scene did not come about.
+        FailoverError, RedisServerError, SidecarsError, RegistryError: the run failed.
     """
     async with AsyncExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-suspensions-")))
@@ -145,15 +145,15 @@ async def fail_over_while_suspending(
             load.seen = SuspensionRound(way)
             for caller in callers:
                 caller.wake()
-            await _play(way, group, load, administrator)
+            await _run_round(way, group, load, administrator)
             load.numbers = range(0)
-            await asyncio.to_thread(_heal, group)
-            await _judge(group, load)
+            await asyncio.to_thread(_restore_replicas, group)
+            await _check_registry(group, load)
             yield load.seen
 
 
-async def _play(way: str, group: SentinelGroup, load: Load, administrator: Administrator) -> None:
-    """Replace the primary in one *way* while integrations are suspended."""
+async def _run_round(way: str, group: SentinelGroup, load: Load, administrator: Administrator) -> None:
+    """Make the primary fail in one *way* while integrations are suspended."""
     primary = await asyncio.to_thread(lambda: group.primary)
     waiting = list(load.numbers)
     over = asyncio.Event()
@@ -170,7 +170,7 @@ async def _play(way: str, group: SentinelGroup, load: Load, administrator: Admin
             primary.freeze()
             await asyncio.sleep(float(way.partition("-")[2]))
             primary.thaw()
-        await asyncio.to_thread(_await_word, group, primary, may_stay=way.startswith("stall"))
+        await asyncio.to_thread(_await_promotion, group, primary, is_required=not way.startswith("stall"))
         await asyncio.sleep(AFTER_S)
     finally:
         over.set()
@@ -178,7 +178,7 @@ async def _play(way: str, group: SentinelGroup, load: Load, administrator: Admin
 
 
 async def _suspend(waiting: list[int], over: asyncio.Event, load: Load, administrator: Administrator) -> None:
-    """Suspend one integration after another until the round is *over*; what fails is tried again."""
+    """Suspend one integration after another until the round is *over*; retry failed suspensions."""
     while waiting and not over.is_set():
         number = waiting.pop(0)
         while not over.is_set():
@@ -199,13 +199,13 @@ async def _suspend(waiting: list[int], over: asyncio.Event, load: Load, administ
         await asyncio.sleep(PAUSE_S)
 
 
-async def _judge(group: SentinelGroup, load: Load) -> None:
-    """Look at the successor, as somebody who was not there, for what was acknowledged."""
+async def _check_registry(group: SentinelGroup, load: Load) -> None:
+    """Check on the successor, with a new client, that no acknowledged suspension is lost."""
     registry = Administrator(parse_store_url(group.url)).registry
     try:
         view = await registry.load_all()
         suspended = {record.id for record in view.records if record.status is Status.SUSPENDED}
-        # Those of earlier rounds too: a later failover must not undo them either.
+        # Including those of earlier rounds, which a later failover must not undo.
         lost = {number for number in load.acknowledged_ns if name_of(number) not in suspended}
         load.seen.lost = len(lost - load.lost)
         load.lost |= lost
@@ -215,11 +215,11 @@ async def _judge(group: SentinelGroup, load: Load) -> None:
 
 
 def _order_failover(group: SentinelGroup) -> None:
-    """SENTINEL FAILOVER, as soon as the Sentinels can."""
-    _until(lambda: _tried(group), "the Sentinels start a failover")
+    """Send SENTINEL FAILOVER until a Sentinel accepts it."""
+    _until(lambda: _try_failover(group), "the Sentinels start a failover")
 
 
-def _tried(group: SentinelGroup) -> bool:
+def _try_failover(group: SentinelGroup) -> bool:
     try:
         group.sentinels[0].client.execute_command("SENTINEL FAILOVER", SERVICE)
     except redis.ResponseError:  # INPROG, NOGOODSLAVE
@@ -227,12 +227,12 @@ def _tried(group: SentinelGroup) -> bool:
     return True
 
 
-def _await_word(group: SentinelGroup, former: RedisServer, *, may_stay: bool) -> None:
-    """Wait until all Sentinels name another primary; one that stood still may have been let off."""
+def _await_promotion(group: SentinelGroup, former: RedisServer, *, is_required: bool) -> None:
+    """Wait until all Sentinels name another primary; after a stall, the primary may stay."""
     try:
         _until(lambda: all(port != former.port for port in _named(group)), "the Sentinels name a successor")
     except FailoverError:
-        if not may_stay:
+        if is_required:
             raise
 
 
@@ -240,8 +240,8 @@ def _named(group: SentinelGroup) -> list[int]:
     return [int(sentinel.client.sentinel_get_master_addr_by_name(SERVICE)[1]) for sentinel in group.sentinels]
 
 
-def _heal(group: SentinelGroup) -> None:
-    """Let every server that is not the primary be its replica, and wait until the Sentinels see that."""
+def _restore_replicas(group: SentinelGroup) -> None:
+    """Make all other servers replicas of the primary, and wait until the Sentinels report them."""
     primary = group.primary
     for server in group.servers:
         if server is primary:
@@ -252,12 +252,13 @@ def _heal(group: SentinelGroup) -> None:
         else:
             server.client.execute_command("REPLICAOF", LOOPBACK, primary.port)
     _until(
-        lambda: all(_is_well(sentinel.client, primary.port) for sentinel in group.sentinels), "all is well"
+        lambda: all(_is_healthy(sentinel.client, primary.port) for sentinel in group.sentinels),
+        "all Sentinels report two replicas",
     )
 
 
-def _is_well(sentinel: Any, port: int) -> bool:
-    """Whether a Sentinel sees the primary on *port* with two replicas that it could promote."""
+def _is_healthy(sentinel: Any, port: int) -> bool:
+    """Return whether a Sentinel reports the primary on *port* with two replicas that it could promote."""
     [primary] = sentinel.sentinel_masters().values()
     replicas = sentinel.sentinel_slaves(SERVICE)
     is_settled = primary["port"] == port and primary["flags"] == "master"

@@ -1,1 +1,1 @@
-"""Proves that hostile peers of any listener slow down no decision, hold no memory and keep nobody out."""
+"""Verifies that hostile peers do not slow decisions down, exhaust memory or lock administrators out."""

@@ -1,8 +1,8 @@
 """
 A hostile peer: `python -m loadtest.hostile_peers.peers KIND HOST:PORT`.
 
-It attacks from several loopback addresses, so that no bound on one address alone stops it, until its
-standard input ends. What the sidecar does about it is not looked at here.
+It attacks from several loopback addresses, so that limits per address do not stop it, until its standard
+input ends. It does not check how the sidecar reacts.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from sidecar.verify.check_link import SETTINGS, call_frames, frame, header_block
 from sidecar.verify.subjects import message_of
 
 SOURCES = 4
-"""The addresses 127.0.0.1 to 127.0.0.4; the first is that of honest clients, too."""
+"""The addresses 127.0.0.1 to 127.0.0.4; normal clients also have the first."""
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = 0.2
 ESTABLISHED_S = 0.5
-"""After so long the attack counts as begun, whether the sidecar has let all of it in or not."""
+"""Time after which the attack counts as started, even if some connections were refused."""
 CHUNK_BYTES = 6_000
 PIPELINED = 1_000
 BYTE_INTERVAL_S = 0.1
 STREAMS = 1_000
 CALL_TIMEOUT_MS = 60_000
 NO_WINDOW = (4).to_bytes(2, "big") + (0).to_bytes(4, "big")
-"""SETTINGS_INITIAL_WINDOW_SIZE 0 (RFC 9113 6.5.2): no answer may be sent."""
+"""SETTINGS_INITIAL_WINDOW_SIZE 0 (RFC 9113 6.5.2): the server cannot send answers."""
 
 Attack = Callable[[socket.socket], Awaitable[None]]
 
@@ -126,7 +126,7 @@ async def _taking_no_answer(sock: socket.socket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PeerKind:
-    """One kind of peer: what each of its *connections* does; a new one replaces each that ends."""
+    """One kind of peer: the attack of each of its *connections*, which are reopened when they end."""
 
     text: str
     connections: int
@@ -150,12 +150,12 @@ KINDS = {
         "gRPC calls whose answers are not taken", 100, _taking_no_answer, listeners=frozenset({"grpc"})
     ),
 }
-"""Every kind, by its name."""
+"""All kinds, by name."""
 
 
 @asynccontextmanager
 async def _connection(host: str, port: int, number: int) -> AsyncIterator[socket.socket]:
-    """A connection from the address whose turn it is, with a small receive buffer."""
+    """Open a connection from the source address of *number*, with a small receive buffer."""
     with socket.socket() as sock:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
@@ -167,7 +167,7 @@ async def _connection(host: str, port: int, number: int) -> AsyncIterator[socket
 
 async def _keep_attacking(kind: PeerKind, host: str, port: int, number: int) -> None:
     while True:
-        with contextlib.suppress(OSError):  # the sidecar has closed it, as it should
+        with contextlib.suppress(OSError):  # the sidecar has closed the connection, as intended
             async with _connection(host, port, number) as sock:
                 await kind.attack(sock)
         await asyncio.sleep(kind.retry_s)
@@ -188,12 +188,10 @@ async def _attack(kind: PeerKind, host: str, port: int) -> None:
 @contextmanager
 def attacking(name: str, address: str, core: int) -> Iterator[None]:
     """
-    Have a peer of the kind *name* attack *address* while the block runs.
-
-    It runs on *core*, and only while nothing else runs there.
+    Attack *address* with a peer of the kind *name* while the block runs, on *core* with idle priority.
 
     Raises:
-        BenchError: it did not begin.
+        BenchError: the attack did not start.
     """
     placed = ["chrt", "-i", "0", "taskset", "-c", str(core)]
     process = subprocess.Popen(
@@ -206,7 +204,7 @@ def attacking(name: str, address: str, core: int) -> Iterator[None]:
     assert process.stdout is not None
     try:
         if not process.stdout.readline():
-            raise BenchError(f"the peer {name} did not begin: {process.communicate()[1][-500:]}")
+            raise BenchError(f"the peer {name} did not start: {process.communicate()[1][-500:]}")
         yield
         process.communicate(timeout=STOP_TIMEOUT_S)
     finally:
@@ -216,7 +214,7 @@ def attacking(name: str, address: str, core: int) -> Iterator[None]:
 
 
 def main(name: str, address: str) -> None:
-    """Attack *address* as *name* says until standard input ends."""
+    """Attack *address* with the kind *name* until standard input ends."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     host, _, port = address.rpartition(":")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,4 +1,4 @@
-"""Trials: a real sidecar, its decisions with and without a hostile peer, and an administrator meanwhile."""
+"""Trials: measures a real sidecar's decisions, and an administrator's calls, during an attack."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ CONNECTIONS = 4
 WARM_UP_S = 0.3
 SAMPLE_S = 0.05
 ANSWER_TIMEOUT_S = 5.0
-"""For a suspension to be answered and in force, and for a scrape."""
+"""Maximum time until a suspension is effective, and for a scrape."""
 RATIO_MAX = 1.2
 GROWTH_MAX_BYTES = 64 << 20
 GRPC_GROWTH_MAX_BYTES = 128 << 20
-"""Untaken answers may take 64 MiB in all (`limits.unsent_bytes_max`), beside the calls themselves."""
+"""Unread answers may take 64 MiB in total (`limits.unsent_bytes_max`), in addition to the calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRound:
     """
-    One round with a peer. A time of infinity = not at all.
+    One round with a peer. An infinite time = it never happened.
 
     `decoy_p99_us` is the decisions' p99 while the same peer attacked another sidecar.
     """
@@ -62,6 +62,11 @@ class PeerRound:
     growth_bytes: int
     suspended_s: float
     scraped_s: float
+
+    @property
+    def ratio(self) -> float:
+        """The decisions' p99 during the attack relative to the attack on the decoy."""
+        return self.p99_us / self.decoy_p99_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,50 +79,50 @@ class PeerTrial:
 
     @property
     def ratio(self) -> float:
-        """The decisions' p99 beside the peer to that beside the decoy's peer: the median of all pairs."""
-        return median(each.p99_us / each.decoy_p99_us for each in self.rounds)
+        """The median ratio of all rounds."""
+        return median(result.ratio for result in self.rounds)
 
     @property
     def growth_bytes(self) -> int:
-        """By how much memory grew at the most."""
-        return max(each.growth_bytes for each in self.rounds)
+        """The largest growth of memory."""
+        return max(result.growth_bytes for result in self.rounds)
 
     @property
     def suspended_s(self) -> float:
-        """The longest time from the administrator's word to its effect."""
-        return max(each.suspended_s for each in self.rounds)
+        """The longest time from an administrator's suspension to its effect."""
+        return max(result.suspended_s for result in self.rounds)
 
     @property
     def scraped_s(self) -> float:
-        """The longest time that a scrape of the metrics took."""
-        return max(each.scraped_s for each in self.rounds)
+        """The longest time of a scrape of the metrics."""
+        return max(result.scraped_s for result in self.rounds)
 
     @property
     def is_safe(self) -> bool:
-        """Whether memory stayed within its bound and no administrator was kept out."""
+        """Whether memory stayed within its limit and no administrator was locked out."""
         growth_max_bytes = GRPC_GROWTH_MAX_BYTES if self.listener == "grpc" else GROWTH_MAX_BYTES
         return self.growth_bytes <= growth_max_bytes and self.suspended_s < ANSWER_TIMEOUT_S
 
     @property
     def is_kept(self) -> bool:
         """
-        Whether decisions, too, stayed as fast as promised.
+        Whether decisions also stayed as fast as promised.
 
-        Peers of a listener that decides share it fairly with other proxies, and so take time from them.
+        Peers of a deciding listener share it fairly with the proxies, and thereby take time from them.
         """
         return self.is_safe and (self.listener in DECIDING_KINDS or self.ratio <= RATIO_MAX)
 
 
 class AttackedSidecar:
-    """A sidecar and integrations to suspend, one for each round; see the two kinds below."""
+    """A sidecar with an integration to suspend for each round; see the two subclasses."""
 
     attacked: Sequence[str]
-    """Its listeners that peers attack; the first one serves HTTP, and metrics."""
+    """The attacked listeners; the first one serves HTTP with metrics."""
     load_core = LOAD_CORE
     manner = Manner.EQUAL
 
     def __init__(self, folder: Path, targets: int) -> None:
-        """Nothing runs yet."""
+        """Generate keys and addresses; `running` starts the sidecar."""
         self.folder = folder
         self.hot = generate_api_key()
         self.targets = [generate_api_key() for _ in range(targets)]
@@ -125,12 +130,12 @@ class AttackedSidecar:
         self._suspended = 0
 
     def records(self) -> list[dict[str, Any]]:
-        """The integrations, as a registry file and the admin API both take them."""
+        """Return the integrations, in the form of registry files and the admin API."""
         hot = {**_record("hot", self.hot), "rate_limit_rpm": 10_000, "burst": BURST}
         return [hot, *(_record(f"target-{number}", key) for number, key in enumerate(self.targets))]
 
     def write_config(self, registry: str) -> Path:
-        """The configuration of the sidecar."""
+        """Write the configuration of the sidecar; return its path."""
         config = self.folder / "sidecar.yaml"
         settings = {
             "listen": self.addresses,
@@ -143,18 +148,18 @@ class AttackedSidecar:
 
     @contextmanager
     def running(self) -> Iterator[RunningSidecar]:
-        """The sidecar, ready to decide."""
+        """Run the sidecar until the block ends; it is ready to decide."""
         raise NotImplementedError
 
     def suspend(self, number: int) -> None:
-        """Have target *number* suspended, as an administrator does it."""
+        """Suspend target *number*, as an administrator does."""
         raise NotImplementedError
 
     def time_suspension(self) -> float:
         """
-        Suspend the next target; the seconds until no request of it is admitted, `inf` = too many.
+        Suspend the next target; return the seconds until its requests are denied, `inf` = too long.
 
-        Each decision is asked for on a connection of its own, as a proxy that has just started would.
+        Each decision uses a new connection, like a proxy that has just started.
         """
         number, self._suspended = self._suspended, self._suspended + 1
         message = check_request(self.targets[number].api_key)
@@ -170,7 +175,7 @@ class AttackedSidecar:
         return float("inf")
 
     def p99_us(self, calls: int) -> float:
-        """The latency that 99 % of *calls* decisions kept within, from the moment they were due."""
+        """Return the p99 latency of *calls* decisions, measured from their scheduled times."""
         target = self.addresses["grpc"]
         run = Run(target, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, self.manner)
         message = check_request(self.hot.api_key)
@@ -191,7 +196,7 @@ class SidecarWithFile(AttackedSidecar):
             yield sidecar
 
     def suspend(self, number: int) -> None:
-        """Write it into the file."""
+        """Write the suspension to the file."""
         self._write(suspended=number)
 
     def _write(self, suspended: int) -> None:
@@ -207,8 +212,8 @@ class SidecarWithAdminApi(AttackedSidecar):
     """
     A SQLite registry with the admin API, which the supervisor serves.
 
-    The supervisor shares its core with the peer, and the worker, which decides, shares the other with the
-    load of decisions: what a peer costs the supervisor is not what the promise is about.
+    The supervisor shares its core with the peer, and the deciding worker shares the other core with the load
+    of decisions, because the promise is not about the supervisor's speed.
     """
 
     attacked = ("admin",)
@@ -243,7 +248,7 @@ class SidecarWithAdminApi(AttackedSidecar):
             raise BenchError(f"an integration was not created: {refused[0]}")
 
     def suspend(self, number: int) -> None:
-        """Call the admin API, on a connection of its own."""
+        """Call the admin API on a new connection."""
         connection = http.client.HTTPConnection(self.addresses["admin"], timeout=ANSWER_TIMEOUT_S)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         body = json.dumps({"reason": "trial"})
@@ -258,14 +263,14 @@ class SidecarWithAdminApi(AttackedSidecar):
 SIDECARS: tuple[type[AttackedSidecar], ...] = (SidecarWithFile, SidecarWithAdminApi)
 
 
-def hold_trials(
+def run_trials(
     sidecar_type: type[AttackedSidecar], folder: Path, kinds: Sequence[str], rounds: int, calls: int
 ) -> list[PeerTrial]:
     """
-    Hold *rounds* rounds with each of *kinds* that attack a listener of it; *calls* decisions each.
+    Run *rounds* rounds with each of *kinds* that attack one of its listeners; *calls* decisions each.
 
     Raises:
-        BenchError: a decision was not answered at all, or the trials could not be held.
+        BenchError: a decision was not answered, or the trials could not run.
     """
     attacks = [
         (listener, kind)
@@ -291,16 +296,16 @@ def hold_trials(
                 held[listener, kind].append(
                     PeerRound(decoy_p99_us, p99_us, growth_bytes, suspended_s, scraped_s)
                 )
-    return [PeerTrial(listener, kind, tuple(each)) for (listener, kind), each in held.items()]
+    return [PeerTrial(listener, kind, tuple(results)) for (listener, kind), results in held.items()]
 
 
 @contextmanager
 def _decoy(sidecar_type: type[AttackedSidecar], folder: Path) -> Iterator[AttackedSidecar]:
     """
-    A second sidecar, on the peer's core, that runs only when nothing else does.
+    Run a second sidecar on the peer's core, with idle priority.
 
-    A peer costs the machine time, and the load of decisions with it, whomever it attacks: connections and
-    bytes over the loopback. Compared with a peer of the decoy, only what the attacked sidecar does counts.
+    A peer takes machine time with its connections and bytes, whatever it attacks. The comparison with an
+    attack on the decoy excludes this time.
     """
     (folder / "decoy").mkdir()
     decoy = sidecar_type(folder / "decoy", 0)
@@ -313,7 +318,7 @@ def _decoy(sidecar_type: type[AttackedSidecar], folder: Path) -> Iterator[Attack
 
 @contextmanager
 def _sampled(sidecar: RunningSidecar) -> Iterator[list[int]]:
-    """The memory of all processes of *sidecar*, again and again while the block runs."""
+    """Sample the memory of all processes of *sidecar* while the block runs."""
     samples = [sidecar.rss_bytes()]
     is_over = threading.Event()
 

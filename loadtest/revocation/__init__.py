@@ -1,1 +1,1 @@
-"""Proves that a suspension is instant: no sidecar admits a request that is sent after its commit."""
+"""Verifies that a suspension is instant: no sidecar admits a request that is sent after its commit."""

@@ -1,4 +1,4 @@
-"""`python -m loadtest.revocation`: hold the trials, print what they found; 1 = somebody was let in."""
+"""`python -m loadtest.revocation`: runs the trials, prints the results; exit code 1 = broken."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from loadtest.revocation.trials import prove_revocation
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; return the exit code."""
+    """Run the trials; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.revocation", description=__doc__)
     parser.add_argument("--trials", type=int, default=1_000, help="suspensions (default 1000)")
     parser.add_argument("--sidecars", type=int, default=4, help="sidecars under load (default 4)")
-    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: one of its own")
+    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: a new server")
     given = parser.parse_args(arguments)
     with redis_at(given.redis) as store:
         report = run(prove_revocation(store, given.trials, given.sidecars))

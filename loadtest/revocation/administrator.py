@@ -1,4 +1,4 @@
-"""The administrator of the trials: makes the integrations, and suspends one of them in each trial."""
+"""The administrator of the trials: creates the integrations, and suspends one of them in each trial."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ ACTOR = Actor("prover", Role.ADMIN, "prover1")
 CONTEXT = ChangeContext("revocation", "local")
 TOKEN_LIFETIME_US = 24 * 3_600 * 1_000_000
 LIMIT_RPM, BURST = 10_000, 1_000_000
-"""No trial empties such a bucket: every denial is the suspension's."""
+"""No trial empties such a bucket, so every denial comes from the suspension."""
 
 
 class Administrator:
-    """Works on the registry at a store of its own prefix, as an operator's program would."""
+    """Changes the registry at a store, as an operator's program does."""
 
     def __init__(self, url: StoreUrl) -> None:
-        """Nothing is connected yet."""
+        """Use the registry at *url*; connects at the first change."""
         self.registry = RedisRegistry(url, Lifecycle(ScopeCatalogue()))
 
     async def prepare(self, count: int) -> list[str]:
         """
-        Make *count* integrations; the API key of each.
+        Create *count* integrations and return their API keys.
 
         Raises:
-            RegistryError, RefusedError: it cannot be done.
+            RegistryError, RefusedError: the registry refused a change or is unavailable.
         """
         digest = generate_api_key().digest
         token = NewToken(ACTOR.token_id, digest, int(time() * 1e6) + TOKEN_LIFETIME_US)
@@ -61,17 +61,17 @@ class Administrator:
         return [key.api_key for key in keys]
 
     async def suspend(self, number: int) -> Committed:
-        """Suspend the integration of trial *number*, and return once that is committed."""
+        """Suspend the integration of trial *number*; return when the change is committed."""
         command = Suspend(integration_id=name_of(number), reason="trial")
         return await self.registry.apply(ChangeRequest(command, ACTOR, CONTEXT))
 
     async def close(self) -> None:
-        """Let go of the registry."""
+        """Close the registry's connections."""
         await self.registry.aclose()
 
 
 def name_of(trial: int) -> str:
-    """The id of a trial's integration."""
+    """Return the id of a trial's integration."""
     return f"trial-{trial}"
 
 

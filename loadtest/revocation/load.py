@@ -1,14 +1,14 @@
 """
-`python -m loadtest.revocation.load TARGET …`: the load of the trials, in a process of its own.
+`python -m loadtest.revocation.load TARGET …`: the load of the trials, in a separate process.
 
-So the administrator's process is idle, and sees the commit when it returns and not some callbacks later.
-Both read one clock, CLOCK_MONOTONIC. Lines of JSON come in and go out:
+So the administrator's process is idle and measures the commit without delay. Both processes read the same
+clock, CLOCK_MONOTONIC. They exchange lines of JSON:
 
-    in   {"trial": 7, "key": "sck_..."}     from now on ask with this key
-    out  {"trial": 7, "loaded": true}       every sidecar has admitted requests with it
-    in   {"trial": 7, "committed_ns": ...}  its suspension has been committed
-    in   {"trial": 7, "over": true}         the administrator waits no longer
-    out  {"trial": 7, "result": {...}}      every sidecar denies it, and no request of the trial is under way
+    in   {"trial": 7, "key": "sck_..."}     send requests with this key from now on
+    out  {"trial": 7, "loaded": true}       every sidecar has admitted requests with the key
+    in   {"trial": 7, "committed_ns": ...}  the suspension is committed
+    in   {"trial": 7, "over": true}         the administrator stops waiting
+    out  {"trial": 7, "result": {...}}      every sidecar denies the key, and no request is in flight
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from sidecar.verify.subjects import message_of
 
 CONNECTIONS, IN_FLIGHT = 2, 16
 ADMITTED_FIRST = 50
-"""Requests that each sidecar must admit before the suspension: then it is under way everywhere."""
+"""Requests that each sidecar must admit before the suspension."""
 DENIED_AFTER = 20
-"""Requests that each sidecar must deny after it before the trial ends."""
+"""Requests that each sidecar must deny after the suspension before the trial ends."""
 
-Tell = Callable[[dict[str, Any]], None]
+SendLine = Callable[[dict[str, Any]], None]
 
 
 @dataclass
 class TrialResult:
     """
-    What a trial found.
+    The result of a trial.
 
-    `violations` are requests that were admitted although they were sent after the commit; `judged` are all
-    that were sent after it. `first_denials_ns` has one time for each sidecar.
+    `violations` are admitted requests that were sent after the commit; `judged` are all requests that were
+    sent after the commit. `first_denials_ns` has one time for each sidecar.
     """
 
     violations: int
@@ -56,7 +56,7 @@ class TrialResult:
 
 @dataclass
 class Trial:
-    """One trial while it runs; the lists have one place for each sidecar."""
+    """A running trial; its lists have one item for each sidecar."""
 
     number: int
     message: bytes
@@ -64,7 +64,7 @@ class Trial:
     committed_ns: int = 0
     is_loaded: bool = False
     is_over: bool = False
-    under_way: int = 0
+    in_flight: int = 0
     failed: int = 0
     unanswered: int = 0
     others: int = 0
@@ -75,11 +75,11 @@ class Trial:
     denied_sent_ns: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """One place for each sidecar."""
+        """Create the items for each sidecar."""
         self.admitted, self.denied_after = [0] * self.sidecars, [0] * self.sidecars
         self.first_denials_ns = [0] * self.sidecars
 
-    def note(self, sidecar: int, status: int, sent_ns: int) -> None:
+    def count(self, sidecar: int, status: int, sent_ns: int) -> None:
         """Count the answer of *sidecar*."""
         if status == 200:
             self.admitted[sidecar] += 1
@@ -98,14 +98,14 @@ class Trial:
             self.others += 1
 
     def commit(self, committed_ns: int) -> None:
-        """The suspension was committed then; answers that came meanwhile are looked at again."""
+        """Set the time of the commit, and count the earlier denials again."""
         self.committed_ns = committed_ns
         self.denied_after = [0] * self.sidecars
         for sidecar, sent_ns in self.denied_sent_ns:
             self.denied_after[sidecar] += sent_ns > committed_ns
 
     def result(self) -> TrialResult:
-        """What it found."""
+        """Return the result."""
         violations = sum(sent_ns > self.committed_ns for sent_ns in self.admitted_sent_ns)
         denied = sum(sent_ns > self.committed_ns for _, sent_ns in self.denied_sent_ns)
         return TrialResult(
@@ -120,16 +120,16 @@ class Trial:
 
 
 class RevocationLoad:
-    """Keeps all sidecars under load, trial after trial; implements `callers.CallHandler`."""
+    """Keeps all sidecars under load, trial after trial. Implements `callers.CallHandler`."""
 
-    def __init__(self, targets: Sequence[str], tell: Tell) -> None:
-        """*tell* is given what goes out."""
+    def __init__(self, targets: Sequence[str], send_line: SendLine) -> None:
+        """Send requests to *targets*, and progress with *send_line*."""
         self._sidecars = len(targets)
-        self._tell = tell
+        self._send_line = send_line
         self._trials: dict[int, Trial] = {}
         self._current: Trial | None = None
-        ways = [target for target in targets for _ in range(CONNECTIONS)]
-        self._callers = [Caller(number, target, self, IN_FLIGHT) for number, target in enumerate(ways)]
+        connections = [target for target in targets for _ in range(CONNECTIONS)]
+        self._callers = [Caller(number, target, self, IN_FLIGHT) for number, target in enumerate(connections)]
 
     def start(self) -> None:
         """Connect; calls begin with the first trial."""
@@ -140,8 +140,8 @@ class RevocationLoad:
         """End all calls."""
         await asyncio.gather(*(caller.stop() for caller in self._callers))
 
-    def heard(self, line: dict[str, Any]) -> None:
-        """Take in a line of the administrator's."""
+    def handle_line(self, line: dict[str, Any]) -> None:
+        """Handle a line from the administrator."""
         number = int(line["trial"])
         if "key" in line:
             self._current = self._trials[number] = Trial(number, message_of(line["key"]), self._sidecars)
@@ -155,50 +155,50 @@ class RevocationLoad:
             trial.commit(int(line["committed_ns"]))
         else:
             trial.is_over = True
-        self._look(trial)
+        self._report(trial)
 
     def next_call(self, caller: int) -> Call | None:
-        """The current trial's; that of the one before when it is over and the next has not come."""
+        """Return a call of the current trial; None = no trial is running."""
         trial = self._current
         if trial is None or trial.is_over:
             return None
-        trial.under_way += 1
+        trial.in_flight += 1
         return Call(trial.message, trial.number)
 
     def ended(self, caller: int, tag: int, message: bytes, sent_ns: int) -> None:
         """Count the answer."""
         trial = self._trials[tag]
-        trial.under_way -= 1
-        trial.note(caller // CONNECTIONS, read_status(message) if message else 0, sent_ns)
+        trial.in_flight -= 1
+        trial.count(caller // CONNECTIONS, read_status(message) if message else 0, sent_ns)
         if trial.committed_ns or not trial.is_loaded:
-            self._look(trial)
+            self._report(trial)
 
-    def _look(self, trial: Trial) -> None:
-        """Tell what *trial* has come to."""
+    def _report(self, trial: Trial) -> None:
+        """Send the progress of *trial*, if it has changed."""
         if not trial.is_loaded and min(trial.admitted) >= ADMITTED_FIRST:
             trial.is_loaded = True
-            self._tell({"trial": trial.number, "loaded": True})
+            self._send_line({"trial": trial.number, "loaded": True})
         if trial.committed_ns and min(trial.denied_after) >= DENIED_AFTER:
             trial.is_over = True
-        if trial.is_over and not trial.under_way and trial.number in self._trials:
+        if trial.is_over and not trial.in_flight and trial.number in self._trials:
             del self._trials[trial.number]
-            self._tell({"trial": trial.number, "result": asdict(trial.result())})
+            self._send_line({"trial": trial.number, "result": asdict(trial.result())})
 
 
 async def serve(targets: Sequence[str]) -> None:
-    """Do what the lines of standard input say, until it ends."""
+    """Handle the lines of standard input until it ends."""
 
-    def tell(line: dict[str, Any]) -> None:
+    def send_line(line: dict[str, Any]) -> None:
         print(json.dumps(line), flush=True)
 
-    load = RevocationLoad(targets, tell)
+    load = RevocationLoad(targets, send_line)
     load.start()
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     try:
         while line := await reader.readline():
-            load.heard(json.loads(line))
+            load.handle_line(json.loads(line))
     finally:
         await load.stop()
 

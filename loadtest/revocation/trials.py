@@ -1,4 +1,4 @@
-"""The trials: put all sidecars under load with a key, suspend its owner, and see who is still let in."""
+"""The trials: load all sidecars with a key, suspend its integration, and count later admissions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sidecar.verify.sidecars import Fleet, child_environment
 from sidecar.verify.subjects import ROUTES, own_prefix
 
 STEP_TIMEOUT_S = 15.0
-"""How long the load may take to say something that must come."""
+"""Maximum wait for a line of the load process."""
 DENY_TIMEOUT_S = 10.0
-"""How long all sidecars may take to deny; then the trial ends, and is broken."""
+"""Maximum time until all sidecars deny; after it the trial has failed."""
 END_TIMEOUT_S = 15.0
 TRIALS_MAX = 100_000
 
@@ -31,12 +31,12 @@ Make = Callable[[StoreUrl], Administrator]
 
 
 class RevocationError(Exception):
-    """The trials cannot be held: the load does not get going or has ended."""
+    """The trials cannot run: the load process did not start or has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One trial that was held: when the suspension was called for, when its commit returned, and the rest."""
+class CompletedTrial:
+    """One completed trial: when the suspension was requested, when its commit returned, and the result."""
 
     called_ns: int
     committed_ns: int
@@ -44,36 +44,36 @@ class Held:
 
     @property
     def is_kept(self) -> bool:
-        """Whether nobody came in after the commit, every sidecar was seen to deny, and all was answered."""
+        """Whether no request was admitted after the commit, every sidecar denied, and all were answered."""
         result = self.result
         return not (result.violations or result.others or result.unanswered) and all(result.first_denials_ns)
 
     @property
     def flip_ms(self) -> float:
-        """From the commit's return to the last sidecar's first denial; below 0 = all denied before it."""
+        """Time from the commit's return to the last sidecar's first denial; negative = all denied before."""
         return (max(self.result.first_denials_ns) - self.committed_ns) / 1e6
 
     @property
     def commit_ms(self) -> float:
-        """How long the suspension took its caller."""
+        """Duration of the suspension for its caller."""
         return (self.committed_ns - self.called_ns) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class RevocationReport:
-    """What all trials found."""
+    """The results of all trials."""
 
     sidecars: int
     seconds: float
-    trials: tuple[Held, ...]
+    trials: tuple[CompletedTrial, ...]
 
     @property
     def is_kept(self) -> bool:
-        """Whether the promise held in every trial."""
+        """Whether the promise was kept in every trial."""
         return all(trial.is_kept for trial in self.trials)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that was measured."""
+        """Return all measurements."""
         results = [trial.result for trial in self.trials]
         return {
             "verdict": "kept" if self.is_kept else "broken",
@@ -92,46 +92,46 @@ class RevocationReport:
 
 
 class LoadProcess:
-    """The process of the load (`loadtest.revocation.load`), spoken to in lines."""
+    """The load process (`loadtest.revocation.load`), which exchanges lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        """Speak to *process*."""
+        """Communicate with *process*."""
         self._process = process
 
     @classmethod
     async def start(cls, targets: Sequence[str]) -> LoadProcess:
-        """Start it on *targets*."""
+        """Start the process with *targets*."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "loadtest.revocation.load", *targets),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # its end is that of its standard input
+            start_new_session=True,  # it ends when its standard input is closed
         )
         return cls(process)
 
-    def say(self, **line: Any) -> None:
+    def send(self, **line: Any) -> None:
         """Send a line."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
-    async def hear(self, trial: int, name: str, timeout_s: float = STEP_TIMEOUT_S) -> Any:
+    async def receive(self, trial: int, name: str, timeout_s: float = STEP_TIMEOUT_S) -> Any:
         """
-        The value of *name* of the next line, which must be of *trial*.
+        Return the value of *name* in the next line, which must be of *trial*.
 
         Raises:
-            RevocationError: the process has ended, or says something else.
-            TimeoutError: not in time.
+            RevocationError: the process has ended, or sent another line.
+            TimeoutError: no line arrived in time.
         """
         assert self._process.stdout is not None
         async with asyncio.timeout(timeout_s):
             text = await self._process.stdout.readline()
         line = json.loads(text) if text else {}
         if line.get("trial") != trial or name not in line:
-            raise RevocationError(f"the load should tell '{name}' of trial {trial}, but says {text!r}")
+            raise RevocationError(f"the load process sent {text!r} instead of '{name}' of trial {trial}")
         return line[name]
 
     async def stop(self) -> None:
-        """Have it end."""
+        """Stop the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -146,13 +146,13 @@ async def prove_revocation(
     store: str, trials: int, sidecars: int, make: Make = Administrator
 ) -> RevocationReport:
     """
-    Hold *trials* with *sidecars* on the Redis at *store*; nothing stays there.
+    Run *trials* with *sidecars* on the Redis at *store*, and delete all keys afterwards.
 
     Raises:
-        RevocationError, SidecarsError, RegistryError: they cannot be held.
+        RevocationError, SidecarsError, RegistryError: the trials cannot run.
     """
     if not 1 <= trials <= TRIALS_MAX:
-        raise RevocationError(f"the number of trials must be 1..{TRIALS_MAX}, not {trials}")
+        raise RevocationError(f"number of trials is {trials}; it must be 1 to {TRIALS_MAX}")
     store = own_prefix(store)
     url = parse_store_url(store)
     async with AsyncExitStack() as undo:
@@ -166,24 +166,25 @@ async def prove_revocation(
         load = await LoadProcess.start(fleet.targets)
         undo.push_async_callback(load.stop)
         started_ns = monotonic_ns()
-        held = [await _hold(load, administrator, number, key) for number, key in enumerate(keys)]
-        return RevocationReport(sidecars, (monotonic_ns() - started_ns) / 1e9, tuple(held))
+        completed = [await _run_trial(load, administrator, number, key) for number, key in enumerate(keys)]
+        return RevocationReport(sidecars, (monotonic_ns() - started_ns) / 1e9, tuple(completed))
 
 
-async def _hold(load: LoadProcess, administrator: Administrator, number: int, key: str) -> Held:
-    """One trial."""
-    load.say(trial=number, key=key)
-    await load.hear(number, "loaded")
+async def _run_trial(
+    load: LoadProcess, administrator: Administrator, number: int, key: str
+) -> CompletedTrial:
+    load.send(trial=number, key=key)
+    await load.receive(number, "loaded")
     called_ns = monotonic_ns()
     await administrator.suspend(number)
     committed_ns = monotonic_ns()
-    load.say(trial=number, committed_ns=committed_ns)
+    load.send(trial=number, committed_ns=committed_ns)
     try:
-        result = await load.hear(number, "result", DENY_TIMEOUT_S)
+        result = await load.receive(number, "result", DENY_TIMEOUT_S)
     except TimeoutError:
-        load.say(trial=number, over=True)
-        result = await load.hear(number, "result")
-    return Held(called_ns, committed_ns, TrialResult(**result))
+        load.send(trial=number, over=True)
+        result = await load.receive(number, "result")
+    return CompletedTrial(called_ns, committed_ns, TrialResult(**result))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

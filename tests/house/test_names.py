@@ -15,6 +15,8 @@ EMPTY_WORDS = re.compile(
 """In snake case and in camel case. `common_name` is a word of X.509 and may stay."""
 
 ROOMS_WITHOUT_ONE = (
+    "deploy/",
+    "loadtest/",
     "sidecar/admin_client/",
     "sidecar/cli/",
     "sidecar/domain/",

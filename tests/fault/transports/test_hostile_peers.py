@@ -11,7 +11,7 @@ from loadtest.hostile_peers.trials import (
     AttackedSidecar,
     SidecarWithAdminApi,
     SidecarWithFile,
-    hold_trials,
+    run_trials,
 )
 
 LOAD_S = 0.5
@@ -30,6 +30,6 @@ def test_peers__hold_no_memory_and_keep_nobody_out(
     sidecar_type: type[AttackedSidecar], kind: str, tmp_path: Path
 ) -> None:
     """What decisions cost meanwhile is judged on a quiet machine, by `make hostile-peers`."""
-    [trial] = hold_trials(sidecar_type, tmp_path, [kind], rounds=1, calls=int(LOAD_S * RATE_PER_S))
+    [trial] = run_trials(sidecar_type, tmp_path, [kind], rounds=1, calls=int(LOAD_S * RATE_PER_S))
     assert trial.kind == kind
     assert trial.is_safe, trial

@@ -49,7 +49,7 @@ def test_plan__dear_calls_make_every_worker_a_cell() -> None:
 
 def test_plan__calls_that_fill_a_primary_are_refused() -> None:
     """No number of primaries helps then, so no plan is better than a wrong one."""
-    with pytest.raises(ValueError, match="calls of 5000 µs fill a primary at trips of 10000 µs"):
+    with pytest.raises(ValueError, match="calls of 5000 µs saturate a primary at trips of 10000 µs"):
         plan(1_000, Costs(call_us=5_000, trip_us=10_000))
 
 

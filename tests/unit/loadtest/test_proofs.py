@@ -15,7 +15,7 @@ from loadtest.hostile_peers.trials import GROWTH_MAX_BYTES, PeerRound, PeerTrial
 from loadtest.proving import percentile
 from loadtest.redis_servers import RedisServerError
 from loadtest.revocation.load import ADMITTED_FIRST, CONNECTIONS, DENIED_AFTER, RevocationLoad, Trial
-from loadtest.revocation.trials import Held, RevocationReport
+from loadtest.revocation.trials import CompletedTrial, RevocationReport
 from loadtest.soak import Sample, SoakError, SoakReport, growth
 from sidecar.verify.accuracy import Terms
 from sidecar.verify.subjects import Subject
@@ -44,7 +44,7 @@ class TrialHarness:
         """Begin trial 1."""
         self.told: list[dict[str, Any]] = []
         self.load = RevocationLoad(["unix:/a", "unix:/b"], self.told.append)
-        self.load.heard({"trial": 1, "key": "sck_a_b"})
+        self.load.handle_line({"trial": 1, "key": "sck_a_b"})
 
     def answer(self, sidecar: int, status: int, sent_ns: int, count: int = 1) -> None:
         """So many calls through *sidecar* begin and end with *status*."""
@@ -70,7 +70,7 @@ def test_trial__tells_who_was_let_in_after_the_commit() -> None:
     harness.get_going()
     harness.answer(0, 200, sent_ns=90)
     harness.answer(1, 403, sent_ns=95)
-    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.load.handle_line({"trial": 1, "committed_ns": 100})
     harness.answer(0, 200, sent_ns=99)
     harness.answer(0, 200, sent_ns=101)
     harness.answer(0, 403, 102, DENIED_AFTER)
@@ -82,12 +82,12 @@ def test_trial__tells_who_was_let_in_after_the_commit() -> None:
     assert all(result["first_denials_ns"])
 
 
-def test_trial__ends_when_no_request_is_under_way() -> None:
+def test_trial__ends_when_no_request_is_in_flight() -> None:
     """A request whose answer is still to come could be the one that was let in."""
     harness = TrialHarness()
     harness.get_going()
     assert harness.load.next_call(0) is not None
-    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.load.handle_line({"trial": 1, "committed_ns": 100})
     for sidecar in (0, 1):
         harness.answer(sidecar, 403, 102, DENIED_AFTER)
     assert len(harness.told) == 1
@@ -100,9 +100,9 @@ def test_trial__the_administrator_may_end_it() -> None:
     """Where a sidecar never denies, the trial ends all the same, and says so."""
     harness = TrialHarness()
     harness.get_going()
-    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.load.handle_line({"trial": 1, "committed_ns": 100})
     harness.answer(0, 200, 150, 3)
-    harness.load.heard({"trial": 1, "over": True})
+    harness.load.handle_line({"trial": 1, "over": True})
     assert harness.result()["violations"] == 3
     assert harness.result()["first_denials_ns"] == [0, 0]
 
@@ -110,23 +110,23 @@ def test_trial__the_administrator_may_end_it() -> None:
 def test_trial__denials_before_the_commit_is_known_count_too() -> None:
     """Answers that came while the administrator's line was on its way are looked at again."""
     trial = Trial(1, b"", 1)
-    trial.note(0, 403, sent_ns=150)
-    trial.note(0, 403, sent_ns=50)
+    trial.count(0, 403, sent_ns=150)
+    trial.count(0, 403, sent_ns=50)
     trial.commit(100)
     assert trial.denied_after == [1]
 
 
-def held(**changes: Any) -> Held:
+def held(**changes: Any) -> CompletedTrial:
     """A trial that kept the promise, but for *changes*."""
     harness = TrialHarness()
     harness.get_going()
-    harness.load.heard({"trial": 1, "committed_ns": 100})
+    harness.load.handle_line({"trial": 1, "committed_ns": 100})
     for sidecar in (0, 1):
         harness.answer(sidecar, 403, 102, DENIED_AFTER)
     from loadtest.revocation.load import TrialResult
 
     result = replace(TrialResult(**harness.result()), first_denials_ns=[3 * MS, 5 * MS])
-    return Held(1 * MS, 2 * MS, replace(result, **changes))
+    return CompletedTrial(1 * MS, 2 * MS, replace(result, **changes))
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ class Invocation:
 
     def preview(self, method: str, *segments: str, body: Mapping[str, Any]) -> Answer:
         """
-        The answer of a dry run, whatever the options of this run say.
+        Return the answer of a dry run, even without `--dry-run`.
 
         Raises:
             AdminCallError: the change would be refused, or there was no answer.

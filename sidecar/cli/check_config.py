@@ -166,7 +166,7 @@ def _policies_without_effect(loaded: LoadedConfig) -> list[str]:
 
 
 def _own_policies(loaded: LoadedConfig) -> str:
-    """The number of integrations in the registry file with each policy of their own."""
+    """The number of integrations in the registry file with their own policy, by policy."""
     records = [integration.record for integration in loaded.registry.snapshot.integrations.values()]
     own = Counter(record.on_store_error.value for record in records if record.on_store_error is not None)
     return ", ".join(f"{count} {policy}" for policy, count in sorted(own.items()))

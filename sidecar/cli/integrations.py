@@ -36,7 +36,7 @@ RpmOption = Annotated[
 ]
 BurstOption = Annotated[
     int | None,
-    typer.Option("--burst", metavar="N", help="Requests that may come at once. Default: the limit."),
+    typer.Option("--burst", metavar="N", help="Requests that may arrive at once. Default: the limit."),
 ]
 ExpiresOption = Annotated[
     str,

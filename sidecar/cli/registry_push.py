@@ -25,7 +25,7 @@ NO_ADMINISTRATOR = (
 )
 UNKNOWN_AUTHOR = (
     "the token is not valid for this registry: it has expired, was revoked, or belongs to another registry\n"
-    "  ask an administrator for a new token, and check that the configuration names the registry you mean"
+    "  ask an administrator for a new token, and check that the configuration names the right registry"
 )
 
 

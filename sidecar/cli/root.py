@@ -80,7 +80,7 @@ app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")
 app.command("verify-limits")(verify_limits.verify_limits)
-# Until 0.2 under its former name, too. Typer's hint says bool; Click takes the text of the warning.
+# The old name works until 0.2. Typer declares bool, but Click accepts the text of the warning.
 app.command("conformance", hidden=True, deprecated="use `sidecar verify-limits`")(verify_limits.verify_limits)  # type: ignore[arg-type]
 app.command()(version)
 

@@ -20,7 +20,7 @@ from sidecar.transports.http1.work import Pace
 
 API_PATH = b"/v1"
 
-NOT_HERE = "The admin API is not served here: ask an address of 'listen.admin'."
+NOT_HERE = "This listener does not serve the admin API: use an address of 'listen.admin'."
 
 
 class BuildCollector(Collector):
@@ -28,7 +28,7 @@ class BuildCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield `sidecar_build_info`."""
-        info = GaugeMetricFamily("sidecar_build_info", "Always 1; says which build.", labels=["version"])
+        info = GaugeMetricFamily("sidecar_build_info", "Always 1, with the version.", labels=["version"])
         info.add_metric([VERSION], 1)
         yield info
 

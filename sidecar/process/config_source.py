@@ -234,7 +234,7 @@ def _yaml_value(text: str, name: str, faults: FaultList) -> object:
 
 
 def _is_of_type(kind: Any, wanted: type) -> bool:
-    """Whether a field of type *kind* may hold a value of the type *wanted*."""
+    """Whether a field of type *kind* accepts a value of the type *wanted*."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _is_of_type(get_args(kind)[0], wanted)

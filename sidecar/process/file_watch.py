@@ -29,21 +29,21 @@ class WatchedSource(ABC):
     Files that are read repeatedly. Not thread-safe.
 
     Changed files are read only after two polls in a row found them unchanged: a file that is being written in
-    place may be valid and yet lack half of its content. Whoever reads sets `read_stamp` before, and
-    `is_unreadable`.
+    place may be valid and yet lack half of its content. A subclass sets `read_stamp` before it reads, and
+    `is_unreadable` afterwards.
     """
 
     def __init__(self, file: str) -> None:
-        """Messages call it *file*."""
+        """Read what messages call *file*."""
         self.file = file
         self.read_stamp: object = None
-        """The stamp of what was read last; `UNREAD` = the next poll finds a change."""
+        """The stamp of the files at the last read; `UNREAD` = the next poll reads them."""
         self._unsettled_stamp: object = None
         self.cancelled = threading.Event()
         self.is_settling = False
         """True = the last poll saw a change; the files are read once a poll finds them unchanged."""
         self.is_unreadable = False
-        """True = they could not be read the last time: each poll tries again."""
+        """True = the files could not be read the last time: each poll tries again."""
 
     def cancel(self) -> None:
         """Stop loading within milliseconds, permanently; callable from any thread."""
@@ -51,10 +51,10 @@ class WatchedSource(ABC):
 
     @abstractmethod
     def stamp(self) -> object:
-        """Something that differs after each change; None = it is not there."""
+        """A value that differs after each change of the files; None = they do not exist."""
 
     def has_settled_change(self) -> bool:
-        """Whether there is something new to read, and it has stopped changing."""
+        """Whether the files have changed and are no longer being written."""
         if self.is_unreadable:
             return True
         stamp = self.stamp()
@@ -69,11 +69,11 @@ class WatchedSource(ABC):
 
 
 UNREAD = object()
-"""The stamp of what was not read: it equals no other stamp, so the next poll reads the files."""
+"""The stamp of unread files: it equals no other stamp, so the next poll reads them."""
 
 
 def file_stamp(path: Path) -> tuple[int, int, int, int] | None:
-    """Something that differs after each change of the file at *path*; None = it is not there."""
+    """A value that differs after each change of the file at *path*; None = it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -111,21 +111,21 @@ class FileWatch(ABC, Generic[Loaded]):
 
     @abstractmethod
     def _loader(self, is_asked: bool) -> Callable[[], Loaded | None]:
-        """What reads the source, for the thread: in any case where *is_asked*, else if it has changed."""
+        """The function that the thread calls to read the source; *is_asked* = even if it is unchanged."""
 
     @abstractmethod
     def _count(self, result: str) -> None:
-        """Count a reload that ended as 'ok', 'unchanged' or 'failed'."""
+        """Count a reload with the result 'ok', 'unchanged' or 'failed'."""
 
     @abstractmethod
     async def _put_in_force(self, loaded: Loaded) -> None:
-        """Go by *loaded* from now on."""
+        """Use *loaded* from now on."""
 
     def _refused(self, error: FileFaultsError) -> None:
-        """The new content holds mistakes; that is logged already."""
+        """Called after the mistakes in the new content were logged."""
 
     def _read(self) -> None:
-        """The files were read, and what they say is in force."""
+        """Called when the content of the files is in force."""
 
     def reload(self) -> None:
         """Read the files at once, even if they seem unchanged."""

@@ -112,7 +112,7 @@ def _ended_children() -> list[int]:
         if not folder.name.isdigit():
             continue
         try:
-            # The name in brackets may hold anything; after it come the state and the parent.
+            # The name in brackets may contain anything; the state and the parent follow it.
             state, parent_pid = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue  # already reaped

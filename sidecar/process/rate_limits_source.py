@@ -26,7 +26,7 @@ FILE_BYTES_MAX = 4 << 20
 
 
 class LoadedRateLimits(NamedTuple):
-    """Rules that can be put into force, remarks on them, and how long loading them took."""
+    """Loaded rules, warnings about them, and how long loading took."""
 
     limits: RateLimits = RateLimits()
     warnings: tuple[FileFault, ...] = ()
@@ -35,14 +35,14 @@ class LoadedRateLimits(NamedTuple):
 
 class RateLimitsSource(WatchedSource):
     """
-    Reads all files of a folder and its sub-folders, whatever their suffix, in the order of their paths.
+    Reads all files of a folder and its sub-folders, in the order of their paths, or a single file.
 
-    What begins with a dot is skipped: editors' files, and the copies that Kubernetes keeps of a ConfigMap.
-    A path that names a file is that file alone.
+    Names that begin with a dot are skipped: files of editors, and copies that Kubernetes keeps of a
+    ConfigMap.
     """
 
     def __init__(self, path: Path, settings: RateLimitSettings) -> None:
-        """Read *path*, by what *settings* say of domains."""
+        """Read *path*, with the *settings* of its domains."""
         super().__init__(str(path))
         self.path = path
         self._settings = settings
@@ -50,10 +50,10 @@ class RateLimitsSource(WatchedSource):
 
     def load(self) -> LoadedRateLimits | None:
         """
-        Read all files now; None = their content is what was loaded last.
+        Read all files now; None = their content is the same as at the last load.
 
         Raises:
-            FileFaultsError: they cannot be read or hold mistakes; what was loaded before stays right.
+            FileFaultsError: they cannot be read or hold mistakes; the previous rules stay in force.
             YamlCancelledError: `cancel` was called.
         """
         started_s = time.monotonic()
@@ -94,7 +94,7 @@ class RateLimitsSource(WatchedSource):
 
     def _files(self) -> list[Path]:
         """
-        The files to read, in order; at most one more than allowed.
+        The files to read, in order.
 
         Raises:
             OSError: the folder cannot be read.
@@ -128,7 +128,7 @@ class RateLimitsSource(WatchedSource):
         return Algorithm(self._settings.algorithm_of(domain))
 
     def _remarks(self, limits: RateLimits) -> Iterator[FileFault]:
-        """What the files lack that the configuration speaks of."""
+        """Warnings of settings that the files do not match."""
         if not limits.domains:
             yield FileFault(self.file, None, "", "holds no rate-limit files: nothing is limited")
         for domain in self._settings.domains:

@@ -19,7 +19,7 @@ _log = logging.getLogger("sidecar.rate_limits")
 
 
 class RateLimitsWatch(FileWatch[LoadedRateLimits]):
-    """Puts new rules into force when the rate-limit files change; tells `on_state` when they are refused."""
+    """Puts new rules into force when the rate-limit files change; calls `on_state` when they are rejected."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RateLimitsWatch(FileWatch[LoadedRateLimits]):
 
 
 def report_rate_limits(loaded: LoadedRateLimits, file: str) -> None:
-    """Tell the log which rate limits are in force now."""
+    """Log the rate limits in force and their warnings."""
     domains = loaded.limits.domains
     log_event(
         _log,
@@ -68,4 +68,4 @@ def report_rate_limits(loaded: LoadedRateLimits, file: str) -> None:
         took_ms=round(loaded.took_s * 1_000),
     )
     for warning in loaded.warnings:
-        log_event(_log, logging.WARNING, "odd in the rate limits", at=str(warning))
+        log_event(_log, logging.WARNING, "rate limits warning", at=str(warning))

@@ -301,7 +301,7 @@ AlgorithmName = Literal["fixed_window", "token_bucket"]
 
 
 class RateLimitHeaderSettings(Section):
-    """Headers that the rate-limit service adds to responses; `true` stands for `enabled: true`."""
+    """Headers that the rate-limit service adds to responses; `true` means `enabled: true`."""
 
     enabled: bool = False
     limit: ResponseHeaderName = "RateLimit-Limit"
@@ -315,13 +315,13 @@ class RateLimitHeaderSettings(Section):
 
 
 class RateLimitDomainSettings(Section):
-    """What one domain of the rate-limit files has that the files do not say."""
+    """Settings of one domain of the rate-limit files that the files cannot contain."""
 
     algorithm: AlgorithmName
 
 
 class RateLimitSettings(Section):
-    """Envoy's rate-limit service; just the path stands for a section with defaults. No `path` = it is off."""
+    """Envoy's rate-limit service; a path alone means a section with defaults. No `path` = off."""
 
     path: str | None = None
     algorithm: AlgorithmName = "fixed_window"

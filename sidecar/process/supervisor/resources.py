@@ -107,7 +107,7 @@ class WorkerUsage(Collector):
         for pid in self._pids():
             folder = Path(f"/proc/{pid}")
             try:
-                # The name in brackets may hold anything; fields 14 and 15 are utime and stime.
+                # The name in brackets may contain anything; fields 14 and 15 are utime and stime.
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 cpu_us += (int(fields[11]) + int(fields[12])) * _TICK_US
                 resident_bytes += int((folder / "statm").read_text().split()[1]) * _PAGE_BYTES

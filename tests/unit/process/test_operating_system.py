@@ -1,20 +1,91 @@
-"""Orphans are reaped, own children are left to whoever started them."""
+"""CPUs, open files, orphaned processes, and the notification of systemd."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sidecar.process.operating_system import OrphanReaper
+from sidecar.process.operating_system import (
+    FILES_WANTED,
+    OrphanReaper,
+    notify_ready,
+    usable_cpus,
+    worker_count,
+)
 from tests.unit.process.running import SERVE, Configured
 from tests.waiting import eventually
+
+HERE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"),
+    [
+        ("max 100000\n", HERE),
+        (f"{HERE * 100_000} 100000\n", HERE),
+        ("100000 100000\n", 1),
+        ("50000 100000\n", 1),
+        (f"{(HERE + 7) * 100_000} 100000\n", HERE),
+        ("1 0\n", HERE),
+        ("nonsense", HERE),
+    ],
+)
+def test_usable_cpus__a_quota_cuts_the_affinity(tmp_path: Path, quota: str, cpus: int) -> None:
+    """A container that may use one CPU of many gets one worker; half a CPU counts as one."""
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    assert usable_cpus(file) == cpus
+
+
+def test_usable_cpus__without_a_quota_it_is_the_affinity(tmp_path: Path) -> None:
+    """No cgroup v2, no quota."""
+    assert usable_cpus(tmp_path / "missing") == HERE
+
+
+def test_usable_cpus__a_fraction_is_rounded_up(tmp_path: Path) -> None:
+    """One and a half CPUs are two workers where there are two."""
+    file = tmp_path / "cpu.max"
+    file.write_text("150000 100000\n")
+    assert usable_cpus(file) == min(2, HERE)
+
+
+def test_worker_count__is_what_was_asked_for() -> None:
+    """A number is itself; auto is what can be used."""
+    assert worker_count(7) == 7
+    assert worker_count("auto") == usable_cpus()
+
+
+SCRIPT = """
+import resource
+from sidecar.process.operating_system import raise_open_files_limit
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+print(raise_open_files_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(256, 1_024), (1_024, 1_024), (512, None)])
+def test_open_files__the_soft_limit_is_raised(soft: int, hard: int | None) -> None:
+    """As far as the hard one allows, and no further than makes sense; the hard one stays."""
+    script = SCRIPT.format(soft=soft, hard="hard" if hard is None else hard)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    told, in_force, limit = map(int, result.stdout.split())
+    expected = min(FILES_WANTED, resource.getrlimit(resource.RLIMIT_NOFILE)[1] if hard is None else hard)
+    assert told == in_force == expected
+    assert hard is None or limit == hard
+
 
 PR_SET_CHILD_SUBREAPER = 36
 WRAPPER = """
@@ -111,3 +182,32 @@ def test_watch__a_process_that_inherits_no_orphans_reaps_none() -> None:
         loop.close()
     assert state_of(child.pid) == "Z"
     child.wait(10)
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_notify__says_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """READY=1 in one datagram, to a path or to an abstract name."""
+    name = str(tmp_path / "notify") if kind == "path" else f"@{tmp_path.name}-notify"
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(5)
+        systemd.bind(name.replace("@", "\0", 1))
+        notify_ready()
+        assert systemd.recv(100) == b"READY=1"
+
+
+def test_notify__nobody_waits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without systemd there is nothing to do."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify_ready()
+    assert caplog.records == []
+
+
+def test_notify__a_dead_socket_is_only_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sidecar that serves does not end because nobody hears so."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "missing"))
+    with caplog.at_level(logging.WARNING):
+        notify_ready()
+    assert "No such file or directory" in caplog.text

@@ -1,1 +1,1 @@
-"""What the outside sees of a running sidecar: every metric in one table, structured logs."""
+"""Metrics and structured logs."""

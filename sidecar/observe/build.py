@@ -1,4 +1,4 @@
-"""Which build this is."""
+"""The version of the sidecar and of Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 def _version() -> str:
     try:
         return metadata.version("sidecar")
-    except metadata.PackageNotFoundError:  # run from a source tree that was not installed
+    except metadata.PackageNotFoundError:  # the source tree is not installed
         return "0+source"
 
 

@@ -1,10 +1,9 @@
 """
-Files that a process reads again while it runs. A file that cannot be read is not an invalid file.
+Reading files that a running process reloads. An unreadable file is not an invalid file.
 
-Reading fails for passing reasons: no free file descriptor, a network disk that is away, a file that is
-being replaced. Whoever reads a file again keeps the last good content, tries each `RETRY_INTERVAL_S`
-until reading works, and says so with a `ReadEpisode`: one log line at the begin, one at the end, and the
-gauge `sidecar_files_unreadable` in between.
+Reading may fail temporarily: no free file descriptor, an unmounted network volume, a file being replaced. The
+caller keeps the last good content, retries every `RETRY_INTERVAL_S`, and reports the failure with a
+`ReadEpisode`: one log entry at the start, one at the end, and the gauge `sidecar_files_unreadable`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sidecar.observe.metrics import Metrics
 
 RETRY_INTERVAL_S = 1.0
 FILE_KINDS = ("configuration", "rate_limits", "registry", "tls")
-"""What a file that is read again is for: the label of `sidecar_files_unreadable`."""
+"""The purposes of reloaded files: the label values of `sidecar_files_unreadable`."""
 
 _log = logging.getLogger("sidecar.files")
 
@@ -32,11 +31,11 @@ class NotRegularFileError(OSError):
 
 def read_regular_file(path: Path, bytes_max: int) -> bytes:
     """
-    The content of *path*; one byte more than *bytes_max* when the file is larger.
+    Read the file at *path*; of a file larger than *bytes_max*, read one byte more than that.
 
     Raises:
-        NotRegularFileError: the path names something else.
-        OSError: the file cannot be read now.
+        NotRegularFileError: the path is not a regular file.
+        OSError: the file cannot be read.
     """
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -50,10 +49,10 @@ def read_regular_file(path: Path, bytes_max: int) -> bytes:
 
 
 class ReadEpisode:
-    """Whether one file, or one group of files, can be read now: told once at each change."""
+    """Reports when a file, or a group of files, becomes unreadable and readable again."""
 
     def __init__(self, metrics: Metrics, kind: str, name: str) -> None:
-        """The file that messages call *name*; *kind* is one of `FILE_KINDS`."""
+        """Messages name the file *name*; *kind* is one of `FILE_KINDS`."""
         self._metrics = metrics
         self._kind = kind
         self._name = name
@@ -61,11 +60,11 @@ class ReadEpisode:
 
     @property
     def is_open(self) -> bool:
-        """True while the file cannot be read."""
+        """Whether the file is unreadable."""
         return self._since_s is not None
 
     def begin(self, problem: str) -> None:
-        """Reading failed because of *problem*; again: nothing."""
+        """Report that reading failed because of *problem*; has no effect if already reported."""
         if self._since_s is not None:
             return
         self._since_s = time.monotonic()
@@ -81,7 +80,7 @@ class ReadEpisode:
         )
 
     def end(self) -> None:
-        """Reading worked, whatever the content is; again: nothing."""
+        """Report that reading works again; has no effect if it was not failing."""
         if self._since_s is None:
             return
         lasted_s = round(time.monotonic() - self._since_s, 1)

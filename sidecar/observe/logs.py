@@ -1,10 +1,10 @@
 """
-Logs: one JSON object a line on standard error, or plain text for a terminal; no API key, ever.
+Logs: one JSON object per line on standard error, or plain text for a terminal, without API keys.
 
-Logging never holds up a decision: lines go through a bounded queue to a thread that writes, so a
-reader that stalls costs lines, not latency. Each logger has a budget for each level, of lines a minute and
-of places in the queue: what peers can cause drowns neither an operator's event nor an error of ours.
-Lines that were lost are counted, and a line tells how many there were and of which kinds.
+Logging never delays a decision: a thread writes the lines of a bounded queue, so a slow reader loses lines
+and adds no latency. Each logger has a budget per level, for lines per minute and for places in the queue, so
+that lines caused by clients cannot displace events for operators or errors. Lost lines are counted, and a
+line reports their number and kinds.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from sidecar.domain.bucket import Level, Quota, draw
 
 LINES_PER_MINUTE_MAX = 600
 LINES_BURST = 200
-"""Of one kind: the lines of one logger at one level."""
+"""The budget of one kind: the lines of one logger at one level."""
 KINDS_MAX = 64
-"""Kinds with a budget of their own; whatever comes after them shares one for each level."""
+"""Maximum number of kinds with their own budget; further kinds share one budget per level."""
 QUEUE_LINES_MAX = 1_000
 QUEUE_LINES_OF_KIND_MAX = LINES_BURST
 QUEUE_LINES_FOR_ERRORS = 250
-"""Places in the queue that are kept for errors."""
+"""Places in the queue that are reserved for errors."""
 LOST_INTERVAL_US = 1_000_000
-"""Between two lines that tell of lost ones."""
-LOST_KINDS_TOLD_MAX = 10
+"""Minimum time between two lines that report lost lines."""
+LOST_KINDS_SHOWN_MAX = 10
 TEXT_CHARS_MAX = 4_096
-"""Of a message, of a field and of a stack trace, which keeps its end."""
+"""Maximum length of a message, of a field and of a stack trace, of which the end is kept."""
 FIELDS_MAX = 20
 LIST_ITEMS_MAX = 20
 CLOSE_TIMEOUT_S = 2.0
 
 _FIELDS = "event_fields"
 
-# As `domain.api_keys` writes them: <prefix>_<credential id>_<secret and checksum>; also cut-off ones.
+# The format of `domain.api_keys`: <prefix>_<credential id>_<secret and checksum>; also truncated keys.
 _API_KEY = re.compile(r"\b([0-9A-Za-z-]{1,16}_[0-9A-Za-z-]{1,32})_[0-9A-Za-z]{12,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def log_event(logger: logging.Logger, level: int, message: str, /, **fields: object) -> None:
-    """Log *message*, the same text for every event of its kind, with what is particular in *fields*."""
+    """Log *message*, a constant text for this kind of event, with the variable data in *fields*."""
     logger.log(level, message, extra={_FIELDS: fields})
 
 
 def without_api_keys(text: str) -> str:
     """
-    *text* with the secret of each API key in it taken out; the public credential id stays.
+    Remove the secret of each API key from *text*; the public credential id stays.
 
     >>> without_api_keys("got sck_q2R8mW0bTz_" + "x" * 36)
     'got sck_q2R8mW0bTz_[secret]'
@@ -64,10 +64,10 @@ def without_api_keys(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, then the event's own fields."""
+    """One JSON object per line: time (UTC), level, logger, message, then the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`; the length is bounded by the bounds of its parts."""
+        """See `logging.Formatter.format`; the length is bounded because all parts are."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
             "level": record.levelname.lower(),
@@ -86,10 +86,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         fields = "".join(f"  {name}={_shown(value)}" for name, value in _event_fields(record))
         text = record.getMessage()[:TEXT_CHARS_MAX] + fields
-        line = f"{moment} {record.levelname.lower():<7} {_CONTROL.sub(_escaped, text)}"
+        line = f"{time} {record.levelname.lower():<7} {_CONTROL.sub(_escaped, text)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)[-TEXT_CHARS_MAX:]
         return without_api_keys(line)
@@ -101,7 +101,7 @@ def _event_fields(record: logging.LogRecord) -> list[tuple[str, object]]:
 
 
 def _bounded(value: object) -> object:
-    """*value* as JSON can hold it, of bounded size."""
+    """Convert *value* to a JSON value of bounded size."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
@@ -124,14 +124,14 @@ class _Kind:
     """The lines of one logger at one level."""
 
     name: str
-    level: Level | None = None  # of its budget
-    queued: int = 0  # changed where lines are logged
-    written: int = 0  # changed by the thread that writes
-    lost: int = 0  # and not yet told
+    level: Level | None = None  # of the budget's bucket
+    queued: int = 0  # changed only by the logging threads
+    written: int = 0  # changed only by the writing thread
+    lost: int = 0  # lost lines that are not reported yet
 
 
 class LineHandler(logging.Handler):
-    """Formats records where they are logged and writes the lines in a thread of its own."""
+    """Formats records in the logging thread and writes the lines in another thread."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class LineHandler(logging.Handler):
         on_lost: Callable[[], None] = lambda: None,
         clock_us: Callable[[], int] = lambda: monotonic_ns() // 1_000,
     ) -> None:
-        """Write to *stream*; call *on_lost* for each line that had to be dropped."""
+        """Write to *stream*; call *on_lost* for each dropped line."""
         super().__init__()
         self._stream = stream
         self._on_lost = on_lost
@@ -147,19 +147,19 @@ class LineHandler(logging.Handler):
         self._quota = Quota.per_minute(LINES_PER_MINUTE_MAX, LINES_BURST)
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._lines: queue.Queue[tuple[_Kind, str] | None] = queue.Queue(QUEUE_LINES_MAX)
-        self._lost_told_us: int | None = None
+        self._lost_reported_us: int | None = None
         self._is_closed = False
         self._writer = threading.Thread(target=self._write_lines, name="log writer", daemon=True)
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue one line, or drop it: never waits, never raises. Called under the handler's lock."""
+        """Queue one line, or drop it; never waits or raises. Called under the handler's lock."""
         kind = self._kind_of(record)
         now_us = self._clock_us()
         if not self._admit(kind, now_us):
             return self._lose(kind)
         with contextlib.suppress(queue.Full):
-            self._tell_lost(now_us)
+            self._report_lost(now_us)
         try:
             self._put(kind, record)
         except Exception:  # a full queue, or arguments that do not fit the message
@@ -186,7 +186,7 @@ class LineHandler(logging.Handler):
         Queue the line of *record*.
 
         Raises:
-            queue.Full: there is no place for a line of this kind.
+            queue.Full: there is no room for a line of this kind.
         """
         kept = 0 if record.levelno >= logging.ERROR else QUEUE_LINES_FOR_ERRORS
         waiting = kind.queued - kind.written
@@ -199,10 +199,10 @@ class LineHandler(logging.Handler):
         kind.lost += 1
         self._on_lost()
 
-    def _tell_lost(self, now_us: int | None) -> None:
-        """Queue a line that tells of lost ones, unless that was just done; *now_us* None = in any case."""
-        told_us = self._lost_told_us
-        if now_us is not None and told_us is not None and now_us < told_us + LOST_INTERVAL_US:
+    def _report_lost(self, now_us: int | None) -> None:
+        """Queue a line that reports lost lines, at most one per interval; *now_us* None = always."""
+        reported_us = self._lost_reported_us
+        if now_us is not None and reported_us is not None and now_us < reported_us + LOST_INTERVAL_US:
             return
         losing = sorted((kind for kind in self._kinds.values() if kind.lost), key=lambda kind: -kind.lost)
         if not losing:
@@ -210,12 +210,12 @@ class LineHandler(logging.Handler):
         message = "%d log lines were dropped"
         lost = sum(kind.lost for kind in losing)
         record = logging.LogRecord(__name__, logging.WARNING, "", 0, message, (lost,), None)
-        kinds = [f"{kind.name}: {kind.lost}" for kind in losing[:LOST_KINDS_TOLD_MAX]]
+        kinds = [f"{kind.name}: {kind.lost}" for kind in losing[:LOST_KINDS_SHOWN_MAX]]
         setattr(record, _FIELDS, {"kinds": kinds})
         self._put(self._kind_of(record), record)
         for kind in losing:
             kind.lost = 0
-        self._lost_told_us = now_us
+        self._lost_reported_us = now_us
 
     def _write_lines(self) -> None:
         while (item := self._lines.get()) is not None:
@@ -224,18 +224,18 @@ class LineHandler(logging.Handler):
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):  # nobody reads any more, or the stream is closed
+            except (OSError, ValueError):  # the reader is gone, or the stream is closed
                 self._on_lost()
             kind.written += 1
 
     def close(self) -> None:
-        """Write what is queued, for at most `CLOSE_TIMEOUT_S`; may be called again."""
+        """Write the queued lines, for at most `CLOSE_TIMEOUT_S`; may be called again."""
         super().close()
         if self._is_closed:
             return
         self._is_closed = True
         with contextlib.suppress(queue.Full), self.lock or contextlib.nullcontext():
-            self._tell_lost(None)
+            self._report_lost(None)
         try:
             self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
         except queue.Full:  # the reader has stalled
@@ -253,10 +253,10 @@ def set_up_logging(
         level: 'debug', 'info', 'warning' or 'error'.
         style: 'json', 'text', or 'auto' = text for a terminal.
         stream: where to write; usually standard error.
-        on_lost: called for each line that had to be dropped.
+        on_lost: called for each dropped line.
 
     Returns:
-        The handler; close it at the end of the process.
+        The handler, to close at the end of the process.
     """
     handler = LineHandler(stream, on_lost)
     is_text = style == "text" or (style == "auto" and stream.isatty())
@@ -264,6 +264,6 @@ def set_up_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Its everyday lines are not ours.
+    # asyncio logs debug lines about every event loop.
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, root.level))
     return handler

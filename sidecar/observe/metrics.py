@@ -1,10 +1,10 @@
 """
-Every metric in one table, over one flat array of 64-bit integers.
+Metrics in one table, stored in a flat array of 64-bit integers.
 
-Label values come only from closed lists known at start, so each series has a fixed slot and the hot
-path counts with `values[slot] += 1`: no lock, no dict, no string. The array is any writable buffer
-of signed 64-bit integers; workers of a fleet put it into shared memory, so one process can add up
-all workers, and a dead worker's counts are not lost. Labels never come from a caller.
+Label values come only from closed lists known at start, never from a caller, so each series has a fixed slot
+and hot paths count with `values[slot] += 1`: no lock, no dict, no string. The array is any writable buffer of
+signed 64-bit integers; workers use shared memory, so that one process can add up the counts of all workers
+and no counts of an ended worker are lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sidecar.observe.rows import RowTable
 
 
 class MetricKind(Enum):
-    """What a metric means to Prometheus."""
+    """The Prometheus type of a metric."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -41,9 +41,9 @@ class MetricSpec:
     One row of the table.
 
     `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
-    of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` names
-    the combinations of label values that can occur; empty = all of them. `row_labels` come before the
-    others, and their values from the configuration in force: at most `rows_max` of them, see `rows`.
+    of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` lists the
+    possible combinations of label values; empty = all. `row_labels` come before the other labels and get
+    their values from the configuration in force, at most `rows_max` combinations; see `rows`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class MetricSpec:
 
     @property
     def width(self) -> int:
-        """Slots that one series takes: 1, or for a histogram buckets + infinity + sum."""
+        """Number of slots of one series: 1, or for a histogram buckets + infinity + sum."""
         return len(self.buckets_ns) + 2 if self.kind is MetricKind.HISTOGRAM else 1
 
     @property
@@ -67,20 +67,20 @@ class MetricSpec:
 
 
 class MetricTable:
-    """Rows and the first slot of each; the layout depends on the rows alone."""
+    """Metric specs and the first slot of each; the layout depends only on the specs."""
 
     def __init__(self, specs: Sequence[MetricSpec]) -> None:
         """
         Lay out *specs* one after another.
 
         Raises:
-            ValueError: two rows share a name.
+            ValueError: two specs have the same name.
         """
         self.specs = tuple(specs)
         self._first: dict[str, int] = {}
         self._spec: dict[str, MetricSpec] = {}
         self.rows: dict[str, RowTable] = {}
-        """Of the metrics that have rows, by name."""
+        """The row tables of the metrics that have rows, by metric name."""
         size = 0
         for spec in self.specs:
             if spec.name in self._first:
@@ -96,10 +96,10 @@ class MetricTable:
 
     def slot(self, name: str, *labels: str) -> int:
         """
-        The slot of one series, to be kept by whoever counts it.
+        The slot of one series.
 
         Raises:
-            KeyError: no such metric, or a label value outside its closed list.
+            KeyError: there is no such metric, or a label value is not in its closed list.
         """
         spec = self._spec[name]
         try:
@@ -113,13 +113,13 @@ class MetricTable:
 
 
 class Metrics(Collector):
-    """One process's counts; also the collector that prometheus-client exposes."""
+    """The counts of one process, and their collector for prometheus-client."""
 
     def __init__(self, table: MetricTable, values: memoryview | None = None) -> None:
         """
         Count into *values*: a writable buffer of `table.size` signed 64-bit integers ('q').
 
-        None = private memory of this process.
+        *values* None = private memory of this process.
         """
         self.table = table
         self.values = values if values is not None else memoryview(array("q", bytes(8 * table.size)))
@@ -129,7 +129,7 @@ class Metrics(Collector):
         return self.table.slot(name, *labels)
 
     def add(self, name: str, *labels: str, by: int = 1) -> None:
-        """Count where speed does not matter; hot paths keep the slot instead."""
+        """Count in a slow path; hot paths look up the slot once."""
         self.values[self.table.slot(name, *labels)] += by
 
     def set(self, name: str, *labels: str, to: int) -> None:
@@ -141,7 +141,7 @@ class Metrics(Collector):
         return self.values[self.table.slot(name, *labels)]
 
     def row(self, name: str, *labels: str) -> int:
-        """The slot of the first count of a row, by its labels; the others follow in the order of `series`."""
+        """The slot of the first count of a row by its labels; its other counts follow in series order."""
         return self.table.rows[name].find(self.values, labels)
 
     def histogram(self, name: str, *labels: str) -> HistogramRecorder:
@@ -159,20 +159,20 @@ class HistogramRecorder:
     __slots__ = ("_bounds", "_first", "_sum", "_values")
 
     def __init__(self, values: memoryview, first: int, bounds: tuple[int, ...]) -> None:
-        """Write to *values* from slot *first* on: one slot a bucket, one for infinity, one for the sum."""
+        """Write to *values* from slot *first*: one slot per bucket, one for infinity, one for the sum."""
         self._values = values
         self._first = first
         self._bounds = bounds
         self._sum = first + len(bounds) + 1
 
     def observe_ns(self, duration_ns: int) -> None:
-        """Count one observation; a bucket's bound belongs to it."""
+        """Count one observation; the bounds of buckets are inclusive."""
         self._values[self._first + bisect_left(self._bounds, duration_ns)] += 1
         self._values[self._sum] += duration_ns
 
 
 def collect(table: MetricTable, values: Sequence[int] | memoryview) -> Iterator[Metric]:
-    """Turn one flat array into Prometheus metric families."""
+    """Convert one flat array to Prometheus metric families."""
     for spec in table.specs:
         if spec.rows_max:
             yield _row_family(spec, table.rows[spec.name], values)

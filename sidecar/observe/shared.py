@@ -1,10 +1,9 @@
 """
-Counts in shared memory: each worker counts in a block of its own, one process adds all of them up.
+Counts in shared memory: each worker counts in its own block, and one process adds up all blocks.
 
-A block is a memfd that both processes map. Only its worker writes to it, one aligned 64-bit store for
-each count, so a reader never sees half a number, and kill -9 leaves every count as it was before or
-after an increment. The memory outlives its worker: what a dead one counted is read once more, folded
-into the counts of the retired, and the sum never falls.
+A block is a memfd that both processes map. Only its worker writes to it, with one aligned 64-bit store per
+count, so a reader never sees a partial number, and kill -9 never corrupts a count. The memory outlives its
+worker: the counts of an ended worker are added to those of the retired workers, so the sum never decreases.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ from sidecar.observe.rows import Row, added
 
 WORD_BYTES = 8
 HEADER_WORDS = 8
-"""Layout mark (2 words), beat (1 word), room for more."""
+"""Layout mark (2 words), heartbeat (1 word), reserved words."""
 
 _BEAT_WORD = 2
 _MARK_BYTES = 16
 
 GaugeRule: TypeAlias = Callable[[Sequence[int]], int]
-"""Makes one value of those of all processes."""
+"""Combines the values of all processes into one."""
 
 
 class LayoutError(Exception):
-    """A block was made by another version of the program, whose counts are laid out differently."""
+    """The block was created by another version of the program, with another layout of counts."""
 
 
 def layout_mark(table: MetricTable) -> bytes:
-    """16 bytes that differ when the rows of *table*, and so the places of its counts, differ."""
+    """A hash of 16 bytes over the rows of *table*, which determine the layout of its counts."""
     rows = repr(
         [(spec.name, spec.kind.value, spec.series, spec.buckets_ns, spec.rows_max) for spec in table.specs]
     )
@@ -48,13 +47,13 @@ def layout_mark(table: MetricTable) -> bytes:
 
 class CountBlock:
     """
-    The counts of one process, where another one can read them.
+    The counts of one process in memory that another process can read.
 
-    `values` is what `Metrics` counts into. `fd` may be handed to a child process.
+    `Metrics` counts into `values`. `fd` may be passed to a child process.
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        """Map the memfd *fd*, which holds *size* counts, and own it; see `create` and `attach`."""
+        """Map the memfd *fd* of *size* counts and take ownership of it; see `create` and `attach`."""
         self.fd = fd
         self._memory = mmap.mmap(fd, _block_bytes(size))
         self._words = memoryview(self._memory).cast("q")
@@ -63,15 +62,15 @@ class CountBlock:
     @classmethod
     def create(cls, table: MetricTable) -> Self:
         """
-        A new block with all counts at 0.
+        Create a block with all counts at 0.
 
         Raises:
-            OSError: the process has no memory or no file descriptor left.
+            OSError: the process is out of memory or file descriptors.
         """
         fd = os.memfd_create("sidecar-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.truncate(fd, _block_bytes(table.size))
-            # Memory that shrinks would kill whoever reads it (SIGBUS).
+            # If the memory shrank, reading it would kill the process (SIGBUS).
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             os.pwrite(fd, layout_mark(table), 0)
             return cls(fd, table.size)
@@ -82,30 +81,30 @@ class CountBlock:
     @classmethod
     def attach(cls, table: MetricTable, fd: int) -> Self:
         """
-        The block that another process made and handed over as *fd*.
+        Map the block that another process created and passed as *fd*.
 
         Raises:
-            LayoutError: it was made for another table.
+            LayoutError: the block was created for another table.
         """
         size = os.fstat(fd).st_size
         if size != _block_bytes(table.size) or os.pread(fd, _MARK_BYTES, 0) != layout_mark(table):
             raise LayoutError(
-                "the counts in shared memory are laid out for another version: the program was replaced"
-                " while it ran; stop and start the whole sidecar, SIGHUP is not enough"
+                "the counts in shared memory have the layout of another version, because the program was"
+                " replaced while it ran; stop and start the whole sidecar, SIGHUP is not enough"
             )
         return cls(fd, table.size)
 
     @property
     def beat(self) -> int:
-        """A number that the owner raises now and then, to show that its event loop turns."""
+        """A number that the owner increments regularly to show that its event loop runs."""
         return self._words[_BEAT_WORD]
 
     def raise_beat(self) -> None:
-        """Show a sign of life."""
+        """Increment `beat`."""
         self._words[_BEAT_WORD] += 1
 
     def close(self) -> None:
-        """Unmap it; the counts are gone for this process."""
+        """Unmap the block and close its file descriptor."""
         self.values.release()
         self._words.release()
         self._memory.close()
@@ -161,7 +160,7 @@ class WorkerCounts(Metrics):
         return block
 
     def retire(self, block: CountBlock) -> None:
-        """Keep the counts of a worker that **has ended**, drop its gauges, and close its block."""
+        """Keep the counters of a worker that has ended, drop its gauges, and close its block."""
         self._blocks.remove(block)
         for slot in self._counter_slots:
             self._retired[slot] += block.values[slot]

@@ -1,4 +1,4 @@
-"""The one table of metrics. docs/reference/metrics.md describes each row; a test holds the two together."""
+"""The table of all metrics. docs/reference/metrics.md describes each row, which a test checks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CLOSE_REASONS = (
     "max_age",         # older than max_connection_age_s
     "idle",            # no stream for idle_timeout_s
     "keepalive",       # no byte within keepalive_timeout_s after our PING
-    "handshake",       # preface, SETTINGS or SETTINGS ACK not there in time; ALPN is not h2
-    "header_timeout",  # a header block that never ends
+    "handshake",       # preface, SETTINGS or SETTINGS ACK not received in time; ALPN is not h2
+    "header_timeout",  # an incomplete header block
     "protocol_error",  # RFC 9113 connection error
     "flood",           # any flood class
     "slow_reader",     # the peer does not read our answers
     "too_many_pings",  # gRPC proposal A8
     "connection_limit",
-    "memory_limit",    # the peer left too many answers untaken or requests unfinished
-    "internal",        # a fault of our own
+    "memory_limit",    # the peer has too many unread answers or incomplete requests
+    "internal",        # a bug
 )  # fmt: skip
 
 GRPC_CODES = tuple(str(code) for code in range(17))
@@ -34,20 +34,20 @@ TRANSPORT_METRICS = (
     MetricSpec(
         "sidecar_connections_closed_total",
         MetricKind.COUNTER,
-        "Client connections closed, by why.",
+        "Client connections closed, by reason.",
         labels=(("reason", CLOSE_REASONS),),
     ),
     MetricSpec(
         "sidecar_unsent_bytes",
         MetricKind.GAUGE,
-        "Memory of answers that peers have not taken and of requests that they have not finished.",
+        "Memory of answers that peers have not read and of incomplete requests.",
     ),
     MetricSpec(
         "sidecar_reads_postponed_total",
         MetricKind.COUNTER,
-        "Reads that waited for a later turn of the event loop, because others had taken this one.",
+        "Reads postponed to a later turn of the event loop, because the turn was full.",
     ),
-    MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls whose handler has not ended."),
+    MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls in flight."),
     MetricSpec(
         "sidecar_calls_total",
         MetricKind.COUNTER,
@@ -62,30 +62,30 @@ TRANSPORT_METRICS = (
     MetricSpec(
         "sidecar_accept_pauses_total",
         MetricKind.COUNTER,
-        "Times that accepting paused for want of file descriptors or memory.",
+        "Times that accepting connections paused for lack of file descriptors or memory.",
     ),
     MetricSpec(
         "sidecar_tls_reloads_total",
         MetricKind.COUNTER,
-        "TLS files that changed and were loaded again; failed = the former ones stay in use.",
+        "Reloads of changed TLS files; failed = the former files stay in use.",
         labels=(("result", ("ok", "failed")),),
     ),
 )
 
 HTTP_CLOSE_REASONS = (
     "peer",             # the client closed it, or its connection broke
-    "served",           # after an answer, because the client asked for it or its request was not read on
+    "served",           # after an answer, because the client requested it or its request was not read fully
     "drain",            # the sidecar is stopping, or its TLS files have changed
     "no_request",       # no byte within 10 s of the connection
     "idle",             # no request for 80 s
-    "body_timeout",     # the body did not come within 20 s
-    "slow_reader",      # the answer was not taken within 20 s
+    "body_timeout",     # the body was not received within 20 s
+    "slow_reader",      # the answer was not read within 20 s
     "handshake",        # TLS
     "bad_request",      # a request that cannot be served, see sidecar_http_requests_refused_total
-    "evicted",          # idle for longest when there was no place for a new connection
-    "connection_limit", # no place, and none idle
-    "memory_limit",     # answers that were not taken filled the memory for them
-    "internal",         # a fault of our own
+    "evicted",          # the longest idle connection, closed at the limit for a new one
+    "connection_limit", # at the limit, with no idle connection
+    "memory_limit",     # unread answers reached the memory limit
+    "internal",         # a bug
 )  # fmt: skip
 
 HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
@@ -95,13 +95,13 @@ HTTP_METRICS = (
     MetricSpec(
         "sidecar_http_connections_closed_total",
         MetricKind.COUNTER,
-        "Connections to HTTP listeners closed, by why.",
+        "Connections to HTTP listeners closed, by reason.",
         labels=(("reason", HTTP_CLOSE_REASONS),),
     ),
     MetricSpec(
         "sidecar_http_requests_refused_total",
         MetricKind.COUNTER,
-        "HTTP requests refused before anything handled them, by status.",
+        "HTTP requests refused before a handler ran, by status.",
         labels=(("status", HTTP_REFUSALS),),
     ),
 )
@@ -120,7 +120,7 @@ DECISION_METRICS = (
     MetricSpec(
         "sidecar_decision_duration_seconds",
         MetricKind.HISTOGRAM,
-        "Time from a parsed request to its decision, a trip to the store included.",
+        "Time from a parsed request to its decision, including the round trip to the store.",
         buckets_ns=(
             5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
             5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000,
@@ -135,12 +135,12 @@ PROCESS_METRICS = (
     MetricSpec(
         "sidecar_registry_loaded_timestamp_seconds",
         MetricKind.GAUGE,
-        "When the registry in force was loaded, Unix time.",
+        "Unix time at which the registry in force was loaded.",
     ),
     MetricSpec(
         "sidecar_registry_reloads_total",
         MetricKind.COUNTER,
-        "Registry files read again; failed = the former registry stays in force.",
+        "Reloads of registry files; failed = the former registry stays in force.",
         labels=(("result", ("ok", "unchanged", "failed")),),
     ),
     MetricSpec(
@@ -164,7 +164,7 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_takes_merged_total",
         MetricKind.COUNTER,
-        "Of these, takes that shared the entry of an equal one in their batch.",
+        "Takes sent that were merged with an equal take of their batch.",
     ),
     MetricSpec(
         "sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store."
@@ -172,7 +172,7 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_calls_total",
         MetricKind.COUNTER,
-        "Script calls sent: one for each batch, in a Cluster one for each partition of it.",
+        "Script calls sent: one per batch, in a Cluster one per partition of a batch.",
     ),
     MetricSpec(
         "sidecar_store_trip_duration_seconds",
@@ -186,7 +186,7 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_faults_total",
         MetricKind.COUNTER,
-        "Takes without an outcome, by why.",
+        "Takes without an outcome, by fault.",
         labels=(("fault", ("unavailable", "timeout", "overloaded", "superseded")),),
     ),
     MetricSpec(
@@ -198,12 +198,12 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_denials_from_memory_total",
         MetricKind.COUNTER,
-        "Takes refused without a trip, because their bucket was known to be empty still.",
+        "Takes refused without a round trip, because their bucket was known to be empty.",
     ),
     MetricSpec(
         "sidecar_store_breakers_open",
         MetricKind.GAUGE,
-        "Nodes of the store that are not asked now: not connected, or failing.",
+        "Nodes of the store that get no takes now: not connected, or failing.",
     ),
     MetricSpec("sidecar_store_breaker_trips_total", MetricKind.COUNTER, "Times a node's breaker opened."),
     MetricSpec("sidecar_store_connections_open", MetricKind.GAUGE, "Connections to the store in use."),
@@ -221,7 +221,7 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_script_loads_total",
         MetricKind.COUNTER,
-        "Times that the store had lost a script and was sent it again.",
+        "Times that the store had lost a script and it was loaded again.",
     ),
     MetricSpec(
         "sidecar_store_topology_changes_total",
@@ -231,12 +231,12 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_partitions_unserved",
         MetricKind.GAUGE,
-        "Partitions of a Cluster that no node serves now, or none that can be reached.",
+        "Partitions of a Cluster that no reachable node serves now.",
     ),
     MetricSpec(
         "sidecar_store_redirects_total",
         MetricKind.COUNTER,
-        "Script calls that a node of a Cluster sent elsewhere, and whether another one took them.",
+        "Script calls that a node of a Cluster redirected, by whether another node executed them.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
@@ -247,7 +247,7 @@ STORE_METRICS = (
     MetricSpec(
         "sidecar_store_sentinels_followed",
         MetricKind.GAUGE,
-        "Sentinels of the store URL that are subscribed to now.",
+        "Sentinels of the store URL to which the sidecar is subscribed now.",
     ),
 )  # fmt: skip
 
@@ -255,7 +255,7 @@ FALLBACK_METRICS = (
     MetricSpec(
         "sidecar_store_fallbacks_total",
         MetricKind.COUNTER,
-        "Decisions that on_store_error made because the shared store could not, by policy and verdict.",
+        "Decisions made by on_store_error because the shared store failed, by policy and verdict.",
         labels=(
             ("policy", tuple(policy.value for policy in FailPolicy)),
             ("verdict", tuple(verdict.value for verdict in Verdict)),
@@ -265,12 +265,12 @@ FALLBACK_METRICS = (
     MetricSpec(
         "sidecar_store_live_sidecars",
         MetricKind.GAUGE,
-        "Sidecar processes that share the store, as last counted: a local share is one of so many.",
+        "Sidecar processes that share the store, as last counted; each gets an equal local share.",
     ),
     MetricSpec(
         "sidecar_store_clock_difference_seconds",
         MetricKind.GAUGE,
-        "The store's clock, by which credentials expire, less this machine's own; whole seconds.",
+        "The store's clock, by which credentials expire, minus this machine's clock, in whole seconds.",
     ),
 )
 
@@ -278,38 +278,38 @@ REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_registry_in_touch",
         MetricKind.GAUGE,
-        "1 while the shared registry could be asked the last time; 0 = the registry in force may be old.",
+        "1 = the last access to the shared registry succeeded; 0 = the registry in force may be outdated.",
     ),
     MetricSpec(
         "sidecar_registry_loads_total",
         MetricKind.COUNTER,
-        "Times that the shared registry was loaded as a whole.",
+        "Complete loads of the shared registry.",
     ),
     MetricSpec(
         "sidecar_registry_changes_total",
         MetricKind.COUNTER,
-        "Integrations of the shared registry that were put into force, or out of it, one by one.",
+        "Changes of single integrations of the shared registry that were put into force.",
     ),
     MetricSpec(
         "sidecar_registry_follow_failures_total",
         MetricKind.COUNTER,
-        "Times that the shared registry could not be asked or used; the registry in force stays.",
+        "Failed accesses to the shared registry; the registry in force stays in use.",
     ),
     MetricSpec(
         "sidecar_registry_replaced",
         MetricKind.GAUGE,
-        "1 = the store holds another registry than the one followed, none, or an older state of it.",
+        "1 = the store has another registry than this sidecar follows, none, or an older state of it.",
     ),
     MetricSpec(
         "sidecar_registry_refreshes_total",
         MetricKind.COUNTER,
-        "Integrations fetched at once because a take found that their record had changed.",
+        "Integrations read at once because a take found that their record had changed.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_registry_single_person_integrations",
         MetricKind.GAUGE,
-        "Integrations whose suspender and reactivating administrator may be one person.",
+        "Integrations whose suspending and reactivating administrators may be the same person.",
     ),
     MetricSpec(
         "sidecar_credential_uses_written_total",
@@ -319,7 +319,7 @@ REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_credential_uses_dropped_total",
         MetricKind.COUNTER,
-        "Uses of credentials not noted, because too many credentials and addresses waited to be written.",
+        "Uses of credentials dropped, because too many credentials and addresses waited to be written.",
     ),
 )
 
@@ -359,32 +359,32 @@ RATE_LIMIT_METRICS = (
 )  # fmt: skip
 
 RESTART_REASONS = (
-    "rolling",         # its successor was ready (SIGHUP)
-    "crashed",         # a signal or an exit code that nobody asked for
-    "exited",          # ended with code 0, but nobody asked for it
+    "rolling",         # replaced by its successor (SIGHUP)
+    "crashed",         # ended by a signal or an error code without a stop request
+    "exited",          # ended with code 0 without a stop request
     "start_failed",    # ended before it served
     "start_timeout",   # did not serve, or as a successor was not ready, in time; killed
-    "unresponsive",    # its event loop stood still; killed
+    "unresponsive",    # its event loop was blocked; killed
 )  # fmt: skip
 
 WORKER_METRICS = (
     MetricSpec(
         "sidecar_workers_wanted",
         MetricKind.GAUGE,
-        "Worker processes that there should be; 0 = no supervisor.",
+        "Configured number of worker processes; 0 = no supervisor.",
     ),
     MetricSpec("sidecar_workers_running", MetricKind.GAUGE, "Worker processes that serve now."),
-    MetricSpec("sidecar_workers_ready", MetricKind.GAUGE, "Of these, how many are ready for traffic."),
+    MetricSpec("sidecar_workers_ready", MetricKind.GAUGE, "Worker processes that are ready for traffic."),
     MetricSpec(
         "sidecar_worker_restarts_total",
         MetricKind.COUNTER,
-        "Worker processes that ended or were replaced, by why.",
+        "Worker processes that ended or were replaced, by reason.",
         labels=(("reason", RESTART_REASONS),),
     ),
     MetricSpec(
         "sidecar_rolling_restarts_total",
         MetricKind.COUNTER,
-        "Rolling restarts that ended; failed = some or all workers were not replaced.",
+        "Finished rolling restarts; failed = at least one worker was not replaced.",
         labels=(("result", ("ok", "failed")),),
     ),
 )
@@ -407,7 +407,7 @@ ADMIN_CALLS = (
     ("webhook_secrets", "POST"),
     (OTHER, OTHER),
 )  # fmt: skip
-"""Groups of endpoints with the methods that each has; other = refused before the endpoint was known."""
+"""Groups of endpoints and their methods; other = refused before the endpoint was known."""
 ADMIN_STATUSES = (
     "200", "201", "400", "401", "403", "404", "405", "408", "409", "412", "413", "415", "422", "429",
     "500", "503", "504", OTHER,
@@ -438,18 +438,18 @@ ADMIN_METRICS = (
     MetricSpec(
         "sidecar_admin_failed_attempts_total",
         MetricKind.COUNTER,
-        "Calls of the admin API without a valid token; 429 = too many from that address.",
+        "Calls of the admin API without a valid token; 429 = too many from one address.",
         labels=(("status", ("401", "429")),),
     ),
     MetricSpec(
         "sidecar_admin_live_administrators",
         MetricKind.GAUGE,
-        "Administrators with the role admin and a live token; 0 = none, or no admin API here.",
+        "Administrators with the role admin and a valid token; 0 = none, or no admin API in this process.",
     ),
     MetricSpec(
         "sidecar_admin_access_ends_timestamp_seconds",
         MetricKind.GAUGE,
-        "When the last live token with the role admin expires, Unix time; 0 = none, or no admin API here.",
+        "Unix time at which the last valid token with the role admin expires; 0 = none, or no admin API.",
     ),
 )  # fmt: skip
 
@@ -467,11 +467,11 @@ TABLE = MetricTable(
         *ADMIN_METRICS,
     )
 )
-"""Every metric of the program."""
+"""All metrics."""
 
 
 def _least_known(values: Sequence[int]) -> int:
-    """The least value, without those of processes that have not set theirs."""
+    """The lowest value, ignoring processes that have not set theirs."""
     return min(filter(None, values), default=0)
 
 
@@ -494,4 +494,4 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_store_clock_difference_seconds": _furthest_from_zero,
     "sidecar_store_partitions_unserved": max,
 }
-"""How one value is made of those of all workers, for gauges that are not to be added up."""
+"""How the values of all workers are combined, for gauges that must not be added up."""

@@ -1,4 +1,4 @@
-"""Mistakes in a file that a person wrote: all of them together, each with its place and its remedy."""
+"""Collecting the mistakes of a file, each with its line, its field and its remedy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 FAULTS_SHOWN_MAX = 20
-"""More would scroll the first ones away; the total is still told."""
+"""Maximum number of mistakes that are printed; more would scroll the first ones away."""
 
 PROBLEM_CHARS_MAX = 500
-"""Some mistakes quote what is wrong, and that may be of any length."""
+"""Maximum length of a printed problem, which may quote a long value."""
 
 _QUOTED_CHARS_MAX = 80
 
@@ -19,8 +19,8 @@ class FileFault(NamedTuple):
     """
     One mistake.
 
-    `line` counts from 1, None = it belongs to no line; `field` is a dotted path such as
-    `listen.grpc[0].tls`, '' = the file as a whole; `problem` says what is wrong and what to write.
+    `line` counts from 1, None = no line; `field` is a dotted path such as `listen.grpc[0].tls`, '' = the
+    whole file; `problem` says what is wrong and what to write.
     """
 
     file: str
@@ -29,23 +29,23 @@ class FileFault(NamedTuple):
     problem: str
 
     def __str__(self) -> str:
-        """One line: `file:line: field: problem`."""
+        """Format as `file:line: field: problem`."""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{place}: {self.field}: {self.problem}" if self.field else f"{place}: {self.problem}"
 
 
 class FileFaultsError(ValueError):
     """
-    A file holds mistakes; `faults` are the first `FAULTS_SHOWN_MAX`, `total` counts all of them.
+    A file has mistakes; `faults` are the first `FAULTS_SHOWN_MAX`, `total` counts all of them.
 
-    `is_cut` = the rest of a file was not read, because it holds too many. `is_unreadable` = a file could
-    not be read, which may pass: what it says is not known.
+    `is_cut` = the rest of a file was not read because of too many mistakes. `is_unreadable` = a file could
+    not be read, which may be temporary.
     """
 
     def __init__(
         self, faults: Iterable[FileFault], total: int, is_unreadable: bool = False, is_cut: bool = False
     ) -> None:
-        """Put one mistake on each line of the message."""
+        """Build a message with one mistake per line."""
         self.is_unreadable = is_unreadable
         self.is_cut = is_cut
         self.faults = tuple(faults)
@@ -53,20 +53,20 @@ class FileFaultsError(ValueError):
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> Iterator[str]:
-        """The mistakes as they are printed, and how many more there are."""
+        """Yield the mistakes as text, and the number of further ones."""
         yield from map(str, self.faults)
         left = self.total - len(self.faults)
         if self.is_cut:
-            yield f"... and {left} more up to here, the rest was not read; fix these first"
+            yield f"... and {left} more; the rest of the file was not read; fix these first"
         elif left:
             yield f"... and {left} more; fix these first"
 
 
 class FaultList:
-    """Collects the mistakes of one file; keeps the first `FAULTS_SHOWN_MAX` and counts the others."""
+    """Collects the mistakes of one file: keeps the first `FAULTS_SHOWN_MAX` and counts all."""
 
     def __init__(self, file: str) -> None:
-        """Collect for *file*, named as the user named it."""
+        """Collect mistakes of *file*, the name that the user gave."""
         self.file = file
         self.faults: list[FileFault] = []
         self.total = 0
@@ -74,20 +74,20 @@ class FaultList:
         self.is_cut = False
 
     def __len__(self) -> int:
-        """How many mistakes were found, those not kept included."""
+        """The number of mistakes, including those not kept."""
         return self.total
 
     def add(self, line: int | None, field: str, problem: str) -> None:
-        """Note one mistake at *line* of the file."""
+        """Add one mistake at *line* of the file."""
         self.put(FileFault(self.file, line, field, problem))
 
     def add_unreadable(self, error: OSError) -> None:
-        """Note that the file could not be read now."""
+        """Add the mistake that the file cannot be read."""
         self.is_unreadable = True
         self.add(None, "", f"cannot be read ({error.strerror}); check the path and its permissions")
 
     def put(self, fault: FileFault) -> None:
-        """Note one mistake, which may be in another file."""
+        """Add one mistake, which may be in another file."""
         self.total += 1
         if len(self.faults) >= FAULTS_SHOWN_MAX:
             return
@@ -96,7 +96,7 @@ class FaultList:
         self.faults.append(fault)
 
     def extend(self, error: FileFaultsError) -> None:
-        """Note the mistakes of *error*, too."""
+        """Add the mistakes of *error*."""
         for fault in error.faults:
             self.put(fault)
         self.total += error.total - len(error.faults)
@@ -105,22 +105,22 @@ class FaultList:
 
     def raise_any(self) -> None:
         """
-        End here if there were mistakes.
+        Raise an error if there are mistakes.
 
         Raises:
-            FileFaultsError: at least one was noted.
+            FileFaultsError: there is at least one mistake.
         """
         if self.total:
             raise self.error()
 
     def error(self) -> FileFaultsError:
-        """The mistakes as one error; there must be some."""
+        """The mistakes as one error; there must be at least one."""
         return FileFaultsError(self.faults, self.total, self.is_unreadable, self.is_cut)
 
 
 def quoted(text: object) -> str:
     """
-    *text* as an error quotes it: one line of bounded length.
+    Quote *text* for an error message: one line of bounded length.
 
     >>> quoted("x" * 100)[-6:]
     'xxx...'
@@ -131,7 +131,7 @@ def quoted(text: object) -> str:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """
-    What to say about a key that does not exist.
+    The problem text for an unknown key.
 
     >>> unknown_key("burts", ("burst", "name"))
     "unknown key 'burts'; did you mean 'burst'?"
@@ -144,6 +144,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def meant_key(key: str, known: Iterable[str]) -> str | None:
-    """The one of *known* that *key* was probably meant to be; None = it resembles none."""
+    """The key of *known* that *key* resembles; None = it resembles none."""
     close = difflib.get_close_matches(key[:_QUOTED_CHARS_MAX], list(known), n=1)
     return close[0] if close else None

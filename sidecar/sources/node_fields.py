@@ -1,4 +1,4 @@
-"""Typed access to a YAML tree: each value by its schema, each mistake noted with its place."""
+"""Typed access to the values of a YAML tree, which reports each mistake with its place."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ _INTEGER_CHARS_MAX = 18
 
 
 class Place(NamedTuple):
-    """Where a value stands: its path in the file, and the line of its key or item."""
+    """The place of a value: its path in the file, and the line of its key or item."""
 
     field: str
     line: int
 
     def key(self, name: str, line: int) -> Place:
-        """The place of entry *name* of the mapping here."""
+        """The place of entry *name* of the mapping at this place."""
         return Place(f"{self.field}.{name}" if self.field else name, line)
 
 
 Fields: TypeAlias = dict[str, tuple[Place, YamlNode]]
-"""The entries of a mapping that its schema knows and that are not null."""
+"""The entries of a mapping with known keys and values other than null."""
 
 
 class NodeReader:
-    """Reads values out of nodes; notes mistakes in `faults` and goes on."""
+    """Reads values from nodes; adds mistakes to `faults` and continues."""
 
     def __init__(self, faults: FaultList) -> None:
-        """Note mistakes in *faults*."""
+        """Add mistakes to *faults*."""
         self.faults = faults
         self._mistyped: set[tuple[str, str]] = set()
 
     def wrong(self, place: Place, problem: str) -> None:
-        """Note a mistake."""
+        """Add a mistake."""
         self.faults.add(place.line, place.field, problem)
 
     def fields(self, node: YamlMap, place: Place, known: tuple[str, ...]) -> Fields:
-        """The entries of *node* by the keys in *known*; others, and repeated ones, are mistakes."""
+        """The entries of *node* with keys in *known*; other keys and repeated keys are mistakes."""
         for name, line in node.repeated:
-            self.wrong(place.key(name, line), "stands twice; keep one of the two")
+            self.wrong(place.key(name, line), "is given more than once; keep one")
         fields: Fields = {}
         for name, (line, value) in node.entries.items():
             if name not in known:
@@ -51,26 +51,26 @@ class NodeReader:
         return fields
 
     def text(self, place: Place, node: YamlNode) -> str | None:
-        """Text, exactly as written; None = it is none."""
+        """The text of a scalar, exactly as written; None = a mistake."""
         if isinstance(node, YamlScalar):
             return node.text
         self.wrong(place, "must be text, not a list or a mapping")
         return None
 
     def required_text(self, fields: Fields, place: Place, name: str) -> str | None:
-        """Text that must be there; None = it is not, and that is noted."""
+        """The text of a required key; None = missing or a mistake."""
         if name in fields:
             return self.text(*fields[name])
         self.missing(place, name, f"'{name}' is missing; add it")
         return None
 
     def missing(self, place: Place, name: str, problem: str) -> None:
-        """Note that key *name* is not there, unless it is there mistyped: that is one mistake, not two."""
+        """Add the mistake that key *name* is missing, unless a mistyped key was reported for it."""
         if (place.field, name) not in self._mistyped:
             self.wrong(place, problem)
 
     def integer(self, fields: Fields, name: str) -> int | None:
-        """A whole number; None = absent, or a mistake that is noted."""
+        """A whole number; None = absent or a mistake."""
         if name not in fields:
             return None
         place, node = fields[name]
@@ -84,7 +84,7 @@ class NodeReader:
         return None
 
     def items(self, fields: Fields, name: str) -> list[tuple[Place, YamlNode]]:
-        """The items of a list, each with its place; empty = absent, or a mistake that is noted."""
+        """The items of a list, each with its place; empty = absent or a mistake."""
         if name not in fields:
             return []
         place, node = fields[name]
@@ -92,10 +92,10 @@ class NodeReader:
             return [
                 (Place(f"{place.field}[{index}]", item.line), item) for index, item in enumerate(node.items)
             ]
-        self.wrong(place, "must be a list: [one, two], or one item a line after '- '")
+        self.wrong(place, "must be a list: [one, two], or one item per line after '- '")
         return []
 
 
 def is_null(node: YamlNode) -> bool:
-    """True for a value that was left out: nothing, '~' or 'null'."""
+    """Whether the value is null: empty, '~' or 'null'."""
     return isinstance(node, YamlScalar) and node.is_plain and node.text in ("", "~", "null")

@@ -1,10 +1,10 @@
 """
-YAML as a small tree that remembers where everything stands.
+Parsing YAML into a small tree of text and line numbers.
 
-The files that people write for us are read by their schema: a field that is text takes what is
-written, whatever YAML would make of it (`no`, `1e3`, `0123456789`). So the tree holds text and line
-numbers, and the reader of a field decides. It is built from parser events, which takes a fifth of
-the time and of the memory of a full YAML load. No tag is ever followed to a Python type.
+Configuration files are read by their schema: a text field gets the text as written, even if YAML would give
+it another type (`no`, `1e3`, `0123456789`). So the tree stores text, and the reader of a field decides. The
+tree is built from parser events, which takes a fifth of the time and memory of a full YAML load. Tags never
+create Python objects.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 DEPTH_MAX = 32
-"""Deepest nesting, that of aliases included; the files need six, and trees are walked by recursion."""
+"""Maximum nesting, including that of aliases; the files need six levels, and trees are read recursively."""
 
 VALUES_MAX = 100_000
-"""Values of one tree, and of one file where its items are not kept; an alias counts as all that it repeats.
-A configuration with a thousand routes has ten thousand."""
+"""Maximum number of values of a tree, or of one item of an `ItemStream`; an alias counts as the values that
+it repeats. A configuration with a thousand routes has ten thousand."""
 
 ANCHORS_MAX = 1_000
-"""Anchors of one file: each is kept until the end of the file."""
+"""Maximum number of anchors of a file: each is kept until the end of the file."""
 
 SCALAR_CHARS_MAX = 65_536
-"""Of one value or key; the longest that means anything has a few hundred."""
+"""Maximum length of a value or key; valid ones have at most a few hundred characters."""
 
 CANCEL_CHECK_EVENTS = 256
-"""Parser events between two looks whether reading was cancelled: about a millisecond."""
+"""Number of parser events between two checks for cancellation: about a millisecond."""
 
-SYNTAX_HINT = "; look at this line and the one before it"
-"""Ends the problem of a `YamlError` that the parser found."""
+SYNTAX_HINT = "; check this line and the one before it"
+"""The end of the problem of a `YamlError` that the parser found."""
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -43,17 +43,17 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class YamlError(ValueError):
-    """A text is not YAML, or uses more of YAML than we read; `line` counts from 1."""
+    """The text is not YAML, or uses unsupported YAML; `line` counts from 1."""
 
     def __init__(self, line: int, problem: str) -> None:
-        """Keep the place and what is wrong there."""
+        """Store the line and the problem."""
         super().__init__(problem)
         self.line = line
         self.problem = problem
 
 
 class YamlCancelledError(Exception):
-    """Nobody wants the result any more."""
+    """Parsing was cancelled."""
 
 
 class YamlScalar(NamedTuple):
@@ -75,7 +75,7 @@ class YamlMap(NamedTuple):
     """
     A mapping; keys are text.
 
-    `repeated` holds (key, line) of keys that stand twice: whoever reads the file reports them.
+    `repeated` holds (key, line) of keys given more than once, which the reader of the file reports.
     """
 
     entries: dict[str, YamlEntry]
@@ -95,10 +95,10 @@ YamlNode: TypeAlias = YamlScalar | YamlList | YamlMap
 
 class ItemStream(NamedTuple):
     """
-    A list that is read item by item, so that the file never is in memory as a whole tree.
+    A list that is read item by item, so that the whole file is never in memory as a tree.
 
-    `key` of the outermost mapping holds the list; `take` gets the number and the node of each item, which is
-    not kept. `values_max` bounds the values of the whole file.
+    `key` is the key of the list in the outermost mapping; `take` is called with the number and the node of
+    each item, which is not kept. `values_max` bounds the values of the whole file.
     """
 
     key: str
@@ -112,13 +112,13 @@ def read_yaml(
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> YamlNode | None:
     """
-    The tree of the one document in *text* (bytes are UTF-8); None = it is empty.
+    Parse the only document in *text* (bytes are UTF-8) into a tree; None = it is empty.
 
     Aliases share the anchor's node. The list that *stream* names has no items in the tree.
 
     Raises:
-        YamlError: not YAML, several documents, keys that are not text, or more than a bound allows.
-        YamlCancelledError: *is_cancelled* said so.
+        YamlError: not YAML, several documents, keys that are not text, or a limit is exceeded.
+        YamlCancelledError: *is_cancelled* returned True.
     """
     try:
         loader = _Loader(text)
@@ -143,7 +143,7 @@ def _syntax_fault(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Anchored(NamedTuple):
-    """What an anchor names: how many values it holds, and how deep it is nested."""
+    """The node of an anchor, its number of values, and its depth."""
 
     node: YamlNode
     values: int
@@ -161,11 +161,11 @@ class _Composer:
         self._anchored = 0
         self._events = 0
         self._values = 0
-        """Values up to here, those that aliases repeat included."""
+        """Number of values so far, including those that aliases repeat."""
         self._values_before = 0
-        """Of these, values of items that were taken by the stream."""
+        """The part of `_values` in items that the stream has taken."""
         self._height = 0
-        """Levels below the node that was composed last."""
+        """Depth of the tree below the last composed node."""
 
     def _next(self) -> Any:
         self._events += 1
@@ -208,19 +208,19 @@ class _Composer:
         return node
 
     def _count(self, line: int, values: int) -> None:
-        """More values have come: in a tree that is kept, and in the file."""
+        """Count *values* more, and check the limits of the tree and of the file."""
         self._values += values
         if self._values - self._values_before + self._anchored > VALUES_MAX:
             raise YamlError(
                 line,
-                f"more than {VALUES_MAX} values up to here, aliases counted in full; is it the right file?",
+                f"more than {VALUES_MAX} values, aliases counted in full; check that this is the right file",
             )
         if self._stream is not None and self._values > self._stream.values_max:
-            raise YamlError(line, f"the file holds more than {self._stream.values_max} values: split it")
+            raise YamlError(line, f"the file has more than {self._stream.values_max} values: split it")
 
     def _anchor(self, name: str, anchored: _Anchored, line: int) -> None:
         if len(self._anchors) >= ANCHORS_MAX:
-            raise YamlError(line, f"the file holds more than {ANCHORS_MAX} anchors ('&{name}'): use fewer")
+            raise YamlError(line, f"the file has more than {ANCHORS_MAX} anchors ('&{name}'): use fewer")
         if self._stream is not None:
             self._anchored += anchored.values
         self._anchors[name] = anchored
@@ -229,7 +229,7 @@ class _Composer:
         try:
             node, values, self._height = self._anchors[anchor]
         except KeyError:
-            raise YamlError(line, f"no anchor '&{anchor}' stands before this alias") from None
+            raise YamlError(line, f"there is no anchor '&{anchor}' before this alias") from None
         self._count(line, values)
         if depth + self._height > DEPTH_MAX:
             raise YamlError(line, f"nested deeper than {DEPTH_MAX} levels by the alias '*{anchor}'")
@@ -244,7 +244,7 @@ class _Composer:
         return YamlList(items, line)
 
     def _streamed(self, stream: ItemStream, line: int) -> YamlList:
-        """Hand out the items of the list that begins here."""
+        """Pass the items of the current list to the stream."""
         number = 0
         while type(event := self._next()) is not yaml.SequenceEndEvent:
             self._values_before = self._values
@@ -285,12 +285,12 @@ class _Composer:
 def _check_length(text: str, line: int) -> None:
     if len(text) > SCALAR_CHARS_MAX:
         raise YamlError(
-            line, f"a text of {len(text)} characters begins here; at most {SCALAR_CHARS_MAX} are allowed"
+            line, f"a text of {len(text)} characters starts here; it must have at most {SCALAR_CHARS_MAX}"
         )
 
 
 def node_of(value: object, line: int = 1) -> YamlNode:
-    """The tree of plain data, as if it had been written on *line*; anything else becomes its text."""
+    """Convert plain data to a tree, with all nodes on *line*; other objects become their text."""
     if isinstance(value, Mapping):
         entries = {str(key): YamlEntry(line, node_of(inner, line)) for key, inner in value.items()}
         return YamlMap(entries, [], line)
@@ -303,7 +303,7 @@ def node_of(value: object, line: int = 1) -> YamlNode:
 
 def scalar_value(text: str) -> object:
     """
-    What a plain scalar means where no schema says that it is text (YAML 1.2 core schema).
+    The value of a plain scalar for which no schema requires text (YAML 1.2 core schema).
 
     >>> [scalar_value(text) for text in ("true", "no", "403", "0.5", "null", "10.0.0.0/8")]
     [True, 'no', 403, 0.5, None, '10.0.0.0/8']

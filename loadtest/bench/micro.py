@@ -51,7 +51,7 @@ def run() -> list[Section]:
     buckets = snapshot.integrations["bench"].buckets
     decision = decider.decide(request, None, lambda decision, context: None, None)
     assert isinstance(decision, Decision)
-    assert decision.reason.word == "ok"
+    assert decision.reason.label == "ok"
     steps: list[tuple[str, Callable[[], object]]] = [
         (
             "parse: CheckRequest to AccessRequest",

@@ -114,7 +114,7 @@ def _print(steps: list[ExplainedStep], answer: Answer) -> None:
     console = Console(highlight=False, soft_wrap=True)
     colour = "green" if answer.status == 200 else "red"
     decision = answer.decision
-    verdict, reason = decision.reason.verdict.value, decision.reason.word
+    verdict, reason = decision.reason.verdict.value, decision.reason.label
     console.print(f"[bold {colour}]{verdict}[/] {reason}  [dim]{decision.id}[/]\n")
     table = Table.grid(padding=(0, 2))
     for number, step in enumerate(steps, 1):

@@ -25,12 +25,12 @@ class AuthenticationError(Exception):
     """
     A call has no valid token.
 
-    `word` is the reason, for logs; callers always get the same message, so that tokens cannot be probed.
+    `reason` is for logs; callers always get the same message, so that tokens cannot be probed.
     """
 
-    def __init__(self, word: str) -> None:
-        """Store *word*: missing, malformed, unknown, expired or ended."""
-        self.word = word
+    def __init__(self, reason: str) -> None:
+        """Store *reason*: missing, malformed, unknown, expired or ended."""
+        self.reason = reason
         super().__init__("a valid administrator's token is required: send 'Authorization: Bearer <token>'")
 
 

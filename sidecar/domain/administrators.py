@@ -42,9 +42,9 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminCommand:
-    """The base of all commands about administrators; `word` is the action's name in the audit log."""
+    """The base of all commands about administrators; `action_name` is the action's name in the audit log."""
 
-    word: ClassVar[str]
+    action_name: ClassVar[str]
 
     administrator_id: str
     reason: str = ""
@@ -54,7 +54,7 @@ class AdminCommand:
 class Bootstrap(AdminCommand):
     """Create the first administrator of a registry."""
 
-    word = "admin.bootstrap"
+    action_name = "admin.bootstrap"
 
     name: str
     token: NewToken
@@ -69,7 +69,7 @@ class Recover(AdminCommand):
     machine may be the suspender, so reactivations by the account are marked.
     """
 
-    word = "admin.recover"
+    action_name = "admin.recover"
 
     name: str
     token: NewToken
@@ -79,7 +79,7 @@ class Recover(AdminCommand):
 class CreateAdministrator(AdminCommand):
     """Create an account, with its first token."""
 
-    word = "admin.create"
+    action_name = "admin.create"
 
     name: str
     role: Role
@@ -90,7 +90,7 @@ class CreateAdministrator(AdminCommand):
 class SetRole(AdminCommand):
     """Change the role of an account."""
 
-    word = "admin.set_role"
+    action_name = "admin.set_role"
 
     role: Role
 
@@ -99,14 +99,14 @@ class SetRole(AdminCommand):
 class RemoveAdministrator(AdminCommand):
     """Remove an account and revoke its tokens; its id is never reused."""
 
-    word = "admin.remove"
+    action_name = "admin.remove"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueToken(AdminCommand):
     """Issue another token to an account."""
 
-    word = "admin.issue_token"
+    action_name = "admin.issue_token"
 
     token: NewToken
 
@@ -115,7 +115,7 @@ class IssueToken(AdminCommand):
 class RevokeToken(AdminCommand):
     """Revoke a token at once."""
 
-    word = "admin.revoke_token"
+    action_name = "admin.revoke_token"
 
     token_id: str
 

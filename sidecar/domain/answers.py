@@ -183,7 +183,7 @@ class Answer:
         metadata = {
             "decision_id": decision.id,
             "verdict": decision.reason.verdict.value,
-            "reason": decision.reason.word,
+            "reason": decision.reason.label,
             "integration": integration.id if integration else "",
             "credential": credential.id if credential else "",
         }
@@ -263,7 +263,7 @@ def denial_headers(reason: Reason, decision_id: str, limits: Limits | None, styl
         ("content-type", "application/problem+json"),
         ("cache-control", "no-store"),
         ("x-decision-id", decision_id),
-        ("x-auth-reason", reason.public_word),
+        ("x-auth-reason", reason.public_label),
     ]
     return headers
 
@@ -275,11 +275,11 @@ def problem_body(
     public = _public(reason)
     limited = reason is Reason.RATE_LIMITED
     problem: dict[str, object] = {
-        "type": QUOTA_EXCEEDED_TYPE if limited else PROBLEM_TYPE_PREFIX + public.word,
+        "type": QUOTA_EXCEEDED_TYPE if limited else PROBLEM_TYPE_PREFIX + public.label,
         "title": _TITLES[public],
         "status": http_status(reason, style),
         "detail": _detail(public, evaluation, limits, style),
-        "reason": public.word,
+        "reason": public.label,
         "decision_id": decision_id,
     }
     if limited:
@@ -307,7 +307,7 @@ def grpc_status_headers(
 
 def _public(reason: Reason) -> Reason:
     """Return the reason that the caller sees."""
-    return Reason.UNKNOWN_CREDENTIAL if reason.public_word == "unknown_credential" else reason
+    return Reason.UNKNOWN_CREDENTIAL if reason.public_label == "unknown_credential" else reason
 
 
 def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style: AnswerStyle) -> str:

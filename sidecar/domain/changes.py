@@ -272,7 +272,7 @@ def _entry(
         actor=actor.id if actor is not None else "",
         role=actor.role.value if actor is not None else "",
         token_id=actor.token_id if actor is not None else "",
-        action=request.command.word,
+        action=request.command.action_name,
         subject=subject,
         generation=generation,
         summary=outcome.summary,

@@ -22,7 +22,7 @@ class Verdict(Enum):
 
 class Reason(Enum):
     """
-    The reason of a decision; headers, logs, metrics and bodies name it by `word`.
+    The reason of a decision; headers, logs, metrics and bodies name it by `label`.
 
     `OK` is the reason of an allow; the others are the deny reasons of docs/integrate/behavior.md. The reason
     determines `verdict`, `http_status` and `grpc_code` (of CheckResponse.status), so that no denial can have
@@ -47,9 +47,9 @@ class Reason(Enum):
     ROUTE_MISCONFIGURED = ("route_misconfigured", Verdict.DENY_403, 403, 7)
     KEY_FLOOD = ("key_flood", Verdict.DENY_429, 429, 8)
 
-    def __init__(self, word: str, verdict: Verdict, http_status: int, grpc_code: int) -> None:
+    def __init__(self, label: str, verdict: Verdict, http_status: int, grpc_code: int) -> None:
         """Spread the row over named attributes."""
-        self.word = word
+        self.label = label
         self.verdict = verdict
         self.http_status = http_status
         self.grpc_code = grpc_code
@@ -63,15 +63,15 @@ class Reason(Enum):
         return self.grpc_code == 16
 
     @property
-    def public_word(self) -> str:
+    def public_label(self) -> str:
         """
         The reason that callers see.
 
         It is the same for malformed, unknown, revoked and expired keys, so that keys cannot be probed.
         """
         if self.is_credential_fault and self is not Reason.MISSING_CREDENTIAL:
-            return Reason.UNKNOWN_CREDENTIAL.word
-        return self.word
+            return Reason.UNKNOWN_CREDENTIAL.label
+        return self.label
 
 
 class DecisionIds:

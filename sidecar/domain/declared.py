@@ -84,9 +84,9 @@ class PlannedCommand(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A declaration that cannot be applied. `word` is that of the refused command, '' = no command."""
+    """A declaration that cannot be applied. `action_name` is that of the refused command, '' = none."""
 
-    word: str
+    action_name: str
     problem: Problem
 
 
@@ -303,7 +303,7 @@ def _check_commands(
         try:
             outcome = terms.lifecycle.apply(record, command, terms.actor, terms.now_us)
         except RefusedError as error:
-            refusals += [Refusal(command.word, problem) for problem in error.problems]
+            refusals += [Refusal(command.action_name, problem) for problem in error.problems]
             if record is None:
                 break
             continue

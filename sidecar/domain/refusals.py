@@ -25,7 +25,7 @@ class Code(Enum):
     """
     The closed list of problem codes, each with its kind.
 
-    `word` is the code in API answers; it never changes once published.
+    `text` is the code in API answers; it never changes once published.
     """
 
     INVALID_VALUE = ("invalid_value", RefusalKind.INVALID)
@@ -63,9 +63,9 @@ class Code(Enum):
     NEVER_BOOTSTRAPPED = ("never_bootstrapped", RefusalKind.CONFLICT)
     IDEMPOTENCY_MISMATCH = ("idempotency_mismatch", RefusalKind.CONFLICT)
 
-    def __init__(self, word: str, kind: RefusalKind) -> None:
+    def __init__(self, text: str, kind: RefusalKind) -> None:
         """Spread the row over named attributes."""
-        self.word = word
+        self.text = text
         self.kind = kind
 
 

@@ -113,9 +113,9 @@ DECISION_METRICS = (
         "Decisions made, by verdict and reason.",
         labels=(
             ("verdict", tuple(verdict.value for verdict in Verdict)),
-            ("reason", tuple(reason.word for reason in Reason)),
+            ("reason", tuple(reason.label for reason in Reason)),
         ),
-        only=tuple((reason.verdict.value, reason.word) for reason in Reason),
+        only=tuple((reason.verdict.value, reason.label) for reason in Reason),
     ),
     MetricSpec(
         "sidecar_decision_duration_seconds",

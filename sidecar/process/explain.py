@@ -87,7 +87,7 @@ def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
     return {
         "decision_id": decision.id,
         "verdict": decision.reason.verdict.value,
-        "reason": decision.reason.word,
+        "reason": decision.reason.label,
         "integration": evaluation.integration.id if evaluation.integration else None,
         "credential": evaluation.credential.id if evaluation.credential else None,
         "steps": [step._asdict() for step in steps],

@@ -69,7 +69,7 @@ class Decider:
         self._next_id = DecisionIds()
         self._values = metrics.values
         self._slots = {
-            reason: metrics.slot("sidecar_decisions_total", reason.verdict.value, reason.word)
+            reason: metrics.slot("sidecar_decisions_total", reason.verdict.value, reason.label)
             for reason in Reason
         }
         self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns

@@ -218,7 +218,7 @@ def _headers_of(answer: Answer) -> list[HeaderLine]:
         names = {name for name, _ in headers}
         headers += [(name, "") for name in LIMIT_HEADERS if name not in names]
         headers += answer.upstream_headers
-        headers.append(("x-auth-reason", answer.decision.reason.public_word))
+        headers.append(("x-auth-reason", answer.decision.reason.public_label))
     headers.append(("x-auth-status", str(answer.status)))
     return headers
 

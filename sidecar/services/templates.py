@@ -61,7 +61,7 @@ class AnswerTemplates:
         # outlive the dialect and its style, so this object is part of the key.
         key = (
             self,
-            reason.word,
+            reason.label,
             evaluation.credential,
             evaluation.key_headers,
             evaluation.scope if reason is Reason.SCOPE_MISSING else evaluation.detail,

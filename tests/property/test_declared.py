@@ -183,7 +183,7 @@ def test_differ__what_the_rules_refuse_is_explained_and_the_rest_is_done(
     for refusal in difference.refusals:
         assert refusal.problem.message
         assert refusal.problem.remedy
-    words = {refusal.word for refusal in difference.refusals}
+    words = {refusal.action_name for refusal in difference.refusals}
     got, wanted = comparable(final), comparable(as_declared(declaration, held, terms))
     if words:
         event("refused: " + ", ".join(sorted(words)))

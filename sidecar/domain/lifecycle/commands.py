@@ -40,10 +40,10 @@ class Command:
     """
     The base of all commands. `reason` is recorded; suspend and reactivate require it.
 
-    `word` is the action's name in the audit log and never changes once published.
+    `action_name` is the action's name in the audit log and never changes once published.
     """
 
-    word: ClassVar[str]
+    action_name: ClassVar[str]
     action: ClassVar[Action]
 
     integration_id: str
@@ -54,7 +54,7 @@ class Command:
 class CreateIntegration(Command):
     """Create an integration. Least privilege: no scopes and no credentials unless they are given."""
 
-    word = "integration.create"
+    action_name = "integration.create"
     action = Action.CREATE
 
     name: str
@@ -75,7 +75,7 @@ class CreateIntegration(Command):
 class EditDetails(Command):
     """Change name, contact, owner or third-party manager; None keeps a field, '' clears it."""
 
-    word = "integration.edit"
+    action_name = "integration.edit"
     action = Action.EDIT
 
     name: str | None = None
@@ -88,7 +88,7 @@ class EditDetails(Command):
 class DeleteIntegration(Command):
     """Delete the integration permanently; audit entries are kept, and the id is never reused."""
 
-    word = "integration.delete"
+    action_name = "integration.delete"
     action = Action.DELETE
 
 
@@ -96,7 +96,7 @@ class DeleteIntegration(Command):
 class AddScopes(Command):
     """Add scopes, `category:read` or `category:write`."""
 
-    word = "scopes.add"
+    action_name = "scopes.add"
     action = Action.SCOPES
 
     scopes: tuple[str, ...]
@@ -106,7 +106,7 @@ class AddScopes(Command):
 class RemoveScopes(Command):
     """Remove scopes, in force from the next request on."""
 
-    word = "scopes.remove"
+    action_name = "scopes.remove"
     action = Action.SCOPES
 
     scopes: tuple[str, ...]
@@ -116,7 +116,7 @@ class RemoveScopes(Command):
 class SetAllowlist(Command):
     """Replace all entries; whether the allowlist is on stays as it is."""
 
-    word = "allowlist.set"
+    action_name = "allowlist.set"
     action = Action.ALLOWLIST
 
     entries: tuple[str, ...]
@@ -126,7 +126,7 @@ class SetAllowlist(Command):
 class AddAllowlistEntries(Command):
     """Add entries."""
 
-    word = "allowlist.add"
+    action_name = "allowlist.add"
     action = Action.ALLOWLIST
 
     entries: tuple[str, ...]
@@ -136,7 +136,7 @@ class AddAllowlistEntries(Command):
 class RemoveAllowlistEntries(Command):
     """Remove entries, written as in the list."""
 
-    word = "allowlist.remove"
+    action_name = "allowlist.remove"
     action = Action.ALLOWLIST
 
     entries: tuple[str, ...]
@@ -146,7 +146,7 @@ class RemoveAllowlistEntries(Command):
 class EnableAllowlist(Command):
     """Turn the allowlist on: only its entries may call; needs at least one entry."""
 
-    word = "allowlist.enable"
+    action_name = "allowlist.enable"
     action = Action.ALLOWLIST
 
 
@@ -154,7 +154,7 @@ class EnableAllowlist(Command):
 class DisableAllowlist(Command):
     """Turn the allowlist off: every address may call; the entries are kept."""
 
-    word = "allowlist.disable"
+    action_name = "allowlist.disable"
     action = Action.ALLOWLIST
 
 
@@ -162,7 +162,7 @@ class DisableAllowlist(Command):
 class SetRateLimit(Command):
     """Set the permanent limit, in force at once; ends a temporary raise."""
 
-    word = "limit.set"
+    action_name = "limit.set"
     action = Action.LIMIT
 
     rate_limit_rpm: int
@@ -173,7 +173,7 @@ class SetRateLimit(Command):
 class RaiseLimit(Command):
     """Raise the limit until a time; it then reverts automatically."""
 
-    word = "limit.raise"
+    action_name = "limit.raise"
     action = Action.LIMIT
 
     rate_limit_rpm: int
@@ -185,7 +185,7 @@ class RaiseLimit(Command):
 class EndLimitRaise(Command):
     """End a temporary raise early."""
 
-    word = "limit.end_raise"
+    action_name = "limit.end_raise"
     action = Action.LIMIT
 
 
@@ -197,7 +197,7 @@ class SetOnStoreError(Command):
     None = the policy in the configuration of each sidecar.
     """
 
-    word = "store_error.set"
+    action_name = "store_error.set"
     action = Action.LIMIT
 
     on_store_error: str | None
@@ -207,7 +207,7 @@ class SetOnStoreError(Command):
 class IssueCredential(Command):
     """Add a credential."""
 
-    word = "credential.issue"
+    action_name = "credential.issue"
     action = Action.CREDENTIALS
 
     credential: NewCredential
@@ -217,7 +217,7 @@ class IssueCredential(Command):
 class RotateCredential(Command):
     """Issue a credential that replaces another, which keeps working for `overlap_us`; 0 = it ends at once."""
 
-    word = "credential.rotate"
+    action_name = "credential.rotate"
     action = Action.CREDENTIALS
 
     credential_id: str
@@ -229,7 +229,7 @@ class RotateCredential(Command):
 class RevokeCredential(Command):
     """Revoke a credential at once and permanently."""
 
-    word = "credential.revoke"
+    action_name = "credential.revoke"
     action = Action.CREDENTIALS
 
     credential_id: str
@@ -239,7 +239,7 @@ class RevokeCredential(Command):
 class SetCredentialExpiry(Command):
     """Change when a credential expires; None = never."""
 
-    word = "credential.set_expiry"
+    action_name = "credential.set_expiry"
     action = Action.CREDENTIALS
 
     credential_id: str
@@ -255,7 +255,7 @@ class Suspend(Command):
     credentials that were issued since, and this administrator can no longer reactivate it either.
     """
 
-    word = "integration.suspend"
+    action_name = "integration.suspend"
     action = Action.SUSPEND
 
 
@@ -263,7 +263,7 @@ class Suspend(Command):
 class Reactivate(Command):
     """Reactivate a suspended integration, by another administrator and with new credentials."""
 
-    word = "integration.reactivate"
+    action_name = "integration.reactivate"
     action = Action.REACTIVATE
 
 
@@ -271,7 +271,7 @@ class Reactivate(Command):
 class GenerateWebhookSecret(Command):
     """Create the first signing secret of the integration's webhooks."""
 
-    word = "webhook_secret.generate"
+    action_name = "webhook_secret.generate"
     action = Action.WEBHOOK_SECRETS
 
     secret: SealedSecret
@@ -281,7 +281,7 @@ class GenerateWebhookSecret(Command):
 class RotateWebhookSecret(Command):
     """Replace the signing secret; the old one keeps signing for `overlap_us`; 0 = it ends at once."""
 
-    word = "webhook_secret.rotate"
+    action_name = "webhook_secret.rotate"
     action = Action.WEBHOOK_SECRETS
 
     secret: SealedSecret

@@ -175,7 +175,7 @@ async def change_account(
         body=body,
         call=call,
     )
-    call.note(action=row.command.word, subject=f"administrator:{given.id[:64]}")
+    call.note(action=row.command.action_name, subject=f"administrator:{given.id[:64]}")
     token = ""
     if row.lifetime_field:
         fresh = generate_api_key(TOKEN_PREFIX)
@@ -208,7 +208,7 @@ async def change_account(
 
 def _endpoint(row: AccountRow) -> Endpoint:
     return Endpoint(
-        name=row.command.word.replace(".", "_"),
+        name=row.command.action_name.replace(".", "_"),
         method=row.method,
         path=row.path,
         tag="administrators",

@@ -100,7 +100,7 @@ def find(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
     methods = ", ".join(sorted(allowed))
     code = ApiCode.METHOD_NOT_ALLOWED
     detail = f"this path allows {methods}"
-    raise ProblemError(Problem(code.status, code.word, detail, headers={"Allow": methods}))
+    raise ProblemError(Problem(code.status, code.text, detail, headers={"Allow": methods}))
 
 
 async def _answer(context: AdminContext, endpoint: Endpoint, call: Call) -> Response:

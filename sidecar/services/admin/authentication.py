@@ -87,7 +87,7 @@ class Gate:
             _LOG,
             logging.WARNING,
             "admin API authentication failed",
-            why=error.word,
+            why=error.reason,
             token_id=token_id,  # public; '' = malformed token
             source=call.source,
             request_id=call.request_id,
@@ -96,7 +96,7 @@ class Gate:
         )
         code = ApiCode.UNAUTHENTICATED
         headers = {"WWW-Authenticate": "Bearer"}
-        return ProblemError(Problem(code.status, code.word, str(error), headers=headers))
+        return ProblemError(Problem(code.status, code.text, str(error), headers=headers))
 
 
 def _bearer_token(headers: Sequence[str]) -> str:

@@ -277,7 +277,7 @@ def _fault(error: Any) -> Fault:
     elif kind == "missing":
         message = "required field is missing"
     remedy = _REMEDIES.get(kind, "send a value as /v1/openapi.json describes it")
-    return Fault(ApiCode.INVALID_VALUE.word, _where(error["loc"]), message, remedy)
+    return Fault(ApiCode.INVALID_VALUE.text, _where(error["loc"]), message, remedy)
 
 
 def _where(location: Sequence[str | int]) -> str:
@@ -312,4 +312,4 @@ def _too_large(bytes_max: int) -> Exception:
 
 
 def _bad(where: str, message: str, remedy: str) -> Exception:
-    return invalid([Fault(ApiCode.INVALID_VALUE.word, where, message, remedy)])
+    return invalid([Fault(ApiCode.INVALID_VALUE.text, where, message, remedy)])

@@ -74,9 +74,9 @@ class ChangeRow:
     examples: tuple[dict[str, object], ...] = ()
 
     @property
-    def word(self) -> str:
+    def action_name(self) -> str:
         """The command's name in the audit log."""
-        return self.command.word
+        return self.command.action_name
 
     @property
     def names_credential(self) -> bool:
@@ -302,4 +302,4 @@ ROWS: tuple[ChangeRow, ...] = (
     ),
 )  # fmt: skip
 
-BY_WORD: Mapping[str, ChangeRow] = {row.word: row for row in ROWS}
+BY_ACTION_NAME: Mapping[str, ChangeRow] = {row.action_name: row for row in ROWS}

@@ -89,7 +89,7 @@ class _Made:
 async def make_change(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: Any) -> Response:
     """Make the change that *row* describes, or try it."""
     given = _given(row, context, call, query, body)
-    call.note(action=row.word, subject=f"integration:{given.integration_id[:64]}")
+    call.note(action=row.action_name, subject=f"integration:{given.integration_id[:64]}")
     expected_generation = expected_by(call.header("If-Match"))
     try:
         made = _made(row, given, context, is_trial=query.dry_run)
@@ -268,7 +268,7 @@ def position_text(position: Position | None) -> str | None:
 
 def _endpoint(row: ChangeRow) -> Endpoint:
     return Endpoint(
-        name=row.word.replace(".", "_"),
+        name=row.action_name.replace(".", "_"),
         method=row.method,
         path=row.path,
         tag=row.tag,

@@ -18,7 +18,7 @@ from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.call import Call
-from sidecar.services.admin.change_table import BY_WORD, ROWS, ChangeRow, CommandInputs, SecretKind
+from sidecar.services.admin.change_table import BY_ACTION_NAME, ROWS, ChangeRow, CommandInputs, SecretKind
 from sidecar.services.admin.changes import position_text
 from sidecar.services.admin.confirmation import ConfirmationView, confirm, put_in_force
 from sidecar.services.admin.context import AdminContext
@@ -54,7 +54,7 @@ class ManyView(DurabilityView):
 def _member(row: ChangeRow) -> type[BaseModel]:
     """Return the model of a change of *row* in /v1/changes."""
     fields: dict[str, Any] = {
-        "action": (Literal[row.word], ...),
+        "action": (Literal[row.action_name], ...),
         "integration_id": (b.IntegrationId, ...),
         "expected_generation": (Annotated[int, Field(ge=0, le=GENERATION_MAX)] | None, None),
     }
@@ -68,7 +68,9 @@ def _member(row: ChangeRow) -> type[BaseModel]:
     return create_model(name, __base__=row.member, __doc__=row.summary + ".", **fields)
 
 
-MEMBERS: Mapping[str, type[BaseModel]] = {row.word: _member(row) for row in ROWS if row.member is not None}
+MEMBERS: Mapping[str, type[BaseModel]] = {
+    row.action_name: _member(row) for row in ROWS if row.member is not None
+}
 _MEMBER: Any = Annotated[reduce(or_, MEMBERS.values()), Discriminator("action")]
 
 ManyChanges = create_model(
@@ -116,7 +118,7 @@ def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -> list
     now_us = context.clock_us()
     requests = []
     for number, member in enumerate(members):
-        row = BY_WORD[member.action]
+        row = BY_ACTION_NAME[member.action]
         command = row.build(
             CommandInputs(
                 integration_id=member.integration_id,
@@ -179,7 +181,7 @@ def _result(request: ChangeRequest, made: Committed | Outcome | RefusedError, ca
         }
     is_made = isinstance(made, Committed)
     return {
-        "status": BY_WORD[request.command.word].status if is_made else 200,
+        "status": BY_ACTION_NAME[request.command.action_name].status if is_made else 200,
         "integration_id": integration_id,
         "generation": made.record.generation,
         "is_change": made.entry is not None if isinstance(made, Committed) else made.is_change,

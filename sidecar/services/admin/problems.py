@@ -59,9 +59,9 @@ class ApiCode(Enum):
     STORE_UNAVAILABLE = ("store_unavailable", 503)
     TIMEOUT = ("timeout", 504)
 
-    def __init__(self, word: str, status: int) -> None:
+    def __init__(self, text: str, status: int) -> None:
         """Store the row as attributes."""
-        self.word = word
+        self.text = text
         self.status = status
 
 
@@ -141,25 +141,25 @@ class ProblemError(Exception):
 
 def problem_error(code: ApiCode, detail: str, remedy: str = "", where: str = "") -> ProblemError:
     """Return the error for one fault at *where*, with its *remedy*."""
-    faults = (Fault(code.word, where, detail, remedy),) if remedy else ()
-    return ProblemError(Problem(code.status, code.word, _sentence(detail, remedy), faults))
+    faults = (Fault(code.text, where, detail, remedy),) if remedy else ()
+    return ProblemError(Problem(code.status, code.text, _sentence(detail, remedy), faults))
 
 
 def retry_error(code: ApiCode, detail: str, retry_after_s: int = RETRY_AFTER_S) -> ProblemError:
     """Return the error of a call that may be retried after *retry_after_s*."""
     headers = {"Retry-After": str(retry_after_s)}
-    return ProblemError(Problem(code.status, code.word, detail, headers=headers))
+    return ProblemError(Problem(code.status, code.text, detail, headers=headers))
 
 
 def refused(error: RefusedError, names: Mapping[str, str] = FIELD_NAMES, prefix: str = "") -> Problem:
     """Convert a refusal of the domain; fields get the API's *names* and a *prefix*."""
     status = 412 if isinstance(error, GenerationConflictError) else KIND_STATUS[error.kind]
     faults = tuple(
-        Fault(problem.code.word, prefix + api_name(problem.field, names), problem.message, problem.remedy)
+        Fault(problem.code.text, prefix + api_name(problem.field, names), problem.message, problem.remedy)
         for problem in error.problems
     )
     headers = {"ETag": f'"{error.actual}"'} if isinstance(error, GenerationConflictError) else {}
-    return Problem(status, error.code.word, str(error), faults, headers)
+    return Problem(status, error.code.text, str(error), faults, headers)
 
 
 def api_name(name: str, names: Mapping[str, str] = FIELD_NAMES) -> str:
@@ -187,7 +187,7 @@ def store_failed(error: RegistryError, is_change: bool) -> Problem:
     detail = str(error)
     if may_have_happened is False and isinstance(error, RegistryUnavailableError):
         detail += ". Nothing was changed; retry when that is corrected"
-    return Problem(code.status, code.word, detail, (), headers, may_have_happened)
+    return Problem(code.status, code.text, detail, (), headers, may_have_happened)
 
 
 def problem_of(error: BaseException, is_change: bool) -> Problem | None:
@@ -205,7 +205,7 @@ def own_fault(is_change: bool) -> Problem:
     """Return the answer to an internal error, without internals."""
     return Problem(
         ApiCode.INTERNAL.status,
-        ApiCode.INTERNAL.word,
+        ApiCode.INTERNAL.text,
         "internal error; the sidecar's log has the details under this request id",
         may_have_happened=True if is_change else None,
     )
@@ -239,7 +239,7 @@ def invalid(faults: Iterable[Fault]) -> ProblemError:
     detail = "; ".join(f"{fault.field}: {_sentence(fault.message, fault.remedy)}" for fault in kept[:3])
     more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
     code = ApiCode.INVALID_VALUE
-    return ProblemError(Problem(code.status, code.word, detail + more, kept))
+    return ProblemError(Problem(code.status, code.text, detail + more, kept))
 
 
 def _fault(fault: Fault) -> ProblemMemberView:

@@ -35,7 +35,7 @@ async def closest_integration(registry: Registry, wanted: str) -> str:
 
 async def with_suggestion(registry: Registry, problem: Problem, wanted: str) -> Problem:
     """Add a suggestion to *problem* if it says that *wanted* does not exist."""
-    if problem.code != Code.INTEGRATION_UNKNOWN.word or not wanted:
+    if problem.code != Code.INTEGRATION_UNKNOWN.text or not wanted:
         return problem
     meant = await closest_integration(registry, wanted[:64])
     if not meant:

@@ -113,7 +113,7 @@ class _RecordCheck:
         proof = self.proofs.get(entry.subject)
         if proof is not None and proof.sequence == entry.sequence and proof.digest == entry.record_digest:
             self._proven.add(entry.subject)
-            if proof.is_deleted != (entry.action == DeleteIntegration.word):
+            if proof.is_deleted != (entry.action == DeleteIntegration.action_name):
                 state = "deleted" if proof.is_deleted else "not deleted"
                 self._derived.append((proof, f"it is stored as {state}, the log says otherwise"))
             return

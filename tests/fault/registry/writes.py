@@ -94,8 +94,8 @@ _ADMIN_COMMANDS: tuple[AdminCommand, ...] = (
 )
 
 WRITES: Mapping[str, tuple[Write, Write]] = {
-    **{kind.word: (partial(prepare, kind), partial(change, kind)) for kind in c.COMMANDS},
-    **{command.word: (people, partial(administer, command)) for command in _ADMIN_COMMANDS},
+    **{kind.action_name: (partial(prepare, kind), partial(change, kind)) for kind in c.COMMANDS},
+    **{command.action_name: (people, partial(administer, command)) for command in _ADMIN_COMMANDS},
     "admin.bootstrap": (nothing, bootstrap),
     "apply_many": (people, many),
     "record_uses": (prepare_uses, uses),

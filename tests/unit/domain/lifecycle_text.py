@@ -32,7 +32,7 @@ def diagram() -> str:
     for kind in DRAWN:
         for state, following in TRANSITIONS[kind].items():
             lines += [
-                f"    {state.value} --> {after.value}: {kind.word}"
+                f"    {state.value} --> {after.value}: {kind.action_name}"
                 for after in following
                 if after is not state or kind is c.Suspend
             ]
@@ -49,7 +49,7 @@ def states() -> str:
 def commands() -> str:
     """Command by command and state by state: what follows, or the code of the refusal."""
     head = f"| command | {' | '.join(state.value for state in State)} | roles |"
-    rows = [f"| `{kind.word}` | {' | '.join(_cells(kind))} | {_roles(kind)} |" for kind in c.COMMANDS]
+    rows = [f"| `{kind.action_name}` | {' | '.join(_cells(kind))} | {_roles(kind)} |" for kind in c.COMMANDS]
     return "\n".join([head, "|---|" + "---|" * (len(State) + 1), *rows])
 
 
@@ -64,8 +64,8 @@ def refusal_in(kind: type[c.Command], state: State) -> str:
     try:
         apply(record, examples()[kind], BOB, facts=Facts(is_deleted=is_deleted))
     except RefusedError as error:
-        return error.code.word
-    raise AssertionError(f"{kind.word} is accepted in the state {state.value}")
+        return error.code.text
+    raise AssertionError(f"{kind.action_name} is accepted in the state {state.value}")
 
 
 def parts() -> dict[str, str]:

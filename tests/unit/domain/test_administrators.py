@@ -335,7 +335,7 @@ def why(presented: str, holder: Administrator | None, now_us: int = NOW_US) -> s
     with pytest.raises(AuthenticationError) as caught:
         authenticate(presented, holder, now_us)
     assert str(caught.value) == str(AuthenticationError("unknown"))
-    return caught.value.word
+    return caught.value.reason
 
 
 def test_authenticate__the_holder(key: NewApiKey, holder: Administrator) -> None:

@@ -99,7 +99,7 @@ def test_identity_headers__of_nobody_are_there_and_empty() -> None:
     assert [value for _, value in headers] == ["", "", "", "d1"]
 
 
-@pytest.mark.parametrize("reason", DENY_REASONS, ids=lambda reason: reason.word)
+@pytest.mark.parametrize("reason", DENY_REASONS, ids=lambda reason: reason.label)
 def test_http_status__401_takes_the_place_of_403_for_unknown_callers_only(reason: Reason) -> None:
     """The style changes credential faults and nothing else."""
     assert http_status(reason, STYLE) == reason.http_status
@@ -131,21 +131,21 @@ def test_denial_headers__without_limits() -> None:
     ]
 
 
-@pytest.mark.parametrize("reason", DENY_REASONS, ids=lambda reason: reason.word)
+@pytest.mark.parametrize("reason", DENY_REASONS, ids=lambda reason: reason.label)
 def test_problem_body__every_reason_has_its_words(reason: Reason) -> None:
     """Type, title, status, what to do, reason and decision id (RFC 9457)."""
     document = problem(reason, NONE_LEFT)
     assert document["status"] == reason.http_status
-    assert document["reason"] == reason.public_word
+    assert document["reason"] == reason.public_label
     assert document["decision_id"] == "id"
     assert document["title"]
     assert document["detail"].endswith(".")
-    assert document["type"].endswith((f":{reason.public_word}", "#quota-exceeded"))
+    assert document["type"].endswith((f":{reason.public_label}", "#quota-exceeded"))
 
 
 def test_problem_body__titles_and_types_differ_between_public_reasons() -> None:
     """A program can tell the reasons apart by type alone."""
-    public = {reason.public_word for reason in DENY_REASONS}
+    public = {reason.public_label for reason in DENY_REASONS}
     documents = [problem(reason) for reason in DENY_REASONS]
     assert len({document["type"] for document in documents}) == len(public)
     assert len({document["title"] for document in documents}) == len(public)

@@ -75,7 +75,7 @@ def test_plan__entry_says_it_all_and_no_secret(kind: type[c.Command]) -> None:
     assert made.entry is not None and made.stored is not None
     entry = made.entry
     assert (entry.actor, entry.role, entry.token_id) == ("ann", "admin", "tokenann")
-    assert (entry.action, entry.subject) == (kind.word, f"integration:{ID}")
+    assert (entry.action, entry.subject) == (kind.action_name, f"integration:{ID}")
     assert (entry.source, entry.request_id, entry.reason) == ("127.0.0.1", "req-1", examples()[kind].reason)
     assert (entry.sequence, entry.generation) == (1, made.outcome.record.generation)
     assert entry.record_digest == record_digest(made.stored)

@@ -41,14 +41,14 @@ def test_reasons__are_a_closed_list() -> None:
     assert len(Reason.__members__) == len(ANSWERS)
 
 
-@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.word)
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.label)
 def test_reason__row_of_the_table(reason: Reason) -> None:
     """Verdict, HTTP status and gRPC code are those of the table; the word is the name in lower case."""
     assert (reason.verdict, reason.http_status, reason.grpc_code) == ANSWERS[reason]
-    assert reason.word == reason.name.lower()
+    assert reason.label == reason.name.lower()
 
 
-@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.word)
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.label)
 def test_reason__a_denial_never_has_code_0(reason: Reason) -> None:
     """Envoy lets a request through whose status code is 0, so only an allow may have it."""
     assert (reason.grpc_code == 0) == (reason.verdict is Verdict.ALLOW) == (reason.http_status == 200)
@@ -63,14 +63,14 @@ def test_reason__credential_faults_look_alike() -> None:
         Reason.UNKNOWN_CREDENTIAL,
         Reason.EXPIRED_CREDENTIAL,
     }
-    assert {reason.public_word for reason in faults} == {"missing_credential", "unknown_credential"}
-    assert Reason.MISSING_CREDENTIAL.public_word == "missing_credential"
+    assert {reason.public_label for reason in faults} == {"missing_credential", "unknown_credential"}
+    assert Reason.MISSING_CREDENTIAL.public_label == "missing_credential"
 
 
-@pytest.mark.parametrize("reason", [r for r in Reason if not r.is_credential_fault], ids=lambda r: r.word)
+@pytest.mark.parametrize("reason", [r for r in Reason if not r.is_credential_fault], ids=lambda r: r.label)
 def test_reason__other_reasons_are_public_as_they_are(reason: Reason) -> None:
     """A known caller is told the true reason."""
-    assert reason.public_word == reason.word
+    assert reason.public_label == reason.label
 
 
 def test_decision_ids__are_unique_ordered_and_of_one_length() -> None:

@@ -63,7 +63,7 @@ def declaration(keys: tuple[str, ...] = ("status",), **given: Any) -> Declaratio
 
 def words(difference: Difference) -> list[str]:
     """The commands of a difference, in their order."""
-    return [step.command.word for step in difference.steps]
+    return [step.command.action_name for step in difference.steps]
 
 
 def codes(difference: Difference) -> list[Code]:

@@ -14,4 +14,4 @@ def test_errors_page__has_every_public_reason_with_its_status() -> None:
     """And no other: callers never see the words of reasons that are told as one."""
     rows = re.findall(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE)
     told = {(int(status), word) for status, words in rows for word in re.findall(r"\w+", words)}
-    assert told == {(reason.http_status, reason.public_word) for reason in Reason if reason is not Reason.OK}
+    assert told == {(reason.http_status, reason.public_label) for reason in Reason if reason is not Reason.OK}

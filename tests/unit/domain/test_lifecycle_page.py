@@ -44,7 +44,7 @@ def test_lifecycle_page__explains_every_refusal_that_it_names() -> None:
     """Each refusal of the table has a line below it that says what to do, and is one of the closed list."""
     page = text_of(PAGE)
     named = set(re.findall(r"refused: `([a-z_]+)`", page))
-    assert named <= {code.word for code in Code}
+    assert named <= {code.text for code in Code}
     assert named == set(re.findall(r"^\* `([a-z_]+)`: ", page, re.MULTILINE)) - {
         "same_administrator",
         "granted_by_suspender",

@@ -215,7 +215,7 @@ def test_program_table__is_text_that_a_scraper_reads() -> None:
 def test_program_table__counts_decisions_by_pairs_that_occur() -> None:
     """Thirteen series for thirteen reasons, not thirty-nine."""
     (spec,) = [spec for spec in TABLE.specs if spec.name == "sidecar_decisions_total"]
-    assert set(spec.series) == {(reason.verdict.value, reason.word) for reason in Reason}
+    assert set(spec.series) == {(reason.verdict.value, reason.label) for reason in Reason}
 
 
 def test_program_table__follows_prometheus_conventions() -> None:

@@ -63,7 +63,7 @@ def decide_now(decider: Decider, api_key: str | None, **request: Any) -> Decisio
 def counts(metrics: Metrics) -> dict[str, int]:
     """Decisions counted, by reason."""
     values = {
-        reason.word: metrics.value("sidecar_decisions_total", reason.verdict.value, reason.word)
+        reason.label: metrics.value("sidecar_decisions_total", reason.verdict.value, reason.label)
         for reason in Reason
     }
     return {word: value for word, value in values.items() if value}

@@ -201,7 +201,7 @@ DENIALS: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("reason", "record", "fields"), DENIALS, ids=lambda value: getattr(value, "word", None)
+    ("reason", "record", "fields"), DENIALS, ids=lambda value: getattr(value, "label", None)
 )
 def test_decide__denies_with_403(
     key: NewApiKey, reason: Reason, record: dict[str, Any], fields: dict[str, Any]
@@ -209,14 +209,14 @@ def test_decide__denies_with_403(
     """The exact reason for the caller, the public one for its client; limits for known callers only."""
     response = decide(serve(key, record=record), ask(key, **fields))
     is_known = not reason.is_credential_fault
-    assert reason_of(response) == reason.word
+    assert reason_of(response) == reason.label
     assert (response.verdict, response.http_status) == (pb.VERDICT_DENY_403, reason.http_status)
     assert (response.integration_id, response.limit, response.remaining) == (
         ("acme", 60, 60) if is_known else ("", 0, 0)
     )
     assert bool(response.credential_id) == response.HasField("reset_at") == is_known
     assert not response.HasField("retry_after")
-    assert response.headers["x-auth-reason"] == json.loads(response.body)["reason"] == reason.public_word
+    assert response.headers["x-auth-reason"] == json.loads(response.body)["reason"] == reason.public_label
     assert ("x-ratelimit-limit" in response.headers) == is_known
 
 

@@ -136,7 +136,7 @@ DENIALS: list[tuple[Reason, dict[str, Any], dict[str, Any], int, int, str]] = [
 @pytest.mark.parametrize(
     ("reason", "record", "request_fields", "code", "http_status", "title"),
     DENIALS,
-    ids=[row[0].word for row in DENIALS],
+    ids=[row[0].label for row in DENIALS],
 )
 def test_check__denies_with_403(
     key: NewApiKey,
@@ -161,21 +161,21 @@ def test_check__denies_with_403(
             "content-type": "application/problem+json",
             "cache-control": "no-store",
             "x-decision-id": decision_id,
-            "x-auth-reason": reason.public_word,
+            "x-auth-reason": reason.public_label,
         },
         {
-            "type": f"urn:sidecar:problem:{reason.public_word}",
+            "type": f"urn:sidecar:problem:{reason.public_label}",
             "title": title,
             "status": http_status,
             "detail": denied(response)[3]["detail"],
-            "reason": reason.public_word,
+            "reason": reason.public_label,
             "decision_id": decision_id,
         },
     )
     assert metadata(response) == {
         "decision_id": decision_id,
         "verdict": "DENY_403",
-        "reason": reason.word,
+        "reason": reason.label,
         "integration": "acme" if is_known else "",
         "credential": key.credential_id if is_known else "",
     }
@@ -227,7 +227,7 @@ def test_check__a_store_that_fails_is_a_denial_with_503(
         code, http_status, headers, problem = denied(check(service, make_check(key.api_key)))
         assert (code, http_status, problem["status"]) == (14, 503, 503)
         assert headers["retry-after"] == "1"
-        assert headers["x-auth-reason"] == problem["reason"] == reason.word
+        assert headers["x-auth-reason"] == problem["reason"] == reason.label
         assert not [name for name in headers if name.startswith("x-ratelimit")]
 
 

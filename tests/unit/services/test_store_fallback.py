@@ -112,7 +112,7 @@ def test_policy__answers_each_fault(key: NewApiKey, policy: FailPolicy, fault: S
     assert (decision.reason, decision.taken, decision.fallback) == expected[policy]
     assert harness.fallbacks() == {(policy.value, decision.reason.verdict.value): 1}
     assert harness.metrics.value(
-        "sidecar_decisions_total", decision.reason.verdict.value, decision.reason.word
+        "sidecar_decisions_total", decision.reason.verdict.value, decision.reason.label
     ) == len(harness.decisions)
 
 

@@ -146,7 +146,7 @@ def plan_digest(plan: ApplyPlan) -> str:
     Plans with equal digests make the same changes.
     """
     steps = [
-        [step.command.word, repr(replace(step.command, reason="")), step.expected_generation]
+        [step.command.action_name, repr(replace(step.command, reason="")), step.expected_generation]
         for difference in plan.differences
         for step in difference.steps
     ]
@@ -172,7 +172,7 @@ def _difference(difference: Difference) -> DifferenceView:
         "id": difference.integration_id,
         "name": difference.name,
         "change": difference.kind.value,
-        "actions": [step.command.word for step in difference.steps],
+        "actions": [step.command.action_name for step in difference.steps],
         "fields": [_field(change) for change in difference.fields],
         "refusals": [_refusal(refusal) for refusal in difference.refusals],
         "remarks": list(difference.remarks),
@@ -194,8 +194,8 @@ def _time(value: Json) -> Json:
 def _refusal(refusal: Refusal) -> RefusalView:
     problem = refusal.problem
     return {
-        "action": refusal.word or None,
-        "code": problem.code.word,
+        "action": refusal.action_name or None,
+        "code": problem.code.text,
         "field": problem.field,
         "message": problem.message,
         "remedy": problem.remedy,
@@ -208,7 +208,7 @@ def _declined(progress: Progress) -> DeclinedView:
     step = progress.difference.steps[progress.made]
     return {
         "id": progress.difference.integration_id,
-        "action": step.command.word,
+        "action": step.command.action_name,
         "code": declined.code,
         "message": declined.message,
         "steps_made": progress.made,

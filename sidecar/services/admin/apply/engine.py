@@ -161,7 +161,7 @@ class _Run:
         results = await self.registry.apply_many(list(self._requests(batch)))
         for progress, result in zip(batch, results, strict=True):
             if isinstance(result, RefusedError):
-                progress.declined = Declined(result.code.word, str(result))
+                progress.declined = Declined(result.code.text, str(result))
                 continue
             progress.made += 1
             self.is_durable = self.is_durable and result.is_durable

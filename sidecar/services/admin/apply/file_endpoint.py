@@ -100,11 +100,11 @@ def _mistakes(error: FileFaultsError) -> ProblemError:
     """Return the error with every mistake of the file and its line."""
     code = ApiCode.INVALID_FILE
     faults = tuple(
-        Fault(code.word, f"line {fault.line}" if fault.line is not None else "", _located(fault), "")
+        Fault(code.text, f"line {fault.line}" if fault.line is not None else "", _located(fault), "")
         for fault in error.faults
     )
     detail = "\n".join(error.lines())
-    return ProblemError(Problem(code.status, code.word, detail, faults))
+    return ProblemError(Problem(code.status, code.text, detail, faults))
 
 
 def _located(fault: Any) -> str:

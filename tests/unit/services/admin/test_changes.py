@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sidecar.domain.lifecycle.commands import COMMANDS
-from sidecar.services.admin.change_table import BY_WORD, ROWS, SecretKind
+from sidecar.services.admin.change_table import BY_ACTION_NAME, ROWS, SecretKind
 from sidecar.stores.registry.protocol import RegistryUnavailableError
 from tests.administration import DAY_US, NOW_US
 from tests.unit.services.admin.admin_api import AdminApi
@@ -70,13 +70,13 @@ def prepared(api: AdminApi, word: str) -> tuple[str, str, dict[str, Any] | None]
     steps, path, body, _ = HAPPY[word]
     for who, step, given in steps:
         api.change(ACME + step, given, who)
-    return BY_WORD[word].method, ACME + path.replace("{key}", key), body
+    return BY_ACTION_NAME[word].method, ACME + path.replace("{key}", key), body
 
 
 def test_changes__the_table_has_every_command() -> None:
     """A command that the domain knows is reachable, exactly once."""
-    assert sorted(row.word for row in ROWS) == sorted(command.word for command in COMMANDS)
-    assert {*HAPPY, "integration.create"} == {row.word for row in ROWS}
+    assert sorted(row.action_name for row in ROWS) == sorted(command.action_name for command in COMMANDS)
+    assert {*HAPPY, "integration.create"} == {row.action_name for row in ROWS}
 
 
 @pytest.mark.parametrize("word", HAPPY)
@@ -91,7 +91,7 @@ def test_changes__each_is_made_and_put_on_record(api: AdminApi, word: str) -> No
         body = {**body, "reason": "spring cleaning"}
     answer = api.call(method, path, body, headers={"X-Request-Id": "req-7"})
     view = answer.json()
-    assert answer.status_code == BY_WORD[word].status, view
+    assert answer.status_code == BY_ACTION_NAME[word].status, view
     assert view["is_change"] and view["is_in_force"] and not view["is_dry_run"]
     assert HAPPY[word][3] in view["summary"]
     assert view["integration"]["generation"] == before.generation + 1
@@ -117,7 +117,7 @@ def test_changes__a_trial_says_the_same_and_writes_nothing(api: AdminApi, word: 
     assert tried["is_dry_run"] and tried["is_change"] and not tried["is_in_force"]
     assert tried["position"] is None
     assert HAPPY[word][3] in tried["summary"]
-    if BY_WORD[word].draws is not SecretKind.NOTHING:
+    if BY_ACTION_NAME[word].draws is not SecretKind.NOTHING:
         assert all(
             tried[name] is None for name in tried.keys() & {"api_key", "credential_id", "secret", "secret_id"}
         )

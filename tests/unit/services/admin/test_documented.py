@@ -53,8 +53,8 @@ def test_documented__every_code_under_its_status() -> None:
     documented = {(int(status), word) for status, words in rows for word in re.findall(r"`(\w+)`", words)}
     crossed = refused(GenerationConflictError("acme", 1, 2)).status
     expected = {
-        (crossed if code is Code.GENERATION_CONFLICT else KIND_STATUS[code.kind], code.word) for code in Code
-    } | {(code.status, code.word) for code in ApiCode}
+        (crossed if code is Code.GENERATION_CONFLICT else KIND_STATUS[code.kind], code.text) for code in Code
+    } | {(code.status, code.text) for code in ApiCode}
     assert documented == expected
     assert set(KIND_STATUS) == set(RefusalKind)
 

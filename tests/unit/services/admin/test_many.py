@@ -22,8 +22,8 @@ def send(api: AdminApi, *changes: dict[str, Any], query: str = "", **given: Any)
 
 def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
     """A webhook secret is shown to the one caller who made it, so it has a call of its own."""
-    alone = {GenerateWebhookSecret.word, RotateWebhookSecret.word}
-    assert set(MEMBERS) == {command.word for command in COMMANDS} - alone
+    alone = {GenerateWebhookSecret.action_name, RotateWebhookSecret.action_name}
+    assert set(MEMBERS) == {command.action_name for command in COMMANDS} - alone
 
 
 def test_many__each_is_whole_or_absent_on_its_own(api: AdminApi) -> None:

@@ -200,7 +200,10 @@ integrations:
         plan, report = target.apply(text)
         [difference] = plan.differences
         [refusal] = difference.refusals
-        assert (refusal.word, refusal.problem.code.word) == ("integration.reactivate", "same_administrator")
+        assert (refusal.action_name, refusal.problem.code.text) == (
+            "integration.reactivate",
+            "same_administrator",
+        )
         assert (report.made, report.declined) == (1, ())
         told = plan_view(plan)
         assert told["integrations"][0]["refusals"][0]["code"] == "same_administrator"

@@ -260,30 +260,22 @@ class AdminClient:
         sent = {**headers, "Accept": "application/json, application/problem+json"}
         if content is not None:
             sent["Content-Type"] = "application/json"
-        request = self._client().build_request(
+        async with self._client().stream(
             method, path, params=_parameters(query), content=content, headers=sent
-        )
-        response = await self._client().send(request, stream=True)
-        try:
+        ) as response:
             await _raise_for_status(response, self._address.text)
             data = _object(await _read(response, ANSWER_BYTES_MAX), self._address.text)
-        finally:
-            await response.aclose()
-        return Answer(data, response.headers.get("idempotency-replayed") == "true")
+            return Answer(data, response.headers.get("idempotency-replayed") == "true")
 
     async def _copy(self, path: str, query: Query | None, write: Callable[[str], object]) -> int:
-        request = self._client().build_request(
-            "GET", path, params=_parameters(query), timeout=self._timeout_s
-        )
-        response = await self._client().send(request, stream=True)
         count = 0
-        try:
+        async with self._client().stream(
+            "GET", path, params=_parameters(query), timeout=self._timeout_s
+        ) as response:
             await _raise_for_status(response, self._address.text)
             async for line in _lines(response):
                 write(line)
                 count += 1
-        finally:
-            await response.aclose()
         return count
 
     def _client(self) -> httpx.AsyncClient:

@@ -355,6 +355,7 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "text"] = "auto"
+    refusals: Literal["sampled", "none"] = "sampled"
 
 
 def _limit_fields() -> dict[str, Any]:

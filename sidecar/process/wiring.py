@@ -44,6 +44,7 @@ from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.health import HealthService
 from sidecar.services.rate_limiter import RateLimiter
 from sidecar.services.reflection import ReflectionService
+from sidecar.services.refusal_log import RefusalLog
 from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
 from sidecar.services.rls import RateLimitService
 from sidecar.sources.file_faults import FaultList
@@ -217,6 +218,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     health = HealthService(health_services)
     style = loaded.rules.style
     loaded.rules.policy.on_misconfigured = _log_misconfigured
+    if config.settings.log.refusals == "sampled":
+        decider.on_refused = RefusalLog().note
     if loaded.rules.policy.key_flood is not None:
         loaded.rules.policy.key_flood.on_flood = partial(_log_flood, metrics)
     methods: list[Method] = [

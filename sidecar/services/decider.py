@@ -61,6 +61,8 @@ class Decider:
         self.snapshot = snapshot
         self.note_use: Callable[[Evaluation, int], None] | None = None
         """Records each request with a known key and its time; None = uses are not recorded."""
+        self.on_refused: Callable[[AccessRequest, Decision], None] | None = None
+        """Called with each denied request."""
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -96,19 +98,19 @@ class Decider:
         evaluation = self.policy.evaluate(request, self.snapshot, now_us)
         integration = evaluation.integration
         if integration is None:
-            return self._finish(evaluation.reason, evaluation, None, started_ns)
+            return self._finish(request, evaluation.reason, evaluation, None, started_ns)
         if self.note_use is not None:
             self.note_use(evaluation, now_us)
         outcome = self._take_now(integration.buckets, 1 if evaluation.reason is Reason.OK else 0)
         if outcome is not None:
-            return self._settle(evaluation, outcome, started_ns)
+            return self._settle(request, evaluation, outcome, started_ns)
         pending = _Pending(self, request, evaluation, deadline_s, done, context, started_ns)
         self._take_later(pending)
         return None
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Refuse a request that names no integration, for *reason*; *detail* is the text for the caller."""
-        return self._finish(reason, Evaluation(reason, detail=detail), None, perf_counter_ns())
+        return self._finish(None, reason, Evaluation(reason, detail=detail), None, perf_counter_ns())
 
     def _take_later(self, pending: _Pending) -> None:
         integration = pending.evaluation.integration
@@ -119,15 +121,19 @@ class Decider:
         asked = 1 if pending.evaluation.reason is Reason.OK else 0
         self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
 
-    def _settle(self, evaluation: Evaluation, outcome: Taken | StoreFault, started_ns: int) -> Decision:
+    def _settle(
+        self, request: AccessRequest, evaluation: Evaluation, outcome: Taken | StoreFault, started_ns: int
+    ) -> Decision:
         if type(outcome) is not Taken:
-            return self._fall_back(evaluation, outcome, started_ns)
+            return self._fall_back(request, evaluation, outcome, started_ns)
         reason = evaluation.reason
         if reason is Reason.OK and not outcome.admitted:
             reason = Reason.RATE_LIMITED
-        return self._finish(reason, evaluation, outcome, started_ns)
+        return self._finish(request, reason, evaluation, outcome, started_ns)
 
-    def _fall_back(self, evaluation: Evaluation, fault: StoreFault, started_ns: int) -> Decision:
+    def _fall_back(
+        self, request: AccessRequest, evaluation: Evaluation, fault: StoreFault, started_ns: int
+    ) -> Decision:
         """
         Decide after *fault*: a denial stays, without limits; otherwise the fail policy decides.
 
@@ -135,14 +141,15 @@ class Decider:
         """
         reason, integration = evaluation.reason, evaluation.integration
         if reason is not Reason.OK or integration is None:
-            return self._finish(reason, evaluation, None, started_ns)
+            return self._finish(request, reason, evaluation, None, started_ns)
         if self._fallback is None or fault is StoreFault.SUPERSEDED:
-            return self._finish(fault_reason(fault), evaluation, None, started_ns)
+            return self._finish(request, fault_reason(fault), evaluation, None, started_ns)
         reason, taken, fallback = self._fallback.answer(integration, fault)
-        return self._finish(reason, evaluation, taken, started_ns, fallback)
+        return self._finish(request, reason, evaluation, taken, started_ns, fallback)
 
     def _finish(
         self,
+        request: AccessRequest | None,
         reason: Reason,
         evaluation: Evaluation,
         taken: Taken | None,
@@ -151,7 +158,10 @@ class Decider:
     ) -> Decision:
         self._values[self._slots[reason]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
-        return Decision(self._next_id(), reason, evaluation, taken, fallback)
+        decision = Decision(self._next_id(), reason, evaluation, taken, fallback)
+        if reason is not Reason.OK and self.on_refused is not None and request is not None:
+            self.on_refused(request, decision)
+        return decision
 
 
 class _Pending:
@@ -190,7 +200,7 @@ class _Pending:
     def settle(self, outcome: Taken | StoreFault) -> None:
         """Answer with *outcome*; decide again if the record is superseded."""
         if type(outcome) is Taken:
-            decision = self._decider._settle(self.evaluation, outcome, self._started_ns)
+            decision = self._decider._settle(self._request, self.evaluation, outcome, self._started_ns)
             self._done(decision, self._context)
         elif outcome is StoreFault.SUPERSEDED and self._reevaluations < REEVALUATIONS_MAX:
             self._decide_again()
@@ -205,7 +215,10 @@ class _Pending:
         if evaluation.integration is not None:
             decider._take_later(self)
             return
-        self._done(decider._finish(evaluation.reason, evaluation, None, self._started_ns), self._context)
+        self._done(
+            decider._finish(self._request, evaluation.reason, evaluation, None, self._started_ns),
+            self._context,
+        )
 
     def _fall_back(self, fault: StoreFault) -> None:
         """Decide without the store, by the current record: the integration may be suspended meanwhile."""
@@ -213,7 +226,7 @@ class _Pending:
         assert integration is not None  # only known integrations have buckets
         if decider.snapshot.integrations.get(integration.id) is not integration:
             self._evaluate()
-        self._done(decider._fall_back(self.evaluation, fault, self._started_ns), self._context)
+        self._done(decider._fall_back(self._request, self.evaluation, fault, self._started_ns), self._context)
 
     def _evaluate(self) -> None:
         decider = self._decider

@@ -48,7 +48,7 @@ class RefusalLog:
             logging.INFO,
             "request refused",
             decision_id=decision.id,
-            reason=decision.reason.word,
+            reason=decision.reason.label,
             integration=integration.id if integration else "",
             credential=credential.id if credential else "",
             method=request.method[:32],

@@ -141,7 +141,7 @@ async def open_registry(config: Config) -> Registry:
     )
 
 
-def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:
+def connect_store_to_registry(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:
     """Let *buckets* check their records against *followed*, so that a store that lost changes is not used."""
     from sidecar.stores.registry.redis.registry import RedisRegistry
 
@@ -149,11 +149,11 @@ def share_history(buckets: RedisBucketStore, followed: FollowedRegistry) -> None
     if isinstance(followed.registry, RedisRegistry):
         buckets.check_link = followed.registry.check_link
 
-        def doubt() -> None:
-            followed.doubt()
+        def on_history_lost() -> None:
+            followed.invalidate()
             buckets.release_waiting()
 
-        followed.registry.on_history_lost = doubt
+        followed.registry.on_history_lost = on_history_lost
 
 
 async def registry_of(config: Config) -> Registry:

@@ -126,7 +126,7 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
         return evaluation.detail
     address = format_address(evaluation.client_address)
     block = allowlist.longest_match(evaluation.client_address)
-    return f"{address} is in {block}" if block else f"{address} is in none of {len(allowlist)} entries"
+    return f"{address} is in {block}" if block else f"{address} is in none of the {len(allowlist)} entries"
 
 
 def _path(request: AccessRequest, decision: Decision) -> str:
@@ -156,10 +156,10 @@ def _route(request: AccessRequest, decision: Decision) -> str:
 
 def _scope(request: AccessRequest, decision: Decision) -> str:
     evaluation = decision.evaluation
-    asked_by = "the route" if request.scope is None else "the proxy"
+    source = "the route" if request.scope is None else "the proxy"
     if evaluation.reason is Reason.SCOPE_MISSING:
-        return f"{asked_by} asks for {evaluation.scope}; the integration has {_scopes(evaluation)}"
-    return f"{asked_by} asks for {evaluation.scope or 'no scope'}"
+        return f"{source} requires {evaluation.scope}; the integration has {_scopes(evaluation)}"
+    return f"{source} requires {evaluation.scope or 'no scope'}"
 
 
 def _scopes(evaluation: Evaluation) -> str:
@@ -170,7 +170,7 @@ def _scopes(evaluation: Evaluation) -> str:
 def _bucket(request: AccessRequest, decision: Decision) -> str:
     taken, integration = decision.taken, decision.evaluation.integration
     if taken is None or integration is None:
-        return "the store gave no answer"
+        return "the store did not answer"
     quota = integration.record.quota
     left = f"{taken.remaining} of {quota.burst} tokens left, refilled at {integration.limit_rpm} a minute"
     if decision.reason is Reason.RATE_LIMITED:

@@ -91,7 +91,7 @@ class FollowedRegistry:
             compiled.is_outdated = True
         self._live.refresh(integration_id, generation, done)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Stop using the registry until it is loaded again: its server lacks changes that were in force."""
         self._live.invalidate()
 

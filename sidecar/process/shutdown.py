@@ -22,7 +22,7 @@ class StartError(Exception):
 
 
 REPEAT_WINDOW_S = 1.0
-"""Signals that come this soon after the first one repeat it."""
+"""Signals within this time after the first one belong to the same request to stop."""
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -22,8 +22,8 @@ from sidecar.process.config_checks import check_open_admin, check_repeated_addre
 from sidecar.process.control_plane import (
     NO_CONTROL_PLANE,
     check_registry_settings,
+    connect_store_to_registry,
     registry_of,
-    share_history,
 )
 from sidecar.process.followed_registry import FollowedRegistry
 from sidecar.process.listeners import Listeners, deciding_kinds, endpoints
@@ -210,7 +210,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     decider = loaded.decider(metrics, shared)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
-        share_history(shared.buckets, followed)
+        connect_store_to_registry(shared.buckets, followed)
     components = (*deciding_kinds(config), "registry", *(() if shared is None else shared.components))
     readiness = Readiness(metrics, components)
     rate_limits, rls_methods = _rate_limits(loaded, metrics, shared)

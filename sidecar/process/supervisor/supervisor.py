@@ -124,7 +124,8 @@ class Supervisor:
         self._orphans = OrphanReaper(self._worker_pids)
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
         counts.set("sidecar_workers_wanted", to=plan.count)
-        counts.set("sidecar_registry_in_touch", to=1)  # shown is the least of all processes' values
+        # Only workers follow the registry, and this metric is the least value of all processes.
+        counts.set("sidecar_registry_in_touch", to=1)
         readiness = WorkersReadiness(
             counts, lambda: {f"worker {slot.index}": slot.component for slot in self._slots}
         )

@@ -158,7 +158,7 @@ def test_decide__allows_and_explains(demo: tuple[str, dict[str, str]]) -> None:
     result = run("decide", "GET", "/v1/orders/42", "-c", config, "--key", keys["acme-erp"])
     assert result.exit_code == 0
     assert result.output.startswith("ALLOW ok ")
-    assert "the route asks for orders:read" in result.output
+    assert "the route requires orders:read" in result.output
     assert "x-api-key  removed before the upstream" in result.output
     assert keys["acme-erp"] not in result.output
 

@@ -51,7 +51,7 @@ CASES = [
     (make_request(KEY.api_key), {"status": Status.SUSPENDED}, "suspension", "suspended by an administrator"),
     (
         make_request(KEY.api_key, peer="203.0.113.9"), {"allowlist": ("192.0.2.0/24", "10.0.0.0/8")},
-        "allowlist", "203.0.113.9 is in none of 2 entries",
+        "allowlist", "203.0.113.9 is in none of the 2 entries",
     ),
     (
         make_request(KEY.api_key, peer=""), {"allowlist": ("192.0.2.0/24",)}, "allowlist",
@@ -65,11 +65,11 @@ CASES = [
     ),
     (
         make_request(KEY.api_key, path="/v1/finance/1"), {}, "scope",
-        "the route asks for finance:read; the integration has orders:read",
+        "the route requires finance:read; the integration has orders:read",
     ),
     (
         make_request(KEY.api_key, path="/v1/finance/1"), {"scopes": ()}, "scope",
-        "the route asks for finance:read; the integration has no scopes",
+        "the route requires finance:read; the integration has no scopes",
     ),
     (make_request(KEY.api_key, path="/v2"), {}, "route", "no route matches the path"),
     (
@@ -78,7 +78,7 @@ CASES = [
     ),
     (
         make_request(KEY.api_key, scope="crm:write"), {}, "scope",
-        "the proxy asks for crm:write; the integration has orders:read",
+        "the proxy requires crm:write; the integration has orders:read",
     ),
     (
         make_request(KEY.api_key, scope="crm"), {}, "route",
@@ -132,7 +132,7 @@ def test_explain__a_store_without_an_answer(fault: StoreFault) -> None:
     """The bucket failed, everything before it passed."""
     request = make_request(KEY.api_key)
     steps = explain(request, decide(request, make_integration(KEY), FaultyStore(fault)))
-    assert steps[-1] == ("bucket", FAILED, "the store gave no answer")
+    assert steps[-1] == ("bucket", FAILED, "the store did not answer")
 
 
 def test_explain__what_passed_is_told_too() -> None:
@@ -146,7 +146,7 @@ def test_explain__what_passed_is_told_too() -> None:
         "192.0.2.7 is in 192.0.2.0/24",
         "/v1/status",
         "a route matches",
-        "the route asks for no scope",
+        "the route requires no scope",
     ]
 
 

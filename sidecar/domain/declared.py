@@ -20,14 +20,13 @@ from typing import NamedTuple
 
 from sidecar.domain.canonical import Json
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
-from sidecar.domain.integrations import Credential, Integration, Status
+from sidecar.domain.integrations import DETAILS, Credential, Integration, Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.limits import SCOPES_MAX
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.refusals import Code, Problem, RefusedError
 from sidecar.domain.roles import Actor
 
-DETAILS = ("contact", "owner", "third_party_manager")
 _SCALARS = ("name", "status", *DETAILS, "rate_limit_rpm", "burst", "on_store_error")
 
 
@@ -206,9 +205,7 @@ def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Com
     yield c.CreateIntegration(
         **on,
         name=declared.name,
-        contact=declared.contact,
-        owner=declared.owner,
-        third_party_manager=declared.third_party_manager,
+        **{name: getattr(declared, name) for name in DETAILS},
         scopes=tuple(scopes[:SCOPES_MAX]),
         rate_limit_rpm=declared.rate_limit_rpm,
         burst=declared.burst,

@@ -23,6 +23,8 @@ CREDENTIALS_MAX = 20
 SUSPENSIONS_MAX = 100
 WEBHOOK_SECRETS_MAX = 2
 DEFAULT_LIMIT_RPM = 60
+DETAILS = ("contact", "owner", "third_party_manager")
+"""The optional texts of a record."""
 
 
 class IntegrationError(ValueError):

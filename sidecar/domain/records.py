@@ -6,14 +6,16 @@ The stored form is complete and contains digests; the public form has no digests
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
 
 from sidecar.domain.canonical import Json, canonical_json, sha256_hex
 from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.effective import is_invalidated
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import (
+    DETAILS,
     Credential,
     Integration,
     LimitRaise,
@@ -23,41 +25,107 @@ from sidecar.domain.integrations import (
 )
 from sidecar.domain.scopes import Scope
 
+Part = TypeVar("Part", Credential, LimitRaise, Suspension, WebhookSecret)
+
+
+class RecordField(NamedTuple):
+    """
+    A field of a record: `write` converts its value to JSON, and `read` converts it back; None = as it is.
+
+    `is_optional` = omitted from the stored form while it has its default, so that records from before the
+    field keep their text, and thereby their digest in the audit log. `is_public` = in the public form.
+    """
+
+    name: str
+    write: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+    is_optional: bool = False
+    is_public: bool = True
+
+
+def _scope(text: str) -> Scope:
+    """Parse a scope; its category may no longer be configured."""
+    category, _, access = text.partition(":")
+    return Scope(category, access)
+
+
+def _part_field(name: str, part: type[Part], is_public: bool = True) -> RecordField:
+    """Return the field that holds a tuple of *part*."""
+    return RecordField(
+        name,
+        lambda values: [_plain(value) for value in values],
+        lambda values: tuple(part(**value) for value in values),
+        is_public=is_public,
+    )
+
+
+def _plain(value: Part) -> dict[str, Json]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+RECORD_FIELDS = (
+    RecordField("id"),
+    RecordField("name"),
+    RecordField("status", lambda status: status.value, Status),
+    *map(RecordField, DETAILS),
+    RecordField(
+        "scopes",
+        lambda scopes: [str(scope) for scope in sorted(scopes)],
+        lambda texts: frozenset(map(_scope, texts)),
+    ),
+    RecordField("rate_limit_rpm"),
+    RecordField("burst"),
+    RecordField(
+        "on_store_error",
+        lambda policy: policy and policy.value,
+        FailPolicy,
+        is_optional=True,
+    ),
+    RecordField("limit_raise", lambda part: part and _plain(part), lambda part: part and LimitRaise(**part)),
+    RecordField(
+        "ip_allowlist", lambda entries: list(map(str, entries)), lambda texts: tuple(map(parse_cidr, texts))
+    ),
+    RecordField("is_allowlist_enabled"),
+    _part_field("suspensions", Suspension),
+    RecordField("suspended_generation"),
+    RecordField("created_at_us"),
+    RecordField("single_person_at_us", is_optional=True, is_public=False),
+    RecordField("generation", is_public=False),
+    _part_field("credentials", Credential, is_public=False),
+    _part_field("webhook_secrets", WebhookSecret, is_public=False),
+    RecordField("changed_at_us", is_public=False),
+)
+"""Every field of `Integration`; the stored, public and declared forms are derived from this table."""
+
+_NAMES = tuple(field.name for field in RECORD_FIELDS)
+_PUBLIC = tuple(field.name for field in RECORD_FIELDS if field.is_public)
+_REQUIRED = tuple(field.name for field in RECORD_FIELDS if not field.is_optional)
+_OPTIONAL = tuple(field.name for field in RECORD_FIELDS if field.is_optional)
+_WRITERS = {field.name: field.write for field in RECORD_FIELDS if field.write is not None}
+_READERS = {field.name: field.read for field in RECORD_FIELDS if field.read is not None}
+_DEFAULTS = {field.name: field.default for field in fields(Integration)}
+
+
+def written(record: Integration, names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields *names* of *record* as JSON."""
+    values = {name: getattr(record, name) for name in names}
+    for name in values.keys() & _WRITERS.keys():
+        values[name] = _WRITERS[name](values[name])
+    return values
+
+
+def has_default(record: Integration, name: str) -> bool:
+    """Return whether the field *name* of *record* has its default."""
+    return bool(getattr(record, name) == _DEFAULTS[name])
+
 
 def to_stored(record: Integration) -> dict[str, Json]:
-    """
-    Return the stored form of *record*; `from_stored` converts it back to an equal value.
-
-    `on_store_error` and `single_person_at_us` are omitted if unset, so that older records keep their text,
-    and thereby the digest in the audit log.
-    """
-    policy = record.on_store_error
-    return {
-        **_shared(record),
-        **({} if policy is None else {"on_store_error": policy.value}),
-        **({"single_person_at_us": record.single_person_at_us} if record.single_person_at_us else {}),
-        "generation": record.generation,
-        "credentials": [
-            {
-                "id": credential.id,
-                "digest": credential.digest,
-                "expires_at_us": credential.expires_at_us,
-                "issued_at_us": credential.issued_at_us,
-                "issued_generation": credential.issued_generation,
-                "replaced_by": credential.replaced_by,
-            }
-            for credential in record.credentials
-        ],
-        "webhook_secrets": [
-            {
-                "id": webhook_secret.id,
-                "issued_at_us": webhook_secret.issued_at_us,
-                "expires_at_us": webhook_secret.expires_at_us,
-            }
-            for webhook_secret in record.webhook_secrets
-        ],
-        "changed_at_us": record.changed_at_us,
-    }
+    """Return the stored form of *record*; `from_stored` converts it back to an equal value."""
+    values = written(record, _NAMES)
+    for name in _OPTIONAL:
+        if has_default(record, name):
+            del values[name]
+    return values
 
 
 def from_stored(stored: Mapping[str, Any]) -> Integration:
@@ -68,33 +136,11 @@ def from_stored(stored: Mapping[str, Any]) -> Integration:
         KeyError: a field is missing.
         ValueError: a value violates a rule of the record.
     """
-    limit_raise = stored["limit_raise"]
-    policy = stored.get("on_store_error")
-    return Integration(
-        id=stored["id"],
-        name=stored["name"],
-        status=Status(stored["status"]),
-        scopes=frozenset(_scope(text) for text in stored["scopes"]),
-        rate_limit_rpm=stored["rate_limit_rpm"],
-        burst=stored["burst"],
-        ip_allowlist=tuple(parse_cidr(text) for text in stored["ip_allowlist"]),
-        credentials=tuple(Credential(**credential) for credential in stored["credentials"]),
-        generation=stored["generation"],
-        contact=stored["contact"],
-        owner=stored["owner"],
-        third_party_manager=stored["third_party_manager"],
-        is_allowlist_enabled=stored["is_allowlist_enabled"],
-        limit_raise=LimitRaise(**limit_raise) if limit_raise is not None else None,
-        suspensions=tuple(Suspension(**suspension) for suspension in stored["suspensions"]),
-        suspended_generation=stored["suspended_generation"],
-        webhook_secrets=tuple(
-            WebhookSecret(**webhook_secret) for webhook_secret in stored["webhook_secrets"]
-        ),
-        created_at_us=stored["created_at_us"],
-        changed_at_us=stored["changed_at_us"],
-        on_store_error=FailPolicy(policy) if policy is not None else None,
-        single_person_at_us=stored.get("single_person_at_us", 0),
-    )
+    values = {name: stored[name] for name in _REQUIRED}
+    values.update((name, stored[name]) for name in _OPTIONAL if name in stored)
+    for name in values.keys() & _READERS.keys():
+        values[name] = _READERS[name](values[name])
+    return Integration(**values)
 
 
 def stored_text(record: Integration) -> str:
@@ -110,8 +156,7 @@ def record_digest(stored: str) -> str:
 def describe(record: Integration) -> dict[str, Json]:
     """Return the public form of *record*, for administrators and the audit log: no secrets, no digests."""
     return {
-        **_shared(record),
-        "on_store_error": record.on_store_error.value if record.on_store_error is not None else None,
+        **written(record, _PUBLIC),
         "single_person": record.single_person_at_us > 0,
         "credentials": {
             credential.id: _describe_credential(record, credential) for credential in record.credentials
@@ -156,46 +201,6 @@ def changed_fields(
     return before, after
 
 
-def _shared(record: Integration) -> dict[str, Json]:
-    """Return the fields that both forms share."""
-    return {
-        "id": record.id,
-        "name": record.name,
-        "status": record.status.value,
-        "contact": record.contact,
-        "owner": record.owner,
-        "third_party_manager": record.third_party_manager,
-        "scopes": [str(scope) for scope in sorted(record.scopes)],
-        "rate_limit_rpm": record.rate_limit_rpm,
-        "burst": record.burst,
-        "limit_raise": _limit_raise(record.limit_raise),
-        "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
-        "is_allowlist_enabled": record.is_allowlist_enabled,
-        "suspensions": [
-            {
-                "by": suspension.by,
-                "at_us": suspension.at_us,
-                "reason": suspension.reason,
-                "generation": suspension.generation,
-                "since_us": suspension.since_us,
-            }
-            for suspension in record.suspensions
-        ],
-        "suspended_generation": record.suspended_generation,
-        "created_at_us": record.created_at_us,
-    }
-
-
-def _limit_raise(limit_raise: LimitRaise | None) -> Json:
-    if limit_raise is None:
-        return None
-    return {
-        "rate_limit_rpm": limit_raise.rate_limit_rpm,
-        "burst": limit_raise.burst,
-        "until_us": limit_raise.until_us,
-    }
-
-
 def _describe_credential(record: Integration, credential: Credential) -> dict[str, Json]:
     return {
         "issued_at_us": credential.issued_at_us,
@@ -203,8 +208,3 @@ def _describe_credential(record: Integration, credential: Credential) -> dict[st
         "replaced_by": credential.replaced_by,
         "is_invalidated": is_invalidated(record, credential),
     }
-
-
-def _scope(text: str) -> Scope:
-    category, _, access = text.partition(":")
-    return Scope(category, access)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from sidecar.domain.effective import is_invalidated, is_live
 from sidecar.domain.integrations import (
     CREDENTIALS_MAX,
+    DETAILS,
     INTEGRATION_ID,
     SUSPENSIONS_MAX,
     Integration,
@@ -45,9 +46,7 @@ def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
         burst=command.burst,
         ip_allowlist=entries,
         is_allowlist_enabled=bool(entries),
-        contact=command.contact,
-        owner=command.owner,
-        third_party_manager=command.third_party_manager,
+        **{name: getattr(command, name) for name in DETAILS},
         created_at_us=context.at_us,
         on_store_error=fail_policy_of(command.on_store_error),
     )
@@ -77,7 +76,7 @@ def edit(record: Integration, command: c.EditDetails, context: CommandContext) -
     raise_for(_detail_problems(command))
     given = {
         name: value
-        for name in ("name", "contact", "owner", "third_party_manager")
+        for name in ("name", *DETAILS)
         if (value := getattr(command, name)) is not None and value != getattr(record, name)
     }
     return Draft(replace(record, **given), f"changed {', '.join(given) or 'nothing'}")
@@ -170,6 +169,6 @@ def _detail_problems(command: c.CreateIntegration | c.EditDetails) -> list[Probl
     problems: list[Problem] = []
     if command.name is not None:
         problems += text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True)
-    for name in ("contact", "owner", "third_party_manager"):
+    for name in DETAILS:
         problems += text_problems(name, getattr(command, name) or "", DETAIL_LENGTH_MAX)
     return problems

@@ -8,7 +8,7 @@ row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -84,50 +84,18 @@ class ChangeRow:
         return "{credential_id}" in self.path
 
 
-def _create(given: CommandInputs) -> c.Command:
-    body = given.body
-    return c.CreateIntegration(
-        **given.on,
-        name=body.name,
-        contact=body.contact,
-        owner=body.owner,
-        third_party_manager=body.third_party_manager,
-        scopes=tuple(body.scopes),
-        rate_limit_rpm=body.rate_limit_rpm,
-        burst=body.burst,
-        allowlist=tuple(body.allowlist),
-        on_store_error=body.on_store_error,
-        credentials=given.credentials,
-    )
+def _copied(command: type[c.Command]) -> Callable[[CommandInputs], c.Command]:
+    """Return a function that builds *command* from the fields of the body that have the same name."""
+    names = {field.name for field in fields(command)} - {field.name for field in fields(c.Command)}
 
+    def build(given: CommandInputs) -> c.Command:
+        values = {name: getattr(given.body, name) for name in names if hasattr(given.body, name)}
+        if "credentials" in names:
+            values["credentials"] = given.credentials
+        texts = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return command(**given.on, **(values | texts))
 
-def _edit(given: CommandInputs) -> c.Command:
-    body = given.body
-    return c.EditDetails(
-        **given.on,
-        name=body.name,
-        contact=body.contact,
-        owner=body.owner,
-        third_party_manager=body.third_party_manager,
-    )
-
-
-def _scopes(command: type[c.AddScopes] | type[c.RemoveScopes]) -> Callable[[CommandInputs], c.Command]:
-    return lambda given: command(**given.on, scopes=tuple(given.body.scopes))
-
-
-def _entries(
-    command: type[c.SetAllowlist] | type[c.AddAllowlistEntries] | type[c.RemoveAllowlistEntries],
-) -> Callable[[CommandInputs], c.Command]:
-    return lambda given: command(**given.on, entries=tuple(given.body.entries))
-
-
-def _plain(command: type[c.Command]) -> Callable[[CommandInputs], c.Command]:
-    return lambda given: command(**given.on)
-
-
-def _set_limit(given: CommandInputs) -> c.Command:
-    return c.SetRateLimit(**given.on, rate_limit_rpm=given.body.rate_limit_rpm, burst=given.body.burst)
+    return build
 
 
 def _raise_limit(given: CommandInputs) -> c.Command:
@@ -192,66 +160,66 @@ def one_end(at_name: str, at_us: int | None, in_name: str, in_s: int | None, now
 ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.CreateIntegration, "POST", "/v1/integrations", "integrations", "Create an integration",
-        b.NewIntegration, _create, b.IntegrationTerms, SecretKind.API_KEY, 201,
+        b.NewIntegration, _copied(c.CreateIntegration), b.IntegrationTerms, SecretKind.API_KEY, 201,
         ({"id": "acme", "name": "Acme", "scopes": ["orders:read"], "issue_credential": True},),
     ),
     ChangeRow(
         c.EditDetails, "PATCH", INTEGRATION, "integrations", "Change name, contact, owner or manager",
-        b.Details, _edit, b.Details, examples=({"contact": "ops@acme.example"},),
+        b.Details, _copied(c.EditDetails), b.Details, examples=({"contact": "ops@acme.example"},),
     ),
     ChangeRow(
         c.DeleteIntegration, "DELETE", INTEGRATION, "integrations", "Delete it permanently",
-        None, _plain(c.DeleteIntegration), b.ReasonOnly,
+        None, _copied(c.DeleteIntegration), b.ReasonOnly,
     ),
     ChangeRow(
         c.Suspend, "POST", INTEGRATION + "/suspend", "standing",
         "Suspend: block every request, and invalidate every API key permanently",
-        b.ReasonRequired, _plain(c.Suspend), b.ReasonRequired, examples=({"reason": "key leaked"},),
+        b.ReasonRequired, _copied(c.Suspend), b.ReasonRequired, examples=({"reason": "key leaked"},),
     ),
     ChangeRow(
         c.Reactivate, "POST", INTEGRATION + "/reactivate", "standing",
         "Reactivate, by another administrator, after new API keys were issued",
-        b.ReasonRequired, _plain(c.Reactivate), b.ReasonRequired, examples=({"reason": "keys replaced"},),
+        b.ReasonRequired, _copied(c.Reactivate), b.ReasonRequired, examples=({"reason": "keys replaced"},),
     ),
     ChangeRow(
         c.AddScopes, "POST", INTEGRATION + "/scopes/add", "scopes", "Add scopes",
-        b.ScopeNames, _scopes(c.AddScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
+        b.ScopeNames, _copied(c.AddScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
     ),
     ChangeRow(
         c.RemoveScopes, "POST", INTEGRATION + "/scopes/remove", "scopes",
         "Remove scopes, in force from the next request on",
-        b.ScopeNames, _scopes(c.RemoveScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
+        b.ScopeNames, _copied(c.RemoveScopes), b.ScopeNames, examples=({"scopes": ["orders:read"]},),
     ),
     ChangeRow(
         c.AddAllowlistEntries, "POST", INTEGRATION + "/allowlist/add", "allowlist", "Add entries",
-        b.AllowlistEntries, _entries(c.AddAllowlistEntries), b.AllowlistEntries,
+        b.AllowlistEntries, _copied(c.AddAllowlistEntries), b.AllowlistEntries,
         examples=({"entries": ["192.0.2.0/24"]},),
     ),
     ChangeRow(
         c.RemoveAllowlistEntries, "POST", INTEGRATION + "/allowlist/remove", "allowlist",
         "Remove entries, written as in the list",
-        b.AllowlistEntries, _entries(c.RemoveAllowlistEntries), b.AllowlistEntries,
+        b.AllowlistEntries, _copied(c.RemoveAllowlistEntries), b.AllowlistEntries,
         examples=({"entries": ["192.0.2.0/24"]},),
     ),
     ChangeRow(
         c.SetAllowlist, "POST", INTEGRATION + "/allowlist/set", "allowlist", "Replace all entries",
-        b.AllowlistEntries, _entries(c.SetAllowlist), b.AllowlistEntries,
+        b.AllowlistEntries, _copied(c.SetAllowlist), b.AllowlistEntries,
         examples=({"entries": ["192.0.2.0/24"]},),
     ),
     ChangeRow(
         c.EnableAllowlist, "POST", INTEGRATION + "/allowlist/enable", "allowlist",
         "Turn the allowlist on: only its entries may call",
-        b.ReasonOnly, _plain(c.EnableAllowlist), b.ReasonOnly,
+        b.ReasonOnly, _copied(c.EnableAllowlist), b.ReasonOnly,
     ),
     ChangeRow(
         c.DisableAllowlist, "POST", INTEGRATION + "/allowlist/disable", "allowlist",
         "Turn the allowlist off; the entries are kept",
-        b.ReasonOnly, _plain(c.DisableAllowlist), b.ReasonOnly,
+        b.ReasonOnly, _copied(c.DisableAllowlist), b.ReasonOnly,
     ),
     ChangeRow(
         c.SetRateLimit, "POST", INTEGRATION + "/limit/set", "limit",
         "Set the permanent limit; ends a temporary raise",
-        b.Limit, _set_limit, b.Limit, examples=({"rate_limit_rpm": 600, "burst": 100},),
+        b.Limit, _copied(c.SetRateLimit), b.Limit, examples=({"rate_limit_rpm": 600, "burst": 100},),
     ),
     ChangeRow(
         c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit temporarily",
@@ -261,7 +229,7 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.EndLimitRaise, "POST", INTEGRATION + "/limit/end-raise", "limit",
         "End a temporary raise early",
-        b.ReasonOnly, _plain(c.EndLimitRaise), b.ReasonOnly,
+        b.ReasonOnly, _copied(c.EndLimitRaise), b.ReasonOnly,
     ),
     ChangeRow(
         c.SetOnStoreError, "POST", INTEGRATION + "/on-store-error", "limit",

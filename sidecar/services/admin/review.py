@@ -20,10 +20,10 @@ from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.times import format_time
 from sidecar.services.admin.views import (
     CredentialState,
-    LimitRaiseView,
+    RecordView,
     credential_state,
     credential_views,
-    limit_raise_view,
+    record_view,
 )
 from sidecar.stores.registry.protocol import LastUse, ListQuery
 
@@ -74,21 +74,11 @@ class FlagView(TypedDict):
     message: str
 
 
-class ReviewView(TypedDict):
+class ReviewView(RecordView):
     """The review of one integration."""
 
-    id: str
-    name: str
-    status: Literal["active", "suspended"]
     suspended_since: str | None
-    contact: str
-    owner: str
-    third_party_manager: str
     scopes: list[ReviewedScopeView]
-    is_allowlist_enabled: bool
-    ip_allowlist: list[str]
-    rate_limit_rpm: int
-    limit_raise: LimitRaiseView | None
     credentials: list[ReviewedCredentialView]
     flags: list[FlagView]
 
@@ -119,18 +109,9 @@ def review_view(
     """Return the review of *record*."""
     since_us = min((suspension.since_us for suspension in record.suspensions), default=None)
     return {
-        "id": record.id,
-        "name": record.name,
-        "status": "active" if record.status is Status.ACTIVE else "suspended",
+        **record_view(record, now_us),
         "suspended_since": format_time(since_us) if since_us is not None else None,
-        "contact": record.contact,
-        "owner": record.owner,
-        "third_party_manager": record.third_party_manager,
         "scopes": _scopes(record, catalogue),
-        "is_allowlist_enabled": record.is_allowlist_enabled,
-        "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
-        "rate_limit_rpm": record.rate_limit_rpm,
-        "limit_raise": limit_raise_view(record, now_us),
         "credentials": _credentials(record, uses, now_us),
         "flags": [*_flags(record, catalogue, now_us), *_credential_flags(record, uses, now_us)],
     }

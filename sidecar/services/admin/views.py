@@ -7,7 +7,7 @@ The types are the schemas of the answers in the OpenAPI document.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, cast
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
@@ -15,8 +15,9 @@ from sidecar.domain.accounts import Administrator, AdminToken
 from sidecar.domain.cidr import block_of, format_address
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
 from sidecar.domain.fail_policy import FailPolicy
-from sidecar.domain.integrations import Credential, Integration, Status
+from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.lifecycle.outcome import Notice
+from sidecar.domain.records import written
 from sidecar.domain.roles import Role
 from sidecar.domain.scopes import ScopeCategory
 from sidecar.services.admin.problems import api_name
@@ -91,13 +92,8 @@ class SuspensionView(TypedDict):
     reason: str
 
 
-class IntegrationView(TypedDict):
-    """
-    One integration.
-
-    `single_person_at` is when it was reactivated, if the suspender and the reactivating administrator may be
-    one person; else null.
-    """
+class RecordView(TypedDict):
+    """The fields of an integration that its view and its review share."""
 
     id: str
     name: str
@@ -105,13 +101,23 @@ class IntegrationView(TypedDict):
     contact: str
     owner: str
     third_party_manager: str
-    scopes: list[str]
     rate_limit_rpm: int
-    burst: int | None
     limit_raise: LimitRaiseView | None
-    effective_limit_rpm: int
     ip_allowlist: list[str]
     is_allowlist_enabled: bool
+
+
+class IntegrationView(RecordView):
+    """
+    One integration.
+
+    `single_person_at` is when it was reactivated, if the suspender and the reactivating administrator may be
+    one person; else null.
+    """
+
+    scopes: list[str]
+    burst: int | None
+    effective_limit_rpm: int
     on_store_error: PolicyWord | None
     refused_callers: NotRequired[list[RefusedCallerView]]
     credentials: list[CredentialView]
@@ -185,25 +191,22 @@ class ScopeCategoryView(TypedDict):
     scopes: list[str]
 
 
+def record_view(record: Integration, now_us: int) -> RecordView:
+    """Return the fields that every view of *record* has."""
+    shared = written(record, RecordView.__annotations__)
+    return cast(RecordView, {**shared, "limit_raise": limit_raise_view(record, now_us)})
+
+
 def integration_view(
     record: Integration, now_us: int, uses: Mapping[str, LastUse] | None = None
 ) -> IntegrationView:
     """Return *record* as of *now_us*, with the last use of its credentials if *uses* is given."""
     limit_raise = raise_in_force(record, now_us)
     return {
-        "id": record.id,
-        "name": record.name,
-        "status": "active" if record.status is Status.ACTIVE else "suspended",
-        "contact": record.contact,
-        "owner": record.owner,
-        "third_party_manager": record.third_party_manager,
+        **record_view(record, now_us),  # type: ignore[typeddict-item]  # it has no refused_callers
         "scopes": [str(scope) for scope in sorted(record.scopes)],
-        "rate_limit_rpm": record.rate_limit_rpm,
         "burst": record.burst,
-        "limit_raise": limit_raise_view(record, now_us),
         "effective_limit_rpm": (limit_raise or record).rate_limit_rpm,
-        "ip_allowlist": [str(entry) for entry in record.ip_allowlist],
-        "is_allowlist_enabled": record.is_allowlist_enabled,
         "on_store_error": POLICY_WORDS[record.on_store_error] if record.on_store_error is not None else None,
         "credentials": credential_views(record, now_us, uses),
         "webhook_secrets": [

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from sidecar.domain.audit import AuditEntry
-from sidecar.domain.integrations import Integration
+from sidecar.domain.integrations import DETAILS, Integration
 from sidecar.domain.records import from_stored
 
 DELETED = "deleted"
@@ -80,5 +80,5 @@ def orphan_problem(issued_id: str) -> DerivedProblem:
 
 def search_text(record: Integration) -> str:
     """The text that searches match: the fields of *record* in lower case, one per line."""
-    parts = [record.id, record.name, record.contact, record.owner, record.third_party_manager]
+    parts = [record.id, record.name, *(getattr(record, name) for name in DETAILS)]
     return "\n".join([*parts, *(credential.id for credential in record.credentials)]).casefold()

@@ -20,9 +20,9 @@ from sidecar.domain.cidr import (
     embedded_ipv4,
     parse_cidr,
 )
-from sidecar.domain.declared import DETAILS
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
-from sidecar.domain.integrations import DEFAULT_LIMIT_RPM, Credential, Integration, IntegrationError, Status
+from sidecar.domain.integrations import DETAILS, Credential, Integration, IntegrationError, Status
+from sidecar.domain.records import has_default, written
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, text_problems
 from sidecar.sources.file_faults import FaultList, quoted
@@ -30,8 +30,8 @@ from sidecar.sources.node_fields import Fields, NodeReader, Place
 from sidecar.sources.yaml_nodes import YamlMap, YamlNode, YamlScalar, node_of
 
 INTEGRATION_KEYS = (
-    "id", "name", "status", "contact", "owner", "third_party_manager", "scopes", "rate_limit_rpm", "burst",
-    "on_store_error", "ip_allowlist", "is_allowlist_enabled", "credentials",
+    "id", "name", "status", *DETAILS, "scopes", "rate_limit_rpm", "burst", "on_store_error", "ip_allowlist",
+    "is_allowlist_enabled", "credentials",
 )  # fmt: skip
 CREDENTIAL_KEYS = ("id", "digest", "expires_at")
 
@@ -278,21 +278,11 @@ def iso_time(time_us: int) -> str:
 
 def integration_to_dict(record: Integration) -> dict[str, Any]:
     """*record* as plain data with the keys of the registry file, without default values."""
-    plain: dict[str, Any] = {"id": record.id, "name": record.name}
-    if record.status is not Status.ACTIVE:
-        plain["status"] = record.status.value
-    plain.update((key, value) for key in DETAILS if (value := getattr(record, key)))
-    plain["scopes"] = sorted(map(str, record.scopes))
-    if record.rate_limit_rpm != DEFAULT_LIMIT_RPM:
-        plain["rate_limit_rpm"] = record.rate_limit_rpm
-    if record.burst is not None:
-        plain["burst"] = record.burst
-    if record.on_store_error is not None:
-        plain["on_store_error"] = record.on_store_error.value
-    if record.ip_allowlist:
-        plain["ip_allowlist"] = list(map(str, record.ip_allowlist))
-        if not record.is_allowlist_enabled:
-            plain["is_allowlist_enabled"] = False
+    plain = written(
+        record, (key for key in INTEGRATION_KEYS if key == "scopes" or not has_default(record, key))
+    )
+    if not record.ip_allowlist:
+        plain.pop("is_allowlist_enabled", None)
     plain["credentials"] = [credential_to_dict(credential) for credential in record.credentials]
     return plain
 

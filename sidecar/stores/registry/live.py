@@ -217,8 +217,8 @@ class LiveRegistry:
         started = self._next_turn()
         view = await self._registry.load_all()
         now_us, before = self._options.clock_us(), self.snapshot
-        judged = tuple(self._judge(record, started) for record in view.records)
-        records = tuple(in_force(record, now_us) for record in judged)
+        applicable = tuple(self._record_to_apply(record, started) for record in view.records)
+        records = tuple(in_force(record, now_us) for record in applicable)
         loaded: Snapshot = await self._options.run_in_thread(
             lambda: Snapshot.compile(records, before).sharded()
         )
@@ -229,9 +229,9 @@ class LiveRegistry:
             loaded.is_loaded = False  # an unknown key may belong to one of the lost integrations
         later = [id for id, turn in self._refreshed.items() if turn >= started]
         newer = {id: self._records.get(id) for id in later}
-        self._records = {record.id: record for record in judged}
-        self._raised = {record.id for record in judged if record.limit_raise is not None}
-        self._single_person = {record.id for record in judged if record.single_person_at_us}
+        self._records = {record.id: record for record in applicable}
+        self._raised = {record.id for record in applicable if record.limit_raise is not None}
+        self._single_person = {record.id for record in applicable if record.single_person_at_us}
         replaced = self.snapshot.integrations
         self._publish(loaded, [old for id, old in replaced.items() if loaded.integrations.get(id) is not old])
         self._keep_newer(newer)
@@ -246,7 +246,7 @@ class LiveRegistry:
         """
         Put everything out of force: the same generation may mean another record in another history.
 
-        The records are kept for `_judge`, in case the store has lost suspensions.
+        The records are kept for `_record_to_apply`, in case the store has lost suspensions.
         """
         self._raised = set()
         retired = list(self.snapshot.integrations.values())
@@ -255,14 +255,14 @@ class LiveRegistry:
 
     def _keep_newer(self, newer: Mapping[str, Integration | None]) -> None:
         """Put back records that were refreshed during the load, if they are newer; None = deleted."""
-        fresh, gone = [], []
+        fresh, deleted = [], []
         for id, record in newer.items():
             loaded = self._records.get(id)
             if record is None:
-                gone.append(id)
+                deleted.append(id)
             elif loaded is None or loaded.generation < record.generation:
                 fresh.append(record)
-        self._apply(fresh, gone, started=None)
+        self._apply(fresh, deleted, started=None)
 
     async def _follow(self) -> None:
         """Wait for pushed changes until a reconcile or announcement is due; then read changes."""
@@ -399,7 +399,7 @@ class LiveRegistry:
         held = self._records.get(record.id)
         return held is None or held.generation > record.generation
 
-    def _judge(self, record: Integration, started: int | None) -> Integration:
+    def _record_to_apply(self, record: Integration, started: int | None) -> Integration:
         """
         Return the record to put into force: *record*, unless the store has lost a suspension.
 
@@ -441,7 +441,11 @@ class LiveRegistry:
         """Put *records* into force and remove *deleted*; change nothing if they are inconsistent."""
         if started is not None and started <= self._invalid_turn:
             return
-        fresh = [self._judge(record, started) for record in records if not self._is_outdated(record, started)]
+        fresh = [
+            self._record_to_apply(record, started)
+            for record in records
+            if not self._is_outdated(record, started)
+        ]
         if not fresh and not deleted:
             return
         now_us, before = self._options.clock_us(), self.snapshot

@@ -1,17 +1,49 @@
-"""Serialization of results that are stored under idempotency keys, the same in every store."""
+"""Parsing stored records, and serializing the results under idempotency keys: the same in every store."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from sidecar.domain.accounts import parse_administrator, stored_administrator
+from sidecar.domain.accounts import Administrator, parse_administrator, stored_administrator
 from sidecar.domain.audit import AuditEntry, parse_entry
 from sidecar.domain.canonical import Json, canonical_json
 from sidecar.domain.changes import AdminCommitted, Committed
+from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle.outcome import Notice
 from sidecar.domain.records import from_stored, to_stored
+from sidecar.stores.registry.protocol import RegistryDamagedError
+
+Value = TypeVar("Value")
+
+_FORMAT_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def parse_stored(what: str, parse: Callable[[], Value]) -> Value:
+    """
+    Return the result of *parse*, which parses stored data named *what*.
+
+    Raises:
+        RegistryDamagedError: the data is malformed.
+    """
+    try:
+        return parse()
+    except _FORMAT_ERRORS as error:
+        raise RegistryDamagedError(
+            f"{what} cannot be read ({error!r}): verify the audit log, and restore a backup"
+        ) from error
+
+
+def record_of(text: str | bytes) -> Integration:
+    """Parse an integration's record."""
+    return parse_stored("an integration's record", lambda: from_stored(json.loads(text)))
+
+
+def account_of(text: str | bytes) -> Administrator:
+    """Parse an administrator's record."""
+    return parse_stored("an administrator's record", lambda: parse_administrator(json.loads(text)))
 
 
 def stored_commit(committed: Committed) -> str:

@@ -130,11 +130,11 @@ class _RecordCheck:
             if subject not in self._proven:
                 self._find(subject, proof.sequence, "was changed without an audit entry")
         altered = [self._found[subject] for subject in sorted(self._found)]
-        beside = [
+        derived = [
             DerivedProblem(proof.sequence, f"derived data of {proof.subject}: {problem}")
             for proof, problem in self._derived
         ]
-        return altered + [_derived(self._chain, problem) for problem in beside]
+        return altered + [_derived(self._chain, problem) for problem in derived]
 
     def _find(self, subject: str, sequence: int, what: str) -> None:
         message = f"the record of {subject} {what}: see entry {sequence} of chain {self._chain}"

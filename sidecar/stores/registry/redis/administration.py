@@ -15,12 +15,11 @@ from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.registry.base import idempotency_mismatch, token_id_used
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_LIFETIME_US,
-    RegistryDamagedError,
     RegistryError,
     RegistryTimeoutError,
 )
 from sidecar.stores.registry.redis import reads
-from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys
+from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys, rule_broken
 from sidecar.stores.registry.redis.idempotency import (
     KeyReservations,
     field_of,
@@ -174,10 +173,7 @@ class _Change:
         if verdict == b"claimed":
             raise token_id_used(details[1].decode())
         if verdict == b"guard":
-            raise RegistryDamagedError(
-                f"the registry's script refused the change ({details[1].decode()}): verify the audit log,"
-                " and report a bug"
-            )
+            raise rule_broken(details[1])
         return False
 
     async def _finish(self, committed: AdminCommitted, head: ChainHead) -> AdminCommitted | None:

@@ -376,10 +376,7 @@ class _Batch:
             index = written[int(details[0]) - 1].index
             self._refused[index] = credential_id_used(details[1].decode())
         elif verdict == b"guard":
-            raise RegistryDamagedError(
-                f"the registry's script refused the change ({details[1].decode()}): verify the audit log,"
-                " and report a bug"
-            )
+            raise rule_broken(details[1])
         elif verdict == b"ok":
             unchanged = [staged for staged in planned.staged if staged.entry is None]
             await self._keep_unchanged(unchanged, view.people.now_us)
@@ -425,6 +422,13 @@ def index_keys(keys: RegistryKeys, partition: int, entry: AuditEntry) -> list[st
     """The audit indexes that *entry* belongs to."""
     names = (("subject", entry.subject), ("actor", entry.actor), ("action", entry.action))
     return [keys.index(partition, filtered, name) for filtered, name in names]
+
+
+def rule_broken(rule: bytes) -> RegistryDamagedError:
+    """The error of a change that breaks a *rule*, which a script has checked."""
+    return RegistryDamagedError(
+        f"the registry's script refused the change ({rule.decode()}): verify the audit log, and report a bug"
+    )
 
 
 def _change_arguments(staged: _Staged, entry: AuditEntry) -> list[Word]:

@@ -9,7 +9,8 @@ from sidecar.domain.accounts import Administrator
 from sidecar.domain.audit import ChainHead
 from sidecar.stores.registry.redis.keys import HOME
 from sidecar.stores.registry.redis.reads import Reader, head_command, learn_time_us
-from sidecar.stores.registry.redis.replies import account_of, head_of
+from sidecar.stores.registry.redis.replies import head_of
+from sidecar.stores.registry.results import account_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,11 @@ from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes
 from sidecar.stores.registry.redis.replies import (
     RECORD_FIELDS,
-    account_of,
     found_record,
     head_of,
     last_use_of,
 )
+from sidecar.stores.registry.results import account_of
 
 RECORDS_PER_TURN = 10
 """Records that are parsed per turn of the event loop: less than a millisecond."""

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from sidecar.domain.accounts import Administrator, parse_administrator
 from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain
-from sidecar.domain.integrations import Integration
-from sidecar.domain.records import from_stored
 from sidecar.stores.registry.base import FoundRecord
-from sidecar.stores.registry.protocol import LastUse, RefusedCaller, RegistryDamagedError, TokenUse
-
-Value = TypeVar("Value")
+from sidecar.stores.registry.protocol import LastUse, RefusedCaller, TokenUse
+from sidecar.stores.registry.results import parse_stored, record_of
 
 DELETED = b"deleted"
 RECORD_FIELDS = ("record", "status")
 """The hash fields of a record that are read, in the order that `found_record` expects."""
-
-_FORMAT_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
 def found_record(reply: list[Any]) -> FoundRecord | None:
@@ -27,16 +19,6 @@ def found_record(reply: list[Any]) -> FoundRecord | None:
     if reply[0] is None:
         return None
     return FoundRecord(record_of(reply[0]), reply[1] == DELETED)
-
-
-def record_of(text: bytes) -> Integration:
-    """Parse an integration's record."""
-    return _read("an integration's record", lambda: from_stored(json.loads(text)))
-
-
-def account_of(text: bytes) -> Administrator:
-    """Parse an administrator's record."""
-    return _read("an administrator's record", lambda: parse_administrator(json.loads(text)))
 
 
 def head_of(chain: int, reply: list[Any]) -> ChainHead:
@@ -48,7 +30,7 @@ def head_of(chain: int, reply: list[Any]) -> ChainHead:
         entry_id, fields = reply[0]
         return ChainHead(chain, sequence_of(entry_id), fields[1].decode(), int(fields[3]))
 
-    return _read("the latest audit entry", read)
+    return parse_stored("the latest audit entry", read)
 
 
 def entry_of(chain: int, reply: list[Any]) -> StoredEntry:
@@ -58,7 +40,7 @@ def entry_of(chain: int, reply: list[Any]) -> StoredEntry:
         entry_id, fields = reply
         return StoredEntry(chain, sequence_of(entry_id), fields[1].decode(), fields[5].decode())
 
-    return _read("an audit entry", read)
+    return parse_stored("an audit entry", read)
 
 
 def sequence_of(entry_id: bytes) -> int:
@@ -73,7 +55,7 @@ def last_use_of(text: bytes) -> LastUse:
         at_us, _, address = text.decode().partition(" ")
         return LastUse(int(at_us), bytes.fromhex(address))
 
-    return _read("a credential's use", read)
+    return parse_stored("a credential's use", read)
 
 
 def refused_caller_of(integration_id: str, caller: bytes, at_us: bytes) -> RefusedCaller:
@@ -83,7 +65,7 @@ def refused_caller_of(integration_id: str, caller: bytes, at_us: bytes) -> Refus
         credential_id, _, address = caller.decode().partition(" ")
         return RefusedCaller(integration_id, credential_id, bytes.fromhex(address), int(float(at_us)))
 
-    return _read("a refused caller", read)
+    return parse_stored("a refused caller", read)
 
 
 def token_use_of(token_id: bytes, text: bytes) -> TokenUse:
@@ -93,13 +75,4 @@ def token_use_of(token_id: bytes, text: bytes) -> TokenUse:
         at_us, _, source = text.decode().partition(" ")
         return TokenUse(token_id.decode(), int(at_us), source)
 
-    return _read("a token's use", read)
-
-
-def _read(what: str, read: Callable[[], Value]) -> Value:
-    try:
-        return read()
-    except _FORMAT_ERRORS as error:
-        raise RegistryDamagedError(
-            f"{what} cannot be read ({error!r}): verify the audit log, and restore a backup"
-        ) from error
+    return parse_stored("a token's use", read)

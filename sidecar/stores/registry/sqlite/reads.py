@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from sidecar.domain.accounts import Administrator, parse_administrator
-from sidecar.domain.audit import AuditFormatError, ChainHead, StoredEntry, empty_chain, parse_entry
+from sidecar.domain.accounts import Administrator
+from sidecar.domain.audit import ChainHead, StoredEntry, empty_chain, parse_entry
 from sidecar.domain.changes import SIDECAR_LIFETIME_US, LiveSidecar, Revision
 from sidecar.domain.cidr import Address
 from sidecar.domain.integrations import INTEGRATION_ID, Integration
 from sidecar.domain.lifecycle.commands import SealedSecret
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX
-from sidecar.domain.records import from_stored, record_digest
+from sidecar.domain.records import record_digest
 from sidecar.stores.registry.base import FoundRecord, bad_cursor, require_limit
 from sidecar.stores.registry.protocol import (
     CHANGES_MAX,
@@ -31,10 +30,10 @@ from sidecar.stores.registry.protocol import (
     ListQuery,
     RecordProof,
     RefusedCaller,
-    RegistryDamagedError,
     RegistryView,
     TokenUse,
 )
+from sidecar.stores.registry.results import account_of, parse_stored, record_of
 from sidecar.stores.registry.sqlite.derived import integration_problems
 
 _RECORDS_PER_TURN = 10
@@ -50,12 +49,10 @@ def head(database: sqlite3.Connection) -> ChainHead:
     ).fetchone()
     if found is None:
         return empty_chain()
-    try:
-        return ChainHead(0, found[0], found[1], parse_entry(found[2]).at_us)
-    except AuditFormatError as error:
-        raise RegistryDamagedError(
-            f"the latest audit entry cannot be read ({error}): verify the audit log, and restore a backup"
-        ) from error
+    sequence, digest, body = found
+    return parse_stored(
+        "the latest audit entry", lambda: ChainHead(0, sequence, digest, parse_entry(body).at_us)
+    )
 
 
 def revision(database: sqlite3.Connection) -> Revision:
@@ -64,12 +61,12 @@ def revision(database: sqlite3.Connection) -> Revision:
     return Revision((sequence,))
 
 
-def record_of(database: sqlite3.Connection, integration_id: str) -> FoundRecord | None:
+def record(database: sqlite3.Connection, integration_id: str) -> FoundRecord | None:
     """The record with this id, also of a deleted integration."""
     found = database.execute(
         "SELECT record, status FROM integrations WHERE id = ?", (integration_id,)
     ).fetchone()
-    return FoundRecord(_parse(found[0]), found[1] == "deleted") if found is not None else None
+    return FoundRecord(record_of(found[0]), found[1] == "deleted") if found is not None else None
 
 
 def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationPage:
@@ -87,7 +84,7 @@ def list_records(database: sqlite3.Connection, query: ListQuery) -> IntegrationP
             query.limit + 1,
         ),
     ).fetchall()
-    records = tuple(_parse(row[0]) for row in rows[: query.limit])
+    records = tuple(record_of(row[0]) for row in rows[: query.limit])
     return IntegrationPage(records, records[-1].id if len(rows) > query.limit else "")
 
 
@@ -171,7 +168,7 @@ def record_proofs(database: sqlite3.Connection, after: str) -> tuple[RecordProof
 
 def webhook_secrets(database: sqlite3.Connection, integration_id: str) -> tuple[SealedSecret, ...]:
     """The sealed webhook secrets, in the order of the record."""
-    found = record_of(database, integration_id)
+    found = record(database, integration_id)
     sealed = dict(
         database.execute(
             "SELECT id, sealed FROM webhook_secrets WHERE integration_id = ?", (integration_id,)
@@ -223,13 +220,13 @@ def token_uses(database: sqlite3.Connection) -> Mapping[str, TokenUse]:
 def administrator(database: sqlite3.Connection, administrator_id: str) -> Administrator | None:
     """One account, also a removed one."""
     found = database.execute("SELECT record FROM administrators WHERE id = ?", (administrator_id,)).fetchone()
-    return _parse_account(found[0]) if found is not None else None
+    return account_of(found[0]) if found is not None else None
 
 
 def administrators(database: sqlite3.Connection) -> tuple[Administrator, ...]:
     """Every account, ordered by id."""
     rows = database.execute("SELECT record FROM administrators ORDER BY id")
-    return tuple(_parse_account(row[0]) for row in rows)
+    return tuple(account_of(row[0]) for row in rows)
 
 
 def token_holder(database: sqlite3.Connection, token_id: str) -> Administrator | None:
@@ -238,7 +235,7 @@ def token_holder(database: sqlite3.Connection, token_id: str) -> Administrator |
         "SELECT record FROM administrators WHERE id = (SELECT administrator_id FROM token_ids WHERE id = ?)",
         (token_id,),
     ).fetchone()
-    return _parse_account(found[0]) if found is not None else None
+    return account_of(found[0]) if found is not None else None
 
 
 def live_sidecars(database: sqlite3.Connection, now_us: int) -> tuple[LiveSidecar, ...]:
@@ -250,24 +247,6 @@ def live_sidecars(database: sqlite3.Connection, now_us: int) -> tuple[LiveSideca
     return tuple(LiveSidecar(row[0], Revision.parse(row[1]), row[2]) for row in rows)
 
 
-def _parse(text: str) -> Integration:
-    try:
-        return from_stored(json.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegistryDamagedError(
-            f"an integration's record cannot be read ({error}): verify the audit log, and restore a backup"
-        ) from error
-
-
-def _parse_account(text: str) -> Administrator:
-    try:
-        return parse_administrator(json.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegistryDamagedError(
-            f"an administrator's record cannot be read ({error}): verify the audit log, and restore a backup"
-        ) from error
-
-
 def _parse_with_pauses(texts: Iterable[str]) -> Iterator[Integration]:
     """
     Parse many records with pauses in which the event loop's thread can run.
@@ -276,6 +255,6 @@ def _parse_with_pauses(texts: Iterable[str]) -> Iterator[Integration]:
     timers of these pauses would only disturb other processes.
     """
     for count, text in enumerate(texts, 1):
-        yield _parse(text)
+        yield record_of(text)
         if count % _RECORDS_PER_TURN == 0:
             time.sleep(_PAUSE_S)

@@ -130,12 +130,12 @@ class SqliteRegistry(WatchedRegistry):
 
     async def get(self, integration_id: str) -> Integration | None:
         """See `Registry.get`."""
-        found = await self._read(lambda database: reads.record_of(database, integration_id))
+        found = await self._read(lambda database: reads.record(database, integration_id))
         return found.record if found is not None and not found.is_deleted else None
 
     async def was_deleted(self, integration_id: str) -> bool:
         """See `Registry.was_deleted`."""
-        found = await self._read(lambda database: reads.record_of(database, integration_id))
+        found = await self._read(lambda database: reads.record(database, integration_id))
         return found is not None and found.is_deleted
 
     async def list(self, query: ListQuery) -> IntegrationPage:

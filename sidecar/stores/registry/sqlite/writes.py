@@ -94,7 +94,7 @@ def preview(
 def current(database: sqlite3.Connection, request: ChangeRequest, now_us: int) -> Current:
     """The stored state that this change is planned on."""
     integration_id = request.command.integration_id
-    found = reads.record_of(database, integration_id)
+    found = reads.record(database, integration_id)
     return Current(
         record=found.record if found is not None and not found.is_deleted else None,
         is_deleted=found is not None and found.is_deleted,

@@ -12,7 +12,7 @@ from typing import Any
 
 from sidecar.domain.rate_limits.counters import HITS_MAX, Algorithm
 from sidecar.domain.rate_limits.rules import Domain, Limit, Node, RateLimits, Rule, Unit
-from sidecar.sources.file_faults import FaultList, FileFault, quoted, unknown_key
+from sidecar.sources.file_faults import FaultList, FileFault, meant_key, quoted, unknown_key
 from sidecar.sources.node_fields import Fields, Place
 from sidecar.sources.yaml_nodes import YamlError, YamlList, YamlMap, YamlNode, YamlScalar, read_yaml
 
@@ -99,6 +99,7 @@ class RateLimitReader:
         self._merges = merges
         self._files: dict[str, str] = {}
         self._file = ""
+        self._mistyped: set[tuple[str, str]] = set()
 
     def limits(self) -> RateLimits:
         """What was read."""
@@ -107,6 +108,7 @@ class RateLimitReader:
     def read(self, content: bytes, file: str) -> None:
         """Read one file, which messages call *file*."""
         self._file = file
+        self._mistyped.clear()
         try:
             content.decode()
             root = read_yaml(content)
@@ -119,6 +121,11 @@ class RateLimitReader:
 
     def _wrong(self, place: Place, problem: str) -> None:
         self.faults.put(FileFault(self._file, place.line, place.field, problem))
+
+    def _missing(self, key: str, place: Place, problem: str) -> None:
+        """Note that *key* is missing, unless it is there mistyped: that is one mistake, not two."""
+        if (place.field, key) not in self._mistyped:
+            self._wrong(place, problem)
 
     def _warn(self, place: Place, remark: str) -> None:
         if len(self.warnings) < WARNINGS_MAX:
@@ -133,8 +140,10 @@ class RateLimitReader:
         name = self._text(fields, "domain")
         if not name:
             if "domain" not in fields or name == "":
-                self._wrong(
-                    place, "'domain' is missing or empty; write 'domain: <name>' (is it a rate-limit file?)"
+                self._missing(
+                    "domain",
+                    place,
+                    "'domain' is missing or empty; write 'domain: <name>' (is it a rate-limit file?)",
                 )
             return
         domain = self.domains.get(name)
@@ -162,7 +171,7 @@ class RateLimitReader:
         key, value = self._text(fields, "key"), self._text(fields, "value")
         if not key:
             if "key" not in fields or key == "":
-                self._wrong(place, "'key' is missing or empty; write 'key: <name>'")
+                self._missing("key", place, "'key' is missing or empty; write 'key: <name>'")
             return
         text = f"{key}_{value}" if value else key
         path = f"{path}.{text}" if path else text
@@ -286,6 +295,7 @@ class RateLimitReader:
                         fields.setdefault(inner, found)
             elif name not in known:
                 self._wrong(Place(place.field, line), _unknown(name, known))
+                self._mistyped.add((place.field, meant_key(name, known) or ""))
         for name, (line, value) in node.entries.items():
             if name in known:
                 if _is_null(value):

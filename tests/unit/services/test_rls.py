@@ -1,0 +1,263 @@
+"""Envoy's ShouldRateLimit, from the bytes of a request to the bytes of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import pytest
+from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
+from google.protobuf.json_format import MessageToDict
+
+from sidecar.domain.rate_limits.counters import HITS_MAX, Counted, CountersTaken, CounterTake
+from sidecar.domain.rate_limits.decisions import DESCRIPTORS_MAX, ENTRIES_MAX, ENTRY_CHARS_MAX, LimitStyle
+from sidecar.domain.rate_limits.rules import RateLimits
+from sidecar.observe.metrics import Metrics
+from sidecar.rpc.calls import UnaryMethod
+from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.services.rate_limiter import HITS, OVER, SHADOW, WITHIN, RateLimiter
+from sidecar.services.rls import RateLimitService
+from sidecar.stores.embedded_counters import EmbeddedCounterStore
+from sidecar.stores.protocols import CountersDone, StoreFault
+from tests.building import FakeCall, ManualClock, make_metrics
+from tests.golden_rate_limits import read_limits, request_of, text_of
+
+FILE = """
+domain: shop
+descriptors:
+  - key: user
+    rate_limit: {unit: day, requests_per_unit: 5, name: daily}
+    metadata: {team: {name: core}, a: 1}
+  - key: path
+    value: /v1/*
+    rate_limit: {unit: hour, requests_per_unit: 9}
+    metadata: {team: {size: 3}, a: 2}
+  - {key: dry, shadow_mode: true, rate_limit: {unit: hour, requests_per_unit: 1}}
+  - {key: free, rate_limit: {unlimited: true}}
+"""
+
+
+class RecordingCounters:
+    """A store whose every call needs a trip: it keeps them, and the test answers when it likes."""
+
+    def __init__(self) -> None:
+        """Begin with nothing pending."""
+        self.pending: list[tuple[str, Sequence[CounterTake], float, CountersDone]] = []
+
+    def take_now(self, domain: str, takes: Sequence[CounterTake]) -> None:
+        """Never at hand."""
+
+    def take_later(
+        self, domain: str, takes: Sequence[CounterTake], timeout_s: float, done: CountersDone
+    ) -> None:
+        """Keep the call."""
+        self.pending.append((domain, takes, timeout_s, done))
+
+
+class Served:
+    """The service, its limiter and its metrics."""
+
+    def __init__(self, store: Any = None, limits: RateLimits | None = None, **style: Any) -> None:
+        """Limit by `FILE`, on an embedded store."""
+        self.metrics: Metrics = make_metrics()
+        self.store = EmbeddedCounterStore(ManualClock()) if store is None else store
+        self.limiter = RateLimiter(
+            read_limits(FILE) if limits is None else limits, LimitStyle(**style), self.store, self.metrics
+        )
+        self.service = RateLimitService(self.limiter)
+
+    def response(self, request: RateLimitRequest | str) -> Any:
+        """The answer to a request, which must come at once."""
+        message = request_of(request, "shop") if isinstance(request, str) else request
+        answer = self.service.should_rate_limit(message.SerializeToString(), FakeCall())
+        assert answer is not None
+        return RateLimitResponse.FromString(answer)
+
+    def refusal(self, request: RateLimitRequest | str) -> tuple[StatusCode, str]:
+        """Code and text of a call that fails."""
+        with pytest.raises(RpcError) as raised:
+            self.response(request)
+        return raised.value.code, raised.value.detail
+
+    def hits(self, domain: str, rule: str) -> list[int]:
+        """What was counted at a rule: within the limit, over it, over it in shadow mode."""
+        row = self.metrics.row(HITS, domain, rule)
+        return [self.metrics.values[row + place] for place in (WITHIN, OVER, SHADOW)]
+
+    def calls(self, result: str) -> int:
+        """Calls that ended so."""
+        return self.metrics.value("sidecar_rate_limit_calls_total", result)
+
+
+def test_methods__are_envoys() -> None:
+    """The service is bound under the path that Envoy calls."""
+    service = Served().service
+    path = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
+    assert service.methods() == (UnaryMethod(path, service.should_rate_limit),)
+
+
+def test_answer__has_nothing_that_was_not_asked_for() -> None:
+    """Headers and metadata are off; quota, raw body and request headers are never there."""
+    response = Served().response("user=a")
+    assert {field.name for field, _ in response.ListFields()} == {"overall_code", "statuses"}
+    status = response.statuses[0]
+    assert {field.name for field, _ in status.ListFields()} == {
+        "code", "current_limit", "limit_remaining", "duration_until_reset",
+    }  # fmt: skip
+
+
+def test_answer__metadata() -> None:
+    """The request, and what the rules that were not over hold: mappings merged, the first one wins."""
+    served = Served(adds_metadata=True)
+    response = served.response("user=a | path=/v1/x~h2 | none=1~L7/day @3")
+    assert MessageToDict(response.dynamic_metadata) == {
+        "domain": "shop",
+        "hitsAddend": 3.0,
+        "descriptors": [
+            {"entries": ["user=a"]},
+            {"entries": ["path=/v1/x"], "hitsAddend": 2.0},
+            {"entries": ["none=1"], "limit": "requests_per_unit:7 unit:DAY"},
+        ],
+        "metadata": {"team": {"name": "core", "size": 3.0}, "a": 1.0},
+    }
+    response = served.response("user=a @9 | path=/v1/x".replace(" @9", "~h9"))
+    metadata = MessageToDict(response.dynamic_metadata)
+    assert metadata["metadata"] == {"team": {"size": 3.0}, "a": 2.0}
+    assert "hitsAddend" not in metadata
+    assert "metadata" not in MessageToDict(served.response("none=1").dynamic_metadata)
+
+
+def test_shadow_mode__lets_all_pass() -> None:
+    """The statuses say what would be refused; the overall code does not."""
+    served = Served(is_shadow=True)
+    assert text_of(served.response("user=a @6")) == "OK [OVER 5/day r0 daily]"
+    assert text_of(served.response("user=b~L1/day @2")) == "OK [OVER 1/day r0]"
+    assert (served.calls("ok"), served.calls("over_limit")) == (2, 0)
+
+
+def test_headers__have_the_configured_names() -> None:
+    """Plain integers: limit, remaining, seconds until the reset."""
+    headers = ("X-L", "X-Left", "X-When")
+    response = Served(headers=headers).response("user=a")
+    now_s = ManualClock()() // 1_000_000
+    assert [(header.key, header.value) for header in response.response_headers_to_add] == [
+        ("X-L", "5"), ("X-Left", "4"), ("X-When", str(86_400 - now_s % 86_400)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_text", "problem"),
+    [
+        ("in : user=a", "domain: must not be empty"),
+        ("NONE", "descriptors: must be 1 to 64 of them, not 0"),
+        (" | ".join(["user=a"] * (DESCRIPTORS_MAX + 1)), "descriptors: must be 1 to 64 of them, not 65"),
+        (",".join(["a=b"] * (ENTRIES_MAX + 1)), "descriptors[0].entries: must be at most 32, not 33"),
+        (f"user=a | user={'x' * (ENTRY_CHARS_MAX + 1)}", "descriptors[1].entries: keys and values must have"),
+        (f"{'x' * (ENTRY_CHARS_MAX + 1)}=a", "descriptors[0].entries: keys and values must have"),
+        (f"user=a~h{HITS_MAX + 1}", f"descriptors[0].hits_addend: must be at most {HITS_MAX}"),
+        (f"user=a~h{2**64 - 2}", f"descriptors[0].hits_addend: must be at most {HITS_MAX}"),
+        ("user=a~L5/unknown", "descriptors[0].limit.unit: must be SECOND to YEAR, or WEEK; 0 is none"),
+    ],
+)  # fmt: skip
+def test_refused__what_cannot_be_meant(request_text: str, problem: str) -> None:
+    """INVALID_ARGUMENT with the field; nothing is counted but the call."""
+    served = Served()
+    code, detail = served.refusal(request_text)
+    assert code is StatusCode.INVALID_ARGUMENT
+    assert detail.startswith(problem)
+    assert len(served.store) == 0
+    assert served.calls("invalid") == 1
+
+
+def test_bounds__are_inclusive() -> None:
+    """What is just within every bound is answered."""
+    served = Served()
+    request = request_of(f"user={'x' * ENTRY_CHARS_MAX}~h{HITS_MAX}", "shop")
+    for _ in range(DESCRIPTORS_MAX - 1):
+        request.descriptors.add().entries.extend(request.descriptors[0].entries[:1] * ENTRIES_MAX)
+    assert text_of(served.response(request)).startswith("OVER [OVER 5/day r0 daily | - |")
+
+
+def test_override__an_unknown_unit_ends_one_call() -> None:
+    """In the original it ends the process."""
+    served = Served()
+    request = request_of("user=a~L5/day", "shop")
+    request.descriptors[0].limit.unit = 99
+    assert served.refusal(request)[0] is StatusCode.INVALID_ARGUMENT
+    request.descriptors[0].limit.unit = 7  # a week, though not in this enum
+    assert text_of(served.response(request)) == "OK [OK 5/week r4]"
+
+
+def test_refused__bytes_that_are_no_message() -> None:
+    """The same code as for Envoy's other services."""
+    with pytest.raises(RpcError) as raised:
+        Served().service.should_rate_limit(b"\xff", FakeCall())
+    assert raised.value.code is StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("fault", list(StoreFault))
+def test_store__that_cannot_be_asked(fault: StoreFault) -> None:
+    """UNAVAILABLE, at once or later, whatever the store lacks; unmatched descriptors need no store."""
+    store = RecordingCounters()
+    served = Served(store)
+    call = FakeCall()
+    message = request_of("user=a", "shop").SerializeToString()
+    assert served.service.should_rate_limit(message, call) is None
+    store.pending.pop()[3](fault)
+    [(code, detail)] = call.failures
+    assert code is StatusCode.UNAVAILABLE
+    assert detail
+    assert served.calls("unavailable") == 1
+    assert text_of(served.response("none=1 | free=1")) == "OK [- | U]"
+
+
+def test_store__that_is_full() -> None:
+    """The embedded store's bound ends the call as UNAVAILABLE, too."""
+    served = Served(EmbeddedCounterStore(ManualClock(), counters_max=1))
+    served.response("user=a")
+    assert served.refusal("user=b")[0] is StatusCode.UNAVAILABLE
+
+
+def test_store__that_answers_later() -> None:
+    """One trip for all descriptors; the answer goes by the rules that the call began with."""
+    store = RecordingCounters()
+    served = Served(store)
+    call = FakeCall()
+    message = request_of("user=a | path=/v1/x | none=1", "shop").SerializeToString()
+    assert served.service.should_rate_limit(message, call) is None
+    served.limiter.put_in_force(read_limits("domain: other"))
+    [(domain, takes, timeout_s, done)] = store.pending
+    assert (domain, [take.limit for take in takes], timeout_s) == ("shop", [5, 9], 0.05)
+    done(CountersTaken(1_764_000_000_000_000, [Counted(False, 2), Counted(True, 10)]))
+    [reply] = call.replies
+    text = text_of(RateLimitResponse.FromString(reply))
+    assert text == "OVER [OK 5/day r3 daily | OVER 9/hour r0 | -]"
+
+
+def test_store__gets_most_of_what_the_caller_has_left() -> None:
+    """Envoy waits 20 ms by default, less than the store's own bound."""
+    store = RecordingCounters()
+    message = request_of("user=a", "shop").SerializeToString()
+    Served(store).service.should_rate_limit(message, FakeCall(monotonic() + 0.02))
+    assert 0 < store.pending[0][2] < 0.02
+
+
+def test_metrics__name_rules_and_never_callers() -> None:
+    """Hits by rule; 10,000 domains and values of callers add no row."""
+    served = Served()
+    served.response("user=a @4")
+    served.response("user=a @4")
+    served.response("dry=1 @3")
+    served.response("user=b~L1/day | none=x | free=1 @2")
+    before = len(served.metrics.table.rows[HITS].read(served.metrics.values))
+    for number in range(10_000):
+        served.response(f"in d{number}: user={number}")
+        served.response(f"path=/v1/{number}")
+    assert len(served.metrics.table.rows[HITS].read(served.metrics.values)) == before
+    assert served.hits("shop", "user") == [5, 3, 0]  # what overshoots a window is over, the rest within
+    assert served.hits("shop", "dry") == [1, 0, 2]
+    assert served.hits("shop", "(override)") == [1, 1, 0]
+    assert served.hits("shop", "(none)") == [4, 0, 0]
+    assert served.hits("(unknown)", "(none)") == [10_000, 0, 0]
+    assert served.hits("shop", "path_/v1/*") == [10_000, 0, 0]

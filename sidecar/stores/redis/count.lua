@@ -68,7 +68,7 @@ end
 
 -- What of a counter is in use, and whether it is a bucket in terms of another limit.
 local function in_use(counter, is_bucket, unit_s, limit)
-  if not counter then return 0, 0, false end
+  if not counter or (is_bucket and not counter[4]) then return 0, 0, false end
   if not is_bucket then
     return counter[1] == floor(now / (unit_s * SECOND_US)) and counter[2] or 0, 0, false
   end

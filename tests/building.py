@@ -169,7 +169,7 @@ def make_check(
     peer: str = CLIENT_IP,
     scope: str = "",
 ) -> bytes:
-    """A serialised CheckRequest; *raw_headers* makes it one of `encode_raw_headers`."""
+    """A serialized CheckRequest; *raw_headers* makes it one of `encode_raw_headers`."""
     request = CheckRequest()
     attributes = request.attributes
     attributes.source.address.socket_address.address = peer

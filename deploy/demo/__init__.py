@@ -1,6 +1,6 @@
 """
-A sidecar, a real Envoy and a small API on free loopback ports: `make demo`, and the parts that tests reuse.
+The demo (`make demo`): a sidecar, a real proxy and a small API on free loopback ports. Tests reuse its parts.
 
-`programs` runs child processes, `envoy` and `sidecar` know how to start those two, `upstream` is the
-API, `calling` asks like a client, `tour` is what `make demo` shows.
+`programs` runs child processes, `envoy`, `proxies` and `sidecar` start the programs, `upstream` is the API,
+`calling` is an HTTP client, `tour` shows the demo.
 """

@@ -1,4 +1,4 @@
-"""`python -m deploy.demo [PROXY]`: exit code 0 when every answer was the promised one, 1 otherwise."""
+"""`python -m deploy.demo [PROXY]`: exit code 0 = every answer was as expected, 1 = not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.demo.programs import InterruptedByUserError, ProgramError, defer_int
 from deploy.demo.tour import PROXIES, UnexpectedAnswerError, run
 
 EXIT_SIGNAL = 128
-"""Plus the signal's number: what shells report of a program that a signal ended."""
+"""Plus the signal's number: the exit code of shells for a program that a signal ended."""
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         console.print(f"\n[red]The demo failed:[/]\n{escape(str(error))}", soft_wrap=True)
         return 1
     except InterruptedByUserError as interruption:
-        console.print("\nInterrupted; everything that was started is stopped.")
+        console.print("\nInterrupted; all programs are stopped.")
         return EXIT_SIGNAL + interruption.number
     return 0
 

@@ -1,4 +1,4 @@
-"""Ask an HTTP server like a client that keeps every byte of the request in its own hands."""
+"""An HTTP client that sends exactly the given headers and path."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Header = tuple[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP answer; header names are lower case, in the order they came."""
+    """One HTTP answer; header names are lower case, in the order of the answer."""
 
     status: int
     headers: tuple[Header, ...]
     body: bytes
 
     def all(self, name: str) -> list[str]:
-        """Every value of header *name*."""
+        """Return all values of header *name*."""
         return [value for known, value in self.headers if known == name]
 
     def one(self, name: str) -> str:
         """
-        The only value of header *name*.
+        Return the only value of header *name*.
 
         Raises:
-            AssertionError: it is missing, or came more than once.
+            AssertionError: the header is missing or repeated.
         """
         values = self.all(name)
         if len(values) != 1:
-            raise AssertionError(f"{name} stands {len(values)} times in {self}")
+            raise AssertionError(f"header {name} occurs {len(values)} times in {self}")
         return values[0]
 
     def json(self) -> Any:
-        """The body, decoded."""
+        """Return the decoded body."""
         return json.loads(self.body)
 
 
@@ -59,10 +59,10 @@ class Client:
         self, method: str, path: str, headers: Iterable[Header] = (), body: bytes | None = None
     ) -> Answer:
         """
-        Send exactly these headers, in this order, after `host`; return the whole answer.
+        Send exactly these headers, in this order, after `host`; return the complete answer.
 
         Raises:
-            OSError, http.client.HTTPException: the connection failed; the next request makes a new one.
+            OSError, http.client.HTTPException: the connection failed; the next request reconnects.
         """
         connection = self._connection
         try:
@@ -86,7 +86,7 @@ class Client:
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP/1.1 that sends a path's bytes as they are, also those that no URL may hold."""
+    """HTTP/1.1 that sends the bytes of a path unchanged, even if they are invalid in a URL."""
 
     def _encode_request(self, request: str) -> bytes:
         return request.encode("latin-1")
@@ -109,6 +109,6 @@ class _UnixConnection(_Connection):
 def send(
     port: int, method: str, path: str, headers: Iterable[Header] = (), body: bytes | None = None
 ) -> Answer:
-    """One request on a connection of its own to 127.0.0.1; see `Client.send`."""
+    """Send one request on a new connection to 127.0.0.1; see `Client.send`."""
     with contextlib.closing(Client(port)) as client:
         return client.send(method, path, headers, body)

@@ -1,4 +1,4 @@
-"""Run the Envoy configurations of deploy/envoy/ on free ports: the same files, with other addresses."""
+"""Runs the Envoy configurations of deploy/envoy/ on free ports."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ Edit = Callable[[Document], None]
 
 
 class UnknownConfigError(Exception):
-    """A configuration file lacks a part that is known by its name."""
+    """A configuration file lacks a part with an expected name."""
 
 
 def load(config: Path) -> Document:
-    """The parsed configuration file."""
+    """Parse a configuration file."""
     document: Document = yaml.safe_load(config.read_text())
     return document
 
 
 def named(items: list[Document], name: str) -> Document:
     """
-    The item of *items* with this name.
+    Return the item of *items* with this name.
 
     Raises:
-        UnknownConfigError: there is none, or more than one.
+        UnknownConfigError: no item, or more than one, has the name.
     """
     found = [item for item in items if item["name"] == name]
     if len(found) != 1:
-        raise UnknownConfigError(f"{len(found)} items named {name}, where one was expected")
+        raise UnknownConfigError(f"{len(found)} items are named {name}; exactly one must be")
     return found[0]
 
 
 def ingress_http(document: Document) -> Document:
-    """The HTTP connection manager of the `ingress` listener."""
+    """Return the HTTP connection manager of the `ingress` listener."""
     listener = named(document["static_resources"]["listeners"], "ingress")
     filters = listener["filter_chains"][0]["filters"]
     manager: Document = named(filters, "envoy.filters.network.http_connection_manager")["typed_config"]
@@ -55,27 +55,27 @@ def ingress_http(document: Document) -> Document:
 
 
 def ext_authz(document: Document) -> Document:
-    """The ext_authz filter."""
+    """Return the ext_authz filter."""
     filters = ingress_http(document)["http_filters"]
     authz: Document = named(filters, "envoy.filters.http.ext_authz")["typed_config"]
     return authz
 
 
 def cluster(document: Document, name: str) -> Document:
-    """The cluster *name*."""
+    """Return the cluster *name*."""
     return named(document["static_resources"]["clusters"], name)
 
 
 def tcp_address(port: int) -> Document:
-    """An address of Envoy's on 127.0.0.1; port 0 = any free one."""
+    """Return an Envoy address on 127.0.0.1; port 0 = any free port."""
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
 def placed(document: Document, app_port: int, sidecar: str) -> Document:
     """
-    A copy of *document* that listens on free ports.
+    Return a copy of *document* that listens on free ports.
 
-    It asks the sidecar at *sidecar*, 'host:port' or 'unix:/path', and forwards to 127.0.0.1:*app_port*.
+    It calls the sidecar at *sidecar*, 'host:port' or 'unix:/path', and forwards to 127.0.0.1:*app_port*.
     """
     document = copy.deepcopy(document)
     document["admin"]["address"] = tcp_address(0)
@@ -89,14 +89,14 @@ def placed(document: Document, app_port: int, sidecar: str) -> Document:
 
 
 class Envoy(Program):
-    """A running Envoy; `port` is where it listens for clients, `admin_port` for operators."""
+    """A running Envoy; `port` is the port for clients, `admin_port` that of the admin interface."""
 
     def __init__(self, document: Document, folder: Path, name: str = "envoy") -> None:
         """
         Run *document* and wait until it listens.
 
         Raises:
-            ProgramError: it refused the configuration or did not become ready.
+            ProgramError: Envoy rejected the configuration or did not become ready.
         """
         config, admin_address = folder / f"{name}.yaml", folder / f"{name}.admin"
         config.write_text(yaml.safe_dump(document))
@@ -124,11 +124,11 @@ class Envoy(Program):
             raise
 
     def admin(self, path: str) -> Answer:
-        """Ask its admin interface."""
+        """Send a GET request to the admin interface."""
         return send(self.admin_port, "GET", path)
 
     def stat(self, name: str) -> int:
-        """One counter or gauge; 0 while nothing has counted it."""
+        """Return a counter or gauge; 0 if it does not exist yet."""
         stats = self.admin(f"/stats?format=json&usedonly&filter=^{name}$").json()["stats"]
         return sum(stat["value"] for stat in stats if stat.get("name") == name)
 
@@ -154,7 +154,7 @@ def _port_in(admin_address: Path) -> int:
 def running_envoy(
     config: Path, app_port: int, sidecar: str, folder: Path, edit: Edit | None = None, name: str = "envoy"
 ) -> Envoy:
-    """Run *config* between *sidecar* and the API at *app_port*, after *edit* has changed what it likes."""
+    """Run *config* between *sidecar* and the API at *app_port*; *edit* may change the document."""
     document = placed(load(config), app_port, sidecar)
     if edit is not None:
         edit(document)

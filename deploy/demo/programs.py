@@ -1,4 +1,4 @@
-"""Child processes that are awaited with a deadline and stopped by their own id, whatever happens."""
+"""Runs child processes, with a deadline for every wait, and always stops them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOG_TAIL_BYTES = 8_000
 
 
 class ProgramError(Exception):
-    """A program did not start or stop as it should; the message ends with what it printed."""
+    """A program did not start or stop correctly; the message ends with its output."""
 
 
 class InterruptedByUserError(Exception):
-    """Ctrl-C or SIGTERM came; `number` says which."""
+    """The user pressed Ctrl-C or sent SIGTERM; `number` is the signal's number."""
 
     def __init__(self, number: int) -> None:
-        """Keep the signal's number."""
+        """Store the signal's number."""
         super().__init__(signal.Signals(number).name)
         self.number = number
 
@@ -38,25 +38,24 @@ _signals_received: list[int] = []
 
 def defer_interrupts() -> None:
     """
-    Let Ctrl-C and SIGTERM act at `raise_if_interrupted` alone.
+    Let Ctrl-C and SIGTERM act only at `raise_if_interrupted`.
 
-    An exception at any other place could come between the start of a child and the moment at which
-    somebody feels responsible for it.
+    An exception elsewhere could occur between the start of a child and the registration of its cleanup.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _note)
+        signal.signal(number, _record_signal)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _record_signal(number: int, frame: FrameType | None) -> None:
     _signals_received.append(number)
 
 
 def raise_if_interrupted() -> None:
     """
-    Do nothing, unless a deferred signal has come.
+    Raise if a deferred signal was received.
 
     Raises:
-        InterruptedByUserError: it has.
+        InterruptedByUserError: a signal was received.
     """
     if _signals_received:
         raise InterruptedByUserError(_signals_received[0])
@@ -64,16 +63,16 @@ def raise_if_interrupted() -> None:
 
 class Program:
     """
-    One child process, in a session of its own so that Ctrl-C reaches only its parent.
+    One child process, in a separate session so that Ctrl-C reaches only its parent.
 
-    As a context manager it is stopped at the end of the block. What it prints goes to `log`, which
-    a later run of the same name continues.
+    As a context manager it stops at the end of the block. Its output goes to `log`; a later run with the same
+    name appends to the file.
     """
 
     def __init__(
         self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Start *command*; *name* is for people and for its log, `<folder>/<name>.log`."""
+        """Start *command*; *name* is for messages and the log, `<folder>/<name>.log`."""
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as output:
@@ -89,12 +88,12 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def __enter__(self) -> Self:
@@ -104,19 +103,19 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop it."""
+        """Stop the process."""
         self.stop()
 
     def printed(self) -> str:
-        """What it has printed so far."""
+        """Return its output so far."""
         return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def wait_for(self, fact: Callable[[], Fact], what: str, timeout_s: float = START_TIMEOUT_S) -> Fact:
         """
-        Ask *fact* until it returns something true, and return that.
+        Call *fact* until it returns a true value, and return the value.
 
         Raises:
-            ProgramError: the program ended before, or *timeout_s* went by.
+            ProgramError: the program ended first, or *timeout_s* has passed.
             InterruptedByUserError: see `raise_if_interrupted`.
         """
         deadline_s = time.monotonic() + timeout_s
@@ -133,15 +132,15 @@ class Program:
             never.wait(TICK_S)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing happens when it has already ended."""
+        """Send a signal, if the process is running."""
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """
-        Wait for its end and return its exit code.
+        Wait for the end of the process and return its exit code.
 
         Raises:
-            ProgramError: it is still running after *timeout_s*; it has been killed then.
+            ProgramError: the process was still running after *timeout_s* and was killed.
         """
         try:
             return self._process.wait(timeout_s)
@@ -151,7 +150,7 @@ class Program:
             raise self._error(f"did not end within {timeout_s:g} s and was killed") from None
 
     def stop_at_once(self) -> int:
-        """Send SIGTERM until it ends, as an impatient user does, and return its exit code."""
+        """Send SIGTERM repeatedly until the process ends, and return its exit code."""
         self.signal(signal.SIGTERM)
         never = threading.Event()
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
@@ -161,7 +160,7 @@ class Program:
         return self.wait()
 
     def stop(self) -> int:
-        """Ask it to end (SIGTERM), wait, and return its exit code; see `wait`."""
+        """Send SIGTERM, wait, and return the exit code; see `wait`."""
         self.signal(signal.SIGTERM)
         return self.wait()
 

@@ -1,4 +1,4 @@
-"""Run the configurations of deploy/nginx, deploy/caddy and deploy/haproxy on free ports: the same files."""
+"""Runs the configurations of deploy/nginx, deploy/caddy and deploy/haproxy on free ports."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ProxyKind:
     """
     One proxy with one configuration.
 
-    `command` runs `file`, which takes the place of `{config}`; `beside` are files that it loads;
-    `unix` is how it writes the Unix socket of the sidecar, `version` how it tells its version.
+    `command` runs `file`, whose path replaces `{config}`; `beside` are further files that it loads; `unix`
+    is the proxy's form of the sidecar's Unix socket; the command `version` prints the proxy's version.
     """
 
     file: str
@@ -53,11 +53,11 @@ KINDS: Mapping[str, ProxyKind] = {
         beside=("haproxy/sidecar-auth.lua",),
     ),
 }
-"""By the name that `make demo PROXY=` takes, beside 'envoy'."""
+"""By the value of `make demo PROXY=`, in addition to 'envoy'."""
 
 
 class Proxy(Program):
-    """A running proxy; `port` is where it listens for clients."""
+    """A running proxy; `port` is the port for clients."""
 
     def __init__(
         self, name: str, app_port: int, sidecar: str, folder: Path, edit: Edit | None = None
@@ -65,17 +65,17 @@ class Proxy(Program):
         """
         Run the configuration of the kind *name* and wait until it listens.
 
-        It asks the sidecar at *sidecar*, 'host:port' or 'unix:/path', and forwards to 127.0.0.1:*app_port*;
+        It calls the sidecar at *sidecar*, 'host:port' or 'unix:/path', and forwards to 127.0.0.1:*app_port*;
         *edit* may change the file's text.
 
         Raises:
-            ProgramError: it refused the configuration or did not listen.
+            ProgramError: the proxy rejected the configuration or does not listen.
         """
         self.port = _free_port()
         kind = KINDS[name]
         config = folder / f"{name}.conf"
         text = (DEPLOY / kind.file).read_text()
-        for old, new in _places(kind, self.port, app_port, sidecar, folder).items():
+        for old, new in _replacements(kind, self.port, app_port, sidecar, folder).items():
             text = text.replace(old, new)
         config.write_text(text if edit is None else edit(text))
         for path in kind.beside:
@@ -89,11 +89,11 @@ class Proxy(Program):
             raise
 
     def version(self) -> str:
-        """The program and its version, such as 'nginx 1.22.1'."""
-        told = subprocess.run(
+        """Return the program and its version, such as 'nginx 1.22.1'."""
+        result = subprocess.run(
             KINDS[self.name].version, capture_output=True, text=True, check=True, timeout=20
         )
-        number = re.search(r"[0-9]+(\.[0-9]+)+", told.stdout + told.stderr)
+        number = re.search(r"[0-9]+(\.[0-9]+)+", result.stdout + result.stderr)
         return f"{KINDS[self.name].version[0]} {number[0] if number else '?'}"
 
     def _listens(self) -> bool:
@@ -101,8 +101,8 @@ class Proxy(Program):
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-def _places(kind: ProxyKind, port: int, app_port: int, sidecar: str, folder: Path) -> dict[str, str]:
-    """What stands in the file, and what takes its place."""
+def _replacements(kind: ProxyKind, port: int, app_port: int, sidecar: str, folder: Path) -> dict[str, str]:
+    """Return the texts in the file to replace, and their replacements."""
     scheme, _, path = sidecar.partition(":")
     return {
         LISTEN: f"127.0.0.1:{port}",
@@ -113,7 +113,7 @@ def _places(kind: ProxyKind, port: int, app_port: int, sidecar: str, folder: Pat
 
 
 def _environment(sidecar: str, folder: Path) -> dict[str, str]:
-    """For HAProxy's Lua action, and for Caddy, which keeps its state in the user's home."""
+    """Return the environment: for HAProxy's Lua action, and a home folder for Caddy's state."""
     scheme, _, path = sidecar.partition(":")
     environment = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     if scheme == "unix":
@@ -122,7 +122,7 @@ def _environment(sidecar: str, folder: Path) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free just now: not every proxy tells which one it was given."""
+    """Return a free TCP port of 127.0.0.1, because not every proxy reports the port that it got."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The scenes of the demo: who asks for what, and the answer that the configuration promises."""
+"""The scenes of the demo: requests, and the expected answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Cast:
     """The integrations of the demo."""
 
     def __init__(self) -> None:
-        """Make fresh keys for everybody."""
+        """Generate keys for all."""
         self.warehouse = _owner("warehouse", "Warehouse sync", scopes=["inventory:read", "orders:read"])
         self.headquarters = _owner(
             "headquarters", "Headquarters", scopes=["inventory:read"], ip_allowlist=[FOREIGN_NETWORK]
@@ -28,7 +28,7 @@ class Cast:
 
     @property
     def registered(self) -> list[Owner]:
-        """Those whom the registry knows."""
+        """The integrations in the registry."""
         return [self.warehouse, self.headquarters, self.reports]
 
 
@@ -39,10 +39,10 @@ def _owner(id: str, name: str, **fields: Any) -> Owner:
 @dataclass(frozen=True)
 class Scene:
     """
-    One or more equal requests, of which the last is shown.
+    One or more equal requests; the demo shows the last answer.
 
-    `reason` is the word of `x-auth-reason`, '' = allowed; `headers` are those of the answer to show,
-    `upstream` those that the API received.
+    `reason` is the expected `x-auth-reason`, '' = allowed; `headers` are the answer's headers to show,
+    `upstream` are the API's received headers to show.
     """
 
     title: str
@@ -61,40 +61,40 @@ LIMITS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 
 def scenes(cast: Cast) -> tuple[Scene, ...]:
-    """The whole tour, in order."""
+    """Return all scenes, in order."""
     return (
         Scene(
             "A known key with the right scope",
-            "warehouse holds inventory:read, so the request passes, with the limits on the answer.",
+            "warehouse has the scope inventory:read, so the request is allowed. The answer has the limits.",
             cast.warehouse, "/v1/inventory/42", 200, headers=LIMITS,
             upstream=("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id"),
         ),
         Scene(
             "A wrong key",
-            "The key has the right shape, but no integration owns it. Unknown, revoked and expired keys"
-            " all get this answer, so that nobody can probe for keys.",
+            "The key has the right form, but no integration owns it. Unknown, revoked and expired keys"
+            " get the same answer, so that keys cannot be probed.",
             cast.former, "/v1/inventory/42", 403, "unknown_credential",
         ),
         Scene(
             "A foreign address",
-            f"headquarters may call from {FOREIGN_NETWORK} only; the proxy saw this one come from 127.0.0.1.",
+            f"headquarters may only call from {FOREIGN_NETWORK}; this request came from 127.0.0.1.",
             cast.headquarters, "/v1/inventory/42", 403, "ip_not_allowed",
         ),
         Scene(
             "A missing scope",
-            "The route below /v1/finance asks for finance:write, which warehouse does not have.",
+            "The route /v1/finance/** requires finance:write, which warehouse does not have.",
             cast.warehouse, "/v1/finance/invoices", 403, "scope_missing",
         ),
         Scene(
-            "A path with a trick in it",
-            "'%252e' is an encoded '%2e', which is an encoded '.': some servers would go up to"
-            " /v1/finance here. The sidecar refuses what can be read in two ways.",
+            "An ambiguous path",
+            "'%252e' is an encoded '%2e', which is an encoded '.': some servers would serve /v1/finance"
+            " here. The sidecar denies ambiguous paths.",
             cast.warehouse, "/v1/inventory/%252e%252e/finance", 403, "path_refused",
         ),
         Scene(
             "One request too many",
-            f"reports may send {LIMIT_RPM} requests a minute, in bursts of {BURST};"
-            f" here come {BURST + 1} at once.",
+            f"reports may send {LIMIT_RPM} requests per minute, in bursts of {BURST};"
+            f" here it sends {BURST + 1} at once.",
             cast.reports, "/v1/inventory/42", 429, "rate_limited", times=BURST + 1,
             headers=(*LIMITS, "retry-after", "x-auth-reason", "x-decision-id"),
         ),

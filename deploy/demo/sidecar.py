@@ -1,4 +1,4 @@
-"""Run a sidecar on a configuration and a registry that are made on the spot."""
+"""Runs a sidecar with a generated configuration and registry."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ ROUTES = (
     {"methods": "POST", "path": "/v1/orders", "scope": "orders:write"},
     {"path": "/v1/echo/**", "scope": "none"},
 )
-"""The API that the demo and the tests protect; /v1/finance gets its scope from Envoy's route instead."""
+"""The routes of the demo's API; Envoy's route states the scope of /v1/finance."""
 
 FINANCE = {"path": "/v1/finance/**", "scope": "finance:write"}
-"""What Envoy's configuration states about /v1/finance; other proxies leave it to the routes."""
+"""The route of /v1/finance for proxies other than Envoy."""
 
 
 class ReservedPort:
     """
-    A TCP port of 127.0.0.1 that nobody else on the machine can be given while this object lives.
+    A TCP port of 127.0.0.1 that no other program gets while this object exists.
 
-    It is bound with SO_REUSEPORT and never listens, so any number of sidecars can share it, which is
-    what a take-over does.
+    It is bound with SO_REUSEPORT and does not listen, so that several sidecars can share it during a
+    take-over.
     """
 
     def __init__(self) -> None:
         """Take any free port."""
         self._socket = socket.socket()
-        # Both options: then a sidecar may bind it that wants to be the only one to listen.
+        # Both options, so that an exclusive sidecar can bind the port.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._socket.bind(("127.0.0.1", 0))
         self.number: int = self._socket.getsockname()[1]
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._socket.close()
 
 
 class Owner:
-    """One integration's registry record, and the API key that only its owner has."""
+    """An integration's registry record and its API key."""
 
     def __init__(self, id: str, name: str, *, expires_at: str | None = None, **fields: Any) -> None:
-        """A fresh key; *fields* are those of a registry record."""
+        """Generate a key; *fields* are those of a registry record."""
         self.id = id
         self.name = name
         self.key: NewApiKey = generate_api_key()
@@ -61,7 +61,7 @@ class Owner:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record as it stands in a registry file, without the key."""
+        """The record for a registry file, without the key."""
         credential = {"id": self.key.credential_id, "digest": self.key.digest}
         if self._expires_at is not None:
             credential["expires_at"] = self._expires_at
@@ -69,19 +69,19 @@ class Owner:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """What its requests carry."""
+        """The headers of its requests."""
         return [("x-api-key", self.key.api_key)]
 
 
 def write_registry(path: Path, owners: Sequence[Owner]) -> None:
-    """Write the registry file as an editor does: a new file, moved over the old one."""
+    """Replace the registry file atomically, as editors do."""
     draft = path.with_suffix(".new")
     draft.write_text(yaml.safe_dump({"integrations": [owner.record for owner in owners]}))
     draft.replace(path)
 
 
 class Sidecar(Program):
-    """A running `sidecar serve`, asked by Envoy at `address`; its admin listener is a Unix socket."""
+    """A running `sidecar serve` with its gRPC listener at `address`; its admin listener is a Unix socket."""
 
     def __init__(
         self,
@@ -98,12 +98,12 @@ class Sidecar(Program):
 
         *http* is the address for forward auth; '' = none.
 
-        *registry* is that setting, None = the one in the store. *settings* are other keys of the
-        configuration file. Sidecars that run at the same time need different names; *takes_over* = another
-        one serves *address* already.
+        *registry* is the setting of this name, None = the registry in the store. *settings* are other keys
+        of the configuration file. Concurrent sidecars need different names; *takes_over* = another sidecar
+        already serves *address*.
 
         Raises:
-            ProgramError: it refused the configuration or did not become ready.
+            ProgramError: the sidecar rejected the configuration or did not become ready.
         """
         self.address = address
         self.http = http
@@ -127,14 +127,14 @@ class Sidecar(Program):
             raise
 
     def is_ready(self) -> bool:
-        """Whether it says that it takes calls."""
+        """Return whether /readyz reports ready."""
         try:
             return self.admin("/readyz").status == 200
         except OSError:
             return False
 
     def admin(self, path: str) -> Answer:
-        """Ask its admin listener."""
+        """Send a GET request to the admin listener."""
         client = Client(path=str(self._admin_path))
         try:
             return client.send("GET", path)
@@ -142,7 +142,7 @@ class Sidecar(Program):
             client.close()
 
     def metric(self, series: str) -> float:
-        """The value of a metric, written as in /metrics with its labels; 0 when it is not there."""
+        """Return the value of a metric, named with its labels as in /metrics; 0 = absent."""
         for line in self.admin("/metrics").body.decode().splitlines():
             name, _, value = line.rpartition(" ")
             if name == series:

@@ -1,4 +1,4 @@
-"""The demo: start everything, play the scenes, tell what happened, stop everything."""
+"""The demo: starts the programs, runs the scenes, shows the answers, stops the programs."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from deploy.demo.upstream import running_upstream
 PROXIES = ("envoy", *KINDS)
 TEXT_WIDTH = 76
 KEY_SHOWN_LENGTH = 15
-"""Characters of an API key that are shown: the prefix and the public credential id."""
+"""Displayed characters of an API key: the prefix and the public credential id."""
 
 
 class UnexpectedAnswerError(Exception):
-    """An answer is not what the configuration promises."""
+    """An answer differs from the expected one."""
 
 
 def run(console: Console, proxy_name: str) -> None:
     """
-    Play the whole demo behind one of `PROXIES`; in any case, stop everything that was started.
+    Run the demo with one of `PROXIES`; always stop all programs.
 
     Raises:
-        InterruptedByUserError: the user had enough.
-        UnexpectedAnswerError: an answer was not the promised one; all scenes have been played.
+        InterruptedByUserError: the user interrupted the demo.
+        UnexpectedAnswerError: an answer was unexpected; all scenes have run.
         ProgramError: a program did not start.
     """
     with ExitStack() as stage:
@@ -66,7 +66,7 @@ def run(console: Console, proxy_name: str) -> None:
     console.print("\nThe proxy, the sidecar and the API are stopped.")
     if unexpected:
         raise UnexpectedAnswerError("\n".join(unexpected))
-    console.print("[green]Every answer was the one that the configuration promises.[/]")
+    console.print("[green]All answers were as expected.[/]")
 
 
 def _start_sidecar(stage: ExitStack, folder: Path, registry: Path, proxy_name: str) -> Sidecar:
@@ -76,7 +76,7 @@ def _start_sidecar(stage: ExitStack, folder: Path, registry: Path, proxy_name: s
     grpc, http = (f"127.0.0.1:{port.number}" for port in ports)
     if proxy_name == "envoy":
         return stage.enter_context(Sidecar(folder, grpc, registry))
-    # The other proxies tell the sidecar the address of their peer, and leave scopes to its routes.
+    # The other proxies send the address of their peer, and leave scopes to the sidecar's routes.
     settings: dict[str, Any] = {"client_ip": "peer", "routes": [*ROUTES, FINANCE]}
     return stage.enter_context(Sidecar(folder, grpc, registry, http=http, **settings))
 
@@ -88,14 +88,14 @@ def _introduce(console: Console, proxy: Envoy | Proxy, sidecar: Sidecar, app_por
     else:
         version, config, asked = proxy.version(), KINDS[proxy.name].file, f"http://{sidecar.http}"
     console.print(f"[bold]{version}[/] listens on http://127.0.0.1:{proxy.port} ({config}),")
-    console.print(f"asks the [bold]sidecar[/] on {asked} about each request, and forwards")
+    console.print(f"checks each request with the [bold]sidecar[/] on {asked}, and forwards")
     console.print(
-        f"what it allows to an [bold]API[/] on 127.0.0.1:{app_port} that answers with what it received."
+        f"allowed requests to an [bold]API[/] on 127.0.0.1:{app_port} that answers with the request."
     )
 
 
 def _play(console: Console, number: int, scene: Scene, port: int) -> str:
-    """Play one scene; return what was unexpected about it, or ''."""
+    """Run one scene; return what was unexpected, or ''."""
     raise_if_interrupted()
     console.print(f"\n[bold]{number}. {scene.title}[/]")
     for line in textwrap.wrap(scene.story, TEXT_WIDTH):
@@ -116,17 +116,17 @@ def _repeats(answers: list[Answer]) -> list[str]:
     if len(answers) == 1:
         return []
     statuses = ", ".join(str(answer.status) for answer in answers[:-1])
-    return [f"   the first {len(answers) - 1} answers: {statuses}; the last one:"]
+    return [f"   the first {len(answers) - 1} answers: {statuses}; the last answer:"]
 
 
 def _answer(scene: Scene, answer: Answer) -> list[str]:
-    colour = "green" if answer.status < 400 else "yellow"
-    lines = [f"   [{colour}]{answer.status} {HTTPStatus(answer.status).phrase}[/]"]
+    color = "green" if answer.status < 400 else "yellow"
+    lines = [f"   [{color}]{answer.status} {HTTPStatus(answer.status).phrase}[/]"]
     for name in scene.headers:
         for value in answer.all(name):
             lines.append(f"   {name}: {escape(value)}{_in_words(name, value)}")
     if answer.status < 400:
-        lines.append("   what the API received about the caller; the API key is gone:")
+        lines.append("   the API received these identity headers and no API key:")
         received = answer.json()["headers"]
         lines += [f"     {name}: {escape(value)}" for name, value in received if name in scene.upstream]
     else:
@@ -135,18 +135,18 @@ def _answer(scene: Scene, answer: Answer) -> list[str]:
 
 
 def _in_words(name: str, value: str) -> str:
-    """What a number in a header means to a person."""
+    """Return an explanation of a number in a header."""
     if name == "x-ratelimit-reset":
-        moment = datetime.fromtimestamp(int(value), UTC)
+        reset_at = datetime.fromtimestamp(int(value), UTC)
         seconds = max(0, int(value) - int(time.time()))
-        return f"   [dim]<- in {seconds} s, at {moment:%H:%M:%S} UTC, the whole burst is back[/]"
+        return f"   [dim]<- in {seconds} s, at {reset_at:%H:%M:%S} UTC, the full burst is available again[/]"
     if name == "retry-after":
-        return f"   [dim]<- the next request passes in {value} s[/]"
+        return f"   [dim]<- the next request is allowed in {value} s[/]"
     return ""
 
 
 def _fault(number: int, scene: Scene, answers: list[Answer]) -> str:
-    """What of the answers the configuration does not promise, or ''."""
+    """Return how the answers differ from the expected ones, or ''."""
     last = answers[-1]
     statuses = [answer.status for answer in answers]
     expected = [200] * (len(answers) - 1) + [scene.status]
@@ -163,8 +163,8 @@ def _fault(number: int, scene: Scene, answers: list[Answer]) -> str:
 
 
 def _count(console: Console, sidecar: Sidecar) -> None:
-    """Show what the sidecar counted."""
-    console.print("\n[bold]What the sidecar counted[/] (/metrics)")
+    """Show the sidecar's counters of decisions."""
+    console.print("\n[bold]Decisions of the sidecar[/] (/metrics)")
     for line in sidecar.admin("/metrics").body.decode().splitlines():
         if line.startswith("sidecar_decisions_total{") and not line.endswith(" 0.0"):
             console.print(f"   {escape(line.removesuffix('.0'))}", soft_wrap=True)

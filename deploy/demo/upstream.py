@@ -1,8 +1,8 @@
 """
-A small HTTP API that answers with what reached it: method, path, headers and the size of the body.
+A small HTTP API that answers with the request: method, path, headers and the size of the body.
 
-A request header `x-answer-with: name=value` puts that header on the answer; `x-answer-status: 500`
-sets the status. So a caller can see both directions of what a proxy changes.
+A request header `x-answer-with: name=value` adds this header to the answer; `x-answer-status: 500` sets the
+status. So a caller can see how a proxy changes requests and answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Echo(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def __getattr__(self, name: str) -> object:
-        """Serve whatever method came: BaseHTTPRequestHandler looks for `do_<METHOD>`."""
+        """Serve every method: BaseHTTPRequestHandler looks for `do_<METHOD>`."""
         if name.startswith("do_"):
             return self._answer
         raise AttributeError(name)
@@ -39,8 +39,8 @@ class _Echo(BaseHTTPRequestHandler):
         }
         content = json.dumps(echo).encode()
         self.send_response(int(self.headers.get("x-answer-status", "200")))
-        for wish in self.headers.get_all("x-answer-with", []):
-            name, _, value = wish.partition("=")
+        for header in self.headers.get_all("x-answer-with", []):
+            name, _, value = header.partition("=")
             self.send_header(name, value)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
@@ -49,7 +49,7 @@ class _Echo(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _body_bytes(self) -> int:
-        """Read the request's body to its end; return its size."""
+        """Read the complete body; return its size."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             return self._chunked_bytes()
         length = min(int(self.headers.get("content-length", "0")), BODY_BYTES_MAX)
@@ -64,7 +64,7 @@ class _Echo(BaseHTTPRequestHandler):
         return total
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Print nothing: the answers say it all."""
+        """Print nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -72,12 +72,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Print nothing: a proxy that ends resets the connections that it kept."""
+        """Print nothing: a stopping proxy resets its connections."""
 
 
 @contextlib.contextmanager
 def running_upstream() -> Iterator[int]:
-    """Serve on a free port of 127.0.0.1, which is returned, until the block ends."""
+    """Serve on a free port of 127.0.0.1 until the block ends; yields the port."""
     with _Server(("127.0.0.1", 0), _Echo) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="upstream", daemon=True)
         thread.start()

@@ -93,7 +93,7 @@ def latency_section(bench: Bench, ours: Side, theirs: Side) -> Section:
         f" shares with Redis. {CONNECTIONS} connections × {STREAMS} streams made the peak, as above; a proxy"
         " with one worker has one connection, so that stands there, too, against its own peak. The rows"
         " with the embedded store are what load generator and machine add by themselves. The last rows are"
-        " a fixed piece of work on both cores at once, with nothing else running: while a neighbour on the"
+        " a fixed piece of work on both cores at once, with nothing else running: while a neighbor on the"
         " host makes a core half as fast, 70 % of a peak is more than the core can do.",
         rows,
     )

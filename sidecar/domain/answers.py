@@ -26,7 +26,7 @@ PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
 FALLBACK_HEADER = "x-ratelimit-fallback"
 _GRPC = "application/grpc"
 KEY_FLOOD_RETRY_AFTER_S = "60"
-"""A source may try as many invalid keys as ever after a minute without any."""
+"""The bucket of a source's invalid keys is full again after a minute."""
 QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 _TITLES = {

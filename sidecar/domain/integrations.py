@@ -155,7 +155,7 @@ class Integration:
         if len(self.ip_allowlist) > ALLOWLIST_ENTRIES_MAX:
             raise IntegrationError(
                 f"ip_allowlist of {self.id!r} has {len(self.ip_allowlist)} entries;"
-                f" at most {ALLOWLIST_ENTRIES_MAX} are allowed: merge neighbouring networks"
+                f" at most {ALLOWLIST_ENTRIES_MAX} are allowed: merge neighboring networks"
             )
         if len(self.credentials) > CREDENTIALS_MAX:
             raise IntegrationError(

@@ -114,11 +114,11 @@ _CONTROLS = frozenset([*range(0x20), 0x7F])
 _AMBIGUOUS = frozenset(b"/\\.%;")  # a second decoding by another program would change the segments
 
 
-def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
+def normalize_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     """
     Return the normal form of the path of request target *raw*, which may have a query.
 
-    >>> normalise_path("/v1/%6Frders/caf%c3%a9?expand=lines")
+    >>> normalize_path("/v1/%6Frders/caf%c3%a9?expand=lines")
     '/v1/orders/caf%C3%A9'
 
     The whole target must be visible ASCII. The query is not checked otherwise, and not counted in
@@ -139,7 +139,7 @@ def normalise_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
     fault = _target_fault(path, query) or _path_fault(path)
     if fault is not None:
         raise PathRefusedError(fault)
-    return _normalise_escapes(path) if "%" in path else path
+    return _normalize_escapes(path) if "%" in path else path
 
 
 def decode_unreserved(path: str) -> str:
@@ -179,7 +179,7 @@ def _path_fault(path: str) -> PathFault | None:
     return None
 
 
-def _normalise_escapes(path: str) -> str:
+def _normalize_escapes(path: str) -> str:
     head, *pieces = path.split("%")
     try:
         normal = head + "".join([_NORMAL_ESCAPES[piece[:2]] + piece[2:] for piece in pieces])

@@ -218,7 +218,7 @@ class Policy:
             if request.scope is None:
                 route = self.routes.find(request.method, request.path)
             else:
-                self.routes.normalise(request.path)
+                self.routes.normalize(request.path)
                 route = self.route_named(request.scope)
         except PathRefusedError as error:
             reason = Reason.URI_TOO_LONG if error.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED

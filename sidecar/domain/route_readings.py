@@ -25,7 +25,7 @@ from sidecar.domain.paths import (
     SIMPLE_TARGET,
     AmbiguousRouteError,
     decode_unreserved,
-    normalise_path,
+    normalize_path,
 )
 from sidecar.domain.routes import RouteEntry, RoutePattern, RouteState, RouteTable, UnreachableEntry
 
@@ -151,19 +151,19 @@ class RouteReadings(Generic[T]):
                     return self._compare_case(method, path)
         return self._compare(method, target)
 
-    def normalise(self, target: str) -> str:
+    def normalize(self, target: str) -> str:
         """
-        Normalize a path without looking its route up; see `normalise_path`.
+        Normalize a path without looking its route up; see `normalize_path`.
 
         Raises:
             PathRefusedError: programs could interpret the path differently.
         """
-        return normalise_path(target, self._chars_max)
+        return normalize_path(target, self._chars_max)
 
     def has_path(self, target: str) -> bool:
         """Whether the path of *target*, which is not refused, has a route with any method."""
         fold, table = self._tables[0]
-        return self._states(table, fold(self.normalise(target)))[0].has_entries
+        return self._states(table, fold(self.normalize(target)))[0].has_entries
 
     def unreachable(self) -> tuple[UnreachableEntry, ...]:
         """See `RouteTable.unreachable`."""
@@ -213,13 +213,13 @@ class RouteReadings(Generic[T]):
 
     def _spellings(self, target: str) -> list[str]:
         """Return the decodings of *target*'s path by different programs, beginning with the normal form."""
-        path, raw = self.normalise(target), target.partition("?")[0]
+        path, raw = self.normalize(target), target.partition("?")[0]
         spellings = [self._truncate(path)]
         if "%" in raw:
             undecoded = self._truncate(raw)
             spellings += [undecoded, decode_unreserved(undecoded)]
         if self._has_space and "+" in raw:  # some programs decode a path like a form
-            spaced = normalise_path(raw.replace("+", "%20"), 3 * self._chars_max)
+            spaced = normalize_path(raw.replace("+", "%20"), 3 * self._chars_max)
             spellings.append(self._truncate(spaced))
         return spellings
 

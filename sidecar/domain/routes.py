@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
-from sidecar.domain.paths import PathRefusedError, normalise_path
+from sidecar.domain.paths import PathRefusedError, normalize_path
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def _parse_literal(text: str, part: str) -> str:
     if not part:
         raise _fault(text, "it has an empty segment ('//')")
     try:
-        return normalise_path(f"/{part}")[1:]
+        return normalize_path(f"/{part}")[1:]
     except PathRefusedError as error:
         raise _fault(text, f"segment {part!r}: {error}. {error.fault.remedy}") from None
 
@@ -148,7 +148,7 @@ class RouteTable(Generic[T]):
         """
         Return the state after the segments of *path*, with one look-up per segment.
 
-        *path* is in the normal form of `normalise_path`; '/a/' has the state of '/a'.
+        *path* is in the normal form of `normalize_path`; '/a/' has the state of '/a'.
         """
         segments = path.split("/")
         if not segments[-1]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sidecar.domain.answers import Answer, Decision
 from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason, retry_after_s
-from sidecar.domain.paths import AmbiguousRouteError, PathRefusedError, normalise_path
+from sidecar.domain.paths import AmbiguousRouteError, PathRefusedError, normalize_path
 from sidecar.domain.policy import AccessRequest, Evaluation, Route
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.stores.registry.file.registry_records import iso_time
@@ -130,7 +130,7 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
 
 
 def _path(request: AccessRequest, decision: Decision) -> str:
-    return decision.evaluation.detail or normalise_path(request.path, len(request.path))
+    return decision.evaluation.detail or normalize_path(request.path, len(request.path))
 
 
 def _named_routes(step: str, request: AccessRequest, routes: RouteReadings[Route]) -> str:

@@ -63,10 +63,10 @@ StreamHandler = Callable[[bytes, StreamCall], None]
 """Takes the serialized request and keeps the call until it finishes or fails it."""
 
 ExchangeHandler = Callable[[bytes, Call], bytes]
-"""Takes one serialised message of the request and returns the one that answers it."""
+"""Takes one serialized message of the request; returns the serialized answer to it."""
 
 EXCHANGE_MESSAGES_MAX = 256
-"""Messages of one exchange: more than a client needs to read all descriptors; one read may bring them all."""
+"""Maximum messages of one exchange; a client that reads all descriptors needs fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class StreamMethod:
 @dataclass(frozen=True, slots=True)
 class ExchangeMethod:
     """
-    A bidirectional streaming method that answers each message at once, with one: its full path and handler.
+    A bidirectional streaming method with one immediate answer per message: its full path and handler.
 
-    The handler may not keep the call. The transport ends a call after EXCHANGE_MESSAGES_MAX messages, and
-    when its request has lasted longer than a request may.
+    The handler must not keep the call. The transport ends a call after EXCHANGE_MESSAGES_MAX messages, and
+    after `TransportLimits.request_timeout_s`.
     """
 
     path: str

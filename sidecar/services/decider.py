@@ -109,7 +109,7 @@ class Decider:
         return None
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
-        """Refuse a request that names no integration, for *reason*; *detail* is the text for the caller."""
+        """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""
         return self._finish(None, reason, Evaluation(reason, detail=detail), None, perf_counter_ns())
 
     def _take_later(self, pending: _Pending) -> None:

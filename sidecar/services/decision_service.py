@@ -64,7 +64,7 @@ class DecisionService:
         except InvalidFieldError as error:
             raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from None
         decision = decider.decide(asked, call.deadline_s, self._reply, call)
-        return None if decision is None else self._serialise(decision)
+        return None if decision is None else self._serialize(decision)
 
     def decide_batch(self, message: bytes, call: UnaryCall) -> bytes | None:
         """
@@ -93,9 +93,9 @@ class DecisionService:
         return batch.message() if batch.is_complete else None
 
     def _reply(self, decision: Decision, call: UnaryCall) -> None:
-        call.reply(self._serialise(decision))
+        call.reply(self._serialize(decision))
 
-    def _serialise(self, decision: Decision) -> bytes:
+    def _serialize(self, decision: Decision) -> bytes:
         response = pb.DecideResponse()
         fill(response, decision, self._style)
         return response.SerializeToString()

@@ -1,9 +1,9 @@
 """
 Forward auth over HTTP/1.1, for nginx, Caddy, HAProxy and Traefik: the same decisions as Envoy's ext_authz.
 
-The proxy sends a request of its own, which holds the client's headers. The proxy adds headers with the
-method, target and address of the client's request. The sidecar reads these only from trusted proxies, because
-anyone else who reaches the listener could write them.
+For each client request the proxy sends a separate request with the client's headers, and adds headers with
+the method, target and address of the client's request. The sidecar accepts them only from trusted proxies,
+because other peers could forge them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from sidecar.services.templates import AnswerTemplates
 LIMIT_HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 KNOWN_PEERS_MAX = 1_024
 SCOPED_PATHS_MAX = 256
-"""Paths with a scope whose meaning is kept."""
+"""Maximum number of cached paths with a scope."""
 LOGGED_FAULTS_MAX = 64
-"""Faults in a proxy's configuration that are logged, each once; all of them are counted."""
+"""Maximum number of faults in proxies' configurations that are logged, each once; all are counted."""
 
 _log = logging.getLogger("sidecar.http")
 
@@ -36,16 +36,16 @@ HeaderLine = tuple[str, str]
 
 
 class ProxyFaultError(ValueError):
-    """The proxy's own request is wrong: its configuration has to be corrected. The message says how."""
+    """The proxy's configuration is wrong; the message says how to correct it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """
-    How one kind of proxy asks and wants to be answered.
+    The form of one kind of proxy's requests and answers.
 
-    `method_header` and `target_header` hold the client's method and request target, `address_header` its
-    address: the last one of a list. `directives` says how the proxy sets each header.
+    `method_header` and `target_header` have the client's method and request target, `address_header` has its
+    address, the last one of a list. `directives` says how to set each header in the proxy.
     """
 
     method_header: str
@@ -57,7 +57,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """A dialect with the templates of its answers; `scope` is what the path states, None = nothing."""
+    """A dialect with the templates of its answers; `scope` is the scope in the path, None = no scope."""
 
     path: str
     dialect: Dialect
@@ -66,15 +66,15 @@ class _Endpoint:
 
 
 class ForwardAuthService:
-    """Answers proxies that ask over HTTP with the decisions of a `Decider`."""
+    """Answers proxies over HTTP with the decisions of a `Decider`."""
 
     def __init__(
         self, decider: Decider, style: AnswerStyle, trusted: tuple[Cidr, ...], is_ready: Callable[[], bool]
     ) -> None:
         """
-        Answer in *style* the proxies whose addresses are in *trusted*, and peers of Unix sockets.
+        Answer proxies in *trusted* and peers of Unix sockets, in *style*.
 
-        *is_ready* answers `/readyz`, for the health checks of proxies.
+        *is_ready* answers `/readyz`, for the proxies' health checks.
         """
         self._decider = decider
         self._style = style
@@ -90,9 +90,9 @@ class ForwardAuthService:
 
     def serve(self, exchange: HttpExchange) -> None:
         """
-        Answer one request of a proxy, at once or when the store has answered.
+        Answer one request of a proxy, now or after the store's answer.
 
-        Neither its body nor its query is read: Caddy passes the client's query on.
+        The body and the query are ignored: Caddy forwards the client's query.
         """
         request = exchange.request
         endpoint = self._endpoints.get(request.path) or self._scoped_endpoint(request.path)
@@ -110,7 +110,7 @@ class ForwardAuthService:
 
     def _asked(self, request: HttpRequest, endpoint: _Endpoint) -> AccessRequest:
         """
-        What the proxy asks about.
+        Convert the proxy's request to the policy's form.
 
         Raises:
             ProxyFaultError: the peer is not trusted, or a header is missing.
@@ -142,7 +142,7 @@ class ForwardAuthService:
         return known
 
     def _scoped_endpoint(self, path: bytes) -> _Endpoint | None:
-        """The endpoint of a path such as /auth/nginx/orders:read; None = there is none."""
+        """Return the endpoint of a path such as /auth/nginx/orders:read; None = unknown path."""
         known = self._scoped.get(path)
         if known is not None:
             return known
@@ -156,7 +156,7 @@ class ForwardAuthService:
         return scoped
 
     def _refuse(self, endpoint: _Endpoint, problem: str) -> bytes:
-        """Refuse what a wrongly configured proxy asks, and log *problem* once."""
+        """Deny the request of a wrongly configured proxy, and log *problem* once."""
         if problem not in self._logged and len(self._logged) < LOGGED_FAULTS_MAX:
             self._logged.add(problem)
             log_event(
@@ -180,7 +180,7 @@ def _reply(decision: Decision, context: tuple[HttpExchange, _Endpoint, AccessReq
 
 
 def _joined(request: HttpRequest) -> dict[str, str]:
-    """The headers by name, repeats joined with ','."""
+    """Return the headers by name, repeats joined with ','."""
     joined: dict[str, str] = {}
     for raw_name, raw_value in request.headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -201,17 +201,17 @@ def _page(status: int, body: bytes) -> bytes:
 
 
 def _encoded(status: int, headers: list[HeaderLine], body: bytes = b"") -> bytes:
-    """A response as `HttpExchange.answer` takes it: three digits of status, header lines, body."""
+    """Encode a response for `HttpExchange.answer`: three digits of status, header lines, body."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     return f"{status}{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _headers_of(answer: Answer) -> list[HeaderLine]:
     """
-    The headers of *answer*, whatever the dialect.
+    Return the headers of *answer* for every dialect.
 
-    An allowed answer has every header that a proxy copies, if need be without a value: Caddy would put the
-    name of a variable in the place of a missing one.
+    An allowed answer has every header that a proxy copies, if necessary with an empty value: Caddy replaces a
+    missing header by the name of its variable.
     """
     headers = list(answer.client_headers)
     if answer.is_allowed:
@@ -224,25 +224,25 @@ def _headers_of(answer: Answer) -> list[HeaderLine]:
 
 
 def encode(answer: Answer) -> bytes:
-    """For proxies that pass on any status with its headers and body: Caddy, Traefik, HAProxy."""
+    """Encode for proxies that forward any status with headers and body: Caddy, Traefik, HAProxy."""
     return _encoded(answer.status, _headers_of(answer), answer.body)
 
 
 def encode_for_nginx(answer: Answer) -> bytes:
     """
-    For nginx's auth_request, which passes on 2xx, 401 and 403 alone, without a body.
+    Encode for nginx's auth_request, which only accepts 2xx, 401 and 403, and ignores the body.
 
-    nginx makes the client's response from `x-auth-status`, the true status, and `x-auth-problem`, the body.
-    A body here would make nginx close the connection (docs/integrate/nginx.md).
+    nginx builds the client's response from `x-auth-status`, the actual status, and `x-auth-problem`, the
+    body. A body would make nginx close the connection (docs/integrate/nginx.md).
     """
-    headers = [each for each in _headers_of(answer) if each[0] != "content-type"]
+    headers = [(name, value) for name, value in _headers_of(answer) if name != "content-type"]
     if not answer.is_allowed:
         headers.append(("x-auth-problem", answer.body.decode()))
     return _encoded(answer.status if answer.status in (200, 401) else 403, headers)
 
 
 def encode_for_accel(answer: Answer) -> bytes:
-    """For nginx with the sidecar as the first upstream: X-Accel-Redirect sends allowed requests on."""
+    """Encode for nginx with the sidecar as the first upstream: X-Accel-Redirect forwards allowed requests."""
     headers = _headers_of(answer)
     if answer.is_allowed:
         headers.append(("x-accel-redirect", "@app"))
@@ -266,4 +266,4 @@ DIALECTS = {
     "/auth/forward": _FORWARD,
     "/auth/haproxy": _FORWARD,
 }
-"""What is served, by path."""
+"""The dialects by path."""

@@ -1,8 +1,8 @@
 """
-gRPC server reflection, `grpc.reflection.v1` and `v1alpha`: tools such as grpcurl need no .proto file.
+gRPC server reflection, `grpc.reflection.v1` and `v1alpha`, for tools such as grpcurl.
 
-Descriptors are those of the generated modules, of the services of this server and of what their files import,
-and of nothing else that the process has loaded.
+It describes the services of this server and the files that they import, from the generated modules; other
+descriptors of the process are not published.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SERVICE = "grpc.reflection.v1.ServerReflection"
 PATHS = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
 )
-"""Both versions have the same messages. v1alpha is not listed: its clients know where to ask."""
+"""Both versions have the same messages. v1alpha is not listed, because its clients know its path."""
 
 Answer = Callable[[pb.ServerReflectionRequest, pb.ServerReflectionResponse], None]
 
@@ -55,10 +55,10 @@ class ReflectionService:
 
     def answer(self, message: bytes, call: Call) -> bytes:
         """
-        Answer one request of a stream; what does not exist is an answer, too.
+        Answer one request of a stream; for an unknown name the answer is an error response.
 
         Raises:
-            RpcError: INTERNAL, the message is no ServerReflectionRequest.
+            RpcError: INTERNAL, the message is not a ServerReflectionRequest.
         """
         try:
             request = pb.ServerReflectionRequest.FromString(message)
@@ -70,7 +70,7 @@ class ReflectionService:
         if kind is None:
             error.error_code, error.error_message = (
                 StatusCode.INVALID_ARGUMENT,
-                "the request asks for nothing",
+                "the request has no message_request",
             )
         else:
             try:
@@ -89,13 +89,13 @@ class ReflectionService:
         return self._pool.FindFileContainingSymbol(extension.full_name)
 
     def _put(self, file: FileDescriptor, response: pb.ServerReflectionResponse) -> None:
-        """Answer with *file* and all that it imports, directly and indirectly."""
+        """Answer with *file* and all its direct and indirect imports."""
         pending, found = [self._files[file.name]], dict[str, bytes]()
         while pending:
-            each = pending.pop()
-            if each.name not in found:
-                found[each.name] = each.serialized_pb
-                pending += each.dependencies
+            current = pending.pop()
+            if current.name not in found:
+                found[current.name] = current.serialized_pb
+                pending += current.dependencies
         response.file_descriptor_response.file_descriptor_proto.extend(found.values())
 
     def _file_by_name(
@@ -109,7 +109,7 @@ class ReflectionService:
         symbol = request.file_containing_symbol
         try:
             file = self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:  # methods are found by themselves only
+        except KeyError:  # the pool looks methods up separately
             file = self._pool.FindMethodByName(symbol).containing_service.file
         self._put(file, response)
 
@@ -126,7 +126,7 @@ class ReflectionService:
         self, request: pb.ServerReflectionRequest, response: pb.ServerReflectionResponse
     ) -> None:
         extended = self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
-        self._files[extended.file.name]  # KeyError: it is of no service of ours
+        self._files[extended.file.name]  # KeyError: not a file of this server's services
         response.all_extension_numbers_response.base_type_name = extended.full_name
         response.all_extension_numbers_response.extension_number.extend(
             extension.number

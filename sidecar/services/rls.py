@@ -95,7 +95,7 @@ def limit_request(message: RateLimitRequest) -> LimitRequest:
 
 
 def encode(answer: LimitAnswer) -> bytes:
-    """A serialised RateLimitResponse."""
+    """A serialized RateLimitResponse."""
     response = RateLimitResponse(overall_code=_OVER_LIMIT if answer.is_over else _OK)
     for status in answer.statuses:
         _fill(response.statuses.add(), status)

@@ -114,9 +114,9 @@ class MessageReader:
 
 class ExchangeReader(MessageReader):
     """
-    Cuts the request of an exchange into its messages; keeps the one that is not complete.
+    Splits the request of an exchange into messages, and buffers the incomplete one.
 
-    `received` and `pieces` are those of that message, `messages` counts all that were complete.
+    `received` and `pieces` count for the incomplete message, `messages` counts complete messages.
     """
 
     __slots__ = ("messages",)
@@ -131,7 +131,7 @@ class ExchangeReader(MessageReader):
         Return the messages that *piece* completes, in order.
 
         Raises:
-            FramingError: a prefix is not acceptable.
+            FramingError: a prefix is invalid.
         """
         buffer = self._buffer
         buffer += piece
@@ -156,7 +156,7 @@ class ExchangeReader(MessageReader):
         Check that the request ends after a message.
 
         Raises:
-            FramingError: there was none, or it ends inside one.
+            FramingError: the request has no message, or ends inside a message.
         """
         if self._buffer:
             raise FramingError(StatusCode.INTERNAL, "the request ends inside a message")

@@ -267,24 +267,24 @@ class ReferenceStreamCall(_ReferenceCall[StreamHandler]):
 
 
 class ReferenceExchange(_ReferenceCall[ExchangeHandler]):
-    """A call whose every message is answered at once."""
+    """A bidirectional call with one immediate answer per message."""
 
     __slots__ = ("_is_draining", "_timeout")
 
     def __init__(self, path: str, context: Context, running: RunningCalls, timeout_s: float) -> None:
-        """End the call when its request has lasted for *timeout_s*."""
+        """End the call after *timeout_s*."""
         super().__init__(path, context, running)
         self._timeout = asyncio.timeout(timeout_s)
         self._is_draining = False
 
     def drain(self) -> None:
-        """End the call now, so that it does not hold up a drain."""
+        """End the call now, so that it does not delay a drain."""
         if not (self._ended or self._timeout.expired()):
             self._is_draining = True
             self._timeout.reschedule(self._loop.time())
 
     async def serve(self, handle: ExchangeHandler, message: object) -> None:
-        """Answer *message* and those that follow, until the request ends."""
+        """Answer *message* and all further messages, until the request ends."""
         try:
             async with self._timeout:
                 await self._answer_each(handle, message)
@@ -305,7 +305,7 @@ class ReferenceExchange(_ReferenceCall[ExchangeHandler]):
         while isinstance(message, bytes):
             if answered == EXCHANGE_MESSAGES_MAX:
                 self.fail(
-                    StatusCode.RESOURCE_EXHAUSTED, f"one call takes at most {EXCHANGE_MESSAGES_MAX} messages"
+                    StatusCode.RESOURCE_EXHAUSTED, f"the call has more than {EXCHANGE_MESSAGES_MAX} messages"
                 )
                 return
             try:
@@ -338,7 +338,7 @@ class CallRunner:
         return grpc.stream_stream_rpc_method_handler(self._stream(method))
 
     def end_exchanges(self) -> None:
-        """End the calls that last as long as their caller likes, so that they do not hold up a drain."""
+        """End all exchanges, so that they do not delay a drain."""
         for call in self._exchanges:
             call.drain()
 

@@ -37,7 +37,7 @@ class People:
         self.foreigner = Owner(
             "foreigner", "Elsewhere", scopes=read, ip_allowlist=["198.51.100.0/24"], **ample
         )
-        self.neighbour = Owner("neighbour", "Nearby", scopes=read, ip_allowlist=["127.0.0.0/8"], **ample)
+        self.neighbor = Owner("neighbor", "Nearby", scopes=read, ip_allowlist=["127.0.0.0/8"], **ample)
         self.expired = Owner("expired", "Expired", scopes=read, expires_at="2020-01-01T00:00:00Z", **ample)
         self.stranger = Owner("stranger", "Not in the registry")
         self._limited = [
@@ -49,7 +49,7 @@ class People:
     @property
     def registered(self) -> list[Owner]:
         """Everybody in the registry: all but the stranger."""
-        known = (self.reader, self.financier, self.suspended, self.foreigner, self.neighbour, self.expired)
+        known = (self.reader, self.financier, self.suspended, self.foreigner, self.neighbor, self.expired)
         return [*known, *self._limited]
 
     def limited(self) -> Owner:

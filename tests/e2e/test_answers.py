@@ -98,7 +98,7 @@ def test_answers__a_known_caller_that_may_not(any_stack: Stack, who: str, path: 
 
 def test_answers__an_address_on_the_allowlist_passes(any_stack: Stack) -> None:
     """The address that Envoy puts into x-client-ip is the one that the allowlist is held against."""
-    assert any_stack.get("/v1/inventory/42", any_stack.people.neighbour).status == 200
+    assert any_stack.get("/v1/inventory/42", any_stack.people.neighbor).status == 200
 
 
 def test_answers__the_refused_address_is_named(stack: Stack) -> None:

@@ -62,7 +62,7 @@ def test_demo__shows_every_scene_and_succeeds(proxy: str) -> None:
         assert f"x-auth-reason: {scene.reason}" in part or not scene.reason
     for shown in (
         "x-ratelimit-reset: ",
-        "the whole burst is back",
+        "the full burst is available again",
         "retry-after: ",
         "x-integration-id: warehouse",
     ):

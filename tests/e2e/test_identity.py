@@ -69,7 +69,7 @@ def test_identity__no_claim_passes_where_nobody_is_asked() -> None:
         answer = stack.get("/open", headers=SPOOFED)
         assert answer.status == 200
         assert set(IDENTITY) & set(upstream_headers(answer)) == set()
-        # The exact match is what keeps its neighbours closed.
+        # The exact match is what keeps its neighbors closed.
         for near in ("/open/", "/open/../open/x", "/openx", "/Open", "/open;x"):
             assert stack.get(near, headers=SPOOFED).status == 403
     finally:

@@ -78,7 +78,7 @@ def test_reload__a_suspension_written_while_no_descriptor_was_free(own_stack: St
 
 
 def test_reload__a_removed_key_is_unknown(own_stack: Stack) -> None:
-    """A credential that is gone is no key any more, and its neighbours do not notice."""
+    """A credential that is gone is no key any more, and its neighbors do not notice."""
     reader, financier = own_stack.people.reader, own_stack.people.financier
     write_registry(
         own_stack.registry, [owner for owner in own_stack.people.registered if owner is not reader]

@@ -69,7 +69,7 @@ def test_setup__only_an_old_python(checkout: Path) -> None:
 
 
 def test_setup__no_venv_module(checkout: Path) -> None:
-    """Debian's Python without python3-venv is recognised, and the very package is named."""
+    """Debian's Python without python3-venv is recognized, and the very package is named."""
     program(checkout, "python3", 'case "$2" in *ensurepip*) exit 1;; *print*) echo 3.11;; *) exit 0;; esac')
     code, complaint = run(checkout, "setup.sh", "runtime")
     assert code == 1

@@ -96,7 +96,7 @@ def test_crash__costs_the_calls_under_way_and_no_count(supervised: Supervised, p
     assert scraper.scrapes > KILLS
 
 
-def test_crash__the_neighbours_notice_nothing(unix_supervised: Supervised) -> None:
+def test_crash__the_neighbors_notice_nothing(unix_supervised: Supervised) -> None:
     """
     On sockets of their own it shows exactly whose calls a crash costs.
 

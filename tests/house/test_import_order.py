@@ -81,7 +81,7 @@ def _complaint(room: str, module: tuple[str, ...]) -> str:
 
 
 def test_import_order__every_arrow_points_down() -> None:
-    """No module of the program imports from its own level's neighbours or from above."""
+    """No module of the program imports from its own level's neighbors or from above."""
     report([fault for source in python_sources() for fault in faults_of(source)])
 
 

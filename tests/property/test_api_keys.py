@@ -78,8 +78,8 @@ def test_credential_id_of__refuses_every_change_of_one_key() -> None:
 
 
 @given(st.data(), api_keys())
-def test_credential_id_of__refuses_neighbours_swapped(data: st.DataObject, api_key: str) -> None:
-    """Two neighbours in the wrong order are a burst error of 16 bits, which CRC-32 always notices."""
+def test_credential_id_of__refuses_neighbors_swapped(data: st.DataObject, api_key: str) -> None:
+    """Two neighbors in the wrong order are a burst error of 16 bits, which CRC-32 always notices."""
     at = data.draw(st.integers(0, len(api_key) - CHECKSUM_LENGTH - 2))
     swapped = api_key[:at] + api_key[at + 1] + api_key[at] + api_key[at + 2 :]
     assert is_refused(swapped) == (swapped != api_key)

@@ -1,4 +1,4 @@
-"""Path normalisation for every input: one form, stable, and never wider than what was asked."""
+"""Path normalization for every input: one form, stable, and never wider than what was asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.domain.paths import PathRefusedError, normalise_path
+from sidecar.domain.paths import PathRefusedError, normalize_path
 
 PLAIN = string.ascii_letters + string.digits + "-._~!$&'()*+,=:@"
 
@@ -28,7 +28,7 @@ segments = st.text(
 def normal_or_none(raw: str) -> str | None:
     """The normal form; None = refused."""
     try:
-        return normalise_path(raw)
+        return normalize_path(raw)
     except PathRefusedError:
         return None
 
@@ -37,17 +37,17 @@ def normal_or_none(raw: str) -> str | None:
 @given(raw_paths)
 @example("/%")
 @example("/a%2e%2e")
-def test_normalise_path__is_idempotent(raw: str) -> None:
+def test_normalize_path__is_idempotent(raw: str) -> None:
     """The normal form is its own normal form, with or without a query behind it."""
     normal = normal_or_none(raw)
     if normal is not None:
-        assert normalise_path(normal) == normal
-        assert normalise_path(f"{normal}?{raw.partition('?')[2]}") == normal
+        assert normalize_path(normal) == normal
+        assert normalize_path(f"{normal}?{raw.partition('?')[2]}") == normal
 
 
 @settings(deadline=None, max_examples=300)
 @given(raw_paths)
-def test_normalise_path__changes_spelling_only(raw: str) -> None:
+def test_normalize_path__changes_spelling_only(raw: str) -> None:
     """Accepted paths decode to the same bytes, segment by segment, before and after: never another path."""
     normal = normal_or_none(raw)
     if normal is not None:
@@ -59,7 +59,7 @@ def test_normalise_path__changes_spelling_only(raw: str) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(raw_paths)
-def test_normalise_path__accepts_only_unambiguous_paths(raw: str) -> None:
+def test_normalize_path__accepts_only_unambiguous_paths(raw: str) -> None:
     """Decoded once or twice, what is accepted has the same segments, no dot segment and no control."""
     normal = normal_or_none(raw)
     if normal is not None:
@@ -74,7 +74,7 @@ def test_normalise_path__accepts_only_unambiguous_paths(raw: str) -> None:
 
 @settings(deadline=None)
 @given(st.lists(segments, min_size=1, max_size=4), st.data())
-def test_normalise_path__every_spelling_has_one_form(parts: list[str], data: st.DataObject) -> None:
+def test_normalize_path__every_spelling_has_one_form(parts: list[str], data: st.DataObject) -> None:
     """However a client escapes the same harmless segments, the normal form is the same."""
     octets = "/".join(parts).encode()
 
@@ -88,6 +88,6 @@ def test_normalise_path__every_spelling_has_one_form(parts: list[str], data: st.
                 spelling += data.draw(st.sampled_from([f"%{octet:02x}", f"%{octet:02X}"]))
         return "/" + spelling
 
-    first, second = normalise_path(spell()), normalise_path(spell())
+    first, second = normalize_path(spell()), normalize_path(spell())
     assert first == second
     assert unquote(first) == "/" + "/".join(parts)

@@ -30,7 +30,7 @@ def blocks(draw: st.DrawFn) -> Cidr:
 
 
 def edges(cidr: Cidr) -> list[bytes]:
-    """The addresses at which an answer can change: first, last, and their outer neighbours."""
+    """The addresses at which an answer can change: first, last, and their outer neighbors."""
     width_bits = cidr.width_bits
     first = int.from_bytes(cidr.network)
     last = first + (1 << width_bits - cidr.length_bits) - 1

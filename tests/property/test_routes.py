@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.domain.paths import PathRefusedError, normalise_path
+from sidecar.domain.paths import PathRefusedError, normalize_path
 from sidecar.domain.routes import RouteEntry, RoutePattern, RouteTable, parse_route_path
 
 # Few literals and methods, so that patterns overlap and paths hit them.
@@ -113,11 +113,11 @@ def fillings(pattern: RoutePattern) -> list[str]:
     st.lists(st.sampled_from([*"abcx/.%", "%61", "%62", "%2e", "%2f", "/", "//", "/../"]), max_size=12),
 )
 @example([(frozenset(), parse_route_path("/a/**"), 0)], ["a", "/", "..", "/", "b"])
-def test_normalise_and_match__never_widens(listed: list[RouteEntry[int]], pieces: list[str]) -> None:
+def test_normalize_and_match__never_widens(listed: list[RouteEntry[int]], pieces: list[str]) -> None:
     """A raw path that reaches a route has, decoded, the very segments that the route asks for."""
     raw = "/" + "".join(pieces)
     try:
-        target = RouteTable(listed).match("GET", normalise_path(raw))
+        target = RouteTable(listed).match("GET", normalize_path(raw))
     except PathRefusedError:
         return
     if target is not None:

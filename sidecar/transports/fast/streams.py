@@ -295,9 +295,9 @@ class Streams:
 
     def _exchange(self, call: FastStreamCall, data: bytes, *, is_last: bool) -> None:
         """
-        Answer each message as soon as it is complete; the end of the request ends the call.
+        Answer each complete message; the end of the request ends the call.
 
-        Until then the call counts as an unfinished request, with all bounds of one.
+        Until then the limits of unfinished requests apply to the call.
         """
         core = self._core
         if call.reader is None:
@@ -317,7 +317,7 @@ class Streams:
             self._reject(
                 call,
                 StatusCode.RESOURCE_EXHAUSTED,
-                f"one call takes at most {EXCHANGE_MESSAGES_MAX} messages",
+                f"the call has more than {EXCHANGE_MESSAGES_MAX} messages",
             )
             return
         for message in messages:
@@ -343,7 +343,7 @@ class Streams:
             self.send_message(call, cast(bytes, answer))
 
     def end_exchanges(self) -> None:
-        """End the calls that last as long as their caller likes, so that they do not hold up a drain."""
+        """End all exchanges, so that they do not delay a drain."""
         for call in list(self.calls.values()):
             if call.request.is_exchange and call.state == RECEIVING:
                 self.answer_status(call, StatusCode.UNAVAILABLE, "this server is draining")

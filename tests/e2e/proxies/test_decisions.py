@@ -138,7 +138,7 @@ def test_denied__clients_address_is_the_proxys_word(stack: Stack) -> None:
     """No header of the client changes the address that the allowlist is asked about."""
     claims = [(name, "198.51.100.7") for name in ("x-forwarded-for", "x-real-ip", "x-client-ip", "forwarded")]
     denied(stack.get("/v1/inventory/42", stack.people.foreigner, claims), 403, "ip_not_allowed")
-    assert stack.get("/v1/inventory/42", stack.people.neighbour, claims).status == 200
+    assert stack.get("/v1/inventory/42", stack.people.neighbor, claims).status == 200
 
 
 def test_denied__clients_cannot_speak_for_the_proxy(stack: Stack) -> None:

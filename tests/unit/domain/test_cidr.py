@@ -185,7 +185,7 @@ def test_cidr__cannot_be_built_wrong(network: bytes, length_bits: int, fault: st
 
 
 def test_cidr__contains_within_its_family_only() -> None:
-    """A block holds its first and last address, not their neighbours, and nothing of the other family."""
+    """A block holds its first and last address, not their neighbors, and nothing of the other family."""
     block = parse_cidr("10.0.0.0/8")
     assert block.contains(parse_address("10.0.0.0"))
     assert block.contains(parse_address("10.255.255.255"))
@@ -242,7 +242,7 @@ def test_describe_overlaps__names_duplicates_and_covered_entries() -> None:
 
 
 def test_describe_overlaps__is_empty_for_disjoint_blocks() -> None:
-    """Neighbours, and 0.0.0.0/0 beside IPv6, do not overlap."""
+    """Neighbors, and 0.0.0.0/0 beside IPv6, do not overlap."""
     cidrs = [parse_cidr(text) for text in ("10.0.0.0/9", "10.128.0.0/9", "2001:db8::/32", "192.0.2.0/24")]
     assert describe_overlaps(cidrs) == ()
     assert describe_overlaps([parse_cidr("0.0.0.0/0"), parse_cidr("::/0")]) == ()

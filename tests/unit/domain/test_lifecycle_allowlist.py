@@ -116,9 +116,9 @@ def test_entries__that_let_everyone_in_are_told(entry: str, family: str) -> None
 
 
 def test_entries__at_most_fifty_and_how_to_get_there() -> None:
-    """The bound is told with the number that merging neighbours would leave."""
-    neighbours = tuple(f"10.0.0.{number}/32" for number in range(ALLOWLIST_ENTRIES_MAX + 1))
-    error = refused(off(), put(*neighbours))
+    """The bound is told with the number that merging neighbors would leave."""
+    neighbors = tuple(f"10.0.0.{number}/32" for number in range(ALLOWLIST_ENTRIES_MAX + 1))
+    error = refused(off(), put(*neighbors))
     assert error.code is Code.TOO_MANY
     assert "leaves 4" in error.problems[0].message  # .0/27, .32/28, .48/31 and .50/32
     apart = tuple(f"10.0.{number}.0/32" for number in range(ALLOWLIST_ENTRIES_MAX + 1))

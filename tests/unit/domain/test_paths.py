@@ -9,7 +9,7 @@ from sidecar.domain.paths import (
     PathFault,
     PathRefusedError,
     decode_unreserved,
-    normalise_path,
+    normalize_path,
 )
 
 UNRESERVED_AND_MORE = "ABCXYZabcxyz0189-_~!$&'()*+,=:@"
@@ -18,7 +18,7 @@ UNRESERVED_AND_MORE = "ABCXYZabcxyz0189-_~!$&'()*+,=:@"
 def fault_of(raw: str) -> PathFault:
     """Why *raw* is refused."""
     with pytest.raises(PathRefusedError) as caught:
-        normalise_path(raw)
+        normalize_path(raw)
     return caught.value.fault
 
 
@@ -36,9 +36,9 @@ def fault_of(raw: str) -> PathFault:
         "/*",
     ],
 )
-def test_normalise_path__keeps_what_is_normal(path: str) -> None:
+def test_normalize_path__keeps_what_is_normal(path: str) -> None:
     """A path in normal form is returned as it is, a trailing slash included."""
-    assert normalise_path(path) == path
+    assert normalize_path(path) == path
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_normalise_path__keeps_what_is_normal(path: str) -> None:
         ("/%e2%82%ac%20x", "/%E2%82%AC%20x"),
     ],
 )
-def test_normalise_path__has_one_form(raw: str, normal: str) -> None:
+def test_normalize_path__has_one_form(raw: str, normal: str) -> None:
     """The query goes, escapes of plain characters are decoded, the others are upper case."""
-    assert normalise_path(raw) == normal
+    assert normalize_path(raw) == normal
 
 
 @pytest.mark.parametrize(
@@ -129,22 +129,22 @@ def test_normalise_path__has_one_form(raw: str, normal: str) -> None:
         ("/a^`", PathFault.ILLEGAL_CHARACTER),
     ],
 )
-def test_normalise_path__refuses(raw: str, fault: PathFault) -> None:
+def test_normalize_path__refuses(raw: str, fault: PathFault) -> None:
     """Whatever two programs could read differently is refused for its own reason, never repaired."""
     assert fault_of(raw) is fault
 
 
-def test_normalise_path__length_bound() -> None:
+def test_normalize_path__length_bound() -> None:
     """The longest path passes, with any query; one character more is refused, with the bound in the text."""
     longest = "/" + "a" * (PATH_CHARS_MAX - 1)
-    assert normalise_path(longest) == normalise_path(f"{longest}?{longest}") == longest
-    assert normalise_path("/a?" + "b" * 2 * PATH_CHARS_MAX) == "/a"
+    assert normalize_path(longest) == normalize_path(f"{longest}?{longest}") == longest
+    assert normalize_path("/a?" + "b" * 2 * PATH_CHARS_MAX) == "/a"
     assert fault_of(longest + "a") is PathFault.TOO_LONG
     assert fault_of(longest + "a?b") is PathFault.TOO_LONG
     assert fault_of("/%61" + "b" * (PATH_CHARS_MAX - 3)) is PathFault.TOO_LONG
-    assert normalise_path("/abc?defg", 4) == "/abc"
+    assert normalize_path("/abc?defg", 4) == "/abc"
     with pytest.raises(PathRefusedError, match="too long: at most 4 characters are accepted, without the qu"):
-        normalise_path("/abcd", 4)
+        normalize_path("/abcd", 4)
 
 
 @pytest.mark.parametrize("fault", PathFault, ids=lambda fault: fault.name.lower())

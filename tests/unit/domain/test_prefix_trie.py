@@ -90,7 +90,7 @@ def test_prefix_trie__both_families_side_by_side() -> None:
 
 
 def test_prefix_trie__block_edges() -> None:
-    """First and last address are in, their neighbours are not."""
+    """First and last address are in, their neighbors are not."""
     trie = trie_of("192.0.2.64/26", "198.51.100.7")
     assert match(trie, "192.0.2.63") is None
     assert match(trie, "192.0.2.64") == "192.0.2.64/26"
@@ -135,8 +135,8 @@ def test_prefix_trie__duplicates_count_once() -> None:
     assert match(trie, "2001:db8::") == "2001:db8::/128"
 
 
-def test_prefix_trie__neighbours_of_one_length_keep_their_names() -> None:
-    """A row of neighbours takes no more room than one block, and each still answers for its addresses."""
+def test_prefix_trie__neighbors_of_one_length_keep_their_names() -> None:
+    """A row of neighbors takes no more room than one block, and each still answers for its addresses."""
     trie = trie_of(*(f"10.0.{number}.0/24" for number in range(256)))
     assert trie.size_bytes() == trie_of("10.0.0.0/24").size_bytes()
     assert match(trie, "10.0.0.255") == "10.0.0.0/24"

@@ -432,12 +432,12 @@ def test_decide__the_caller_s_deadline_reaches_the_store(
 
 
 def batch(*requests: pb.DecideRequest) -> bytes:
-    """A serialised batch."""
+    """A serialized batch."""
     return pb.DecideBatchRequest(requests=requests).SerializeToString()
 
 
 def answers(message: bytes | None) -> list[pb.DecideResponse]:
-    """The answers in a serialised batch."""
+    """The answers in a serialized batch."""
     assert message is not None
     return list(pb.DecideBatchResponse.FromString(message).responses)
 

@@ -56,7 +56,7 @@ class RecordedCall:
 
 
 def request(service: str = "") -> bytes:
-    """A serialised HealthCheckRequest."""
+    """A serialized HealthCheckRequest."""
     return health_pb2.HealthCheckRequest(service=service).SerializeToString()
 
 

@@ -76,7 +76,7 @@ def test_call__is_answered_when_everything_comes_byte_by_byte() -> None:
 
 
 def test_call__handlers_get_what_the_caller_sent() -> None:
-    """The serialised request, metadata by name, and the deadline on the loop's clock."""
+    """The serialized request, metadata by name, and the deadline on the loop's clock."""
     seen: list[tuple[bytes, str | None, float | None]] = []
 
     def handle(request: bytes, call: UnaryCall) -> bytes:

@@ -114,7 +114,7 @@ def test_read_request__other_content_is_refused(content_type: bytes | None) -> N
     "path", [b"/t/Nope", b"/", b"", b"t/Echo", b"/t/Echo/", b"/t/Echo?a", b"/t/\xff", b"*"]
 )
 def test_read_request__an_unknown_path_is_unimplemented(path: bytes) -> None:
-    """Paths are compared as bytes; there is nothing to normalise."""
+    """Paths are compared as bytes; there is nothing to normalize."""
     assert code_of(read(_path=path)) is StatusCode.UNIMPLEMENTED
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from loadtest.bench import admin_load, decisions, forward_auth, memory, micro, redis_store, script_cost, trie
+from loadtest.bench import (
+    admin_load,
+    decisions,
+    forward_auth,
+    memory,
+    micro,
+    rate_limits,
+    redis_store,
+    script_cost,
+    trie,
+)
 from loadtest.bench.processes import BenchError
 from loadtest.bench.report import REPORT, Section, to_markdown
 
 BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
     "decisions": decisions.run,
     "forward-auth": forward_auth.run,
+    "rate-limits": rate_limits.run,
     "micro": micro.run,
     "trie": trie.run,
     "redis": redis_store.run,

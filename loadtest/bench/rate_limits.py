@@ -72,7 +72,8 @@ def run() -> list[Section]:
         Section(
             "Envoy's rate-limit service: ShouldRateLimit calls per second, one process on one core",
             "One descriptor of two entries, a fixed window of an hour, embedded store;"
-            f" h2load on the other core, {CONNECTIONS} connections × {STREAMS} streams, median of {ROUNDS} rounds in turn.",
+            f" h2load on the other core, {CONNECTIONS} connections × {STREAMS} streams,"
+            f" median of {ROUNDS} rounds in turn.",
             rows,
         )
     ]

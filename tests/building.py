@@ -262,34 +262,18 @@ class RecordingStore:
         self.pending.pop(index).done(outcome)
 
 
-class FaultyStore:
-    """A store that answers every take with one fault."""
+class FixedStore:
+    """A store that answers every take at once with one outcome: the real shape, any figures."""
 
-    def __init__(self, fault: StoreFault = StoreFault.UNAVAILABLE) -> None:
-        """Answer with *fault*; `takes` counts them."""
-        self.fault = fault
+    def __init__(self, outcome: Taken | StoreFault = StoreFault.UNAVAILABLE) -> None:
+        """Answer with *outcome*, until that is set to another; `takes` counts them."""
+        self.outcome = outcome
         self.takes = 0
 
-    def take_now(self, buckets: BucketSet, asked: int) -> StoreFault:
-        """The fault, at once."""
+    def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
+        """The outcome."""
         self.takes += 1
-        return self.fault
-
-    def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
-        """Never needed."""
-        raise AssertionError("take_now has answered")
-
-
-class FixedStore:
-    """A store that answers every take with one outcome: the real shape, any figures."""
-
-    def __init__(self, taken: Taken) -> None:
-        """Answer with *taken*."""
-        self.taken = taken
-
-    def take_now(self, buckets: BucketSet, asked: int) -> Taken:
-        """The outcome, at once."""
-        return self.taken
+        return self.outcome
 
     def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:
         """Never needed."""

@@ -123,16 +123,20 @@ class Route:
 
 
 class Policy:
-    """The rules of one configuration; each request brings the registry's snapshot."""
+    """
+    The rules of one configuration; each request brings the registry's snapshot.
+
+    `overrides` caches the routes of scopes that proxies name, None = the scope is invalid.
+    """
 
     __slots__ = (
         "_catalogue",
         "_misconfigured",
-        "_overrides",
         "_resolves_every_address",
         "client_address",
         "key_flood",
         "on_misconfigured",
+        "overrides",
         "routes",
         "sources",
     )
@@ -162,7 +166,7 @@ class Policy:
         self.on_misconfigured: Callable[[str], None] | None = None
         """Receives a message about each invalid scope that a proxy states, once per scope."""
         self._misconfigured: set[str] = set()
-        self._overrides: dict[str, Route | None] = {}
+        self.overrides: dict[str, Route | None] = {}
 
     def evaluate(self, request: AccessRequest, snapshot: Snapshot, now_us: int) -> Evaluation:
         """Check *request*; the first rule that fails determines the reason."""
@@ -252,15 +256,15 @@ class Policy:
     def route_named(self, text: str) -> Route | None:
         """Return the route that requires the scope *text*, or 'none'; None = the scope is invalid."""
         try:
-            return self._overrides[text]
+            return self.overrides[text]
         except KeyError:
             pass
         try:
             route = Route(self._catalogue.parse_required(text))
         except ScopeError:
             route = None
-        if len(self._overrides) < SCOPE_OVERRIDES_MAX:
-            self._overrides[text] = route
+        if len(self.overrides) < SCOPE_OVERRIDES_MAX:
+            self.overrides[text] = route
         return route
 
 

@@ -81,9 +81,14 @@ class PrefixTrie:
         code = self._ipv4_code(address) if len(address) == 4 else self._ipv6_code(address)
         return None if code == _NONE else block_of(address, code - 1)
 
+    @property
+    def parts(self) -> tuple[Level, Level, Level]:
+        """The tries of IPv4 addresses and of the upper and lower halves of IPv6 addresses."""
+        return self._ipv4, self._high, self._low
+
     def size_bytes(self) -> int:
         """Return the memory of this set, without the shared empty tries."""
-        parts = {id(part): part for part in (self._ipv4, self._high, self._low)}
+        parts = {id(part): part for part in self.parts}
         own = [part for part in parts.values() if part not in (_EMPTY_IPV4, _EMPTY_IPV6)]
         return getsizeof(self) + sum(part.size_bytes() for part in own)
 
@@ -97,7 +102,7 @@ class PrefixTrie:
         return code if code < _LINK else self._low.code(low, code - _LINK)
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """
     A burst bucket: slot i contains starts[offsets[i]:offsets[i + 1]].
 
@@ -109,15 +114,15 @@ class _Table(NamedTuple):
     shift: int
     top: int
     offsets: array[int]
-    tables: dict[int, _Table]
+    tables: dict[int, Table]
 
 
-class _Level:
+class Level:
     """
     A trie over keys of 32 or 64 bits, made of regions that share their arrays.
 
     `starts` contains the regions one after another; each begins with 0 and ascends. `codes` is parallel to
-    `starts`. `offsets` and `tables` are those of a _Table whose slots are the regions; `tables` None = there
+    `starts`. `offsets` and `tables` are those of a Table whose slots are the regions; `tables` None = there
     is one region with one bucket.
     """
 
@@ -152,7 +157,7 @@ class _Level:
         return size + (0 if self.tables is None else _tables_size_bytes(self.tables))
 
 
-def _tables_size_bytes(tables: dict[int, _Table]) -> int:
+def _tables_size_bytes(tables: dict[int, Table]) -> int:
     size = getsizeof(tables)
     for table in tables.values():
         size += getsizeof(table) + getsizeof(table.first) + getsizeof(table.offsets)
@@ -160,13 +165,13 @@ def _tables_size_bytes(tables: dict[int, _Table]) -> int:
     return size
 
 
-def _burst_slots(starts: array[int], offsets: array[int]) -> dict[int, _Table]:
+def _burst_slots(starts: array[int], offsets: array[int]) -> dict[int, Table]:
     """Return a table for every slot of *offsets* that is too large for a bucket."""
     bounds = enumerate(pairwise(offsets))
     return {slot: _burst(starts, low, high) for slot, (low, high) in bounds if high - low > BUCKET_MAX}
 
 
-def _burst(starts: array[int], low: int, high: int) -> _Table:
+def _burst(starts: array[int], low: int, high: int) -> Table:
     """
     Build a table from starts[low:high].
 
@@ -182,7 +187,7 @@ def _burst(starts: array[int], low: int, high: int) -> _Table:
     for slot in range(1, 1 << bits):
         offsets.append(bisect_left(starts, first + (slot << shift), offsets[-1], high))
     offsets.append(high)
-    return _Table(first, shift, (1 << bits) - 1, offsets[:], _burst_slots(starts, offsets))
+    return Table(first, shift, (1 << bits) - 1, offsets[:], _burst_slots(starts, offsets))
 
 
 class _Sweep:
@@ -226,10 +231,10 @@ class _Sweep:
         """Close every block of the region."""
         self.close_until(self.open[0][0])
 
-    def finish(self) -> _Level:
+    def finish(self) -> Level:
         """Return the trie over all regions."""
         self.offsets.append(len(self.starts))
-        return _Level(self.starts, self.codes, self.offsets)
+        return Level(self.starts, self.codes, self.offsets)
 
     def _mark(self, start: int, code: int) -> None:
         """Begin an interval of *code* at *start*, or extend the previous interval if its code is equal."""
@@ -245,7 +250,7 @@ class _Sweep:
             codes.append(code)
 
 
-def _build_ipv4(members: Iterable[int]) -> _Level:
+def _build_ipv4(members: Iterable[int]) -> Level:
     """Build the trie of IPv4 *members*, each network << 8 | length, ascending."""
     sweep = _Sweep("I")
     sweep.begin_region(32, _NONE)
@@ -256,7 +261,7 @@ def _build_ipv4(members: Iterable[int]) -> _Level:
     return sweep.finish()
 
 
-def _build_ipv6(members: Iterable[int]) -> tuple[_Level, _Level]:
+def _build_ipv6(members: Iterable[int]) -> tuple[Level, Level]:
     """Build the tries of the high and low halves of IPv6 *members*, each network << 8 | length, ascending."""
     upper, lower = _Sweep("Q"), _Sweep("Q")
     upper.begin_region(64, _NONE)
@@ -280,4 +285,4 @@ def _build_ipv6(members: Iterable[int]) -> tuple[_Level, _Level]:
 
 
 _EMPTY_IPV4 = _build_ipv4(())
-_EMPTY_IPV6 = _Level(array("Q", [0]), array("I", [_NONE]), array("I", [0, 1]))
+_EMPTY_IPV6 = Level(array("Q", [0]), array("I", [_NONE]), array("I", [0, 1]))

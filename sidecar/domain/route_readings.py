@@ -181,7 +181,7 @@ class RouteReadings(Generic[T]):
         return primary
 
     def _compare(self, method: str, target: str) -> T | None:
-        spellings = self._spellings(target)
+        spellings = self.spellings(target)
         fold, table = self._tables[0]
         path = fold(spellings[0])
         states = self._states(table, path)
@@ -211,7 +211,7 @@ class RouteReadings(Generic[T]):
         significant = [state.beyond, state.other]  # the empty segment matches '**' only, or a parameter
         return significant if self._slash is TrailingSlash.SIGNIFICANT else [state, *significant]
 
-    def _spellings(self, target: str) -> list[str]:
+    def spellings(self, target: str) -> list[str]:
         """Return the decodings of *target*'s path by different programs, beginning with the normal form."""
         path, raw = self.normalize(target), target.partition("?")[0]
         spellings = [self._truncate(path)]

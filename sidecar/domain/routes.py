@@ -121,9 +121,9 @@ class UnreachableEntry:
 
 
 class RouteTable(Generic[T]):
-    """A compiled list of routes."""
+    """A compiled list of routes; a match begins at the state `start`."""
 
-    __slots__ = ("_start", "_unreachable")
+    __slots__ = ("_unreachable", "start")
 
     def __init__(self, entries: Iterable[RouteEntry[T]]) -> None:
         """
@@ -133,7 +133,7 @@ class RouteTable(Generic[T]):
             RouteError: a method is not upper case, or the patterns overlap in too many ways.
         """
         compiler = _Compiler(tuple(entries))
-        self._start = compiler.compile()
+        self.start = compiler.compile()
         self._unreachable = compiler.unreachable()
 
     def match(self, method: str, path: str) -> T | None:
@@ -153,7 +153,7 @@ class RouteTable(Generic[T]):
         segments = path.split("/")
         if not segments[-1]:
             segments.pop()
-        state = self._start
+        state = self.start
         for segment in segments:
             edges = state.edges
             if edges is None:

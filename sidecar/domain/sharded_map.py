@@ -20,13 +20,13 @@ Value = TypeVar("Value")
 
 
 class ShardedMap(Mapping[str, Value]):
-    """An immutable map from strings, in no particular order; `edit` makes a modified copy."""
+    """An immutable map from strings, in no particular order; `edit` makes a copy that shares most `shards`."""
 
-    __slots__ = ("_shards", "_size")
+    __slots__ = ("_size", "shards")
 
     def __init__(self, shards: tuple[dict[str, Value], ...], size: int) -> None:
         """Use `ShardedMap.of`: *shards* hold *size* members, each in the shard of its hash."""
-        self._shards = shards
+        self.shards = shards
         self._size = size
 
     @classmethod
@@ -41,20 +41,20 @@ class ShardedMap(Mapping[str, Value]):
 
     def edit(self) -> MapEdit[Value]:
         """Start a modified copy."""
-        return MapEdit(self._shards, self._size)
+        return MapEdit(self.shards, self._size)
 
     def get(self, key: str, default: Value | None = None) -> Value | None:  # type: ignore[override]
         """Return the value of *key*, or *default*."""
-        return self._shards[hash(key) & _MASK].get(key, default)
+        return self.shards[hash(key) & _MASK].get(key, default)
 
     def __getitem__(self, key: str) -> Value:
-        return self._shards[hash(key) & _MASK][key]
+        return self.shards[hash(key) & _MASK][key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._shards[hash(key) & _MASK]
+        return key in self.shards[hash(key) & _MASK]
 
     def __iter__(self) -> Iterator[str]:
-        for shard in self._shards:
+        for shard in self.shards:
             yield from shard
 
     def __len__(self) -> int:

@@ -139,18 +139,27 @@ class LineHandler(logging.Handler):
         on_lost: Callable[[], None] = lambda: None,
         clock_us: Callable[[], int] = lambda: monotonic_ns() // 1_000,
     ) -> None:
-        """Write to *stream*; call *on_lost* for each dropped line."""
+        """
+        Write to *stream*; call *on_lost* for each dropped line.
+
+        `kinds` are the loggers and levels that have logged, at most `KINDS_MAX` and one more for each level.
+        """
         super().__init__()
         self._stream = stream
         self._on_lost = on_lost
         self._clock_us = clock_us
         self._quota = Quota.per_minute(LINES_PER_MINUTE_MAX, LINES_BURST)
-        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self.kinds: dict[tuple[str, int], _Kind] = {}
         self._lines: queue.Queue[tuple[_Kind, str] | None] = queue.Queue(QUEUE_LINES_MAX)
         self._lost_reported_us: int | None = None
         self._is_closed = False
         self._writer = threading.Thread(target=self._write_lines, name="log writer", daemon=True)
         self._writer.start()
+
+    @property
+    def waiting_lines(self) -> int:
+        """Lines that are queued and not written yet."""
+        return self._lines.qsize()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one line, or drop it; never waits or raises. Called under the handler's lock."""
@@ -168,11 +177,11 @@ class LineHandler(logging.Handler):
 
     def _kind_of(self, record: logging.LogRecord) -> _Kind:
         key = (record.name, record.levelno)
-        kind = self._kinds.get(key)
+        kind = self.kinds.get(key)
         if kind is None:
-            if len(self._kinds) >= KINDS_MAX:
+            if len(self.kinds) >= KINDS_MAX:
                 key = ("other loggers", record.levelno)
-            kind = self._kinds.setdefault(key, _Kind(f"{key[0]} {record.levelname.lower()}"))
+            kind = self.kinds.setdefault(key, _Kind(f"{key[0]} {record.levelname.lower()}"))
         return kind
 
     def _admit(self, kind: _Kind, now_us: int) -> bool:
@@ -190,7 +199,7 @@ class LineHandler(logging.Handler):
         """
         kept = 0 if record.levelno >= logging.ERROR else QUEUE_LINES_FOR_ERRORS
         waiting = kind.queued - kind.written
-        if waiting >= QUEUE_LINES_OF_KIND_MAX or self._lines.qsize() >= QUEUE_LINES_MAX - kept:
+        if waiting >= QUEUE_LINES_OF_KIND_MAX or self.waiting_lines >= QUEUE_LINES_MAX - kept:
             raise queue.Full
         self._lines.put_nowait((kind, self.format(record)))
         kind.queued += 1
@@ -204,7 +213,7 @@ class LineHandler(logging.Handler):
         reported_us = self._lost_reported_us
         if now_us is not None and reported_us is not None and now_us < reported_us + LOST_INTERVAL_US:
             return
-        losing = sorted((kind for kind in self._kinds.values() if kind.lost), key=lambda kind: -kind.lost)
+        losing = sorted((kind for kind in self.kinds.values() if kind.lost), key=lambda kind: -kind.lost)
         if not losing:
             return
         message = "%d log lines were dropped"

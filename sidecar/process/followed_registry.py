@@ -35,7 +35,7 @@ class FollowedRegistry:
     """
     Keeps a decider's snapshot up to date with a registry that this and other processes change.
 
-    Owns the registry: `close` closes it.
+    Owns the registry: `close` closes it. `live` is what has been read of it.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class FollowedRegistry:
         options = LiveOptions(
             sidecar_id, run_in_thread=self._in_thread, clock_us=decider.clock_us, push_patience_s=patience_s
         )
-        self._live = LiveRegistry(registry, self._install, metrics, options)
-        self._live.on_trouble = self._report_state
+        self.live = LiveRegistry(registry, self._install, metrics, options)
+        self.live.on_trouble = self._report_state
         uses, refusals = CredentialUses(), RefusedCallers()
         decider.note_use = use_recorder(uses, refusals)
         self._use_writer = CredentialUseWriter(uses, refusals, registry, metrics)
@@ -68,7 +68,7 @@ class FollowedRegistry:
         """Follow the registry until cancelled; *on_state* is called when its state changes."""
         self._on_state = on_state
         await asyncio.gather(
-            self._restart_forever(self._live.run), self._restart_forever(self._use_writer.run)
+            self._restart_forever(self.live.run), self._restart_forever(self._use_writer.run)
         )
 
     async def _restart_forever(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -89,19 +89,19 @@ class FollowedRegistry:
         compiled = self._decider.snapshot.integrations.get(integration_id)
         if compiled is not None and compiled.generation != generation:
             compiled.is_outdated = True
-        self._live.refresh(integration_id, generation, done)
+        self.live.refresh(integration_id, generation, done)
 
     def invalidate(self) -> None:
         """Stop using the registry until it is loaded again: its server lacks changes that were in force."""
-        self._live.invalidate()
+        self.live.invalidate()
 
     def reload(self) -> None:
         """Check for changes at once."""
-        self._live.reconcile()
+        self.live.reconcile()
 
     async def put_in_force(self, position: Position) -> bool:
         """Wait until this process decides by the change at *position*; False = not in time."""
-        return await self._live.wait_for(position, IN_FORCE_TIMEOUT_S)
+        return await self.live.wait_for(position, IN_FORCE_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close the registry; `run` must have ended."""

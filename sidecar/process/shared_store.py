@@ -31,7 +31,7 @@ class SharedStore:
     """
     The buckets of one process in the shared store, with the fallback for while the store is unavailable.
 
-    `components` are the readiness components that the store adds.
+    `components` are the readiness components that the store adds; `heartbeat` reports this sidecar as live.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SharedStore:
         self.buckets = RedisBucketStore(url, metrics, limits, checks_generation=checks_generation, turn=turn)
         local = LocalShare(wall_us=self.buckets.clock.now_us)
         self.fallback = StoreFallback(metrics, policy, local)
-        self._heartbeat = Heartbeat(self.buckets, sidecar_id)
+        self.heartbeat = Heartbeat(self.buckets, sidecar_id)
         self._metrics = metrics
         self.components = ("store",)
         self._url = url
@@ -75,17 +75,17 @@ class SharedStore:
         """Keep the store connected until cancelled; call *on_state* at each change of its state."""
         self._on_state = on_state
         self.buckets.on_state_change = self._report_state
-        self._heartbeat.on_beat = self.on_heartbeat
+        self.heartbeat.on_beat = self.on_heartbeat
         try:
             await self.buckets.start()
-            self._heartbeat.start()
+            self.heartbeat.start()
             self._report_state(self.buckets.is_ready)
             while True:
                 await asyncio.sleep(EVICTION_CHECK_INTERVAL_S)
                 await self.buckets.check_servers()
         finally:
             try:
-                await self._heartbeat.close()
+                await self.heartbeat.close()
             finally:  # in Python 3.11.0 to 3.11.3 a timeout in `close` is raised as a cancellation
                 await self.buckets.close()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """CLOCK_BOOTTIME (Linux) includes the time that the machine was suspended."""
 
-_EPOCH_NS = time.time_ns() - time.clock_gettime_ns(_STEADY)
+_EPOCH_NS = time.time_ns() - time.clock_gettime_ns(STEADY)
 
 
 def wall_clock_us() -> int:
@@ -22,7 +22,7 @@ def steady_clock_us() -> int:
 
     This clock never steps: after the system's clock is set, the two differ by that step.
     """
-    return (time.clock_gettime_ns(_STEADY) + _EPOCH_NS) // 1_000
+    return (time.clock_gettime_ns(STEADY) + _EPOCH_NS) // 1_000
 
 
 class StoreClock:

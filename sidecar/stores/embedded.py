@@ -27,6 +27,8 @@ class EmbeddedBucketStore:
     debt; if there are none, it refuses takes of new buckets as overloaded, because dropping a used bucket
     would hand out its tokens again. The search for full buckets reads all of them, so it is repeated only
     when the next bucket can have become full.
+
+    `levels` has the state of each bucket by key; a bucket without a state is full.
     """
 
     __slots__ = (
@@ -36,9 +38,9 @@ class EmbeddedBucketStore:
         "_compare_at_us",
         "_convert_from_us",
         "_full_at_us",
-        "_levels",
         "_searched_at_us",
         "_wall_us",
+        "levels",
     )
 
     def __init__(
@@ -58,20 +60,20 @@ class EmbeddedBucketStore:
         self._ahead_us = 0  # wall_us - clock_us
         self._convert_from_us = self._compare_at_us  # from then on results need `_to_wall_clock`
         self._buckets_max = buckets_max
-        self._levels: dict[str, Level] = {}
+        self.levels: dict[str, Level] = {}
         self._searched_at_us = 0  # when full buckets were last searched for
         self._full_at_us = 0  # when the first of the remaining buckets is full
 
     def __len__(self) -> int:
         """Number of buckets in memory."""
-        return len(self._levels)
+        return len(self.levels)
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:
         """Take at once; never None. See `BucketStore.take_now`."""
         if len(buckets.keys) > 1 or buckets.cost != 1:
             return self._take_several(buckets, asked)
         key = buckets.keys[0]
-        levels = self._levels
+        levels = self.levels
         now_us = self._clock_us()
         taken, level = draw(levels.get(key), buckets.quotas[0], asked, now_us)
         if level is not None:
@@ -86,12 +88,12 @@ class EmbeddedBucketStore:
 
     def _take_several(self, buckets: BucketSet, asked: int) -> Taken | StoreFault:
         now_us = self._clock_us()
-        levels = [self._levels.get(key) for key in buckets.keys]
+        levels = [self.levels.get(key) for key in buckets.keys]
         taken, drawn = draw_all(levels, buckets.quotas, asked, buckets.cost, now_us)
         if drawn is not None:
             if not self._has_room(buckets.keys, now_us):
                 return StoreFault.OVERLOADED
-            self._levels.update(zip(buckets.keys, drawn, strict=True))
+            self.levels.update(zip(buckets.keys, drawn, strict=True))
         return taken if now_us < self._convert_from_us else self._to_wall_clock(taken, now_us)
 
     def _to_wall_clock(self, taken: Taken, now_us: int) -> Taken:
@@ -116,11 +118,11 @@ class EmbeddedBucketStore:
         return self._fit(keys)
 
     def _fit(self, keys: Sequence[str]) -> bool:
-        new = sum(key not in self._levels for key in keys)
-        return len(self._levels) + new <= self._buckets_max
+        new = sum(key not in self.levels for key in keys)
+        return len(self.levels) + new <= self._buckets_max
 
     def _drop_full(self, now_us: int) -> None:
-        levels = self._levels
+        levels = self.levels
         for key in [key for key, level in levels.items() if level.full_at_us <= now_us]:
             del levels[key]
         self._searched_at_us = now_us

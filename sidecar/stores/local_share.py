@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sidecar.domain.bucket import BURST_MAX, BucketSet, Quota, Taken
 from sidecar.stores.clocks import steady_clock_us
-from sidecar.stores.embedded import EmbeddedBucketStore
+from sidecar.stores.embedded import BUCKETS_MAX, EmbeddedBucketStore
 from sidecar.stores.protocols import StoreFault
 
 SHARES_MAX = 65_536
@@ -41,11 +41,13 @@ class LocalShare:
         clock_us: Callable[[], int] = steady_clock_us,
         live_sidecars: int = 1,
         wall_us: Callable[[], int] | None = None,
+        buckets_max: int = BUCKETS_MAX,
     ) -> None:
-        """Share among *live_sidecars*, this one included; for the clocks see `EmbeddedBucketStore`."""
+        """Share among *live_sidecars*, this one included; for the rest see `EmbeddedBucketStore`."""
         self._clock_us = clock_us
         self._wall_us = wall_us
-        self._store = EmbeddedBucketStore(clock_us, wall_us=wall_us)
+        self._buckets_max = buckets_max
+        self._store = EmbeddedBucketStore(clock_us, buckets_max, wall_us)
         self._live_sidecars = max(1, live_sidecars)
         self._shares: dict[BucketSet, BucketSet] = {}
         self._used_at_us = 0
@@ -81,7 +83,7 @@ class LocalShare:
         """Drop all buckets if none was used for `FORGET_AFTER_US`; call this while the store answers."""
         is_used = len(self._store) > 0 or len(self._shares) > 0
         if is_used and self._clock_us() - self._used_at_us >= FORGET_AFTER_US:
-            self._store = EmbeddedBucketStore(self._clock_us, wall_us=self._wall_us)
+            self._store = EmbeddedBucketStore(self._clock_us, self._buckets_max, self._wall_us)
             self._shares.clear()
 
     def _share(self, buckets: BucketSet) -> BucketSet:

@@ -36,15 +36,15 @@ class Due(Protocol):
 
 
 class TimerWheel:
-    """Calls items at the tick at which they are due."""
+    """Calls items at the tick at which they are due; `ticks` is a heap."""
 
-    __slots__ = ("_armed", "_armed_tick", "_due_by_tick", "_loop", "_ticks")
+    __slots__ = ("_armed", "_armed_tick", "_due_by_tick", "_loop", "ticks")
 
     def __init__(self, loop: Loop) -> None:
         """Use the clock of *loop*, and at most one of its timers."""
         self._loop = loop
         self._due_by_tick: dict[int, set[Due]] = {}
-        self._ticks: list[int] = []  # heap; may contain ticks whose items were all discarded
+        self.ticks: list[int] = []  # may contain ticks whose items were all discarded
         self._armed: TimerHandle | None = None
         self._armed_tick = 0
 
@@ -73,29 +73,29 @@ class TimerWheel:
     def close(self) -> None:
         """Remove all items and stop the loop timer."""
         self._due_by_tick.clear()
-        self._ticks.clear()
+        self.ticks.clear()
         if self._armed is not None:
             self._armed.cancel()
             self._armed = None
 
     def _open_tick(self, tick: int, item: Due) -> None:
         self._due_by_tick[tick] = {item}
-        if len(self._ticks) > 2 * len(self._due_by_tick) + 64:
-            self._ticks = list(self._due_by_tick)  # drop stale ticks, so that the heap stays bounded
-            heapq.heapify(self._ticks)
+        if len(self.ticks) > 2 * len(self._due_by_tick) + 64:
+            self.ticks = list(self._due_by_tick)  # drop stale ticks, so that the heap stays bounded
+            heapq.heapify(self.ticks)
         else:
-            heapq.heappush(self._ticks, tick)
+            heapq.heappush(self.ticks, tick)
         if self._armed is None or tick < self._armed_tick:
             self._arm()
 
     def _arm(self) -> None:
-        while self._ticks and self._ticks[0] not in self._due_by_tick:
-            heapq.heappop(self._ticks)
+        while self.ticks and self.ticks[0] not in self._due_by_tick:
+            heapq.heappop(self.ticks)
         if self._armed is not None:
             self._armed.cancel()
             self._armed = None
-        if self._ticks:
-            self._armed_tick = self._ticks[0]
+        if self.ticks:
+            self._armed_tick = self.ticks[0]
             self._armed = self._loop.call_at(self._armed_tick / TICKS_PER_S, self._turn)
 
     def _turn(self) -> None:
@@ -104,12 +104,12 @@ class TimerWheel:
         # The loop's clock may be early or coarse (uvloop: 1 ms); the armed tick is always due.
         last = max(self._armed_tick, int(now_s * TICKS_PER_S))
         try:
-            while self._ticks and self._ticks[0] <= last:
+            while self.ticks and self.ticks[0] <= last:
                 # Pop items singly and the tick last: an item may discard others, and if an item raises,
                 # the remaining items are called at the next turn.
-                items = self._due_by_tick.get(self._ticks[0])
+                items = self._due_by_tick.get(self.ticks[0])
                 while items:
                     items.pop().on_due(now_s)
-                self._due_by_tick.pop(heapq.heappop(self._ticks), None)
+                self._due_by_tick.pop(heapq.heappop(self.ticks), None)
         finally:
             self._arm()

@@ -1,4 +1,4 @@
-"""Tests never sleep, are never left out, and say what they promise in name and docstring."""
+"""Tests never sleep, are never left out, use public names, and say what they promise."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ SLEEPS = frozenset({"time.sleep", "asyncio.sleep", "anyio.sleep", "trio.sleep", 
 LEFT_OUT = re.compile(
     r"(pytest\.)?(mark\.)?(skip|skipif|xfail|importorskip)$|(unittest\.)?(skip|skipIf|SkipTest)$"
 )
+PUBLIC = frozenset(
+    {"_replace", "_asdict", "_fields", "_make", "_field_defaults", "_name_", "_value_", "_exit"}
+)
+"""Names with an underscore that are documented: of named tuples, of enumerations, and os._exit."""
+OWN = frozenset({"self", "cls"})
 TEST_NAME = re.compile(r"test_[a-z0-9_]*[a-z0-9]__[a-z0-9][a-z0-9_]*")
 
 
@@ -28,6 +33,10 @@ def faults_of(source: Source) -> list[str]:
             found.append(
                 (node.lineno, f"leaves a test out with {ast.unparse(node)}: mend it or take it away")
             )
+        elif isinstance(node, ast.Attribute) and is_private(node):
+            found.append(
+                (node.lineno, f"uses {ast.unparse(node)}: inject the part, or give it a public name")
+            )
         elif isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant) and node.test.value:
             found.append((node.lineno, "asserts a constant, which cannot fail"))
     for test in functions(source.tree):
@@ -36,13 +45,19 @@ def faults_of(source: Source) -> list[str]:
     return [f"{source.path}:{line}: {complaint}" for line, complaint in sorted(set(found))]
 
 
+def is_private(node: ast.Attribute) -> bool:
+    """Whether *node* is a private name of another class or module."""
+    is_own = isinstance(node.value, ast.Name) and node.value.id in OWN
+    return re.match(r"_(?!_)", node.attr) is not None and node.attr not in PUBLIC and not is_own
+
+
 def _is_zero(call: ast.Call) -> bool:
     """Whether it only lets other tasks run: asyncio.sleep(0)."""
     return len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
 
 
 def test_tests__neither_sleep_nor_look_away() -> None:
-    """No test waits by the clock, is skipped or expected to fail, or asserts a constant."""
+    """No test waits by the clock, is skipped or may fail, asserts a constant, or uses a private name."""
     report([fault for source in python_sources() if source.is_test for fault in faults_of(source)])
 
 
@@ -56,6 +71,8 @@ def test_tests__neither_sleep_nor_look_away() -> None:
         "pytest.skip('later')",
         "pytestmark = pytest.mark.xfail",
         "assert True",
+        "assert rig._parts == []",
+        "rig.parts._first.close()",
         "def test_bucket(): ...",
     ],
 )
@@ -64,6 +81,9 @@ def test_tests__a_bad_habit_is_found(text: str) -> None:
     assert faults_of(Source("tests/unit/test_a.py", text))
 
 
-def test_tests__a_loop_turn_is_no_sleep() -> None:
-    """The check itself lets asyncio.sleep(0) pass: it waits for nothing."""
-    assert faults_of(Source("tests/unit/test_a.py", "async def f():\n    await asyncio.sleep(0)")) == []
+@pytest.mark.parametrize(
+    "text", ["async def f():\n    await asyncio.sleep(0)", "self._parts = []", "taken._replace(admitted=1)"]
+)
+def test_tests__a_good_habit_is_not_found(text: str) -> None:
+    """The check itself lets pass what waits for nothing, what is one's own, and documented names."""
+    assert faults_of(Source("tests/unit/test_a.py", text)) == []

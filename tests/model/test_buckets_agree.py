@@ -111,7 +111,7 @@ class BucketModel(RuleBasedStateMachine):
             if self.now_us >= written.at_us + 1_000 * written.ttl_ms:
                 level = self.spec.levels.pop(key)
                 assert level.full_at_us <= self.now_us
-                self.embedded.store._levels.pop(key)
+                self.embedded.store.levels.pop(key)
                 self.redis.remove(key.partition("/")[0], key)
 
     @rule()

@@ -68,7 +68,7 @@ def outcome(pieces: list[bytes]) -> tuple[bytes, bool]:
     lines = bytes(client.transport.output).splitlines(keepends=True)
     is_closed = client.is_closed
     rig.loop.advance(200)
-    assert rig.core.connections == {} and rig.core._requests == 0 and rig.loop.timers == 0
+    assert rig.core.connections == {} and rig.core.requests == 0 and rig.loop.timers == 0
     return b"".join(line for line in lines if not line.startswith(b"date: ")), is_closed
 
 

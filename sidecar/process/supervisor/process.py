@@ -150,7 +150,7 @@ def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
     fd = assignment.write()
     try:
         return subprocess.Popen(
-            [sys.executable, *_path_flags(), "-m", MODULE, str(fd)],
+            [sys.executable, *path_flags(), "-m", MODULE, str(fd)],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES},
             pass_fds=(fd, assignment.counts_fd, assignment.link_fd),
@@ -166,6 +166,6 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _path_flags() -> tuple[str, ...]:
+def path_flags() -> tuple[str, ...]:
     """`-P` unless the working directory is on our path: `-m` would put it first."""
     return () if {"", str(Path.cwd())} & set(sys.path) else ("-P",)

@@ -83,7 +83,8 @@ class RedisBucketStore:
     """
     A `BucketStore` that shares its buckets with every sidecar that uses the same Redis.
 
-    `clock` is the store's clock, updated from takes and heartbeats.
+    `url` is the address of the store, `clock` its clock, updated from takes and heartbeats;
+    `pipelines` has the pipeline of each partition.
 
     `on_state_change(is_ready)` is called when readiness or `trouble` changes.
     `refresh(owner, generation, done)` is called when the server has another generation of an integration's
@@ -121,13 +122,13 @@ class RedisBucketStore:
         self.on_state_change: Callable[[bool], None] | None = None
         self.refresh: Refresh | None = None
         self.check_link: LinkCheck | None = None
-        self._url = url
+        self.url = url
         self._counts = StoreCounts(metrics)
         self._checks_generation = checks_generation
         self._override_clock_us = override_clock_us
         self._denials = Denials(self.limits.denials_max, self.limits.denial_s_max)
         self._compiled: dict[BucketSet, CompiledSet] = {}
-        self._pipelines: list[NodePipeline] = []
+        self.pipelines: list[NodePipeline] = []
         self._policies: dict[Address, str] = {}
         self._connector: Connector | None = None
         self._topology: Topology | None = None
@@ -141,6 +142,11 @@ class RedisBucketStore:
     def is_ready(self) -> bool:
         """Whether every partition is served."""
         return self._topology is not None and self._topology.is_whole
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no take waits and no batch is in flight."""
+        return all(pipeline.is_idle for pipeline in self.pipelines)
 
     @property
     def trouble(self) -> str:
@@ -165,8 +171,8 @@ class RedisBucketStore:
         Raises:
             StoreUrlError: a password or TLS file of the URL cannot be read.
         """
-        self._url.verify()
-        connector = Connector(self._url, self.keys, self.limits, holds_registry=self._checks_generation)
+        self.url.verify()
+        connector = Connector(self.url, self.keys, self.limits, holds_registry=self._checks_generation)
         connector.on_policy = self._note_policy
         self._connector = connector
         loop = asyncio.get_running_loop()
@@ -176,16 +182,16 @@ class RedisBucketStore:
             self.limits,
             self._counts,
             self,
-            is_cluster=self._url.kind is StoreTopology.CLUSTER,
+            is_cluster=self.url.kind is StoreTopology.CLUSTER,
             check_link=self._check_link,
             override_clock_us=self._override_clock_us,
             store_clock=self.clock,
             jitter=lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads load, guards nothing
         )
-        is_cluster = self._url.kind is StoreTopology.CLUSTER
+        is_cluster = self.url.kind is StoreTopology.CLUSTER
         self._superseded = SupersededTakes(loop)
         self._topology = ClusterTopology(connector, parts) if is_cluster else SingleTopology(connector, parts)
-        self._pipelines = self._topology.pipelines
+        self.pipelines = self._topology.pipelines
         self._topology.start()
         await self._topology.tried()
 
@@ -212,7 +218,7 @@ class RedisBucketStore:
         compiled = self._compiled.get(buckets)
         if compiled is None:
             compiled = self._compile(buckets)
-        self._pipelines[compiled.partition].add(compiled, asked, timeout_s, done)
+        self.pipelines[compiled.partition].add(compiled, asked, timeout_s, done)
 
     @property
     def counters(self) -> RedisCounterStore:
@@ -220,7 +226,7 @@ class RedisBucketStore:
         return RedisCounterStore(self.keys, self._pipelines_now)
 
     def _pipelines_now(self) -> Sequence[NodePipeline]:
-        return self._pipelines
+        return self.pipelines
 
     def forget(self, owner: str) -> None:
         """Drop cached refusals of integration *owner*, whose buckets were reset."""
@@ -241,9 +247,9 @@ class RedisBucketStore:
             ErrorReply: the server refused.
             TimeoutError: no reply within `discovery_timeout_s`.
         """
-        link = self._pipelines[owner_partition].link if self._pipelines else None
+        link = self.pipelines[owner_partition].link if self.pipelines else None
         if link is None:
-            raise LinkLostError(f"the store at {self._url} is not connected")
+            raise LinkLostError(f"the store at {self.url} is not connected")
         words = (script.sha, len(keys), *keys, *arguments)
         async with asyncio.timeout(self.limits.discovery_timeout_s):
             try:
@@ -251,14 +257,14 @@ class RedisBucketStore:
             except ErrorReply as error:
                 remedy = remedy_of(error)
                 if remedy is not Remedy.LOAD_SCRIPT:
-                    self.refused(self._pipelines[owner_partition], error, remedy)
+                    self.refused(self.pipelines[owner_partition], error, remedy)
                     raise
             load_again(link, (script,))
             return await link.request("EVALSHA", *words)
 
     def update_clock(self, partition: int, node_us: int) -> None:
         """Record *node_us*, the time that the node of *partition* has just replied."""
-        self.clock.update(self._pipelines[partition].name, node_us)
+        self.clock.update(self.pipelines[partition].name, node_us)
 
     def _compile(self, buckets: BucketSet) -> CompiledSet:
         if len(self._compiled) >= self.limits.compiled_max:
@@ -280,7 +286,7 @@ class RedisBucketStore:
 
     async def check_servers(self) -> None:
         """Check again whether a server may evict keys, and drop old refusals; ignores connection errors."""
-        links = [pipeline.link for pipeline in dict.fromkeys(self._pipelines) if pipeline.link is not None]
+        links = [pipeline.link for pipeline in dict.fromkeys(self.pipelines) if pipeline.link is not None]
         in_use = {link.address for link in links}
         self._policies = {address: policy for address, policy in self._policies.items() if address in in_use}
         since_s = monotonic() - REFUSAL_LASTS_S
@@ -351,7 +357,7 @@ class RedisBucketStore:
 
     def refused(self, pipeline: NodePipeline, error: Exception, remedy: Remedy) -> None:
         """Find the nodes again if that may help, and log an error that a person must fix."""
-        is_misplaced = remedy is Remedy.FIND_NODES and self._url.kind is not StoreTopology.CLUSTER
+        is_misplaced = remedy is Remedy.FIND_NODES and self.url.kind is not StoreTopology.CLUSTER
         if remedy is Remedy.FIND_NODES and self._topology is not None:
             self._topology.search()
         code = code_of(error)[:32]

@@ -161,6 +161,11 @@ class NodePipeline:
         """See `TakeSender`."""
         return bool(self._in_flight)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no take waits and no batch is in flight."""
+        return not self._in_flight and not self._queue.takes
+
     def send_early(self) -> bool:
         """See `TakeSender`."""
         return self._queue.takes >= self._early_takes_min and self.send_queued()

@@ -111,7 +111,7 @@ class LiveRegistry:
         self._overruled: dict[str, int] = {}
         self._revision: Revision | None = None
         self._reconcile_requested = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self._fetches: dict[str, list[Callable[[bool], None]]] = {}
         self._waits: list[tuple[Position, asyncio.Future[bool]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,6 +181,11 @@ class LiveRegistry:
             task = asyncio.get_running_loop().create_task(self._fetch(integration_id))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    @property
+    def waits(self) -> int:
+        """Number of calls that wait for a change to be in force."""
+        return len(self._waits)
 
     async def wait_for(self, position: Position, timeout_s: float) -> bool:
         """Wait until the snapshot includes the change at *position*; False = timeout."""
@@ -355,8 +360,8 @@ class LiveRegistry:
 
     async def close(self) -> None:
         """End the waits and refreshes, and stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         for _, applied in self._waits:
             if not applied.done():
                 applied.set_result(False)
@@ -476,19 +481,19 @@ class LiveRegistry:
 
     def _arm(self) -> None:
         """Set the timer to the end of the first temporary limit raise."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         now_us = self._options.clock_us()
         ends = [next_change_at_us(self._records[id], now_us) for id in self._raised]
         due_us = min((end for end in ends if end is not None), default=None)
         if due_us is not None:
             delay_s = min(max(0.001, (due_us - now_us) / 1e6), TIMER_MAX_S)
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._revert)
+            self.timer = asyncio.get_running_loop().call_later(delay_s, self.apply_raises)
 
-    def _revert(self) -> None:
+    def apply_raises(self) -> None:
         """Apply the records with temporary limit raises again, because a raise may have ended."""
-        self._timer = None
+        self.timer = None
         try:
             self._apply([self._records[id] for id in self._raised], (), started=None)
         except IntegrationError as error:

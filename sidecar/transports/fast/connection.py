@@ -46,7 +46,7 @@ class Connection(asyncio.BufferedProtocol):
     A connection from accept to close. Implements `StreamsConnection` and `ConnectionHandle`.
 
     After `_is_ended` is set, input is read and ignored, so that a TCP reset does not destroy the last output.
-    The transport is closed when the peer closes, or after a second.
+    The transport is closed when the peer closes, or after a second. `streams` are its open streams.
     """
 
     __slots__ = (
@@ -64,11 +64,11 @@ class Connection(asyncio.BufferedProtocol):
         "_peer",
         "_policing",
         "_reason",
-        "_streams",
         "_tick",
         "_transport",
         "_unread",
         "_unwritable_since_s",
+        "streams",
     )
 
     def __init__(self, core: Core, peer: str = "") -> None:
@@ -80,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._filter: AuthorityFilter | None = AuthorityFilter(core.limits)
         self._policing = Policing(core.limits, now_s)
         self._lifetime = Lifetime(core.limits, now_s, core.random.uniform(-0.1, 0.1))
-        self._streams = Streams(core, self._http2, self._policing, self)
+        self.streams = Streams(core, self._http2, self._policing, self)
         self._transport = cast(asyncio.Transport, None)  # until connection_made
         self._reason = ""
         self._tick = 0
@@ -148,7 +148,7 @@ class Connection(asyncio.BufferedProtocol):
         """Handle *data* and write the answers."""
         core = self._core
         lifetime = self._lifetime
-        self._streams.now_s = now_s
+        self.streams.now_s = now_s
         self._is_flush_pending = True
         try:
             if self._filter is not None:
@@ -159,10 +159,10 @@ class Connection(asyncio.BufferedProtocol):
             events = self._http2.events()
             if events:
                 lifetime.silent_since_s = None
-                self._streams.handle(events)
+                self.streams.handle(events)
             elif not lifetime.read_incomplete(now_s):
                 self.kill("header_timeout", H2Error.ENHANCE_YOUR_CALM)
-            if self._streams.has_output:
+            if self.streams.has_output:
                 self.flush()
             else:
                 self._is_flush_pending = False
@@ -193,7 +193,7 @@ class Connection(asyncio.BufferedProtocol):
         core.held.set(self, self._peer, 0)
         core.connections.discard(self)
         core.wheel.discard(self._tick, self)
-        self._streams.close()
+        self.streams.close()
         self._break_cycles()
         core.release(self._peer, self._reason or "peer", held_bytes)
         core.on_connection_closed()
@@ -206,10 +206,10 @@ class Connection(asyncio.BufferedProtocol):
         of closed connections would accumulate.
         """
         self._transport = CLOSED_TRANSPORT
-        self._streams.detach(CLOSED_CONNECTION)
+        self.streams.detach(CLOSED_CONNECTION)
 
     def _set_reading(self) -> None:
-        is_behind = self._streams.has_backlog or bool(self._unread)
+        is_behind = self.streams.has_backlog or bool(self._unread)
         wanted = self._is_ended or (self._unwritable_since_s is None and not is_behind)
         if wanted != self._is_reading and not self._transport.is_closing():
             self._is_reading = wanted
@@ -227,15 +227,25 @@ class Connection(asyncio.BufferedProtocol):
             return
         http2 = self._http2
         if self._unwritable_since_s is None:
-            output = self._streams.take_output()
+            output = self.streams.take_output()
             if output:
                 self._transport.write(output)
             events = http2.events()
             if events:
-                self._streams.handle(events)
+                self.streams.handle(events)
         queued_bytes = http2.queued_body_size()
         if queued_bytes or self._is_slow:
             self._weigh(queued_bytes)
+
+    @property
+    def queued_body_bytes(self) -> int:
+        """Bytes of answers that wait for the peer to read."""
+        return self._http2.queued_body_size()
+
+    @property
+    def inspects_authority(self) -> bool:
+        """Whether the next requests' authorities are still inspected."""
+        return self._filter is not None
 
     def _weigh(self, queued_bytes: int) -> None:
         """Update the memory that the peer holds; *queued_bytes* are answers that it does not read."""
@@ -243,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
         if queued_bytes > self._core.limits.write_buffer_bytes_max:
             self._abort("slow_reader")
             return
-        held_bytes = queued_bytes + self._streams.open_bytes
+        held_bytes = queued_bytes + self.streams.open_bytes
         if self._unwritable_since_s is not None:
             held_bytes += self._transport.get_write_buffer_size()
         self._core.held.set(self, self._peer, held_bytes)
@@ -281,10 +291,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         now_s = self._core.loop.time()
-        if self._streams.has_backlog:
-            self._streams.now_s = now_s
+        if self.streams.has_backlog:
+            self.streams.now_s = now_s
             self._is_flush_pending = True
-            self._streams.resume()
+            self.streams.resume()
             self.flush()
             self._core.after_read_batch()
         else:
@@ -310,19 +320,19 @@ class Connection(asyncio.BufferedProtocol):
             self._on_engine_error(error)
             return
         self._core.log_fault("a connection")
-        self._end("internal", goaway_frame(self._streams.last_stream_id, H2Error.INTERNAL_ERROR))
+        self._end("internal", goaway_frame(self.streams.last_stream_id, H2Error.INTERNAL_ERROR))
 
     def _on_engine_error(self, error: NGH2Error) -> None:
         """End the connection with a GOAWAY made by hand, because ngh2 has failed and sends none."""
         is_flood = isinstance(error, DenialOfServiceError)
         code = H2Error.ENHANCE_YOUR_CALM if is_flood else H2Error.PROTOCOL_ERROR
-        self._end("flood" if is_flood else "protocol_error", goaway_frame(self._streams.last_stream_id, code))
+        self._end("flood" if is_flood else "protocol_error", goaway_frame(self.streams.last_stream_id, code))
 
     # Events of the connection.
 
     def on_control(self, event: Event) -> None:
         """Handle an event that does not belong to a stream."""
-        streams = self._streams
+        streams = self.streams
         kind = type(event)
         is_within_limits = True
         if kind is WindowUpdated:
@@ -368,7 +378,7 @@ class Connection(asyncio.BufferedProtocol):
         """Second step of a drain: name the last stream; the client has seen the first step."""
         if self._lifetime.phase is Phase.ANNOUNCED:
             self._lifetime.go_away()
-            self._streams.end_exchanges()
+            self.streams.end_exchanges()
             self._http2.send_goaway(H2Error.NO_ERROR)
             self.flush_soon()
 
@@ -390,20 +400,20 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             self._http2.send_goaway(code, debug_data=debug)
-            last_output = self._streams.take_output()
+            last_output = self.streams.take_output()
         except NGH2Error:
-            last_output = goaway_frame(self._streams.last_stream_id, code)
+            last_output = goaway_frame(self.streams.last_stream_id, code)
         self._end(reason, last_output)
 
     def cut(self) -> bool:
         """See `ConnectionHandle.cut`."""
         cut_off = self._transport.get_write_buffer_size() > 0
         if not self._is_ended:
-            cut_off |= self._streams.has_unanswered or self._http2.queued_body_size() > 0
+            cut_off |= self.streams.has_unanswered or self.queued_body_bytes > 0
             last_output = b""
             with contextlib.suppress(NGH2Error):
                 # Take the answers first: terminating drops the queue.
-                last_output = self._streams.take_output()
+                last_output = self.streams.take_output()
                 self._http2.terminate_connection(H2Error.NO_ERROR)
                 last_output += self._http2.data_to_send()
             self._end(self._reason or "drain", last_output)
@@ -420,10 +430,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not last_output:
             with contextlib.suppress(NGH2Error):
-                last_output = self._streams.take_output()
+                last_output = self.streams.take_output()
         self._is_ended = True
         self._reason = reason
-        self._streams.close()
+        self.streams.close()
         self._lifetime.linger(self._core.loop.time())
         transport = self._transport
         if not transport.is_closing():
@@ -436,7 +446,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._is_ended:
             self._is_ended = True
             self._reason = reason
-            self._streams.close()
+            self.streams.close()
         self._transport.abort()
 
     # Time.
@@ -456,9 +466,9 @@ class Connection(asyncio.BufferedProtocol):
         if since_s is not None and now_s - since_s >= self._core.limits.write_timeout_s:
             self._abort("slow_reader")
             return
-        streams = self._streams
+        streams = self.streams
         streams.check(now_s)
-        self._weigh(self._http2.queued_body_size())
+        self._weigh(self.queued_body_bytes)
         if self._is_ended:
             return
         self._do(self._lifetime.next_step(now_s, len(streams.calls), streams.seen, streams.last_stream_id))

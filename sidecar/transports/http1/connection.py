@@ -159,6 +159,11 @@ class Connection(asyncio.BufferedProtocol):
             self._set_deadline(self._core.limits.linger_s, "ending")
             self._core.queue.add(self)
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that were received and not processed yet."""
+        return len(self._inbox)
+
     def _pause_reading(self) -> None:
         if self._is_reading and not self._transport.is_closing():
             self._is_reading = False

@@ -44,7 +44,8 @@ class HttpCore:
 
     `connections` are all, oldest first; `idle` are those without a running request, longest idle first: the
     first is closed if a new connection needs its slot. `slow` are those whose peer does not read its answer.
-    `waiting` are those whose request waits for a slot.
+    `waiting` are those whose request waits for a slot; `requests` counts the slots in use, `unsent_bytes` the
+    bytes of answers that peers have not read.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class HttpCore:
         self.on_closed: Callable[[], None] = _ignore
         self._connections_max = connections_max
         self._sources: dict[str, int] = {}
-        self._requests = 0
-        self._unsent_bytes = 0
+        self.requests = 0
+        self.unsent_bytes = 0
         self._logged_s: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
 
@@ -113,21 +114,21 @@ class HttpCore:
 
     def begin_request(self) -> bool:
         """Take a slot for an unauthenticated request; False = the request must wait."""
-        if self._requests >= self.limits.requests_max:
+        if self.requests >= self.limits.requests_max:
             return False
-        self._requests += 1
+        self.requests += 1
         return True
 
     def end_request(self) -> None:
         """Release a slot, for the next waiting request."""
-        self._requests -= 1
+        self.requests -= 1
         if self.waiting:
             self.queue.add(self.waiting.pop())
 
     def add_unsent(self, change_bytes: int) -> None:
         """Change the total of unsent bytes; over the limit, abort the connections that are slow longest."""
-        self._unsent_bytes += change_bytes
-        while self._unsent_bytes > self.limits.unsent_bytes_max and self.slow:
+        self.unsent_bytes += change_bytes
+        while self.unsent_bytes > self.limits.unsent_bytes_max and self.slow:
             next(iter(self.slow)).abort("memory_limit")
 
     def count_refused(self, status: int, detail: str, source: str) -> None:

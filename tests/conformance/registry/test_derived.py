@@ -8,17 +8,19 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sidecar.domain.administrators import RemoveAdministrator
 from sidecar.domain.audit import FindingKind
 from sidecar.domain.lifecycle import commands as c
+from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
+from sidecar.stores.registry.redis.nodes import Nodes
 from sidecar.stores.registry.verification import verify_registry
 from tests.administration import ANN, BOB, ID, ManualClock, create, credential, set_up
 from tests.conformance.registry.registry_harness import RedisBackend, RegistryHarness, SqliteBackend
+from tests.waiting import PATIENCE_S
 
 OTHER = "other"
 DELETED = "gone"
@@ -204,14 +206,17 @@ def test_derived__a_status_that_hides(in_redis: RegistryHarness) -> None:
 
 
 def tamper(harness: RegistryHarness, change: Change) -> None:
-    """Have the registry's own connection carry out a command around its rules."""
+    """Carry out a command around the registry's rules."""
     assert isinstance(harness.backend, RedisBackend)
-    registry: Any = harness.registry
-    keys: RegistryKeys = registry._keys  # the number of partitions is the stored one
-    partition, command = change(keys)
+    url = harness.backend.url
 
     async def carried_out() -> None:
-        deadline_s = asyncio.get_running_loop().time() + 10.0
-        await registry._nodes.run(partition, [command], deadline_s)
+        space = KeySpace(url.prefix, url.partitions)
+        nodes = Nodes(url, space)
+        deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
+        await nodes.learn_layout(deadline_s)  # the number of partitions is the stored one
+        partition, command = change(RegistryKeys(space))
+        await nodes.run(partition, [command], deadline_s)
+        await nodes.close()
 
     harness.run(carried_out())

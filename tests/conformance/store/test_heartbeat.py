@@ -51,7 +51,7 @@ def test_heartbeat__a_silent_sidecar_stops_counting(harness: StoreHarness) -> No
         await store.run(HEARTBEAT, 0, keys, words)  # for one microsecond
         await heart.beat()
         assert heart.live_sidecars == 1
-        link = store._pipelines[0].link
+        link = store.pipelines[0].link
         assert link is not None
         assert 0 < await link.request("PTTL", store.keys.live_key) <= SIDECAR_LIFETIME_US // 1_000
         await store.close()
@@ -120,7 +120,7 @@ def test_heartbeat__beats_until_it_is_closed(harness: StoreHarness) -> None:
             assert await pauses.get() == 1.0
             go_on.put_nowait(None)
         await heart.close()
-        link = store._pipelines[0].link
+        link = store.pipelines[0].link
         assert link is not None
         assert await link.request("ZCARD", store.keys.live_key) == 0
         await store.close()

@@ -44,7 +44,7 @@ def test_layout__a_new_store_has_one_partition_outside_a_cluster(kind: str) -> N
     async def scenario() -> None:
         store = harness.store()
         await store.start()
-        assert store.keys.partitions == len(store._pipelines) == new_partitions(kind)
+        assert store.keys.partitions == len(store.pipelines) == new_partitions(kind)
         kept = client_of(harness, store).get(store.keys.layout_key)
         assert kept == f"1 partitions={new_partitions(kind)}".encode()
         await store.close()

@@ -16,7 +16,7 @@ from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.decisions import Reason
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import load_config
-from sidecar.process.shared_store import CLOCK_APART_US, SharedStore
+from sidecar.process.shared_store import CLOCK_DIFFERENCE_MAX_US, SharedStore
 from sidecar.process.wiring import LoadedConfig
 from sidecar.services.decider import Decider
 from sidecar.stores.clocks import wall_clock_us
@@ -67,8 +67,8 @@ class Sidecar:
     async def start(self) -> None:
         """Connect, and beat once."""
         await self.shared.buckets.start()
-        self.shared._heart.on_beat = self.shared._beaten
-        assert await self.shared._heart.beat()
+        self.shared.heartbeat.on_beat = self.shared.on_heartbeat
+        assert await self.shared.heartbeat.beat()
 
     async def ask(self, key: NewApiKey) -> Reason:
         """Why a request with *key* is decided as it is."""
@@ -111,14 +111,14 @@ def test_difference__is_a_metric_and_told_once_an_episode(
         for clock, seconds in ((wrong, -wrong_by_s), (lambda: wrong() - wrong_by_s * 10**9, 0)) * 2:
             monkeypatch.setattr(time, "time_ns", clock)
             for _ in range(3):
-                assert await sidecar.shared._heart.beat()
+                assert await sidecar.shared.heartbeat.beat()
                 told_s = sidecar.metrics.value("sidecar_store_clock_difference_seconds")
                 assert abs(told_s - seconds) <= 1
         await sidecar.shared.buckets.close()
 
     with caplog.at_level(logging.WARNING, "sidecar.process"):
         run(scenario())
-    assert CLOCK_APART_US == SECOND_US
+    assert CLOCK_DIFFERENCE_MAX_US == SECOND_US
     told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
     assert len(told) == 2
 

@@ -44,7 +44,7 @@ class HeldCalls:
 
     def __init__(self, loop: BackgroundLoop) -> None:
         """Answer through *loop*, the one that the handlers run on."""
-        self._loop = loop
+        self.loop = loop
         self._changed = threading.Condition()
         self.calls: list[Call] = []
         self.requests: list[bytes] = []
@@ -80,12 +80,12 @@ class HeldCalls:
     def reply(self, index: int, message: bytes) -> None:
         """Answer the held unary call *index*."""
         call = self.calls[index]
-        self._loop.call(call.reply, message)  # type: ignore[attr-defined]
+        self.loop.call(call.reply, message)  # type: ignore[attr-defined]
 
     def end_all(self) -> None:
         """End every held call; those that have ended ignore it."""
         for call in list(self.calls):
-            self._loop.call(call.fail, StatusCode.ABORTED, "the test is over")
+            self.loop.call(call.fail, StatusCode.ABORTED, "the test is over")
 
 
 class ProbeService:
@@ -132,7 +132,7 @@ class ProbeService:
         """The seconds left, as text; 'none' without a deadline."""
         if call.deadline_s is None:
             return b"none"
-        return f"{call.deadline_s - self.held._loop.loop.time():.3f}".encode()
+        return f"{call.deadline_s - self.held.loop.loop.time():.3f}".encode()
 
     def _fail(self, request: bytes, call: UnaryCall) -> bytes:
         """Fail with the code of the first byte and the rest as detail."""

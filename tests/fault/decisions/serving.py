@@ -104,9 +104,8 @@ class Serving:
     async def nothing_is_left(self) -> None:
         """Wait until no call runs, no take waits and no batch is on its way; then no decision may be kept."""
         assert self.sidecar.shared is not None
-        pipelines = self.sidecar.shared.buckets._pipelines
         async with asyncio.timeout(RECOVERY_S):
-            while any(pipeline._in_flight or pipeline._queue.takes for pipeline in pipelines):  # noqa: ASYNC110 - no event
+            while not self.sidecar.shared.buckets.is_idle:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0)
             while self.metrics.value("sidecar_calls_running"):  # noqa: ASYNC110 - there is no event for nothing
                 await asyncio.sleep(0)

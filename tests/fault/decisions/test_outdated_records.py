@@ -25,7 +25,7 @@ from .serving import MARK, POLICIES, Serving, check_answers, serving
 async def loaded(sidecar: Serving) -> RedisRegistry:
     """Put the integrations into the sidecar's registry, and wait until they are in force."""
     assert sidecar.sidecar.shared is not None
-    registry = RedisRegistry(sidecar.sidecar.shared.buckets._url, LIFECYCLE)
+    registry = RedisRegistry(sidecar.sidecar.shared.buckets.url, LIFECYCLE)
     await add_people(registry)
     for policy, key in sidecar.keys.items():
         create = create_for(key, policy.value, on_store_error=policy.value, rate_limit_rpm=10_000)

@@ -140,7 +140,7 @@ def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
         assert isinstance(await take(store, bucket(OWNER)), Taken)
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                link = store._pipelines[move.partition].link
+                link = store.pipelines[move.partition].link
                 if link is not None and link.address.port == move.target.port:
                     break
                 await asyncio.sleep(0)
@@ -187,7 +187,8 @@ def test_primary__that_nobody_replaces_is_told(
     """Part of the slots is served by nobody: not ready, a gauge, one log line, and the rest goes on."""
 
     async def scenario() -> None:
-        store = RedisBucketStore(parse_store_url(cluster.url), make_metrics())
+        metrics = make_metrics()
+        store = RedisBucketStore(parse_store_url(cluster.url), metrics)
         await store.start()
         slot = store.keys.slot_of(store.keys.partition_of(OWNER))
         primary = cluster.primary_of(slot)
@@ -196,13 +197,12 @@ def test_primary__that_nobody_replaces_is_told(
             server.client.config_set("cluster-replica-no-failover", "yes")
         primary.freeze()
         await ready(store, False)
-        metrics = store._counts.values[store._counts.unserved]
-        assert 0 < metrics < 16
+        assert 0 < metrics.value("sidecar_store_partitions_unserved") < 16
         assert "partitions are not served" in store.trouble
         assert caplog.text.count("partitions are not served") == 1
         primary.thaw()
         await ready(store)
-        assert store._counts.values[store._counts.unserved] == 0
+        assert metrics.value("sidecar_store_partitions_unserved") == 0
         await store.close()
 
     with caplog.at_level(logging.INFO):

@@ -45,10 +45,10 @@ class Sidecar:
         self.snapshot = Snapshot.unloaded()
         self.troubles: list[str] = []
         self._news = asyncio.Event()
-        self._live = LiveRegistry(self.registry, self._show, self.metrics, LiveOptions(retry_first_s=0.05))
-        self._live.on_trouble = self._tell
-        self.doubt = self.registry.on_history_lost = self._live.invalidate
-        self._task = asyncio.ensure_future(self._live.run())
+        self.live = LiveRegistry(self.registry, self._show, self.metrics, LiveOptions(retry_first_s=0.05))
+        self.live.on_trouble = self._tell
+        self.doubt = self.registry.on_history_lost = self.live.invalidate
+        self._task = asyncio.ensure_future(self.live.run())
 
     def _show(self, snapshot: Snapshot, retired: object) -> None:
         self.snapshot = snapshot
@@ -295,7 +295,7 @@ def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: Re
         for key in [*server.client.keys(f"*r:{ID}"), *server.client.keys(f"*g:{ID}")]:
             server.client.delete(key)
         known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        sidecar._live.refresh(ID, 0, known.set_result)
+        sidecar.live.refresh(ID, 0, known.set_result)
         assert await known is False
         assert set(sidecar.snapshot.integrations) == {ID}
         assert f"lost the records of {ID}" in sidecar.trouble

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ngh2 import Configuration
 
 from sidecar.rpc.statuses import StatusCode
+from sidecar.transports.fast import connection
+from sidecar.transports.fast.engine import open_http2
+from sidecar.transports.server import TransportLimits
 from tests.unit.transports.rig import ACK, PREFACE, RST_STREAM, SETTINGS, Rig, frame, message, settings_frame
 
 
@@ -92,35 +96,43 @@ def test_transport__may_break_at_any_write() -> None:
 
 
 class FailingHttp2:
-    """ngh2 whose n-th call raises."""
+    """ngh2 whose n-th call raises, once `left` is set to n."""
 
-    def __init__(self, real: Any, fatal: int) -> None:
-        """Fail once, at call number *fatal*."""
-        self._real = real
-        self._left = fatal
+    def __init__(self) -> None:
+        """Pass every call on."""
+        self._real: Any = None
+        self.left = 0
+
+    def open(self, limits: TransportLimits, options: Configuration) -> FailingHttp2:
+        """Stand in for `open_http2`."""
+        self._real = open_http2(limits, options)
+        return self
 
     def __getattr__(self, name: str) -> Any:
         """Count down."""
-        self._left -= 1
-        if self._left == 0:
+        self.left -= 1
+        if self.left == 0:
             raise RuntimeError("a fault inside")
         return getattr(self._real, name)
 
     @property
     def has_failed(self) -> bool:
         """Whether the fault has happened."""
-        return self._left <= 0
+        return self.left <= 0
 
 
-def test_engine__may_fail_at_any_call(caplog: pytest.LogCaptureFixture) -> None:
+def test_engine__may_fail_at_any_call(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fault of our own ends its connection with GOAWAY(INTERNAL_ERROR), and harms no other."""
     with caplog.at_level(logging.CRITICAL, "sidecar.transports"):
         for fatal in range(1, 500):
-            rig = Rig(starts=False)
+            faulty = FailingHttp2()
+            with monkeypatch.context() as patch:
+                patch.setattr(connection, "open_http2", faulty.open)
+                rig = Rig(starts=False)
             other = Rig(core=rig.core)
-            faulty = FailingHttp2(rig.connection._http2, fatal)
-            rig.connection._http2 = faulty  # type: ignore[assignment]
-            rig.connection._streams._http2 = faulty  # type: ignore[assignment]
+            faulty.left = fatal
             talk(rig, conversation(rig))
             assert other.request().status == 0
             if not faulty.has_failed:

@@ -97,7 +97,7 @@ def test_rapid_reset__without_a_request_message_no_handler_runs_at_all() -> None
         rig.say(chunk)
     assert ENHANCE_YOUR_CALM in rig.goaway_codes
     assert rig.kept.calls == []
-    assert len(rig.connection._streams.calls) <= 100
+    assert len(rig.connection.streams.calls) <= 100
 
 
 def test_rapid_reset__a_proxy_whose_calls_time_out_is_served_on() -> None:
@@ -372,7 +372,7 @@ def test_malformed__requests_that_make_us_reset_are_limited() -> None:
     taken = until_closed(rig, attack())
     assert 0 < taken <= 110
     assert rig.goaway_codes == [ENHANCE_YOUR_CALM]
-    assert rig.connection._streams.calls == {}
+    assert rig.connection.streams.calls == {}
     assert_ended_for(rig, "flood")
 
 

@@ -261,8 +261,8 @@ def test_turns__in_a_crowd_each_has_a_little_parsed_at_a_time() -> None:
     rig.say_unread(calls[:LATE_READ_BYTES])
     rig.say_unread(calls[LATE_READ_BYTES:])
     assert rig.core.scheduler.is_crowded
-    assert not rig.connection._streams.has_backlog
-    assert rig.connection._streams.seen < 100
+    assert not rig.connection.streams.has_backlog
+    assert rig.connection.streams.seen < 100
     rig.loop.settle()
     assert rig.ended(0) == 400
 

@@ -53,8 +53,8 @@ def test_window__an_answer_that_is_never_taken_is_reset(window_bytes: int) -> No
     assert rig.stream(1) is stream
     assert stream.reset == 8
     assert len(stream.data) == window_bytes
-    assert rig.connection._http2.queued_body_size() == 0
-    assert rig.connection._streams.calls == {}
+    assert rig.connection.queued_body_bytes == 0
+    assert rig.connection.streams.calls == {}
     assert rig.request("/t/Refuse").status == 5
 
 
@@ -86,7 +86,7 @@ def test_window__many_untaken_answers_end_the_connection() -> None:
         if rig.transport.is_aborted:
             break
         rig.say(rig.call_bytes(body=b"x" * 10_000)[1])
-        most = max(most, rig.connection._http2.queued_body_size())
+        most = max(most, rig.connection.queued_body_bytes)
     rig.loop.settle()
     assert most <= 110_050
     assert rig.closed_for == ["slow_reader"]
@@ -104,7 +104,7 @@ def test_window__a_stream_that_nobody_reads_loses_its_call() -> None:
         sent += 1
     assert sent == 10
     assert rig.stream(1).reset == 8
-    assert rig.connection._http2.queued_body_size() == 0
+    assert rig.connection.queued_body_bytes == 0
     call.finish()
     assert rig.core.running == 0
 
@@ -139,7 +139,7 @@ def test_unread__late_answers_pile_up_to_a_bound() -> None:
     for call in rig.kept.calls:
         call.reply(b"x" * 5_000)
         rig.loop.settle()
-        most = max(most, rig.connection._http2.queued_body_size() + len(rig.transport.unread))
+        most = max(most, rig.connection.queued_body_bytes + len(rig.transport.unread))
     assert most <= 100_000 + 25_000 + 2 * 5_100
     assert rig.closed_for == ["slow_reader"]
     assert rig.core.running == 0

@@ -276,7 +276,7 @@ def test_evaluate__scopes_asked_for_by_proxies_are_bounded(key: NewApiKey) -> No
     for number in range(SCOPE_OVERRIDES_MAX + 10):
         request = make_request(key.api_key, scope=f"s{number}:read")
         assert policy.evaluate(request, snapshot, NOW_US).reason is Reason.ROUTE_MISCONFIGURED
-    assert len(policy._overrides) == SCOPE_OVERRIDES_MAX
+    assert len(policy.overrides) == SCOPE_OVERRIDES_MAX
     assert (
         policy.evaluate(make_request(key.api_key, scope="orders:read"), snapshot, NOW_US).reason is Reason.OK
     )

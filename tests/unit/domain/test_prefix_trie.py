@@ -9,13 +9,12 @@ from random import Random
 
 import pytest
 
-from sidecar.domain import prefix_trie
 from sidecar.domain.cidr import Cidr, block_of, parse_address, parse_cidr
-from sidecar.domain.prefix_trie import BUCKET_MAX, PrefixTrie
+from sidecar.domain.prefix_trie import BUCKET_MAX, PrefixTrie, Table
 
 DEPTH_MAX = 13  # 64 bits at five or more bits to a table
 
-Tables = dict[int, prefix_trie._Table]
+Tables = dict[int, Table]
 
 
 def trie_of(*texts: str) -> PrefixTrie:
@@ -48,7 +47,7 @@ def depth(tables: Tables | None) -> int:
 
 def depth_of(trie: PrefixTrie) -> int:
     """The greatest depth of any part of *trie*."""
-    return max(depth(part.tables) for part in (trie._ipv4, trie._high, trie._low))
+    return max(depth(part.tables) for part in trie.parts)
 
 
 def buckets(offsets: Iterator[int], tables: Tables) -> Iterator[int]:
@@ -155,7 +154,7 @@ def test_prefix_trie__allowlists_are_one_bucket(size: int) -> None:
 def test_prefix_trie__look_up_does_not_grow_with_the_list(count: int) -> None:
     """However many blocks: no bucket above its bound, and the same few tables on the way to it."""
     trie = PrefixTrie(random_blocks(count, seed=1))
-    for part in (trie._ipv4, trie._high, trie._low):
+    for part in trie.parts:
         if part.tables is not None:
             assert max(buckets(iter(part.offsets), part.tables)) <= BUCKET_MAX
     assert 1 <= depth_of(trie) <= 3

@@ -40,7 +40,7 @@ class CountingDict(dict[str, Any]):
 
 def count_look_ups(compiled: RouteTable[str], path: str) -> int:
     """How many states a match of *path* looks at."""
-    pending, seen = [compiled._start], set()
+    pending, seen = [compiled.start], set()
     while pending:
         state = pending.pop()
         if state not in seen:

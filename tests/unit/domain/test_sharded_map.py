@@ -61,5 +61,5 @@ def test_sharded_map__a_change_copies_one_shard_and_shares_all_others() -> None:
     edit = before.edit()
     edit.put("77", -1)
     after = edit.done()
-    same = sum(old is new for old, new in zip(before._shards, after._shards, strict=True))
+    same = sum(old is new for old, new in zip(before.shards, after.shards, strict=True))
     assert same == SHARDS - 1

@@ -264,7 +264,7 @@ def test_line_handler__kinds_are_bounded() -> None:
     for number in range(1_000):
         child_of(handler, f"library.{number}").warning("x")
     child_of(handler, "library.late").error("x")
-    assert len(handler._kinds) <= KINDS_MAX + 3
+    assert len(handler.kinds) <= KINDS_MAX + 3
     handler.close()
 
 
@@ -297,7 +297,7 @@ def test_line_handler__a_reader_that_stalls_costs_noise_before_anything_else() -
             for _ in range(LINES_BURST):
                 logger.info("more noise")
         clock.advance(seconds=60)
-    assert handler._lines.qsize() <= QUEUE_LINES_MAX - QUEUE_LINES_FOR_ERRORS
+    assert handler.waiting_lines <= QUEUE_LINES_MAX - QUEUE_LINES_FOR_ERRORS
     loggers[0].error("an error of ours")
     stream.opened.set()
     handler.close()
@@ -317,7 +317,7 @@ def test_line_handler__a_reader_that_stalls_holds_nothing_up() -> None:
             logger = child_of(handler, f"sidecar.{number}")
             for _ in range(LINES_BURST):
                 logger.error(line)
-        assert handler._lines.qsize() == QUEUE_LINES_MAX
+        assert handler.waiting_lines == QUEUE_LINES_MAX
         assert lost.lines > 10 * LINES_BURST - QUEUE_LINES_MAX - 40
     finally:
         os.close(reading)
@@ -398,14 +398,18 @@ def test_line_handler__closing_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> N
     may_write = threading.Event()
 
     class Stuck(io.StringIO):
+        written = 0
+
         def write(self, text: str) -> int:
-            may_write.wait(10.0)
+            may_write.wait(60.0)
+            self.written += len(text)
             return len(text)
 
-    handler = LineHandler(Stuck())
+    stream = Stuck()
+    handler = LineHandler(stream)
     logger = logger_to(handler)
     for _ in range(QUEUE_LINES_OF_KIND_MAX):
         logger.info("x")
     handler.close()
-    assert handler._writer.is_alive()
+    assert stream.written == 0
     may_write.set()

@@ -15,7 +15,7 @@ from sidecar.stores.protocols import BucketStore, StoreFault
 from tests.building import (
     NOW_US,
     SECOND_US,
-    FaultyStore,
+    FixedStore,
     make_decider,
     make_integration,
     make_key,
@@ -131,7 +131,7 @@ def test_explain__an_empty_bucket() -> None:
 def test_explain__a_store_without_an_answer(fault: StoreFault) -> None:
     """The bucket failed, everything before it passed."""
     request = make_request(KEY.api_key)
-    steps = explain(request, decide(request, make_integration(KEY), FaultyStore(fault)))
+    steps = explain(request, decide(request, make_integration(KEY), FixedStore(fault)))
     assert steps[-1] == ("bucket", FAILED, "the store did not answer")
 
 

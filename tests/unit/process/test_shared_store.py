@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.domain.fail_policy import FailPolicy
+from sidecar.observe.metrics import Metrics
 from sidecar.process.config import load_config
 from sidecar.process.shared_store import SharedStore
 from sidecar.process.wiring import LoadedConfig, build_sidecar
@@ -19,19 +20,23 @@ from tests.store_harness import bucket, run
 
 
 @pytest.fixture
-def shared() -> SharedStore:
+def metrics() -> Metrics:
+    """What the store counts."""
+    return make_metrics()
+
+
+@pytest.fixture
+def shared(metrics: Metrics) -> SharedStore:
     """A store that is not asked."""
     url = parse_store_url("redis://127.0.0.1:1")
-    return SharedStore(
-        url, make_metrics(), "a", checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL
-    )
+    return SharedStore(url, metrics, "a", checks_generation=False, timeout_s=0.05, policy=FailPolicy.LOCAL)
 
 
-def test_beat__sets_the_share_and_the_metric(shared: SharedStore) -> None:
+def test_beat__sets_the_share_and_the_metric(shared: SharedStore, metrics: Metrics) -> None:
     """Each beat that the store answers tells by how many the limits are shared."""
     shared.on_heartbeat(7)
     assert shared.fallback.local.live_sidecars == 7
-    assert shared._metrics.value("sidecar_store_live_sidecars") == 7
+    assert metrics.value("sidecar_store_live_sidecars") == 7
 
 
 @pytest.mark.parametrize(("is_ready", "kept"), [(True, 0), (False, 1)])

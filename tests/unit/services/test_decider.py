@@ -17,7 +17,6 @@ from sidecar.services.decider import REEVALUATIONS_MAX, Decider
 from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
-    FaultyStore,
     FixedStore,
     ManualClock,
     RecordingStore,
@@ -164,7 +163,7 @@ FAULTS = [
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 def test_decide__a_fault_fails_closed(key: NewApiKey, fault: StoreFault, reason: Reason) -> None:
     """What the registry would allow is refused while the bucket cannot be asked, at once or late."""
-    decision = decide_now(make_decider(make_integration(key), store=FaultyStore(fault)), key.api_key)
+    decision = decide_now(make_decider(make_integration(key), store=FixedStore(fault)), key.api_key)
     assert (decision.reason, decision.taken) == (reason, None)
     store, answers = RecordingStore(), Answers()
     make_decider(make_integration(key), store=store).decide(make_request(key.api_key), None, answers, "c")
@@ -175,14 +174,14 @@ def test_decide__a_fault_fails_closed(key: NewApiKey, fault: StoreFault, reason:
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 def test_decide__a_fault_leaves_a_refusal_as_it_is(key: NewApiKey, fault: StoreFault, reason: Reason) -> None:
     """A suspended integration is told so, only without limits."""
-    decider = make_decider(make_integration(key, status=Status.SUSPENDED), store=FaultyStore(fault))
+    decider = make_decider(make_integration(key, status=Status.SUSPENDED), store=FixedStore(fault))
     decision = decide_now(decider, key.api_key)
     assert (decision.reason, decision.taken) == (Reason.INTEGRATION_SUSPENDED, None)
 
 
 def test_decide__a_fault_is_never_retried(key: NewApiKey) -> None:
     """One decision, one call: retries would multiply the load of a sick store."""
-    store = FaultyStore()
+    store = FixedStore()
     decide_now(make_decider(make_integration(key), store=store), key.api_key)
     assert store.takes == 1
 
@@ -199,7 +198,7 @@ def test_limits_of__tells_a_wait_only_where_one_ends(
 
 def test_limits_of__nothing_without_a_bucket(key: NewApiKey) -> None:
     """Neither for an unknown caller nor when the store fails are figures made up."""
-    decider = make_decider(make_integration(key), store=FaultyStore())
+    decider = make_decider(make_integration(key), store=FixedStore())
     assert [limits_of(decide_now(decider, api_key)) for api_key in (None, key.api_key)] == [None, None]
 
 

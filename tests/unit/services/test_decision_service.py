@@ -27,7 +27,6 @@ from tests.building import (
     CLIENT_IP,
     NOW_US,
     FakeCall,
-    FaultyStore,
     FixedStore,
     ManualClock,
     RecordingStore,
@@ -226,7 +225,7 @@ def test_decide__denies_with_403(
 )
 def test_decide__a_store_that_fails(key: NewApiKey, fault: StoreFault, reason: Any) -> None:
     """A denial with 503 and without figures, never a gRPC error."""
-    response = decide(serve(key, store=FaultyStore(fault)), ask(key))
+    response = decide(serve(key, store=FixedStore(fault)), ask(key))
     assert (response.verdict, response.reason, response.http_status) == (pb.VERDICT_DENY_403, reason, 503)
     assert (response.integration_id, response.limit) == ("acme", 0)
     assert not response.HasField("reset_at") and not response.HasField("retry_after")

@@ -25,7 +25,7 @@ from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
     FakeCall,
-    FaultyStore,
+    FixedStore,
     ManualClock,
     RecordingStore,
     make_check,
@@ -222,7 +222,7 @@ def test_check__a_store_that_fails_is_a_denial_with_503(
     key: NewApiKey, fault: StoreFault, reason: Reason
 ) -> None:
     """Fail closed by a whole denial, never by a gRPC error: Envoy may let those through."""
-    service = make_ext_authz(make_integration(key), store=FaultyStore(fault))
+    service = make_ext_authz(make_integration(key), store=FixedStore(fault))
     for _ in range(2):
         code, http_status, headers, problem = denied(check(service, make_check(key.api_key)))
         assert (code, http_status, problem["status"]) == (14, 503, 503)
@@ -233,7 +233,7 @@ def test_check__a_store_that_fails_is_a_denial_with_503(
 
 def test_check__a_refusal_stays_what_it_is_when_the_store_fails(key: NewApiKey) -> None:
     """Who may not call anyway is told why, only without limits."""
-    service = make_ext_authz(make_integration(key), store=FaultyStore())
+    service = make_ext_authz(make_integration(key), store=FixedStore())
     code, http_status, headers, problem = denied(
         check(service, make_check(key.api_key, path="/v1/finance/1"))
     )

@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.api_keys import NewApiKey
+from sidecar.domain.bucket import Taken
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.store_fallback import StoreFallback
@@ -19,7 +20,6 @@ from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
     FakeCall,
-    FaultyStore,
     FixedStore,
     ManualClock,
     make_check,
@@ -42,7 +42,7 @@ def key() -> NewApiKey:
 def service(key: NewApiKey, policy: FailPolicy, **record: Any) -> ExtAuthzService:
     """Envoy's service over 'acme', with a store that fails and a share of one in thirty."""
     fallback = StoreFallback(make_metrics(), policy, LocalShare(ManualClock(), 30))
-    store = FaultyStore(StoreFault.UNAVAILABLE)
+    store = FixedStore(StoreFault.UNAVAILABLE)
     decider = make_decider(make_integration(key, **record), store=store, fallback=fallback)
     return ExtAuthzService(decider, AnswerStyle())
 
@@ -116,15 +116,14 @@ def test_answers__with_and_without_the_store_do_not_mix(key: NewApiKey) -> None:
     """Answers are rendered once and used again; those of a failing store are not used for others."""
     record = make_integration(key)
     local = LocalShare(ManualClock(), 30)
-    faulty = FaultyStore(StoreFault.TIMEOUT)
+    store = FixedStore()
     taken = LocalShare(ManualClock()).take_now(make_decider(record).snapshot.integrations["acme"].buckets, 1)
-    decider = make_decider(
-        record, store=faulty, fallback=StoreFallback(make_metrics(), FailPolicy.LOCAL, local)
-    )
+    fallback = StoreFallback(make_metrics(), FailPolicy.LOCAL, local)
+    decider = make_decider(record, store=store, fallback=fallback)
     serving = ExtAuthzService(decider, AnswerStyle())
     marks, limits = [], []
-    for take_now in (faulty.take_now, FixedStore(taken).take_now, faulty.take_now):  # type: ignore[arg-type]
-        decider._take_now = take_now  # type: ignore[assignment]
+    assert isinstance(taken, Taken)
+    for store.outcome in (StoreFault.TIMEOUT, taken, StoreFault.TIMEOUT):
         headers = headers_of(check(serving, key))
         marks.append(headers.get(MARK))
         limits.append(headers["x-ratelimit-limit"])

@@ -15,7 +15,7 @@ from sidecar.domain.bucket import Taken
 from sidecar.domain.cidr import parse_cidr
 from sidecar.services.forward_auth import DIALECTS, LIMIT_HEADERS, ForwardAuthService
 from sidecar.stores.protocols import StoreFault
-from tests.building import NOW_US, FaultyStore, RecordingStore, make_decider, make_integration, make_key
+from tests.building import NOW_US, FixedStore, RecordingStore, make_decider, make_integration, make_key
 
 TRUSTED = (parse_cidr("127.0.0.0/8"),)
 PROXY = ("127.0.0.1", 4_000)
@@ -254,7 +254,7 @@ def test_store__answers_later(key: NewApiKey) -> None:
 @pytest.mark.parametrize(("path", "status"), [("/auth/nginx", 403), ("/auth/forward", 503)])
 def test_store_unavailable__is_503(path: str, status: int, key: NewApiKey) -> None:
     """Without the store the answer is 503, and for nginx says so in x-auth-status."""
-    asked = ask(make_service(key, store=FaultyStore(StoreFault.UNAVAILABLE)), path, HEADERS[path], key)
+    asked = ask(make_service(key, store=FixedStore(StoreFault.UNAVAILABLE)), path, HEADERS[path], key)
     assert (asked.status, asked.fields["x-auth-status"]) == (status, "503")
     assert asked.fields["retry-after"] == "1"
 

@@ -24,7 +24,7 @@ from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
     SECOND_US,
-    FaultyStore,
+    FixedStore,
     ManualClock,
     RecordingStore,
     make_decider,
@@ -49,12 +49,14 @@ def key() -> NewApiKey:
 class FallbackHarness:
     """A decider whose store fails, with one of three sidecars' shares."""
 
-    def __init__(self, *records: Integration, policy: FailPolicy = FailPolicy.DENY, live: int = 3) -> None:
-        """Decide over *records* by *policy*; the store waits for `fail`."""
+    def __init__(
+        self, *records: Integration, policy: FailPolicy = FailPolicy.DENY, live: int = 3, room: int = 1_000
+    ) -> None:
+        """Decide over *records* by *policy*; the store waits for `fail`; *room* is for local buckets."""
         self.clock = ManualClock()
         self.metrics: Metrics = make_metrics()
         self.store = RecordingStore()
-        self.local = LocalShare(self.clock, live)
+        self.local = LocalShare(self.clock, live, buckets_max=room)
         fallback = StoreFallback(self.metrics, policy, self.local)
         self.decider: Decider = make_decider(
             *records, store=self.store, clock=self.clock, metrics=self.metrics, fallback=fallback
@@ -122,7 +124,7 @@ def test_policy__is_the_same_at_once(key: NewApiKey, policy: FailPolicy, fault: 
     """A store that fails without a trip is answered for in the same way."""
     late = FallbackHarness(make_integration(key), policy=policy).after(key.api_key, fault)
     fallback = StoreFallback(make_metrics(), policy, LocalShare(ManualClock(), 3))
-    decider = make_decider(make_integration(key), store=FaultyStore(fault), fallback=fallback)
+    decider = make_decider(make_integration(key), store=FixedStore(fault), fallback=fallback)
     decision = decider.decide(make_request(key.api_key), None, lambda decision, context: None, None)
     assert decision is not None
     assert (decision.reason, decision.taken) == (late.reason, late.taken)
@@ -247,7 +249,7 @@ def test_policy__opens_no_door_by_an_outdated_record(key: NewApiKey, policy: Fai
 def test_embedded__has_no_policy(key: NewApiKey) -> None:
     """A store that is not shared refuses what it has no room for, whatever an integration's policy says."""
     record = make_integration(key, on_store_error=FailPolicy.ALLOW)
-    decider = make_decider(record, store=FaultyStore(StoreFault.OVERLOADED))
+    decider = make_decider(record, store=FixedStore(StoreFault.OVERLOADED))
     decision = decider.decide(make_request(key.api_key), None, lambda decision, context: None, None)
     assert decision is not None
     assert (decision.reason, decision.fallback) == (Reason.OVERLOADED, None)
@@ -277,12 +279,9 @@ def test_local__limit_is_rounded_down_but_at_least_one(key: NewApiKey, live: int
     assert limits.limit == limit
 
 
-def test_local__without_room_for_one_more_bucket_refuses(
-    key: NewApiKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local__without_room_for_one_more_bucket_refuses(key: NewApiKey) -> None:
     """The memory for local buckets is bounded; who finds none is refused as overloaded, marked."""
-    harness = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL)
-    monkeypatch.setattr(harness.local._store, "_buckets_max", 0)
+    harness = FallbackHarness(make_integration(key), policy=FailPolicy.LOCAL, room=0)
     decision = harness.after(key.api_key)
     assert (decision.reason, decision.taken) == (Reason.OVERLOADED, None)
     assert decision.fallback == Fallback(FailPolicy.LOCAL, 20)

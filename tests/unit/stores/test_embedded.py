@@ -168,7 +168,7 @@ def test_take_now__a_flood_at_the_bound_does_not_walk_the_buckets_again_and_agai
     for number in range(100):
         store.take_now(buckets(f"k{number}", quota=Quota.per_minute(1)), 1)
     CountedLevels.walks = 0
-    store._levels = CountedLevels(store._levels)  # type: ignore[assignment]
+    store.levels = CountedLevels(store.levels)  # type: ignore[assignment]
     for number in range(50):
         assert store.take_now(buckets(f"new{number}"), 1) is StoreFault.OVERLOADED
     assert CountedLevels.walks <= 1

@@ -71,6 +71,14 @@ def message(body: bytes = b"hello", flag: int = 0) -> bytes:
     return struct.pack(">BI", flag, len(body)) + body
 
 
+class ManualTimer(TimerHandle):
+    """A timer of `ManualLoop`."""
+
+    def fire(self) -> None:
+        """Run its callback."""
+        self._run()
+
+
 class ManualLoop:
     """An event loop turned by hand."""
 
@@ -78,7 +86,7 @@ class ManualLoop:
         """Stand at 1000 s with nothing to do."""
         self.now_s = 1_000.0
         self._ready: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._timers: list[tuple[float, int, TimerHandle]] = []
+        self._timers: list[tuple[float, int, ManualTimer]] = []
         self._numbers = itertools.count()
 
     def time(self) -> float:
@@ -91,7 +99,7 @@ class ManualLoop:
 
     def call_at(self, when: float, callback: Callable[..., object], *args: object) -> TimerHandle:
         """Run *callback* when the time has come."""
-        handle = TimerHandle(when, callback, args, cast(Any, self))
+        handle = ManualTimer(when, callback, args, cast(Any, self))
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
         return handle
 
@@ -130,7 +138,7 @@ class ManualLoop:
             when_s, _, handle = heapq.heappop(self._timers)
             if not handle.cancelled():
                 self.now_s = max(self.now_s, when_s)
-                handle._run()
+                handle.fire()
                 self.settle()
         self.now_s = until_s
 

@@ -50,9 +50,9 @@ def test_authority__nothing_is_looked_at_after_the_first_good_ones() -> None:
     """A proxy's connection costs nothing more from then on."""
     rig = Rig()
     for _ in range(REQUESTS_INSPECTED):
-        assert rig.connection._filter is not None
+        assert rig.connection.inspects_authority
         rig.request()
-    assert rig.connection._filter is None
+    assert not rig.connection.inspects_authority
     assert rig.request().status == 0
 
 

@@ -83,7 +83,7 @@ def test_wheel__discarding_leaves_nothing(loop: ManualLoop) -> None:
         wheel.discard(wheel.add(loop.time() + 0.2 + index / 50, item), item)
         loop.now_s += 0.0001
     assert len(wheel) == 0
-    assert len(wheel._ticks) <= 64 + 2
+    assert len(wheel.ticks) <= 64 + 2
     loop.advance(300)
     assert item.due_s == []
     wheel.discard(12, item)

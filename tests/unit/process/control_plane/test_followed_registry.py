@@ -126,7 +126,7 @@ def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async def scenario() -> None:
         async with following(tmp_path) as here:
             assert not await here.followed.put_in_force(FAR)
-            assert not here.followed._live._waits
+            assert here.followed.live.waits == 0
 
     asyncio.run(scenario())
 
@@ -136,10 +136,10 @@ def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) ->
 
     async def scenario() -> None:
         async with following(tmp_path) as here:
-            live = here.followed._live
+            live = here.followed.live
             await until(lambda: live.is_loaded)
             waiting = [asyncio.create_task(live.wait_for(FAR, PATIENCE_S)) for _ in range(WAITS_MAX)]
-            await until(lambda: len(live._waits) == WAITS_MAX)
+            await until(lambda: live.waits == WAITS_MAX)
             assert not await live.wait_for(FAR, PATIENCE_S)
         assert await asyncio.gather(*waiting) == [False] * WAITS_MAX
 

@@ -147,6 +147,6 @@ def test_path_flags__the_working_directory_is_on_the_path_only_if_it_is_on_ours(
 ) -> None:
     """A file of that name where the service happens to run must not become part of it."""
     monkeypatch.setattr(sys, "path", ["/usr/lib/python3"])
-    assert process._path_flags() == ("-P",)
+    assert process.path_flags() == ("-P",)
     monkeypatch.setattr(sys, "path", ["/usr/lib/python3", str(Path.cwd())])
-    assert process._path_flags() == ()
+    assert process.path_flags() == ()

@@ -27,7 +27,7 @@ class Wire:
     def __init__(self, api: AdminApi, port: int) -> None:
         """Talk to *port*."""
         self.api = api
-        self._port = port
+        self.port = port
 
     def send(
         self, *lines: str, body: bytes = b"", token: str | None = None, is_whole: bool = True
@@ -37,12 +37,13 @@ class Wire:
 
         *is_whole* False = more of the body was announced than is sent, and nothing more will come.
         """
-        return self.api.run(self._send(lines, body, token, is_whole))
+        return self.api.run(self.exchange(lines, body, token, is_whole))
 
-    async def _send(
+    async def exchange(
         self, lines: tuple[str, ...], body: bytes, token: str | None, is_whole: bool
     ) -> tuple[int, Any]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        """The same, on a loop that runs."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         request, *headers = lines
         if token is None:
             headers.append(f"Authorization: Bearer {self.api.token('ann')}")
@@ -203,7 +204,7 @@ def test_wire__a_client_that_leaves_is_not_waited_for(wire: Wire) -> None:
     api = wire.api
 
     async def leave() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
         head = (
             f"POST /v1/integrations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token('ann')}\r\n"
             "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -243,7 +244,7 @@ def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.Mo
     monkeypatch.setattr(api.registry, "audit", endless)
 
     async def leave() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+        _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
         head = f"Host: x\r\nAuthorization: Bearer {api.token('ann')}\r\n\r\n"
         writer.write(f"GET {path} HTTP/1.1\r\n{head}".encode())
         await begun.wait()
@@ -272,12 +273,12 @@ def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: Wir
         held = []
         for sent in (b"", b"POST /v1/integrations HTTP/1.1\r\nHost:", wrong * 20):
             for _ in range(70):
-                _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+                _, writer = await asyncio.open_connection("127.0.0.1", wire.port)
                 writer.write(sent)
                 held.append(writer)
         body = b'{"reason": "leaked"}'
         lines = ("POST /v1/integrations/acme/suspend", "Content-Type: application/json")
-        answer = await wire._send((*lines, f"Content-Length: {len(body)}"), body, None, True)
+        answer = await wire.exchange((*lines, f"Content-Length: {len(body)}"), body, None, True)
         for writer in held:
             writer.transport.abort()
         return answer

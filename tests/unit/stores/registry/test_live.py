@@ -369,15 +369,15 @@ def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
             until_us = harness.clock.now_us + 10 * SECOND_US
             await harness.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
             await until(lambda: harness.limit() == 600)
-            assert harness.live._timer is not None
+            assert harness.live.timer is not None
             harness.clock.advance(9 * SECOND_US)
-            harness.live._revert()
+            harness.live.apply_raises()
             assert harness.limit() == 600
-            assert harness.live._timer is not None
+            assert harness.live.timer is not None
             harness.clock.advance(SECOND_US)
-            harness.live._revert()
+            harness.live.apply_raises()
             assert harness.limit() == 60
-            assert harness.live._timer is None
+            assert harness.live.timer is None
 
     play(act())
 
@@ -387,13 +387,13 @@ def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
 
     async def act() -> None:
         async with followed_in(tmp_path) as harness:
-            harness.registry.held["get"] = asyncio.Event()
+            harness.registry.held["get"], before = asyncio.Event(), asyncio.all_tasks()
             waiting = asyncio.ensure_future(harness.refreshed(7))
             await until(lambda: "get" in harness.registry.asked)
             task = asyncio.create_task(harness.live.close())
             assert not await waiting
             await task
-            assert not harness.live._tasks
+            assert asyncio.all_tasks() == before
 
     play(act())
 

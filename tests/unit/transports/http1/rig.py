@@ -102,7 +102,7 @@ class Client:
     @property
     def buffered_bytes(self) -> int:
         """What the server keeps of what this client sent."""
-        return len(self.connection._inbox)
+        return self.connection.buffered_bytes
 
     @property
     def answers(self) -> list[tuple[int, bytes]]:

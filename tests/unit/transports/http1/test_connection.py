@@ -185,7 +185,7 @@ def test_deadline__of_a_body() -> None:
     assert client.transport.is_aborted
     assert rig.closed_for == {"body_timeout": 1}
     assert rig.core.begin_request()  # none is lost
-    assert rig.core._requests == 1
+    assert rig.core.requests == 1
 
 
 def test_deadline__of_an_answer_that_is_not_taken() -> None:
@@ -197,7 +197,7 @@ def test_deadline__of_an_answer_that_is_not_taken() -> None:
     assert client.transport.unread.count(b"HTTP/1.1 200") == 1
     rig.loop.advance(LIMITS.write_timeout_s + 0.1)
     assert rig.closed_for == {"slow_reader": 1}
-    assert (rig.core.slow, rig.core._unsent_bytes) == ({}, 0)
+    assert (rig.core.slow, rig.core.unsent_bytes) == ({}, 0)
 
 
 def test_deadline__a_slow_reader_that_takes_it_is_served_on() -> None:
@@ -263,7 +263,7 @@ def test_end__the_handler_is_told() -> None:
         client.connection.connection_lost(None)
         assert changes == [True]
         handler.answer()
-        assert rig.core._requests == 0 and rig.core.connections == {}
+        assert rig.core.requests == 0 and rig.core.connections == {}
 
 
 def test_end__of_a_connection_that_the_peer_has_reset(monkeypatch: pytest.MonkeyPatch) -> None:

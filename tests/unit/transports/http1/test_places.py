@@ -96,7 +96,7 @@ def test_requests__a_trusted_one_gives_its_place_to_another() -> None:
     assert len(handler.exchanges) == 5
     while handler.exchanges:
         handler.answer()
-    assert rig.core._requests == 0
+    assert rig.core.requests == 0
 
 
 def test_requests__that_wait_too_long_are_told() -> None:
@@ -136,7 +136,7 @@ def test_memory__answers_that_are_not_taken_are_bounded() -> None:
         client.transport.is_peer_reading = False
         client.say(GET)
         handler.answer(b"x" * 20_000)
-        assert rig.core._unsent_bytes <= limits.unsent_bytes_max
+        assert rig.core.unsent_bytes <= limits.unsent_bytes_max
     assert rig.closed_for == {"memory_limit": 6}
     assert [client.transport.is_aborted for client in clients] == [True] * 6 + [False] * 4
 

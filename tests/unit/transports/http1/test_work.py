@@ -19,13 +19,13 @@ class Worker:
     ) -> None:
         """Note *name* in *done*, and do *then*."""
         self.source = source
-        self._name = name
+        self.name = name
         self._done = done
         self.then = then
 
     def work(self) -> None:
         """Note it."""
-        self._done.append(self._name)
+        self._done.append(self.name)
         self.then()
 
 
@@ -56,7 +56,7 @@ def test_fair_queue__sources_take_turns() -> None:
     for item in items:
         queue.add(item)
         queue.add(item)  # waits once
-    order = [queue.pop()._name for _ in items]
+    order = [queue.pop().name for _ in items]
     assert order == ["a0", "b0", "a1", "b1", "a2"]
     assert not queue
 

@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 class ShardedMap(Mapping[str, Value]):
-    """An immutable map from strings, in no particular order; `edit` makes a copy that shares most `shards`."""
+    """An immutable map from strings, in no particular order; `edit` makes a copy, which shares `shards`."""
 
     __slots__ = ("_size", "shards")
 

@@ -1,20 +1,15 @@
-"""
-Accepts connections on one listener, within the limits of the process.
-
-Unlike `loop.create_server`, it counts TLS handshakes as connections, uses the current TLS context for each
-connection, pauses when file descriptors run out, and accepts the backlog before a drain, because closing the
-listener would reset these connections.
-"""
+"""Accepts connections on one listener, within the limits of the process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
+from typing import Any
 
 from sidecar.observe.metrics import Metrics
+from sidecar.transports.accepting import ListenerAcceptor
 from sidecar.transports.fast.connection import Connection
 from sidecar.transports.fast.core import Core
 from sidecar.transports.fast.lifetime import LINGER_S
@@ -24,87 +19,34 @@ from sidecar.transports.tls import TlsContext
 ACCEPTS_PER_TURN = 64
 """Connections accepted in one loop turn, so that connection churn does not delay calls."""
 
-PAUSE_S = 0.5
-"""How long accepting pauses when the process has no free file descriptor."""
-
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _log = logging.getLogger("sidecar.transports")
 
 
-class Acceptor:
+class Acceptor(ListenerAcceptor):
     """Accepts the connections of one listener."""
 
     def __init__(self, core: Core, listener: Listener, tls: TlsContext | None, metrics: Metrics) -> None:
         """Prepare; `start` begins to accept."""
+        super().__init__(listener, tls, metrics, _log)
         self._core = core
-        self._listener = listener
-        self._tls = tls
-        self._metrics = metrics
         self._accepted_slot = metrics.slot("sidecar_connections_accepted_total")
-        self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
-        self._serving: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Begin to accept."""
-        self._pause = None
-        self._loop.add_reader(self._listener.socket, self._on_readable)
-
-    def stop(self) -> None:
-        """Accept the backlog, then stop accepting and close the listener."""
-        while self._accept():
-            pass
-        if self._pause is not None:
-            self._pause.cancel()
-        self._loop.remove_reader(self._listener.socket)
-        self._listener.close()
-
-    def cancel_handshakes(self) -> None:
-        """Cancel TLS handshakes in progress."""
-        for task in self._serving:
-            task.cancel()
 
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             if not self._accept():
                 return
 
-    def _accept(self) -> bool:
-        """Accept one connection; False = the backlog is empty, or no file descriptor is free."""
-        try:
-            accepted, address = self._listener.socket.accept()
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                self._pause_accepting(error)
-                return False
-            return True  # the client disconnected before accept (accept(2))
-        self._core.values[self._accepted_slot] += 1
-        self._admit(accepted, "" if self._listener.endpoint.path else address[0])
-        return True
-
-    def _pause_accepting(self, error: OSError) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-        self._metrics.add("sidecar_accept_pauses_total")
-        _log.error("accepting on %s pauses: %s", self._listener.endpoint, error.strerror)
-        self._loop.remove_reader(self._listener.socket)
-        self._pause = self._loop.call_later(PAUSE_S, self.start)
-
-    def _admit(self, accepted: socket.socket, peer: str) -> None:
-        core = self._core
+    def _admit(self, accepted: socket.socket, address: Any) -> None:
+        core, peer = self._core, "" if self._listener.endpoint.path else address[0]
+        core.values[self._accepted_slot] += 1
         if not core.admit(peer):
             core.values[core.closed_slots["connection_limit"]] += 1
             accepted.close()
             return
-        task = self._loop.create_task(self._serve(accepted, peer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._run(self._serve(accepted, peer))
 
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
         """Pass the socket to a `Connection`; this task ends after the handshake."""
-        accepted.setblocking(False)
         connection = Connection(self._core, peer)
         tls = None if self._tls is None else self._tls.current
         limits = self._core.limits
@@ -123,7 +65,7 @@ class Acceptor:
             self._drop(accepted, connection)
 
     def _drop(self, accepted: socket.socket, connection: Connection) -> None:
-        # The loop closes the socket, but uvloop first waits for the end of a cancelled handshake.
+        # The loop closes the socket, but uvloop first waits for the end of a canceled handshake.
         with contextlib.suppress(OSError):
             accepted.shutdown(socket.SHUT_RDWR)
         connection.fail_handshake()

@@ -13,7 +13,8 @@ import pytest
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import HTTP_CLOSE_REASONS
-from sidecar.transports.http1 import HttpServer, acceptor
+from sidecar.transports import accepting
+from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.connection import Connection
 from sidecar.transports.http1.exchange import Exchange
 from sidecar.transports.http1.limits import HttpLimits
@@ -243,7 +244,7 @@ def few_files() -> Iterator[None]:
 
 def test_peers__that_use_up_the_descriptors_give_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """When none is left to accept with, idle connections are closed until there is one."""
-    monkeypatch.setattr(acceptor, "PAUSE_S", 0.01)
+    monkeypatch.setattr(accepting, "PAUSE_S", 0.01)
 
     async def scenario() -> None:
         served = Served(HttpLimits(connections_per_source_max=400))

@@ -16,7 +16,8 @@ import uvloop
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
-from sidecar.transports.fast import FastGrpcServer, acceptor
+from sidecar.transports import accepting
+from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles, TransportLimits
 from tests.unit.transports.certificates import Authority
 from tests.unit.transports.rig import PREFACE, settings_frame, window_update
@@ -212,7 +213,7 @@ def test_accept__pauses_without_file_descriptors(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Out of descriptors the server waits instead of spinning, and goes on by itself."""
-    monkeypatch.setattr(acceptor, "PAUSE_S", 0.01)
+    monkeypatch.setattr(accepting, "PAUSE_S", 0.01)
     served = serve()
     client = socket.socket()
     client.settimeout(10)

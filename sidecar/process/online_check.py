@@ -102,7 +102,7 @@ async def _inspect(link: Link, config: Config, space: KeySpace, faults: FaultLis
         faults.put(config.fault(("store",), other_layout(space, layout)))
     if config.has_control_plane:
         # Only commands that the documented permissions allow.
-        log = RegistryKeys(space).once(HOME, "audit")
+        log = RegistryKeys(space).named(HOME, "audit")
         if await link.request("XREVRANGE", log, "+", "-", "COUNT", "1"):
             facts.append("a registry is there")
         else:

@@ -77,11 +77,11 @@ class BucketModel(RuleBasedStateMachine):
         by_spec = self.spec.play(call, self.now_us)
         assert self.redis.play(call, self.now_us) == by_spec
         for (buckets, wanted), outcomes in zip(call, by_spec, strict=True):
-            for one, outcome in zip(wanted, outcomes, strict=True):
+            for count, outcome in zip(wanted, outcomes, strict=True):
                 if isinstance(outcome, Taken):
-                    assert self.embedded.take(buckets, one, self.now_us) == outcome
-                    if one:
-                        self.oracle.check(buckets, one, outcome, self.real_us)
+                    assert self.embedded.take(buckets, count, self.now_us) == outcome
+                    if count:
+                        self.oracle.check(buckets, count, outcome, self.real_us)
                 else:
                     assert outcome is StoreFault.SUPERSEDED
 

@@ -300,7 +300,7 @@ def test_draw_all__all_or_none(buckets: list[tuple[Level | None, Quota]], asked:
     held, rules = [level for level, _ in buckets], [quota for _, quota in buckets]
     taken, to_store = draw_all(held, rules, asked, cost, NOW_US)
     alone = [draw_all([level], [quota], asked, cost, NOW_US)[0] for level, quota in buckets]
-    assert taken.admitted == min(one.admitted for one in alone)
+    assert taken.admitted == min(result.admitted for result in alone)
     before = [draw(level, quota, 0, NOW_US)[0].remaining for level, quota in buckets]
     after_levels = held if to_store is None else to_store
     after = [

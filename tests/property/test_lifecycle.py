@@ -152,14 +152,21 @@ class Life(RuleBasedStateMachine):
 
     def live(self) -> set[str]:
         """The credentials that work, or will once it is active."""
-        return {one.id for one in self.record.credentials if is_live(self.record, one, self.now_us)}
+        return {
+            credential.id
+            for credential in self.record.credentials
+            if is_live(self.record, credential, self.now_us)
+        }
 
     @invariant()
     def no_ended_credential_works(self) -> None:
         """A credential that existed at a suspension, or was revoked, never opens anything again."""
         assert not self.live() & self.ended
         if self.record.status is Status.ACTIVE:
-            assert not {one.id for one in in_force(self.record, self.now_us).credentials} & self.ended
+            assert (
+                not {credential.id for credential in in_force(self.record, self.now_us).credentials}
+                & self.ended
+            )
 
     @invariant()
     def suspenders_are_on_record(self) -> None:

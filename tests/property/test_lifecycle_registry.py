@@ -311,7 +311,7 @@ class RegistryLife(RuleBasedStateMachine):
         for record in self._runner.run(self.handles[1].load_all()).records:
             story = investigator.stories[record.id]
             if record.status is Status.ACTIVE:
-                works = {one.id for one in in_force(record, self.clock.now_us).credentials}
+                works = {credential.id for credential in in_force(record, self.clock.now_us).credentials}
                 assert not works & story.burnt
             else:
                 assert story.suspenders == {suspension.by for suspension in record.suspensions}

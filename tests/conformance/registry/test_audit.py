@@ -162,15 +162,15 @@ def test_merged__pages_have_every_entry_once_in_the_order_of_times(
             asked = replace(asked, after=page.next_after)
 
     entries = read()
-    places = [(parse_entry(one.body).at_us, one.chain, one.sequence) for one in entries]
+    places = [(parse_entry(entry.body).at_us, entry.chain, entry.sequence) for entry in entries]
     assert places == sorted(set(places), reverse=newest_first)
     assert len(places) == 5 + 6
-    assert {parse_entry(one.body).subject for one in read(action="integration.create")} == {
+    assert {parse_entry(entry.body).subject for entry in read(action="integration.create")} == {
         f"integration:int-{number}" for number in range(6)
     }
     since, until = min(places)[0] + 1, max(places)[0]
     assert read(since_us=since, until_us=until) == [
-        one for one, place in zip(entries, places, strict=True) if since <= place[0] < until
+        entry for entry, place in zip(entries, places, strict=True) if since <= place[0] < until
     ]
 
 
@@ -221,7 +221,7 @@ def test_administrators__bootstrap_only_once(harness: RegistryHarness) -> None:
     with pytest.raises(RefusedError) as caught:
         harness.administer(again, None)
     assert caught.value.code is Code.NOT_EMPTY
-    assert [one.id for one in harness.run(harness.registry.administrators())] == [
+    assert [account.id for account in harness.run(harness.registry.administrators())] == [
         "ann",
         "audrey",
         "bob",

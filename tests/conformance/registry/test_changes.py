@@ -172,7 +172,7 @@ def test_reactivation__four_eyes(harness: RegistryHarness) -> None:
         assert harness.refused(REACTIVATE, suspender).code is Code.SAME_ADMINISTRATOR
     record = harness.apply(REACTIVATE, CAT).record
     assert record.status is Status.ACTIVE
-    assert [one.id for one in record.credentials] == ["new"]
+    assert [credential.id for credential in record.credentials] == ["new"]
     assert is_intact(harness)
 
 

@@ -129,7 +129,7 @@ def at(name: str, *words: str | int, of: str = "", key: str = "") -> Change:
     def made(keys: RegistryKeys) -> tuple[int, tuple[str | int, ...]]:
         owner = of or key
         partition = keys.partition_of(owner) if owner else HOME
-        place = keys.of(of, words[0]) if of else keys.once(partition, str(words[0]))  # type: ignore[arg-type]
+        place = keys.of(of, words[0]) if of else keys.named(partition, str(words[0]))  # type: ignore[arg-type]
         return partition, (name, place, *words[1:])
 
     return made

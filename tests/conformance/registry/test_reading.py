@@ -40,8 +40,10 @@ def fill(harness: RegistryHarness, count: int) -> list[str]:
     """Create *count* integrations at once; their ids in order."""
     ids = [f"i{number:05}" for number in range(count)]
     for first in range(0, count, REQUESTS_MAX):
-        batch = [request(create(one, name=f"Name {one}")) for one in ids[first : first + REQUESTS_MAX]]
-        assert all(isinstance(one, Committed) for one in harness.run(harness.registry.apply_many(batch)))
+        batch = [request(create(id, name=f"Name {id}")) for id in ids[first : first + REQUESTS_MAX]]
+        assert all(
+            isinstance(result, Committed) for result in harness.run(harness.registry.apply_many(batch))
+        )
     return ids
 
 
@@ -200,11 +202,11 @@ def test_sidecars__announce_and_are_forgotten(harness: RegistryHarness) -> None:
     harness.run(harness.registry.announce("s2", revision))
     harness.run(harness.registry.announce("s1", revision))
     live = harness.run(harness.registry.live_sidecars())
-    assert [(one.id, one.revision) for one in live] == [("s1", revision), ("s2", revision)]
+    assert [(sidecar.id, sidecar.revision) for sidecar in live] == [("s1", revision), ("s2", revision)]
     harness.clock.advance(SIDECAR_LIFETIME_US // 2)
     harness.run(harness.registry.announce("s1", revision))
     harness.clock.advance(SIDECAR_LIFETIME_US // 2)
-    assert [one.id for one in harness.run(harness.registry.live_sidecars())] == ["s1"]
+    assert [sidecar.id for sidecar in harness.run(harness.registry.live_sidecars())] == ["s1"]
 
 
 def test_sidecars__leave_no_trace_on_record(harness: RegistryHarness) -> None:

@@ -257,7 +257,7 @@ def test_permissions__do_not_reach_the_audit_log(admin: redis.Redis, command: tu
         await registry.aclose()
 
     asyncio.run(scenario())
-    [key] = [one for one in admin.scan_iter(f"sidecar:{prefix}:*") if one.endswith(b"}audit")]
+    [key] = [name for name in admin.scan_iter(f"sidecar:{prefix}:*") if name.endswith(b"}audit")]
     words = [word.replace("{key}", key.decode()) for word in command]
     user = redis.Redis(LOOPBACK, shared().guarded.port, username=USER, password="correct")
     with user, pytest.raises(redis.exceptions.NoPermissionError):

@@ -91,7 +91,7 @@ def test_open__a_file_that_lost_its_beginning(
     path.chmod(0o600)
     with pytest.raises(RegistryDamagedError, match="restore a backup"):
         open_or_check(path)
-    assert (path.read_bytes(), [one.name for one in tmp_path.iterdir()]) == (content, ["registry.db"])
+    assert (path.read_bytes(), [file.name for file in tmp_path.iterdir()]) == (content, ["registry.db"])
 
 
 @pytest.mark.parametrize("bytes_kept", [100, 512, 4096, 8192, -4096])
@@ -118,7 +118,7 @@ def test_open__a_registry_that_is_gone(
     (tmp_path / f"registry.db{suffix}").touch()
     with pytest.raises(RegistryDamagedError, match=f"registry.db{suffix} beside it shows"):
         open_or_check(tmp_path / "registry.db")
-    assert [one.name for one in tmp_path.iterdir()] == [f"registry.db{suffix}"]
+    assert [file.name for file in tmp_path.iterdir()] == [f"registry.db{suffix}"]
 
 
 def test_open__an_empty_database_is_no_new_registry(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_check__changes_nothing(harness: RegistryHarness, tmp_path: Path) -> Non
     before = path_of(harness).read_bytes()
     check_file(path_of(harness))
     assert path_of(harness).read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["registry.db"]
+    assert [file.name for file in tmp_path.iterdir()] == ["registry.db"]
     check_file(tmp_path / "new.db")
     assert not (tmp_path / "new.db").exists()
     harness.registry = harness.run(harness.backend.open())
@@ -213,7 +213,7 @@ def test_open__many_at_once_make_one_registry(tmp_path: Path, runner: asyncio.Ru
             made = await asyncio.gather(
                 *(registry.apply(request(create(f"i{n}"))) for n, registry in enumerate(registries))
             )
-            assert all(isinstance(one, Committed) for one in made)
+            assert all(isinstance(result, Committed) for result in made)
             assert {len((await registry.load_all()).records) for registry in registries} == {6}
         finally:
             await asyncio.gather(*(registry.aclose() for registry in registries))

@@ -132,7 +132,11 @@ def forge(
 
 def reactivated(record: Integration) -> Integration:
     """*record* as a proper reactivation leaves it."""
-    new = tuple(one for one in record.credentials if one.issued_generation > record.suspended_generation)
+    new = tuple(
+        credential
+        for credential in record.credentials
+        if credential.issued_generation > record.suspended_generation
+    )
     return replace(record, status=Status.ACTIVE, suspensions=(), credentials=new)
 
 
@@ -220,13 +224,13 @@ def test_guards__a_suspension_must_name_its_suspender(
 
 def findings(harness: RegistryHarness) -> list[tuple[FindingKind, int]]:
     """What a verification finds: the kind, and the first entry that it names."""
-    return [(one.kind, one.first) for one in found(harness)]
+    return [(finding.kind, finding.first) for finding in found(harness)]
 
 
 def found(harness: RegistryHarness) -> list[Finding]:
     """What a verification finds in records and entries; what is derived from them is for test_derived.py."""
     every = harness.run(verify_registry(harness.registry)).findings
-    return [one for one in every if one.kind is not FindingKind.DERIVED_ALTERED]
+    return [finding for finding in every if finding.kind is not FindingKind.DERIVED_ALTERED]
 
 
 def unguarded(intruder: sqlite3.Connection, *statements: str) -> None:
@@ -285,7 +289,7 @@ def test_verify__finds_what_the_owner_of_the_file_did(
     unguarded(intruder, *statements)
     named = findings(harness)
     kinds = {kind for kind, _ in expected}
-    assert [one for one in named if one[0] in kinds] == expected
+    assert [finding for finding in named if finding[0] in kinds] == expected
 
 
 @pytest.mark.parametrize(

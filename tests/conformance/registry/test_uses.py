@@ -103,7 +103,7 @@ def test_addresses_seen__are_bounded(harness: RegistryHarness) -> None:
     many = [use("live", number.to_bytes(4), NOW_US + number) for number in range(2 * ADDRESSES_SEEN_MAX)]
     record(harness, *many)
     seen = harness.run(harness.registry.addresses_seen(ID))
-    assert seen == tuple(one.address for one in reversed(many[ADDRESSES_SEEN_MAX:]))
+    assert seen == tuple(use.address for use in reversed(many[ADDRESSES_SEEN_MAX:]))
 
 
 def test_lock_out__warns_before_and_with_the_change(harness: RegistryHarness) -> None:

@@ -94,10 +94,10 @@ def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
             await registry.apply(request(closed, ANN))
             await sidecar.ask(FailPolicy.ALLOW)
             proxy.go_dark()
-            answers = [one for one in await sidecar.until(is_by_policy=True) if one.is_by_policy]
+            answers = [answer for answer in await sidecar.until(is_by_policy=True) if answer.is_by_policy]
             check_answers([answer for answer in answers if answer.policy is not FailPolicy.ALLOW])
             changed = [answer for answer in answers if answer.policy is FailPolicy.ALLOW]
-            assert {(one.status, one.headers[MARK]) for one in changed} == {(503, "deny")}
+            assert {(answer.status, answer.headers[MARK]) for answer in changed} == {(503, "deny")}
             proxy.heal()
             proxy.cut()
             await sidecar.until(is_by_policy=False)

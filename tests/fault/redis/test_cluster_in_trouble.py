@@ -45,7 +45,9 @@ class Move:
         self.slot = store.keys.slot_of(partition)
         self.source = cluster.primary_of(self.slot)
         self.target = next(server for server in cluster.servers[:3] if server is not self.source)
-        self._ids = {one: one.client.execute_command("CLUSTER MYID") for one in (self.source, self.target)}
+        self._ids = {
+            server: server.client.execute_command("CLUSTER MYID") for server in (self.source, self.target)
+        }
         self.target.client.execute_command("CLUSTER SETSLOT", self.slot, "IMPORTING", self._ids[self.source])
         self.source.client.execute_command("CLUSTER SETSLOT", self.slot, "MIGRATING", self._ids[self.target])
 

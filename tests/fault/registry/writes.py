@@ -62,7 +62,7 @@ async def bootstrap(registry: Registry) -> None:
 async def many(registry: Registry) -> None:
     """Five changes in one transaction, one of them refused."""
     ids = ("a", "b", "a", "c", "d")
-    await registry.apply_many([request(create(one)) for one in ids])
+    await registry.apply_many([request(create(id)) for id in ids])
 
 
 async def prepare_uses(registry: Registry) -> None:

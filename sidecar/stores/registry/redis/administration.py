@@ -19,6 +19,7 @@ from sidecar.stores.registry.protocol import (
     RegistryTimeoutError,
 )
 from sidecar.stores.registry.redis import reads
+from sidecar.stores.registry.redis.acting_accounts import read_accounts
 from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys, rule_broken
 from sidecar.stores.registry.redis.idempotency import (
     KeyReservations,
@@ -30,7 +31,6 @@ from sidecar.stores.registry.redis.idempotency import (
 )
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
-from sidecar.stores.registry.redis.people import read_people
 from sidecar.stores.registry.redis.reads import Reader, all_of
 from sidecar.stores.registry.redis.replies import entry_of
 from sidecar.stores.registry.redis.scripts import ADMINISTER, FENCE
@@ -98,26 +98,26 @@ class _Change:
     async def _try(self) -> AdminCommitted | None:
         """Read, plan and commit once; None = another change was first, or a reply was lost: retry."""
         heads = await reads.heads(self._reader)  # the new entry must be later than every entry
-        people = await read_people(self._reader, (), self._owner._clock_us)
+        accounts = await read_accounts(self._reader, (), self._owner._clock_us)
         directory = {
             administrator.id: administrator for administrator in await reads.administrators(self._reader)
         }
         lost = await self._find_lost()
         if lost is not None:
             return await self._finish(AdminCommitted(directory[_id_of(lost)], lost), lost.head)
-        earlier = await self._earlier(directory, people.now_us)
+        earlier = await self._earlier(directory, accounts.now_us)
         if earlier is not None:
-            return await self._finish(earlier, people.head)
-        head = people.head._replace(at_us=max(head.at_us for head in (*heads, people.head)))
-        planned = plan_administration(directory, head, self._request, people.now_us)
+            return await self._finish(earlier, accounts.head)
+        head = accounts.head._replace(at_us=max(head.at_us for head in (*heads, accounts.head)))
+        planned = plan_administration(directory, head, self._request, accounts.now_us)
         committed = AdminCommitted(planned.outcome.administrator, planned.entry)
         if planned.stored is None or planned.entry is None:
-            return await self._finish(committed, people.head)
+            return await self._finish(committed, accounts.head)
         if self._kept and not await self._owner._reservations.reserve(
-            self._kept, self._request.context, _WHERE, people.now_us, self._deadline_s
+            self._kept, self._request.context, _WHERE, accounts.now_us, self._deadline_s
         ):
             raise idempotency_mismatch()
-        if await self._commit(planned, planned.entry, planned.stored, committed, people.now_us):
+        if await self._commit(planned, planned.entry, planned.stored, committed, accounts.now_us):
             self._lost.append(planned.entry)  # a failover may still lose the entry
             return await self._finish(committed, planned.entry.head)
         return None
@@ -139,7 +139,7 @@ class _Change:
         """The entry of a write whose reply was lost, if it is in the chain."""
         for entry in self._lost:
             at = f"{entry.sequence}-0"
-            [found] = await self._reader.ask(HOME, ("XRANGE", self._keys.once(HOME, "audit"), at, at))
+            [found] = await self._reader.ask(HOME, ("XRANGE", self._keys.named(HOME, "audit"), at, at))
             if found and entry_of(HOME, found[0]).digest == entry.to_stored().digest:
                 return entry
         return None
@@ -148,7 +148,7 @@ class _Change:
         self, planned: AdminPlan, entry: AuditEntry, stored: str, committed: AdminCommitted, now_us: int
     ) -> bool:
         names = ("audit", "admins", "admins-at", "tokens", "epoch", "results", "results-age")
-        keys = [*(self._keys.once(HOME, name) for name in names), *index_keys(self._keys, HOME, entry)]
+        keys = [*(self._keys.named(HOME, name) for name in names), *index_keys(self._keys, HOME, entry)]
         kept = kept_result(self._request.context, stored_admin_commit(committed)) if self._kept else ""
         administrator = planned.outcome.administrator
         arguments: list[Word] = [
@@ -194,13 +194,13 @@ class _Change:
     async def _fence(self, partitions: Sequence[int], head: ChainHead, epoch: int) -> bool | None:
         """Set *epoch* in the partitions of one node; check that partition 0 has *head*."""
         commands: list[Command] = [
-            call_of(FENCE, [self._keys.once(partition, "epoch")], [epoch]) for partition in partitions
+            call_of(FENCE, [self._keys.named(partition, "epoch")], [epoch]) for partition in partitions
         ]
-        commands.append(("SET", self._keys.once(partitions[0], "settled"), head.sequence))
+        commands.append(("SET", self._keys.named(partitions[0], "settled"), head.sequence))
         is_home = HOME in partitions and head.sequence > 0
         if is_home:
             at = f"{head.sequence}-0"
-            commands.append(("XRANGE", self._keys.once(HOME, "audit"), at, at))
+            commands.append(("XRANGE", self._keys.named(HOME, "audit"), at, at))
         try:
             replies, is_durable = await self._nodes.write(partitions[0], commands, self._deadline_s)
         except ReplyLostError:

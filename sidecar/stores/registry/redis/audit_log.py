@@ -53,7 +53,7 @@ async def _some(reader: Reader, query: AuditQuery, first: int, last: int) -> lis
     """The next entries between two sequences, in the requested order; by the index of a filter, if any."""
     count = min(_CHUNK, query.limit + 1)
     ends = (last, first) if query.newest_first else (first, last)
-    log = reader.keys.once(query.chain, "audit")
+    log = reader.keys.named(query.chain, "audit")
     filtered = next((name for name in _FILTERS if getattr(query, name)), None)
     if filtered is None:
         verb = "XREVRANGE" if query.newest_first else "XRANGE"
@@ -92,7 +92,7 @@ async def _time_bounds(reader: Reader, query: AuditQuery) -> tuple[int, int]:
 
 async def _first_at(reader: Reader, chain: int, at_us: int) -> int:
     """The sequence of the first entry at or after *at_us*, by binary search in O(log n) round trips."""
-    log = reader.keys.once(chain, "audit")
+    log = reader.keys.named(chain, "audit")
     [newest] = await reader.ask(chain, ("XREVRANGE", log, "+", "-", "COUNT", 1))
     if not newest:
         return 1

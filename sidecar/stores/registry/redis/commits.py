@@ -33,6 +33,7 @@ from sidecar.stores.registry.protocol import (
     RegistryError,
     RegistryTimeoutError,
 )
+from sidecar.stores.registry.redis.acting_accounts import ActingAccounts, read_accounts
 from sidecar.stores.registry.redis.claims import Claims
 from sidecar.stores.registry.redis.idempotency import (
     KeyReservations,
@@ -44,7 +45,6 @@ from sidecar.stores.registry.redis.idempotency import (
 )
 from sidecar.stores.registry.redis.keys import RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes, ReplyLostError, Word, call_of
-from sidecar.stores.registry.redis.people import ActingAccounts, read_people
 from sidecar.stores.registry.redis.reads import Reader, head_command, record_command, seen_command, seen_of
 from sidecar.stores.registry.redis.replies import entry_of, found_record, head_of
 from sidecar.stores.registry.redis.scripts import CHANGE
@@ -77,7 +77,7 @@ class _Staged:
 class _View:
     """The state that was read for a round; staging a change updates `found` and `head`."""
 
-    people: ActingAccounts
+    accounts: ActingAccounts
     head: ChainHead
     found: dict[str, FoundRecord | None]
     seen: dict[str, tuple[Address, ...]]
@@ -137,7 +137,7 @@ class Committer:
         integration_id = request.command.integration_id
         batch = _Batch(self, self._keys.partition_of(integration_id), [request], reader.deadline_s)
         view = await batch.read([0])
-        outcome = plan(self._lifecycle, current(view, request), request, view.people.now_us).outcome
+        outcome = plan(self._lifecycle, current(view, request), request, view.accounts.now_us).outcome
         for credential_id in outcome.claims:
             if await self._claims.is_used(reader, credential_id, integration_id):
                 raise credential_id_used(credential_id)
@@ -151,7 +151,7 @@ def current(view: _View, request: ChangeRequest) -> Current:
     return Current(
         record=found.record if found is not None and not found.is_deleted else None,
         is_deleted=found is not None and found.is_deleted,
-        holder=view.people.holders.get(request.actor.id),
+        holder=view.accounts.holders.get(request.actor.id),
         head=view.head,
         addresses_seen=view.seen[integration_id],
     )
@@ -206,11 +206,11 @@ class _Batch:
                 return self._results(lost, is_durable)
         found = view.head
         planned = await self._plan(view, pending)
-        if not await self._claim(planned, view.people.now_us):
+        if not await self._claim(planned, view.accounts.now_us):
             return None
         if not any(staged.entry for staged in planned.staged):
             # Even if nothing changes, the state must be on the current primary and durable.
-            await self._keep_unchanged(planned.staged, view.people.now_us)
+            await self._keep_unchanged(planned.staged, view.accounts.now_us)
             is_durable = await self._is_durable(found) if _has_committed(planned) else True
         else:
             is_durable = await self._commit(planned, view)
@@ -220,8 +220,8 @@ class _Batch:
         """Whether the chain up to *head* is durable; None = a failover lost it."""
         keys, at = self._keys, f"{head.sequence}-0"
         commands: list[Command] = [
-            ("SET", keys.once(self._partition, "settled"), head.sequence),
-            ("XRANGE", keys.once(self._partition, "audit"), at, at),
+            ("SET", keys.named(self._partition, "settled"), head.sequence),
+            ("XRANGE", keys.named(self._partition, "audit"), at, at),
         ]
         if not head.sequence:
             del commands[1]
@@ -247,22 +247,22 @@ class _Batch:
     async def read(self, pending: Sequence[int]) -> _View:
         """Read the state for these changes: the accounts first, then the chain's head, then the records."""
         requests = [self._requests[index] for index in pending]
-        people = await read_people(
+        accounts = await read_accounts(
             self._reader, (request.actor.id for request in requests), self._committer._clock_us
         )
         ids = list(dict.fromkeys(request.command.integration_id for request in requests))
         fields = list(
             dict.fromkeys(filter(None, (field_of(request.actor.id, request.context) for request in requests)))
         )
-        replies = await self._reader.ask(self._partition, *self._commands(ids, fields, people.now_us))
+        replies = await self._reader.ask(self._partition, *self._commands(ids, fields, accounts.now_us))
         head, replies = head_of(self._partition, replies[0]), replies[1:]
         records, replies = replies[: len(ids)], replies[len(ids) :]
         seen, replies = replies[: len(ids)], replies[len(ids) :]
         kept, lost = replies[: 2 * len(fields)], replies[2 * len(fields) :]
         return _View(
-            people=people,
+            accounts=accounts,
             # Times of entries must not decrease over all partitions, even if a clock steps back.
-            head=head._replace(at_us=max(head.at_us, people.head.at_us)),
+            head=head._replace(at_us=max(head.at_us, accounts.head.at_us)),
             found={id: found_record(reply) for id, reply in zip(ids, records, strict=True)},
             seen={id: seen_of(reply) for id, reply in zip(ids, seen, strict=True)},
             results={name: (kept[2 * n], kept[2 * n + 1]) for n, name in enumerate(fields)},
@@ -278,7 +278,7 @@ class _Batch:
             commands += result_commands(keys, partition, name)
         for made in self._lost:
             at = f"{_first_entry(made).sequence}-0"
-            commands.append(("XRANGE", keys.once(partition, "audit"), at, at))
+            commands.append(("XRANGE", keys.named(partition, "audit"), at, at))
         return commands
 
     def _is_committed(self, made: _Round, reply: list[object]) -> bool:
@@ -308,19 +308,19 @@ class _Batch:
     async def _plan_one(self, view: _View, index: int, planned: _Round) -> None:
         if index in self._refused:
             raise self._refused[index]
-        request, people = self._requests[index], view.people
+        request, accounts = self._requests[index], view.accounts
         kept = field_of(request.actor.id, request.context)
         if kept:
-            confirm(request.actor, people.holders.get(request.actor.id), people.now_us)
-            result = result_of(*view.results[kept], request.context, people.now_us)
+            confirm(request.actor, accounts.holders.get(request.actor.id), accounts.now_us)
+            result = result_of(*view.results[kept], request.context, accounts.now_us)
             if result is not None:
                 planned.results[index] = replayed_commit(result)
                 return
             where = _where(request)
             await self._committer._reservations.check(
-                self._reader, kept, request.context, where, people.now_us
+                self._reader, kept, request.context, where, accounts.now_us
             )
-        made = plan(self._committer._lifecycle, current(view, request), request, people.now_us)
+        made = plan(self._committer._lifecycle, current(view, request), request, accounts.now_us)
         planned.staged.append(_staged(index, request, made))
         if made.entry is not None:
             outcome = made.outcome
@@ -379,7 +379,7 @@ class _Batch:
             raise rule_broken(details[1])
         elif verdict == b"ok":
             unchanged = [staged for staged in planned.staged if staged.entry is None]
-            await self._keep_unchanged(unchanged, view.people.now_us)
+            await self._keep_unchanged(unchanged, view.accounts.now_us)
             return is_durable
         return None
 
@@ -392,10 +392,10 @@ class _Batch:
         assert first is not None  # only changes are written
         partition, of = self._partition, self._keys.of
         names = ("audit", "changes", "ids", "epoch", "results", "results-age")
-        keys = [self._keys.once(partition, name) for name in names]
+        keys = [self._keys.named(partition, name) for name in names]
         arguments: list[Word] = [
-            *(partition, view.people.epoch, first.sequence - 1, first.previous, self._keys.channel),
-            *(view.people.now_us, IDEMPOTENCY_LIFETIME_US, kept_max(self._keys.partitions)),
+            *(partition, view.accounts.epoch, first.sequence - 1, first.previous, self._keys.channel),
+            *(view.accounts.now_us, IDEMPOTENCY_LIFETIME_US, kept_max(self._keys.partitions)),
         ]
         for staged in written:
             entry = staged.entry
@@ -407,7 +407,7 @@ class _Batch:
 
     async def _keep_unchanged(self, unchanged: Sequence[_Staged], now_us: int) -> None:
         """Store the results of changes that changed nothing under their idempotency keys."""
-        results, ages = (self._keys.once(self._partition, name) for name in ("results", "results-age"))
+        results, ages = (self._keys.named(self._partition, name) for name in ("results", "results-age"))
         commands: list[Command] = []
         for staged in unchanged:
             kept = field_of(staged.request.actor.id, staged.request.context)

@@ -51,8 +51,8 @@ async def record_proofs(reader: Reader, chain: int, after: str) -> tuple[RecordP
 async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
     kept, sequences = await reader.ask(
         HOME,
-        ("HGETALL", reader.keys.once(HOME, "admins")),
-        ("HGETALL", reader.keys.once(HOME, "admins-at")),
+        ("HGETALL", reader.keys.named(HOME, "admins")),
+        ("HGETALL", reader.keys.named(HOME, "admins-at")),
     )
     at = dict(pairs(sequences))
     return [
@@ -64,7 +64,7 @@ async def _account_proofs(reader: Reader, after: str) -> list[RecordProof]:
 
 async def _integration_proofs(reader: Reader, chain: int, after: str, count: int) -> list[RecordProof]:
     """Proofs of integrations, also deleted ones, which only `changes` lists, in another order."""
-    [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.once(chain, "changes"), 0, -1))
+    [reply] = await reader.ask(chain, ("ZRANGE", reader.keys.named(chain, "changes"), 0, -1))
     ids = sorted(member.decode() for member in reply)
     ids = [id for id in ids if id > after][:count]
     commands = [command for id in ids for command in _read_commands(reader.keys, chain, id)]
@@ -81,8 +81,8 @@ def _read_commands(keys: RegistryKeys, chain: int, integration_id: str) -> list[
     return [
         ("HMGET", keys.of(integration_id, "r"), *_FIELDS),
         ("GET", keys.of(integration_id, "g")),
-        ("ZSCORE", keys.once(chain, "ids"), integration_id),
-        ("ZSCORE", keys.once(chain, "changes"), integration_id),
+        ("ZSCORE", keys.named(chain, "ids"), integration_id),
+        ("ZSCORE", keys.named(chain, "changes"), integration_id),
         ("HKEYS", keys.of(integration_id, "w")),
         ("HGET", keys.of(integration_id, "r"), "sequence"),
     ]
@@ -154,7 +154,7 @@ async def _claim_problems(reader: Reader, chain: int, entry: AuditEntry, issued:
     keys = reader.keys
     kind, _, name = entry.subject.partition(":")
     if kind != INTEGRATION:
-        [holder] = await reader.ask(HOME, ("HGET", keys.once(HOME, "tokens"), issued))
+        [holder] = await reader.ask(HOME, ("HGET", keys.named(HOME, "tokens"), issued))
         return [] if _text(holder) == name else [claim_problem(entry, issued, _text(holder))]
     [generation], [owner] = await all_of(
         reader.ask(chain, ("HGET", keys.of(name, "k"), issued)),
@@ -176,7 +176,7 @@ async def chain_problems(reader: Reader, chain: int) -> tuple[DerivedProblem, ..
     problems: list[DerivedProblem] = []
     for name in ("ids", "changes"):
         problems += await _missing_records(reader, chain, name)
-    [epoch] = await reader.ask(chain, ("GET", keys.once(chain, "epoch")))
+    [epoch] = await reader.ask(chain, ("GET", keys.named(chain, "epoch")))
     latest = (await heads(reader))[HOME].sequence
     if (_number(epoch) or 0) > latest:
         message = f"'epoch' is {_number(epoch)}, later than any change of administrators: all changes fail"
@@ -191,7 +191,7 @@ async def _missing_records(reader: Reader, chain: int, name: str) -> list[Derive
     problems: list[DerivedProblem] = []
     first = 0
     while True:
-        page = ("ZRANGE", reader.keys.once(chain, name), first, first + _CHUNK - 1)
+        page = ("ZRANGE", reader.keys.named(chain, name), first, first + _CHUNK - 1)
         [members] = await reader.ask(chain, page)
         if not members:
             return problems
@@ -206,13 +206,13 @@ async def _missing_records(reader: Reader, chain: int, name: str) -> list[Derive
 
 
 async def _token_problems(reader: Reader, keys: RegistryKeys) -> list[DerivedProblem]:
-    tokens, people = await reader.ask(
-        HOME, ("HGETALL", keys.once(HOME, "tokens")), ("HKEYS", keys.once(HOME, "admins"))
+    tokens, administrators = await reader.ask(
+        HOME, ("HGETALL", keys.named(HOME, "tokens")), ("HKEYS", keys.named(HOME, "admins"))
     )
     return [
         orphan_problem(token.decode(errors="replace"))
         for token, holder in pairs(tokens)
-        if holder not in people
+        if holder not in administrators
     ]
 
 

@@ -69,14 +69,14 @@ async def _is_same(reader: Reader, since: Revision, head: ChainHead, history: Hi
     if sequence == head.sequence:
         return digest == head.digest
     entry_id = f"{sequence}-0"
-    log = reader.keys.once(head.chain, "audit")
+    log = reader.keys.named(head.chain, "audit")
     [reply] = await reader.ask(head.chain, ("XRANGE", log, entry_id, entry_id))
     return bool(reply) and entry_of(head.chain, reply[0]).digest == digest
 
 
 async def _changed_ids(reader: Reader, partition: int, after: int, room: int) -> tuple[list[str], int | None]:
     """Up to *room* ids ordered by latest change, and the last sequence read; None = there are no more."""
-    changes = reader.keys.once(partition, "changes")
+    changes = reader.keys.named(partition, "changes")
     [reply] = await reader.ask(
         partition, ("ZRANGEBYSCORE", changes, f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, room + 1)
     )

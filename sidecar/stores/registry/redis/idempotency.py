@@ -36,8 +36,8 @@ def field_of(actor_id: str, context: ChangeContext) -> str:
 def result_commands(keys: RegistryKeys, partition: int, field: str) -> tuple[Command, Command]:
     """Commands that read the result under *field*, for `result_of`."""
     return (
-        ("HGET", keys.once(partition, "results"), field),
-        ("ZSCORE", keys.once(partition, "results-age"), field),
+        ("HGET", keys.named(partition, "results"), field),
+        ("ZSCORE", keys.named(partition, "results-age"), field),
     )
 
 
@@ -81,8 +81,8 @@ class KeyReservations:
         partition = self._keys.partition_of(field)
         text, at_us = await reader.ask(
             partition,
-            ("HGET", self._keys.once(partition, "promises"), field),
-            ("ZSCORE", self._keys.once(partition, "promises-age"), field),
+            ("HGET", self._keys.named(partition, "promises"), field),
+            ("ZSCORE", self._keys.named(partition, "promises-age"), field),
         )
         if text is not None and _is_fresh(at_us, now_us) and text.decode() != _promise(context, where):
             raise idempotency_mismatch()
@@ -95,7 +95,7 @@ class KeyReservations:
         promise = _promise(context, where)
         call = call_of(
             PROMISE,
-            [self._keys.once(partition, name) for name in ("promises", "promises-age")],
+            [self._keys.named(partition, name) for name in ("promises", "promises-age")],
             [field, promise, now_us, IDEMPOTENCY_LIFETIME_US, kept_max(self._keys.partitions)],
         )
         [found] = await self._nodes.run(partition, [call], deadline_s)

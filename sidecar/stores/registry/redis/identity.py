@@ -99,11 +99,11 @@ class Identity:
         """Read the state of *partition*; *run* runs commands on its node."""
         seen = (self._history.latest(partition), self._history.settled(partition))
         names = ("registry-id", "epoch")
-        commands: list[Command] = [("GET", self._keys.once(partition, name)) for name in names]
+        commands: list[Command] = [("GET", self._keys.named(partition, name)) for name in names]
         commands.append(head_command(self._keys, partition))
         for at in filter(None, seen):
             entry = f"{at.sequence}-0"
-            commands.append(("XRANGE", self._keys.once(partition, "audit"), entry, entry))
+            commands.append(("XRANGE", self._keys.named(partition, "audit"), entry, entry))
         id, epoch, head, *places = await run(commands)
         sequence = head_of(partition, head).sequence
         has = [_holds(partition, at, reply) for at, reply in zip(filter(None, seen), places, strict=True)]
@@ -127,7 +127,7 @@ class Identity:
         [subscribers] = await reader.ask(HOME, ("PUBLISH", self._keys.channel, QUESTION))
         deadline_s = asyncio.get_running_loop().time() + (ANSWER_TIMEOUT_S if subscribers else 0.0)
         while True:
-            [remembered] = await reader.ask(HOME, ("GET", self._keys.once(HOME, "remembered")))
+            [remembered] = await reader.ask(HOME, ("GET", self._keys.named(HOME, "remembered")))
             if remembered is not None:
                 raise RegistryReplacedError(
                     f"sidecars follow registry {remembered.decode()}, but the store {self._where} is empty:"
@@ -140,7 +140,7 @@ class Identity:
 
     async def report(self, reader: Reader) -> None:
         """Write the id that this process follows, so that a bootstrap of an emptied store is refused."""
-        key = self._keys.once(HOME, "remembered")
+        key = self._keys.named(HOME, "remembered")
         await reader.ask(HOME, ("SET", key, self.known, "EX", REMEMBERED_S))
 
     async def _check_found(self, reader: Reader, found: Sequence[PartitionState]) -> None:
@@ -166,7 +166,7 @@ class Identity:
         if not self.known:
             self.known = id
             return
-        [replaced] = await reader.ask(HOME, ("GET", self._keys.once(HOME, "replaced")))
+        [replaced] = await reader.ask(HOME, ("GET", self._keys.named(HOME, "replaced")))
         if not id or self._pinned or self.known not in (replaced or b"").decode().split():
             raise self._replaced(PartitionState(HOME, id, False, True, True, 0))
         log_event(log, logging.WARNING, "registry accepted by an operator", was=self.known, now=id)
@@ -217,7 +217,7 @@ class Identity:
         """Write *id* to partitions without one, partition 0 first; return the id in partition 0."""
         first, *others = sorted(partitions)
         for partition in (first, *others):
-            key = self._keys.once(partition, "registry-id")
+            key = self._keys.named(partition, "registry-id")
             _, stored = await reader.ask(partition, ("SET", key, id, "NX"), ("GET", key))
             if partition == HOME:
                 id = stored.decode()
@@ -233,13 +233,13 @@ async def accept(reader: Reader, was: str = "") -> tuple[str, str]:
     """
     keys = reader.keys
     names = ("registry-id", "replaced", "remembered")
-    replies = await reader.ask(HOME, *(("GET", keys.once(HOME, name)) for name in names))
+    replies = await reader.ask(HOME, *(("GET", keys.named(HOME, name)) for name in names))
     found, replaced, remembered = ((reply or b"").decode() for reply in replies)
     former = dict.fromkeys(filter(None, (was, remembered, found, *replaced.split())))
     id = _new_id()
-    await reader.ask(HOME, ("SET", keys.once(HOME, "replaced"), " ".join([*former][:REPLACED_MAX])))
+    await reader.ask(HOME, ("SET", keys.named(HOME, "replaced"), " ".join([*former][:REPLACED_MAX])))
     for partition in reversed(range(keys.partitions)):
-        await reader.ask(partition, ("SET", keys.once(partition, "registry-id"), id))
+        await reader.ask(partition, ("SET", keys.named(partition, "registry-id"), id))
     return found, id
 
 

@@ -70,7 +70,7 @@ class RegistryKeys:
         """The key of *kind* (one letter) of an integration."""
         return self._space.named(self.partition_of(integration_id), f"{kind}:{integration_id}")
 
-    def once(self, partition: int, name: str) -> str:
+    def named(self, partition: int, name: str) -> str:
         """The key *name* that exists once in *partition*."""
         return self._space.named(partition, name)
 

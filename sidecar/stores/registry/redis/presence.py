@@ -89,7 +89,7 @@ async def refused_callers(reader: Reader, integration_id: str, now_us: int) -> t
 
 async def record_token_uses(reader: Reader, uses: Sequence[TokenUse]) -> None:
     """Record the latest use of each token; keep the `TOKEN_USES_MAX` latest."""
-    keys = [reader.keys.once(HOME, name) for name in ("tokens", "token-uses", "token-uses-age")]
+    keys = [reader.keys.named(HOME, name) for name in ("tokens", "token-uses", "token-uses-age")]
     calls: list[Command] = []
     for first in range(0, len(uses), _USES_PER_CALL):
         arguments: list[str | int] = [TOKEN_USES_MAX]
@@ -101,13 +101,13 @@ async def record_token_uses(reader: Reader, uses: Sequence[TokenUse]) -> None:
 
 async def token_uses(reader: Reader) -> Mapping[str, TokenUse]:
     """The last use of each token."""
-    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.once(HOME, "token-uses")))
+    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.named(HOME, "token-uses")))
     return {token_id.decode(): token_use_of(token_id, text) for token_id, text in pairs(reply)}
 
 
 async def announce(reader: Reader, sidecar_id: str, revision: Revision, now_us: int) -> None:
     """Record that a sidecar is alive; delete those that are not. *now_us* 0 = the server's clock."""
-    keys = [reader.keys.once(HOME, name) for name in ("sidecars", "sidecars-age")]
+    keys = [reader.keys.named(HOME, name) for name in ("sidecars", "sidecars-age")]
     arguments = (sidecar_id, str(revision), now_us, SIDECAR_LIFETIME_US, SIDECARS_MAX)
     await reader.ask(HOME, call_of(ANNOUNCE, keys, arguments))
 
@@ -117,8 +117,8 @@ async def live_sidecars(reader: Reader, now_us: int) -> tuple[LiveSidecar, ...]:
     lowest = f"({now_us - SIDECAR_LIFETIME_US}"
     kept, ages = await reader.ask(
         HOME,
-        ("HGETALL", reader.keys.once(HOME, "sidecars")),
-        ("ZRANGEBYSCORE", reader.keys.once(HOME, "sidecars-age"), lowest, "+inf", "WITHSCORES"),
+        ("HGETALL", reader.keys.named(HOME, "sidecars")),
+        ("ZRANGEBYSCORE", reader.keys.named(HOME, "sidecars-age"), lowest, "+inf", "WITHSCORES"),
     )
     revisions = dict(pairs(kept))
     return tuple(

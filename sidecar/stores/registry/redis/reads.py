@@ -60,7 +60,7 @@ class Reader:
 
 def head_command(keys: RegistryKeys, partition: int) -> Command:
     """The command that reads the head of a chain."""
-    return ("XREVRANGE", keys.once(partition, "audit"), "+", "-", "COUNT", 1)
+    return ("XREVRANGE", keys.named(partition, "audit"), "+", "-", "COUNT", 1)
 
 
 def record_command(keys: RegistryKeys, integration_id: str) -> Command:
@@ -161,7 +161,7 @@ async def _load(reader: Reader, partition: int) -> tuple[list[Integration], list
 async def _ids(reader: Reader, partition: int, after: str, count: int) -> list[str]:
     """Up to *count* sorted ids after *after*."""
     lowest = f"({after}" if after else "-"
-    ids = reader.keys.once(partition, "ids")
+    ids = reader.keys.named(partition, "ids")
     [reply] = await reader.ask(partition, ("ZRANGEBYLEX", ids, lowest, "+", "LIMIT", 0, count))
     return [id.decode() for id in reply]
 
@@ -245,18 +245,18 @@ def seen_of(reply: list[bytes]) -> tuple[Address, ...]:
 
 async def administrators(reader: Reader) -> tuple[Administrator, ...]:
     """Every account, ordered by id."""
-    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.once(HOME, "admins")))
+    [reply] = await reader.ask(HOME, ("HGETALL", reader.keys.named(HOME, "admins")))
     return tuple(account_of(text) for _, text in sorted(pairs(reply)))
 
 
 async def token_holder(reader: Reader, token_id: str) -> Administrator | None:
     """The account that a token id was issued to."""
-    tokens = reader.keys.once(HOME, "tokens")
+    tokens = reader.keys.named(HOME, "tokens")
     holder, time = await reader.ask(HOME, ("HGET", tokens, token_id), ("TIME",))
     learn_time_us(reader, time)
     if holder is None:
         return None
-    [text] = await reader.ask(HOME, ("HGET", reader.keys.once(HOME, "admins"), holder))
+    [text] = await reader.ask(HOME, ("HGET", reader.keys.named(HOME, "admins"), holder))
     return account_of(text) if text is not None else None
 
 

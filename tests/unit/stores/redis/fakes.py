@@ -268,7 +268,7 @@ class Bench:
 
 def full_reply(*asked: int) -> list[int]:
     """What take.lua replies when each of the groups found its one bucket full and all asked are admitted."""
-    return [SERVER_NOW_US, *(number for one in asked for number in (one, SERVER_NOW_US))]
+    return [SERVER_NOW_US, *(number for admitted in asked for number in (admitted, SERVER_NOW_US))]
 
 
 def error(text: str) -> ErrorReply:

@@ -79,7 +79,7 @@ def test_keys__different_things_have_different_keys(things: set[tuple[str, str]]
     """Within one owner, no two names share a key; and buckets, generations and records never meet."""
     keys = KeySpace()
     for owner in {owner for owner, _ in things}:
-        names = {name for one, name in things if one == owner}
+        names = {name for other, name in things if other == owner}
         buckets = {keys.bucket(owner, name) for name in names}
         assert len(buckets) == len(names)
         assert not buckets & {keys.generation(owner), keys.record(owner), keys.layout_key, keys.live_key}

@@ -105,7 +105,7 @@ def test_node_pipeline__in_a_cluster_each_partition_has_its_call() -> None:
     [calls] = bench.link.writes
     tags = [{key[: key.index(b"}")] for key in call[3:-2]} for call in calls]
     assert all(len(tag) == 1 for tag in tags)
-    assert len({tag for one in tags for tag in one}) == len(calls) > 1
+    assert len({tag for call_tags in tags for tag in call_tags}) == len(calls) > 1
     bench.take("later", ACME)
     bench.loop.turn()
     for call in calls:

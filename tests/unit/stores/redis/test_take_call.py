@@ -23,7 +23,7 @@ def group_of(buckets: BucketSet, *asked: int, checks: bool = False) -> tuple[Gro
     """A group of takes, and where their outcomes go."""
     group = Group(CompiledSet(buckets, KEYS, checks))
     told: list[Taken] = []
-    group.waiting = [(one, 0.0, told.append) for one in asked]  # type: ignore[list-item]
+    group.waiting = [(number, 0.0, told.append) for number in asked]  # type: ignore[list-item]
     group.asked = sum(asked)
     return group, told
 
@@ -130,7 +130,7 @@ def test_apportion__each_take_gets_what_it_would_have_got_alone(
     quota = Quota(50_000, burst)
     names = [str(index) for index in range(len(ahead))]
     buckets = BucketSet("acme", 1, names, [quota] * len(ahead), cost)
-    starts = [NOW_US + min(one, quota.span_us) for one in ahead]
+    starts = [NOW_US + min(lead, quota.span_us) for lead in ahead]
     group, told = group_of(buckets, *asked)
     last = apportion(group, starts, NOW_US, pytest.fail)
     levels = [Level(start, quota.interval_us) for start in starts]
@@ -138,7 +138,7 @@ def test_apportion__each_take_gets_what_it_would_have_got_alone(
     assert sum(taken.admitted for taken in told) == merged.admitted
     assert last == told[-1]
     assert Taken(last.admitted, merged.remaining, merged.retry_after_us, merged.reset_at_us) == last
-    for one, taken in zip(asked, told, strict=True):
-        expected, drawn = draw_all(levels, buckets.quotas, one, cost, NOW_US)
+    for wanted, taken in zip(asked, told, strict=True):
+        expected, drawn = draw_all(levels, buckets.quotas, wanted, cost, NOW_US)
         levels = levels if drawn is None else drawn
         assert taken == expected

@@ -266,7 +266,7 @@ def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
             assert harness.limit() == 60
             await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
             assert await harness.refreshed(2)
-            assert (harness.limit(), [one.record.rate_limit_rpm for one in harness.retired]) == (5, [60])
+            assert (harness.limit(), [old.record.rate_limit_rpm for old in harness.retired]) == (5, [60])
             await harness.apply(c.DeleteIntegration(integration_id=ID))
             assert await harness.refreshed(0)
             assert harness.limit() is None

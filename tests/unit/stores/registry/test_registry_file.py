@@ -239,7 +239,7 @@ RECORDS = st.builds(
     st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     st.text(min_size=1, max_size=20).filter(str.isprintable),
     st.sampled_from(Status),
-    st.frozensets(st.sampled_from([Scope(one.name, "read") for one in DEFAULT_CATEGORIES])),
+    st.frozensets(st.sampled_from([Scope(category.name, "read") for category in DEFAULT_CATEGORIES])),
     st.integers(1, 10_000),
     st.none() | st.integers(1, 1_000_000),
     st.lists(BLOCKS, max_size=5).map(tuple),
@@ -268,7 +268,7 @@ def test_dump_registry__reads_back(records: list[Integration]) -> None:
     unique = []
     for record in records:  # credential ids are unique in a registry
         fresh = tuple(credential for credential in record.credentials if credential.id not in seen)
-        seen |= {one.id for one in fresh}
+        seen |= {credential.id for credential in fresh}
         unique.append(replace(record, credentials=fresh))
     assert parse(dump_registry(unique)) == tuple(unique)
 

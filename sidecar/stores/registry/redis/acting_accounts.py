@@ -28,7 +28,7 @@ class ActingAccounts:
     holders: Mapping[str, Administrator]
 
 
-async def read_people(
+async def read_accounts(
     reader: Reader, ids: Iterable[str], clock_us: Callable[[], int] | None
 ) -> ActingAccounts:
     """
@@ -37,10 +37,10 @@ async def read_people(
     *clock_us* replaces the server's clock in tests.
     """
     names = tuple(dict.fromkeys(ids))
-    admins = reader.keys.once(HOME, "admins")
+    admins = reader.keys.named(HOME, "admins")
     epoch, time, head, *texts = await reader.ask(
         HOME,
-        ("GET", reader.keys.once(HOME, "epoch")),
+        ("GET", reader.keys.named(HOME, "epoch")),
         ("TIME",),
         head_command(reader.keys, HOME),
         *(("HGET", admins, name) for name in names),

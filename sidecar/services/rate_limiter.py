@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter_ns
 from typing import TypeVar, final
 
@@ -75,107 +75,123 @@ class RateLimiter:
         }
         self.limits = limits
 
-    def limit(
-        self,
-        request: LimitRequest,
-        deadline_s: float | None,
-        done: Callable[[LimitAnswer | StoreFault, Context], None],
-        context: Context,
-    ) -> LimitAnswer | StoreFault | None:
+    def plan(self, request: LimitRequest) -> PlannedCall:
         """
-        Answer *request*: at once where the store needs no trip, else by `done(answer, context)`, once.
-
-        *deadline_s* is how long the caller will wait, on the monotonic clock, None = it does not say.
+        Find what *request* takes by the rules in force; equal requests may share the result.
 
         Raises:
             InvalidRequestError: *request* cannot be meant.
         """
-        started_ns = perf_counter_ns()
         try:
             plan = Plan(request, self.limits, self._style)
         except InvalidRequestError:
             self._values[self._results["invalid"]] += 1
             raise
+        rows = None if plan.domain is None else self._rows[plan.domain.name]
+        unlimited = (len(request.descriptors) - len(plan.limited)) * (request.hits or 1)
+        if rows is None:
+            return PlannedCall(plan, (), self._unknown, unlimited)
+        slots = [rows[OVERRIDE if limited.rule is None else limited.rule.path] for limited in plan.limited]
+        return PlannedCall(plan, slots, rows[NO_RULE], unlimited)
+
+    def limit(
+        self,
+        planned: PlannedCall,
+        deadline_s: float | None,
+        done: Callable[[LimitAnswer | StoreFault, Context], None],
+        context: Context,
+    ) -> LimitAnswer | StoreFault | None:
+        """
+        Answer a planned call: at once where the store needs no trip, else by `done(answer, context)`, once.
+
+        *deadline_s* is how long the caller will wait, on the monotonic clock, None = it does not say.
+        """
+        started_ns = perf_counter_ns()
+        plan = planned.plan
         if not plan.takes:
-            return self._answer(plan, None, self._rows_of(plan), started_ns)
-        outcome = self._store.take_now(request.domain, plan.takes)
+            return self._answer(planned, None, started_ns)
+        outcome = self._store.take_now(plan.request.domain, plan.takes)
         if outcome is not None:
-            return self._settle(plan, outcome, self._rows_of(plan), started_ns)
+            return self._settle(planned, outcome, started_ns)
         timeout_s = self._store_timeout_s
         if deadline_s is not None:
             timeout_s = max(0.0, min(timeout_s, STORE_SHARE * (deadline_s - monotonic())))
-        rows = self._rows_of(plan)
-        pending = _PendingCall(self._settle, plan, rows, started_ns, done, context)
-        self._store.take_later(request.domain, plan.takes, timeout_s, pending.settle)
+        pending = _PendingCall(self._settle, planned, started_ns, done, context)
+        self._store.take_later(plan.request.domain, plan.takes, timeout_s, pending.settle)
         return None
 
-    def _rows_of(self, plan: Plan) -> dict[str, int] | None:
-        return None if plan.domain is None else self._rows.get(plan.domain.name)
-
     def _settle(
-        self, plan: Plan, outcome: CountersTaken | StoreFault, rows: dict[str, int] | None, started_ns: int
+        self, planned: PlannedCall, outcome: CountersTaken | StoreFault, started_ns: int
     ) -> LimitAnswer | StoreFault:
         if type(outcome) is StoreFault:
             self._values[self._results["unavailable"]] += 1
             self._observe_ns(perf_counter_ns() - started_ns)
             return outcome
         assert type(outcome) is CountersTaken
-        return self._answer(plan, outcome, rows, started_ns)
+        return self._answer(planned, outcome, started_ns)
 
-    def _answer(
-        self, plan: Plan, taken: CountersTaken | None, rows: dict[str, int] | None, started_ns: int
-    ) -> LimitAnswer:
-        answer = plan.answer(taken)
-        self._count(plan, taken, rows)
+    def _answer(self, planned: PlannedCall, taken: CountersTaken | None, started_ns: int) -> LimitAnswer:
+        answer = planned.plan.answer(taken)
+        self._count(planned, taken)
         self._values[self._results["over_limit" if answer.is_over else "ok"]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
         return answer
 
-    def _count(self, plan: Plan, taken: CountersTaken | None, rows: dict[str, int] | None) -> None:
+    def _count(self, planned: PlannedCall, taken: CountersTaken | None) -> None:
         """Count the hits of each limited descriptor at its rule; what overshoots is over, the rest within."""
         values = self._values
-        unlimited = len(plan.request.descriptors) - len(plan.limited)
-        if unlimited:
-            hits = plan.request.hits or 1
-            values[(self._unknown if rows is None else rows[NO_RULE]) + WITHIN] += unlimited * hits
-        if taken is None or rows is None:
+        if planned.unlimited_hits:
+            values[planned.unlimited_slot + WITHIN] += planned.unlimited_hits
+        if taken is None:
             return
-        for limited, counted in zip(plan.limited, taken.counted, strict=True):
-            take = limited.take
-            row = rows[OVERRIDE] if limited.rule is None else rows.get(limited.rule.path, rows[NO_RULE])
+        for slot, take, counted in zip(planned.slots, planned.plan.takes, taken.counted, strict=True):
             if not counted.is_over:
-                values[row + WITHIN] += take.hits
+                values[slot + WITHIN] += take.hits
                 continue
             over = take.hits
             if take.counts_refused:
                 over = min(over, counted.used - take.limit)
-            values[row + (SHADOW if take.is_shadow else OVER)] += over
-            values[row + WITHIN] += take.hits - over
+            values[slot + (SHADOW if take.is_shadow else OVER)] += over
+            values[slot + WITHIN] += take.hits - over
+
+
+@final
+class PlannedCall:
+    """
+    What a request takes, and where its hits are counted.
+
+    `slots` has the metrics of each of the plan's takes; `unlimited_hits` are those of all other descriptors.
+    """
+
+    __slots__ = ("plan", "slots", "unlimited_hits", "unlimited_slot")
+
+    def __init__(self, plan: Plan, slots: Sequence[int], unlimited_slot: int, unlimited_hits: int) -> None:
+        """See the class."""
+        self.plan = plan
+        self.slots = slots
+        self.unlimited_slot = unlimited_slot
+        self.unlimited_hits = unlimited_hits
 
 
 @final
 class _PendingCall:
     """A call that waits for the shared store."""
 
-    __slots__ = ("_answer", "_context", "_done", "_plan", "_rows", "_started_ns")
+    __slots__ = ("_answer", "_context", "_done", "_planned", "_started_ns")
 
     def __init__(
         self,
-        answer: Callable[
-            [Plan, CountersTaken | StoreFault, dict[str, int] | None, int], LimitAnswer | StoreFault
-        ],
-        plan: Plan,
-        rows: dict[str, int] | None,
+        answer: Callable[[PlannedCall, CountersTaken | StoreFault, int], LimitAnswer | StoreFault],
+        planned: PlannedCall,
         started_ns: int,
         done: Callable[[LimitAnswer | StoreFault, Context], None],
         context: Context,
     ) -> None:
         self._answer = answer
-        self._plan = plan
-        self._rows = rows
+        self._planned = planned
         self._started_ns = started_ns
         self._done = done
         self._context = context
 
     def settle(self, outcome: CountersTaken | StoreFault) -> None:
-        self._done(self._answer(self._plan, outcome, self._rows, self._started_ns), self._context)
+        self._done(self._answer(self._planned, outcome, self._started_ns), self._context)

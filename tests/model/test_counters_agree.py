@@ -26,6 +26,7 @@ from sidecar.stores.redis.resp import pack
 from sidecar.stores.redis.scripts import COUNT
 from sidecar.stores.redis.take_call import Group
 from tests.redis_servers import shared
+from tests.waiting import PATIENCE_S
 
 NOW_US = 1_795_000_000_000_000
 DOMAIN = "shop"
@@ -150,7 +151,7 @@ class CounterModel(RuleBasedStateMachine):
         for key, counter in changed.items():
             assert self.redis.values[key] == ":".join(map(str, counter)).encode()
             assert 0 <= self.redis.ttls_ms[key] <= 2 * self.units_s[key] * 1_000 + 1_000
-            assert self.redis.ttls_ms[key] * 1_000 + 2_000 >= self.remaining_us(key)
+            assert self.redis.ttls_ms[key] * 1_000 + PATIENCE_S * 1e6 >= self.remaining_us(key)
 
     def remaining_us(self, key: str) -> int:
         """For how long a counter is in use."""

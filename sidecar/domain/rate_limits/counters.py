@@ -140,6 +140,8 @@ def take_counters(
 
     Mirror: count.lua, same integers, same order.
     """
+    if len(takes) == 1:
+        return _take_one(takes[0], stored(takes[0].key), now_us)
     kept: dict[str, Counter] = {}
     before: list[Counted] = []
     tried: dict[str, Counted] = {}
@@ -153,10 +155,7 @@ def take_counters(
             if rebased is not None and take.hits:
                 kept[key] = rebased
         before.append(found)
-        is_over = found.used + take.hits > take.limit
-        if take.is_bucket:
-            # A peek asks for nothing, so it always fits; a rest in use leaves room for one token less.
-            is_over = take.hits > 0 and found.used + take.hits + (found.rest > 0) > take.limit
+        is_over = _is_over(take, found)
         if take.hits and (take.counts_refused or not is_over):
             found = Counted(False, min(found.used + take.hits, COUNT_MAX), found.rest)
             tried[key], takers[key] = found, take
@@ -172,6 +171,27 @@ def take_counters(
         if take.counts_refused or not refused:
             kept[key] = _counter(take, tried[key], now_us)
     return CountersTaken(now_us, counted), kept
+
+
+def _take_one(
+    take: CounterTake, counter: Counter | None, now_us: int
+) -> tuple[CountersTaken, dict[str, Counter]]:
+    """`take_counters` for a single take: the usual call. Hits that do not fit are not taken in any case."""
+    found, rebased = _read(take, counter, now_us)
+    is_over = _is_over(take, found)
+    if take.hits and (take.counts_refused or not is_over):
+        found = Counted(is_over, min(found.used + take.hits, COUNT_MAX), found.rest)
+        return CountersTaken(now_us, [found]), {take.key: _counter(take, found, now_us)}
+    kept = {take.key: rebased} if rebased is not None and take.hits else {}
+    return CountersTaken(now_us, [Counted(is_over, found.used, found.rest)]), kept
+
+
+def _is_over(take: CounterTake, found: Counted) -> bool:
+    """Whether the hits do not fit beside *found*; a peek of a bucket asks for nothing, so it fits."""
+    if not take.is_bucket:
+        return found.used + take.hits > take.limit
+    # A rest in use leaves room for one token less.
+    return take.hits > 0 and found.used + take.hits + (found.rest > 0) > take.limit
 
 
 def _read(take: CounterTake, counter: Counter | None, now_us: int) -> tuple[Counted, Counter | None]:

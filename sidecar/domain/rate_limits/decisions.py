@@ -142,7 +142,7 @@ _UNLIMITED = Status(Limit(None), remaining=UNLIMITED_REMAINING)
 
 class Plan:
     """
-    What a request takes; its answer once that was taken.
+    What a request takes; its answer once that was taken. Equal requests may share one.
 
     `domain` None = no file has the request's domain. `limited` has an entry for each of `takes`.
     """
@@ -233,31 +233,33 @@ class Plan:
         """The answer after *taken*; None = `takes` is empty."""
         statuses = self._statuses
         is_over = False
+        if self.limited:
+            statuses = statuses.copy()
         if taken is not None:
             for limited, counted in zip(self.limited, taken.counted, strict=True):
                 statuses[limited.index] = _status(limited, counted, taken.now_us)
             is_over = is_refused(self.takes, taken.counted)
         style = self._style
-        headers = self._headers() if style.headers is not None else ()
-        metadata = self._metadata() if style.adds_metadata else None
+        headers = self._headers(statuses) if style.headers is not None else ()
+        metadata = self._metadata(statuses) if style.adds_metadata else None
         return LimitAnswer(is_over and not style.is_shadow, statuses, headers, metadata)
 
-    def _headers(self) -> Sequence[tuple[str, str]]:
+    def _headers(self, statuses: Sequence[Status]) -> Sequence[tuple[str, str]]:
         """Those of the last enforced limit that is over; else of the one with the least remaining."""
         chosen: Status | None = None
         for limited in self.limited:
-            status = self._statuses[limited.index]
+            status = statuses[limited.index]
             if status.is_over and not limited.take.is_quota:
                 chosen = status
         if chosen is None:
-            statuses = [self._statuses[limited.index] for limited in self.limited]
-            chosen = min(statuses, key=lambda status: status.remaining, default=None)
+            counted = [statuses[limited.index] for limited in self.limited]
+            chosen = min(counted, key=lambda status: status.remaining, default=None)
         if chosen is None or chosen.limit is None or self._style.headers is None:
             return ()
         values = chosen.limit.requests, chosen.remaining, chosen.reset_s
         return [(name, str(value)) for name, value in zip(self._style.headers, values, strict=True)]
 
-    def _metadata(self) -> Mapping[str, Any]:
+    def _metadata(self, statuses: Sequence[Status]) -> Mapping[str, Any]:
         request = self.request
         metadata: dict[str, Any] = {
             "domain": request.domain,
@@ -266,7 +268,7 @@ class Plan:
         if request.hits:
             metadata["hitsAddend"] = request.hits
         merged: dict[str, Any] = {}
-        for status, rule in zip(self._statuses, self._rules, strict=True):
+        for status, rule in zip(statuses, self._rules, strict=True):
             if rule is not None and not status.is_over:
                 merge(merged, rule.metadata)
         if merged:

@@ -11,13 +11,20 @@ from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitRespon
 from google.protobuf.json_format import MessageToDict
 
 from sidecar.domain.rate_limits.counters import HITS_MAX, Counted, CountersTaken, CounterTake
-from sidecar.domain.rate_limits.decisions import DESCRIPTORS_MAX, ENTRIES_MAX, ENTRY_CHARS_MAX, LimitStyle
-from sidecar.domain.rate_limits.rules import RateLimits
+from sidecar.domain.rate_limits.decisions import (
+    DESCRIPTORS_MAX,
+    ENTRIES_MAX,
+    ENTRY_CHARS_MAX,
+    LimitAnswer,
+    LimitStyle,
+    Status,
+)
+from sidecar.domain.rate_limits.rules import Limit, RateLimits, Unit
 from sidecar.observe.metrics import Metrics
 from sidecar.rpc.calls import UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.rate_limiter import HITS, OVER, SHADOW, WITHIN, RateLimiter
-from sidecar.services.rls import RateLimitService
+from sidecar.services.rls import LIMIT_FIELDS_MAX, PLANS_MAX, RateLimitService, encode
 from sidecar.stores.embedded_counters import EmbeddedCounterStore
 from sidecar.stores.protocols import CountersDone, StoreFault
 from tests.building import FakeCall, ManualClock, make_metrics
@@ -261,3 +268,42 @@ def test_metrics__name_rules_and_never_callers() -> None:
     assert served.hits("shop", "(none)") == [4, 0, 0]
     assert served.hits("(unknown)", "(none)") == [10_000, 0, 0]
     assert served.hits("shop", "path_/v1/*") == [10_000, 0, 0]
+
+
+@pytest.mark.parametrize("remaining", [0, 1, 127, 128, 16_384, 2**32 - 1])
+@pytest.mark.parametrize("reset_s", [0, 1, 300, 31_536_000])
+@pytest.mark.parametrize("is_over", [False, True])
+def test_encode__is_what_protobuf_writes(remaining: int, reset_s: int, is_over: bool) -> None:
+    """The bytes that are put together by hand are those of the message, whatever its figures."""
+    limit = Limit(Unit.WEEK, 4_000_000_000, "café")
+    answer = LimitAnswer(is_over, [Status(limit, is_over, remaining, reset_s), Status(None)])
+    code = RateLimitResponse.OVER_LIMIT if is_over else RateLimitResponse.OK
+    expected = RateLimitResponse(overall_code=code)
+    status = expected.statuses.add(code=code, limit_remaining=remaining)
+    status.current_limit.requests_per_unit = limit.requests
+    status.current_limit.unit = RateLimitResponse.RateLimit.WEEK
+    status.current_limit.name = limit.name
+    status.duration_until_reset.seconds = reset_s
+    expected.statuses.add(code=RateLimitResponse.OK)
+    assert encode(answer) == expected.SerializeToString()
+
+
+def test_encode__limits_of_requests_are_bounded() -> None:
+    """Requests that bring a limit of their own each fill no memory, and get theirs."""
+    served = Served()
+    for number in range(LIMIT_FIELDS_MAX + 10):
+        limit = number + 1
+        assert text_of(served.response(f"user=a~L{limit}/year~h0")) == f"OK [OK {limit}/year r{limit}]"
+
+
+def test_plans__are_kept_for_equal_calls_only() -> None:
+    """The same bytes count again by the same rules; other rules hold from the next call on."""
+    served = Served()
+    assert [text_of(served.response("user=a")) for _ in range(2)] == [
+        "OK [OK 5/day r4 daily]", "OK [OK 5/day r3 daily]",
+    ]  # fmt: skip
+    served.limiter.put_in_force(read_limits(FILE.replace("requests_per_unit: 5", "requests_per_unit: 2")))
+    assert text_of(served.response("user=a")) == "OVER [OVER 2/day r0 daily]"
+    for number in range(PLANS_MAX + 10):
+        served.response(f"none={number}")
+    assert served.hits("shop", "(none)") == [PLANS_MAX + 10, 0, 0]

@@ -59,10 +59,10 @@ class AdminCalls:
         content = None if body is None else json.dumps(body)
         self._connection.request(method, f"/v1{path}", content, self._headers)
         response = self._connection.getresponse()
-        told = response.read()
+        answer = response.read()
         if response.status >= 400:
-            raise BenchError(f"{method} {path} was answered {response.status}: {told[:500].decode()}")
-        return told
+            raise BenchError(f"{method} {path} was answered {response.status}: {answer[:500].decode()}")
+        return answer
 
     def close(self) -> None:
         """Close the connection."""
@@ -110,10 +110,10 @@ def hammering(folder: Path, hammer: Hammer, core: int) -> Iterator[Hammered]:
         if not process.stdout.readline():
             raise BenchError(f"the load did not start: {process.communicate()[1][-500:]}")
         yield counted
-        told, complaint = process.communicate(timeout=STOP_TIMEOUT_S)
+        output, complaint = process.communicate(timeout=STOP_TIMEOUT_S)
         if process.returncode:
             raise BenchError(f"the load failed: {complaint.strip()[-500:]}")
-        counted.__dict__.update(json.loads(told))
+        counted.__dict__.update(json.loads(output))
     finally:
         if process.poll() is None:
             process.kill()

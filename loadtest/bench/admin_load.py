@@ -169,8 +169,8 @@ def _timed(what: str, work: Callable[[], object]) -> Row:
 def _create_all(scene: _Scene) -> None:
     for first in range(0, INTEGRATIONS, BATCH):
         changes = [_creation(number) for number in range(first, first + BATCH)]
-        told = scene.calls.call("POST", "/changes", {"changes": changes})
-        _expect(sum(result["status"] == 201 for result in told["results"]), BATCH)
+        answer = scene.calls.call("POST", "/changes", {"changes": changes})
+        _expect(sum(result["status"] == 201 for result in answer["results"]), BATCH)
 
 
 def _creation(number: int) -> dict[str, Any]:
@@ -195,8 +195,8 @@ def _create_hot(scene: _Scene) -> None:
         "burst": BURST,
         "allowlist": networks,
     }
-    told = scene.calls.call("POST", "/changes", {"changes": [creation]})
-    _expect(told["results"][0]["status"], 201)
+    answer = scene.calls.call("POST", "/changes", {"changes": [creation]})
+    _expect(answer["results"][0]["status"], 201)
     scene.calls.call("POST", f"/integrations/{HOT_ID}/allowlist/enable", {})
 
 

@@ -241,9 +241,9 @@ class SidecarWithAdminApi(AttackedSidecar):
             for record in self.records()
         ]
         calls = AdminCalls(self.addresses["admin"], self._token)
-        told = calls.call("POST", "/changes", {"changes": changes})
+        answer = calls.call("POST", "/changes", {"changes": changes})
         calls.close()
-        refused = [result for result in told["results"] if result["status"] != 201]
+        refused = [result for result in answer["results"] if result["status"] != 201]
         if refused:
             raise BenchError(f"an integration was not created: {refused[0]}")
 
@@ -254,10 +254,10 @@ class SidecarWithAdminApi(AttackedSidecar):
         body = json.dumps({"reason": "trial"})
         connection.request("POST", f"/v1/integrations/target-{number}/suspend", body, headers)
         response = connection.getresponse()
-        told = response.read()
+        answer = response.read()
         connection.close()
         if response.status != 200:
-            raise BenchError(f"the suspension was answered {response.status}: {told[:500].decode()}")
+            raise BenchError(f"the suspension was answered {response.status}: {answer[:500].decode()}")
 
 
 SIDECARS: tuple[type[AttackedSidecar], ...] = (SidecarWithFile, SidecarWithAdminApi)

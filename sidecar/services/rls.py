@@ -1,8 +1,8 @@
 """
 Envoy's global rate limiting, `envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit`.
 
-Messages come from xds-protos; what they mean is `domain.rate_limits`. A call that cannot be answered ends as
-UNAVAILABLE or INVALID_ARGUMENT: Envoy then goes by its `failure_mode_deny`.
+Messages come from xds-protos; `domain.rate_limits` implements their semantics. A call that cannot be
+answered ends with UNAVAILABLE or INVALID_ARGUMENT: Envoy then applies its `failure_mode_deny`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sidecar.stores.protocols import StoreFault
 SERVICE = "envoy.service.ratelimit.v3.RateLimitService"
 SHOULD_RATE_LIMIT = f"/{SERVICE}/ShouldRateLimit"
 HEALTH_SERVICES = (SERVICE, "ratelimit")
-"""What the health service knows it by; the second one is envoyproxy/ratelimit's own name."""
+"""The names in the health service; the second one is the name of envoyproxy/ratelimit."""
 
 _OK, _OVER_LIMIT = RateLimitResponse.OK, RateLimitResponse.OVER_LIMIT
 

@@ -27,7 +27,7 @@ def refusal_to_reactivate(
 
     Administrators who suspended it since the last reactivation may not, and neither may accounts and tokens
     to which one of them granted access since. Access granted on the machine is judged by `is_single_person`
-    instead: otherwise nobody could end a suspension by the only administrator.
+    instead: otherwise a suspension by the only administrator could never end.
     """
     suspenders = {suspension.by for suspension in suspensions}
     if actor.id in suspenders:

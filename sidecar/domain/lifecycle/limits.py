@@ -88,7 +88,7 @@ def set_on_store_error(record: Integration, command: c.SetOnStoreError, context:
 
 def fail_policy_of(text: str | None) -> FailPolicy | None:
     """
-    Parse a policy; None = none of its own.
+    Parse a policy; None = the policy of the configuration.
 
     Raises:
         InvalidError: there is no such policy.

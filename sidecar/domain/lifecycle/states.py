@@ -35,7 +35,7 @@ DESCRIPTIONS: Mapping[State, str] = {
 
 
 def state_of(record: Integration | None, is_deleted: bool, now_us: int) -> State:
-    """The state of *record*; None = there is none, and *is_deleted* then tells whether there was one."""
+    """Return the state of *record*; None = no record, and *is_deleted* = it was deleted."""
     if is_deleted:
         return State.DELETED
     if record is None:

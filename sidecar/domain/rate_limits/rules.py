@@ -54,10 +54,10 @@ UNIT_SECONDS = {
 @dataclass(frozen=True, slots=True)
 class Limit:
     """
-    So many requests per unit.
+    A number of requests per unit.
 
-    `unit` None = unlimited. `replaces` names limits that do not count in a request that meets this one;
-    `algorithm` None = that of the domain.
+    `unit` None = unlimited. `replaces` names limits that are ignored in requests with this limit; `algorithm`
+    None = that of the domain.
     """
 
     unit: Unit | None
@@ -75,11 +75,11 @@ class Limit:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
-    What one configured descriptor does.
+    The rule of one configured descriptor.
 
-    `path` names it in metrics and errors: 'key_value.key' of the nodes from the root to it. `shared_pattern`
-    is the text that stands for the value of every request that meets the node, None = each value has its
-    own counter. `metadata` is given back to the proxy.
+    `path` names the rule in metrics and errors: 'key_value.key' of the nodes from the root. `shared_pattern`
+    is the text that replaces the values of matching requests, None = each value has a separate counter.
+    `metadata` is returned to the proxy.
     """
 
     path: str
@@ -102,7 +102,7 @@ class Node:
         self._wildcards: list[tuple[Wildcard, Node]] = []
 
     def add(self, text: str, node: Node) -> bool:
-        """Put *node* below under *text*, `key` or `key_value`; False = the text is taken."""
+        """Add *node* as the child *text*, `key` or `key_value`; False = the child exists."""
         if text in self.children:
             return False
         self.children[text] = node
@@ -111,7 +111,7 @@ class Node:
         return True
 
     def below(self, key: str, value: str) -> Node | None:
-        """The node that a request's entry finds; None = none."""
+        """Return the child that matches a request's entry; None = no match."""
         text = f"{key}_{value}"
         found = self.children.get(text) if value else None
         if found is None:
@@ -124,7 +124,7 @@ class Node:
 
 @final
 class Wildcard:
-    """A pattern in which each '*' stands for any number of characters."""
+    """A pattern in which each '*' matches any number of characters."""
 
     __slots__ = ("_first", "_last", "_least", "_middle")
 

@@ -87,12 +87,16 @@ class Stack:
             self.sidecar = self.start_sidecar()
             if kind.proxy == "envoy":
                 self.envoy = self.start_envoy()
-                self.port = self.envoy.port
             else:
-                self.port = self._start_proxy().port
+                self._proxy = self._start_proxy()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def port(self) -> int:
+        """Where the proxy listens; an Envoy that is started again has another port."""
+        return self.envoy.port if self.kind.proxy == "envoy" else self._proxy.port
 
     def _address(self, kind: str) -> str:
         if self.kind.unix:

@@ -52,7 +52,6 @@ class RowTable:
     __slots__ = ("counts", "first", "rows_max", "width")
 
     def __init__(self, first: int, rows_max: int, counts: int) -> None:
-        """See the class."""
         self.first = first
         self.rows_max = rows_max
         self.counts = counts

@@ -45,7 +45,6 @@ class FileFaultsError(ValueError):
     def __init__(
         self, faults: Iterable[FileFault], total: int, is_unreadable: bool = False, is_cut: bool = False
     ) -> None:
-        """Build a message with one mistake per line."""
         self.is_unreadable = is_unreadable
         self.is_cut = is_cut
         self.faults = tuple(faults)

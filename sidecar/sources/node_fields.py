@@ -29,7 +29,6 @@ class NodeReader:
     """Reads values from nodes; adds mistakes to `faults` and continues."""
 
     def __init__(self, faults: FaultList) -> None:
-        """Add mistakes to *faults*."""
         self.faults = faults
         self._mistyped: set[tuple[str, str]] = set()
 

@@ -46,7 +46,6 @@ class YamlError(ValueError):
     """The text is not YAML, or uses unsupported YAML; `line` counts from 1."""
 
     def __init__(self, line: int, problem: str) -> None:
-        """Store the line and the problem."""
         super().__init__(problem)
         self.line = line
         self.problem = problem

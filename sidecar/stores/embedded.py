@@ -32,16 +32,9 @@ class EmbeddedBucketStore:
     """
 
     __slots__ = (
-        "_ahead_us",
-        "_buckets_max",
-        "_clock_us",
-        "_compare_at_us",
-        "_convert_from_us",
-        "_full_at_us",
-        "_searched_at_us",
-        "_wall_us",
-        "levels",
-    )
+        "_ahead_us", "_buckets_max", "_clock_us", "_compare_at_us", "_convert_from_us",
+        "_full_at_us", "_searched_at_us", "_wall_us", "levels",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -65,7 +58,6 @@ class EmbeddedBucketStore:
         self._full_at_us = 0  # when the first of the remaining buckets is full
 
     def __len__(self) -> int:
-        """Number of buckets in memory."""
         return len(self.levels)
 
     def take_now(self, buckets: BucketSet, asked: int) -> Taken | StoreFault | None:

@@ -53,7 +53,6 @@ class LocalShare:
         self._used_at_us = 0
 
     def __len__(self) -> int:
-        """Number of buckets in memory."""
         return len(self._store)
 
     @property

@@ -21,20 +21,11 @@ class Batch:
     """
 
     __slots__ = (
-        "dead_s",
-        "deadline_s",
-        "groups",
-        "has_counters",
-        "is_overdue",
-        "keys",
-        "overdue_s",
-        "sent_s",
-        "takes",
-        "unanswered",
-    )
+        "dead_s", "deadline_s", "groups", "has_counters", "is_overdue", "keys", "overdue_s",
+        "sent_s", "takes", "unanswered",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        """Start empty."""
         self.groups: dict[CompiledSet | CounterCall, AnyGroup] = {}
         self.takes = 0
         self.keys = 0
@@ -79,7 +70,6 @@ class TakeQueue:
     __slots__ = ("_batches", "_groups_max", "_keys_max", "_last", "_takes_max", "takes")
 
     def __init__(self, limits: StoreLimits) -> None:
-        """Start with an empty batch."""
         self._groups_max = limits.groups_max
         self._keys_max = limits.keys_max
         self._takes_max = limits.queue_takes_max

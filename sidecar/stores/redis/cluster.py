@@ -33,7 +33,6 @@ class ClusterTopology:
     """
 
     def __init__(self, connector: Connector, parts: PipelineParts) -> None:
-        """Start without nodes."""
         self._connector = connector
         self._parts = parts
         self._limits = connector.limits

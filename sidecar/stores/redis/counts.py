@@ -11,28 +11,10 @@ class StoreCounts:
     """Slots of the store's metrics; hot paths use `values[counts.takes] += 1`."""
 
     __slots__ = (
-        "batches",
-        "breaker_trips",
-        "breakers_open",
-        "calls",
-        "connects",
-        "denials",
-        "errors",
-        "failed_connects",
-        "faults",
-        "links",
-        "may_evict",
-        "merged",
-        "primary_changes",
-        "redirects",
-        "script_loads",
-        "sentinels",
-        "takes",
-        "topology_changes",
-        "trip",
-        "unserved",
-        "values",
-    )
+        "batches", "breaker_trips", "breakers_open", "calls", "connects", "denials", "errors",
+        "failed_connects", "faults", "links", "may_evict", "merged", "primary_changes", "redirects",
+        "script_loads", "sentinels", "takes", "topology_changes", "trip", "unserved", "values",
+    )  # fmt: skip
 
     def __init__(self, metrics: Metrics) -> None:
         """Look up every slot."""

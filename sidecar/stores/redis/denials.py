@@ -46,13 +46,10 @@ class Denials:
         self.entries: dict[BucketSet, Denial] = {}
 
     def __len__(self) -> int:
-        """Number of cached denials."""
         return len(self.entries)
 
     def add(self, buckets: BucketSet, taken: Taken, now_us: int, sent_s: float, received_s: float) -> None:
-        """
-        Record that *taken* left no token at *now_us* of the server, between *sent_s* and *received_s*.
-        """
+        """Record that *taken* left no token at *now_us* of the server, between *sent_s* and *received_s*."""
         quota = buckets.quotas[0]
         wait_us = taken.reset_at_us + quota.interval_us - quota.span_us - now_us
         wait_us -= -(-wait_us // DRIFT)

@@ -57,7 +57,6 @@ class Redirects:
         on_failure: Callable[[NodePipeline, int, Exception], None],
         check_link: LinkCheck,
     ) -> None:
-        """Start without redirects."""
         self._connector = connector
         self._counts = counts
         self._link_to = link_to

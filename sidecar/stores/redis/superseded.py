@@ -29,14 +29,12 @@ class SupersededTakes:
     __slots__ = ("_due_s", "_loop", "_timer", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start empty."""
         self._loop = loop
         self._waiting: dict[Group[CompiledSet], Notify] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = NEVER_S
 
     def __len__(self) -> int:
-        """Number of waiting groups."""
         return len(self._waiting)
 
     def hold(

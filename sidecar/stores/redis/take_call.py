@@ -39,15 +39,9 @@ class CompiledSet:
     """
 
     __slots__ = (
-        "buckets",
-        "cost",
-        "generation",
-        "generation_key",
-        "generation_text",
-        "is_plain",
-        "keys",
+        "buckets", "cost", "generation", "generation_key", "generation_text", "is_plain", "keys",
         "partition",
-    )
+    )  # fmt: skip
 
     def __init__(self, buckets: BucketSet, keys: KeySpace, checks_generation: bool) -> None:
         """
@@ -86,7 +80,6 @@ class Group(Generic[Compiled]):
     __slots__ = ("asked", "compiled", "waiting")
 
     def __init__(self, compiled: Compiled) -> None:
-        """Start without takes."""
         self.compiled = compiled
         self.asked = 0
         self.waiting: list[Waiting] = []

@@ -34,7 +34,6 @@ class WatchedRegistry:
     _poll_interval_s = float("inf")
 
     def __init__(self) -> None:
-        """Start without waiting callers."""
         self._watchers: set[asyncio.Future[None]] = set()
 
     async def changes_since(self, revision: Revision, timeout_s: float = 0.0) -> Changes:

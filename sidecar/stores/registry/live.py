@@ -96,7 +96,6 @@ class LiveRegistry:
         metrics: Metrics,
         options: LiveOptions | None = None,
     ) -> None:
-        """Start unloaded; `run` reads the registry."""
         self.snapshot = Snapshot.unloaded()
         self.is_loaded = False
         self.on_trouble: Callable[[str], None] = lambda trouble: None

@@ -33,13 +33,11 @@ class CredentialUses:
     __slots__ = ("_pending", "_pending_max", "dropped_count")
 
     def __init__(self, pending_max: int = PENDING_MAX) -> None:
-        """Keep at most *pending_max* pairs."""
         self._pending: dict[tuple[str, Address], tuple[str, int]] = {}
         self._pending_max = pending_max
         self.dropped_count = 0
 
     def __len__(self) -> int:
-        """Number of buffered pairs."""
         return len(self._pending)
 
     def note(self, credential_id: str, integration_id: str, address: Address, now_us: int) -> None:
@@ -100,7 +98,6 @@ class RefusedCallers:
         self._integrations_max = integrations_max
 
     def __len__(self) -> int:
-        """Number of integrations with buffered callers."""
         return len(self._pending)
 
     def note(self, integration_id: str, credential_id: str, address: Address, now_us: int) -> None:
@@ -150,11 +147,9 @@ class TokenUses:
     __slots__ = ("_pending",)
 
     def __init__(self) -> None:
-        """Start empty."""
         self._pending: dict[str, TokenUse] = {}
 
     def __len__(self) -> int:
-        """Number of tokens with a buffered use."""
         return len(self._pending)
 
     def note(self, token_id: str, source: str, now_us: int) -> None:

@@ -33,7 +33,6 @@ class History:
     __slots__ = ("_clock", "_delivered", "_points")
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        """Start without entries."""
         self._clock = clock
         self._delivered: dict[int, tuple[int, str]] = {}
         self._points: dict[int, deque[Point]] = {}

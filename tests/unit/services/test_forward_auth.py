@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.api_keys import NewApiKey
@@ -230,6 +232,23 @@ def test_query__is_the_clients_and_not_read(query: bytes, key: NewApiKey) -> Non
     headers = {**FORWARDED, "x-forwarded-uri": "/of/no/route"}
     asked = ask(make_service(key), "/auth/forward", headers, key, query=query)
     assert asked.fields["x-auth-reason"] == "route_unknown"
+
+
+@given(address=st.text(st.characters(max_codepoint=255)), target=st.text(st.characters(max_codepoint=255)))
+@pytest.mark.parametrize("path", DIALECTS)
+def test_header_values__are_printable_whatever_came(path: str, address: str, target: str) -> None:
+    """Nothing that a client or a proxy sends ends a header line or puts a control character into one."""
+    key = make_key()
+    dialect = DIALECTS[path]
+    headers = {
+        **HEADERS[path],
+        dialect.address_header: address or "x",
+        dialect.target_header: target,
+        "content-type": address,
+    }
+    asked = ask(make_service(key, record={"allowlist": ("198.51.100.0/24",)}), path, headers, key)
+    head = asked.encoded[0][3:].partition(b"\r\n\r\n")[0]
+    assert all(0x20 <= byte <= 0x7E for line in head.split(b"\r\n") for byte in line)
 
 
 def test_repeated_key__is_malformed(key: NewApiKey) -> None:

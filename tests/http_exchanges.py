@@ -55,6 +55,6 @@ async def ask(handler: Handler, path: str, method: str = "GET", headers: Headers
     wire = RecordingWire()
     target = path.encode()
     handler(Exchange(Request(method, target, target, b"", headers), wire))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await wire.answered.wait()
     return wire.answer

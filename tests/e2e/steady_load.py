@@ -11,7 +11,7 @@ from tests.waiting import eventually
 
 CLIENTS = 3
 PATH = "/v1/inventory/42"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 class SteadyLoad(InBackground):

@@ -225,7 +225,7 @@ def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
         eventually(lambda enough=enough: len(answered) >= enough, 30, "changes are answered")  # type: ignore[misc]
         single.sidecar.signal(signal.SIGKILL)
         for writer in writers:
-            writer.join(30)
+            writer.join(60)
         single.sidecar.wait()
         assert set(answered) <= single.ids()
         assert single.verify().is_intact

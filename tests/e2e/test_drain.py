@@ -15,7 +15,7 @@ from tests.e2e.stack import Stack, StackKind
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(

@@ -283,7 +283,7 @@ def test_stop__drains_every_worker(supervised: Supervised, port: int, number: si
     pids = supervised.pids()
     health = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=15)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watch).status == health.SERVING
         supervised.signal(number)
         assert next(watch).status == health.NOT_SERVING

@@ -69,7 +69,7 @@ class RedisPlayer:
     def __init__(self, port: int, prefix: str) -> None:
         """Connect."""
         self.keys = KeySpace(prefix, 1)
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._reader = hiredis.Reader()
         self.values: dict[str, bytes | None] = {}
         self.ttls_ms: dict[str, int] = {}

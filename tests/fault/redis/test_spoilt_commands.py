@@ -21,7 +21,7 @@ TIMEOUT_S = 0.05
 SLACK_S = 1.0
 """How late an answer may be on a machine that has other things to do; without a deadline it never comes."""
 
-RECOVERY_S = 5.0
+RECOVERY_S = 60.0
 """A store that is well again is used again within a second; the rest is for a busy machine."""
 
 HANDSHAKE = ["CLIENT", "INFO", *["SCRIPT"] * 3, *["GET"] * 4, "SET", "GET"]

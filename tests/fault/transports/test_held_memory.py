@@ -96,7 +96,7 @@ def fixture_server() -> Iterator[ServerProcess]:
 def hold(client: socket.socket, rig: Rig) -> None:
     """Make calls on a connection whose window is 0, as bytes, without reading."""
     calls = b"".join(rig.call_bytes()[1] for _ in range(STREAMS))
-    client.settimeout(30)
+    client.settimeout(60)
     with client_errors():
         client.sendall(PREFACE + settings_frame((4, 0)) + frame(4, 1, 0) + calls)
 

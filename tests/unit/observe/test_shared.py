@@ -265,7 +265,7 @@ def test_counts__kill_9_loses_and_doubles_nothing(told_before_death: int) -> Non
             seen = now
     finally:
         child.send_signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(60)
         child.stdout.close()
     dead = counts.totals()
     counts.retire(block)

@@ -85,7 +85,7 @@ class Configured:
 
 def admin_get(address: str, path: str) -> tuple[int, str]:
     """Ask an admin listener; 0 = nobody is there."""
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.process.background import JOBS_MAX, BackgroundThread
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 def run_jobs(*jobs: Callable[[], object]) -> list[object]:

@@ -34,7 +34,7 @@ async def answer(transport: str, limits: dict[str, Any]) -> bytes:
 
     def ask() -> bytes:
         with grpc.insecure_channel(str(endpoint)) as channel:
-            found: bytes = channel.unary_unary(CHECK_PATH, None, None)(b"", timeout=10)
+            found: bytes = channel.unary_unary(CHECK_PATH, None, None)(b"", timeout=60)
             return found
 
     try:

@@ -80,7 +80,7 @@ def test_hold__workers_listen_beside_it_and_get_every_connection(ports: HeldPort
     clients = [socket.socket(family) for _ in range(20)]
     try:
         for client in clients:
-            client.settimeout(5)
+            client.settimeout(60)
             client.connect((host, endpoint.port))
         accepted = sum(_accept_all(listener.socket) for listener in listeners)
         assert accepted == len(clients)

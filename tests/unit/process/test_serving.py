@@ -62,9 +62,9 @@ def test_serve__serves_every_service(tmp_path: Path) -> None:
             check = channel.unary_unary(CHECK_PATH, None, None)
             for service in ("", "envoy.service.auth.v3.Authorization", "sidecar.v1.DecisionService"):
                 request = b"\x0a" + bytes([len(service)]) + service.encode()
-                assert check(request, timeout=10) == b"\x08\x01"  # SERVING
+                assert check(request, timeout=60) == b"\x08\x01"  # SERVING
             batch = channel.unary_unary("/sidecar.v1.DecisionService/DecideBatch", None, None)
-            assert batch(b"", timeout=10) == b""
+            assert batch(b"", timeout=60) == b""
 
 
 def test_serve__drains_before_it_ends(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_serve__drains_before_it_ends(tmp_path: Path) -> None:
         serving = running.event("serving")
         [target], [admin] = serving["grpc"], serving["admin"]
         with grpc.insecure_channel(target) as channel:
-            watch = channel.unary_stream(WATCH_PATH, None, None)(b"", timeout=30)
+            watch = channel.unary_stream(WATCH_PATH, None, None)(b"", timeout=60)
             assert next(watch) == b"\x08\x01"
             running.signal(signal.SIGTERM)
             running.event("draining")
@@ -90,7 +90,7 @@ def test_serve__is_not_ready_while_it_drains(tmp_path: Path) -> None:
         serving = running.event("serving")
         [target], [admin] = serving["grpc"], serving["admin"]
         host, port = target.split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as held:
+        with socket.create_connection((host, int(port)), timeout=60) as held:
             held.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
             held.sendall(OPEN_CALL)
             eventually_metric(admin, "sidecar_connections_open", 1)
@@ -109,7 +109,7 @@ def test_serve__signals_within_a_second_are_one(tmp_path: Path) -> None:
     with configured.serve() as running:
         [target] = running.event("serving")["grpc"]
         with grpc.insecure_channel(target) as channel:
-            watch = channel.unary_stream(WATCH_PATH, None, None)(b"", timeout=30)
+            watch = channel.unary_stream(WATCH_PATH, None, None)(b"", timeout=60)
             assert next(watch) == b"\x08\x01"
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
                 running.signal(number)
@@ -146,7 +146,7 @@ def test_serve__cuts_off_at_the_end_of_the_drain(tmp_path: Path) -> None:
         serving = running.event("serving")
         [target], [admin] = serving["grpc"], serving["admin"]
         host, port = target.split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as held:
+        with socket.create_connection((host, int(port)), timeout=60) as held:
             held.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0" + OPEN_CALL)
             eventually_metric(admin, "sidecar_connections_open", 1)
             running.signal(signal.SIGTERM)

@@ -129,17 +129,17 @@ def test_drain__serves_what_waits_in_the_backlog(serve: Serve, thread: LoopThrea
 
     def hold_the_loop() -> None:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
 
     thread.loop.call_soon_threadsafe(hold_the_loop)
-    begun.wait(10)
+    begun.wait(60)
     sockets = [dial(served.endpoint) for _ in range(20)]
     draining = served.start_drain()
     go_on.set()
     for each in sockets:
         with Client(each) as client:
             assert client.call() == "0"
-    assert draining.result(10)
+    assert draining.result(60)
 
 
 def test_drain__waits_for_running_calls(serve: Serve) -> None:
@@ -154,7 +154,7 @@ def test_drain__waits_for_running_calls(serve: Serve) -> None:
         served.reply_all()
         assert client.status(stream_id) == "0"
         client.read_to_end()
-    assert draining.result(10)
+    assert draining.result(60)
     served.await_closed("drain")
 
 
@@ -216,7 +216,7 @@ def test_accept__pauses_without_file_descriptors(
     monkeypatch.setattr(accepting, "PAUSE_S", 0.01)
     served = serve()
     client = socket.socket()
-    client.settimeout(10)
+    client.settimeout(60)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor(), hard))
     try:

@@ -28,7 +28,7 @@ def fixture_opened() -> Iterator[list[Listener]]:
 def connect(listener: Listener) -> socket.socket:
     """A client's socket, connected."""
     client = socket.socket(listener.socket.family, socket.SOCK_STREAM)
-    client.settimeout(5)
+    client.settimeout(60)
     client.connect(listener.socket.getsockname() if listener.claim is None else listener.endpoint.path)
     return client
 

@@ -64,7 +64,7 @@ def test_make__by_many_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     sealer = read_keys(tmp_path / "keys")
     assert [sealer.open(text) for text in sealed] == [SECRET] * 8
 

@@ -100,7 +100,7 @@ def test_report__the_worst_list_of_mistakes_fits_a_packet(character: str) -> Non
 
 
 AT = Position(3, 70)
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 WORDS = [b"", b"{", b"null", b"[1]", b"\xff", b'{"order": 1}', b'{"order": "1", "position": [0]}']
 
 

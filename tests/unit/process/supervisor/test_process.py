@@ -22,7 +22,7 @@ from tests.unit.process.supervisor import child
 
 LISTEN = {"grpc": (parse_endpoint("127.0.0.1:40001"), parse_endpoint("unix:/run/sidecar/grpc.sock"))}
 PAUSES = TABLE.slot("sidecar_accept_pauses_total")
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture

@@ -383,10 +383,11 @@ def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
-    """Who waits for a fetch when the process stops is told, and no task is left."""
+    """A caller that waits for a fetch when the process stops gets its answer, and no task is left."""
 
     async def act() -> None:
         async with followed_in(tmp_path) as harness:
+            await until(lambda: "changes_since" in harness.registry.asked)  # the tasks of following run
             harness.registry.held["get"], before = asyncio.Event(), asyncio.all_tasks()
             waiting = asyncio.ensure_future(harness.refreshed(7))
             await until(lambda: "get" in harness.registry.asked)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,7 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from sidecar.observe.rows import RowTable
+from sidecar.observe.rows import Rows, RowTable
 
 
 class MetricKind(Enum):
@@ -123,6 +123,7 @@ class Metrics(Collector):
         """
         self.table = table
         self.values = values if values is not None else memoryview(array("q", bytes(8 * table.size)))
+        self._row_slots: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in table.rows}
 
     def slot(self, name: str, *labels: str) -> int:
         """See `MetricTable.slot`."""
@@ -142,7 +143,15 @@ class Metrics(Collector):
 
     def row(self, name: str, *labels: str) -> int:
         """The slot of the first count of a row by its labels; its other counts follow in series order."""
-        return self.table.rows[name].find(self.values, labels)
+        slots = self._row_slots[name]
+        slot = slots.get(labels)
+        if slot is None:
+            slot = slots[labels] = self.table.rows[name].name(self.values, len(slots), labels)
+        return slot
+
+    def rows(self) -> dict[str, Rows]:
+        """The rows of each metric that has some, by the metric's name."""
+        return {name: rows.read(self.values) for name, rows in self.table.rows.items()}
 
     def histogram(self, name: str, *labels: str) -> HistogramRecorder:
         """A recorder for one histogram series."""
@@ -150,7 +159,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family in table order."""
-        return collect(self.table, self.values)
+        return collect(self.table, self.values, self.rows())
 
 
 class HistogramRecorder:
@@ -171,19 +180,21 @@ class HistogramRecorder:
         self._values[self._sum] += duration_ns
 
 
-def collect(table: MetricTable, values: Sequence[int] | memoryview) -> Iterator[Metric]:
-    """Convert one flat array to Prometheus metric families."""
+def collect(
+    table: MetricTable, values: Sequence[int] | memoryview, rows: Mapping[str, Rows]
+) -> Iterator[Metric]:
+    """Convert one flat array, and the rows by metric, to Prometheus metric families."""
     for spec in table.specs:
         if spec.rows_max:
-            yield _row_family(spec, table.rows[spec.name], values)
+            yield _row_family(spec, rows[spec.name])
         else:
             yield _family(spec, table.slot(spec.name, *spec.series[0]), values)
 
 
-def _row_family(spec: MetricSpec, table: RowTable, values: Sequence[int] | memoryview) -> Metric:
+def _row_family(spec: MetricSpec, rows: Rows) -> Metric:
     names = [*spec.row_labels, *(name for name, _ in spec.labels)]
     family = CounterMetricFamily(spec.name, spec.help, labels=names)
-    for row, counts in table.read(values).items():
+    for row, counts in rows.items():
         for labels, count in zip(spec.series, counts, strict=True):
             family.add_metric((*row, *labels), count)
     return family

@@ -9,7 +9,7 @@ from a caller. The number of rows is fixed: all labels beyond it share the last 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 NAME_WORDS = 32
@@ -21,7 +21,8 @@ OTHER_ROW = "(other)"
 """The labels of the last row, which counts all series for which there is no row."""
 
 Row: TypeAlias = "tuple[str, ...]"
-Words: TypeAlias = "Sequence[int] | memoryview"
+Rows: TypeAlias = "Mapping[Row, Sequence[int]]"
+"""The counts of each row, by its labels."""
 
 
 def packed_name(labels: Row) -> list[int]:
@@ -39,68 +40,51 @@ def packed_name(labels: Row) -> list[int]:
     ]
 
 
-def unpacked_name(words: Words) -> Row:
-    """Decode labels from *words*."""
-    block = b"".join(word.to_bytes(WORD_BYTES, "little", signed=True) for word in words)
+def unpacked_name(words: memoryview) -> Row:
+    """The labels that *words* hold."""
+    block = words.tobytes()
     length = int.from_bytes(block[:2], "little")
     return tuple(block[2 : 2 + length].decode(errors="replace").split("\0"))
 
 
 class RowTable:
-    """The rows of one metric: *rows_max* rows of *counts* counts each, starting at word *first*."""
+    """Where the rows of one metric are: from word *first* on, *rows_max* rows of *counts* counts each."""
 
-    __slots__ = ("counts", "first", "rows_max", "width")
+    __slots__ = ("_width", "first", "rows_max", "size")
 
     def __init__(self, first: int, rows_max: int, counts: int) -> None:
         self.first = first
         self.rows_max = rows_max
-        self.counts = counts
-        self.width = NAME_WORDS + counts
+        self._width = NAME_WORDS + counts
+        self.size = rows_max * self._width
+        """Words of all rows."""
 
-    @property
-    def size(self) -> int:
-        """Number of words of all rows."""
-        return self.rows_max * self.width
+    def name(self, values: memoryview, number: int, labels: Row) -> int:
+        """
+        Give the *number*-th row its *labels*; return the slot of its first count.
 
-    def find(self, values: memoryview, labels: Row) -> int:
-        """The slot of the first count of the row with *labels*, which is added if it is new."""
-        name = packed_name(labels)
-        for row in range(self.rows_max - 1):
-            at = self.first + row * self.width
-            if not values[at]:
-                self._put(values, at, name)
-            if values[at] == name[0] and values[at : at + NAME_WORDS].tolist() == name:
-                return at + NAME_WORDS
-        at = self.first + (self.rows_max - 1) * self.width
+        Without room for a further row it is the last one, which has labels of its own.
+        """
+        if number >= self.rows_max - 1:
+            number, labels = self.rows_max - 1, (OTHER_ROW,) * len(labels)
+        at = self.first + number * self._width
         if not values[at]:
-            self._put(values, at, packed_name((OTHER_ROW,) * len(labels)))
+            # The first word comes last: whoever reads meanwhile finds no half of a name.
+            for offset, word in reversed(list(enumerate(packed_name(labels)))):
+                values[at + offset] = word
         return at + NAME_WORDS
 
-    def _put(self, values: memoryview | MutableSequence[int], at: int, name: Sequence[int]) -> None:
-        """Write a name, its first word last, so that a concurrent reader never sees a partial name."""
-        for offset in reversed(range(NAME_WORDS)):
-            values[at + offset] = name[offset]
-
-    def read(self, values: Words) -> dict[Row, list[int]]:
-        """Return the counts of every row by its labels."""
+    def read(self, values: memoryview) -> dict[Row, list[int]]:
+        """Every row with its counts."""
         rows: dict[Row, list[int]] = {}
-        for row in range(self.rows_max):
-            at = self.first + row * self.width
+        for at in range(self.first, self.first + self.size, self._width):
             if values[at]:
-                end = at + self.width
-                rows[unpacked_name(values[at : at + NAME_WORDS])] = list(values[at + NAME_WORDS : end])
+                counts = values[at + NAME_WORDS : at + self._width].tolist()
+                rows[unpacked_name(values[at : at + NAME_WORDS])] = counts
         return rows
 
-    def write(self, values: MutableSequence[int], rows: Mapping[Row, Sequence[int]]) -> None:
-        """Write *rows* into *values*, as far as there is room."""
-        for row, (labels, counts) in enumerate(list(rows.items())[: self.rows_max]):
-            at = self.first + row * self.width
-            self._put(values, at, packed_name(labels))
-            for offset, count in enumerate(counts):
-                values[at + NAME_WORDS + offset] = count
 
-
-def added(sources: Iterable[Mapping[Row, Sequence[int]]]) -> dict[Row, list[int]]:
+def added(sources: Iterable[Rows]) -> dict[Row, list[int]]:
     """Merge the rows of all *sources*, adding up the counts of rows with the same labels."""
     total: dict[Row, list[int]] = {}
     for rows in sources:

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from sidecar.observe.metrics import MetricKind, Metrics, MetricTable, collect
-from sidecar.observe.rows import Row, added
+from sidecar.observe.rows import Row, Rows, added
 
 WORD_BYTES = 8
 HEADER_WORDS = 8
@@ -177,10 +177,15 @@ class WorkerCounts(Metrics):
                 totals[slot] += values[slot]
         for gauge in self._gauges:
             totals[gauge.slot] = gauge.rule([values[gauge.slot] for values in sources])
-        for name, rows in self.table.rows.items():
-            counts = (self._retired_rows[name], *(rows.read(values) for values in sources))
-            rows.write(totals, added(counts))
         return totals
+
+    def rows(self) -> dict[str, Rows]:
+        """The rows of the program, added up by their labels."""
+        sources = [self.values, *(block.values for block in self._blocks)]
+        return {
+            name: added((self._retired_rows[name], *(rows.read(values) for values in sources)))
+            for name, rows in self.table.rows.items()
+        }
 
     def value(self, name: str, *labels: str) -> int:
         """Read one counter or gauge of the program."""
@@ -188,7 +193,7 @@ class WorkerCounts(Metrics):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family in table order, then those of the other collectors."""
-        yield from collect(self.table, self.totals())
+        yield from collect(self.table, self.totals(), self.rows())
         for other in self._others:
             yield from other.collect()
 

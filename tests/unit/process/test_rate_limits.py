@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sidecar.process.settings import RateLimitSettings
 from sidecar.services.rls import SHOULD_RATE_LIMIT
 from sidecar.sources.file_faults import FileFaultsError
 from tests.golden_rate_limits import request_of, text_of
+from tests.redis_servers import shared
 from tests.waiting import PATIENCE_S, eventually
 
 from .running import Configured, Running, admin_get, eventually_metric, metric
@@ -52,9 +55,9 @@ def folder(tmp_path: Path) -> Path:
 class Asked:
     """A client of a running sidecar."""
 
-    def __init__(self, running: Running) -> None:
-        """Connect."""
-        [target] = running.event("serving")["grpc"]
+    def __init__(self, running: Running | str) -> None:
+        """Connect to a process, or to an address."""
+        target = running if isinstance(running, str) else running.event("serving")["grpc"][0]
         self.channel = grpc.insecure_channel(target)
         self._call: Callable[..., Any] = self.channel.unary_unary(
             SHOULD_RATE_LIMIT, RateLimitRequest.SerializeToString, RateLimitResponse.FromString
@@ -93,6 +96,26 @@ def test_serve__limits_rates(tmp_path: Path, folder: Path, transport: str) -> No
         assert metric(admin, hits.format("(unknown)", "within_limit", "(none)")) == 1
         assert metric(admin, 'sidecar_rate_limit_calls_total{result="invalid"}') == 1
         assert "nowhere" not in admin_get(admin, "/metrics")[1]
+
+
+def test_serve__workers_share_counters(tmp_path: Path, folder: Path) -> None:
+    """Workers count in one Redis and their metrics are one; a rolling restart reads the files again."""
+    store = f"{shared().standalone.url}?prefix=limits-{secrets.token_hex(4)}:"
+    configured = Configured(tmp_path, rate_limits="limits", store=store, workers=2)
+    with configured.serve() as running:
+        target = running.event("supervising")["grpc"][0]
+        admin = running.admin()
+        within = 'sidecar_rate_limit_hits_total{domain="shop",result="within_limit",rule="user"}'
+        for number in range(4):  # each connection goes to some worker
+            with Asked(target) as asked:
+                assert asked("user=a") == f"OK [OK 5/year r{4 - number}]"
+        eventually_metric(admin, within, 4)
+        put(folder / "shop.yaml", limits_text(9))
+        running.signal(signal.SIGHUP)
+        eventually_metric(admin, 'sidecar_rolling_restarts_total{result="ok"}', 1)
+        with Asked(target) as asked:
+            assert asked("user=a") == "OK [OK 9/year r4]"
+        eventually_metric(admin, within, 5)
 
 
 def test_serve__reloads_rate_limits(tmp_path: Path, folder: Path) -> None:

@@ -257,11 +257,11 @@ def test_metrics__name_rules_and_never_callers() -> None:
     served.response("user=a @4")
     served.response("dry=1 @3")
     served.response("user=b~L1/day | none=x | free=1 @2")
-    before = len(served.metrics.table.rows[HITS].read(served.metrics.values))
+    before = len(served.metrics.rows()[HITS])
     for number in range(10_000):
         served.response(f"in d{number}: user={number}")
         served.response(f"path=/v1/{number}")
-    assert len(served.metrics.table.rows[HITS].read(served.metrics.values)) == before
+    assert len(served.metrics.rows()[HITS]) == before
     assert served.hits("shop", "user") == [5, 3, 0]  # what overshoots a window is over, the rest within
     assert served.hits("shop", "dry") == [1, 0, 2]
     assert served.hits("shop", "(override)") == [1, 1, 0]

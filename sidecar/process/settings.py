@@ -402,6 +402,7 @@ class Settings(Section):
         CredentialSettings(header="x-api-key"),
         CredentialSettings(header="authorization", scheme="Bearer"),
     )
+    whoami: bool = True
     invalid_keys_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 600
     unauthenticated_status: Literal[403, 401] = 403
     ietf_headers: bool = False

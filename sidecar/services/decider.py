@@ -11,11 +11,11 @@ from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
-from sidecar.domain.snapshot import Snapshot
+from sidecar.domain.snapshot import CompiledIntegration, Snapshot
 from sidecar.observe.metrics import Metrics
 from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
-from sidecar.stores.protocols import BucketStore, StoreFault
+from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
 
 STORE_TIMEOUT_S = 0.05
 """Maximum wait of a decision for the store."""
@@ -107,6 +107,21 @@ class Decider:
         pending = _Pending(self, request, evaluation, deadline_s, done, context, started_ns)
         self._take_later(pending)
         return None
+
+    def identify(self, request: AccessRequest) -> Evaluation:
+        """Check key, suspension and address of *request*, whatever its path; nothing is counted or taken."""
+        asked = AccessRequest(
+            "GET", "/", request.header, request.peer, "none", request.api_key, request.address_rule
+        )
+        return self.policy.evaluate(asked, self.snapshot, self.clock_us())
+
+    def peek(self, integration: CompiledIntegration, done: TakeDone) -> None:
+        """Call *done* with the state of the integration's bucket, at once where that needs no round trip."""
+        outcome = self._take_now(integration.buckets, 0)
+        if outcome is None:
+            self._store.take_later(integration.buckets, 0, self._store_timeout_s, done)
+        else:
+            done(outcome)
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""

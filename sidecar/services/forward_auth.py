@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to
 from sidecar.domain.cidr import AddressError, Cidr, parse_client_address
+from sidecar.domain.client_address import PeerAddress
 from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import AccessRequest
 from sidecar.domain.prefix_trie import PrefixTrie
@@ -30,6 +31,7 @@ SCOPED_PATHS_MAX = 256
 LOGGED_FAULTS_MAX = 64
 """Maximum number of faults in proxies' configurations that are logged, each once; all are counted."""
 
+_TCP_PEER = PeerAddress()
 _log = logging.getLogger("sidecar.http")
 
 HeaderLine = tuple[str, str]
@@ -76,6 +78,8 @@ class ForwardAuthService:
 
         *is_ready* answers `/readyz`, for the proxies' health checks.
         """
+        self.pages: dict[bytes, Callable[[HttpExchange], None]] = {b"/readyz": self._serve_readiness}
+        """What else is served, by path."""
         self._decider = decider
         self._style = style
         self._trusted = PrefixTrie(trusted)
@@ -107,6 +111,18 @@ class ForwardAuthService:
         decision = self._decider.decide(asked, None, _reply, (exchange, endpoint, asked))
         if decision is not None:
             exchange.answer(endpoint.render(decision, asked))
+
+    def caller_of(self, request: HttpRequest) -> AccessRequest:
+        """
+        Convert a caller's own request, such as one to `/whoami`, to the policy's form.
+
+        A trusted proxy states the caller's address; any other peer is the caller.
+        """
+        headers = _joined(request)
+        if request.peer is None or self._is_trusted(request.peer[0]):
+            stated = headers.get("x-forwarded-for") or headers.get("x-real-ip", "")
+            return AccessRequest(request.method, "/", headers.get, stated.rpartition(",")[2].strip())
+        return AccessRequest(request.method, "/", headers.get, request.peer[0], address_rule=_TCP_PEER)
 
     def _asked(self, request: HttpRequest, endpoint: _Endpoint) -> AccessRequest:
         """
@@ -166,12 +182,16 @@ class ForwardAuthService:
         return endpoint.dialect.encode(answer_to(decision, self._style))
 
     def _serve_page(self, exchange: HttpExchange) -> None:
-        if exchange.request.path == b"/readyz":
-            is_ready = self._is_ready()
-            exchange.answer(_page(200 if is_ready else 503, b"ready\n" if is_ready else b"not ready\n"))
-        else:
-            known = ", ".join((*DIALECTS, "/readyz"))
-            exchange.answer(_page(404, f"There is no such page; there are {known}.\n".encode()))
+        page = self.pages.get(exchange.request.path)
+        if page is not None:
+            page(exchange)
+            return
+        known = ", ".join((*DIALECTS, *(path.decode() for path in self.pages)))
+        exchange.answer(_page(404, f"There is no such page; there are {known}.\n".encode()))
+
+    def _serve_readiness(self, exchange: HttpExchange) -> None:
+        is_ready = self._is_ready()
+        exchange.answer(_page(200 if is_ready else 503, b"ready\n" if is_ready else b"not ready\n"))
 
 
 def _reply(decision: Decision, context: tuple[HttpExchange, _Endpoint, AccessRequest]) -> None:
@@ -200,7 +220,7 @@ def _page(status: int, body: bytes) -> bytes:
     return head.encode() + body
 
 
-def _encoded(status: int, headers: list[HeaderLine], body: bytes = b"") -> bytes:
+def encoded_response(status: int, headers: list[HeaderLine], body: bytes = b"") -> bytes:
     """Encode a response for `HttpExchange.answer`: three digits of status, header lines, body."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
     return f"{status}{lines}content-length: {len(body)}\r\n\r\n".encode() + body
@@ -225,7 +245,7 @@ def _headers_of(answer: Answer) -> list[HeaderLine]:
 
 def encode(answer: Answer) -> bytes:
     """Encode for proxies that forward any status with headers and body: Caddy, Traefik, HAProxy."""
-    return _encoded(answer.status, _headers_of(answer), answer.body)
+    return encoded_response(answer.status, _headers_of(answer), answer.body)
 
 
 def encode_for_nginx(answer: Answer) -> bytes:
@@ -238,7 +258,7 @@ def encode_for_nginx(answer: Answer) -> bytes:
     headers = [(name, value) for name, value in _headers_of(answer) if name != "content-type"]
     if not answer.is_allowed:
         headers.append(("x-auth-problem", answer.body.decode()))
-    return _encoded(answer.status if answer.status in (200, 401) else 403, headers)
+    return encoded_response(answer.status if answer.status in (200, 401) else 403, headers)
 
 
 def encode_for_accel(answer: Answer) -> bytes:
@@ -246,7 +266,7 @@ def encode_for_accel(answer: Answer) -> bytes:
     headers = _headers_of(answer)
     if answer.is_allowed:
         headers.append(("x-accel-redirect", "@app"))
-    return _encoded(answer.status, headers, answer.body)
+    return encoded_response(answer.status, headers, answer.body)
 
 
 _NGINX = {

@@ -24,7 +24,7 @@ LIMITED_BURST = 3
 LIMITED_OWNERS = 40
 
 
-class People:
+class Owners:
     """The owners of one registry: who they are stands in their names."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Stack:
         self.folder = Path(tempfile.mkdtemp(prefix="sidecar-e2e-"))
         self._parts.callback(shutil.rmtree, self.folder)
         try:
-            self.people = People()
+            self.people = Owners()
             self.registry = self.folder / "registry.yaml"
             write_registry(self.registry, self.people.registered)
             self.app_port = self._parts.enter_context(running_upstream())

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.certificates import AuthorityFolder
 from tests.unit.process.running import Running
-from tests.unit.transports.certificates import Authority
 
 COMMAND_TIMEOUT_S = 60
 
@@ -25,7 +25,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         """Start it, and make ann."""
         self.folder = folder
-        authority = Authority(folder)
+        authority = AuthorityFolder(folder)
         certificate, key = authority.sign("sidecar")
         self.ca = authority.ca
         self.socket = f"unix:{folder}/admin.sock"

@@ -14,13 +14,13 @@ from deploy.demo.calling import send
 from deploy.demo.envoy import TCP_CONFIG, Document, Envoy, cluster, running_envoy
 from deploy.demo.sidecar import Owner, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
+from tests.certificates import AuthorityFolder
 from tests.house.source import text_of
-from tests.unit.transports.certificates import Authority
 
 OWNER = Owner("reader", "Reader", scopes=["inventory:read"])
 
 
-def transport_socket(authority: Authority, folder: Path, name: str) -> Document:
+def transport_socket(authority: AuthorityFolder, folder: Path, name: str) -> Document:
     """What docs/integrate/envoy.md adds to the cluster, with *name*'s pair and our certificates."""
     page = text_of("docs/integrate/envoy.md").split("## TLS to the sidecar")[1]
     text = page.split("Envoy's side")[1].split("```yaml")[1].split("```")[0]
@@ -31,10 +31,10 @@ def transport_socket(authority: Authority, folder: Path, name: str) -> Document:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Authority, int, int]]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, AuthorityFolder, int, int]]:
     """A sidecar that asks for certificates, and an API: folder, authority, both ports."""
     folder = tmp_path_factory.mktemp("tls")
-    authority = Authority(folder)
+    authority = AuthorityFolder(folder)
     certificate, key = authority.sign("sidecar")
     write_registry(folder / "registry.yaml", [OWNER])
     with ExitStack() as running:
@@ -48,7 +48,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Auth
         yield folder, authority, app_port, port.number
 
 
-def envoy(parts: tuple[Path, Authority, int, int], name: str, socket: Document | None) -> Envoy:
+def envoy(parts: tuple[Path, AuthorityFolder, int, int], name: str, socket: Document | None) -> Envoy:
     """An Envoy whose sidecar cluster has this transport socket."""
     folder, _, app_port, port = parts
 
@@ -59,7 +59,7 @@ def envoy(parts: tuple[Path, Authority, int, int], name: str, socket: Document |
     return running_envoy(TCP_CONFIG, app_port, f"127.0.0.1:{port}", folder, edit, name)
 
 
-def test_envoy_tls__the_documented_cluster_works(parts: tuple[Path, Authority, int, int]) -> None:
+def test_envoy_tls__the_documented_cluster_works(parts: tuple[Path, AuthorityFolder, int, int]) -> None:
     """Requests are checked, and the sidecar's health is seen, over mutual TLS."""
     folder, authority, _, _ = parts
     authority.sign("client")
@@ -71,12 +71,12 @@ def test_envoy_tls__the_documented_cluster_works(parts: tuple[Path, Authority, i
         assert running.stat("cluster.sidecar.ssl.handshake") > 0
 
 
-def test_envoy_tls__others_are_kept_out(parts: tuple[Path, Authority, int, int]) -> None:
+def test_envoy_tls__others_are_kept_out(parts: tuple[Path, AuthorityFolder, int, int]) -> None:
     """Plain text, a foreign client certificate and a sidecar of another name all fail closed, with 503."""
     folder, authority, _, _ = parts
     stranger = folder / "foreign"
     stranger.mkdir()
-    Authority(stranger, "other").sign("client")
+    AuthorityFolder(stranger, "other").sign("client")
     foreign = transport_socket(authority, stranger, "client")
     authority.sign("client")
     renamed = json.loads(

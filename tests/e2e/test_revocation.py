@@ -29,7 +29,7 @@ def test_revocation__nobody_is_let_in_after_the_commit(kind: str, sidecars: int)
     assert [key for server in servers for key in server.client.keys(f"{prefix}*")] == []
 
 
-class Idle(Administrator):
+class IdleAdministrator(Administrator):
     """Says that a suspension is committed, and has done nothing."""
 
     async def suspend(self, number: int) -> None:
@@ -39,7 +39,7 @@ class Idle(Administrator):
 def test_revocation__one_that_does_not_work_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that go on being admitted are counted, and the verdict is broken."""
     monkeypatch.setattr("loadtest.revocation.trials.DENY_TIMEOUT_S", 0.3)
-    report = run(prove_revocation(shared().standalone.url, 1, 1, make=Idle), PATIENCE_S)
+    report = run(prove_revocation(shared().standalone.url, 1, 1, make=IdleAdministrator), PATIENCE_S)
     told = report.as_json()
     assert told["verdict"] == "broken"
     assert told["admitted_after_commit"] > 0

@@ -234,7 +234,7 @@ def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path
 
 
 def test_command__prints_a_table_and_leaves_nothing() -> None:
-    """People see each bucket and one word at the end; every key of the run has a time to live."""
+    """Owners see each bucket and one word at the end; every key of the run has a time to live."""
     store = store_of("standalone")
     code, printed, _ = verify_limits(
         "--store", store, "--sidecars", "1", "--buckets", "2", "--duration", "1s"

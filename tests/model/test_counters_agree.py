@@ -63,7 +63,7 @@ def takes(draw: st.DrawFn) -> CounterTake:
     )
 
 
-class RedisPlayer:
+class CounterPlayer:
     """Real Redis with count.lua; keys never expire by themselves, their TTLs are looked at."""
 
     def __init__(self, port: int, prefix: str) -> None:
@@ -127,7 +127,7 @@ class CounterModel(RuleBasedStateMachine):
         self.spec: dict[str, Counter] = {}
         self.units_s: dict[str, int] = {}
         self.embedded = EmbeddedCounterStore(lambda: self.now_us)
-        self.redis = RedisPlayer(shared().standalone.port, f"counters-{secrets.token_hex(4)}:")
+        self.redis = CounterPlayer(shared().standalone.port, f"counters-{secrets.token_hex(4)}:")
 
     def teardown(self) -> None:
         """Leave no key and no connection."""

@@ -34,7 +34,7 @@ Table = Sequence[str]
 """Route paths as a configuration writes them, the more specific ones first."""
 
 
-class Served(Protocol):
+class RouterServer(Protocol):
     """A router that serves some tables."""
 
     def route_of(self, table: int, path: str) -> int | None:
@@ -59,7 +59,7 @@ class StarletteRouter:
         ]
 
     def route_of(self, table: int, path: str) -> int | None:
-        """See `Served`."""
+        """See `RouterServer`."""
         sent: list[Message] = []
 
         async def receive() -> Message:
@@ -100,7 +100,7 @@ class _OnSockets:
         self._clients = [Client(path=str(socket)) for socket in sockets]
 
     def route_of(self, table: int, path: str) -> int | None:
-        """See `Served`."""
+        """See `RouterServer`."""
         answer = self._clients[table].send("GET", path)
         return int(answer.body) if answer.status == 200 else None
 
@@ -178,7 +178,7 @@ class ProgramRouter(_OnSockets):
         super().__init__(Program("router", [*command, str(config)], folder), folder, len(tables))
 
 
-def go_router(tables: Sequence[Table], folder: Path) -> Served:
+def go_router(tables: Sequence[Table], folder: Path) -> RouterServer:
     """Go's `http.ServeMux`."""
     binary = folder / "servemux"
     subprocess.run(
@@ -191,7 +191,7 @@ def _go_patterns(pattern: str) -> list[str]:
     return [f"{path}{{$}}" if path == "/" else path for path in with_tail(pattern, "/{rest...}")]
 
 
-def express_router(tables: Sequence[Table], folder: Path) -> Served:
+def express_router(tables: Sequence[Table], folder: Path) -> RouterServer:
     """Express, version 4 or 5."""
     tail = "/*" if express_version().startswith("4") else "/*rest"
     return ProgramRouter(
@@ -212,9 +212,9 @@ def express_version() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def found_routers() -> Mapping[str, Callable[[Sequence[Table], Path], Served]]:
+def found_routers() -> Mapping[str, Callable[[Sequence[Table], Path], RouterServer]]:
     """The routers that this machine has, by name; nginx once for each way of writing its locations."""
-    found: dict[str, Callable[[Sequence[Table], Path], Served]] = {"starlette": StarletteRouter}
+    found: dict[str, Callable[[Sequence[Table], Path], RouterServer]] = {"starlette": StarletteRouter}
     if shutil.which("nginx"):
         found["nginx"] = NginxRouter
         found["nginx-caseless"] = lambda tables, folder: NginxRouter(tables, folder, "~*", last_slash="/?")

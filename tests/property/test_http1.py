@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sidecar.transports.http1.core import READ_BYTES
 from sidecar.transports.http1.limits import HttpLimits
-from tests.unit.transports.http1.rig import Client, HttpRig
+from tests.unit.transports.http1.rig import HttpClient, HttpRig
 from tests.unit.transports.http1.test_connection import reader
 
 SMALL = HttpLimits(
@@ -72,7 +72,7 @@ def outcome(pieces: list[bytes]) -> tuple[bytes, bool]:
     return b"".join(line for line in lines if not line.startswith(b"date: ")), is_closed
 
 
-def check_bounds(client: Client) -> None:
+def check_bounds(client: HttpClient) -> None:
     """Nothing is kept beyond a head and a read."""
     assert client.buffered_bytes <= SMALL.head_bytes_max + READ_BYTES
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sidecar.domain.paths import PathRefusedError
 from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
 from sidecar.domain.routes import parse_route_path
-from tests.property.routers import Served, Table, found_routers
+from tests.property.routers import RouterServer, Table, found_routers
 
 TABLES: list[Table] = [
     ["/v1/admin/**", "/**"],
@@ -44,7 +44,7 @@ ROUTERS = found_routers()
 
 
 @pytest.fixture(scope="module", params=sorted(ROUTERS))
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Served]]:
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, RouterServer]]:
     """One router of this machine, serving `TABLES`, and its name."""
     folder = Path(tempfile.mkdtemp(prefix="sidecar-routers-"))  # short: a socket's path has 107 bytes
     try:
@@ -106,7 +106,7 @@ def spelled(draw: random.Random, segment: str) -> str:
 
 @settings(deadline=None, max_examples=400)
 @given(seed=st.integers(0, 2**32))
-def test_served_routes__are_those_that_were_judged(served: tuple[str, Served], seed: int) -> None:
+def test_served_routes__are_those_that_were_judged(served: tuple[str, RouterServer], seed: int) -> None:
     """With the default settings, and with those of the router: never another one."""
     name, router = served
     number, path = request_of(seed)
@@ -121,7 +121,9 @@ def test_served_routes__are_those_that_were_judged(served: tuple[str, Served], s
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_served_routes__an_ordinary_path_is_not_refused(served: tuple[str, Served], known: bool) -> None:
+def test_served_routes__an_ordinary_path_is_not_refused(
+    served: tuple[str, RouterServer], known: bool
+) -> None:
     """What clients send as the documentation of an API writes it reaches its route, and is judged by it."""
     name, router = served
     tables = KNOWN[name] if known else UNKNOWN

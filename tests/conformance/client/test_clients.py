@@ -23,7 +23,7 @@ from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.server import TlsFiles
 from sidecar.v1 import decision_pb2 as pb
 from tests.building import NOW_US, SECOND_US
-from tests.conformance.transport.pki import Authority, write
+from tests.certificates import Authority, write
 from tests.waiting import PATIENCE_S, eventually
 
 from .conftest import RunningSidecar

@@ -38,7 +38,7 @@ def wrong_by_s(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return by_s
 
 
-class Sidecar:
+class ClockedSidecar:
     """A sidecar on a shared store, whose registry holds one integration with some keys."""
 
     def __init__(self, folder: Path, keys: dict[NewApiKey, int]) -> None:
@@ -88,7 +88,7 @@ def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> No
     minutes_us = 300 * SECOND_US
 
     async def scenario() -> None:
-        sidecar = Sidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
+        sidecar = ClockedSidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
         await sidecar.start()
         for _ in range(3):  # the first goes by the heartbeat, the others by the takes before them
             assert await sidecar.ask(valid) is Reason.OK
@@ -106,7 +106,7 @@ def test_difference__is_a_metric_and_told_once_an_episode(
     wrong = time.time_ns
 
     async def scenario() -> None:
-        sidecar = Sidecar(tmp_path, {make_key(): 2**50})
+        sidecar = ClockedSidecar(tmp_path, {make_key(): 2**50})
         await sidecar.start()
         for clock, seconds in ((wrong, -wrong_by_s), (lambda: wrong() - wrong_by_s * 10**9, 0)) * 2:
             monkeypatch.setattr(time, "time_ns", clock)

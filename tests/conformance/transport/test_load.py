@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.transports.server import Endpoint, TlsFiles
+from tests.certificates import Authority, write
 from tests.waiting import eventually
 
-from .pki import Authority, write
 from .probe import path
 from .served import Servers
 from .wire import message

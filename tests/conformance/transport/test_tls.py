@@ -16,9 +16,9 @@ import pytest
 from cryptography import x509
 
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles, TransportLimits
+from tests.certificates import Authority, Identity, replace, write
 from tests.waiting import PATIENCE_S, eventually
 
-from .pki import Authority, Identity, replace, write
 from .probe import path
 from .served import Served, Servers, address
 from .wire import Wire
@@ -238,7 +238,11 @@ def test_reload__bad_files_keep_the_old_certificate(
     "code", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES], ids=errno.errorcode.get
 )
 def test_reload__a_renewal_that_could_not_be_read(
-    servers: Servers, authority: Authority, files: TlsFiles, code: int, monkeypatch: pytest.MonkeyPatch
+    servers: Servers,
+    authority: Authority,
+    files: TlsFiles,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A certificate that was renewed while reading failed is shown once reading works, untouched since."""
     served = servers.start(endpoints=(Endpoint("127.0.0.1", 0, tls=files),))

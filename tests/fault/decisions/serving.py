@@ -45,7 +45,7 @@ Keys: TypeAlias = dict[FailPolicy, NewApiKey]
 """Of the integration with each policy."""
 
 
-class Answer(NamedTuple):
+class CheckedAnswer(NamedTuple):
     """One answer: of which integration, the HTTP status, its reason and the headers for the client."""
 
     policy: FailPolicy
@@ -70,22 +70,22 @@ class Serving:
         self.asked = 0
         self._check = channel.unary_unary(CHECK)
 
-    async def ask(self, policy: FailPolicy, timeout_s: float = DEADLINE_S) -> Answer:
+    async def ask(self, policy: FailPolicy, timeout_s: float = DEADLINE_S) -> CheckedAnswer:
         """One request of the integration with *policy*; no answer within *timeout_s* is an error."""
         self.asked += 1
         headers = {"x-api-key": self.keys[policy].api_key}
         message = await self._check(check_request("GET", "/v1/orders", headers, LOOPBACK), timeout=timeout_s)
         checked = read_response(message)
-        return Answer(policy, checked.status, checked.reason, dict(checked.client_headers))
+        return CheckedAnswer(policy, checked.status, checked.reason, dict(checked.client_headers))
 
-    async def ask_each(self, times: int = 1, timeout_s: float = DEADLINE_S) -> list[Answer]:
+    async def ask_each(self, times: int = 1, timeout_s: float = DEADLINE_S) -> list[CheckedAnswer]:
         """Requests of every integration, all at the same time."""
         asking = [self.ask(policy, timeout_s) for policy in POLICIES for _ in range(times)]
         return list(await asyncio.gather(*asking))
 
-    async def until(self, is_by_policy: bool) -> list[Answer]:
+    async def until(self, is_by_policy: bool) -> list[CheckedAnswer]:
         """Ask until all answers of a round come from the policy, or from the store; gives all of them."""
-        answers: list[Answer] = []
+        answers: list[CheckedAnswer] = []
         async with asyncio.timeout(RECOVERY_S):
             while True:
                 round_of = await self.ask_each()
@@ -113,7 +113,7 @@ class Serving:
         assert not [get_object for get_object in gc.get_objects() if isinstance(get_object, _Pending)]
 
 
-def check_answers(answers: Sequence[Answer]) -> None:
+def check_answers(answers: Sequence[CheckedAnswer]) -> None:
     """Each answer is the store's, or what its integration's policy gives while the store fails."""
     for answer in answers:
         if not answer.is_by_policy:

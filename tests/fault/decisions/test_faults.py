@@ -15,7 +15,7 @@ from tests.fault.redis.proxy import Fault, FaultProxy
 from tests.redis_servers import shared
 from tests.store_harness import run
 
-from .serving import RECOVERY_S, Answer, Serving, check_answers, serving
+from .serving import RECOVERY_S, CheckedAnswer, Serving, check_answers, serving
 
 PATIENCE_S = 90.0
 HANDSHAKE = ["CLIENT", "INFO", "SCRIPT", "SCRIPT", "GET"]
@@ -39,9 +39,9 @@ def proxy() -> FaultProxy:
     return FaultProxy(shared().standalone.port)
 
 
-async def through(sidecar: Serving, proxy: FaultProxy) -> list[Answer]:
+async def through(sidecar: Serving, proxy: FaultProxy) -> list[CheckedAnswer]:
     """Ask until the proxy has spoilt the command it is armed for, and two rounds more."""
-    answers: list[Answer] = []
+    answers: list[CheckedAnswer] = []
     async with asyncio.timeout(RECOVERY_S):
         while not proxy.tripped.is_set():
             answers += await sidecar.ask_each()

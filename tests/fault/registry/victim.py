@@ -25,7 +25,7 @@ OPEN = "open"
 """The name of the job that opens a new registry, and so makes its tables."""
 
 
-class Executioner:
+class StatementKiller:
     """Kills this process, with SIGKILL, before the n-th statement from when it is armed."""
 
     def __init__(self, statement: int) -> None:
@@ -48,11 +48,11 @@ class Executioner:
 
 async def write(path: Path, name: str, statement: int) -> None:
     """Make the write *name* on the registry at *path*, unless killed before."""
-    executioner = Executioner(statement)
-    executioner.is_armed = name == OPEN
-    registry = await SqliteRegistry.open(path, LIFECYCLE, clock_us=ManualClock(), connect=executioner.connect)
+    killer = StatementKiller(statement)
+    killer.is_armed = name == OPEN
+    registry = await SqliteRegistry.open(path, LIFECYCLE, clock_us=ManualClock(), connect=killer.connect)
     if name != OPEN:
-        executioner.is_armed = True
+        killer.is_armed = True
         await WRITES[name][1](registry)
     await registry.aclose()
 

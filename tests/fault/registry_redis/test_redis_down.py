@@ -16,7 +16,7 @@ from tests.building import make_metrics
 from tests.redis_servers import RedisServer
 from tests.store_harness import ready
 
-from .test_replaced import Sidecar, founded, in_time, is_loaded
+from .test_replaced import FollowingSidecar, founded, in_time, is_loaded
 
 TOLD_S = 2.0
 SLACK_S = 4.0
@@ -37,7 +37,7 @@ def test_redis_down__is_told_by_everything_that_knows(how: str, server: RedisSer
 
     async def work() -> None:
         await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         metrics = make_metrics()
         store = RedisBucketStore(parse_store_url(f"{server.url}?partitions=3"), metrics)
         await store.start()

@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-class Sidecar:
+class FollowingSidecar:
     """What a running sidecar has in force, and what it says about it."""
 
     def __init__(self, server: RedisServer | ClusterGroup, registry_id: str = "") -> None:
@@ -58,7 +58,7 @@ class Sidecar:
         self.troubles.append(trouble)
         self._news.set()
 
-    async def until(self, condition: Callable[[Sidecar], bool]) -> None:
+    async def until(self, condition: Callable[[FollowingSidecar], bool]) -> None:
         """Wait for a snapshot or a trouble with which *condition* holds."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition(self):
@@ -77,12 +77,12 @@ class Sidecar:
         await self.registry.aclose()
 
 
-def is_loaded(sidecar: Sidecar) -> bool:
+def is_loaded(sidecar: FollowingSidecar) -> bool:
     """The registry is in force."""
     return sidecar.snapshot.is_loaded
 
 
-def is_dropped(sidecar: Sidecar) -> bool:
+def is_dropped(sidecar: FollowingSidecar) -> bool:
     """Nothing is in force, and the reason is told."""
     return not sidecar.snapshot.is_loaded and not sidecar.snapshot.integrations and bool(sidecar.trouble)
 
@@ -116,7 +116,7 @@ def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None
 
     async def work() -> None:
         id = await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         server.client.flushall()
         await sidecar.until(is_dropped)
@@ -163,7 +163,7 @@ def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) 
 
     async def work() -> None:
         await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
         await until(lambda: server.client.pubsub_numsub("sidecar:changes")[0][1])
@@ -182,7 +182,7 @@ def test_registry__restored_data_are_believed_again(server: RedisServer) -> None
 
     async def work() -> None:
         await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         kept = {key: server.client.dump(key) for key in server.client.scan_iter()}
         server.client.flushall()
@@ -202,7 +202,7 @@ def test_registry__another_one_is_believed_only_when_accepted(server: RedisServe
 
     async def work() -> None:
         first = await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         server.client.flushall()
         await sidecar.until(is_dropped)
@@ -230,13 +230,13 @@ def test_registry__a_pinned_one_is_the_only_one(server: RedisServer) -> None:
 
     async def work() -> None:
         id = await founded(server)
-        sidecar = Sidecar(server, registry_id="0123456789abcdef")
+        sidecar = FollowingSidecar(server, registry_id="0123456789abcdef")
         await sidecar.until(is_dropped)
         assert (
             id in sidecar.trouble and "the configuration names registry 0123456789abcdef" in sidecar.trouble
         )
         await sidecar.close()
-        other = Sidecar(server, registry_id=id)
+        other = FollowingSidecar(server, registry_id=id)
         await other.until(is_loaded)
         await other.close()
 
@@ -248,7 +248,7 @@ def test_registry__an_older_snapshot_is_not_believed(server: RedisServer) -> Non
 
     async def work() -> None:
         id = await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         server.client.save()
         await sidecar.registry.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
@@ -274,7 +274,7 @@ def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
         await founded(server)
         for key in server.client.keys("*registry-id"):
             server.client.delete(key)
-        sidecars = [Sidecar(server) for _ in range(3)]
+        sidecars = [FollowingSidecar(server) for _ in range(3)]
         for sidecar in sidecars:
             await sidecar.until(is_loaded)
         assert len({sidecar.registry.registry_id for sidecar in sidecars}) == 1
@@ -290,7 +290,7 @@ def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: Re
 
     async def work() -> None:
         await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         await sidecar.until(is_loaded)
         for key in [*server.client.keys(f"*r:{ID}"), *server.client.keys(f"*g:{ID}")]:
             server.client.delete(key)
@@ -299,7 +299,7 @@ def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: Re
         assert await known is False
         assert set(sidecar.snapshot.integrations) == {ID}
         assert f"lost the records of {ID}" in sidecar.trouble
-        late = Sidecar(server)
+        late = FollowingSidecar(server)
         await late.until(
             lambda one: (
                 one.snapshot is not Snapshot and one.metrics.value("sidecar_registry_loads_total") == 1
@@ -321,7 +321,7 @@ def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> 
 
     async def work() -> None:
         await founded(server)
-        sidecar = Sidecar(server)
+        sidecar = FollowingSidecar(server)
         url = parse_store_url(f"{server.url}?partitions=3")
         store = RedisBucketStore(url, make_metrics(), checks_generation=True)
         store.check_link = sidecar.registry.check_link
@@ -371,7 +371,7 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
 
     async def work() -> None:
         await founded(group)
-        sidecar, followed = Sidecar(group), opened(group)
+        sidecar, followed = FollowingSidecar(group), opened(group)
         url = parse_store_url(f"{group.url}?partitions=3")
         store = RedisBucketStore(url, make_metrics(), PATIENT, checks_generation=True)
         store.check_link = followed.check_link

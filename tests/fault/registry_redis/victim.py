@@ -21,7 +21,7 @@ from tests.fault.registry.writes import WRITES
 from tests.fault.registry_redis.kept import opened
 
 
-class Executioner:
+class LinkKiller:
     """Kills this process, with SIGKILL, after the n-th message to Redis, or when half of it has left."""
 
     def __init__(self, message: int, is_half: bool) -> None:
@@ -34,10 +34,10 @@ class Executioner:
         """Watch every link of this process."""
         if self._remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        executioner = self
+        killer = self
 
         def send(link: Link, commands: bytes, receivers: Iterable[Receiver]) -> None:
-            executioner.send(link, commands, receivers)
+            killer.send(link, commands, receivers)
 
         Link.send = send  # type: ignore[method-assign, assignment]
 
@@ -52,7 +52,7 @@ class Executioner:
 
 async def write(url: str, name: str, message: int, is_half: bool) -> None:
     """Make the write *name* on the registry at *url*, unless killed before."""
-    Executioner(message, is_half).arm()
+    LinkKiller(message, is_half).arm()
     registry = opened(parse_store_url(url))
     await WRITES[name][1](registry)
     await registry.aclose()

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.transports.fast.connection import Connection
 from sidecar.transports.server import TransportLimits
-from tests.unit.transports.rig import RST_STREAM, SETTINGS, Rig, frame
+from tests.unit.transports.rig import SETTINGS, Rig, frame, reset
 
 
 def test_slots__of_a_connection() -> None:
@@ -44,7 +44,7 @@ def test_slots__are_held_until_the_handler_ends() -> None:
     rig = Rig(TransportLimits(calls_per_connection_max=2))
     for _ in range(2):
         stream_id, call = rig.call_bytes("/t/Keep")
-        rig.say(call + frame(RST_STREAM, 0, stream_id, b"\0\0\0\x08"))
+        rig.say(call + reset(stream_id))
     assert rig.kept.cancelled == 2
     assert rig.request().status == 8
     rig.kept.reply_all()

@@ -16,8 +16,8 @@ import uvloop
 
 from sidecar.transports.fast.connection import Connection
 from sidecar.transports.server import Endpoint, TlsFiles
-from tests.unit.transports.certificates import Authority
-from tests.unit.transports.sockets import Client, LoopThread, Served, dial
+from tests.certificates import AuthorityFolder
+from tests.unit.transports.sockets import GrpcClient, LoopThread, RunningServer, dial
 from tests.waiting import eventually
 
 ROUNDS = 10
@@ -31,17 +31,17 @@ class TlsServed:
 
     def __init__(self, thread: LoopThread, folder: Path) -> None:
         """Start it."""
-        authority = Authority(folder)
+        authority = AuthorityFolder(folder)
         self.context = ssl.create_default_context(cafile=authority.ca)
         self.context.set_alpn_protocols(["h2"])
         files = TlsFiles(*authority.sign("server"))
         self.thread = thread
-        self.served = Served(thread, Endpoint("127.0.0.1", 0), Endpoint("127.0.0.1", 0, tls=files))
+        self.served = RunningServer(thread, Endpoint("127.0.0.1", 0), Endpoint("127.0.0.1", 0, tls=files))
         self.plain, self.tls = self.served.endpoints
 
-    def connect(self) -> Client:
+    def connect(self) -> GrpcClient:
         """A client over TLS."""
-        return Client(dial(self.tls), self.context)
+        return GrpcClient(dial(self.tls), self.context)
 
     def await_none(self) -> None:
         """Wait until every connection has closed, and the loop has turned since."""
@@ -72,7 +72,7 @@ def answered(server: TlsServed) -> None:
 
 def plain(server: TlsServed) -> None:
     """The same without TLS."""
-    with Client(dial(server.plain)) as client:
+    with GrpcClient(dial(server.plain)) as client:
         assert client.call() == "0"
 
 

@@ -13,7 +13,7 @@ from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast import connection
 from sidecar.transports.fast.engine import open_http2
 from sidecar.transports.server import TransportLimits
-from tests.unit.transports.rig import ACK, PREFACE, RST_STREAM, SETTINGS, Rig, frame, message, settings_frame
+from tests.unit.transports.rig import ACK, PREFACE, SETTINGS, Rig, frame, message, reset, settings_frame
 
 
 def conversation(rig: Rig) -> bytes:
@@ -29,7 +29,7 @@ def conversation(rig: Rig) -> bytes:
             rig.call_bytes("/t/Refuse")[1],
             rig.call_bytes("/t/Nope")[1],
             rig.call_bytes("/t/Keep")[1],
-            frame(RST_STREAM, 0, 3, b"\0\0\0\x08"),
+            reset(3),
         )
     )
 

@@ -23,17 +23,16 @@ from tests.unit.transports.rig import (
     HEADERS,
     PING,
     PRIORITY,
-    RST_STREAM,
     SETTINGS,
     Rig,
     frame,
     message,
+    reset,
     settings_frame,
     window_update,
 )
 
 ENHANCE_YOUR_CALM = 11
-CANCEL = struct.pack(">I", 8)
 
 
 def until_closed(rig: Rig, chunks: Iterator[bytes] | list[bytes]) -> int:
@@ -65,7 +64,7 @@ def test_rapid_reset__handlers_stay_in_their_slots_and_the_connection_ends() -> 
     def attack() -> Iterator[bytes]:
         for _ in range(10_000):
             stream_id, call = rig.call_bytes("/t/Keep")
-            yield call + frame(RST_STREAM, 0, stream_id, CANCEL)
+            yield call + reset(stream_id)
 
     for chunk in attack():
         rig.say(chunk)
@@ -86,7 +85,7 @@ def test_rapid_reset__without_a_request_message_no_handler_runs_at_all() -> None
     rig = Rig()
     one_read = [
         b"".join(
-            rig.headers(stream_id, rig.fields("/t/Keep")) + frame(RST_STREAM, 0, stream_id, CANCEL)
+            rig.headers(stream_id, rig.fields("/t/Keep")) + reset(stream_id)
             for stream_id in (rig.stream_id() for _ in range(100))
         )
         for _ in range(100)
@@ -107,7 +106,7 @@ def test_rapid_reset__a_proxy_whose_calls_time_out_is_served_on() -> None:
         stream_id, call = rig.call_bytes("/t/Keep")
         rig.say(call)
         rig.loop.advance(0.0025)
-        rig.say(frame(RST_STREAM, 0, stream_id, CANCEL))
+        rig.say(reset(stream_id))
     rig.kept.reply_all()
     assert not rig.goaways
     assert rig.request().status == 0
@@ -120,7 +119,7 @@ def test_rapid_reset__running_calls_still_get_their_answers() -> None:
     call = rig.kept.calls[0]
     for _ in range(12):
         stream_id, attack = rig.call_bytes("/t/Keep")
-        rig.say(attack + frame(RST_STREAM, 0, stream_id, CANCEL))
+        rig.say(attack + reset(stream_id))
     assert rig.goaway_codes == [ENHANCE_YOUR_CALM]
     assert not rig.transport.has_written_eof
     call.reply(b"late")
@@ -136,7 +135,7 @@ def test_rapid_reset__a_call_that_never_ends_is_cut() -> None:
     rig.request("/t/Keep")
     for _ in range(12):
         stream_id, attack = rig.call_bytes("/t/Keep")
-        rig.say(attack + frame(RST_STREAM, 0, stream_id, CANCEL))
+        rig.say(attack + reset(stream_id))
     rig.loop.advance(7)
     assert rig.closed_for == ["flood"]
     assert rig.kept.cancelled == len(rig.kept.calls)

@@ -15,7 +15,7 @@ from sidecar.transports.fast.held import STREAM_BYTES
 from sidecar.transports.fast.read_scheduler import CROWD, LATE_READ_BYTES, TURN_S, ReadScheduler
 from sidecar.transports.server import Endpoint, TransportLimits
 from tests.unit.transports.rig import PREFACE, ManualLoop, Rig, frame, settings_frame
-from tests.unit.transports.sockets import Client, dial
+from tests.unit.transports.sockets import GrpcClient, dial
 from tests.waiting import eventually
 
 HOLDERS = 60
@@ -118,7 +118,7 @@ def test_held__is_bounded_over_all_connections(server: ServerProcess) -> None:
     before = server.resident_bytes
     most_unsent = most_resident = 0
     holders = []
-    with Client(dial(Endpoint(host, int(other_port)))) as honest:
+    with GrpcClient(dial(Endpoint(host, int(other_port)))) as honest:
         assert honest.call() == "0"
         for _ in range(HOLDERS):
             holders.append(dial(Endpoint("127.0.0.1", int(port))))
@@ -257,7 +257,7 @@ def test_turns__in_a_crowd_each_has_a_little_parsed_at_a_time() -> None:
     rig = Rig()
     calls = b"".join(rig.call_bytes()[1] for _ in range(400))
     for _ in range(CROWD + 1):
-        rig.core.scheduler.wait(Idle(), is_slow=False)
+        rig.core.scheduler.wait(IdleConnection(), is_slow=False)
     rig.say_unread(calls[:LATE_READ_BYTES])
     rig.say_unread(calls[LATE_READ_BYTES:])
     assert rig.core.scheduler.is_crowded
@@ -267,7 +267,7 @@ def test_turns__in_a_crowd_each_has_a_little_parsed_at_a_time() -> None:
     assert rig.ended(0) == 400
 
 
-class Idle:
+class IdleConnection:
     """A connection that has nothing left to do when its turn comes."""
 
     def resume(self) -> None:

@@ -29,7 +29,7 @@ PAGE = b"x" * 4_000_000
 SPARE_FILES = 12
 
 
-class Served:
+class PageServer:
     """A server of one large page and one small one, on a loopback port or a Unix socket."""
 
     def __init__(self, limits: HttpLimits | None = None, pace: Pace = OWN_LOOP) -> None:
@@ -88,7 +88,7 @@ def test_peers__that_hold_connections_keep_nobody_out(sent: bytes, pace: Pace) -
     limits = HttpLimits(connections_per_source_max=20)
 
     async def scenario() -> None:
-        served = Served(limits, pace)
+        served = PageServer(limits, pace)
         server = await served.start(Endpoint("127.0.0.1"))
         held = [await hold(served.endpoint, sent) for _ in range(100)]
         await ask(served.endpoint)
@@ -107,7 +107,7 @@ def test_peers__endless_heads_end(begin: bytes, pace: Pace) -> None:
     """The client is told, and is cut off although it sends on."""
 
     async def scenario() -> None:
-        served = Served(HttpLimits(linger_s=0.05), pace)
+        served = PageServer(HttpLimits(linger_s=0.05), pace)
         server = await served.start(Endpoint("127.0.0.1"))
         reader, writer = await connect(served.endpoint)
         writer.write(begin)
@@ -130,7 +130,7 @@ def test_peers__that_do_not_read_are_cut_off(pace: Pace) -> None:
     limits = HttpLimits(write_timeout_s=0.05, unsent_bytes_max=2 * len(PAGE))
 
     async def scenario() -> None:
-        served = Served(limits, pace)
+        served = PageServer(limits, pace)
         server = await served.start(Endpoint("127.0.0.1"))
         asking = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 100
         held = [await hold(served.endpoint, asking) for _ in range(10)]
@@ -149,7 +149,7 @@ def test_peers__that_pipeline_without_end_share_with_others(pace: Pace) -> None:
     """Eight floods and one honest client."""
 
     async def scenario() -> None:
-        served = Served(None, pace)
+        served = PageServer(None, pace)
         server = await served.start(Endpoint("127.0.0.1"))
         floods = [
             await hold(served.endpoint, b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000) for _ in range(8)
@@ -167,7 +167,7 @@ def test_peers__that_never_shake_hands_make_room_too(tmp_path: Path) -> None:
     tls = Tls(tmp_path)
 
     async def scenario() -> None:
-        served = Served(HttpLimits(connections_per_source_max=3))
+        served = PageServer(HttpLimits(connections_per_source_max=3))
         server = await served.start(tls.endpoint)
         plain = Endpoint(served.endpoint.host, served.endpoint.port)
         held = [await hold(plain, b"") for _ in range(6)]
@@ -185,7 +185,7 @@ def test_peers__a_handshake_has_a_deadline(tmp_path: Path) -> None:
     tls = Tls(tmp_path)
 
     async def scenario() -> None:
-        served = Served(HttpLimits(handshake_timeout_s=0.05))
+        served = PageServer(HttpLimits(handshake_timeout_s=0.05))
         server = await served.start(tls.endpoint)
         connection = await hold(Endpoint(served.endpoint.host, served.endpoint.port), b"")
         assert await connection[0].read() == b""
@@ -201,7 +201,7 @@ def test_peers__that_have_gone_leave_nothing_to_the_garbage_collector(tmp_path: 
     tls = Tls(tmp_path)
     trust = tls.trust()
 
-    async def visit(endpoint: Endpoint, served: Served) -> None:
+    async def visit(endpoint: Endpoint, served: PageServer) -> None:
         connection = await connect(endpoint, trust if endpoint.tls else None)
         assert await get(connection, "/small") == (200, b"small")
         await close(connection)
@@ -211,7 +211,7 @@ def test_peers__that_have_gone_leave_nothing_to_the_garbage_collector(tmp_path: 
 
     async def scenario() -> None:
         for endpoint in (tls.endpoint, Endpoint("127.0.0.1")):
-            served = Served()
+            served = PageServer()
             server = await served.start(endpoint)
             await visit(served.endpoint, served)
             gc.collect()
@@ -247,7 +247,7 @@ def test_peers__that_use_up_the_descriptors_give_them_back(monkeypatch: pytest.M
     monkeypatch.setattr(accepting, "PAUSE_S", 0.01)
 
     async def scenario() -> None:
-        served = Served(HttpLimits(connections_per_source_max=400))
+        served = PageServer(HttpLimits(connections_per_source_max=400))
         server = await served.start(Endpoint("127.0.0.1"))
         held: list[Streams] = []
         with few_files():

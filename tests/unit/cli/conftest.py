@@ -9,7 +9,7 @@ import pytest
 import typer.main
 import typer.testing
 
-from .served import Served, served_api
+from .served import ServedApi, served_api
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -21,14 +21,14 @@ def commands_built_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApi]:
     """One API for all tests that name integrations of their own."""
     with served_api(tmp_path_factory.mktemp("registry")) as served:
         yield served
 
 
 @pytest.fixture
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApi]:
     """An API with a registry that no other test has touched."""
     with served_api(tmp_path_factory.mktemp("registry")) as served:
         yield served

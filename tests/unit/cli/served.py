@@ -52,7 +52,7 @@ class PlainSealer:
 
 
 @dataclass
-class Served:
+class ServedApi:
     """A running API: where it is, everybody's token, and how to run commands against it."""
 
     url: str
@@ -89,7 +89,7 @@ async def _at_once(position: Position) -> bool:
 
 
 @contextmanager
-def served_api(folder: Path) -> Iterator[Served]:
+def served_api(folder: Path) -> Iterator[ServedApi]:
     """The API over a fresh registry file in *folder*, with `PEOPLE`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="admin API")
@@ -104,7 +104,7 @@ def served_api(folder: Path) -> Iterator[Served]:
     server = HttpServer(partial(serve_asgi, build_api(context)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
     try:
         [endpoint] = wait(server.start())
-        served = Served(f"http://{endpoint}", registry, loop)
+        served = ServedApi(f"http://{endpoint}", registry, loop)
         wait(_add_people(served))
         yield served
     finally:
@@ -120,7 +120,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     loop.close()
 
 
-async def _add_people(served: Served) -> None:
+async def _add_people(served: ServedApi) -> None:
     context = ChangeContext("prepared", "local")
     first: Actor | None = None
     for name, role in PEOPLE.items():

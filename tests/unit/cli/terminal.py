@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import select
@@ -18,6 +19,14 @@ from tests.waiting import PATIENCE_S
 COLUMNS = 80
 ESCAPE = "\x1b"
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class TerminalStream(io.StringIO):
+    """Standard input, or output, at which somebody sits."""
+
+    def isatty(self) -> bool:
+        """Somebody does."""
+        return True
 
 
 class Terminal:

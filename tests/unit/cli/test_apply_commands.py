@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -20,9 +19,10 @@ from sidecar.domain.declared import ComparisonContext, Declaration, compare
 from sidecar.domain.integrations import Integration
 from sidecar.services.admin.apply.document import plan_view
 from tests.administration import ANN, LIFECYCLE, NOW_US, digest
+from tests.unit.cli.terminal import TerminalStream
 from tests.unit.services.admin.apply.registries import fresh_store_url
 
-from .served import Served, served_api
+from .served import ServedApi, served_api
 
 FILE = f"""
 integrations:
@@ -70,7 +70,7 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Served]:
+def api(tmp_path: Path) -> Iterator[ServedApi]:
     """The real admin API."""
     with served_api(tmp_path) as served:
         yield served
@@ -201,7 +201,7 @@ def test_registry__store_goes_before_the_configuration(tmp_path: Path) -> None:
     assert (wrong.exit_code, "--store: store URL: scheme is 'http'" in wrong.stderr) == (2, True)
 
 
-def test_apply__through_the_admin_api(api: Served, tmp_path: Path) -> None:
+def test_apply__through_the_admin_api(api: ServedApi, tmp_path: Path) -> None:
     """The same difference, question, changes and second run; the API's audit log has the reason."""
     file = tmp_path / "integrations.yaml"
     file.write_text(FILE)
@@ -221,14 +221,14 @@ def test_apply__through_the_admin_api(api: Served, tmp_path: Path) -> None:
     assert (unknown.exit_code, "token" in unknown.stderr) == (1, True), unknown.stderr
 
 
-def test_apply__sends_a_file_of_many_integrations(api: Served, tmp_path: Path) -> None:
+def test_apply__sends_a_file_of_many_integrations(api: ServedApi, tmp_path: Path) -> None:
     """A file of several MiB passes every bound between the command and the registry."""
     file = tmp_path / "integrations.yaml"
     file.write_text("# " + "x" * 5_000_000 + FILE)
     assert "Made 2 changes in" in api.told("apply", "-f", str(file), "--yes")
 
 
-def test_apply__json_needs_its_yes_beforehand(api: Served, tmp_path: Path) -> None:
+def test_apply__json_needs_its_yes_beforehand(api: ServedApi, tmp_path: Path) -> None:
     """A program gets the plan and what came of it as one document; it is never asked."""
     file = tmp_path / "integrations.yaml"
     file.write_text(FILE)
@@ -255,18 +255,10 @@ def test_plan_lines__are_bounded() -> None:
     assert next(plan_lines(plan_view(removed))).text.startswith("- evil   [red]b")
 
 
-class Terminal(io.StringIO):
-    """Standard input, or output, at which somebody sits."""
-
-    def isatty(self) -> bool:
-        """Somebody does."""
-        return True
-
-
 def test_ask_first__goes_by_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a terminal the answer decides; everything but yes is no."""
-    monkeypatch.setattr(sys, "stdin", Terminal("y\nn\n"))
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdin", TerminalStream("y\nn\n"))
+    monkeypatch.setattr(sys, "stderr", TerminalStream())
     ask_first("Make 1 change?")
     with pytest.raises(CommandError, match="nothing was changed"):
         ask_first("Make 1 change?")

@@ -12,13 +12,13 @@ import pytest
 from sidecar.cli import audit_file as module
 from sidecar.cli.audit_file import AuditFileError, new_file, verify_file
 
-from .served import Served
+from .served import ServedApi
 
 Lines = list[str]
 
 
 @pytest.fixture
-def export(api: Served, tmp_path: Path) -> Path:
+def export(api: ServedApi, tmp_path: Path) -> Path:
     """An export of nine entries."""
     for id in ("one", "two"):
         api.told("integrations", "create", id)
@@ -31,7 +31,7 @@ def export(api: Served, tmp_path: Path) -> Path:
     return file
 
 
-def verified(api: Served, file: Path, *arguments: str) -> tuple[int, str]:
+def verified(api: ServedApi, file: Path, *arguments: str) -> tuple[int, str]:
     """The exit code and the output of a verification that needs no server and no token."""
     result = api.run(
         "audit", "verify", str(file), *arguments, SIDECAR_SERVER="http://127.0.0.1:1", SIDECAR_ADMIN_TOKEN=""
@@ -39,7 +39,7 @@ def verified(api: Served, file: Path, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_audit_list__newest_first_and_narrowed(api: Served) -> None:
+def test_audit_list__newest_first_and_narrowed(api: ServedApi) -> None:
     """What was done, by whom, to what, why and from where; by the words of a suspension in an incident."""
     api.told("integrations", "create", "watched")
     api.told("suspend", "watched", "--reason", "key leaked", who="olli")
@@ -60,7 +60,7 @@ def test_audit_list__newest_first_and_narrowed(api: Served) -> None:
     assert entries["items"][0]["reason"] == "key leaked"
 
 
-def test_audit_verify__by_the_server(api: Served) -> None:
+def test_audit_verify__by_the_server(api: ServedApi) -> None:
     """It tells how much was looked at, and an anchor that the next verification is held to."""
     first = api.told("audit", "verify").splitlines()
     assert first[0] == "4 entries in 1 chain: intact"
@@ -77,7 +77,7 @@ def test_audit_verify__by_the_server(api: Served) -> None:
     assert (malformed.exit_code, "anchor is" in malformed.stderr) == (1, True)
 
 
-def test_audit_export__of_one_integration(api: Served, export: Path, tmp_path: Path) -> None:
+def test_audit_export__of_one_integration(api: ServedApi, export: Path, tmp_path: Path) -> None:
     """Only its entries, each as it was hashed; what has gaps is not passed off as a whole log."""
     whole = export.read_text().splitlines()
     ids = {json.loads(json.loads(line)["text"])["subject"] for line in whole}
@@ -91,7 +91,7 @@ def test_audit_export__of_one_integration(api: Served, export: Path, tmp_path: P
     assert api.told("audit", "export", "--integration", "nobody") == ""
 
 
-def test_audit_export__is_what_was_hashed(api: Served, export: Path) -> None:
+def test_audit_export__is_what_was_hashed(api: ServedApi, export: Path) -> None:
     """A whole file that only its owner can read, and that says offline what the server says."""
     assert stat.S_IMODE(export.stat().st_mode) == 0o600
     assert export.read_text() == api.told("audit", "export")
@@ -122,7 +122,7 @@ def _moved(lines: Lines) -> Lines:
     ],
 )
 def test_audit_verify__finds_what_was_done_to_an_export(
-    api: Served, export: Path, spoil: Callable[[Lines], Lines], told: str
+    api: ServedApi, export: Path, spoil: Callable[[Lines], Lines], told: str
 ) -> None:
     """Altered, removed and moved entries are named, with 1, without asking anybody."""
     export.write_text("\n".join(spoil(export.read_text().splitlines())) + "\n")
@@ -132,7 +132,7 @@ def test_audit_verify__finds_what_was_done_to_an_export(
     assert "9 entries in 1 chain: NOT intact" in said or "7 entries in 1 chain: NOT intact" in said
 
 
-def test_audit_verify__an_anchor_shows_that_the_end_was_cut_off(api: Served, export: Path) -> None:
+def test_audit_verify__an_anchor_shows_that_the_end_was_cut_off(api: ServedApi, export: Path) -> None:
     """A shortened file is a whole chain; only what was noted elsewhere tells, also of a chain that went."""
     anchor = verified(api, export)[1].splitlines()[1].removeprefix("anchor ")
     lines = export.read_text().splitlines()
@@ -182,7 +182,7 @@ def test_verify_file__chains_and_lines_have_bounds(tmp_path: Path, monkeypatch: 
         verify_file(file)
 
 
-def test_audit_export__never_replaces_a_file(api: Served, export: Path) -> None:
+def test_audit_export__never_replaces_a_file(api: ServedApi, export: Path) -> None:
     """An export is evidence: a second one under the same name is refused, and the first stays."""
     before = export.read_bytes()
     result = api.run("audit", "export", "--output", str(export))

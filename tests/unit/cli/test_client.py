@@ -13,7 +13,7 @@ from sidecar.admin_client.client import ATTEMPTS_MAX, AdminClient, path_to
 from sidecar.admin_client.failures import AdminCallError, Failure
 
 from .scripted import CUT, SILENCE, LosingRelay, Scripted, answer
-from .served import Served
+from .served import ServedApi
 
 TOKEN = "sca_test"
 OK = answer(200, b'{"is_fine": true}')
@@ -144,7 +144,7 @@ def test_client__tries_so_often_and_no_more() -> None:
     assert len(server.requests) == ATTEMPTS_MAX
 
 
-def test_client__a_change_whose_answer_was_lost_happens_once(shared_api: Served) -> None:
+def test_client__a_change_whose_answer_was_lost_happens_once(shared_api: ServedApi) -> None:
     """Against the real API: the first answer is lost on its way, the second is the same change's replay."""
     shared_api.told("integrations", "create", "lost")
     with (

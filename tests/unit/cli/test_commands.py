@@ -15,18 +15,18 @@ from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import RefusedCaller
 
 from .scripted import SILENCE, Scripted
-from .served import Served
+from .served import ServedApi
 
 KEY = re.compile(r"sck_[0-9A-Za-z-]+_[0-9A-Za-z]{36}\n")
 
 
-def record_of(api: Served, id: str) -> dict[str, Any]:
+def record_of(api: ServedApi, id: str) -> dict[str, Any]:
     """An integration, as the API has it."""
     record: dict[str, Any] = json.loads(api.told("integrations", "show", id, "--json"))
     return record
 
 
-def test_integrations__from_create_to_delete(shared_api: Served) -> None:
+def test_integrations__from_create_to_delete(shared_api: ServedApi) -> None:
     """Every detail that is named arrives; what is not named is the least."""
     shared_api.told(
         "integrations", "create", "whole", "--name", "Whole Ltd", "--contact", "ops@whole.example",
@@ -56,7 +56,7 @@ def test_integrations__from_create_to_delete(shared_api: Served) -> None:
     assert "ids are never reused" in again.stderr
 
 
-def test_integrations__a_new_one_may_do_nothing(shared_api: Served) -> None:
+def test_integrations__a_new_one_may_do_nothing(shared_api: ServedApi) -> None:
     """Only an id: no scope, no key, the default limit, and the id for a name."""
     shared_api.told("integrations", "create", "least")
     record = record_of(shared_api, "least")
@@ -68,7 +68,7 @@ def test_integrations__a_new_one_may_do_nothing(shared_api: Served) -> None:
     )
 
 
-def test_integrations__lists_for_programs(api: Served) -> None:
+def test_integrations__lists_for_programs(api: ServedApi) -> None:
     """Piped: a line each, tabs between, no heads; `--json`: what the API said; more than --limit: a note."""
     for id in ("alpha", "beta", "gamma"):
         api.told("integrations", "create", id, "--owner", "Ops")
@@ -88,7 +88,7 @@ def test_integrations__lists_for_programs(api: Served) -> None:
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "no matching integrations\n")
 
 
-def test_integrations__an_edit_of_nothing_is_wrong_usage(shared_api: Served) -> None:
+def test_integrations__an_edit_of_nothing_is_wrong_usage(shared_api: ServedApi) -> None:
     """It names what could be changed."""
     result = shared_api.run("integrations", "edit", "any")
     assert (result.exit_code, "such as --contact" in result.stderr) == (2, True)
@@ -108,7 +108,7 @@ def test_integrations__an_edit_of_nothing_is_wrong_usage(shared_api: Served) -> 
     ],
 )
 def test_secrets__stand_alone_on_standard_output(
-    shared_api: Served, arguments: tuple[str, ...], told: str
+    shared_api: ServedApi, arguments: tuple[str, ...], told: str
 ) -> None:
     """`KEY=$(sidecar credentials issue acme)` holds the key and nothing else; people read the rest."""
     shared_api.run("integrations", "create", "prepared")
@@ -120,7 +120,7 @@ def test_secrets__stand_alone_on_standard_output(
     assert result.stdout.strip() not in result.stderr
 
 
-def test_secrets__a_repeat_does_not_show_one_again(shared_api: Served) -> None:
+def test_secrets__a_repeat_does_not_show_one_again(shared_api: ServedApi) -> None:
     """A repeat of a change is that change: its secret was shown then, and 1 says that there is none."""
     shared_api.told("integrations", "create", "twice")
     arguments = ("credentials", "issue", "twice", "--idempotency-key", "twice-1")
@@ -132,7 +132,7 @@ def test_secrets__a_repeat_does_not_show_one_again(shared_api: Served) -> None:
     assert len(record_of(shared_api, "twice")["credentials"]) == 1
 
 
-def test_credentials__rotate_with_an_overlap_revoke_and_expire(shared_api: Served) -> None:
+def test_credentials__rotate_with_an_overlap_revoke_and_expire(shared_api: ServedApi) -> None:
     """The old key works on for the overlap, is seen to, and ends when it is told to."""
     shared_api.told("integrations", "create", "turning", "--issue-credential")
     old = record_of(shared_api, "turning")["credentials"][0]["id"]
@@ -153,7 +153,7 @@ def test_credentials__rotate_with_an_overlap_revoke_and_expire(shared_api: Serve
     assert "note: 'turning' has no live credential left" in last.stderr
 
 
-def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: Served) -> None:
+def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: ServedApi) -> None:
     """A step that comes too early, or from the wrong person, says what to do instead."""
     shared_api.told("integrations", "create", "leaky", "--issue-credential")
     assert shared_api.told("suspend", "leaky", "--reason", "key in a public repository", who="olli") == (
@@ -177,7 +177,7 @@ def test_suspend__somebody_else_reactivates_with_new_keys(shared_api: Served) ->
     assert [credential["state"] for credential in record_of(shared_api, "leaky")["credentials"]] == ["active"]
 
 
-def test_suspend__needs_a_reason(shared_api: Served) -> None:
+def test_suspend__needs_a_reason(shared_api: ServedApi) -> None:
     """The option is required, and an empty one is refused by the API: the record must say why."""
     assert shared_api.run("suspend", "any").exit_code == 2
     shared_api.told("integrations", "create", "reasoned")
@@ -185,7 +185,7 @@ def test_suspend__needs_a_reason(shared_api: Served) -> None:
     assert (empty.exit_code, "reason is empty" in empty.stderr) == (1, True)
 
 
-def test_wait__says_who_has_confirmed(api: Served) -> None:
+def test_wait__says_who_has_confirmed(api: ServedApi) -> None:
     """0 once every live sidecar decides by the change; 5 when one does not in time, though it is made."""
     api.told("integrations", "create", "waited")
     quick = api.run("suspend", "waited", "--reason", "leak", "--wait")
@@ -202,7 +202,7 @@ def test_wait__says_who_has_confirmed(api: Served) -> None:
     assert "in force on 1 sidecar after" in api.told("scopes", "remove", "waited", "orders:read", "--wait")
 
 
-def test_scopes__add_remove_and_what_there_is(shared_api: Served) -> None:
+def test_scopes__add_remove_and_what_there_is(shared_api: ServedApi) -> None:
     """Scopes as words; what is unknown is named with its place."""
     shared_api.told("integrations", "create", "scoped")
     assert shared_api.told("scopes", "add", "scoped", "orders:read", "orders:write") == (
@@ -222,7 +222,7 @@ def test_scopes__add_remove_and_what_there_is(shared_api: Served) -> None:
     assert len(json.loads(shared_api.told("scopes", "catalogue", "--json"))["items"]) == 15
 
 
-def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: Served) -> None:
+def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: ServedApi) -> None:
     """One of the policies, or the configured one again."""
     shared_api.told("integrations", "create", "fallen", "--on-store-error", "allow")
     assert record_of(shared_api, "fallen")["on_store_error"] == "allow"
@@ -233,7 +233,7 @@ def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: 
     assert shared_api.run("integrations", "on-store-error", "fallen", "open").exit_code == 2
 
 
-def test_limit__set_raise_and_end(shared_api: Served) -> None:
+def test_limit__set_raise_and_end(shared_api: ServedApi) -> None:
     """A raise shows until when it lasts and what comes then; by a moment or by a duration."""
     shared_api.told("integrations", "create", "limited")
     assert shared_api.told("limit", "set", "limited", "120", "--burst", "30") == (
@@ -254,7 +254,7 @@ def test_limit__set_raise_and_end(shared_api: Served) -> None:
     assert "it must be 1 to 10000" in wrong.stderr
 
 
-def test_allowlist__entries_and_warnings(shared_api: Served, tmp_path: Path) -> None:
+def test_allowlist__entries_and_warnings(shared_api: ServedApi, tmp_path: Path) -> None:
     """Entries from arguments or a file; what adds nothing or is spelt oddly is told, not passed over."""
     shared_api.told("integrations", "create", "listed", "--allow", "192.0.2.0/24")
     added = shared_api.run("allowlist", "add", "listed", "192.0.2.7", "2001:db8::/32")
@@ -277,19 +277,19 @@ def test_allowlist__entries_and_warnings(shared_api: Served, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("arguments", [(), ("10.0.0.0/8", "--file", "x"), ("--file", "/no/such/file")])
-def test_allowlist__set_takes_entries_or_a_file(shared_api: Served, arguments: tuple[str, ...]) -> None:
+def test_allowlist__set_takes_entries_or_a_file(shared_api: ServedApi, arguments: tuple[str, ...]) -> None:
     """One of the two, and a file that is there."""
     assert shared_api.run("allowlist", "set", "any", *arguments).exit_code == 2
 
 
-def test_allowlist__a_file_has_a_bound(shared_api: Served, tmp_path: Path) -> None:
+def test_allowlist__a_file_has_a_bound(shared_api: ServedApi, tmp_path: Path) -> None:
     """A file of another kind is not sent whole."""
     file = tmp_path / "entries"
     file.write_text("10.0.0.1\n" * 1_001)
     assert "has 1001 entries" in shared_api.run("allowlist", "set", "any", "--file", str(file)).stderr
 
 
-def test_webhook_secret__generate_and_rotate(shared_api: Served) -> None:
+def test_webhook_secret__generate_and_rotate(shared_api: ServedApi) -> None:
     """Each is alone on standard output; a second generation is a conflict."""
     shared_api.told("integrations", "create", "hooked")
     first = shared_api.told("webhook-secret", "generate", "hooked")
@@ -299,7 +299,7 @@ def test_webhook_secret__generate_and_rotate(shared_api: Served) -> None:
     assert len(record_of(shared_api, "hooked")["webhook_secrets"]) == 2
 
 
-def test_changes__a_dry_run_changes_nothing(shared_api: Served) -> None:
+def test_changes__a_dry_run_changes_nothing(shared_api: ServedApi) -> None:
     """It says what would be done, draws no secret, asks nothing, and leaves the generation as it is."""
     shared_api.told("integrations", "create", "tried", "--allow", "192.0.2.0/24")
     for arguments in (
@@ -315,7 +315,7 @@ def test_changes__a_dry_run_changes_nothing(shared_api: Served) -> None:
     assert record_of(shared_api, "tried")["generation"] == 1
 
 
-def test_changes__expect_a_generation(shared_api: Served) -> None:
+def test_changes__expect_a_generation(shared_api: ServedApi) -> None:
     """Whoever decided by an older state is told so, with 4, and nothing is changed."""
     shared_api.told("integrations", "create", "raced")
     shared_api.told("limit", "set", "raced", "100", "--expect", "1")
@@ -325,7 +325,7 @@ def test_changes__expect_a_generation(shared_api: Served) -> None:
     assert record_of(shared_api, "raced")["rate_limit_rpm"] == 100
 
 
-def test_changes__print_the_answer_as_json(shared_api: Served) -> None:
+def test_changes__print_the_answer_as_json(shared_api: ServedApi) -> None:
     """For programs: what the API said, whole; also the secret, and nothing on standard error."""
     created = shared_api.run("integrations", "create", "machine", "--issue-credential", "--json")
     answer = json.loads(created.stdout)
@@ -336,7 +336,7 @@ def test_changes__print_the_answer_as_json(shared_api: Served) -> None:
     assert changed["summary"] == "set the limit to 10 requests per minute"
 
 
-def test_changes__one_without_an_answer_can_be_repeated(shared_api: Served) -> None:
+def test_changes__one_without_an_answer_can_be_repeated(shared_api: ServedApi) -> None:
     """Whoever gets no answer is told that it may have happened, and how to repeat it as the same change."""
     with Scripted(SILENCE) as server:
         lost = shared_api.run("limit", "set", "any", "10", "--timeout", "1s", SIDECAR_SERVER=server.url)
@@ -357,7 +357,9 @@ def test_changes__one_without_an_answer_can_be_repeated(shared_api: Served) -> N
     ],
     ids=" ".join,
 )
-def test_confirmation__without_a_terminal_needs_yes(shared_api: Served, arguments: tuple[str, ...]) -> None:
+def test_confirmation__without_a_terminal_needs_yes(
+    shared_api: ServedApi, arguments: tuple[str, ...]
+) -> None:
     """What takes something away is not done by a script that did not say so: exit 2, nothing sent."""
     result = shared_api.run(*arguments, SIDECAR_SERVER="http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -365,7 +367,7 @@ def test_confirmation__without_a_terminal_needs_yes(shared_api: Served, argument
     assert result.stderr.rstrip().endswith("Pass --yes to confirm")
 
 
-def test_admin__accounts_roles_and_tokens(api: Served) -> None:
+def test_admin__accounts_roles_and_tokens(api: ServedApi) -> None:
     """An account from its first token to its end."""
     token = api.told(
         "admin", "create", "carol", "--role", "auditor", "--name", "Carol C", "--expires", "30d"
@@ -394,7 +396,7 @@ def test_admin__accounts_roles_and_tokens(api: Served) -> None:
     assert "carol\tCarol C\tremoved\t-\t-\t-\t-" in api.told("admin", "list").splitlines()
 
 
-def test_admin__list_warns_before_the_last_token_ends(api: Served) -> None:
+def test_admin__list_warns_before_the_last_token_ends(api: ServedApi) -> None:
     """Two weeks ahead, with the token, the days that are left and what to run; programs read a code."""
     api.told("admin", "remove", "bob", "--yes")
     assert "warning" not in api.run("admin", "list").stderr
@@ -411,7 +413,7 @@ def test_admin__list_warns_before_the_last_token_ends(api: Served) -> None:
     assert listing["admin_access_ends_at"] == listing["items"][0]["tokens"][0]["expires_at"]
 
 
-def test_allowlist__shows_whom_it_refused(api: Served) -> None:
+def test_allowlist__shows_whom_it_refused(api: ServedApi) -> None:
     """With the entry that admits the address; adding it is seen there. Standard output keeps to entries."""
     key = json.loads(
         api.told(
@@ -444,7 +446,7 @@ def test_allowlist__shows_whom_it_refused(api: Served) -> None:
     assert "203.0.113.7/32\tadmitted" in api.told("integrations", "show", "locked")
 
 
-def test_admin__the_last_one_stays(api: Served) -> None:
+def test_admin__the_last_one_stays(api: ServedApi) -> None:
     """Nobody can lock everybody out."""
     api.told("admin", "remove", "bob", "--yes")
     last = api.run("admin", "remove", "ann", "--yes")
@@ -466,7 +468,7 @@ def test_admin__the_last_one_stays(api: Served) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )
 def test_mistyped__the_name_that_may_be_meant(
-    shared_api: Served, arguments: tuple[str, ...], meant: str
+    shared_api: ServedApi, arguments: tuple[str, ...], meant: str
 ) -> None:
     """An unknown id or scope that is like an existing one is answered with the existing one."""
     if shared_api.run("integrations", "show", "acme-warehouse").exit_code:
@@ -478,7 +480,7 @@ def test_mistyped__the_name_that_may_be_meant(
 
 
 @pytest.mark.parametrize("who", ["audrey", "olli"])
-def test_roles__what_a_role_does_not_permit_is_told(shared_api: Served, who: str) -> None:
+def test_roles__what_a_role_does_not_permit_is_told(shared_api: ServedApi, who: str) -> None:
     """Whoever may not is told whom to ask."""
     result = shared_api.run("integrations", "create", "forbidden", who=who)
     assert result.exit_code == 1
@@ -486,7 +488,7 @@ def test_roles__what_a_role_does_not_permit_is_told(shared_api: Served, who: str
     assert "ask an administrator with the role admin" in result.stderr
 
 
-def test_token__from_a_file_or_standard_input(shared_api: Served, tmp_path: Path) -> None:
+def test_token__from_a_file_or_standard_input(shared_api: ServedApi, tmp_path: Path) -> None:
     """Both keep it out of arguments; a file goes before the variable."""
     file = tmp_path / "token"
     file.write_text(shared_api.tokens["bob"] + "\n")
@@ -506,7 +508,7 @@ def test_token__from_a_file_or_standard_input(shared_api: Served, tmp_path: Path
     ],
 )
 def test_token__one_that_is_none_is_not_sent(
-    shared_api: Served, arguments: tuple[str, ...], variable: str, told: str
+    shared_api: ServedApi, arguments: tuple[str, ...], variable: str, told: str
 ) -> None:
     """A slip is told before anything leaves the machine, without a word of the token."""
     result = shared_api.run("admin", "whoami", *arguments, SIDECAR_ADMIN_TOKEN=variable)
@@ -523,7 +525,9 @@ def test_token__one_that_is_none_is_not_sent(
         ("unix:/no/such.sock", 1, "cannot reach unix:/no/such.sock"),
     ],
 )
-def test_server__what_cannot_be_asked_is_told(shared_api: Served, server: str, code: int, told: str) -> None:
+def test_server__what_cannot_be_asked_is_told(
+    shared_api: ServedApi, server: str, code: int, told: str
+) -> None:
     """One line about what is wrong, one about what to look at; never a traceback."""
     result = shared_api.run("integrations", "list", "--server", server)
     assert (result.exit_code, result.stdout) == (code, "")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from sidecar.cli.root import app
 from tests.redis_servers import shared
 
-from .served import Served
+from .served import ServedApi
 from .terminal import Terminal
 
 NOBODY = "nobody can reactivate 'acme' after you suspend it"
@@ -25,7 +25,7 @@ def on_machine(config: Path, *arguments: str) -> Result:
 
 
 @pytest.fixture
-def alone(api: Served, tmp_path: Path) -> Served:
+def alone(api: ServedApi, tmp_path: Path) -> ServedApi:
     """An API whose only administrator is ann, with the integration 'acme'."""
     api.told("admin", "remove", "bob", "--yes")
     api.told("integrations", "create", "acme", "--issue-credential")
@@ -33,20 +33,20 @@ def alone(api: Served, tmp_path: Path) -> Served:
 
 
 @pytest.fixture
-def config(api: Served, tmp_path: Path) -> Path:
+def config(api: ServedApi, tmp_path: Path) -> Path:
     """The configuration of the machine that holds the registry of *api*."""
     path = tmp_path / "sidecar.yaml"
     path.write_text(yaml.safe_dump({"registry": f"sqlite:{api.registry.path}"}))
     return path
 
 
-def status_of(api: Served, who: str = "ann") -> str:
+def status_of(api: ServedApi, who: str = "ann") -> str:
     """Whether acme is suspended."""
     status: str = json.loads(api.told("integrations", "show", "acme", "--json", who=who))["status"]
     return status
 
 
-def test_suspend__by_the_only_administrator_needs_yes(alone: Served) -> None:
+def test_suspend__by_the_only_administrator_needs_yes(alone: ServedApi) -> None:
     """A script is told what it would lock, with the way out, and does nothing until it says --yes."""
     result = alone.run("suspend", "acme", "--reason", "leak")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -61,7 +61,7 @@ def test_suspend__by_the_only_administrator_needs_yes(alone: Served) -> None:
     assert status_of(alone) == "suspended"
 
 
-def test_suspend__by_the_only_administrator_in_a_dry_run(alone: Served) -> None:
+def test_suspend__by_the_only_administrator_in_a_dry_run(alone: ServedApi) -> None:
     """It says so, asks nothing and changes nothing; programs read the code."""
     tried = alone.run("suspend", "acme", "--reason", "leak", "--dry-run")
     assert (tried.exit_code, f"note: {NOBODY}" in tried.stderr) == (0, True)
@@ -70,7 +70,7 @@ def test_suspend__by_the_only_administrator_in_a_dry_run(alone: Served) -> None:
     assert status_of(alone) == "active"
 
 
-def test_suspend__by_the_only_administrator_at_a_terminal(alone: Served) -> None:
+def test_suspend__by_the_only_administrator_at_a_terminal(alone: ServedApi) -> None:
     """The warning stands above the question."""
     env = {"SIDECAR_SERVER": alone.url, "SIDECAR_ADMIN_TOKEN": alone.tokens["ann"]}
     screen = Terminal("suspend", "acme", "--reason", "leak", **env)
@@ -81,14 +81,14 @@ def test_suspend__by_the_only_administrator_at_a_terminal(alone: Served) -> None
     assert status_of(alone) == "active"
 
 
-def test_suspend__by_one_of_two_asks_a_script_nothing(api: Served) -> None:
+def test_suspend__by_one_of_two_asks_a_script_nothing(api: ServedApi) -> None:
     """Nothing stands in the way of a suspension in an incident where somebody else can end it."""
     api.told("integrations", "create", "acme")
     result = api.run("suspend", "acme", "--reason", "leak")
     assert (result.exit_code, "nobody can" in result.output) == (0, False)
 
 
-def test_apply__a_file_that_suspends_says_so(alone: Served, config: Path, tmp_path: Path) -> None:
+def test_apply__a_file_that_suspends_says_so(alone: ServedApi, config: Path, tmp_path: Path) -> None:
     """A declared suspension locks as well: the plan warns of it, by the API and on the registry itself."""
     file = tmp_path / "fleet.yaml"
     file.write_text("integrations:\n  - {id: acme, name: acme, status: suspended}\n")
@@ -101,13 +101,13 @@ def test_apply__a_file_that_suspends_says_so(alone: Served, config: Path, tmp_pa
     assert status_of(alone) == "active"
 
 
-def test_suspend__by_an_operator_is_ended_by_the_administrator(alone: Served) -> None:
+def test_suspend__by_an_operator_is_ended_by_the_administrator(alone: ServedApi) -> None:
     """The operator is not the only administrator."""
     result = alone.run("suspend", "acme", "--reason", "leak", who="olli")
     assert (result.exit_code, "nobody can" in result.output) == (0, False)
 
 
-def test_recover__ends_what_the_only_administrator_suspended(alone: Served, config: Path) -> None:
+def test_recover__ends_what_the_only_administrator_suspended(alone: ServedApi, config: Path) -> None:
     """The whole way: locked, recovered on the machine, reactivated; and marked wherever somebody looks."""
     alone.told("suspend", "acme", "--reason", "leak", "--yes")
     alone.told("credentials", "issue", "acme")
@@ -147,7 +147,7 @@ def test_recover__needs_no_administrator_and_makes_no_second_first_one(tmp_path:
     assert told["administrator"] == {"id": "eve", "name": "eve", "role": "admin"}
 
 
-def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: Served, config: Path) -> None:
+def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: ServedApi, config: Path) -> None:
     """It works on the registry's file, is on record under the machine's user, and says what it means."""
     tried = on_machine(config, "suspend", "acme", "--reason", "leak", "--offline", "--dry-run")
     assert (tried.exit_code, "dry run, nothing was changed" in tried.stdout) == (0, True)
@@ -163,7 +163,7 @@ def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: Served, co
     assert back["integration"]["single_person_at"] is not None
 
 
-def test_suspend_offline__what_cannot_be_is_told(alone: Served, config: Path) -> None:
+def test_suspend_offline__what_cannot_be_is_told(alone: ServedApi, config: Path) -> None:
     """An unknown id, a generation that has passed, and an option that has no meaning here."""
     for arguments, code, text in (
         (("nobody",), 1, "no integration 'nobody'"),

@@ -11,7 +11,7 @@ import pytest
 from sidecar.cli.review import CSV_HEADS
 from sidecar.cli.tables import plain, print_csv
 
-from .served import Served
+from .served import ServedApi
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_print_csv__no_value_is_a_formula() -> None:
     assert rows == ["a", "'=1+1", "'+x", "'-x", "'@x", 'say "a, b"', "'-5", "'=a b"]
 
 
-def test_review__csv_has_a_line_for_each_credential(api: Served) -> None:
+def test_review__csv_has_a_line_for_each_credential(api: ServedApi) -> None:
     """Everything that a reviewer needs, with empty columns for who decided what; none left out."""
     api.told(
         "integrations", "create", "one", "--owner", "=cmd", "--scope", "crm:read", "--scope", "orders:read"
@@ -64,7 +64,7 @@ def test_review__csv_has_a_line_for_each_credential(api: Served) -> None:
     assert len({row["as_of"] for row in rows}) == 1
 
 
-def test_review__for_programs_and_people(api: Served) -> None:
+def test_review__for_programs_and_people(api: ServedApi) -> None:
     """Piped it tells the codes of what to decide; `--json` is the API's answer with its time."""
     api.told(
         "integrations", "create", "plain", "--allow", "192.0.2.0/24", "--issue-credential", "--expires", "1d"
@@ -80,7 +80,7 @@ def test_review__for_programs_and_people(api: Served) -> None:
     assert answer["as_of"].endswith("Z")
 
 
-def test_review__half_a_population_is_no_review(api: Served) -> None:
+def test_review__half_a_population_is_no_review(api: ServedApi) -> None:
     """A CSV that --limit cut off says so and exits with 1; and it is CSV or JSON, not both."""
     for id in ("a", "b"):
         api.told("integrations", "create", id)
@@ -89,7 +89,7 @@ def test_review__half_a_population_is_no_review(api: Served) -> None:
     assert api.run("review", "--csv", "--json").exit_code == 2
 
 
-def test_review__reads_page_by_page(api: Served) -> None:
+def test_review__reads_page_by_page(api: ServedApi) -> None:
     """Also more integrations than a page of the review has."""
     names = [f"i{number:03}" for number in range(60)]
     changes = [{"action": "integration.create", "integration_id": name, "name": name} for name in names]
@@ -98,7 +98,7 @@ def test_review__reads_page_by_page(api: Served) -> None:
     assert [line.split("\t")[0] for line in api.told("review").splitlines()] == names
 
 
-def test_plain__an_id_of_a_foreign_registry_cannot_paint_the_screen(api: Served) -> None:
+def test_plain__an_id_of_a_foreign_registry_cannot_paint_the_screen(api: ServedApi) -> None:
     """Also errors that quote a server are shown without what a terminal obeys."""
     result = api.run("integrations", "show", "a\x1b[31m")
     assert result.exit_code == 1

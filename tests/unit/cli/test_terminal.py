@@ -9,18 +9,18 @@ import pytest
 from tests.waiting import eventually
 
 from .scripted import SILENCE, Scripted
-from .served import Served
+from .served import ServedApi
 from .terminal import COLUMNS, ESCAPE, Terminal
 
 
-def at_terminal(api: Served, *arguments: str, **environment: str) -> Terminal:
+def at_terminal(api: ServedApi, *arguments: str, **environment: str) -> Terminal:
     """A command of ann at a terminal."""
     env = {"SIDECAR_SERVER": api.url, "SIDECAR_ADMIN_TOKEN": api.tokens["ann"], **environment}
     return Terminal(*arguments, **env)
 
 
 @pytest.fixture(scope="module")
-def populated(shared_api: Served) -> Served:
+def populated(shared_api: ServedApi) -> ServedApi:
     """An API with two integrations that a terminal has to cope with."""
     shared_api.told(
         "integrations", "create", "zz-long-" + "x" * 50, "--name", "N" * 128, "--owner", "Depots, all",
@@ -50,7 +50,7 @@ def populated(shared_api: Served) -> Served:
     ids=lambda value: " ".join(value[:2]),
 )  # fmt: skip
 def test_terminal__tables_fit_into_80_columns(
-    populated: Served, arguments: tuple[str, ...], wanted: tuple[str, ...]
+    populated: ServedApi, arguments: tuple[str, ...], wanted: tuple[str, ...]
 ) -> None:
     """No line is wider than the terminal, nothing is cut off, and what people wrote is shown as they did."""
     screen = at_terminal(populated, *arguments)
@@ -61,7 +61,7 @@ def test_terminal__tables_fit_into_80_columns(
     assert ESCAPE in screen.seen
 
 
-def test_terminal__no_color_draws_without(populated: Served) -> None:
+def test_terminal__no_color_draws_without(populated: ServedApi) -> None:
     """NO_COLOR: no colour, whatever the terminal can do."""
     screen = at_terminal(populated, "integrations", "list", "--search", "zz-red", NO_COLOR="1")
     assert screen.end() == 0
@@ -69,7 +69,7 @@ def test_terminal__no_color_draws_without(populated: Served) -> None:
     assert "\x1b[3" not in screen.seen.replace("\x1b[3m", "")
 
 
-def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: Served) -> None:
+def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: ServedApi) -> None:
     """No leaves all as it is, with 1; yes goes ahead."""
     shared_api.told("integrations", "create", "asked")
     first = at_terminal(shared_api, "integrations", "delete", "asked")
@@ -83,7 +83,7 @@ def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: Serv
     assert (second.end(), "asked: deleted 'asked'" in second.plain) == (0, True)
 
 
-def test_terminal__an_interrupted_change_can_be_repeated(shared_api: Served) -> None:
+def test_terminal__an_interrupted_change_can_be_repeated(shared_api: ServedApi) -> None:
     """Ctrl-C while the server works: no traceback, and the key with which a repeat is the same change."""
     with Scripted(SILENCE) as server:
         screen = at_terminal(shared_api, "limit", "set", "any", "10", SIDECAR_SERVER=server.url)
@@ -95,7 +95,7 @@ def test_terminal__an_interrupted_change_can_be_repeated(shared_api: Served) -> 
     assert "Traceback" not in screen.plain
 
 
-def test_terminal__a_suspension_asks_only_a_person(shared_api: Served) -> None:
+def test_terminal__a_suspension_asks_only_a_person(shared_api: ServedApi) -> None:
     """At a terminal it asks, with --yes or in a script it does not: an incident is no time for questions."""
     shared_api.told("integrations", "create", "urgent")
     screen = at_terminal(shared_api, "suspend", "urgent", "--reason", "leak")

@@ -33,6 +33,7 @@ from sidecar.observe.logs import (
     without_api_keys,
 )
 from tests.building import ManualClock
+from tests.unit.cli.terminal import TerminalStream
 from tests.waiting import eventually
 
 
@@ -268,7 +269,7 @@ def test_line_handler__kinds_are_bounded() -> None:
     handler.close()
 
 
-class Gate(io.StringIO):
+class BlockedStream(io.StringIO):
     """A stream that takes nothing until it is opened."""
 
     def __init__(self) -> None:
@@ -284,7 +285,7 @@ class Gate(io.StringIO):
 
 def test_line_handler__a_reader_that_stalls_costs_noise_before_anything_else() -> None:
     """One kind takes only a part of the queue, and what is left at the end of it is for errors."""
-    clock, stream = ManualClock(), Gate()
+    clock, stream = ManualClock(), BlockedStream()
     handler = LineHandler(stream, clock_us=clock)
     loggers = [child_of(handler, f"sidecar.{number}") for number in range(10)]
     for _ in range(30):  # minutes
@@ -352,20 +353,12 @@ def root() -> Iterator[logging.Logger]:
     logging.getLogger("asyncio").setLevel(asyncio_level)
 
 
-class Terminal(io.StringIO):
-    """Text that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        """It is."""
-        return True
-
-
 @pytest.mark.parametrize(
     ("style", "stream", "is_json"),
     [
         ("auto", io.StringIO(), True),
-        ("auto", Terminal(), False),
-        ("json", Terminal(), True),
+        ("auto", TerminalStream(), False),
+        ("json", TerminalStream(), True),
         ("text", io.StringIO(), False),
     ],
 )

@@ -20,7 +20,7 @@ from tests.building import make_metrics
 from tests.http_exchanges import ask
 
 
-class Asked:
+class AdminHttp:
     """An HTTP application, and what it is asked."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
@@ -38,13 +38,13 @@ class Asked:
 
 
 @pytest.fixture
-def asked() -> Iterator[Asked]:
+def asked() -> Iterator[AdminHttp]:
     """An application to ask."""
     with asyncio.Runner() as runner:
-        yield Asked(runner)
+        yield AdminHttp(runner)
 
 
-def test_admin__metrics_in_the_text_format(asked: Asked) -> None:
+def test_admin__metrics_in_the_text_format(asked: AdminHttp) -> None:
     """Every metric of the table, the process's own, and the build."""
     asked.metrics.add("sidecar_decisions_total", "ALLOW", "ok", by=3)
     status, headers, body = asked.ask("/metrics")
@@ -57,7 +57,7 @@ def test_admin__metrics_in_the_text_format(asked: Asked) -> None:
     assert [sample.value for sample in allowed] == [3.0]
 
 
-def test_admin__metrics_in_openmetrics_when_asked(asked: Asked) -> None:
+def test_admin__metrics_in_openmetrics_when_asked(asked: AdminHttp) -> None:
     """Prometheus may negotiate OpenMetrics; it must be right to its last line."""
     accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
     status, headers, body = asked.ask("/metrics", accept=accept)
@@ -66,7 +66,7 @@ def test_admin__metrics_in_openmetrics_when_asked(asked: Asked) -> None:
     assert "sidecar_decisions" in {family.name for family in parse_openmetrics(body.decode())}
 
 
-def test_admin__alive_whatever_the_state(asked: Asked) -> None:
+def test_admin__alive_whatever_the_state(asked: AdminHttp) -> None:
     """Being alive is not being ready: nobody must restart a sidecar that starts or drains."""
     status, headers, body = asked.ask("/healthz")
     assert (status, headers["content-type"], json.loads(body)) == (
@@ -76,7 +76,7 @@ def test_admin__alive_whatever_the_state(asked: Asked) -> None:
     )
 
 
-def test_admin__ready_when_every_component_is(asked: Asked) -> None:
+def test_admin__ready_when_every_component_is(asked: AdminHttp) -> None:
     """Readiness names its components; one that is not ready makes it 503, and the gauge follows."""
     states = []
     for name, is_ready, state in (
@@ -98,7 +98,7 @@ def test_admin__ready_when_every_component_is(asked: Asked) -> None:
     )
 
 
-def test_admin__other_pages_are_told(asked: Asked) -> None:
+def test_admin__other_pages_are_told(asked: AdminHttp) -> None:
     """A wrong path gets the right ones, as problem+json."""
     status, headers, body = asked.ask("/metric")
     assert (status, headers["content-type"]) == (404, "application/problem+json")
@@ -106,12 +106,12 @@ def test_admin__other_pages_are_told(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_admin__only_reads(asked: Asked, method: str) -> None:
+def test_admin__only_reads(asked: AdminHttp, method: str) -> None:
     """Nothing here can be changed."""
     status, headers, _ = asked.ask("/healthz", method)
     assert (status, headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_admin__answers_are_not_cached(asked: Asked) -> None:
+def test_admin__answers_are_not_cached(asked: AdminHttp) -> None:
     """No proxy between may keep an answer."""
     assert asked.ask("/readyz")[1]["cache-control"] == "no-store"

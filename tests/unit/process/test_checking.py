@@ -18,7 +18,7 @@ from sidecar.process.checking import check
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.stores.registry.sqlite.file import open_database
 from sidecar.transports.server import TlsFiles
-from tests.conformance.transport.pki import Authority, write
+from tests.certificates import Authority, write
 from tests.redis_servers import RedisServer, free_port, shared
 from tests.unit.cli.test_cli import run
 

@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-class Asked:
+class AskedLimits:
     """A client of a running sidecar."""
 
     def __init__(self, running: Running | str) -> None:
@@ -67,7 +67,7 @@ class Asked:
         """The answer to a call, as text."""
         return text_of(self._call(request_of(text, domain), timeout=PATIENCE_S))
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> AskedLimits:
         """Nothing more to do."""
         return self
 
@@ -80,7 +80,7 @@ class Asked:
 def test_serve__limits_rates(tmp_path: Path, folder: Path, transport: str) -> None:
     """A bare path is enough; calls count, metrics name the rule, health knows the service."""
     configured = Configured(tmp_path, transport=transport, rate_limits="limits")
-    with configured.serve() as running, Asked(running) as asked:
+    with configured.serve() as running, AskedLimits(running) as asked:
         assert asked("user=a @5") == "OK [OK 5/year r0]"
         assert asked("user=a") == "OVER [OVER 5/year r0]"
         assert asked("other=a", "nowhere") == "OK [-]"
@@ -121,7 +121,7 @@ def test_serve__workers_share_counters(tmp_path: Path, folder: Path) -> None:
 def test_serve__reloads_rate_limits(tmp_path: Path, folder: Path) -> None:
     """Good files come into force; broken ones leave the former rules, and log, metric and /readyz say so."""
     configured = Configured(tmp_path, rate_limits={"path": "limits"})
-    with configured.serve() as running, Asked(running) as asked:
+    with configured.serve() as running, AskedLimits(running) as asked:
         admin = running.admin()
         assert asked("user=a") == "OK [OK 5/year r4]"
         put(folder / "shop.yaml", limits_text(9))
@@ -152,7 +152,7 @@ def test_serve__reloads_rate_limits(tmp_path: Path, folder: Path) -> None:
 def test_serve__a_folder_that_cannot_be_read(tmp_path: Path, folder: Path) -> None:
     """The rules stay in force while the folder is away, and come back with it."""
     configured = Configured(tmp_path, rate_limits="limits")
-    with configured.serve() as running, Asked(running) as asked:
+    with configured.serve() as running, AskedLimits(running) as asked:
         admin = running.admin()
         assert asked("user=a") == "OK [OK 5/year r4]"
         folder.rename(tmp_path / "away")

@@ -16,7 +16,7 @@ import pytest
 from sidecar.cli.check_client import Asker, AskError, ClientTls
 from sidecar.services.ext_authz_client import check_request
 from sidecar.services.health import CHECK_PATH, WATCH_PATH
-from tests.unit.transports.certificates import Authority
+from tests.certificates import AuthorityFolder
 from tests.waiting import eventually
 
 from .running import Configured, Running, admin_get, eventually_metric, metric
@@ -181,7 +181,7 @@ def test_serve__reloads_on_sighup(tmp_path: Path) -> None:
 
 def test_serve__tls_with_client_certificates(tmp_path: Path) -> None:
     """Both listeners speak TLS; a client without a certificate is not served; SIGHUP loads new files."""
-    authority = Authority(tmp_path)
+    authority = AuthorityFolder(tmp_path)
     authority.sign("server")
     tls = {"cert": "server.crt", "key": "server.key", "client_ca": "ca.pem"}
     listen = {"grpc": {"address": "127.0.0.1:0", "tls": tls}, "admin": {"address": "127.0.0.1:0", "tls": tls}}

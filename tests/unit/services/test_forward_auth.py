@@ -35,7 +35,7 @@ DENIALS = {"/auth/nginx": 403, "/auth/accel": 429, "/auth/forward": 429, "/auth/
 
 
 @dataclass
-class Asked:
+class ProxiedRequest:
     """A proxy's request and what was answered."""
 
     path: bytes
@@ -46,7 +46,7 @@ class Asked:
     encoded: list[bytes] = field(default_factory=list)
 
     @property
-    def request(self) -> Asked:
+    def request(self) -> ProxiedRequest:
         """The request is part of this object."""
         return self
 
@@ -94,11 +94,11 @@ def ask(
     headers: dict[str, str],
     key: NewApiKey | None = None,
     **parts: Any,
-) -> Asked:
+) -> ProxiedRequest:
     """Ask at *path*."""
     all_headers = {**headers, **({} if key is None else {"x-api-key": key.api_key})}
     pairs = tuple((name.encode(), value.encode("latin-1")) for name, value in all_headers.items())
-    asked = Asked(path.encode(), pairs, **parts)
+    asked = ProxiedRequest(path.encode(), pairs, **parts)
     service.serve(asked)
     return asked
 
@@ -255,7 +255,7 @@ def test_repeated_key__is_malformed(key: NewApiKey) -> None:
     """Two copies of the key header are joined, as Envoy joins them."""
     service = make_service(key)
     pairs = [*FORWARDED.items(), ("x-api-key", key.api_key), ("x-api-key", make_key().api_key)]
-    asked = Asked(b"/auth/forward", tuple((name.encode(), value.encode()) for name, value in pairs))
+    asked = ProxiedRequest(b"/auth/forward", tuple((name.encode(), value.encode()) for name, value in pairs))
     service.serve(asked)
     assert asked.status == 403
 

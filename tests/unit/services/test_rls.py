@@ -62,7 +62,7 @@ class RecordingCounters:
         self.pending.append((domain, takes, timeout_s, done))
 
 
-class Served:
+class ServedLimits:
     """The service, its limiter and its metrics."""
 
     def __init__(self, store: Any = None, limits: RateLimits | None = None, **style: Any) -> None:
@@ -99,14 +99,14 @@ class Served:
 
 def test_methods__are_envoys() -> None:
     """The service is bound under the path that Envoy calls."""
-    service = Served().service
+    service = ServedLimits().service
     path = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
     assert service.methods() == (UnaryMethod(path, service.should_rate_limit),)
 
 
 def test_answer__has_nothing_that_was_not_asked_for() -> None:
     """Headers and metadata are off; quota, raw body and request headers are never there."""
-    response = Served().response("user=a")
+    response = ServedLimits().response("user=a")
     assert {field.name for field, _ in response.ListFields()} == {"overall_code", "statuses"}
     status = response.statuses[0]
     assert {field.name for field, _ in status.ListFields()} == {
@@ -116,7 +116,7 @@ def test_answer__has_nothing_that_was_not_asked_for() -> None:
 
 def test_answer__metadata() -> None:
     """The request, and what the rules that were not over hold: mappings merged, the first one wins."""
-    served = Served(adds_metadata=True)
+    served = ServedLimits(adds_metadata=True)
     response = served.response("user=a | path=/v1/x~h2 | none=1~L7/day @3")
     assert MessageToDict(response.dynamic_metadata) == {
         "domain": "shop",
@@ -137,7 +137,7 @@ def test_answer__metadata() -> None:
 
 def test_shadow_mode__lets_all_pass() -> None:
     """The statuses say what would be refused; the overall code does not."""
-    served = Served(is_shadow=True)
+    served = ServedLimits(is_shadow=True)
     assert text_of(served.response("user=a @6")) == "OK [OVER 5/day r0 daily]"
     assert text_of(served.response("user=b~L1/day @2")) == "OK [OVER 1/day r0]"
     assert (served.calls("ok"), served.calls("over_limit")) == (2, 0)
@@ -146,7 +146,7 @@ def test_shadow_mode__lets_all_pass() -> None:
 def test_headers__have_the_configured_names() -> None:
     """Plain integers: limit, remaining, seconds until the reset."""
     headers = ("X-L", "X-Left", "X-When")
-    response = Served(headers=headers).response("user=a")
+    response = ServedLimits(headers=headers).response("user=a")
     now_s = ManualClock()() // 1_000_000
     assert [(header.key, header.value) for header in response.response_headers_to_add] == [
         ("X-L", "5"), ("X-Left", "4"), ("X-When", str(86_400 - now_s % 86_400)),
@@ -169,7 +169,7 @@ def test_headers__have_the_configured_names() -> None:
 )  # fmt: skip
 def test_refused__what_cannot_be_meant(request_text: str, problem: str) -> None:
     """INVALID_ARGUMENT with the field; nothing is counted but the call."""
-    served = Served()
+    served = ServedLimits()
     code, detail = served.refusal(request_text)
     assert code is StatusCode.INVALID_ARGUMENT
     assert detail.startswith(problem)
@@ -179,7 +179,7 @@ def test_refused__what_cannot_be_meant(request_text: str, problem: str) -> None:
 
 def test_bounds__are_inclusive() -> None:
     """What is just within every bound is answered."""
-    served = Served()
+    served = ServedLimits()
     request = request_of(f"user={'x' * ENTRY_CHARS_MAX}~h{HITS_MAX}", "shop")
     for _ in range(DESCRIPTORS_MAX - 1):
         request.descriptors.add().entries.extend(request.descriptors[0].entries[:1] * ENTRIES_MAX)
@@ -188,7 +188,7 @@ def test_bounds__are_inclusive() -> None:
 
 def test_override__an_unknown_unit_ends_one_call() -> None:
     """In the original it ends the process."""
-    served = Served()
+    served = ServedLimits()
     request = request_of("user=a~L5/day", "shop")
     request.descriptors[0].limit.unit = 99
     assert served.refusal(request)[0] is StatusCode.INVALID_ARGUMENT
@@ -199,7 +199,7 @@ def test_override__an_unknown_unit_ends_one_call() -> None:
 def test_refused__bytes_that_are_no_message() -> None:
     """The same code as for Envoy's other services."""
     with pytest.raises(RpcError) as raised:
-        Served().service.should_rate_limit(b"\xff", FakeCall())
+        ServedLimits().service.should_rate_limit(b"\xff", FakeCall())
     assert raised.value.code is StatusCode.INTERNAL
 
 
@@ -207,7 +207,7 @@ def test_refused__bytes_that_are_no_message() -> None:
 def test_store__that_cannot_be_asked(fault: StoreFault) -> None:
     """UNAVAILABLE, at once or later, whatever the store lacks; unmatched descriptors need no store."""
     store = RecordingCounters()
-    served = Served(store)
+    served = ServedLimits(store)
     call = FakeCall()
     message = request_of("user=a", "shop").SerializeToString()
     assert served.service.should_rate_limit(message, call) is None
@@ -221,7 +221,7 @@ def test_store__that_cannot_be_asked(fault: StoreFault) -> None:
 
 def test_store__that_is_full() -> None:
     """The embedded store's bound ends the call as UNAVAILABLE, too."""
-    served = Served(EmbeddedCounterStore(ManualClock(), counters_max=1))
+    served = ServedLimits(EmbeddedCounterStore(ManualClock(), counters_max=1))
     served.response("user=a")
     assert served.refusal("user=b")[0] is StatusCode.UNAVAILABLE
 
@@ -229,7 +229,7 @@ def test_store__that_is_full() -> None:
 def test_store__that_answers_later() -> None:
     """One trip for all descriptors; the answer goes by the rules that the call began with."""
     store = RecordingCounters()
-    served = Served(store)
+    served = ServedLimits(store)
     call = FakeCall()
     message = request_of("user=a | path=/v1/x | none=1", "shop").SerializeToString()
     assert served.service.should_rate_limit(message, call) is None
@@ -246,13 +246,13 @@ def test_store__gets_most_of_what_the_caller_has_left() -> None:
     """Envoy waits 20 ms by default, less than the store's own bound."""
     store = RecordingCounters()
     message = request_of("user=a", "shop").SerializeToString()
-    Served(store).service.should_rate_limit(message, FakeCall(monotonic() + 0.02))
+    ServedLimits(store).service.should_rate_limit(message, FakeCall(monotonic() + 0.02))
     assert 0 < store.pending[0][2] < 0.02
 
 
 def test_metrics__name_rules_and_never_callers() -> None:
     """Hits by rule; 10,000 domains and values of callers add no row."""
-    served = Served()
+    served = ServedLimits()
     served.response("user=a @4")
     served.response("user=a @4")
     served.response("dry=1 @3")
@@ -290,7 +290,7 @@ def test_encode__is_what_protobuf_writes(remaining: int, reset_s: int, is_over: 
 
 def test_encode__limits_of_requests_are_bounded() -> None:
     """Requests that bring a limit of their own each fill no memory, and get theirs."""
-    served = Served()
+    served = ServedLimits()
     for number in range(LIMIT_FIELDS_MAX + 10):
         limit = number + 1
         assert text_of(served.response(f"user=a~L{limit}/year~h0")) == f"OK [OK {limit}/year r{limit}]"
@@ -298,7 +298,7 @@ def test_encode__limits_of_requests_are_bounded() -> None:
 
 def test_plans__are_kept_for_equal_calls_only() -> None:
     """The same bytes count again by the same rules; other rules hold from the next call on."""
-    served = Served()
+    served = ServedLimits()
     assert [text_of(served.response("user=a")) for _ in range(2)] == [
         "OK [OK 5/day r4 daily]", "OK [OK 5/day r3 daily]",
     ]  # fmt: skip

@@ -61,6 +61,11 @@ def settings_frame(*pairs: tuple[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
 
 
+def reset(stream_id: int, code: int = 8) -> bytes:
+    """RST_STREAM."""
+    return frame(RST_STREAM, 0, stream_id, code.to_bytes(4))
+
+
 def window_update(stream_id: int, amount: int) -> bytes:
     """A WINDOW_UPDATE frame."""
     return frame(WINDOW_UPDATE, 0, stream_id, struct.pack(">I", amount))
@@ -71,7 +76,7 @@ def message(body: bytes = b"hello", flag: int = 0) -> bytes:
     return struct.pack(">BI", flag, len(body)) + body
 
 
-class ManualTimer(TimerHandle):
+class LoopTimer(TimerHandle):
     """A timer of `ManualLoop`."""
 
     def fire(self) -> None:
@@ -86,7 +91,7 @@ class ManualLoop:
         """Stand at 1000 s with nothing to do."""
         self.now_s = 1_000.0
         self._ready: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._timers: list[tuple[float, int, ManualTimer]] = []
+        self._timers: list[tuple[float, int, LoopTimer]] = []
         self._numbers = itertools.count()
 
     def time(self) -> float:
@@ -99,7 +104,7 @@ class ManualLoop:
 
     def call_at(self, when: float, callback: Callable[..., object], *args: object) -> TimerHandle:
         """Run *callback* when the time has come."""
-        handle = ManualTimer(when, callback, args, cast(Any, self))
+        handle = LoopTimer(when, callback, args, cast(Any, self))
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
         return handle
 

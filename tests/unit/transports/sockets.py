@@ -63,7 +63,7 @@ def _echo(request: bytes, call: UnaryCall) -> bytes:
     return request
 
 
-class Served:
+class RunningServer:
     """A running server with its counts; '/t/Keep' keeps its calls in `kept`, '/t/Echo' answers."""
 
     def __init__(
@@ -128,7 +128,7 @@ def dial(endpoint: Endpoint) -> socket.socket:
     return client
 
 
-class Client:
+class GrpcClient:
     """
     An HTTP/2 client that makes gRPC calls, by ngh2.
 
@@ -144,7 +144,7 @@ class Client:
         self.goaways = 0
         self._flush()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> GrpcClient:
         """For `with`."""
         return self
 
@@ -212,6 +212,6 @@ class Client:
         return bool(data)
 
 
-def connect(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> Client:
+def connect(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> GrpcClient:
     """A client of *endpoint*."""
-    return Client(dial(endpoint), tls)
+    return GrpcClient(dial(endpoint), tls)

@@ -19,14 +19,14 @@ from sidecar.observe.table import TABLE
 from sidecar.transports import accepting
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles, TransportLimits
-from tests.unit.transports.certificates import Authority
+from tests.certificates import AuthorityFolder
 from tests.unit.transports.rig import PREFACE, settings_frame, window_update
-from tests.unit.transports.sockets import LOCALHOST, Client, LoopThread, Served, connect, dial
+from tests.unit.transports.sockets import LOCALHOST, GrpcClient, LoopThread, RunningServer, connect, dial
 from tests.waiting import eventually
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
-Serve = Callable[..., Served]
+Serve = Callable[..., RunningServer]
 
 
 @pytest.fixture(name="thread", params=LOOPS)
@@ -40,10 +40,10 @@ def fixture_thread(request: pytest.FixtureRequest) -> Iterator[LoopThread]:
 @pytest.fixture(name="serve")
 def fixture_serve(thread: LoopThread) -> Iterator[Serve]:
     """Starts servers, which are drained in the end."""
-    started: list[Served] = []
+    started: list[RunningServer] = []
 
-    def serve(*endpoints: Endpoint, limits: TransportLimits | None = None) -> Served:
-        started.append(Served(thread, *endpoints, limits=limits))
+    def serve(*endpoints: Endpoint, limits: TransportLimits | None = None) -> RunningServer:
+        started.append(RunningServer(thread, *endpoints, limits=limits))
         return started[-1]
 
     yield serve
@@ -52,12 +52,12 @@ def fixture_serve(thread: LoopThread) -> Iterator[Serve]:
 
 
 @pytest.fixture(name="authority")
-def fixture_authority(tmp_path: Path) -> Authority:
+def fixture_authority(tmp_path: Path) -> AuthorityFolder:
     """A CA."""
-    return Authority(tmp_path)
+    return AuthorityFolder(tmp_path)
 
 
-def trusting(authority: Authority, alpn: Sequence[str] = ("h2",)) -> ssl.SSLContext:
+def trusting(authority: AuthorityFolder, alpn: Sequence[str] = ("h2",)) -> ssl.SSLContext:
     """A client's context."""
     context = ssl.create_default_context(cafile=authority.ca)
     if alpn:
@@ -137,7 +137,7 @@ def test_drain__serves_what_waits_in_the_backlog(serve: Serve, thread: LoopThrea
     draining = served.start_drain()
     go_on.set()
     for each in sockets:
-        with Client(each) as client:
+        with GrpcClient(each) as client:
             assert client.call() == "0"
     assert draining.result(60)
 
@@ -225,7 +225,7 @@ def test_accept__pauses_without_file_descriptors(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "Too many open files" in caplog.text
-    with Client(client) as answered:
+    with GrpcClient(client) as answered:
         assert answered.call() == "0"
 
 
@@ -236,7 +236,7 @@ def lowest_free_descriptor() -> int:
     return descriptor
 
 
-def test_tls__serves_clients_of_the_ca(serve: Serve, authority: Authority) -> None:
+def test_tls__serves_clients_of_the_ca(serve: Serve, authority: AuthorityFolder) -> None:
     """Mutual TLS: a certificate of the CA is served, none is not; failures are counted."""
     served = serve(
         Endpoint(host="127.0.0.1", tls=TlsFiles(*authority.sign("server"), client_ca=authority.ca))
@@ -252,7 +252,7 @@ def test_tls__serves_clients_of_the_ca(serve: Serve, authority: Authority) -> No
 
 @pytest.mark.parametrize("alpn", [(), ("http/1.1",)])
 def test_tls__without_h2_there_is_no_service(
-    serve: Serve, authority: Authority, alpn: tuple[str, ...]
+    serve: Serve, authority: AuthorityFolder, alpn: tuple[str, ...]
 ) -> None:
     """RFC 9113 3.3: the connection is closed before a byte of HTTP/2."""
     served = serve(Endpoint(host="127.0.0.1", tls=TlsFiles(*authority.sign("server"))))
@@ -261,7 +261,7 @@ def test_tls__without_h2_there_is_no_service(
     served.await_closed("handshake")
 
 
-def test_tls__plain_text_and_silence_are_no_handshake(serve: Serve, authority: Authority) -> None:
+def test_tls__plain_text_and_silence_are_no_handshake(serve: Serve, authority: AuthorityFolder) -> None:
     """A plain client is refused; a silent one counts as open from the start, and is given up in time."""
     limits = TransportLimits(handshake_timeout_s=0.2, connections_max=1)
     served = serve(Endpoint(host="127.0.0.1", tls=TlsFiles(*authority.sign("server"))), limits=limits)
@@ -276,7 +276,7 @@ def test_tls__plain_text_and_silence_are_no_handshake(serve: Serve, authority: A
 
 
 def test_tls__a_reload_is_seen_by_new_connections_only(
-    serve: Serve, thread: LoopThread, authority: Authority
+    serve: Serve, thread: LoopThread, authority: AuthorityFolder
 ) -> None:
     """The open connection goes on; a new one gets the new certificate; a bad file changes nothing."""
     certificate, key = authority.sign("server")
@@ -300,7 +300,7 @@ def test_tls__a_reload_is_seen_by_new_connections_only(
         assert client.call() == "0"
 
 
-def test_tls__a_drain_cuts_handshakes(serve: Serve, authority: Authority) -> None:
+def test_tls__a_drain_cuts_handshakes(serve: Serve, authority: AuthorityFolder) -> None:
     """A client that never finishes its handshake holds no drain up, and nothing of it is lost."""
     served = serve(Endpoint(host="127.0.0.1", tls=TlsFiles(*authority.sign("server"))))
     with dial(served.endpoint):

@@ -12,16 +12,16 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.transports.server import ListenError, TlsFiles
 from sidecar.transports.tls import TlsContext, server_context, signature
-from tests.unit.transports.certificates import Authority, encrypt_key
+from tests.certificates import AuthorityFolder, encrypt_key
 
 
 @pytest.fixture(name="authority")
-def fixture_authority(tmp_path: Path) -> Authority:
+def fixture_authority(tmp_path: Path) -> AuthorityFolder:
     """A CA."""
-    return Authority(tmp_path)
+    return AuthorityFolder(tmp_path)
 
 
-def client_context(authority: Authority, *alpn: str) -> ssl.SSLContext:
+def client_context(authority: AuthorityFolder, *alpn: str) -> ssl.SSLContext:
     """A client that trusts *authority* and offers *alpn*."""
     context = ssl.create_default_context(cafile=authority.ca)
     if alpn:
@@ -54,7 +54,7 @@ def common_name(end: ssl.SSLObject) -> str:
     return str(dict(pair for part in certificate["subject"] for pair in part)["commonName"])
 
 
-def test_server_context__speaks_h2(authority: Authority) -> None:
+def test_server_context__speaks_h2(authority: AuthorityFolder) -> None:
     """ALPN settles on h2, over TLS 1.3 where the client can."""
     server = server_context(TlsFiles(*authority.sign("server")))
     _, client = handshake(server, client_context(authority, "http/1.1", "h2"))
@@ -64,14 +64,14 @@ def test_server_context__speaks_h2(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("alpn", [(), ("http/1.1",)])
-def test_server_context__selects_nothing_else(authority: Authority, alpn: tuple[str, ...]) -> None:
+def test_server_context__selects_nothing_else(authority: AuthorityFolder, alpn: tuple[str, ...]) -> None:
     """A client without h2 gets no protocol selected, by which the connection is closed."""
     server = server_context(TlsFiles(*authority.sign("server")))
     server_end, _ = handshake(server, client_context(authority, *alpn))
     assert server_end.selected_alpn_protocol() is None
 
 
-def test_server_context__tls_1_2_is_the_oldest(authority: Authority) -> None:
+def test_server_context__tls_1_2_is_the_oldest(authority: AuthorityFolder) -> None:
     """TLS 1.2 with forward secrecy and AEAD is served, anything older or weaker refused."""
     server = server_context(TlsFiles(*authority.sign("server")))
     client = client_context(authority, "h2")
@@ -87,7 +87,7 @@ def test_server_context__tls_1_2_is_the_oldest(authority: Authority) -> None:
     assert server.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-def test_server_context__a_client_ca_demands_certificates(authority: Authority, tmp_path: Path) -> None:
+def test_server_context__a_client_ca_demands_certificates(authority: AuthorityFolder, tmp_path: Path) -> None:
     """With a client CA only its clients are served."""
     server = server_context(TlsFiles(*authority.sign("server"), client_ca=authority.ca))
     good = client_context(authority, "h2")
@@ -97,13 +97,15 @@ def test_server_context__a_client_ca_demands_certificates(authority: Authority, 
     with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
         handshake(server, client_context(authority, "h2"))
     stranger = client_context(authority, "h2")
-    stranger.load_cert_chain(*Authority(tmp_path, "other").sign("stranger"))
+    stranger.load_cert_chain(*AuthorityFolder(tmp_path, "other").sign("stranger"))
     with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
         handshake(server, stranger)
 
 
 @pytest.mark.parametrize("missing", ["certificate", "key", "client_ca"])
-def test_server_context__names_a_missing_file(authority: Authority, tmp_path: Path, missing: str) -> None:
+def test_server_context__names_a_missing_file(
+    authority: AuthorityFolder, tmp_path: Path, missing: str
+) -> None:
     """Whichever file is missing is the one that the error names."""
     certificate, key = authority.sign("server")
     paths = {"certificate": certificate, "key": key, "client_ca": authority.ca, missing: tmp_path / "gone"}
@@ -111,7 +113,7 @@ def test_server_context__names_a_missing_file(authority: Authority, tmp_path: Pa
         server_context(TlsFiles(**paths))
 
 
-def test_server_context__names_a_key_of_another_certificate(authority: Authority) -> None:
+def test_server_context__names_a_key_of_another_certificate(authority: AuthorityFolder) -> None:
     """A pair that does not fit is told from one that cannot be read."""
     certificate, _ = authority.sign("server")
     _, other_key = authority.sign("other")
@@ -119,7 +121,7 @@ def test_server_context__names_a_key_of_another_certificate(authority: Authority
         server_context(TlsFiles(certificate, other_key))
 
 
-def test_server_context__does_not_ask_for_a_password(authority: Authority) -> None:
+def test_server_context__does_not_ask_for_a_password(authority: AuthorityFolder) -> None:
     """An encrypted key is an error, never a prompt on the terminal."""
     certificate, key = authority.sign("server")
     encrypt_key(key)
@@ -128,7 +130,9 @@ def test_server_context__does_not_ask_for_a_password(authority: Authority) -> No
 
 
 @pytest.mark.parametrize("text", ["", "no PEM at all"])
-def test_server_context__names_a_file_that_is_no_pem(authority: Authority, tmp_path: Path, text: str) -> None:
+def test_server_context__names_a_file_that_is_no_pem(
+    authority: AuthorityFolder, tmp_path: Path, text: str
+) -> None:
     """Empty and foreign files are told as such, in each role."""
     certificate, key = authority.sign("server")
     odd = tmp_path / "odd"
@@ -139,7 +143,7 @@ def test_server_context__names_a_file_that_is_no_pem(authority: Authority, tmp_p
         server_context(TlsFiles(certificate, key, odd))
 
 
-def test_signature__changes_with_each_file(authority: Authority) -> None:
+def test_signature__changes_with_each_file(authority: AuthorityFolder) -> None:
     """A rewritten, replaced or removed file shows, whichever it is; an untouched set does not."""
     certificate, key = authority.sign("server")
     files = TlsFiles(certificate, key, authority.ca)
@@ -155,7 +159,7 @@ def test_signature__changes_with_each_file(authority: Authority) -> None:
     assert signature(files) == seen[-1]
 
 
-def test_tls_context__a_changed_certificate_serves_new_connections(authority: Authority) -> None:
+def test_tls_context__a_changed_certificate_serves_new_connections(authority: AuthorityFolder) -> None:
     """After a poll that sees the change, new handshakes show it; the old context lives on."""
     files = TlsFiles(*authority.sign("server"))
     metrics = Metrics(TABLE)
@@ -172,7 +176,7 @@ def test_tls_context__a_changed_certificate_serves_new_connections(authority: Au
     assert metrics.value("sidecar_tls_reloads_total", "ok") == 1
 
 
-def serial_of(context: ssl.SSLContext, authority: Authority) -> str:
+def serial_of(context: ssl.SSLContext, authority: AuthorityFolder) -> str:
     """The serial number of the certificate that *context* shows."""
     _, client = handshake(context, client_context(authority, "h2"))
     certificate = client.getpeercert()
@@ -181,7 +185,7 @@ def serial_of(context: ssl.SSLContext, authority: Authority) -> str:
 
 
 def test_tls_context__a_bad_file_keeps_the_former_context(
-    authority: Authority, caplog: pytest.LogCaptureFixture
+    authority: AuthorityFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A half-written pair changes nothing, is counted and logged once, and mends by itself."""
     certificate, key = authority.sign("server")
@@ -202,7 +206,7 @@ def test_tls_context__a_bad_file_keeps_the_former_context(
     assert metrics.value("sidecar_tls_reloads_total", "ok") == 1
 
 
-def test_tls_context__reload_does_not_wait_for_a_change(authority: Authority) -> None:
+def test_tls_context__reload_does_not_wait_for_a_change(authority: AuthorityFolder) -> None:
     """An explicit reload loads at once and says whether it worked."""
     certificate, key = authority.sign("server")
     context = TlsContext(TlsFiles(certificate, key), Metrics(TABLE))

@@ -32,7 +32,7 @@ MESSAGE = b"m" * 100
 ANSWER = b"answer"
 
 
-class FakeTransport:
+class CheckTransport:
     """Keeps what is written."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class OpenLink:
         self.link = CheckLink(
             "sidecar", lambda tag, message, sent: self.told.append((tag, message)), self._end
         )
-        self.transport = FakeTransport()
+        self.transport = CheckTransport()
         self.link.connection_made(cast(Any, self.transport))
         assert self.transport.frames() == []
 

@@ -21,7 +21,7 @@ from tests.unit.services.admin.admin_api import AdminApi
 from tests.waiting import until
 
 
-class Wire:
+class AdminWire:
     """A socket to the API of one api."""
 
     def __init__(self, api: AdminApi, port: int) -> None:
@@ -71,7 +71,7 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-def wire(api: AdminApi) -> Iterator[Wire]:
+def wire(api: AdminApi) -> Iterator[AdminWire]:
     """The API behind the HTTP server that the admin listener has."""
 
     async def start() -> tuple[HttpServer, int]:
@@ -80,7 +80,7 @@ def wire(api: AdminApi) -> Iterator[Wire]:
         return server, endpoint.port
 
     server, port = api.run(start())
-    yield Wire(api, port)
+    yield AdminWire(api, port)
     api.run(server.drain())
 
 
@@ -98,7 +98,7 @@ def wire(api: AdminApi) -> Iterator[Wire]:
         "http://x/v1//whoami",
     ],
 )
-def test_wire__a_path_has_one_spelling(wire: Wire, path: str) -> None:
+def test_wire__a_path_has_one_spelling(wire: AdminWire, path: str) -> None:
     """Dots and escapes lead nowhere, with a token and without."""
     status, document = wire.send(f"GET {path}")
     assert (status, document["code"]) == (404, "not_found")
@@ -116,7 +116,7 @@ def test_wire__a_path_has_one_spelling(wire: Wire, path: str) -> None:
         ("Authorization: Bearer TOKEN\xa0",),
     ],
 )
-def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: Wire, headers: tuple[str, ...]) -> None:
+def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: AdminWire, headers: tuple[str, ...]) -> None:
     """Two headers, folded ones, and characters that some would trim."""
     sent = (header.replace("TOKEN", wire.api.token("ann")) for header in headers)
     status, _ = wire.send("GET /v1/whoami", *sent, token="")
@@ -142,7 +142,9 @@ def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: Wire, headers: tup
         (b'{"rate_limit_rpm": 5, "reason": "\\u0000"}', 422, "invalid_value"),
     ],
 )
-def test_wire__a_body_is_json_that_has_one_meaning(wire: Wire, body: bytes, status: int, code: str) -> None:
+def test_wire__a_body_is_json_that_has_one_meaning(
+    wire: AdminWire, body: bytes, status: int, code: str
+) -> None:
     """Whatever two readers might read differently is refused."""
     wire.api.create()
     before = wire.api.revision()
@@ -156,21 +158,21 @@ def test_wire__a_body_is_json_that_has_one_meaning(wire: Wire, body: bytes, stat
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "", "application/problem+json"],
 )
-def test_wire__a_body_of_another_type_is_refused(wire: Wire, content_type: str) -> None:
+def test_wire__a_body_of_another_type_is_refused(wire: AdminWire, content_type: str) -> None:
     """A form that a browser would send from elsewhere is no change."""
     headers = (f"Content-Type: {content_type}", "Content-Length: 2")
     status, document = wire.send("POST /v1/integrations", *headers, body=b"{}")
     assert (status, document["code"]) == (415, "unsupported_media_type")
 
 
-def test_wire__json_with_a_charset_is_json(wire: Wire) -> None:
+def test_wire__json_with_a_charset_is_json(wire: AdminWire) -> None:
     """As many clients send it."""
     body = b'{"id": "acme", "name": "Acme"}'
     headers = ("Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}")
     assert wire.send("POST /v1/integrations", *headers, body=body)[0] == 201
 
 
-def test_wire__a_body_is_bounded(wire: Wire) -> None:
+def test_wire__a_body_is_bounded(wire: AdminWire) -> None:
     """By what is announced before a byte is read, and by what comes."""
     headers = ("Content-Type: application/json", f"Content-Length: {BODY_BYTES_MAX + 1}")
     status, document = wire.send("POST /v1/changes", *headers, is_whole=False)
@@ -184,7 +186,9 @@ def test_wire__a_body_is_bounded(wire: Wire) -> None:
     assert wire.send("POST /v1/changes", *headers, body=whole)[0] == 200
 
 
-def test_wire__a_body_that_does_not_come_has_a_deadline(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wire__a_body_that_does_not_come_has_a_deadline(
+    wire: AdminWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client that drips holds its place no longer."""
     monkeypatch.setattr(call, "BODY_TIMEOUT_S", 0.05)
     headers = ("Content-Type: application/json", "Content-Length: 100")
@@ -192,14 +196,14 @@ def test_wire__a_body_that_does_not_come_has_a_deadline(wire: Wire, monkeypatch:
     assert (status, document["code"]) == (408, "body_too_slow")
 
 
-def test_wire__nobody_without_a_token_has_a_body_read(wire: Wire) -> None:
+def test_wire__nobody_without_a_token_has_a_body_read(wire: AdminWire) -> None:
     """The answer comes before the body, however large it was announced."""
     headers = ("Content-Type: application/json", "Content-Length: 1000000")
     status, _ = wire.send("POST /v1/integrations", *headers, body=b"{", token="", is_whole=False)
     assert status == 401
 
 
-def test_wire__a_client_that_leaves_is_not_waited_for(wire: Wire) -> None:
+def test_wire__a_client_that_leaves_is_not_waited_for(wire: AdminWire) -> None:
     """What it had begun to send is not done, and it is counted as one that nobody answered."""
     api = wire.api
 
@@ -220,7 +224,7 @@ def test_wire__a_client_that_leaves_is_not_waited_for(wire: Wire) -> None:
     assert api.revision() == before
 
 
-def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
+def test_wire__a_role_counts_before_the_body_is_read(wire: AdminWire) -> None:
     """Who may not do it need not finish saying what."""
     token = f"Authorization: Bearer {wire.api.token('audrey')}"
     headers = (token, "Content-Type: application/json", "Content-Length: 1000")
@@ -229,7 +233,9 @@ def test_wire__a_role_counts_before_the_body_is_read(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/audit/verify", "/v1/audit/export"])
-def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_wire__long_work_ends_with_its_caller(
+    wire: AdminWire, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """A script that gives up and tries again does not pile it up, and gives its place back."""
     api = wire.api
     begun, ended = asyncio.Event(), asyncio.Event()
@@ -255,14 +261,14 @@ def test_wire__long_work_ends_with_its_caller(wire: Wire, monkeypatch: pytest.Mo
     assert wire.send("GET /v1/whoami")[0] == 200
 
 
-def test_wire__an_export_is_streamed(wire: Wire) -> None:
+def test_wire__an_export_is_streamed(wire: AdminWire) -> None:
     """In chunks, whole."""
     status, content = wire.send("GET /v1/audit/export")
     assert status == 200
     assert content.endswith(b"0\r\n\r\n") and content.count(b'"digest"') == 4
 
 
-def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: Wire) -> None:
+def test_wire__an_administrator_gets_through_whatever_others_hold_open(wire: AdminWire) -> None:
     """Silent connections, half-sent requests, a crowd with wrong tokens: a suspension is made."""
     api = wire.api
     api.create()

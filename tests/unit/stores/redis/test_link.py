@@ -15,7 +15,7 @@ from sidecar.stores.redis.replies import ErrorReply
 from tests.store_harness import run
 
 
-class FakeTransport:
+class StoreTransport:
     """Keeps what is written; ends when aborted."""
 
     def __init__(self, link: Link) -> None:
@@ -54,10 +54,10 @@ class Keeping:
         self.got.append("lost")
 
 
-def open_link(reply_bytes_max: int = 1_000) -> tuple[Link, FakeTransport]:
+def open_link(reply_bytes_max: int = 1_000) -> tuple[Link, StoreTransport]:
     """A link on a transport that the test holds."""
     link = Link(asyncio.get_running_loop(), reply_bytes_max)
-    transport = FakeTransport(link)
+    transport = StoreTransport(link)
     link.connection_made(cast(asyncio.Transport, transport))
     return link, transport
 

@@ -59,7 +59,7 @@ class HttpTransport(FakeTransport):
         super().set_write_buffer_limits(high - 1)
 
 
-class Client:
+class HttpClient:
     """One connection, from the peer's side."""
 
     def __init__(self, rig: HttpRig, host: str) -> None:
@@ -137,9 +137,9 @@ class HttpRig:
         self.metrics: Metrics = make_metrics()
         self.core = HttpCore(handler, self.limits, pace, self.metrics, self.loop, self.limits.connections_max)
 
-    def connect(self, host: str = "192.0.2.1") -> Client:
+    def connect(self, host: str = "192.0.2.1") -> HttpClient:
         """One more connection."""
-        return Client(self, host)
+        return HttpClient(self, host)
 
     def settle(self) -> None:
         """Let everything happen that is due now."""

@@ -10,7 +10,7 @@ from sidecar.transports.http1.core import READ_BYTES
 from sidecar.transports.http1.exchange import Exchange
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.messages import Response
-from tests.unit.transports.http1.rig import GET, Client, HttpRig, KeptExchanges
+from tests.unit.transports.http1.rig import GET, HttpClient, HttpRig, KeptExchanges
 
 LIMITS = HttpLimits()
 BODY = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
@@ -310,7 +310,7 @@ def test_answer__a_header_that_would_break_the_message_is_a_fault() -> None:
     assert b"Set-Cookie" not in client.transport.output
 
 
-def answered(client: Client) -> bytes:
+def answered(client: HttpClient) -> bytes:
     """What the client has received, without the date."""
     return b"".join(
         line for line in bytes(client.transport.output).splitlines(True) if not line.startswith(b"date:")

@@ -18,7 +18,7 @@ from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import SHARED_LOOP
 from sidecar.transports.server import Endpoint, ListenError, TlsFiles
 from tests.building import make_metrics
-from tests.unit.transports.certificates import Authority
+from tests.certificates import AuthorityFolder
 
 TIMEOUT_S = 60.0
 ANY = Endpoint("127.0.0.1", 0)
@@ -168,7 +168,7 @@ class Tls:
     def __init__(self, folder: Path, is_mutual: bool = False) -> None:
         """Make both."""
         self.folder = folder
-        self.authority = Authority(folder)
+        self.authority = AuthorityFolder(folder)
         self.certificate, self.key = self.authority.sign("server")
         self.files = TlsFiles(self.certificate, self.key, self.authority.ca if is_mutual else None)
         self.endpoint = Endpoint("127.0.0.1", 0, tls=self.files)
@@ -259,7 +259,7 @@ def test_http_server__a_withdrawn_client_ca_is_gone(tmp_path: Path) -> None:
         await refused(endpoint, stranger)
         other = tmp_path / "other"
         other.mkdir()
-        tls.authority.ca.write_bytes(Authority(other).ca.read_bytes())
+        tls.authority.ca.write_bytes(AuthorityFolder(other).ca.read_bytes())
         serving.reload_tls()
         await refused(endpoint, insider)
         await serving.drain()

@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS: an authority, a server of its own and clients good and bad."""
+"""Certificates for tests: an authority and what it signs, as values and as files."""
 
 from __future__ import annotations
 
@@ -53,6 +53,37 @@ class Authority:
                 serialization.NoEncryption(),
             ),
         )
+
+
+class AuthorityFolder:
+    """An authority whose certificate and signed pairs are PEM files in *folder*; `ca` is its certificate."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        """Make the authority."""
+        self._folder = folder
+        self._authority = Authority(name)
+        self.ca = folder / f"{name}.pem"
+        self.ca.write_bytes(self._authority.certificate)
+
+    def sign(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key for *name*, also valid for localhost; again = a new pair in the same files."""
+        identity = self._authority.issue(name)
+        certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        certificate.write_bytes(identity.certificate)
+        key.write_bytes(identity.key)
+        return certificate, key
+
+
+def encrypt_key(path: Path) -> None:
+    """Rewrite a key file so that it needs a password."""
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
 
 
 def _builder(

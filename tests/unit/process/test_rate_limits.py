@@ -107,13 +107,13 @@ def test_serve__workers_share_counters(tmp_path: Path, folder: Path) -> None:
         admin = running.admin()
         within = 'sidecar_rate_limit_hits_total{domain="shop",result="within_limit",rule="user"}'
         for number in range(4):  # each connection goes to some worker
-            with Asked(target) as asked:
+            with AskedLimits(target) as asked:
                 assert asked("user=a") == f"OK [OK 5/year r{4 - number}]"
         eventually_metric(admin, within, 4)
         put(folder / "shop.yaml", limits_text(9))
         running.signal(signal.SIGHUP)
         eventually_metric(admin, 'sidecar_rolling_restarts_total{result="ok"}', 1)
-        with Asked(target) as asked:
+        with AskedLimits(target) as asked:
             assert asked("user=a") == "OK [OK 9/year r4]"
         eventually_metric(admin, within, 5)
 

@@ -15,7 +15,7 @@ from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.whoami import QUOTA, WhoAmI
 from sidecar.stores.protocols import StoreFault
 from tests.building import NOW_US, FixedStore, RecordingStore, make_decider, make_integration, make_key
-from tests.unit.services.test_forward_auth import PROXY, TRUSTED, Asked
+from tests.unit.services.test_forward_auth import PROXY, TRUSTED, ProxiedRequest
 
 STRANGER = ("192.0.2.7", 5)
 
@@ -34,11 +34,13 @@ def make_service(key: NewApiKey, record: dict[str, Any] | None = None, **parts: 
     return service
 
 
-def ask(service: ForwardAuthService, api_key: str, peer: tuple[str, int] = STRANGER, **headers: str) -> Asked:
+def ask(
+    service: ForwardAuthService, api_key: str, peer: tuple[str, int] = STRANGER, **headers: str
+) -> ProxiedRequest:
     """Ask who *api_key* is."""
     fields = {"x-api-key": api_key, **{name.replace("_", "-"): value for name, value in headers.items()}}
     pairs = tuple((name.encode(), value.encode()) for name, value in fields.items())
-    asked = Asked(b"/whoami", pairs, peer=peer)
+    asked = ProxiedRequest(b"/whoami", pairs, peer=peer)
     service.serve(asked)
     return asked
 

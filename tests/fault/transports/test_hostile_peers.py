@@ -30,6 +30,7 @@ def test_peers__hold_no_memory_and_keep_nobody_out(
     sidecar_type: type[AttackedSidecar], kind: str, tmp_path: Path
 ) -> None:
     """What decisions cost meanwhile is judged on a quiet machine, by `make hostile-peers`."""
-    [trial] = run_trials(sidecar_type, tmp_path, [kind], rounds=1, calls=int(LOAD_S * RATE_PER_S))
-    assert trial.kind == kind
-    assert trial.is_safe, trial
+    trials = run_trials(sidecar_type, tmp_path, [kind], rounds=1, calls=int(LOAD_S * RATE_PER_S))
+    assert {trial.kind for trial in trials} == {kind}
+    for trial in trials:
+        assert trial.is_safe, trial

@@ -12,6 +12,7 @@ import pytest
 from loadtest.redis_servers import ClusterGroup, RedisServer
 from sidecar.domain.bucket import Taken
 from sidecar.domain.lifecycle.commands import Suspend
+from sidecar.domain.rate_limits.counters import CountersTaken, CounterTake
 from sidecar.stores.protocols import StoreFault
 from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
@@ -99,6 +100,34 @@ def test_slot__left_half_moved_is_served(moved: str, cluster: ClusterGroup) -> N
         move.finish()
         taken = await take(store, bucket(OWNER, burst=5, generation=2), asked=0)
         assert isinstance(taken, Taken) and taken.remaining == 0
+        await store.close()
+
+    run(scenario(), PATIENCE_S)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_slot__left_half_moved_serves_counters(is_moved: bool, cluster: ClusterGroup) -> None:
+    """A call with one counter counts once, wherever the counter is, and also when it is new."""
+
+    async def scenario() -> None:
+        store = opened(cluster)
+        await store.start()
+
+        async def used(name: str, hits: int) -> int | StoreFault:
+            done: asyncio.Future[CountersTaken | StoreFault] = asyncio.get_running_loop().create_future()
+            hit = CounterTake(name, 60, 1_000, hits, counts_refused=True)
+            store.counters.take_later(OWNER, [hit], PATIENCE_S, done.set_result)
+            outcome = await done
+            return outcome.counted[0].used if isinstance(outcome, CountersTaken) else outcome
+
+        assert await used("old", 1) == 1
+        move = Move(cluster, store)
+        if is_moved:
+            move.move(store.keys.counter(OWNER, "old"))
+        assert sorted(await asyncio.gather(*(used("old", 1) for _ in range(5)))) == [2, 3, 4, 5, 6]
+        assert await asyncio.gather(*(used(name, 2) for name in ("new", "newer"))) == [2, 2]
+        move.finish()
+        assert [await used(name, 0) for name in ("old", "new", "newer")] == [6, 2, 2]
         await store.close()
 
     run(scenario(), PATIENCE_S)

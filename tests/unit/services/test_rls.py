@@ -307,3 +307,38 @@ def test_plans__are_kept_for_equal_calls_only() -> None:
     for number in range(PLANS_MAX + 10):
         served.response(f"none={number}")
     assert served.hits("shop", "(none)") == [PLANS_MAX + 10, 0, 0]
+
+
+MIXED = """
+domain: shop
+descriptors:
+  - {key: window, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: bucket, rate_limit: {unit: day, requests_per_unit: 2, algorithm: token_bucket}}
+"""
+
+
+def test_algorithms__of_single_limits_meet_in_a_call() -> None:
+    """A bucket takes only when the whole call fits; a window counts each call, as in the original."""
+    served = Served(limits=read_limits(MIXED))
+    assert text_of(served.response("window=a | bucket=a")) == "OK [OK 2/day r1 | OK 2/day r1]"
+    assert text_of(served.response("window=a | bucket=a~h2")) == "OVER [OK 2/day r0 | OVER 2/day r0]"
+    assert text_of(served.response("window=a | bucket=a")) == "OVER [OVER 2/day r0 | OK 2/day r1]"
+    assert text_of(served.response("bucket=a")) == "OK [OK 2/day r0]"
+
+
+def test_algorithms__all_or_none_holds_for_windows_by_setting() -> None:
+    """Then a refused call counts nothing anywhere."""
+    served = Served(limits=read_limits(MIXED), all_or_none=True)
+    assert text_of(served.response("window=a | bucket=a~h3")) == "OVER [OK 2/day r2 | OVER 2/day r0]"
+    assert text_of(served.response("window=a @2")) == "OK [OK 2/day r0]"
+
+
+def test_algorithms__a_bucket_says_when_it_is_full() -> None:
+    """Seconds until it is full; over limit, until these hits fit, at least 1; 0 for one that is full."""
+    served = Served(limits=read_limits(MIXED))
+
+    def reset_s(text: str) -> int:
+        return int(served.response(text).statuses[0].duration_until_reset.seconds)
+
+    assert [reset_s("bucket=a~h0"), reset_s("bucket=a"), reset_s("bucket=a")] == [0, 43_200, 86_400]
+    assert [reset_s("bucket=a"), reset_s("bucket=a~h2"), reset_s("bucket=a~h3")] == [43_200, 86_400, 86_400]

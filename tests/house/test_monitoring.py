@@ -1,0 +1,92 @@
+"""Rules and alerts name metrics that exist; each alert has its unit test and its section of the runbook."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from sidecar.cli.root import app
+from tests.house.monitoring import UNIT_TESTS, Query, alerts, known_series, rule_queries
+from tests.house.source import report, text_of
+
+RUNBOOK = "docs/operate/runbook.md"
+PARTS = ("**Symptom.**", "**Cause.**", "**What to do.**")
+
+
+def sections() -> dict[str, str]:
+    """The text of each section of the runbook, by heading."""
+    _, *parts = re.split(r"^## ", text_of(RUNBOOK), flags=re.MULTILINE)
+    return {heading: text for heading, _, text in (part.partition("\n") for part in parts)}
+
+
+def commands() -> list[str]:
+    """Every line of the runbook that a reader types."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text_of(RUNBOOK), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def parse(words: list[str]) -> None:
+    """Parse *words* as arguments of `sidecar`, without running the command; raise if they are wrong."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context("sidecar", words)
+
+
+def test_rules__name_metrics_and_labels_that_exist() -> None:
+    """Every query of the rules names metrics, labels and label values of the table."""
+    known = known_series()
+    report([fault for query in rule_queries() for fault in query.faults(known)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rate(sidecar_decision_total[5m])",
+        'sidecar_decisions_total{outcome="ok"}',
+        'sidecar_decisions_total{reason=~"ok|okay"}',
+        'sidecar_decision_duration_seconds_bucket{le="0.02"}',
+        "sum by (policy) (sidecar_decisions_total)",
+        "time()",
+    ],
+)
+def test_rules__a_wrong_name_is_found(text: str) -> None:
+    """The check itself finds a wrong metric, label, label value, bucket and grouping."""
+    assert Query("example", text).faults(known_series())
+
+
+def test_alerts__each_has_its_section_of_the_runbook() -> None:
+    """The runbook has the alerts' names as headings, in their order, each with symptom, cause and remedy."""
+    names = [alert["alert"] for alert in alerts()]
+    assert list(sections()) == names
+    for alert in alerts():
+        name = alert["alert"]
+        assert alert["annotations"]["runbook_url"] == f"{RUNBOOK}#{name.lower()}"
+        assert alert["labels"]["severity"] in {"page", "ticket"}
+        assert [part for part in PARTS if part not in sections()[name]] == [], name
+
+
+def test_alerts__each_is_quiet_once_and_fires_once_in_a_unit_test() -> None:
+    """promtool's unit tests look at each alert before and after its cause."""
+    looks: dict[str, list[bool]] = {}
+    for path in UNIT_TESTS:
+        for case in yaml.safe_load(text_of(path))["tests"]:
+            for look in case["alert_rule_test"]:
+                looks.setdefault(look["alertname"], []).append("exp_alerts" in look)
+    assert {name: sorted(fired) for name, fired in looks.items()} == {
+        alert["alert"]: [False, True] for alert in alerts()
+    }
+
+
+def test_runbook__its_commands_exist() -> None:
+    """The command line accepts every `sidecar` command of the runbook."""
+    typed = [line for line in commands() if line.startswith("sidecar ")]
+    assert typed
+    for line in typed:
+        parse(shlex.split(line)[1:])

@@ -319,7 +319,7 @@ descriptors:
 
 def test_algorithms__of_single_limits_meet_in_a_call() -> None:
     """A bucket takes only when the whole call fits; a window counts each call, as in the original."""
-    served = Served(limits=read_limits(MIXED))
+    served = ServedLimits(limits=read_limits(MIXED))
     assert text_of(served.response("window=a | bucket=a")) == "OK [OK 2/day r1 | OK 2/day r1]"
     assert text_of(served.response("window=a | bucket=a~h2")) == "OVER [OK 2/day r0 | OVER 2/day r0]"
     assert text_of(served.response("window=a | bucket=a")) == "OVER [OVER 2/day r0 | OK 2/day r1]"
@@ -328,14 +328,14 @@ def test_algorithms__of_single_limits_meet_in_a_call() -> None:
 
 def test_algorithms__all_or_none_holds_for_windows_by_setting() -> None:
     """Then a refused call counts nothing anywhere."""
-    served = Served(limits=read_limits(MIXED), all_or_none=True)
+    served = ServedLimits(limits=read_limits(MIXED), all_or_none=True)
     assert text_of(served.response("window=a | bucket=a~h3")) == "OVER [OK 2/day r2 | OVER 2/day r0]"
     assert text_of(served.response("window=a @2")) == "OK [OK 2/day r0]"
 
 
 def test_algorithms__a_bucket_says_when_it_is_full() -> None:
     """Seconds until it is full; over limit, until these hits fit, at least 1; 0 for one that is full."""
-    served = Served(limits=read_limits(MIXED))
+    served = ServedLimits(limits=read_limits(MIXED))
 
     def reset_s(text: str) -> int:
         return int(served.response(text).statuses[0].duration_until_reset.seconds)

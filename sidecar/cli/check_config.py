@@ -38,8 +38,9 @@ def check_config(
     """
     Check a configuration and the files that it names, without starting the sidecar.
 
-    Reads the configuration (overridden by the environment, as `serve` does), the registry, the keys and
-    the TLS files, checks the addresses to listen on, and reports everything that `serve` would refuse.
+    Reads the configuration (overridden by the environment, as `serve` does), the registry, the rate-limit
+    files, the keys and the TLS files, checks the addresses to listen on, and reports everything that
+    `serve` would refuse.
     Does not check whether a port is in use. Exits with 1 after listing every mistake.
     """
     if json:

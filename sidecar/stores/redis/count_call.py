@@ -90,7 +90,7 @@ def settle_counts(
     What a `done` raises goes to *on_error*: it must not cost the others their answer.
 
     Raises:
-        UnexpectedReplyError: *reply* has not the shape that count.lua gives; nobody was told anything.
+        UnexpectedReplyError: *reply* is not what count.lua returns; no callback was called.
     """
     if not isinstance(reply, list) or set(map(type, reply)) != {int}:
         raise UnexpectedReplyError(f"count.lua replied {str(reply)[:80]!r}, not a list of integers")

@@ -32,22 +32,6 @@ AUDREY = Actor("audrey", Role.AUDITOR, "tokenaudrey")
 ID = "acme"
 
 
-class ManualClock:
-    """A clock that moves only when told."""
-
-    def __init__(self, now_us: int = NOW_US) -> None:
-        """Start at *now_us*."""
-        self.now_us = now_us
-
-    def __call__(self) -> int:
-        """The time."""
-        return self.now_us
-
-    def advance(self, by_us: int) -> None:
-        """Move on, or back."""
-        self.now_us += by_us
-
-
 def digest(name: str) -> str:
     """The digest of the key that *name* stands for."""
     return "sha256:" + sha256(name.encode()).hexdigest()

@@ -38,18 +38,8 @@ from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.sqlite.file import connect
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import (
-    ANN,
-    BOB,
-    CAT,
-    DAY_US,
-    HOUR_US,
-    LIFECYCLE,
-    ManualClock,
-    create,
-    credential,
-    request,
-)
+from tests.administration import ANN, BOB, CAT, DAY_US, HOUR_US, LIFECYCLE, create, credential, request
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import CONTEXT, found, new_token
 
 NAMES = st.sampled_from([f"c{number}" for number in range(4)])
@@ -179,7 +169,7 @@ class RegistryLife(RuleBasedStateMachine):
     @rule(by_us=st.integers(-HOUR_US, DAY_US))
     def time_passes(self, by_us: int) -> None:
         """The clock moves on, or back."""
-        self.clock.advance(by_us)
+        self.clock.advance(us=by_us)
 
     @rule(data=st.data(), is_reissued=st.booleans())
     def incident(self, data: st.DataObject, is_reissued: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.administration import ManualClock
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import BACKENDS, RegistryHarness
 
 

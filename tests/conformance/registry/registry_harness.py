@@ -21,18 +21,8 @@ from sidecar.domain.roles import Actor
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from tests.administration import (
-    ANN,
-    AUDREY,
-    BOB,
-    CAT,
-    DAY_US,
-    LIFECYCLE,
-    OLLI,
-    ManualClock,
-    digest,
-    request,
-)
+from tests.administration import ANN, AUDREY, BOB, CAT, DAY_US, LIFECYCLE, OLLI, digest, request
+from tests.building import ManualClock
 from tests.store_harness import url_of
 from tests.waiting import PATIENCE_S
 

@@ -56,7 +56,7 @@ def actions(harness: RegistryHarness, **query: object) -> list[str]:
 def test_audit__every_change_with_who_when_whence_and_why(harness: RegistryHarness) -> None:
     """An entry answers the questions of an incident review."""
     harness.apply(set_up(), ANN)
-    harness.clock.advance(DAY_US)
+    harness.clock.advance(us=DAY_US)
     suspend = c.Suspend(integration_id=ID, reason="key on a public site")
     harness.apply(suspend, OLLI, request_id="req-9", source="198.51.100.7")
     entry = entries(harness, subject=f"integration:{ID}")[-1]
@@ -87,7 +87,7 @@ def test_audit__pages_in_both_directions(harness: RegistryHarness, limit: int) -
 def test_audit__filters(harness: RegistryHarness) -> None:
     """By subject, actor, action and time, and by several at once."""
     harness.apply(create("a"), ANN)
-    harness.clock.advance(DAY_US)
+    harness.clock.advance(us=DAY_US)
     harness.apply(create("b"), BOB)
     harness.apply(c.SetRateLimit(integration_id="a", rate_limit_rpm=7), BOB)
     assert actions(harness, subject="integration:a") == ["integration.create", "limit.set"]

@@ -303,7 +303,7 @@ def test_idempotency__ends_after_a_day(harness: RegistryHarness) -> None:
     """A key is forgotten when its time is over."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     harness.apply(create("a"), **key)
-    harness.clock.advance(IDEMPOTENCY_LIFETIME_US)
+    harness.clock.advance(us=IDEMPOTENCY_LIFETIME_US)
     assert not harness.apply(create("b"), **key).is_replay
 
 
@@ -333,7 +333,7 @@ def test_apply__clock_that_steps_back_never_reorders_the_record(harness: Registr
     """Times on record never go back, so access given after a suspension cannot look older than it."""
     harness.apply(create())
     first = harness.apply(SUSPEND)
-    harness.clock.advance(-5 * HOUR_US)
+    harness.clock.advance(us=-5 * HOUR_US)
     second = harness.apply(c.IssueCredential(integration_id=ID, credential=credential("new")))
     assert first.entry is not None and second.entry is not None
     assert second.entry.at_us > first.entry.at_us

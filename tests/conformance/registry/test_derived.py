@@ -18,7 +18,8 @@ from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Nodes
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import ANN, BOB, ID, ManualClock, create, credential, set_up
+from tests.administration import ANN, BOB, ID, create, credential, set_up
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import RedisBackend, RegistryHarness, SqliteBackend
 from tests.waiting import PATIENCE_S
 

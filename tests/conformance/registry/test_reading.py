@@ -198,14 +198,14 @@ def test_sidecars__announce_and_are_forgotten(harness: RegistryHarness) -> None:
     harness.apply(set_up())
     revision = harness.run(harness.registry.revision())
     harness.run(harness.registry.announce("s1", Revision((0,) * len(revision.sequences))))
-    harness.clock.advance(SIDECAR_LIFETIME_US // 2)
+    harness.clock.advance(us=SIDECAR_LIFETIME_US // 2)
     harness.run(harness.registry.announce("s2", revision))
     harness.run(harness.registry.announce("s1", revision))
     live = harness.run(harness.registry.live_sidecars())
     assert [(sidecar.id, sidecar.revision) for sidecar in live] == [("s1", revision), ("s2", revision)]
-    harness.clock.advance(SIDECAR_LIFETIME_US // 2)
+    harness.clock.advance(us=SIDECAR_LIFETIME_US // 2)
     harness.run(harness.registry.announce("s1", revision))
-    harness.clock.advance(SIDECAR_LIFETIME_US // 2)
+    harness.clock.advance(us=SIDECAR_LIFETIME_US // 2)
     assert [sidecar.id for sidecar in harness.run(harness.registry.live_sidecars())] == ["s1"]
 
 

@@ -21,8 +21,8 @@ from sidecar.stores.registry.protocol import AuditQuery, ListQuery, Registry
 from sidecar.stores.registry.redis import feed
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import ID, LIFECYCLE, ManualClock, create, request
-from tests.building import make_metrics
+from tests.administration import ID, LIFECYCLE, create, request
+from tests.building import ManualClock, make_metrics
 from tests.fault.registry.writes import WRITES
 from tests.redis_servers import LOOPBACK, RedisServer, documented_permissions, shared
 from tests.registry_in_redis import add_people
@@ -107,7 +107,7 @@ async def repeat_and_outlive() -> None:
     again = request(EnableAllowlist(integration_id=ID), idempotency_key="again", fingerprint="print")
     assert (await registry.apply(again)).entry is None
     await registry.announce("first", await registry.revision())
-    clock.advance(SIDECAR_LIFETIME_US + 1)
+    clock.advance(us=SIDECAR_LIFETIME_US + 1)
     await registry.announce("second", await registry.revision())
     assert [live_sidecar.id for live_sidecar in await registry.live_sidecars()] == ["second"]
     await registry.aclose()

@@ -20,7 +20,8 @@ from sidecar.stores.registry.protocol import (
 from sidecar.stores.registry.sqlite.file import COMPANION_SUFFIXES, check_file, connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS
-from tests.administration import LIFECYCLE, ManualClock, create, request
+from tests.administration import LIFECYCLE, create, request
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import RegistryHarness, SqliteBackend, found
 
 

@@ -20,7 +20,8 @@ from sidecar.domain.records import stored_text
 from sidecar.stores.registry.protocol import AuditQuery, RegistryDamagedError
 from sidecar.stores.registry.sqlite.file import connect
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import ANN, BOB, CAT, ID, ManualClock, create, credential, digest, set_up
+from tests.administration import ANN, BOB, CAT, ID, create, credential, digest, set_up
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import RegistryHarness, SqliteBackend
 
 SUSPEND = c.Suspend(integration_id=ID, reason="key leaked")

@@ -27,7 +27,8 @@ from sidecar.stores.registry.sqlite.file import connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.thread import BATCH_MAX, SqliteThread
 from sidecar.stores.registry.sqlite.transactions import Durability
-from tests.administration import ID, LIFECYCLE, ManualClock, create, request
+from tests.administration import ID, LIFECYCLE, create, request
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import found
 from tests.waiting import PATIENCE_S
 

@@ -91,9 +91,9 @@ def test_addresses_seen__of_the_last_hour_the_latest_first(harness: RegistryHarn
     harness.apply(set_up())
     record(harness, use("live", HERE, NOW_US), use("live", THERE, NOW_US + MINUTE_US))
     assert harness.run(harness.registry.addresses_seen(ID)) == (THERE, HERE)
-    harness.clock.advance(SEEN_WINDOW_US)
+    harness.clock.advance(us=SEEN_WINDOW_US)
     assert harness.run(harness.registry.addresses_seen(ID)) == (THERE,)
-    harness.clock.advance(MINUTE_US)
+    harness.clock.advance(us=MINUTE_US)
     assert harness.run(harness.registry.addresses_seen(ID)) == ()
 
 
@@ -184,7 +184,7 @@ def test_refused_callers__are_bounded_and_forgotten(harness: RegistryHarness) ->
     refuse(harness, *callers)
     refuse(harness, callers[0])
     assert harness.run(harness.registry.refused_callers(ID)) == tuple(reversed(callers[-REFUSED_MAX:]))
-    harness.clock.advance(REFUSED_WINDOW_US + 3 * REFUSED_MAX)
+    harness.clock.advance(us=REFUSED_WINDOW_US + 3 * REFUSED_MAX)
     assert harness.run(harness.registry.refused_callers(ID)) == ()
 
 

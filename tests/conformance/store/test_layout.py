@@ -13,7 +13,8 @@ from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.registry.protocol import AuditQuery
 from sidecar.stores.registry.redis.registry import RedisRegistry
-from tests.administration import ANN, LIFECYCLE, ManualClock, create, request
+from tests.administration import ANN, LIFECYCLE, create, request
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import found
 from tests.redis_servers import shared
 from tests.store_harness import StoreHarness, bucket, ready, run, take, url_of

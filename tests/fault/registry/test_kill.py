@@ -20,7 +20,8 @@ from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.file import connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import LIFECYCLE, ManualClock, create, request
+from tests.administration import LIFECYCLE, create, request
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import found
 from tests.fault.registry.victim import OPEN
 from tests.fault.registry.writes import KEYED, WRITES, Write

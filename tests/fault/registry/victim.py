@@ -18,7 +18,8 @@ from pathlib import Path
 
 from sidecar.stores.registry.sqlite.file import connect
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from tests.administration import LIFECYCLE, ManualClock
+from tests.administration import LIFECYCLE
+from tests.building import ManualClock
 from tests.fault.registry.writes import WRITES
 
 OPEN = "open"

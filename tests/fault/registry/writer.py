@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sidecar.domain.lifecycle import commands as c
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from tests.administration import LIFECYCLE, ManualClock, request
+from tests.administration import LIFECYCLE, request
+from tests.building import ManualClock
 
 
 async def write(path: Path, name: str) -> None:

@@ -19,7 +19,8 @@ from sidecar.domain.changes import AdminRequest
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.roles import Role
 from sidecar.stores.registry.protocol import CredentialUse, Registry
-from tests.administration import ANN, ID, NOW_US, ManualClock, create, examples, preparation, request, set_up
+from tests.administration import ANN, ID, NOW_US, create, examples, preparation, request, set_up
+from tests.building import ManualClock
 from tests.conformance.registry.registry_harness import CONTEXT, found, new_token
 
 Write: TypeAlias = Callable[[Registry], Awaitable[object]]

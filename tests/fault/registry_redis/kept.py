@@ -17,7 +17,8 @@ from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.redis.nodes import LIMITS
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from sidecar.stores.registry.verification import verify_registry
-from tests.administration import LIFECYCLE, ManualClock
+from tests.administration import LIFECYCLE
+from tests.building import ManualClock
 from tests.fault.registry.writes import Write
 from tests.redis_servers import LOOPBACK, shared
 

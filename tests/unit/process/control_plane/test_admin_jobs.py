@@ -14,8 +14,8 @@ from sidecar.process.first_administrator import create_first_administrator
 from sidecar.process.supervisor.admin_api import AdminJobs
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.uses import TokenUses
-from tests.administration import DAY_US, LIFECYCLE, NOW_US, SECOND_US, ManualClock
-from tests.building import make_metrics
+from tests.administration import DAY_US, LIFECYCLE, NOW_US, SECOND_US
+from tests.building import ManualClock, make_metrics
 from tests.waiting import until
 
 LIVE = "sidecar_admin_live_administrators"
@@ -54,14 +54,14 @@ def test_look__tells_until_when_somebody_can_administer(
         await now.jobs.check_tokens()
         assert now.metrics.value(LIVE) == 1
         assert now.metrics.value(ENDS) == NOW_US // SECOND_US + LIFETIME_S
-        now.clock.advance(90 * DAY_US - EXPIRY_WARNING_US - SECOND_US)
+        now.clock.advance(us=90 * DAY_US - EXPIRY_WARNING_US - SECOND_US)
         await now.jobs.check_tokens()
         assert caplog.records == []
-        now.clock.advance(SECOND_US)
+        now.clock.advance(us=SECOND_US)
         for _ in range(3):
             await now.jobs.check_tokens()
         assert [record.getMessage() for record in caplog.records] == ["administrators lose access soon"]
-        now.clock.advance(EXPIRY_WARNING_US)
+        now.clock.advance(us=EXPIRY_WARNING_US)
         await now.jobs.check_tokens()
         assert len(caplog.records) == 2
         assert (now.metrics.value(LIVE), now.metrics.value(ENDS)) == (0, 0)

@@ -24,7 +24,8 @@ from sidecar.services.admin.api import build_api
 from sidecar.services.admin.context import AdminContext
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from tests.administration import DAY_US, LIFECYCLE, NOW_US, ManualClock
+from tests.administration import DAY_US, LIFECYCLE, NOW_US
+from tests.building import ManualClock
 from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")

@@ -53,7 +53,7 @@ def test_administrators__tokens_come_and_go(api: AdminApi) -> None:
     first = api.keys["bob"].credential_id
     view = api.change(f"/v1/administrators/bob/tokens/{first}", method="DELETE")
     assert [token["id"] for token in view["administrator"]["tokens"]] == [second["token_id"]]
-    api.clock.advance(DAY_US)
+    api.clock.advance(us=DAY_US)
     assert api.get("/v1/administrators/bob")["tokens"][0]["is_expired"]
 
 

@@ -34,7 +34,7 @@ def found(api: AdminApi, query: str) -> list[Any]:
 def test_audit__filters_find_what_an_auditor_asks(api: AdminApi) -> None:
     """By subject, actor, action and time, in both orders."""
     api.create()
-    api.clock.advance(HOUR_US)
+    api.clock.advance(us=HOUR_US)
     api.change("/v1/integrations/acme/suspend", {"reason": "key leaked"}, "olli")
     everything = found(api, "")
     assert [one["sequence"] for one in everything] == [1, 2, 3, 4, 5, 6]
@@ -71,7 +71,7 @@ def test_audit__an_export_can_be_verified_without_us(api: AdminApi) -> None:
 
 def test_audit__an_export_can_be_cut_by_time(api: AdminApi) -> None:
     """From a moment, and before one."""
-    api.clock.advance(HOUR_US)
+    api.clock.advance(us=HOUR_US)
     api.create()
     assert [one.sequence for one in exported(api, "?since=2025-11-24T16:30:00Z")] == [5]
     assert [one.sequence for one in exported(api, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
@@ -158,4 +158,4 @@ def test_audit__a_page_reads_no_more_than_it_shows(api: AdminApi, monkeypatch: p
     monkeypatch.setattr(audit, "EXPORT_PAGE", 3)
     assert len(exported(api)) == 4
     assert asked == [3, 3]
-    api.clock.advance(SECOND_US)
+    api.clock.advance(us=SECOND_US)

@@ -18,7 +18,8 @@ from sidecar.services.admin.attempts import (
     FailedAttempts,
     network_of,
 )
-from tests.administration import DAY_US, SECOND_US, ManualClock
+from tests.administration import DAY_US, SECOND_US
+from tests.building import ManualClock
 from tests.unit.services.admin.admin_api import AdminApi
 
 WHOAMI = "/v1/whoami"
@@ -132,9 +133,9 @@ def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
 
 def test_authentication__an_expired_token_ends(api: AdminApi, caplog: pytest.LogCaptureFixture) -> None:
     """To the microsecond; the log says which token is to be renewed."""
-    api.clock.advance(90 * DAY_US - 1)
+    api.clock.advance(us=90 * DAY_US - 1)
     assert api.call("GET", WHOAMI).status_code == 200
-    api.clock.advance(1)
+    api.clock.advance(us=1)
     api.refused(401, "unauthenticated", api.call("GET", WHOAMI))
     fields = vars(caplog.records[-1])["event_fields"]
     assert (fields["why"], fields["token_id"]) == ("expired", api.keys["ann"].credential_id)
@@ -240,7 +241,7 @@ def test_attempts__too_many_from_one_source_are_limited(
         len([record for record in caplog.records if record.name == authentication.__name__]) == ATTEMPTS_BURST
     )
     assert ask(api, source="192.0.2.2").status_code == 401, "another source has its own limit"
-    api.clock.advance(6 * SECOND_US)
+    api.clock.advance(us=6 * SECOND_US)
     api.refused(401, "unauthenticated", ask(api))
     api.refused(429, "too_many_attempts", ask(api))
 
@@ -281,5 +282,5 @@ def test_attempts__full_buckets_make_way() -> None:
     clock = ManualClock()
     attempts = FailedAttempts(clock, sources_max=1)
     assert attempts.note("192.0.2.0") == 0
-    clock.advance(6 * SECOND_US)
+    clock.advance(us=6 * SECOND_US)
     assert attempts.note("192.0.2.1") == 0

@@ -184,7 +184,7 @@ def test_changes__a_raise_is_shown_while_it_lasts(api: AdminApi) -> None:
         "burst": None,
         "until": "2025-11-24T17:00:00.000000Z",
     }
-    api.clock.advance(DAY_US)
+    api.clock.advance(us=DAY_US)
     shown = api.get(ACME)
     assert (shown["effective_limit_rpm"], shown["limit_raise"]) == (60, None)
 

@@ -12,7 +12,8 @@ import pytest
 from sidecar.domain.audit import StoredEntry, verify
 from sidecar.domain.changes import Revision
 from sidecar.stores.registry.redis.registry import RedisRegistry
-from tests.administration import LIFECYCLE, ManualClock
+from tests.administration import LIFECYCLE
+from tests.building import ManualClock
 from tests.store_harness import url_of
 from tests.unit.services.admin.admin_api import AdminApi, People, add_people
 

@@ -83,7 +83,7 @@ def test_idempotency__a_key_ends_after_a_day(api: AdminApi) -> None:
     api.create()
     path = f"{ACME}/credentials/issue"
     api.change(path, {}, headers=KEY)
-    api.clock.advance(DAY_US + 1)
+    api.clock.advance(us=DAY_US + 1)
     assert api.change(path, {}, headers=KEY)["api_key"]
 
 

@@ -63,9 +63,9 @@ def test_review__age_counts_from_day_ninety_one(api: AdminApi) -> None:
     use(api, key)
     lasting = api.change("/v1/administrators/audrey/tokens", {"expires_in": "350d"})["token"]
     headers = {"Authorization": f"Bearer {lasting}"}
-    api.clock.advance(90 * DAY_US)
+    api.clock.advance(us=90 * DAY_US)
     assert api.get("/v1/review", "", headers=headers)["items"][0]["flags"] == []
-    api.clock.advance(DAY_US + MINUTE_US)
+    api.clock.advance(us=DAY_US + MINUTE_US)
     (item,) = api.get("/v1/review", "", headers=headers)["items"]
     assert [flag["code"] for flag in item["flags"]] == ["credential_old", "credential_unused"]
     assert all(flag["credential_id"] == key for flag in item["flags"])
@@ -75,7 +75,7 @@ def test_review__age_counts_from_day_ninety_one(api: AdminApi) -> None:
 def test_review__ended_keys_and_a_suspension(api: AdminApi) -> None:
     """What works no more, and since when."""
     api.create(credential_expires_at="2025-11-25T00:00:00Z")
-    api.clock.advance(DAY_US)
+    api.clock.advance(us=DAY_US)
     assert {"credential_expired", "no_live_credential"} <= flags(api)
     api.change("/v1/integrations/acme/suspend", {"reason": "x"})
     item = reviewed(api)

@@ -94,7 +94,7 @@ def test_roles__each_cell_of_the_matrix(shared: AdminApi, endpoint: Endpoint, wh
         document = shared.refused(403, "role_forbids", answer)
         assert "ask an administrator with the role" in document["problems"][0]["remedy"]
     assert shared.revision() == before
-    shared.clock.advance(6_000_000)  # the next attempt without a token is within the limit again
+    shared.clock.advance(seconds=6)  # the next attempt without a token is within the limit again
 
 
 def test_roles__the_matrix_is_whole() -> None:

@@ -20,8 +20,8 @@ from sidecar.stores.registry import live
 from sidecar.stores.registry.live import REFRESHES_MAX, SMALL_CHANGE_MAX, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Changes, RegistryUnavailableError
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
-from tests.administration import ID, LIFECYCLE, SECOND_US, ManualClock, create, request
-from tests.building import make_metrics
+from tests.administration import ID, LIFECYCLE, SECOND_US, create, request
+from tests.building import ManualClock, make_metrics
 from tests.conformance.registry.registry_harness import found
 from tests.waiting import PATIENCE_S, until
 
@@ -370,11 +370,11 @@ def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
             await harness.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
             await until(lambda: harness.limit() == 600)
             assert harness.live.timer is not None
-            harness.clock.advance(9 * SECOND_US)
+            harness.clock.advance(us=9 * SECOND_US)
             harness.live.apply_raises()
             assert harness.limit() == 600
             assert harness.live.timer is not None
-            harness.clock.advance(SECOND_US)
+            harness.clock.advance(us=SECOND_US)
             harness.live.apply_raises()
             assert harness.limit() == 60
             assert harness.live.timer is None

@@ -1,14 +1,31 @@
-"""Debian's promtool and Prometheus on the files of deploy/prometheus."""
+"""Debian's promtool and Prometheus on the files of deploy/prometheus, and the queries of deploy/grafana."""
 
 from __future__ import annotations
 
+import http.client
+import json
+import re
+import secrets
 import subprocess
+import urllib.parse
+from pathlib import Path
+from typing import Any
 
-from tests.house.monitoring import ALERTS, RULES, UNIT_TESTS
-from tests.house.source import ROOT
+from deploy.demo.programs import Program
+from sidecar.cli.check_client import Asker
+from sidecar.domain.api_keys import generate_api_key
+from sidecar.services.ext_authz_client import check_request
+from tests.house.monitoring import ALERTS, RULES, UNIT_TESTS, dashboard_queries
+from tests.house.source import ROOT, text_of
+from tests.redis_servers import free_port, shared
+from tests.unit.process.running import Configured
+from tests.waiting import eventually
 
 CONFIG = "deploy/prometheus/prometheus.yml"
 TIMEOUT_S = 60
+SILENT = {"Access ends in", "Processor time", "Rate-limit service: over the limit"}
+"""Panels with a query that finds nothing where there is no admin API, supervisor or rate-limit file."""
+DENIED = {"rate_limited", "route_unknown", "unknown_credential", "key_flood"}
 
 
 def promtool(*arguments: str) -> str:
@@ -29,3 +46,89 @@ def test_rules__promtool_accepts_them() -> None:
 def test_alerts__their_unit_tests_pass() -> None:
     """Each alert is silent before its cause and fires after it, with its labels and annotations."""
     assert promtool("test", "rules", *UNIT_TESTS).count("SUCCESS") == len(UNIT_TESTS)
+
+
+class Prometheus(Program):
+    """A Prometheus with the project's configuration, which scrapes *target* twice a second."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        """Start it; rules are evaluated every second instead of every 15 to 60."""
+        self.port = free_port()
+        for path in (CONFIG, RULES, ALERTS):
+            text = text_of(path).replace("127.0.0.1:9193", target)
+            text = re.sub(r"scrape_interval: \w+", "scrape_interval: 500ms", text)
+            text = re.sub(r"\b(evaluation_)?interval: \w+", r"\1interval: 1s", text)
+            (folder / Path(path).name).write_text(text)
+        listen = f"--web.listen-address=127.0.0.1:{self.port}"
+        files = (f"--config.file={folder / Path(CONFIG).name}", f"--storage.tsdb.path={folder / 'data'}")
+        super().__init__("prometheus", ["prometheus", *files, listen], folder)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """The data of an API call that must succeed; nothing while Prometheus still starts."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
+            response = connection.getresponse()
+            if response.status == 503:  # it still opens its database
+                return {}
+            answer = json.loads(response.read())
+        except ConnectionError:
+            return {}
+        finally:
+            connection.close()
+        assert answer["status"] == "success", (parameters, answer)
+        return answer["data"]
+
+    def query(self, text: str) -> list[dict[str, Any]]:
+        """The vector that the query *text* of the dashboard returns, for all instances."""
+        text = text.replace("$instance", ".*").replace("$__rate_interval", "10s")
+        found: list[dict[str, Any]] = self.ask("query", query=text).get("result", [])
+        return found
+
+
+def load(target: str, configured: Configured) -> None:
+    """Ask until requests are over the limit, without a route, and a flood of unknown keys."""
+    unknown = generate_api_key().api_key
+    asks = [(configured.key.api_key, "/v1/orders")] * 300
+    asks += [(configured.key.api_key, "/elsewhere")] * 20 + [(unknown, "/v1/orders")] * 40
+    with Asker(target) as asker:
+        for key, path in asks:
+            asker.ask(check_request("GET", path, {"x-api-key": key}, "127.0.0.1"))
+
+
+def test_prometheus__answers_every_query_about_a_loaded_sidecar(tmp_path: Path) -> None:
+    """Prometheus evaluates all rules, the flood raises its alert, and every panel gets data or nothing."""
+    store = f"{shared().standalone.url}?prefix=sidecar:{secrets.token_hex(4)}:"
+    configured = Configured(tmp_path, store=store, invalid_keys_per_minute=10)
+    configured.write_registry(rate_limit_rpm=60, burst=100)
+    with configured.serve() as sidecar:
+        target = sidecar.event("serving")["grpc"][0]
+        with Prometheus(tmp_path, sidecar.admin()) as prometheus:
+            eventually(lambda: prometheus.query("sidecar_key_floods_total"), what="the first scrape")
+
+            def flood_is_alerted() -> bool:
+                load(target, configured)
+                return bool(prometheus.query('ALERTS{alertname="SidecarKeyFlood", alertstate="firing"}'))
+
+            eventually(flood_is_alerted, what="the alert SidecarKeyFlood")
+            groups = eventually(lambda: evaluated(prometheus), what="each rule was evaluated")
+            faults = [
+                rule["lastError"] for group in groups for rule in group["rules"] if rule.get("lastError")
+            ]
+            assert faults == []
+            eventually(lambda: silent_panels(prometheus) == SILENT, what="all other panels have data")
+            denied = prometheus.query('sum by (reason) (sidecar_decisions_total{verdict!="ALLOW"})')
+            counts = {row["metric"]["reason"]: float(row["value"][1]) for row in denied}
+            assert {reason for reason, count in counts.items() if count} >= DENIED
+
+
+def silent_panels(prometheus: Prometheus) -> set[str]:
+    """The panels with a query that finds nothing."""
+    return {query.place for query in dashboard_queries() if not prometheus.query(query.text)}
+
+
+def evaluated(prometheus: Prometheus) -> list[dict[str, Any]]:
+    """The groups of rules, once each of their rules was evaluated."""
+    groups: list[dict[str, Any]] = prometheus.ask("rules").get("groups", [])
+    is_done = groups and all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
+    return groups if is_done else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +16,13 @@ from tests.house.source import project_files, text_of
 
 RULES = "deploy/prometheus/sidecar.rules.yml"
 ALERTS = "deploy/prometheus/sidecar.alerts.yml"
+DASHBOARD = "deploy/grafana/sidecar.json"
 UNIT_TESTS = tuple(path for path in project_files() if path.startswith("deploy/prometheus/tests/"))
 TARGET_LABELS = frozenset({"job", "instance"})
 """The labels that Prometheus itself adds to every scraped series."""
 
+_PROCESS_METRICS = ("process_cpu_seconds_total", "sidecar_workers_cpu_seconds_total")
+"""Metrics that the dashboard reads and that are not in the table: the collectors of the process have them."""
 _KEYWORDS = frozenset({"and", "or", "unless", "offset", "bool", "by", "on", "group_left"})
 _GROUPING = re.compile(r"\b(?:by|on|group_left) *\(([^)]*)\)")
 _SELECTOR = re.compile(r"([a-zA-Z_][\w:]*)\{([^}]*)\}")
@@ -82,10 +86,27 @@ def rule_queries() -> list[Query]:
     return [Query(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules]
 
 
+@cache
+def dashboard() -> dict[str, Any]:
+    """The Grafana dashboard."""
+    parsed: dict[str, Any] = json.loads(text_of(DASHBOARD))
+    return parsed
+
+
+def dashboard_queries() -> list[Query]:
+    """The queries of all panels, in their order."""
+    return [
+        Query(panel["title"], target["expr"])
+        for panel in dashboard()["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
 def known_series() -> dict[str, Labels]:
     """Every series that Prometheus has of a sidecar: those of the table, the recorded ones, and its own."""
     target: Labels = dict.fromkeys(TARGET_LABELS, frozenset[str]())
-    known: dict[str, Labels] = {"up": target}
+    known: dict[str, Labels] = dict.fromkeys(("up", *_PROCESS_METRICS), target)
+    known["ALERTS"] = {**target, **dict.fromkeys(("alertname", "alertstate"), frozenset[str]())}
     for spec in TABLE.specs:
         labels = {**target, **{name: frozenset(values) for name, values in spec.labels}}
         labels.update(dict.fromkeys(spec.row_labels, frozenset()))

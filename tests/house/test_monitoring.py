@@ -1,4 +1,4 @@
-"""Rules and alerts name metrics that exist; each alert has its unit test and its section of the runbook."""
+"""Rules and dashboard name metrics that exist; each alert has a unit test and a section of the runbook."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import typer.main
 import yaml
 
 from sidecar.cli.root import app
-from tests.house.monitoring import UNIT_TESTS, Query, alerts, known_series, rule_queries
+from tests.house.monitoring import (
+    UNIT_TESTS,
+    Query,
+    alerts,
+    dashboard,
+    dashboard_queries,
+    known_series,
+    rule_queries,
+)
 from tests.house.source import report, text_of
 
 RUNBOOK = "docs/operate/runbook.md"
+ROWS = ["Is it healthy", "Who is limited and why", "What does the store cost", "Administration"]
 PARTS = ("**Symptom.**", "**Cause.**", "**What to do.**")
 
 
@@ -39,10 +48,28 @@ def parse(words: list[str]) -> None:
     command.make_context("sidecar", words)
 
 
-def test_rules__name_metrics_and_labels_that_exist() -> None:
-    """Every query of the rules names metrics, labels and label values of the table."""
+def test_queries__name_metrics_and_labels_that_exist() -> None:
+    """Every query of rules and dashboard names metrics, labels and label values of the table."""
     known = known_series()
-    report([fault for query in rule_queries() for fault in query.faults(known)])
+    queries = [*rule_queries(), *dashboard_queries()]
+    report([fault for query in queries for fault in query.faults(known)])
+
+
+def test_dashboard__has_its_rows_and_follows_its_variables() -> None:
+    """It has four rows; each panel uses the chosen data source, and each query the chosen instances."""
+    panels = dashboard()["panels"]
+    assert [panel["title"] for panel in panels if panel["type"] == "row"] == ROWS
+    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}", panel["title"]
+    report(
+        [
+            f"{query.place}: {query.text} ignores $instance"
+            for query in dashboard_queries()
+            if query.text.count('instance=~"$instance"') < len(query.metrics) and "sidecar:" not in query.text
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +83,7 @@ def test_rules__name_metrics_and_labels_that_exist() -> None:
         "time()",
     ],
 )
-def test_rules__a_wrong_name_is_found(text: str) -> None:
+def test_queries__a_wrong_name_is_found(text: str) -> None:
     """The check itself finds a wrong metric, label, label value, bucket and grouping."""
     assert Query("example", text).faults(known_series())
 

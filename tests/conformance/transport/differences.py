@@ -32,14 +32,14 @@ UNCHECKED_FIELD = (
     "grpc-core serves a request that breaks this rule of header fields; a proxy in front must keep it, and "
     "no handler of ours trusts metadata"
 )
-UNCHECKED_TYPE = "grpc-core serves whatever its content type what is a gRPC call in all other ways"
+UNCHECKED_TYPE = "grpc-core ignores the content type of a call that is correct otherwise"
 STATUS_FOR_BAD_FIELD = "grpc-core answers INTERNAL where HTTP/2 would reset the stream; no handler runs"
 LENIENT_TIMEOUT = "grpc-core reads 9 digits and inner spaces too; the value is what a reader would expect"
 ONE_MESSAGE_READ = (
     "the handler starts with the first message and grpc.aio is not asked for a second: one more read would "
     "cost every call"
 )
-CUT_IS_NONE = "grpc.aio shows a message that was cut short as none at all; the call is refused all the same"
+CUT_IS_NONE = "grpc.aio reports a message that was cut short as no message; the call is refused either way"
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ REFERENCE_DIFFERENCES = (
     _row(
         "data_padding_too_long",
         "rst PROTOCOL_ERROR",
-        "grpc-core resets the stream alone, for it is the only one hurt",
+        "grpc-core resets only the stream, because no other stream is affected",
     ),
     _row(
         "unknown_flags",
         "rst PROTOCOL_ERROR",
-        "grpc-core takes unknown flags of DATA for an error; no client is known to send any",
+        "grpc-core treats unknown flags of DATA as an error; no known client sends any",
     ),
     _row(
         "padding",
         "status 13, then closed",
-        "grpc-core knows no padding in HEADERS; no gRPC client pads",
+        "grpc-core does not support padding in HEADERS; no gRPC client pads",
     ),
     _row(
         "te_missing",
@@ -157,7 +157,7 @@ REFERENCE_DIFFERENCES = (
     _row(
         "metadata_binary_list",
         "status 13",
-        "grpc-core does not split a list of binary values; no client is known to send one",
+        "grpc-core does not split a list of binary values; no known client sends one",
     ),
     _row("timeout_malformed_3 timeout_malformed_6", "served", LENIENT_TIMEOUT),
     _row("messages_two message_and_a_half", "served", ONE_MESSAGE_READ),
@@ -170,7 +170,7 @@ REFERENCE_DIFFERENCES = (
     _row(
         "flag_1_unknown_encoding",
         "status 13",
-        "for grpc-core an encoding that it never heard of is a broken call",
+        "grpc-core treats an unknown encoding as a broken call",
     ),
     _row(
         "flag_0_gzip",
@@ -178,11 +178,15 @@ REFERENCE_DIFFERENCES = (
         "grpc-core refuses a disabled encoding whether or not a message uses it; clients announce "
         "one only to use it",
     ),
-    _row("idle_end", "goaway INTERNAL_ERROR", "grpc-core says so though it means no harm; no call is open"),
+    _row(
+        "idle_end",
+        "goaway INTERNAL_ERROR",
+        "grpc-core uses this code although nothing is wrong; no call is open",
+    ),
     _row(
         "goaway_from_client",
         "left open",
-        "grpc-core leaves it to the client, which is about to close, to end the connection; or to idle time",
+        "grpc-core waits for the client, which is about to close, or for the idle time",
     ),
     _row(
         "takeover_under_load",
@@ -205,17 +209,17 @@ REFERENCE_DIFFERENCES = (
     _row(
         "connection_metrics",
         "not counted",
-        "grpc.aio tells nothing of connections; calls are counted, save those that grpc-core ends itself",
+        "grpc.aio does not report connections; calls are counted, except those that grpc-core ends itself",
     ),
     _row(
         "authority_absent",
         "rst INTERNAL_ERROR",
-        "grpc-core takes no request without an authority or a host; every client of gRPC sends one",
+        "grpc-core rejects requests without an authority or a host; every gRPC client sends one",
     ),
     _row(
         "stream_ids_used_up",
         "served",
-        "grpc-core leaves it to the client to count its stream ids; `connection_age_max_s` helps",
+        "grpc-core expects the client to count its stream ids; `connection_age_max_s` helps",
     ),
 )
 
@@ -224,13 +228,13 @@ LIMITS_NOT_KEPT = {
     "calls_per_turn_max": "grpc-core has threads of its own and hands over one call at a time",
     "buffered_bytes_per_connection_max": "grpc-core sizes its windows by the bandwidth it measures",
     "buffered_bytes_max": "grpc.aio cannot set grpc-core's resource quota",
-    "unsent_bytes_max": "grpc.aio does not tell which answers wait for their peers",
-    "unsent_bytes_per_peer_max": "grpc.aio does not tell which answers wait for their peers",
+    "unsent_bytes_max": "grpc.aio does not report which answers wait for their peers",
+    "unsent_bytes_per_peer_max": "grpc.aio does not report which answers wait for their peers",
     "write_buffer_bytes_max": "grpc-core keeps answers that the peer does not read with their streams",
     "header_timeout_s": "grpc-core waits for a header block as long as the connection lives",
     "write_timeout_s": "grpc-core waits for a slow reader until keepalive or age end the connection",
-    "resets_burst": "grpc-core has its own defence against rapid resets, which is not ours to set",
-    "resets_per_s": "grpc-core has its own defence against rapid resets, which is not ours to set",
+    "resets_burst": "grpc-core has its own defense against rapid resets, which cannot be configured",
+    "resets_per_s": "grpc-core has its own defense against rapid resets, which cannot be configured",
     "connections_per_peer_max": "grpc-core counts connections, not whose they are",
 }
 """Limits that the reference transport cannot keep, and why; all others it must read."""

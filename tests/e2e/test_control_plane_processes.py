@@ -174,7 +174,7 @@ def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
     rolled = 'sidecar_rolling_restarts_total{result="ok"}'
     with a_fleet(folder) as fleet:
         fleet.sidecar.signal(signal.SIGHUP)
-        eventually(lambda: fleet.sidecar.metric(rolled) == 1, 60, "the workers are replaced")
+        eventually(lambda: fleet.sidecar.metric(rolled) == 1, what="the workers are replaced")
         key = fleet.ann.create("acme", rate_limit_rpm=10_000)
         eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
         assert fleet.sidecar.stop() == 0
@@ -222,7 +222,7 @@ def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
         ]
         for writer in writers:
             writer.start()
-        eventually(lambda enough=enough: len(answered) >= enough, 30, "changes are answered")  # type: ignore[misc]
+        eventually(lambda enough=enough: len(answered) >= enough, what="changes are answered")  # type: ignore[misc]
         single.sidecar.signal(signal.SIGKILL)
         for writer in writers:
             writer.join(60)

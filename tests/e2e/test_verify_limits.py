@@ -179,40 +179,33 @@ def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
     run(scenario(), PATIENCE_S)
 
 
+def _begun(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A long run with its temporary files in *folder*, and the processes of its one sidecar."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "sidecar.cli", "verify-limits", "--store", "embedded:", "--sidecars", "1",
+         "--duration", "10m"],
+        env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return command, eventually(lambda: _serving(command.pid), what="its sidecar has been started")
+
+
 def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> None:
     """SIGTERM in the middle of a run: no sidecar and no folder is left, and nothing is claimed."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
-    command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = eventually(lambda: _serving(command.pid), 30, "its sidecar has been started")
+    command, children = _begun(tmp_path)
     command.send_signal(signal.SIGTERM)
     printed, complaint = command.communicate(timeout=PATIENCE_S)
     assert (command.returncode, printed) == (1, "")
     assert "interrupted" in complaint
-    eventually(lambda: all(map(is_gone, children)), 30, "its sidecar has ended")
+    eventually(lambda: all(map(is_gone, children)), what="its sidecar has ended")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
     """After kill -9 of the command the kernel ends its sidecars."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    arguments = ("--store", "embedded:", "--sidecars", "1", "--duration", "10m")
-    command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    children = eventually(lambda: _serving(command.pid), 30, "its sidecar has been started")
+    command, children = _begun(tmp_path)
     command.kill()
-    command.wait(PATIENCE_S)
-    eventually(lambda: all(map(is_gone, children)), 30, "its sidecar has ended")
+    command.communicate(timeout=PATIENCE_S)
+    eventually(lambda: all(map(is_gone, children)), what="its sidecar has ended")
 
 
 def _serving(pid: int) -> list[int]:

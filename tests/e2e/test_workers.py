@@ -142,7 +142,7 @@ def test_crash__a_standing_event_loop_counts_as_one(folder: Path, port: int) -> 
         stopped = supervised.pids()[0]
         send_signal(stopped, signal.SIGSTOP)
         series = 'sidecar_worker_restarts_total{reason="unresponsive"}'
-        eventually(lambda: supervised.metric(series) >= 1, 30, "the stopped worker is ended")
+        eventually(lambda: supervised.metric(series) >= 1, what="the stopped worker is ended")
         assert is_gone(stopped)
         eventually(lambda: supervised.status() == "ready", what="a new one is ready")
 

@@ -144,7 +144,7 @@ class Supervised(Program):
         """Ask for a rolling restart and wait until it has ended as *series* counts."""
         before = self.metric(series)
         self.signal(signal.SIGHUP)
-        eventually(lambda: self.metric(series) == before + 1, 60, what=f"{series} grows")
+        eventually(lambda: self.metric(series) == before + 1, what=f"{series} grows")
 
 
 def _of(found: dict[str, float], name: str) -> list[float]:
@@ -199,8 +199,7 @@ class Callers(InBackground):
         goals = {caller: self.answers[caller] + count for caller in callers}
         eventually(
             lambda: all(self.answers[caller] >= goal for caller, goal in goals.items()),
-            30,
-            f"{count} more answers for each caller; faults: {self.faults}",
+            what=f"{count} more answers for each caller; faults: {self.faults}",
         )
 
     def go_on(self, number: int) -> None:

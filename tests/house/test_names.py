@@ -92,3 +92,19 @@ def test_names__none_is_empty() -> None:
 def test_names__an_empty_one_is_found(path: str, text: str) -> None:
     """The check itself looks at folders, files, classes and functions."""
     assert len(faults_of(Source(path, text))) == 1
+
+
+def test_names__each_class_of_the_tests_has_its_own() -> None:
+    """No two harnesses share a name; a class within a function may."""
+    places: dict[str, list[str]] = {}
+    for source in python_sources():
+        for node in source.tree.body:
+            if source.is_test and isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(source.path)
+    report(
+        [
+            f"{name} in {', '.join(paths)}: name each after its field"
+            for name, paths in places.items()
+            if paths[1:]
+        ]
+    )

@@ -40,7 +40,7 @@ def test_sidecar_down__closed_until_it_is_back(proxy: str) -> None:
         for _ in range(3):
             assert refused_closed(stack.get(PATH, reader))
         stack.start_sidecar("again")
-        eventually(lambda: stack.get(PATH, reader).status == 200, 60, "allowed again")
+        eventually(lambda: stack.get(PATH, reader).status == 200, what="allowed again")
     finally:
         stack.close()
 
@@ -57,7 +57,7 @@ def test_sidecar_stalled__closed_in_time(proxy: str) -> None:
             assert refused_closed(stack.get(PATH, reader))
         finally:
             stack.sidecar.signal(signal.SIGCONT)
-        eventually(lambda: stack.get(PATH, reader).status == 200, 60, "allowed again")
+        eventually(lambda: stack.get(PATH, reader).status == 200, what="allowed again")
     finally:
         stack.close()
 

@@ -133,7 +133,7 @@ def test_held__is_bounded_over_all_connections(server: ServerProcess) -> None:
     for holder in holders:
         holder.close()
     eventually(lambda: server.counts()[0] == 0, what="nothing is held")
-    eventually(lambda: server.resident_bytes - before < 24 << 20, 30, what="memory is given back")
+    eventually(lambda: server.resident_bytes - before < 24 << 20, what="memory is given back")
 
 
 # What is counted, and who is closed.

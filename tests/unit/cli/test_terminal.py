@@ -87,7 +87,7 @@ def test_terminal__an_interrupted_change_can_be_repeated(shared_api: ServedApi) 
     """Ctrl-C while the server works: no traceback, and the key with which a repeat is the same change."""
     with Scripted(SILENCE) as server:
         screen = at_terminal(shared_api, "limit", "set", "any", "10", SIDECAR_SERVER=server.url)
-        eventually(lambda: server.requests, 60.0, "the change was sent")
+        eventually(lambda: server.requests, what="the change was sent")
         screen.interrupt()
         assert screen.end() == 1
     assert "sidecar: interrupted" in screen.plain

@@ -139,7 +139,7 @@ def test_serve__reaps_orphans(tmp_path: Path, admin: object) -> None:
     try:
         assert serving.stdin is not None
         ready = b'"serving"' if admin == [] else b'"supervising"'
-        eventually(lambda: ready in (tmp_path / "log").read_bytes(), 30, what="it serves")
+        eventually(lambda: ready in (tmp_path / "log").read_bytes(), what="it serves")
         workers = 0 if admin == [] else 1
         eventually(lambda: len(children_of(serving.pid)) == 1 + workers, what="the ended child is reaped")
         serving.stdin.close()

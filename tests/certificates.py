@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,18 @@ class Authority:
         )
         self.certificate = signed.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, name: str, ends: datetime.datetime | None = None) -> Identity:
-        """A certificate for *name* on this machine, as server and as client; *ends* None = tomorrow."""
+    def issue(
+        self, name: str, ends: datetime.datetime | None = None, addresses: Sequence[str] = ("127.0.0.1",)
+    ) -> Identity:
+        """
+        A certificate for *name* on this machine, as server and as client; *ends* None = tomorrow.
+
+        It is valid for localhost and *addresses*.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+        names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         builder = _builder(subject, self._name, key.public_key(), ends)
         signed = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(
             self._key, hashes.SHA256()
@@ -66,8 +74,8 @@ class AuthorityFolder:
         self.ca.write_bytes(self._authority.certificate)
 
     def sign(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key for *name*, also valid for localhost; again = a new pair in the same files."""
-        identity = self._authority.issue(name)
+        """Certificate and key for *name* on localhost; again = a new pair in the same files."""
+        identity = self._authority.issue(name, addresses=())
         certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         certificate.write_bytes(identity.certificate)
         key.write_bytes(identity.key)

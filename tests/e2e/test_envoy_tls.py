@@ -23,7 +23,7 @@ OWNER = Owner("reader", "Reader", scopes=["inventory:read"])
 def transport_socket(authority: AuthorityFolder, folder: Path, name: str) -> Document:
     """What docs/integrate/envoy.md adds to the cluster, with *name*'s pair and our certificates."""
     page = text_of("docs/integrate/envoy.md").split("## TLS to the sidecar")[1]
-    text = page.split("Envoy's side")[1].split("```yaml")[1].split("```")[0]
+    text = page.split("```yaml")[2].split("```")[0]  # the first one is the sidecar's
     text = text.replace("sidecar.example", "localhost").replace("/etc/envoy/ca.crt", str(authority.ca))
     text = text.replace("/etc/envoy/client", str(folder / name))
     document: Document = yaml.safe_load(text)

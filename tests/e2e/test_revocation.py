@@ -48,5 +48,5 @@ def test_revocation__one_that_does_not_work_is_found_out(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("trials", [0, 100_001])
 def test_revocation__bounds_of_the_trials(trials: int) -> None:
     """A number that makes no sense is refused before anything is started."""
-    with pytest.raises(RevocationError, match=r"1\.\.100000"):
+    with pytest.raises(RevocationError, match="1 to 100000"):
         run(prove_revocation("redis://127.0.0.1:1", trials, 1))

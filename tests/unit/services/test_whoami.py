@@ -79,12 +79,13 @@ def test_whoami__a_suspended_integration_sees_its_status(key: NewApiKey) -> None
     assert shown["client_address"]["is_allowed"] is None
 
 
-@pytest.mark.parametrize("api_key", ["", "sck_wrong", make_key().api_key])
-def test_whoami__an_unknown_key_is_refused_as_by_the_api(api_key: str, key: NewApiKey) -> None:
+def test_whoami__an_unknown_key_is_refused_as_by_the_api(key: NewApiKey) -> None:
     """With the same reason."""
-    asked = ask(make_service(key), api_key)
-    assert asked.status == 403
-    assert json.loads(asked.body)["reason"] == ("unknown_credential" if api_key else "missing_credential")
+    service = make_service(key)
+    for api_key in ("", "sck_wrong", make_key().api_key):
+        asked = ask(service, api_key)
+        assert asked.status == 403
+        assert json.loads(asked.body)["reason"] == ("unknown_credential" if api_key else "missing_credential")
 
 
 def test_whoami__has_a_limit_of_its_own(key: NewApiKey) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.calling import Answer, Header, send
-from deploy.demo.envoy import TCP_CONFIG, UNIX_CONFIG, Edit, Envoy, running_envoy
+from deploy.demo.envoy import (
+    TCP_CONFIG,
+    UNIX_CONFIG,
+    Document,
+    Edit,
+    Envoy,
+    ext_authz,
+    running_envoy,
+)
 from deploy.demo.programs import ProgramError
 from deploy.demo.proxies import Proxy
 from deploy.demo.sidecar import FINANCE, ROUTES, Owner, ReservedPort, Sidecar, write_registry
@@ -57,14 +65,27 @@ class Owners:
         return self._unused.pop()
 
 
+PATIENCE_S = 10
+
+
+def wait_long(document: Document) -> None:
+    """Have Envoy wait for the sidecar while the machine is busy: a late answer is not a lost request."""
+    ext_authz(document)["grpc_service"]["timeout"] = f"{PATIENCE_S}s"
+
+
 @dataclass(frozen=True)
 class StackKind:
-    """One way to put the parts together; `proxy` is 'envoy' or one of `proxies.KINDS`."""
+    """
+    One way to put the parts together; `proxy` is 'envoy' or one of `proxies.KINDS`.
+
+    `waits_long` = the proxy waits for `PATIENCE_S`, see `wait_long`.
+    """
 
     proxy: str = "envoy"
     unix: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     edit: Edit | None = None
+    waits_long: bool = False
 
 
 class Stack:
@@ -120,16 +141,19 @@ class Stack:
     def start_envoy(self) -> Envoy:
         """Start an Envoy with this stack's configuration."""
         config = UNIX_CONFIG if self.kind.unix else TCP_CONFIG
-        envoy = running_envoy(config, self.app_port, self.address, self.folder, self.kind.edit)
+        edit = wait_long if self.kind.waits_long else self.kind.edit
+        envoy = running_envoy(config, self.app_port, self.address, self.folder, edit)
         self._parts.callback(envoy.stop)
         return envoy
 
     def _start_proxy(self) -> Proxy:
         is_nginx_of_root = self.kind.proxy.startswith("nginx") and os.geteuid() == 0
         user = "user root;\n" if is_nginx_of_root else ""  # who may connect to the sidecar's Unix socket
-        proxy = Proxy(
-            self.kind.proxy, self.app_port, self.http_address, self.folder, lambda text: user + text
-        )
+
+        def edit(text: str) -> str:
+            return user + (text.replace("500ms", f"{PATIENCE_S}s") if self.kind.waits_long else text)
+
+        proxy = Proxy(self.kind.proxy, self.app_port, self.http_address, self.folder, edit)
         self._parts.callback(proxy.stop)
         return proxy
 

@@ -58,14 +58,14 @@ def test_alerts__their_unit_tests_pass() -> None:
 
 
 class Prometheus(Program):
-    """A Prometheus with the project's configuration, which scrapes *target* twice a second."""
+    """A Prometheus with the project's configuration, which scrapes *target* every two seconds."""
 
     def __init__(self, folder: Path, target: str) -> None:
         """Start it; rules are evaluated every second instead of every 15 to 60."""
         self.port = free_port()
         for path in (CONFIG, RULES, ALERTS):
             text = text_of(path).replace("127.0.0.1:9193", target)
-            text = re.sub(r"scrape_interval: \w+", "scrape_interval: 500ms", text)
+            text = re.sub(r"scrape_interval: \w+", "scrape_interval: 2s", text)
             text = re.sub(r"\b(evaluation_)?interval: \w+", r"\1interval: 1s", text)
             (folder / Path(path).name).write_text(text)
         listen = f"--web.listen-address=127.0.0.1:{self.port}"

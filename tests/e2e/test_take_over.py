@@ -36,7 +36,7 @@ def take_over_again_and_again(stack: Stack, load: SteadyLoad, rounds: int) -> Si
 @pytest.mark.parametrize("proxy", ["envoy", *PROXY_KINDS])
 def test_take_over__loses_no_request(proxy: str, unix: bool) -> None:
     """Start the new one, then stop the old one, again and again under load through a proxy: 0 failures."""
-    stack = Stack(StackKind(proxy=proxy, unix=unix))
+    stack = Stack(StackKind(proxy=proxy, unix=unix, waits_long=True))
     try:
         with SteadyLoad(stack.port, stack.people.reader) as load:
             last = take_over_again_and_again(stack, load, ROUNDS if proxy == "envoy" else 1)

@@ -18,6 +18,7 @@ from deploy.demo.sidecar import ReservedPort, write_registry
 from deploy.demo.upstream import running_upstream
 from sidecar.cli.exits import EXIT_REFUSED, EXIT_USAGE
 from tests.e2e.conftest import GRPCIO
+from tests.e2e.stack import wait_long
 from tests.e2e.steady_load import SteadyLoad
 from tests.e2e.workers import (
     CALLERS,
@@ -198,6 +199,7 @@ def test_roll__loses_no_request_through_envoy(folder: Path, port: int, is_unix: 
     config, owner = UNIX_CONFIG if is_unix else TCP_CONFIG, make_owner()
 
     def edit(document: Document) -> None:
+        wait_long(document)
         if is_unix:
             _both_sockets(document, folder)
 

@@ -97,7 +97,7 @@ def test_process__leaves_nothing_open(
         return before, open_fds()
 
     before, after = asyncio.run(run())
-    assert after == before
+    assert after <= before, "descriptors that were not there before"
     assert counts.totals()[PAUSES] == 3 * child.COUNTED
 
 

@@ -99,7 +99,7 @@ class MetricTable:
         The slot of one series.
 
         Raises:
-            KeyError: there is no such metric, or a label value is not in its closed list.
+            KeyError: the metric is unknown, or a label value is not in its list.
         """
         spec = self._spec[name]
         try:

@@ -117,7 +117,7 @@ async def open_registry(config: Config) -> Registry:
     Open the registry of *config* that administrators can change; the caller closes it (`aclose`).
 
     Raises:
-        FileFaultsError: there is no such registry, or the configuration holds mistakes.
+        FileFaultsError: the registry does not exist, or the configuration has mistakes.
         RegistryError: the SQLite file cannot be used. A shared store is not contacted before the first call.
     """
     faults = FaultList(config.tree.file)
@@ -161,7 +161,7 @@ async def registry_of(config: Config) -> Registry:
     Open the registry as `open_registry`, but report an unusable file as a mistake in *config*.
 
     Raises:
-        FileFaultsError: there is no such registry, its file cannot be used, or *config* holds mistakes.
+        FileFaultsError: the registry does not exist, its file cannot be used, or *config* has mistakes.
     """
     try:
         return await open_registry(config)

@@ -117,7 +117,7 @@ def test_info__v1_answers_each_question_of_a_stream(address: str) -> None:
 
 @pytest.mark.parametrize("transport", ["fast", "grpcio"])
 def test_setting__turns_it_off(transport: str, tmp_path: Path, owner: Owner) -> None:
-    """With `reflection: false` there is no such service; the others serve."""
+    """With `reflection: false` the reflection service is unimplemented; the other services answer."""
     with serving(tmp_path, owner, transport, reflection=False) as address:
         for tool in TOOLS.values():
             with pytest.raises(ToolError, match=r"reflection API|UNIMPLEMENTED"):

@@ -227,7 +227,7 @@ def test_store__that_is_full() -> None:
 
 
 def test_store__that_answers_later() -> None:
-    """One trip for all descriptors; the answer goes by the rules that the call began with."""
+    """One round trip serves all descriptors; a reload during it does not change the call's rules."""
     store = RecordingCounters()
     served = ServedLimits(store)
     call = FakeCall()

@@ -139,7 +139,7 @@ def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPoli
     harness = FallbackHarness(
         make_integration(key, on_store_error=own), make_integration(other, id="b"), policy=general
     )
-    fallbacks = [harness.after(one.api_key).fallback for one in (key, other)]
+    fallbacks = [harness.after(owner.api_key).fallback for owner in (key, other)]
     assert [fallback.policy for fallback in fallbacks if fallback is not None] == [own, general]
 
 

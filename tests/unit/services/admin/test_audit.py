@@ -37,7 +37,7 @@ def test_audit__filters_find_what_an_auditor_asks(api: AdminApi) -> None:
     api.clock.advance(us=HOUR_US)
     api.change("/v1/integrations/acme/suspend", {"reason": "key leaked"}, "olli")
     everything = found(api, "")
-    assert [one["sequence"] for one in everything] == [1, 2, 3, 4, 5, 6]
+    assert [entry["sequence"] for entry in everything] == [1, 2, 3, 4, 5, 6]
     assert found(api, "newest_first=true") == everything[::-1]
     assert found(api, "integration=acme") == found(api, "subject=integration:acme") == everything[4:]
     assert found(api, "actor=olli") == found(api, "action=integration.suspend") == everything[5:]
@@ -73,8 +73,8 @@ def test_audit__an_export_can_be_cut_by_time(api: AdminApi) -> None:
     """From a moment, and before one."""
     api.clock.advance(us=HOUR_US)
     api.create()
-    assert [one.sequence for one in exported(api, "?since=2025-11-24T16:30:00Z")] == [5]
-    assert [one.sequence for one in exported(api, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
+    assert [entry.sequence for entry in exported(api, "?since=2025-11-24T16:30:00Z")] == [5]
+    assert [entry.sequence for entry in exported(api, "?until=2025-11-24T16:30:00Z")] == [1, 2, 3, 4]
 
 
 def test_audit__a_sound_log_is_said_to_be_so(api: AdminApi) -> None:
@@ -134,7 +134,7 @@ def test_audit__a_deleted_integrations_trail_stays(api: AdminApi) -> None:
     api.create()
     api.change("/v1/integrations/acme?reason=contract+ended", method="DELETE")
     trail = found(api, "integration=acme")
-    assert [one["action"] for one in trail] == ["integration.create", "integration.delete"]
+    assert [entry["action"] for entry in trail] == ["integration.create", "integration.delete"]
     assert trail[1]["reason"] == "contract ended"
 
 

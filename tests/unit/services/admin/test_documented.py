@@ -37,12 +37,12 @@ def test_documented__every_endpoint_with_its_roles() -> None:
     rows = re.findall(r"^\| ([A-Z]+) \| `([^`]+)` \| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE)
     expected = [
         (
-            one.method,
-            one.path,
-            ", ".join(role.value for role in Role if one.admits(role)) if one.actions else "any",
-            one.summary,
+            endpoint.method,
+            endpoint.path,
+            ", ".join(role.value for role in Role if endpoint.admits(role)) if endpoint.actions else "any",
+            endpoint.summary,
         )
-        for one in ENDPOINTS
+        for endpoint in ENDPOINTS
     ]
     assert rows == expected
 

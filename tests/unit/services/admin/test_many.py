@@ -49,7 +49,7 @@ def test_many__each_is_whole_or_absent_on_its_own(api: AdminApi) -> None:
     assert (view["is_in_force"], view["is_dry_run"]) == (True, False)
     shown = api.get("/v1/integrations/acme")
     assert (shown["scopes"], shown["rate_limit_rpm"]) == (["orders:read"], 5)
-    assert [one["action"] for one in api.trail()][-2:] == ["integration.create", "limit.set"]
+    assert [result["action"] for result in api.trail()][-2:] == ["integration.create", "limit.set"]
 
 
 def test_many__waits_once_for_all_of_them(api: AdminApi) -> None:
@@ -83,7 +83,7 @@ def test_many__keys_are_given_by_their_public_half(api: AdminApi) -> None:
         },
     )
     shown = {credential["id"]: credential for credential in api.get("/v1/integrations/acme")["credentials"]}
-    assert {name: one["state"] for name, one in shown.items()} == {
+    assert {name: result["state"] for name, result in shown.items()} == {
         "first": "overlapping", "second": "active", "third": "active"
     }  # fmt: skip
     assert shown["second"]["expires_at"] == "2026-01-01T00:00:00.000000Z"
@@ -153,7 +153,7 @@ def test_many__a_repeat_changes_nothing(api: AdminApi) -> None:
     assert again["results"][1:] == first["results"][1:]
     assert api.get("/v1/integrations/acme")["generation"] == 3
     other = api.call("POST", "/v1/changes", {"changes": [LIMIT]}, headers=headers).json()["results"]
-    assert [one["problem"]["code"] for one in other] == ["idempotency_mismatch"]
+    assert [result["problem"]["code"] for result in other] == ["idempotency_mismatch"]
 
 
 @pytest.mark.parametrize(("count", "may_have_happened"), [(1, False), (2, True)])

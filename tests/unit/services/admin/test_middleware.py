@@ -320,7 +320,7 @@ def test_metrics__calls_are_counted_by_what_they_came_to(api: AdminApi) -> None:
     assert counted(api, "other", "other", "405") == 1
     assert counted(api, "standing", "POST", "403") == 1
     assert counted(api, "standing", "POST", "200") == 1
-    families = {one.name: one for one in api.metrics.collect()}
+    families = {family.name: family for family in api.metrics.collect()}
     durations = {
         sample.labels["kind"]: sample.value
         for sample in families["sidecar_admin_request_duration_seconds"].samples

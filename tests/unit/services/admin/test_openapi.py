@@ -36,7 +36,7 @@ CHECKS = [
 EXAMPLES = 6
 CANNOT_BE_MISREAD = {"whoami", "list_scopes", "list_sidecars", "list_administrators", "show_openapi"}
 ONLY_A_PATH = {"show_integration", "list_credentials", "show_administrator"}
-NAMES = [one.name for one in ENDPOINTS]
+NAMES = [route.name for route in ENDPOINTS]
 
 
 def references(value: Any) -> Iterator[str]:
@@ -60,18 +60,18 @@ def test_openapi__describes_every_endpoint(api: AdminApi) -> None:
     """With a summary, what it answers, how it fails, and what it takes."""
     document = api.get("/v1/openapi.json", "audrey")
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    assert described == {(one.method, one.path) for one in ENDPOINTS}
+    assert described == {(route.method, route.path) for route in ENDPOINTS}
     assert document["security"] == [{"token": []}]
-    for one in ENDPOINTS:
-        operation = operation_of(document, one)
-        assert operation["operationId"] == one.name and operation["summary"] and operation["description"]
-        assert {str(status) for status in one.problems} < set(operation["responses"])
-        ((media_type, media),) = operation["responses"][str(one.status)]["content"].items()
-        assert media["schema"] and (media_type == "application/json" or one.name == "export_audit")
-        assert ("requestBody" in operation) is (one.body is not None)
+    for route in ENDPOINTS:
+        operation = operation_of(document, route)
+        assert operation["operationId"] == route.name and operation["summary"] and operation["description"]
+        assert {str(status) for status in route.problems} < set(operation["responses"])
+        ((media_type, media),) = operation["responses"][str(route.status)]["content"].items()
+        assert media["schema"] and (media_type == "application/json" or route.name == "export_audit")
+        assert ("requestBody" in operation) is (route.body is not None)
         names = {parameter["name"] for parameter in operation["parameters"]}
-        assert ("Idempotency-Key" in names) is one.is_change
-        assert ("If-Match" in names) is one.has_generation
+        assert ("Idempotency-Key" in names) is route.is_change
+        assert ("If-Match" in names) is route.has_generation
 
 
 def test_openapi__stands_alone(api: AdminApi) -> None:
@@ -87,13 +87,13 @@ def test_openapi__stands_alone(api: AdminApi) -> None:
 
 def test_openapi__examples_are_right(api: AdminApi) -> None:
     """Each example of a body is one that its endpoint reads."""
-    shown = [(one, example) for one in ENDPOINTS for example in one.examples]
+    shown = [(route, example) for route in ENDPOINTS for example in route.examples]
     assert len(shown) > 15
     document = api.get("/v1/openapi.json")
-    for one, example in shown:
-        assert one.body is not None
-        one.body.model_validate(example)
-        media = operation_of(document, one)["requestBody"]["content"]["application/json"]
+    for route, example in shown:
+        assert route.body is not None
+        route.body.model_validate(example)
+        media = operation_of(document, route)["requestBody"]["content"]["application/json"]
         assert example in [given["value"] for given in media["examples"].values()]
 
 
@@ -101,7 +101,9 @@ def test_openapi__a_body_is_required_where_a_field_is(api: AdminApi) -> None:
     """Where all may be left out, so may the body."""
     document = api.get("/v1/openapi.json")
     required = {
-        one.name for one in ENDPOINTS if one.body and operation_of(document, one)["requestBody"]["required"]
+        route.name
+        for route in ENDPOINTS
+        if route.body and operation_of(document, route)["requestBody"]["required"]
     }
     assert {"integration_create", "limit_set", "integration_suspend", "make_changes"} <= required
     assert required.isdisjoint({"credential_issue", "allowlist_enable", "admin_issue_token"})
@@ -187,6 +189,8 @@ def test_openapi__the_api_keeps_to_it(api: AdminApi, operations: dict[str, Any],
 
 def test_openapi__the_lists_above_are_right() -> None:
     """Without parameters there is nothing to misread; with a path alone, nothing but the path."""
-    plain = {one.name for one in ENDPOINTS if one.query is Query and one.body is None}
+    plain = {route.name for route in ENDPOINTS if route.query is Query and route.body is None}
     assert plain == CANNOT_BE_MISREAD | ONLY_A_PATH
-    assert {one.name for one in ENDPOINTS if one.name in plain and "{" not in one.path} == CANNOT_BE_MISREAD
+    assert {
+        route.name for route in ENDPOINTS if route.name in plain and "{" not in route.path
+    } == CANNOT_BE_MISREAD

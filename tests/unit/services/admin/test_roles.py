@@ -65,7 +65,7 @@ MAY = {
 """One of each role that may call it: Ann is an admin, Audrey an auditor, Olli an operator."""
 
 WHO = ("ann", "audrey", "olli", "")
-CELLS = [pytest.param(one, who, id=f"{one.name}-{who or 'nobody'}") for one in ENDPOINTS for who in WHO]
+CELLS = [pytest.param(route, who, id=f"{route.name}-{who or 'nobody'}") for route in ENDPOINTS for who in WHO]
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -72,27 +73,37 @@ class RedisServer:
     One redis-server process on loopback.
 
     *options* are command-line options, which override the defaults. `port` is the plain-text port, 0 = only
-    the ports in *options*: then `start` waits for the log.
+    the ports in *options*.
     """
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
-        """Create *folder*; *port* None = any free port."""
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int | None = None,
+        find_port: Callable[[], int] = free_port,
+    ) -> None:
+        """Create *folder*; *port* None = any port that *find_port* returns."""
         self.folder = folder
         self.port = 0 if port is None else port
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
         self._picks_port = port is None
+        self._find_port = find_port
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> Self:
         """
         Start the process and wait until it accepts connections.
 
-        If another process takes the free port first, `start` tries another port.
+        If another process takes the free port or the Cluster bus port first, `start` tries another port.
+
+        Raises:
+            RedisServerError: it does not start; the message has the end of its log.
         """
         for _ in range(PORT_ATTEMPTS):
             if self._picks_port:
-                self.port = free_port()
+                self.port = self._find_port()
             self._run()
             if _await(lambda: self._is_up() or self._has_ended(), str(self.folder)) == "up":
                 self._picks_port = False
@@ -114,14 +125,8 @@ class RedisServer:
         return (server_program(),)
 
     def _is_up(self) -> str:
-        if "eady to accept connections" not in self._log() and not self._listens():
-            return ""
-        return "" if self._has_ended() else "up"
-
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.port), 1):
-            return self.port > 0
-        return False
+        # Its own log, not its port: another process may listen there, or the Cluster bus port be taken.
+        return "up" if "eady to accept connections" in self._log() else ""
 
     def _has_ended(self) -> str:
         assert self.process is not None
@@ -191,12 +196,27 @@ class SentinelServer(RedisServer):
         return (server_program(), str(self._config), "--sentinel")
 
     def _is_up(self) -> str:
-        return "up" if self._listens() and not self._has_ended() else ""
+        # A Sentinel logs its id once it listens.
+        return "up" if "Sentinel ID is" in self._log() else ""
+
+
+@contextlib.contextmanager
+def _stopping_all_on_error() -> Iterator[None]:
+    """Stop the servers that the block started if it raises: a later attempt needs their folders."""
+    before = tuple(_running)
+    try:
+        yield
+    except BaseException:
+        for server in tuple(_running):
+            if server not in before:
+                server.stop()
+        raise
 
 
 class SentinelGroup:
     """One primary, two replicas, three Sentinels."""
 
+    @_stopping_all_on_error()
     def __init__(self, folder: Path, down_after_ms: int = DOWN_AFTER_MS) -> None:
         """Start the six processes and wait until the Sentinels know all; see `SentinelServer`."""
         first = RedisServer(folder / "data0", *QUICK_REPLICATION).start()
@@ -240,8 +260,10 @@ class SentinelGroup:
 class ClusterGroup:
     """Three primaries with equal shares of the slots and a replica each."""
 
+    @_stopping_all_on_error()
     def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS) -> None:
         """Start the six processes and join them; a primary is replaced after *node_timeout_ms* of silence."""
+        folder = Path(tempfile.mkdtemp(dir=_created(folder)))  # of a former attempt it would keep the members
         timeout = ("--cluster-node-timeout", str(node_timeout_ms))
         options = ("--cluster-enabled", "yes", *timeout, *QUICK_REPLICATION)
         self.servers = [RedisServer(folder / f"node{i}", *options).start() for i in range(6)]
@@ -301,6 +323,11 @@ class ClusterGroup:
         """Terminate all processes."""
         for server in self.servers:
             server.stop()
+
+
+def _created(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _replicas_online(server: RedisServer) -> int:

@@ -116,17 +116,33 @@ class Taken(Value):
 
     `admitted` is the number of admitted takes, 0 ... asked; `remaining` is the whole tokens left, the least
     of several buckets. `retry_after_us` is the wait until the next take passes; 0 = now, -1 = never (the cost
-    exceeds a burst). `reset_at_us` is when every bucket is full again, since the epoch.
+    exceeds a burst). `reset_at_us` is when every bucket is full again, since the epoch. `at_us` is when the
+    store took, by the same clock, 0 = unknown; it does not count in comparisons.
     """
 
-    __slots__ = ("admitted", "remaining", "reset_at_us", "retry_after_us")
+    __slots__ = ("admitted", "at_us", "remaining", "reset_at_us", "retry_after_us")
 
-    def __init__(self, admitted: int, remaining: int, retry_after_us: int, reset_at_us: int) -> None:
+    def __init__(
+        self, admitted: int, remaining: int, retry_after_us: int, reset_at_us: int, at_us: int = 0
+    ) -> None:
         """See the class."""
         self.admitted = admitted
+        self.at_us = at_us
         self.remaining = remaining
         self.retry_after_us = retry_after_us
         self.reset_at_us = reset_at_us
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same outcome, whenever they were taken."""
+        return (
+            type(other) is Taken
+            and self.admitted == other.admitted
+            and self.remaining == other.remaining
+            and self.retry_after_us == other.retry_after_us
+            and self.reset_at_us == other.reset_at_us
+        )
+
+    __hash__ = None
 
 
 def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Taken, Level | None]:
@@ -134,7 +150,7 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     Admit as many of *asked* one-token takes as the bucket holds; refused takes change nothing.
 
     >>> draw(None, Quota(interval_us=1_000_000, burst=3), asked=5, now_us=5_000_000)[0]
-    Taken(admitted=3, remaining=0, reset_at_us=8000000, retry_after_us=1000000)
+    Taken(admitted=3, at_us=5000000, remaining=0, reset_at_us=8000000, retry_after_us=1000000)
 
     Args:
         level: the stored state; None = a full bucket.
@@ -166,7 +182,7 @@ def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Ta
     reset_at_us = start_us + admitted * interval_us
     remaining = room - admitted
     retry_after_us = 0 if remaining else reset_at_us + interval_us - span_us - now_us
-    taken = Taken(admitted, remaining, retry_after_us, reset_at_us)
+    taken = Taken(admitted, remaining, retry_after_us, reset_at_us, now_us)
     return taken, Level(reset_at_us, interval_us) if admitted else None
 
 
@@ -207,7 +223,7 @@ def draw_all(
     resets = [level.tat_us for level in drawn]
     waits = [_wait(reset, quota, cost, now_us) for reset, quota in zip(resets, quotas, strict=True)]
     retry_after_us = -1 if -1 in waits else max(waits)
-    taken = Taken(admitted, min(rooms) - used, retry_after_us, max(resets))
+    taken = Taken(admitted, min(rooms) - used, retry_after_us, max(resets), now_us)
     if admitted or (asked and any(map(_is_rebased, levels, drawn, repeat(now_us)))):
         return taken, drawn
     return taken, None

@@ -43,7 +43,7 @@ class EmbeddedBucketStore:
         wall_us: Callable[[], int] | None = None,
     ) -> None:
         """
-        Refill buckets by *clock_us*, read once per take, and report `reset_at_us` by *wall_us*.
+        Refill buckets by *clock_us*, read once per take, and report times by *wall_us*.
 
         The store compares the two clocks once per second. *wall_us* None = report by *clock_us*, too.
         """
@@ -89,7 +89,7 @@ class EmbeddedBucketStore:
         return taken if now_us < self._convert_from_us else self._to_wall_clock(taken, now_us)
 
     def _to_wall_clock(self, taken: Taken, now_us: int) -> Taken:
-        """Return *taken* with its reset time by the wall clock; compare the two clocks when that is due."""
+        """Return *taken* with its times by the wall clock; compare the two clocks when that is due."""
         if now_us >= self._compare_at_us:
             assert self._wall_us is not None  # without a wall clock the comparison is never due
             ahead_us = self._wall_us() - now_us
@@ -99,7 +99,8 @@ class EmbeddedBucketStore:
         if not self._ahead_us:
             return taken
         reset_at_us = taken.reset_at_us + self._ahead_us
-        return Taken(taken.admitted, taken.remaining, taken.retry_after_us, reset_at_us)
+        at_us = now_us + self._ahead_us
+        return Taken(taken.admitted, taken.remaining, taken.retry_after_us, reset_at_us, at_us)
 
     def _has_room(self, keys: Sequence[str], now_us: int) -> bool:
         """Whether the buckets *keys* fit in memory, after dropping full buckets if necessary."""

@@ -75,7 +75,9 @@ class LocalShare:
         outcome = self._store.take_now(share, asked)
         if isinstance(outcome, Taken):
             remaining = outcome.remaining * buckets.cost // share.cost
-            return Taken(outcome.admitted, remaining, outcome.retry_after_us, outcome.reset_at_us)
+            return Taken(
+                outcome.admitted, remaining, outcome.retry_after_us, outcome.reset_at_us, outcome.at_us
+            )
         return outcome or StoreFault.OVERLOADED
 
     def forget_unused(self) -> None:

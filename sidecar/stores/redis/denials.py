@@ -59,7 +59,7 @@ class Denials:
         if buckets not in self.entries and len(self.entries) >= self._size_max:
             self._make_room(received_s)
         self.entries[buckets] = Denial(
-            until_s, received_s, Taken(0, taken.remaining, taken.retry_after_us, taken.reset_at_us)
+            until_s, received_s, Taken(0, taken.remaining, taken.retry_after_us, taken.reset_at_us, now_us)
         )
 
     def find(self, buckets: BucketSet, now_s: float) -> Taken | None:
@@ -71,10 +71,11 @@ class Denials:
             del self.entries[buckets]
             return None
         taken = denial.taken
-        if taken.retry_after_us < 0:
-            return taken
-        left_us = taken.retry_after_us - int((now_s - denial.received_s) * 1e6)
-        return Taken(taken.admitted, taken.remaining, max(1, left_us), taken.reset_at_us)
+        elapsed_us = int((now_s - denial.received_s) * 1e6)
+        wait_us = taken.retry_after_us
+        left_us = wait_us if wait_us < 0 else max(1, wait_us - elapsed_us)
+        at_us = taken.at_us + elapsed_us
+        return Taken(taken.admitted, taken.remaining, left_us, taken.reset_at_us, at_us)
 
     def forget(self, buckets: BucketSet) -> None:
         """Drop the denial of *buckets*."""

@@ -232,7 +232,7 @@ def _apportion_plain(
             # The usual case, admitted with tokens left: the result of `draw` at a third of its cost.
             room -= 1
             reset_at_us += interval_us
-            taken = Taken(1, room, 0, reset_at_us)
+            taken = Taken(1, room, 0, reset_at_us, now_us)
         elif taken is None or not is_refused:
             taken, drawn = draw(Level(reset_at_us, interval_us), quota, asked, now_us)
             reset_at_us, room = taken.reset_at_us, taken.remaining

@@ -41,6 +41,20 @@ def test_store__tokens_come_back_one_by_one(each_store: EachStore) -> None:
     each_store.run(scenario)
 
 
+def test_store__tells_when_it_took(each_store: EachStore) -> None:
+    """Takes, peeks and refusals carry the store's time, by which a replay orders them."""
+
+    async def scenario(store: BucketStore, clock: ManualClock) -> None:
+        buckets = bucket(burst=1)
+        for asked in (0, 1, 1):
+            clock.advance(us=1)
+            outcome = await take(store, buckets, asked)
+            assert isinstance(outcome, Taken)
+            assert outcome.at_us == clock.now_us
+
+    each_store.run(scenario)
+
+
 def test_store__a_peek_takes_nothing(each_store: EachStore) -> None:
     """Asking for nothing tells the state and leaves it."""
 

@@ -229,7 +229,9 @@ def test_local_share__goes_by_the_steady_clock_too() -> None:
     steady, wall = ManualClock(), ManualClock()
     share = LocalShare(steady, 1, wall)
     wall.advance(-130)
-    assert share.take_now(buckets("a"), 2) == Taken(2, 0, SECOND_US, wall() + 2 * SECOND_US)
+    taken = share.take_now(buckets("a"), 2)
+    assert taken == Taken(2, 0, SECOND_US, wall() + 2 * SECOND_US)
+    assert isinstance(taken, Taken) and taken.at_us == wall()
     wall.advance(3_600)
     assert admitted(share.take_now(buckets("a"), 1)) == 0
     steady.advance(1)

@@ -26,7 +26,9 @@ def test_denials__an_empty_bucket_is_refused() -> None:
     """Takes and peeks get what the server would say: nothing left, the wait, when it is full."""
     denials = learnt(sent_s=50.0, received_s=50.0)
     assert denials.find(EMPTY, 50.0) == Taken(0, 0, 100_000, NOW_US + 300_000)
-    assert denials.find(EMPTY, 50.0625) == Taken(0, 0, 37_500, NOW_US + 300_000)
+    later = denials.find(EMPTY, 50.0625)
+    assert later == Taken(0, 0, 37_500, NOW_US + 300_000)
+    assert later is not None and later.at_us == NOW_US + 62_500
 
 
 def test_denials__the_refusal_ends_with_the_earliest_possible_time() -> None:

@@ -1,4 +1,4 @@
-"""What the sidecar asks of the operating system: CPUs, open files, orphans to reap, readiness for systemd."""
+"""What the sidecar asks of the operating system: CPUs, open files, orphans to reap, states for systemd."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
@@ -124,8 +125,17 @@ def _ended_children() -> list[int]:
 _log = logging.getLogger("sidecar.process")
 
 
-def notify_ready() -> None:
-    """Tell systemd that the sidecar serves (`Type=notify`), if systemd started it. Source: sd_notify(3)."""
+READY, STOPPING = "READY=1", "STOPPING=1"
+"""States of a service for `notify_systemd`. Source: sd_notify(3)."""
+
+
+def reloading() -> str:
+    """Return the state of a service that reloads now; it must be followed by READY. Source: sd_notify(3)."""
+    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}"
+
+
+def notify_systemd(state: str) -> None:
+    """Send *state* to systemd (`Type=notify` or `notify-reload`), if systemd started this process."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -133,6 +143,6 @@ def notify_ready() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
-            sender.send(b"READY=1")
+            sender.send(state.encode())
     except OSError as error:
-        _log.warning("READY=1 could not be sent to systemd: %s", error.strerror)
+        _log.warning("%s could not be sent to systemd: %s", state.partition("\n")[0], error.strerror)

@@ -25,7 +25,14 @@ from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
-from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
+from sidecar.process.operating_system import (
+    READY,
+    STOPPING,
+    OrphanReaper,
+    notify_systemd,
+    raise_open_files_limit,
+    reloading,
+)
 from sidecar.process.rate_limits_watch import report_rate_limits
 from sidecar.process.readiness import Component
 from sidecar.process.registry_watch import report_registry
@@ -265,12 +272,14 @@ class Process:
             os._exit(EXIT_FORCED)
         if step is StopStep.DRAIN:
             log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
+            notify_systemd(STOPPING)
             self._stop_requested.set()
             self._changed.set()
 
     def reload(self) -> None:
         """Read the registry and the TLS files again."""
         log_event(_log, logging.INFO, "reload requested")
+        notify_systemd(reloading())
         sidecar = self._sidecar
         if sidecar.watch is not None:
             sidecar.watch.reload()
@@ -279,6 +288,7 @@ class Process:
         if sidecar.followed is not None:
             sidecar.followed.reload()
         sidecar.listeners.reload_tls()
+        notify_systemd(READY)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run *work* as a task that ends with the process."""

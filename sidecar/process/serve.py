@@ -9,7 +9,7 @@ from sidecar.observe.table import TABLE
 from sidecar.process.config import Config
 from sidecar.process.config_checks import is_shared, refuse_open_admin, refuse_unshared_store
 from sidecar.process.listeners import Served
-from sidecar.process.operating_system import notify_ready, worker_count
+from sidecar.process.operating_system import READY, notify_systemd, worker_count
 from sidecar.process.run import Process, Serving, run
 
 
@@ -28,14 +28,13 @@ def serve(
 
     Raises:
         FileFaultsError: the rules or the registry hold mistakes, several workers have an embedded store, or
-            the
-            admin listener is open to a network without TLS.
+            the admin listener is open to a network without TLS.
         ListenError: an endpoint cannot be bound or its TLS files cannot be used.
         StartError: a worker ended before it served, or this process was not ready to take over in time.
     """
 
     def report_serving(served: Served) -> None:
-        notify_ready()
+        notify_systemd(READY)
         if on_serving is not None:
             on_serving(served)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sidecar.cli.exits import report_errors
 from sidecar.process.config import Config, load_config
-from sidecar.process.operating_system import notify_ready
+from sidecar.process.operating_system import READY, notify_systemd
 from sidecar.process.supervisor.supervisor import SupervisorPlan, supervise
 from sidecar.process.supervisor.timing import WorkerTimeouts
 
@@ -28,7 +28,7 @@ def main(path: Path, workers: int, beats_missed_max: int, start_timeout_s: float
 
     with report_errors():
         plan = SupervisorPlan(reload(), workers, reload, WorkerTimeouts(start_timeout_s, beats_missed_max))
-        return supervise(plan, lambda served: notify_ready())
+        return supervise(plan, lambda served: notify_systemd(READY))
     raise AssertionError("report_errors swallowed a mistake")
 
 

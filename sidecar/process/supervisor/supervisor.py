@@ -32,7 +32,14 @@ from sidecar.process.listeners import (
     replaces_another,
     texts_of,
 )
-from sidecar.process.operating_system import OrphanReaper, raise_open_files_limit
+from sidecar.process.operating_system import (
+    READY,
+    STOPPING,
+    OrphanReaper,
+    notify_systemd,
+    raise_open_files_limit,
+    reloading,
+)
 from sidecar.process.readiness import WorkersReadiness
 from sidecar.process.run import Serving
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
@@ -263,6 +270,7 @@ class Supervisor:
                 slot.kill()
         elif step is StopStep.DRAIN:
             log_event(_log, logging.INFO, "shutdown requested", signal=number.name)
+            notify_systemd(STOPPING)
             self._stop_requested.set()
             self._changed.set()
 
@@ -287,15 +295,20 @@ class Supervisor:
         while True:
             await self._roll_requested.wait()
             self._roll_requested.clear()
-            if not self._rolls:
+            notify_systemd(reloading())
+            if self._rolls:
+                await self._roll_and_count()
+            else:
                 await self._reload_workers()
-                continue
-            try:
-                result = "ok" if await self._roll() else "failed"
-            except Exception:  # a bug must not end the supervisor
-                _log.exception("rolling restart failed")
-                result = "failed"
-            self._counts.add("sidecar_rolling_restarts_total", result)
+            notify_systemd(READY)
+
+    async def _roll_and_count(self) -> None:
+        try:
+            result = "ok" if await self._roll() else "failed"
+        except Exception:  # a bug must not end the supervisor
+            _log.exception("rolling restart failed")
+            result = "failed"
+        self._counts.add("sidecar_rolling_restarts_total", result)
 
     async def _reload_workers(self) -> None:
         """Make workers and listeners read their files again."""

@@ -17,8 +17,10 @@ import pytest
 
 from sidecar.process.operating_system import (
     FILES_WANTED,
+    READY,
     OrphanReaper,
-    notify_ready,
+    notify_systemd,
+    reloading,
     usable_cpus,
     worker_count,
 )
@@ -185,29 +187,32 @@ def test_watch__a_process_that_inherits_no_orphans_reaps_none() -> None:
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_notify__says_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """READY=1 in one datagram, to a path or to an abstract name."""
+def test_notify__sends_one_datagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The state in one datagram, to a path or to an abstract name."""
     name = str(tmp_path / "notify") if kind == "path" else f"@{tmp_path.name}-notify"
     monkeypatch.setenv("NOTIFY_SOCKET", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.settimeout(60)
         systemd.bind(name.replace("@", "\0", 1))
-        notify_ready()
+        notify_systemd(READY)
         assert systemd.recv(100) == b"READY=1"
 
 
-def test_notify__nobody_waits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without systemd there is nothing to do."""
+def test_notify__does_nothing_without_systemd(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the variable nothing is sent and nothing is logged."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify_ready()
+    notify_systemd(READY)
     assert caplog.records == []
 
 
-def test_notify__a_dead_socket_is_only_told(
+def test_notify__a_failure_is_only_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sidecar that serves does not end because nobody hears so."""
+    """A sidecar that serves does not end because systemd's socket is missing."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "missing"))
     with caplog.at_level(logging.WARNING):
-        notify_ready()
+        notify_systemd(reloading())
     assert "No such file or directory" in caplog.text
+    assert "RELOADING=1 " in caplog.text

@@ -14,6 +14,7 @@ import json
 import logging
 import queue
 import re
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,7 +155,10 @@ class LineHandler(logging.Handler):
         self._lost_reported_us: int | None = None
         self._is_closed = False
         self._writer = threading.Thread(target=self._write_lines, name="log writer", daemon=True)
+        # The thread inherits the mask: a stop signal at the end of the process must find no thread to kill.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._writer.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     @property
     def waiting_lines(self) -> int:

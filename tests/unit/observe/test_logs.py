@@ -7,8 +7,11 @@ import io
 import json
 import logging
 import os
+import re
+import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -187,6 +190,17 @@ def test_line_handler__writes_in_order_and_all_at_the_end() -> None:
     handler.close()
     handler.close()
     assert stream.getvalue().split() == [str(number) for number in range(100)]
+
+
+def test_line_handler__its_thread_receives_no_signal() -> None:
+    """Stop signals that the main thread blocks at its end must not end the process in another thread."""
+    before = set(threading.enumerate())
+    handler = LineHandler(io.StringIO())
+    (writer,) = set(threading.enumerate()) - before
+    status = Path(f"/proc/self/task/{writer.native_id}/status").read_text()
+    handler.close()
+    [mask] = re.findall(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    assert int(mask, 16) & 1 << signal.SIGTERM - 1
 
 
 def test_line_handler__a_flood_is_cut_and_told() -> None:

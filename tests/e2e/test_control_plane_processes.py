@@ -156,9 +156,9 @@ def test_workers__follow_the_supervisor_s_api(fleet: Controlled) -> None:
 def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
     """Once the API has answered, both workers know a new key; after a suspension neither admits a request."""
     key = fleet.ann.create("leaky", rate_limit_rpm=10_000)
-    assert [fleet.ask(key, one).is_allowed for one in SOCKETS] == [True, True]
+    assert [fleet.ask(key, socket).is_allowed for socket in SOCKETS] == [True, True]
     fleet.ann.change("/integrations/leaky/suspend", reason="leak")
-    assert [fleet.ask(key, one).reason for one in SOCKETS] == ["integration_suspended"] * 2
+    assert [fleet.ask(key, socket).reason for socket in SOCKETS] == ["integration_suspended"] * 2
 
 
 def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
@@ -176,7 +176,9 @@ def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
         fleet.sidecar.signal(signal.SIGHUP)
         eventually(lambda: fleet.sidecar.metric(rolled) == 1, what="the workers are replaced")
         key = fleet.ann.create("acme", rate_limit_rpm=10_000)
-        eventually(lambda: all(fleet.ask(key, one).is_allowed for one in SOCKETS), what="both know the key")
+        eventually(
+            lambda: all(fleet.ask(key, socket).is_allowed for socket in SOCKETS), what="both know the key"
+        )
         assert fleet.sidecar.stop() == 0
         uses = fleet.on_registry(lambda registry: registry.last_uses("acme"))
         printed = fleet.sidecar.printed()

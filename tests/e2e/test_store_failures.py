@@ -66,7 +66,9 @@ def test_envoy__passes_on_what_each_policy_answers(stack: Stack, server: RedisSe
     assert {policy: marks(told) for policy, told in answers.items()} == {
         policy: {policy.value} for policy in FailPolicy
     }
-    shown = {policy: {name for one in told for name, _ in one.headers} for policy, told in answers.items()}
+    shown = {
+        policy: {name for answer in given for name, _ in answer.headers} for policy, given in answers.items()
+    }
     assert set(FIGURES) <= shown[FailPolicy.LOCAL]
     assert not set(FIGURES) & (shown[FailPolicy.DENY] | shown[FailPolicy.ALLOW])
     refused = stack.get(PATH, stack.people.suspended)

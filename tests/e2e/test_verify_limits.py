@@ -210,7 +210,7 @@ def test_command__that_is_killed_leaves_no_sidecar(tmp_path: Path) -> None:
 
 def _serving(pid: int) -> list[int]:
     """The children of *pid*, once they run their own program."""
-    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     return children if all(b"serve" in command for command in commands) else []
 

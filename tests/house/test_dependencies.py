@@ -72,7 +72,7 @@ def test_dependencies__each_is_used_by_what_declares_it() -> None:
             f"pyproject.toml: {who} does not import {name}"
             for who, (names, rooms) in users.items()
             for name in sorted(
-                names - {one for module, _ in imported(rooms) for one in distributions(module)}
+                names - {name for module, _ in imported(rooms) for name in distributions(module)}
             )
         ]
     )

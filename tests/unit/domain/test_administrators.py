@@ -52,7 +52,7 @@ def token(name: str, expires_at_us: int = EXPIRY_US) -> NewToken:
 
 def actor(administrator: Administrator, token_id: str | None = None) -> Actor:
     """*administrator* by its first token, or by the one named."""
-    known = {one.id: one for one in administrator.tokens}
+    known = {token.id: token for token in administrator.tokens}
     used = known[token_id] if token_id else administrator.tokens[0]
     return Actor(
         administrator.id, administrator.role, used.id, merge_grants(administrator.grants, used.grants)
@@ -231,7 +231,7 @@ def test_token__expired_ones_make_room_and_live_ones_do_not() -> None:
     more = IssueToken(administrator_id="ann", token=token("more"))
     assert refused(accounts, more) is Code.TOO_MANY
     later = act(accounts, more, now_us=NOW_US + HOUR_US).administrator
-    assert [one.id for one in later.tokens] == ["tokenann", "more"]
+    assert [token.id for token in later.tokens] == ["tokenann", "more"]
 
 
 def test_revoke__ends_one_token() -> None:

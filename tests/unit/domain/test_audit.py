@@ -161,7 +161,7 @@ def test_verify__a_body_that_is_no_entry() -> None:
 @pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 3), (4, 4), (3, 6)])
 def test_verify__missing_entries(first: int, last: int) -> None:
     """Removed entries are found, and the whole gap is named."""
-    kept = [one for one in chain_of() if not first <= one.sequence <= last]
+    kept = [entry for entry in chain_of() if not first <= entry.sequence <= last]
     assert found(kept) == [(FindingKind.MISSING, first, last)]
 
 

@@ -212,7 +212,7 @@ def test_suspend__invalidates_every_credential_and_keeps_the_rest() -> None:
     outcome = apply(before, SUSPEND, OLLI)
     record = outcome.record
     assert record.status is Status.SUSPENDED
-    assert all(is_invalidated(record, one) for one in record.credentials)
+    assert all(is_invalidated(record, credential) for credential in record.credentials)
     assert (record.scopes, record.ip_allowlist, record.rate_limit_rpm) == (
         before.scopes,
         before.ip_allowlist,
@@ -234,7 +234,7 @@ def test_reactivate__by_another_with_new_credentials() -> None:
     """Another administrator lets it in again, with the new credential alone."""
     record = apply(reissued(by=ANN), REACTIVATE, BOB).record
     assert record.status is Status.ACTIVE
-    assert [one.id for one in record.credentials] == ["new1"]
+    assert [credential.id for credential in record.credentials] == ["new1"]
     assert record.suspensions == ()
 
 
@@ -357,7 +357,7 @@ def test_machine__suspends_and_does_nothing_else() -> None:
 
 def account(name: str, role: Role = Role.ADMIN, ends_us: int = NOW_US + DAY_US, *by: str) -> Administrator:
     """An account with one token, and access that *by* gave after the suspension."""
-    grants = tuple(Grant(one, NOW_US + 1) for one in by)
+    grants = tuple(Grant(administrator, NOW_US + 1) for administrator in by)
     return Administrator(
         name, name, role, NOW_US - DAY_US, (AdminToken(f"t{name}", digest(name), NOW_US, ends_us),), grants
     )

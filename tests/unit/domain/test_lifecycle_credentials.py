@@ -58,12 +58,12 @@ def refused(record: Integration, command: c.Command, now_us: int = NOW_US) -> Co
 
 def ids(record: Integration) -> list[str]:
     """The credentials of *record*, in their order."""
-    return [one.id for one in record.credentials]
+    return [credential.id for credential in record.credentials]
 
 
 def live(record: Integration, now_us: int) -> list[str]:
     """The credentials of *record* that work at *now_us*."""
-    return [one.id for one in record.credentials if is_live(record, one, now_us)]
+    return [credential.id for credential in record.credentials if is_live(record, credential, now_us)]
 
 
 def test_issue__several_work_side_by_side() -> None:
@@ -133,7 +133,7 @@ def test_rotate__both_work_during_the_overlap() -> None:
     record = apply(active(), rotate("old1", "new1")).record
     assert {"old1", "new1"} == set(live(record, NOW_US + HOUR_US - 1))
     assert live(record, NOW_US + HOUR_US) == ["new1"]
-    assert [one.replaced_by for one in record.credentials if one.id == "old1"] == ["new1"]
+    assert [old.replaced_by for old in record.credentials if old.id == "old1"] == ["new1"]
 
 
 def test_rotate__without_overlap_ends_the_old_one() -> None:

@@ -90,8 +90,8 @@ def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> No
     assert report["is_intact"] and report["entries"] == len(lines)
     times = [json.loads(line["text"])["at_us"] for line in lines]
     assert times == sorted(times)
-    for one in report["chains"]:
-        chain = one["chain"]
+    for summary in report["chains"]:
+        chain = summary["chain"]
         entries = [
             StoredEntry(chain, line["sequence"], line["digest"], line["text"])
             for line in lines
@@ -99,9 +99,9 @@ def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> No
         ]
         offline = verify(entries, chain)
         assert offline.is_intact
-        assert one["anchor"] == f"{chain}:{offline.head.sequence}:{offline.head.digest}"
+        assert summary["anchor"] == f"{chain}:{offline.head.sequence}:{offline.head.digest}"
     anchors = [report["anchor"], *(chain["anchor"] for chain in report["chains"])]
-    assert fleet.get("/v1/audit/verify?" + "&".join(f"anchor={one}" for one in anchors))["is_intact"]
+    assert fleet.get("/v1/audit/verify?" + "&".join(f"anchor={anchor}" for anchor in anchors))["is_intact"]
     wrong = report["anchor"][:-1] + ("0" if report["anchor"][-1] != "0" else "1")
     (finding,) = fleet.get(f"/v1/audit/verify?anchor={wrong}")["findings"]
     assert finding["kind"] == "altered" and wrong in finding["problem"]

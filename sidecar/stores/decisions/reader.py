@@ -1,0 +1,384 @@
+"""
+Reads the decision log of a fleet: the files of every sidecar that writes to one folder.
+
+A query opens only the files whose names say that they may hold rows of the asked span. It runs in the thread
+that calls it, on one thread of DuckDB with bounded memory, and is interrupted at its deadline. While it runs,
+compaction and retention may remove a file; then the query lists the files again and starts over.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from sidecar.domain.decision_rows import COLUMNS, DecisionRow
+from sidecar.stores.decisions.filters import LATEST_US, Condition, DecisionFilters, Value, joined, timestamp
+from sidecar.stores.decisions.missing import MissingSpan, read_missing
+from sidecar.stores.decisions.segments import Contents, Segment, segments_of
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+MEMORY_MIB_MAX = 256
+"""Memory of one query; one that needs more fails instead of the process."""
+LISTINGS_MAX = 5
+"""How often a query starts over because a file was removed meanwhile."""
+_WALK_SHARE = 0.7
+"""The share of a page's deadline for finding its rows; the rest is for reading them."""
+
+Result = TypeVar("Result")
+_CURSOR = re.compile(r"(\d{1,18})-([0-9A-Za-z._-]{0,128})")
+
+
+class DecisionLogError(Exception):
+    """The decision log cannot be read; the message says why."""
+
+
+class DecisionLogTimeoutError(DecisionLogError):
+    """A query did not end before its deadline."""
+
+
+class Cursor(NamedTuple):
+    """A place in the log, newest first: pages continue with the rows that are older, by time and id."""
+
+    time_us: int
+    decision_id: str = ""
+
+    def __str__(self) -> str:
+        """The cursor as API and command line pass it."""
+        return f"{self.time_us}-{self.decision_id}"
+
+
+class LoggedDecision(NamedTuple):
+    """A row of the log, and the sidecar that wrote it."""
+
+    sidecar: str
+    row: DecisionRow
+
+
+class DecisionPage(NamedTuple):
+    """
+    A page of the log, newest first.
+
+    `next_after` None = the log has no older row. A page with fewer rows than asked for still has a
+    `next_after` if the deadline came before the whole log was searched.
+    """
+
+    decisions: list[LoggedDecision]
+    next_after: Cursor | None
+
+
+class _File(NamedTuple):
+    segment: Segment
+    path: Path
+
+
+def parse_cursor(text: str) -> Cursor:
+    """
+    Return the cursor that *text* is.
+
+    >>> parse_cursor(str(Cursor(1_764_000_000_000_000, "0f3k")))
+    Cursor(time_us=1764000000000000, decision_id='0f3k')
+
+    Raises:
+        ValueError: *text* is not a cursor.
+    """
+    match = _CURSOR.fullmatch(text)
+    if match is None or int(match[1]) > LATEST_US:
+        raise ValueError("invalid cursor; send 'next_after' of an earlier page")
+    return Cursor(int(match[1]), match[2])
+
+
+class DecisionReader:
+    """Reads the log in a folder; holds nothing between two queries, so that threads may share it."""
+
+    def __init__(self, folder: Path, memory_mib_max: int = MEMORY_MIB_MAX) -> None:
+        """Read the sub-folders of *folder*; each query uses at most *memory_mib_max*."""
+        self.folder = folder
+        self._memory_mib_max = memory_mib_max
+
+    def sidecars(self) -> list[str]:
+        """
+        Return the names of the sidecars that write to the folder, in order.
+
+        Raises:
+            DecisionLogError: the folder cannot be read.
+        """
+        return [folder.name for folder in self._folders()]
+
+    def missing(self, from_us: int = 0, to_us: int = LATEST_US) -> list[MissingSpan]:
+        """
+        Return the spans in which rows are missing and that have a time of *from_us* to *to_us*, oldest first.
+
+        Raises:
+            DecisionLogError: the folder cannot be read.
+        """
+        spans = []
+        for folder in self._folders():
+            try:
+                spans += read_missing(folder)
+            except OSError as error:
+                raise _unreadable(folder, error) from None
+        return sorted(span for span in spans if span.overlaps(from_us, to_us))
+
+    def page(
+        self, filters: DecisionFilters, limit: int, deadline_s: float, after: Cursor | None = None
+    ) -> DecisionPage:
+        """
+        Return the *limit* newest rows that *filters* admit and that are older than *after*.
+
+        Raises:
+            DecisionLogTimeoutError: within *deadline_s* not even the newest files were searched.
+            DecisionLogError: the log cannot be read.
+        """
+        ends_at = monotonic() + deadline_s
+        to_us = min(filters.to_us, after.time_us + 1) if after else filters.to_us
+        conditions = filters.conditions()
+        if after:
+            conditions += [
+                Condition("time <= ?", (timestamp(after.time_us),)),
+                Condition("time < ? OR decision_id < ?", (timestamp(after.time_us), after.decision_id)),
+            ]
+
+        def read() -> DecisionPage:
+            files = self._files(filters.from_us, to_us)
+            with self._connected() as connection:
+                walk = _Walk(connection, files, conditions, limit + 1)
+                is_whole = walk.search(ends_at - (1 - _WALK_SHARE) * deadline_s)
+                return walk.page(is_whole, ends_at)
+
+        return _retried(read)
+
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Value],
+        deadline_s: float,
+        from_us: int = 0,
+        to_us: int = LATEST_US,
+    ) -> list[tuple[Any, ...]]:
+        """
+        Return the rows of *query*, which reads the relation `decisions`.
+
+        `decisions` has the columns of `COLUMNS` and `sidecar`. It holds all rows of the files that may have
+        rows from *from_us* to *to_us*; the query itself compares `time`.
+
+        Raises:
+            DecisionLogTimeoutError: it took longer than *deadline_s*.
+            DecisionLogError: the log cannot be read, or the query needs too much memory.
+        """
+
+        def read() -> list[tuple[Any, ...]]:
+            files = self._files(from_us, to_us)
+            with self._connected() as connection, query_deadline(connection, monotonic() + deadline_s):
+                _view(connection, files)
+                return connection.execute(query, parameters).fetchall()
+
+        return _retried(read)
+
+    def _folders(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.is_dir())
+        except OSError as error:
+            raise _unreadable(self.folder, error) from None
+
+    def _files(self, from_us: int, to_us: int) -> list[_File]:
+        """The files that may have rows of the span, the newest first."""
+        found = []
+        for folder in self._folders():
+            try:
+                segments = _listed(folder)
+            except FileNotFoundError:  # the sub-folder was removed meanwhile
+                continue
+            except OSError as error:
+                raise _unreadable(folder, error) from None
+            found += [
+                _File(segment, folder / segment.name)
+                for segment in segments
+                if segment.contents is Contents.ROWS and segment.overlaps(from_us, to_us - 1)
+            ]
+        return sorted(found, key=lambda file: -file.segment.to_us)
+
+    @contextmanager
+    def _connected(self) -> Iterator[DuckDBPyConnection]:
+        """A connection of its own: DuckDB frees all memory of a query when it is closed."""
+        import duckdb
+
+        config: dict[str, Any] = {
+            "threads": 1,
+            "memory_limit": f"{self._memory_mib_max}MiB",
+            "temp_directory": "",  # otherwise a query that needs more memory writes to the working directory
+            "autoinstall_known_extensions": False,
+        }
+        with duckdb.connect(config=config) as connection:
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException:
+                raise DecisionLogError(
+                    f"the query needs more than {self._memory_mib_max} MiB of memory; ask for a shorter span"
+                ) from None
+
+
+@contextmanager
+def query_deadline(connection: DuckDBPyConnection, ends_at: float) -> Iterator[None]:
+    """Interrupt the queries of *connection* at *ends_at*, by `monotonic`."""
+    import duckdb
+
+    watch = threading.Timer(max(ends_at - monotonic(), 0.0), connection.interrupt)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise DecisionLogTimeoutError(
+            "the query did not end before its deadline; ask for a shorter span"
+        ) from None
+    finally:
+        watch.cancel()
+        watch.join()
+
+
+class _Walk:
+    """Finds the newest rows: searches the newest files first, until older files cannot have any of them."""
+
+    def __init__(
+        self,
+        connection: DuckDBPyConnection,
+        files: Sequence[_File],
+        conditions: list[Condition],
+        count: int,
+    ) -> None:
+        """Look for the *count* newest rows of *files*, which are given newest first."""
+        self._connection = connection
+        self._files = files
+        self._conditions = conditions
+        self._count = count
+        self._times: list[datetime] = []
+        self._searched = 0
+
+    def search(self, ends_at: float) -> bool:
+        """Find the times of the rows; False = the deadline came before all files were searched."""
+        size = 1
+        while self._searched < len(self._files) and not self._is_found():
+            files = self._files[self._searched : self._searched + size]
+            try:
+                with query_deadline(self._connection, ends_at):
+                    found = self._times_in(files)
+            except DecisionLogTimeoutError:
+                if self._searched == 0:
+                    raise
+                # A file that was not searched may have rows that are newer than the oldest ones found.
+                self._times = [time for time in self._times if time > self._border()]
+                return False
+            self._times = sorted([*self._times, *found], reverse=True)[: self._count]
+            self._searched += len(files)
+            size *= 2
+        return True
+
+    def page(self, is_whole: bool, ends_at: float) -> DecisionPage:
+        """Read the rows that `search` found; one more than the page has says that there are older ones."""
+        with query_deadline(self._connection, ends_at):
+            decisions = self._decisions() if self._times else []
+        if len(decisions) == self._count:
+            row = decisions[-2].row
+            return DecisionPage(decisions[:-1], Cursor(int(row[0]), str(row[1])))
+        if is_whole:
+            return DecisionPage(decisions, None)
+        return DecisionPage(decisions, Cursor(self._files[self._searched].segment.to_us + 1))
+
+    def _is_found(self) -> bool:
+        return len(self._times) == self._count and self._times[-1] > self._border()
+
+    def _border(self) -> datetime:
+        """The time of the newest row in the files that were not searched yet."""
+        return timestamp(self._files[self._searched].segment.to_us)
+
+    def _times_in(self, files: Sequence[_File]) -> list[datetime]:
+        """The times of rows; their other columns are read for the rows of the page only."""
+        is_full = len(self._times) == self._count
+        newer = [Condition("time >= ?", (self._times[-1],))] if is_full else []
+        where = joined([*self._conditions, *newer])
+        _view(self._connection, files)
+        sql = f"SELECT time FROM decisions WHERE {where.sql} ORDER BY time DESC LIMIT ?"  # noqa: S608
+        found = self._connection.execute(sql, (*where.values, self._count)).fetchall()
+        return [time for (time,) in found]
+
+    def _decisions(self) -> list[LoggedDecision]:
+        oldest = self._times[-1]
+        where = joined([*self._conditions, Condition("time >= ?", (oldest,))])
+        searched = self._files[: self._searched]
+        _view(self._connection, [file for file in searched if timestamp(file.segment.to_us) >= oldest])
+        sql = (
+            f"SELECT sidecar, {_SELECTED} FROM decisions WHERE {where.sql}"  # noqa: S608
+            " ORDER BY time DESC, decision_id DESC LIMIT ?"
+        )
+        rows = self._connection.execute(sql, (*where.values, self._count)).fetchall()
+        return [LoggedDecision(row[0], row[1:]) for row in rows]
+
+
+_SELECTED = ", ".join(
+    f"epoch_us({column.name}) AS {column.name}" if column.is_time else column.name for column in COLUMNS
+)
+
+
+def _view(connection: DuckDBPyConnection, files: Sequence[_File]) -> None:
+    """Create the relation `decisions` of *files*."""
+    if not files:
+        nothing = ", ".join(f"NULL::{column.sql_type} AS {column.name}" for column in COLUMNS)
+        connection.execute(f"CREATE OR REPLACE VIEW decisions AS SELECT {nothing}, '' AS sidecar WHERE false")
+        return
+    rows = connection.read_parquet([str(file.path) for file in files], union_by_name=True)
+    rows.select("*, split_part(filename, '/', -2) AS sidecar").create_view("decisions", replace=True)
+
+
+def _unreadable(folder: Path, error: OSError) -> DecisionLogError:
+    return DecisionLogError(f"the decision log {folder} cannot be read: {error.strerror or error}")
+
+
+def _listed(folder: Path) -> list[Segment]:
+    """
+    The current segments of one sidecar.
+
+    A listing that runs while compaction renames one file and removes others may have neither; batches then
+    seem to be missing, and a second listing shows whether they are.
+    """
+    listed = segments_of(folder)
+    for _ in range(LISTINGS_MAX):
+        rows = [segment for segment in listed if segment.contents is Contents.ROWS]
+        if all(former.last + 1 == latter.first for former, latter in pairwise(rows)):
+            break
+        again = segments_of(folder)
+        if again == listed:
+            break
+        listed = again
+    return listed
+
+
+def _retried(read: Callable[[], Result]) -> Result:
+    """
+    Return what *read* returns; call it again if a file was removed while it ran.
+
+    Raises:
+        DecisionLogError: the files cannot be read, or were removed each time.
+    """
+    import duckdb
+
+    for attempt in range(1, LISTINGS_MAX + 1):
+        try:
+            return read()
+        except duckdb.IOException as error:
+            problem = str(error).partition("\n")[0]
+            if attempt == LISTINGS_MAX:
+                raise DecisionLogError(f"files of the decision log cannot be read: {problem}") from None
+        except duckdb.Error as error:
+            raise DecisionLogError(
+                f"the decision log cannot be read: {str(error).partition(chr(10))[0]}"
+            ) from None
+    raise AssertionError("not reached")

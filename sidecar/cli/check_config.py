@@ -139,7 +139,7 @@ def _workers(config: Config) -> str:
 
 
 def _store(config: Config) -> str:
-    url = config.settings.shared_store
+    url = config.shared_store
     if url is None:
         return "embedded: in the memory of this process"
     return f"{url}  (timeout {config.settings.store_timeout_ms} ms)"

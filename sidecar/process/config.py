@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidecar.process.config_source import ConfigTree, KeyPath, add_environment, read_config_file
-from sidecar.process.settings import SQLITE_REGISTRY, Settings
+from sidecar.process.settings import EMBEDDED_STORE, SQLITE_REGISTRY, Settings
 from sidecar.sources.file_faults import FaultList, FileFault, meant_key, quoted, unknown_key
+from sidecar.stores.redis.urls import StoreUrl, parse_store_url
 from sidecar.transports.server import TlsFiles
 
 DEFAULT_FILE = "sidecar.yaml"
@@ -43,6 +44,12 @@ class Config:
         return self.tree.fault(path, problem)
 
     @property
+    def shared_store(self) -> StoreUrl | None:
+        """The URL of the shared store, with absolute paths; None = the store is embedded."""
+        text = self.settings.store
+        return None if text == EMBEDDED_STORE else parse_store_url(text).with_files_in(self.directory)
+
+    @property
     def registry_path(self) -> Path | None:
         """The YAML file that is the registry; None = the registry is not a YAML file."""
         named = self.settings.registry
@@ -65,7 +72,7 @@ class Config:
     @property
     def has_control_plane(self) -> bool:
         """Whether administrators can change the registry through the admin API."""
-        is_in_store = self.settings.shared_store is not None and self.settings.registry is None
+        is_in_store = self.shared_store is not None and self.settings.registry is None
         return is_in_store or self.registry_database is not None
 
     @property

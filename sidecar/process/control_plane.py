@@ -35,7 +35,7 @@ NO_CONTROL_PLANE = (
 
 def check_registry_settings(config: Config, faults: FaultList) -> None:
     """Add to *faults* a combination of store and registry in *config* that cannot work."""
-    has_shared_registry = config.settings.shared_store is not None and config.has_control_plane
+    has_shared_registry = config.shared_store is not None and config.has_control_plane
     if config.settings.registry_id and not has_shared_registry:
         faults.put(
             config.fault(
@@ -44,7 +44,7 @@ def check_registry_settings(config: Config, faults: FaultList) -> None:
                 " 'store' and no 'registry'",
             )
         )
-    if config.registry_database is None or config.settings.shared_store is None:
+    if config.registry_database is None or config.shared_store is None:
         return
     faults.put(
         config.fault(
@@ -133,12 +133,10 @@ async def open_registry(config: Config) -> Registry:
     from sidecar.stores.registry.redis.nodes import Replication
     from sidecar.stores.registry.redis.registry import RedisRegistry
 
-    settings = config.settings
-    assert settings.shared_store is not None
+    settings, url = config.settings, config.shared_store
+    assert url is not None
     replication = Replication(settings.registry_replicas_min, settings.registry_replicas_timeout_ms / 1_000)
-    return RedisRegistry(
-        settings.shared_store, lifecycle, replication=replication, registry_id=settings.registry_id
-    )
+    return RedisRegistry(url, lifecycle, replication=replication, registry_id=settings.registry_id)
 
 
 def connect_store_to_registry(buckets: RedisBucketStore, followed: FollowedRegistry) -> None:

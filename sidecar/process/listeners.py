@@ -69,7 +69,7 @@ def endpoints(config: Config, kind: str) -> tuple[Endpoint, ...]:
     Sidecars with a shared store may share an address. With embedded buckets two sidecars would admit twice
     the limits, so an endpoint is then exclusive, except during a take-over.
     """
-    is_exclusive = config.settings.shared_store is None and not config.takes_over
+    is_exclusive = config.shared_store is None and not config.takes_over
     return tuple(
         replace(item.address, tls=config.tls_files(kind, index), is_exclusive=is_exclusive)
         for index, item in enumerate(getattr(config.settings.listen, kind))

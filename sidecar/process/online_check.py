@@ -35,7 +35,7 @@ async def ask_store(config: Config) -> OnlineReport:
     Raises:
         FileFaultsError: the store cannot be used as configured; the message gives the reason.
     """
-    url = config.settings.shared_store
+    url = config.shared_store
     if url is None:
         return OnlineReport((), ())
     faults = FaultList(config.tree.file)

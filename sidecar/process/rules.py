@@ -76,7 +76,7 @@ def client_address_rule(config: Config) -> ClientAddressRule:
 
 def _without_effect(config: Config) -> tuple[FileFault, ...]:
     """Warnings of settings for a shared store when the store is embedded."""
-    if config.settings.shared_store is not None:
+    if config.shared_store is not None:
         return ()
     return tuple(
         config.fault((key,), "has no effect with the embedded store, which always answers; set 'store'")

@@ -27,7 +27,7 @@ from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
 from sidecar.stores.embedded_counters import COUNTERS_MAX
-from sidecar.stores.redis.urls import SCHEMES, StoreUrl, parse_store_url
+from sidecar.stores.redis.urls import SCHEMES, parse_store_url
 from sidecar.transports.listeners import parse_endpoint
 from sidecar.transports.server import Endpoint, ListenError, TransportLimits
 
@@ -411,11 +411,6 @@ class Settings(Section):
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()
-
-    @property
-    def shared_store(self) -> StoreUrl | None:
-        """The URL of the shared store; None = the store is embedded."""
-        return None if self.store == EMBEDDED_STORE else parse_store_url(self.store)
 
     @property
     def store_timeout_s(self) -> float:

@@ -111,7 +111,7 @@ class LoadedConfig:
         self.rules: Rules = build_rules(config)
         self.source: RegistrySource | None = None
         self.registry = LoadedRegistry(Snapshot.empty())
-        self.shared_url = config.settings.shared_store
+        self.shared_url = config.shared_store
         self._verify_settings()
         if self.shared_url is not None:
             self._verify(self.shared_url)

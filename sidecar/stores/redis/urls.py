@@ -20,7 +20,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -146,6 +146,21 @@ class StoreUrl:
         scheme += "" if self.kind is StoreTopology.STANDALONE else f"+{self.kind.value}"
         path = "/".join(part for part in (self.service, str(self.database or "")) if part)
         return f"{scheme}://{','.join(map(str, self.addresses))}" + (f"/{path}" if path else "")
+
+    def with_files_in(self, folder: Path) -> StoreUrl:
+        """Return this URL with the paths of its password and TLS files relative to *folder*."""
+
+        def absolute(file: str) -> str:
+            return str(folder.absolute() / file) if file else ""
+
+        def login(given: Login) -> Login:
+            return replace(given, password_file=absolute(given.password_file))
+
+        tls = self.tls
+        if tls is not None:
+            ca_file, cert_file, key_file = map(absolute, (tls.ca_file, tls.cert_file, tls.key_file))
+            tls = replace(tls, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        return replace(self, login=login(self.login), sentinel_login=login(self.sentinel_login), tls=tls)
 
     def verify(self) -> None:
         """

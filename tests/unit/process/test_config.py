@@ -235,6 +235,17 @@ def test_config__mappings_in_the_environment(
     assert read(load(tmp_path, environ={name: value}).settings) == 1
 
 
+def test_config__files_of_the_store_url_are_relative_to_the_configuration(tmp_path: Path) -> None:
+    """Password and TLS files are found wherever the sidecar is started; absolute paths stay."""
+    options = "password_file=password&ca_file=/etc/ca.pem&cert_file=client.pem&key_file=client.key"
+    url = load(tmp_path, f"store: rediss://db?{options}").shared_store
+    assert url is not None and url.tls is not None
+    assert url.login.password_file == str(tmp_path / "password")
+    assert (url.tls.ca_file, url.tls.cert_file) == ("/etc/ca.pem", str(tmp_path / "client.pem"))
+    (tmp_path / "password").write_text("secret")
+    assert url.login.read() == ("secret",)
+
+
 def test_config__an_empty_variable_is_not_set(tmp_path: Path) -> None:
     """What a template left empty changes nothing."""
     assert load(tmp_path, "transport: grpcio", {"SIDECAR_TRANSPORT": ""}).settings.transport == "grpcio"

@@ -121,6 +121,7 @@ def make_decider(
     metrics: Metrics | None = None,
     store_timeout_s: float = 0.05,
     fallback: StoreFallback | None = None,
+    **options: Any,
 ) -> Decider:
     """A decider over the integrations *records*, on an embedded store and a manual clock."""
     clock = ManualClock() if clock is None else clock
@@ -132,6 +133,7 @@ def make_decider(
         clock,
         store_timeout_s,
         fallback,
+        **options,
     )
 
 

@@ -21,12 +21,13 @@ class CompiledIntegration:
 
     `allowlist` None = off. `fragments` is a cache in which services store rendered answers of this
     integration; the services bound it. `is_outdated` = the registry has a newer record, which is not loaded
-    yet.
+    yet. `count_slot` is where decisions about it are counted, 0 = not known; see `observe.integration_rows`.
     """
 
     __slots__ = (
         "allowlist",
         "buckets",
+        "count_slot",
         "credentials",
         "fragments",
         "generation",
@@ -55,6 +56,7 @@ class CompiledIntegration:
         self.buckets = BucketSet(record.id, record.generation, (record.id,), (record.quota,))
         self.credentials = tuple(CompiledCredential(credential, self) for credential in record.credentials)
         self.fragments: dict[Any, Any] = {}
+        self.count_slot = 0
 
 
 class CompiledCredential:

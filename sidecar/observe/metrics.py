@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -24,7 +25,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from sidecar.observe.rows import Rows, RowTable
+from sidecar.domain.decisions import Reason
+from sidecar.observe.integration_rows import ROW_COUNTS, ROWS_MAX
+from sidecar.observe.rows import Row, Rows, RowTable
+from sidecar.observe.top_integrations import TopIntegrations
+
+DECISIONS = "sidecar_decisions_total"
+Samples: TypeAlias = "Sequence[tuple[Row, float]]"
+"""Label values and value of each series of a metric."""
 
 
 class MetricKind(Enum):
@@ -43,7 +51,8 @@ class MetricSpec:
     `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
     of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` lists the
     possible combinations of label values; empty = all. `row_labels` come before the other labels and get
-    their values from the configuration in force, at most `rows_max` combinations; see `rows`.
+    their values from the configuration in force, at most `rows_max` combinations; see `rows`. With
+    `row_labels` and `rows_max` 0 the metric is about single integrations; see `top_integrations`.
     """
 
     name: str
@@ -61,13 +70,23 @@ class MetricSpec:
         return len(self.buckets_ns) + 2 if self.kind is MetricKind.HISTOGRAM else 1
 
     @property
+    def is_of_integrations(self) -> bool:
+        """Whether its series are those of `TopIntegrations`, which have no slots of their own."""
+        return bool(self.row_labels) and not self.rows_max
+
+    @property
     def series(self) -> tuple[tuple[str, ...], ...]:
         """Every combination of label values, in slot order."""
         return self.only or tuple(itertools.product(*(values for _, values in self.labels)))
 
 
 class MetricTable:
-    """Metric specs and the first slot of each; the layout depends only on the specs."""
+    """
+    Metric specs and the first slot of each; the layout depends only on the specs.
+
+    `rows` are the row tables of the metrics that have rows, by metric name; `integrations` has the rows of
+    single integrations. All rows are behind the `head_size` slots of the other metrics.
+    """
 
     def __init__(self, specs: Sequence[MetricSpec]) -> None:
         """
@@ -80,19 +99,22 @@ class MetricTable:
         self._first: dict[str, int] = {}
         self._spec: dict[str, MetricSpec] = {}
         self.rows: dict[str, RowTable] = {}
-        """The row tables of the metrics that have rows, by metric name."""
         size = 0
         for spec in self.specs:
-            if spec.name in self._first:
+            if spec.name in self._spec:
                 raise ValueError(f"two metrics named {spec.name}")
-            self._first[spec.name] = size
             self._spec[spec.name] = spec
+            if not spec.row_labels:
+                self._first[spec.name] = size
+                size += spec.width * len(spec.series)
+        self.head_size = size
+        for spec in self.specs:
             if spec.rows_max:
                 self.rows[spec.name] = RowTable(size, spec.rows_max, len(spec.series))
                 size += self.rows[spec.name].size
-            else:
-                size += spec.width * len(spec.series)
-        self.size = size
+        has_integrations = any(spec.is_of_integrations for spec in self.specs)
+        self.integrations = RowTable(size, ROWS_MAX if has_integrations else 0, ROW_COUNTS)
+        self.size = size + self.integrations.size
 
     def slot(self, name: str, *labels: str) -> int:
         """
@@ -124,6 +146,8 @@ class Metrics(Collector):
         self.table = table
         self.values = values if values is not None else memoryview(array("q", bytes(8 * table.size)))
         self._row_slots: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in table.rows}
+        self.top = TopIntegrations()
+        """The integrations that have series of their own."""
 
     def slot(self, name: str, *labels: str) -> int:
         """See `MetricTable.slot`."""
@@ -157,9 +181,27 @@ class Metrics(Collector):
         """A recorder for one histogram series."""
         return HistogramRecorder(self.values, self.slot(name, *labels), self.table.buckets_ns(name))
 
+    def integration_rows(self) -> list[Rows]:
+        """The rows of single integrations in each deciding process."""
+        return [self.table.integrations.read(self.values)]
+
+    def totals(self) -> list[int]:
+        """All counts, slot by slot, without those of rows."""
+        return self.values[: self.table.head_size].tolist()
+
+    def _snapshot(self) -> tuple[list[int], dict[str, list[tuple[Row, float]]]]:
+        """The counts, and the samples of single integrations that add up to them."""
+        if not self.table.integrations.rows_max:
+            return self.totals(), {}
+        self.top.update(self.integration_rows())
+        totals = self.totals()  # after the rows, so that the rows are never ahead
+        slots = {reason: self.table.slot(DECISIONS, reason.verdict.value, reason.label) for reason in Reason}
+        return totals, self.top.samples({reason: totals[slot] for reason, slot in slots.items()})
+
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric family in table order."""
-        return collect(self.table, self.values, self.rows())
+        """Yield every metric family in table order, all of one moment."""
+        totals, integrations = self._snapshot()
+        return collect(self.table, totals, self.rows(), integrations)
 
 
 class HistogramRecorder:
@@ -181,11 +223,23 @@ class HistogramRecorder:
 
 
 def collect(
-    table: MetricTable, values: Sequence[int] | memoryview, rows: Mapping[str, Rows]
+    table: MetricTable,
+    values: Sequence[int],
+    rows: Mapping[str, Rows],
+    integrations: Mapping[str, Samples],
 ) -> Iterator[Metric]:
-    """Convert one flat array, and the rows by metric, to Prometheus metric families."""
+    """
+    Convert one flat array to metric families.
+
+    *rows* and *integrations* are the rows, and the samples about single integrations, by metric.
+    """
     for spec in table.specs:
-        if spec.rows_max:
+        if spec.is_of_integrations:
+            family = _new_family(spec, [*spec.row_labels, *(name for name, _ in spec.labels)])
+            for labels, value in integrations[spec.name]:
+                family.add_metric(labels, value)
+            yield family
+        elif spec.rows_max:
             yield _row_family(spec, rows[spec.name])
         else:
             yield _family(spec, table.slot(spec.name, *spec.series[0]), values)
@@ -193,7 +247,7 @@ def collect(
 
 def _row_family(spec: MetricSpec, rows: Rows) -> Metric:
     names = [*spec.row_labels, *(name for name, _ in spec.labels)]
-    family = CounterMetricFamily(spec.name, spec.help, labels=names)
+    family = _new_family(spec, names)
     for row, counts in rows.items():
         for labels, count in zip(spec.series, counts, strict=True):
             family.add_metric((*row, *labels), count)
@@ -204,14 +258,16 @@ def _family(spec: MetricSpec, first: int, values: Sequence[int] | memoryview) ->
     names = [name for name, _ in spec.labels]
     if spec.kind is MetricKind.HISTOGRAM:
         return _histogram_family(spec, names, first, values)
-    family: CounterMetricFamily | GaugeMetricFamily
-    if spec.kind is MetricKind.COUNTER:
-        family = CounterMetricFamily(spec.name, spec.help, labels=names)
-    else:
-        family = GaugeMetricFamily(spec.name, spec.help, labels=names)
+    family = _new_family(spec, names)
     for offset, labels in enumerate(spec.series):
         family.add_metric(labels, values[first + offset])
     return family
+
+
+def _new_family(spec: MetricSpec, names: list[str]) -> CounterMetricFamily | GaugeMetricFamily:
+    if spec.kind is MetricKind.COUNTER:
+        return CounterMetricFamily(spec.name, spec.help, labels=names)
+    return GaugeMetricFamily(spec.name, spec.help, labels=names)
 
 
 def _histogram_family(

@@ -59,6 +59,16 @@ class RowTable:
         self.size = rows_max * self._width
         """Words of all rows."""
 
+    def slot(self, number: int) -> int:
+        """The slot of the first count of the *number*-th row."""
+        return self.first + number * self._width + NAME_WORDS
+
+    def clear(self, values: memoryview, number: int) -> None:
+        """Take the labels and the counts of the *number*-th row away; the labels first, see `read`."""
+        at = self.first + number * self._width
+        for offset in range(self._width):
+            values[at + offset] = 0
+
     def name(self, values: memoryview, number: int, labels: Row) -> int:
         """
         Give the *number*-th row its *labels*; return the slot of its first count.
@@ -75,12 +85,15 @@ class RowTable:
         return at + NAME_WORDS
 
     def read(self, values: memoryview) -> dict[Row, list[int]]:
-        """Every row with its counts."""
+        """Every row with its counts, but those that their process hands over meanwhile."""
         rows: dict[Row, list[int]] = {}
         for at in range(self.first, self.first + self.size, self._width):
             if values[at]:
+                words = values[at : at + NAME_WORDS]
+                before = words.tobytes()
                 counts = values[at + NAME_WORDS : at + self._width].tolist()
-                rows[unpacked_name(values[at : at + NAME_WORDS])] = counts
+                if words.tobytes() == before:
+                    rows[unpacked_name(words)] = counts
         return rows
 
 

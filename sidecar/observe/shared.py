@@ -19,7 +19,7 @@ from typing import Self, TypeAlias
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from sidecar.observe.metrics import MetricKind, Metrics, MetricTable, collect
+from sidecar.observe.metrics import MetricKind, Metrics, MetricTable
 from sidecar.observe.rows import Row, Rows, added
 
 WORD_BYTES = 8
@@ -40,7 +40,10 @@ class LayoutError(Exception):
 def layout_mark(table: MetricTable) -> bytes:
     """A hash of 16 bytes over the rows of *table*, which determine the layout of its counts."""
     rows = repr(
-        [(spec.name, spec.kind.value, spec.series, spec.buckets_ns, spec.rows_max) for spec in table.specs]
+        [
+            (spec.name, spec.kind.value, spec.row_labels, spec.series, spec.buckets_ns, spec.rows_max)
+            for spec in table.specs
+        ]
     )
     return hashlib.sha256(rows.encode()).digest()[:_MARK_BYTES]
 
@@ -137,11 +140,9 @@ class WorkerCounts(Metrics):
         self._blocks: list[CountBlock] = []
         self._gauges = tuple(_gauges(table, rules or {}))
         others = {gauge.slot for gauge in self._gauges}
-        for rows in table.rows.values():
-            others.update(range(rows.first, rows.first + rows.size))
-        self._counter_slots = tuple(slot for slot in range(table.size) if slot not in others)
+        self._counter_slots = tuple(slot for slot in range(table.head_size) if slot not in others)
         self._retired_rows: dict[str, dict[Row, list[int]]] = {name: {} for name in table.rows}
-        self._retired = [0] * table.size
+        self._retired = [0] * table.head_size
         self._others: list[Collector] = []
 
     def collect_along(self, collector: Collector) -> None:
@@ -161,7 +162,9 @@ class WorkerCounts(Metrics):
 
     def retire(self, block: CountBlock) -> None:
         """Keep the counters of a worker that has ended, drop its gauges, and close its block."""
+        self.top.update(self.integration_rows())
         self._blocks.remove(block)
+        self.top.rebase(self.integration_rows())
         for slot in self._counter_slots:
             self._retired[slot] += block.values[slot]
         for name, rows in self.table.rows.items():
@@ -187,20 +190,24 @@ class WorkerCounts(Metrics):
             for name, rows in self.table.rows.items()
         }
 
+    def integration_rows(self) -> list[Rows]:
+        """The rows of single integrations in each worker."""
+        return [self.table.integrations.read(block.values) for block in self._blocks]
+
     def value(self, name: str, *labels: str) -> int:
         """Read one counter or gauge of the program."""
         return self.totals()[self.table.slot(name, *labels)]
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family in table order, then those of the other collectors."""
-        yield from collect(self.table, self.totals(), self.rows())
+        yield from super().collect()
         for other in self._others:
             yield from other.collect()
 
 
 def _gauges(table: MetricTable, rules: Mapping[str, GaugeRule]) -> Iterator[_Gauge]:
     for spec in table.specs:
-        if spec.kind is MetricKind.GAUGE:
+        if spec.kind is MetricKind.GAUGE and not spec.row_labels:
             first = table.slot(spec.name, *spec.series[0])
             for offset in range(len(spec.series)):
                 yield _Gauge(first + offset, rules.get(spec.name, sum))

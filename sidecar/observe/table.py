@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sidecar.domain.decisions import Reason, Verdict
 from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
 from sidecar.observe.file_reading import FILE_KINDS
+from sidecar.observe.integration_rows import RESULTS
 from sidecar.observe.metrics import MetricKind, MetricSpec, MetricTable
 
 CLOSE_REASONS = (
@@ -127,6 +128,42 @@ DECISION_METRICS = (
         ),
     ),
 )  # fmt: skip
+
+_INTEGRATION = ("integration",)
+
+INTEGRATION_METRICS = (
+    MetricSpec(
+        "sidecar_integration_decisions_total",
+        MetricKind.COUNTER,
+        "Decisions by integration, for the integrations with the most traffic.",
+        labels=(("result", RESULTS),),
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
+        "sidecar_integration_limit_rpm",
+        MetricKind.GAUGE,
+        "Limit of an integration in requests per minute.",
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
+        "sidecar_integration_remaining_ratio",
+        MetricKind.GAUGE,
+        "Share of an integration's burst that is left now; 0 = the next request is refused.",
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
+        "sidecar_integration_used_ratio",
+        MetricKind.GAUGE,
+        "Requests of an integration that were allowed in the last minute, as a share of its limit.",
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
+        "sidecar_integration_limited_since_timestamp_seconds",
+        MetricKind.GAUGE,
+        "Unix time since which requests of an integration are over its limit; 0 = not in the last minute.",
+        row_labels=_INTEGRATION,
+    ),
+)
 
 PROCESS_METRICS = (
     MetricSpec("sidecar_ready", MetricKind.GAUGE, "1 while /readyz answers 200, else 0."),
@@ -456,6 +493,7 @@ ADMIN_METRICS = (
 TABLE = MetricTable(
     (
         *DECISION_METRICS,
+        *INTEGRATION_METRICS,
         *STORE_METRICS,
         *FALLBACK_METRICS,
         *TRANSPORT_METRICS,

@@ -56,6 +56,7 @@ than Python's default of 700."""
 
 WITHOUT_STORE_S = 5.0
 """How long a start waits for a store that does not answer, if no other process serves meanwhile."""
+RANK_INTERVAL_S = 5.0
 UNTIL_READY_S = 120.0
 """How long a start may take to load the registry."""
 
@@ -166,8 +167,9 @@ class Process:
         return replaces_another(self._sidecar.config)
 
     def begin(self) -> None:
-        """Start to watch or follow the registry, and to connect to the store."""
+        """Start to watch or follow the registry, to connect to the store, and to rank integrations."""
         sidecar = self._sidecar
+        self.spawn(self._rank_integrations())
         if sidecar.watch is not None and self._loaded.source is not None:
             report_registry(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
             self.spawn(sidecar.watch.run())
@@ -182,6 +184,12 @@ class Process:
             self._set_state("rate_limits", True, "loaded")
             report_rate_limits(self._loaded.rate_limits, self._loaded.config.settings.rate_limits.path or "")
             self.spawn(sidecar.rate_limits.run())
+
+    async def _rank_integrations(self) -> None:
+        """Keep the metrics of single integrations about those with the most traffic."""
+        while True:
+            await asyncio.sleep(RANK_INTERVAL_S)
+            self._sidecar.decider.rows.rank()
 
     async def _wait_until_ready(self, replaces: bool) -> bool:
         """

@@ -26,6 +26,7 @@ from sidecar.domain.cidr import Cidr, parse_cidr
 from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
+from sidecar.observe.integration_rows import LISTED_DEFAULT, LISTED_MAX
 from sidecar.stores.embedded_counters import COUNTERS_MAX
 from sidecar.stores.redis.urls import SCHEMES, parse_store_url
 from sidecar.transports.listeners import parse_endpoint
@@ -411,6 +412,7 @@ class Settings(Section):
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()
+    integration_series_max: Annotated[int, Field(ge=0, le=LISTED_MAX)] = LISTED_DEFAULT
 
     @property
     def store_timeout_s(self) -> float:

@@ -131,11 +131,14 @@ class LoadedConfig:
     def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
         """Build a decider with these rules and this registry; *shared* None = with embedded buckets."""
         policy, snapshot = self.rules.policy, self.registry.snapshot
+        listed_max = self.config.settings.integration_series_max
+        metrics.top.listed_max = listed_max
         if shared is None:
-            return Decider(policy, snapshot, EmbeddedBucketStore(wall_us=wall_clock_us), metrics)
+            store = EmbeddedBucketStore(wall_us=wall_clock_us)
+            return Decider(policy, snapshot, store, metrics, listed_max=listed_max)
         timeout_s = self.config.settings.store_timeout_s
         buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
-        return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback)
+        return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback, listed_max)
 
     def rate_limiter(self, metrics: Metrics, shared: SharedStore | None) -> RateLimiter:
         """Build a limiter with these rate-limit files; *shared* None = with embedded counters."""

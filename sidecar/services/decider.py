@@ -12,6 +12,13 @@ from sidecar.domain.decisions import DecisionIds, Reason
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
+from sidecar.observe.integration_rows import (
+    LISTED_DEFAULT,
+    RESET_AT_US,
+    RESULTS,
+    IntegrationRows,
+    result_of,
+)
 from sidecar.observe.metrics import Metrics
 from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
@@ -48,6 +55,7 @@ class Decider:
         clock_us: Callable[[], int] = wall_clock_us,
         store_timeout_s: float = STORE_TIMEOUT_S,
         fallback: StoreFallback | None = None,
+        listed_max: int = LISTED_DEFAULT,
     ) -> None:
         """
         Count in *metrics*.
@@ -56,6 +64,7 @@ class Decider:
             clock_us: judges expiry; with a shared store it is the store's clock, so that all sidecars agree.
             fallback: answers while the shared store is unavailable; None = the store is local, and requests
                 that it cannot answer are refused.
+            listed_max: how many integrations have metrics of their own.
         """
         self.policy = policy
         self.snapshot = snapshot
@@ -74,6 +83,8 @@ class Decider:
             reason: metrics.slot("sidecar_decisions_total", reason.verdict.value, reason.label)
             for reason in Reason
         }
+        self._places = {reason: RESULTS.index(result_of(reason)) for reason in Reason}
+        self.rows = IntegrationRows(metrics.table.integrations, metrics.values, listed_max)
         self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
 
     def count(self) -> int:
@@ -171,7 +182,14 @@ class Decider:
         started_ns: int,
         fallback: Fallback | None = None,
     ) -> Decision:
-        self._values[self._slots[reason]] += 1
+        values, integration = self._values, evaluation.integration
+        values[self._slots[reason]] += 1
+        if integration is not None:
+            row = integration.count_slot or self.rows.slot_of(integration)
+            if row:
+                values[row + self._places[reason]] += 1
+                if taken is not None and fallback is None:
+                    values[row + RESET_AT_US] = taken.reset_at_us
         self._observe_ns(perf_counter_ns() - started_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback)
         if reason is not Reason.OK and self.on_refused is not None and request is not None:

@@ -131,6 +131,7 @@ class Supervisor:
         self._orphans = OrphanReaper(self._worker_pids)
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
         counts.set("sidecar_workers_wanted", to=plan.count)
+        counts.top.listed_max = plan.config.settings.integration_series_max
         # Only workers follow the registry, and this metric is the least value of all processes.
         counts.set("sidecar_registry_in_touch", to=1)
         readiness = WorkersReadiness(
@@ -372,7 +373,11 @@ class Supervisor:
     def _warn_restart_needed(self, config: Config) -> None:
         """Warn of changed settings that need a restart of the supervisor."""
         old, new = self._config.settings, config.settings
-        changed = [key for key in ("workers", "log") if getattr(old, key) != getattr(new, key)]
+        changed = [
+            key
+            for key in ("workers", "log", "integration_series_max")
+            if getattr(old, key) != getattr(new, key)
+        ]
         changed += [
             f"listen.{kind}"
             for kind in SUPERVISED_KINDS

@@ -11,7 +11,7 @@ from sidecar.domain.cidr import Cidr, format_address
 LATEST_US = 253_402_300_799_999_999
 """The latest time that can be asked for: the end of the year 9999, in µs since the epoch."""
 
-Value: TypeAlias = "str | int | datetime"
+Value: TypeAlias = "str | int | datetime | list[str]"
 _EPOCH = datetime(1970, 1, 1)  # the files hold times in UTC without a zone
 
 

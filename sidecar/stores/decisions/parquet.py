@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,10 +87,16 @@ def write_rows(
 
 
 def write_query(
-    folder: Path, segment: Segment, query: str, connection: DuckDBPyConnection | None = None
+    folder: Path,
+    segment: Segment,
+    query: str,
+    connection: DuckDBPyConnection | None = None,
+    values: Sequence[object] = (),
 ) -> None:
     """
     Write the rows of the SQL *query* as the file *segment* of *folder*; see `write_rows`.
+
+    *values* are the query's parameters.
 
     Raises:
         OSError: the file cannot be written; no file is left.
@@ -102,7 +108,8 @@ def write_query(
     try:
         opened.execute(
             f"COPY ({query}) TO {quoted(temporary)}"
-            f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
+            f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})",
+            values,
         )
         _sync(temporary)
         temporary.rename(folder / segment.name)

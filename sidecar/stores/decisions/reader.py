@@ -104,14 +104,17 @@ class DecisionReader:
         self.folder = folder
         self._memory_mib_max = memory_mib_max
 
-    def sidecars(self) -> list[str]:
+    def folders(self) -> list[Path]:
         """
-        Return the names of the sidecars that write to the folder, in order.
+        Return the sub-folders, one for each sidecar that writes to the folder, by name.
 
         Raises:
             DecisionLogError: the folder cannot be read.
         """
-        return [folder.name for folder in self._folders()]
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.is_dir())
+        except OSError as error:
+            raise _unreadable(self.folder, error) from None
 
     def missing(self, from_us: int = 0, to_us: int = LATEST_US) -> list[MissingSpan]:
         """
@@ -121,7 +124,7 @@ class DecisionReader:
             DecisionLogError: the folder cannot be read.
         """
         spans = []
-        for folder in self._folders():
+        for folder in self.folders():
             try:
                 spans += read_missing(folder)
             except OSError as error:
@@ -149,8 +152,10 @@ class DecisionReader:
 
         def read() -> DecisionPage:
             files = self._files(filters.from_us, to_us)
+            # An id occurs once, so a second row is not looked for.
+            count = limit + 1 if filters.decision_id is None else 1
             with self._connected() as connection:
-                walk = _Walk(connection, files, conditions, limit + 1)
+                walk = _Walk(connection, files, conditions, count)
                 is_whole = walk.search(ends_at - (1 - _WALK_SHARE) * deadline_s)
                 return walk.page(is_whole, ends_at)
 
@@ -183,16 +188,10 @@ class DecisionReader:
 
         return _retried(read)
 
-    def _folders(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.folder.iterdir() if path.is_dir())
-        except OSError as error:
-            raise _unreadable(self.folder, error) from None
-
     def _files(self, from_us: int, to_us: int) -> list[_File]:
         """The files that may have rows of the span, the newest first."""
         found = []
-        for folder in self._folders():
+        for folder in self.folders():
             try:
                 segments = _listed(folder)
             except FileNotFoundError:  # the sub-folder was removed meanwhile
@@ -266,7 +265,7 @@ class _Walk:
     def search(self, ends_at: float) -> bool:
         """Find the times of the rows; False = the deadline came before all files were searched."""
         size = 1
-        while self._searched < len(self._files) and not self._is_found():
+        while self._searched < len(self._files) and not self._has_newest():
             files = self._files[self._searched : self._searched + size]
             try:
                 with query_deadline(self._connection, ends_at):
@@ -283,17 +282,17 @@ class _Walk:
         return True
 
     def page(self, is_whole: bool, ends_at: float) -> DecisionPage:
-        """Read the rows that `search` found; one more than the page has says that there are older ones."""
+        """Read the rows that `search` found; the last of several only says that there are older ones."""
         with query_deadline(self._connection, ends_at):
             decisions = self._decisions() if self._times else []
-        if len(decisions) == self._count:
+        if len(decisions) == self._count > 1:
             row = decisions[-2].row
             return DecisionPage(decisions[:-1], Cursor(int(row[0]), str(row[1])))
         if is_whole:
             return DecisionPage(decisions, None)
         return DecisionPage(decisions, Cursor(self._files[self._searched].segment.to_us + 1))
 
-    def _is_found(self) -> bool:
+    def _has_newest(self) -> bool:
         return len(self._times) == self._count and self._times[-1] > self._border()
 
     def _border(self) -> datetime:

@@ -107,7 +107,7 @@ def test_page__says_which_sidecar_wrote_a_row(log: DecisionReader) -> None:
     (decision,) = log.page(DecisionFilters(decision_id="id8"), 1, DEADLINE_S).decisions
     assert decision.sidecar == "b"
     assert decision.row == decision_row(7, "id8", verdict="DENY_429", reason="rate_limited")
-    assert log.sidecars() == ["a", "b"]
+    assert [folder.name for folder in log.folders()] == ["a", "b"]
 
 
 def test_sql__reads_parameters(log: DecisionReader) -> None:

@@ -11,10 +11,10 @@ import duckdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.domain.activity import OTHER
 from sidecar.domain.decision_rows import COLUMNS
 from sidecar.stores.decisions.rollup import (
     KEYS_MAX,
-    OTHER,
     counted_segments,
     network_of,
     rollup_query,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from sidecar.domain.decision_rows import COLUMNS, DecisionRow
 from sidecar.stores.decisions.filters import LATEST_US, Condition, DecisionFilters, Value, joined, timestamp
 from sidecar.stores.decisions.missing import MissingSpan, read_missing
+from sidecar.stores.decisions.rollup import counted_segments, create_rollups
 from sidecar.stores.decisions.segments import Contents, Segment, segments_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ MEMORY_MIB_MAX = 256
 """Memory of one query; one that needs more fails instead of the process."""
 LISTINGS_MAX = 5
 """How often a query starts over because a file was removed meanwhile."""
+INTERRUPT_INTERVAL_S = 0.001
+"""How often a query is interrupted after its deadline, until it ends."""
 _WALK_SHARE = 0.7
 """The share of a page's deadline for finding its rows; the rest is for reading them."""
 
@@ -94,6 +97,11 @@ def parse_cursor(text: str) -> Cursor:
     if match is None or int(match[1]) > LATEST_US:
         raise ValueError("invalid cursor; send 'next_after' of an earlier page")
     return Cursor(int(match[1]), match[2])
+
+
+def rows_segments(segments: Iterable[Segment]) -> Iterable[Segment]:
+    """Return the files with rows."""
+    return (segment for segment in segments if segment.contents is Contents.ROWS)
 
 
 class DecisionReader:
@@ -188,8 +196,61 @@ class DecisionReader:
 
         return _retried(read)
 
-    def _files(self, from_us: int, to_us: int) -> list[_File]:
-        """The files that may have rows of the span, the newest first."""
+    def rollup_sql(
+        self,
+        query: str,
+        parameters: Mapping[str, Value],
+        deadline_s: float,
+        from_us: int,
+        to_us: int,
+        integrations: Sequence[str],
+    ) -> list[tuple[Any, ...]]:
+        """
+        Return the rows of *query*, which reads the relation `rollups` of *integrations*.
+
+        `rollups` has the columns `rollup.COLUMNS`. It holds the counts of files that may have rows of the
+        span, also of files without a rollup yet. The query itself compares `hour`, and adds up `count`.
+
+        Raises:
+            DecisionLogTimeoutError: it took longer than *deadline_s*.
+            DecisionLogError: the log cannot be read, or the query needs too much memory.
+        """
+
+        def read() -> list[tuple[Any, ...]]:
+            files = self._files(from_us, to_us, counted_segments)
+            paths = {
+                contents: [str(file.path) for file in files if file.segment.contents is contents]
+                for contents in Contents
+            }
+            with self._connected() as connection, query_deadline(connection, monotonic() + deadline_s):
+                create_rollups(connection, paths[Contents.ROLLUP], paths[Contents.ROWS], integrations)
+                return connection.execute(query, parameters).fetchall()
+
+        return _retried(read)
+
+    def begins_us(self) -> int | None:
+        """
+        Return the time of the oldest row or rollup, in µs since the epoch; None = the log is empty.
+
+        Raises:
+            DecisionLogError: the folder cannot be read.
+        """
+        files = self._files(0, LATEST_US, counted_segments)
+        return min((file.segment.from_us for file in files), default=None)
+
+    def _folders(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.is_dir())
+        except OSError as error:
+            raise _unreadable(self.folder, error) from None
+
+    def _files(
+        self,
+        from_us: int,
+        to_us: int,
+        choose: Callable[[Iterable[Segment]], Iterable[Segment]] = rows_segments,
+    ) -> list[_File]:
+        """The files that *choose* returns and that may have rows of the span, the newest first."""
         found = []
         for folder in self.folders():
             try:
@@ -200,8 +261,8 @@ class DecisionReader:
                 raise _unreadable(folder, error) from None
             found += [
                 _File(segment, folder / segment.name)
-                for segment in segments
-                if segment.contents is Contents.ROWS and segment.overlaps(from_us, to_us - 1)
+                for segment in choose(segments)
+                if segment.overlaps(from_us, to_us - 1)
             ]
         return sorted(found, key=lambda file: -file.segment.to_us)
 
@@ -230,8 +291,16 @@ def query_deadline(connection: DuckDBPyConnection, ends_at: float) -> Iterator[N
     """Interrupt the queries of *connection* at *ends_at*, by `monotonic`."""
     import duckdb
 
-    watch = threading.Timer(max(ends_at - monotonic(), 0.0), connection.interrupt)
-    watch.daemon = True
+    is_done = threading.Event()
+
+    def interrupt() -> None:
+        wait_s = ends_at - monotonic()
+        # DuckDB forgets an interrupt that it receives between two statements.
+        while not is_done.wait(max(wait_s, 0.0)):
+            connection.interrupt()
+            wait_s = INTERRUPT_INTERVAL_S
+
+    watch = threading.Thread(target=interrupt, daemon=True)
     watch.start()
     try:
         yield
@@ -240,7 +309,7 @@ def query_deadline(connection: DuckDBPyConnection, ends_at: float) -> Iterator[N
             "the query did not end before its deadline; ask for a shorter span"
         ) from None
     finally:
-        watch.cancel()
+        is_done.set()
         watch.join()
 
 
@@ -350,8 +419,7 @@ def _listed(folder: Path) -> list[Segment]:
     """
     listed = segments_of(folder)
     for _ in range(LISTINGS_MAX):
-        rows = [segment for segment in listed if segment.contents is Contents.ROWS]
-        if all(former.last + 1 == latter.first for former, latter in pairwise(rows)):
+        if all(former.last + 1 == latter.first for former, latter in pairwise(rows_segments(listed))):
             break
         again = segments_of(folder)
         if again == listed:

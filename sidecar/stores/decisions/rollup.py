@@ -1,8 +1,7 @@
 """
 Rollups of the decision log: small exact counts by integration and hour, which outlive the rows.
 
-A rollup is one tall table with the columns kind, key, integration, hour (UTC), reason, count, first_seen and
-last_seen. Each row of the log counts once in each kind for which it has a key:
+A rollup is one tall table, see `COLUMNS`. Each row of the log counts once in each kind that it has a key for:
 
     kind        key
     reason      the reason (ok = allowed)
@@ -19,17 +18,33 @@ key `OTHER`. Totals are therefore always exact, and an `OTHER` shows that keys a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from sidecar.domain.activity import OTHER
 from sidecar.stores.decisions.segments import Contents, Segment
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 KEYS_MAX = 500
 """Keys of a kind that a file keeps for each integration and hour: at most 6 x 500 keys."""
 KEY_CHARACTERS_MAX = 200
 """Longer keys are cut; only a path can be longer."""
-OTHER = "other"
-"""The key that counts the requests of the keys past `KEYS_MAX`."""
 
+COLUMNS = {
+    "kind": "VARCHAR",
+    "key": "VARCHAR",
+    "integration": "VARCHAR",
+    "hour": "TIMESTAMP",
+    "reason": "VARCHAR",
+    "count": "BIGINT",
+    "first_seen": "TIMESTAMP",
+    "last_seen": "TIMESTAMP",
+}
+"""The columns of a rollup, with their types in the Parquet files."""
+
+_COLUMNS = ", ".join(COLUMNS)
 _MEASURES = "sum(count)::BIGINT AS count, min(first_seen) AS first_seen, max(last_seen) AS last_seen"
 
 
@@ -105,3 +120,28 @@ def counted_segments(segments: Iterable[Segment]) -> list[Segment]:
         if not counted or segment.last > counted[-1].last:
             counted.append(segment)
     return counted
+
+
+def create_rollups(
+    connection: DuckDBPyConnection,
+    rollup_paths: Sequence[str],
+    rows_paths: Sequence[str],
+    integrations: Sequence[str],
+) -> None:
+    """Create the relation `rollups` of files with rollups and files with rows, for *integrations*."""
+    from duckdb import ColumnExpression, ConstantExpression
+
+    def relation(paths: Sequence[str]) -> DuckDBPyRelation:
+        wanted = ColumnExpression("integration").isin(*map(ConstantExpression, integrations))
+        return connection.read_parquet(list(paths), union_by_name=True).filter(wanted)
+
+    parts = []
+    if rollup_paths:
+        relation(rollup_paths).create_view("kept_rollups")
+        parts.append(f"SELECT {_COLUMNS} FROM kept_rollups")  # noqa: S608
+    if rows_paths:
+        relation(rows_paths).create_view("rows_without_rollup")
+        parts.append(f"SELECT {_COLUMNS} FROM ({rollup_query('rows_without_rollup')})")  # noqa: S608
+    nothing = ", ".join(f"NULL::{sql_type} AS {name}" for name, sql_type in COLUMNS.items())
+    query = " UNION ALL ".join(parts) or f"SELECT {nothing} WHERE false"
+    connection.execute(f"CREATE VIEW rollups AS {query}")

@@ -1,0 +1,111 @@
+"""Reads the counts of an integration's requests from the rollups of a decision log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sidecar.domain.activity import BASELINE_WEEKS, DAY_US, HISTORY_DAYS, WEEK_US, Activity, KeyCount
+from sidecar.stores.decisions.filters import timestamp
+from sidecar.stores.decisions.reader import DecisionReader
+
+COUNTS_MAX = 50_000
+"""Counts that one answer is made of; past it, those of the networks with the fewest requests are left out."""
+
+UNKNOWN_CALLERS = ""
+"""The integration of requests without a valid API key."""
+
+_HOUR = "hour"
+_INVALID_KEYS = "invalid_keys"
+
+_QUERY = f"""
+WITH mine AS MATERIALIZED (SELECT * FROM rollups
+    WHERE integration = $integration AND hour >= $history AND hour < $end),
+counts AS (
+    SELECT kind, key, reason,
+        coalesce(sum(count) FILTER (WHERE hour >= $window), 0)::BIGINT AS requests,
+        coalesce(sum(count) FILTER (WHERE hour >= $baseline AND hour < $window), 0)::BIGINT AS baseline,
+        epoch_us(min(first_seen)) AS first_seen_us, epoch_us(max(last_seen)) AS last_seen_us
+    FROM mine GROUP BY ALL
+    HAVING requests > 0 OR kind IN ('reason', 'scope', 'credential')
+)
+SELECT * FROM counts
+UNION ALL
+SELECT '{_HOUR}', epoch_us(hour)::VARCHAR, '', sum(count)::BIGINT, 0, 0, 0
+FROM mine WHERE kind = 'reason' AND hour >= $baseline GROUP BY hour
+UNION ALL
+SELECT '{_INVALID_KEYS}', key, reason, sum(count)::BIGINT, 0, 0, 0
+FROM rollups
+WHERE integration = '' AND kind = 'address' AND reason = 'key_flood' AND hour >= $window AND hour < $end
+AND key IN (SELECT key FROM counts WHERE kind = 'address') GROUP BY ALL
+ORDER BY kind = 'address', requests DESC LIMIT {COUNTS_MAX}
+"""  # noqa: S608
+
+
+def read_activity(
+    reader: DecisionReader,
+    integration: str,
+    from_us: int,
+    to_us: int,
+    created_at_us: int,
+    deadline_s: float,
+) -> Activity:
+    """
+    Return the counts of *integration* from *from_us*, a full hour, to *to_us*.
+
+    *created_at_us* is when the integration was created, 0 = unknown.
+
+    Raises:
+        DecisionLogTimeoutError: it took longer than *deadline_s*.
+        DecisionLogError: the log cannot be read, or the query needs too much memory.
+    """
+    begins_us = reader.begins_us()
+    history_us = from_us - HISTORY_DAYS * DAY_US
+    times = {
+        "history": history_us,
+        "baseline": from_us - BASELINE_WEEKS * WEEK_US,
+        "window": from_us,
+        "end": to_us,
+    }
+    rows = reader.rollup_sql(
+        _QUERY,
+        {"integration": integration, **{name: timestamp(max(0, at_us)) for name, at_us in times.items()}},
+        deadline_s,
+        max(0, history_us),
+        to_us,
+        [integration, UNKNOWN_CALLERS],
+    )
+    counts = [KeyCount(*row) for row in rows]
+    return Activity(
+        from_us,
+        to_us,
+        max(created_at_us, begins_us if begins_us is not None else to_us),
+        {int(count.key): count.requests for count in counts if count.kind == _HOUR},
+        [count for count in counts if count.kind not in (_HOUR, _INVALID_KEYS)],
+        {count.key: count.requests for count in counts if count.kind == _INVALID_KEYS},
+        is_complete=len(counts) < COUNTS_MAX,
+    )
+
+
+def read_scope_uses(
+    reader: DecisionReader, integrations: Sequence[str], from_us: int, to_us: int, deadline_s: float
+) -> dict[str, dict[str, int]]:
+    """
+    Return when each of *integrations* last used each scope from *from_us* to *to_us*, in µs since the epoch.
+
+    A request that was refused with scope_missing does not use the scope.
+
+    Raises:
+        DecisionLogTimeoutError: it took longer than *deadline_s*.
+        DecisionLogError: the log cannot be read, or the query needs too much memory.
+    """
+    query = (
+        "SELECT integration, key, epoch_us(max(last_seen)) FROM rollups"
+        " WHERE kind = 'scope' AND reason <> 'scope_missing' AND last_seen >= $start GROUP BY ALL"
+    )
+    uses: dict[str, dict[str, int]] = {integration: {} for integration in integrations}
+    start = {"start": timestamp(max(0, from_us))}
+    for integration, scope, at_us in reader.rollup_sql(
+        query, start, deadline_s, max(0, from_us), to_us, integrations
+    ):
+        uses[integration][scope] = at_us
+    return uses

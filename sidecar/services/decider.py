@@ -20,6 +20,7 @@ from sidecar.observe.integration_rows import (
     result_of,
 )
 from sidecar.observe.metrics import Metrics
+from sidecar.services.recent_refusals import RecentRefusals
 from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
@@ -72,6 +73,8 @@ class Decider:
         """Records each request with a known key and its time; None = uses are not recorded."""
         self.on_refused: Callable[[AccessRequest, Decision], None] | None = None
         """Called with each denied request."""
+        self.refusals: RecentRefusals | None = None
+        """The latest refusals of each integration; None = they are not kept."""
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -126,13 +129,12 @@ class Decider:
         )
         return self.policy.evaluate(asked, self.snapshot, self.clock_us())
 
-    def peek(self, integration: CompiledIntegration, done: TakeDone) -> None:
-        """Call *done* with the state of the integration's bucket, at once where that needs no round trip."""
+    def peek(self, integration: CompiledIntegration, done: TakeDone) -> Taken | StoreFault | None:
+        """Return the state of the integration's bucket, or None and call *done* after a round trip."""
         outcome = self._take_now(integration.buckets, 0)
         if outcome is None:
             self._store.take_later(integration.buckets, 0, self._store_timeout_s, done)
-        else:
-            done(outcome)
+        return outcome
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""
@@ -192,8 +194,11 @@ class Decider:
                     values[row + RESET_AT_US] = taken.reset_at_us
         self._observe_ns(perf_counter_ns() - started_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback)
-        if reason is not Reason.OK and self.on_refused is not None and request is not None:
-            self.on_refused(request, decision)
+        if reason is not Reason.OK and request is not None:
+            if self.refusals is not None and integration is not None:
+                self.refusals.note(request, decision, self.clock_us())
+            if self.on_refused is not None:
+                self.on_refused(request, decision)
         return decision
 
 

@@ -120,6 +120,7 @@ def examples(integration_id: str = ID, suffix: str = "") -> Mapping[type[c.Comma
         c.RaiseLimit(**on, rate_limit_rpm=600, until_us=NOW_US + DAY_US),
         c.EndLimitRaise(**on),
         c.SetOnStoreError(**on, on_store_error="local"),
+        c.SetShadow(**on, shadow=("allowlist",)),
         c.IssueCredential(**on, credential=credential(f"more{suffix}")),
         c.RotateCredential(
             **on, credential_id=f"live{suffix}", credential=credential(f"next{suffix}"), overlap_us=HOUR_US

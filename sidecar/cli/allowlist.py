@@ -10,7 +10,7 @@ import typer
 
 from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
 from sidecar.cli.exits import EXIT_USAGE, CommandError
-from sidecar.cli.integrations import IdArgument
+from sidecar.cli.integrations import IdArgument, ShadowOption, in_shadow
 
 app = typer.Typer(no_args_is_help=True, help="The IP addresses from which an integration may call.")
 
@@ -42,13 +42,17 @@ def show(call: Invocation, id: IdArgument) -> None:
         shown = {"is_allowlist_enabled": is_on, "ip_allowlist": entries, "refused_callers": callers}
         call.print_json(shown)
         return
+    is_shadowed = "allowlist" in record["shadow"]
     state = "on: only these addresses may call" if is_on else "off: every address may call"
+    if is_on and is_shadowed:
+        state = "on, in shadow: other addresses may call, too"
     typer.echo(f"The allowlist of {id} is {state}.", err=True)
     print_table(
         [Column("entry", is_whole=True)], [[entry] for entry in entries], "the allowlist has no entry"
     )
     if callers:
-        typer.echo(f"calls of {id} were refused from these addresses, latest first:", err=True)
+        verb = "would be refused if it was not in shadow" if is_shadowed else "were refused"
+        typer.echo(f"calls of {id} {verb} from these addresses, latest first:", err=True)
         print_refused_callers(callers, "", err=not sys.stdout.isatty())
 
 
@@ -87,9 +91,10 @@ def set_entries(
 
 
 @command(app, "enable", IntegrationChange)
-def enable(call: Invocation, id: IdArgument) -> None:
+def enable(call: Invocation, id: IdArgument, shadow: ShadowOption = None) -> None:
     """Turn the allowlist on: only its entries may call. Warns of recent callers that it locks out."""
-    call.print_change(call.change("POST", "integrations", id, "allowlist", "enable", body={}))
+    body = in_shadow(shadow)
+    call.print_change(call.change("POST", "integrations", id, "allowlist", "enable", body=body))
 
 
 @command(app, "disable", IntegrationChange, Confirmed)

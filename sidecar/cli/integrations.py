@@ -66,6 +66,23 @@ SearchOption = Annotated[
 StatusOption = Annotated[Status | None, typer.Option("--status", help="Filter by status.")]
 
 
+ShadowOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shadow/--enforce",
+        help="Count requests that the rule would refuse, but allow them / refuse them. Default: as it is.",
+    ),
+]
+
+
+class ShadowRule(StrEnum):
+    """Rules that can be in shadow."""
+
+    ALLOWLIST = "allowlist"
+    SCOPES = "scopes"
+    LIMIT = "limit"
+
+
 class StorePolicy(StrEnum):
     """The values of `--on-store-error`."""
 
@@ -213,6 +230,30 @@ def on_store_error(
     """Set how to answer its requests while the shared store is unavailable."""
     body = {"policy": _policy(policy)}
     call.print_change(call.change("POST", "integrations", id, "on-store-error", body=body))
+
+
+@command(app, "shadow", IntegrationChange)
+def shadow(
+    call: Invocation,
+    id: IdArgument,
+    rule: Annotated[
+        list[ShadowRule] | None,
+        typer.Argument(help="All rules in shadow; 'scopes' covers path, route and scope."),
+    ] = None,
+    enforce: Annotated[bool, typer.Option("--enforce", help="Enforce every rule.")] = False,
+) -> None:
+    """Set the rules in shadow: requests that they would refuse are counted, but allowed."""
+    from sidecar.cli.exits import EXIT_USAGE, CommandError
+
+    if enforce == bool(rule):
+        raise CommandError("name the rules to put in shadow, or pass --enforce", EXIT_USAGE)
+    body = {"shadow": [named.value for named in rule or ()]}
+    call.print_change(call.change("POST", "integrations", id, "shadow", body=body))
+
+
+def in_shadow(shadow: bool | None) -> dict[str, bool]:
+    """The field of a body for `ShadowOption`; it is left out by default."""
+    return {} if shadow is None else {"in_shadow": shadow}
 
 
 def _policy(policy: StorePolicy | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sidecar.cli.admin_command import IntegrationChange, Invocation, command
-from sidecar.cli.integrations import BurstOption, IdArgument
+from sidecar.cli.integrations import BurstOption, IdArgument, ShadowOption, in_shadow
 
 app = typer.Typer(no_args_is_help=True, help="The permanent and the temporary rate limit of an integration.")
 
@@ -30,9 +30,19 @@ def show(call: Invocation, id: IdArgument) -> None:
 
 
 @command(app, "set", IntegrationChange)
-def set_limit(call: Invocation, id: IdArgument, rpm: RpmArgument, burst: BurstOption = None) -> None:
-    """Set the permanent limit, in force at once; used tokens stay used, and a temporary raise ends."""
-    body = {"rate_limit_rpm": rpm} | ({} if burst is None else {"burst": burst})
+def set_limit(
+    call: Invocation,
+    id: IdArgument,
+    rpm: RpmArgument,
+    burst: BurstOption = None,
+    shadow: ShadowOption = None,
+) -> None:
+    """
+    Set the permanent limit, in force at once; used tokens stay used, and a temporary raise ends.
+
+    With --shadow no limit refuses requests; 'sidecar simulate' tries a limit while the present one holds.
+    """
+    body = {"rate_limit_rpm": rpm} | ({} if burst is None else {"burst": burst}) | in_shadow(shadow)
     call.print_change(call.change("POST", "integrations", id, "limit", "set", body=body))
 
 

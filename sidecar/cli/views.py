@@ -108,6 +108,7 @@ def print_integration(record: Record) -> None:
         *limit_fields(record),
         ("allowlist", record["ip_allowlist"] or "no entry"),
         ("allowlist is", _allowlist(record)),
+        ("in shadow", record["shadow"] or "nothing"),
         ("on store error", record.get("on_store_error") or "as configured"),
         ("webhook secrets", [webhook_secret["id"] for webhook_secret in record["webhook_secrets"]] or "none"),
         ("created", shown(record["created_at"])),
@@ -203,7 +204,7 @@ def _allowlist(record: Record) -> str:
     count = len(record["ip_allowlist"])
     if not record["is_allowlist_enabled"] or not count:
         return f"off ({count})" if count else "off"
-    return f"on ({count})"
+    return f"shadow ({count})" if "allowlist" in record["shadow"] else f"on ({count})"
 
 
 def _suspension(suspension: Record) -> str:

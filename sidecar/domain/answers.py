@@ -24,6 +24,7 @@ Headers = list[tuple[str, str]]
 
 PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
 FALLBACK_HEADER = "x-ratelimit-fallback"
+WOULD_DENY_HEADER = "x-auth-would-deny"
 _GRPC = "application/grpc"
 KEY_FLOOD_RETRY_AFTER_S = "60"
 """The bucket of a source's invalid keys is full again after a minute."""
@@ -53,10 +54,12 @@ class Decision(Value):
     The complete record of one decision.
 
     `taken` None = no bucket was read. `fallback` is set when the shared store was unavailable and
-    `on_store_error` decided; `taken` is then the outcome of this sidecar's local bucket.
+    `on_store_error` decided; `taken` is then the outcome of this sidecar's local bucket. `would_deny` is the
+    reason for which an allowed request would be denied if no rule was in shadow; None = it would be allowed,
+    or it is denied.
     """
 
-    __slots__ = ("evaluation", "fallback", "id", "reason", "taken")
+    __slots__ = ("evaluation", "fallback", "id", "reason", "taken", "would_deny")
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Decision(Value):
         evaluation: Evaluation,
         taken: Taken | None,
         fallback: Fallback | None = None,
+        would_deny: Reason | None = None,
     ) -> None:
         """See the class."""
         self.id = id
@@ -72,6 +76,7 @@ class Decision(Value):
         self.evaluation = evaluation
         self.taken = taken
         self.fallback = fallback
+        self.would_deny = would_deny
 
 
 @final
@@ -154,6 +159,8 @@ class Answer:
         else:
             headers = denial_headers(reason, decision.id, limits, style)
         headers += fallback_headers(decision.fallback)
+        if decision.would_deny is not None:
+            headers.append((WOULD_DENY_HEADER, decision.would_deny.label))
         if is_grpc and reason is not Reason.OK:
             headers += grpc_status_headers(reason, evaluation, limits, style)
         elif reason is not Reason.OK:
@@ -189,6 +196,8 @@ class Answer:
         }
         if decision.fallback is not None:
             metadata["fallback"] = decision.fallback.policy.value
+        if decision.would_deny is not None:
+            metadata["would_deny"] = decision.would_deny.label
         return metadata
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidecar.domain.canonical import Json
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
+from sidecar.domain.enforcement import rule_names
 from sidecar.domain.integrations import DETAILS, Credential, Integration, Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.limits import SCOPES_MAX
@@ -212,6 +213,7 @@ def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Com
         allowlist=tuple(map(str, dict.fromkeys(declared.ip_allowlist))),
         credentials=tuple(map(_new_credential, _missing(declared, None, terms.now_us))),
         on_store_error=_policy_text(declared.on_store_error),
+        shadow=tuple(rule_names(declared.shadow)),
     )
     if declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
@@ -226,10 +228,13 @@ def _changes(
 ) -> Iterator[c.Command]:
     """Yield the commands that make *held* match *declared*, narrowing ones before widening ones."""
     now_us = terms.now_us
-    on = {"integration_id": declared.id, "reason": terms.reason}
+    on: dict[str, Any] = {"integration_id": declared.id, "reason": terms.reason}
     changes_status = "status" in declaration.keys and declared.status is not held.status
     if changes_status and declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
+    if declared.shadow != held.shadow:
+        # First, so that a new rule that is declared in shadow refuses nobody for a moment.
+        yield c.SetShadow(**on, shadow=tuple(rule_names(declared.shadow)))
     undeclared = _undeclared(declaration.record, held) if terms.has_prune else ()
     for credential in (*_declared_expired(declared, held, now_us), *undeclared):
         yield c.RevokeCredential(**on, credential_id=credential.id)
@@ -251,7 +256,7 @@ def _changes(
         yield c.Reactivate(**on)
 
 
-def _allowlist(declared: Integration, held: Integration, on: Mapping[str, str]) -> Iterator[c.Command]:
+def _allowlist(declared: Integration, held: Integration, on: Mapping[str, Any]) -> Iterator[c.Command]:
     """Yield the commands for the allowlist; an allowlist without entries is off."""
     wanted = tuple(dict.fromkeys(declared.ip_allowlist))
     is_wanted_on = bool(wanted) and declared.is_allowlist_enabled
@@ -418,6 +423,7 @@ def _field_changes(held: Integration | None, final: Integration) -> Iterator[Fie
         old, new = getattr(before, name), getattr(final, name)
         if old != new:
             yield FieldChange(name, None if held is None else _json(old), _json(new))
+    yield from _members("shadow", rule_names(before.shadow), rule_names(final.shadow))
     yield from _members("scopes", sorted(map(str, before.scopes)), sorted(map(str, final.scopes)))
     yield from _members("ip_allowlist", map(str, before.ip_allowlist), map(str, final.ip_allowlist))
     # New entries turn the allowlist on, so next to them only 'off' is a change.

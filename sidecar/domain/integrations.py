@@ -13,6 +13,7 @@ from enum import Enum
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
 from sidecar.domain.bucket import Quota
 from sidecar.domain.cidr import Cidr
+from sidecar.domain.enforcement import NO_RULES, Rule
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.scopes import Scope
 
@@ -116,7 +117,8 @@ class Integration:
     latest suspension: credentials that were issued before it are permanently invalid. `domain.effective`
     computes the effective state. `on_store_error` is the policy while the bucket is unavailable; None = the
     policy in each sidecar's configuration. `single_person_at_us` is the time of a reactivation by an account
-    that may belong to the suspender; 0 = no such reactivation.
+    that may belong to the suspender; 0 = no such reactivation. `shadow` are the rules that are evaluated and
+    counted, but refuse nothing.
     """
 
     id: str
@@ -140,6 +142,7 @@ class Integration:
     changed_at_us: int = 0
     on_store_error: FailPolicy | None = None
     single_person_at_us: int = 0
+    shadow: frozenset[Rule] = NO_RULES
 
     def __post_init__(self) -> None:
         """Check the rules for a single record."""

@@ -16,6 +16,7 @@ from sidecar.domain.cidr import AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
+from sidecar.domain.enforcement import NO_RULES, Rule
 from sidecar.domain.key_flood import KeyFloodLimiter
 from sidecar.domain.paths import PathFault, PathRefusedError
 from sidecar.domain.route_readings import RouteReadings
@@ -70,7 +71,8 @@ class Evaluation(Value):
     """
     The result of the policy for a request, before the bucket.
 
-    `reason` OK = allowed if the bucket admits it. `integration` None = the caller is unknown.
+    `reason` OK = allowed if the bucket admits it. `integration` None = the caller is unknown. `would_deny` is
+    the first reason of a rule in shadow, which refuses nothing; None = no such rule failed.
     `client_address` is packed, None = unknown or not checked; `scope` is the required scope, None = not
     required or not checked; `key_headers` are the headers that the proxy removes before the upstream;
     `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation.
@@ -84,6 +86,7 @@ class Evaluation(Value):
         "key_headers",
         "reason",
         "scope",
+        "would_deny",
     )
 
     def __init__(
@@ -95,6 +98,7 @@ class Evaluation(Value):
         client_address: bytes | None = None,
         scope: Scope | None = None,
         detail: str = "",
+        would_deny: Reason | None = None,
     ) -> None:
         """See the class."""
         self.reason = reason
@@ -104,6 +108,7 @@ class Evaluation(Value):
         self.client_address = client_address
         self.scope = scope
         self.detail = detail
+        self.would_deny = would_deny
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,7 @@ class Policy:
         "on_misconfigured",
         "overrides",
         "routes",
+        "shadow",
         "sources",
     )
 
@@ -150,9 +156,12 @@ class Policy:
         *,
         resolves_every_address: bool = False,
         key_flood: KeyFloodLimiter | None = None,
+        shadow: frozenset[Rule] = NO_RULES,
     ) -> None:
         """
         Store the rules. A path without a route is denied with route_unknown.
+
+        *shadow* = the rules that are in shadow for every integration.
 
         *resolves_every_address* = determine the client's address also for integrations without an allowlist,
         so that it can be recorded.
@@ -163,6 +172,7 @@ class Policy:
         self._catalogue = catalogue
         self._resolves_every_address = resolves_every_address
         self.key_flood = key_flood
+        self.shadow = shadow
         self.on_misconfigured: Callable[[str], None] | None = None
         """Receives a message about each invalid scope that a proxy states, once per scope."""
         self._misconfigured: set[str] = set()
@@ -205,7 +215,7 @@ class Policy:
         integration = credential.integration
         if integration.is_suspended:
             return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_headers)
-        address = None
+        address = would_deny = None
         allowlist = integration.allowlist
         if allowlist is not None or self._resolves_every_address:
             rule = self.client_address if request.address_rule is None else request.address_rule
@@ -215,23 +225,39 @@ class Policy:
             except AddressError as error:
                 problem = f"{_NO_ADDRESS}: {error}"
             if allowlist is not None and (address is None or not allowlist.contains(address)):
-                return Evaluation(
-                    Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address, detail=problem
-                )
+                if not self.is_shadowed(integration, Rule.ALLOWLIST):
+                    return Evaluation(
+                        Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address, None, problem
+                    )
+                would_deny = Reason.IP_NOT_ALLOWED
+        scope = None
+        reason, detail = Reason.OK, ""
         try:
             if request.scope is None:
                 route = self.routes.find(request.method, request.path)
             else:
                 self.routes.normalize(request.path)
                 route = self.route_named(request.scope)
+            if route is None:
+                reason = self._no_route_reason(request)
+            else:
+                scope = route.scope
+                if scope is not None and scope not in integration.scopes:
+                    reason = Reason.SCOPE_MISSING
         except PathRefusedError as error:
             reason = Reason.URI_TOO_LONG if error.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
-            return Evaluation(reason, integration, credential, key_headers, address, None, error.advice)
-        if route is None:
-            return Evaluation(self._no_route_reason(request), integration, credential, key_headers, address)
-        scope = route.scope
-        reason = Reason.OK if scope is None or scope in integration.scopes else Reason.SCOPE_MISSING
-        return Evaluation(reason, integration, credential, key_headers, address, scope)
+            detail = error.advice
+        if reason is not Reason.OK:
+            if not self.is_shadowed(integration, Rule.SCOPES):
+                return Evaluation(reason, integration, credential, key_headers, address, scope, detail)
+            would_deny = would_deny or reason
+        return Evaluation(
+            Reason.OK, integration, credential, key_headers, address, scope, would_deny=would_deny
+        )
+
+    def is_shadowed(self, integration: CompiledIntegration, rule: Rule) -> bool:
+        """Return whether *rule* is in shadow for *integration*; asked only when the rule fails."""
+        return rule in integration.shadow or rule in self.shadow
 
     def _no_route_reason(self, request: AccessRequest) -> Reason:
         """Return why *request* has no route."""

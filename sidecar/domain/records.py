@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sidecar.domain.canonical import Json, canonical_json, sha256_hex
 from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.effective import is_invalidated
+from sidecar.domain.enforcement import Rule, rule_names
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import (
     DETAILS,
@@ -81,6 +82,7 @@ RECORD_FIELDS = (
         FailPolicy,
         is_optional=True,
     ),
+    RecordField("shadow", rule_names, lambda names: frozenset(map(Rule, names)), is_optional=True),
     RecordField("limit_raise", lambda part: part and _plain(part), lambda part: part and LimitRaise(**part)),
     RecordField(
         "ip_allowlist", lambda entries: list(map(str, entries)), lambda texts: tuple(map(parse_cidr, texts))

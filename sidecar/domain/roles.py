@@ -29,6 +29,7 @@ class Action(Enum):
     SCOPES = "scopes"
     ALLOWLIST = "allowlist"
     LIMIT = "limit"
+    SHADOW = "shadow"
     CREDENTIALS = "credentials"
     WEBHOOK_SECRETS = "webhook_secrets"
     SUSPEND = "suspend"

@@ -39,6 +39,7 @@ class CompiledIntegration:
         "on_store_error",
         "record",
         "scopes",
+        "shadow",
     )
 
     def __init__(self, record: Integration) -> None:
@@ -52,6 +53,7 @@ class CompiledIntegration:
         self.scopes = record.scopes
         self.limit_rpm = record.rate_limit_rpm
         self.on_store_error = record.on_store_error
+        self.shadow = record.shadow
         self.allowlist = PrefixTrie(record.ip_allowlist) if record.ip_allowlist else None
         self.buckets = BucketSet(record.id, record.generation, (record.id,), (record.quota,))
         self.credentials = tuple(CompiledCredential(credential, self) for credential in record.credentials)

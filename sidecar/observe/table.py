@@ -5,107 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from sidecar.domain.decisions import Reason, Verdict
+from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
 from sidecar.observe.file_reading import FILE_KINDS
 from sidecar.observe.integration_rows import RESULTS
 from sidecar.observe.metrics import MetricKind, MetricSpec, MetricTable
-
-CLOSE_REASONS = (
-    "peer",            # the client closed it, or its connection broke
-    "drain",           # the sidecar is stopping
-    "max_age",         # older than max_connection_age_s
-    "idle",            # no stream for idle_timeout_s
-    "keepalive",       # no byte within keepalive_timeout_s after our PING
-    "handshake",       # preface, SETTINGS or SETTINGS ACK not received in time; ALPN is not h2
-    "header_timeout",  # an incomplete header block
-    "protocol_error",  # RFC 9113 connection error
-    "flood",           # any flood class
-    "slow_reader",     # the peer does not read our answers
-    "too_many_pings",  # gRPC proposal A8
-    "connection_limit",
-    "memory_limit",    # the peer has too many unread answers or incomplete requests
-    "internal",        # a bug
-)  # fmt: skip
-
-GRPC_CODES = tuple(str(code) for code in range(17))
-
-TRANSPORT_METRICS = (
-    MetricSpec("sidecar_connections_open", MetricKind.GAUGE, "Client connections open now."),
-    MetricSpec("sidecar_connections_accepted_total", MetricKind.COUNTER, "Client connections accepted."),
-    MetricSpec(
-        "sidecar_connections_closed_total",
-        MetricKind.COUNTER,
-        "Client connections closed, by reason.",
-        labels=(("reason", CLOSE_REASONS),),
-    ),
-    MetricSpec(
-        "sidecar_unsent_bytes",
-        MetricKind.GAUGE,
-        "Memory of answers that peers have not read and of incomplete requests.",
-    ),
-    MetricSpec(
-        "sidecar_reads_postponed_total",
-        MetricKind.COUNTER,
-        "Reads postponed to a later turn of the event loop, because the turn was full.",
-    ),
-    MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls in flight."),
-    MetricSpec(
-        "sidecar_calls_total",
-        MetricKind.COUNTER,
-        "gRPC calls ended, by status code (0 = OK, also for denials).",
-        labels=(("grpc_code", GRPC_CODES),),
-    ),
-    MetricSpec(
-        "sidecar_key_floods_total",
-        MetricKind.COUNTER,
-        "Times that a source began to send too many invalid API keys.",
-    ),
-    MetricSpec(
-        "sidecar_accept_pauses_total",
-        MetricKind.COUNTER,
-        "Times that accepting connections paused for lack of file descriptors or memory.",
-    ),
-    MetricSpec(
-        "sidecar_tls_reloads_total",
-        MetricKind.COUNTER,
-        "Reloads of changed TLS files; failed = the former files stay in use.",
-        labels=(("result", ("ok", "failed")),),
-    ),
-)
-
-HTTP_CLOSE_REASONS = (
-    "peer",             # the client closed it, or its connection broke
-    "served",           # after an answer, because the client requested it or its request was not read fully
-    "drain",            # the sidecar is stopping, or its TLS files have changed
-    "no_request",       # no byte within 10 s of the connection
-    "idle",             # no request for 80 s
-    "body_timeout",     # the body was not received within 20 s
-    "slow_reader",      # the answer was not read within 20 s
-    "handshake",        # TLS
-    "bad_request",      # a request that cannot be served, see sidecar_http_requests_refused_total
-    "evicted",          # the longest idle connection, closed at the limit for a new one
-    "connection_limit", # at the limit, with no idle connection
-    "memory_limit",     # unread answers reached the memory limit
-    "internal",         # a bug
-)  # fmt: skip
-
-HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
-
-HTTP_METRICS = (
-    MetricSpec("sidecar_http_connections_open", MetricKind.GAUGE, "Connections to HTTP listeners open now."),
-    MetricSpec(
-        "sidecar_http_connections_closed_total",
-        MetricKind.COUNTER,
-        "Connections to HTTP listeners closed, by reason.",
-        labels=(("reason", HTTP_CLOSE_REASONS),),
-    ),
-    MetricSpec(
-        "sidecar_http_requests_refused_total",
-        MetricKind.COUNTER,
-        "HTTP requests refused before a handler ran, by status.",
-        labels=(("status", HTTP_REFUSALS),),
-    ),
-)
+from sidecar.observe.transport_metrics import HTTP_METRICS, TRANSPORT_METRICS
 
 DECISION_METRICS = (
     MetricSpec(
@@ -117,6 +22,12 @@ DECISION_METRICS = (
             ("reason", tuple(reason.label for reason in Reason)),
         ),
         only=tuple((reason.verdict.value, reason.label) for reason in Reason),
+    ),
+    MetricSpec(
+        "sidecar_shadow_denials_total",
+        MetricKind.COUNTER,
+        "Requests allowed that would be denied if no rule was in shadow, by reason.",
+        labels=(("reason", tuple(reason.label for reason in RULE_OF)),),
     ),
     MetricSpec(
         "sidecar_decision_duration_seconds",

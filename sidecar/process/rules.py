@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.client_address import ClientAddressRule, ClientHeader, ForwardedFor, PeerAddress
 from sidecar.domain.credential_sources import CredentialSource, CredentialSources
+from sidecar.domain.enforcement import ALL_RULES, NO_RULES
 from sidecar.domain.key_flood import KeyFloodLimiter
 from sidecar.domain.policy import Policy, Route
 from sidecar.domain.prefix_trie import PrefixTrie
@@ -57,6 +58,7 @@ def build_rules(config: Config) -> Rules:
         catalogue,
         key_flood=KeyFloodLimiter(per_minute) if per_minute else None,
         resolves_every_address=config.has_control_plane,  # to record where a credential was used
+        shadow=ALL_RULES if config.settings.enforcement == "shadow" else NO_RULES,
     )
     style = AnswerStyle(
         config.settings.unauthenticated_status, config.settings.ietf_headers, " or ".join(map(_hint, sources))

@@ -403,6 +403,7 @@ class Settings(Section):
         CredentialSettings(header="x-api-key"),
         CredentialSettings(header="authorization", scheme="Bearer"),
     )
+    enforcement: Literal["enforce", "shadow"] = "enforce"
     whoami: bool = True
     invalid_keys_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 600
     unauthenticated_status: Literal[403, 401] = 403

@@ -25,7 +25,8 @@ def use_recorder(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Ev
 
     A request whose key was accepted counts as a use, even if it was out of scope or over its limit. A request
     from a refused address goes to *refusals* instead, where administrators see who is locked out: the address
-    of a stolen key must not appear among those of the integration.
+    of a stolen key must not appear among those of the integration. A request that only an allowlist in shadow
+    refuses counts as both.
     """
     note, note_refusal, refused = uses.note, refusals.note, Reason.IP_NOT_ALLOWED
 
@@ -34,9 +35,9 @@ def use_recorder(uses: CredentialUses, refusals: RefusedCallers) -> Callable[[Ev
         if integration is None or credential is None:  # both are None or neither
             return
         address = evaluation.client_address
-        if evaluation.reason is refused:
+        if evaluation.reason is refused or evaluation.would_deny is refused:
             note_refusal(integration.id, credential.id, address or b"", now_us)
-        elif address is not None:
+        if evaluation.reason is not refused and address is not None:
             note(credential.id, integration.id, address, now_us)
 
     return note_use

@@ -47,7 +47,7 @@ from sidecar.services.reflection import ReflectionService
 from sidecar.services.refusal_log import RefusalLog
 from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
 from sidecar.services.rls import RateLimitService
-from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod, WhoAmI
+from sidecar.services.whoami import WhoAmI
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
@@ -232,9 +232,6 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         *DecisionService(decider, style).methods(),
         *rls_methods,
     ]
-    describer = CallerDescriber(decider) if config.settings.whoami else None
-    if describer is not None:
-        methods.append(DescribeCallerMethod(describer, decider, style).method())
     if config.settings.reflection:
         methods += ReflectionService(methods).methods()
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
@@ -243,8 +240,8 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     server = grpc_server(config, methods, metrics, turn)
     trusted = config.settings.forward_auth.trusted_proxies
     forward_auth = ForwardAuthService(decider, style, trusted, lambda: readiness.is_ready)
-    if describer is not None:
-        forward_auth.pages[b"/whoami"] = WhoAmI(describer, style, forward_auth.caller_of).serve
+    if config.settings.whoami:
+        forward_auth.pages[b"/whoami"] = WhoAmI(decider, style, forward_auth.caller_of).serve
     http = HttpServer(
         forward_auth.serve, endpoints(config, "http"), metrics, DECIDING, forward_auth_limits(config)
     )
@@ -345,6 +342,12 @@ def warn(loaded: LoadedConfig) -> None:
 
     if loaded.source is None and not loaded.config.has_control_plane:
         log_event(_log, logging.WARNING, "no registry: every API key is refused; set 'registry'")
+    if loaded.rules.policy.shadow:
+        log_event(
+            _log,
+            logging.WARNING,
+            "enforcement is shadow: only unknown keys and suspended integrations are refused",
+        )
     if not loaded.config.settings.routes:
         log_event(
             _log, logging.WARNING, "no routes: only paths whose scope the proxy states are open; set 'routes'"

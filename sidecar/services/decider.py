@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.enforcement import RULE_OF, Rule
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
@@ -20,7 +21,6 @@ from sidecar.observe.integration_rows import (
     result_of,
 )
 from sidecar.observe.metrics import Metrics
-from sidecar.services.recent_refusals import RecentRefusals
 from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
@@ -72,9 +72,7 @@ class Decider:
         self.note_use: Callable[[Evaluation, int], None] | None = None
         """Records each request with a known key and its time; None = uses are not recorded."""
         self.on_refused: Callable[[AccessRequest, Decision], None] | None = None
-        """Called with each denied request."""
-        self.refusals: RecentRefusals | None = None
-        """The latest refusals of each integration; None = they are not kept."""
+        """Called with each request that is denied, or that a rule in shadow would deny."""
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -85,6 +83,9 @@ class Decider:
         self._slots = {
             reason: metrics.slot("sidecar_decisions_total", reason.verdict.value, reason.label)
             for reason in Reason
+        }
+        self._shadow_slots = {
+            reason: metrics.slot("sidecar_shadow_denials_total", reason.label) for reason in RULE_OF
         }
         self._places = {reason: RESULTS.index(result_of(reason)) for reason in Reason}
         self.rows = IntegrationRows(metrics.table.integrations, metrics.values, listed_max)
@@ -115,7 +116,8 @@ class Decider:
             return self._finish(request, evaluation.reason, evaluation, None, started_ns)
         if self.note_use is not None:
             self.note_use(evaluation, now_us)
-        outcome = self._take_now(integration.buckets, 1 if evaluation.reason is Reason.OK else 0)
+        is_plain = evaluation.reason is Reason.OK and evaluation.would_deny is None
+        outcome = self._take_now(integration.buckets, 1 if is_plain else self._asked(evaluation))
         if outcome is not None:
             return self._settle(request, evaluation, outcome, started_ns)
         pending = _Pending(self, request, evaluation, deadline_s, done, context, started_ns)
@@ -129,12 +131,13 @@ class Decider:
         )
         return self.policy.evaluate(asked, self.snapshot, self.clock_us())
 
-    def peek(self, integration: CompiledIntegration, done: TakeDone) -> Taken | StoreFault | None:
-        """Return the state of the integration's bucket, or None and call *done* after a round trip."""
+    def peek(self, integration: CompiledIntegration, done: TakeDone) -> None:
+        """Call *done* with the state of the integration's bucket, at once where that needs no round trip."""
         outcome = self._take_now(integration.buckets, 0)
         if outcome is None:
             self._store.take_later(integration.buckets, 0, self._store_timeout_s, done)
-        return outcome
+        else:
+            done(outcome)
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""
@@ -146,7 +149,7 @@ class Decider:
         timeout_s = self._store_timeout_s
         if pending.deadline_s is not None:
             timeout_s = max(0.0, min(timeout_s, STORE_SHARE * (pending.deadline_s - monotonic())))
-        asked = 1 if pending.evaluation.reason is Reason.OK else 0
+        asked = self._asked(pending.evaluation)
         self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
 
     def _settle(
@@ -154,10 +157,30 @@ class Decider:
     ) -> Decision:
         if type(outcome) is not Taken:
             return self._fall_back(request, evaluation, outcome, started_ns)
-        reason = evaluation.reason
+        reason, would_deny = evaluation.reason, evaluation.would_deny
         if reason is Reason.OK and not outcome.admitted:
-            reason = Reason.RATE_LIMITED
-        return self._finish(request, reason, evaluation, outcome, started_ns)
+            reason, would_deny = self._limited(evaluation, Reason.RATE_LIMITED)
+        return self._finish(request, reason, evaluation, outcome, started_ns, would_deny=would_deny)
+
+    def _asked(self, evaluation: Evaluation) -> int:
+        """
+        Return how often the decision takes from the bucket: 1, or 0 = a peek.
+
+        With the limit in shadow, a request that another rule would deny takes nothing, as when all rules are
+        enforced. With the limit enforced, it is admitted and therefore takes.
+        """
+        if evaluation.reason is not Reason.OK:
+            return 0
+        if evaluation.would_deny is None or evaluation.integration is None:
+            return 1
+        return 0 if self.policy.is_shadowed(evaluation.integration, Rule.LIMIT) else 1
+
+    def _limited(self, evaluation: Evaluation, reason: Reason) -> tuple[Reason, Reason | None]:
+        """Return the reason and `would_deny` of a request that the limit refuses for *reason*."""
+        assert evaluation.integration is not None  # only known integrations have buckets
+        if self.policy.is_shadowed(evaluation.integration, Rule.LIMIT):
+            return Reason.OK, evaluation.would_deny or reason
+        return reason, None
 
     def _fall_back(
         self, request: AccessRequest, evaluation: Evaluation, fault: StoreFault, started_ns: int
@@ -165,15 +188,25 @@ class Decider:
         """
         Decide after *fault*: a denial stays, without limits; otherwise the fail policy decides.
 
-        SUPERSEDED (the record keeps changing) is not a failure of the store, so it is always denied.
+        SUPERSEDED (the record keeps changing) is not a failure of the store, so it is always denied. So is a
+        request by an outdated record, although the limit is in shadow: the newer record may suspend it.
         """
         reason, integration = evaluation.reason, evaluation.integration
         if reason is not Reason.OK or integration is None:
             return self._finish(request, reason, evaluation, None, started_ns)
-        if self._fallback is None or fault is StoreFault.SUPERSEDED:
+        if fault is StoreFault.SUPERSEDED:
             return self._finish(request, fault_reason(fault), evaluation, None, started_ns)
-        reason, taken, fallback = self._fallback.answer(integration, fault)
-        return self._finish(request, reason, evaluation, taken, started_ns, fallback)
+        taken = fallback = None
+        if self._fallback is None:
+            reason = fault_reason(fault)
+        else:
+            reason, taken, fallback = self._fallback.answer(integration, fault)
+        would_deny = evaluation.would_deny
+        if reason is not Reason.OK:
+            reason, would_deny = (
+                (reason, None) if integration.is_outdated else self._limited(evaluation, reason)
+            )
+        return self._finish(request, reason, evaluation, taken, started_ns, fallback, would_deny)
 
     def _finish(
         self,
@@ -183,6 +216,7 @@ class Decider:
         taken: Taken | None,
         started_ns: int,
         fallback: Fallback | None = None,
+        would_deny: Reason | None = None,
     ) -> Decision:
         values, integration = self._values, evaluation.integration
         values[self._slots[reason]] += 1
@@ -192,13 +226,16 @@ class Decider:
                 values[row + self._places[reason]] += 1
                 if taken is not None and fallback is None:
                     values[row + RESET_AT_US] = taken.reset_at_us
+        if would_deny is not None:
+            values[self._shadow_slots[would_deny]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
-        decision = Decision(self._next_id(), reason, evaluation, taken, fallback)
-        if reason is not Reason.OK and request is not None:
-            if self.refusals is not None and integration is not None:
-                self.refusals.note(request, decision, self.clock_us())
-            if self.on_refused is not None:
-                self.on_refused(request, decision)
+        decision = Decision(self._next_id(), reason, evaluation, taken, fallback, would_deny)
+        if (
+            (reason is not Reason.OK or would_deny is not None)
+            and self.on_refused is not None
+            and request is not None
+        ):
+            self.on_refused(request, decision)
         return decision
 
 

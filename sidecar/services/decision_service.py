@@ -216,6 +216,8 @@ def fill(response: pb.DecideResponse, decision: Decision, style: AnswerStyle) ->
                 _set_us(response.retry_after, taken.retry_after_us)
     if decision.fallback is not None:
         response.fallback = _FALLBACKS[decision.fallback.policy]
+    if decision.would_deny is not None:
+        response.would_deny = _REASONS[decision.would_deny]
     answer = answer_to(decision, style)
     response.http_status = answer.status
     response.headers.update(answer.client_headers)

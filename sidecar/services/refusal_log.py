@@ -46,9 +46,9 @@ class RefusalLog:
         log_event(
             _log,
             logging.INFO,
-            "request refused",
+            "request refused" if decision.would_deny is None else "request allowed by a rule in shadow",
             decision_id=decision.id,
-            reason=decision.reason.label,
+            reason=(decision.would_deny or decision.reason).label,
             integration=integration.id if integration else "",
             credential=credential.id if credential else "",
             method=request.method[:32],

@@ -69,6 +69,7 @@ class AnswerTemplates:
             len(reset),
             len(wait),
             fallback and (fallback.policy, fallback.limit_rpm),
+            decision.would_deny,
             is_grpc,
         )
         template = integration.fragments.get(key)
@@ -95,7 +96,12 @@ class AnswerTemplates:
                 own.limit, values["remaining"], values["reset"], values["wait"], own.is_share
             )
             example = Decision(
-                values["id"], decision.reason, decision.evaluation, decision.taken, decision.fallback
+                values["id"],
+                decision.reason,
+                decision.evaluation,
+                decision.taken,
+                decision.fallback,
+                decision.would_deny,
             )
             return self._encode(Answer(example, limits, self._style, is_grpc))
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sidecar/v1/decision.proto\x12\nsidecar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\rDecideRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\x37\n\x07headers\x18\x04 \x03(\x0b\x32&.sidecar.v1.DecideRequest.HeadersEntry\x12\x11\n\tclient_ip\x18\x05 \x01(\t\x12\r\n\x05scope\x18\x06 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xef\x04\n\x0e\x44\x65\x63ideResponse\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.sidecar.v1.Verdict\x12\"\n\x06reason\x18\x02 \x01(\x0e\x32\x12.sidecar.v1.Reason\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x03 \x01(\t\x12\x13\n\x0bhttp_status\x18\x04 \x01(\r\x12\x16\n\x0eintegration_id\x18\x05 \x01(\t\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\r\n\x05limit\x18\x07 \x01(\r\x12\x11\n\tremaining\x18\x08 \x01(\r\x12,\n\x08reset_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0bretry_after\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x07headers\x18\x0b \x03(\x0b\x32\'.sidecar.v1.DecideResponse.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x0c \x01(\t\x12&\n\x08\x66\x61llback\x18\r \x01(\x0e\x32\x14.sidecar.v1.Fallback\x12I\n\x10upstream_headers\x18\x0e \x03(\x0b\x32/.sidecar.v1.DecideResponse.UpstreamHeadersEntry\x12\x17\n\x0fremoved_headers\x18\x0f \x03(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14UpstreamHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x12\x44\x65\x63ideBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.sidecar.v1.DecideRequest\"D\n\x13\x44\x65\x63ideBatchResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.sidecar.v1.DecideResponse\"\xac\x01\n\x15\x44\x65scribeCallerRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12?\n\x07headers\x18\x02 \x03(\x0b\x32..sidecar.v1.DescribeCallerRequest.HeadersEntry\x12\x11\n\tclient_ip\x18\x03 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x08\n\x16\x44\x65scribeCallerResponse\x12\x43\n\x0bintegration\x18\x01 \x01(\x0b\x32..sidecar.v1.DescribeCallerResponse.Integration\x12\x41\n\ncredential\x18\x02 \x01(\x0b\x32-.sidecar.v1.DescribeCallerResponse.Credential\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12@\n\nrate_limit\x18\x04 \x01(\x0b\x32,.sidecar.v1.DescribeCallerResponse.RateLimit\x12H\n\x0e\x63lient_address\x18\x05 \x01(\x0b\x32\x30.sidecar.v1.DescribeCallerResponse.ClientAddress\x12=\n\x08refusals\x18\x06 \x01(\x0b\x32+.sidecar.v1.DescribeCallerResponse.Refusals\x1a\x37\n\x0bIntegration\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x1aH\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x81\x01\n\tRateLimit\x12\x11\n\tlimit_rpm\x18\x01 \x01(\r\x12\r\n\x05\x62urst\x18\x02 \x01(\r\x12\x16\n\tremaining\x18\x03 \x01(\rH\x00\x88\x01\x01\x12,\n\x08reset_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_remaining\x1aw\n\rClientAddress\x12\x14\n\x07\x61\x64\x64ress\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x14is_allowlist_enabled\x18\x02 \x01(\x08\x12\x17\n\nis_allowed\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_addressB\r\n\x0b_is_allowed\x1a\x84\x01\n\x07Refusal\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\r\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x06 \x01(\t\x1a\x7f\n\x08Refusals\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x02 \x01(\t\x12:\n\x06latest\x18\x03 \x03(\x0b\x32*.sidecar.v1.DescribeCallerResponse.Refusal*a\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x14\n\x10VERDICT_DENY_403\x10\x02\x12\x14\n\x10VERDICT_DENY_429\x10\x03*X\n\x08\x46\x61llback\x12\x11\n\rFALLBACK_NONE\x10\x00\x12\x11\n\rFALLBACK_DENY\x10\x01\x12\x12\n\x0e\x46\x41LLBACK_ALLOW\x10\x02\x12\x12\n\x0e\x46\x41LLBACK_LOCAL\x10\x03*\x8a\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\r\n\tREASON_OK\x10\x01\x12\x1d\n\x19REASON_MISSING_CREDENTIAL\x10\x02\x12\x1f\n\x1bREASON_MALFORMED_CREDENTIAL\x10\x03\x12\x1d\n\x19REASON_UNKNOWN_CREDENTIAL\x10\x04\x12\x1d\n\x19REASON_EXPIRED_CREDENTIAL\x10\x05\x12 \n\x1cREASON_INTEGRATION_SUSPENDED\x10\x06\x12\x19\n\x15REASON_IP_NOT_ALLOWED\x10\x07\x12\x17\n\x13REASON_PATH_REFUSED\x10\x08\x12\x18\n\x14REASON_SCOPE_MISSING\x10\t\x12\x17\n\x13REASON_RATE_LIMITED\x10\n\x12\x1c\n\x18REASON_STORE_UNAVAILABLE\x10\x0b\x12\x15\n\x11REASON_OVERLOADED\x10\x0c\x12\x17\n\x13REASON_URI_TOO_LONG\x10\x0e\x12\x18\n\x14REASON_ROUTE_UNKNOWN\x10\x0f\x12\x1d\n\x19REASON_METHOD_NOT_ALLOWED\x10\x10\x12\x1e\n\x1aREASON_ROUTE_MISCONFIGURED\x10\x11\x12\x14\n\x10REASON_KEY_FLOOD\x10\x12\"\x04\x08\r\x10\r*\x0fREASON_DRAINING2\xfb\x01\n\x0f\x44\x65\x63isionService\x12?\n\x06\x44\x65\x63ide\x12\x19.sidecar.v1.DecideRequest\x1a\x1a.sidecar.v1.DecideResponse\x12N\n\x0b\x44\x65\x63ideBatch\x12\x1e.sidecar.v1.DecideBatchRequest\x1a\x1f.sidecar.v1.DecideBatchResponse\x12W\n\x0e\x44\x65scribeCaller\x12!.sidecar.v1.DescribeCallerRequest\x1a\".sidecar.v1.DescribeCallerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sidecar/v1/decision.proto\x12\nsidecar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\rDecideRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\x37\n\x07headers\x18\x04 \x03(\x0b\x32&.sidecar.v1.DecideRequest.HeadersEntry\x12\x11\n\tclient_ip\x18\x05 \x01(\t\x12\r\n\x05scope\x18\x06 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x05\n\x0e\x44\x65\x63ideResponse\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.sidecar.v1.Verdict\x12\"\n\x06reason\x18\x02 \x01(\x0e\x32\x12.sidecar.v1.Reason\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x03 \x01(\t\x12\x13\n\x0bhttp_status\x18\x04 \x01(\r\x12\x16\n\x0eintegration_id\x18\x05 \x01(\t\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\r\n\x05limit\x18\x07 \x01(\r\x12\x11\n\tremaining\x18\x08 \x01(\r\x12,\n\x08reset_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0bretry_after\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x07headers\x18\x0b \x03(\x0b\x32\'.sidecar.v1.DecideResponse.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x0c \x01(\t\x12&\n\x08\x66\x61llback\x18\r \x01(\x0e\x32\x14.sidecar.v1.Fallback\x12I\n\x10upstream_headers\x18\x0e \x03(\x0b\x32/.sidecar.v1.DecideResponse.UpstreamHeadersEntry\x12\x17\n\x0fremoved_headers\x18\x0f \x03(\t\x12&\n\nwould_deny\x18\x10 \x01(\x0e\x32\x12.sidecar.v1.Reason\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14UpstreamHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x12\x44\x65\x63ideBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.sidecar.v1.DecideRequest\"D\n\x13\x44\x65\x63ideBatchResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.sidecar.v1.DecideResponse*a\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x14\n\x10VERDICT_DENY_403\x10\x02\x12\x14\n\x10VERDICT_DENY_429\x10\x03*X\n\x08\x46\x61llback\x12\x11\n\rFALLBACK_NONE\x10\x00\x12\x11\n\rFALLBACK_DENY\x10\x01\x12\x12\n\x0e\x46\x41LLBACK_ALLOW\x10\x02\x12\x12\n\x0e\x46\x41LLBACK_LOCAL\x10\x03*\x8a\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\r\n\tREASON_OK\x10\x01\x12\x1d\n\x19REASON_MISSING_CREDENTIAL\x10\x02\x12\x1f\n\x1bREASON_MALFORMED_CREDENTIAL\x10\x03\x12\x1d\n\x19REASON_UNKNOWN_CREDENTIAL\x10\x04\x12\x1d\n\x19REASON_EXPIRED_CREDENTIAL\x10\x05\x12 \n\x1cREASON_INTEGRATION_SUSPENDED\x10\x06\x12\x19\n\x15REASON_IP_NOT_ALLOWED\x10\x07\x12\x17\n\x13REASON_PATH_REFUSED\x10\x08\x12\x18\n\x14REASON_SCOPE_MISSING\x10\t\x12\x17\n\x13REASON_RATE_LIMITED\x10\n\x12\x1c\n\x18REASON_STORE_UNAVAILABLE\x10\x0b\x12\x15\n\x11REASON_OVERLOADED\x10\x0c\x12\x17\n\x13REASON_URI_TOO_LONG\x10\x0e\x12\x18\n\x14REASON_ROUTE_UNKNOWN\x10\x0f\x12\x1d\n\x19REASON_METHOD_NOT_ALLOWED\x10\x10\x12\x1e\n\x1aREASON_ROUTE_MISCONFIGURED\x10\x11\x12\x14\n\x10REASON_KEY_FLOOD\x10\x12\"\x04\x08\r\x10\r*\x0fREASON_DRAINING2\xa2\x01\n\x0f\x44\x65\x63isionService\x12?\n\x06\x44\x65\x63ide\x12\x19.sidecar.v1.DecideRequest\x1a\x1a.sidecar.v1.DecideResponse\x12N\n\x0b\x44\x65\x63ideBatch\x12\x1e.sidecar.v1.DecideBatchRequest\x1a\x1f.sidecar.v1.DecideBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,46 +39,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDERESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._loaded_options = None
   _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_DESCRIBECALLERREQUEST_HEADERSENTRY']._loaded_options = None
-  _globals['_DESCRIBECALLERREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_VERDICT']._serialized_start=2278
-  _globals['_VERDICT']._serialized_end=2375
-  _globals['_FALLBACK']._serialized_start=2377
-  _globals['_FALLBACK']._serialized_end=2465
-  _globals['_REASON']._serialized_start=2468
-  _globals['_REASON']._serialized_end=2990
+  _globals['_VERDICT']._serialized_start=1113
+  _globals['_VERDICT']._serialized_end=1210
+  _globals['_FALLBACK']._serialized_start=1212
+  _globals['_FALLBACK']._serialized_end=1300
+  _globals['_REASON']._serialized_start=1303
+  _globals['_REASON']._serialized_end=1825
   _globals['_DECIDEREQUEST']._serialized_start=107
   _globals['_DECIDEREQUEST']._serialized_end=308
   _globals['_DECIDEREQUEST_HEADERSENTRY']._serialized_start=262
   _globals['_DECIDEREQUEST_HEADERSENTRY']._serialized_end=308
   _globals['_DECIDERESPONSE']._serialized_start=311
-  _globals['_DECIDERESPONSE']._serialized_end=934
+  _globals['_DECIDERESPONSE']._serialized_end=974
   _globals['_DECIDERESPONSE_HEADERSENTRY']._serialized_start=262
   _globals['_DECIDERESPONSE_HEADERSENTRY']._serialized_end=308
-  _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._serialized_start=880
-  _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._serialized_end=934
-  _globals['_DECIDEBATCHREQUEST']._serialized_start=936
-  _globals['_DECIDEBATCHREQUEST']._serialized_end=1001
-  _globals['_DECIDEBATCHRESPONSE']._serialized_start=1003
-  _globals['_DECIDEBATCHRESPONSE']._serialized_end=1071
-  _globals['_DESCRIBECALLERREQUEST']._serialized_start=1074
-  _globals['_DESCRIBECALLERREQUEST']._serialized_end=1246
-  _globals['_DESCRIBECALLERREQUEST_HEADERSENTRY']._serialized_start=262
-  _globals['_DESCRIBECALLERREQUEST_HEADERSENTRY']._serialized_end=308
-  _globals['_DESCRIBECALLERRESPONSE']._serialized_start=1249
-  _globals['_DESCRIBECALLERRESPONSE']._serialized_end=2276
-  _globals['_DESCRIBECALLERRESPONSE_INTEGRATION']._serialized_start=1630
-  _globals['_DESCRIBECALLERRESPONSE_INTEGRATION']._serialized_end=1685
-  _globals['_DESCRIBECALLERRESPONSE_CREDENTIAL']._serialized_start=1687
-  _globals['_DESCRIBECALLERRESPONSE_CREDENTIAL']._serialized_end=1759
-  _globals['_DESCRIBECALLERRESPONSE_RATELIMIT']._serialized_start=1762
-  _globals['_DESCRIBECALLERRESPONSE_RATELIMIT']._serialized_end=1891
-  _globals['_DESCRIBECALLERRESPONSE_CLIENTADDRESS']._serialized_start=1893
-  _globals['_DESCRIBECALLERRESPONSE_CLIENTADDRESS']._serialized_end=2012
-  _globals['_DESCRIBECALLERRESPONSE_REFUSAL']._serialized_start=2015
-  _globals['_DESCRIBECALLERRESPONSE_REFUSAL']._serialized_end=2147
-  _globals['_DESCRIBECALLERRESPONSE_REFUSALS']._serialized_start=2149
-  _globals['_DESCRIBECALLERRESPONSE_REFUSALS']._serialized_end=2276
-  _globals['_DECISIONSERVICE']._serialized_start=2993
-  _globals['_DECISIONSERVICE']._serialized_end=3244
+  _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._serialized_start=920
+  _globals['_DECIDERESPONSE_UPSTREAMHEADERSENTRY']._serialized_end=974
+  _globals['_DECIDEBATCHREQUEST']._serialized_start=976
+  _globals['_DECIDEBATCHREQUEST']._serialized_end=1041
+  _globals['_DECIDEBATCHRESPONSE']._serialized_start=1043
+  _globals['_DECIDEBATCHRESPONSE']._serialized_end=1111
+  _globals['_DECISIONSERVICE']._serialized_start=1828
+  _globals['_DECISIONSERVICE']._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

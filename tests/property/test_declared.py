@@ -17,6 +17,7 @@ from sidecar.domain.declared import (
     differ,
 )
 from sidecar.domain.effective import is_live
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, LimitRaise, Status, Suspension
 from sidecar.domain.scopes import Scope
@@ -80,6 +81,7 @@ def records(draw: st.DrawFn, is_held: bool) -> Integration:
         suspensions=suspensions,
         suspended_generation=3 if suspensions or (is_held and draw(st.booleans())) else 0,
         on_store_error=draw(st.none() | st.sampled_from(FailPolicy)),
+        shadow=draw(st.frozensets(st.sampled_from(Rule))),
     )
 
 
@@ -123,7 +125,10 @@ def as_declared(declaration: Declaration, held: Integration | None, terms: Compa
 def comparable(record: Integration) -> dict[str, object]:
     """What is compared: without order, and without a switch that has no effect."""
     return {
-        **{name: getattr(record, name) for name in ("name", "rate_limit_rpm", "burst", "on_store_error")},
+        **{
+            name: getattr(record, name)
+            for name in ("name", "rate_limit_rpm", "burst", "on_store_error", "shadow")
+        },
         **{name: getattr(record, name) for name in OPTIONAL},
         "scopes": record.scopes,
         "entries": frozenset(record.ip_allowlist),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sidecar.domain.effective import in_force, is_live
+from sidecar.domain.enforcement import RULE_NAMES
 from sidecar.domain.integrations import Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import Facts
@@ -60,6 +61,7 @@ COMMANDS = st.one_of(
     on(c.SetRateLimit, rate_limit_rpm=st.integers(0, 10_001)),
     on(c.RaiseLimit, rate_limit_rpm=st.integers(0, 10_001), until_us=TIMES),
     on(c.EndLimitRaise),
+    on(c.SetShadow, shadow=st.lists(st.sampled_from(RULE_NAMES), max_size=3).map(tuple)),
     on(c.SetOnStoreError, on_store_error=st.sampled_from([None, "deny", "allow", "local"])),
 )
 

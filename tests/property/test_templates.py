@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to, is_grpc_type
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.scopes import Scope
@@ -57,7 +58,8 @@ def decisions(draw: st.DrawFn) -> Decision:
     if taken is not None and reason is Reason.RATE_LIMITED:
         wait_us = draw(st.sampled_from((-1, max(1, taken.retry_after_us))))
         taken = Taken(0, taken.remaining, wait_us, taken.reset_at_us)
-    return Decision(NEXT_ID(), reason, evaluation, taken, draw(fallbacks))
+    would_deny = draw(st.none() | st.sampled_from(tuple(RULE_OF))) if reason is Reason.OK else None
+    return Decision(NEXT_ID(), reason, evaluation, taken, draw(fallbacks), would_deny)
 
 
 def encode_http(answer: Answer) -> bytes:

@@ -16,9 +16,11 @@ from sidecar.domain.cidr import (
     format_address,
     parse_cidr,
 )
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.integrations import ALLOWLIST_ENTRIES_MAX, Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
+from sidecar.domain.lifecycle.shadow import with_shadow
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 
 ENTRIES_MAX = 1_000
@@ -67,8 +69,11 @@ def enable(record: Integration, command: c.EnableAllowlist, context: CommandCont
             f"the allowlist of {record.id!r} has no entries; turned on, it would refuse every address",
             "add at least one entry first",
         )
-    enabled = replace(record, is_allowlist_enabled=True)
-    return _draft(enabled, record.ip_allowlist, (), context, "turned the allowlist on")
+    enabled = with_shadow(replace(record, is_allowlist_enabled=True), Rule.ALLOWLIST, command.in_shadow)
+    said = "turned the allowlist on"
+    if Rule.ALLOWLIST in enabled.shadow:
+        said += ", in shadow"
+    return _draft(enabled, record.ip_allowlist, (), context, said)
 
 
 def disable(record: Integration, command: c.DisableAllowlist, context: CommandContext) -> Draft:
@@ -121,19 +126,23 @@ def _draft(
     summary: str,
 ) -> Draft:
     if record.is_allowlist_enabled and entries:
-        notices += _lock_out_notice(entries, context.facts.addresses_seen)
+        notices += _lock_out_notice(record, entries, context.facts.addresses_seen)
     return Draft(replace(record, ip_allowlist=entries), summary, notices)
 
 
-def _lock_out_notice(entries: tuple[Cidr, ...], seen: tuple[Address, ...]) -> tuple[Notice, ...]:
+def _lock_out_notice(
+    record: Integration, entries: tuple[Cidr, ...], seen: tuple[Address, ...]
+) -> tuple[Notice, ...]:
     outside = locked_out(entries, seen)
     if not outside:
         return ()
     named = ", ".join(format_address(address) for address in outside[:NAMED_MAX])
     more = f" and {len(outside) - NAMED_MAX} more" if len(outside) > NAMED_MAX else ""
+    is_shadowed = Rule.ALLOWLIST in record.shadow
+    effect = "would be refused if it was not in shadow" if is_shadowed else "are refused"
     message = (
         f"{len(outside)} of the {len(seen)} addresses seen in the last hour are outside the allowlist and"
-        f" are refused: {named}{more}; add entries for them, or turn the allowlist off"
+        f" {effect}: {named}{more}; add entries for them, or turn the allowlist off"
     )
     if not {len(address) for address in outside} <= {len(entry.network) for entry in entries}:
         message += "; IPv4 clients need IPv4 entries, and IPv6 clients IPv6 ones"

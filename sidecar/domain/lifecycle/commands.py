@@ -69,6 +69,8 @@ class CreateIntegration(Command):
     credentials: tuple[NewCredential, ...] = ()
     on_store_error: str | None = None
     """See `SetOnStoreError`."""
+    shadow: tuple[str, ...] = ()
+    """See `SetShadow`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +146,16 @@ class RemoveAllowlistEntries(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnableAllowlist(Command):
-    """Turn the allowlist on: only its entries may call; needs at least one entry."""
+    """
+    Turn the allowlist on: only its entries may call; needs at least one entry.
+
+    `in_shadow` True puts the allowlist in shadow, False enforces it, None keeps that as it is.
+    """
 
     action_name = "allowlist.enable"
     action = Action.ALLOWLIST
+
+    in_shadow: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +168,18 @@ class DisableAllowlist(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRateLimit(Command):
-    """Set the permanent limit, in force at once; ends a temporary raise."""
+    """
+    Set the permanent limit, in force at once; ends a temporary raise.
+
+    `in_shadow` True puts the limit in shadow, False enforces it, None keeps that as it is.
+    """
 
     action_name = "limit.set"
     action = Action.LIMIT
 
     rate_limit_rpm: int
     burst: int | None = None
+    in_shadow: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +214,16 @@ class SetOnStoreError(Command):
     action = Action.LIMIT
 
     on_store_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetShadow(Command):
+    """Set the rules that are in shadow, by the names of `Rule`; empty = every rule is enforced."""
+
+    action_name = "shadow.set"
+    action = Action.SHADOW
+
+    shadow: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +326,7 @@ COMMANDS: tuple[type[Command], ...] = (
     RaiseLimit,
     EndLimitRaise,
     SetOnStoreError,
+    SetShadow,
     IssueCredential,
     RotateCredential,
     RevokeCredential,

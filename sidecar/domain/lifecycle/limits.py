@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from sidecar.domain.bucket import US_PER_MINUTE, Quota, QuotaError
 from sidecar.domain.effective import raise_in_force
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import Integration, LimitRaise
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
+from sidecar.domain.lifecycle.shadow import with_shadow
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 
@@ -40,7 +42,9 @@ def set_limit(record: Integration, command: c.SetRateLimit, context: CommandCont
     if raise_in_force(record, context.now_us) is not None:
         notices = (Notice("raise_ended", "rate_limit_rpm", "this change ended the temporary raise"),)
     changed = replace(record, rate_limit_rpm=command.rate_limit_rpm, burst=command.burst, limit_raise=None)
-    return Draft(changed, f"set the limit to {command.rate_limit_rpm} requests per minute", notices)
+    changed = with_shadow(changed, Rule.LIMIT, command.in_shadow)
+    said = f"set the limit to {command.rate_limit_rpm} requests per minute"
+    return Draft(changed, f"{said}, in shadow" if Rule.LIMIT in changed.shadow else said, notices)
 
 
 def raise_limit(record: Integration, command: c.RaiseLimit, context: CommandContext) -> Draft:

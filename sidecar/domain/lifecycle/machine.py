@@ -13,7 +13,7 @@ from typing import Any
 
 from sidecar.domain.audit import next_time_us
 from sidecar.domain.integrations import Integration
-from sidecar.domain.lifecycle import allowlists, credentials, limits, status, webhooks
+from sidecar.domain.lifecycle import allowlists, credentials, limits, shadow, status, webhooks
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.lifecycle.outcome import NO_FACTS, CommandContext, Draft, Facts, Outcome
 from sidecar.domain.lifecycle.states import TRANSITIONS, State, state_of
@@ -37,6 +37,7 @@ _RULES: Mapping[type[c.Command], Callable[[Integration, Any, CommandContext], Dr
     c.RaiseLimit: limits.raise_limit,
     c.EndLimitRaise: limits.end_raise,
     c.SetOnStoreError: limits.set_on_store_error,
+    c.SetShadow: shadow.set_rules,
     c.IssueCredential: credentials.issue,
     c.RotateCredential: credentials.rotate,
     c.RevokeCredential: credentials.revoke,

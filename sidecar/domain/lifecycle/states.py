@@ -69,6 +69,7 @@ TRANSITIONS: Mapping[type[c.Command], Transitions] = {
     c.RaiseLimit: _ANYWHERE,
     c.EndLimitRaise: _ANYWHERE,
     c.SetOnStoreError: _ANYWHERE,
+    c.SetShadow: _ANYWHERE,
     c.IssueCredential: {
         State.ACTIVE: (State.ACTIVE,),
         State.SUSPENDED: (State.REISSUED,),

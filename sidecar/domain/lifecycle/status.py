@@ -20,6 +20,7 @@ from sidecar.domain.lifecycle.credentials import credential_id_used, new_credent
 from sidecar.domain.lifecycle.dual_control import is_single_person, refusal_to_reactivate
 from sidecar.domain.lifecycle.limits import fail_policy_of, parse_scopes, quota_of
 from sidecar.domain.lifecycle.outcome import CommandContext, Draft, Notice
+from sidecar.domain.lifecycle.shadow import parse_rules
 from sidecar.domain.refusals import Code, Problem, raise_for, refusal
 from sidecar.domain.roles import Actor, is_machine
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, text_problems
@@ -49,6 +50,7 @@ def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
         **{name: getattr(command, name) for name in DETAILS},
         created_at_us=context.at_us,
         on_store_error=fail_policy_of(command.on_store_error),
+        shadow=parse_rules(command.shadow),
     )
     return _with_credentials(record, command, context, Draft(record, f"created {command.name!r}", notices))
 

@@ -15,6 +15,7 @@ from sidecar.domain.administrators import ADMINISTRATOR_ID
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
 from sidecar.domain.bucket import BURST_MAX, LIMIT_RPM_MAX
 from sidecar.domain.durations import FORM, format_duration, parse_duration
+from sidecar.domain.enforcement import RULE_NAMES
 from sidecar.domain.integrations import (
     ALLOWLIST_ENTRIES_MAX,
     CREDENTIALS_MAX,
@@ -94,6 +95,7 @@ Detail = Annotated[str, _documented(maxLength=DETAIL_LENGTH_MAX)]
 Reason = Annotated[str, _documented(maxLength=REASON_LENGTH_MAX)]
 Scopes = Annotated[list[str], _documented(maxItems=SCOPES_MAX, examples=[["orders:read"]])]
 Entries = Annotated[list[str], _documented(maxItems=ALLOWLIST_ENTRIES_MAX, examples=[["192.0.2.0/24"]])]
+Shadow = Annotated[list[str], _documented(items={"type": "string", "enum": list(RULE_NAMES)})]
 LimitRpm = Annotated[Count, _documented(minimum=1, maximum=LIMIT_RPM_MAX)]
 Burst = Annotated[Count, _documented(minimum=1, maximum=BURST_MAX)]
 OverlapTime: TypeAlias = Annotated[int, *_duration_like("24h", default=0)]
@@ -125,6 +127,7 @@ class IntegrationTerms(Body):
     burst: Burst | None = None
     allowlist: Entries = []
     on_store_error: PolicyWord | None = None
+    shadow: Shadow = []
 
 
 class NewIntegration(IntegrationTerms):
@@ -150,6 +153,18 @@ class ScopeNames(Body):
     scopes: Scopes
 
 
+class AllowlistSwitch(Body):
+    """Whether the allowlist is in shadow: true = counted, but refuses nothing; omitted = as it is."""
+
+    in_shadow: bool | None = None
+
+
+class ShadowRules(Body):
+    """The rules in shadow, which are counted but refuse nothing; an empty list enforces every rule."""
+
+    shadow: Shadow
+
+
 class AllowlistEntries(Body):
     """CIDR blocks or single addresses."""
 
@@ -167,10 +182,16 @@ class ReasonRequired(Body):
 
 
 class Limit(Body):
-    """The permanent limit; without `burst`, the burst equals the limit."""
+    """A limit; without `burst`, the burst equals the limit."""
 
     rate_limit_rpm: LimitRpm
     burst: Burst | None = None
+
+
+class PermanentLimit(Limit):
+    """The permanent limit. `in_shadow` true = counted, but refuses nothing; omitted = as it is."""
+
+    in_shadow: bool | None = None
 
 
 class TemporaryLimit(Limit):

@@ -209,7 +209,8 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.EnableAllowlist, "POST", INTEGRATION + "/allowlist/enable", "allowlist",
         "Turn the allowlist on: only its entries may call",
-        b.ReasonOnly, _copied(c.EnableAllowlist), b.ReasonOnly,
+        b.AllowlistSwitch, _copied(c.EnableAllowlist), b.AllowlistSwitch,
+        examples=({"in_shadow": True},),
     ),
     ChangeRow(
         c.DisableAllowlist, "POST", INTEGRATION + "/allowlist/disable", "allowlist",
@@ -219,7 +220,8 @@ ROWS: tuple[ChangeRow, ...] = (
     ChangeRow(
         c.SetRateLimit, "POST", INTEGRATION + "/limit/set", "limit",
         "Set the permanent limit; ends a temporary raise",
-        b.Limit, _copied(c.SetRateLimit), b.Limit, examples=({"rate_limit_rpm": 600, "burst": 100},),
+        b.PermanentLimit, _copied(c.SetRateLimit), b.PermanentLimit,
+        examples=({"rate_limit_rpm": 600, "burst": 100},),
     ),
     ChangeRow(
         c.RaiseLimit, "POST", INTEGRATION + "/limit/raise", "limit", "Raise the limit temporarily",
@@ -235,6 +237,11 @@ ROWS: tuple[ChangeRow, ...] = (
         c.SetOnStoreError, "POST", INTEGRATION + "/on-store-error", "limit",
         "Set how to answer while the store of buckets is unavailable",
         b.StorePolicy, _set_on_store_error, b.StorePolicy, examples=({"policy": "local"},),
+    ),
+    ChangeRow(
+        c.SetShadow, "POST", INTEGRATION + "/shadow", "shadow",
+        "Set the rules that are counted but refuse nothing",
+        b.ShadowRules, _copied(c.SetShadow), b.ShadowRules, examples=({"shadow": ["allowlist"]},),
     ),
     ChangeRow(
         c.IssueCredential, "POST", INTEGRATION + "/credentials/issue", "credentials",

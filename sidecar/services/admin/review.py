@@ -9,6 +9,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from sidecar.domain.effective import is_live
+from sidecar.domain.enforcement import rule_names
 from sidecar.domain.integrations import Credential, Integration, Status
 from sidecar.domain.roles import Action
 from sidecar.domain.scopes import ScopeCatalogue, Sensitivity
@@ -34,6 +35,7 @@ OLD_DAYS = 90
 FlagWord = Literal[
     "suspended",
     "single_person",
+    "in_shadow",
     "allowlist_off",
     "no_live_credential",
     "sensitive_scope",
@@ -159,6 +161,9 @@ def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Itera
             f"reactivated at {at} by an administrator who may also have suspended it: have a second person"
             " check it, then suspend and reactivate it by two administrators",
         )
+    if record.shadow:
+        rules = ", ".join(rule_names(record.shadow))
+        yield _flag("in_shadow", None, f"in shadow, which refuses nothing: {rules}; enforce it")
     if not record.is_allowlist_enabled:
         yield _flag("allowlist_off", None, "every address may call: turn the allowlist on")
     if not any(is_live(record, credential, now_us) for credential in record.credentials):

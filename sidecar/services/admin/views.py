@@ -26,6 +26,7 @@ from sidecar.stores.registry.protocol import LastUse, RefusedCaller, Registry, T
 
 RoleWord = Literal["admin", "auditor", "operator"]
 PolicyWord = Literal["deny", "allow", "local"]
+RuleWord = Literal["allowlist", "scopes", "limit"]
 CredentialState = Literal["active", "overlapping", "expired", "invalidated"]
 
 ROLE_WORDS: Mapping[Role, RoleWord] = {
@@ -105,6 +106,7 @@ class RecordView(TypedDict):
     limit_raise: LimitRaiseView | None
     ip_allowlist: list[str]
     is_allowlist_enabled: bool
+    shadow: list[RuleWord]
 
 
 class IntegrationView(RecordView):

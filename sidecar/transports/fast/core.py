@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.table import CLOSE_REASONS, GRPC_CODES
+from sidecar.observe.transport_metrics import CLOSE_REASONS, GRPC_CODES
 from sidecar.rpc.calls import Method, method_table
 from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.transports.fast.engine import configuration

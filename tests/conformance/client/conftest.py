@@ -9,7 +9,6 @@ import pytest
 
 from sidecar.domain.answers import AnswerStyle
 from sidecar.services.decision_service import DecisionService
-from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, ListeningServer, TransportLimits
@@ -40,9 +39,7 @@ class RunningSidecar:
             make_integration(self.acme, name="Café"),
             make_integration(self.office, id="office", rate_limit_rpm=1, burst=1, allowlist=["192.0.2.0/24"]),
         )
-        style = AnswerStyle()
-        describe = DescribeCallerMethod(CallerDescriber(decider), decider, style).method()
-        self._methods = (*DecisionService(decider, style).methods(), describe)
+        self._methods = DecisionService(decider, AnswerStyle()).methods()
         self.server: ListeningServer | None = None
         self.endpoint = self.start(Endpoint("127.0.0.1", 0))
 

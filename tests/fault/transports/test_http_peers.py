@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.table import HTTP_CLOSE_REASONS
+from sidecar.observe.transport_metrics import HTTP_CLOSE_REASONS
 from sidecar.transports import accepting
 from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.connection import Connection

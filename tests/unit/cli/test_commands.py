@@ -222,6 +222,23 @@ def test_scopes__add_remove_and_what_there_is(shared_api: ServedApi) -> None:
     assert len(json.loads(shared_api.told("scopes", "catalogue", "--json"))["items"]) == 15
 
 
+def test_integrations__rules_in_shadow(shared_api: ServedApi) -> None:
+    """A rule is put in shadow together with itself, or the whole set at once."""
+    shared_api.told("integrations", "create", "shadowed", "--allow", "192.0.2.0/24")
+    assert "in shadow" in shared_api.told("allowlist", "enable", "shadowed", "--shadow")
+    assert "in shadow" in shared_api.run("allowlist", "show", "shadowed").stderr
+    shared_api.told("limit", "set", "shadowed", "5", "--shadow")
+    assert record_of(shared_api, "shadowed")["shadow"] == ["allowlist", "limit"]
+    shared_api.told("allowlist", "enable", "shadowed", "--enforce")
+    assert record_of(shared_api, "shadowed")["shadow"] == ["limit"]
+    shared_api.told("integrations", "shadow", "shadowed", "scopes", "allowlist")
+    assert record_of(shared_api, "shadowed")["shadow"] == ["allowlist", "scopes"]
+    shared_api.told("integrations", "shadow", "shadowed", "--enforce")
+    assert record_of(shared_api, "shadowed")["shadow"] == []
+    for wrong in ((), ("limit", "--enforce"), ("suspension",)):
+        assert shared_api.run("integrations", "shadow", "shadowed", *wrong).exit_code == 2
+
+
 def test_integrations__say_what_is_answered_while_the_store_is_away(shared_api: ServedApi) -> None:
     """One of the policies, or the configured one again."""
     shared_api.told("integrations", "create", "fallen", "--on-store-error", "allow")

@@ -24,6 +24,7 @@ from sidecar.domain.changes import (
     plan_administration,
     unconfirmed,
 )
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
@@ -184,6 +185,15 @@ def test_record__round_trip_after_every_command(kind: type[c.Command]) -> None:
     assert again == record
     assert stored_text(again) == made.stored
     assert set(to_stored(record)) >= {"credentials", "generation", "suspended_generation"}
+
+
+def test_record__shadow_is_stored_where_it_is_set() -> None:
+    """Records from before the field keep their text; sidecars from before it ignore it, and enforce."""
+    assert "shadow" not in to_stored(active())
+    assert describe(active())["shadow"] == []
+    record = replace(active(), shadow=frozenset({Rule.LIMIT, Rule.ALLOWLIST}))
+    assert to_stored(record)["shadow"] == ["allowlist", "limit"]
+    assert from_stored(to_stored(record)) == record
 
 
 @pytest.mark.parametrize("policy", [None, *FailPolicy])

@@ -34,7 +34,8 @@ from hyperframe.frame import (
 )
 
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.table import CLOSE_REASONS, TABLE
+from sidecar.observe.table import TABLE
+from sidecar.observe.transport_metrics import CLOSE_REASONS
 from sidecar.rpc.calls import Method, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.fast.connection import Connection

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import ngh2
 
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.table import CLOSE_REASONS, TABLE
+from sidecar.observe.table import TABLE
+from sidecar.observe.transport_metrics import CLOSE_REASONS
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.server import Endpoint, TransportLimits

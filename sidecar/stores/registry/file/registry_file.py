@@ -10,6 +10,7 @@ The declarative registry: a YAML file with a list `integrations:`, which must be
         rate_limit_rpm: 600       # 1 ... 10000, default 60
         burst: 100                # default: the limit
         on_store_error: local     # or deny, allow; default: that of the configuration
+        shadow: [limit]           # counted, but refuse nothing: any of allowlist, scopes, limit
         ip_allowlist: [192.0.2.0/24]
         is_allowlist_enabled: true  # false: every address is allowed, the entries are kept
         credentials:

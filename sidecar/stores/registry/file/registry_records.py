@@ -20,6 +20,7 @@ from sidecar.domain.cidr import (
     embedded_ipv4,
     parse_cidr,
 )
+from sidecar.domain.enforcement import RULE_NAMES, Rule
 from sidecar.domain.fail_policy import FAIL_POLICIES, FailPolicy
 from sidecar.domain.integrations import DETAILS, Credential, Integration, IntegrationError, Status
 from sidecar.domain.records import has_default, written
@@ -30,8 +31,8 @@ from sidecar.sources.node_fields import Fields, NodeReader, Place
 from sidecar.sources.yaml_nodes import YamlMap, YamlNode, YamlScalar, node_of
 
 INTEGRATION_KEYS = (
-    "id", "name", "status", *DETAILS, "scopes", "rate_limit_rpm", "burst", "on_store_error", "ip_allowlist",
-    "is_allowlist_enabled", "credentials",
+    "id", "name", "status", *DETAILS, "scopes", "rate_limit_rpm", "burst", "on_store_error", "shadow",
+    "ip_allowlist", "is_allowlist_enabled", "credentials",
 )  # fmt: skip
 CREDENTIAL_KEYS = ("id", "digest", "expires_at")
 
@@ -81,6 +82,7 @@ class RecordReader(NodeReader):
             "rate_limit_rpm": self.integer(fields, "rate_limit_rpm"),
             "burst": self.integer(fields, "burst"),
             "on_store_error": self._on_store_error(fields),
+            "shadow": self._shadow(fields),
             "ip_allowlist": self._allowlist(fields),
             "is_allowlist_enabled": self._switch(fields, "is_allowlist_enabled"),
             "credentials": self._credentials(fields),
@@ -162,6 +164,16 @@ class RecordReader(NodeReader):
                 place, f"must be one of {known}, not {quoted(text)}; omit it to use the global setting"
             )
         return None
+
+    def _shadow(self, fields: Fields) -> frozenset[Rule]:
+        rules: set[Rule] = set()
+        for place, node in self.items(fields, "shadow"):
+            text = self.text(place, node)
+            if text in RULE_NAMES:
+                rules.add(Rule(text))
+            elif text is not None:
+                self.wrong(place, f"must be one of {', '.join(RULE_NAMES)}, not {quoted(text)}")
+        return frozenset(rules)
 
     def _scope_set(self, fields: Fields) -> frozenset[Scope]:
         scopes: set[Scope] = set()

@@ -45,6 +45,7 @@ HAPPY: dict[str, tuple[tuple[Step, ...], str, dict[str, Any] | None, str]] = {
         "ended the temporary raise",
     ),
     "store_error.set": ((), "/on-store-error", {"policy": "local"}, "local"),
+    "shadow.set": ((), "/shadow", {"shadow": ["limit", "allowlist"]}, "put allowlist, limit in shadow"),
     "credential.issue": ((), "/credentials/issue", {"expires_in": "1h"}, "issued credential"),
     "credential.rotate": ((), "/credentials/{key}/rotate", {"overlap": "1h"}, "rotated credential"),
     "credential.revoke": ((), "/credentials/{key}/revoke", {}, "revoked credential"),

@@ -50,6 +50,7 @@ MAY = {
     "limit_raise": ADMINS,
     "limit_end_raise": ADMINS,
     "store_error_set": ADMINS,
+    "shadow_set": ADMINS,
     "credential_issue": ADMINS,
     "credential_rotate": ADMINS,
     "credential_revoke": ADMINS,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_cidr
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration, Status
 from sidecar.domain.scopes import DEFAULT_CATEGORIES, Scope, ScopeCatalogue, ScopeCategory
@@ -58,6 +59,7 @@ integrations:
     rate_limit_rpm: 600
     burst: 100
     on_store_error: local
+    shadow: [limit, allowlist]
     ip_allowlist: [192.0.2.0/24, "2001:db8::/32", 198.51.100.7]
     is_allowlist_enabled: false
     contact: ops@acme.example
@@ -83,6 +85,7 @@ integrations:
             owner="Acmé Ops",
             is_allowlist_enabled=False,
             on_store_error=FailPolicy.LOCAL,
+            shadow=frozenset({Rule.ALLOWLIST, Rule.LIMIT}),
         ),
     )
 
@@ -249,6 +252,7 @@ RECORDS = st.builds(
     third_party_manager=DETAILS,
     is_allowlist_enabled=st.booleans(),
     on_store_error=st.none() | st.sampled_from(FailPolicy),
+    shadow=st.frozensets(st.sampled_from(Rule)),
 ).map(lambda one: one if one.ip_allowlist else replace(one, is_allowlist_enabled=True))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.table import HTTP_CLOSE_REASONS
+from sidecar.observe.transport_metrics import HTTP_CLOSE_REASONS
 from sidecar.transports.http1.connection import Connection
 from sidecar.transports.http1.core import READ_BYTES, HttpCore
 from sidecar.transports.http1.exchange import Exchange

@@ -491,7 +491,6 @@ _NEXT_STEPS: Mapping[str, str] = {
     " 'sidecar allowlist show {id}' lists the refused addresses",
     "scope_missing": "see the scopes that are not granted",
     "integration_suspended": "inform the contact that the integration is suspended, and by whom",
-    "expired_credential": "issue a new API key: sidecar credentials issue {id}",
     "store_unavailable": "see 'The shared store' in docs/operate/runbook.md",
     "overloaded": "see 'Overloaded' in docs/operate/runbook.md",
 }

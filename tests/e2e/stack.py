@@ -109,7 +109,7 @@ class Stack:
             if kind.proxy == "envoy":
                 self.envoy = self.start_envoy()
             else:
-                self._proxy = self._start_proxy()
+                self.proxy = self._start_proxy()
         except BaseException:
             self.close()
             raise
@@ -117,7 +117,7 @@ class Stack:
     @property
     def port(self) -> int:
         """Where the proxy listens; an Envoy that is started again has another port."""
-        return self.envoy.port if self.kind.proxy == "envoy" else self._proxy.port
+        return self.envoy.port if self.kind.proxy == "envoy" else self.proxy.port
 
     def _address(self, kind: str) -> str:
         if self.kind.unix:

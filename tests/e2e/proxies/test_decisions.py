@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from datetime import datetime
 
 import pytest
 
 from deploy.demo.calling import Answer, Client
 from tests.e2e.stack import LIMITED_BURST, LIMITED_RPM, Stack, upstream_headers
 from tests.e2e.test_identity import IDENTITY, SPOOFED
+from tests.waiting import eventually
 
 LIMITS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 METHODS = ("GET", "POST", "PUT", "DELETE")
@@ -176,3 +179,38 @@ def test_denied__the_clients_connection_is_kept(stack: Stack) -> None:
             assert client.send("GET", "/v1/inventory/42").status == 401
             refused = client.send("GET", "/v1/finance/x", stack.people.reader.headers)
             assert refused.all("connection") in ([], ["keep-alive"])
+
+
+@pytest.mark.parametrize("stack", ["nginx-tcp", "nginx-accel-tcp"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "status", "reason"), [("reader", 200, "ok"), ("suspended", 403, "integration_suspended")]
+)
+def test_access_log__of_nginx_joins_the_decision_log(
+    name: str, status: int, reason: str, stack: Stack
+) -> None:
+    """The decision id that the API or the client has leads to the entry."""
+    owner = getattr(stack.people, name)
+    answer = stack.get("/v1/inventory/42", owner)
+    decision_id = (
+        upstream_headers(answer)["x-decision-id"][0] if status == 200 else answer.one("x-decision-id")
+    )
+
+    def find() -> dict[str, object]:
+        lines = stack.proxy.printed().splitlines()
+        return next((json.loads(line) for line in lines if line.startswith("{") and decision_id in line), {})
+
+    entry = eventually(find, what=f"decision {decision_id} in the access log")
+    assert datetime.fromisoformat(str(entry.pop("time"))).tzinfo is not None
+    assert entry.pop("request_id")
+    assert entry == {
+        "client_address": "127.0.0.1",
+        "method": "GET",
+        "path": "/v1/inventory/42",
+        "status": str(status),
+        "decision_id": decision_id,
+        "integration": name if status == 200 else "",
+        "credential": owner.key.credential_id if status == 200 else "",
+        "reason": reason,
+        "fallback": "",
+    }
+    assert "uninitialized" not in stack.proxy.printed()

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, get_args
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 
 from sidecar.client.decisions import (
     ClientDecision,
@@ -72,22 +73,22 @@ class _Connection:
         self._credentials = credentials
         self._lock = threading.Lock()
         self._channel: Any = None
-        self._decide: Any = None
+        self._stub: DecisionServiceStub | None = None
 
-    def _method(self, module: Any) -> Any:
-        """The method Decide, on a channel made by *module*, `grpc` or `grpc.aio`."""
+    def _methods(self, module: Any) -> Any:
+        """The methods of the service, on a channel made by *module*, `grpc` or `grpc.aio`."""
         with self._lock:
             if self._channel is None:
                 if self._credentials is None:
                     self._channel = module.insecure_channel(self._target, _OPTIONS)
                 else:
                     self._channel = module.secure_channel(self._target, self._credentials, _OPTIONS)
-                self._decide = DecisionServiceStub(self._channel).Decide
-            return self._decide
+                self._stub = DecisionServiceStub(self._channel)
+            return self._stub
 
     def _taken_channel(self) -> Any:
         with self._lock:
-            channel, self._channel, self._decide = self._channel, None, None
+            channel, self._channel, self._stub = self._channel, None, None
         return channel
 
     def _undecided(self, error: grpc.RpcError) -> ClientDecision:
@@ -125,9 +126,27 @@ class Client(_Connection):
         """
         request = _request(method, path, api_key, headers, client_ip, scope)
         try:
-            return decision_from(self._method(grpc)(request, timeout=self._timeout_s))
+            return decision_from(self._methods(grpc).Decide(request, timeout=self._timeout_s))
         except grpc.RpcError as error:
             return self._undecided(error)
+
+    def describe_caller(
+        self, *, api_key: str = "", headers: Mapping[str, str] | None = None, client_ip: str = ""
+    ) -> dict[str, Any]:
+        """
+        Return what the integration that owns the key may do, and its latest refusals, as `GET /whoami` does.
+
+        The arguments are those of `decide`; values that are not known are left out.
+
+        Raises:
+            NoDecisionError: the key is not accepted (UNAUTHENTICATED), the integration asks too often
+                (RESOURCE_EXHAUSTED), or the sidecar does not answer.
+        """
+        request = pb.DescribeCallerRequest(api_key=api_key, headers=headers, client_ip=client_ip)
+        try:
+            return _shown(self._methods(grpc).DescribeCaller(request, timeout=self._timeout_s))
+        except grpc.RpcError as error:
+            raise NoDecisionError(error.code(), error.details() or "") from None
 
     def close(self) -> None:
         """Close the connection; a later call opens another one."""
@@ -162,9 +181,19 @@ class AsyncClient(_Connection):
         """Decide one request, as `Client.decide` does."""
         request = _request(method, path, api_key, headers, client_ip, scope)
         try:
-            return decision_from(await self._method(grpc.aio)(request, timeout=self._timeout_s))
+            return decision_from(await self._methods(grpc.aio).Decide(request, timeout=self._timeout_s))
         except grpc.aio.AioRpcError as error:
             return self._undecided(error)
+
+    async def describe_caller(
+        self, *, api_key: str = "", headers: Mapping[str, str] | None = None, client_ip: str = ""
+    ) -> dict[str, Any]:
+        """Describe the caller, as `Client.describe_caller` does."""
+        request = pb.DescribeCallerRequest(api_key=api_key, headers=headers, client_ip=client_ip)
+        try:
+            return _shown(await self._methods(grpc.aio).DescribeCaller(request, timeout=self._timeout_s))
+        except grpc.aio.AioRpcError as error:
+            raise NoDecisionError(error.code(), error.details() or "") from None
 
     async def close(self) -> None:
         """Close the connection; a later call opens another one."""
@@ -188,4 +217,10 @@ def _request(
 ) -> pb.DecideRequest:
     return pb.DecideRequest(
         method=method, path=path, api_key=api_key, headers=headers, client_ip=client_ip, scope=scope
+    )
+
+
+def _shown(response: pb.DescribeCallerResponse) -> dict[str, Any]:
+    return MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -47,7 +47,7 @@ from sidecar.services.reflection import ReflectionService
 from sidecar.services.refusal_log import RefusalLog
 from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
 from sidecar.services.rls import RateLimitService
-from sidecar.services.whoami import WhoAmI
+from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod, WhoAmI
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
@@ -232,16 +232,18 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         *DecisionService(decider, style).methods(),
         *rls_methods,
     ]
+    trusted = config.settings.forward_auth.trusted_proxies
+    forward_auth = ForwardAuthService(decider, style, trusted, lambda: readiness.is_ready)
+    if config.settings.whoami:
+        describer = CallerDescriber(decider)
+        methods.append(DescribeCallerMethod(describer, decider, style).method())
+        forward_auth.pages[b"/whoami"] = WhoAmI(describer, style, forward_auth.caller_of).serve
     if config.settings.reflection:
         methods += ReflectionService(methods).methods()
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     if config.registry_database is not None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = grpc_server(config, methods, metrics, turn)
-    trusted = config.settings.forward_auth.trusted_proxies
-    forward_auth = ForwardAuthService(decider, style, trusted, lambda: readiness.is_ready)
-    if config.settings.whoami:
-        forward_auth.pages[b"/whoami"] = WhoAmI(decider, style, forward_auth.caller_of).serve
     http = HttpServer(
         forward_auth.serve, endpoints(config, "http"), metrics, DECIDING, forward_auth_limits(config)
     )

@@ -21,6 +21,7 @@ from sidecar.observe.integration_rows import (
     result_of,
 )
 from sidecar.observe.metrics import Metrics
+from sidecar.services.recent_refusals import RecentRefusals
 from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
@@ -73,6 +74,8 @@ class Decider:
         """Records each request with a known key and its time; None = uses are not recorded."""
         self.on_refused: Callable[[AccessRequest, Decision], None] | None = None
         """Called with each request that is denied, or that a rule in shadow would deny."""
+        self.refusals: RecentRefusals | None = None
+        """The latest refusals of each integration; None = they are not kept."""
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -131,13 +134,12 @@ class Decider:
         )
         return self.policy.evaluate(asked, self.snapshot, self.clock_us())
 
-    def peek(self, integration: CompiledIntegration, done: TakeDone) -> None:
-        """Call *done* with the state of the integration's bucket, at once where that needs no round trip."""
+    def peek(self, integration: CompiledIntegration, done: TakeDone) -> Taken | StoreFault | None:
+        """Return the state of the integration's bucket, or None and call *done* after a round trip."""
         outcome = self._take_now(integration.buckets, 0)
         if outcome is None:
             self._store.take_later(integration.buckets, 0, self._store_timeout_s, done)
-        else:
-            done(outcome)
+        return outcome
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""
@@ -230,13 +232,17 @@ class Decider:
             values[self._shadow_slots[would_deny]] += 1
         self._observe_ns(perf_counter_ns() - started_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback, would_deny)
-        if (
-            (reason is not Reason.OK or would_deny is not None)
-            and self.on_refused is not None
-            and request is not None
-        ):
-            self.on_refused(request, decision)
+        if request is not None and (reason is not Reason.OK or would_deny is not None):
+            self._note_refusal(request, decision)
         return decision
+
+    def _note_refusal(self, request: AccessRequest, decision: Decision) -> None:
+        """Keep and report a request that is denied, or that a rule in shadow would deny."""
+        is_known = decision.evaluation.integration is not None
+        if self.refusals is not None and is_known and decision.reason is not Reason.OK:
+            self.refusals.note(request, decision, self.clock_us())
+        if self.on_refused is not None:
+            self.on_refused(request, decision)
 
 
 class _Pending:

@@ -463,3 +463,280 @@ class DecideBatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecideBatchResponse: _TypeAlias = DecideBatchResponse  # noqa: Y015
+
+@_typing.final
+class DescribeCallerRequest(_message.Message):
+    """Who asks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    CLIENT_IP_FIELD_NUMBER: _builtins.int
+    api_key: _builtins.str
+    """The API key alone. Empty = look into `headers`, and if that is empty too, into the metadata of this call."""
+    client_ip: _builtins.str
+    """The address of the caller, as in DecideRequest; `client_address` of the answer is about it. Empty =
+    unknown.
+    """
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Headers that may carry the API key, as in DecideRequest. Leave it empty when `api_key` is set."""
+
+    def __init__(
+        self,
+        *,
+        api_key: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        client_ip: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "client_ip", b"client_ip", "headers", b"headers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeCallerRequest: _TypeAlias = DescribeCallerRequest  # noqa: Y015
+
+@_typing.final
+class DescribeCallerResponse(_message.Message):
+    """What an integration is told about itself. The names are those of `GET /whoami`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Integration(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ID_FIELD_NUMBER: _builtins.int
+        NAME_FIELD_NUMBER: _builtins.int
+        STATUS_FIELD_NUMBER: _builtins.int
+        id: _builtins.str
+        name: _builtins.str
+        status: _builtins.str
+        """"active" or "suspended". A suspended integration is refused whatever else it may do."""
+        def __init__(
+            self,
+            *,
+            id: _builtins.str = ...,
+            name: _builtins.str = ...,
+            status: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Credential(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ID_FIELD_NUMBER: _builtins.int
+        EXPIRES_AT_FIELD_NUMBER: _builtins.int
+        id: _builtins.str
+        """The public id of the key that was used, never the key itself."""
+        @_builtins.property
+        def expires_at(self) -> _timestamp_pb2.Timestamp:
+            """Absent = the key does not expire."""
+
+        def __init__(
+            self,
+            *,
+            id: _builtins.str = ...,
+            expires_at: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RateLimit(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LIMIT_RPM_FIELD_NUMBER: _builtins.int
+        BURST_FIELD_NUMBER: _builtins.int
+        REMAINING_FIELD_NUMBER: _builtins.int
+        RESET_AT_FIELD_NUMBER: _builtins.int
+        limit_rpm: _builtins.int
+        """Requests per minute."""
+        burst: _builtins.int
+        """Requests that pass at once after a pause."""
+        remaining: _builtins.int
+        """Requests that would pass right now. Absent while the store of the buckets does not answer."""
+        @_builtins.property
+        def reset_at(self) -> _timestamp_pb2.Timestamp:
+            """When the whole burst is available again. Absent as `remaining` is."""
+
+        def __init__(
+            self,
+            *,
+            limit_rpm: _builtins.int = ...,
+            burst: _builtins.int = ...,
+            remaining: _builtins.int | None = ...,
+            reset_at: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "remaining", b"remaining", "reset_at", b"reset_at"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "burst", b"burst", "limit_rpm", b"limit_rpm", "remaining", b"remaining", "reset_at", b"reset_at"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__remaining: _TypeAlias = _typing.Literal["remaining"]  # noqa: Y015
+        _WhichOneofArgType__remaining: _TypeAlias = _typing.Literal["_remaining", b"_remaining"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining) -> _WhichOneofReturnType__remaining | None: ...
+
+    @_typing.final
+    class ClientAddress(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        IS_ALLOWLIST_ENABLED_FIELD_NUMBER: _builtins.int
+        IS_ALLOWED_FIELD_NUMBER: _builtins.int
+        address: _builtins.str
+        """The caller's address; empty = not known, or not looked at because there is no allowlist."""
+        is_allowlist_enabled: _builtins.bool
+        is_allowed: _builtins.bool
+        """Whether requests from the address are admitted. Absent for a suspended integration."""
+        def __init__(
+            self,
+            *,
+            address: _builtins.str | None = ...,
+            is_allowlist_enabled: _builtins.bool = ...,
+            is_allowed: _builtins.bool | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_is_allowed", b"_is_allowed", "address", b"address", "is_allowed", b"is_allowed"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_is_allowed", b"_is_allowed", "address", b"address", "is_allowed", b"is_allowed", "is_allowlist_enabled", b"is_allowlist_enabled"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__address: _TypeAlias = _typing.Literal["address"]  # noqa: Y015
+        _WhichOneofArgType__address: _TypeAlias = _typing.Literal["_address", b"_address"]  # noqa: Y015
+        _WhichOneofReturnType__is_allowed: _TypeAlias = _typing.Literal["is_allowed"]  # noqa: Y015
+        _WhichOneofArgType__is_allowed: _TypeAlias = _typing.Literal["_is_allowed", b"_is_allowed"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__address) -> _WhichOneofReturnType__address | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__is_allowed) -> _WhichOneofReturnType__is_allowed | None: ...
+
+    @_typing.final
+    class Refusal(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        AT_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        STATUS_FIELD_NUMBER: _builtins.int
+        METHOD_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        DECISION_ID_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        """The reason, as in problem documents: "scope_missing"."""
+        status: _builtins.int
+        """The HTTP status of the refusal."""
+        method: _builtins.str
+        path: _builtins.str
+        """Without its query, and cut after 256 characters."""
+        decision_id: _builtins.str
+        @_builtins.property
+        def at(self) -> _timestamp_pb2.Timestamp: ...
+        def __init__(
+            self,
+            *,
+            at: _timestamp_pb2.Timestamp | None = ...,
+            reason: _builtins.str = ...,
+            status: _builtins.int = ...,
+            method: _builtins.str = ...,
+            path: _builtins.str = ...,
+            decision_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "decision_id", b"decision_id", "method", b"method", "path", b"path", "reason", b"reason", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Refusals(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SINCE_FIELD_NUMBER: _builtins.int
+        NOTE_FIELD_NUMBER: _builtins.int
+        LATEST_FIELD_NUMBER: _builtins.int
+        note: _builtins.str
+        @_builtins.property
+        def since(self) -> _timestamp_pb2.Timestamp:
+            """Since when this process takes note of refusals. Other processes of the platform have their own."""
+
+        @_builtins.property
+        def latest(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribeCallerResponse.Refusal]:
+            """At most 20, the latest first."""
+
+        def __init__(
+            self,
+            *,
+            since: _timestamp_pb2.Timestamp | None = ...,
+            note: _builtins.str = ...,
+            latest: _abc.Iterable[Global___DescribeCallerResponse.Refusal] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["latest", b"latest", "note", b"note", "since", b"since"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INTEGRATION_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def integration(self) -> Global___DescribeCallerResponse.Integration: ...
+    @_builtins.property
+    def credential(self) -> Global___DescribeCallerResponse.Credential: ...
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sorted: "orders:read", "orders:write"."""
+
+    @_builtins.property
+    def rate_limit(self) -> Global___DescribeCallerResponse.RateLimit: ...
+    @_builtins.property
+    def client_address(self) -> Global___DescribeCallerResponse.ClientAddress: ...
+    @_builtins.property
+    def refusals(self) -> Global___DescribeCallerResponse.Refusals: ...
+    def __init__(
+        self,
+        *,
+        integration: Global___DescribeCallerResponse.Integration | None = ...,
+        credential: Global___DescribeCallerResponse.Credential | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        rate_limit: Global___DescribeCallerResponse.RateLimit | None = ...,
+        client_address: Global___DescribeCallerResponse.ClientAddress | None = ...,
+        refusals: Global___DescribeCallerResponse.Refusals | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "credential", b"credential", "integration", b"integration", "rate_limit", b"rate_limit", "refusals", b"refusals"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "credential", b"credential", "integration", b"integration", "rate_limit", b"rate_limit", "refusals", b"refusals", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeCallerResponse: _TypeAlias = DescribeCallerResponse  # noqa: Y015

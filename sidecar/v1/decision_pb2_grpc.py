@@ -58,6 +58,11 @@ class DecisionServiceStub:
                 request_serializer=sidecar_dot_v1_dot_decision__pb2.DecideBatchRequest.SerializeToString,
                 response_deserializer=sidecar_dot_v1_dot_decision__pb2.DecideBatchResponse.FromString,
                 _registered_method=True)
+        self.DescribeCaller = channel.unary_unary(
+                '/sidecar.v1.DecisionService/DescribeCaller',
+                request_serializer=sidecar_dot_v1_dot_decision__pb2.DescribeCallerRequest.SerializeToString,
+                response_deserializer=sidecar_dot_v1_dot_decision__pb2.DescribeCallerResponse.FromString,
+                _registered_method=True)
 
 
 class DecisionServiceServicer:
@@ -93,6 +98,19 @@ class DecisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeCaller(self, request, context):
+        """Describes the integration that owns an API key to itself: what it may do, what is left of its quota, and
+        its latest refusals. Takes nothing. `GET /whoami` of the forward-auth listener answers the same as JSON.
+
+        UNAUTHENTICATED     the key is missing, malformed or not accepted
+        RESOURCE_EXHAUSTED  the integration asks more than 60 times a minute; or too many invalid keys
+        UNAVAILABLE         the integrations are not loaded
+        UNIMPLEMENTED       `whoami: false` turns the method off
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecisionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +123,11 @@ def add_DecisionServiceServicer_to_server(servicer, server):
                     servicer.DecideBatch,
                     request_deserializer=sidecar_dot_v1_dot_decision__pb2.DecideBatchRequest.FromString,
                     response_serializer=sidecar_dot_v1_dot_decision__pb2.DecideBatchResponse.SerializeToString,
+            ),
+            'DescribeCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeCaller,
+                    request_deserializer=sidecar_dot_v1_dot_decision__pb2.DescribeCallerRequest.FromString,
+                    response_serializer=sidecar_dot_v1_dot_decision__pb2.DescribeCallerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +198,33 @@ class DecisionService:
             '/sidecar.v1.DecisionService/DecideBatch',
             sidecar_dot_v1_dot_decision__pb2.DecideBatchRequest.SerializeToString,
             sidecar_dot_v1_dot_decision__pb2.DecideBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.v1.DecisionService/DescribeCaller',
+            sidecar_dot_v1_dot_decision__pb2.DescribeCallerRequest.SerializeToString,
+            sidecar_dot_v1_dot_decision__pb2.DescribeCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

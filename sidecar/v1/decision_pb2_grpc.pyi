@@ -59,6 +59,15 @@ class DecisionServiceStub:
     """Decides up to 256 requests, in order, each as if it had come alone: one denial does not affect the
     others. One round trip to a shared store serves all of them.
     """
+    DescribeCaller: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DescribeCallerRequest, _decision_pb2.DescribeCallerResponse]
+    """Describes the integration that owns an API key to itself: what it may do, what is left of its quota, and
+    its latest refusals. Takes nothing. `GET /whoami` of the forward-auth listener answers the same as JSON.
+
+      UNAUTHENTICATED     the key is missing, malformed or not accepted
+      RESOURCE_EXHAUSTED  the integration asks more than 60 times a minute; or too many invalid keys
+      UNAVAILABLE         the integrations are not loaded
+      UNIMPLEMENTED       `whoami: false` turns the method off
+    """
 
 @_typing.type_check_only
 class DecisionServiceAsyncStub(DecisionServiceStub):
@@ -86,6 +95,15 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 256 requests, in order, each as if it had come alone: one denial does not affect the
     others. One round trip to a shared store serves all of them.
+    """
+    DescribeCaller: _aio.UnaryUnaryMultiCallable[_decision_pb2.DescribeCallerRequest, _decision_pb2.DescribeCallerResponse]  # type: ignore[assignment]
+    """Describes the integration that owns an API key to itself: what it may do, what is left of its quota, and
+    its latest refusals. Takes nothing. `GET /whoami` of the forward-auth listener answers the same as JSON.
+
+      UNAUTHENTICATED     the key is missing, malformed or not accepted
+      RESOURCE_EXHAUSTED  the integration asks more than 60 times a minute; or too many invalid keys
+      UNAVAILABLE         the integrations are not loaded
+      UNIMPLEMENTED       `whoami: false` turns the method off
     """
 
 class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -123,6 +141,21 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_decision_pb2.DecideBatchResponse, _abc.Awaitable[_decision_pb2.DecideBatchResponse]]:
         """Decides up to 256 requests, in order, each as if it had come alone: one denial does not affect the
         others. One round trip to a shared store serves all of them.
+        """
+
+    @_abc_1.abstractmethod
+    def DescribeCaller(
+        self,
+        request: _decision_pb2.DescribeCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_decision_pb2.DescribeCallerResponse, _abc.Awaitable[_decision_pb2.DescribeCallerResponse]]:
+        """Describes the integration that owns an API key to itself: what it may do, what is left of its quota, and
+        its latest refusals. Takes nothing. `GET /whoami` of the forward-auth listener answers the same as JSON.
+
+          UNAUTHENTICATED     the key is missing, malformed or not accepted
+          RESOURCE_EXHAUSTED  the integration asks more than 60 times a minute; or too many invalid keys
+          UNAVAILABLE         the integrations are not loaded
+          UNIMPLEMENTED       `whoami: false` turns the method off
         """
 
 def add_DecisionServiceServicer_to_server(servicer: DecisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.domain.answers import AnswerStyle
 from sidecar.services.decision_service import DecisionService
+from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod
 from sidecar.transports.fast import FastGrpcServer
 from sidecar.transports.reference import ReferenceGrpcServer
 from sidecar.transports.server import Endpoint, ListeningServer, TransportLimits
@@ -39,7 +40,9 @@ class RunningSidecar:
             make_integration(self.acme, name="Café"),
             make_integration(self.office, id="office", rate_limit_rpm=1, burst=1, allowlist=["192.0.2.0/24"]),
         )
-        self._methods = DecisionService(decider, AnswerStyle()).methods()
+        style = AnswerStyle()
+        describe = DescribeCallerMethod(CallerDescriber(decider), decider, style).method()
+        self._methods = (*DecisionService(decider, style).methods(), describe)
         self.server: ListeningServer | None = None
         self.endpoint = self.start(Endpoint("127.0.0.1", 0))
 

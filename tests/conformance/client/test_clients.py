@@ -236,3 +236,26 @@ def test_import__loads_none_of_the_server() -> None:
         "grpc_reflection",
         "grpc_tools",
     }
+
+
+@both_clients
+def test_describe_caller__says_what_the_key_may_do(
+    kind: type[Client] | type[AsyncClient], sidecar: RunningSidecar
+) -> None:
+    """Scopes, limit and the latest refusal; an unknown key is an error that names it."""
+
+    async def ask(api_key: str) -> dict[str, Any]:
+        if kind is AsyncClient:
+            async with AsyncClient(sidecar.target, timeout_s=PATIENCE_S) as client:
+                return await client.describe_caller(api_key=api_key)
+        with Client(sidecar.target, timeout_s=PATIENCE_S) as blocking:
+            return blocking.describe_caller(api_key=api_key)
+
+    decide(kind, sidecar.target, "GET", "/nowhere", api_key=sidecar.acme.api_key)
+    shown = asyncio.run(ask(sidecar.acme.api_key))
+    assert shown["integration"]["id"] == "acme"
+    assert shown["rate_limit"]["limit_rpm"] == 60
+    assert [refusal["path"] for refusal in shown["refusals"]["latest"]] == ["/nowhere"]
+    with pytest.raises(NoDecisionError) as refused:
+        asyncio.run(ask("junk"))
+    assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED

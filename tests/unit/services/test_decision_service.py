@@ -21,6 +21,7 @@ from sidecar.domain.snapshot import Snapshot
 from sidecar.rpc.calls import UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decision_service import BATCH_REQUESTS_MAX, DecisionService, fill
+from sidecar.services.whoami import DESCRIBE_CALLER
 from sidecar.stores.protocols import StoreFault
 from sidecar.v1 import decision_pb2 as pb
 from tests.building import (
@@ -137,7 +138,8 @@ def test_methods__are_those_of_the_proto(key: NewApiKey) -> None:
         UnaryMethod(names[0], service.decide),
         UnaryMethod(names[1], service.decide_batch),
     )
-    assert names == ["/sidecar.v1.DecisionService/Decide", "/sidecar.v1.DecisionService/DecideBatch"]
+    assert names[2:] == [DESCRIBE_CALLER]
+    assert names[:2] == ["/sidecar.v1.DecisionService/Decide", "/sidecar.v1.DecisionService/DecideBatch"]
 
 
 def test_decide__allows(key: NewApiKey) -> None:

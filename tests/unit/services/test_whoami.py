@@ -10,11 +10,29 @@ import pytest
 from sidecar.domain.answers import AnswerStyle
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
+from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Status
+from sidecar.domain.policy import Evaluation
+from sidecar.domain.snapshot import CompiledIntegration
+from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.services.decider import Decider
 from sidecar.services.forward_auth import ForwardAuthService
-from sidecar.services.whoami import QUOTA, WhoAmI
+from sidecar.services.recent_refusals import INTEGRATIONS_MAX as RECENT_MAX
+from sidecar.services.recent_refusals import PATH_CHARS_MAX, REFUSALS_MAX, RecentRefusals
+from sidecar.services.whoami import QUOTA, CallerDescriber, DescribeCallerMethod, WhoAmI
 from sidecar.stores.protocols import StoreFault
-from tests.building import NOW_US, FixedStore, RecordingStore, make_decider, make_integration, make_key
+from sidecar.v1 import decision_pb2 as pb
+from tests.building import (
+    NOW_US,
+    FakeCall,
+    FixedStore,
+    ManualClock,
+    RecordingStore,
+    make_decider,
+    make_integration,
+    make_key,
+    make_request,
+)
 from tests.unit.services.test_forward_auth import PROXY, TRUSTED, ProxiedRequest
 
 STRANGER = ("192.0.2.7", 5)
@@ -30,7 +48,7 @@ def make_service(key: NewApiKey, record: dict[str, Any] | None = None, **parts: 
     """The listener's service over 'acme', with /whoami."""
     decider = make_decider(make_integration(key, **(record or {})), **parts)
     service = ForwardAuthService(decider, AnswerStyle(), TRUSTED, lambda: True)
-    service.pages[b"/whoami"] = WhoAmI(decider, AnswerStyle(), service.caller_of).serve
+    service.pages[b"/whoami"] = WhoAmI(CallerDescriber(decider), AnswerStyle(), service.caller_of).serve
     return service
 
 
@@ -106,3 +124,105 @@ def test_whoami__waits_for_the_shared_store(key: NewApiKey) -> None:
     assert json.loads(asked.body)["rate_limit"]["remaining"] == 7
     asked = ask(make_service(key, store=FixedStore(StoreFault.UNAVAILABLE)), key.api_key)
     assert json.loads(asked.body)["rate_limit"]["remaining"] is None
+
+
+def refuse(decider: Decider, key: NewApiKey, path: str) -> None:
+    """Have one request of *key* refused, for want of a route."""
+    decider.decide(make_request(key.api_key, path=path), None, lambda *_: None, None)
+
+
+def test_whoami__shows_the_latest_refusals_with_their_reasons(key: NewApiKey) -> None:
+    """The last 20 of this integration alone, the latest first, without queries."""
+    other = make_key()
+    clock = ManualClock()
+    decider = make_decider(make_integration(key), make_integration(other, id="other"), clock=clock)
+    describer = CallerDescriber(decider)
+    for number in range(REFUSALS_MAX + 5):
+        clock.advance(seconds=1)
+        refuse(decider, key, f"/nowhere/{number}?token=hush")
+    refuse(decider, other, "/other")
+    shown: Any = describer.describe(make_request(key.api_key), lambda described: None)
+    latest = shown["refusals"]["latest"]
+    assert [refusal["path"] for refusal in latest] == [f"/nowhere/{n}" for n in range(24, 4, -1)]
+    assert latest[0] | {"decision_id": ""} == {
+        "at": "2025-11-24T16:00:25Z",
+        "reason": "route_unknown",
+        "status": 403,
+        "method": "GET",
+        "path": "/nowhere/24",
+        "decision_id": "",
+    }
+    assert shown["refusals"]["since"] == "2025-11-24T16:00:00Z"
+
+
+def test_refusals__are_bounded() -> None:
+    """In integrations, refusals and the length of what a caller wrote."""
+    decider = make_decider()
+    refusals = RecentRefusals(NOW_US)
+    for number in range(RECENT_MAX + 10):
+        integration = CompiledIntegration(make_integration(id=f"i{number}"))
+        decision = decider.refuse(Reason.SCOPE_MISSING, "")
+        decision.evaluation = Evaluation(Reason.SCOPE_MISSING, integration)
+        refusals.note(make_request(path="/" + "x" * 8_000), decision, NOW_US)
+    assert list(refusals.of("i9")) == []
+    [refusal] = refusals.of(f"i{RECENT_MAX + 9}")
+    assert len(refusal.path) == PATH_CHARS_MAX
+
+
+class Native:
+    """The native method over 'acme'."""
+
+    def __init__(self, key: NewApiKey, **parts: Any) -> None:
+        """Serve a decider made of *parts*."""
+        self.decider = make_decider(make_integration(key), **parts)
+        self._method = DescribeCallerMethod(CallerDescriber(self.decider), self.decider, AnswerStyle())
+
+    def ask(self, call: FakeCall | None = None, **fields: Any) -> pb.DescribeCallerResponse | None:
+        """The answer to a request with *fields*; None = it comes later."""
+        request = pb.DescribeCallerRequest(**fields).SerializeToString()
+        answer = self._method.handle(request, FakeCall() if call is None else call)
+        return None if answer is None else pb.DescribeCallerResponse.FromString(answer)
+
+
+def test_describe_caller__answers_what_whoami_answers(key: NewApiKey) -> None:
+    """Key in the message, in its headers, or in the metadata of the call: one content."""
+    native = Native(key)
+    refuse(native.decider, key, "/nowhere")
+    expected = native.ask(api_key=key.api_key)
+    assert expected is not None
+    assert expected.integration.id == "acme"
+    assert list(expected.scopes) == ["orders:read"]
+    assert (expected.rate_limit.limit_rpm, expected.rate_limit.remaining) == (60, 60)
+    assert expected.rate_limit.reset_at.seconds == NOW_US // 1_000_000
+    assert [refusal.reason for refusal in expected.refusals.latest] == ["route_unknown"]
+    assert not expected.credential.HasField("expires_at")
+    assert native.ask(headers={"X-API-Key": key.api_key}) == expected
+    assert native.ask(FakeCall(metadata={"x-api-key": key.api_key})) == expected
+
+
+def test_describe_caller__refuses_unknown_callers_and_too_many_calls(key: NewApiKey) -> None:
+    """With the status that a client expects and a text that says what to do."""
+    native = Native(key)
+    for fields in ({}, {"api_key": make_key().api_key}):
+        with pytest.raises(RpcError) as refused:
+            native.ask(**fields)
+        assert refused.value.code is StatusCode.UNAUTHENTICATED
+    with pytest.raises(RpcError) as invalid:
+        native.ask(api_key=key.api_key, client_ip="here")
+    assert invalid.value.code is StatusCode.INVALID_ARGUMENT
+    for _ in range(QUOTA.burst):
+        native.ask(api_key=key.api_key)
+    with pytest.raises(RpcError) as limited:
+        native.ask(api_key=key.api_key)
+    assert limited.value.code is StatusCode.RESOURCE_EXHAUSTED
+    assert "retry in 1 s" in limited.value.detail
+
+
+def test_describe_caller__waits_for_the_shared_store(key: NewApiKey) -> None:
+    """The answer comes with the peek; a store that fails leaves the figures out."""
+    store = RecordingStore()
+    native, call = Native(key, store=store), FakeCall()
+    assert native.ask(call, api_key=key.api_key) is None
+    store.answer(StoreFault.UNAVAILABLE)
+    [answer] = call.replies
+    assert not pb.DescribeCallerResponse.FromString(answer).rate_limit.HasField("remaining")

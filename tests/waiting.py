@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 import time
@@ -13,7 +14,9 @@ Value = TypeVar("Value")
 
 PATIENCE_S = 60.0
 """How long a test waits for what it expects; generous, because other programs may keep every core busy."""
-TICK_S = 0.01
+TICK_S, TICK_S_MAX = 0.002, 0.05
+"""The first pause between two questions, and the longest: what asks all the time slows what it waits for."""
+TURNS_AT_ONCE = 100
 
 
 def eventually(condition: Callable[[], Value], timeout_s: float = PATIENCE_S, what: str = "") -> Value:
@@ -25,22 +28,32 @@ def eventually(condition: Callable[[], Value], timeout_s: float = PATIENCE_S, wh
     """
     never = threading.Event()
     deadline_s = time.monotonic() + timeout_s
+    tick_s = TICK_S
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
-        never.wait(TICK_S)
+        never.wait(tick_s)
+        tick_s = min(TICK_S_MAX, 1.3 * tick_s)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """
     Let the event loop turn until *condition*, which may be a coroutine function, returns something true.
 
+    After `TURNS_AT_ONCE` turns it pauses between them: others may need the core to make it true.
+
     Raises:
         TimeoutError: it did not within *timeout_s*.
     """
+    never, turns = asyncio.Event(), 0
     async with asyncio.timeout(timeout_s):
-        while not (await value if inspect.isawaitable(value := condition()) else value):  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0)
+        while not (await value if inspect.isawaitable(value := condition()) else value):
+            turns += 1
+            if turns < TURNS_AT_ONCE:
+                await asyncio.sleep(0)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(never.wait(), TICK_S)

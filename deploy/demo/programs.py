@@ -16,7 +16,7 @@ Fact = TypeVar("Fact")
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
-TICK_S = 0.01
+TICK_S, TICK_S_MAX = 0.005, 0.05
 LOG_TAIL_BYTES = 8_000
 
 
@@ -119,7 +119,7 @@ class Program:
             InterruptedByUserError: see `raise_if_interrupted`.
         """
         deadline_s = time.monotonic() + timeout_s
-        never = threading.Event()
+        never, tick_s = threading.Event(), TICK_S
         while True:
             raise_if_interrupted()
             found = fact()
@@ -129,7 +129,8 @@ class Program:
                 raise self._error(f"ended with code {self._process.returncode} before {what}")
             if time.monotonic() > deadline_s:
                 raise self._error(f"not within {timeout_s:g} s: {what}")
-            never.wait(TICK_S)
+            never.wait(tick_s)
+            tick_s = min(TICK_S_MAX, 1.3 * tick_s)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process is running."""
@@ -155,7 +156,7 @@ class Program:
         never = threading.Event()
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while self.is_running and time.monotonic() < deadline_s:
-            never.wait(TICK_S)
+            never.wait(TICK_S_MAX)
             self.signal(signal.SIGTERM)
         return self.wait()
 

@@ -143,7 +143,7 @@ class Process:
             if self._sidecar.followed is not None:
                 await self._sidecar.followed.close()
         log_event(_log, logging.INFO, "stopped")
-        ignore_stop_signals()
+        ignore_stop_signals(asyncio.get_running_loop())
         return EXIT_STOPPED
 
     async def _run(self) -> None:

@@ -7,6 +7,7 @@ The first stop signal starts a drain, a later one ends the process at once. Wrap
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable
 from enum import Enum, auto
@@ -28,13 +29,16 @@ REPEAT_WINDOW_S = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def ignore_stop_signals() -> None:
+def ignore_stop_signals(loop: asyncio.AbstractEventLoop) -> None:
     """
-    Block stop signals just before the process exits.
+    Ignore stop signals just before the process exits, in all its threads.
 
-    Without the event loop's handlers a signal would end the process with the wrong exit code.
+    When *loop* closes, it would restore the default action, and a signal would end the process with the wrong
+    exit code.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopStep(Enum):

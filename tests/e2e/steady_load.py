@@ -12,6 +12,8 @@ from tests.waiting import eventually
 CLIENTS = 3
 PATH = "/v1/inventory/42"
 TIMEOUT_S = 60.0
+PAUSE_S = 0.005
+"""Between two requests of one client: the processes under load need the CPUs, too."""
 
 
 class SteadyLoad(InBackground):
@@ -49,7 +51,7 @@ class SteadyLoad(InBackground):
     def go_on(self, number: int) -> None:
         """Ask, as client *number*."""
         client = Client(self._port)
-        while not self.is_over.is_set() and not self.is_spoilt:
+        while not self.is_over.wait(PAUSE_S) and not self.is_spoilt:
             try:
                 answer = client.send("GET", PATH, self._owner.headers)
                 fault = "" if answer.status == 200 else f"{answer.status} {answer.body[:200]!r}"

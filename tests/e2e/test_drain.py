@@ -9,7 +9,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.demo.sidecar import Sidecar
 from tests.e2e.conftest import GRPCIO
 from tests.e2e.stack import Stack, StackKind
 
@@ -54,9 +53,3 @@ def test_drain__health_answers_both_kinds_of_caller(own_stack: Stack) -> None:
     assert (answer.status, own_stack.sidecar.admin("/readyz").status) == (SERVING, 200)
     assert own_stack.sidecar.admin("/healthz").status == 200
     assert own_stack.envoy.stat("cluster.sidecar.membership_healthy") == 1
-
-
-def test_drain__a_later_signal_ends_at_once(own_stack: Stack) -> None:
-    """Whoever cannot wait for the drain repeats the signal; the process is gone, drained or not."""
-    sidecar: Sidecar = own_stack.sidecar
-    assert sidecar.stop_at_once() in (0, 1)

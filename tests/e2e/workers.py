@@ -16,7 +16,6 @@ import yaml
 from deploy.demo.calling import Answer, Client
 from deploy.demo.programs import Program
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
-from sidecar.process.supervisor.timing import WORKER_TIMEOUTS
 from sidecar.services.ext_authz import CHECK
 from sidecar.services.ext_authz_client import check_request
 from tests.e2e.in_background import InBackground
@@ -26,7 +25,7 @@ WORKERS = 2
 CALLERS = 4
 CALL_TIMEOUT_S = 60.0
 FAULTS_KEPT = 50
-PAUSE_S = 0.001
+PAUSE_S = 0.01
 """Between two calls of one caller, and ten times that between scrapes: the workers need the CPUs, too."""
 BEATS_MISSED_MAX = 30
 
@@ -59,7 +58,6 @@ class Supervised(Program):
         owner: Owner,
         beats_missed_max: int = BEATS_MISSED_MAX,
         is_awaited: bool = True,
-        start_timeout_s: float = WORKER_TIMEOUTS.start_timeout_s,
         **settings: Any,
     ) -> None:
         """Write the files and start; *is_awaited* = until all workers are ready."""
@@ -71,10 +69,8 @@ class Supervised(Program):
         if not self.registry.exists():
             write_registry(self.registry, [owner])
         self.configure(grpc, **settings)
-        command = [
-            sys.executable, "-m", "tests.e2e.unshared_workers", str(self.config), str(WORKERS),
-            str(beats_missed_max), str(start_timeout_s),
-        ]  # fmt: skip
+        module = "tests.e2e.unshared_workers"
+        command = [sys.executable, "-m", module, str(self.config), str(WORKERS), str(beats_missed_max)]
         super().__init__("supervisor", command, folder)
         if is_awaited:
             try:

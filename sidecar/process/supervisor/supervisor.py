@@ -174,7 +174,7 @@ class Supervisor:
                 ports.close()
             self._priority.close()
         log_event(_log, logging.INFO, "stopped")
-        ignore_stop_signals()
+        ignore_stop_signals(self._loop)
         return EXIT_FORCED if any(slot.was_killed for slot in self._slots) else EXIT_STOPPED
 
     def _launch(self, config: Config) -> Launch:

@@ -171,12 +171,12 @@ def test_registry_source__a_load_can_be_cancelled(path: Path, source: RegistrySo
 
 
 REFUSED_FILES = {
-    "junk items": "- a\n" * 300_000,
+    "junk items": "- a\n" * 100_000,
     "a mistake at the end": "".join(
-        f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(3_000)
+        f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(2_000)
     ),
-    "cut": "".join(f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(3_000)) + "- {",
-    "only mistakes": "".join(f"- {{id: i{n}, name: N, burst: 0}}\n" for n in range(3_000)),
+    "cut": "".join(f"- {{id: i{n}, name: N, scopes: [orders:read]}}\n" for n in range(2_000)) + "- {",
+    "only mistakes": "".join(f"- {{id: i{n}, name: N, burst: 0}}\n" for n in range(2_000)),
 }
 _LOAD_AGAIN = """
 import sys
@@ -190,7 +190,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 source = RegistrySource(Path(sys.argv[1]), "FILE", ScopeCatalogue())
-for number in range(33):
+for number in range(13):
     if number == 3:
         before = resident()
     try:
@@ -204,7 +204,7 @@ print((resident() - before) >> 20, resident() >> 20)
 
 @pytest.mark.parametrize("name", REFUSED_FILES)
 def test_registry_source__refused_files_leave_nothing_behind(tmp_path: Path, name: str) -> None:
-    """Thirty refused files take no memory that is not given back, and no file takes much."""
+    """Ten refused files take no memory that is not given back, and no file takes much."""
     path = tmp_path / "registry.yaml"
     path.write_text(f"integrations:\n{REFUSED_FILES[name]}{'- {id: late}' if 'end' in name else ''}\n")
     result = subprocess.run(

@@ -25,9 +25,8 @@ def refused(second: Running) -> str:
     return second.printed()
 
 
-@pytest.mark.parametrize("transport", ["fast", "grpcio"])
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_second__is_refused_on_the_embedded_store(tmp_path: Path, transport: str, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "transport"), [("tcp", "fast"), ("unix", "grpcio")])
+def test_second__is_refused_on_the_embedded_store(tmp_path: Path, kind: str, transport: str) -> None:
     """Each would have buckets of its own. The first goes on, and one that is told to takes over."""
     port = ReservedPort()
     address = f"127.0.0.1:{port.number}" if kind == "tcp" else f"unix:{tmp_path}/g.sock"
@@ -46,8 +45,9 @@ def test_second__is_refused_on_the_embedded_store(tmp_path: Path, transport: str
     port.close()
 
 
-@pytest.mark.parametrize("listener", ["admin", "metrics"])
-@pytest.mark.parametrize("registry", ["registry.yaml", "sqlite:registry.sqlite"])
+@pytest.mark.parametrize(
+    ("listener", "registry"), [("metrics", "registry.yaml"), ("admin", "sqlite:registry.sqlite")]
+)
 def test_second__is_refused_for_any_listener(tmp_path: Path, listener: str, registry: str) -> None:
     """Also where only the admin or the metrics listener is the same, under a supervisor or not."""
     listen = {"grpc": "127.0.0.1:0", "admin": [], listener: f"unix:{tmp_path}/x.sock"}
@@ -58,8 +58,7 @@ def test_second__is_refused_for_any_listener(tmp_path: Path, listener: str, regi
         assert "--take-over" in refused(configured.serve())
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("kind", "workers"), [("unix", 1), ("tcp", 2)])
 def test_second__with_a_shared_store_listens_only_when_ready(tmp_path: Path, kind: str, workers: int) -> None:
     """Without its store a successor takes nothing: the first sidecar answers every call meanwhile."""
     port, metrics = ReservedPort(), ReservedPort()

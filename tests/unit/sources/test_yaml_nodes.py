@@ -85,7 +85,6 @@ def test_read_yaml__a_bomb_of_aliases_is_refused() -> None:
     assert caught.value.line == 5
 
 
-@pytest.mark.usefixtures("parser")
 def test_read_yaml__values_have_a_bound() -> None:
     """The value beyond the bound is named by its line."""
     assert read_yaml("- a\n" * (VALUES_MAX - 1)) is not None
@@ -119,7 +118,6 @@ def test_read_yaml__texts_have_a_bound(text: str) -> None:
         read_yaml(text.replace("{}", "x" * (SCALAR_CHARS_MAX + 1)))
 
 
-@pytest.mark.usefixtures("parser")
 def test_read_yaml__streamed_items_are_not_kept() -> None:
     """Items are handed out one by one with their number, and bounds hold for each of them."""
     taken: list[tuple[int, YamlNode]] = []
@@ -135,7 +133,6 @@ def test_read_yaml__streamed_items_are_not_kept() -> None:
         read_yaml(f"list:\n- [{'x, ' * VALUES_MAX}]", stream._replace(values_max=1 << 30))
 
 
-@pytest.mark.usefixtures("parser")
 def test_read_yaml__anchors_of_streamed_items_count() -> None:
     """What anchors keep of items that are handed out counts until the end."""
     stream = ItemStream("list", lambda number, node: None, 1 << 30)

@@ -58,7 +58,7 @@ def test_keys__each_partition_has_its_slice(partitions: int) -> None:
 
 def test_keys__partitions_are_compared_in_one_place() -> None:
     """Where the fleet agrees on the number of partitions does not depend on that number."""
-    places = {(keys.layout_key, keys.live_key) for keys in map(KeySpace, ["p:"] * 256, range(1, 257))}
+    places = {(keys.layout_key, keys.live_key) for keys in map(KeySpace, ["p:"] * 6, (1, 2, 3, 16, 100, 256))}
     assert len(places) == 1
 
 

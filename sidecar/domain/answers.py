@@ -9,13 +9,14 @@ WWW-Authenticate), RFC 9457 (problem+json), draft-ietf-httpapi-ratelimit-headers
 from __future__ import annotations
 
 import json
-from typing import NamedTuple, final
+from dataclasses import dataclass
+from typing import final
 from urllib.parse import quote
 
 from sidecar.domain.bucket import Taken
 from sidecar.domain.cidr import Address, format_address
 from sidecar.domain.credential_sources import IDENTITY_HEADERS
-from sidecar.domain.decisions import Reason, retry_after_s, seconds_up
+from sidecar.domain.decisions import Reason
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation
 from sidecar.domain.values import Value
@@ -122,7 +123,18 @@ def limit_rpm_of(decision: Decision) -> int:
     return integration.limit_rpm if fallback is None else fallback.limit_rpm
 
 
-class AnswerStyle(NamedTuple):
+def seconds_up(duration_us: int) -> int:
+    """Convert microseconds to whole seconds, rounded up."""
+    return -(-duration_us // 1_000_000)
+
+
+def retry_after_s(retry_after_us: int) -> int:
+    """Return `Retry-After` for a wait: whole seconds, rounded up, at least 1 (RFC 9110 10.2.3)."""
+    return max(1, seconds_up(retry_after_us))
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStyle:
     """The configured options of answers."""
 
     unauthenticated_status: int = 403

@@ -13,7 +13,7 @@ import hmac
 import re
 import secrets
 import zlib
-from typing import NamedTuple
+from dataclasses import dataclass
 
 PREFIX = "sck"
 CREDENTIAL_ID_LENGTH = 10
@@ -34,7 +34,8 @@ class ApiKeyError(ValueError):
     """An API key is malformed: wrong shape, wrong characters or a wrong checksum."""
 
 
-class NewApiKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
     """A new key with its secret, which is not stored anywhere."""
 
     api_key: str

@@ -142,8 +142,6 @@ class Taken(Value):
             and self.reset_at_us == other.reset_at_us
         )
 
-    __hash__ = None
-
 
 def draw(level: Level | None, quota: Quota, asked: int, now_us: int) -> tuple[Taken, Level | None]:
     """

@@ -18,7 +18,7 @@ from sidecar.domain.credential_sources import AmbiguousCredentialError, Credenti
 from sidecar.domain.decisions import Reason
 from sidecar.domain.enforcement import NO_RULES, Rule
 from sidecar.domain.key_flood import KeyFloodLimiter
-from sidecar.domain.paths import PathFault, PathRefusedError
+from sidecar.domain.path_faults import PathFault, PathRefusedError
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
@@ -244,9 +244,9 @@ class Policy:
                 scope = route.scope
                 if scope is not None and scope not in integration.scopes:
                     reason = Reason.SCOPE_MISSING
-        except PathRefusedError as error:
-            reason = Reason.URI_TOO_LONG if error.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
-            detail = error.advice
+        except PathRefusedError as refusal:
+            reason = Reason.URI_TOO_LONG if refusal.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
+            detail = refusal.advice
         if reason is not Reason.OK:
             if not self.is_shadowed(integration, Rule.SCOPES):
                 return Evaluation(reason, integration, credential, key_headers, address, scope, detail)

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from itertools import groupby, pairwise
 from struct import Struct
 from sys import getsizeof
-from typing import NamedTuple
+from typing import final
 
 from sidecar.domain.cidr import Address, Cidr, block_of
 
@@ -102,7 +102,8 @@ class PrefixTrie:
         return code if code < _LINK else self._low.code(low, code - _LINK)
 
 
-class Table(NamedTuple):
+@final
+class Table:
     """
     A burst bucket: slot i contains starts[offsets[i]:offsets[i + 1]].
 
@@ -110,11 +111,17 @@ class Table(NamedTuple):
     last slot, `tables` the tables of slots that burst again.
     """
 
-    first: int
-    shift: int
-    top: int
-    offsets: array[int]
-    tables: dict[int, Table]
+    __slots__ = ("first", "offsets", "shift", "tables", "top")
+
+    def __init__(
+        self, first: int, shift: int, top: int, offsets: array[int], tables: dict[int, Table]
+    ) -> None:
+        """See the class."""
+        self.first = first
+        self.shift = shift
+        self.top = top
+        self.offsets = offsets
+        self.tables = tables
 
 
 class Level:
@@ -144,10 +151,11 @@ class Level:
         offsets = self.offsets
         low, high = offsets[region], offsets[region + 1]
         while high - low > BUCKET_MAX:
-            first, shift, top, offsets, tables = tables[region]
-            region = (key ^ first) >> shift
-            if region > top:  # the key differs in a skipped bit
-                region = 0 if key < first else top
+            table = tables[region]
+            region = (key ^ table.first) >> table.shift
+            if region > table.top:  # the key differs in a skipped bit
+                region = 0 if key < table.first else table.top
+            offsets, tables = table.offsets, table.tables
             low, high = offsets[region], offsets[region + 1]
         return self.codes[bisect_right(self.starts, key, low, high) - 1]
 

@@ -19,11 +19,11 @@ from enum import Enum
 from typing import Generic, TypeVar
 from urllib.parse import quote, unquote
 
+from sidecar.domain.path_faults import AmbiguousRouteError
 from sidecar.domain.paths import (
     PATH_CHARS_MAX,
     PLAIN_TARGET,
     SIMPLE_TARGET,
-    AmbiguousRouteError,
     decode_unreserved,
     normalize_path,
 )

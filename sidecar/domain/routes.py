@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
-from sidecar.domain.paths import PathRefusedError, normalize_path
+from sidecar.domain.path_faults import PathRefusedError
+from sidecar.domain.paths import normalize_path
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ class ShardedMap(Mapping[str, Value]):
     @classmethod
     def of(cls, members: Mapping[str, Value]) -> ShardedMap[Value]:
         """Convert *members*; returns *members* itself if it is a ShardedMap."""
-        if isinstance(members, cls):
+        if isinstance(members, ShardedMap):
             return members
         shards: tuple[dict[str, Value], ...] = tuple({} for _ in range(SHARDS))
         for key, value in members.items():

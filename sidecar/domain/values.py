@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class Value:
     """
@@ -16,12 +19,17 @@ class Value:
     def __eq__(self, other: object) -> bool:
         """Compare field by field."""
         return type(self) is type(other) and all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__
+            getattr(self, name) == getattr(other, name) for name in _fields_of(self)
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         """The class and its fields."""
-        fields = (f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        fields = (f"{name}={getattr(self, name)!r}" for name in _fields_of(self))
         return f"{type(self).__name__}({', '.join(fields)})"
+
+
+def _fields_of(value: Value) -> Sequence[str]:
+    """Return the names of the fields in alphabetical order; compiled classes have no `__slots__`."""
+    kind: Any = type(value)  # Any: mypy does not know these attributes
+    names: Sequence[str] | None = getattr(kind, "__slots__", None)
+    return sorted(kind.__mypyc_attrs__) if names is None else names

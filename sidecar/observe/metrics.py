@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from sidecar.domain.decisions import Reason
+from sidecar.observe.histograms import HistogramRecorder
 from sidecar.observe.integration_rows import ROW_COUNTS, ROWS_MAX
 from sidecar.observe.rows import Row, Rows, RowTable
 from sidecar.observe.top_integrations import TopIntegrations
@@ -202,24 +202,6 @@ class Metrics(Collector):
         """Yield every metric family in table order, all of one moment."""
         totals, integrations = self._snapshot()
         return collect(self.table, totals, self.rows(), integrations)
-
-
-class HistogramRecorder:
-    """Adds observations in nanoseconds to one histogram series."""
-
-    __slots__ = ("_bounds", "_first", "_sum", "_values")
-
-    def __init__(self, values: memoryview, first: int, bounds: tuple[int, ...]) -> None:
-        """Write to *values* from slot *first*: one slot per bucket, one for infinity, one for the sum."""
-        self._values = values
-        self._first = first
-        self._bounds = bounds
-        self._sum = first + len(bounds) + 1
-
-    def observe_ns(self, duration_ns: int) -> None:
-        """Count one observation; the bounds of buckets are inclusive."""
-        self._values[self._first + bisect_left(self._bounds, duration_ns)] += 1
-        self._values[self._sum] += duration_ns
 
 
 def collect(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from sidecar.domain.answers import Answer, Decision
+from sidecar.domain.answers import Answer, Decision, retry_after_s
 from sidecar.domain.cidr import format_address
-from sidecar.domain.decisions import Reason, retry_after_s
-from sidecar.domain.paths import AmbiguousRouteError, PathRefusedError, normalize_path
+from sidecar.domain.decisions import Reason
+from sidecar.domain.path_faults import AmbiguousRouteError, PathRefusedError
+from sidecar.domain.paths import normalize_path
 from sidecar.domain.policy import AccessRequest, Evaluation, Route
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.stores.registry.file.registry_records import iso_time

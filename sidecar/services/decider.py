@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.decision_ids import DecisionIds
+from sidecar.domain.decisions import Reason
 from sidecar.domain.enforcement import RULE_OF, Rule
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy

@@ -7,6 +7,8 @@ request through when either is missing. Messages come from xds-protos.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse
@@ -73,7 +75,7 @@ def access_request(attributes: AttributeContext, reads_peer: bool = True) -> Acc
     return AccessRequest(http.method, http.path, headers.get, peer, scope)
 
 
-def _joined(headers: list[HeaderValue]) -> dict[str, str]:
+def _joined(headers: Iterable[HeaderValue]) -> dict[str, str]:
     joined: dict[str, str] = {}
     for header in headers:
         name = header.key.lower()

@@ -20,8 +20,11 @@ from sidecar.domain.answers import (
     answer_to,
     is_grpc_type,
     limits_of,
+    retry_after_s,
+    seconds_up,
 )
-from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, retry_after_s, seconds_up
+from sidecar.domain.decision_ids import DECISION_ID_LENGTH
+from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import AccessRequest
 
 VARIABLES_MAX = 9

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
-from sidecar.domain.answers import AnswerStyle, Decision, answer_to
+from sidecar.domain.answers import AnswerStyle, Decision, answer_to, retry_after_s
 from sidecar.domain.bucket import Level, Quota, Taken, draw
 from sidecar.domain.cidr import format_address
-from sidecar.domain.decisions import Reason, retry_after_s
+from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import AccessRequest, Evaluation
 from sidecar.domain.snapshot import CompiledIntegration
 from sidecar.rpc.calls import UnaryCall, UnaryMethod

@@ -23,7 +23,8 @@ from sidecar.domain.answers import (
     problem_body,
 )
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.decision_ids import DecisionIds
+from sidecar.domain.decisions import Reason
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.integrations import NAME_LENGTH_MAX, IntegrationError
 from sidecar.domain.policy import Evaluation

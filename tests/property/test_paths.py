@@ -8,7 +8,8 @@ from urllib.parse import unquote, unquote_to_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.domain.paths import PathRefusedError, normalize_path
+from sidecar.domain.path_faults import PathRefusedError
+from sidecar.domain.paths import normalize_path
 
 PLAIN = string.ascii_letters + string.digits + "-._~!$&'()*+,=:@"
 

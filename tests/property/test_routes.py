@@ -8,7 +8,8 @@ from urllib.parse import unquote
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.domain.paths import PathRefusedError, normalize_path
+from sidecar.domain.path_faults import PathRefusedError
+from sidecar.domain.paths import normalize_path
 from sidecar.domain.routes import RouteEntry, RoutePattern, RouteTable, parse_route_path
 
 # Few literals and methods, so that patterns overlap and paths hit them.

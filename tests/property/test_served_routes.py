@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.domain.paths import PathRefusedError
+from sidecar.domain.path_faults import PathRefusedError
 from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
 from sidecar.domain.routes import parse_route_path
 from tests.property.routers import RouterServer, Table, found_routers

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to, is_grpc_type
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DecisionIds, Reason
+from sidecar.domain.decision_ids import DecisionIds
+from sidecar.domain.decisions import Reason
 from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.policy import Evaluation

@@ -261,13 +261,13 @@ class Plan:
 
     def _metadata(self, statuses: Sequence[Status]) -> Mapping[str, Any]:
         request = self.request
-        metadata: dict[str, Any] = {
+        metadata: dict[str, Any] = {  # Any: JSON
             "domain": request.domain,
             "descriptors": [_described(descriptor) for descriptor in request.descriptors],
         }
         if request.hits:
             metadata["hitsAddend"] = request.hits
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] = {}  # Any: JSON
         for status, rule in zip(statuses, self._rules, strict=True):
             if rule is not None and not status.is_over:
                 merge(merged, rule.metadata)
@@ -323,7 +323,8 @@ def _status(limited: Limited, counted: Counted, now_us: int) -> Status:
 
 
 def _described(descriptor: Descriptor) -> dict[str, Any]:
-    described: dict[str, Any] = {"entries": [f"{key}={value}" for key, value in descriptor.entries]}
+    described: dict[str, Any] = {}  # Any: JSON
+    described["entries"] = [f"{key}={value}" for key, value in descriptor.entries]
     if descriptor.override is not None:
         requests, unit = descriptor.override
         described["limit"] = f"requests_per_unit:{requests} unit:{Unit(unit).name}"

@@ -31,7 +31,7 @@ _log = logging.getLogger("sidecar.transports")
 class ConnectionHandle(Protocol):
     """The interface of a connection for the server."""
 
-    def drain(self, reason: str, cut_at_s: float = ...) -> None:
+    def drain(self, reason: str, cut_at_s: float = float("inf")) -> None:
         """Send GOAWAY, finish running calls, then close; at the latest, cut the connection at *cut_at_s*."""
 
     def cut(self) -> bool:

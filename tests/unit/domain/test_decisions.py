@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.domain.decisions import (
-    DECISION_ID_LENGTH,
-    DecisionIds,
-    Reason,
-    Verdict,
-    retry_after_s,
-    seconds_up,
-)
+from sidecar.domain.answers import retry_after_s, seconds_up
+from sidecar.domain.decision_ids import DECISION_ID_LENGTH, DecisionIds
+from sidecar.domain.decisions import Reason, Verdict
 
 ANSWERS = {
     Reason.OK: (Verdict.ALLOW, 200, 0),

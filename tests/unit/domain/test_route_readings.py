@@ -8,7 +8,7 @@ import doctest
 import pytest
 
 from sidecar.domain import paths
-from sidecar.domain.paths import PathFault, PathRefusedError
+from sidecar.domain.path_faults import PathFault, PathRefusedError
 from sidecar.domain.route_readings import Case, RouteReadings, TrailingSlash
 from sidecar.domain.routes import RouteTable, parse_route_path
 

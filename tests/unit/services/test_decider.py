@@ -9,7 +9,8 @@ import pytest
 from sidecar.domain.answers import Decision, Limits, limits_of
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
-from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason
+from sidecar.domain.decision_ids import DECISION_ID_LENGTH
+from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Status
 from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics

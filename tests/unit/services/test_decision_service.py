@@ -13,7 +13,8 @@ from sidecar.domain.answers import AnswerStyle, Decision
 from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.bucket import Taken
 from sidecar.domain.client_address import ClientHeader
-from sidecar.domain.decisions import DECISION_ID_LENGTH, Reason, Verdict
+from sidecar.domain.decision_ids import DECISION_ID_LENGTH
+from sidecar.domain.decisions import Reason, Verdict
 from sidecar.domain.fail_policy import FailPolicy, Fallback
 from sidecar.domain.integrations import Status
 from sidecar.domain.policy import Evaluation

@@ -1,0 +1,38 @@
+"""Decision ids, unique in the fleet."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+DECISION_ID_LENGTH = 22
+_PROCESS_ID = re.compile("[0-9a-z]{10}")
+
+
+class DecisionIds:
+    """
+    Generates unique decision ids, each `DECISION_ID_LENGTH` characters of [0-9a-z].
+
+    Ten random characters of the process (50 bits) and a counter of twelve hexadecimal digits: unique in the
+    fleet, and ordered within a process.
+    """
+
+    __slots__ = ("_head", "_next")
+
+    def __init__(self, process_id: str | None = None) -> None:
+        """
+        Start at 0; *process_id* replaces the random part in tests.
+
+        Raises:
+            ValueError: *process_id* has another form.
+        """
+        if process_id is not None and not _PROCESS_ID.fullmatch(process_id):
+            raise ValueError(f"process id is {process_id!r}; it must be ten characters of 0-9 and a-z")
+        self._head = process_id or "".join(secrets.choice(_ALPHABET) for _ in range(10))
+        self._next = itertools.count().__next__
+
+    def __call__(self) -> str:
+        """Return the next id."""
+        return f"{self._head}{self._next():012x}"

@@ -42,9 +42,14 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminCommand:
-    """The base of all commands about administrators; `action_name` is the action's name in the audit log."""
+    """
+    The base of all commands about administrators.
+
+    `action_name` is the action's name in the audit log, `action` the permission that the command needs.
+    """
 
     action_name: ClassVar[str]
+    action: ClassVar[Action] = Action.ADMINISTER
 
     administrator_id: str
     reason: str = ""
@@ -120,6 +125,35 @@ class RevokeToken(AdminCommand):
     token_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionLogAccess(AdminCommand):
+    """
+    The base of what an administrator does to the decision log and must be on record.
+
+    Its subject is the administrator's own account, of which only the generation changes. `filters` name the
+    rows as the API does, and `rows` is their number.
+    """
+
+    filters: Mapping[str, str]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportDecisions(DecisionLogAccess):
+    """Export rows of the decision log, which have the addresses of clients."""
+
+    action_name = "decisions.export"
+    action = Action.READ_DECISIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraseDecisions(DecisionLogAccess):
+    """Erase rows of the decision log; needs a reason."""
+
+    action_name = "decisions.erase"
+    action = Action.ERASE_DECISIONS
+
+
 ADMIN_COMMANDS: tuple[type[AdminCommand], ...] = (
     Bootstrap,
     Recover,
@@ -128,6 +162,8 @@ ADMIN_COMMANDS: tuple[type[AdminCommand], ...] = (
     RemoveAdministrator,
     IssueToken,
     RevokeToken,
+    ExportDecisions,
+    EraseDecisions,
 )
 
 Directory = Mapping[str, Administrator]
@@ -178,12 +214,15 @@ def administer(
         assert actor is not None and is_machine(actor.id)  # only commands on the machine call it
     elif not isinstance(command, Bootstrap):
         assert actor is not None  # every other command has an actor
-        actor.require(Action.ADMINISTER)
-    raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX))
+        actor.require(command.action)
+    needs_reason = isinstance(command, EraseDecisions)
+    raise_for(text_problems("reason", command.reason, REASON_LENGTH_MAX, is_required=needs_reason))
     context = _Context(actor, now_us, next_time_us(recorded_at_us, now_us), directory)
     if isinstance(command, (Bootstrap, Recover, CreateAdministrator)):
         return _create(command, context)
     old = _active(directory, command.administrator_id)
+    if isinstance(command, DecisionLogAccess):
+        return _access(old, command)
     changed, summary, claims = _RULES[type(command)](old, command, context)
     if changed == old:
         return AdminOutcome(old, summary, {}, {}, is_change=False)
@@ -241,6 +280,15 @@ def _create(command: Bootstrap | Recover | CreateAdministrator, context: _Contex
         summary += ", on the machine that holds the registry"
     claims = (command.token.id,)
     return AdminOutcome(administrator, summary, {}, describe_administrator(administrator), claims)
+
+
+def _access(old: Administrator, command: DecisionLogAccess) -> AdminOutcome:
+    """Return the outcome that puts *command* on record."""
+    verb = "exported" if isinstance(command, ExportDecisions) else "erased"
+    which = ", ".join(f"{name} {value}" for name, value in command.filters.items())
+    summary = f"{verb} {command.rows} rows of the decision log" + (f" with {which}" if which else "")
+    after: Mapping[str, Json] = {"rows": command.rows, **command.filters}
+    return AdminOutcome(replace(old, generation=old.generation + 1), summary, {}, after)
 
 
 def _set_role(

@@ -8,6 +8,7 @@ import secrets
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 DECISION_ID_LENGTH = 22
+DECISION_ID = re.compile(f"[0-9a-z]{{{DECISION_ID_LENGTH}}}")
 _PROCESS_ID = re.compile("[0-9a-z]{10}")
 
 

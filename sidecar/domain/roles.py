@@ -23,6 +23,7 @@ class Action(Enum):
     READ_INTEGRATIONS = "read_integrations"
     READ_AUDIT = "read_audit"
     READ_ADMINISTRATORS = "read_administrators"
+    READ_DECISIONS = "read_decisions"
     CREATE = "create"
     EDIT = "edit"
     DELETE = "delete"
@@ -34,15 +35,18 @@ class Action(Enum):
     WEBHOOK_SECRETS = "webhook_secrets"
     SUSPEND = "suspend"
     REACTIVATE = "reactivate"
+    ERASE_DECISIONS = "erase_decisions"
     ADMINISTER = "administer"
 
 
 PERMISSIONS: Mapping[Role, frozenset[Action]] = {
     Role.ADMIN: frozenset(Action),
     # Reads everything and changes nothing, not even its own tokens.
-    Role.AUDITOR: frozenset({Action.READ_INTEGRATIONS, Action.READ_AUDIT, Action.READ_ADMINISTRATORS}),
-    # Suspends integrations, and reads them to find the one to suspend.
-    Role.OPERATOR: frozenset({Action.READ_INTEGRATIONS, Action.SUSPEND}),
+    Role.AUDITOR: frozenset(
+        {Action.READ_INTEGRATIONS, Action.READ_AUDIT, Action.READ_ADMINISTRATORS, Action.READ_DECISIONS}
+    ),
+    # Suspends integrations, and reads them and their decisions to find the one to suspend.
+    Role.OPERATOR: frozenset({Action.READ_INTEGRATIONS, Action.READ_DECISIONS, Action.SUSPEND}),
 }
 """The complete permission matrix: every other action is refused."""
 

@@ -345,6 +345,7 @@ ADMIN_CALLS = (
     ("audit", "GET"),
     ("changes", "POST"),
     ("credentials", "GET"), ("credentials", "POST"),
+    ("decisions", "GET"), ("decisions", "POST"),
     ("document", "GET"),
     ("integrations", "DELETE"), ("integrations", "GET"), ("integrations", "PATCH"), ("integrations", "POST"),
     ("limit", "POST"),

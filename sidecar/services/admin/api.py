@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sidecar.domain.refusals import RefusedError
-from sidecar.services.admin import administrators, audit, changes, many, reading, review
+from sidecar.services.admin import administrators, audit, changes, decisions, many, reading, review
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply import file_endpoint
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
@@ -43,11 +43,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *file_endpoint.ENDPOINTS,
     *audit.ENDPOINTS,
     *review.ENDPOINTS,
+    *decisions.ENDPOINTS,
     *administrators.ENDPOINTS,
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",
         "Needs a valid token.", show_document,
-        content=("application/json", {"type": "object"}),
+        contents={"application/json": {"type": "object"}},
     ),
 )  # fmt: skip
 """All endpoints of the API."""

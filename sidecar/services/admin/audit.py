@@ -225,7 +225,7 @@ ENDPOINTS = (
         "One entry per line, exactly as it was hashed: the digest is SHA-256 over `sidecar audit 1`, a line"
         " feed and the text. An incomplete export ends without its last chunk.",
         export_entries, _READ, b.ExportQuery,
-        content=(NDJSON, {"type": "string", "description": "One JSON object per line."}),
+        contents={NDJSON: {"type": "string", "description": "One JSON object per line."}},
     ),
     Endpoint(
         "verify_audit", "GET", "/v1/audit/verify", "audit", "Verify the audit log",

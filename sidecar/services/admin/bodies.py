@@ -105,6 +105,7 @@ TokenLifetime: TypeAlias = Annotated[int, *_duration_like("90d", default=TOKEN_D
 _DECIMAL = BeforeValidator(_number)
 """Must come last, so that the bounds before it stay in the schema."""
 Switch = Annotated[bool, BeforeValidator(_switch)]
+VerdictWord = Literal["ALLOW", "DENY_403", "DENY_429"]
 
 
 class Body(BaseModel):
@@ -346,6 +347,55 @@ class AuditListQuery(PageQuery):
     since: Moment | None = None
     until: Moment | None = None
     newest_first: Switch = False
+
+
+class DecisionFilterQuery(Query):
+    """Filters for decisions, which apply together."""
+
+    since: Annotated[Moment | None, Field(description="Decisions from this time on.")] = None
+    until: Annotated[Moment | None, Field(description="Decisions before this time.")] = None
+    integration: str | None = None
+    credential: Annotated[str | None, Field(description="The id of an API key.")] = None
+    verdict: VerdictWord | None = None
+    reason: Annotated[str | None, Field(examples=["rate_limited"])] = None
+    address: Annotated[
+        str | None,
+        Field(description="The client's address, or a block of addresses.", examples=["192.0.2.0/24"]),
+    ] = None
+    scope: Annotated[str | None, Field(examples=["orders:read"])] = None
+    method: Annotated[str | None, Field(examples=["GET"])] = None
+    path_prefix: Annotated[str | None, Field(description="The begin of the path.")] = None
+    request_id: Annotated[str | None, Field(description="The proxy's `x-request-id`.")] = None
+
+
+class DecisionListQuery(DecisionFilterQuery, PageQuery):
+    """Filters for decisions, and the page."""
+
+
+class DecisionExportQuery(DecisionFilterQuery):
+    """Filters for decisions, and the format of the file."""
+
+    format: Literal["ndjson", "csv", "parquet"] = "ndjson"
+
+
+class DecisionQuery(Query):
+    """The span of time in which a decision is looked for."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+
+
+class DecisionErasure(Body):
+    """The rows to erase: of one integration, or of one block of addresses."""
+
+    integration: IntegrationId | None = None
+    address: Annotated[str, _documented(examples=["192.0.2.7"])] | None = None
+
+
+class DecisionErasureQuery(Query):
+    """How to erase."""
+
+    dry_run: Annotated[Switch, Field(description="Erase nothing; answer with the number of rows.")] = False
 
 
 class ExportQuery(Query):

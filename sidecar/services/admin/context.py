@@ -9,6 +9,8 @@ from typing import Protocol
 from sidecar.domain.changes import Position
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.observe.metrics import Metrics
+from sidecar.services.admin.decision_log import DecisionLog
+from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.stores.clocks import steady_clock_us
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.uses import TokenUses
@@ -40,3 +42,19 @@ class AdminContext:
     clock_us: Callable[[], int]
     steady_us: Callable[[], int] = steady_clock_us
     token_uses: TokenUses = field(default_factory=TokenUses)
+    decision_log: DecisionLog | None = None
+
+    def require_decision_log(self) -> DecisionLog:
+        """
+        Return the decision log.
+
+        Raises:
+            ProblemError: none is configured.
+        """
+        if self.decision_log is None:
+            raise problem_error(
+                ApiCode.DECISION_LOG_OFF,
+                "this sidecar has no decision log",
+                "set 'decision_log: {path: DIR}' in its configuration, and restart it",
+            )
+        return self.decision_log

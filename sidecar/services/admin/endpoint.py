@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,8 +27,8 @@ class Endpoint:
     One method of one path.
 
     `actions`: the role must permit one of these; empty = any valid token. `tag` is the label in the
-    documentation and in metrics. `answer` is the type of the JSON answer; None = `content` has the media type
-    and the schema.
+    documentation and in metrics. `answer` is the type of the JSON answer; None = `contents` has the schema of
+    each media type.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Endpoint:
     query: type[Query] = Query
     body: type[BaseModel] | None = None
     answer: Any = None
-    content: tuple[str, dict[str, object]] = ("", {})
+    contents: Mapping[str, dict[str, object]] = field(default_factory=dict)
     status: int = 200
     has_generation: bool = False
     """Accepts If-Match."""

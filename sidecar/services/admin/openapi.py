@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from sidecar.domain.administrators import ADMINISTRATOR_ID
 from sidecar.domain.api_keys import CREDENTIAL_ID
 from sidecar.domain.changes import CONTEXT_LENGTH_MAX
+from sidecar.domain.decision_ids import DECISION_ID
 from sidecar.domain.integrations import INTEGRATION_ID
 from sidecar.observe.build import VERSION
 from sidecar.services.admin.bodies import whole_pattern
@@ -25,6 +26,7 @@ _PATTERNS: Mapping[str, str] = {
     "credential_id": CREDENTIAL_ID.pattern,
     "administrator_id": ADMINISTRATOR_ID.pattern,
     "token_id": CREDENTIAL_ID.pattern,
+    "decision_id": DECISION_ID.pattern,
 }
 _MEANINGS: Mapping[int, str] = {
     400: "Invalid header",
@@ -152,12 +154,12 @@ def _headers(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    media_type, schema = endpoint.content
+    contents = endpoint.contents
     if endpoint.answer is not None:
-        media_type, schema = "application/json", {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}
+        contents = {"application/json": {"$ref": _REFERENCE.format(model=endpoint.answer.__name__)}}
     responses[str(endpoint.status)] = {
         "description": "OK",
-        "content": {media_type: {"schema": schema}},
+        "content": {media_type: {"schema": schema} for media_type, schema in contents.items()},
     }
     if endpoint.status == 201:
         responses["200"] = {**responses["201"], "description": "Dry run: nothing was changed"}

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 MEMORY_MIB_MAX = 256
 """Memory of one query; one that needs more fails instead of the process."""
+LOCK_FILE = "lock"
+"""A writing sidecar holds the lock of this file in its sub-folder."""
 LISTINGS_MAX = 5
 """How often a query starts over because a file was removed meanwhile."""
-INTERRUPT_INTERVAL_S = 0.001
+INTERRUPT_INTERVAL_S = 0.02
 """How often a query is interrupted after its deadline, until it ends."""
+_HOST_CHARACTERS_MAX = 255
 _WALK_SHARE = 0.7
 """The share of a page's deadline for finding its rows; the rest is for reading them."""
 
@@ -105,12 +108,13 @@ def rows_segments(segments: Iterable[Segment]) -> Iterable[Segment]:
 
 
 class DecisionReader:
-    """Reads the log in a folder; holds nothing between two queries, so that threads may share it."""
+    """Reads the log in a folder; threads may share a reader, because each query has its own connection."""
 
     def __init__(self, folder: Path, memory_mib_max: int = MEMORY_MIB_MAX) -> None:
         """Read the sub-folders of *folder*; each query uses at most *memory_mib_max*."""
         self.folder = folder
         self._memory_mib_max = memory_mib_max
+        self._stopped = threading.Event()
 
     def folders(self) -> list[Path]:
         """
@@ -123,6 +127,25 @@ class DecisionReader:
             return sorted(path for path in self.folder.iterdir() if path.is_dir())
         except OSError as error:
             raise _unreadable(self.folder, error) from None
+
+    def hosts(self) -> set[str]:
+        """
+        Return the names of the hosts whose sidecars write to the folder.
+
+        A sub-folder has the host's name, or its `LOCK_FILE` has the name as the first line.
+
+        Raises:
+            DecisionLogError: the folder cannot be read.
+        """
+        hosts = set()
+        for folder in self.folders():
+            hosts.add(folder.name)
+            try:
+                with (folder / LOCK_FILE).open(encoding="utf-8", errors="replace") as file:
+                    hosts.add(file.readline(_HOST_CHARACTERS_MAX + 1).strip())
+            except OSError:
+                continue
+        return hosts
 
     def missing(self, from_us: int = 0, to_us: int = LATEST_US) -> list[MissingSpan]:
         """
@@ -163,7 +186,7 @@ class DecisionReader:
             # An id occurs once, so a second row is not looked for.
             count = limit + 1 if filters.decision_id is None else 1
             with self._connected() as connection:
-                walk = _Walk(connection, files, conditions, count)
+                walk = _Walk(connection, files, conditions, count, self._stopped)
                 is_whole = walk.search(ends_at - (1 - _WALK_SHARE) * deadline_s)
                 return walk.page(is_whole, ends_at)
 
@@ -176,9 +199,12 @@ class DecisionReader:
         deadline_s: float,
         from_us: int = 0,
         to_us: int = LATEST_US,
+        spill: tuple[Path, int] | None = None,
     ) -> list[tuple[Any, ...]]:
         """
         Return the rows of *query*, which reads the relation `decisions`.
+
+        *spill* is a folder for temporary files and their maximum size in bytes; None = memory only.
 
         `decisions` has the columns of `COLUMNS` and `sidecar`. It holds all rows of the files that may have
         rows from *from_us* to *to_us*; the query itself compares `time`.
@@ -190,7 +216,10 @@ class DecisionReader:
 
         def read() -> list[tuple[Any, ...]]:
             files = self._files(from_us, to_us)
-            with self._connected() as connection, query_deadline(connection, monotonic() + deadline_s):
+            with (
+                self._connected(spill) as connection,
+                query_deadline(connection, monotonic() + deadline_s, self._stopped),
+            ):
                 _view(connection, files)
                 return connection.execute(query, parameters).fetchall()
 
@@ -222,7 +251,10 @@ class DecisionReader:
                 contents: [str(file.path) for file in files if file.segment.contents is contents]
                 for contents in Contents
             }
-            with self._connected() as connection, query_deadline(connection, monotonic() + deadline_s):
+            with (
+                self._connected() as connection,
+                query_deadline(connection, monotonic() + deadline_s, self._stopped),
+            ):
                 create_rollups(connection, paths[Contents.ROLLUP], paths[Contents.ROWS], integrations)
                 return connection.execute(query, parameters).fetchall()
 
@@ -238,11 +270,9 @@ class DecisionReader:
         files = self._files(0, LATEST_US, counted_segments)
         return min((file.segment.from_us for file in files), default=None)
 
-    def _folders(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.folder.iterdir() if path.is_dir())
-        except OSError as error:
-            raise _unreadable(self.folder, error) from None
+    def stop(self) -> None:
+        """End the queries that run in other threads, and all later ones, as if their deadline had come."""
+        self._stopped.set()
 
     def _files(
         self,
@@ -267,14 +297,15 @@ class DecisionReader:
         return sorted(found, key=lambda file: -file.segment.to_us)
 
     @contextmanager
-    def _connected(self) -> Iterator[DuckDBPyConnection]:
+    def _connected(self, spill: tuple[Path, int] | None = None) -> Iterator[DuckDBPyConnection]:
         """A connection of its own: DuckDB frees all memory of a query when it is closed."""
         import duckdb
 
         config: dict[str, Any] = {
             "threads": 1,
             "memory_limit": f"{self._memory_mib_max}MiB",
-            "temp_directory": "",  # otherwise a query that needs more memory writes to the working directory
+            "temp_directory": "" if spill is None else str(spill[0]),  # not the working directory
+            "max_temp_directory_size": "0B" if spill is None else f"{spill[1]}B",
             "autoinstall_known_extensions": False,
         }
         with duckdb.connect(config=config) as connection:
@@ -287,27 +318,31 @@ class DecisionReader:
 
 
 @contextmanager
-def query_deadline(connection: DuckDBPyConnection, ends_at: float) -> Iterator[None]:
-    """Interrupt the queries of *connection* at *ends_at*, by `monotonic`."""
+def query_deadline(
+    connection: DuckDBPyConnection, ends_at: float, stopped: threading.Event | None = None
+) -> Iterator[None]:
+    """
+    Interrupt the queries of *connection* from *ends_at* on, by `monotonic`, or once *stopped* is set.
+
+    Raises:
+        DecisionLogTimeoutError: a query was interrupted.
+    """
     import duckdb
 
     is_done = threading.Event()
 
     def interrupt() -> None:
-        wait_s = ends_at - monotonic()
-        # DuckDB forgets an interrupt that it receives between two statements.
-        while not is_done.wait(max(wait_s, 0.0)):
-            connection.interrupt()
-            wait_s = INTERRUPT_INTERVAL_S
+        # DuckDB forgets an interrupt that it receives between two statements, therefore it is repeated.
+        while not is_done.wait(INTERRUPT_INTERVAL_S):
+            if monotonic() >= ends_at or (stopped is not None and stopped.is_set()):
+                connection.interrupt()
 
-    watch = threading.Thread(target=interrupt, daemon=True)
+    watch = threading.Thread(target=interrupt, name="decision-log-deadline", daemon=True)
     watch.start()
     try:
         yield
     except duckdb.InterruptException:
-        raise DecisionLogTimeoutError(
-            "the query did not end before its deadline; ask for a shorter span"
-        ) from None
+        raise DecisionLogTimeoutError("the query did not end in time; ask for a shorter span") from None
     finally:
         is_done.set()
         watch.join()
@@ -322,12 +357,14 @@ class _Walk:
         files: Sequence[_File],
         conditions: list[Condition],
         count: int,
+        stopped: threading.Event,
     ) -> None:
         """Look for the *count* newest rows of *files*, which are given newest first."""
         self._connection = connection
         self._files = files
         self._conditions = conditions
         self._count = count
+        self._stopped = stopped
         self._times: list[datetime] = []
         self._searched = 0
 
@@ -337,7 +374,7 @@ class _Walk:
         while self._searched < len(self._files) and not self._has_newest():
             files = self._files[self._searched : self._searched + size]
             try:
-                with query_deadline(self._connection, ends_at):
+                with query_deadline(self._connection, ends_at, self._stopped):
                     found = self._times_in(files)
             except DecisionLogTimeoutError:
                 if self._searched == 0:
@@ -352,7 +389,7 @@ class _Walk:
 
     def page(self, is_whole: bool, ends_at: float) -> DecisionPage:
         """Read the rows that `search` found; the last of several only says that there are older ones."""
-        with query_deadline(self._connection, ends_at):
+        with query_deadline(self._connection, ends_at, self._stopped):
             decisions = self._decisions() if self._times else []
         if len(decisions) == self._count > 1:
             row = decisions[-2].row

@@ -10,6 +10,8 @@ from sidecar.domain.administrators import (
     AdminCommand,
     Bootstrap,
     CreateAdministrator,
+    EraseDecisions,
+    ExportDecisions,
     IssueToken,
     RemoveAdministrator,
     RevokeToken,
@@ -92,6 +94,8 @@ _ADMIN_COMMANDS: tuple[AdminCommand, ...] = (
     RemoveAdministrator(administrator_id="bob"),
     IssueToken(administrator_id="bob", token=new_token("second", ManualClock())),
     RevokeToken(administrator_id="bob", token_id="tokenbob"),
+    ExportDecisions(administrator_id="ann", filters={}, rows=1),
+    EraseDecisions(administrator_id="ann", filters={"integration": "acme"}, rows=1, reason="privacy"),
 )
 
 WRITES: Mapping[str, tuple[Write, Write]] = {

@@ -29,6 +29,9 @@ from sidecar.domain.administrators import (
     AdminOutcome,
     Bootstrap,
     CreateAdministrator,
+    DecisionLogAccess,
+    EraseDecisions,
+    ExportDecisions,
     IssueToken,
     NewToken,
     Recover,
@@ -96,9 +99,16 @@ EXAMPLES: dict[type[AdminCommand], AdminCommand] = {
 }
 
 
+ACCESSES: tuple[DecisionLogAccess, ...] = (
+    ExportDecisions(administrator_id="zoe", filters={"integration": "acme"}, rows=7),
+    EraseDecisions(administrator_id="zoe", filters={"integration": "acme"}, rows=7, reason="privacy"),
+)
+
+
 def test_examples__cover_every_command() -> None:
     """The tests below leave no command out."""
-    assert {Bootstrap, Recover, *EXAMPLES} == set(ADMIN_COMMANDS)
+    accesses = {type(command) for command in ACCESSES}
+    assert {Bootstrap, Recover, *EXAMPLES} | accesses == set(ADMIN_COMMANDS)
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -112,6 +122,28 @@ def test_administer__only_admins(kind: type[AdminCommand], role: Role) -> None:
         assert outcome.before != outcome.after
     else:
         assert refused(accounts, EXAMPLES[kind], "zoe") is Code.ROLE_FORBIDS
+
+
+@pytest.mark.parametrize("command", ACCESSES)
+@pytest.mark.parametrize("role", Role)
+def test_administer__records_access_to_the_decision_log(command: DecisionLogAccess, role: Role) -> None:
+    """The entry says which rows, and the account stays as it is but for its generation."""
+    accounts = directory(("zoe", role))
+    if command.action not in PERMISSIONS[role]:
+        assert refused(accounts, command, "zoe") is Code.ROLE_FORBIDS
+        return
+    outcome = act(accounts, command, "zoe")
+    assert outcome.administrator == replace(accounts["zoe"], generation=accounts["zoe"].generation + 1)
+    assert (outcome.before, outcome.after) == ({}, {"rows": 7, "integration": "acme"})
+    assert outcome.summary.endswith(" 7 rows of the decision log with integration acme")
+
+
+def test_erase_decisions__needs_a_reason() -> None:
+    """Rows that are gone cannot say why."""
+    assert (
+        refused(directory(("zoe", Role.ADMIN)), replace(ACCESSES[1], reason=""), "zoe")
+        is Code.REASON_REQUIRED
+    )
 
 
 def test_bootstrap__on_an_empty_store_only() -> None:

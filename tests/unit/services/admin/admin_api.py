@@ -22,6 +22,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.context import AdminContext
+from sidecar.services.admin.decision_log import DecisionLog
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import DAY_US, LIFECYCLE, NOW_US
@@ -66,16 +67,28 @@ class AdminApi:
     """The API, and everybody's token; every call is made on one event loop."""
 
     def __init__(
-        self, runner: asyncio.Runner, registry: Registry, clock: ManualClock, keys: Mapping[str, NewApiKey]
+        self,
+        runner: asyncio.Runner,
+        registry: Registry,
+        clock: ManualClock,
+        keys: Mapping[str, NewApiKey],
+        decision_log: DecisionLog | None = None,
     ) -> None:
-        """Serve *registry*; see `opened`."""
+        """Serve *registry* and *decision_log*; see `opened`."""
         self.registry = registry
         self.clock = clock
         self.metrics = Metrics(TABLE)
         self.put_in_force = PutInForce([])
         self.keys = keys
         self.context = AdminContext(
-            registry, LIFECYCLE.catalogue, self.metrics, self.put_in_force, ToySealer(), clock, clock
+            registry,
+            LIFECYCLE.catalogue,
+            self.metrics,
+            self.put_in_force,
+            ToySealer(),
+            clock,
+            clock,
+            decision_log=decision_log,
         )
         self.app: ASGIApp = build_api(self.context)
         self._runner = runner
@@ -192,14 +205,17 @@ def founded(path: Path) -> People:
 
 @contextmanager
 def opened(people: People, folder: Path) -> Iterator[AdminApi]:
-    """A api of *people*, whose registry is a file in *folder*."""
+    """An API of *people*, whose registry and empty decision log are in *folder*."""
     path = folder / "registry.sqlite"
     shutil.copyfile(people.path, path)
     path.chmod(0o600)
     with asyncio.Runner() as runner:
         clock = ManualClock()
         registry = runner.run(SqliteRegistry.open(path, LIFECYCLE, clock_us=clock))
+        (folder / "decisions").mkdir()
+        log = DecisionLog(folder / "decisions")
         try:
-            yield AdminApi(runner, registry, clock, people.keys)
+            yield AdminApi(runner, registry, clock, people.keys, log)
         finally:
+            log.close()
             runner.run(registry.aclose())

@@ -49,7 +49,7 @@ def test_authentication__a_token_says_who_it_is(api: AdminApi) -> None:
         "role": "operator",
         "token_id": api.keys["olli"].credential_id,
         "expires_at": "2026-02-22T16:00:00.000000Z",
-        "permissions": ["read_integrations", "suspend"],
+        "permissions": ["read_decisions", "read_integrations", "suspend"],
     }
 
 

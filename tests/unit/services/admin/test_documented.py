@@ -17,8 +17,16 @@ from sidecar.services.admin.audit import EXPORT_TIMEOUT_S, VERIFY_TIMEOUT_S
 from sidecar.services.admin.bodies import REVIEW_PAGE_MAX, WAIT_S_MAX
 from sidecar.services.admin.call import BODY_BYTES_MAX, BODY_TIMEOUT_S, QUERY_CHARS_MAX
 from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX
+from sidecar.services.admin.decision_log import (
+    LONG_QUERIES_MAX,
+    LONG_QUERY_TIMEOUT_S,
+    QUERIES_MAX,
+    QUERY_TIMEOUT_S,
+)
 from sidecar.services.admin.problems import KIND_STATUS, ApiCode, refused
 from sidecar.services.admin.review import OLD_DAYS, FlagWord
+from sidecar.stores.decisions.export import EXPORT_ROWS_MAX, EXPORT_TEXT_BYTES_MAX
+from sidecar.stores.decisions.reader import MEMORY_MIB_MAX
 from sidecar.stores.registry.protocol import (
     IDEMPOTENCY_KEYS_MAX,
     IDEMPOTENCY_LIFETIME_US,
@@ -78,6 +86,9 @@ def test_documented__the_bounds_are_the_real_ones() -> None:
         f"| wait for sidecars | {WAIT_S_MAX} s |",
         f"| verification | {VERIFY_TIMEOUT_S / 60:g} minutes",
         f"| export | {EXPORT_TIMEOUT_S / 60:g} minutes",
+        f"{QUERIES_MAX} at once, each within {QUERY_TIMEOUT_S:g} s and {MEMORY_MIB_MAX} MiB",
+        f"of these {LONG_QUERIES_MAX} export or erasure, within {LONG_QUERY_TIMEOUT_S / 60:g} minutes",
+        f"{EXPORT_ROWS_MAX:,} rows, and {EXPORT_TEXT_BYTES_MAX >> 30} GiB",
         f"{ATTEMPTS_PER_MINUTE} a minute and address; {SOURCES_MAX:,} addresses",
         f"at most {IDEMPOTENCY_KEYS_MAX:,}",
     ):

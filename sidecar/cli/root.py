@@ -15,6 +15,7 @@ from sidecar.cli import (
     check_config,
     credentials,
     decide,
+    doctor,
     integrations,
     keys,
     limit,
@@ -76,6 +77,7 @@ def root(
 
 app.command()(serve.serve)
 app.command("check-config")(check_config.check_config)
+app.command()(doctor.doctor)
 app.command()(decide.decide)
 app.command()(ask.ask)
 app.add_typer(keys.app, name="keys")

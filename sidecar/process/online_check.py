@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sidecar.process.config import Config
 from sidecar.process.shared_store import store_limits
 from sidecar.sources.file_faults import FaultList, FileFault
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.redis.connect import CONNECT_ERRORS, Connector, other_layout
 from sidecar.stores.redis.keys import KeySpace, read_layout
 from sidecar.stores.redis.link import Link
@@ -21,16 +22,23 @@ from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 TIMEOUT_S = 10.0
 
 
+PROBE_MS = 1_000
+"""How long a key that proves that the store accepts writes stays there."""
+
+
 class OnlineReport(NamedTuple):
-    """Facts about the store, as text, and warnings."""
+    """Facts about the store, as text; warnings; and the store's clock minus this machine's."""
 
     facts: tuple[str, ...]
     warnings: tuple[FileFault, ...]
+    clock_ahead_us: int = 0
 
 
-async def ask_store(config: Config) -> OnlineReport:
+async def ask_store(config: Config, *, tries_write: bool = False) -> OnlineReport:
     """
-    Check the shared store of *config* without writing to it; an embedded store needs no check.
+    Check the shared store of *config*; an embedded store needs no check.
+
+    Nothing is written, unless *tries_write*: then one key that expires after a second.
 
     Raises:
         FileFaultsError: the store cannot be used as configured; the message gives the reason.
@@ -48,6 +56,8 @@ async def ask_store(config: Config) -> OnlineReport:
             link = await _open(connector, url, space)
             try:
                 report = await _inspect(link, config, space, faults)
+                if tries_write:
+                    report = await _try_write(link, config, space, faults, report)
             finally:
                 link.abort()
     except TimeoutError:
@@ -115,6 +125,22 @@ async def _inspect(link: Link, config: Config, space: KeySpace, faults: FaultLis
                 )
             )
     return OnlineReport(tuple(facts), tuple(warnings))
+
+
+async def _try_write(
+    link: Link, config: Config, space: KeySpace, faults: FaultList, report: OnlineReport
+) -> OnlineReport:
+    """Return *report* with the difference of the clocks; a store that accepts no write is a fault."""
+    key = RegistryKeys(space).named(HOME, "doctor")
+    try:
+        await link.request("SET", key, "1", "PX", str(PROBE_MS))
+    except ErrorReply as error:
+        problem = f"the store accepts no writes: {error}; check its role, its memory and this user's ACL"
+        faults.put(config.fault(("store",), problem))
+    begun_us = wall_clock_us()
+    seconds, rest_us = map(int, await link.request("TIME"))
+    ahead_us = seconds * 1_000_000 + rest_us - (begun_us + wall_clock_us()) // 2
+    return OnlineReport((*report.facts, "accepts writes"), report.warnings, ahead_us)
 
 
 async def _info(link: Link) -> ServerInfo | None:

@@ -86,6 +86,18 @@ def load_again(
     return loaded
 
 
+def certificate_end(content: bytes) -> datetime:
+    """
+    Return when the first certificate in *content* (PEM) expires.
+
+    Raises:
+        ValueError: *content* has no certificate.
+    """
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificates(content)[0].not_valid_after_utc
+
+
 def certificate_problem(content: bytes, now: datetime) -> str:
     """
     Return why clients reject the first certificate in *content* (PEM) at the time *now*; '' = they accept it.

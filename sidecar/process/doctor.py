@@ -143,14 +143,14 @@ def _running_page(config: Config) -> Mapping[str, Any] | None:
 
 
 def _readyz(endpoint: Endpoint) -> Mapping[str, Any] | None:
-    scheme = f"http{'s' if endpoint.tls else ''}"
+    scheme = "https://" if endpoint.tls else "http://"
     host = ANY_HOST.get(endpoint.host, endpoint.host)
     place = "localhost" if endpoint.path else str(Endpoint(host=host, port=endpoint.port))
     # The page holds no secret and is compared with nothing, and the certificate may be for another name.
     transport = httpx.HTTPTransport(verify=False, uds=endpoint.path or None, trust_env=False)
     try:
         with httpx.Client(transport=transport, timeout=PAGE_TIMEOUT_S, trust_env=False) as client:
-            page = json.loads(client.get(f"{scheme}://{place}/readyz").content)
+            page = json.loads(client.get(f"{scheme}{place}/readyz").content)
     except (httpx.HTTPError, ValueError):
         return None
     return page if isinstance(page, dict) and "components" in page else None

@@ -197,7 +197,7 @@ class Policy:
             return self._unknown(request, now_us) if snapshot.is_loaded else _UNLOADED
         if credential.expires_at_us is not None and credential.expires_at_us <= now_us:
             return Evaluation(Reason.EXPIRED_CREDENTIAL)
-        return self._evaluate_known(request, credential, key_headers)
+        return self.evaluate_known(request, credential, key_headers)
 
     def _unknown(self, request: AccessRequest, now_us: int) -> Evaluation:
         if self.key_flood is None:
@@ -209,9 +209,10 @@ class Policy:
             return _UNKNOWN
         return _UNKNOWN if self.key_flood.admits(address, now_us) else _KEY_FLOOD
 
-    def _evaluate_known(
+    def evaluate_known(
         self, request: AccessRequest, credential: CompiledCredential, key_headers: tuple[str, ...]
     ) -> Evaluation:
+        """Check *request* with the key of *credential*, which `key_headers` carried."""
         integration = credential.integration
         if integration.is_suspended:
             return Evaluation(Reason.INTEGRATION_SUSPENDED, integration, credential, key_headers)
@@ -258,6 +259,26 @@ class Policy:
     def is_shadowed(self, integration: CompiledIntegration, rule: Rule) -> bool:
         """Return whether *rule* is in shadow for *integration*; asked only when the rule fails."""
         return rule in integration.shadow or rule in self.shadow
+
+    def takes(self, evaluation: Evaluation) -> int:
+        """
+        Return how often a known caller's request takes from the bucket: 1, or 0 = a peek.
+
+        With the limit in shadow, a request that another rule would deny takes nothing, as when all rules are
+        enforced. With the limit enforced, it is admitted and therefore takes.
+        """
+        if evaluation.reason is not Reason.OK:
+            return 0
+        if evaluation.would_deny is None or evaluation.integration is None:
+            return 1
+        return 0 if self.is_shadowed(evaluation.integration, Rule.LIMIT) else 1
+
+    def limited(self, evaluation: Evaluation, reason: Reason) -> tuple[Reason, Reason | None]:
+        """Return the reason and `would_deny` of a request that the limit refuses for *reason*."""
+        assert evaluation.integration is not None  # only known callers have buckets
+        if self.is_shadowed(evaluation.integration, Rule.LIMIT):
+            return Reason.OK, evaluation.would_deny or reason
+        return reason, None
 
     def _no_route_reason(self, request: AccessRequest) -> Reason:
         """Return why *request* has no route."""

@@ -10,7 +10,7 @@ from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Taken
 from sidecar.domain.decision_ids import DecisionIds
 from sidecar.domain.decisions import Reason
-from sidecar.domain.enforcement import RULE_OF, Rule
+from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
@@ -121,7 +121,7 @@ class Decider:
         if self.note_use is not None:
             self.note_use(evaluation, now_us)
         is_plain = evaluation.reason is Reason.OK and evaluation.would_deny is None
-        outcome = self._take_now(integration.buckets, 1 if is_plain else self._asked(evaluation))
+        outcome = self._take_now(integration.buckets, 1 if is_plain else self.policy.takes(evaluation))
         if outcome is not None:
             return self._settle(request, evaluation, outcome, started_ns)
         pending = _Pending(self, request, evaluation, deadline_s, done, context, started_ns)
@@ -152,7 +152,7 @@ class Decider:
         timeout_s = self._store_timeout_s
         if pending.deadline_s is not None:
             timeout_s = max(0.0, min(timeout_s, STORE_SHARE * (pending.deadline_s - monotonic())))
-        asked = self._asked(pending.evaluation)
+        asked = self.policy.takes(pending.evaluation)
         self._store.take_later(integration.buckets, asked, timeout_s, pending.settle)
 
     def _settle(
@@ -162,28 +162,8 @@ class Decider:
             return self._fall_back(request, evaluation, outcome, started_ns)
         reason, would_deny = evaluation.reason, evaluation.would_deny
         if reason is Reason.OK and not outcome.admitted:
-            reason, would_deny = self._limited(evaluation, Reason.RATE_LIMITED)
+            reason, would_deny = self.policy.limited(evaluation, Reason.RATE_LIMITED)
         return self._finish(request, reason, evaluation, outcome, started_ns, would_deny=would_deny)
-
-    def _asked(self, evaluation: Evaluation) -> int:
-        """
-        Return how often the decision takes from the bucket: 1, or 0 = a peek.
-
-        With the limit in shadow, a request that another rule would deny takes nothing, as when all rules are
-        enforced. With the limit enforced, it is admitted and therefore takes.
-        """
-        if evaluation.reason is not Reason.OK:
-            return 0
-        if evaluation.would_deny is None or evaluation.integration is None:
-            return 1
-        return 0 if self.policy.is_shadowed(evaluation.integration, Rule.LIMIT) else 1
-
-    def _limited(self, evaluation: Evaluation, reason: Reason) -> tuple[Reason, Reason | None]:
-        """Return the reason and `would_deny` of a request that the limit refuses for *reason*."""
-        assert evaluation.integration is not None  # only known integrations have buckets
-        if self.policy.is_shadowed(evaluation.integration, Rule.LIMIT):
-            return Reason.OK, evaluation.would_deny or reason
-        return reason, None
 
     def _fall_back(
         self, request: AccessRequest, evaluation: Evaluation, fault: StoreFault, started_ns: int
@@ -207,7 +187,7 @@ class Decider:
         would_deny = evaluation.would_deny
         if reason is not Reason.OK:
             reason, would_deny = (
-                (reason, None) if integration.is_outdated else self._limited(evaluation, reason)
+                (reason, None) if integration.is_outdated else self.policy.limited(evaluation, reason)
             )
         return self._finish(request, reason, evaluation, taken, started_ns, fallback, would_deny)
 

@@ -66,6 +66,10 @@ test-unit test-property test-model test-conformance test-fault test-e2e test-hou
 bench: setup-bench ## Measure, print the tables and write docs/develop/benchmarks.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
+.PHONY: measure-simulate
+measure-simulate: setup-tests ## Replay a decision log of a million rows (ROWS=N for another number)
+	$(BIN)/python -m tests.measure.simulate $(ROWS)
+
 ##@ Prove
 # On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
 .PHONY: verify-limits revocation failover hostile-peers soak

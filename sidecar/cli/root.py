@@ -24,6 +24,7 @@ from sidecar.cli import (
     scopes,
     serve,
     sidecars,
+    simulate,
     suspend,
     verify_limits,
     webhook_secret,
@@ -80,6 +81,7 @@ app.command("check-config")(check_config.check_config)
 app.command()(doctor.doctor)
 app.command()(decide.decide)
 app.command()(ask.ask)
+app.command()(simulate.simulate)
 app.add_typer(keys.app, name="keys")
 app.command("verify-limits")(verify_limits.verify_limits)
 # The old name works until 0.2. Typer declares bool, but Click accepts the text of the warning.

@@ -7,6 +7,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.domain.api_keys import NewApiKey
 from sidecar.domain.enforcement import Rule
 from sidecar.domain.integrations import Integration
 from sidecar.domain.policy import AccessRequest
@@ -52,14 +53,14 @@ RECORDS = st.builds(
 Step = tuple[int, tuple[str, str], str | None, str]
 
 
-def recorded(record: Integration, requests: list[Step]) -> list[LoggedRequest]:
+def recorded(record: Integration, requests: list[Step], key: NewApiKey = KEY) -> list[LoggedRequest]:
     """The rows of a real decider with an embedded store."""
     clock = ManualClock()
     decider = make_decider(record, policy=POLICY, clock=clock)
     rows = []
     for gap_us, (method, path), scope, peer in requests:
         clock.advance(us=gap_us)
-        request = AccessRequest(method, path, {"x-api-key": KEY.api_key}.get, peer, scope)
+        request = AccessRequest(method, path, {"x-api-key": key.api_key}.get, peer, scope)
         decision = decider.decide(request, None, Answers(), "")
         assert decision is not None
         rows.append(logged(request, decision, POLICY, clock.now_us))

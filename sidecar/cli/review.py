@@ -20,9 +20,9 @@ OPERATIONAL = "operational"
 COLUMNS = (Column("integration"), Column("owner"), Column("last used"), Column("to decide"))
 CSV_HEADS = (
     "as_of", "integration", "name", "status", "suspended_since", "owner", "contact", "third_party_manager",
-    "scopes", "sensitive_scopes", "allowlist", "ip_allowlist", "rate_limit_rpm", "raised_to_rpm",
-    "raised_until", "credential", "state", "issued_at", "age_days", "expires_at", "last_used_at",
-    "last_used_address", "flags", "reviewer", "decision", "decided_on",
+    "scopes", "sensitive_scopes", "unused_scopes", "scopes_last_used", "allowlist", "ip_allowlist",
+    "rate_limit_rpm", "raised_to_rpm", "raised_until", "credential", "state", "issued_at", "age_days",
+    "expires_at", "last_used_at", "last_used_address", "flags", "reviewer", "decision", "decided_on",
 )  # fmt: skip
 """One line per credential; the reviewer fills in the last three columns."""
 
@@ -55,6 +55,10 @@ def add_to(app: typer.Typer) -> None:
             raise CommandError("--csv and --json cannot be used together", EXIT_USAGE)
         query = {"search": search, "status": status.value if status is not None else None}
         listing = call.client.listed("/v1/review", query, limit, page_max=PAGE_MAX)
+        if listing.rest["scope_uses_problem"]:
+            typer.echo(
+                f"note: the uses of scopes are not known: {listing.rest['scope_uses_problem']}", err=True
+            )
         if flagged:
             listing = listing._replace(items=[item for item in listing.items if item["flags"]])
         if csv:
@@ -82,10 +86,16 @@ def _row(record: dict[str, Any]) -> tuple[object, ...]:
 def _csv_rows(record: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]]:
     raised = record["limit_raise"] or {}
     sensitive = [scope["scope"] for scope in record["scopes"] if scope["sensitivity"] != OPERATIONAL]
+    last_used = [
+        f"{scope['scope']}={scope['last_used_at']}" for scope in record["scopes"] if scope["last_used_at"]
+    ]
+    is_unused_known = any(flag["code"] == "scope_unused" for flag in record["flags"])
+    unused = [scope["scope"] for scope in record["scopes"] if is_unused_known and not scope["last_used_at"]]
     shared = (
         as_of, record["id"], record["name"], record["status"], record["suspended_since"],
         record["owner"], record["contact"],
-        record["third_party_manager"], [scope["scope"] for scope in record["scopes"]], sensitive,
+        record["third_party_manager"], [scope["scope"] for scope in record["scopes"]],
+        sensitive, unused, last_used,
         "on" if record["is_allowlist_enabled"] and record["ip_allowlist"] else "off", record["ip_allowlist"],
         record["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),
     )  # fmt: skip

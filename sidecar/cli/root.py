@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sidecar.cli import (
+    activity,
     admin,
     allowlist,
     apply,
@@ -99,5 +100,6 @@ app.add_typer(webhook_secret.app, name="webhook-secret", rich_help_panel=ADMINIS
 app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
 app.add_typer(registry.app, name="registry", rich_help_panel=ADMINISTRATION)
 app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
+activity.add_to(app)
 review.add_to(app)
 sidecars.add_to(app)

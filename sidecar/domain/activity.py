@@ -107,7 +107,7 @@ class Activity:
     Args:
         from_us: the start of the window, a full hour, in µs since the epoch.
         to_us: the end of the window.
-        begins_us: when the log began, or the integration was created if that is later.
+        begins_us: when the log began, or the integration was created or first called if that is later.
         hours: requests by the start of their hour, in the window and the `BASELINE_WEEKS` before.
         counts: all kinds and keys.
         invalid_keys: requests that were refused with key_flood in the window, by network; of unknown callers.

@@ -12,7 +12,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sidecar.domain.refusals import RefusedError
-from sidecar.services.admin import administrators, audit, changes, decisions, many, reading, review
+from sidecar.services.admin import (
+    activity,
+    administrators,
+    audit,
+    changes,
+    decisions,
+    many,
+    reading,
+    review,
+)
 from sidecar.services.admin.answers import answer
 from sidecar.services.admin.apply import file_endpoint
 from sidecar.services.admin.call import BODY_BYTES_MAX, Call
@@ -44,6 +53,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *audit.ENDPOINTS,
     *review.ENDPOINTS,
     *decisions.ENDPOINTS,
+    *activity.ENDPOINTS,
     *administrators.ENDPOINTS,
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",

@@ -398,6 +398,34 @@ class DecisionErasureQuery(Query):
     dry_run: Annotated[Switch, Field(description="Erase nothing; answer with the number of rows.")] = False
 
 
+class ActivityQuery(Query):
+    """The window of an integration's activity, and its working hours."""
+
+    since: Annotated[
+        int,
+        Field(
+            ge=3_600,
+            le=31 * DAY_S,
+            description="How long before `until` the window begins, 1h to 31d; it begins at a full hour.",
+        ),
+        *_duration_like("24h", default=DAY_S),
+    ] = DAY_S
+    until: Annotated[Moment | None, Field(description="The end of the window; default: now.")] = None
+    hours: Annotated[
+        str,
+        Field(
+            max_length=200,
+            examples=["08-18"],
+            description="The working hours; default: learned from the log.",
+        ),
+    ] = ""
+    days: Annotated[str, Field(max_length=200, examples=["mon-fri"], description="The working days.")] = ""
+    time_zone: Annotated[
+        str,
+        Field(max_length=80, examples=["Europe/Berlin"], description="The time zone of the working hours."),
+    ] = "UTC"
+
+
 class ExportQuery(Query):
     """Filters for an export; only a complete chain can be verified."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from sidecar.domain.activity import remove_scope
 from sidecar.domain.effective import is_live
 from sidecar.domain.enforcement import rule_names
 from sidecar.domain.integrations import Credential, Integration, Status
@@ -17,8 +19,10 @@ from sidecar.services.admin import bodies as b
 from sidecar.services.admin.answers import list_answer
 from sidecar.services.admin.call import Call
 from sidecar.services.admin.context import AdminContext
+from sidecar.services.admin.decision_log import QUERY_TIMEOUT_S
 from sidecar.services.admin.endpoint import Endpoint
-from sidecar.services.admin.times import format_time
+from sidecar.services.admin.problems import ProblemError
+from sidecar.services.admin.times import format_optional_time, format_time
 from sidecar.services.admin.views import (
     CredentialState,
     RecordView,
@@ -26,6 +30,8 @@ from sidecar.services.admin.views import (
     credential_views,
     record_view,
 )
+from sidecar.stores.decisions.activity import read_scope_uses
+from sidecar.stores.decisions.reader import DecisionReader
 from sidecar.stores.registry.protocol import LastUse, ListQuery
 
 DAY_US = 24 * 3_600 * 1_000_000
@@ -45,14 +51,21 @@ FlagWord = Literal[
     "credential_never_used",
     "credential_old",
     "credential_unused",
+    "scope_unused",
 ]
 
 
 class ReviewedScopeView(TypedDict):
-    """A scope, and the sensitivity of its data; null = its category is no longer configured."""
+    """
+    A scope, the sensitivity of its data, and its last use.
+
+    `sensitivity` null = its category is no longer configured. `last_used_at` null = not used in the last 90
+    days, or unknown: see `scope_uses_since` of the page.
+    """
 
     scope: str
     sensitivity: str | None
+    last_used_at: str | None
 
 
 class ReviewedCredentialView(TypedDict):
@@ -86,11 +99,26 @@ class ReviewView(RecordView):
 
 
 class ReviewPageView(TypedDict):
-    """One page of the review, as of `as_of`."""
+    """
+    One page of the review, as of `as_of`.
+
+    The uses of scopes are known from `scope_uses_since` on, at most 90 days ago; null = not known, because
+    there is no decision log or because of `scope_uses_problem`.
+    """
 
     items: list[ReviewView]
     next_after: str | None
     as_of: str
+    scope_uses_since: str | None
+    scope_uses_problem: str | None
+
+
+class ScopeUses(NamedTuple):
+    """When each integration last used each scope, known from `since_us` on; None = not known."""
+
+    since_us: int | None = None
+    at_us: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    problem: str | None = None
 
 
 async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: Any) -> Response:
@@ -98,33 +126,69 @@ async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: 
     status = Status(query.status) if query.status is not None else None
     page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
     now_us = context.clock_us()
+    scope_uses = await _scope_uses(context, [record.id for record in page.records], now_us)
     items = []
     for record in page.records:
         uses = await context.registry.last_uses(record.id)
-        items.append(review_view(record, uses, context.catalogue, now_us))
-    return await list_answer(items, {"next_after": page.next_after or None, "as_of": format_time(now_us)})
+        items.append(review_view(record, uses, context.catalogue, now_us, scope_uses))
+    rest: dict[str, object] = {
+        "next_after": page.next_after or None,
+        "as_of": format_time(now_us),
+        "scope_uses_since": format_optional_time(scope_uses.since_us),
+        "scope_uses_problem": scope_uses.problem,
+    }
+    return await list_answer(items, rest)
+
+
+async def _scope_uses(context: AdminContext, integrations: Sequence[str], now_us: int) -> ScopeUses:
+    """The uses in the decision log; the review goes on without a log, or with one that cannot be read."""
+    if context.decision_log is None:
+        return ScopeUses()
+    since_us = now_us - OLD_DAYS * DAY_US
+
+    def read(reader: DecisionReader) -> ScopeUses:
+        begins_us = reader.begins_us()
+        uses = read_scope_uses(reader, integrations, since_us, now_us, QUERY_TIMEOUT_S)
+        return ScopeUses(max(since_us, now_us if begins_us is None else begins_us), uses)
+
+    try:
+        return await context.decision_log.run(read)
+    except ProblemError as error:
+        return ScopeUses(problem=str(error))
 
 
 def review_view(
-    record: Integration, uses: Mapping[str, LastUse], catalogue: ScopeCatalogue, now_us: int
+    record: Integration,
+    uses: Mapping[str, LastUse],
+    catalogue: ScopeCatalogue,
+    now_us: int,
+    scope_uses: ScopeUses,
 ) -> ReviewView:
     """Return the review of *record*."""
+    last_uses = scope_uses.at_us.get(record.id, {})
     since_us = min((suspension.since_us for suspension in record.suspensions), default=None)
     return {
         **record_view(record, now_us),
         "suspended_since": format_time(since_us) if since_us is not None else None,
-        "scopes": _scopes(record, catalogue),
+        "scopes": _scopes(record, catalogue, last_uses),
         "credentials": _credentials(record, uses, now_us),
-        "flags": [*_flags(record, catalogue, now_us), *_credential_flags(record, uses, now_us)],
+        "flags": [
+            *_flags(record, catalogue, now_us),
+            *_unused_scope_flags(record, scope_uses, now_us),
+            *_credential_flags(record, uses, now_us),
+        ],
     }
 
 
-def _scopes(record: Integration, catalogue: ScopeCatalogue) -> list[ReviewedScopeView]:
+def _scopes(
+    record: Integration, catalogue: ScopeCatalogue, last_uses: Mapping[str, int]
+) -> list[ReviewedScopeView]:
     views: list[ReviewedScopeView] = []
     for scope in sorted(record.scopes):
         category = catalogue.categories.get(scope.category)
         sensitivity = category.sensitivity.value if category is not None else None
-        views.append({"scope": str(scope), "sensitivity": sensitivity})
+        last_used_at = format_optional_time(last_uses.get(str(scope)))
+        views.append({"scope": str(scope), "sensitivity": sensitivity, "last_used_at": last_used_at})
     return views
 
 
@@ -175,6 +239,18 @@ def _flags(record: Integration, catalogue: ScopeCatalogue, now_us: int) -> Itera
             yield _flag("sensitive_scope", None, f"{scope} opens {kind} data: confirm that it is needed")
 
 
+def _unused_scope_flags(record: Integration, scope_uses: ScopeUses, now_us: int) -> Iterator[FlagView]:
+    """Yield the scopes without a use in `OLD_DAYS`, for which log and integration must be old enough."""
+    begins_us = max(record.created_at_us, now_us if scope_uses.since_us is None else scope_uses.since_us)
+    if now_us - begins_us < OLD_DAYS * DAY_US:
+        return
+    last_uses = scope_uses.at_us.get(record.id, {})
+    for scope in map(str, sorted(record.scopes)):
+        if scope not in last_uses:
+            command = remove_scope(record.id, scope)
+            yield _flag("scope_unused", None, f"{scope} was not used for {OLD_DAYS} days: {command}")
+
+
 def _credential_flags(record: Integration, uses: Mapping[str, LastUse], now_us: int) -> Iterator[FlagView]:
     for credential in record.credentials:
         state = credential_state(record, credential, now_us)
@@ -210,8 +286,8 @@ def _days(since_us: int, now_us: int) -> int:
 ENDPOINTS = (
     Endpoint(
         "review", "GET", "/v1/review", "review", "Review integrations",
-        "For the access review: scopes with their sensitivity, allowlist, limit, API keys with age and last"
-        " use, and flags for what needs a decision.",
+        "For the access review: scopes with sensitivity and last use, allowlist, limit, API keys with age and"
+        " last use, and flags for what needs a decision.",
         review, frozenset({Action.READ_AUDIT}), b.ReviewQuery, answer=ReviewPageView,
     ),
 )  # fmt: skip

@@ -75,10 +75,12 @@ def read_activity(
         [integration, UNKNOWN_CALLERS],
     )
     counts = [KeyCount(*row) for row in rows]
+    first_seen_us = min((count.first_seen_us for count in counts if count.first_seen_us), default=to_us)
     return Activity(
         from_us,
         to_us,
-        max(created_at_us, begins_us if begins_us is not None else to_us),
+        # A registry that was loaded from another one has integrations that are older than their records.
+        max(min(created_at_us, first_seen_us), begins_us if begins_us is not None else to_us),
         {int(count.key): count.requests for count in counts if count.kind == _HOUR},
         [count for count in counts if count.kind not in (_HOUR, _INVALID_KEYS)],
         {count.key: count.requests for count in counts if count.kind == _INVALID_KEYS},

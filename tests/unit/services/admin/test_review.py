@@ -34,8 +34,8 @@ def test_review__a_tidy_integration_has_no_flag(api: AdminApi) -> None:
     item = reviewed(api)
     assert item["flags"] == []
     assert item["scopes"] == [
-        {"scope": "inventory:read", "sensitivity": "operational"},
-        {"scope": "inventory:write", "sensitivity": "operational"},
+        {"scope": "inventory:read", "sensitivity": "operational", "last_used_at": None},
+        {"scope": "inventory:write", "sensitivity": "operational", "last_used_at": None},
     ]
     (credential,) = item["credentials"]
     assert (credential["age_days"], credential["unused_days"], credential["state"]) == (0, 0, "active")

@@ -36,6 +36,7 @@ MAY = {
     "show_decision": ALL,
     "export_decisions": ALL,
     "erase_decisions": ADMINS,
+    "show_activity": ALL,
     "integration_suspend": SUSPENDERS,
     "apply_file": ALL,  # each change in it needs its own permission, and reading needs one
     "make_changes": SUSPENDERS,  # each change in it needs its own permission

@@ -98,7 +98,8 @@ def test_read__history_ends_after_90_days(log: DecisionReader) -> None:
     found = read(log)
     assert found.begins_us == START_US - 100 * DAY_US
     assert min(c.first_seen_us for c in found.counts) >= START_US - HISTORY_DAYS * DAY_US
-    assert read(log, created_at_us=START_US - 5).begins_us == START_US - 5
+    assert read(log, created_at_us=START_US - 5).begins_us == START_US - 40 * DAY_US
+    assert read(log, "zeta", created_at_us=START_US - 5).begins_us == START_US - 5
 
 
 def test_read__invalid_keys_of_the_same_networks(log: DecisionReader) -> None:

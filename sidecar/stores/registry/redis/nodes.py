@@ -313,7 +313,7 @@ class Nodes:
         if wanted:
             wait_s = max(0.001, min(replication.timeout_s, deadline_s - monotonic()))
             [acknowledged] = await self._ask(
-                link, [("WAIT", wanted, round(wait_s * 1_000))], deadline_s, wait_s + REPLY_TIMEOUT_S
+                link, [("WAIT", wanted, round(wait_s * 1_000))], deadline_s, wait_s
             )
             if isinstance(acknowledged, ErrorReply):
                 log.warning("cannot check that replicas have a change: %s", advice_of(acknowledged))
@@ -373,9 +373,14 @@ class Nodes:
         link: Link,
         commands: Sequence[Command],
         deadline_s: float,
-        timeout_s: float = REPLY_TIMEOUT_S,
+        blocked_s: float = 0.0,
     ) -> list[Any]:
-        """Send *commands* together; return the replies, which may be error replies."""
+        """
+        Send *commands* together; return the replies, which may be error replies.
+
+        The server holds its reply back for up to *blocked_s*.
+        """
+        timeout_s = blocked_s + REPLY_TIMEOUT_S
         receiver = _Replies(asyncio.get_running_loop().create_future(), len(commands))
         link.send(pack_all(commands), [receiver] * len(commands))
         async with asyncio.timeout(max(0.0, min(timeout_s, deadline_s - monotonic()))):

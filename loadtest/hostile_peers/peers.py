@@ -186,14 +186,16 @@ async def _attack(kind: PeerKind, host: str, port: int) -> None:
 
 
 @contextmanager
-def attacking(name: str, address: str, core: int) -> Iterator[None]:
+def attacking(name: str, address: str, core: int | None) -> Iterator[None]:
     """
     Attack *address* with a peer of the kind *name* while the block runs, on *core* with idle priority.
+
+    None = on any core, with the priority of this process.
 
     Raises:
         BenchError: the attack did not start.
     """
-    placed = ["chrt", "-i", "0", "taskset", "-c", str(core)]
+    placed = [] if core is None else ["chrt", "-i", "0", "taskset", "-c", str(core)]
     process = subprocess.Popen(
         [*placed, sys.executable, "-m", __name__, name, address],
         stdin=subprocess.PIPE,

@@ -11,8 +11,9 @@ import threading
 import urllib.request
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -172,10 +173,12 @@ class AttackedSidecar:
                     return monotonic() - began_s
         except (OSError, BenchError, http.client.HTTPException):
             pass
-        return float("inf")
+        return inf
 
     def p99_us(self, calls: int) -> float:
-        """Return the p99 latency of *calls* decisions, measured from their scheduled times."""
+        """Return the p99 latency of *calls* decisions from their scheduled times; infinite without calls."""
+        if not calls:
+            return inf
         target = self.addresses["grpc"]
         run = Run(target, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, self.manner)
         message = check_request(self.hot.api_key)
@@ -269,6 +272,8 @@ def run_trials(
     """
     Run *rounds* rounds with each of *kinds* that attack one of its listeners; *calls* decisions each.
 
+    0 calls = judge safety alone: no decisions are measured, and nothing is pinned to a core.
+
     Raises:
         BenchError: a decision was not answered, or the trials could not run.
     """
@@ -279,16 +284,20 @@ def run_trials(
         if listener in KINDS[kind].listeners
     ]
     attacked = sidecar_type(folder, len(attacks) * rounds)
-    with attacked.running() as process, _decoy(sidecar_type, folder) as decoy:
+    core = LOAD_CORE if calls else None
+    with attacked.running() as process, ExitStack() as undo:
+        decoy = undo.enter_context(_decoy(sidecar_type, folder)) if calls else None
         attacked.p99_us(calls)  # warm
         base_bytes = process.rss_bytes()
         held: dict[tuple[str, str], list[PeerRound]] = {attack: [] for attack in attacks}
         for number in range(rounds):
             for listener, kind in attacks:
                 print(f"round {number + 1}: {listener}, {KINDS[kind].text}", file=sys.stderr, flush=True)
-                with attacking(kind, decoy.addresses[listener], LOAD_CORE):
-                    decoy_p99_us = attacked.p99_us(calls)
-                with _sampled(process) as samples, attacking(kind, attacked.addresses[listener], LOAD_CORE):
+                decoy_p99_us = inf
+                if decoy is not None:
+                    with attacking(kind, decoy.addresses[listener], core):
+                        decoy_p99_us = attacked.p99_us(calls)
+                with _sampled(process) as samples, attacking(kind, attacked.addresses[listener], core):
                     p99_us = attacked.p99_us(calls)
                     suspended_s = attacked.time_suspension()
                     scraped_s = _time_scrape(attacked.addresses[attacked.attacked[0]])
@@ -341,7 +350,7 @@ def _time_scrape(address: str) -> float:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=ANSWER_TIMEOUT_S) as response:
             response.read()
     except (OSError, http.client.HTTPException):
-        return float("inf")
+        return inf
     return monotonic() - began_s
 
 

@@ -43,7 +43,7 @@ from .workers import CRASHED
 Result = TypeVar("Result")
 
 WRITERS = 4
-ROUNDS = 3
+ROUNDS = 2
 CHANGES_BEFORE_KILL = 25
 SOCKETS = ("grpc.0.sock", "grpc.1.sock")
 ADDRESS = "192.0.2.7"
@@ -133,9 +133,17 @@ def a_fleet(folder: Path) -> Iterator[Controlled]:
         controlled.sidecar.stop()
 
 
+@pytest.fixture(scope="module")
+def shared_single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    """One worker over a SQLite file, and its supervisor, for tests that leave both running."""
+    controlled = Controlled(tmp_path_factory.mktemp("s"), SQLITE)
+    yield controlled
+    controlled.sidecar.stop()
+
+
 @pytest.fixture
 def single(folder: Path) -> Iterator[Controlled]:
-    """One worker over a SQLite file, and its supervisor."""
+    """The same, for a test that ends it."""
     controlled = Controlled(folder, SQLITE)
     yield controlled
     controlled.sidecar.stop()
@@ -187,33 +195,20 @@ def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
     assert "not closed" not in printed
 
 
-def test_other_processes__are_followed(single: Controlled) -> None:
+def test_other_processes__are_followed(shared_single: Controlled) -> None:
     """What another process changes in the same file is seen, by the API at once and by decisions soon."""
-    key = single.ann.create("acme")
-    assert single.ask(key).is_allowed
-    single.on_registry(lambda registry: suspend_as(registry, single.ann.token))
-    assert single.ann.get("/integrations/acme")["status"] == "suspended"
-    eventually(lambda: single.ask(key).reason == "integration_suspended", what="it is in force")
-
-
-def test_uses__are_written_at_the_end(single: Controlled) -> None:
-    """When and from where a key was used outlives the process; a use that was refused its address is none."""
-    key = single.ann.create("acme")
-    assert single.ask(key).is_allowed
-    stranger = single.ann.create("strict", allowlist=["198.51.100.0/24"])
-    single.ann.change("/integrations/strict/allowlist/enable")
-    assert single.ask(stranger).reason == "ip_not_allowed"
-    assert single.sidecar.stop() == 0
-    uses = single.on_registry(lambda registry: registry.last_uses("acme"))
-    assert {id: use.address for id, use in uses.items()} == {credential_id_of(key): parse_address(ADDRESS)}
-    assert single.on_registry(lambda registry: registry.last_uses("strict")) == {}
+    key = shared_single.ann.create("followed")
+    assert shared_single.ask(key).is_allowed
+    shared_single.on_registry(lambda registry: suspend_as(registry, shared_single.ann.token))
+    assert shared_single.ann.get("/integrations/followed")["status"] == "suspended"
+    eventually(lambda: shared_single.ask(key).reason == "integration_suspended", what="it is in force")
 
 
 def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
     """
     kill -9 while several administrators write: what was answered is there, and the registry verifies.
 
-    Three times on the same file; each time the sidecar serves again with all that it had.
+    Twice on the same file; each time the sidecar serves again with all that it had.
     """
     answered: dict[str, str] = {}
     for round in range(ROUNDS):
@@ -237,13 +232,23 @@ def test_crash__in_the_midst_of_writes(single: Controlled) -> None:
 
 
 def test_backup__while_it_serves(single: Controlled) -> None:
-    """A copy taken as the manual says verifies, and a sidecar that gets it knows what it holds."""
-    kept = single.ann.create("kept")
+    """
+    A copy taken as the manual says verifies, and a sidecar that gets it knows what it holds.
+
+    When and from where a key was used outlives the process; a use that was refused its address is none.
+    """
+    kept, stranger = single.ann.create("kept"), single.ann.create("strict", allowlist=["198.51.100.0/24"])
+    assert single.ask(kept).is_allowed
+    single.ann.change("/integrations/strict/allowlist/enable")
+    assert single.ask(stranger).reason == "ip_not_allowed"
     copy = single.folder / "backup.sqlite"
     with closing(sqlite3.connect(single.folder / "registry.sqlite")) as database:
         database.execute("VACUUM INTO ?", (str(copy),))
     late = single.ann.create("late")
     assert single.sidecar.stop() == 0
+    uses = single.on_registry(lambda registry: registry.last_uses("kept"))
+    assert {id: use.address for id, use in uses.items()} == {credential_id_of(kept): parse_address(ADDRESS)}
+    assert single.on_registry(lambda registry: registry.last_uses("strict")) == {}
     for part in single.folder.glob("registry.sqlite*"):
         if part.suffix != ".key":
             part.rename(single.folder / f"former-{part.name}")
@@ -274,44 +279,48 @@ def test_metrics_listener__serves_pages_alone(folder: Path) -> None:
         assert "listen.admin" in answers["/v1/whoami"][1]
 
 
-def test_priority__decisions_go_before_the_api(single: Controlled) -> None:
+def test_priority__decisions_go_before_the_api(shared_single: Controlled) -> None:
     """The supervisor has the highest niceness; its worker has that of the start, also one after kill -9."""
     start = os.nice(0)
-    supervisor, (first,) = single.sidecar.pid, workers_of(single)
+    supervisor, (first,) = shared_single.sidecar.pid, workers_of(shared_single)
     assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in (supervisor, first)] == [19, start]
-    key = single.ann.create("acme")
+    key = shared_single.ann.create("prior")
+    crashed = shared_single.sidecar.metric(CRASHED)
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: single.sidecar.metric(CRASHED) == 1, what="the crash is noticed")
-    eventually(single.sidecar.is_ready, what="another worker decides")
-    (second,) = set(workers_of(single)) - {first}
+    eventually(lambda: shared_single.sidecar.metric(CRASHED) == crashed + 1, what="the crash is noticed")
+    eventually(shared_single.sidecar.is_ready, what="another worker decides")
+    (second,) = set(workers_of(shared_single)) - {first}
     assert os.getpriority(os.PRIO_PROCESS, second) == start
-    assert single.ask(key).is_allowed
-    single.ann.change("/integrations/acme/suspend", reason="leak")
-    assert single.ask(key).reason == "integration_suspended"
+    assert shared_single.ask(key).is_allowed
+    shared_single.ann.change("/integrations/prior/suspend", reason="leak")
+    assert shared_single.ask(key).reason == "integration_suspended"
 
 
-def test_reload__keeps_buckets_that_are_not_shared(single: Controlled) -> None:
+def test_reload__keeps_buckets_that_are_not_shared(shared_single: Controlled) -> None:
     """SIGHUP reaches the one worker, which stays: a successor would give every integration a full bucket."""
-    key = single.ann.create("acme", rate_limit_rpm=1, burst=3)
-    assert [single.ask(key).is_allowed for _ in range(4)] == [True, True, True, False]
-    before = workers_of(single)
-    single.sidecar.signal(signal.SIGHUP)
-    eventually(lambda: single.sidecar.printed().count('"reload requested"') == 2, what="both are told")
-    assert workers_of(single) == before
-    assert not single.ask(key).is_allowed
+    key = shared_single.ann.create("kept", rate_limit_rpm=1, burst=3)
+    assert [shared_single.ask(key).is_allowed for _ in range(4)] == [True, True, True, False]
+    before = workers_of(shared_single)
+    told = shared_single.sidecar.printed().count('"reload requested"')
+    shared_single.sidecar.signal(signal.SIGHUP)
+    eventually(
+        lambda: shared_single.sidecar.printed().count('"reload requested"') == told + 2, what="both are told"
+    )
+    assert workers_of(shared_single) == before
+    assert not shared_single.ask(key).is_allowed
 
 
-def test_change__is_not_in_force_while_a_worker_stands_still(single: Controlled) -> None:
+def test_change__is_not_in_force_while_a_worker_stands_still(shared_single: Controlled) -> None:
     """The API waits for the worker, but not for ever: the change is made, and the answer says what lacks."""
-    single.ann.create("acme")
-    (worker,) = workers_of(single)
+    shared_single.ann.create("still")
+    (worker,) = workers_of(shared_single)
     os.kill(worker, signal.SIGSTOP)
     try:
-        answer = single.ann.send("POST", "/integrations/acme/suspend", {"reason": "leak"})
+        answer = shared_single.ann.send("POST", "/integrations/still/suspend", {"reason": "leak"})
     finally:
         os.kill(worker, signal.SIGCONT)
     assert (answer.status, answer.json()["is_in_force"]) == (200, False)
-    single.ann.change("/integrations", id="next", name="Next")
+    shared_single.ann.change("/integrations", id="next", name="Next")
 
 
 def workers_of(controlled: Controlled) -> list[int]:
@@ -331,10 +340,10 @@ def create_until_cut(administrator: Administrator, name: str, answered: dict[str
 
 
 async def suspend_as(registry: Registry, token: str) -> None:
-    """Suspend acme past the API, as the holder of *token*."""
+    """Suspend an integration past the API, as the holder of *token*."""
     now_us = wall_clock_us()
     actor = authenticate(token, await registry.token_holder(token_id_of(token)), now_us)
-    command = c.Suspend(integration_id="acme", reason="leak")
+    command = c.Suspend(integration_id="followed", reason="leak")
     await registry.apply(ChangeRequest(command, actor, ChangeContext("req-1", "local")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,18 +47,23 @@ class LimitedApi:
         return send(self.envoy.port, "GET", "/v1/orders", [("x-plan", plan), ("x-user", user)])
 
 
-@pytest.fixture(params=["fast", "grpcio", "redis"])
+@pytest.fixture(params=["grpcio", "redis"])
 def api(request: pytest.FixtureRequest) -> Iterator[LimitedApi]:
-    """Both transports on the embedded store, and Redis."""
+    """The reference transport on the embedded store; the fast one on Redis."""
     settings = {"transport": request.param}
     if request.param == "redis":
-        settings = {"store": f"{shared().standalone.url}?prefix=envoy-{id(request)}:"}
+        settings = {"store": f"{shared().standalone.url}?prefix=envoy-{secrets.token_hex(4)}:"}
     with ExitStack() as parts:
         yield LimitedApi(parts, **settings)
 
 
 def test_envoy__limits_globally_through_us(api: LimitedApi) -> None:
-    """A client gets its quota, headers that tell what is left, then 429; others and other plans go on."""
+    """
+    A client gets its quota, headers that tell what is left, then 429; others and other plans go on.
+
+    A changed file holds for the next requests, without a restart. The example fails closed: 503 once the
+    sidecar is gone.
+    """
     for number in range(FREE_PLAN):
         answer = api.get("ann")
         assert answer.status == 200
@@ -74,22 +80,12 @@ def test_envoy__limits_globally_through_us(api: LimitedApi) -> None:
     assert api.get("ann", "unlisted").one("x-ratelimit-limit").startswith("600, ")
     assert api.envoy.stat("cluster.app.ratelimit.over_limit") == 1
     assert api.envoy.stat("cluster.app.ratelimit.error") == 0
-
-
-def test_envoy__rules_change_while_it_asks(api: LimitedApi) -> None:
-    """A changed file holds for the next requests, without a restart; what was used stays used."""
-    assert api.get("ann").status == 200
     file = api.folder / "rate_limits" / "shop.yaml"
     document = yaml.safe_load(file.read_text())
     document["descriptors"][1]["descriptors"][0]["rate_limit"]["requests_per_unit"] = 1
     draft = api.folder / "draft"
     draft.write_text(yaml.safe_dump(document))
     draft.replace(file)
-    eventually(lambda: api.get("ann").status == 429, what="the new limit holds")
-
-
-def test_envoy__without_the_sidecar(api: LimitedApi) -> None:
-    """The example fails closed: 503 once the sidecar is gone."""
-    assert api.get("ann").status == 200
+    eventually(lambda: api.get("bob").status == 429, what="the new limit holds for what was used")
     api.sidecar.stop()
-    assert api.get("ann").status == 503
+    assert api.get("cat").status == 503

@@ -68,20 +68,17 @@ def assert_kept(outcome: Outcome) -> None:
         assert bucket.count.refused > 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "sidecars"),
-    [("guarded", 1), ("standalone", 4), ("standalone", 8), ("cluster", 4), ("cluster", 8)],
-)
+@pytest.mark.parametrize(("kind", "sidecars"), [("guarded", 1), ("cluster", 4)])
 def test_fleet__admits_what_the_limit_says(kind: str, sidecars: int) -> None:
-    """One to eight sidecars on one store, a single server or a Cluster, together keep each limit."""
+    """Sidecars on one store, a single server or a Cluster, keep each limit; `make verify-limits` runs 8."""
     outcome = run(prove(plan(store_of(kind), sidecars)), PATIENCE_S)
     assert_kept(outcome)
 
 
-@pytest.mark.parametrize("kind", ["standalone", "cluster"])
-def test_fleet__keeps_the_limit_while_sidecars_are_killed(kind: str) -> None:
+def test_fleet__keeps_the_limit_while_sidecars_are_killed() -> None:
     """A sidecar that dies by kill -9 under load gives nothing back; one that starts again gets no more."""
-    outcome = run(prove(plan(store_of(kind), 2, kill_every_s=0.2, load=Load(1.5, connections=1))), PATIENCE_S)
+    load = Load(1.5, connections=1)
+    outcome = run(prove(plan(store_of("standalone"), 2, kill_every_s=0.2, load=load)), PATIENCE_S)
     assert outcome.kills >= 1
     assert_kept(outcome)
 

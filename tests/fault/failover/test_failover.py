@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loadtest.failover import suspensions
 from loadtest.failover.answers import DRAINING, DRY
 from loadtest.failover.scene import fail_over
 from loadtest.failover.suspensions import SuspensionRound, fail_over_while_suspending
@@ -11,6 +12,8 @@ from tests.store_harness import run
 
 PATIENCE_S = 180.0
 SIDECARS = 2
+CALLS_PER_S = 400.0
+"""A quarter of what `make failover` sends: enough to meet every moment, and for two cores."""
 ANSWER_MS_MAX = 5_000.0
 """No figure of speed: beyond it a caller would have been given up as hung."""
 
@@ -37,12 +40,14 @@ def test_failover__under_load(kind: str) -> None:
         assert failover.recovered_ns(sidecar) > failover.killed_ns
 
 
-def test_failover__an_acknowledged_suspension_holds() -> None:
+def test_failover__an_acknowledged_suspension_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Behind Sentinels a primary dies, or stands still and lives on beside its successor.
 
     Of the suspensions acknowledged as durable meanwhile none is lost, and no request sent later is admitted.
     """
+
+    monkeypatch.setattr(suspensions, "CALLS_PER_S", CALLS_PER_S)
 
     async def scenario() -> list[SuspensionRound]:
         return [played async for played in fail_over_while_suspending(("kill", "stall-3.0"))]

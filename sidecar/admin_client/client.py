@@ -127,10 +127,16 @@ class AdminClient:
         return self._run(self._call("GET", path, query, None, {}), extra_s, is_change=False).data
 
     def listed(
-        self, path: str, query: Query | None = None, limit: int = PAGE_MAX, page_max: int = PAGE_MAX
+        self,
+        path: str,
+        query: Query | None = None,
+        limit: int = PAGE_MAX,
+        page_max: int = PAGE_MAX,
+        *,
+        extra_s: float = 0.0,
     ) -> Listing:
         """
-        Read up to *limit* items of a list, in pages of at most *page_max*.
+        Read up to *limit* items of a list, in pages of at most *page_max*; *extra_s* as for `get`.
 
         Raises:
             AdminCallError: reading a page failed.
@@ -140,7 +146,7 @@ class AdminClient:
         rest: dict[str, Any] = {}
         while True:
             page_limit = min(page_max, limit - len(items))
-            page = self.get(path, {**(query or {}), "limit": page_limit, "after": after})
+            page = self.get(path, {**(query or {}), "limit": page_limit, "after": after}, extra_s=extra_s)
             items += page.pop("items")
             after = page.pop("next_after") or None
             rest = rest or page
@@ -188,6 +194,20 @@ class AdminClient:
             AdminCallError: the call was refused, or the stream ended early.
         """
         return self._run(self._copy(path, query, write), None, is_change=False)
+
+    def copy_file(
+        self, path: str, query: Query | None, write: Callable[[bytes], object], *, extra_s: float
+    ) -> int:
+        """
+        Pass each piece of a file to *write*; return the number of bytes.
+
+        The timeout, with *extra_s* for preparing the file, applies to each read, not to the whole file.
+
+        Raises:
+            AdminCallError: the call was refused, or the file is incomplete.
+        """
+        copying = self._copy_file(path, query, write, self._timeout_s + extra_s)
+        return self._run(copying, None, is_change=False)
 
     def _run(self, call: Coroutine[Any, Any, Result], extra_s: float | None, *, is_change: bool) -> Result:
         timeout_s = None if extra_s is None else self._timeout_s + extra_s
@@ -276,6 +296,19 @@ class AdminClient:
             async for line in _lines(response):
                 write(line)
                 count += 1
+        return count
+
+    async def _copy_file(
+        self, path: str, query: Query | None, write: Callable[[bytes], object], timeout_s: float
+    ) -> int:
+        count = 0
+        async with self._client().stream(
+            "GET", path, params=_parameters(query), timeout=timeout_s
+        ) as response:
+            await _raise_for_status(response, self._address.text)
+            async for part in response.aiter_bytes():
+                write(part)
+                count += len(part)
         return count
 
     def _client(self) -> httpx.AsyncClient:

@@ -260,10 +260,18 @@ class Invocation:
         return self.client.get(path_to(*segments), query, extra_s=extra_s)
 
     def change(
-        self, method: str, *segments: str, body: Mapping[str, Any] | None = None, in_query: bool = False
+        self,
+        method: str,
+        *segments: str,
+        body: Mapping[str, Any] | None = None,
+        in_query: bool = False,
+        query: Query | None = None,
+        extra_s: float = 0.0,
     ) -> Answer:
         """
         Make the change that the path of *segments* names, with the options of this run.
+
+        *query* are further parameters; *extra_s* is added to the deadline.
 
         Raises:
             AdminCallError: see `AdminClient.change`; says how to repeat a change that may have happened.
@@ -273,12 +281,12 @@ class Invocation:
         from sidecar.domain.durations import format_duration
 
         options = self._change or Change()
-        query: dict[str, str | int | bool | None] = {}
+        query = query or {}
         wait_s: int | None = None
         if isinstance(options, IntegrationChange):
             wait_s = None if options.dry_run else options.waiting_s
             wait = format_duration(wait_s) if wait_s else None
-            query = {"dry_run": options.dry_run or None, "wait": wait}
+            query = {**query, "dry_run": options.dry_run or None, "wait": wait}
         reason = {"reason": options.reason} if options.reason else {}
         try:
             return self.client.change(
@@ -288,7 +296,7 @@ class Invocation:
                 query={**query, **reason} if in_query else query,
                 idempotency_key=self._key,
                 expected_generation=options.expect if isinstance(options, IntegrationChange) else None,
-                extra_s=float(wait_s or 0),
+                extra_s=extra_s + (wait_s or 0),
             )
         except AdminCallError as error:
             if not error.may_have_happened:
@@ -382,13 +390,16 @@ def command(
     """
     Register a function as the command *name*; its first argument is an `Invocation`.
 
-    *kinds* are the shared options besides those of `Connection`: `Change` or `IntegrationChange`, and
-    `Confirmed`. A parameter of the function replaces a shared one of the same name.
+    *kinds* are the shared options besides those of `Connection`: `Change` or `IntegrationChange`,
+    `Confirmed`, and others. A parameter of the function replaces a shared one of the same name, and a
+    parameter whose type is a kind gets its options.
     """
     shared = (*kinds, Connection)
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        given = {parameter.name: parameter.annotation for parameter in own if parameter.annotation in kinds}
+        own = [parameter for parameter in own if parameter.name not in given]
         names = {parameter.name for parameter in own}
         added = {
             parameter.name: parameter
@@ -400,7 +411,8 @@ def command(
         def run(**values: Any) -> None:
             options = [_options(kind, values) for kind in shared]
             with report_errors(), _report_write_errors(), _invocation(options) as invocation:
-                function(invocation, **{name: values[name] for name in names})
+                by_kind = {name: options[shared.index(kind)] for name, kind in given.items()}
+                function(invocation, **by_kind, **{name: values[name] for name in names})
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [parameter.replace(kind=keyword) for parameter in (*own, *added.values())]

@@ -122,13 +122,12 @@ def export(
     if output is None:
         call.client.copy_lines("/v1/audit/export", query, typer.echo)
         return
-    from sidecar.cli.audit_file import AuditFileError, new_file
+    from sidecar.cli.new_file import new_file
 
-    try:
-        with new_file(output) as lines:
-            count = call.client.copy_lines("/v1/audit/export", query, lambda line: lines.write(line + "\n"))
-    except AuditFileError as error:
-        raise CommandError(str(error)) from None
+    with new_file(output) as file:
+        count = call.client.copy_lines(
+            "/v1/audit/export", query, lambda line: file.write(line.encode() + b"\n")
+        )
     typer.echo(f"{output}: {_counted(count, 'entry', 'entries')}", err=True)
 
 

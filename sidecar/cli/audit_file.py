@@ -1,11 +1,9 @@
-"""Writes an exported audit log atomically, and verifies one without a server."""
+"""Verifies an exported audit log without a server."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -42,33 +40,6 @@ def verify_file(file: Path, anchors: Sequence[str] = ()) -> LogReport:
     except (OSError, UnicodeDecodeError) as error:
         raise AuditFileError(f"{file} cannot be read: {error}") from None
     return log.report()
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[TextIO]:
-    """
-    Create a file that appears as *path* only if the block succeeds.
-
-    Only its owner can read it, and it never replaces another file: an export is evidence.
-
-    Raises:
-        AuditFileError: the file exists, or cannot be written.
-    """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as lines:
-                yield lines
-                lines.flush()
-                os.fsync(lines.fileno())
-            os.link(draft, path)  # unlike a rename, it never replaces
-        finally:
-            draft.unlink(missing_ok=True)
-    except FileExistsError:
-        raise AuditFileError(f"{path} exists; name another file, or move it away") from None
-    except OSError as error:
-        raise AuditFileError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _entries(file: Path, lines: TextIO) -> Iterator[StoredEntry]:

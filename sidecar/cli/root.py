@@ -16,10 +16,12 @@ from sidecar.cli import (
     check_config,
     credentials,
     decide,
+    decisions,
     doctor,
     integrations,
     keys,
     limit,
+    logs,
     registry,
     review,
     scopes,
@@ -101,5 +103,7 @@ app.add_typer(audit.app, name="audit", rich_help_panel=ADMINISTRATION)
 app.add_typer(registry.app, name="registry", rich_help_panel=ADMINISTRATION)
 app.add_typer(admin.app, name="admin", rich_help_panel=ADMINISTRATION)
 activity.add_to(app)
+logs.add_to(app)
+app.add_typer(decisions.app, name="decisions", rich_help_panel=ADMINISTRATION)
 review.add_to(app)
 sidecars.add_to(app)

@@ -24,6 +24,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.admin.api import build_api
 from sidecar.services.admin.context import AdminContext
+from sidecar.services.admin.decision_log import DecisionLog
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.transports.http1 import HttpServer
@@ -53,11 +54,12 @@ class PlainSealer:
 
 @dataclass
 class ServedApi:
-    """A running API: where it is, everybody's token, and how to run commands against it."""
+    """A running API: its address and decision log, everybody's token, and how to run commands against it."""
 
     url: str
     registry: SqliteRegistry
     loop: asyncio.AbstractEventLoop
+    decisions: Path
     tokens: dict[str, str] = field(default_factory=dict)
 
     def run(self, *arguments: str, who: str = "ann", stdin: str = "", **environment: str) -> Result:
@@ -100,15 +102,20 @@ def served_api(folder: Path) -> Iterator[ServedApi]:
 
     registry = wait(SqliteRegistry.open(folder / "registry.sqlite", LIFECYCLE))
     metrics = Metrics(TABLE)
-    context = AdminContext(registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us)
+    (folder / "decisions").mkdir()
+    log = DecisionLog(folder / "decisions")
+    context = AdminContext(
+        registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us, decision_log=log
+    )
     server = HttpServer(partial(serve_asgi, build_api(context)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
     try:
         [endpoint] = wait(server.start())
-        served = ServedApi(f"http://{endpoint}", registry, loop)
+        served = ServedApi(f"http://{endpoint}", registry, loop, log.reader.folder)
         wait(_add_people(served))
         yield served
     finally:
         wait(server.drain())
+        log.close()
         wait(registry.aclose())
         _stop(loop, thread)
 

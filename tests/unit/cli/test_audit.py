@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import audit_file as module
-from sidecar.cli.audit_file import AuditFileError, new_file, verify_file
+from sidecar.cli.audit_file import AuditFileError, verify_file
+from sidecar.cli.exits import CommandError
+from sidecar.cli.new_file import new_file
 
 from .served import ServedApi
 
@@ -194,9 +196,9 @@ def test_audit_export__never_replaces_a_file(api: ServedApi, export: Path) -> No
 def test_new_file__is_whole_or_absent(tmp_path: Path) -> None:
     """A block that fails leaves nothing, neither under the name nor beside it."""
     file = tmp_path / "a"
-    with pytest.raises(RuntimeError), new_file(file) as lines:
-        lines.write("half")
+    with pytest.raises(RuntimeError), new_file(file) as draft:
+        draft.write(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(AuditFileError, match="cannot be written"), new_file(tmp_path / "no" / "a"):
+    with pytest.raises(CommandError, match="cannot be written"), new_file(tmp_path / "no" / "a"):
         pass

@@ -1,0 +1,87 @@
+"""The options of commands that read the decision log, and the query that they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.times import moment_ago
+
+_FILTERS = "Filters"
+DecisionQuery = dict[str, str | int | bool | None]
+
+
+class Verdict(StrEnum):
+    """The values of `--verdict`."""
+
+    ALLOW = "ALLOW"
+    DENY_403 = "DENY_403"
+    DENY_429 = "DENY_429"
+
+
+def _option(name: str, metavar: str, help: str) -> object:
+    return typer.Option(name, metavar=metavar, rich_help_panel=_FILTERS, help=help)
+
+
+SinceOption = Annotated[
+    str, _option("--since", "WHEN", "Decisions from this time on: 2026-12-01T00:00Z, or 2h = two hours ago.")
+]
+UntilOption = Annotated[str, _option("--until", "WHEN", "Decisions before this time.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionFilterOptions:
+    """The filters of decisions, which apply together."""
+
+    integration: Annotated[str, _option("--integration", "ID", "Of this integration.")] = ""
+    credential: Annotated[str, _option("--credential", "ID", "With this API key, by its id.")] = ""
+    verdict: Annotated[
+        Verdict | None,
+        typer.Option("--verdict", case_sensitive=False, rich_help_panel=_FILTERS, help="With this answer."),
+    ] = None
+    reason: Annotated[str, _option("--reason", "REASON", "With this reason, such as rate_limited.")] = ""
+    address: Annotated[
+        str, _option("--address", "CIDR", "From this address or block, such as 192.0.2.0/24.")
+    ] = ""
+    scope: Annotated[str, _option("--scope", "SCOPE", "That need this scope, such as orders:read.")] = ""
+    method: Annotated[str, _option("--method", "METHOD", "With this method, such as GET.")] = ""
+    path: Annotated[str, _option("--path", "PREFIX", "Whose path begins with this text.")] = ""
+    request_id: Annotated[str, _option("--request-id", "ID", "With this x-request-id of the proxy.")] = ""
+    since: SinceOption = ""
+    until: UntilOption = ""
+
+    def query(self) -> DecisionQuery:
+        """
+        Return the API's query.
+
+        Raises:
+            CommandError: a time is invalid.
+        """
+        return {
+            "integration": self.integration,
+            "credential": self.credential,
+            "verdict": self.verdict.value if self.verdict is not None else None,
+            "reason": self.reason,
+            "address": self.address,
+            "scope": self.scope,
+            "method": self.method,
+            "path_prefix": self.path,
+            "request_id": self.request_id,
+            **span_query(self.since, self.until),
+        }
+
+
+def span_query(since: str, until: str) -> DecisionQuery:
+    """
+    Return the API's query for a span of time; a duration counts back from now.
+
+    Raises:
+        CommandError: a time is invalid.
+    """
+    return {
+        "since": moment_ago("--since", since) if since else None,
+        "until": moment_ago("--until", until) if until else None,
+    }

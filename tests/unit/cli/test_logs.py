@@ -1,0 +1,178 @@
+"""`sidecar logs` and `sidecar decisions`: find, follow, export and erase decisions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sidecar.admin_client.client import Listing
+from sidecar.admin_client.failures import AdminCallError, Failure
+from sidecar.cli import following
+from sidecar.cli.following import Follower
+from sidecar.cli.logs import PIPED, print_new
+from sidecar.stores.decisions.missing import MissingSpan, add_missing
+from tests.decision_log import START_US, decision_row, write_segment
+
+from .served import ServedApi
+
+FIRST, SECOND, THIRD = (f"{n:022}" for n in (1, 2, 3))
+
+
+@pytest.fixture
+def logged(api: ServedApi) -> ServedApi:
+    """An API with three decisions of two integrations."""
+    rows = [
+        decision_row(1, FIRST, request_id="request-1"),
+        decision_row(2, SECOND, verdict="DENY_403", reason="ip_not_allowed", client_address="198.51.100.7"),
+        decision_row(3, THIRD, integration="bolt", would_deny="scope_missing"),
+    ]
+    write_segment(api.decisions / "host-a", 1, rows)
+    return api
+
+
+def ids(api: ServedApi, *arguments: str) -> list[str]:
+    """The ids that `sidecar logs` lists."""
+    column = PIPED.index("decision_id")
+    return [line.split("\t")[column] for line in api.told("logs", *arguments, who="olli").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), [THIRD, SECOND, FIRST]),
+        (("--limit", "1"), [THIRD]),
+        (("--integration", "acme", "--verdict", "deny_403"), [SECOND]),
+        (("--address", "198.51.100.0/24", "--reason", "ip_not_allowed"), [SECOND]),
+        (("--request-id", "request-1"), [FIRST]),
+        (("--credential", "key1", "--scope", "orders:read", "--method", "GET", "--path", "/orders"), None),
+        (("--since", "2025-11-24T16:00:02Z", "--until", "2025-11-24T16:00:03Z"), [SECOND]),
+    ],
+)
+def test_logs__filters(logged: ServedApi, arguments: tuple[str, ...], expected: list[str] | None) -> None:
+    """Each option narrows the list, newest first."""
+    assert ids(logged, *arguments) == (expected or [THIRD, SECOND, FIRST])
+
+
+def test_logs__say_what_is_not_there(logged: ServedApi) -> None:
+    """Spans with missing rows are named, also when nothing matches; a mistake has its remedy."""
+    for n in range(7):
+        span = MissingSpan(START_US + n, START_US + n, -1, 4, -1, "disk")
+        add_missing(logged.decisions / "host-a", [span])
+    result = logged.run("logs", "--integration", "nobody")
+    assert result.stdout == ""
+    assert result.stderr.count("note: host-a lost decisions from 2025-11-24 16:00:00Z to") == 5
+    assert "4 allowed (disk)" in result.stderr
+    assert "missing in 2 other spans" in result.stderr
+    wrong = logged.run("logs", "--reason", "rate_limitd")
+    assert (wrong.exit_code, "did you mean 'rate_limited'?" in wrong.stderr) == (1, True)
+    assert logged.run("logs", "--follow", "--until", "1h").exit_code == 2
+
+
+def test_logs__json_is_the_answer(logged: ServedApi) -> None:
+    """With --json everything that the API tells is there."""
+    answer = json.loads(logged.told("logs", "--json", "--limit", "2"))
+    assert [item["decision_id"] for item in answer["items"]] == [THIRD, SECOND]
+    assert answer["sidecars"] == ["host-a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("a.csv", ()), ("a.ndjson", ()), ("a", ("--format", "csv")), ("a.parquet", ())]
+)
+def test_logs__export_a_file(
+    logged: ServedApi, tmp_path: Path, name: str, arguments: tuple[str, ...]
+) -> None:
+    """The suffix chooses the format; the file is new, and has every matching decision."""
+    file = tmp_path / name
+    result = logged.run("logs", "--integration", "acme", "--export", str(file), *arguments)
+    assert result.exit_code == 0, result.output
+    content = file.read_bytes()
+    if "csv" in (*arguments, file.suffix[1:]):
+        found = [row["decision_id"] for row in csv.DictReader(content.decode().splitlines())]
+        assert found == [FIRST, SECOND]
+    elif file.suffix == ".ndjson":
+        assert [json.loads(line)["decision_id"] for line in content.splitlines()] == [FIRST, SECOND]
+    else:
+        assert content[:4] == content[-4:] == b"PAR1"
+    again = logged.run("logs", "--export", str(file))
+    assert (again.exit_code, file.read_bytes()) == (1, content)
+    assert "decisions.export" in logged.told("audit", "list", "--limit", "1")
+
+
+def test_decisions_show__one(logged: ServedApi) -> None:
+    """Everything that is known; another id is not found."""
+    fields = dict(line.split("\t") for line in logged.told("decisions", "show", FIRST).splitlines())
+    assert (fields["request_id"], fields["sidecar"]) == ("request-1", "host-a")
+    assert json.loads(logged.told("decisions", "show", FIRST, "--json"))["reset_at"] is None
+    assert logged.run("decisions", "show", "0" * 22).exit_code == 1
+
+
+def test_decisions_erase__on_request(logged: ServedApi) -> None:
+    """A dry run counts, a script must confirm, and then the decisions are gone."""
+    erase = ("decisions", "erase", "--address", "192.0.2.1", "--reason", "asked by its owner")
+    assert logged.told(*erase, "--dry-run") == "2 decisions would be erased\n"
+    unconfirmed = logged.run(*erase)
+    assert (unconfirmed.exit_code, "Erase 2 decisions" in unconfirmed.stderr) == (2, True)
+    assert logged.told(*erase, "--yes") == "2 decisions erased\n"
+    assert ids(logged) == [SECOND]
+    assert json.loads(logged.told(*erase, "--yes", "--json"))["rows"] == 0
+    assert logged.run("decisions", "erase", "--reason", "x").exit_code == 2
+    forbidden = logged.run(*erase, "--yes", who="audrey")
+    assert (forbidden.exit_code, "does not permit erase_decisions" in forbidden.stderr) == (1, True)
+
+
+class ScriptedDecisions:
+    """ScriptedDecisions of the API, one for each poll; ends the test when there is none."""
+
+    def __init__(self, *answers: list[str] | Exception) -> None:
+        """Answer with decisions of these ids, or fail."""
+        self._answers: Iterator[list[str] | Exception] = iter(answers)
+        self.queries: list[Mapping[str, str]] = []
+
+    def __call__(self, query: Mapping[str, str]) -> Listing:
+        """The next answer; the time of a decision is its id in seconds."""
+        self.queries.append(query)
+        answer = next(self._answers, KeyboardInterrupt())
+        if isinstance(answer, BaseException):
+            raise answer
+        items = [{"decision_id": id, "time": f"2026-12-01T00:0{id}:00Z"} for id in answer]
+        return Listing(items, "more" if len(items) == 2 else None, {})
+
+
+def test_follower__tells_each_decision_once() -> None:
+    """Oldest first, also a decision that is written late; a call without news says so."""
+    answers = ScriptedDecisions(["2", "1"], ["4", "2"], ["4", "3", "2"], [])
+    follower = Follower(answers)
+    told = [[decision["decision_id"] for decision in follower.poll().decisions] for _ in range(4)]
+    assert told == [["1", "2"], ["4"], ["3"], []]
+    assert answers.queries[0] == {}
+    assert answers.queries[2] == {"since": "2026-12-01T00:02:00+00:00"}
+
+
+def test_follower__says_when_it_cannot_keep_up() -> None:
+    """If a whole page is new, there may be more; the first page is the latest decisions, however many."""
+    follower = Follower(ScriptedDecisions(["2", "1"], ["4", "3"]))
+    assert [follower.poll().is_cut for _ in range(2)] == [False, True]
+
+
+def test_follower__forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is bounded."""
+    monkeypatch.setattr(following, "SEEN_MAX", 2)
+    follower = Follower(ScriptedDecisions(["1"], ["2"], ["3"], ["1"]))
+    assert [len(follower.poll().decisions) for _ in range(4)] == [1, 1, 1, 1]
+
+
+def test_follow__reports_a_fault_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that restarts does not end the command, and one line says so; a refusal ends it."""
+    down = AdminCallError(Failure.UNAVAILABLE, ["cannot reach 127.0.0.1"])
+    answers = ScriptedDecisions(["1"], down, down, ["2"], AdminCallError(Failure.REFUSED, ["no"]))
+    pauses: list[float] = []
+    with pytest.raises(AdminCallError, match="no"):
+        print_new(Follower(answers, pauses.append), lambda decision: str(decision["decision_id"]))
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["1", "2"]
+    assert printed.err == "note: cannot reach 127.0.0.1; trying again\n"
+    assert pauses == [following.POLL_INTERVAL_S] * 4

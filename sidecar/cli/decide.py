@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
     from sidecar.domain.answers import Answer, Decision
     from sidecar.domain.policy import AccessRequest
-    from sidecar.process.explain import ExplainedStep
+    from sidecar.services.explain import ExplainedStep
 
-_MARKS = {"passed": "[green]passed[/green]", "failed": "[red]failed[/red]", "not reached": "[dim]-[/dim]"}
+_MARKS = {
+    "passed": "[green]passed[/green]",
+    "failed": "[red]failed[/red]",
+    "in shadow": "[yellow]in shadow[/yellow]",
+    "not reached": "[dim]-[/dim]",
+}
 
 
 def decide(
@@ -52,8 +57,8 @@ def decide(
         from sidecar.observe.metrics import Metrics
         from sidecar.observe.table import TABLE
         from sidecar.process.config import load_config
-        from sidecar.process.explain import explain
         from sidecar.process.wiring import LoadedConfig
+        from sidecar.services.explain import explain
 
         loaded = LoadedConfig(load_config(config))
         if not loaded.registry.snapshot.is_loaded:
@@ -101,7 +106,7 @@ def _never_late(decision: Decision, context: None) -> None:
 def _print_json(steps: list[ExplainedStep], answer: Answer) -> None:
     import json
 
-    from sidecar.process.explain import as_plain_data
+    from sidecar.services.explain import as_plain_data
 
     typer.echo(json.dumps(as_plain_data(steps, answer), indent=2))
 

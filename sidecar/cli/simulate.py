@@ -80,7 +80,7 @@ def _simulated(
         raise CommandError(f"--set {error}", EXIT_USAGE) from None
     stored = _record(loaded, integration_id)
     record = s.changed_record(stored, settings, loaded.rules.catalogue, wall_clock_us())
-    replay = Replay(loaded.rules.policy, record, has_routes=bool(loaded.config.settings.routes))
+    replay = Replay(loaded.rules.policy, record)
     span = s.LogSpan(integration_id, *times_us)
     has_own_buckets = loaded.shared_url is None
     try:

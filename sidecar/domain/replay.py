@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Level, Quota, Taken, draw
 from sidecar.domain.client_address import PeerAddress
+from sidecar.domain.decision_rows import COLUMN_NAMES, DecisionRow
 from sidecar.domain.decisions import Reason
 from sidecar.domain.enforcement import RULE_OF, Rule
 from sidecar.domain.integrations import Credential, Integration
@@ -55,6 +57,12 @@ class LoggedRequest(NamedTuple):
     generation: int
     bucket: str = ""
 
+    @classmethod
+    def of(cls, row: DecisionRow) -> LoggedRequest:
+        """Return what *row* says, with one bucket for all."""
+        named = dict(zip(COLUMN_NAMES, row, strict=True))
+        return cls(*(named[name] for name in cls._fields if name != "bucket"))  # type: ignore[arg-type]
+
     @property
     def at_us(self) -> int:
         """When the decision was made, by the store's clock if it read a bucket."""
@@ -84,14 +92,15 @@ _PATH_FAULTS = {
         Reason.ROUTE_MISCONFIGURED,
     )
 }
-_KEPT = {
+_UNREPEATABLE = {
     reason.label
     for reason in (
-        Reason.INTEGRATION_SUSPENDED,  # no record that is replayed is suspended
-        Reason.URI_TOO_LONG,  # the log has not the whole path
-        Reason.ROUTE_MISCONFIGURED,  # the log has not the scope that the proxy stated
+        Reason.URI_TOO_LONG,  # the log does not have the whole path
+        Reason.ROUTE_MISCONFIGURED,  # the log does not have the scope that the proxy stated
     )
 }
+_KEPT = _UNREPEATABLE | {Reason.INTEGRATION_SUSPENDED.label}
+_REFUSED_ADDRESS = Reason.IP_NOT_ALLOWED.label
 _LIMITED = {reason.label for reason, rule in RULE_OF.items() if rule is Rule.LIMIT}
 _REASONS = {reason.label: reason for reason in Reason}
 _ALLOWED = Reason.OK.label
@@ -149,16 +158,15 @@ class Replay:
     `changes` are the requests that are newly refused, newly admitted, or refused for another reason.
     """
 
-    def __init__(self, policy: Policy, record: Integration, has_routes: bool = True) -> None:
+    def __init__(self, policy: Policy, record: Integration, credential: Credential | None = None) -> None:
         """
         Decide by *policy* and *record*, which is in force (`effective.in_force`).
 
-        *has_routes* False = the policy has no route, so that only proxies state scopes.
+        *credential* is that of every request, for explanations; None = decisions do not name one.
         """
-        self._has_routes = has_routes
         self._policy = policy
         integration = CompiledIntegration(record)
-        self._credential = CompiledCredential(_NO_CREDENTIAL, integration)
+        self._credential = CompiledCredential(credential or _NO_CREDENTIAL, integration)
         self._quota = record.quota
         self._generation = record.generation
         self._is_limit_shadowed = policy.is_shadowed(integration, Rule.LIMIT)
@@ -228,7 +236,7 @@ class Replay:
         """Return the decision about *row*; the bucket moves."""
         if row.reason in _KEPT:
             return _logged(row)
-        evaluation = self._evaluate(row)
+        evaluation = self.evaluate(row)
         read_bucket = row.store_time > 0 and not row.fallback
         if not read_bucket and evaluation.reason is Reason.OK and row.reason in _AFTER_SCOPE:
             return _logged(row)  # the store failed, and nobody knows what its bucket would have said
@@ -242,16 +250,39 @@ class Replay:
             reason, would_deny = self._policy.limited(evaluation, Reason.RATE_LIMITED)
         return Outcome(reason, would_deny, taken)
 
-    def _evaluate(self, row: LoggedRequest) -> Evaluation:
+    def decision(self, row: LoggedRequest, taken: Taken | None = None) -> Decision:
+        """
+        Return the decision about *row* alone, for an explanation; the replay does not move.
+
+        *taken* is what the store answered; None = it is worked out from the state that the row shows.
+        """
+        evaluation = self.evaluate(row)
+        if taken is None and row.store_time > 0 and not row.fallback:
+            taken, _ = draw(self._shown_level(row), self._quota, self._policy.takes(evaluation), row.at_us)
+        reason, would_deny = evaluation.reason, evaluation.would_deny
+        if reason is Reason.OK and taken is None:
+            reason, would_deny, _ = _logged(row)
+        elif reason is Reason.OK and taken is not None and not taken.admitted:
+            reason, would_deny = self._policy.limited(evaluation, Reason.RATE_LIMITED)
+        return Decision(row.decision_id, reason, evaluation, taken, None, would_deny)
+
+    def request(self, row: LoggedRequest) -> AccessRequest:
+        """Return the request of *row*, without its headers."""
         scope = row.stated_scope
-        if scope is None and not self._has_routes and row.reason == Reason.IP_NOT_ALLOWED.label:
-            scope = "none"  # it was refused before the scope was looked at
-        key = (row.method, row.path, scope, row.client_address)
+        if scope is None and not self._policy.routes.has_entries and row.reason == _REFUSED_ADDRESS:
+            scope = "none"  # it was refused before the scope that the proxy stated was looked at
+        return AccessRequest(
+            row.method, row.path, _no_header, row.client_address, scope, address_rule=_LOGGED_ADDRESS
+        )
+
+    def evaluate(self, row: LoggedRequest) -> Evaluation:
+        """Return the evaluation of *row*; the log does not have what some faults of paths need."""
+        if row.reason in _UNREPEATABLE:
+            return Evaluation(_REASONS[row.reason], self._credential.integration, self._credential)
+        request = self.request(row)
+        key = (request.method, request.path, request.scope, request.peer)
         evaluation = self._evaluations.get(key)
         if evaluation is None:
-            request = AccessRequest(
-                row.method, row.path, _no_header, row.client_address, scope, address_rule=_LOGGED_ADDRESS
-            )
             evaluation = self._policy.evaluate_known(request, self._credential, ())
             if len(self._evaluations) >= EVALUATIONS_MAX:
                 self._evaluations.clear()
@@ -262,6 +293,10 @@ class Replay:
         """Return the bucket before *row*; for the first row of a bucket, as that row shows it."""
         if row.bucket in self._levels:
             return self._levels[row.bucket]
+        return self._shown_level(row)
+
+    def _shown_level(self, row: LoggedRequest) -> Level:
+        """Return the bucket before *row*, as the row shows it."""
         interval_us = Quota.per_minute(row.limit_rpm).interval_us
         return Level(row.reset_at - self.has_taken(row) * interval_us, interval_us)
 

@@ -89,6 +89,7 @@ class RouteReadings(Generic[T]):
         "_segment_chars",
         "_slash",
         "_tables",
+        "has_entries",
     )
 
     def __init__(
@@ -105,6 +106,7 @@ class RouteReadings(Generic[T]):
             RouteError: a method is not upper case, or the patterns overlap in too many ways.
         """
         entries = tuple(entries)
+        self.has_entries = bool(entries)
         literals = {literal for _, pattern, _ in entries for literal in pattern.segments if literal}
         tables: dict[frozenset[tuple[str, str]], RouteTable[T]] = {}
         self._tables: list[tuple[Callable[[str], str], RouteTable[T]]] = []

@@ -103,11 +103,17 @@ def build_admin_api(
     from sidecar.services.admin.api import build_api
     from sidecar.services.admin.context import AdminContext
 
-    catalogue = build_rules(config).catalogue
-    sealer = sealer_of(config)
+    rules = build_rules(config)
     return build_api(
         AdminContext(
-            registry, catalogue, metrics, put_in_force, sealer, registry.now_us, token_uses=token_uses
+            registry,
+            rules.catalogue,
+            metrics,
+            put_in_force,
+            sealer_of(config),
+            registry.now_us,
+            token_uses=token_uses,
+            policy=rules.policy,
         )
     )
 

@@ -18,6 +18,7 @@ from sidecar.services.admin import (
     audit,
     changes,
     decisions,
+    explanations,
     many,
     reading,
     review,
@@ -54,6 +55,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *review.ENDPOINTS,
     *decisions.ENDPOINTS,
     *activity.ENDPOINTS,
+    *explanations.ENDPOINTS,
     *administrators.ENDPOINTS,
     Endpoint(
         "show_openapi", "GET", "/v1/openapi.json", "document", "Show the OpenAPI document",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sidecar.domain.changes import Position
+from sidecar.domain.policy import Policy
 from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.observe.metrics import Metrics
 from sidecar.services.admin.decision_log import DecisionLog
@@ -31,7 +32,8 @@ class AdminContext:
     `put_in_force` waits, within its own bound, until this sidecar has applied the change at a position;
     False = a worker has not applied it yet. `sealer` None = no key for webhook secrets is configured, so none
     can be created. `clock_us` is the wall clock, `steady_us` a monotonic one. `token_uses` collects when and
-    from where tokens are used; the process writes them to the registry.
+    from where tokens are used; the process writes them to the registry. `policy`
+    explains logged decisions.
     """
 
     registry: Registry
@@ -43,6 +45,7 @@ class AdminContext:
     steady_us: Callable[[], int] = steady_clock_us
     token_uses: TokenUses = field(default_factory=TokenUses)
     decision_log: DecisionLog | None = None
+    policy: Policy = field(kw_only=True)
 
     def require_decision_log(self) -> DecisionLog:
         """

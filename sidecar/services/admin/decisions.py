@@ -44,6 +44,7 @@ from sidecar.stores.decisions.reader import (
     Cursor,
     DecisionPage,
     DecisionReader,
+    LoggedDecision,
     parse_cursor,
 )
 
@@ -82,6 +83,16 @@ async def list_decisions(
 
 async def show_decision(context: AdminContext, call: Call, query: b.DecisionQuery, body: Any) -> Response:
     """Answer with one decision."""
+    return answer(decision_view(await found_decision(context, call, query)))
+
+
+async def found_decision(context: AdminContext, call: Call, query: b.DecisionQuery) -> LoggedDecision:
+    """
+    Return the decision whose id is in the path of *call*.
+
+    Raises:
+        ProblemError: there is no such decision, or the search took too long.
+    """
     log, wanted = context.require_decision_log(), call.path("decision_id")
     if not DECISION_ID.fullmatch(wanted):
         raise _unknown(wanted, "send the header X-Decision-Id of an answer")
@@ -92,7 +103,7 @@ async def show_decision(context: AdminContext, call: Call, query: b.DecisionQuer
     )
     page = await log.run(lambda reader: reader.page(filters, 1, QUERY_TIMEOUT_S))
     if page.decisions:
-        return answer(decision_view(page.decisions[0]))
+        return page.decisions[0]
     if page.next_after is not None:
         searched = format_time(page.next_after.time_us)
         raise problem_error(
@@ -258,7 +269,7 @@ def _unknown(decision_id: str, remedy: str) -> Exception:
     return problem_error(ApiCode.NOT_FOUND, f"no decision {decision_id[:80]!a} in the decision log", remedy)
 
 
-_READ = frozenset({Action.READ_DECISIONS})
+READ = frozenset({Action.READ_DECISIONS})
 _TEXT: dict[str, object] = {"type": "string"}
 
 ENDPOINTS = (
@@ -266,18 +277,18 @@ ENDPOINTS = (
         "list_decisions", "GET", "/v1/decisions", "decisions", "List decisions, newest first",
         "Needs the setting `decision_log`. The filters apply together. The sidecars of a fleet that write to"
         " one folder are all included.",
-        list_decisions, _READ, b.DecisionListQuery, answer=DecisionPageView,
+        list_decisions, READ, b.DecisionListQuery, answer=DecisionPageView,
     ),
     Endpoint(
         "export_decisions", "GET", "/v1/decisions/export", "decisions", "Export decisions as a file",
         "Oldest first, as NDJSON, CSV or Parquet. The audit log records exports, because the rows have the"
         " addresses of clients.",
-        export_decisions, _READ, b.DecisionExportQuery,
+        export_decisions, READ, b.DecisionExportQuery,
         contents={media_type.partition(";")[0]: _TEXT for media_type in MEDIA_TYPES.values()},
     ),
     Endpoint(
         "show_decision", "GET", "/v1/decisions/{decision_id}", "decisions", "Show one decision",
-        "The answer to a client has the id as `X-Decision-Id`.", show_decision, _READ, b.DecisionQuery,
+        "The answer to a client has the id as `X-Decision-Id`.", show_decision, READ, b.DecisionQuery,
         answer=DecisionView,
     ),
     Endpoint(

@@ -26,7 +26,7 @@ from sidecar.services.admin.decision_log import DecisionLog
 from sidecar.stores.registry.protocol import Registry
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from tests.administration import DAY_US, LIFECYCLE, NOW_US
-from tests.building import ManualClock
+from tests.building import ManualClock, make_policy
 from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
@@ -89,6 +89,7 @@ class AdminApi:
             clock,
             clock,
             decision_log=decision_log,
+            policy=make_policy(),
         )
         self.app: ASGIApp = build_api(self.context)
         self._runner = runner

@@ -34,6 +34,7 @@ MAY = {
     "show_administrator": READERS,
     "list_decisions": ALL,
     "show_decision": ALL,
+    "explain_decision": ALL,
     "export_decisions": ALL,
     "erase_decisions": ADMINS,
     "show_activity": ALL,

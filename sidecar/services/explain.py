@@ -6,15 +6,19 @@ import json
 from typing import Any, NamedTuple
 
 from sidecar.domain.answers import Answer, Decision, retry_after_s
+from sidecar.domain.bucket import Taken
 from sidecar.domain.cidr import format_address
 from sidecar.domain.decisions import Reason
+from sidecar.domain.effective import in_force
+from sidecar.domain.integrations import Integration
 from sidecar.domain.path_faults import AmbiguousRouteError, PathRefusedError
 from sidecar.domain.paths import normalize_path
-from sidecar.domain.policy import AccessRequest, Evaluation, Route
+from sidecar.domain.policy import AccessRequest, Evaluation, Policy, Route
+from sidecar.domain.replay import LoggedRequest, Replay
 from sidecar.domain.route_readings import RouteReadings
 from sidecar.stores.registry.file.registry_records import iso_time
 
-PASSED, FAILED, NOT_REACHED = "passed", "failed", "not reached"
+PASSED, FAILED, SHADOWED, NOT_REACHED = "passed", "failed", "in shadow", "not reached"
 
 STEPS = ("credential", "suspension", "allowlist", "path", "route", "scope", "bucket")
 """In the order of `Policy.evaluate`."""
@@ -57,7 +61,11 @@ _ROUTE_FAULTS = {
 
 
 class ExplainedStep(NamedTuple):
-    """One step: `outcome` is 'passed', 'failed' or 'not reached'; `detail` gives the reason."""
+    """
+    One step: `outcome` is 'passed', 'failed', 'in shadow' or 'not reached'; `detail` gives the reason.
+
+    A step in shadow would have failed if its rule was enforced; later steps may hide more such rules.
+    """
 
     name: str
     outcome: str
@@ -68,18 +76,29 @@ def explain(
     request: AccessRequest, decision: Decision, routes: RouteReadings[Route] | None = None
 ) -> list[ExplainedStep]:
     """The steps of *decision* about *request*; they name the routes if *routes* is given."""
-    failed = STEPS.index(_FAILED_STEP[decision.reason]) if decision.reason in _FAILED_STEP else len(STEPS)
+    failed = _index_of(decision.reason)
+    shadowed = len(STEPS) if decision.would_deny is None else _index_of(decision.would_deny)
     steps = []
     for index, name in enumerate(STEPS):
         if index > failed:
             steps.append(ExplainedStep(name, NOT_REACHED, ""))
         else:
-            outcome = FAILED if index == failed else PASSED
+            outcome = FAILED if index == failed else SHADOWED if index == shadowed else PASSED
             detail = _DETAILS[name](request, decision)
             if routes is not None and request.scope is None and name in ("path", "route"):
                 detail += _named_routes(name, request, routes)
             steps.append(ExplainedStep(name, outcome, detail))
     return steps
+
+
+def _index_of(reason: Reason) -> int:
+    """The index of the step that fails for *reason*."""
+    return STEPS.index(_FAILED_STEP[reason]) if reason in _FAILED_STEP else len(STEPS)
+
+
+def _fault(evaluation: Evaluation) -> Reason:
+    """Why the evaluation fails, or would fail if no rule was in shadow; OK = it does not."""
+    return evaluation.would_deny or evaluation.reason
 
 
 def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
@@ -89,6 +108,7 @@ def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
         "decision_id": decision.id,
         "verdict": decision.reason.verdict.value,
         "reason": decision.reason.label,
+        "would_deny": None if decision.would_deny is None else decision.would_deny.label,
         "integration": evaluation.integration.id if evaluation.integration else None,
         "credential": evaluation.credential.id if evaluation.credential else None,
         "steps": [step._asdict() for step in steps],
@@ -100,6 +120,39 @@ def as_plain_data(steps: list[ExplainedStep], answer: Answer) -> dict[str, Any]:
             "body": json.loads(answer.body) if answer.body else None,
         },
     }
+
+
+class LoggedExplanation(NamedTuple):
+    """A logged request, decided by one version of the record: the decision and its steps."""
+
+    generation: int
+    decision: Decision
+    steps: list[ExplainedStep]
+
+
+def explain_logged(
+    policy: Policy, record: Integration, row: LoggedRequest, at_us: int, taken: Taken | None = None
+) -> LoggedExplanation:
+    """
+    Decide the request of *row* by *record* as in force at *at_us*, and explain it.
+
+    *taken* is what the store answered; None = it is worked out from the bucket that the row shows.
+    """
+    effective = in_force(record, at_us)
+    credential = next((key for key in effective.credentials if key.id == row.credential), None)
+    replay = Replay(policy, effective, credential)
+    reason = None
+    if credential is None:
+        reason = Reason.UNKNOWN_CREDENTIAL
+    elif credential.expires_at_us is not None and credential.expires_at_us <= at_us:
+        reason = Reason.EXPIRED_CREDENTIAL
+    if reason is None:
+        decision = replay.decision(row, taken)
+    else:
+        decision = Decision(row.decision_id, reason, Evaluation(reason), None)
+    return LoggedExplanation(
+        record.generation, decision, explain(replay.request(row), decision, policy.routes)
+    )
 
 
 def _credential(request: AccessRequest, decision: Decision) -> str:
@@ -124,14 +177,19 @@ def _allowlist(request: AccessRequest, decision: Decision) -> str:
     if allowlist is None:
         return "off: any address may call"
     if evaluation.client_address is None:
-        return evaluation.detail
+        return evaluation.detail or "the client's address is unknown"
     address = format_address(evaluation.client_address)
     block = allowlist.longest_match(evaluation.client_address)
     return f"{address} is in {block}" if block else f"{address} is in none of the {len(allowlist)} entries"
 
 
 def _path(request: AccessRequest, decision: Decision) -> str:
-    return decision.evaluation.detail or normalize_path(request.path, len(request.path))
+    if decision.evaluation.detail:
+        return decision.evaluation.detail
+    try:
+        return normalize_path(request.path, len(request.path))
+    except PathRefusedError as error:
+        return error.advice
 
 
 def _named_routes(step: str, request: AccessRequest, routes: RouteReadings[Route]) -> str:
@@ -150,15 +208,16 @@ def _named_routes(step: str, request: AccessRequest, routes: RouteReadings[Route
 
 
 def _route(request: AccessRequest, decision: Decision) -> str:
-    if decision.evaluation.reason in _ROUTE_FAULTS:
-        return _ROUTE_FAULTS[decision.evaluation.reason].format(method=request.method, scope=request.scope)
+    fault = _fault(decision.evaluation)
+    if fault in _ROUTE_FAULTS:
+        return _ROUTE_FAULTS[fault].format(method=request.method, scope=request.scope)
     return "stated by the proxy" if request.scope is not None else "a route matches"
 
 
 def _scope(request: AccessRequest, decision: Decision) -> str:
     evaluation = decision.evaluation
     source = "the route" if request.scope is None else "the proxy"
-    if evaluation.reason is Reason.SCOPE_MISSING:
+    if _fault(evaluation) is Reason.SCOPE_MISSING:
         return f"{source} requires {evaluation.scope}; the integration has {_scopes(evaluation)}"
     return f"{source} requires {evaluation.scope or 'no scope'}"
 
@@ -174,7 +233,7 @@ def _bucket(request: AccessRequest, decision: Decision) -> str:
         return "the store did not answer"
     quota = integration.record.quota
     left = f"{taken.remaining} of {quota.burst} tokens left, refilled at {integration.limit_rpm} a minute"
-    if decision.reason is Reason.RATE_LIMITED:
+    if Reason.RATE_LIMITED in (decision.reason, decision.would_deny):
         return f"{left}; the next in {retry_after_s(taken.retry_after_us)} s"
     return left
 

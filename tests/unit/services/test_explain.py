@@ -10,7 +10,7 @@ from sidecar.domain.answers import AnswerStyle, Decision, answer_to
 from sidecar.domain.decisions import Reason
 from sidecar.domain.integrations import Integration, Status
 from sidecar.domain.policy import AccessRequest
-from sidecar.process.explain import FAILED, NOT_REACHED, PASSED, STEPS, as_plain_data, explain
+from sidecar.services.explain import FAILED, NOT_REACHED, PASSED, STEPS, as_plain_data, explain
 from sidecar.stores.protocols import BucketStore, StoreFault
 from tests.building import (
     NOW_US,

@@ -76,10 +76,23 @@ INTEGRATION_METRICS = (
     ),
 )
 
+EXPIRING_WITHIN = ("7d", "30d")
+
 PROCESS_METRICS = (
     MetricSpec("sidecar_ready", MetricKind.GAUGE, "1 while /readyz answers 200, else 0."),
+    MetricSpec(
+        "sidecar_draining",
+        MetricKind.GAUGE,
+        "Processes that drain: they finish running calls and take no new connections.",
+    ),
     MetricSpec("sidecar_registry_integrations", MetricKind.GAUGE, "Integrations in the registry in force."),
     MetricSpec("sidecar_registry_credentials", MetricKind.GAUGE, "Credentials in the registry in force."),
+    MetricSpec(
+        "sidecar_credentials_expiring",
+        MetricKind.GAUGE,
+        "Credentials in the registry in force that expire soon, by how soon; counted every minute.",
+        labels=(("within", EXPIRING_WITHIN),),
+    ),
     MetricSpec(
         "sidecar_registry_loaded_timestamp_seconds",
         MetricKind.GAUGE,
@@ -396,6 +409,12 @@ ADMIN_METRICS = (
         "Administrators with the role admin and a valid token; 0 = none, or no admin API in this process.",
     ),
     MetricSpec(
+        "sidecar_admin_tokens_expiring",
+        MetricKind.GAUGE,
+        "Tokens of administrators, of any role, that expire soon, by how soon.",
+        labels=(("within", EXPIRING_WITHIN),),
+    ),
+    MetricSpec(
         "sidecar_admin_access_ends_timestamp_seconds",
         MetricKind.GAUGE,
         "Unix time at which the last valid token with the role admin expires; 0 = none, or no admin API.",
@@ -436,6 +455,8 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_replaced": max,
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
+    "sidecar_credentials_expiring": max,
+    "sidecar_tls_certificate_expires_timestamp_seconds": _least_known,
     "sidecar_registry_single_person_integrations": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,

@@ -14,6 +14,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
 from sidecar.process.control_plane import build_admin_api, registry_of
+from sidecar.process.expiries import count_expiring
 from sidecar.process.followed_registry import close_registry
 from sidecar.services.admin.notices import expiry_notices
 from sidecar.stores.registry.protocol import Registry, RegistryError
@@ -156,6 +157,11 @@ class AdminJobs:
         ends_at_us = live[-1][1].expires_at_us if live else 0
         self._metrics.set("sidecar_admin_live_administrators", to=len({account.id for account, _ in live}))
         self._metrics.set("sidecar_admin_access_ends_timestamp_seconds", to=ends_at_us // 1_000_000)
+        times_us = [
+            token.expires_at_us for account in accounts if account.is_active for token in account.tokens
+        ]
+        for within, count in count_expiring(times_us, now_us).items():
+            self._metrics.set("sidecar_admin_tokens_expiring", within, to=count)
         notices = expiry_notices(accounts, now_us)
         for notice in notices:
             self._warn(notice.code, notice.message)

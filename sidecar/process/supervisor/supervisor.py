@@ -53,7 +53,7 @@ from sidecar.process.shutdown import (
 )
 from sidecar.process.supervisor.admin_api import SupervisedAdminApi
 from sidecar.process.supervisor.process import WorkerProcess
-from sidecar.process.supervisor.resources import Priority, WorkerUsage
+from sidecar.process.supervisor.resources import Priority, WorkerHealth, WorkerUsage
 from sidecar.process.supervisor.slot import Launch, Slot
 from sidecar.process.supervisor.timing import WORKER_TIMEOUTS, WorkerTimeouts
 from sidecar.process.wiring import supervised_servers
@@ -130,6 +130,7 @@ class Supervisor:
         )
         self._orphans = OrphanReaper(self._worker_pids)
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
+        counts.collect_along(WorkerHealth(self._slots))
         counts.set("sidecar_workers_wanted", to=plan.count)
         counts.top.listed_max = plan.config.settings.integration_series_max
         # Only workers follow the registry, and this metric is the least value of all processes.

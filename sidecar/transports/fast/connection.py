@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import cast
 
 from sidecar.transports.fast.authority import AuthorityFilter
@@ -149,6 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         core = self._core
         lifetime = self._lifetime
         self.streams.now_s = now_s
+        self.streams.read_ns = perf_counter_ns()
         self._is_flush_pending = True
         try:
             if self._filter is not None:
@@ -230,6 +232,7 @@ class Connection(asyncio.BufferedProtocol):
             output = self.streams.take_output()
             if output:
                 self._transport.write(output)
+                self.streams.observe_answered()
             events = http2.events()
             if events:
                 self.streams.handle(events)

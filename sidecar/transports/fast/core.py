@@ -69,6 +69,7 @@ class Core:
         "limits",
         "loop",
         "methods",
+        "observe_request_ns",
         "on_connection_closed",
         "open",
         "open_slot",
@@ -134,6 +135,7 @@ class Core:
         self.turn = turn or LoopTurn(loop)
         self.values = metrics.values
         self.running_slot = metrics.slot("sidecar_calls_running")
+        self.observe_request_ns = metrics.histogram("sidecar_request_duration_seconds", "grpc").observe_ns
         self.open_slot = metrics.slot("sidecar_connections_open")
         self.code_slots = [metrics.slot("sidecar_calls_total", code) for code in GRPC_CODES]
         self.closed_slots = {

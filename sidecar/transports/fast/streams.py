@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from time import perf_counter_ns
 from typing import Any, Protocol, cast
 
 from sidecar.rpc.calls import EXCHANGE_MESSAGES_MAX
@@ -94,6 +95,7 @@ class Streams:
     """
 
     __slots__ = (
+        "_answered_ns",
         "_backlog",
         "_buffered_bytes",
         "_connection",
@@ -109,6 +111,7 @@ class Streams:
         "header_bytes",
         "last_stream_id",
         "now_s",
+        "read_ns",
         "replies",
         "running",
         "seen",
@@ -122,6 +125,7 @@ class Streams:
         self._policing = policing
         self._connection = connection
         self._is_closed = False
+        self._answered_ns: list[int] = []
         self._backlog: deque[Event] = deque()
         self._buffered_bytes = 0
         self._replies_counted = 0
@@ -130,6 +134,7 @@ class Streams:
         self.calls: dict[int, FastCall] = {}
         self.header_bytes = 0
         self.now_s = 0.0
+        self.read_ns = 0
         self.last_stream_id = 0
         self.seen = 0
         self.replies = 0
@@ -205,7 +210,7 @@ class Streams:
             # Proxies repeat headers: comparing takes a fifth of the time of parsing.
             request = self._read_request(headers)
         kind = FastStreamCall if request.is_streaming else FastUnaryCall
-        call = self.calls[stream_id] = kind(self, stream_id, request, self.now_s)
+        call = self.calls[stream_id] = kind(self, stream_id, request, self.now_s, self.read_ns)
         if request.refusal is not None:
             self._refuse(call, request.refusal)
         elif event.end_stream:
@@ -450,6 +455,7 @@ class Streams:
         except StreamProtocolError:
             return  # the stream was reset in the same read; its event follows
         self.replies += 1
+        self._answered_ns.append(call.started_ns)
         if len(message) > DATA_FRAME_BYTES:
             self.frames += len(message) // DATA_FRAME_BYTES
 
@@ -548,6 +554,20 @@ class Streams:
             core.values[core.code_slots[0]] += self.replies - self._replies_counted
             self._replies_counted = self.replies
         return output
+
+    def observe_answered(self) -> None:
+        """Measure the unary calls whose answers have just been written."""
+        answered_ns = self._answered_ns
+        if not answered_ns:
+            return
+        now_ns, observe_ns = perf_counter_ns(), self._core.observe_request_ns
+        first_ns = answered_ns[0]
+        if answered_ns[-1] == first_ns:  # nearly always: all of them came with one read
+            observe_ns(now_ns - first_ns, len(answered_ns))
+        else:
+            for started_ns in answered_ns:
+                observe_ns(now_ns - started_ns)
+        answered_ns.clear()
 
     def _reset_answered(self) -> bytes:
         """Reset streams that were answered before their requests ended (PROTOCOL-HTTP2.md)."""

@@ -70,6 +70,11 @@ bench: setup-bench ## Measure, print the tables and write docs/develop/benchmark
 measure-simulate: setup-tests ## Replay a decision log of a million rows (ROWS=N for another number)
 	$(BIN)/python -m tests.measure.simulate $(ROWS)
 
+SCENARIO := steady
+.PHONY: loadtest
+loadtest: setup-tests ## Send load and check every answer; SCENARIO=steady or a file, ARGS='--target ADDRESS'
+	$(BIN)/python -m loadtest run $(SCENARIO) $(ARGS)
+
 ##@ Prove
 # On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
 .PHONY: verify-limits revocation failover hostile-peers soak

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
-from sidecar.domain.cidr import AddressError
+from sidecar.domain.cidr import Address, AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
@@ -41,10 +41,11 @@ class AccessRequest(Value):
     proxy's route requires, or 'none'; None = the route table decides.
 
     Native callers may also set `api_key`, None = read it from the headers; and `address_rule`, which
-    determines the client's address, None = the configured rule.
+    determines the client's address, None = the configured rule. `dialect` names the service in the decision
+    log.
     """
 
-    __slots__ = ("address_rule", "api_key", "header", "method", "path", "peer", "scope")
+    __slots__ = ("address_rule", "api_key", "dialect", "header", "method", "path", "peer", "scope")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class AccessRequest(Value):
         scope: str | None = None,
         api_key: str | None = None,
         address_rule: ClientAddressRule | None = None,
+        dialect: str = "",
     ) -> None:
         """See the class."""
         self.method = method
@@ -64,6 +66,7 @@ class AccessRequest(Value):
         self.scope = scope
         self.api_key = api_key
         self.address_rule = address_rule
+        self.dialect = dialect
 
 
 @final
@@ -75,7 +78,8 @@ class Evaluation(Value):
     the first reason of a rule in shadow, which refuses nothing; None = no such rule failed.
     `client_address` is packed, None = unknown or not checked; `scope` is the required scope, None = not
     required or not checked; `key_headers` are the headers that the proxy removes before the upstream;
-    `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation.
+    `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation. `route` is
+    the route that matched, None = none or not checked.
     """
 
     __slots__ = (
@@ -85,6 +89,7 @@ class Evaluation(Value):
         "integration",
         "key_headers",
         "reason",
+        "route",
         "scope",
         "would_deny",
     )
@@ -99,6 +104,7 @@ class Evaluation(Value):
         scope: Scope | None = None,
         detail: str = "",
         would_deny: Reason | None = None,
+        route: Route | None = None,
     ) -> None:
         """See the class."""
         self.reason = reason
@@ -109,6 +115,7 @@ class Evaluation(Value):
         self.scope = scope
         self.detail = detail
         self.would_deny = would_deny
+        self.route = route
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,13 @@ class Route:
 
     scope: Scope | None
     path: str = field(default="", compare=False)
+    log_fields: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """Scope and path for the decision log, as text made once."""
+
+    def __post_init__(self) -> None:
+        """Make the text for the log."""
+        scope = "" if self.scope is None else str(self.scope)
+        object.__setattr__(self, "log_fields", (scope, self.path))
 
     def __str__(self) -> str:
         """The form of the configuration."""
@@ -202,12 +216,18 @@ class Policy:
     def _unknown(self, request: AccessRequest, now_us: int) -> Evaluation:
         if self.key_flood is None:
             return _UNKNOWN
-        rule = self.client_address if request.address_rule is None else request.address_rule
-        try:
-            address = rule.resolve(request.peer, request.header)
-        except AddressError:
+        address = self.address_of(request)
+        if address is None:
             return _UNKNOWN
         return _UNKNOWN if self.key_flood.admits(address, now_us) else _KEY_FLOOD
+
+    def address_of(self, request: AccessRequest) -> Address | None:
+        """Return the packed address of the client of *request*; None = it cannot be determined."""
+        rule = self.client_address if request.address_rule is None else request.address_rule
+        try:
+            return rule.resolve(request.peer, request.header)
+        except AddressError:
+            return None
 
     def evaluate_known(
         self, request: AccessRequest, credential: CompiledCredential, key_headers: tuple[str, ...]
@@ -231,7 +251,7 @@ class Policy:
                         Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address, None, problem
                     )
                 would_deny = Reason.IP_NOT_ALLOWED
-        scope = None
+        scope = route = None
         reason, detail = Reason.OK, ""
         try:
             if request.scope is None:
@@ -250,10 +270,12 @@ class Policy:
             detail = refusal.advice
         if reason is not Reason.OK:
             if not self.is_shadowed(integration, Rule.SCOPES):
-                return Evaluation(reason, integration, credential, key_headers, address, scope, detail)
+                return Evaluation(
+                    reason, integration, credential, key_headers, address, scope, detail, None, route
+                )
             would_deny = would_deny or reason
         return Evaluation(
-            Reason.OK, integration, credential, key_headers, address, scope, would_deny=would_deny
+            Reason.OK, integration, credential, key_headers, address, scope, "", would_deny, route
         )
 
     def is_shadowed(self, integration: CompiledIntegration, rule: Rule) -> bool:

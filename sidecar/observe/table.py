@@ -375,6 +375,35 @@ ADMIN_STATUSES = (
     "500", "503", "504", OTHER,
 )  # fmt: skip
 
+DECISION_LOG_METRICS = (
+    MetricSpec(
+        "sidecar_decision_log_rows_total",
+        MetricKind.COUNTER,
+        "Rows of the decision log, by what became of them.",
+        labels=(("result", ("written", "dropped", "lost", "sampled", "stdout_dropped")),),
+    ),
+    MetricSpec(
+        "sidecar_decision_log_writer_running",
+        MetricKind.GAUGE,
+        "1 while the process that writes the decision log runs, else 0.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_writer_restarts_total",
+        MetricKind.COUNTER,
+        "Times that the process that writes the decision log ended and was started again.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_failing",
+        MetricKind.GAUGE,
+        "1 while rows cannot be written, for instance because the disk is full, else 0.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_bytes",
+        MetricKind.GAUGE,
+        "Size of the files with this sidecar's rows, measured every 20 s.",
+    ),
+)
+
 ADMIN_METRICS = (
     MetricSpec(
         "sidecar_admin_requests_total",
@@ -433,6 +462,7 @@ TABLE = MetricTable(
         *REGISTRY_METRICS,
         *RATE_LIMIT_METRICS,
         *WORKER_METRICS,
+        *DECISION_LOG_METRICS,
         *ADMIN_METRICS,
     )
 )

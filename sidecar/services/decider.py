@@ -77,6 +77,11 @@ class Decider:
         """Called with each request that is denied, or that a rule in shadow would deny."""
         self.refusals: RecentRefusals | None = None
         """The latest refusals of each integration; None = they are not kept."""
+        self.on_decided: Callable[[AccessRequest | None, Decision, int], None] | None = None
+        """
+        Records each request, its decision and the time that the decision took, in ns; request None = a
+        refusal without a readable request. It must not raise. None = there is no decision log.
+        """
         self._store = store
         self._take_now = store.take_now
         self.clock_us = clock_us
@@ -211,10 +216,13 @@ class Decider:
                     values[row + RESET_AT_US] = taken.reset_at_us
         if would_deny is not None:
             values[self._shadow_slots[would_deny]] += 1
-        self._observe_ns(perf_counter_ns() - started_ns)
+        elapsed_ns = perf_counter_ns() - started_ns
+        self._observe_ns(elapsed_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback, would_deny)
         if request is not None and (reason is not Reason.OK or would_deny is not None):
             self._note_refusal(request, decision)
+        if self.on_decided is not None:
+            self.on_decided(request, decision, elapsed_ns)
         return decision
 
     def _note_refusal(self, request: AccessRequest, decision: Decision) -> None:

@@ -26,6 +26,8 @@ SERVICE = "sidecar.v1.DecisionService"
 DECIDE = f"/{SERVICE}/Decide"
 DECIDE_BATCH = f"/{SERVICE}/DecideBatch"
 
+DIALECT = "native"
+"""The name of this service in the decision log."""
 BATCH_REQUESTS_MAX = 256
 """Maximum requests of one DecideBatch: deciding them blocks the event loop for a few milliseconds."""
 
@@ -166,6 +168,7 @@ def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
         scope or None,
         api_key or None,
         _STATED_ADDRESS,
+        DIALECT,
     )
 
 

@@ -22,6 +22,8 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decider import Decider
 from sidecar.services.templates import AnswerTemplates
 
+DIALECT = "ext_authz"
+"""The name of this service in the decision log."""
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
 _OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
@@ -72,7 +74,7 @@ def access_request(attributes: AttributeContext, reads_peer: bool = True) -> Acc
         headers = _joined(http.header_map.headers)
     peer = attributes.source.address.socket_address.address if reads_peer else ""
     scope = attributes.context_extensions.get("scope")
-    return AccessRequest(http.method, http.path, headers.get, peer, scope)
+    return AccessRequest(http.method, http.path, headers.get, peer, scope, None, None, DIALECT)
 
 
 def _joined(headers: Iterable[HeaderValue]) -> dict[str, str]:

@@ -31,6 +31,8 @@ SCOPED_PATHS_MAX = 256
 LOGGED_FAULTS_MAX = 64
 """Maximum number of faults in proxies' configurations that are logged, each once; all are counted."""
 
+DIALECT = "forward_auth"
+"""The name of this service in the decision log."""
 _TCP_PEER = PeerAddress()
 _log = logging.getLogger("sidecar.http")
 
@@ -144,7 +146,8 @@ class ForwardAuthService:
         peer = headers.get(dialect.address_header, "")
         if not peer and self._decider.policy.client_address.reads_peer:
             raise ProxyFaultError(_missing(endpoint, dialect.address_header))
-        return AccessRequest(method, target, headers.get, peer.rpartition(",")[2].strip(), endpoint.scope)
+        client = peer.rpartition(",")[2].strip()
+        return AccessRequest(method, target, headers.get, client, endpoint.scope, None, None, DIALECT)
 
     def _is_trusted(self, host: str) -> bool:
         known = self._trust_by_host.get(host)

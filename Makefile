@@ -10,10 +10,12 @@ BIN := .venv/bin
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
-# One process a core, but no more than four: each starts the real servers that its tests need. JOBS=0 uses one.
-JOBS := auto
+# One process more than cores, as many tests wait, but no more than four: each starts the real servers that its
+# tests need. JOBS=0 uses one.
+JOBS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # A test that hangs ends the run with every thread's stack instead of holding it up.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=4 --dist=worksteal \
+# Compiled tests are kept, whatever the environment says: each process would take 10 s to compile them.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=4 --dist=worksteal \
 	--randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
 	-o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true $(ARGS)
 

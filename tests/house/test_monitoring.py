@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from typing import Any
 
 import pytest
@@ -39,9 +40,15 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+@cache
+def root_command() -> Any:
+    """The command `sidecar`; Typer takes its time to build it."""
+    return typer.main.get_command(app)
+
+
 def parse(words: list[str]) -> None:
     """Parse *words* as arguments of `sidecar`, without running the command; raise if they are wrong."""
-    command: Any = typer.main.get_command(app)
+    command: Any = root_command()
     while hasattr(command, "commands"):
         name, *words = words
         command = command.commands[name]

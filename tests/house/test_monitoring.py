@@ -25,6 +25,7 @@ from tests.house.source import report, text_of
 
 RUNBOOK = "docs/operate/runbook.md"
 ROWS = ["Is it healthy", "Who is limited and why", "What does the store cost", "Administration"]
+VARIABLES = ["datasource", "instance", "integration"]
 PARTS = ("**Symptom.**", "**Cause.**", "**What to do.**")
 
 
@@ -66,7 +67,7 @@ def test_dashboard__has_its_rows_and_follows_its_variables() -> None:
     """It has four rows; each panel uses the chosen data source, and each query the chosen instances."""
     panels = dashboard()["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == ROWS
-    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance"]
+    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == VARIABLES
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}", panel["title"]

@@ -93,7 +93,7 @@ hostile-peers: setup-tests ## Attack the listeners of real sidecars: decisions, 
 	$(BIN)/python -m loadtest.hostile_peers $(ARGS)
 
 soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat
-	$(BIN)/python -m loadtest.soak $(ARGS)
+	$(BIN)/python -m loadtest run soak $(ARGS)
 
 ##@ Develop
 .PHONY: fmt lint type check proto proto-check lock wheel clean

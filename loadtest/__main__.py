@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +66,7 @@ def run(
 ) -> None:
     """Run one scenario, check every answer, and write a report."""
     with _errors():
-        loaded = _load(scenario, target, keys, changes)
+        loaded = sweeps.at_peak_share(_load(scenario, target, keys, changes), _run_once)
         result = _run_once(loaded)
         results.write(result, out / f"{loaded.name}.json")
         (out / f"{loaded.name}.html").write_text(pages.run_page(result))
@@ -226,4 +228,5 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # stops what was started
     app()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def _drive(job: Job, pipe: Pipe) -> None:
         start_ns: int = pipe.recv()
         return start_ns
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started it ends it
     if job.cores:
         os.sched_setaffinity(0, job.cores)
     try:

@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass, field
 
 from loadtest.harness.scenario import KINDS, Scenario
 from loadtest.harness.tally import UNANSWERED, UNAVAILABLE, Tally
+from loadtest.harness.usage import Sample, growth
 
 STARVED_SHARE = 0.9
 """A bucket that was asked for far more than it holds must have admitted this share of its nominal limit."""
 SHOWN_MAX = 20
+WARM_UP_SHARE = 0.25
+"""Memory and descriptors may grow in this share of a soak."""
+FD_GROWTH_MAX = 1.0
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,19 @@ def _lost_calls(scenario: Scenario, tally: Tally, totals: Mapping[tuple[int, int
             yield Fault(f"{what} (at most {share_max:.2%} of {calls:,} calls)", count)
     if outages and not by_status[UNAVAILABLE]:
         yield Fault("the store was gone, but no answer said so: the outage did not happen", 1)
+
+
+def growth_faults(scenario: Scenario, samples: Mapping[str, Sequence[Sample]]) -> Iterator[Fault]:
+    """Yield a fault for each group of processes whose memory or descriptors grew after the warm-up."""
+    for group, taken in samples.items():
+        first_s = taken[0].at_s + WARM_UP_SHARE * (taken[-1].at_s - taken[0].at_s)
+        kept = [sample for sample in taken if sample.at_s >= first_s]
+        grown_mb = growth([(sample.at_s, sample.rss_bytes / 1e6) for sample in kept])
+        if grown_mb > scenario.oracle.rss_growth_max_mb:
+            yield Fault(f"memory of {group} grew by {grown_mb:.1f} MB after the warm-up", 1)
+        grown_fds = growth([(sample.at_s, sample.fds) for sample in kept])
+        if grown_fds >= FD_GROWTH_MAX:
+            yield Fault(f"descriptors of {group} grew by {grown_fds:.1f} after the warm-up", 1)
 
 
 def _suspension_faults(tally: Tally, suspended: Mapping[int, tuple[int, int]]) -> Iterator[Fault]:

@@ -31,6 +31,7 @@ p { margin: 0 0 12px; color: var(--muted); max-width: 80ch; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 16px; }
 figure, section { background: #fff; border-radius: 6px; padding: 16px 18px; margin: 0; min-width: 0; }
 section { overflow-x: auto; }
+.plots > :last-child:nth-child(odd) { grid-column: 1 / -1; }
 main > section { margin-top: 16px; }
 figcaption { color: var(--muted); font-size: 13px; }
 svg { width: 100%; height: auto; display: block; }
@@ -64,7 +65,9 @@ def run_page(result: Mapping[str, Any]) -> str:
         ]
         if scenario.load.shape in ("ramp", "step", "spike"):
             caption = "Each point is one second of the run."
-            figures.append(_figure("Latency over load", caption, plots.latency_over_load(_by_rate(result))))
+            figures.append(
+                _figure("Latency over load", caption, plots.latency_over_load(_by_rate(result), line=""))
+            )
     if result["admissions"]:
         caption = "Each point is one integration; the dashed line is “everything that it asked for”."
         figures.append(_figure("Admitted against nominal", caption, plots.admitted_against_nominal(result)))
@@ -147,19 +150,19 @@ def peers_page(
 
 
 def milliseconds(us: float) -> str:
-    """Return a latency for a reader."""
+    """Return a latency for a reader; seconds from one second on."""
+    if us >= 1_000_000:
+        return f"{us / 1e6:,.2f} s"
     return f"{us / 1e3:,.2f} ms" if us < 10_000 else f"{us / 1e3:,.0f} ms"
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     latency, facts = result["latency_us"], [("Calls per second", f"{result['calls_per_s']:,.0f}")]
     for name in ("p50", "p99", "p99.9"):
-        facts.append(
-            (f"Latency, {name}", milliseconds(latency[name]) if is_measured(result) else "not measured")
-        )
+        facts.append((f"Latency, {name}", milliseconds(latency[name]) if is_measured(result) else "–"))
     ratio = result["admission_ratio"]
     if ratio:
-        facts.append(("Most admitted, of nominal", f"{ratio['max']:.1%}"))
+        facts.append(("Most admitted, of nominal", f"{ratio['max']:.2%}"))
     for group, usage in result["usage"].items():
         facts.append((f"Processor per call, {group}", f"{usage['cpu_us_per_call']:.1f} µs"))
         facts.append((f"Memory, {group}", f"{usage['rss_mb_max']:.0f} MB"))
@@ -242,7 +245,7 @@ def _verdict(result: Mapping[str, Any], name: str = "") -> str:
             + "</li>"
             for fault in verdict["faults"]
         )
-        text = f'<div class="verdict bad"><b>{before}Wrong answers: the run failed</b><ul>{items}</ul></div>'
+        text = f'<div class="verdict bad"><b>{before}The run failed</b><ul>{items}</ul></div>'
     if result["driver"]["is_limit"]:
         text += (
             f'<div class="verdict warn"><b>{before}No latencies: the driver was the limit</b><ul><li>'

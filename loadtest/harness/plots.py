@@ -96,10 +96,10 @@ def answers_over_time(result: Mapping[str, Any]) -> str:
     return _svg(figure, axes)
 
 
-def latency_over_load(curves: Curves, knee_per_s: float = 0.0) -> str:
-    """Draw latencies in milliseconds over rates per second, and mark the knee."""
+def latency_over_load(curves: Curves, knee_per_s: float = 0.0, line: str = "-") -> str:
+    """Draw latencies in milliseconds over rates per second, and mark the knee; *line* '' = points alone."""
     figure, axes = _figure()
-    _draw(axes, curves, marker="o")
+    _draw(axes, curves, "o", line)
     if knee_per_s:
         axes.axvline(knee_per_s, color=MUTED, lw=1, ls=(0, (4, 2)))
         axes.annotate(
@@ -134,23 +134,22 @@ def admitted_against_nominal(result: Mapping[str, Any]) -> str:
     items = [
         (answered / nominal, admitted / nominal) for _, admitted, answered, nominal in result["admissions"]
     ]
+    asked_for, got = zip(*items, strict=True)
+    lowest, highest = min(*asked_for, 0.5) / 2, max(*asked_for, 1.0) * 2
+    bottom = max(1e-5, min(*got, 0.5) / 2)
     figure, axes = _figure()
-    lowest = min(1e-3, *(asked for asked, _ in items)) / 1.5
-    highest = max(1.5, *(asked for asked, _ in items)) * 1.5
-    axes.axhspan(1, highest, color=RED, alpha=0.07, lw=0)
+    axes.axhspan(1, 1e9, color=RED, alpha=0.07, lw=0)
     axes.axhline(1, color=RED, lw=1.2)
     axes.annotate("over the limit", (0.01, 1), (0, 5), ("axes fraction", "data"), "offset points", color=RED)
-    axes.plot([lowest, 1], [lowest, 1], color=MUTED, lw=1, ls=(0, (4, 2)))
-    asked_for, got = zip(*items, strict=True)
+    axes.plot([bottom, 1], [bottom, 1], color=MUTED, lw=1, ls=(0, (4, 2)))
     axes.scatter(asked_for, got, s=16, color=BLUE, alpha=0.45, lw=0)
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         scale("log")
+        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if lowest > 0.01 else (1.0,)))
         axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:g} %"))
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlim(lowest, highest)
-    axes.set_ylim(
-        min(lowest, *(max(got, 1e-6) for _, got in items)), max(2.0, *(got for _, got in items)) * 1.2
-    )
+    axes.set_ylim(bottom, max(*got, 1.0) * 2)
     axes.set_xlabel("asked for, share of burst + rate × time")
     axes.set_ylabel("admitted")
     return _svg(figure, axes, has_legend=False)
@@ -207,21 +206,26 @@ def _figure() -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def _draw(axes: Axes, curves: Curves, marker: str = "") -> None:
+def _draw(axes: Axes, curves: Curves, marker: str = "", line: str = "-") -> None:
     for (name, points), color in zip(curves.items(), SERIES * 3, strict=False):
         if points:
             color = PERCENTILE_COLORS.get(name, color)
-            axes.plot(*zip(*points, strict=True), color=color, label=name, marker=marker, markersize=4)
+            style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "ls": line or "none"}
+            axes.plot(*zip(*points, strict=True), label=name, **style)
 
 
 def _latency_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda ms, _: f"{ms:g} ms" if ms >= 1 else f"{ms * 1e3:g} µs")
-    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: _time_label(ms)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("latency")
+
+
+def _time_label(ms: float) -> str:
+    if ms >= 1_000:
+        return f"{ms / 1e3:g} s"
+    return f"{ms:g} ms" if ms >= 1 else f"{ms * 1e3:g} µs"
 
 
 def _rate_axis(axes: Axes) -> None:

@@ -12,20 +12,17 @@ from time import monotonic_ns, time
 from typing import Any
 
 from loadtest.harness.drivers import Driver, DriverError, Job
-from loadtest.harness.oracle import admissions, judge
+from loadtest.harness.oracle import admissions, growth_faults, judge
 from loadtest.harness.results import Collected, as_result, driver_limit
 from loadtest.harness.scenario import EventSettings, Scenario
 from loadtest.harness.stage import Stage, split_cores
 from loadtest.harness.tally import SECOND_NS, Rules, Tally
 from loadtest.harness.usage import Usage
-from loadtest.soak import growth
 
 LEAD_NS = 300_000_000
 """The drivers start together, so long after the order."""
 SAMPLE_S = 1.0
 GIVE_UP_S = 60.0
-WARM_UP_SHARE = 0.25
-"""Memory may grow in this share of a soak."""
 
 Progress = Callable[[float], None]
 """Is told the seconds since the start, about once a second."""
@@ -100,6 +97,8 @@ def drive(
         raise RunError(f"an event failed: {events.error}") from events.error
     admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9)
     verdict = judge(scenario, tally, collected.totals, admitted, stage.suspended)
+    if scenario.load.shape == "soak":
+        verdict.faults += growth_faults(scenario, usage.samples)
     busy = tally.cpu_s / parts / scenario.load.duration_s
     is_limit, why = driver_limit(scenario, collected, busy)
     extra = {
@@ -117,9 +116,7 @@ def drive(
             for number, (called, committed) in stage.suspended.items()
         },
     }
-    result = as_result(scenario, started, collected, verdict, admitted, tally.span_s, extra)
-    _judge_memory(scenario, usage, result)
-    return result
+    return as_result(scenario, started, collected, verdict, admitted, tally.span_s, extra)
 
 
 def rules_of(scenario: Scenario) -> Rules:
@@ -182,21 +179,3 @@ def _usage(usage: Usage, collected: Collected) -> dict[str, Any]:
         }
         for group, samples in usage.samples.items()
     }
-
-
-def _judge_memory(scenario: Scenario, usage: Usage, result: dict[str, Any]) -> None:
-    """Add a fault if a soak's servers grew."""
-    if scenario.load.shape != "soak":
-        return
-    for group, samples in usage.samples.items():
-        kept = [sample for sample in samples if sample.at_s >= WARM_UP_SHARE * scenario.load.duration_s]
-        grown_mb = growth([(sample.at_s, sample.rss_bytes / 1e6) for sample in kept])
-        result["usage"][group]["rss_growth_mb"] = grown_mb
-        if grown_mb > scenario.oracle.rss_growth_max_mb:
-            fault = {
-                "what": f"{group} grew by {grown_mb:.1f} MB after the warm-up",
-                "count": 1,
-                "examples": [],
-            }
-            result["verdict"]["faults"].append(fault)
-            result["verdict"]["is_right"] = False

@@ -36,13 +36,15 @@ class LoadSettings(_Strict):
 
     Open loop: calls leave on schedule, whatever the server does. Closed loop: every stream sends its next
     call when the last one is answered, and the rates mean nothing. `peak_per_s` and `steps` are for the
-    shapes that have them, see `schedule.segments_of`. No latency is kept of the first `warm_up_s`.
+    shapes that have them, see `schedule.segments_of`. With `peak_share` the peak is measured first, in a
+    closed loop, and `rate_per_s` is that share of it. No latency is kept of the first `warm_up_s`.
     """
 
     loop: Literal["open", "closed"] = "open"
     shape: Literal["constant", "ramp", "step", "spike", "soak"] = "constant"
     rate_per_s: Annotated[float, Field(gt=0, le=10_000_000)] = 1_000.0
     peak_per_s: Annotated[float, Field(ge=0, le=10_000_000)] = 0.0
+    peak_share: Annotated[float, Field(ge=0, le=2)] = 0.0
     steps: Annotated[int, Field(ge=1, le=100)] = 5
     duration_s: Annotated[float, Field(gt=0, le=604_800)] = 30.0
     warm_up_s: Annotated[float, Field(ge=0)] = 1.0

@@ -21,13 +21,20 @@ RunOnce = Callable[[Scenario], dict[str, Any]]
 def at_rate(scenario: Scenario, rate_per_s: float, seconds: float) -> Scenario:
     """Return *scenario* with a constant rate in an open loop."""
     changes = {"loop": "open", "shape": "constant", "rate_per_s": rate_per_s, "duration_s": seconds}
-    return _changed(scenario, load=changes)
+    overload = {"unanswered_share_max": 1.0, "unavailable_share_max": 1.0}  # beyond the knee it is expected
+    return _changed(scenario, load=changes, oracle=overload)
 
 
 def peak_of(scenario: Scenario, run: RunOnce) -> float:
     """Return the answers per second in a closed loop over the scenario's connections."""
     closed = {"loop": "closed", "shape": "constant", "duration_s": PEAK_S}
     return float(run(_changed(scenario, load=closed))["calls_per_s"])
+
+
+def at_peak_share(scenario: Scenario, run: RunOnce) -> Scenario:
+    """Return *scenario* at its `load.peak_share` of the peak, measured now; without one, as it is."""
+    share = scenario.load.peak_share
+    return _changed(scenario, load={"rate_per_s": share * peak_of(scenario, run)}) if share else scenario
 
 
 def rates_to(peak_per_s: float, steps: int) -> list[float]:

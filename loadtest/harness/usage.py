@@ -13,11 +13,12 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Sample:
-    """One group at one time: processor time used since the last sample, and resident memory."""
+    """One group at one time: processor time used since the last sample, resident memory, descriptors."""
 
     at_s: float
     cpu_s: float
     rss_bytes: int
+    fds: int
 
 
 @dataclass
@@ -35,23 +36,41 @@ class Usage:
         except OSError:  # a process ended while its children were listed
             return
         for name, pids in groups.items():
-            used_s, rss_bytes = 0.0, 0
+            used_s, rss_bytes, fds = 0.0, 0, 0
             for pid in pids:
                 try:
-                    cpu_s, resident_bytes = _read(pid)
+                    cpu_s, resident_bytes, open_fds = _read(pid)
                 except OSError:
                     continue
                 used_s += cpu_s - self._cpu_s.get(pid, 0.0 if name in self.samples else cpu_s)
                 self._cpu_s[pid] = cpu_s
                 rss_bytes += resident_bytes
-            self.samples.setdefault(name, []).append(Sample(at_s, used_s, rss_bytes))
+                fds += open_fds
+            self.samples.setdefault(name, []).append(Sample(at_s, used_s, rss_bytes, fds))
 
     def cpu_s(self, group: str) -> float:
         """Return the processor time that *group* used between the first sample and the last one."""
         return sum(sample.cpu_s for sample in self.samples.get(group, ())[1:])
 
 
-def _read(pid: int) -> tuple[float, int]:
+def growth(points: Sequence[tuple[float, float]]) -> float:
+    """
+    Return the rise of the least-squares line through *points* from the first to the last; 0 of one moment.
+
+    Single samples vary and a leak is steady, so the line shows a leak better than the last sample.
+
+    >>> growth([(0, 10.0), (1, 11.0), (2, 12.0)])
+    2.0
+    """
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+    return slope * (points[-1][0] - points[0][0])
+
+
+def _read(pid: int) -> tuple[float, int, int]:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, pages * _PAGE_BYTES
+    fds = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, pages * _PAGE_BYTES, fds

@@ -15,11 +15,12 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from loadtest.bench.workload import CHECK
 from loadtest.driver.targets import parse_target
 from loadtest.harness.drivers import Job, carry_out
-from loadtest.harness.oracle import Admission, Verdict, admissions, judge, outages_of
+from loadtest.harness.oracle import Admission, Verdict, admissions, growth_faults, judge, outages_of
 from loadtest.harness.results import Collected
 from loadtest.harness.run import rules_of
 from loadtest.harness.scenario import Scenario
 from loadtest.harness.tally import Tally
+from loadtest.harness.usage import Sample
 from loadtest.harness.workload import make_keys
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.transports.fast import FastGrpcServer
@@ -187,3 +188,25 @@ def test_oracle__a_suspension_binds_what_is_sent_after_its_commit() -> None:
         verdict = judge(changed(), tally, totals, [], {0: (90, committed_ns)})
         assert sum(fault.count for fault in verdict.faults) == count
     assert not judge(changed(), tally, totals, [], {0: (90, 400)}).is_right
+
+
+FLAT_MB = [50.0, 60.0, 60.5, 60.1, 60.4, 60.2, 60.3, 60.1, 60.2]
+FDS = [20, 24, 21, 21, 22, 21, 21, 21, 21]
+
+
+@pytest.mark.parametrize(
+    ("rss_mb", "fds", "what"),
+    [
+        (FLAT_MB, FDS, []),
+        ([50.0 + number for number in range(9)], FDS, ["memory of sidecar grew by 6.0 MB"]),
+        (FLAT_MB, list(range(20, 29)), ["descriptors of sidecar grew by 6.0"]),
+        ([50.0], [20], []),
+    ],
+    ids=["flat", "memory", "descriptors", "one moment"],
+)
+def test_oracle__a_leak_is_found(rss_mb: list[float], fds: list[int], what: list[str]) -> None:
+    """What rises during the warm-up, and what jumps up and down, is no leak; what rises steadily is."""
+    pairs = enumerate(zip(rss_mb, fds, strict=True))
+    samples = [Sample(float(at_s), 0.0, int(rss * 1e6), count) for at_s, (rss, count) in pairs]
+    found = [fault.what for fault in growth_faults(SCENARIO, {"sidecar": samples})]
+    assert [text.removesuffix(" after the warm-up") for text in found] == what

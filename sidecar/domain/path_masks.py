@@ -34,6 +34,9 @@ class PathMasks:
         """
         self._masks = [_segments(mask) for mask in masks]
 
+    def __bool__(self) -> bool:
+        return bool(self._masks)
+
     def apply(self, path: str) -> str:
         """
         Return *path*, without query, with masked segments.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import marshal
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from sidecar.domain.cidr import format_address
@@ -22,6 +23,8 @@ TEXT_CHARS_MAX = 256
 """Characters of ids and methods that are recorded."""
 PATH_CHARS_MAX = 2_048
 """Characters of a path, query included, that are handed over."""
+ADDRESSES_MAX = 4_096
+"""Clients whose address is kept as text: making it takes a third of the time of a row."""
 FORMAT = 4
 """The version of marshal that writes equal objects once."""
 
@@ -98,10 +101,11 @@ def read_frame(message: bytes) -> Frame:
 
 def is_allowed(row: RawRow) -> bool:
     """Whether *row* is of an allowed request."""
-    return bool(row[_REASON] == Reason.OK.label)
+    return bool(row[_REASON] == _OK)
 
 
-_REASON = 5
+_REASON, _OK = 5, Reason.OK.label
+_address_text = lru_cache(ADDRESSES_MAX)(format_address)
 _VERDICTS = {reason.label: reason.verdict.value for reason in Reason}
 
 
@@ -134,7 +138,7 @@ def decision_row(raw: RawRow, worker: int) -> DecisionRow:
         method[:TEXT_CHARS_MAX],
         path.partition("?")[0],
         scope,
-        format_address(address) if address else "",
+        _address_text(address) if address else "",
         route_path,
         remaining,
         limit_rpm,

@@ -141,15 +141,20 @@ class LogWriter:
         self._note(self.accounts.receive(frame))
         if not frame.rows:
             return
-        split: dict[bool, list[DecisionRow]] = {True: [], False: []}
+        allowed: list[DecisionRow] = []
+        refused: list[DecisionRow] = []
         for raw in frame.rows:
-            split[is_allowed(raw)].append(self._masked(decision_row(raw, frame.worker)))
+            row = decision_row(raw, frame.worker)
+            (allowed if is_allowed(raw) else refused).append(row)
+        if self.masks:
+            allowed, refused = list(map(self._masked, allowed)), list(map(self._masked, refused))
         if self.on_rows is not None:
-            self.on_rows([*split[True], *split[False]])
+            self.on_rows([*allowed, *refused])
         if self.folder is None:
             self._count(written=len(frame.rows))
             return
-        self._note(self.buffer.add(chunk_of(rows, allowed) for allowed, rows in split.items() if rows))
+        split = ((allowed, True), (refused, False))
+        self._note(self.buffer.add(chunk_of(rows, is_ok) for rows, is_ok in split if rows))
 
     def cut(self, is_ending: bool = False) -> Batch | None:
         """Return the next batch: the rows received so far and the spans that are due; None = nothing is."""

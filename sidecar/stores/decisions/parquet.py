@@ -12,6 +12,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ ROW_GROUP_ROWS = 65_536
 TEMPORARY_PREFIX = ".writing-"
 """The names of files that are not complete, and of DuckDB's temporary folder, begin with this."""
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _TIME = COLUMN_NAMES.index("time")
 _INTEGRATION = COLUMN_NAMES.index("integration")
 _TEXTS = [column.name for column in COLUMNS if column.sql_type == "VARCHAR"]
@@ -89,11 +91,19 @@ def write_rows(
     return segment
 
 
-def csv_of(rows: Iterable[DecisionRow]) -> bytes:
+def csv_of(rows: Sequence[DecisionRow]) -> bytes:
     """Return *rows* as lines for `write_csv`, without unprintable characters."""
-    text = io.StringIO()
-    _writer(text).writerows(_printable(rows, []))
-    return text.getvalue().encode("utf-8", "replace")
+    text = _csv_text(rows)
+    # Looking at the text as a whole takes a tenth of the time of looking at each value.
+    if not text.isascii() or text.count("\n") != len(rows) or _CONTROL.search(text):
+        text = _csv_text(_printable(rows, []))
+    return text.encode("utf-8", "replace")
+
+
+def _csv_text(rows: Iterable[Sequence[str | int]]) -> str:
+    stream = io.StringIO()
+    _writer(stream).writerows(rows)
+    return stream.getvalue()
 
 
 @contextlib.contextmanager

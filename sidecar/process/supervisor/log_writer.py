@@ -30,7 +30,7 @@ from sidecar.stores.decisions.log_folder import LogFolder
 from sidecar.stores.decisions.log_writer import LogState, LogWriter
 from sidecar.stores.decisions.missing import trim_missing
 from sidecar.stores.decisions.parquet import connect
-from sidecar.stores.decisions.upkeep import DAY_US, expire, merge
+from sidecar.stores.decisions.upkeep import DAY_US, ROLLUP_DAYS, expire, merge
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -229,8 +229,8 @@ class LogWriterProcess:
         folder = self._folder.path
         while not self._is_ending and merge(folder, self._upkeep_connection()):
             pass
-        self._kept_bytes = expire(folder, now_us, kept.keep_days, kept.keep_bytes)
-        trim_missing(folder, now_us - kept.keep_days * DAY_US)
+        self._kept_bytes = expire(folder, now_us, kept.keep_days, kept.keep_bytes, self._upkeep_connection())
+        trim_missing(folder, now_us - ROLLUP_DAYS * DAY_US)
 
     async def _in_thread(self, number: int, job: Callable[[], Result]) -> Result:
         """Run *job* in thread 0 (batches) or 1 (upkeep), each with a connection of its own."""

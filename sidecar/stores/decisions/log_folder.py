@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from sidecar.stores.decisions.missing import Cause, MissingSpan
@@ -20,8 +19,6 @@ from sidecar.stores.decisions.parquet import TEMPORARY_PREFIX
 from sidecar.stores.decisions.segments import parse_name, segments_of
 
 LOCK_FILE = "lock"
-UPKEEP_LOCK_FILE = "upkeep.lock"
-"""Held while files are replaced or removed: by the writer's compaction and by commands that erase rows."""
 SIDECARS_PER_NAME_MAX = 16
 """Sidecars of one name that write at the same time; a take-over needs two."""
 FOLDER_MODE = 0o750
@@ -103,22 +100,6 @@ class LogFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def upkeep_lock(folder: Path) -> Iterator[None]:
-    """
-    Wait until no other process replaces or removes files of *folder*, and keep others from it.
-
-    Raises:
-        OSError: the lock file cannot be created.
-    """
-    fd = os.open(folder / UPKEEP_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _try_lock(path: Path) -> int | None:

@@ -10,7 +10,6 @@ from sidecar.stores.decisions.log_folder import (
     SIDECARS_PER_NAME_MAX,
     FolderTakenError,
     LogFolder,
-    upkeep_lock,
 )
 from sidecar.stores.decisions.segments import Contents, Segment
 
@@ -55,11 +54,3 @@ def test_folder__incomplete_files_are_removed(tmp_path: Path) -> None:
     folder = LogFolder.open(tmp_path, "box", NOW_US)
     assert [path.name for path in folder.path.iterdir()] == ["lock"]
     folder.close()
-
-
-def test_upkeep_lock__is_exclusive(tmp_path: Path) -> None:
-    """A command that erases rows and the writer's compaction never replace the same file."""
-    import fcntl
-
-    with upkeep_lock(tmp_path), (tmp_path / "upkeep.lock").open() as other, pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -157,8 +157,9 @@ class Slot:
 
     @property
     def beats_missed(self) -> int:
-        """How many checks in a row, one a second, found the current worker's event loop blocked."""
-        return 0 if self._current is None else self._current.beats_missed
+        """How many checks in a row, one a second, found the event loop of the serving worker blocked."""
+        run = self._current
+        return run.beats_missed if run is not None and run.stage is Stage.SERVING else 0
 
     @property
     def end_timeout_s(self) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from itertools import chain, groupby
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test judges speed: a busy machine must not turn a property into a failure. Failures print how to
@@ -10,3 +14,27 @@ settings.register_profile(
     "sidecar", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("sidecar")
+
+LONG_FOLDERS = frozenset({"e2e", "fault"})
+"""Tests that start processes, and wait for them."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Let each process of pytest-xdist begin with whole modules of long tests.
+
+    It gets an equal part of the list, and takes tests over from others when it is done: short tests at the
+    end of each part let all processes end together.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    modules = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    long = [tests for tests in modules if not LONG_FOLDERS.isdisjoint(tests[0].path.parts)]
+    short = [item for item in items if LONG_FOLDERS.isdisjoint(item.path.parts)]
+    ordered: list[pytest.Item] = []
+    for process in range(processes):
+        ordered += chain.from_iterable(long[process::processes])
+        fill = max(0, len(items) * (process + 1) // processes - len(ordered))
+        ordered += short[:fill]
+        del short[:fill]
+    items[:] = ordered

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,17 +15,15 @@ from deploy.demo.calling import Answer, Client, send
 from deploy.demo.envoy import TCP_CONFIG, running_envoy
 from deploy.demo.sidecar import ReservedPort, Sidecar
 from deploy.demo.upstream import running_upstream
+from tests.unit.cli.test_cli import run
 
-COMMAND_TIMEOUT_S = 60
 SQLITE = "sqlite:registry.sqlite"
 
 
 def bootstrap(config: Path, id: str = "ann") -> str:
     """The token of the first administrator, made by the command."""
-    command = [
-        sys.executable, "-m", "sidecar.cli", "admin", "bootstrap", "--id", id, "--config", str(config)
-    ]  # fmt: skip
-    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S)
+    made = run("admin", "bootstrap", "--id", id, "--config", str(config))
+    assert made.exit_code == 0, made.output
     return made.stdout.strip()
 
 

@@ -1,4 +1,4 @@
-"""Administrators' commands as processes, against `sidecar serve`: by TLS, by Unix socket, and wrong."""
+"""Administrators' commands against `sidecar serve`: by TLS, by Unix socket, and wrong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import Result
 
 from tests.certificates import AuthorityFolder
+from tests.unit.cli.test_cli import run
 from tests.unit.process.running import Running
-
-COMMAND_TIMEOUT_S = 60
 
 
 class Site:
@@ -37,22 +37,11 @@ class Site:
         plain, encrypted_at, _ = self._sidecar.event("supervising")["admin"]
         self.plain = f"http://{plain}"
         self.encrypted = f"https://localhost:{encrypted_at.rpartition(':')[2]}"
-        self.token = self.run("admin", "bootstrap", "--id", "ann", "--config", str(config)).stdout.strip()
+        self.token = run("admin", "bootstrap", "--id", "ann", "--config", str(config)).stdout.strip()
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "sidecar.cli", *arguments],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_TIMEOUT_S,
-        )
-
-    def whoami(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def whoami(self, *arguments: str) -> Result:
         """Ask who ann is."""
-        return self.run("admin", "whoami", *arguments, SIDECAR_ADMIN_TOKEN=self.token)
+        return run("admin", "whoami", *arguments, env={"SIDECAR_ADMIN_TOKEN": self.token})
 
     def close(self) -> None:
         """Stop it."""
@@ -77,26 +66,26 @@ def test_admin_commands__reach_every_kind_of_listener(site: Site) -> None:
         ("--server", site.socket),
     ):
         told = site.whoami(*arguments)
-        assert (told.returncode, told.stderr) == (0, "")
+        assert (told.exit_code, told.stderr) == (0, "")
         assert told.stdout.startswith("administrator\tann\n")
 
 
 def test_admin_commands__what_cannot_be_trusted_gets_no_token(site: Site) -> None:
     """A certificate of another CA ends the call, and says which option names the right one."""
     told = site.whoami("--server", site.encrypted)
-    assert told.returncode == 1
+    assert told.exit_code == 1
     assert "its certificate is not trusted: pass the CA that signed it with --ca FILE" in told.stderr
     elsewhere = site.encrypted.replace("localhost", "127.0.0.1")  # not a name in the certificate
     told = site.whoami("--server", elsewhere, "--ca", str(site.ca))
-    assert (told.returncode, "its certificate is for other names" in told.stderr) == (1, True)
+    assert (told.exit_code, "its certificate is for other names" in told.stderr) == (1, True)
 
 
 def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
     """https where there is no TLS, and http where there is, are slips that have a remedy."""
     told = site.whoami("--server", site.plain.replace("http:", "https:"), "--ca", str(site.ca))
-    assert (told.returncode, "write http:// instead of https://" in told.stderr) == (1, True)
+    assert (told.exit_code, "write http:// instead of https://" in told.stderr) == (1, True)
     plain = site.whoami("--server", site.encrypted.replace("https:", "http:"))
-    assert (plain.returncode, "if the listener uses TLS, write https://" in plain.stderr) == (1, True)
+    assert (plain.exit_code, "if the listener uses TLS, write https://" in plain.stderr) == (1, True)
 
 
 def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> None:
@@ -126,5 +115,5 @@ def test_admin_commands__a_sidecar_without_a_control_plane_is_told(tmp_path: Pat
     config.write_text(yaml.safe_dump({"listen": listen, "registry": "registry.yaml"}))
     with Running(tmp_path, "--config", str(config)) as plain:
         told = site.whoami("--server", plain.event("serving")["admin"][0])
-    assert told.returncode == 1
+    assert told.exit_code == 1
     assert "registry: sqlite:" in told.stderr

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import redis
+
+from deploy.demo import programs
 
 Fact = TypeVar("Fact")
 
@@ -56,16 +57,8 @@ def server_program() -> str:
 
 
 def free_port() -> int:
-    """Return a free port below 55,535, so that its Cluster bus port (+ 10,000) is valid and free, too."""
-    while True:
-        with socket.socket() as probe, socket.socket() as bus:
-            probe.bind((LOOPBACK, 0))
-            port: int = probe.getsockname()[1]
-            if port >= 55_535:
-                continue
-            with contextlib.suppress(OSError):
-                bus.bind((LOOPBACK, port + 10_000))
-                return port
+    """Return a free port whose Cluster bus port (+ 10,000) is free, too; see `programs.free_port`."""
+    return programs.free_port(10_000)
 
 
 class RedisServer:

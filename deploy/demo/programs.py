@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self, TypeVar
@@ -18,6 +21,24 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 TICK_S, TICK_S_MAX = 0.005, 0.05
 LOG_TAIL_BYTES = 8_000
+
+
+PORTS = range(10_240, 22_528)
+"""Below the kernel's ephemeral ports, even 10,000 higher: whoever asks for any port gets none of these."""
+
+
+def free_port(*offsets: int) -> int:
+    """
+    Return a port of 127.0.0.1 that is free, as are the ports that lie *offsets* above it.
+
+    A program may bind it later: connections and programs that take any port get others, see `PORTS`.
+    """
+    while True:
+        port = secrets.choice(PORTS)  # not `random`, which processes of a test run seed alike
+        with ExitStack() as probes, suppress(OSError):
+            for offset in (0, *offsets):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return port
 
 
 class ProgramError(Exception):

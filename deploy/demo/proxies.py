@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.demo.programs import Program
+from deploy.demo.programs import Program, free_port
 
 DEPLOY = Path(__file__).resolve().parent.parent
 LISTEN, APP, SIDECAR = "127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9192"
@@ -71,7 +71,7 @@ class Proxy(Program):
         Raises:
             ProgramError: the proxy rejected the configuration or does not listen.
         """
-        self.port = _free_port()
+        self.port = free_port()
         kind = KINDS[name]
         config = folder / f"{name}.conf"
         text = (DEPLOY / kind.file).read_text()
@@ -119,11 +119,3 @@ def _environment(sidecar: str, folder: Path) -> dict[str, str]:
     if scheme == "unix":
         return {**environment, "SIDECAR_DST": f"unix@{path}"}
     return {**environment, "SIDECAR_URL": f"http://{sidecar}/auth/haproxy"}
-
-
-def _free_port() -> int:
-    """Return a free TCP port of 127.0.0.1, because not every proxy reports the port that it got."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -56,3 +56,9 @@ def test_group__leaves_nothing_running_when_a_server_does_not_start(tmp_path: Pa
         assert len(group.servers) == 3
     finally:
         group.stop()
+
+
+def test_free_port__is_none_that_the_kernel_gives_away() -> None:
+    """Neither it nor its Cluster bus port is taken by a connection before a server binds it."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert 1_024 < free_port() < first_ephemeral - 10_000

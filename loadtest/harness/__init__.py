@@ -1,1 +1,0 @@
-"""The load-test harness: scenarios, servers, the oracle and reports; `python -m loadtest` is its command."""

@@ -10,10 +10,12 @@ BIN := .venv/bin
 ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
-# One process a core, but no more than four: each starts the real servers that its tests need. JOBS=0 uses one.
-JOBS := auto
+# One process more than cores, as many tests wait, but no more than four: each starts the real servers that its
+# tests need. JOBS=0 uses one.
+JOBS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # A test that hangs ends the run with every thread's stack instead of holding it up.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=4 --dist=worksteal \
+# Compiled tests are kept, whatever the environment says: each process would take 10 s to compile them.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(JOBS) --maxprocesses=4 --dist=worksteal \
 	--randomly-seed=$(SEED) --hypothesis-seed=$(SEED) \
 	-o faulthandler_timeout=120 -o faulthandler_exit_on_timeout=true $(ARGS)
 
@@ -62,14 +64,6 @@ test-house: setup-tests ## Run the tests of the code's own rules
 test-unit test-property test-model test-conformance test-fault test-e2e test-house:
 	$(PYTEST) tests/$(@:test-%=%)
 
-COMPILED_TESTS = $(addprefix tests/,$(addprefix unit/,domain observe services stores transports) property model \
-	$(addprefix conformance/,store transport))
-
-.PHONY: test-compiled
-test-compiled: BIN := .venv-compiled/bin
-test-compiled: setup-tests compiled ## Run the tests of the hot path on the compiled build; `make test` does not run these
-	PYTHONSAFEPATH=1 $(PYTEST) --import-mode=append -m "not pure" $(COMPILED_TESTS)
-
 .PHONY: bench
 bench: setup-bench ## Measure, print the tables and write docs/develop/benchmarks.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
@@ -77,6 +71,11 @@ bench: setup-bench ## Measure, print the tables and write docs/develop/benchmark
 .PHONY: measure-simulate
 measure-simulate: setup-tests ## Replay a decision log of a million rows (ROWS=N for another number)
 	$(BIN)/python -m tests.measure.simulate $(ROWS)
+
+SCENARIO := steady
+.PHONY: loadtest
+loadtest: setup-tests ## Send load and check every answer; SCENARIO=steady or a file, ARGS='--target ADDRESS'
+	$(BIN)/python -m loadtest run $(SCENARIO) $(ARGS)
 
 ##@ Prove
 # On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
@@ -94,10 +93,10 @@ hostile-peers: setup-tests ## Attack the listeners of real sidecars: decisions, 
 	$(BIN)/python -m loadtest.hostile_peers $(ARGS)
 
 soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat
-	$(BIN)/python -m loadtest.soak $(ARGS)
+	$(BIN)/python -m loadtest run soak $(ARGS)
 
 ##@ Develop
-.PHONY: fmt lint type check proto proto-check lock wheel compiled clean
+.PHONY: fmt lint type check proto proto-check lock wheel clean
 fmt: setup-dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -121,14 +120,9 @@ proto-check: setup-dev ## Fail when the generated code is not what proto/ says
 lock: setup ## Pin the dependencies of pyproject.toml; ARGS=--upgrade takes newer ones
 	@scripts/lock.sh $(ARGS)
 
-wheel: compiled ## Build both wheels into dist: the pure one for every machine, and the compiled one for this kind
-	@rm -rf build/lib build/bdist*
-	@mkdir -p dist && cp build/wheel/*.whl dist
+wheel: setup-dev ## Build dist/*.whl
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-compiled: setup-dev ## Compile the hot path with mypyc, into .venv-compiled; needs a C compiler
-	@scripts/compiled.sh
-
 clean: ## Remove .venv and everything that was built
-	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,7 +127,7 @@ class _Scene:
         """Send *calls* decisions at RATE_PER_S."""
         run = Run(self.sidecar.grpc, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, placement.manner)
         message = check_request(self.key.api_key)
-        return replay(self.folder, run, [message], array("H", [0]), placement.load_core)
+        return replay(self.folder, run, [message], array("I", [0]), placement.load_core)
 
 
 @contextmanager

@@ -117,8 +117,8 @@ def prepare(folder: Path) -> Bench:
     place = write_place(folder, unused, unused, "fast", INTEGRATIONS, with_allowlist=INTEGRATIONS)
     messages = [check_request(key.api_key) for key in place.keys]
     loads = {
-        "one hot bucket": array("H", [0]),
+        "one hot bucket": array("I", [0]),
         f"{INTEGRATIONS:,} buckets, Zipf": zipf_picks(INTEGRATIONS),
-        EACH: array("H", range(INTEGRATIONS)),
+        EACH: array("I", range(INTEGRATIONS)),
     }
     return Bench(folder, place, messages, loads)

@@ -6,9 +6,8 @@ server answers or not, and measures latency from the scheduled time of each call
 every delayed call (no coordinated omission). Files in FOLDER describe the run, see `Run`; the result is JSON
 on standard output.
 
-In an open loop the generator encodes requests before the load and decodes answers after the load. It sleeps
-until a call is due or an answer arrives: a generator that is never idle would delay other programs on its
-core, and thereby the server.
+The generator sleeps until a call is due or an answer arrives: a generator that is never idle would delay
+other programs on its core, and thereby the server.
 """
 
 from __future__ import annotations
@@ -16,29 +15,38 @@ from __future__ import annotations
 import gc
 import json
 import os
-import random
-import select
 import subprocess
 import sys
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter, perf_counter_ns, process_time
 
-from loadtest.bench.awake import awake
-from loadtest.bench.call_connection import ANSWER_TIMEOUT_S, CallConnection
 from loadtest.bench.processes import LOAD_CORE, BenchError
-from loadtest.bench.wire import Requests, WireError
+from loadtest.driver.awake import awake
+from loadtest.driver.connection import Call
+from loadtest.driver.frames import Requests
+from loadtest.driver.http2 import Http2Connection
+from loadtest.driver.loops import Limits, Loop
+from loadtest.driver.schedule import due_times_ns, segments_of
+from loadtest.driver.targets import Target, parse_target
 
+ANSWER_TIMEOUT_S = 20.0
+STREAMS_MAX = 256
+"""Maximum calls in flight on one connection in an open loop; the wait of further calls counts."""
 SHARES = (0.5, 0.99, 0.999)
 TENTH_NS = 100_000_000
 LATE_SHARE_MAX = 0.01
+
+
+class WireError(Exception):
+    """The server behaved unexpectedly, so the results are invalid."""
 
 
 class Manner(StrEnum):
@@ -127,50 +135,6 @@ def replay(
     return Replayed(**json.loads(result.stdout))
 
 
-def _closed_loop(run: Run, connections: Sequence[CallConnection]) -> None:
-    """Keep `streams` calls in flight on every connection until all are answered."""
-    by_fd = {connection.socket.fileno(): connection for connection in connections}
-    unsent = unanswered = run.calls
-    with select.epoll() as poller:
-        for fd, connection in by_fd.items():
-            poller.register(fd, select.EPOLLIN)
-            count = min(run.streams, unsent)
-            connection.send(count)
-            unsent -= count
-        while unanswered:
-            for fd in _wait(poller):
-                ended = by_fd[fd].read()
-                unanswered -= ended
-                count = min(ended, unsent)
-                by_fd[fd].send(count)
-                unsent -= count
-
-
-def _open_loop(connections: Sequence[CallConnection], moments_ns: Iterable[int], manner: Manner) -> None:
-    """Call at *moments_ns*, over the connections in turn, without waiting for answers."""
-    by_fd = {connection.socket.fileno(): connection for connection in connections}
-    turns, waiting = cycle(connections), deque(moments_ns)
-    with awake(), _in_manner(manner):
-        unanswered = len(waiting)
-        heard_ns = started_ns = perf_counter_ns()
-        while unanswered:
-            now_ns = perf_counter_ns()
-            while waiting and started_ns + waiting[0] <= now_ns:
-                waiting.popleft()
-                next(turns).due += 1
-            for connection in connections:
-                if connection.due:
-                    connection.send_due()
-            until_ns = started_ns + waiting[0] if waiting else heard_ns + int(ANSWER_TIMEOUT_S * 1e9)
-            # `select`, because `epoll` has a resolution of a millisecond.
-            ready, _, _ = select.select(by_fd, (), (), max(0.0, (until_ns - perf_counter_ns()) / 1e9))
-            for fd in ready:
-                heard_ns = perf_counter_ns()
-                unanswered -= by_fd[fd].read(heard_ns - started_ns)
-            if not waiting and perf_counter_ns() - heard_ns > ANSWER_TIMEOUT_S * 1e9:
-                raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
-
-
 @contextmanager
 def _in_manner(manner: Manner) -> Iterator[None]:
     """Disable garbage collection and set the scheduling of *manner* in the block."""
@@ -183,13 +147,6 @@ def _in_manner(manner: Manner) -> Iterator[None]:
     finally:
         os.sched_setscheduler(0, policy, os.sched_param(0))
         gc.enable()
-
-
-def _moments_ns(run: Run) -> list[int]:
-    """Return the time of each call since the start, by a Poisson process."""
-    length_ns = run.calls / run.rate_per_s * 1e9
-    source = random.Random(run.calls)
-    return sorted(int(source.random() * length_ns) for _ in range(run.calls))
 
 
 def _percentiles_us(ordered_ns: Sequence[int]) -> dict[str, float]:
@@ -215,13 +172,6 @@ def typical_latencies_us(calls: Iterable[tuple[int, int]]) -> dict[str, float]:
     }
 
 
-def _wait(poller: select.epoll) -> list[int]:
-    events = poller.poll(ANSWER_TIMEOUT_S)
-    if not events:
-        raise WireError(f"no answer came for {ANSWER_TIMEOUT_S:g} s")
-    return [fd for fd, _ in events]
-
-
 def _read_messages(file: Path) -> list[bytes]:
     data, messages, at = file.read_bytes(), [], 0
     while at < len(data):
@@ -231,6 +181,43 @@ def _read_messages(file: Path) -> list[bytes]:
     return messages
 
 
+class _AllowedLoad:
+    """Sends messages in the order of the picks; every answer must be an allow. Implements `loops.Load`."""
+
+    def __init__(self, picks: array[int]) -> None:
+        self._picks = cycle(picks)
+        self.start_ns = 0
+        self.late = 0
+        self.calls: list[tuple[int, int]] = []
+        """The due time since the start and the latency of each call."""
+
+    def next_call(self, now_ns: int) -> tuple[int, int]:
+        return next(self._picks), 0
+
+    def ended(self, call: Call, message: bytes | None, read_ns: int) -> None:
+        if not message:
+            raise WireError(f"a call ended without a message, or not within {ANSWER_TIMEOUT_S:g} s")
+        if not is_allow(message):
+            if b"store_unavailable" not in message:
+                raise WireError(f"an answer is not what this load must get: {message[:200]!r}")
+            self.late += 1
+        self.calls.append((call.due_ns - self.start_ns, read_ns - call.due_ns))
+
+    def withdrawn(self, call: Call) -> None:
+        raise WireError("the server refused a call: it stops")
+
+    def lagged(self, due_ns: int, lag_ns: int) -> None:
+        """The latency counts from the due time, so a lag needs no handling."""
+
+    def tick(self, now_ns: int) -> None:
+        """Nothing is reported before the end."""
+
+
+def is_allow(message: bytes) -> bool:
+    """Return whether *message* is a CheckResponse with status 0 and an ok_response (fields 1 and 3)."""
+    return message.startswith((b"\x0a\x00\x1a", b"\x1a"))
+
+
 def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replayed:
     """
     Run the load in this process.
@@ -238,35 +225,44 @@ def carry_out(run: Run, messages: Sequence[bytes], picks: array[int]) -> Replaye
     Raises:
         WireError: a call was not answered, or not with an allow.
     """
-    requests, source = Requests(run.method, messages), cycle(picks)
-    with ExitStack() as open_connections:
-        connections = [CallConnection(run.target, requests, source) for _ in range(run.connections)]
-        for connection in connections:
-            open_connections.enter_context(connection.socket)
-        moments_ns = _moments_ns(run) if run.rate_per_s else []
-        for moment_ns, connection in zip(moments_ns, cycle(connections)):
-            connection.plan(moment_ns)
-        started_s, cpu_s = perf_counter(), process_time()
-        if moments_ns:
-            _open_loop(connections, moments_ns, run.manner)
+    requests, target = Requests(run.method, messages), parse_target(run.target)
+    streams = STREAMS_MAX if run.rate_per_s else run.streams
+    load = _AllowedLoad(picks)
+    openings = [partial(_open, target, requests, streams)] * run.connections
+    loop = Loop(openings, load, perf_counter_ns, Limits(ANSWER_TIMEOUT_S, run.calls))
+    started_s, cpu_s = perf_counter(), process_time()
+    load.start_ns = perf_counter_ns()
+    with closing(loop):
+        if run.rate_per_s:
+            enough_s = 2 * run.calls / run.rate_per_s  # arrivals are random, their number is not
+            segments = segments_of("constant", enough_s, run.rate_per_s, 0.0, 1)
+            schedule = islice(due_times_ns(segments, "poisson", run.calls), run.calls)
+            with awake(), _in_manner(run.manner):
+                loop.run_open(schedule, load.start_ns)
         else:
-            _closed_loop(run, connections)
+            loop.run_closed(load.start_ns)
         elapsed_s, cpu_s = perf_counter() - started_s, process_time() - cpu_s
-    calls = [call for connection in connections for call in connection.judge()]
-    late = sum(connection.late for connection in connections)
-    if late > LATE_SHARE_MAX * run.calls:
+    if load.late > LATE_SHARE_MAX * run.calls:
         raise WireError(
-            f"the store was late for {late} of {run.calls} calls: the store or the machine was overloaded"
+            f"the store was late for {load.late} of {run.calls} calls: the store or the machine was"
+            " overloaded"
         )
-    kept = [(due_ns, read_ns - due_ns) for due_ns, read_ns in calls if due_ns >= run.warm_up_s * 1e9]
+    measured = load.calls if run.rate_per_s else []
+    kept = [(due_ns, latency_ns) for due_ns, latency_ns in measured if due_ns >= run.warm_up_s * 1e9]
     ordered = sorted(latency_ns for _, latency_ns in kept)
-    return Replayed(run.calls, late, elapsed_s, cpu_s, _percentiles_us(ordered), typical_latencies_us(kept))
+    return Replayed(
+        run.calls, load.late, elapsed_s, cpu_s, _percentiles_us(ordered), typical_latencies_us(kept)
+    )
+
+
+def _open(target: Target, requests: Requests, streams: int) -> Http2Connection:
+    return Http2Connection(target.connect(), requests, streams)
 
 
 def main(folder: Path) -> None:
     """Run the load in *folder* and print the result."""
     run = Run(**json.loads((folder / "run.json").read_text()))
-    picks: array[int] = array("H", (folder / "picks").read_bytes())
+    picks: array[int] = array("I", (folder / "picks").read_bytes())
     print(json.dumps(asdict(carry_out(run, _read_messages(folder / "messages"), picks))))
 
 

@@ -41,8 +41,8 @@ def to_markdown(sections: Sequence[Section], command: str) -> str:
         f"Written by `{command}`; run it again to repeat them. Ratios are within one run on one machine;",
         "absolute figures hold for this machine only.",
         "",
-        f"- {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, Python {platform.python_version()}",
-        f"- {_machine()}",
+        f"- {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, Python {platform.python_version()}",
+        f"- {processor()}, one core for the server and one for the load",
         "- " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "",
     ]
@@ -60,15 +60,17 @@ def to_markdown(sections: Sequence[Section], command: str) -> str:
     return "\n".join(lines)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short name of the commit that is checked out, or 'unknown'."""
     result = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10
     )
     return result.stdout.strip() or "unknown"
 
 
-def _machine() -> str:
+def processor() -> str:
+    """Return the model of this machine's processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, one core for the server and one for the load"
+            return line.split(":", 1)[1].strip()
     return platform.machine()

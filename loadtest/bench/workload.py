@@ -82,10 +82,10 @@ def beside(place: Place, name: str, grpc: str, admin: str, **settings: object) -
     return replace(place, config=config, grpc=grpc, admin=admin)
 
 
-def zipf_picks(kinds: int, size: int = 200_000) -> array[int]:
-    """Return *size* seeded draws of 0 ... kinds - 1, number k with a weight of 1 / (k + 1)."""
-    weights = list(accumulate(1 / (number + 1) for number in range(kinds)))
-    return array("H", random.Random(2).choices(range(kinds), cum_weights=weights, k=size))
+def zipf_picks(kinds: int, size: int = 200_000, skew: float = 1.0, seed: int = 2) -> array[int]:
+    """Return *size* seeded draws of 0 ... kinds - 1, number k with a weight of 1 / (k + 1) ** *skew*."""
+    weights = list(accumulate((number + 1) ** -skew for number in range(kinds)))
+    return array("I", random.Random(seed).choices(range(kinds), cum_weights=weights, k=size))
 
 
 def check_config(place: Place) -> None:
@@ -99,8 +99,14 @@ def _allowlist(source: random.Random) -> list[str]:
     return [*sorted(networks)[:49], "198.51.100.0/24"]
 
 
-def check_request(api_key: str, path: str = "/v1/orders/42?expand=lines") -> bytes:
-    """Return a Check as Envoy 1.40 sends it for a GET with the usual headers, about 400 bytes."""
+def check_request(
+    api_key: str,
+    path: str = "/v1/orders/42?expand=lines",
+    address: str = CLIENT_ADDRESS,
+    method: str = "GET",
+    key_header: str = "x-api-key",
+) -> bytes:
+    """Return a Check as Envoy 1.40 sends it for a request with the usual headers, about 400 bytes."""
     request = CheckRequest()
     attributes = request.attributes
     attributes.source.address.socket_address.address = "10.0.0.9"
@@ -109,14 +115,14 @@ def check_request(api_key: str, path: str = "/v1/orders/42?expand=lines") -> byt
     attributes.destination.address.socket_address.port_value = 8080
     attributes.request.time.CopyFrom(Timestamp(seconds=1_795_000_000, nanos=123_456_000))
     http = attributes.request.http
-    http.id, http.method, http.path = "12345678901234567890", "GET", path
+    http.id, http.method, http.path = "12345678901234567890", method, path
     http.host, http.scheme, http.protocol = "api.example.com", "https", "HTTP/1.1"
     http.headers.update(
         {
-            "x-api-key": api_key,
-            "x-client-ip": CLIENT_ADDRESS,
+            key_header: api_key,
+            "x-client-ip": address,
             "x-request-id": "3f0c1a52-58d5-4c9e-a3c5-3a4e55d6c3a7",
-            "x-forwarded-for": CLIENT_ADDRESS,
+            "x-forwarded-for": address,
         }
     )
     attributes.metadata_context.SetInParent()

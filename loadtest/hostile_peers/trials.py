@@ -182,7 +182,7 @@ class AttackedSidecar:
         target = self.addresses["grpc"]
         run = Run(target, CHECK, calls, CONNECTIONS, 0, RATE_PER_S, WARM_UP_S, self.manner)
         message = check_request(self.hot.api_key)
-        return replay(self.folder, run, [message], array("H", [0]), self.load_core).typical_us["0.99"]
+        return replay(self.folder, run, [message], array("I", [0]), self.load_core).typical_us["0.99"]
 
 
 class SidecarWithFile(AttackedSidecar):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import typer
@@ -114,17 +115,13 @@ def _print_json(steps: list[ExplainedStep], answer: Answer) -> None:
 def _print(steps: list[ExplainedStep], answer: Answer) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
     colour = "green" if answer.status == 200 else "red"
     decision = answer.decision
     verdict, reason = decision.reason.verdict.value, decision.reason.label
     console.print(f"[bold {colour}]{verdict}[/] {reason}  [dim]{decision.id}[/]\n")
-    table = Table.grid(padding=(0, 2))
-    for number, step in enumerate(steps, 1):
-        table.add_row(str(number), step.name, _MARKS[step.outcome], escape(step.detail))
-    console.print(table)
+    print_steps(console, steps)
     console.print(
         f"\nHTTP {answer.status}" if answer.status != 200 else "\nPassed to the upstream", style="bold"
     )
@@ -134,6 +131,17 @@ def _print(steps: list[ExplainedStep], answer: Answer) -> None:
         console.print(f"  {escape(name)}  [dim]removed before the upstream[/dim]")
     if answer.body:
         console.print_json(answer.body.decode())
+
+
+def print_steps(console: Console, steps: Iterable[tuple[str, str, str]]) -> None:
+    """Print the name, outcome and detail of each step."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for number, (name, outcome, detail) in enumerate(steps, 1):
+        table.add_row(str(number), name, _MARKS[outcome], escape(detail))
+    console.print(table)
 
 
 def _print_headers(console: Console, whom: str, headers: list[tuple[str, str]]) -> None:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
+from sidecar.cli.decide import print_steps
 from sidecar.cli.decision_filters import SinceOption, UntilOption, span_query
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.logs import QUERY_S, print_gaps
 from sidecar.cli.suspend import ReasonOption
 
-app = typer.Typer(no_args_is_help=True, help="Decisions of the decision log: show one, erase many.")
+app = typer.Typer(no_args_is_help=True, help="Decisions of the log: show or explain one, erase many.")
 
+DecisionArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The decision's id: the header X-Decision-Id.")
+]
 ERASURE_S = 600.0
 """Added to --timeout: an erasure writes the files of the log again."""
 
 
 @app.callback()
 def decisions() -> None:
-    """Decisions of the decision log: show one, erase many."""
+    """Decisions of the log: show or explain one, erase many."""
 
 
 @command(app, "show")
 def show(
     call: Invocation,
-    id: Annotated[str, typer.Argument(metavar="ID", help="The decision's id: the header X-Decision-Id.")],
+    id: DecisionArgument,
     since: SinceOption = "",
     until: UntilOption = "",
 ) -> None:
@@ -42,6 +46,49 @@ def show(
     from sidecar.cli.tables import print_fields
 
     print_fields(decision.items())
+
+
+@command(app, "explain")
+def explain(
+    call: Invocation,
+    id: DecisionArgument,
+    since: SinceOption = "",
+    until: UntilOption = "",
+) -> None:
+    """
+    Explain one decision step by step, by the record that decided and by the record now.
+
+    Both use the present routes. 'sidecar simulate' replays many decisions against a changed record.
+    """
+    shown = call.get("decisions", id, "explanation", query=span_query(since, until), extra_s=QUERY_S)
+    if call.is_json:
+        call.print_json(shown)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    logged = shown["decision"]
+    console.print(_summary(logged, f"{logged['time']}  {logged['integration'] or 'unknown caller'}"))
+    for title, decided in (("then", shown["then"]), ("now", shown["now"])):
+        if decided is not None:
+            console.print()
+            console.print(_summary(decided, f"{title}, by version {decided['generation']} of the record"))
+            print_steps(
+                console, ((step["name"], step["outcome"], step["detail"]) for step in decided["steps"])
+            )
+    if shown["note"]:
+        typer.echo(f"note: {shown['note']}", err=True)
+
+
+def _summary(decided: dict[str, Any], origin: str) -> str:
+    """A verdict with its reason, as a line with markup."""
+    from rich.markup import escape
+
+    color = "green" if decided["verdict"] == "ALLOW" else "red"
+    would_deny = f" (in shadow: {decided['would_deny']})" if decided["would_deny"] else ""
+    return (
+        f"[bold {color}]{decided['verdict']}[/] {decided['reason']}{would_deny}  [dim]{escape(origin)}[/dim]"
+    )
 
 
 @command(app, "erase", Change, Confirmed)

@@ -24,7 +24,8 @@ def doctor(
     Examine a sidecar, running or not: what is wrong, and what to do about it.
 
     Checks the configuration, the modes of files, the addresses, the store (reachable, version, eviction
-    policy, writes, clock), the registry, a running sidecar with its workers, and the dates of certificates.
+    policy, writes, clock), the registry, a running sidecar with its workers, the dates of certificates,
+    and the folder of the decision log.
     Writes one key to a shared store, which expires after a second. Exits with 1 if a check failed; warnings
     do not count.
     """

@@ -28,8 +28,10 @@ BASELINE_WEEKS_MIN = 3
 """With fewer weeks in the log, nothing is compared."""
 HISTORY_DAYS = 90
 """Networks, scopes and API keys are looked up this many days back from the start of the window."""
-NEW_NETWORK_DAYS_MIN = 7
-"""With fewer days before the window, every network would be new."""
+ADDRESS_DAYS = 30
+"""Single addresses are looked up this many days back, in the rows of the log."""
+NEW_DAYS_MIN = 7
+"""With fewer days before the window, every network and every address would be new."""
 OTHER = "other"
 """The key that counts requests whose own key a rollup does not keep, see `stores.decisions.rollup`."""
 
@@ -58,6 +60,7 @@ class Rule(StrEnum):
     PEAK_HOURS = "peak_hours"
     OUTSIDE_WORKING_HOURS = "outside_working_hours"
     NEW_NETWORKS = "new_networks"
+    NEW_ADDRESSES = "new_addresses"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     REFUSALS = "refusals"
     WOULD_DENY = "would_deny"
@@ -99,6 +102,29 @@ class KeyCount(NamedTuple):
     last_seen_us: int
 
 
+class Total(NamedTuple):
+    """Requests with one key and any reason; see `KeyCount`."""
+
+    key: str
+    requests: int
+    refused: int
+    first_seen_us: int
+    last_seen_us: int
+
+
+class NewAddresses(NamedTuple):
+    """
+    The addresses that the rows before the window do not have: their number, and the busiest of them.
+
+    `since_us` is from when on there are rows. `problem` says why they are not known.
+    """
+
+    since_us: int
+    number: int = 0
+    busiest: tuple[Total, ...] = ()
+    problem: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Activity:
     """
@@ -112,6 +138,7 @@ class Activity:
         counts: all kinds and keys.
         invalid_keys: requests that were refused with key_flood in the window, by network; of unknown callers.
         is_complete: False = counts of the networks with the fewest requests are left out.
+        new_addresses: None = not looked up.
     """
 
     from_us: int
@@ -121,6 +148,7 @@ class Activity:
     counts: Sequence[KeyCount]
     invalid_keys: Mapping[str, int]
     is_complete: bool = True
+    new_addresses: NewAddresses | None = None
 
     @property
     def weeks(self) -> int:
@@ -289,8 +317,8 @@ def _outside(activity: Activity, record: Integration, working_hours: WorkingHour
 def _new_networks(activity: Activity, record: Integration, working_hours: WorkingHours | None) -> Results:
     """Networks that were not seen before the window."""
     rule = Rule.NEW_NETWORKS
-    if activity.from_us - activity.begins_us < NEW_NETWORK_DAYS_MIN * DAY_US:
-        yield Unchecked(rule, f"the rule needs {NEW_NETWORK_DAYS_MIN} days; {_history(activity)}")
+    if activity.from_us - activity.begins_us < NEW_DAYS_MIN * DAY_US:
+        yield Unchecked(rule, f"the rule needs {NEW_DAYS_MIN} days; {_history(activity)}")
         return
     networks = totals(activity.of("address"))
     new = [total for total in networks if total.first_seen_us >= activity.from_us and total.key != OTHER]
@@ -301,12 +329,40 @@ def _new_networks(activity: Activity, record: Integration, working_hours: Workin
             f" {_at(activity.from_us)}, the busiest {new[0].key} with"
             f" {_counted(new[0].requests, 'request', 'requests')}, {new[0].refused:,} refused",
             {"count": len(new), "networks": [total._asdict() for total in new[:LISTED_MAX]]},
-            f"ask the contact of the integration; if a network is not theirs, rotate the API keys; to admit"
-            f" known networks only: sidecar allowlist add {record.id} CIDR",
+            f"look at their requests: sidecar logs --integration {record.id} --address {new[0].key}; ask the"
+            " contact; if a network is not theirs, rotate the API keys; to admit known networks only: sidecar"
+            f" allowlist add {record.id} CIDR",
         )
     rest = sum(total.requests for total in networks if total.key == OTHER)
     if rest or not activity.is_complete:
         yield Unchecked(rule, "the log has more networks than it keeps apart; ask for a shorter window")
+
+
+def _new_addresses(activity: Activity, record: Integration, working_hours: WorkingHours | None) -> Results:
+    """Addresses that were not seen before the window, also in known networks."""
+    new = activity.new_addresses
+    if new is None:
+        return
+    rule = Rule.NEW_ADDRESSES
+    if new.problem:
+        yield Unchecked(rule, new.problem)
+    elif activity.from_us - max(new.since_us, activity.begins_us) < NEW_DAYS_MIN * DAY_US:
+        since = _at(max(new.since_us, activity.begins_us))
+        yield Unchecked(rule, f"the rule needs rows of {NEW_DAYS_MIN} days; they begin at {since}")
+    elif new.number:
+        first = new.busiest[0]
+        yield Finding(
+            rule,
+            f"{_counted(new.number, 'address', 'addresses')} not seen in the rows since {_at(new.since_us)},"
+            f" the busiest {first.key} with {_counted(first.requests, 'request', 'requests')},"
+            f" {first.refused:,} refused",
+            {
+                "count": new.number,
+                "addresses": [total._asdict() for total in new.busiest],
+                "rows_since_us": new.since_us,
+            },
+            f"look at their requests: sidecar logs --integration {record.id} --address {first.key}",
+        )
 
 
 def _scopes_not_granted(
@@ -442,16 +498,6 @@ def _is_used(uses: Mapping[str, int], scope: str, activity: Activity) -> bool:
     return uses.get(scope, 0) >= activity.to_us - HISTORY_DAYS * DAY_US
 
 
-class Total(NamedTuple):
-    """Requests with one key and any reason; see `KeyCount`."""
-
-    key: str
-    requests: int
-    refused: int
-    first_seen_us: int
-    last_seen_us: int
-
-
 def totals(counts: Iterator[KeyCount], with_unused: bool = False) -> list[Total]:
     """Add up *counts* of one kind by key, the busiest first; without keys that the window does not have."""
     groups: dict[str, list[KeyCount]] = defaultdict(list)
@@ -475,6 +521,7 @@ _RULES: tuple[Callable[[Activity, Integration, WorkingHours | None], Results], .
     _volume,
     _outside,
     _new_networks,
+    _new_addresses,
     _scopes_not_granted,
     _refusals,
     _would_deny,

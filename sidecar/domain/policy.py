@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import final
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
-from sidecar.domain.cidr import AddressError
+from sidecar.domain.cidr import Address, AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
 from sidecar.domain.decisions import Reason
@@ -24,12 +24,10 @@ from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
 from sidecar.domain.values import Value
 
-_OK: Final = Reason.OK
-
-SCOPE_OVERRIDES_MAX: Final = 1_024
+SCOPE_OVERRIDES_MAX = 1_024
 """Maximum number of cached scopes that proxies and callers state."""
 
-MISCONFIGURED_REPORTS_MAX: Final = 64
+MISCONFIGURED_REPORTS_MAX = 64
 """Maximum number of misconfigured scopes that are reported, each once."""
 
 
@@ -43,10 +41,11 @@ class AccessRequest(Value):
     proxy's route requires, or 'none'; None = the route table decides.
 
     Native callers may also set `api_key`, None = read it from the headers; and `address_rule`, which
-    determines the client's address, None = the configured rule.
+    determines the client's address, None = the configured rule. `dialect` names the service in the decision
+    log.
     """
 
-    __slots__ = ("address_rule", "api_key", "header", "method", "path", "peer", "scope")
+    __slots__ = ("address_rule", "api_key", "dialect", "header", "method", "path", "peer", "scope")
 
     def __init__(
         self,
@@ -57,6 +56,7 @@ class AccessRequest(Value):
         scope: str | None = None,
         api_key: str | None = None,
         address_rule: ClientAddressRule | None = None,
+        dialect: str = "",
     ) -> None:
         """See the class."""
         self.method = method
@@ -66,6 +66,7 @@ class AccessRequest(Value):
         self.scope = scope
         self.api_key = api_key
         self.address_rule = address_rule
+        self.dialect = dialect
 
 
 @final
@@ -77,7 +78,8 @@ class Evaluation(Value):
     the first reason of a rule in shadow, which refuses nothing; None = no such rule failed.
     `client_address` is packed, None = unknown or not checked; `scope` is the required scope, None = not
     required or not checked; `key_headers` are the headers that the proxy removes before the upstream;
-    `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation.
+    `detail` explains the reason to the caller, in sentences of a closed list, '' = no explanation. `route` is
+    the route that matched, None = none or not checked.
     """
 
     __slots__ = (
@@ -87,6 +89,7 @@ class Evaluation(Value):
         "integration",
         "key_headers",
         "reason",
+        "route",
         "scope",
         "would_deny",
     )
@@ -101,6 +104,7 @@ class Evaluation(Value):
         scope: Scope | None = None,
         detail: str = "",
         would_deny: Reason | None = None,
+        route: Route | None = None,
     ) -> None:
         """See the class."""
         self.reason = reason
@@ -111,6 +115,7 @@ class Evaluation(Value):
         self.scope = scope
         self.detail = detail
         self.would_deny = would_deny
+        self.route = route
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,13 @@ class Route:
 
     scope: Scope | None
     path: str = field(default="", compare=False)
+    log_fields: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """Scope and path for the decision log, as text made once."""
+
+    def __post_init__(self) -> None:
+        """Make the text for the log."""
+        scope = "" if self.scope is None else str(self.scope)
+        object.__setattr__(self, "log_fields", (scope, self.path))
 
     def __str__(self) -> str:
         """The form of the configuration."""
@@ -204,12 +216,18 @@ class Policy:
     def _unknown(self, request: AccessRequest, now_us: int) -> Evaluation:
         if self.key_flood is None:
             return _UNKNOWN
-        rule = self.client_address if request.address_rule is None else request.address_rule
-        try:
-            address = rule.resolve(request.peer, request.header)
-        except AddressError:
+        address = self.address_of(request)
+        if address is None:
             return _UNKNOWN
         return _UNKNOWN if self.key_flood.admits(address, now_us) else _KEY_FLOOD
+
+    def address_of(self, request: AccessRequest) -> Address | None:
+        """Return the packed address of the client of *request*; None = it cannot be determined."""
+        rule = self.client_address if request.address_rule is None else request.address_rule
+        try:
+            return rule.resolve(request.peer, request.header)
+        except AddressError:
+            return None
 
     def evaluate_known(
         self, request: AccessRequest, credential: CompiledCredential, key_headers: tuple[str, ...]
@@ -233,8 +251,8 @@ class Policy:
                         Reason.IP_NOT_ALLOWED, integration, credential, key_headers, address, None, problem
                     )
                 would_deny = Reason.IP_NOT_ALLOWED
-        scope = None
-        reason, detail = _OK, ""
+        scope = route = None
+        reason, detail = Reason.OK, ""
         try:
             if request.scope is None:
                 route = self.routes.find(request.method, request.path)
@@ -250,11 +268,15 @@ class Policy:
         except PathRefusedError as refusal:
             reason = Reason.URI_TOO_LONG if refusal.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
             detail = refusal.advice
-        if reason is not _OK:
+        if reason is not Reason.OK:
             if not self.is_shadowed(integration, Rule.SCOPES):
-                return Evaluation(reason, integration, credential, key_headers, address, scope, detail)
+                return Evaluation(
+                    reason, integration, credential, key_headers, address, scope, detail, None, route
+                )
             would_deny = would_deny or reason
-        return Evaluation(_OK, integration, credential, key_headers, address, scope, would_deny=would_deny)
+        return Evaluation(
+            Reason.OK, integration, credential, key_headers, address, scope, "", would_deny, route
+        )
 
     def is_shadowed(self, integration: CompiledIntegration, rule: Rule) -> bool:
         """Return whether *rule* is in shadow for *integration*; asked only when the rule fails."""
@@ -267,7 +289,7 @@ class Policy:
         With the limit in shadow, a request that another rule would deny takes nothing, as when all rules are
         enforced. With the limit enforced, it is admitted and therefore takes.
         """
-        if evaluation.reason is not _OK:
+        if evaluation.reason is not Reason.OK:
             return 0
         if evaluation.would_deny is None or evaluation.integration is None:
             return 1
@@ -277,7 +299,7 @@ class Policy:
         """Return the reason and `would_deny` of a request that the limit refuses for *reason*."""
         assert evaluation.integration is not None  # only known callers have buckets
         if self.is_shadowed(evaluation.integration, Rule.LIMIT):
-            return _OK, evaluation.would_deny or reason
+            return Reason.OK, evaluation.would_deny or reason
         return reason, None
 
     def _no_route_reason(self, request: AccessRequest) -> Reason:
@@ -315,12 +337,12 @@ class Policy:
         return route
 
 
-_NO_ADDRESS: Final = (
+_NO_ADDRESS = (
     "This integration has an IP allowlist, and the client address of the request cannot be determined;"
     " the operator of the API must correct this"
 )
-_MISSING: Final = Evaluation(Reason.MISSING_CREDENTIAL)
-_KEY_FLOOD: Final = Evaluation(Reason.KEY_FLOOD)
-_MALFORMED: Final = Evaluation(Reason.MALFORMED_CREDENTIAL)
-_UNLOADED: Final = Evaluation(Reason.STORE_UNAVAILABLE)
-_UNKNOWN: Final = Evaluation(Reason.UNKNOWN_CREDENTIAL)
+_MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
+_KEY_FLOOD = Evaluation(Reason.KEY_FLOOD)
+_MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
+_UNLOADED = Evaluation(Reason.STORE_UNAVAILABLE)
+_UNKNOWN = Evaluation(Reason.UNKNOWN_CREDENTIAL)

@@ -62,9 +62,14 @@ class CompiledIntegration:
 
 
 class CompiledCredential:
-    """One credential, compiled for comparison; `digest` is the raw SHA-256 (32 bytes)."""
+    """
+    One credential, compiled for comparison; `digest` is the raw SHA-256 (32 bytes).
 
-    __slots__ = ("digest", "expires_at_us", "id", "integration")
+    `log_fields` are its values in the decision log: the ids of the integration and the credential, the limit
+    in requests per minute, and the record's generation.
+    """
+
+    __slots__ = ("digest", "expires_at_us", "id", "integration", "log_fields")
 
     def __init__(self, record: Credential, integration: CompiledIntegration) -> None:
         """Compile *record*, which belongs to *integration*."""
@@ -72,6 +77,7 @@ class CompiledCredential:
         self.digest = bytes.fromhex(record.digest.removeprefix("sha256:"))
         self.expires_at_us = record.expires_at_us
         self.integration = integration
+        self.log_fields = (integration.id, record.id, integration.limit_rpm, integration.generation)
 
 
 class Snapshot:

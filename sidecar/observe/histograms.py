@@ -17,7 +17,7 @@ class HistogramRecorder:
         self._bounds = bounds
         self._sum = first + len(bounds) + 1
 
-    def observe_ns(self, duration_ns: int) -> None:
-        """Count one observation; the bounds of buckets are inclusive."""
-        self._values[self._first + bisect_left(self._bounds, duration_ns)] += 1
-        self._values[self._sum] += duration_ns
+    def observe_ns(self, duration_ns: int, count: int = 1) -> None:
+        """Count *count* observations of one duration; the bounds of buckets are inclusive."""
+        self._values[self._first + bisect_left(self._bounds, duration_ns)] += count
+        self._values[self._sum] += duration_ns * count

@@ -76,10 +76,23 @@ INTEGRATION_METRICS = (
     ),
 )
 
+EXPIRING_WITHIN = ("7d", "30d")
+
 PROCESS_METRICS = (
     MetricSpec("sidecar_ready", MetricKind.GAUGE, "1 while /readyz answers 200, else 0."),
+    MetricSpec(
+        "sidecar_draining",
+        MetricKind.GAUGE,
+        "Processes that drain: they finish running calls and take no new connections.",
+    ),
     MetricSpec("sidecar_registry_integrations", MetricKind.GAUGE, "Integrations in the registry in force."),
     MetricSpec("sidecar_registry_credentials", MetricKind.GAUGE, "Credentials in the registry in force."),
+    MetricSpec(
+        "sidecar_credentials_expiring",
+        MetricKind.GAUGE,
+        "Credentials in the registry in force that expire soon, by how soon; counted every minute.",
+        labels=(("within", EXPIRING_WITHIN),),
+    ),
     MetricSpec(
         "sidecar_registry_loaded_timestamp_seconds",
         MetricKind.GAUGE,
@@ -362,6 +375,35 @@ ADMIN_STATUSES = (
     "500", "503", "504", OTHER,
 )  # fmt: skip
 
+DECISION_LOG_METRICS = (
+    MetricSpec(
+        "sidecar_decision_log_rows_total",
+        MetricKind.COUNTER,
+        "Rows of the decision log, by what became of them.",
+        labels=(("result", ("written", "dropped", "lost", "sampled", "stdout_dropped")),),
+    ),
+    MetricSpec(
+        "sidecar_decision_log_writer_running",
+        MetricKind.GAUGE,
+        "1 while the process that writes the decision log runs, else 0.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_writer_restarts_total",
+        MetricKind.COUNTER,
+        "Times that the process that writes the decision log ended and was started again.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_failing",
+        MetricKind.GAUGE,
+        "1 while rows cannot be written, for instance because the disk is full, else 0.",
+    ),
+    MetricSpec(
+        "sidecar_decision_log_bytes",
+        MetricKind.GAUGE,
+        "Size of the files with this sidecar's rows, measured every 20 s.",
+    ),
+)
+
 ADMIN_METRICS = (
     MetricSpec(
         "sidecar_admin_requests_total",
@@ -396,6 +438,12 @@ ADMIN_METRICS = (
         "Administrators with the role admin and a valid token; 0 = none, or no admin API in this process.",
     ),
     MetricSpec(
+        "sidecar_admin_tokens_expiring",
+        MetricKind.GAUGE,
+        "Tokens of administrators, of any role, that expire soon, by how soon.",
+        labels=(("within", EXPIRING_WITHIN),),
+    ),
+    MetricSpec(
         "sidecar_admin_access_ends_timestamp_seconds",
         MetricKind.GAUGE,
         "Unix time at which the last valid token with the role admin expires; 0 = none, or no admin API.",
@@ -414,6 +462,7 @@ TABLE = MetricTable(
         *REGISTRY_METRICS,
         *RATE_LIMIT_METRICS,
         *WORKER_METRICS,
+        *DECISION_LOG_METRICS,
         *ADMIN_METRICS,
     )
 )
@@ -436,6 +485,8 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_registry_replaced": max,
     "sidecar_registry_integrations": max,
     "sidecar_registry_credentials": max,
+    "sidecar_credentials_expiring": max,
+    "sidecar_tls_certificate_expires_timestamp_seconds": _least_known,
     "sidecar_registry_single_person_integrations": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,

@@ -44,6 +44,29 @@ TRANSPORT_METRICS = (
     ),
     MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls in flight."),
     MetricSpec(
+        "sidecar_request_duration_seconds",
+        MetricKind.HISTOGRAM,
+        "Time from reading the first byte of a gRPC call or forward-auth request to writing its answer.",
+        labels=(("protocol", ("grpc", "http")),),
+        buckets_ns=(
+            25_000,
+            50_000,
+            100_000,
+            250_000,
+            500_000,
+            1_000_000,
+            2_500_000,
+            5_000_000,
+            10_000_000,
+            25_000_000,
+            50_000_000,
+            100_000_000,
+            250_000_000,
+            500_000_000,
+            1_000_000_000,
+        ),
+    ),
+    MetricSpec(
         "sidecar_calls_total",
         MetricKind.COUNTER,
         "gRPC calls ended, by status code (0 = OK, also for denials).",
@@ -58,6 +81,12 @@ TRANSPORT_METRICS = (
         "sidecar_accept_pauses_total",
         MetricKind.COUNTER,
         "Times that accepting connections paused for lack of file descriptors or memory.",
+    ),
+    MetricSpec(
+        "sidecar_tls_certificate_expires_timestamp_seconds",
+        MetricKind.GAUGE,
+        "Unix time at which the certificate of a listener expires; 0 = no TLS.",
+        labels=(("listener", ("grpc", "http", "admin", "metrics")),),
     ),
     MetricSpec(
         "sidecar_tls_reloads_total",
@@ -86,6 +115,7 @@ HTTP_CLOSE_REASONS = (
 HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
 
 HTTP_METRICS = (
+    MetricSpec("sidecar_http_requests_running", MetricKind.GAUGE, "Requests to HTTP listeners in flight."),
     MetricSpec("sidecar_http_connections_open", MetricKind.GAUGE, "Connections to HTTP listeners open now."),
     MetricSpec(
         "sidecar_http_connections_closed_total",

@@ -86,7 +86,7 @@ class Config:
         if tls is None:
             return None
         authority = None if tls.client_ca is None else self.path(tls.client_ca)
-        return TlsFiles(self.path(tls.cert), self.path(tls.key), authority)
+        return TlsFiles(self.path(tls.cert), self.path(tls.key), authority, kind)
 
 
 def load_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:

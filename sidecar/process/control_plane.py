@@ -24,6 +24,7 @@ from sidecar.stores.registry.uses import TokenUses
 if TYPE_CHECKING:
     from sidecar.process.followed_registry import FollowedRegistry
     from sidecar.process.sealing import KeySealer
+    from sidecar.services.admin.decision_log import DecisionLog
     from sidecar.stores.redis.bucket_store import RedisBucketStore
     from sidecar.transports.http1.asgi import AsgiApp
 
@@ -93,9 +94,12 @@ def build_admin_api(
     metrics: Metrics,
     put_in_force: Callable[[Position], Awaitable[bool]],
     token_uses: TokenUses,
+    decision_log: DecisionLog | None = None,
 ) -> AsgiApp:
     """
     Build the admin API of *registry*, configured by *config*; it records its callers in *token_uses*.
+
+    *decision_log* None = there is none to answer from.
 
     Raises:
         FileFaultsError: the key file for webhook secrets cannot be used.
@@ -114,6 +118,7 @@ def build_admin_api(
             registry.now_us,
             token_uses=token_uses,
             policy=rules.policy,
+            decision_log=decision_log,
         )
     )
 

@@ -24,6 +24,7 @@ listen:
   http: 127.0.0.1:9192
   admin: 127.0.0.1:9193
 registry: registry.yaml
+decision_log: decisions # a row for each decision, in Parquet files
 client_ip: peer
 routes:
   - {methods: GET,  path: /v1/inventory/**,    scope: inventory:read}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from sidecar.transports.tls import certificate_end
 
 PAGE_TIMEOUT_S = 5.0
 CERTIFICATE_WARNING_DAYS = 30
+LOG_FREE_BYTES_MIN = 1 << 30
 CLOCK_DIFFERENCE_MAX_US = 1_000_000
 """Credentials expire by the store's clock; a person compares them with this machine's."""
 ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -77,6 +79,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
     yield from _examine_registry(config, loaded)
     yield from _examine_running(page)
     yield from _examine_certificates(config)
+    yield from _examine_decision_log(config)
 
 
 def _mistakes(error: FileFaultsError) -> Iterator[Finding]:
@@ -231,3 +234,22 @@ def _examine_certificates(config: Config) -> Iterator[Finding]:
                 state = State.FAILED if left.total_seconds() < 0 else State.WARNING
                 remedy = "Renew it; a running sidecar reads the new file by itself."
             yield Finding(f"certificate of listen.{kind}[{index}]", state, text, remedy)
+
+
+def _examine_decision_log(config: Config) -> Iterator[Finding]:
+    """Report whether the folder of the decision log, or the one that it is created in, takes files."""
+    setting = config.settings.decision_log.path
+    if setting is None:
+        return
+    name, folder = "decision log", config.path(setting)
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        remedy = f"Create the folder for the user of the sidecar: install -d -o sidecar -m 0750 {folder}"
+        yield Finding(name, State.FAILED, f"this user may not write to {place}", remedy)
+        return
+    free_bytes = shutil.disk_usage(place).free
+    text = f"{folder} is writable, {free_bytes / (1 << 30):.1f} GiB are free"
+    if free_bytes < LOG_FREE_BYTES_MIN:
+        yield Finding(name, State.WARNING, text, "Lower decision_log.keep_bytes, or use a larger disk.")
+    else:
+        yield Finding(name, State.OK, text)

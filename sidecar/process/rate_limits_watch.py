@@ -31,7 +31,7 @@ class RateLimitsWatch(FileWatch[LoadedRateLimits]):
         """Keep *limiter* up to date with *source*; count in *metrics*."""
         super().__init__(source, COMPONENT, "rate-limit configuration", metrics, _log, poll_interval_s)
         self._files = source
-        self._limiter = limiter
+        self.limiter = limiter
         self.on_state: OnState = lambda name, is_ready, state: None
 
     def _loader(self, is_asked: bool) -> Callable[[], LoadedRateLimits | None]:
@@ -41,7 +41,7 @@ class RateLimitsWatch(FileWatch[LoadedRateLimits]):
         self._metrics.add("sidecar_rate_limit_reloads_total", result)
 
     async def _put_in_force(self, loaded: LoadedRateLimits) -> None:
-        self._limiter.put_in_force(loaded.limits)
+        self.limiter.put_in_force(loaded.limits)
         report_rate_limits(loaded, self._files.file)
 
     def _refused(self, error: FileFaultsError) -> None:

@@ -27,7 +27,7 @@ def describe_unready(components: Mapping[str, Component]) -> str:
     return ", ".join(f"{name}: {each.state}" for name, each in components.items() if not each.is_ready)
 
 
-SOUND_STATES = frozenset({"serving", "loaded", "none", "connected"})
+SOUND_STATES = frozenset({"serving", "loaded", "none", "connected", "ready"})
 
 
 def describe_degraded(components: Mapping[str, Component]) -> str:

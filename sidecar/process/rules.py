@@ -57,7 +57,7 @@ def build_rules(config: Config) -> Rules:
         routes,
         catalogue,
         key_flood=KeyFloodLimiter(per_minute) if per_minute else None,
-        resolves_every_address=config.has_control_plane,  # to record where a credential was used
+        resolves_every_address=config.has_control_plane or config.settings.decision_log.is_on,
         shadow=ALL_RULES if config.settings.enforcement == "shadow" else NO_RULES,
     )
     style = AnswerStyle(

@@ -24,6 +24,7 @@ from sidecar.observe.build import VERSION
 from sidecar.observe.logs import LineHandler, log_event, set_up_logging
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
+from sidecar.process.expiries import watch_credentials
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
 from sidecar.process.operating_system import (
     READY,
@@ -170,6 +171,8 @@ class Process:
         """Start to watch or follow the registry, to connect to the store, and to rank integrations."""
         sidecar = self._sidecar
         self.spawn(self._rank_integrations())
+        decider = sidecar.decider
+        self.spawn(watch_credentials(lambda: decider.snapshot, sidecar.metrics, decider.clock_us))
         if sidecar.watch is not None and self._loaded.source is not None:
             report_registry(self._loaded.registry, self._loaded.source.file, sidecar.metrics)
             self.spawn(sidecar.watch.run())
@@ -252,6 +255,7 @@ class Process:
         sidecar = self._sidecar
         timeout_s = sidecar.config.settings.drain_timeout_s
         log_event(_log, logging.INFO, "draining", timeout_s=timeout_s)
+        sidecar.metrics.set("sidecar_draining", to=1)
         for kind in deciding_kinds(sidecar.config):
             sidecar.readiness.set(kind, False, "draining")
         sidecar.health.drain()

@@ -19,7 +19,8 @@ def serve(
     """
     Run a sidecar, or a supervisor with workers, until a stop signal; return the exit code.
 
-    Several workers need a supervisor, and so does the admin API, which runs in the supervisor's process.
+    Several workers need a supervisor. So do the admin API, which runs in the supervisor's process, and the
+    decision log, whose writer is a process of its own.
 
     Args:
         config: what to serve.
@@ -39,7 +40,7 @@ def serve(
             on_serving(served)
 
     count = worker_count(config.settings.workers)
-    if count == 1 and not config.serves_admin_api:
+    if count == 1 and not config.serves_admin_api and not config.settings.decision_log.is_on:
         return run(
             config,
             Metrics(TABLE),

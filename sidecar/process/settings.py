@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from sidecar.domain.cidr import Cidr, parse_cidr
+from sidecar.domain.path_masks import PathMasks
 from sidecar.domain.paths import PATH_CHARS_MAX
 from sidecar.domain.routes import RoutePattern, parse_route_path
 from sidecar.domain.scopes import ScopeCategory, Sensitivity
@@ -59,6 +60,12 @@ REPLICAS_MAX = 16
 REPLICAS_TIMEOUT_MAX_MS = 5_000
 """Half of the deadline of a change."""
 WORKERS_MAX = 256
+LOG_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""A name of a sidecar is the name of a folder."""
+LOG_FLUSH_INTERVAL_MAX_S = 300.0
+LOG_DAYS_MAX = 3_650
+LOG_BYTES_MIN = 1 << 20
+LOG_BYTES_MAX = 10**15
 PATH_CHARS_MIN = 64
 """A lower bound would refuse ordinary paths."""
 EMBEDDED_STORE = "embedded:"
@@ -359,6 +366,44 @@ class LogSettings(Section):
     refusals: Literal["sampled", "none"] = "sampled"
 
 
+def _path_mask(text: str) -> str:
+    PathMasks([text])
+    return text
+
+
+class DecisionLogSettings(Section):
+    """
+    The log of every decision; a path alone means a section with defaults. No `path` and no `stdout` = off.
+
+    `name` None = the name of the host.
+    """
+
+    path: str | None = None
+    stdout: Literal["none", "json"] = "none"
+    name: Annotated[str, Field(pattern=LOG_NAME_PATTERN)] | None = None
+    sample_allowed: Annotated[float, Field(ge=0, le=1)] = 1.0
+    mask: Annotated[tuple[Annotated[str, _parsed(_path_mask)], ...], BeforeValidator(_one_or_many)] = ()
+    flush_interval_s: Annotated[float, Field(ge=0.1, le=LOG_FLUSH_INTERVAL_MAX_S)] = 5.0
+    keep_days: Annotated[int, Field(ge=1, le=LOG_DAYS_MAX)] = 30
+    keep_bytes: Annotated[int, Field(ge=LOG_BYTES_MIN, le=LOG_BYTES_MAX)] = 10 << 30
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> DecisionLogSettings:
+        if self.model_fields_set and not self.is_on:
+            raise ValueError("path is missing; name the folder of the decision log, or set 'stdout: json'")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether decisions are recorded."""
+        return self.path is not None or self.stdout != "none"
+
+
 def _limit_fields() -> dict[str, Any]:
     """The fields of `TransportLimits`, with its defaults and their ranges."""
     described: dict[str, Any] = {}
@@ -414,6 +459,7 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()
     integration_series_max: Annotated[int, Field(ge=0, le=LISTED_MAX)] = LISTED_DEFAULT
+    decision_log: DecisionLogSettings = DecisionLogSettings()
 
     @property
     def store_timeout_s(self) -> float:

@@ -7,8 +7,6 @@ therefore rules, buckets and counters; only the messages differ.
 
 from __future__ import annotations
 
-from typing import Final
-
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -24,19 +22,19 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decider import Decider
 from sidecar.v1 import decision_pb2 as pb
 
-SERVICE: Final = "sidecar.v1.DecisionService"
-DECIDE: Final = f"/{SERVICE}/Decide"
-DECIDE_BATCH: Final = f"/{SERVICE}/DecideBatch"
+SERVICE = "sidecar.v1.DecisionService"
+DECIDE = f"/{SERVICE}/Decide"
+DECIDE_BATCH = f"/{SERVICE}/DecideBatch"
 
-BATCH_REQUESTS_MAX: Final = 256
+DIALECT = "native"
+"""The name of this service in the decision log."""
+BATCH_REQUESTS_MAX = 256
 """Maximum requests of one DecideBatch: deciding them blocks the event loop for a few milliseconds."""
 
-_VERDICTS: Final = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
-_REASONS: Final = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
-_FALLBACKS: Final = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
-_STATED_ADDRESS: Final = PeerAddress(
-    "client_ip"
-)  # the caller states the client's address; headers are not read
+_VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
+_REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
+_FALLBACKS = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
+_STATED_ADDRESS = PeerAddress("client_ip")  # the caller states the client's address; headers are not read
 
 
 class DecisionService:
@@ -170,6 +168,7 @@ def access_request(request: pb.DecideRequest, policy: Policy) -> AccessRequest:
         scope or None,
         api_key or None,
         _STATED_ADDRESS,
+        DIALECT,
     )
 
 

@@ -8,7 +8,6 @@ request through when either is missing. Messages come from xds-protos.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
@@ -23,11 +22,11 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decider import Decider
 from sidecar.services.templates import AnswerTemplates
 
-_parse: Final = CheckRequest.FromString
+DIALECT = "ext_authz"
+"""The name of this service in the decision log."""
+CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
-CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
-
-_OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 class ExtAuthzService:
@@ -50,7 +49,7 @@ class ExtAuthzService:
             RpcError: INTERNAL, the message is not a CheckRequest.
         """
         try:
-            attributes = _parse(message).attributes
+            attributes = CheckRequest.FromString(message).attributes
         except DecodeError:
             raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
         request = access_request(attributes, self._decider.policy.client_address.reads_peer)
@@ -75,7 +74,7 @@ def access_request(attributes: AttributeContext, reads_peer: bool = True) -> Acc
         headers = _joined(http.header_map.headers)
     peer = attributes.source.address.socket_address.address if reads_peer else ""
     scope = attributes.context_extensions.get("scope")
-    return AccessRequest(http.method, http.path, headers.get, peer, scope)
+    return AccessRequest(http.method, http.path, headers.get, peer, scope, None, None, DIALECT)
 
 
 def _joined(headers: Iterable[HeaderValue]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter_ns
-from typing import Final, TypeVar, final
+from typing import TypeVar, final
 
 from sidecar.domain.rate_limits.counters import CountersTaken
 from sidecar.domain.rate_limits.decisions import (
@@ -19,15 +19,15 @@ from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import STORE_SHARE, STORE_TIMEOUT_S
 from sidecar.stores.protocols import CounterStore, StoreFault
 
-HITS: Final = "sidecar_rate_limit_hits_total"
-_PLACES: Final = {result: place for place, result in enumerate(("within_limit", "over_limit", "shadow"))}
+HITS = "sidecar_rate_limit_hits_total"
+_PLACES = {result: place for place, result in enumerate(("within_limit", "over_limit", "shadow"))}
 WITHIN, OVER, SHADOW = _PLACES.values()
 """Places of the counts in a row of `HITS`: the order of its results in the table of metrics."""
-UNKNOWN_DOMAIN: Final = "(unknown)"
+UNKNOWN_DOMAIN = "(unknown)"
 """The label of domains that no file has: what callers write is no label."""
-NO_RULE: Final = "(none)"
+NO_RULE = "(none)"
 """The label of descriptors that meet no rule, or one without a limit."""
-OVERRIDE: Final = "(override)"
+OVERRIDE = "(override)"
 """The label of limits that requests bring along."""
 
 Context = TypeVar("Context")
@@ -59,6 +59,11 @@ class RateLimiter:
             for result in ("ok", "over_limit", "invalid", "unavailable")
         }
         self._observe_ns = metrics.histogram("sidecar_rate_limit_duration_seconds").observe_ns
+        self.on_answered: Callable[[PlannedCall, LimitAnswer | None, int], None] | None = None
+        """
+        Called with each call, its answer and the time that it took, in ns; answer None = the store was not
+        available. It must not raise.
+        """
         self.put_in_force(limits)
 
     def put_in_force(self, limits: RateLimits) -> None:
@@ -125,7 +130,7 @@ class RateLimiter:
     ) -> LimitAnswer | StoreFault:
         if type(outcome) is StoreFault:
             self._values[self._results["unavailable"]] += 1
-            self._observe_ns(perf_counter_ns() - started_ns)
+            self._answered(planned, None, started_ns)
             return outcome
         assert type(outcome) is CountersTaken
         return self._answer(planned, outcome, started_ns)
@@ -134,8 +139,14 @@ class RateLimiter:
         answer = planned.plan.answer(taken)
         self._count(planned, taken)
         self._values[self._results["over_limit" if answer.is_over else "ok"]] += 1
-        self._observe_ns(perf_counter_ns() - started_ns)
+        self._answered(planned, answer, started_ns)
         return answer
+
+    def _answered(self, planned: PlannedCall, answer: LimitAnswer | None, started_ns: int) -> None:
+        elapsed_ns = perf_counter_ns() - started_ns
+        self._observe_ns(elapsed_ns)
+        if self.on_answered is not None:
+            self.on_answered(planned, answer, elapsed_ns)
 
     def _count(self, planned: PlannedCall, taken: CountersTaken | None) -> None:
         """Count the hits of each limited descriptor at its rule; what overshoots is over, the rest within."""

@@ -15,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Generic, TypeVar
 
 import grpc
@@ -60,6 +61,7 @@ class RunningCalls:
         self._calls_max = calls_max
         self._values = metrics.values
         self._running_slot = metrics.slot("sidecar_calls_running")
+        self.observe_ns = metrics.histogram("sidecar_request_duration_seconds", "grpc").observe_ns
         self._ended_slots = tuple(metrics.slot("sidecar_calls_total", str(int(code))) for code in StatusCode)
 
     def begin(self) -> bool:
@@ -192,6 +194,7 @@ class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
 
     async def serve(self, handle: UnaryHandler, message: bytes) -> bytes:
         """Run *handle* and wait for the answer."""
+        started_ns = perf_counter_ns()
         try:
             answer = handle(message, self)
         except Exception as error:
@@ -207,6 +210,7 @@ class ReferenceUnaryCall(_ReferenceCall[UnaryHandler]):
                 raise
         if self._code is not StatusCode.OK:
             await abort(self._context, self._code, self._detail)
+        self._running.observe_ns(perf_counter_ns() - started_ns)
         return self._answer
 
 

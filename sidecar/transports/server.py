@@ -12,12 +12,14 @@ class TlsFiles:
     """
     PEM files of a TLS listener; reloaded when one of them changes.
 
-    With `client_ca` (mutual TLS) only clients with a certificate from this CA are served.
+    With `client_ca` (mutual TLS) only clients with a certificate from this CA are served. `listener` is the
+    kind of the listener, which metrics name; '' = none of a sidecar.
     """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    listener: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ certificate or a removed client CA takes effect without a restart, and a bad fil
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from collections.abc import Callable, Iterable
@@ -32,6 +33,8 @@ UNREAD: Signature = ()
 
 TLS_1_2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """The other ciphers of TLS 1.2 are prohibited or not ephemeral (RFC 9113 9.2.2)."""
+
+CERTIFICATE_EXPIRES = "sidecar_tls_certificate_expires_timestamp_seconds"
 
 _log = logging.getLogger("sidecar.transports")
 
@@ -199,9 +202,9 @@ def _load_client_ca(context: ssl.SSLContext, client_ca: Path) -> None:
 class TlsContext:
     """The TLS context for new connections of one endpoint, reloaded when its files change."""
 
-    def __init__(self, files: TlsFiles, metrics: Metrics) -> None:
+    def __init__(self, files: TlsFiles, metrics: Metrics, siblings: list[TlsContext] | None = None) -> None:
         """
-        Load *files*.
+        Load *files*; *siblings* are the other contexts of the same kind of listener.
 
         Raises:
             ListenError: a file cannot be used.
@@ -210,8 +213,21 @@ class TlsContext:
         self._metrics = metrics
         self._episode = ReadEpisode(metrics, "tls", str(files.certificate))
         self._signature = signature(files)
+        self.ends_at_s = 0
+        """When the certificate expires, Unix time; 0 = not known."""
         self.current = server_context(files)
         warn_of_validity(files)
+        self._siblings = [] if siblings is None else siblings
+        self._siblings.append(self)
+        self._report_end()
+
+    def _report_end(self) -> None:
+        """Set the metric of the earliest end of a certificate of this kind of listener."""
+        with contextlib.suppress(ListenError, ValueError):  # replaced meanwhile: a reload follows
+            self.ends_at_s = int(certificate_end(_read(self._files.certificate)).timestamp())
+        if self._files.listener:
+            ends_at_s = min(filter(None, (context.ends_at_s for context in self._siblings)), default=0)
+            self._metrics.set(CERTIFICATE_EXPIRES, self._files.listener, to=ends_at_s)
 
     def poll(self) -> None:
         """Reload the files if one of them has changed since the last check."""
@@ -225,7 +241,9 @@ class TlsContext:
         loaded = load_again(self._files, self._metrics, self._episode, lambda: server_context(self._files))
         if self._episode.is_open:
             self._signature = UNREAD
-        self.current = loaded or self.current
+        if loaded is not None:
+            self.current = loaded
+            self._report_end()
         return loaded is not None
 
 
@@ -236,4 +254,8 @@ def tls_contexts(endpoints: Iterable[Endpoint], metrics: Metrics) -> list[TlsCon
     Raises:
         ListenError: a file cannot be used.
     """
-    return [None if endpoint.tls is None else TlsContext(endpoint.tls, metrics) for endpoint in endpoints]
+    siblings: list[TlsContext] = []
+    return [
+        None if endpoint.tls is None else TlsContext(endpoint.tls, metrics, siblings)
+        for endpoint in endpoints
+    ]

@@ -38,6 +38,10 @@ class InBackground(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End, and wait for the last thing that each does."""
+        self.end()
+
+    def end(self) -> None:
+        """End before the block does."""
         self.is_over.set()
         for thread in self._threads:
             thread.join(self._timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import urllib.parse
@@ -12,22 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from deploy.demo.programs import Program
 from sidecar.cli.check_client import Asker
 from sidecar.domain.api_keys import generate_api_key
+from sidecar.domain.decisions import Reason
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.shared import WorkerCounts
+from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
+from sidecar.process.supervisor.resources import WorkerHealth, WorkerUsage
+from sidecar.process.supervisor.slot import Slot
 from sidecar.services.ext_authz_client import check_request
+from tests.building import make_decider
 from tests.house.monitoring import ALERTS, RULES, UNIT_TESTS, dashboard_queries
 from tests.house.source import ROOT, text_of
 from tests.redis_servers import RedisServer, free_port
 from tests.unit.process.running import Configured
+from tests.unit.process.supervisor.playing import ManualTimers
 from tests.waiting import eventually
 
 CONFIG = "deploy/prometheus/prometheus.yml"
 TIMEOUT_S = 60
 SILENT = {"Access ends in", "Processor time", "Rate-limit service: over the limit"}
 """Panels with a query that finds nothing where there is no admin API, supervisor or rate-limit file."""
-FLOOD_ALERTS = {"SidecarKeyFlood"}
+CALLER_ALERTS = {"SidecarKeyFlood", "SidecarIntegrationLimited"}
 STORE_ALERTS = {
     "SidecarAvailabilityBurnsFast",
     "SidecarStoreBreakerOpen",
@@ -37,10 +48,16 @@ STORE_ALERTS = {
 DENIED = {"rate_limited", "route_unknown", "unknown_credential", "key_flood"}
 
 
-def promtool(*arguments: str) -> str:
-    """What promtool prints when it succeeds."""
+def promtool(*arguments: str, text: str | None = None) -> str:
+    """What promtool prints when it succeeds; *text* is its standard input."""
     done = subprocess.run(
-        ["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        ["promtool", *arguments],
+        cwd=ROOT,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -90,7 +107,9 @@ class Prometheus(Program):
 
     def query(self, text: str) -> list[dict[str, Any]]:
         """The vector that the query *text* of the dashboard returns, for all instances."""
-        text = text.replace("$instance", ".*").replace("$__rate_interval", "10s")
+        text = (
+            text.replace("$instance", ".*").replace("$integration", ".*").replace("$__rate_interval", "10s")
+        )
         found: list[dict[str, Any]] = self.ask("query", query=text).get("result", [])
         return found
 
@@ -113,6 +132,18 @@ def load(target: str, configured: Configured) -> None:
             asker.ask(check_request("GET", path, {"x-api-key": key}, "127.0.0.1"))
 
 
+def test_metrics__promtool_accepts_them() -> None:
+    """Names, types and help texts of all metrics, those about integrations and workers included."""
+    metrics = WorkerCounts(TABLE, WORKER_GAUGE_RULES)
+    worker = make_decider(metrics=Metrics(TABLE, metrics.add_block().values))
+    worker.refuse(Reason.SCOPE_MISSING, "")
+    metrics.collect_along(WorkerUsage(lambda: [os.getpid()]))
+    metrics.collect_along(WorkerHealth([Slot(0, ManualTimers(), metrics)]))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(metrics)
+    promtool("check", "metrics", text=generate_latest(registry).decode())
+
+
 def test_prometheus__answers_every_query_about_a_loaded_sidecar(tmp_path: Path, store: RedisServer) -> None:
     """Every panel gets data, a flood raises its alert, and so does a store that goes away; no rule fails."""
     configured = Configured(tmp_path, store=store.url, invalid_keys_per_minute=10, store_timeout_ms=1000)
@@ -126,7 +157,9 @@ def test_prometheus__answers_every_query_about_a_loaded_sidecar(tmp_path: Path, 
                 load(target, configured)
                 return expected <= raised(prometheus)
 
-            eventually(lambda: load_raises(FLOOD_ALERTS), what="the alert of the flood")
+            eventually(
+                lambda: load_raises(CALLER_ALERTS), what="the alerts of a flood and a limited integration"
+            )
             eventually(lambda: silent_panels(prometheus) == SILENT, what="all other panels have data")
             denied = prometheus.query('sum by (reason) (sidecar_decisions_total{verdict!="ALLOW"}) > 0')
             assert {row["metric"]["reason"] for row in denied} >= DENIED

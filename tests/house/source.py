@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import subprocess
-import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -88,14 +86,16 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
+@cache
 def code_lines(text: str) -> frozenset[int]:
     """The numbers of the lines that hold code: no blank lines, no comments, no docstrings."""
-    lines: set[int] = set()
-    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in ignored and token.type != tokenize.ENDMARKER:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return frozenset(lines - _docstring_lines(_parsed(text)))
+    tree = _parsed(text)
+    written = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    lines = {number for number, line in written if line and not line.startswith("#")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno is not None:
+            lines.update(range(node.lineno, node.end_lineno + 1))
+    return frozenset(lines - _docstring_lines(tree))
 
 
 def _docstring_lines(tree: ast.Module) -> set[int]:

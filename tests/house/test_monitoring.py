@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.house.source import report, text_of
 
 RUNBOOK = "docs/operate/runbook.md"
 ROWS = ["Is it healthy", "Who is limited and why", "What does the store cost", "Administration"]
+VARIABLES = ["datasource", "instance", "integration"]
 PARTS = ("**Symptom.**", "**Cause.**", "**What to do.**")
 
 
@@ -39,9 +41,15 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+@cache
+def root_command() -> Any:
+    """The command `sidecar`; Typer takes its time to build it."""
+    return typer.main.get_command(app)
+
+
 def parse(words: list[str]) -> None:
     """Parse *words* as arguments of `sidecar`, without running the command; raise if they are wrong."""
-    command: Any = typer.main.get_command(app)
+    command: Any = root_command()
     while hasattr(command, "commands"):
         name, *words = words
         command = command.commands[name]
@@ -59,7 +67,7 @@ def test_dashboard__has_its_rows_and_follows_its_variables() -> None:
     """It has four rows; each panel uses the chosen data source, and each query the chosen instances."""
     panels = dashboard()["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == ROWS
-    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "instance"]
+    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == VARIABLES
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}", panel["title"]

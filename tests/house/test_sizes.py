@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from tests.house.source import Source, code_lines, functions, python_sources, report
 
 FILE_LINES_MAX = 500
@@ -14,6 +16,7 @@ when its thing has become short, and its number follows its thing down.
 """
 
 
+@cache
 def sizes_of(source: Source) -> dict[str, int]:
     """The code lines of *source* and of each function in it: no blank lines, comments or docstrings."""
     lines = code_lines(source.text)

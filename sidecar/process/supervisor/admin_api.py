@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from sidecar.domain.accounts import live_admin_tokens
 from sidecar.domain.changes import Position
@@ -14,10 +15,14 @@ from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
 from sidecar.process.control_plane import build_admin_api, registry_of
+from sidecar.process.expiries import count_expiring
 from sidecar.process.followed_registry import close_registry
 from sidecar.services.admin.notices import expiry_notices
 from sidecar.stores.registry.protocol import Registry, RegistryError
 from sidecar.stores.registry.uses import TokenUses
+
+if TYPE_CHECKING:
+    from sidecar.services.admin.decision_log import DecisionLog
 
 
 class SupervisedAdminApi:
@@ -47,14 +52,15 @@ class SupervisedAdminApi:
         previous, served = self._served, None
         if config.serves_admin_api:
             registry, token_uses = await registry_of(config), TokenUses()
+            log = decision_log_of(config)
             try:
-                api = build_admin_api(config, registry, self._metrics, self._put_in_force, token_uses)
+                api = build_admin_api(config, registry, self._metrics, self._put_in_force, token_uses, log)
             except BaseException:
                 await close_registry(registry)
                 raise
             self._app.api = api
             jobs = AdminJobs(registry, token_uses, self._metrics, registry.now_us)
-            served = _ServedRegistry(registry, jobs)
+            served = _ServedRegistry(registry, jobs, log)
         else:
             self._app.api = None
         self._served = served
@@ -70,19 +76,32 @@ class SupervisedAdminApi:
 
 
 class _ServedRegistry:
-    """A registry that the API serves, with its background jobs."""
+    """A registry that the API serves, with its background jobs and the decision log."""
 
-    def __init__(self, registry: Registry, jobs: AdminJobs) -> None:
+    def __init__(self, registry: Registry, jobs: AdminJobs, log: DecisionLog | None) -> None:
         self._registry = registry
+        self._log = log
         self._jobs = jobs
         self._task = asyncio.create_task(jobs.run())
 
     async def close(self) -> None:
-        """Write unwritten token uses, and close the registry."""
+        """End queries of the log, write unwritten token uses, and close the registry."""
+        if self._log is not None:
+            self._log.close()
         self._task.cancel()
         await asyncio.wait((self._task,))
         await self._jobs.end()
         await close_registry(self._registry)
+
+
+def decision_log_of(config: Config) -> DecisionLog | None:
+    """Return the decision log that *config* writes, to answer from; None = there are no files."""
+    path = config.settings.decision_log.path
+    if path is None:
+        return None
+    from sidecar.services.admin.decision_log import DecisionLog
+
+    return DecisionLog(config.path(path))
 
 
 FLUSH_INTERVAL_S = 5.0
@@ -156,6 +175,11 @@ class AdminJobs:
         ends_at_us = live[-1][1].expires_at_us if live else 0
         self._metrics.set("sidecar_admin_live_administrators", to=len({account.id for account, _ in live}))
         self._metrics.set("sidecar_admin_access_ends_timestamp_seconds", to=ends_at_us // 1_000_000)
+        times_us = [
+            token.expires_at_us for account in accounts if account.is_active for token in account.tokens
+        ]
+        for within, count in count_expiring(times_us, now_us).items():
+            self._metrics.set("sidecar_admin_tokens_expiring", within, to=count)
         notices = expiry_notices(accounts, now_us)
         for notice in notices:
             self._warn(notice.code, notice.message)

@@ -27,7 +27,8 @@ class Assignment:
 
     `listen` has the endpoints by kind, one for each item of `listen.<kind>`; `counts_fd` is its metrics block
     in shared memory, `link_fd` its end of the socket to the supervisor. `is_successor` = another process
-    serves these endpoints until this worker is ready, so the worker listens only then.
+    serves these endpoints until this worker is ready, so the worker listens only then. `log_fd` is the socket
+    to the writer of the decision log, -1 = off, and `name` this process in its frames.
     """
 
     index: int
@@ -36,6 +37,8 @@ class Assignment:
     counts_fd: int
     link_fd: int
     is_successor: bool = False
+    log_fd: int = -1
+    name: str = ""
 
     def write(self) -> int:
         """Write the assignment to a memfd for the worker to inherit; the caller closes it after the start."""
@@ -48,6 +51,8 @@ class Assignment:
             "directory": str(self.config.directory),
             "takes_over": self.config.takes_over,
             "is_successor": self.is_successor,
+            "log_fd": self.log_fd,
+            "name": self.name,
             "file": tree.file,
             "values": tree.values,
             "origins": list(tree.origins.items()),
@@ -75,6 +80,8 @@ def read_assignment(fd: int) -> Assignment:
         content["counts_fd"],
         content["link_fd"],
         content["is_successor"],
+        content["log_fd"],
+        content["name"],
     )
 
 

@@ -11,15 +11,18 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from sidecar.domain.changes import Position
 from sidecar.observe.logs import log_event
+from sidecar.observe.metrics import Metrics
 from sidecar.observe.shared import WorkerCounts
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served
@@ -43,6 +46,18 @@ HIDDEN_VARIABLES = frozenset({"NOTIFY_SOCKET"})
 _log = logging.getLogger("sidecar.supervisor")
 
 
+class FrameSocket(NamedTuple):
+    """
+    The decision log, as a worker process needs it.
+
+    `fd` is the socket that the worker inherits; `on_ended` receives the worker's number, its name in the
+    frames and its counts.
+    """
+
+    fd: int
+    on_ended: Callable[[int, str, Metrics], None]
+
+
 class WorkerProcess:
     """Implements `slot.Worker` with a real process."""
 
@@ -54,11 +69,13 @@ class WorkerProcess:
         counts: WorkerCounts,
         priority: Priority | None = None,
         is_successor: bool = False,
+        log: FrameSocket | None = None,
     ) -> None:
         """
         Start worker *index* of *config* on its own endpoints *listen*, with real ports.
 
-        *is_successor* = another process serves these endpoints until this worker is ready.
+        *is_successor* = another process serves these endpoints until this worker is ready; *log* None = it
+        records no decisions.
 
         Raises:
             OSError: the system is out of processes, memory or file descriptors.
@@ -69,13 +86,19 @@ class WorkerProcess:
         self.on_exit: Callable[[int], None] = lambda code: None
         self._loop = asyncio.get_running_loop()
         self._counts = counts
+        self._index = index
+        self._log = log
+        self._name = secrets.token_hex(8)
+        log_fd = -1 if log is None else log.fd
         with contextlib.ExitStack() as undo:
             self._block = counts.add_block()
             undo.callback(counts.retire, self._block)
             self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._link.close)
             with theirs:
-                assignment = Assignment(index, config, listen, self._block.fd, theirs.fileno(), is_successor)
+                assignment = Assignment(
+                    index, config, listen, self._block.fd, theirs.fileno(), is_successor, log_fd, self._name
+                )
                 self._child = (priority or Priority()).start(lambda: _started(assignment))
             undo.callback(_kill, self._child)
             self.pid = self._child.pid
@@ -141,6 +164,9 @@ class WorkerProcess:
             self._loop.remove_reader(self._pidfd)
             self._link.close()
             os.close(self._pidfd)
+            if self._log is not None:
+                values = Metrics(self._counts.table, self._block.values)
+                self._log.on_ended(self._index, self._name, values)
             self._counts.retire(self._block)
             self._orders.close()
             self.on_exit(code)
@@ -148,12 +174,13 @@ class WorkerProcess:
 
 def _started(assignment: Assignment) -> subprocess.Popen[bytes]:
     fd = assignment.write()
+    log_fds = () if assignment.log_fd == -1 else (assignment.log_fd,)
     try:
         return subprocess.Popen(
             [sys.executable, *path_flags(), "-m", MODULE, str(fd)],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES},
-            pass_fds=(fd, assignment.counts_fd, assignment.link_fd),
+            pass_fds=(fd, assignment.counts_fd, assignment.link_fd, *log_fds),
             process_group=0,  # Ctrl-C reaches the supervisor only, which stops the workers
         )
     finally:

@@ -6,13 +6,15 @@ import ctypes
 import os
 import resource
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from sidecar.process.supervisor.slot import Slot
 
 NICENESS = 19
 """The highest niceness: beside a busy worker of niceness 0 it gets 1.5 % of a core."""
@@ -77,6 +79,35 @@ class Priority:
             self._starter = None
 
 
+class WorkerHealth(Collector):
+    """Collects which worker is sick: by number, whether it is ready, since when it hangs, its restarts."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        """Look at *slots* at every collection."""
+        self._slots = slots
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the three metric families."""
+        ready = GaugeMetricFamily(
+            "sidecar_worker_ready", "1 = this worker is ready for traffic.", labels=_WORKER
+        )
+        silent = GaugeMetricFamily(
+            "sidecar_worker_silent_seconds",
+            "How long this worker's event loop is blocked, whole seconds; it is killed after 30.",
+            labels=_WORKER,
+        )
+        restarts = CounterMetricFamily(
+            "sidecar_worker_slot_restarts", "Times that this worker ended or was replaced.", labels=_WORKER
+        )
+        for slot in self._slots:
+            number = [str(slot.index)]
+            ready.add_metric(number, slot.component.is_ready)
+            silent.add_metric(number, slot.beats_missed)
+            restarts.add_metric(number, slot.restarts)
+        yield from (ready, silent, restarts)
+
+
+_WORKER = ["worker"]
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 

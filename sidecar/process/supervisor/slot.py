@@ -108,6 +108,8 @@ class Slot:
         self._current: _WorkerRun | None = None
         self._successor: _WorkerRun | None = None
         self._draining: list[_WorkerRun] = []
+        self.restarts = 0
+        """How often a worker of this slot ended or was replaced."""
         self._restart: Timer | None = None
         self._on_replaced: Callable[[str], None] | None = None
         self._is_stopping = False
@@ -152,6 +154,12 @@ class Slot:
         if not self.is_serving:
             return Component(False, "starting")
         return Component(self.report.is_ready, self.report.state)
+
+    @property
+    def beats_missed(self) -> int:
+        """How many checks in a row, one a second, found the event loop of the serving worker blocked."""
+        run = self._current
+        return run.beats_missed if run is not None and run.stage is Stage.SERVING else 0
 
     @property
     def end_timeout_s(self) -> float:
@@ -246,7 +254,7 @@ class Slot:
         predecessor, self._current, self._successor = self._current, run, None
         self._launch = run.launch
         self._backoff.reset()
-        self._metrics.add("sidecar_worker_restarts_total", "rolling")
+        self._count_restart("rolling")
         if predecessor is None:
             self._end_replacement("")
         else:
@@ -281,7 +289,7 @@ class Slot:
                 self._end_replacement("")
         elif run is self._successor:
             self._successor = None
-            self._metrics.add("sidecar_worker_restarts_total", reason)
+            self._count_restart(reason)
             self._end_replacement(self._failed_start(run, how))
             if self._current is None and self._restart is None:
                 self._restart_later(0.0)
@@ -303,9 +311,13 @@ class Slot:
 
     def _record_exit(self, reason: str, served_s: float) -> None:
         """Count the exit and schedule a restart."""
-        self._metrics.add("sidecar_worker_restarts_total", reason)
+        self._count_restart(reason)
         if self._successor is None and not self._is_stopping:
             self._restart_later(served_s)
+
+    def _count_restart(self, reason: str) -> None:
+        self.restarts += 1
+        self._metrics.add("sidecar_worker_restarts_total", reason)
 
     def _restart_later(self, served_s: float) -> None:
         delay_s = self._backoff.next_s(served_s)

@@ -52,8 +52,9 @@ from sidecar.process.shutdown import (
     ignore_stop_signals,
 )
 from sidecar.process.supervisor.admin_api import SupervisedAdminApi
-from sidecar.process.supervisor.process import WorkerProcess
-from sidecar.process.supervisor.resources import Priority, WorkerUsage
+from sidecar.process.supervisor.log_process import LogProcess
+from sidecar.process.supervisor.process import FrameSocket, WorkerProcess
+from sidecar.process.supervisor.resources import Priority, WorkerHealth, WorkerUsage
 from sidecar.process.supervisor.slot import Launch, Slot
 from sidecar.process.supervisor.timing import WORKER_TIMEOUTS, WorkerTimeouts
 from sidecar.process.wiring import supervised_servers
@@ -128,8 +129,10 @@ class Supervisor:
         self._slots = tuple(
             Slot(index, loop, counts, self._on_change, plan.timeouts) for index in range(plan.count)
         )
-        self._orphans = OrphanReaper(self._worker_pids)
+        self._log: LogProcess | None = None
+        self._orphans = OrphanReaper(self._child_pids)
         counts.collect_along(WorkerUsage(self._worker_pids, lambda: self._orphans.cpu_us))
+        counts.collect_along(WorkerHealth(self._slots))
         counts.set("sidecar_workers_wanted", to=plan.count)
         counts.top.listed_max = plan.config.settings.integration_series_max
         # Only workers follow the registry, and this metric is the least value of all processes.
@@ -153,6 +156,9 @@ class Supervisor:
         self._handle_signals()
         try:
             await self._open_admin_api(self._config)
+            if self._config.settings.decision_log.is_on:
+                self._log = LogProcess(self._config, self._counts, self._priority)
+                self._log.start()
             launch = self._launch(self._config)
             self._replaces = replaces_another(self._config, len(self._slots))
             if not self._replaces:
@@ -168,6 +174,8 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             await self._end_workers()
+            if self._log is not None:
+                await self._log.end()
             await self._listeners.drain(STOP_TIMEOUT_S)
             await self._admin_api.close()
             for ports in self._ports.values():
@@ -181,6 +189,9 @@ class Supervisor:
         """Reserve the ports of *config*; return what starts a worker on them."""
         held = {kind: ports.hold(endpoints(config, kind)) for kind, ports in self._ports.items()}
         workers = len(self._slots)
+        log = None
+        if self._log is not None and config.settings.decision_log.is_on:
+            log = FrameSocket(self._log.frames_fd, self._log.worker_ended)
 
         def launch(index: int, is_successor: bool) -> WorkerProcess:
             own = {
@@ -188,7 +199,7 @@ class Supervisor:
                 for kind, each in held.items()
             }
             replaces = is_successor or self._replaces
-            return WorkerProcess(index, config, own, self._counts, self._priority, replaces)
+            return WorkerProcess(index, config, own, self._counts, self._priority, replaces, log)
 
         return launch
 
@@ -260,6 +271,9 @@ class Supervisor:
 
     def _worker_pids(self) -> list[int]:
         return [pid for slot in self._slots for pid in slot.pids]
+
+    def _child_pids(self) -> list[int]:
+        return [*self._worker_pids(), *(() if self._log is None else self._log.pids)]
 
     def _stop(self, number: signal.Signals) -> None:
         """Drain at the first stop signal, end at once at a later one; see `StopSignals`."""
@@ -375,7 +389,7 @@ class Supervisor:
         old, new = self._config.settings, config.settings
         changed = [
             key
-            for key in ("workers", "log", "integration_series_max")
+            for key in ("workers", "log", "decision_log", "integration_series_max")
             if getattr(old, key) != getattr(new, key)
         ]
         changed += [

@@ -24,7 +24,7 @@ from sidecar.observe.table import TABLE
 from sidecar.process.listeners import Served
 from sidecar.process.run import Process, StartTimeouts, run
 from sidecar.process.shutdown import EXIT_FAULT
-from sidecar.process.supervisor.assignment import read_assignment
+from sidecar.process.supervisor.assignment import Assignment, read_assignment
 from sidecar.process.supervisor.messages import (
     ORDER_BYTES_MAX,
     START_ERRORS,
@@ -35,6 +35,7 @@ from sidecar.process.supervisor.messages import (
 )
 from sidecar.process.supervisor.resources import request_short_slices
 from sidecar.process.wiring import LoadedConfig, Sidecar
+from sidecar.services.decision_recorder import DecisionRecorder
 from sidecar.transports.server import ListenError
 
 BEAT_INTERVAL_S = 1.0
@@ -105,20 +106,35 @@ class WorkerSidecar(Process):
 
     def __init__(
         self, loaded: LoadedConfig, sidecar: Sidecar, logs: LineHandler, index: int, link: Link,
-        block: CountBlock, is_successor: bool = False,
+        block: CountBlock, is_successor: bool = False, recorder: DecisionRecorder | None = None,
     ) -> None:  # fmt: skip
         """
         Run worker *index* of the supervisor at the other end of *link*.
 
-        *is_successor* = another process serves until this worker is ready.
+        *is_successor* = another process serves until this worker is ready; *recorder* None = the decision log
+        is off.
         """
         logs.addFilter(WorkerField(index))
         super().__init__(loaded, sidecar, logs)
         self._link = link
         self._block = block
         self._served: Served | None = None
+        self._recorder = recorder
+        if recorder is not None:
+            recorder.policy = sidecar.decider.policy
+            sidecar.decider.on_decided = recorder.note
+            if sidecar.rate_limits is not None:
+                sidecar.rate_limits.limiter.on_answered = recorder.note_limits
         if is_successor:
             self.timeouts = StartTimeouts(inf, inf)  # the supervisor kills a worker that takes too long
+
+    async def run(self) -> int:
+        """Serve, drain, and send the last decisions to the log."""
+        try:
+            return await super().run()
+        finally:
+            if self._recorder is not None:
+                await self._recorder.end()
 
     def begin(self) -> None:
         """Report every change of this worker's readiness to the supervisor from now on."""
@@ -173,6 +189,28 @@ class WorkerSidecar(Process):
         self.stop(signal.SIGTERM)
 
 
+def _recorder(assignment: Assignment) -> DecisionRecorder | None:
+    """Return what hands decisions to the log on this event loop; None = the log is off."""
+    if assignment.log_fd == -1:
+        return None
+    frames = socket.socket(fileno=assignment.log_fd)
+
+    def send(message: bytes) -> bool:
+        try:
+            frames.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    return DecisionRecorder(
+        send,
+        assignment.index,
+        assignment.name,
+        asyncio.get_running_loop(),
+        assignment.config.settings.decision_log.sample_allowed,
+    )
+
+
 def main(fd: int) -> int:
     """Run the worker that the assignment in memfd *fd* describes; return its exit code."""
     assignment = read_assignment(fd)
@@ -184,7 +222,14 @@ def main(fd: int) -> int:
             assignment.config,
             Metrics(TABLE, block.values),
             lambda loaded, sidecar, logs: WorkerSidecar(
-                loaded, sidecar, logs, assignment.index, link, block, assignment.is_successor
+                loaded,
+                sidecar,
+                logs,
+                assignment.index,
+                link,
+                block,
+                assignment.is_successor,
+                _recorder(assignment),
             ),
         )
     except START_ERRORS as error:

@@ -54,6 +54,7 @@ RuleWord = Literal[
     "peak_hours",
     "outside_working_hours",
     "new_networks",
+    "new_addresses",
     "scope_not_granted",
     "refusals",
     "would_deny",

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 
-from sidecar.domain.activity import BASELINE_WEEKS, DAY_US, HISTORY_DAYS, WEEK_US, Activity, KeyCount
-from sidecar.stores.decisions.filters import timestamp
-from sidecar.stores.decisions.reader import DecisionReader
+from sidecar.domain.activity import (
+    ADDRESS_DAYS,
+    BASELINE_WEEKS,
+    DAY_US,
+    HISTORY_DAYS,
+    LISTED_MAX,
+    WEEK_US,
+    Activity,
+    KeyCount,
+    NewAddresses,
+    Total,
+)
+from sidecar.stores.decisions.filters import Value, timestamp
+from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader, rows_segments
 
 COUNTS_MAX = 50_000
 """Counts that one answer is made of; past it, those of the networks with the fewest requests are left out."""
@@ -41,6 +53,17 @@ ORDER BY kind = 'address', requests DESC LIMIT {COUNTS_MAX}
 """  # noqa: S608
 
 
+_NEW_ADDRESSES = f"""
+WITH addresses AS (
+    SELECT client_address, count(*) AS requests, count(*) FILTER (WHERE reason <> 'ok') AS refused,
+        epoch_us(min(time)) AS first_seen_us, epoch_us(max(time)) AS last_seen_us
+    FROM decisions WHERE integration = ? AND time >= ? AND time < ? AND client_address <> ''
+    GROUP BY client_address HAVING min(time) >= ?
+)
+SELECT *, count(*) OVER () FROM addresses ORDER BY requests DESC, client_address LIMIT {LISTED_MAX}
+"""  # noqa: S608
+
+
 def read_activity(
     reader: DecisionReader,
     integration: str,
@@ -58,6 +81,7 @@ def read_activity(
         DecisionLogTimeoutError: it took longer than *deadline_s*.
         DecisionLogError: the log cannot be read, or the query needs too much memory.
     """
+    ends_at = monotonic() + deadline_s
     begins_us = reader.begins_us()
     history_us = from_us - HISTORY_DAYS * DAY_US
     times = {
@@ -85,7 +109,23 @@ def read_activity(
         [count for count in counts if count.kind not in (_HOUR, _INVALID_KEYS)],
         {count.key: count.requests for count in counts if count.kind == _INVALID_KEYS},
         is_complete=len(counts) < COUNTS_MAX,
+        new_addresses=_new_addresses(reader, integration, from_us, to_us, ends_at - monotonic()),
     )
+
+
+def _new_addresses(
+    reader: DecisionReader, integration: str, from_us: int, to_us: int, deadline_s: float
+) -> NewAddresses:
+    """Return the addresses of the window that older rows do not have; a failure is no failure of the rest."""
+    since_us = max(0, from_us - ADDRESS_DAYS * DAY_US)
+    try:
+        begins_us = reader.begins_us(rows_segments)
+        parameters: list[Value] = [integration, timestamp(since_us), timestamp(to_us), timestamp(from_us)]
+        rows = reader.sql(_NEW_ADDRESSES, parameters, deadline_s, since_us, to_us)
+    except DecisionLogError as error:
+        return NewAddresses(since_us, problem=str(error))
+    known_since_us = max(since_us, to_us if begins_us is None else begins_us)
+    return NewAddresses(known_since_us, rows[0][-1] if rows else 0, tuple(Total(*row[:-1]) for row in rows))
 
 
 def read_scope_uses(

@@ -260,14 +260,18 @@ class DecisionReader:
 
         return _retried(read)
 
-    def begins_us(self) -> int | None:
+    def begins_us(
+        self, choose: Callable[[Iterable[Segment]], Iterable[Segment]] = counted_segments
+    ) -> int | None:
         """
-        Return the time of the oldest row or rollup, in µs since the epoch; None = the log is empty.
+        Return the time of the oldest row, in µs since the epoch; None = the log is empty.
+
+        *choose* `rows_segments` = only of rows that still exist; rollups are older.
 
         Raises:
             DecisionLogError: the folder cannot be read.
         """
-        files = self._files(0, LATEST_US, counted_segments)
+        files = self._files(0, LATEST_US, choose)
         return min((file.segment.from_us for file in files), default=None)
 
     def stop(self) -> None:

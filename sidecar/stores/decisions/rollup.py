@@ -86,6 +86,16 @@ def rollup_query(source: str) -> str:
     )
     # An address is counted before its network is computed, which takes 10 times as long as to count it.
     keys = f"SELECT *, CASE kind WHEN 'address' THEN {network_of('value')} ELSE value END AS key FROM counts"  # noqa: S608
+    return f"WITH counts AS ({counts}), {_bounded(keys)}"
+
+
+def sum_query(source: str) -> str:
+    """Return a SELECT that adds up the relation *source* of rollups, with at most `KEYS_MAX` keys."""
+    return f"WITH {_bounded(f'SELECT * FROM {source}')}"  # noqa: S608
+
+
+def _bounded(keys: str) -> str:
+    """Return the end of a query: the counts of *keys*, added up, the busiest keys of each kind and hour."""
     # The reason is no part of a key: a key is kept with all its reasons, or with none.
     totals = "SELECT *, sum(count) OVER (PARTITION BY kind, integration, hour, key) AS total FROM keys"
     ranks = (
@@ -93,16 +103,11 @@ def rollup_query(source: str) -> str:
         " FROM totals"
     )
     return (
-        f"WITH counts AS ({counts}), keys AS ({keys}), totals AS ({totals}), ranks AS ({ranks})"  # noqa: S608
+        f"keys AS ({keys}), totals AS ({totals}), ranks AS ({ranks})"  # noqa: S608
         f" SELECT kind, CASE WHEN rank <= {KEYS_MAX} THEN key ELSE '{OTHER}' END AS key,"
         f" integration, hour, reason, {_MEASURES} FROM ranks GROUP BY ALL"
         " ORDER BY integration, hour, kind, key"
     )
-
-
-def sum_query(source: str) -> str:
-    """Return a SELECT that adds up the relation *source* of rollups."""
-    return f"SELECT kind, key, integration, hour, reason, {_MEASURES} FROM {source} GROUP BY ALL"  # noqa: S608
 
 
 def counted_segments(segments: Iterable[Segment]) -> list[Segment]:

@@ -9,17 +9,17 @@ call was CANCELLED. An ENDED call waits until the peer has read the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast.requests import Request
 from sidecar.transports.framing import MessageReader
 
-RECEIVING: Final = 0
-IN_HANDLER: Final = 1
-KEPT: Final = 2
-CANCELLED: Final = 3
-ENDED: Final = 4
+RECEIVING = 0
+IN_HANDLER = 1
+KEPT = 2
+CANCELLED = 3
+ENDED = 4
 
 
 class CallConnection(Protocol):
@@ -57,6 +57,7 @@ class FastCall:
         "on_cancel",
         "reader",  # only for a request that is not one complete frame
         "request",
+        "started_ns",
         "started_s",
         "state",
         "stream_id",
@@ -64,13 +65,23 @@ class FastCall:
     )
 
     def __init__(
-        self, connection: CallConnection, stream_id: int, request: Request, started_s: float
+        self,
+        connection: CallConnection,
+        stream_id: int,
+        request: Request,
+        started_s: float,
+        started_ns: int,
     ) -> None:
-        """Start a call whose headers arrived at *started_s*, from which the deadline counts."""
+        """
+        Start a call whose headers arrived at *started_s*, from which the deadline counts.
+
+        *started_ns* is the same moment on the clock that measures durations.
+        """
         self.connection = connection
         self.stream_id = stream_id
         self.request = request
         self.started_s = started_s
+        self.started_ns = started_ns
         timeout_s = request.timeout_s
         self.deadline_s: float | None = None if timeout_s is None else started_s + timeout_s
         self.on_cancel: Callable[[], None] | None = None
@@ -144,10 +155,15 @@ class FastStreamCall(FastCall):
     __slots__ = ("_has_begun",)
 
     def __init__(
-        self, connection: CallConnection, stream_id: int, request: Request, started_s: float
+        self,
+        connection: CallConnection,
+        stream_id: int,
+        request: Request,
+        started_s: float,
+        started_ns: int,
     ) -> None:
         """See `FastCall`."""
-        super().__init__(connection, stream_id, request, started_s)
+        super().__init__(connection, stream_id, request, started_s, started_ns)
         self._has_begun = False
 
     @property

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final, cast
+from time import perf_counter_ns
+from typing import cast
 
 from sidecar.transports.fast.authority import AuthorityFilter
 from sidecar.transports.fast.closed import CLOSED_CONNECTION, CLOSED_TRANSPORT
@@ -34,10 +35,10 @@ from sidecar.transports.fast.policing import Policing
 from sidecar.transports.fast.read_scheduler import LATE_READ_BYTES, READ_BYTES
 from sidecar.transports.fast.streams import Streams
 
-_DRAIN_PING: Final = b"draining"
-_KEEPALIVE_PING: Final = b"anyone??"
+_DRAIN_PING = b"draining"
+_KEEPALIVE_PING = b"anyone??"
 
-_FLOOD_CODES: Final = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
+_FLOOD_CODES = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
 """The error codes of ngh2 when one of its own rate limits is exceeded."""
 
 
@@ -149,6 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         core = self._core
         lifetime = self._lifetime
         self.streams.now_s = now_s
+        self.streams.read_ns = perf_counter_ns()
         self._is_flush_pending = True
         try:
             if self._filter is not None:
@@ -230,6 +232,7 @@ class Connection(asyncio.BufferedProtocol):
             output = self.streams.take_output()
             if output:
                 self._transport.write(output)
+                self.streams.observe_answered()
             events = http2.events()
             if events:
                 self.streams.handle(events)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from random import Random
 from time import monotonic
-from typing import Final, Protocol
+from typing import Protocol
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.transport_metrics import CLOSE_REASONS, GRPC_CODES
@@ -19,13 +19,13 @@ from sidecar.transports.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.server import TransportLimits
 from sidecar.transports.wheel import Loop, TimerWheel
 
-SHARE_CALLS: Final = 16
+SHARE_CALLS = 16
 """Minimum share of a loop turn for one connection, in calls."""
 
-UNDIVIDED_CALLS: Final = 32
+UNDIVIDED_CALLS = 32
 """Calls of one connection that are handled in one turn without a share, to save writes."""
 
-_log: Final = logging.getLogger("sidecar.transports")
+_log = logging.getLogger("sidecar.transports")
 
 
 class ConnectionHandle(Protocol):
@@ -69,6 +69,7 @@ class Core:
         "limits",
         "loop",
         "methods",
+        "observe_request_ns",
         "on_connection_closed",
         "open",
         "open_slot",
@@ -134,6 +135,7 @@ class Core:
         self.turn = turn or LoopTurn(loop)
         self.values = metrics.values
         self.running_slot = metrics.slot("sidecar_calls_running")
+        self.observe_request_ns = metrics.histogram("sidecar_request_duration_seconds", "grpc").observe_ns
         self.open_slot = metrics.slot("sidecar_connections_open")
         self.code_slots = [metrics.slot("sidecar_calls_total", code) for code in GRPC_CODES]
         self.closed_slots = {

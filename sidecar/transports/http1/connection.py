@@ -13,6 +13,7 @@ import contextlib
 import socket
 import time
 from enum import Enum, auto
+from time import perf_counter_ns
 from typing import cast
 
 from sidecar.domain.client_address import network_of
@@ -52,8 +53,8 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "__weakref__", "_accepted", "_body", "_core", "_due_reason", "_due_tick", "_exchange", "_framing",
         "_inbox", "_is_continue_due", "_is_eof", "_is_last", "_is_reading", "_is_tls", "_is_trusted",
-        "_is_writable", "_peer", "_pending_head", "_phase", "_reason", "_request", "_searched", "_transport",
-        "_unread", "_unsent_bytes", "source",
+        "_is_writable", "_peer", "_pending_head", "_phase", "_reason", "_request", "_searched", "_started_ns",
+        "_transport", "_unread", "_unsent_bytes", "source",
     )  # fmt: skip
 
     def __init__(self, core: HttpCore, accepted: socket.socket, peer: tuple[str, int] | None) -> None:
@@ -76,6 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         self._due_reason = ""  # '' = no deadline
         self._reason = "peer"
         self._unsent_bytes = 0
+        self._started_ns = 0
         self._is_last = False
         self._is_trusted = False
         self._is_continue_due = False
@@ -109,6 +111,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._phase is _Phase.CLOSED:
             return
         if self._phase is not _Phase.ENDING:
+            if not self._inbox:
+                self._started_ns = perf_counter_ns()
             self._inbox += self._core.read_buffer[:nbytes]
         if self._phase is _Phase.READING and self._core.queue.is_free:
             self.work()  # one request; what is pipelined behind it waits in the queue
@@ -388,6 +392,10 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         """After the answer: continue with the next request, or end."""
         core = self._core
+        now_ns = perf_counter_ns()
+        if core.observe_ns is not None:
+            core.observe_ns(now_ns - self._started_ns)
+        self._started_ns = now_ns  # of a request that was sent behind this one
         self._exchange = None
         if not self._is_trusted:
             core.end_request()

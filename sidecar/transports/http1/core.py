@@ -50,9 +50,16 @@ class HttpCore:
 
     def __init__(
         self, handler: Handler, limits: HttpLimits, pace: Pace, metrics: Metrics, loop: Loop,
-        connections_max: int,
+        connections_max: int, observe_ns: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
-        """Serve *handler* on *loop*; *connections_max* overrides `limits.connections_max`."""
+        """
+        Serve *handler* on *loop*; *connections_max* overrides `limits.connections_max`.
+
+        *observe_ns* receives the duration of each request; None = it is not measured.
+        """
+        self.observe_ns = observe_ns
+        self._values = metrics.values
+        self._running_slot = metrics.slot("sidecar_http_requests_running")
         self.handler = handler
         self.limits = limits
         self.metrics = metrics
@@ -117,11 +124,13 @@ class HttpCore:
         if self.requests >= self.limits.requests_max:
             return False
         self.requests += 1
+        self._values[self._running_slot] += 1
         return True
 
     def end_request(self) -> None:
         """Release a slot, for the next waiting request."""
         self.requests -= 1
+        self._values[self._running_slot] -= 1
         if self.waiting:
             self.queue.add(self.waiting.pop())
 

@@ -30,6 +30,7 @@ class HttpServer:
         metrics: Metrics,
         pace: Pace,
         limits: HttpLimits | None = None,
+        observe_ns: Callable[[int], None] | None = None,
     ) -> None:
         """
         Serve *handler* on *endpoints*, and count in *metrics*; `start` binds.
@@ -38,12 +39,14 @@ class HttpServer:
             handler: answers requests, on the event loop; see `Handler`.
             pace: the server's share of the event loop; `SHARED_LOOP` if the loop also decides.
             limits: None = the default limits.
+            observe_ns: receives the duration of each request, from its first byte to the last of its answer.
         """
         self._handler = handler
         self._endpoints = tuple(endpoints)
         self._metrics = metrics
         self._pace = pace
         self._limits = limits or HttpLimits()
+        self._observe_ns = observe_ns
         self._core: HttpCore | None = None
         self._acceptors: list[Acceptor] = []
         self._contexts: list[TlsContext] = []
@@ -62,7 +65,7 @@ class HttpServer:
         files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         loop, connections_max = asyncio.get_running_loop(), self._limits.connections_within(files_max)
         core = self._core = HttpCore(
-            self._handler, self._limits, self._pace, self._metrics, loop, connections_max
+            self._handler, self._limits, self._pace, self._metrics, loop, connections_max, self._observe_ns
         )
         core.on_closed = self._closed.set
         self._contexts = [context for context in contexts if context is not None]

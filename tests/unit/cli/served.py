@@ -32,6 +32,7 @@ from sidecar.transports.http1.asgi import serve_asgi
 from sidecar.transports.http1.work import OWN_LOOP
 from sidecar.transports.server import Endpoint
 from tests.administration import DAY_US, LIFECYCLE
+from tests.building import make_policy
 from tests.waiting import PATIENCE_S
 
 Value = TypeVar("Value")
@@ -105,7 +106,14 @@ def served_api(folder: Path) -> Iterator[ServedApi]:
     (folder / "decisions").mkdir()
     log = DecisionLog(folder / "decisions")
     context = AdminContext(
-        registry, LIFECYCLE.catalogue, metrics, _at_once, PlainSealer(), wall_clock_us, decision_log=log
+        registry,
+        LIFECYCLE.catalogue,
+        metrics,
+        _at_once,
+        PlainSealer(),
+        wall_clock_us,
+        decision_log=log,
+        policy=make_policy(),
     )
     server = HttpServer(partial(serve_asgi, build_api(context)), [Endpoint("127.0.0.1")], metrics, OWN_LOOP)
     try:

@@ -110,6 +110,22 @@ def test_decisions_show__one(logged: ServedApi) -> None:
     assert logged.run("decisions", "show", "0" * 22).exit_code == 1
 
 
+def test_decisions_explain__then_and_now(logged: ServedApi) -> None:
+    """The steps by the version that decided and by the record now; a note when there is none."""
+    assert "was deleted" in logged.run("decisions", "explain", FIRST).stderr
+    key = json.loads(logged.told("integrations", "create", "seen", "--issue-credential", "--json"))
+    row = decision_row(9, "9" * 22, integration="seen", credential=key["credential_id"], generation=1)
+    write_segment(logged.decisions / "host-c", 1, [row])
+    logged.told("integrations", "edit", "seen", "--contact", "ops")
+    text = logged.told("decisions", "explain", "9" * 22)
+    assert "then, by version 1 of the record" in text
+    assert "now, by version 2 of the record" in text
+    assert "not reached" not in text
+    assert text.count("suspension  passed  active") == 2
+    shown = json.loads(logged.told("decisions", "explain", "9" * 22, "--json"))
+    assert shown["now"]["generation"] == 2
+
+
 def test_decisions_erase__on_request(logged: ServedApi) -> None:
     """A dry run counts, a script must confirm, and then the decisions are gone."""
     erase = ("decisions", "erase", "--address", "192.0.2.1", "--reason", "asked by its owner")

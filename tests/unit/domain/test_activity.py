@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC
 
 import pytest
@@ -18,7 +19,9 @@ from sidecar.domain.activity import (
     Activity,
     Finding,
     KeyCount,
+    NewAddresses,
     Rule,
+    Total,
     find,
     usual,
 )
@@ -172,6 +175,19 @@ def test_new_networks__not_seen_before_the_window() -> None:
     }
     assert Rule.NEW_NETWORKS in unchecked(activity(counts=counts))
     assert Rule.NEW_NETWORKS not in unchecked(activity(counts=counts[:-1]))
+
+
+def test_new_addresses__need_rows_of_7_days() -> None:
+    """Also in known networks; when the rows are too few or could not be read, this is said."""
+    busiest = (Total("192.0.2.9", 5, 1, FROM_US, FROM_US + 9),)
+    known = NewAddresses(FROM_US - 7 * DAY_US, 1, busiest)
+    finding = findings(replace(activity(), new_addresses=known))[Rule.NEW_ADDRESSES]
+    assert finding.figures["addresses"][0]["key"] == "192.0.2.9"
+    assert "--address 192.0.2.9" in finding.next_step
+    for unknown in (known._replace(since_us=known.since_us + 1), known._replace(problem="too slow")):
+        found = replace(activity(), new_addresses=unknown)
+        assert Rule.NEW_ADDRESSES in unchecked(found)
+        assert Rule.NEW_ADDRESSES not in findings(found)
 
 
 def test_scopes__asked_for_and_not_granted() -> None:

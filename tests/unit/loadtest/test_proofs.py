@@ -16,7 +16,6 @@ from loadtest.proving import percentile
 from loadtest.redis_servers import RedisServerError
 from loadtest.revocation.load import ADMITTED_FIRST, CONNECTIONS, DENIED_AFTER, RevocationLoad, Trial
 from loadtest.revocation.trials import CompletedTrial, RevocationReport
-from loadtest.soak import Sample, SoakError, SoakReport, growth
 from sidecar.verify.accuracy import Terms
 from sidecar.verify.subjects import Subject
 
@@ -231,47 +230,6 @@ def test_stores__an_unknown_kind_is_refused(tmp_path: Any) -> None:
     """The error names the kinds that there are."""
     with pytest.raises(RedisServerError, match="sentinel, cluster"):
         start_store("memcached", tmp_path)
-
-
-def soaked(rss_mb: list[float], fds: list[int], **changes: Any) -> SoakReport:
-    """A soak with these samples, one a second."""
-    samples = tuple(
-        Sample(float(at_s), rss, fd, 100 * at_s)
-        for at_s, (rss, fd) in enumerate(zip(rss_mb, fds, strict=True))
-    )
-    return SoakReport(200.0, 100.0, samples, **{"statuses": {200: 9, 429: 9, 503: 1}, "hung": 0, **changes})
-
-
-FLAT = [50.0, 60.0, 60.5, 60.1, 60.4, 60.2, 60.3, 60.1, 60.2]
-FDS = [20, 24, 21, 21, 22, 21, 21, 21, 21]
-
-
-def test_soak__a_level_line_is_flat() -> None:
-    """What rises during the warm-up, and what jumps up and down, is no leak."""
-    report = soaked(FLAT, FDS)
-    assert report.is_flat
-    assert abs(report.rss_growth_mb) < 0.5
-
-
-@pytest.mark.parametrize(
-    ("rss_mb", "fds", "changes"),
-    [
-        ([50.0 + number for number in range(9)], FDS, {}),
-        (FLAT, list(range(20, 29)), {}),
-        (FLAT, FDS, {"hung": 1}),
-        (FLAT, FDS, {"statuses": {200: 9, 0: 1}}),
-    ],
-    ids=["memory", "descriptors", "hung", "unanswered"],
-)
-def test_soak__a_leak_is_found(rss_mb: list[float], fds: list[int], changes: dict[str, Any]) -> None:
-    """Memory or descriptors that rise steadily, and calls without an answer, are not flat."""
-    assert not soaked(rss_mb, fds, **changes).is_flat
-
-
-def test_growth__needs_time() -> None:
-    """Samples of one moment have no slope."""
-    with pytest.raises(SoakError, match="longer"):
-        growth([(1.0, 2.0), (1.0, 3.0)])
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])

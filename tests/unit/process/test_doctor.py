@@ -110,6 +110,15 @@ def test_doctor__a_store_that_does_not(tmp_path: Path) -> None:
     assert "accepts no writes: OOM" in finding.finding
 
 
+def test_doctor__the_folder_of_the_decision_log(tmp_path: Path) -> None:
+    """It need not exist, but a file in its place takes no rows."""
+    assert "decision log" not in states(configured(tmp_path))
+    place = configured(tmp_path, decision_log="var/decisions")
+    assert states(place)["decision log"] in (State.OK, State.WARNING)  # the disk of the test may be full
+    (tmp_path / "var").write_text("")
+    assert states(place)["decision log"] is State.FAILED
+
+
 def test_doctor__a_running_sidecar(tmp_path: Path) -> None:
     """Its components are listed; the exit code and the JSON are for scripts."""
     place = configured(tmp_path)

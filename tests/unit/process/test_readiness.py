@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.process.readiness import Component, WorkersReadiness
+from sidecar.process.readiness import Component, WorkersReadiness, describe_degraded
 from tests.unit.process.supervisor.playing import CRASH, NOT_READY, READY, Stage
 
 
@@ -56,3 +56,9 @@ def test_readiness__ends_with_the_drain() -> None:
     readiness = readiness_of(stage)
     stage.slot.stop()
     assert (readiness.is_ready, readiness.status) == (False, "not ready")
+
+
+def test_degraded__a_ready_worker_has_no_problem() -> None:
+    """Only a state that says more than that all is well is one."""
+    components = {"worker 0": Component(True, "ready"), "registry": Component(True, "loaded, not followed")}
+    assert describe_degraded(components) == "registry: loaded, not followed"

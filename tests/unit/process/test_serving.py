@@ -233,7 +233,7 @@ def test_serve__the_demo(tmp_path: Path) -> None:
     demo = tmp_path / "demo"
     environment = {"SIDECAR_LISTEN__GRPC": "127.0.0.1:0", "SIDECAR_LISTEN__ADMIN": "127.0.0.1:0"}
     with Running(tmp_path, "--demo", "--demo-directory", str(demo), **environment) as running:
-        [admin] = running.event("serving")["admin"]
+        [admin] = running.event("supervising")["admin"]
         printed = running.wait_for(
             lambda: running.printed() if "Press Ctrl-C to stop." in running.printed() else "", "the welcome"
         )

@@ -466,3 +466,24 @@ def test_stream__its_deadline_and_reset_cancel_it() -> None:
         call.send(b"dropped")
         call.finish()
     assert rig.core.running == 0
+
+
+def test_call__its_whole_time_is_measured_once() -> None:
+    """From the read of its first byte to the write of its answer, whether it is answered at once or late."""
+    rig = Rig()
+    calls = [rig.call_bytes(body=b"x") for _ in range(3)]
+    rig.say(b"".join(call for _, call in calls))
+    rig.request("/t/Keep")
+    assert measured(rig) == 3
+    rig.kept.reply_all(b"late")
+    rig.loop.turn()
+    assert measured(rig) == 4
+    rig.request("/t/Refuse")
+    assert measured(rig) == 4
+
+
+def measured(rig: Rig) -> int:
+    """How many calls were measured."""
+    first = rig.metrics.slot("sidecar_request_duration_seconds", "grpc")
+    bounds = rig.metrics.table.buckets_ns("sidecar_request_duration_seconds")
+    return sum(rig.metrics.values[first : first + len(bounds) + 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,19 @@ def test_tls_context__reload_does_not_wait_for_a_change(authority: AuthorityFold
     assert context.current is not before
     key.unlink()
     assert not context.reload()
+
+
+def test_tls_context__reports_the_earliest_end_of_its_kind(authority: AuthorityFolder) -> None:
+    """Of all listeners of a kind; a renewed certificate moves it."""
+    metrics = Metrics(TABLE)
+    files = TlsFiles(*authority.sign("server"), listener="grpc")
+    siblings: list[TlsContext] = []
+    first = TlsContext(files, metrics, siblings)
+    assert abs(first.ends_at_s - (time.time() + 86_400)) < 3_600
+    first.ends_at_s -= 1_000
+    TlsContext(files, metrics, siblings)
+    name = "sidecar_tls_certificate_expires_timestamp_seconds"
+    assert metrics.value(name, "grpc") == first.ends_at_s
+    assert first.reload()
+    assert metrics.value(name, "grpc") == first.ends_at_s > time.time()
+    assert metrics.value(name, "admin") == 0

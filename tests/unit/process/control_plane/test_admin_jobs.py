@@ -19,6 +19,7 @@ from tests.building import ManualClock, make_metrics
 from tests.waiting import until
 
 LIVE = "sidecar_admin_live_administrators"
+EXPIRING = "sidecar_admin_tokens_expiring"
 ENDS = "sidecar_admin_access_ends_timestamp_seconds"
 LIFETIME_S = 90 * DAY_US // SECOND_US
 
@@ -61,6 +62,7 @@ def test_look__tells_until_when_somebody_can_administer(
         for _ in range(3):
             await now.jobs.check_tokens()
         assert [record.getMessage() for record in caplog.records] == ["administrators lose access soon"]
+        assert [now.metrics.value(EXPIRING, within) for within in ("7d", "30d")] == [0, 1]
         now.clock.advance(us=EXPIRY_WARNING_US)
         await now.jobs.check_tokens()
         assert len(caplog.records) == 2

@@ -24,6 +24,7 @@ from sidecar.transports.http1.asgi import Receive, Scope, Send
 from sidecar.transports.http1.work import OWN_LOOP
 from tests.administration import LIFECYCLE
 from tests.building import make_metrics
+from tests.decision_log import decision_row, write_segment
 from tests.http_exchanges import ask
 
 SQLITE = "sqlite:registry.sqlite"
@@ -110,6 +111,30 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
         finally:
             await plane.close()
         assert app.api is None
+
+    asyncio.run(scenario())
+
+
+def test_supervisor__answers_from_its_decision_log(tmp_path: Path) -> None:
+    """The API reads the folder of `decision_log`; without one it says what to set."""
+    write_segment(tmp_path / "log" / "box", 1, [decision_row(1, "0123456789000000000001")])
+
+    async def scenario() -> None:
+        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+        token = (await create_first_administrator(registry, "ann", "Ann", 86_400)).token
+        await registry.aclose()
+        app = an_app()
+        plane = SupervisedAdminApi(app, make_metrics(), in_force)
+        path = "/v1/decisions/0123456789000000000001"
+        try:
+            await plane.open(configured(tmp_path, registry=SQLITE))
+            status, body = await get(app, path, token)
+            assert (status, b"decision_log" in body) == (404, True)
+            await plane.open(configured(tmp_path, registry=SQLITE, decision_log="log"))
+            status, body = await get(app, path, token)
+            assert (status, b"0123456789000000000001" in body) == (200, True)
+        finally:
+            await plane.close()
 
     asyncio.run(scenario())
 

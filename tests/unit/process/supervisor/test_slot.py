@@ -9,6 +9,7 @@ import pytest
 from sidecar.process.readiness import Component
 from sidecar.process.shutdown import StartError
 from sidecar.process.supervisor.messages import Report
+from sidecar.process.supervisor.resources import WorkerHealth
 from sidecar.sources.file_faults import FileFault, FileFaultsError
 from tests.unit.process.supervisor.playing import (
     BEATS_MISSED_MAX,
@@ -335,3 +336,22 @@ def test_changes__are_told(stage: Stage) -> None:
         move()
         seen.append(stage.changes)
     assert seen == sorted(set(seen))
+
+
+def test_health__names_the_sick_worker(stage: Stage) -> None:
+    """By its number: ready, silent since, restarts."""
+    stage.slot.start(stage.launch)
+    stage.last.tell(READY)
+    assert health(stage) == {"ready": 1, "silent_seconds": 0, "slot_restarts_total": 0}
+    for _ in range(5):
+        stage.slot.check_beats()
+    assert health(stage)["silent_seconds"] == 5
+    stage.last.end(CRASH)
+    assert health(stage) == {"ready": 0, "silent_seconds": 0, "slot_restarts_total": 1}
+
+
+def health(stage: Stage) -> dict[str, float]:
+    """The metrics of worker 3, by the ends of their names."""
+    samples = [sample for family in WorkerHealth([stage.slot]).collect() for sample in family.samples]
+    assert {sample.labels["worker"] for sample in samples} == {"3"}
+    return {sample.name.removeprefix("sidecar_worker_"): sample.value for sample in samples}

@@ -83,8 +83,8 @@ def test_activity__says_what_stands_out(logged: AdminApi) -> None:
     assert (answer["requests"], answer["refused"]) == (102, 12)
     stands_out = figures(answer)
     assert set(stands_out) == {
-        "volume", "peak_hours", "outside_working_hours", "new_networks", "scope_not_granted", "refusals",
-        "invalid_keys",
+        "volume", "peak_hours", "outside_working_hours", "new_networks", "new_addresses",
+        "scope_not_granted", "refusals", "invalid_keys",
     }  # fmt: skip
     assert (stands_out["volume"]["requests"], stands_out["volume"]["weeks"]) == (102, [30] * 4)
     assert stands_out["peak_hours"]["hours"][0]["hour"] == "2025-11-25T03:00:00.000000Z"
@@ -93,6 +93,8 @@ def test_activity__says_what_stands_out(logged: AdminApi) -> None:
     (network,) = stands_out["new_networks"]["networks"]
     assert (network["key"], network["requests"]) == ("203.0.113.0/24", 60)
     assert network["first_seen"] == "2025-11-25T03:00:00.000000Z"
+    assert stands_out["new_addresses"]["count"] == 60
+    assert stands_out["new_addresses"]["rows_since"] == "2025-10-25T16:00:00.000000Z"
     assert stands_out["scope_not_granted"]["scope"] == "crm:read"
     assert stands_out["refusals"]["reason"] == "scope_missing"
     assert stands_out["invalid_keys"]["refused_with_key_flood"] == 1
@@ -162,7 +164,7 @@ def test_activity__little_history_is_said(logged: AdminApi) -> None:
     answer = logged.get("/v1/integrations/young/activity", "audrey")
     assert (answer["requests"], answer["findings"]) == (0, [])
     assert {entry["rule"] for entry in answer["not_checked"]} == {
-        "volume", "outside_working_hours", "new_networks", "unused_scope"
+        "volume", "outside_working_hours", "new_networks", "new_addresses", "unused_scope"
     }  # fmt: skip
 
 

@@ -102,6 +102,18 @@ def test_read__history_ends_after_90_days(log: DecisionReader) -> None:
     assert read(log, "zeta", created_at_us=START_US - 5).begins_us == START_US - 5
 
 
+def test_read__new_addresses_are_those_that_older_rows_do_not_have(log: DecisionReader) -> None:
+    """Rows alone know single addresses: where retention has removed them, more seem new, since later."""
+    new = read(log).new_addresses
+    assert new is not None
+    has_old_rows = new.since_us == START_US - 30 * DAY_US
+    assert has_old_rows or new.since_us > START_US
+    assert [total.key for total in new.busiest] == (
+        ["2001:db8::1"] if has_old_rows else ["192.0.2.1", "2001:db8::1"]
+    )
+    assert new.number == len(new.busiest)
+
+
 def test_read__invalid_keys_of_the_same_networks(log: DecisionReader) -> None:
     """A flood from elsewhere is not about this integration."""
     assert read(log).invalid_keys == {"192.0.2.0/24": 1}

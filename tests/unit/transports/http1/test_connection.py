@@ -334,3 +334,19 @@ def test_answer__without_a_length_is_chunked_or_ends_with_the_connection() -> No
     client.say(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     assert answered(client) == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + b"a" * 16 + b"b"
     assert client.is_closed
+
+
+def test_connection__the_whole_time_of_each_request_is_measured() -> None:
+    """From its first byte to the last of its answer; requests in flight are counted."""
+    durations_ns: list[int] = []
+    handler = KeptExchanges()
+    rig = HttpRig(handler)
+    rig.core.observe_ns = durations_ns.append
+    client = rig.connect()
+    client.say(GET)
+    assert durations_ns == []
+    assert rig.metrics.value("sidecar_http_requests_running") == 1
+    handler.answer()
+    assert len(durations_ns) == 1
+    assert durations_ns[0] > 0
+    assert rig.metrics.value("sidecar_http_requests_running") == 0

@@ -1,0 +1,1 @@
+"""The load-test harness: scenarios, servers, the oracle and reports; `python -m loadtest` is its command."""

@@ -1,0 +1,292 @@
+"""Frames become files: whoever is killed on the way, each decision is a row, or counted as missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from sidecar.domain.path_masks import PathMasks
+from sidecar.stores.decisions.frames import Counts, Frame, Kind, RawRow, decision_row
+from sidecar.stores.decisions.log_folder import LogFolder
+from sidecar.stores.decisions.log_writer import Batch, LogState, LogWriter, Totals
+from sidecar.stores.decisions.missing import Cause, MissingSpan, read_missing
+from sidecar.stores.decisions.parquet import connect
+from sidecar.stores.decisions.row_buffer import RowBuffer, chunk_of
+from sidecar.stores.decisions.segments import segments_of
+
+NOW_US = 1_764_000_000_000_000
+
+
+def raw_row(second: int, reason: str = "ok", path: str = "/a") -> RawRow:
+    """A row of *second*, as a worker sends it."""
+    return (
+        (NOW_US + second * 1_000_000) * 1_000, f"id{second}", None, None, ("acme", "key", 60, 1), reason, "",
+        "GET", path, ("orders:read", "/a"), b"\xcb\x00\x71\x09", 5, 0, 1, 0, "", -1, "native", 7_000,
+    )  # fmt: skip
+
+
+class FrameSource:
+    """A process that sends frames of allowed and refused requests, one of each a second."""
+
+    def __init__(self, name: str = "w1") -> None:
+        """Begin with second 0."""
+        self.name = name
+        self.counts = Counts()
+        self.second = 0
+
+    def frame(self, allowed: int = 1, refused: int = 0, **others: int) -> bytes:
+        """A frame with so many rows; *others* are added to its counts."""
+        rows = []
+        for reason in ["ok"] * allowed + ["scope_missing"] * refused:
+            self.second += 1
+            rows.append(raw_row(self.second, reason))
+        more = {"allowed": allowed, "refused": refused, **others}
+        self.counts = Counts(**{k: v + more.get(k, 0) for k, v in self.counts._asdict().items()})
+        return Frame(1, self.name, self.now_us, self.now_us, self.counts, rows).packed()
+
+    def ended(self, allowed: int, refused: int) -> bytes:
+        """The supervisor's frame: the worker made so many decisions in all."""
+        self.second += 1
+        counts = Counts(allowed, refused)
+        return Frame(1, self.name, self.now_us, self.now_us, counts, [], Kind.ENDED).packed()
+
+    @property
+    def now_us(self) -> int:
+        """The time of its last row."""
+        return NOW_US + self.second * 1_000_000
+
+
+class WriterOnAFolder:
+    """A folder, one writer after another, and what the last one told the supervisor."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        """Open the folder and start a writer."""
+        self.log = tmp_path
+        self.connection = connect(tmp_path)
+        self.state: LogState | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start a writer in place of the last one, which was killed: the kernel has released its lock."""
+        if self.state is not None:
+            self.folder.close()
+        self.folder = LogFolder.open(self.log, "box", NOW_US + 10**9)
+        self.writer = LogWriter(self.folder, PathMasks(()))
+        self.writer.restore(self.state)
+
+    def cut(self, is_ending: bool = False) -> Batch:
+        """The next batch; its state is told."""
+        batch = self.writer.cut(is_ending)
+        assert batch is not None
+        self.state = LogState.read(batch.state.packed())
+        return batch
+
+    def write(self, is_ending: bool = False) -> None:
+        """Write a batch."""
+        batch = self.cut(is_ending)
+        self.writer.write(batch, self.connection)
+        self.writer.written(batch)
+
+    def ids(self) -> list[str]:
+        """The decision ids in the files."""
+        files = [str(self.folder.path / segment.name) for segment in segments_of(self.folder.path)]
+        query = f"SELECT decision_id FROM read_parquet({files}) ORDER BY time"  # noqa: S608
+        return [id for (id,) in self.connection.execute(query).fetchall()] if files else []
+
+    def missing(self) -> list[tuple[str, int, int]]:
+        """Cause, allowed and refused of each span in the file."""
+        return [(span.cause, span.allowed, span.refused) for span in read_missing(self.folder.path)]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[WriterOnAFolder]:
+    """A writer on an empty folder."""
+    scene = WriterOnAFolder(tmp_path)
+    yield scene
+    scene.connection.close()
+
+
+def test_writer__writes_each_row_once(scene: WriterOnAFolder) -> None:
+    """Batches are numbered; with nothing to write there is no batch."""
+    worker = FrameSource()
+    assert scene.writer.cut() is None
+    scene.writer.receive(worker.frame(2, 1))
+    scene.write()
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    assert scene.writer.cut() is None
+    assert scene.ids() == ["id1", "id2", "id3", "id4"]
+    assert [(segment.first, segment.last) for segment in segments_of(scene.folder.path)] == [(1, 1), (2, 2)]
+    assert scene.writer.totals == Totals(written=4)
+    assert scene.missing() == []
+
+
+def test_writer__a_killed_worker_leaves_a_count(scene: WriterOnAFolder) -> None:
+    """The supervisor counts 5 and 3 decisions; 2 and 1 came as rows, 1 was dropped, 1 sampled away."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(2, 1, dropped_allowed=1, sampled=1))
+    scene.writer.receive(worker.ended(5, 3))
+    scene.write(is_ending=True)
+    assert sorted(scene.missing()) == [
+        (Cause.BUFFER_FULL, 1, 0), (Cause.SAMPLED, 1, 0), (Cause.WORKER_ENDED, 1, 2),
+    ]  # fmt: skip
+    [lost] = [span for span in read_missing(scene.folder.path) if span.cause == Cause.WORKER_ENDED]
+    assert (lost.from_us, lost.to_us, lost.worker) == (worker.now_us - 1_000_000, worker.now_us, 1)
+    assert scene.writer.totals == Totals(written=3, dropped=1, lost=3, sampled=1)
+
+
+def test_writer__a_clean_end_of_a_worker_is_no_loss(scene: WriterOnAFolder) -> None:
+    """The counts agree, also for a worker that never sent a frame."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(2, 1))
+    scene.writer.receive(worker.ended(2, 1))
+    scene.writer.receive(FrameSource("idle").ended(0, 0))
+    scene.write()
+    assert scene.missing() == []
+    scene.writer.note_orphans(NOW_US)
+    assert scene.writer.cut(is_ending=True) is None
+
+
+def test_writer__killed_before_its_batch_is_written(scene: WriterOnAFolder) -> None:
+    """The next writer finds out by the next frame what was lost, and that is told with its span."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    scene.writer.receive(worker.frame(2, 1))
+    scene.cut()
+    scene.writer.receive(worker.frame(0, 1))
+    scene.start()
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    assert scene.ids() == ["id1", "id6"]
+    assert scene.missing() == [(Cause.WRITER_ENDED, 2, 2)]
+    [span] = read_missing(scene.folder.path)
+    assert (span.from_us, span.to_us) == (NOW_US + 1_000_000, NOW_US + 6_000_000)
+    assert scene.writer.totals == Totals(written=2, lost=4)
+
+
+def test_writer__killed_after_its_batch_was_written(scene: WriterOnAFolder) -> None:
+    """The file tells that the batch is complete: its rows are no loss, and its spans are not forgotten."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(2, dropped_refused=7))
+    batch = scene.cut()
+    assert len(batch.state.spans) == 1
+    rows_only = Batch(batch.state._replace(spans=[]), 2, batch.chunks, batch.segment)
+    scene.writer.write(rows_only, scene.connection)
+    scene.start()
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    assert scene.ids() == ["id1", "id2", "id3"]
+    assert scene.missing() == [(Cause.BUFFER_FULL, 0, 7)]
+    assert scene.writer.totals == Totals(written=3, dropped=7)
+
+
+def test_writer__killed_after_it_read_of_a_workers_end(scene: WriterOnAFolder) -> None:
+    """The supervisor tells the end again: what was lost with both is counted, and counted once."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    ended = worker.ended(4, 0)
+    scene.writer.receive(worker.frame(2))
+    scene.writer.receive(ended)
+    scene.cut()
+    scene.start()
+    scene.writer.receive(ended)
+    scene.write()
+    scene.writer.receive(ended)
+    assert scene.writer.cut() is None
+    assert scene.missing() == [(Cause.WORKER_ENDED, 3, 0)]
+    assert scene.writer.totals == Totals(written=1, lost=3)
+
+
+def test_writer__an_unclean_end_of_everything_leaves_a_span(tmp_path: Path) -> None:
+    """After a power cut nobody knows how many rows are missing, but since when."""
+    scene = WriterOnAFolder(tmp_path)
+    scene.writer.receive(FrameSource().frame(1))
+    scene.write()
+    scene.state = None
+    lock = scene.folder.path / "lock"
+    mark = lock.read_text()
+    scene.folder.close()
+    lock.write_text(mark)
+    scene.start()
+    scene.write()
+    now_us = NOW_US + 10**9
+    expected = MissingSpan(now_us, now_us, -1, -1, -1, Cause.WRITER_ENDED, "box")
+    assert read_missing(scene.folder.path) == [expected]
+    scene.folder.close()
+    assert LogFolder.open(tmp_path, "box", now_us).unclean is None
+    scene.connection.close()
+
+
+def test_writer__a_failed_batch_is_kept(scene: WriterOnAFolder) -> None:
+    """A full disk: the rows are written with the next batch, each once."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(2))
+    scene.writer.failed(scene.cut())
+    scene.writer.receive(worker.frame(1))
+    scene.write()
+    assert scene.ids() == ["id1", "id2", "id3"]
+    assert scene.writer.totals == Totals(written=3)
+
+
+def test_writer__a_full_disk_drops_the_oldest_allowed_rows(scene: WriterOnAFolder) -> None:
+    """The buffer is bounded, the rows of a batch under way count, and what is dropped is told afterwards."""
+    size = len(chunk_of([decision_row(raw_row(1), 1)], True).text)
+    scene.writer.buffer = RowBuffer(bytes_max=3 * size + size // 2)
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(0, 1))
+    scene.writer.receive(worker.frame(1))
+    batch = scene.cut()
+    for _ in range(4):
+        scene.writer.receive(worker.frame(1))
+    scene.writer.failed(batch)
+    scene.write()
+    ids = scene.ids()
+    assert ids[0] == "id1"
+    assert ids[-1] == "id6"
+    assert sum(allowed for _, allowed, _ in scene.missing()) == 6 - len(ids) > 0
+    assert scene.writer.totals == Totals(written=len(ids), dropped=6 - len(ids))
+    assert {cause for cause, *_ in scene.missing()} <= {Cause.DISK, Cause.BUFFER_FULL}
+
+
+def test_writer__sampled_rows_are_told_once_an_hour(scene: WriterOnAFolder) -> None:
+    """A line in the file for each batch would be too many."""
+    worker = FrameSource()
+    scene.writer.receive(worker.frame(1, sampled=2))
+    scene.write()
+    assert scene.missing() == []
+    worker.second += 3_700
+    scene.writer.receive(worker.frame(1, sampled=2))
+    scene.write()
+    assert scene.missing() == [(Cause.SAMPLED, 4, 0)]
+    scene.writer.receive(worker.frame(1, sampled=1))
+    scene.write(is_ending=True)
+    assert scene.missing() == [(Cause.SAMPLED, 4, 0), (Cause.SAMPLED, 1, 0)]
+
+
+def test_writer__masks_paths(tmp_path: Path) -> None:
+    """Segments with personal data are not on the disk."""
+    folder = LogFolder.open(tmp_path, "box", NOW_US)
+    writer = LogWriter(folder, PathMasks(["/customers/*"]))
+    writer.restore(None)
+    row = raw_row(1, path="/customers/smith/orders?q=1")
+    writer.receive(Frame(0, "w", NOW_US, NOW_US, Counts(1), [row]).packed())
+    batch = writer.cut()
+    assert batch is not None
+    with connect(tmp_path) as connection:
+        writer.write(batch, connection)
+    [segment] = segments_of(folder.path)
+    found = duckdb.sql(f"SELECT path FROM '{folder.path / segment.name}'").fetchall()  # noqa: S608
+    assert found == [("/customers/*/orders",)]
+    assert b"smith" not in (folder.path / segment.name).read_bytes()
+    folder.close()
+
+
+def test_writer__refuses_what_is_not_a_frame(scene: WriterOnAFolder) -> None:
+    """A bug in a worker ends no writer."""
+    with pytest.raises(ValueError, match="not a frame"):
+        scene.writer.receive(b"\x00\x01")

@@ -11,35 +11,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-END_STREAM, END_HEADERS, PADDED, ACK = 0x1, 0x4, 0x8, 0x1
-FRAME_HEAD = struct.Struct(">IBI")  # length and type share the first word
-HEAD_BYTES = FRAME_HEAD.size
-STREAM_ID_MAX = 2**31 - 1
-WINDOW_BYTES = 65_535
-RECEIVE_WINDOW_BYTES = 2**31 - 1
+from sidecar.verify.check_link import DATA, END_HEADERS, END_STREAM, HEADERS, frame
+
+FRAME_HEAD = struct.Struct(">IBI")
+"""A frame's header (RFC 9113 4.1): length and type share the first word."""
 TABLE_BYTES_MIN = 4_096
 """A peer with a smaller header table (SETTINGS_HEADER_TABLE_SIZE) gets every header block in full."""
 
 _POST_HTTP = b"\x83\x86"  # :method POST and :scheme http of the static table
 _INDEXED = _POST_HTTP + b"\xc1\xc0\xbf\xbe"  # the four that the first block has put into the dynamic table
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Encode a frame (RFC 9113 4.1)."""
-    return FRAME_HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
-
-
-def opening() -> bytes:
-    """Return a client's first frames: no server push, and a large receive window."""
-    settings = struct.pack(">HI", 2, 0)
-    return PREFACE + frame(SETTINGS, 0, 0, settings) + window_update(RECEIVE_WINDOW_BYTES - WINDOW_BYTES)
-
-
-def window_update(credit: int) -> bytes:
-    """Return a frame that lets the peer send *credit* more bytes on the connection."""
-    return frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", credit))
 
 
 class Requests:

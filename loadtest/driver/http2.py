@@ -7,29 +7,27 @@ from collections.abc import Sequence
 from socket import socket
 
 from loadtest.driver.connection import Call, Connection, Ended
-from loadtest.driver.frames import (
+from loadtest.driver.frames import FRAME_HEAD, TABLE_BYTES_MIN, Requests
+from sidecar.verify.check_link import (
     ACK,
     DATA,
     END_STREAM,
-    FRAME_HEAD,
     GOAWAY,
+    GRPC_PREFIX_BYTES,
     HEAD_BYTES,
     HEADERS,
     PADDED,
     PING,
     RST_STREAM,
     SETTINGS,
-    STREAM_ID_MAX,
-    TABLE_BYTES_MIN,
-    WINDOW_BYTES,
+    WINDOW_DEFAULT,
+    WINDOW_MAX,
     WINDOW_UPDATE,
-    Requests,
+    connection_preface,
     frame,
-    opening,
     window_update,
 )
 
-GRPC_PREFIX_BYTES = 5
 CREDIT_BYTES = 2**29
 """After so many bytes of messages the server's window is replenished."""
 _HEADER_TABLE_SIZE, _STREAMS_MAX = 1, 3  # RFC 9113 6.5.2
@@ -46,13 +44,13 @@ class Http2Connection(Connection):
         self._streams = streams
         self._streams_now = 0
         self._next_stream = 1
-        self._window_bytes = WINDOW_BYTES
+        self._window_bytes = WINDOW_DEFAULT
         self._table_bytes = TABLE_BYTES_MIN
         self._taken_bytes = 0
         self._rest = b""
         self._bodies: dict[int, bytes] = {}
         self._is_eof = False
-        self.flush(opening())
+        self.flush(connection_preface())
 
     @property
     def room(self) -> int:
@@ -77,7 +75,7 @@ class Http2Connection(Connection):
             self._window_bytes -= requests.sizes[number]
             stream += 2
         self._next_stream = stream
-        if stream + 2 * self._streams > STREAM_ID_MAX:
+        if stream + 2 * self._streams > WINDOW_MAX:
             self.is_draining = True
         self.flush(b"".join(pieces))
 
@@ -116,7 +114,7 @@ class Http2Connection(Connection):
 
     def _replenish(self) -> None:
         if self._taken_bytes >= CREDIT_BYTES:
-            self.flush(window_update(self._taken_bytes))
+            self.flush(window_update(0, self._taken_bytes))
             self._taken_bytes = 0
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:

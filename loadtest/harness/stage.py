@@ -197,7 +197,7 @@ class _Sidecars:
         def edit(text: str) -> str:
             """Serve the API in the same nginx, because a slow one would be the limit."""
             api = f'server {{ listen {LOOPBACK}:{app}; location / {{ return 200 "ok"; }} }}'
-            return text.replace("access_log off;", f"access_log off; keepalive_requests 1000000; {api}")
+            return text.replace("http {", f"http {{ keepalive_requests 1000000; {api}", 1)
 
         target = parse_target(sidecar[0])
         address = f"unix:{target.unix}" if target.unix else target.authority

@@ -14,7 +14,7 @@ from loadtest.__main__ import app
 from loadtest.harness.drivers import Job, carry_out
 from loadtest.harness.oracle import admissions, judge
 from loadtest.harness.results import Collected
-from loadtest.harness.run import rules_of
+from loadtest.harness.run import drive, rules_of
 from loadtest.harness.scenario import Scenario
 from loadtest.harness.stage import staged
 
@@ -24,6 +24,10 @@ TIGHT = {"rpm": 300, "burst": 5}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "native": {"connections": {"tls": True}},
     "forward_auth": {"connections": {"transport": "unix"}},
+    "http": {
+        "traffic": {"integrations": 5, "mix": {"valid": 0.8, "unknown": 0.1, "wrong_scope": 0.1}},
+        "sidecar": {"proxy": "nginx"},
+    },
     "rls": {"traffic": {"integrations": 5}, "limits": {"rpm": 20, "algorithm": "fixed_window"}},
 }
 SHORT_LOAD = [f"--set=load.{key}={value}" for key, value in SHORT.items()]
@@ -31,7 +35,7 @@ SHORT_LOAD = [f"--set=load.{key}={value}" for key, value in SHORT.items()]
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_load_test__every_answer_of_a_real_sidecar_is_right(protocol: str) -> None:
-    """By each protocol: all kinds of requests, and integrations above their limit."""
+    """By each protocol, with TLS, on a Unix socket, through nginx; some ask for more than their limit."""
     sections = {"traffic": {"integrations": 5, "mix": MIX}, "limits": TIGHT, **PROTOCOLS[protocol]}
     scenario = Scenario(protocol=protocol, load=SHORT, **sections)
     collected = Collected(0.0)
@@ -66,6 +70,21 @@ def test_load_test__a_run_leaves_a_result_and_a_page_and_two_can_be_compared(tmp
     compared = CliRunner().invoke(app, ["compare", path, path, f"--out={tmp_path}"])
     assert compared.exit_code == 0, compared.output
     assert "1.00 ×" in compared.output
+
+
+def test_load_test__a_suspension_under_load_is_judged_by_its_commit() -> None:
+    """The harness suspends through the admin API, and looks at each later call of that integration."""
+    scenario = Scenario(
+        load={**SHORT, "duration_s": 1.5},
+        traffic={"integrations": 2, "allowlist_entries": 0},
+        sidecar={"registry": "api"},
+        events=[{"at_s": 0.5, "do": "suspend", "integration": 1}],
+    )
+    with staged(scenario) as stage:
+        result = drive(scenario, stage)
+    assert result["verdict"] == {**result["verdict"], "is_right": True, "faults": []}
+    assert result["answers"]["valid"]["403"] > 0
+    assert 0.5 <= result["suspended"]["1"]["called_s"] < result["suspended"]["1"]["committed_s"]
 
 
 def test_load_test__without_a_server_there_is_no_run(tmp_path: Path) -> None:

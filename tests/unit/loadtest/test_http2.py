@@ -13,7 +13,9 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded
 
 from loadtest.driver.connection import Call, Ended
-from loadtest.driver.frames import (
+from loadtest.driver.frames import Requests
+from loadtest.driver.http2 import Http2Connection
+from sidecar.verify.check_link import (
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -23,11 +25,9 @@ from loadtest.driver.frames import (
     PING,
     RST_STREAM,
     SETTINGS,
-    Requests,
+    connection_preface,
     frame,
-    opening,
 )
-from loadtest.driver.http2 import Http2Connection
 
 METHOD = "/bench.Service/Call"
 MESSAGE = b"\x00\x00\x00\x00\x02ok"
@@ -137,7 +137,9 @@ def test_http2__settings_and_pings_are_acknowledged() -> None:
         theirs.sendall(frame(PING, 0, 0, b"12345678") + frame(PING, 1, 0, b"87654321"))
         client.read()
         received = theirs.recv(65_536)
-    assert received.removeprefix(opening()) == frame(SETTINGS, 1, 0, b"") + frame(PING, 1, 0, b"12345678")
+    assert received.removeprefix(connection_preface()) == frame(SETTINGS, 1, 0) + frame(
+        PING, 1, 0, b"12345678"
+    )
 
 
 def test_http2__a_going_server_gives_back_what_it_did_not_handle() -> None:

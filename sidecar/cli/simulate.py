@@ -92,9 +92,12 @@ def _simulated(
 
 def _folder(loaded: LoadedConfig, log: Path | None) -> Path:
     """The folder of the decision log."""
+    configured = loaded.config.settings.decision_log.path
     if log is not None:
         return log
-    raise CommandError("no decision log: pass --log DIR", EXIT_USAGE)
+    if configured is None:
+        raise CommandError("no decision log: set 'decision_log' in the configuration, or pass --log DIR")
+    return loaded.config.path(configured)
 
 
 def _past_us(option: str, text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import signal
@@ -14,8 +15,10 @@ from typing import NamedTuple
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
 from deploy.demo.sidecar import ReservedPort
+from sidecar.cli.root import app
 from sidecar.stores.decisions.missing import Cause, MissingSpan, read_missing
 from sidecar.stores.decisions.segments import Contents, segments_of
 from tests.e2e.workers import DECISIONS, Callers, Supervised, is_gone, make_owner, send_signal
@@ -166,3 +169,20 @@ def test_log__a_full_disk_stops_no_decision(folder: Path, small_disk: bool) -> N
     log = found(folder / "log" / "box")
     assert len(set(log.ids)) == len(log.ids)
     assert len(log.ids) + log.missing_rows == decided
+
+
+def test_log__a_simulation_of_the_same_record_repeats_it(folder: Path) -> None:
+    """What real workers decided is decided again; a lower limit refuses what it must."""
+    with recording(folder) as (supervised, callers):
+        callers.end()
+        supervised.stop()
+    command = ["simulate", "--config", str(supervised.config), "--integration", "caller", "--json"]
+    runs = [
+        CliRunner().invoke(app, [*command, *change])
+        for change in ((), ("--set", "limit=1", "--set", "burst=1"))
+    ]
+    same, limited = (json.loads(run.stdout) for run in runs)
+    assert same["is_complete"]
+    assert (same["rows"] >= CALLS, same["rows_kept"], same["changes"]) == (True, 0, [])
+    assert [change["becomes"] for change in limited["changes"]] == ["rate_limited"]
+    assert 0 < limited["newly_refused"] < limited["rows"] == same["rows"]

@@ -32,5 +32,5 @@ compile() {
 }
 
 compile requirements.lock "$@"
-compile requirements-dev.lock --constraint requirements.lock --extra dev "$@"
-compile requirements-bench.lock --constraint requirements-dev.lock --extra dev --extra bench "$@"
+compile requirements-dev.lock --constraint requirements.lock --extra dev --extra traces "$@"
+compile requirements-bench.lock --constraint requirements-dev.lock --extra dev --extra traces --extra bench "$@"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from sidecar.domain.cidr import AddressError, is_loopback, parse_address
 from sidecar.process.config import Config
 from sidecar.process.settings import LISTEN_KINDS
@@ -39,6 +41,17 @@ def check_repeated_address(config: Config, faults: FaultList) -> None:
                         f"{item.address} is also the address of {name}: give each listener its own address",
                     )
                 )
+
+
+def check_trace_packages(config: Config, faults: FaultList) -> None:
+    """Add to *faults* an endpoint for traces without the packages of OpenTelemetry."""
+    if config.settings.traces.endpoint is not None and find_spec("opentelemetry") is None:
+        faults.put(
+            config.fault(
+                ("traces", "endpoint"),
+                "traces need packages that are not installed: pip install 'sidecar[traces]'",
+            )
+        )
 
 
 def refuse_open_admin(config: Config) -> None:

@@ -358,6 +358,13 @@ class RateLimitSettings(Section):
         return self.algorithm if named is None else named.algorithm
 
 
+class TraceSettings(Section):
+    """OpenTelemetry traces of sampled decisions; no `endpoint` = off."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class LogSettings(Section):
     """The log on standard error; `auto` = text on a terminal, JSON lines otherwise."""
 
@@ -458,6 +465,7 @@ class Settings(Section):
     drain_timeout_s: Annotated[float, Field(gt=0, le=DRAIN_TIMEOUT_MAX_S)] = 10.0
     limits: LimitSettings = LimitSettings()  # type: ignore[valid-type]  # made from TransportLimits
     log: LogSettings = LogSettings()
+    traces: TraceSettings = TraceSettings()
     integration_series_max: Annotated[int, Field(ge=0, le=LISTED_MAX)] = LISTED_DEFAULT
     decision_log: DecisionLogSettings = DecisionLogSettings()
 

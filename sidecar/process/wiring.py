@@ -18,7 +18,7 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
-from sidecar.process.config_checks import check_open_admin, check_repeated_address
+from sidecar.process.config_checks import check_open_admin, check_repeated_address, check_trace_packages
 from sidecar.process.control_plane import (
     NO_CONTROL_PLANE,
     check_registry_settings,
@@ -189,6 +189,7 @@ class LoadedConfig:
         check_registry_settings(self.config, faults)
         check_open_admin(self.config, faults)
         check_repeated_address(self.config, faults)
+        check_trace_packages(self.config, faults)
         faults.raise_any()
 
     def _verify(self, url: StoreUrl) -> None:

@@ -143,6 +143,8 @@ class Process:
         finally:
             if self._sidecar.followed is not None:
                 await self._sidecar.followed.close()
+            if self._sidecar.tracing is not None:
+                await self._sidecar.tracing.close()
         log_event(_log, logging.INFO, "stopped")
         ignore_stop_signals(asyncio.get_running_loop())
         return EXIT_STOPPED

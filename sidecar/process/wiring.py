@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.snapshot import Snapshot
@@ -52,13 +53,16 @@ from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.embedded_counters import EmbeddedCounterStore
-from sidecar.stores.protocols import CounterStore
+from sidecar.stores.protocols import BucketStore, CounterStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
 from sidecar.stores.registry.live import PUSH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import DECIDING, SHARED_LOOP, Pace
 from sidecar.transports.server import ListeningServer
+
+if TYPE_CHECKING:
+    from sidecar.process.tracing import Tracing
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
 """The services that the health service reports on; '' = the whole process."""
@@ -93,6 +97,7 @@ class Sidecar:
     shared: SharedStore | None = None
     followed: FollowedRegistry | None = None
     rate_limits: RateLimitsWatch | None = None
+    tracing: Tracing | None = None
 
 
 class LoadedConfig:
@@ -128,17 +133,38 @@ class LoadedConfig:
             self.rate_limits_source = RateLimitsSource(config.path(limits_path), config.settings.rate_limits)
             self.rate_limits = self.rate_limits_source.load() or self.rate_limits
 
-    def decider(self, metrics: Metrics, shared: SharedStore | None = None) -> Decider:
-        """Build a decider with these rules and this registry; *shared* None = with embedded buckets."""
+    def decider(
+        self, metrics: Metrics, shared: SharedStore | None = None, store: BucketStore | None = None
+    ) -> Decider:
+        """
+        Build a decider with these rules and this registry.
+
+        *shared* None = with embedded buckets; *store* takes from the buckets, None = they do themselves.
+        """
         policy, snapshot = self.rules.policy, self.registry.snapshot
         listed_max = self.config.settings.integration_series_max
         metrics.top.listed_max = listed_max
         if shared is None:
-            store = EmbeddedBucketStore(wall_us=wall_clock_us)
+            store = store or self.embedded_buckets()
             return Decider(policy, snapshot, store, metrics, listed_max=listed_max)
         timeout_s = self.config.settings.store_timeout_s
-        buckets, clock_us = shared.buckets, shared.buckets.clock.now_us
+        buckets, clock_us = store or shared.buckets, shared.buckets.clock.now_us
         return Decider(policy, snapshot, buckets, metrics, clock_us, timeout_s, shared.fallback, listed_max)
+
+    @staticmethod
+    def embedded_buckets() -> EmbeddedBucketStore:
+        """Build buckets in the memory of this process."""
+        return EmbeddedBucketStore(wall_us=wall_clock_us)
+
+    def tracing(self, shared: SharedStore | None) -> Tracing | None:
+        """Build the traces of decisions; None = they are off, and OpenTelemetry is not imported."""
+        settings = self.config.settings.traces
+        if settings.endpoint is None:
+            return None
+        from sidecar.process.tracing import Tracing
+
+        store = self.embedded_buckets() if shared is None else shared.buckets
+        return Tracing(settings, store, self.sidecar_id)
 
     def rate_limiter(self, metrics: Metrics, shared: SharedStore | None) -> RateLimiter:
         """Build a limiter with these rate-limit files; *shared* None = with embedded counters."""
@@ -212,7 +238,10 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     config = loaded.config
     turn = LoopTurn(asyncio.get_running_loop())
     shared = loaded.shared_store(metrics, turn)
-    decider = loaded.decider(metrics, shared)
+    tracing = loaded.tracing(shared)
+    decider = loaded.decider(metrics, shared, None if tracing is None else tracing.buckets)
+    if tracing is not None:
+        tracing.connect(decider)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
         connect_store_to_registry(shared.buckets, followed)
@@ -222,11 +251,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     health_services = HEALTH_SERVICES if rate_limits is None else (*HEALTH_SERVICES, *RLS_HEALTH_SERVICES)
     health = HealthService(health_services)
     style = loaded.rules.style
-    loaded.rules.policy.on_misconfigured = _log_misconfigured
-    if config.settings.log.refusals == "sampled":
-        decider.on_refused = RefusalLog().note
-    if loaded.rules.policy.key_flood is not None:
-        loaded.rules.policy.key_flood.on_flood = partial(_log_flood, metrics)
+    _log_refusals(config, decider, metrics)
     methods: list[Method] = [
         *health.methods(),
         *ExtAuthzService(decider, style).methods(),
@@ -264,6 +289,7 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         shared,
         followed,
         rate_limits,
+        tracing,
     )
 
 
@@ -276,6 +302,16 @@ def _rate_limits(
         return None, ()
     limiter = loaded.rate_limiter(metrics, shared)
     return RateLimitsWatch(source, limiter, metrics), RateLimitService(limiter).methods()
+
+
+def _log_refusals(config: Config, decider: Decider, metrics: Metrics) -> None:
+    """Have *decider* log what operators must know : refusals, misconfigured routes, key floods."""
+    policy = decider.policy
+    policy.on_misconfigured = _log_misconfigured
+    if config.settings.log.refusals == "sampled":
+        decider.on_refused = RefusalLog().note
+    if policy.key_flood is not None:
+        policy.key_flood.on_flood = partial(_log_flood, metrics)
 
 
 def _log_misconfigured(problem: str) -> None:

@@ -80,7 +80,7 @@ class Decider:
         self.on_decided: Callable[[AccessRequest | None, Decision, int], None] | None = None
         """
         Records each request, its decision and the time that the decision took, in ns; request None = a
-        refusal without a readable request. It must not raise. None = there is no decision log.
+        refusal without a readable request. It must not raise. None = nothing observes them.
         """
         self._store = store
         self._take_now = store.take_now
@@ -99,6 +99,19 @@ class Decider:
         self._places = {reason: RESULTS.index(result_of(reason)) for reason in Reason}
         self.rows = IntegrationRows(metrics.table.integrations, metrics.values, listed_max)
         self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
+
+    def add_observer(self, note: Callable[[AccessRequest | None, Decision, int], None]) -> None:
+        """Call *note* for each decision, after those that were added before; see `on_decided`."""
+        former = self.on_decided
+        if former is None:
+            self.on_decided = note
+            return
+
+        def note_both(request: AccessRequest | None, decision: Decision, elapsed_ns: int) -> None:
+            former(request, decision, elapsed_ns)
+            note(request, decision, elapsed_ns)
+
+        self.on_decided = note_both
 
     def count(self) -> int:
         """Return the number of decisions so far."""

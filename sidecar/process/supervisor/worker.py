@@ -122,7 +122,7 @@ class WorkerSidecar(Process):
         self._recorder = recorder
         if recorder is not None:
             recorder.policy = sidecar.decider.policy
-            sidecar.decider.on_decided = recorder.note
+            sidecar.decider.add_observer(recorder.note)
             if sidecar.rate_limits is not None:
                 sidecar.rate_limits.limiter.on_answered = recorder.note_limits
         if is_successor:

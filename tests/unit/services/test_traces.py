@@ -1,33 +1,25 @@
-"""Spans of decisions: which requests are sampled, whose trace a span continues, what it says, and its export."""
+"""Spans of decisions: which are sampled, whose trace a span continues, what it says, and its export."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import asyncio
+import socket
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from sidecar.domain.bucket import Taken
+from sidecar.process.settings import TraceSettings
+from sidecar.process.tracing import Tracing
 from sidecar.services.decider import Decider
 from sidecar.services.traces import DecisionTraces, TracedBuckets, exporter_to, parent_of, provider_of
 from sidecar.stores.protocols import StoreFault
 from tests.building import (
     NOW_US,
+    FixedStore,
     ManualClock,
     RecordingStore,
     make_decider,
@@ -35,11 +27,11 @@ from tests.building import (
     make_key,
     make_request,
 )
+from tests.unit.services.otlp import receiving
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 ADMITTED = Taken(1, 59, 0, NOW_US + 1_000_000)
-TIMEOUT_S = 60
 
 
 class Traced:
@@ -55,7 +47,7 @@ class Traced:
         tracer = provider_of(SimpleSpanProcessor(self._exporter), "1.0", "here").get_tracer("test")
         self.decider: Decider = make_decider(make_integration(self.key), store=buckets)
         traces = DecisionTraces(tracer, buckets, sample_ratio, self.now_ns, lambda: draw)
-        self.decider.on_decided = traces.note
+        self.decider.add_observer(traces.note)
 
     def now_ns(self) -> int:
         """The time by the test's clock."""
@@ -134,39 +126,28 @@ def test_traceparent__invalid_ones_are_ignored(traceparent: str) -> None:
     assert parent_of(traceparent) is None
 
 
-class Receiver(TraceServiceServicer):
-    """An OTLP receiver for gRPC; `received` has each export."""
-
-    def __init__(self) -> None:
-        """Nothing was received yet."""
-        self.received: queue.Queue[ExportTraceServiceRequest] = queue.Queue()
-
-    def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
-        """Keep *request*."""
-        self.received.put(request)
-        return ExportTraceServiceResponse()
-
-
-@pytest.fixture
-def receiver() -> Iterator[tuple[Receiver, str]]:
-    """A running receiver and its address."""
-    servicer = Receiver()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"http://127.0.0.1:{port}"
-    server.stop(None).wait(TIMEOUT_S)
-
-
-def test_export__reaches_an_otlp_receiver(receiver: tuple[Receiver, str]) -> None:
+def test_export__reaches_an_otlp_receiver() -> None:
     """The last spans are exported when the provider ends."""
-    servicer, endpoint = receiver
-    provider = provider_of(exporter_to(endpoint), "1.0", "host:1:ab")
-    provider.get_tracer("sidecar").start_span("decide").end()
-    provider.shutdown()
-    (spans,) = servicer.received.get(timeout=TIMEOUT_S).resource_spans
-    resource = {attribute.key: attribute.value.string_value for attribute in spans.resource.attributes}
+    with receiving() as (receiver, endpoint):
+        provider = provider_of(exporter_to(endpoint), "1.0", "host:1:ab")
+        provider.get_tracer("sidecar").start_span("decide").end()
+        provider.shutdown()
+        exported = receiver.resource_spans()
+    resource = {attribute.key: attribute.value.string_value for attribute in exported.resource.attributes}
     assert resource["service.name"] == "sidecar"
     assert resource["service.instance.id"] == "host:1:ab"
-    assert [span.name for span in spans.scope_spans[0].spans] == ["decide"]
+    assert [span.name for span in exported.scope_spans[0].spans] == ["decide"]
+
+
+def test_close__does_not_wait_for_a_receiver_that_does_not_answer() -> None:
+    """A socket that accepts and says nothing: the end of the process waits for its bound only."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = TraceSettings(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", sample_ratio=1.0)
+        store = FixedStore(ADMITTED)
+        tracing = Tracing(settings, store, "host:1:ab")
+        key = make_key()
+        decider = make_decider(make_integration(key), store=tracing.buckets)
+        tracing.connect(decider)
+        assert decider.decide(make_request(key.api_key), None, lambda *decided: None, None) is not None
+        asyncio.run(tracing.close(timeout_s=0.01))
+    assert store.takes == 1

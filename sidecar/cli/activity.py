@@ -12,10 +12,10 @@ from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
 from sidecar.cli.integrations import IdArgument
 from sidecar.cli.tables import Column, plain, print_table
 
-FINDINGS = (Column("stands out"), Column("what, and what to do next"))
-NOT_CHECKED = (Column("not checked"), Column("why"))
+FINDINGS = (Column("stands out", style="bold yellow"), Column("what, and what to do next"))
+NOT_CHECKED = (Column("not checked", style="dim"), Column("why", style="dim"))
 MISSING = (
-    Column("rows missing"),
+    Column("rows missing", style="bold red"),
     Column("from", is_whole=True),
     Column("to", is_whole=True),
     Column("sidecar"),
@@ -35,8 +35,8 @@ def _keys(head: str) -> Sequence[Column]:
         Column(head),
         Column("requests", is_number=True),
         Column("refused", is_number=True),
-        Column("first seen"),
-        Column("last seen"),
+        Column("first seen", is_whole=True),
+        Column("last seen", is_whole=True),
     )
 
 
@@ -108,7 +108,7 @@ def print_activity(found: dict[str, Any]) -> None:
         _section(FINDINGS, map(_finding, found["findings"]))
     else:
         typer.echo("nothing stands out")
-    _section(NOT_CHECKED, ((entry["rule"], entry["message"]) for entry in found["not_checked"]))
+    _section(NOT_CHECKED, ((_rule(entry["rule"]), entry["message"]) for entry in found["not_checked"]))
     _section(
         REASONS,
         ((entry["reason"], entry["requests"], entry["baseline_requests"]) for entry in found["reasons"]),
@@ -145,7 +145,12 @@ def _section(columns: Sequence[Column], rows: Iterator[Sequence[object]]) -> Non
 def _finding(finding: dict[str, Any]) -> Sequence[object]:
     if not sys.stdout.isatty():
         return finding["rule"], finding["message"], finding["next_step"]
-    return finding["rule"].replace("_", " "), [finding["message"], f"→ {finding['next_step']}"]
+    return _rule(finding["rule"]), [finding["message"], f"→ {finding['next_step']}"]
+
+
+def _rule(rule: str) -> str:
+    """A rule's name as a person reads it; piped, as the API writes it."""
+    return rule.replace("_", " ") if sys.stdout.isatty() else rule
 
 
 def _missing(found: dict[str, Any]) -> Iterator[Sequence[object]]:
@@ -162,13 +167,18 @@ def _missing(found: dict[str, Any]) -> Iterator[Sequence[object]]:
             yield f"{rows} {where} ({span['cause']})", shown(span["from"]), shown(span["to"]), span["sidecar"]
 
 
-def _key(entry: dict[str, Any]) -> Sequence[object]:
+def _minute(moment: str) -> str:
+    """A time without its seconds, so that a line of counts fits into 80 characters."""
     from sidecar.cli.times import shown
 
+    return shown(moment)[:16] + "Z"
+
+
+def _key(entry: dict[str, Any]) -> Sequence[object]:
     return (
         entry["key"],
         entry["requests"],
         entry["refused"],
-        shown(entry["first_seen"]),
-        shown(entry["last_seen"]),
+        _minute(entry["first_seen"]),
+        _minute(entry["last_seen"]),
     )

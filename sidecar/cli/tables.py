@@ -29,11 +29,16 @@ _STYLES = {
 
 
 class Column(NamedTuple):
-    """A column: its heading, and whether its values stay on one line (ids and times, which people copy)."""
+    """
+    A column: its heading, and how a terminal shows its values.
+
+    `is_whole` values stay on one line: ids and times, which people copy. `style` is of Rich.
+    """
 
     head: str
     is_whole: bool = False
     is_number: bool = False
+    style: str = ""
 
 
 def plain(value: object) -> str:
@@ -114,6 +119,7 @@ def _draw(columns: Sequence[Column], cells: Sequence[Sequence[str]], console: Co
             no_wrap=column.is_whole,
             overflow="fold",
             justify="right" if column.is_number else "left",
+            style=column.style,
         )
     for row in cells:
         table.add_row(*map(_styled, row))

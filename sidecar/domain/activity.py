@@ -273,7 +273,7 @@ def _peak_hours(activity: Activity, record: Integration, end_us: int) -> Results
             f" {_at(top['hour_us'])} has {top['requests']:,}, and the median of this hour of the week is"
             f" {top['median']:,.0f}",
             {"hours": peaks[:LISTED_MAX], "count": len(peaks)},
-            _volume_step(record, is_high=True),
+            f"look at the requests: sidecar logs --integration {record.id} {_span(top['hour_us'])}",
         )
 
 
@@ -309,8 +309,8 @@ def _outside(activity: Activity, record: Integration, working_hours: WorkingHour
                 "source": source,
                 "requests_max": round(working_hours.requests_max, 1),
             },
-            "ask the contact of the integration; list the requests with"
-            f" 'sidecar logs --integration {record.id}' and the hours",
+            "ask the contact of the integration; look at the requests: sidecar logs --integration"
+            f" {record.id} {_span(outside[0]['hour_us'])}",
         )
 
 
@@ -323,12 +323,17 @@ def _new_networks(activity: Activity, record: Integration, working_hours: Workin
     networks = totals(activity.of("address"))
     new = [total for total in networks if total.first_seen_us >= activity.from_us and total.key != OTHER]
     if new:
+        since_us = max(activity.begins_us, activity.from_us - HISTORY_DAYS * DAY_US)
         yield Finding(
             rule,
-            f"{_counted(len(new), 'network', 'networks')} not seen in the {HISTORY_DAYS} days before"
-            f" {_at(activity.from_us)}, the busiest {new[0].key} with"
-            f" {_counted(new[0].requests, 'request', 'requests')}, {new[0].refused:,} refused",
-            {"count": len(new), "networks": [total._asdict() for total in new[:LISTED_MAX]]},
+            f"{_counted(len(new), 'network', 'networks')} not seen before in the log since {_at(since_us)},"
+            f" the busiest {new[0].key} with {_counted(new[0].requests, 'request', 'requests')},"
+            f" {new[0].refused:,} refused",
+            {
+                "count": len(new),
+                "networks": [total._asdict() for total in new[:LISTED_MAX]],
+                "log_since_us": since_us,
+            },
             f"look at their requests: sidecar logs --integration {record.id} --address {new[0].key}; ask the"
             " contact; if a network is not theirs, rotate the API keys; to admit known networks only: sidecar"
             f" allowlist add {record.id} CIDR",
@@ -424,8 +429,8 @@ def _invalid_keys(activity: Activity, record: Integration, working_hours: Workin
         if refused and total.key != OTHER:
             yield Finding(
                 Rule.INVALID_KEYS,
-                f"{total.key} called with valid keys, and {_counted(refused, 'request', 'requests')} with"
-                " invalid keys from there were refused with key_flood",
+                f"{total.key} called with valid keys; refused with key_flood because of invalid keys from"
+                f" there: {_counted(refused, 'request', 'requests')}",
                 {"network": total.key, "requests": total.requests, "refused_with_key_flood": refused},
                 "look for a program with an old key there; if the network is not theirs, rotate the API keys",
             )
@@ -564,6 +569,12 @@ def _volume_step(record: Integration, *, is_high: bool) -> str:
 
 def _history(activity: Activity) -> str:
     return f"the log of this integration begins at {_at(activity.begins_us)}"
+
+
+def _span(hour_us: int) -> str:
+    """The options of a command that ask for one hour."""
+    since, until = (_EPOCH + timedelta(microseconds=at_us) for at_us in (hour_us, hour_us + HOUR_US))
+    return f"--since {since:%Y-%m-%dT%H:%MZ} --until {until:%Y-%m-%dT%H:%MZ}"
 
 
 def _counted(count: int, singular: str, plural: str) -> str:

@@ -68,9 +68,9 @@ def test_piped__each_line_begins_with_the_name_of_its_table(capsys: pytest.Captu
         ["stands out", "new_networks", "1 network not seen before\ufffd[2J", "rotate the API keys"],
         ["not checked", "volume", "the rule needs 3 weeks"],
         ["reason", "ok", "1222", "840"],
-        ["network", "203.0.113.0/24", "60", "12", "2025-11-25 03:00:00Z", "2025-11-25 03:59:00Z"],
-        ["route", "GET /orders/{id}", "60", "12", "2025-11-25 03:00:00Z", "2025-11-25 03:59:00Z"],
-        ["credential", "K3nQ7xT0bW", "60", "12", "2025-11-25 03:00:00Z", "2025-11-25 03:59:00Z"],
+        ["network", "203.0.113.0/24", "60", "12", "2025-11-25 03:00Z", "2025-11-25 03:59Z"],
+        ["route", "GET /orders/{id}", "60", "12", "2025-11-25 03:00Z", "2025-11-25 03:59Z"],
+        ["credential", "K3nQ7xT0bW", "60", "12", "2025-11-25 03:00Z", "2025-11-25 03:59Z"],
         ["scope", "crm:read", "yes", "0", "0", "not in 90 days"],
     ]  # fmt: skip
 

@@ -128,6 +128,8 @@ def test_peak_hours__name_the_hour() -> None:
     assert figures["count"] == 1
     assert (figures["hours"][0]["hour_us"], figures["hours"][0]["requests"]) == (peak_us, 31)
     assert figures["hours"][0]["median"] == 10
+    span = "--since 2025-12-01T03:00Z --until 2025-12-01T04:00Z"
+    assert f"sidecar logs --integration acme-erp {span}" in found[Rule.PEAK_HOURS].next_step
 
 
 @pytest.mark.parametrize("weeks", range(5))

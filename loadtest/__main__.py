@@ -205,8 +205,8 @@ def _print_result(result: dict[str, Any]) -> None:
     for kind, statuses in result["answers"].items():
         rows.append((kind.replace("_", " "), ", ".join(f"{name}: {n:,}" for name, n in statuses.items())))
     for group, usage in result["usage"].items():
-        used = f"{usage['cpu_us_per_call']:.1f} µs of processor a call, {usage['rss_mb_max']:.0f} MB"
-        rows.append((group, used))
+        used = f"{usage['cpu_us_per_call']:.1f} µs of processor a call, {usage['rss_mb_max']:.0f} MB,"
+        rows.append((group, f"{used} waited {usage['waited_share']:.0%} of the time for a processor"))
     rows.append(("driver", f"{driver['cpu_us_per_call']:.1f} µs of processor a call; {driver['why']}"))
     if result["admission_ratio"]:
         rows.append(("most admitted, of nominal", f"{result['admission_ratio']['max']:.2%}"))

@@ -24,6 +24,7 @@ from loadtest.driver.targets import Target
 from loadtest.harness.answers import READERS
 from loadtest.harness.scenario import Scenario
 from loadtest.harness.tally import Rules, Second, Tally, TallyingLoad
+from loadtest.harness.usage import waited_s
 from loadtest.harness.workload import Keys, make_workload
 
 START_TIMEOUT_S = 120.0
@@ -145,7 +146,7 @@ def carry_out(job: Job, report: Callable[[dict[int, Second]], None], await_start
         load.start_ns = start_ns = await_start()
         stack.enter_context(awake())
         stack.enter_context(_without_collections())
-        cpu_s = process_time()
+        cpu_s, waiting_s = process_time(), waited_s()
         if scenario.load.loop == "open":
             settings = scenario.load
             due = due_times_ns(settings.segments, settings.arrivals, scenario.seed, job.part, job.parts)
@@ -154,7 +155,8 @@ def carry_out(job: Job, report: Callable[[dict[int, Second]], None], await_start
             sleep(max(0.0, (start_ns - monotonic_ns()) / 1e9))
             loop.run_closed(start_ns)
         tally = load.tally
-        tally.cpu_s, tally.reconnects = process_time() - cpu_s, loop.reconnects
+        tally.cpu_s, tally.waited_s = process_time() - cpu_s, max(0.0, waited_s() - waiting_s)
+        tally.reconnects = loop.reconnects
         tally.span_s = (monotonic_ns() - start_ns) / 1e9
     report(load.pop_seconds(_ALL))
     return tally

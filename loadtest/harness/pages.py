@@ -44,6 +44,9 @@ th:first-child, td:first-child { text-align: left; }
 @media print { body { background: #fff; } main { padding: 0; } figure { break-inside: avoid; } }
 """
 
+WAITED_SHARE_MAX = 0.05
+"""A server that waited longer for a processor shared it with other programs."""
+
 Rows = Sequence[Sequence[str]]
 
 
@@ -79,6 +82,7 @@ def run_page(result: Mapping[str, Any]) -> str:
     body = [
         f"<h1>{escape(scenario.name)}</h1><p>{escape(scenario.description)}</p>",
         _verdict(result),
+        _busy_machine(result),
         _tiles(_facts(result)),
         f'<div class="plots">{"".join(figures)}{_section("Answers by kind", by_kind)}</div>',
         _section("How it was measured", _table(("setting", "value"), _settings(result))),
@@ -253,6 +257,19 @@ def _verdict(result: Mapping[str, Any], name: str = "") -> str:
             "</li></ul></div>"
         )
     return text
+
+
+def _busy_machine(result: Mapping[str, Any]) -> str:
+    """Return a warning if servers waited for processors that other programs used."""
+    waiting = {name: usage["waited_share"] for name, usage in result["usage"].items()}
+    found = [f"{name} {share:.0%}" for name, share in waiting.items() if share > WAITED_SHARE_MAX]
+    if not found:
+        return ""
+    return (
+        '<div class="verdict warn"><b>The machine was busy</b><ul><li>Share of the time in which a server'
+        f" could have run but had no processor: {escape(', '.join(found))}. Latencies and rates are worse than"
+        " the server's own.</li></ul></div>"
+    )
 
 
 def _tiles(facts: Sequence[tuple[str, str]]) -> str:

@@ -33,7 +33,9 @@ LAG_US_MAX = 1_000
 LAG_SHARE_MAX = 0.2
 """The driver is the limit if its own p99 lag is more than both: 1 ms, and this share of the latency's p99."""
 BUSY_MAX = 0.9
-"""In a closed loop there is no lag: a driver that uses so much of its core is the limit."""
+"""
+In a closed loop there is no lag: a driver that uses so much of its core, or waits for it, is the limit.
+"""
 
 
 def new_histogram() -> HdrHistogram:
@@ -98,9 +100,13 @@ def status_name(status: int) -> str:
 
 
 def driver_limit(scenario: Scenario, collected: Collected, busy: float) -> tuple[bool, str]:
-    """Return whether the drivers, not the server, were the limit, and why; *busy* is their use of a core."""
+    """
+    Return whether the drivers, not the server, were the limit, and why.
+
+    *busy* is the share of the time in which they used a core or waited for one.
+    """
     if scenario.load.loop == "closed":
-        return busy > BUSY_MAX, f"the drivers used {busy:.0%} of their cores"
+        return busy > BUSY_MAX, f"the drivers used their cores, or waited for them, {busy:.0%} of the time"
     lag = percentiles_us(collected.lag).get("p99", 0)
     latency = percentiles_us(collected.latency).get("p99", 0)
     is_limit = lag > LAG_US_MAX and lag > LAG_SHARE_MAX * latency

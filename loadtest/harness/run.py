@@ -99,12 +99,14 @@ def drive(
     verdict = judge(scenario, tally, collected.totals, admitted, stage.suspended)
     if scenario.load.shape == "soak":
         verdict.faults += growth_faults(scenario, usage.samples)
-    busy = tally.cpu_s / parts / scenario.load.duration_s
-    is_limit, why = driver_limit(scenario, collected, busy)
+    per_core = 1 / parts / max(scenario.load.duration_s, tally.span_s)
+    busy, waited = tally.cpu_s * per_core, tally.waited_s * per_core
+    is_limit, why = driver_limit(scenario, collected, busy + waited)
     extra = {
         "driver": {
             "processes": parts,
             "busy": busy,
+            "waited_share": waited,
             "cpu_us_per_call": tally.cpu_s * 1e6 / max(1, collected.totals.total()),
             "is_limit": is_limit,
             "why": why,
@@ -174,6 +176,7 @@ def _usage(usage: Usage, collected: Collected) -> dict[str, Any]:
     return {
         group: {
             "cpu_us_per_call": usage.cpu_s(group) * 1e6 / calls,
+            "waited_share": usage.waited_share(group),
             "rss_mb_max": max(sample.rss_bytes for sample in samples) / 1e6,
             "samples": [asdict(sample) for sample in samples],
         }

@@ -81,6 +81,7 @@ class Tally:
     unavailable: Counter[int] = field(default_factory=Counter)
     watched: list[tuple[int, int, int]] = field(default_factory=list)
     cpu_s: float = 0.0
+    waited_s: float = 0.0
     reconnects: int = 0
     span_s: float = 0.0
     """From the start of the load to the last answer."""
@@ -111,6 +112,7 @@ class Tally:
         self.unavailable.update(other.unavailable)
         self.watched += other.watched
         self.cpu_s += other.cpu_s
+        self.waited_s += other.waited_s
         self.reconnects += other.reconnects
         self.span_s = max(self.span_s, other.span_s)
 

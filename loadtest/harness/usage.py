@@ -13,10 +13,26 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Sample:
-    """One group at one time: processor time used since the last sample, resident memory, descriptors."""
+    """
+    One group at one time.
+
+    `cpu_s` is the processor time used since the last sample, `waited_s` the time in which its threads could
+    have run but had no processor, because other programs used it.
+    """
 
     at_s: float
     cpu_s: float
+    waited_s: float
+    rss_bytes: int
+    fds: int
+
+
+@dataclass
+class _Process:
+    """What one process used since it was first seen, and now."""
+
+    cpu_s: float
+    waited_s: float
     rss_bytes: int
     fds: int
 
@@ -27,7 +43,7 @@ class Usage:
 
     groups: Callable[[], Mapping[str, Sequence[int]]]
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    _cpu_s: dict[int, float] = field(default_factory=dict)
+    _seen: dict[int, _Process] = field(default_factory=dict)
 
     def sample(self, at_s: float) -> None:
         """Take a sample; *at_s* is in seconds since the start of the load."""
@@ -36,21 +52,32 @@ class Usage:
         except OSError:  # a process ended while its children were listed
             return
         for name, pids in groups.items():
-            used_s, rss_bytes, fds = 0.0, 0, 0
+            total = Sample(at_s, 0.0, 0.0, 0, 0)
             for pid in pids:
                 try:
-                    cpu_s, resident_bytes, open_fds = _read(pid)
+                    process = _read(pid)
                 except OSError:
                     continue
-                used_s += cpu_s - self._cpu_s.get(pid, 0.0 if name in self.samples else cpu_s)
-                self._cpu_s[pid] = cpu_s
-                rss_bytes += resident_bytes
-                fds += open_fds
-            self.samples.setdefault(name, []).append(Sample(at_s, used_s, rss_bytes, fds))
+                before = self._seen.get(pid) or (_NEW if name in self.samples else process)
+                self._seen[pid] = process
+                total = Sample(
+                    at_s,
+                    total.cpu_s + process.cpu_s - before.cpu_s,
+                    total.waited_s + max(0.0, process.waited_s - before.waited_s),  # a thread may have ended
+                    total.rss_bytes + process.rss_bytes,
+                    total.fds + process.fds,
+                )
+            self.samples.setdefault(name, []).append(total)
 
     def cpu_s(self, group: str) -> float:
         """Return the processor time that *group* used between the first sample and the last one."""
         return sum(sample.cpu_s for sample in self.samples.get(group, ())[1:])
+
+    def waited_share(self, group: str) -> float:
+        """Return how much of the time *group* waited for a processor; above 1 if several threads did."""
+        samples = self.samples[group]
+        span_s = samples[-1].at_s - samples[0].at_s
+        return sum(sample.waited_s for sample in samples[1:]) / span_s if span_s else 0.0
 
 
 def growth(points: Sequence[tuple[float, float]]) -> float:
@@ -69,8 +96,27 @@ def growth(points: Sequence[tuple[float, float]]) -> float:
     return slope * (points[-1][0] - points[0][0])
 
 
-def _read(pid: int) -> tuple[float, int, int]:
+def waited_s(pid: int | str = "self") -> float:
+    """
+    Return how long the threads of a process have waited for a processor; 0 where Linux does not count it.
+
+    Source: /proc/PID/schedstat (Linux, Documentation/scheduler/sched-stats.rst).
+    """
+    total_ns = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total_ns += int((thread / "schedstat").read_text().split()[1])
+        except (OSError, IndexError):
+            continue
+    return total_ns / 1e9
+
+
+def _read(pid: int) -> _Process:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     fds = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, pages * _PAGE_BYTES, fds
+    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return _Process(cpu_s, waited_s(pid), pages * _PAGE_BYTES, fds)
+
+
+_NEW = _Process(0.0, 0.0, 0, 0)

@@ -207,6 +207,6 @@ FDS = [20, 24, 21, 21, 22, 21, 21, 21, 21]
 def test_oracle__a_leak_is_found(rss_mb: list[float], fds: list[int], what: list[str]) -> None:
     """What rises during the warm-up, and what jumps up and down, is no leak; what rises steadily is."""
     pairs = enumerate(zip(rss_mb, fds, strict=True))
-    samples = [Sample(float(at_s), 0.0, int(rss * 1e6), count) for at_s, (rss, count) in pairs]
+    samples = [Sample(float(at_s), 0.0, 0.0, int(rss * 1e6), count) for at_s, (rss, count) in pairs]
     found = [fault.what for fault in growth_faults(SCENARIO, {"sidecar": samples})]
     assert [text.removesuffix(" after the warm-up") for text in found] == what

@@ -42,17 +42,23 @@ def result(
     """A result as a run makes it."""
     found, verdict = collected(latency_us, lag_us, rate_per_s), changes.get("verdict", Verdict())
     is_limit, why = driver_limit(scenario(rate_per_s), found, 0.1)
-    samples = [{"at_s": float(at_s), "cpu_s": 0.2, "rss_bytes": 50_000_000, "fds": 9} for at_s in range(3)]
+    samples = [
+        {"at_s": float(at_s), "cpu_s": 0.2, "waited_s": 0.0, "rss_bytes": 50_000_000, "fds": 9}
+        for at_s in range(3)
+    ]
     extra = {
         "driver": {
             "processes": 1,
             "busy": 0.1,
+            "waited_share": 0.0,
             "cpu_us_per_call": 9.0,
             "is_limit": is_limit,
             "why": why,
             "reconnects": 0,
         },
-        "usage": {"sidecar": {"cpu_us_per_call": 30.0, "rss_mb_max": 50.0, "samples": samples}},
+        "usage": {
+            "sidecar": {"cpu_us_per_call": 30.0, "rss_mb_max": 50.0, "waited_share": 0.2, "samples": samples}
+        },
         "suspended": {},
     }
     admitted = [Admission(0, 50, 100, 0, 100.0), Admission(1, 99, 100, 0, 100.0)]
@@ -96,6 +102,14 @@ def test_pages__a_run_whose_driver_was_the_limit_has_no_latency() -> None:
     assert "the driver was the limit" in page
     assert "Latency over time" not in page
     assert "Latency over time" in run_page(result())
+
+
+def test_pages__a_busy_machine_is_said() -> None:
+    """A server that waited for a processor is slower than it is."""
+    busy, idle = result(), result()
+    idle["usage"]["sidecar"]["waited_share"] = 0.01
+    assert "sidecar 20%" in run_page(busy)
+    assert "The machine was busy" not in run_page(idle)
 
 
 def test_pages__wrong_answers_are_shown_escaped() -> None:

@@ -127,5 +127,6 @@ def test_usage__samples_processes_that_come_and_go() -> None:
     first, second = usage.samples["own"]
     assert first.cpu_s == 0
     assert usage.cpu_s("own") == second.cpu_s > 0
+    assert 0 <= usage.waited_share("own") < 60
     assert second.rss_bytes > 10_000_000
     assert second.fds > 2

@@ -267,8 +267,8 @@ def _busy_machine(result: Mapping[str, Any]) -> str:
         return ""
     return (
         '<div class="verdict warn"><b>The machine was busy</b><ul><li>Share of the time in which a server'
-        f" could have run but had no processor: {escape(', '.join(found))}. Latencies and rates are worse than"
-        " the server's own.</li></ul></div>"
+        f" could have run but had no processor: {escape(', '.join(found))}. Latencies and rates are worse"
+        " than the server's own.</li></ul></div>"
     )
 
 

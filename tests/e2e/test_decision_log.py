@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from deploy.demo.sidecar import ReservedPort
 from sidecar.cli.root import app
 from sidecar.stores.decisions.missing import Cause, MissingSpan, read_missing
 from sidecar.stores.decisions.segments import Contents, segments_of
+from tests.e2e.stack import Stack, StackKind, upstream_headers
 from tests.e2e.workers import DECISIONS, Callers, Supervised, is_gone, make_owner, send_signal
 from tests.waiting import eventually
 
@@ -186,3 +187,46 @@ def test_log__a_simulation_of_the_same_record_repeats_it(folder: Path) -> None:
     assert (same["rows"] >= CALLS, same["rows_kept"], same["changes"]) == (True, 0, [])
     assert [change["becomes"] for change in limited["changes"]] == ["rate_limited"]
     assert 0 < limited["newly_refused"] < limited["rows"] == same["rows"]
+
+
+@pytest.mark.parametrize(("proxy", "dialect"), [("envoy", "ext_authz"), ("nginx", "forward_auth")])
+def test_log__requests_through_a_real_proxy(proxy: str, dialect: str) -> None:
+    """Each has its row with the ids that the client and the API received, without query and key."""
+    traceparent = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    with closing(
+        Stack(StackKind(proxy, settings=(("decision_log", {"path": "log", "name": "box"}),)))
+    ) as stack:
+        people = stack.people
+        allowed = stack.get("/v1/inventory/42?token=secret", people.reader, [traceparent])
+        received = upstream_headers(allowed)
+        refused = stack.get("/v1/inventory/7", people.financier)
+        unknown = stack.send("POST", "/v1/orders", people.stranger)
+        stack.sidecar.stop()
+        [segment] = segments_of(stack.folder / "log" / "box")
+        columns = (
+            "decision_id, trace_id, integration, credential, verdict, reason, method, path, scope,"
+            " client_address, route, remaining > 0, limit_rpm, reset_at > store_time, retry_after_us, dialect"
+        )
+        path = stack.folder / "log" / "box" / segment.name
+        query = f"SELECT {columns}, request_id FROM '{path}' ORDER BY time"  # noqa: S608
+        rows = duckdb.sql(query).fetchall()
+        text = path.read_bytes()
+    trace_id = traceparent[1].split("-")[1]
+    reader, financier = people.reader.key.credential_id, people.financier.key.credential_id
+    route, scope = "/v1/inventory/**", "inventory:read"
+    assert [row[:-1] for row in rows] == [
+        (
+            received["x-decision-id"][0], trace_id, "reader", reader, "ALLOW", "ok", "GET",
+            "/v1/inventory/42", scope, "127.0.0.1", route, True, 10_000, True, 0, dialect,
+        ),
+        (
+            refused.one("x-decision-id"), "", "financier", financier, "DENY_403", "scope_missing", "GET",
+            "/v1/inventory/7", scope, "127.0.0.1", route, True, 10_000, False, 0, dialect,
+        ),
+        (
+            unknown.one("x-decision-id"), "", "", "", "DENY_403", "unknown_credential", "POST", "/v1/orders",
+            "", "127.0.0.1", "", False, 0, False, 0, dialect,
+        ),
+    ]  # fmt: skip
+    assert rows[0][-1] == received.get("x-request-id", [rows[0][-1]])[0] != ""
+    assert b"secret" not in text and people.reader.key.api_key.encode() not in text

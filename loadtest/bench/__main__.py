@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from loadtest.bench import (
     admin_load,
+    decision_log,
     decisions,
     forward_auth,
     memory,
@@ -21,6 +22,7 @@ from loadtest.bench.report import REPORT, Section, to_markdown
 
 BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
     "decisions": decisions.run,
+    "decision-log": decision_log.run,
     "forward-auth": forward_auth.run,
     "rate-limits": rate_limits.run,
     "micro": micro.run,

@@ -28,7 +28,9 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("time", "TIMESTAMP", "When the decision was made, in UTC."),
-    Column("decision_id", "VARCHAR", "The decision's id, which the client received."),
+    Column(
+        "decision_id", "VARCHAR", "The decision's id, which the client received; of rls, only the log has it."
+    ),
     Column("request_id", "VARCHAR", "The proxy's x-request-id, '' = none."),
     Column("trace_id", "VARCHAR", "The trace id of the W3C header traceparent, '' = none."),
     Column("integration", "VARCHAR", "The integration's id, '' = unknown caller."),
@@ -37,10 +39,10 @@ COLUMNS = (
     Column("reason", "VARCHAR", "The reason, ok = allowed."),
     Column("would_deny", "VARCHAR", "The reason that shadow mode did not enforce, '' = none."),
     Column("method", "VARCHAR", "The request's method."),
-    Column("path", "VARCHAR", "The request's path without its query."),
+    Column("path", "VARCHAR", "The request's path without its query; of rls, the domain."),
     Column("scope", "VARCHAR", "The scope that the request needs, '' = none or not checked."),
     Column("client_address", "VARCHAR", "The client's address, '' = unknown."),
-    Column("route", "VARCHAR", "The path of the route that matched, '' = none."),
+    Column("route", "VARCHAR", "The path of the route that matched, '' = none; of rls, the rule."),
     Column("remaining", "INTEGER", "Whole tokens left in the bucket, -1 = no bucket was read."),
     Column("limit_rpm", "INTEGER", "The limit in requests per minute, 0 = no bucket was read."),
     Column("reset_at", "TIMESTAMP", "When the bucket is full again, by the store's clock; 1970 = not read."),

@@ -12,9 +12,9 @@ import contextlib
 import csv
 import io
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -33,7 +33,7 @@ ROW_GROUP_ROWS = 65_536
 TEMPORARY_PREFIX = ".writing-"
 """The names of files that are not complete, and of DuckDB's temporary folder, begin with this."""
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+_PLAIN_LINE = ",".join(["%s"] * len(COLUMNS)) + "\n"
 _TIME = COLUMN_NAMES.index("time")
 _INTEGRATION = COLUMN_NAMES.index("integration")
 _TEXTS = [column.name for column in COLUMNS if column.sql_type == "VARCHAR"]
@@ -93,17 +93,23 @@ def write_rows(
 
 def csv_of(rows: Sequence[DecisionRow]) -> bytes:
     """Return *rows* as lines for `write_csv`, without unprintable characters."""
-    text = _csv_text(rows)
-    # Looking at the text as a whole takes a tenth of the time of looking at each value.
-    if not text.isascii() or text.count("\n") != len(rows) or _CONTROL.search(text):
-        text = _csv_text(_printable(rows, []))
-    return text.encode("utf-8", "replace")
-
-
-def _csv_text(rows: Iterable[Sequence[str | int]]) -> str:
+    # Rows without special characters need no csv module: a third of its time, looking at the text included.
+    text = _PLAIN_LINE * len(rows) % tuple(chain.from_iterable(rows))
+    if _is_plain(text, len(rows)):
+        return text.encode()
     stream = io.StringIO()
-    _writer(stream).writerows(rows)
-    return stream.getvalue()
+    _writer(stream).writerows(_printable(rows, []))
+    return stream.getvalue().encode("utf-8", "replace")
+
+
+def _is_plain(text: str, lines: int) -> bool:
+    """Whether *text* is *lines* of printable values, none of which needs quotes."""
+    return (
+        '"' not in text
+        and text.count("\n") == lines
+        and text.count(",") == lines * (len(COLUMNS) - 1)
+        and text.replace("\n", "").isprintable()
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from sidecar.domain.decision_rows import COLUMN_NAMES
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.policy import AccessRequest
+from sidecar.domain.rate_limits.decisions import LimitStyle
+from sidecar.domain.snapshot import Snapshot
 from sidecar.services import decision_recorder
 from sidecar.services.decision_recorder import (
     FRAME_ROWS,
@@ -14,6 +17,8 @@ from sidecar.services.decision_recorder import (
     WAITING_ROWS_MAX,
     DecisionRecorder,
 )
+from sidecar.services.rate_limiter import RateLimiter
+from sidecar.services.rls import limit_request
 from sidecar.stores.decisions.frames import (
     FRAME_BYTES_MAX,
     Counts,
@@ -23,6 +28,7 @@ from sidecar.stores.decisions.frames import (
     is_allowed,
     read_frame,
 )
+from sidecar.stores.embedded_counters import EmbeddedCounterStore
 from tests.building import (
     CLIENT_IP,
     NOW_US,
@@ -30,8 +36,10 @@ from tests.building import (
     make_decider,
     make_integration,
     make_key,
+    make_metrics,
     make_request,
 )
+from tests.golden_rate_limits import read_limits, request_of
 
 AMPLE = {"rate_limit_rpm": 10_000, "burst": 1_000_000}
 
@@ -212,6 +220,47 @@ def test_recorder__samples_allowed_requests_only() -> None:
     scene.timers.run()
     assert scene.reader.frames[-1].counts == Counts(allowed=2, refused=2, sampled=2)
     assert len(scene.reader.rows) == 4
+
+
+def test_recorder__what_only_shadow_allowed_is_always_recorded() -> None:
+    """It is a refusal to come: no sampling leaves it out, and the row names its reason."""
+    scene = RecordedDecider(0.0, ())
+    record = make_integration(scene.key, scopes=(), shadow=frozenset(Rule), **AMPLE)
+    scene.decider.snapshot = Snapshot.compile([record])
+    scene.decide()
+    scene.timers.run()
+    [row] = scene.reader.rows
+    assert (row["verdict"], row["reason"], row["would_deny"]) == ("ALLOW", "ok", "scope_missing")
+
+
+def test_recorder__answers_of_the_rate_limit_service_are_rows() -> None:
+    """The domain is the path, the rule the route; a call without a limit has no rule."""
+    scene = RecordedDecider()
+    limits = read_limits(
+        "{domain: shop, descriptors: [{key: user, rate_limit: {unit: day, requests_per_unit: 1}}]}"
+    )
+    store = EmbeddedCounterStore(ManualClock())
+    limiter = RateLimiter(limits, LimitStyle(), store, make_metrics())
+    limiter.on_answered = scene.recorder.note_limits
+    planned = [
+        limiter.plan(limit_request(request_of(text, "shop"))) for text in ("user=a", "user=a", "free=b")
+    ]
+    for call in planned:
+        limiter.limit(call, None, lambda answer, context: None, None)
+    scene.recorder.note_limits(planned[0], None, 1_000)
+    scene.timers.run()
+    found = [
+        (row["reason"], row["path"], row["route"], row["remaining"], row["limit_rpm"])
+        for row in scene.reader.rows
+    ]
+    assert found == [
+        ("ok", "shop", "user", 0, 0),
+        ("rate_limited", "shop", "user", 0, 0),
+        ("ok", "shop", "", -1, 0),
+        ("store_unavailable", "shop", "", -1, 0),
+    ]
+    assert {row["dialect"] for row in scene.reader.rows} == {"rls"}
+    assert len({row["decision_id"] for row in scene.reader.rows}) == 4
 
 
 def test_recorder__counts_are_sent_without_rows() -> None:

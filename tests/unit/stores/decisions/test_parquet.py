@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from sidecar.domain.decision_rows import COLUMN_NAMES, COLUMNS, DecisionRow
-from sidecar.stores.decisions.parquet import write_rows
+from sidecar.stores.decisions.parquet import csv_of, memory_file, write_csv, write_rows
 from sidecar.stores.decisions.segments import Contents, Segment, segments_of
 
 NOW_US = 1_764_000_000_123_456
@@ -55,6 +56,22 @@ def test_write_rows__replaces_unprintable_characters(tmp_path: Path) -> None:
     segment = write_rows(tmp_path, 1, [row(path="/a\n\x00\x1b[2Jb\r\udcff"), row(path="/plain")])
     paths = {found[COLUMN_NAMES.index("path")] for found in read(tmp_path / segment.name)}
     assert paths == {"/a\ufffd\ufffd\ufffd[2Jb\ufffd\ufffd", "/plain"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/plain", "/ü", "/a,b", '/"', "/a\nb", "/\x1b", "/ \u2028", "/'", "/\udcff", "", "%s"]
+)
+def test_csv__every_value_stays_in_its_column(tmp_path: Path, path: str) -> None:
+    """Text of rows that is made the quick way or by the csv module reads back alike."""
+    rows = [row(path=path, decision_id="id1"), row(path="/plain", decision_id="id2")]
+    segment = Segment(Contents.ROWS, 1, 1, NOW_US, NOW_US)
+    with memory_file() as file:
+        os.write(file, csv_of(rows))
+        write_csv(tmp_path, segment, file)
+    place = COLUMN_NAMES.index("path")
+    printed = "".join(char if char.isprintable() else "\ufffd" for char in path)
+    expected = [(*rows[0][:place], printed, *rows[0][place + 1 :]), rows[1]]
+    assert sorted(read(tmp_path / segment.name)) == sorted(expected)
 
 
 def test_write_rows__needs_rows(tmp_path: Path) -> None:

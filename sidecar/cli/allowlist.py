@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,14 +30,16 @@ def show(call: Invocation, id: IdArgument) -> None:
     """
     Show the entries, whether the allowlist is on, and which callers it refused in the last 30 days.
 
-    For each refused caller it shows the address, the API key, and the entry that would admit it.
+    For each refused caller it shows the address, the API key, and the entries that would admit the address
+    or its network. With a decision log these are all callers, also those that a shadow let through;
+    without one, the latest 20.
     """
     from sidecar.cli.tables import Column, print_table
     from sidecar.cli.views import print_refused_callers
 
     record = call.get("integrations", id)
     entries, is_on = record["ip_allowlist"], record["is_allowlist_enabled"]
-    callers = record.get("refused_callers", [])
+    callers = _callers_in_the_log(call, id) or record.get("refused_callers", [])
     if call.is_json:
         shown = {"is_allowlist_enabled": is_on, "ip_allowlist": entries, "refused_callers": callers}
         call.print_json(shown)
@@ -102,6 +104,23 @@ def disable(call: Invocation, id: IdArgument) -> None:
     """Turn the allowlist off: every address may call. The entries are kept."""
     call.confirm(f"Turn the allowlist of {id} off? Its API keys then work from every address.")
     call.print_change(call.change("POST", "integrations", id, "allowlist", "disable", body={}))
+
+
+def _callers_in_the_log(call: Invocation, id: str) -> list[dict[str, Any]]:
+    """The callers that the allowlist refused, from the decision log; [] = it has none, or cannot be read."""
+    from sidecar.admin_client.failures import AdminCallError
+    from sidecar.cli.logs import QUERY_S
+
+    try:
+        listing = call.get("integrations", id, "refused-addresses", extra_s=QUERY_S)
+    except AdminCallError as error:
+        if (error.document or {}).get("code") != "decision_log_off":
+            typer.echo(f"note: without the decision log: {error.lines[0]}", err=True)
+        return []
+    callers: list[dict[str, Any]] = listing["items"]
+    if not listing["is_whole"]:
+        typer.echo(f"note: only the latest {len(callers)} callers are shown", err=True)
+    return callers
 
 
 def _entries_in(file: Path) -> list[str]:

@@ -43,6 +43,9 @@ class DecisionFilterOptions:
         typer.Option("--verdict", case_sensitive=False, rich_help_panel=_FILTERS, help="With this answer."),
     ] = None
     reason: Annotated[str, _option("--reason", "REASON", "With this reason, such as rate_limited.")] = ""
+    would_deny: Annotated[
+        str, _option("--would-deny", "REASON", "That shadow mode allowed in spite of this reason.")
+    ] = ""
     address: Annotated[
         str, _option("--address", "CIDR", "From this address or block, such as 192.0.2.0/24.")
     ] = ""
@@ -65,6 +68,7 @@ class DecisionFilterOptions:
             "credential": self.credential,
             "verdict": self.verdict.value if self.verdict is not None else None,
             "reason": self.reason,
+            "would_deny": self.would_deny,
             "address": self.address,
             "scope": self.scope,
             "method": self.method,

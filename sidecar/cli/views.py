@@ -46,7 +46,7 @@ REFUSED_CALLERS = (
     Column("refused"),
     Column("address"),
     Column("credential", is_whole=True),
-    Column("entry that admits it"),
+    Column("entries"),
     Column("now"),
 )
 LIVE = ("active", "overlapping")
@@ -186,12 +186,18 @@ def print_refused_callers(callers: Sequence[Record], empty: str, *, err: bool = 
             shown(caller["refused_at"]),
             caller["address"] or "unknown: check 'client_ip'",
             caller["credential_id"],
-            caller["entry"] or "-",
-            "admitted" if caller["is_admitted_now"] else "refused",
+            [entry for entry in (caller["entry"], caller["network"]) if entry] or "-",
+            ["admitted" if caller["is_admitted_now"] else "refused", *_refusals(caller)],
         )
         for caller in callers
     ]
     print_table(REFUSED_CALLERS, rows, empty, err=err)
+
+
+def _refusals(caller: Record) -> list[str]:
+    """How often the decision log has a caller; [] = the caller is not from the log."""
+    counts = (("refusals", caller.get("refusals")), ("in shadow", caller.get("shadow_refusals")))
+    return [f"{name}: {count}" for name, count in counts if count]
 
 
 def _role(account: Record) -> str:

@@ -21,6 +21,7 @@ from sidecar.services.admin import (
     explanations,
     many,
     reading,
+    refused_addresses,
     review,
 )
 from sidecar.services.admin.answers import answer
@@ -54,6 +55,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *audit.ENDPOINTS,
     *review.ENDPOINTS,
     *decisions.ENDPOINTS,
+    *refused_addresses.ENDPOINTS,
     *activity.ENDPOINTS,
     *explanations.ENDPOINTS,
     *administrators.ENDPOINTS,

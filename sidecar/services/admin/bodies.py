@@ -358,6 +358,10 @@ class DecisionFilterQuery(Query):
     credential: Annotated[str | None, Field(description="The id of an API key.")] = None
     verdict: VerdictWord | None = None
     reason: Annotated[str | None, Field(examples=["rate_limited"])] = None
+    would_deny: Annotated[
+        str | None,
+        Field(description="The reason that shadow mode did not enforce.", examples=["ip_not_allowed"]),
+    ] = None
     address: Annotated[
         str | None,
         Field(description="The client's address, or a block of addresses.", examples=["192.0.2.0/24"]),
@@ -383,6 +387,14 @@ class DecisionQuery(Query):
 
     since: Moment | None = None
     until: Moment | None = None
+
+
+class RefusedAddressQuery(Query):
+    """The begin of the span of time."""
+
+    since: Annotated[Moment | None, Field(description="Refusals since this time; default: 30 days ago.")] = (
+        None
+    )
 
 
 class DecisionErasure(Body):

@@ -187,13 +187,14 @@ def filters_of(query: b.DecisionFilterQuery) -> DecisionFilters:
         RefusedError: the address or the reason is invalid.
     """
     labels = [reason.label for reason in Reason]
-    if query.reason is not None and query.reason not in labels:
-        raise refusal(
-            Code.INVALID_VALUE,
-            "reason",
-            f"no reason {query.reason[:80]!a}{did_you_mean(query.reason, labels)}",
-            f"send one of {', '.join(labels)}",
-        )
+    for field, wanted in (("reason", query.reason), ("would_deny", query.would_deny)):
+        if wanted is not None and wanted not in labels:
+            raise refusal(
+                Code.INVALID_VALUE,
+                field,
+                f"no reason {wanted[:80]!a}{did_you_mean(wanted, labels)}",
+                f"send one of {', '.join(labels)}",
+            )
     return DecisionFilters(
         from_us=query.since or 0,
         to_us=query.until if query.until is not None else LATEST_US,
@@ -201,6 +202,7 @@ def filters_of(query: b.DecisionFilterQuery) -> DecisionFilters:
         credential=query.credential,
         verdict=query.verdict,
         reason=query.reason,
+        would_deny=query.would_deny,
         addresses=_block(query.address),
         scope=query.scope,
         method=query.method,

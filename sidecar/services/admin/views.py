@@ -58,13 +58,15 @@ class RefusedCallerView(TypedDict):
     A caller with a valid API key that the allowlist refused.
 
     `address` null = the sidecar could not determine it: see the setting `client_ip`. `entry` is the allowlist
-    entry that admits exactly this address; `is_admitted_now` true = the allowlist now admits it.
+    entry that admits exactly this address, and `network` the one that admits its network, /24 or /64;
+    `is_admitted_now` true = the allowlist now admits it.
     """
 
     address: str | None
     credential_id: str
     refused_at: str
     entry: str | None
+    network: str | None
     is_admitted_now: bool
 
 
@@ -263,11 +265,13 @@ def refused_caller_view(record: Integration, caller: RefusedCaller) -> RefusedCa
         "credential_id": caller.credential_id,
         "refused_at": format_time(caller.at_us),
         "entry": None,
+        "network": None,
         "is_admitted_now": not (record.is_allowlist_enabled and record.ip_allowlist),
     }
     if caller.address:
         view["address"] = format_address(caller.address)
         view["entry"] = str(block_of(caller.address, 8 * len(caller.address)))
+        view["network"] = str(block_of(caller.address, 24 if len(caller.address) == 4 else 64))
         view["is_admitted_now"] |= any(entry.contains(caller.address) for entry in record.ip_allowlist)
     return view
 

@@ -37,6 +37,7 @@ class DecisionFilters:
     credential: str | None = None
     verdict: str | None = None
     reason: str | None = None
+    would_deny: str | None = None
     addresses: Cidr | None = None
     scope: str | None = None
     method: str | None = None
@@ -67,6 +68,7 @@ _EQUAL = (
     "credential",
     "verdict",
     "reason",
+    "would_deny",
     "scope",
     "method",
     "request_id",

@@ -195,7 +195,7 @@ class DecisionReader:
     def sql(
         self,
         query: str,
-        parameters: Sequence[Value],
+        parameters: Sequence[Value] | Mapping[str, Value],
         deadline_s: float,
         from_us: int = 0,
         to_us: int = LATEST_US,

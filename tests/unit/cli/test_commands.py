@@ -13,6 +13,7 @@ from sidecar.domain.changes import Revision
 from sidecar.domain.cidr import parse_address
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry.protocol import RefusedCaller
+from tests.decision_log import START_US, decision_row, write_segment
 
 from .scripted import SILENCE, Scripted
 from .served import ServedApi
@@ -431,7 +432,7 @@ def test_admin__list_warns_before_the_last_token_ends(api: ServedApi) -> None:
 
 
 def test_allowlist__shows_whom_it_refused(api: ServedApi) -> None:
-    """With the entry that admits the address; adding it is seen there. Standard output keeps to entries."""
+    """With the entries that admit the address; adding it is seen there. Standard output keeps to entries."""
     key = json.loads(
         api.told(
             "integrations", "create", "locked", "--allow", "192.0.2.0/24", "--issue-credential", "--json"
@@ -448,11 +449,11 @@ def test_allowlist__shows_whom_it_refused(api: ServedApi) -> None:
     assert shown.stdout == "192.0.2.0/24\n"
     lines = [line.split("\t")[1:] for line in shown.stderr.splitlines() if "\t" in line]
     assert lines == [
-        ["203.0.113.7", key, "203.0.113.7/32", "refused"],
-        ["2001:db8::7", key, "2001:db8::7/128", "refused"],
+        ["203.0.113.7", key, "203.0.113.7/32 203.0.113.0/24", "refused"],
+        ["2001:db8::7", key, "2001:db8::7/128 2001:db8::/64", "refused"],
         ["unknown: check 'client_ip'", key, "-", "refused"],
     ]
-    api.told("allowlist", "add", "locked", lines[0][2])
+    api.told("allowlist", "add", "locked", lines[0][2].split()[0])
     assert [
         refused_caller["is_admitted_now"] for refused_caller in record_of(api, "locked")["refused_callers"]
     ] == [
@@ -460,7 +461,22 @@ def test_allowlist__shows_whom_it_refused(api: ServedApi) -> None:
         False,
         False,
     ]
-    assert "203.0.113.7/32\tadmitted" in api.told("integrations", "show", "locked")
+    assert "203.0.113.0/24\tadmitted" in api.told("integrations", "show", "locked")
+
+
+def test_allowlist__shows_whom_it_refused_by_the_decision_log(api: ServedApi) -> None:
+    """With a log every refusal counts, also those that a shadow let through."""
+    api.told("integrations", "create", "locked", "--allow", "192.0.2.0/24")
+    at_s = (wall_clock_us() - START_US) / 1_000_000 - 60
+    rows = [
+        decision_row(at_s, "1", integration="locked", reason="ip_not_allowed", client_address="203.0.113.7"),
+        decision_row(
+            at_s, "2", integration="locked", would_deny="ip_not_allowed", client_address="203.0.113.7"
+        ),
+    ]
+    write_segment(api.decisions / "host-a", 1, rows)
+    shown = api.run("allowlist", "show", "locked").stderr
+    assert "203.0.113.7\tkey1\t203.0.113.7/32 203.0.113.0/24\trefused refusals: 1 in shadow: 1\n" in shown
 
 
 def test_admin__the_last_one_stays(api: ServedApi) -> None:

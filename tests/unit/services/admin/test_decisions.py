@@ -35,7 +35,7 @@ def logged(api: AdminApi) -> AdminApi:
         folder / "host-a",
         1,
         [
-            decision_row(1, FIRST, request_id="=1+1", client_address="192.0.2.1", reset_at=START_US + 1),
+            decision_row(1, FIRST, request_id="=1+1", would_deny="ip_not_allowed", reset_at=START_US + 1),
             decision_row(
                 2, SECOND, verdict="DENY_403", reason="ip_not_allowed", client_address="198.51.100.7"
             ),
@@ -73,6 +73,7 @@ def test_decisions__off(api: AdminApi) -> None:
         ("reason=ip_not_allowed&credential=key1", [SECOND]),
         ("request_id=%3D1%2B1", [FIRST]),
         ("path_prefix=/x&scope=orders:read&method=GET", [THIRD]),
+        ("would_deny=ip_not_allowed", [FIRST]),
         ("since=2025-11-24T16:00:02Z&until=2025-11-24T16:00:03Z", [SECOND]),
     ],
 )
@@ -85,6 +86,7 @@ def test_decisions__filters(logged: AdminApi, query: str, expected: list[str]) -
     ("query", "field"),
     [
         ("reason=rate_limitd", "reason"),
+        ("would_deny=rate_limitd", "would_deny"),
         ("address=192.0.2.300", "address"),
         ("after=yesterday", "after"),
         ("verdict=MAYBE", "verdict"),

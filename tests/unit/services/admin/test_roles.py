@@ -33,6 +33,7 @@ MAY = {
     "list_administrators": READERS,
     "show_administrator": READERS,
     "list_decisions": ALL,
+    "list_refused_addresses": ALL,
     "show_decision": ALL,
     "explain_decision": ALL,
     "export_decisions": ALL,

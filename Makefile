@@ -76,6 +76,7 @@ SCENARIO := steady
 .PHONY: loadtest
 loadtest: setup-tests ## Send load and check every answer; SCENARIO=steady or a file, ARGS='--target ADDRESS'
 	$(BIN)/python -m loadtest run $(SCENARIO) $(ARGS)
+
 .PHONY: decision-log-scale
 decision-log-scale: setup-tests ## Measure filters of a decision log of 50 million rows (ROWS=N for another number)
 	$(BIN)/python -m tests.measure.decision_log $(ROWS)

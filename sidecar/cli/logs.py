@@ -26,11 +26,10 @@ EXPORT_S = 600.0
 """Added to --timeout: the server writes an export before it sends it."""
 GAPS_SHOWN_MAX = 5
 DECISIONS = (
-    Column("time", is_whole=True),
-    Column("integration"),
+    Column("time, decision", is_whole=True),
+    Column("integration, key"),
     Column("reason"),
     Column("request"),
-    Column("decision", is_whole=True),
 )
 PIPED = (
     "time",
@@ -156,7 +155,7 @@ def print_new(follower: Follower, text: Callable[[Decision], str]) -> None:
 
 
 def _row(decision: Decision) -> Sequence[object]:
-    """The cells of a decision: five columns on a terminal, else one per value."""
+    """The cells of a decision: four columns on a terminal, else one per value."""
     from sidecar.cli.times import shown
 
     if not sys.stdout.isatty():
@@ -164,8 +163,12 @@ def _row(decision: Decision) -> Sequence[object]:
     reason = [decision["reason"]]
     if decision["would_deny"]:
         reason.append(f"shadow: {decision['would_deny']}")
-    request = [f"{decision['method']} {decision['path']}", f"from {decision['client_address'] or 'unknown'}"]
-    return shown(decision["time"]), decision["integration"] or "-", reason, request, decision["decision_id"]
+    return (
+        [shown(decision["time"]), decision["decision_id"]],
+        [decision["integration"] or "-", decision["credential"] or "-"],
+        reason,
+        [f"{decision['method']} {decision['path']}", f"from {decision['client_address'] or 'unknown'}"],
+    )
 
 
 def _line(decision: Decision) -> str:

@@ -23,6 +23,7 @@ from tests.waiting import eventually
 
 PAGE = "docs/administer/operations.md"
 PROMPT = re.compile(r"^(ann|bob|audrey)\$ (.*)$")
+ACME = path_to("integrations", "acme-erp")
 USES_WRITTEN_S = 30.0
 """When a key was last used is written behind decisions, every few seconds."""
 
@@ -111,7 +112,9 @@ class OperatedSidecar:
         (config,) = blocks("yaml")
         listen = {"grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"}
         file = folder / "sidecar.yaml"
-        file.write_text(yaml.safe_dump({**yaml.safe_load(config), "listen": listen}))
+        settings = yaml.safe_load(config)
+        settings["decision_log"] = {"path": settings["decision_log"], "flush_interval_s": 0.2}
+        file.write_text(yaml.safe_dump({**settings, "listen": listen}))
         self.sidecar = Running(folder, "--config", str(file))
         self._grpc, self._admin = self.sidecar.event("serving")["grpc"][0], self.sidecar.admin()
         self._shells: dict[str, Shell] = {}
@@ -135,14 +138,15 @@ class OperatedSidecar:
         )
 
     def wait_for_a_refusal(self) -> None:
-        """Wait until it is written whom the allowlist refused."""
+        """Wait until it is written whom the allowlist refused, also in the decision log."""
         self._wait(lambda acme: bool(acme["refused_callers"]), "the refused caller is written")
+        log = path_to("integrations", "acme-erp", "refused-addresses")
+        self._wait(lambda refused: bool(refused["items"]), "the refusal is in the decision log", log)
 
-    def _wait(self, is_written: Callable[[dict[str, Any]], bool], what: str) -> None:
-        """Wait until the integration is as it is to be."""
+    def _wait(self, is_written: Callable[[dict[str, Any]], bool], what: str, path: str = ACME) -> None:
+        """Wait until the API answers for *path* as it is to be."""
         token, _ = self.run("ann", 'echo "$SIDECAR_ADMIN_TOKEN"')
         with AdminClient(parse_server(self._admin), token, timeout_s=USES_WRITTEN_S) as client:
-            path = path_to("integrations", "acme-erp")
             eventually(lambda: is_written(client.get(path)), USES_WRITTEN_S, what)
 
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from sidecar.stores.decisions.missing import Cause, MissingSpan
@@ -19,6 +20,7 @@ from sidecar.stores.decisions.parquet import TEMPORARY_PREFIX
 from sidecar.stores.decisions.segments import parse_name, segments_of
 
 LOCK_FILE = "lock"
+_MARK_BYTES_MAX = 4_096
 SIDECARS_PER_NAME_MAX = 16
 """Sidecars of one name that write at the same time; a take-over needs two."""
 FOLDER_MODE = 0o750
@@ -40,7 +42,8 @@ class LogFolder:
         self._remove_incomplete()
         self.unclean: MissingSpan | None = self._unclean_span(now_us)
         """The span that may miss rows because the last writer did not end cleanly; None = it did."""
-        self._mark({"state": "writing", "pid": os.getpid(), "since_us": now_us})
+        host = socket.gethostname()[:64]  # as in the id by which the registry knows the sidecar
+        self._mark({"state": "writing", "host": host, "pid": os.getpid(), "since_us": now_us})
 
     @classmethod
     def open(cls, log: Path, name: str, now_us: int, preferred: str = "") -> LogFolder:
@@ -72,14 +75,14 @@ class LogFolder:
     def close(self) -> None:
         """Record a clean end, and release the lock."""
         with contextlib.suppress(OSError):  # a full disk: the next start then reports an unclean end
-            self._mark({"state": "ended"})
+            self._mark({"state": "ended", "host": socket.gethostname()[:64]})
         os.close(self._lock_fd)
 
     def _unclean_span(self, now_us: int) -> MissingSpan | None:
         """From the last row until now, if the last writer did not end cleanly."""
         os.lseek(self._lock_fd, 0, os.SEEK_SET)
         try:
-            mark = json.loads(os.read(self._lock_fd, 4_096) or b"{}")
+            mark = json.loads(os.read(self._lock_fd, _MARK_BYTES_MAX) or b"{}")
             since_us = int(mark.get("since_us", 0))
         except (ValueError, AttributeError, TypeError):
             mark, since_us = {"state": "writing"}, 0
@@ -100,6 +103,15 @@ class LogFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def host_of(folder: Path) -> str:
+    """Return the host of the sidecar that writes, or last wrote, to *folder*; '' = unknown."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            return str(json.loads(file.read(_MARK_BYTES_MAX))["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _try_lock(path: Path) -> int | None:

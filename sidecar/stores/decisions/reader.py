@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sidecar.domain.decision_rows import COLUMNS, DecisionRow
 from sidecar.stores.decisions.filters import LATEST_US, Condition, DecisionFilters, Value, joined, timestamp
+from sidecar.stores.decisions.log_folder import host_of
 from sidecar.stores.decisions.missing import MissingSpan, read_missing
 from sidecar.stores.decisions.rollup import counted_segments, create_rollups
 from sidecar.stores.decisions.segments import Contents, Segment, segments_of
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
 
 MEMORY_MIB_MAX = 256
 """Memory of one query; one that needs more fails instead of the process."""
-LOCK_FILE = "lock"
-"""A writing sidecar holds the lock of this file in its sub-folder."""
 LISTINGS_MAX = 5
 """How often a query starts over because a file was removed meanwhile."""
 INTERRUPT_INTERVAL_S = 0.02
 """How often a query is interrupted after its deadline, until it ends."""
-_HOST_CHARACTERS_MAX = 255
 _WALK_SHARE = 0.7
 """The share of a page's deadline for finding its rows; the rest is for reading them."""
 
@@ -132,20 +130,13 @@ class DecisionReader:
         """
         Return the names of the hosts whose sidecars write to the folder.
 
-        A sub-folder has the host's name, or its `LOCK_FILE` has the name as the first line.
+        A sub-folder has the host's name, or its writer notes the name in the lock file.
 
         Raises:
             DecisionLogError: the folder cannot be read.
         """
-        hosts = set()
-        for folder in self.folders():
-            hosts.add(folder.name)
-            try:
-                with (folder / LOCK_FILE).open(encoding="utf-8", errors="replace") as file:
-                    hosts.add(file.readline(_HOST_CHARACTERS_MAX + 1).strip())
-            except OSError:
-                continue
-        return hosts
+        folders = self.folders()
+        return {name for folder in folders for name in (folder.name, host_of(folder)) if name}
 
     def missing(self, from_us: int = 0, to_us: int = LATEST_US) -> list[MissingSpan]:
         """

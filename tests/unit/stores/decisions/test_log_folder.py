@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sidecar.stores.decisions.log_folder import (
     SIDECARS_PER_NAME_MAX,
     FolderTakenError,
     LogFolder,
+    host_of,
 )
 from sidecar.stores.decisions.segments import Contents, Segment
 
@@ -25,7 +27,10 @@ def test_folder__a_second_sidecar_takes_the_next_name(tmp_path: Path) -> None:
     second.close()
     again = LogFolder.open(tmp_path, "box", NOW_US, preferred="box-2")
     assert again.path.name == "box-2"
+    assert host_of(again.path) == socket.gethostname()[:64]
     again.close()
+    assert host_of(again.path) == socket.gethostname()[:64]
+    assert host_of(tmp_path) == ""
 
 
 def test_folder__names_are_bounded(tmp_path: Path) -> None:

@@ -72,6 +72,10 @@ bench: setup-bench ## Measure, print the tables and write docs/develop/benchmark
 measure-simulate: setup-tests ## Replay a decision log of a million rows (ROWS=N for another number)
 	$(BIN)/python -m tests.measure.simulate $(ROWS)
 
+.PHONY: measure-activity
+measure-activity: setup-tests ## Ask what stands out in 90 days of counts (KEYS=N keys of each kind an hour)
+	$(BIN)/python -m tests.measure.activity $(KEYS)
+
 SCENARIO := steady
 .PHONY: loadtest
 loadtest: setup-tests ## Send load and check every answer; SCENARIO=steady or a file, ARGS='--target ADDRESS'

@@ -30,7 +30,7 @@ _HOUR = "hour"
 _INVALID_KEYS = "invalid_keys"
 
 _QUERY = f"""
-WITH mine AS MATERIALIZED (SELECT * FROM rollups
+WITH mine AS NOT MATERIALIZED (SELECT * FROM rollups
     WHERE integration = $integration AND hour >= $history AND hour < $end),
 counts AS (
     SELECT kind, key, reason,

@@ -64,6 +64,14 @@ test-house: setup-tests ## Run the tests of the code's own rules
 test-unit test-property test-model test-conformance test-fault test-e2e test-house:
 	$(PYTEST) tests/$(@:test-%=%)
 
+COMPILED_TESTS = $(addprefix tests/,$(addprefix unit/,domain observe services stores transports) property model \
+	$(addprefix conformance/,store transport))
+
+.PHONY: test-compiled
+test-compiled: BIN := .venv-compiled/bin
+test-compiled: setup-tests compiled ## Run the tests of the hot path on the compiled build; `make test` does not run these
+	PYTHONSAFEPATH=1 $(PYTEST) --import-mode=append -m "not pure" $(COMPILED_TESTS)
+
 .PHONY: bench
 bench: setup-bench ## Measure, print the tables and write docs/develop/benchmarks.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
@@ -104,7 +112,7 @@ soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and 
 	$(BIN)/python -m loadtest run soak $(ARGS)
 
 ##@ Develop
-.PHONY: fmt lint type check proto proto-check lock wheel clean
+.PHONY: fmt lint type check proto proto-check lock wheel compiled clean
 fmt: setup-dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -128,9 +136,14 @@ proto-check: setup-dev ## Fail when the generated code is not what proto/ says
 lock: setup ## Pin the dependencies of pyproject.toml; ARGS=--upgrade takes newer ones
 	@scripts/lock.sh $(ARGS)
 
-wheel: setup-dev ## Build dist/*.whl
+wheel: compiled ## Build both wheels into dist: the pure one for every machine, and the compiled one for this kind
+	@rm -rf build/lib build/bdist*
+	@mkdir -p dist && cp build/wheel/*.whl dist
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+compiled: setup-dev ## Compile the hot path with mypyc, into .venv-compiled; needs a C compiler
+	@scripts/compiled.sh
+
 clean: ## Remove .venv and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,15 +47,15 @@ app = typer.Typer(
 
 
 def version(json: JsonOption = False) -> None:
-    """Print the version."""
-    from sidecar.observe.build import PYTHON_VERSION, VERSION
+    """Print the version, and whether the build is pure or compiled."""
+    from sidecar.observe.build import BUILD, PYTHON_VERSION, VERSION
 
     if json:
         import json as encoder
 
-        typer.echo(encoder.dumps({"version": VERSION, "python": PYTHON_VERSION}))
+        typer.echo(encoder.dumps({"version": VERSION, "python": PYTHON_VERSION, "build": BUILD}))
     else:
-        typer.echo(f"sidecar {VERSION} (Python {PYTHON_VERSION})")
+        typer.echo(f"sidecar {VERSION} (Python {PYTHON_VERSION}, {BUILD})")
 
 
 def _print_version(is_requested: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 from urllib.parse import quote
 
 from sidecar.domain.bucket import Taken
@@ -23,15 +23,15 @@ from sidecar.domain.values import Value
 
 Headers = list[tuple[str, str]]
 
-PROBLEM_TYPE_PREFIX = "urn:sidecar:problem:"
-FALLBACK_HEADER = "x-ratelimit-fallback"
-WOULD_DENY_HEADER = "x-auth-would-deny"
-_GRPC = "application/grpc"
-KEY_FLOOD_RETRY_AFTER_S = "60"
+PROBLEM_TYPE_PREFIX: Final = "urn:sidecar:problem:"
+FALLBACK_HEADER: Final = "x-ratelimit-fallback"
+WOULD_DENY_HEADER: Final = "x-auth-would-deny"
+_GRPC: Final = "application/grpc"
+KEY_FLOOD_RETRY_AFTER_S: Final = "60"
 """The bucket of a source's invalid keys is full again after a minute."""
-QUOTA_EXCEEDED_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+QUOTA_EXCEEDED_TYPE: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
-_TITLES = {
+_TITLES: Final = {
     Reason.MISSING_CREDENTIAL: "API key missing",
     Reason.UNKNOWN_CREDENTIAL: "API key not accepted",
     Reason.INTEGRATION_SUSPENDED: "Integration suspended",

@@ -8,26 +8,30 @@ CRC-32 of everything before it: it is not a protection; it detects typos without
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 import secrets
-import zlib
 from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Final
+from zlib import crc32
 
-PREFIX = "sck"
-CREDENTIAL_ID_LENGTH = 10
-SECRET_LENGTH = 30
-CHECKSUM_LENGTH = 6
-KEY_LENGTH_MAX = 128
-CREDENTIAL_ID = re.compile(r"[0-9A-Za-z-]{1,32}")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_sha256: Final = sha256
+_crc32: Final = crc32
 
-_OWN_PREFIX = f"{PREFIX}_"
-_PREFIX = re.compile(r"[0-9A-Za-z-]{1,16}")
+PREFIX: Final = "sck"
+CREDENTIAL_ID_LENGTH: Final = 10
+SECRET_LENGTH: Final = 30
+CHECKSUM_LENGTH: Final = 6
+KEY_LENGTH_MAX: Final = 128
+CREDENTIAL_ID: Final = re.compile(r"[0-9A-Za-z-]{1,32}")
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+_OWN_PREFIX: Final = f"{PREFIX}_"
+_PREFIX: Final = re.compile(r"[0-9A-Za-z-]{1,16}")
+
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
 
 
 class ApiKeyError(ValueError):
@@ -98,12 +102,12 @@ def is_own_key(text: str) -> bool:
 
 def digest_of(api_key: str) -> str:
     """Return the digest that is stored instead of the key: 'sha256:' and 64 hex digits."""
-    return "sha256:" + hashlib.sha256(api_key.encode()).hexdigest()
+    return "sha256:" + _sha256(api_key.encode()).hexdigest()
 
 
 def matches(api_key: str, digest: bytes) -> bool:
     """Whether *api_key* has this raw SHA-256 *digest* (32 bytes); compared in constant time."""
-    return hmac.compare_digest(hashlib.sha256(api_key.encode()).digest(), digest)
+    return compare_digest(_sha256(api_key.encode()).digest(), digest)
 
 
 def checksum(body: str) -> str:
@@ -113,7 +117,7 @@ def checksum(body: str) -> str:
     >>> checksum("abcdefghijklmnopqrstuvwxyz0123")
     '2LolCm'
     """
-    number = zlib.crc32(body.encode("ascii"))
+    number = _crc32(body.encode("ascii"))
     rest = number // 3844
     return _PAIRS[rest // 3844] + _PAIRS[rest % 3844] + _PAIRS[number % 3844]
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import final
+from typing import Final, final
 
 from sidecar.domain.values import Value
 
-US_PER_MINUTE = 60_000_000
-LIMIT_RPM_MAX = 10_000
-BURST_MAX = 1_000_000
-ASKED_MAX = 2**31 - 1
+US_PER_MINUTE: Final = 60_000_000
+LIMIT_RPM_MAX: Final = 10_000
+BURST_MAX: Final = 1_000_000
+ASKED_MAX: Final = 2**31 - 1
 
 
 class QuotaError(ValueError):

@@ -12,22 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+_pack: Final = inet_pton
+_IPV4_FAMILY: Final = AF_INET
+_IPV6_FAMILY: Final = AF_INET6
 
 Address: TypeAlias = bytes
 """A packed address in network byte order: 4 bytes = IPv4, 16 bytes = IPv6 (never IPv4-mapped)."""
 
-_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
-_MAPPED_BITS = 96
-_QUOTED_CHARS_MAX = 64  # of a rejected text in error messages
-_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
-_LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]")
-_ZONE = r"%[0-9A-Za-z._~-]{1,64}"
+_MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
+_MAPPED_BITS: Final = 96
+_QUOTED_CHARS_MAX: Final = 64  # of a rejected text in error messages
+_LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,2}")
+_LEADING_ZERO: Final = re.compile(r"(?:^|\.)0[0-9]")
+_ZONE: Final = r"%[0-9A-Za-z._~-]{1,64}"
 # What proxies add to an address (RFC 7239 6, RFC 3986 3.2.2, RFC 4007 11, RFC 6874): a port, also an
 # obfuscated one, brackets, and a zone id, which names an interface of one machine.
-_PORT = r":(?:[0-9]{0,5}|_[0-9A-Za-z._-]{1,64})"
-_IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
-_PROXY_FORM = re.compile(rf"([0-9.]+){_PORT}|\[({_IPV6})(?:{_ZONE})?\](?:{_PORT})?|({_IPV6}){_ZONE}")
+_PORT: Final = r":(?:[0-9]{0,5}|_[0-9A-Za-z._-]{1,64})"
+_IPV6: Final = r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+_PROXY_FORM: Final = re.compile(rf"([0-9.]+){_PORT}|\[({_IPV6})(?:{_ZONE})?\](?:{_PORT})?|({_IPV6}){_ZONE}")
 
 
 class AddressError(ValueError):
@@ -50,8 +54,8 @@ def parse_address(text: str) -> Address:
     """
     try:
         if ":" not in text:
-            return inet_pton(AF_INET, text)
-        packed = inet_pton(AF_INET6, text)
+            return _pack(_IPV4_FAMILY, text)
+        packed = _pack(_IPV6_FAMILY, text)
     except (OSError, ValueError):  # ValueError: NUL or a lone surrogate
         raise AddressError(f"{_quoted(text)} is not an IP address{_address_fault(text)}") from None
     return packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed
@@ -302,4 +306,4 @@ def _quoted(text: str) -> str:
     return head if len(text) <= _QUOTED_CHARS_MAX else f"{head}..."
 
 
-_EMBEDDING_PREFIXES = tuple(map(parse_cidr, ("2002::/16", "64:ff9b::/96", "::/96")))
+_EMBEDDING_PREFIXES: Final = tuple(map(parse_cidr, ("2002::/16", "64:ff9b::/96", "::/96")))

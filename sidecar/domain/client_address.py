@@ -7,15 +7,15 @@ A request whose address cannot be determined is denied if the integration has an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.domain.cidr import Address, AddressError, block_of, format_address, parse_client_address
 from sidecar.domain.prefix_trie import PrefixTrie
 
-HOPS_MAX = 16
+HOPS_MAX: Final = 16
 """Elements of X-Forwarded-For that are read, from the right; longer chains of trusted proxies are errors."""
 
-IPV6_NETWORK_BITS = 64
+IPV6_NETWORK_BITS: Final = 64
 """An IPv6 site has at least a /64 (RFC 6177), so a /64 counts as one source."""
 
 HeaderLookUp = Callable[[str], str | None]

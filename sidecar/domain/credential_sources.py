@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sidecar.domain.api_keys import is_own_key
 
-IDENTITY_HEADERS = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
+IDENTITY_HEADERS: Final = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
 """Headers that the sidecar sets on allowed requests; they cannot be credential sources."""
 
-_SCHEME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")  # a token, RFC 9110 5.6.2
-_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
+_SCHEME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")  # a token, RFC 9110 5.6.2
+_HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]{1,64}")
 
 
 class CredentialSourceError(ValueError):
@@ -29,8 +30,8 @@ class AmbiguousCredentialError(ValueError):
     """A request has more than one API key, or a key that cannot be removed; the message is public."""
 
 
-_TWO_KEYS = "The request has two different API keys. Send only one."
-_SHARED_HEADER = (
+_TWO_KEYS: Final = "The request has two different API keys. Send only one."
+_SHARED_HEADER: Final = (
     "A header has an API key next to another value, so the key cannot be removed before the request is"
     " forwarded. Send the API key in a separate header."
 )
@@ -93,7 +94,7 @@ class CredentialSource:
         return key if is_own_key(key) else None
 
 
-DEFAULT_SOURCES = (CredentialSource("x-api-key"), CredentialSource("authorization", "Bearer"))
+DEFAULT_SOURCES: Final = (CredentialSource("x-api-key"), CredentialSource("authorization", "Bearer"))
 
 
 class CredentialSources:

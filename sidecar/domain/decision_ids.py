@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
+from typing import Final
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
-DECISION_ID_LENGTH = 22
-DECISION_ID = re.compile(f"[0-9a-z]{{{DECISION_ID_LENGTH}}}")
-_PROCESS_ID = re.compile("[0-9a-z]{10}")
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+DECISION_ID_LENGTH: Final = 22
+DECISION_ID: Final = re.compile(f"[0-9a-z]{{{DECISION_ID_LENGTH}}}")
+_PROCESS_ID: Final = re.compile("[0-9a-z]{10}")
 
 
 class DecisionIds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import final
+from typing import Final, final
 
 from sidecar.domain.decisions import Verdict
 from sidecar.domain.values import Value
@@ -25,11 +25,11 @@ class FailPolicy(Enum):
     __hash__ = object.__hash__
 
 
-FAIL_POLICIES = tuple(policy.value for policy in FailPolicy)
+FAIL_POLICIES: Final = tuple(policy.value for policy in FailPolicy)
 """The names of the policies in configurations and records."""
 
 
-FALLBACK_VERDICTS = (
+FALLBACK_VERDICTS: Final = (
     (FailPolicy.DENY, Verdict.DENY_403),
     (FailPolicy.ALLOW, Verdict.ALLOW),
     (FailPolicy.LOCAL, Verdict.ALLOW),

@@ -9,18 +9,19 @@ neighbors try.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.domain.cidr import Address, block_of, format_address
 
-MINUTE_US = 60_000_000
-SOURCES_MAX = 65_536
+MINUTE_US: Final = 60_000_000
+SOURCES_MAX: Final = 65_536
 """Sources with spent tokens that are kept; past it the one that was seen least recently is forgotten."""
-EPISODES_MAX = 1_024
+EPISODES_MAX: Final = 1_024
 """Floods that are reported once each; past it the oldest may be reported again."""
-NETWORK_FACTOR = 4
+NETWORK_FACTOR: Final = 4
 """A network may try as many times what one address may."""
-IPV4_NETWORK_BITS = 24
-IPV6_BITS = 64
+IPV4_NETWORK_BITS: Final = 24
+IPV6_BITS: Final = 64
 """IPv6 addresses are counted by /64, which one customer has, and by no larger network."""
 
 

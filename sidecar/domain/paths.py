@@ -18,29 +18,30 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from sidecar.domain.path_faults import PathFault, PathRefusedError
 
-PATH_CHARS_MAX = 8_192
+PATH_CHARS_MAX: Final = 8_192
 """Default maximum length of a path without query; RFC 9112 3 recommends at least 8,000."""
 
 
 # RFC 3986 3.3: a segment is pchar*. Excluded: '%', and ';', which some upstreams cut off.
-_SEGMENT_CHARS = r"A-Za-z0-9\-._~!$&'()*+,=:@"
+_SEGMENT_CHARS: Final = r"A-Za-z0-9\-._~!$&'()*+,=:@"
 # RFC 9112 3.2: a request target is visible ASCII; a fragment is never sent.
-_VISIBLE_CHARS = r"!-\"$-~"
-PLAIN_TARGET = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
+_VISIBLE_CHARS: Final = r"!-\"$-~"
+PLAIN_TARGET: Final = re.compile(rf"(/[{_SEGMENT_CHARS}/]*+)(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
 # The same without upper-case letters and without a '/' at the end of the path, which matches most paths.
-_SIMPLE_CHARS = _SEGMENT_CHARS.replace("A-Z", "")
-SIMPLE_TARGET = re.compile(rf"(/[{_SIMPLE_CHARS}/]*+(?<!/))(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
-_VISIBLE_TARGET = re.compile(rf"[{_VISIBLE_CHARS}]*").fullmatch
-_PATH_WITH_ESCAPES = re.compile(rf"[{_SEGMENT_CHARS}/%]*").fullmatch
-_SEGMENT_CHAR = re.compile(rf"[{_SEGMENT_CHARS}]").fullmatch
-_DOT_SEGMENT = re.compile(r"/\.\.?(?:/|\Z)").search
-_TWO_HEX_DIGITS = re.compile("[0-9A-Fa-f]{2}").fullmatch
-_CONTROLS = frozenset([*range(0x20), 0x7F])
-_AMBIGUOUS = frozenset(b"/\\.%;")  # a second decoding by another program would change the segments
+_SIMPLE_CHARS: Final = _SEGMENT_CHARS.replace("A-Z", "")
+SIMPLE_TARGET: Final = re.compile(rf"(/[{_SIMPLE_CHARS}/]*+(?<!/))(?:\?[{_VISIBLE_CHARS}]*+)?+").fullmatch
+_VISIBLE_TARGET: Final = re.compile(rf"[{_VISIBLE_CHARS}]*").fullmatch
+_PATH_WITH_ESCAPES: Final = re.compile(rf"[{_SEGMENT_CHARS}/%]*").fullmatch
+_SEGMENT_CHAR: Final = re.compile(rf"[{_SEGMENT_CHARS}]").fullmatch
+_DOT_SEGMENT: Final = re.compile(r"/\.\.?(?:/|\Z)").search
+_TWO_HEX_DIGITS: Final = re.compile("[0-9A-Fa-f]{2}").fullmatch
+_CONTROLS: Final = frozenset([*range(0x20), 0x7F])
+_AMBIGUOUS: Final = frozenset(b"/\\.%;")  # a second decoding by another program would change the segments
 
 
 def normalize_path(raw: str, chars_max: int = PATH_CHARS_MAX) -> str:
@@ -142,5 +143,7 @@ def _normal_escapes() -> dict[str, str]:
     return forms
 
 
-_NORMAL_ESCAPES = _normal_escapes()
-_UNRESERVED = {digits: form for digits, form in _NORMAL_ESCAPES.items() if form.isalnum() or form in "-_~"}
+_NORMAL_ESCAPES: Final = _normal_escapes()
+_UNRESERVED: Final = {
+    digits: form for digits, form in _NORMAL_ESCAPES.items() if form.isalnum() or form in "-_~"
+}

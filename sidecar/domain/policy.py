@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
 from sidecar.domain.cidr import Address, AddressError
@@ -24,10 +24,12 @@ from sidecar.domain.scopes import Scope, ScopeCatalogue, ScopeError
 from sidecar.domain.snapshot import CompiledCredential, CompiledIntegration, Snapshot
 from sidecar.domain.values import Value
 
-SCOPE_OVERRIDES_MAX = 1_024
+_OK: Final = Reason.OK
+
+SCOPE_OVERRIDES_MAX: Final = 1_024
 """Maximum number of cached scopes that proxies and callers state."""
 
-MISCONFIGURED_REPORTS_MAX = 64
+MISCONFIGURED_REPORTS_MAX: Final = 64
 """Maximum number of misconfigured scopes that are reported, each once."""
 
 
@@ -252,7 +254,7 @@ class Policy:
                     )
                 would_deny = Reason.IP_NOT_ALLOWED
         scope = route = None
-        reason, detail = Reason.OK, ""
+        reason, detail = _OK, ""
         try:
             if request.scope is None:
                 route = self.routes.find(request.method, request.path)
@@ -268,15 +270,13 @@ class Policy:
         except PathRefusedError as refusal:
             reason = Reason.URI_TOO_LONG if refusal.fault is PathFault.TOO_LONG else Reason.PATH_REFUSED
             detail = refusal.advice
-        if reason is not Reason.OK:
+        if reason is not _OK:
             if not self.is_shadowed(integration, Rule.SCOPES):
                 return Evaluation(
                     reason, integration, credential, key_headers, address, scope, detail, None, route
                 )
             would_deny = would_deny or reason
-        return Evaluation(
-            Reason.OK, integration, credential, key_headers, address, scope, "", would_deny, route
-        )
+        return Evaluation(_OK, integration, credential, key_headers, address, scope, "", would_deny, route)
 
     def is_shadowed(self, integration: CompiledIntegration, rule: Rule) -> bool:
         """Return whether *rule* is in shadow for *integration*; asked only when the rule fails."""
@@ -289,7 +289,7 @@ class Policy:
         With the limit in shadow, a request that another rule would deny takes nothing, as when all rules are
         enforced. With the limit enforced, it is admitted and therefore takes.
         """
-        if evaluation.reason is not Reason.OK:
+        if evaluation.reason is not _OK:
             return 0
         if evaluation.would_deny is None or evaluation.integration is None:
             return 1
@@ -299,7 +299,7 @@ class Policy:
         """Return the reason and `would_deny` of a request that the limit refuses for *reason*."""
         assert evaluation.integration is not None  # only known callers have buckets
         if self.is_shadowed(evaluation.integration, Rule.LIMIT):
-            return Reason.OK, evaluation.would_deny or reason
+            return _OK, evaluation.would_deny or reason
         return reason, None
 
     def _no_route_reason(self, request: AccessRequest) -> Reason:
@@ -337,12 +337,12 @@ class Policy:
         return route
 
 
-_NO_ADDRESS = (
+_NO_ADDRESS: Final = (
     "This integration has an IP allowlist, and the client address of the request cannot be determined;"
     " the operator of the API must correct this"
 )
-_MISSING = Evaluation(Reason.MISSING_CREDENTIAL)
-_KEY_FLOOD = Evaluation(Reason.KEY_FLOOD)
-_MALFORMED = Evaluation(Reason.MALFORMED_CREDENTIAL)
-_UNLOADED = Evaluation(Reason.STORE_UNAVAILABLE)
-_UNKNOWN = Evaluation(Reason.UNKNOWN_CREDENTIAL)
+_MISSING: Final = Evaluation(Reason.MISSING_CREDENTIAL)
+_KEY_FLOOD: Final = Evaluation(Reason.KEY_FLOOD)
+_MALFORMED: Final = Evaluation(Reason.MALFORMED_CREDENTIAL)
+_UNLOADED: Final = Evaluation(Reason.STORE_UNAVAILABLE)
+_UNKNOWN: Final = Evaluation(Reason.UNKNOWN_CREDENTIAL)

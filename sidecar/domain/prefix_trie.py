@@ -29,20 +29,22 @@ from collections.abc import Iterable
 from itertools import groupby, pairwise
 from struct import Struct
 from sys import getsizeof
-from typing import final
+from typing import Final, final
 
 from sidecar.domain.cidr import Address, Cidr, block_of
 
-BUCKET_MAX = 128
+_bisect: Final = bisect_right
+
+BUCKET_MAX: Final = 128
 """Maximum starts of one bucket; the 50 blocks of an allowlist have at most 101 starts and stay one bucket."""
 
-_STARTS_PER_SLOT = 4  # average of a new table; more saves memory, fewer saves comparisons
+_STARTS_PER_SLOT: Final = 4  # average of a new table; more saves memory, fewer saves comparisons
 
-_NONE = 0  # code of an interval that no block covers; otherwise the block's length + 1 ...
-_LINK = 256  # ... or, from 256 on, _LINK + the region of the second trie
+_NONE: Final = 0  # code of an interval that no block covers; otherwise the block's length + 1 ...
+_LINK: Final = 256  # ... or, from 256 on, _LINK + the region of the second trie
 
-_unpack_ipv4 = Struct(">I").unpack
-_unpack_ipv6 = Struct(">QQ").unpack
+_unpack_ipv4: Final = Struct(">I").unpack
+_unpack_ipv6: Final = Struct(">QQ").unpack
 
 
 class PrefixTrie:
@@ -147,7 +149,7 @@ class Level:
         """Return the code of the interval of *region* that contains *key*."""
         tables = self.tables
         if tables is None:
-            return self.codes[bisect_right(self.starts, key) - 1]
+            return self.codes[_bisect(self.starts, key) - 1]
         offsets = self.offsets
         low, high = offsets[region], offsets[region + 1]
         while high - low > BUCKET_MAX:
@@ -157,7 +159,7 @@ class Level:
                 region = 0 if key < table.first else table.top
             offsets, tables = table.offsets, table.tables
             low, high = offsets[region], offsets[region + 1]
-        return self.codes[bisect_right(self.starts, key, low, high) - 1]
+        return self.codes[_bisect(self.starts, key, low, high) - 1]
 
     def size_bytes(self) -> int:
         """Return the memory of this level."""
@@ -292,5 +294,5 @@ def _build_ipv6(members: Iterable[int]) -> tuple[Level, Level]:
     return upper.finish(), lower.finish() if lower.offsets else _EMPTY_IPV6
 
 
-_EMPTY_IPV4 = _build_ipv4(())
-_EMPTY_IPV6 = Level(array("Q", [0]), array("I", [_NONE]), array("I", [0, 1]))
+_EMPTY_IPV4: Final = _build_ipv4(())
+_EMPTY_IPV6: Final = Level(array("Q", [0]), array("I", [_NONE]), array("I", [0, 1]))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote, unquote
 
 from sidecar.domain.path_faults import AmbiguousRouteError
@@ -48,7 +48,7 @@ class TrailingSlash(Enum):
     EITHER = "either"
 
 
-_UNESCAPED = "/!$&'()*+,=:@"
+_UNESCAPED: Final = "/!$&'()*+,=:@"
 """Characters that a normal form never escapes, besides letters, digits, '-', '.', '_' and '~'."""
 
 
@@ -61,7 +61,7 @@ def _caseless(text: str) -> str:
     return quote(unquote(text).casefold(), safe=_UNESCAPED) if "%" in text else text.lower()
 
 
-_FOLDS: dict[Case, tuple[Callable[[str], str], ...]] = {
+_FOLDS: Final[dict[Case, tuple[Callable[[str], str], ...]]] = {
     Case.SENSITIVE: (_unchanged,),
     # Some programs fold only ASCII, others every letter: they read K (the Kelvin sign) as k.
     Case.INSENSITIVE: (_caseless, str.lower),

@@ -12,19 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from sidecar.domain.path_faults import PathRefusedError
 from sidecar.domain.paths import normalize_path
 
 T = TypeVar("T")
 
-EDGES_MAX = 200_000
+EDGES_MAX: Final = 200_000
 """Maximum edges of a compiled table. Ordinary lists need one edge per segment."""
 
-_PARAM = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
-_METHOD = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2, without lower case
-_TAIL = "**"
+_PARAM: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+_METHOD: Final = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2, without lower case
+_TAIL: Final = "**"
 
 
 class RouteError(ValueError):

@@ -10,11 +10,11 @@ Source: hash array mapped tries (Bagwell, Ideal Hash Trees, 2001), with one leve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-SHARDS = 256
+SHARDS: Final = 256
 """A power of two; 10,000 members make about 40 per shard."""
-_MASK = SHARDS - 1
+_MASK: Final = SHARDS - 1
 
 Value = TypeVar("Value")
 

@@ -9,7 +9,7 @@ from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from sidecar.observe.build import VERSION
+from sidecar.observe.build import BUILD, VERSION
 from sidecar.observe.metrics import Metrics
 from sidecar.process.metrics_page import MetricsPage
 from sidecar.process.readiness import Readiness
@@ -24,12 +24,14 @@ NOT_HERE = "This listener does not serve the admin API: use an address of 'liste
 
 
 class BuildCollector(Collector):
-    """Collects the version as the metric `sidecar_build_info`."""
+    """Collects version and build as the metric `sidecar_build_info`."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield `sidecar_build_info`."""
-        info = GaugeMetricFamily("sidecar_build_info", "Always 1, with the version.", labels=["version"])
-        info.add_metric([VERSION], 1)
+        info = GaugeMetricFamily(
+            "sidecar_build_info", "Always 1, with the version and the build.", labels=["version", "build"]
+        )
+        info.add_metric([VERSION, BUILD], 1)
         yield info
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.rpc.statuses import StatusCode
 
@@ -65,7 +65,7 @@ StreamHandler = Callable[[bytes, StreamCall], None]
 ExchangeHandler = Callable[[bytes, Call], bytes]
 """Takes one serialized message of the request; returns the serialized answer to it."""
 
-EXCHANGE_MESSAGES_MAX = 256
+EXCHANGE_MESSAGES_MAX: Final = 256
 """Maximum messages of one exchange; a client that reads all descriptors needs fewer."""
 
 

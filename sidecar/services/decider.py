@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic, perf_counter_ns
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sidecar.domain.answers import Decision
 from sidecar.domain.bucket import Taken
@@ -27,13 +27,16 @@ from sidecar.services.store_fallback import StoreFallback, fault_reason
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import BucketStore, StoreFault, TakeDone
 
-STORE_TIMEOUT_S = 0.05
+_OK: Final = Reason.OK
+_now_ns: Final = perf_counter_ns
+
+STORE_TIMEOUT_S: Final = 0.05
 """Maximum wait of a decision for the store."""
 
-STORE_SHARE = 0.9
+STORE_SHARE: Final = 0.9
 """The store's share of the caller's remaining time; the rest is for encoding and sending the answer."""
 
-REEVALUATIONS_MAX = 2
+REEVALUATIONS_MAX: Final = 2
 """How often a decision is repeated because the record changed meanwhile, before it fails closed."""
 
 
@@ -130,7 +133,7 @@ class Decider:
         *deadline_s* is the caller's deadline on the monotonic clock, None = no deadline. The store gets at
         most its own timeout, and at most STORE_SHARE of the caller's remaining time.
         """
-        started_ns = perf_counter_ns()
+        started_ns = _now_ns()
         now_us = self.clock_us()
         evaluation = self.policy.evaluate(request, self.snapshot, now_us)
         integration = evaluation.integration
@@ -138,7 +141,7 @@ class Decider:
             return self._finish(request, evaluation.reason, evaluation, None, started_ns)
         if self.note_use is not None:
             self.note_use(evaluation, now_us)
-        is_plain = evaluation.reason is Reason.OK and evaluation.would_deny is None
+        is_plain = evaluation.reason is _OK and evaluation.would_deny is None
         outcome = self._take_now(integration.buckets, 1 if is_plain else self.policy.takes(evaluation))
         if outcome is not None:
             return self._settle(request, evaluation, outcome, started_ns)
@@ -162,7 +165,7 @@ class Decider:
 
     def refuse(self, reason: Reason, detail: str) -> Decision:
         """Deny a request without a known integration for *reason*; *detail* is the text for the caller."""
-        return self._finish(None, reason, Evaluation(reason, detail=detail), None, perf_counter_ns())
+        return self._finish(None, reason, Evaluation(reason, detail=detail), None, _now_ns())
 
     def _take_later(self, pending: _Pending) -> None:
         integration = pending.evaluation.integration
@@ -179,7 +182,7 @@ class Decider:
         if type(outcome) is not Taken:
             return self._fall_back(request, evaluation, outcome, started_ns)
         reason, would_deny = evaluation.reason, evaluation.would_deny
-        if reason is Reason.OK and not outcome.admitted:
+        if reason is _OK and not outcome.admitted:
             reason, would_deny = self.policy.limited(evaluation, Reason.RATE_LIMITED)
         return self._finish(request, reason, evaluation, outcome, started_ns, would_deny=would_deny)
 
@@ -193,7 +196,7 @@ class Decider:
         request by an outdated record, although the limit is in shadow: the newer record may suspend it.
         """
         reason, integration = evaluation.reason, evaluation.integration
-        if reason is not Reason.OK or integration is None:
+        if reason is not _OK or integration is None:
             return self._finish(request, reason, evaluation, None, started_ns)
         if fault is StoreFault.SUPERSEDED:
             return self._finish(request, fault_reason(fault), evaluation, None, started_ns)
@@ -203,7 +206,7 @@ class Decider:
         else:
             reason, taken, fallback = self._fallback.answer(integration, fault)
         would_deny = evaluation.would_deny
-        if reason is not Reason.OK:
+        if reason is not _OK:
             reason, would_deny = (
                 (reason, None) if integration.is_outdated else self.policy.limited(evaluation, reason)
             )
@@ -229,10 +232,10 @@ class Decider:
                     values[row + RESET_AT_US] = taken.reset_at_us
         if would_deny is not None:
             values[self._shadow_slots[would_deny]] += 1
-        elapsed_ns = perf_counter_ns() - started_ns
+        elapsed_ns = _now_ns() - started_ns
         self._observe_ns(elapsed_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback, would_deny)
-        if request is not None and (reason is not Reason.OK or would_deny is not None):
+        if request is not None and (reason is not _OK or would_deny is not None):
             self._note_refusal(request, decision)
         if self.on_decided is not None:
             self.on_decided(request, decision, elapsed_ns)
@@ -241,7 +244,7 @@ class Decider:
     def _note_refusal(self, request: AccessRequest, decision: Decision) -> None:
         """Keep and report a request that is denied, or that a rule in shadow would deny."""
         is_known = decision.evaluation.integration is not None
-        if self.refusals is not None and is_known and decision.reason is not Reason.OK:
+        if self.refusals is not None and is_known and decision.reason is not _OK:
             self.refusals.note(request, decision, self.clock_us())
         if self.on_refused is not None:
             self.on_refused(request, decision)

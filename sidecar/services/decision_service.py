@@ -7,6 +7,8 @@ therefore rules, buckets and counters; only the messages differ.
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,19 +24,21 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decider import Decider
 from sidecar.v1 import decision_pb2 as pb
 
-SERVICE = "sidecar.v1.DecisionService"
-DECIDE = f"/{SERVICE}/Decide"
-DECIDE_BATCH = f"/{SERVICE}/DecideBatch"
+SERVICE: Final = "sidecar.v1.DecisionService"
+DECIDE: Final = f"/{SERVICE}/Decide"
+DECIDE_BATCH: Final = f"/{SERVICE}/DecideBatch"
 
-DIALECT = "native"
+DIALECT: Final = "native"
 """The name of this service in the decision log."""
-BATCH_REQUESTS_MAX = 256
+BATCH_REQUESTS_MAX: Final = 256
 """Maximum requests of one DecideBatch: deciding them blocks the event loop for a few milliseconds."""
 
-_VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
-_REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
-_FALLBACKS = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
-_STATED_ADDRESS = PeerAddress("client_ip")  # the caller states the client's address; headers are not read
+_VERDICTS: Final = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
+_REASONS: Final = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
+_FALLBACKS: Final = {policy: pb.Fallback.Value(f"FALLBACK_{policy.name}") for policy in FailPolicy}
+_STATED_ADDRESS: Final = PeerAddress(
+    "client_ip"
+)  # the caller states the client's address; headers are not read
 
 
 class DecisionService:

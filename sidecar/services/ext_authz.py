@@ -8,6 +8,7 @@ request through when either is missing. Messages come from xds-protos.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
@@ -22,11 +23,13 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.decider import Decider
 from sidecar.services.templates import AnswerTemplates
 
-DIALECT = "ext_authz"
+DIALECT: Final = "ext_authz"
 """The name of this service in the decision log."""
-CHECK = "/envoy.service.auth.v3.Authorization/Check"
+_parse: Final = CheckRequest.FromString
 
-_OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
+
+_OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 class ExtAuthzService:
@@ -49,7 +52,7 @@ class ExtAuthzService:
             RpcError: INTERNAL, the message is not a CheckRequest.
         """
         try:
-            attributes = CheckRequest.FromString(message).attributes
+            attributes = _parse(message).attributes
         except DecodeError:
             raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
         request = access_request(attributes, self._decider.policy.client_address.reads_peer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 from urllib.parse import unquote
 
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, answer_to
@@ -24,17 +25,17 @@ from sidecar.rpc.http import HttpExchange, HttpRequest
 from sidecar.services.decider import Decider
 from sidecar.services.templates import AnswerTemplates
 
-LIMIT_HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
-KNOWN_PEERS_MAX = 1_024
-SCOPED_PATHS_MAX = 256
+LIMIT_HEADERS: Final = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+KNOWN_PEERS_MAX: Final = 1_024
+SCOPED_PATHS_MAX: Final = 256
 """Maximum number of cached paths with a scope."""
-LOGGED_FAULTS_MAX = 64
+LOGGED_FAULTS_MAX: Final = 64
 """Maximum number of faults in proxies' configurations that are logged, each once; all are counted."""
 
-DIALECT = "forward_auth"
+DIALECT: Final = "forward_auth"
 """The name of this service in the decision log."""
-_TCP_PEER = PeerAddress()
-_log = logging.getLogger("sidecar.http")
+_TCP_PEER: Final = PeerAddress()
+_log: Final = logging.getLogger("sidecar.http")
 
 HeaderLine = tuple[str, str]
 
@@ -272,18 +273,18 @@ def encode_for_accel(answer: Answer) -> bytes:
     return encoded_response(answer.status, headers, answer.body)
 
 
-_NGINX = {
+_NGINX: Final = {
     "x-original-method": "'proxy_set_header X-Original-Method $request_method;' (nginx)",
     "x-original-uri": "'proxy_set_header X-Original-URI $request_uri;' (nginx)",
     "x-real-ip": "'proxy_set_header X-Real-IP $remote_addr;' (nginx)",
 }
-_FORWARDED = dict.fromkeys(
+_FORWARDED: Final = dict.fromkeys(
     ("x-forwarded-method", "x-forwarded-uri", "x-forwarded-for"),
     "'forward_auth' (Caddy), ForwardAuth (Traefik) or the headers in sidecar-auth.lua (HAProxy)",
 )
-_FORWARD = Dialect("x-forwarded-method", "x-forwarded-uri", "x-forwarded-for", encode, _FORWARDED)
+_FORWARD: Final = Dialect("x-forwarded-method", "x-forwarded-uri", "x-forwarded-for", encode, _FORWARDED)
 
-DIALECTS = {
+DIALECTS: Final = {
     "/auth/nginx": Dialect("x-original-method", "x-original-uri", "x-real-ip", encode_for_nginx, _NGINX),
     "/auth/accel": Dialect("x-original-method", "x-original-uri", "x-real-ip", encode_for_accel, _NGINX),
     "/auth/forward": _FORWARD,

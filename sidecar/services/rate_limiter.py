@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter_ns
-from typing import TypeVar, final
+from typing import Final, TypeVar, final
 
 from sidecar.domain.rate_limits.counters import CountersTaken
 from sidecar.domain.rate_limits.decisions import (
@@ -19,15 +19,15 @@ from sidecar.observe.metrics import Metrics
 from sidecar.services.decider import STORE_SHARE, STORE_TIMEOUT_S
 from sidecar.stores.protocols import CounterStore, StoreFault
 
-HITS = "sidecar_rate_limit_hits_total"
-_PLACES = {result: place for place, result in enumerate(("within_limit", "over_limit", "shadow"))}
+HITS: Final = "sidecar_rate_limit_hits_total"
+_PLACES: Final = {result: place for place, result in enumerate(("within_limit", "over_limit", "shadow"))}
 WITHIN, OVER, SHADOW = _PLACES.values()
 """Places of the counts in a row of `HITS`: the order of its results in the table of metrics."""
-UNKNOWN_DOMAIN = "(unknown)"
+UNKNOWN_DOMAIN: Final = "(unknown)"
 """The label of domains that no file has: what callers write is no label."""
-NO_RULE = "(none)"
+NO_RULE: Final = "(none)"
 """The label of descriptors that meet no rule, or one without a limit."""
-OVERRIDE = "(override)"
+OVERRIDE: Final = "(override)"
 """The label of limits that requests bring along."""
 
 Context = TypeVar("Context")

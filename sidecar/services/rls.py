@@ -7,6 +7,8 @@ answered ends with UNAVAILABLE or INVALID_ARGUMENT: Envoy then applies its `fail
 
 from __future__ import annotations
 
+from typing import Final
+
 from envoy.config.core.v3.base_pb2 import HeaderValue
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf.message import DecodeError
@@ -25,14 +27,14 @@ from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.services.rate_limiter import PlannedCall, RateLimiter
 from sidecar.stores.protocols import StoreFault
 
-SERVICE = "envoy.service.ratelimit.v3.RateLimitService"
-SHOULD_RATE_LIMIT = f"/{SERVICE}/ShouldRateLimit"
-HEALTH_SERVICES = (SERVICE, "ratelimit")
+SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
+SHOULD_RATE_LIMIT: Final = f"/{SERVICE}/ShouldRateLimit"
+HEALTH_SERVICES: Final = (SERVICE, "ratelimit")
 """The names in the health service; the second one is the name of envoyproxy/ratelimit."""
 
 _OK, _OVER_LIMIT = RateLimitResponse.OK, RateLimitResponse.OVER_LIMIT
 
-_FAULTS = {
+_FAULTS: Final = {
     StoreFault.UNAVAILABLE: "the store of the counters is not available",
     StoreFault.TIMEOUT: "the store of the counters did not answer in time",
     StoreFault.OVERLOADED: "the store of the counters has no room for more",
@@ -40,9 +42,9 @@ _FAULTS = {
 }
 
 
-PLANS_MAX = 8_192
+PLANS_MAX: Final = 8_192
 """Calls whose plan is kept: proxies repeat the same bytes for the same client."""
-PLANNED_BYTES_MAX = 1_024
+PLANNED_BYTES_MAX: Final = 1_024
 """A longer message is decoded each time."""
 
 
@@ -140,18 +142,18 @@ def encode(answer: LimitAnswer) -> bytes:
     return b"".join(parts)
 
 
-_OVERALL_OK = RateLimitResponse(overall_code=RateLimitResponse.OK).SerializeToString()
-_OVERALL_OVER = RateLimitResponse(overall_code=RateLimitResponse.OVER_LIMIT).SerializeToString()
-_OK_STATUS = RateLimitResponse.DescriptorStatus(code=RateLimitResponse.OK)
-_UNMATCHED = RateLimitResponse(statuses=[_OK_STATUS]).SerializeToString()
-_UNLIMITED = RateLimitResponse(
+_OVERALL_OK: Final = RateLimitResponse(overall_code=RateLimitResponse.OK).SerializeToString()
+_OVERALL_OVER: Final = RateLimitResponse(overall_code=RateLimitResponse.OVER_LIMIT).SerializeToString()
+_OK_STATUS: Final = RateLimitResponse.DescriptorStatus(code=RateLimitResponse.OK)
+_UNMATCHED: Final = RateLimitResponse(statuses=[_OK_STATUS]).SerializeToString()
+_UNLIMITED: Final = RateLimitResponse(
     statuses=[
         RateLimitResponse.DescriptorStatus(code=RateLimitResponse.OK, limit_remaining=UNLIMITED_REMAINING)
     ]
 ).SerializeToString()
 
-_VARINTS = tuple(bytes((number,)) for number in range(128))
-LIMIT_FIELDS_MAX = 4_096
+_VARINTS: Final = tuple(bytes((number,)) for number in range(128))
+LIMIT_FIELDS_MAX: Final = 4_096
 _limit_fields: dict[tuple[int, int, str, bool], bytes] = {}
 """Code and current_limit of a status, serialized; requests may bring limits, so they are bounded."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from sidecar.domain.answers import (
     Answer,
@@ -27,9 +28,13 @@ from sidecar.domain.decision_ids import DECISION_ID_LENGTH
 from sidecar.domain.decisions import Reason
 from sidecar.domain.policy import AccessRequest
 
-VARIABLES_MAX = 9
-TEMPLATES_PER_INTEGRATION_MAX = 256
-_CHANGED = re.compile(rb"([^\x00])\1*", re.DOTALL)
+_OK: Final = Reason.OK
+_IP_NOT_ALLOWED: Final = Reason.IP_NOT_ALLOWED
+_SCOPE_MISSING: Final = Reason.SCOPE_MISSING
+
+VARIABLES_MAX: Final = 9
+TEMPLATES_PER_INTEGRATION_MAX: Final = 256
+_CHANGED: Final = re.compile(rb"([^\x00])\1*", re.DOTALL)
 
 Template = bytes
 """A bytes format with `%(name)b` placeholders."""
@@ -47,12 +52,12 @@ class AnswerTemplates:
     def render(self, decision: Decision, request: AccessRequest) -> bytes:
         """Return the message that answers *request* with *decision*."""
         reason, evaluation, taken = decision.reason, decision.evaluation, decision.taken
-        is_grpc = reason is not Reason.OK and is_grpc_type(request.header("content-type"))
+        is_grpc = reason is not _OK and is_grpc_type(request.header("content-type"))
         id = decision.id.encode()
         integration = evaluation.integration
         if integration is None:
             return self._unknown_caller_template(decision, is_grpc) % {b"id": id}
-        if reason is Reason.IP_NOT_ALLOWED:
+        if reason is _IP_NOT_ALLOWED:
             # The text contains the address, so a template could not be used again.
             return self._encode(answer_to(decision, self._style, is_grpc))
         remaining = reset = wait = b""
@@ -67,7 +72,7 @@ class AnswerTemplates:
             reason.label,
             evaluation.credential,
             evaluation.key_headers,
-            evaluation.scope if reason is Reason.SCOPE_MISSING else evaluation.detail,
+            evaluation.scope if reason is _SCOPE_MISSING else evaluation.detail,
             len(remaining),
             len(reset),
             len(wait),

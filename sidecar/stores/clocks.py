@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
-STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """CLOCK_BOOTTIME (Linux) includes the time that the machine was suspended."""
 
-_EPOCH_NS = time.time_ns() - time.clock_gettime_ns(STEADY)
+_EPOCH_NS: Final = time.time_ns() - time.clock_gettime_ns(STEADY)
 
 
 def wall_clock_us() -> int:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sidecar.domain.bucket import BucketSet, Level, Taken, draw, draw_all
 from sidecar.stores.clocks import steady_clock_us
 from sidecar.stores.protocols import StoreFault, TakeDone
 
-BUCKETS_MAX = 1_000_000
+BUCKETS_MAX: Final = 1_000_000
 
-COMPARE_CLOCKS_US = 1_000_000
+COMPARE_CLOCKS_US: Final = 1_000_000
 """How often the two clocks are compared."""
 
-TOLERANCE_US = 1_000
+TOLERANCE_US: Final = 1_000
 """A smaller difference between the clocks is ignored: reading two clocks takes time."""
 
-_NEVER_US = 2**63
+_NEVER_US: Final = 2**63
 
 
 class EmbeddedBucketStore:

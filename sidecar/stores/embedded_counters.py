@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sidecar.domain.rate_limits.counters import Counter, CountersTaken, CounterTake, is_unused, take_counters
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.protocols import CountersDone, StoreFault
 
-COUNTERS_MAX = 100_000
+COUNTERS_MAX: Final = 100_000
 """Counters of one domain; their keys come from callers."""
 
-SEARCH_INTERVAL_US = 1_000_000
+SEARCH_INTERVAL_US: Final = 1_000_000
 """How often a domain without room is searched for counters that are of no use any more."""
 
 

@@ -10,16 +10,17 @@ so a fleet of n may admit up to n takes of a burst smaller than n.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.domain.bucket import BURST_MAX, BucketSet, Quota, Taken
 from sidecar.stores.clocks import steady_clock_us
 from sidecar.stores.embedded import BUCKETS_MAX, EmbeddedBucketStore
 from sidecar.stores.protocols import StoreFault
 
-SHARES_MAX = 65_536
+SHARES_MAX: Final = 65_536
 """Maximum number of bucket sets whose share is cached."""
 
-FORGET_AFTER_US = 60_000_000
+FORGET_AFTER_US: Final = 60_000_000
 """
 How long the store must have answered before local usage is dropped.
 

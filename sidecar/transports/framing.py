@@ -8,11 +8,13 @@ grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message"; compression.md for the fl
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from sidecar.rpc.statuses import StatusCode
 
-PREFIX = struct.Struct(">BI")
+PREFIX: Final = struct.Struct(">BI")
 """Compressed-flag and length."""
+PREFIX_BYTES: Final = 5
 
 
 class FramingError(Exception):
@@ -36,7 +38,7 @@ def frame_message(message: bytes) -> bytes:
     >>> frame_message(b"ab")
     b'\\x00\\x00\\x00\\x00\\x02ab'
     """
-    return PREFIX.pack(0, len(message)) + message
+    return len(message).to_bytes(PREFIX_BYTES, "big") + message
 
 
 class MessageReader:
@@ -74,11 +76,11 @@ class MessageReader:
         self.pieces += 1
         self.received += len(piece)
         self._buffer += piece
-        if self._size < 0 and len(self._buffer) >= PREFIX.size:
+        if self._size < 0 and len(self._buffer) >= PREFIX_BYTES:
             flag, size = PREFIX.unpack_from(self._buffer)
             self._check_prefix(flag, size)
             self._size = size
-        if 0 <= self._size < len(self._buffer) - PREFIX.size:
+        if 0 <= self._size < len(self._buffer) - PREFIX_BYTES:
             # statuscodes.md: a cardinality violation of a method with one request message.
             raise FramingError(StatusCode.UNIMPLEMENTED, "the request has more than one message")
 
@@ -107,9 +109,9 @@ class MessageReader:
         """
         if not self._buffer:
             raise FramingError(StatusCode.UNIMPLEMENTED, "the request has no message")
-        if self._size < 0 or len(self._buffer) < PREFIX.size + self._size:
+        if self._size < 0 or len(self._buffer) < PREFIX_BYTES + self._size:
             raise FramingError(StatusCode.INTERNAL, "the request ends inside its message")
-        return bytes(self._buffer[PREFIX.size :])
+        return bytes(self._buffer[PREFIX_BYTES:])
 
 
 class ExchangeReader(MessageReader):
@@ -137,13 +139,13 @@ class ExchangeReader(MessageReader):
         buffer += piece
         found: list[bytes] = []
         start = 0
-        while len(buffer) - start >= PREFIX.size:
+        while len(buffer) - start >= PREFIX_BYTES:
             flag, size = PREFIX.unpack_from(buffer, start)
             self._check_prefix(flag, size)
-            end = start + PREFIX.size + size
+            end = start + PREFIX_BYTES + size
             if end > len(buffer):
                 break
-            found.append(bytes(buffer[start + PREFIX.size : end]))
+            found.append(bytes(buffer[start + PREFIX_BYTES : end]))
             start = end
         del buffer[:start]
         self.pieces = 0 if found else self.pieces + 1

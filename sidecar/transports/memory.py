@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.transports.wheel import TimerWheel
 
-CONNECTION_BYTES = 16_384
+CONNECTION_BYTES: Final = 16_384
 """Minimum memory of a connection; about 50 KiB with TLS."""
 
-TRIM_BYTES = 8 << 20
+TRIM_BYTES: Final = 8 << 20
 """Freed memory that triggers a trim; trimming takes about 0.1 ms per MiB."""
 
-TRIM_DELAY_S = 5.0
+TRIM_DELAY_S: Final = 5.0
 """Delay of a trim, so that one trim covers a whole burst."""
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 from asyncio import TimerHandle
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-TICKS_PER_S = 100
+TICKS_PER_S: Final = 100
 
 
 class Loop(Protocol):

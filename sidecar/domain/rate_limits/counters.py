@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from sidecar.domain.values import Value
 
-HITS_MAX = 2**32 - 1
+HITS_MAX: Final = 2**32 - 1
 """Of one descriptor in one call, and of `requests_per_unit`: they are 32-bit numbers of the protocol."""
-COUNT_MAX = 2**52
+COUNT_MAX: Final = 2**52
 """A window counts no further: far above every limit, and Lua's numbers are exact up to 2**53."""
 
-US_PER_SECOND = 1_000_000
+US_PER_SECOND: Final = 1_000_000
 
 Counter: TypeAlias = "tuple[int, int] | tuple[int, int, int, int]"
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from sidecar.domain.rate_limits.counters import (
     HITS_MAX,
@@ -24,13 +24,13 @@ from sidecar.domain.rate_limits.counters import (
 from sidecar.domain.rate_limits.rules import Domain, Entries, Limit, RateLimits, Rule, Unit, counter_of
 from sidecar.domain.values import Value
 
-DESCRIPTORS_MAX = 64
+DESCRIPTORS_MAX: Final = 64
 """Of one call. A proxy sends one for each of its rules; each is a key in the store's call."""
-ENTRIES_MAX = 32
+ENTRIES_MAX: Final = 32
 """Of one descriptor: as deep as a tree of rules can be."""
-ENTRY_CHARS_MAX = 65_536
+ENTRY_CHARS_MAX: Final = 65_536
 """Of a key or a value; longer than the longest header that Envoy lets through (60 KiB)."""
-UNLIMITED_REMAINING = HITS_MAX
+UNLIMITED_REMAINING: Final = HITS_MAX
 
 
 class InvalidRequestError(ValueError):
@@ -136,8 +136,8 @@ class Limited:
         self.take = take
 
 
-_UNMATCHED = Status(None)
-_UNLIMITED = Status(Limit(None), remaining=UNLIMITED_REMAINING)
+_UNMATCHED: Final = Status(None)
+_UNLIMITED: Final = Status(Limit(None), remaining=UNLIMITED_REMAINING)
 
 
 class Plan:
@@ -309,7 +309,7 @@ def check(request: LimitRequest) -> None:
             )
 
 
-_UNITS = frozenset(int(unit) for unit in Unit)
+_UNITS: Final = frozenset(int(unit) for unit in Unit)
 
 
 def _status(limited: Limited, counted: Counted, now_us: int) -> Status:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from sidecar.domain.rate_limits.counters import Algorithm
 
-KEY_CHARS_MAX = 160
+KEY_CHARS_MAX: Final = 160
 """A counter with a longer key is known by a hash of it, so that callers cannot fill the store's memory."""
 
 Entries: TypeAlias = "Sequence[tuple[str, str]]"
@@ -40,7 +40,7 @@ class Unit(IntEnum):
         return UNIT_SECONDS[self]
 
 
-UNIT_SECONDS = {
+UNIT_SECONDS: Final = {
     Unit.SECOND: 1,
     Unit.MINUTE: 60,
     Unit.HOUR: 3_600,

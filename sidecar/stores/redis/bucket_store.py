@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.observe.metrics import Metrics
@@ -32,15 +32,15 @@ from sidecar.stores.redis.superseded import Notify, Refresh, SupersededTakes
 from sidecar.stores.redis.take_call import AnyGroup, CompiledSet
 from sidecar.stores.redis.urls import Address, StoreTopology, StoreUrl
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-LOG_INTERVAL_S = 10.0
+LOG_INTERVAL_S: Final = 10.0
 """Minimum time between log entries of an error that a person must fix."""
 
-REFUSAL_LASTS_S = 10.0
+REFUSAL_LASTS_S: Final = 10.0
 """How long a refused command is reported as the store's trouble; a heartbeat is sent each second."""
 
-LOGGED_CODES = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
+LOGGED_CODES: Final = ("NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 """Errors that may be temporary and are logged because they may also persist."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sidecar.domain.rate_limits.counters import Counted, CountersTaken, CounterTake
 from sidecar.stores.redis.keys import KeySpace
@@ -13,11 +14,11 @@ from sidecar.stores.redis.scripts import COUNT
 from sidecar.stores.redis.take_call import AnyGroup, Group, UnexpectedReplyError
 
 BUCKET, QUOTA, SHADOW, COUNTS_REFUSED = 1, 2, 4, 8
-FIGURES = 3
+FIGURES: Final = 3
 """Integers of the reply for each take."""
 
-_EVALSHA = bulk(b"EVALSHA") + bulk(COUNT.sha)
-_SERVER_TIME = bulk(b"0")
+_EVALSHA: Final = bulk(b"EVALSHA") + bulk(COUNT.sha)
+_SERVER_TIME: Final = bulk(b"0")
 
 
 class CounterCall:

@@ -8,11 +8,11 @@ the cache uses the earliest possible T, so it never refuses longer than the serv
 
 from __future__ import annotations
 
-from typing import final
+from typing import Final, final
 
 from sidecar.domain.bucket import BucketSet, Taken
 
-DRIFT = 1_000
+DRIFT: Final = 1_000
 """Divisor for the drift between the clocks of two machines: NTP slews each by up to 1/2000."""
 
 

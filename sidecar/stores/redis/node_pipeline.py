@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from sidecar.domain.bucket import BucketSet, Taken
 from sidecar.rpc.loop_turn import LoopTurn
@@ -40,13 +40,13 @@ from sidecar.stores.redis.take_call import (
     starts_of,
 )
 
-TIMER_GRAIN_S = 0.002
+TIMER_GRAIN_S: Final = 0.002
 """Deadlines are set this much earlier, because event loops fire timers up to a millisecond late."""
 
-CLOCK_INTERVAL_S = 0.1
+CLOCK_INTERVAL_S: Final = 0.1
 """Minimum time between updates of the store's clock from replies."""
 
-LOOP_LATE_S = 0.01
+LOOP_LATE_S: Final = 0.01
 """A timer that fires this late shows that the event loop was blocked, not that the server is slow."""
 
 

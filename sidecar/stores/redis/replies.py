@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import Final
 
 import hiredis
 
@@ -31,7 +32,7 @@ class Remedy(Enum):
     """A person must fix this: log it."""
 
 
-_REMEDIES = {
+_REMEDIES: Final = {
     "NOSCRIPT": Remedy.LOAD_SCRIPT,
     "MOVED": Remedy.FIND_NODES,
     "ASK": Remedy.FIND_NODES,  # the slot is migrating
@@ -51,7 +52,7 @@ _REMEDIES = {
     "WRONGPASS": Remedy.LOG,
 }
 
-_ADVICE = {
+_ADVICE: Final = {
     "CROSSSLOT": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "MOVED": "this is a node of a Redis Cluster: use a redis+cluster:// URL",
     "CLUSTERDOWN": "no node serves the slot, or the node is partitioned from the others: see CLUSTER INFO",
@@ -67,7 +68,7 @@ _ADVICE = {
     "WRONGPASS": "the user name or the password is wrong: fix the login that the URL names",
     "READONLY": "the server is a replica: the URL must name the primary",
 }
-_ADVICE_OF_TEXTS = {
+_ADVICE_OF_TEXTS: Final = {
     "The user executing the script can't": _ADVICE["NOPERM"],
     "AUTH <password> called without any password": "the server has no password: remove it from the URL",
     "DB index is out of range": "the server has fewer databases: use a smaller number; 0 always exists",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from sidecar.stores.protocols import StoreFault, TakeDone
 from sidecar.stores.redis.take_call import NEVER_S, CompiledSet, Group
 
-WAITING_MAX = 8_192
+WAITING_MAX: Final = 8_192
 """Maximum number of waiting groups; takes of more groups get SUPERSEDED at once."""
 
 Refresh: TypeAlias = Callable[[str, int, Callable[[bool], None]], None]

@@ -10,19 +10,19 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from sidecar.domain.bucket import BucketSet, Level, Taken, draw, draw_all
 from sidecar.stores.redis.keys import KeySpace
 from sidecar.stores.redis.resp import array_of, bulk
 from sidecar.stores.redis.scripts import TAKE
 
-BUCKETS_MAX = 64
+BUCKETS_MAX: Final = 64
 """Maximum number of buckets of one decision; keeps a call within Lua's stack and Redis responsive."""
 
-GENERATION_MAX = 2**32 - 1
-UNCHECKED = 0
-NEVER_S = float("inf")
+GENERATION_MAX: Final = 2**32 - 1
+UNCHECKED: Final = 0
+NEVER_S: Final = float("inf")
 
 Done = Callable[[Any], None]
 """Called with the outcome: `TakeDone`, or for counters `CountersDone`."""
@@ -148,8 +148,8 @@ def encode_call(
     )
 
 
-_EVALSHA = bulk(b"EVALSHA") + bulk(TAKE.sha)
-_SERVER_TIME = bulk(b"0")
+_EVALSHA: Final = bulk(b"EVALSHA") + bulk(TAKE.sha)
+_SERVER_TIME: Final = bulk(b"0")
 
 
 class UnexpectedReplyError(ValueError):

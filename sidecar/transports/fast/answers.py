@@ -8,25 +8,26 @@ HPACK indexes constant lists: the headers and trailers of OK take two bytes and 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast.engine import Headers
 
-CONTENT_TYPE = (b"content-type", b"application/grpc")
-STATUS_200 = (b":status", b"200")
+CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
+STATUS_200: Final = (b":status", b"200")
 
-OK_HEADERS: Headers = (STATUS_200, CONTENT_TYPE)
-OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
+OK_HEADERS: Final[Headers] = (STATUS_200, CONTENT_TYPE)
+OK_TRAILERS: Final[Headers] = ((b"grpc-status", b"0"),)
 
-ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity")
+ACCEPT_ENCODING: Final = (b"grpc-accept-encoding", b"identity")
 
-MESSAGE_CHARACTERS_MAX = 512
+MESSAGE_CHARACTERS_MAX: Final = 512
 """Maximum length of a grpc-message before encoding, which takes up to 12 bytes per character."""
 
-STATUS_HEADERS_BYTES_MAX = 12 * MESSAGE_CHARACTERS_MAX + 512
+STATUS_HEADERS_BYTES_MAX: Final = 12 * MESSAGE_CHARACTERS_MAX + 512
 """Maximum size of a status's header list (peers accept 8 to 16 KiB)."""
 
-_PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
+_PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 
 def encode_message(detail: str) -> bytes:
@@ -72,7 +73,7 @@ def http_error(status: int) -> tuple[Headers, bytes]:
     return headers, body
 
 
-_HTTP_BODIES = {
+_HTTP_BODIES: Final = {
     405: b"This is a gRPC server: the method must be POST.\n",
     415: b"This is a gRPC server: the content-type must be application/grpc.\n",
 }

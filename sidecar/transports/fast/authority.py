@@ -14,30 +14,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import hpack
 
 from sidecar.transports.server import TransportLimits
 
-REQUESTS_INSPECTED = 16
+REQUESTS_INSPECTED: Final = 16
 """Inspected requests of a connection with valid authorities; decoding a request takes about 50 µs."""
 
-PLACEHOLDER_HOST = b"localhost"
+PLACEHOLDER_HOST: Final = b"localhost"
 """The authority that nghttp2 gets instead of an invalid authority."""
 
-PREFACE_BYTES = 24
-FRAME_HEADER_BYTES = 9
-FRAME_BYTES_MAX = 16_384  # this server advertises no larger SETTINGS_MAX_FRAME_SIZE
-CONTINUATIONS_MAX = 8  # as in `engine.configuration`
-HELD_BYTES_MAX = 65_536  # of one header block; nghttp2 refuses longer ones
+PREFACE_BYTES: Final = 24
+FRAME_HEADER_BYTES: Final = 9
+FRAME_BYTES_MAX: Final = 16_384  # this server advertises no larger SETTINGS_MAX_FRAME_SIZE
+CONTINUATIONS_MAX: Final = 8  # as in `engine.configuration`
+HELD_BYTES_MAX: Final = 65_536  # of one header block; nghttp2 refuses longer ones
 
 _HEADERS, _CONTINUATION = 1, 9
 _END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x4, 0x8, 0x20
-_UNREADABLE_BLOCK = b"\x80"
+_UNREADABLE_BLOCK: Final = b"\x80"
 """An index of 0, which ends a connection with COMPRESSION_ERROR (RFC 7541 6.1)."""
 
-_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]+")
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%:\[\]-]+")
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 Fields = Sequence[tuple[bytes, bytes]]
 

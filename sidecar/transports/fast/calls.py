@@ -9,17 +9,17 @@ call was CANCELLED. An ENDED call waits until the peer has read the answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast.requests import Request
 from sidecar.transports.framing import MessageReader
 
-RECEIVING = 0
-IN_HANDLER = 1
-KEPT = 2
-CANCELLED = 3
-ENDED = 4
+RECEIVING: Final = 0
+IN_HANDLER: Final = 1
+KEPT: Final = 2
+CANCELLED: Final = 3
+ENDED: Final = 4
 
 
 class CallConnection(Protocol):

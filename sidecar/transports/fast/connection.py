@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import cast
+from typing import Final, cast
 
 from sidecar.transports.fast.authority import AuthorityFilter
 from sidecar.transports.fast.closed import CLOSED_CONNECTION, CLOSED_TRANSPORT
@@ -35,10 +35,10 @@ from sidecar.transports.fast.policing import Policing
 from sidecar.transports.fast.read_scheduler import LATE_READ_BYTES, READ_BYTES
 from sidecar.transports.fast.streams import Streams
 
-_DRAIN_PING = b"draining"
-_KEEPALIVE_PING = b"anyone??"
+_DRAIN_PING: Final = b"draining"
+_KEEPALIVE_PING: Final = b"anyone??"
 
-_FLOOD_CODES = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
+_FLOOD_CODES: Final = (H2Error.ENHANCE_YOUR_CALM, H2Error.INTERNAL_ERROR)
 """The error codes of ngh2 when one of its own rate limits is exceeded."""
 
 

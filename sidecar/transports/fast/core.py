@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from random import Random
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.transport_metrics import CLOSE_REASONS, GRPC_CODES
@@ -19,13 +19,13 @@ from sidecar.transports.memory import CONNECTION_BYTES, FreedMemory
 from sidecar.transports.server import TransportLimits
 from sidecar.transports.wheel import Loop, TimerWheel
 
-SHARE_CALLS = 16
+SHARE_CALLS: Final = 16
 """Minimum share of a loop turn for one connection, in calls."""
 
-UNDIVIDED_CALLS = 32
+UNDIVIDED_CALLS: Final = 32
 """Calls of one connection that are handled in one turn without a share, to save writes."""
 
-_log = logging.getLogger("sidecar.transports")
+_log: Final = logging.getLogger("sidecar.transports")
 
 
 class ConnectionHandle(Protocol):

@@ -9,6 +9,7 @@ has no timers, no ping policy and no gRPC, and does not check outgoing messages.
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from ngh2 import (
     Configuration,
@@ -64,14 +65,14 @@ __all__ = [
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-STREAM_ID_MAX = 2**31 - 1
-DATA_FRAME_BYTES = 16_384
+STREAM_ID_MAX: Final = 2**31 - 1
+DATA_FRAME_BYTES: Final = 16_384
 """Payload of outgoing DATA frames: the smallest MAX_FRAME_SIZE that a peer may have."""
 
-_MAX_CONCURRENT_STREAMS = 3
-_INITIAL_WINDOW_SIZE = 4
-_MAX_HEADER_LIST_SIZE = 6
-_WINDOW_DEFAULT = 65_535  # RFC 9113 6.9.2
+_MAX_CONCURRENT_STREAMS: Final = 3
+_INITIAL_WINDOW_SIZE: Final = 4
+_MAX_HEADER_LIST_SIZE: Final = 6
+_WINDOW_DEFAULT: Final = 65_535  # RFC 9113 6.9.2
 
 
 def configuration(limits: TransportLimits) -> Configuration:
@@ -121,7 +122,7 @@ def peer_header_list_bytes_max(http2: Http2) -> int | None:
     return http2.remote_settings.get(_MAX_HEADER_LIST_SIZE)
 
 
-_GOAWAY = struct.Struct(">BHBBIII")
+_GOAWAY: Final = struct.Struct(">BHBBIII")
 
 
 def goaway_frame(last_stream_id: int, code: int) -> bytes:

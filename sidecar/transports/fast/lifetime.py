@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
 from sidecar.transports.fast.engine import STREAM_ID_MAX, H2Error
 from sidecar.transports.server import TransportLimits
 
-ANNOUNCE_S = 1.0
+ANNOUNCE_S: Final = 1.0
 """Maximum wait for the PING ack of the first drain step; local peers answer within a millisecond."""
 
-LINGER_S = 1.0
+LINGER_S: Final = 1.0
 """Reading time after our last byte, so that a TCP reset does not destroy the byte in flight."""
 
-FLOOD_GRACE_S = 5.0
+FLOOD_GRACE_S: Final = 5.0
 """Time for the running calls of a flooding peer."""
 
-STREAM_ID_DRAIN = STREAM_ID_MAX // 4 * 3
+STREAM_ID_DRAIN: Final = STREAM_ID_MAX // 4 * 3
 """Drain before stream ids run out (RFC 9113 5.1.1); at 80,000 streams per second that takes 5 hours."""
 
 
@@ -49,7 +50,7 @@ class LifetimeStep:
     cut_at_s: float = float("inf")
 
 
-_NOTHING = LifetimeStep(Act.NOTHING)
+_NOTHING: Final = LifetimeStep(Act.NOTHING)
 
 
 class Phase(Enum):

@@ -7,20 +7,22 @@ HPACK bombs, PRIORITY, empty DATA, unknown frames) are in `engine`.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidecar.transports.server import TransportLimits
 
-SETTINGS_BURST = 32  # SETTINGS floods, and window flips over many streams (CVE-2019-9515)
-SETTINGS_PER_S = 1.0
+SETTINGS_BURST: Final = 32  # SETTINGS floods, and window flips over many streams (CVE-2019-9515)
+SETTINGS_PER_S: Final = 1.0
 
-PING_STRIKES_MAX = 2  # gRPC proposal A8
+PING_STRIKES_MAX: Final = 2  # gRPC proposal A8
 
-WINDOW_UPDATES_FREE = 5  # the formula is Envoy's: free + 2 x (streams + 10 x DATA sent)
-WINDOW_UPDATES_PER_STREAM = 2
-WINDOW_UPDATES_PER_DATA = 20
-WINDOW_UPDATES_SAVED_MAX = 10_000  # whatever the age of the connection
+WINDOW_UPDATES_FREE: Final = 5  # the formula is Envoy's: free + 2 x (streams + 10 x DATA sent)
+WINDOW_UPDATES_PER_STREAM: Final = 2
+WINDOW_UPDATES_PER_DATA: Final = 20
+WINDOW_UPDATES_SAVED_MAX: Final = 10_000  # whatever the age of the connection
 
-PIECES_FREE = 16  # DATA frames of one message, plus one per PIECE_BYTES
-PIECE_BYTES = 256
+PIECES_FREE: Final = 16  # DATA frames of one message, plus one per PIECE_BYTES
+PIECE_BYTES: Final = 256
 
 
 class TokenBucket:

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.transports.wheel import Loop
 
-TURN_S = 0.008
+TURN_S: Final = 0.008
 """Time for reads in one turn, and again for the queued input of earlier turns."""
 
-READ_BYTES = 65_536
+READ_BYTES: Final = 65_536
 """Size of a read. A larger one would not be faster, and would let one connection block the loop."""
 
-LATE_READ_BYTES = 1_024
+LATE_READ_BYTES: Final = 1_024
 """Size of a read that is queued: two or three requests of a proxy, so that the queue takes little memory."""
 
 
-CROWD = 16
+CROWD: Final = 16
 """Queue length above which connections parse only LATE_READ_BYTES: parsing takes 20 times the memory."""
 
 

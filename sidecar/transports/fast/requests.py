@@ -12,23 +12,23 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from sidecar.rpc.calls import ExchangeMethod, Method, UnaryMethod
 from sidecar.rpc.statuses import StatusCode
 from sidecar.transports.fast.engine import Headers
 from sidecar.transports.server import TransportLimits
 
-TIMEOUT_S_MAX = 86_400.0
+TIMEOUT_S_MAX: Final = 86_400.0
 """Maximum deadline; longer ones are shortened, because 99999999H is 11,000 years."""
 
-FIELD_OVERHEAD_BYTES = 32
+FIELD_OVERHEAD_BYTES: Final = 32
 """Bytes that a header field counts for in addition to its octets (RFC 9113 6.5.2)."""
 
-_joined_fields = chain.from_iterable
+_joined_fields: Final = chain.from_iterable
 
 
-_READ_FIELDS = frozenset((b":method", b":path", b"content-type", b"grpc-timeout", b"grpc-encoding"))
+_READ_FIELDS: Final = frozenset((b":method", b":path", b"content-type", b"grpc-timeout", b"grpc-encoding"))
 """The headers that `read_request` reads."""
 
 
@@ -191,8 +191,8 @@ def is_grpc(content_type: bytes) -> bool:
     return content_type[:16].lower() == b"application/grpc" and content_type[16:17] in (b"", b"+", b";")
 
 
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])", re.ASCII)
-_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])", re.ASCII)
+_UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
 @lru_cache(maxsize=1_024)

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import perf_counter_ns
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from sidecar.rpc.calls import EXCHANGE_MESSAGES_MAX
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.fast import answers
+from sidecar.transports.fast.answers import OK_HEADERS, OK_TRAILERS
 from sidecar.transports.fast.calls import (
     CANCELLED,
     ENDED,
@@ -47,7 +48,7 @@ from sidecar.transports.fast.held import STREAM_BYTES
 from sidecar.transports.fast.policing import Policing, has_tiny_frames
 from sidecar.transports.fast.requests import Refusal, Request, read_request
 from sidecar.transports.framing import (
-    PREFIX,
+    PREFIX_BYTES,
     CompressedError,
     ExchangeReader,
     FramingError,
@@ -55,12 +56,14 @@ from sidecar.transports.framing import (
     frame_message,
 )
 
-REQUEST_KEPT_BYTES_MAX = 2_048
+REQUEST_KEPT_BYTES_MAX: Final = 2_048
 """Maximum size of the last request's headers that a connection keeps, to recognize equal headers."""
 
-_NO_REQUEST = Request((), 0, None, None)
-_PREFIX_BYTES = PREFIX.size
-_EXPIRED = "the deadline has passed"
+_NO_REQUEST: Final = Request((), 0, None, None)
+_DATA: Final = DataReceived
+_REQUEST: Final = RequestReceived
+_CLOSED: Final = StreamClosed
+_EXPIRED: Final = "the deadline has passed"
 
 
 class StreamsConnection(Protocol):
@@ -166,15 +169,15 @@ class Streams:
         rest: Iterator[Any] = iter(events)  # Any: `type(event) is` is faster than isinstance
         for event in rest:
             kind = type(event)
-            if kind is DataReceived:
+            if kind is _DATA:
                 call = calls.get(event.stream_id)
                 if call is not None and call.state == RECEIVING:
                     self._on_data(call, event)
                 events_left -= 1
-            elif kind is RequestReceived:
+            elif kind is _REQUEST:
                 self._on_request(event)
                 events_left -= 1
-            elif kind is StreamClosed:
+            elif kind is _CLOSED:
                 call = calls.pop(event.stream_id, None)
                 if call is None or call.state != ENDED:
                     self._on_closed_early(call, event)
@@ -227,10 +230,10 @@ class Streams:
 
     def _on_data(self, call: FastCall, event: DataReceived) -> None:
         data = event.data
-        if event.end_stream and call.reader is None and len(data) >= _PREFIX_BYTES:
-            flag, size = PREFIX.unpack_from(data)
-            if flag == 0 and size == len(data) - _PREFIX_BYTES <= self._core.limits.message_bytes_max:
-                self._dispatch(call, data[_PREFIX_BYTES:])
+        if event.end_stream and call.reader is None and len(data) >= PREFIX_BYTES:
+            size = int.from_bytes(data[:PREFIX_BYTES], "big")  # the flag, 0, is its first byte
+            if size == len(data) - PREFIX_BYTES <= self._core.limits.message_bytes_max:
+                self._dispatch(call, data[PREFIX_BYTES:])
                 return
         self._collect(call, data, is_last=event.end_stream)
 
@@ -449,9 +452,9 @@ class Streams:
         http2 = self._http2
         stream_id = call.stream_id
         try:
-            http2.send_response(stream_id, answers.OK_HEADERS)
-            http2.send_data(stream_id, PREFIX.pack(0, len(message)) + message)
-            http2.send_trailers(stream_id, answers.OK_TRAILERS)
+            http2.send_response(stream_id, OK_HEADERS)
+            http2.send_data(stream_id, frame_message(message))
+            http2.send_trailers(stream_id, OK_TRAILERS)
         except StreamProtocolError:
             return  # the stream was reset in the same read; its event follows
         self.replies += 1
@@ -520,7 +523,7 @@ class Streams:
         http2 = self._http2
         try:
             if not call.has_begun:
-                http2.send_response(call.stream_id, answers.OK_HEADERS)
+                http2.send_response(call.stream_id, OK_HEADERS)
             http2.send_data(call.stream_id, frame_message(message))
         except StreamProtocolError:
             return

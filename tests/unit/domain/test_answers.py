@@ -42,6 +42,7 @@ def problem(
     return json.loads(problem_body(reason, Evaluation(reason, **fields), "id", limits, style))
 
 
+@pytest.mark.pure
 def test_answers__examples_in_its_docstrings() -> None:
     """The examples in the module are true."""
     assert doctest.testmod(answers) == doctest.TestResults(failed=0, attempted=1)

@@ -25,6 +25,7 @@ BODY = "sck_q2R8mW0bTz_" + 30 * "0"
 KEY = BODY + checksum(BODY)
 
 
+@pytest.mark.pure
 def test_api_keys__examples_in_its_docstrings() -> None:
     """The examples in the module are true."""
     assert doctest.testmod(api_keys) == doctest.TestResults(failed=0, attempted=1)
@@ -150,7 +151,7 @@ def test_matches__compares_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         compared.append((one, other))
         return real(one, other)
 
-    monkeypatch.setattr("sidecar.domain.api_keys.hmac.compare_digest", compare_digest)
+    monkeypatch.setattr("sidecar.domain.api_keys.compare_digest", compare_digest)
     digest = hashlib.sha256(KEY.encode()).digest()
     assert matches(KEY, digest)
     assert compared == [(digest, digest)]

@@ -26,6 +26,7 @@ NOW_US = 1_764_000_000 * SECOND_US
 ONE_A_SECOND = Quota.per_minute(60, burst=3)
 
 
+@pytest.mark.pure
 def test_bucket__examples_in_its_docstrings() -> None:
     """The examples in the module are true."""
     assert doctest.testmod(bucket) == doctest.TestResults(failed=0, attempted=2)

@@ -38,6 +38,7 @@ def is_refused(table: RouteReadings[str], path: str) -> bool:
     return False
 
 
+@pytest.mark.pure
 def test_paths__examples_in_its_docstrings() -> None:
     """The examples in the module are true."""
     assert doctest.testmod(paths) == doctest.TestResults(failed=0, attempted=2)
@@ -200,6 +201,7 @@ def test_find__long_paths_are_read_as_far_as_routes_tell_them_apart(tail: str) -
     assert max(map(len, table.spellings(f"/users/%40me{tail}"))) < 400
 
 
+@pytest.mark.pure
 def test_find__an_ordinary_path_takes_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a path with capitals two; the worst takes ten."""
     walked: list[str] = []

@@ -237,6 +237,7 @@ def test_unreachable__an_entry_hidden_on_most_paths_only_is_reachable() -> None:
     assert RouteTable([entry("GET", "/a"), entry("", "/a")]).unreachable() == ()
 
 
+@pytest.mark.pure
 def test_route_table__match_looks_once_per_segment() -> None:
     """All ways to write a path of ten segments with literals and parameters: still one look-up each."""
     ways = ["/".join(["", *parts]) for parts in product(["a", "{x}"], repeat=10)]
@@ -247,6 +248,7 @@ def test_route_table__match_looks_once_per_segment() -> None:
     assert count_look_ups(compiled, "/a" * 500) == 12
 
 
+@pytest.mark.pure
 def test_route_table__match_does_not_grow_with_the_routes() -> None:
     """With a thousand routes a match looks at as many states as with one."""
     many = table(*(f"/v1/resource{number}/{{id}}/lines/{{line}}" for number in range(1_000)))
@@ -255,6 +257,7 @@ def test_route_table__match_does_not_grow_with_the_routes() -> None:
     assert count_look_ups(many, path) == count_look_ups(table("/v1/resource999/{id}/lines/{line}"), path) == 6
 
 
+@pytest.mark.pure
 def test_route_table__long_paths_end_early_below_a_tail() -> None:
     """Where no further segment can change the answer, none is looked at."""
     compiled = table("/a/**")
@@ -262,6 +265,7 @@ def test_route_table__long_paths_end_early_below_a_tail() -> None:
     assert count_look_ups(compiled, "/b" * 4_000) == 2
 
 
+@pytest.mark.pure
 def test_route_table__refuses_lists_that_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patterns that would double the table with every segment are refused at the bound, with a remedy."""
     monkeypatch.setattr(routes, "EDGES_MAX", 2_000)

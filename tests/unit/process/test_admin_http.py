@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from sidecar.observe.build import VERSION
+from sidecar.observe.build import BUILD, VERSION
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.process.admin_http import AdminApp
@@ -52,7 +52,7 @@ def test_admin__metrics_in_the_text_format(asked: AdminHttp) -> None:
     families = {family.name: family for family in parse_text(body.decode())}
     assert {spec.name.removesuffix("_total") for spec in TABLE.specs} <= set(families)
     assert {"process_cpu_seconds", "python_info", "python_gc_collections"} <= set(families)
-    assert families["sidecar_build_info"].samples[0].labels == {"version": VERSION}
+    assert families["sidecar_build_info"].samples[0].labels == {"version": VERSION, "build": BUILD}
     allowed = [sample for sample in families["sidecar_decisions"].samples if sample.labels["reason"] == "ok"]
     assert [sample.value for sample in allowed] == [3.0]
 

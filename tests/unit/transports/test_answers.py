@@ -19,6 +19,7 @@ from sidecar.transports.fast.answers import (
 )
 
 
+@pytest.mark.pure
 def test_answers__examples_are_true() -> None:
     """What the docstrings show is what happens."""
     assert doctest.testmod(answers) == doctest.TestResults(failed=0, attempted=1)

@@ -17,6 +17,7 @@ def prefix(flag: int, size: int) -> bytes:
     return struct.pack(">BI", flag, size)
 
 
+@pytest.mark.pure
 def test_framing__examples_are_true() -> None:
     """What the docstrings show is what happens."""
     assert doctest.testmod(framing) == doctest.TestResults(failed=0, attempted=1)

@@ -48,6 +48,7 @@ def code_of(request: Request) -> StatusCode | None:
     return None if request.refusal is None else request.refusal.code
 
 
+@pytest.mark.pure
 def test_requests__examples_are_true() -> None:
     """What the docstrings show is what happens."""
     assert doctest.testmod(requests) == doctest.TestResults(failed=0, attempted=2)

@@ -25,12 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Let each process of pytest-xdist begin with whole modules of long tests.
 
     It gets an equal part of the list, and takes tests over from others when it is done: short tests at the
-    end of each part let all processes end together.
+    end of each part let all processes end together. One process looks at the code, so that one parses it.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    house = [item for item in items if "house" in item.path.parts]
     modules = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
-    long = [tests for tests in modules if not LONG_FOLDERS.isdisjoint(tests[0].path.parts)]
-    short = [item for item in items if LONG_FOLDERS.isdisjoint(item.path.parts)]
+    long = [house, *(tests for tests in modules if not LONG_FOLDERS.isdisjoint(tests[0].path.parts))]
+    short = [item for item in items if {*LONG_FOLDERS, "house"}.isdisjoint(item.path.parts)]
     ordered: list[pytest.Item] = []
     for process in range(processes):
         ordered += chain.from_iterable(long[process::processes])

@@ -184,7 +184,7 @@ class Decider:
         reason, would_deny = evaluation.reason, evaluation.would_deny
         if reason is _OK and not outcome.admitted:
             reason, would_deny = self.policy.limited(evaluation, Reason.RATE_LIMITED)
-        return self._finish(request, reason, evaluation, outcome, started_ns, would_deny=would_deny)
+        return self._finish(request, reason, evaluation, outcome, started_ns, None, would_deny)
 
     def _fall_back(
         self, request: AccessRequest, evaluation: Evaluation, fault: StoreFault, started_ns: int

@@ -115,6 +115,7 @@ def test_proto__numbers_are_forever() -> None:
         "fallback": 13,
         "upstream_headers": 14,
         "removed_headers": 15,
+        "would_deny": 16,
     }
     assert {field.name: field.number for field in pb.DecideRequest.DESCRIPTOR.fields} == {
         "method": 1,

@@ -11,6 +11,8 @@ from sidecar.domain.accounts import token_id_of
 from sidecar.domain.administrators import (
     Bootstrap,
     CreateAdministrator,
+    EraseDecisions,
+    ExportDecisions,
     IssueToken,
     NewToken,
     Recover,
@@ -51,6 +53,21 @@ def entries(harness: RegistryHarness, **query: object) -> list[AuditEntry]:
 def actions(harness: RegistryHarness, **query: object) -> list[str]:
     """What was done, by the audit log."""
     return [entry.action for entry in entries(harness, **query)]
+
+
+def test_audit__access_to_the_decision_log(harness: RegistryHarness) -> None:
+    """An export and an erasure are entries of the administrator's account, which stays valid."""
+    export = ExportDecisions(administrator_id=OLLI.id, filters={"integration": ID}, rows=7)
+    harness.administer(export, OLLI)
+    erasure = EraseDecisions(administrator_id=ANN.id, filters={"integration": ID}, rows=7, reason="privacy")
+    harness.administer(erasure, ANN)
+    found = entries(harness)[-2:]
+    assert [(entry.actor, entry.action, entry.subject) for entry in found] == [
+        (OLLI.id, "decisions.export", f"administrator:{OLLI.id}"),
+        (ANN.id, "decisions.erase", f"administrator:{ANN.id}"),
+    ]
+    assert found[1].after == {"integration": ID, "rows": 7}
+    assert harness.run(verify_registry(harness.registry)).is_intact
 
 
 def test_audit__every_change_with_who_when_whence_and_why(harness: RegistryHarness) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,16 @@ SinceOption = Annotated[
     str, _option("--since", "WHEN", "Decisions from this time on: 2026-12-01T00:00Z, or 2h = two hours ago.")
 ]
 UntilOption = Annotated[str, _option("--until", "WHEN", "Decisions before this time.")]
+
+
+LogOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--log",
+        metavar="DIR",
+        help="Read the files in this folder, without a server and a token. Default: ask the server.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import typer
 
 from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
 from sidecar.cli.decide import print_steps
-from sidecar.cli.decision_filters import SinceOption, UntilOption, span_query
+from sidecar.cli.decision_filters import LogOption, SinceOption, UntilOption, span_query
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.logs import QUERY_S, print_gaps
 from sidecar.cli.suspend import ReasonOption
@@ -33,13 +33,20 @@ def show(
     id: DecisionArgument,
     since: SinceOption = "",
     until: UntilOption = "",
+    log: LogOption = None,
 ) -> None:
     """
     Show everything that is known of one decision.
 
     'sidecar logs --request-id ID' finds a decision by the proxy's x-request-id.
     """
-    decision = call.get("decisions", id, query=span_query(since, until), extra_s=QUERY_S)
+    query = span_query(since, until)
+    if log is None:
+        decision = call.get("decisions", id, query=query, extra_s=QUERY_S)
+    else:
+        from sidecar.cli.log_folder import LogFolder
+
+        decision = LogFolder(log).decision(id, query)
     if call.is_json:
         call.print_json(decision)
         return

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
-from sidecar.cli.decision_filters import DecisionFilterOptions, DecisionQuery
+from sidecar.cli.decision_filters import DecisionFilterOptions, DecisionQuery, LogOption
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.integrations import LimitOption
 from sidecar.cli.tables import Column, plain
 
 if TYPE_CHECKING:
+    from sidecar.admin_client.client import Listing
     from sidecar.cli.following import Follower
 
 PATH = "/v1/decisions"
@@ -67,6 +68,7 @@ def add_to(app: typer.Typer) -> None:
         call: Invocation,
         filters: DecisionFilterOptions,
         limit: LimitOption = 50,
+        log: LogOption = None,
         follow: Annotated[
             bool, typer.Option("--follow", "-f", help="Print new decisions as they are written.")
         ] = False,
@@ -83,14 +85,14 @@ def add_to(app: typer.Typer) -> None:
         List the latest decisions, the newest first: who called, from where, with what, and the answer.
 
         Needs the setting 'decision_log'. Decisions appear within seconds. An export has the oldest
-        decision first, and is recorded in the audit log.
+        decision first; the server records it in the audit log.
         """
         if export is not None:
-            _export(call, filters.query(), export, format)
+            _export(call, filters.query(), export, format, log)
         elif follow:
-            _follow(call, filters.query(), limit)
+            _follow(call, filters.query(), limit, log)
         else:
-            listing = call.client.listed(PATH, filters.query(), limit, extra_s=QUERY_S)
+            listing = _listed(call, filters.query(), limit, log)
             from sidecar.cli.views import print_listing
 
             print_listing(call, listing, DECISIONS, map(_row, listing.items), "no matching decisions")
@@ -118,24 +120,39 @@ def print_gaps(page: Mapping[str, Any]) -> None:
         typer.echo(f"note: decisions are missing in {count - GAPS_SHOWN_MAX} other spans of time", err=True)
 
 
-def _export(call: Invocation, query: DecisionQuery, file: Path, format: Format | None) -> None:
-    from sidecar.cli.new_file import new_file
+def _listed(call: Invocation, query: DecisionQuery, limit: int, log: Path | None) -> Listing:
+    if log is None:
+        return call.client.listed(PATH, query, limit, extra_s=QUERY_S)
+    from sidecar.cli.log_folder import LogFolder
 
+    return LogFolder(log).listed(query, limit)
+
+
+def _export(
+    call: Invocation, query: DecisionQuery, file: Path, format: Format | None, log: Path | None
+) -> None:
     suffixes = {f".{known.value}": known for known in Format} | {".json": Format.NDJSON}
     chosen = format or suffixes.get(file.suffix.lower(), Format.NDJSON)
-    with new_file(file) as draft:
-        size = call.client.copy_file(
-            f"{PATH}/export", {**query, "format": chosen.value}, draft.write, extra_s=EXPORT_S
-        )
+    if log is not None:
+        from sidecar.cli.log_folder import LogFolder
+
+        size = LogFolder(log).export(query, chosen.value, file)
+    else:
+        from sidecar.cli.new_file import new_file
+
+        with new_file(file) as draft:
+            size = call.client.copy_file(
+                f"{PATH}/export", {**query, "format": chosen.value}, draft.write, extra_s=EXPORT_S
+            )
     typer.echo(f"{file}: {size} bytes of {chosen.value}", err=True)
 
 
-def _follow(call: Invocation, query: DecisionQuery, limit: int) -> None:
+def _follow(call: Invocation, query: DecisionQuery, limit: int, log: Path | None) -> None:
     if query.get("until"):
         raise CommandError("--follow and --until cannot be used together", EXIT_USAGE)
     from sidecar.cli.following import Follower
 
-    follower = Follower(lambda asked: call.client.listed(PATH, {**query, **asked}, limit, extra_s=QUERY_S))
+    follower = Follower(lambda asked: _listed(call, {**query, **asked}, limit, log))
     print_new(follower, _line if not call.is_json else _json)
 
 

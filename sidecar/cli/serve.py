@@ -94,8 +94,12 @@ Try it in another terminal:
 
   {command} ask GET /v1/orders/42 --target {served["grpc"][0]} --key {key}
 
-Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which has no route. To administer the
-registry by commands and an API, see docs/operate/control-plane.md. Press Ctrl-C to stop.
+Add '--count 6' to empty the bucket, or ask for /v1/finance/invoices, which has no route. A few seconds later,
+list the decisions:
+
+  {command} logs --log {demo.config.parent / "decisions"}
+
+To administer the registry by commands and an API, see docs/operate/control-plane.md. Press Ctrl-C to stop.
 """,
         flush=True,
     )

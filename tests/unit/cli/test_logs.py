@@ -18,6 +18,7 @@ from sidecar.stores.decisions.missing import MissingSpan, add_missing
 from tests.decision_log import START_US, decision_row, write_segment
 
 from .served import ServedApi
+from .test_cli import run
 
 FIRST, SECOND, THIRD = (f"{n:022}" for n in (1, 2, 3))
 
@@ -124,6 +125,49 @@ def test_decisions_explain__then_and_now(logged: ServedApi) -> None:
     assert text.count("suspension  passed  active") == 2
     shown = json.loads(logged.told("decisions", "explain", "9" * 22, "--json"))
     assert shown["now"]["generation"] == 2
+
+
+def test_log_folder__is_read_without_a_server(tmp_path: Path) -> None:
+    """With --log the files answer: list, filter, export and show, and the log's gaps are told."""
+    rows = [decision_row(1, FIRST), decision_row(2, SECOND, integration="bolt")]
+    write_segment(tmp_path / "host-a", 1, rows)
+    add_missing(tmp_path / "host-a", [MissingSpan(START_US, START_US, 0, 4, 0, "disk")])
+    log = ("--log", str(tmp_path))
+    column = PIPED.index("decision_id")
+
+    def listed(*arguments: str) -> list[str]:
+        result = run("logs", *log, *arguments)
+        assert result.exit_code == 0, result.output
+        return [line.split("\t")[column] for line in result.stdout.splitlines()]
+
+    assert listed() == [SECOND, FIRST]
+    assert listed("--limit", "1") == [SECOND]
+    assert listed("--integration", "acme", "--until", "1h") == [FIRST]
+    assert "4 allowed and 0 refused (disk)" in run("logs", *log).stderr
+    assert json.loads(run("decisions", "show", *log, FIRST, "--json").stdout)["integration"] == "acme"
+    export = tmp_path / "export.csv"
+    assert run("logs", *log, "--export", str(export)).exit_code == 0
+    found = [row["decision_id"] for row in csv.DictReader(export.read_text().splitlines())]
+    assert found == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("logs", "--log", "/nowhere"), "/nowhere"),
+        (("logs", "--log", ".", "--reason", "rate_limitd"), "did you mean 'rate_limited'?"),
+        (("logs", "--log", ".", "--address", "300.1.1.1"), "192.0.2.0/24"),
+        (("decisions", "show", "--log", ".", "0" * 22), "0" * 22),
+    ],
+)
+def test_log_folder__mistakes_have_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    """One line on standard error and exit code 1."""
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert told in result.stderr
 
 
 def test_decisions_erase__on_request(logged: ServedApi) -> None:

@@ -1,0 +1,105 @@
+"""
+Reads the files of a decision log themselves: `--log DIR`, on the machine that has them.
+
+The files may be of a sidecar without an admin API, or a copy. Reading them needs no token; the mode of the
+folder says who may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sidecar.admin_client.client import Listing
+from sidecar.cli.exits import CommandError
+from sidecar.cli.new_file import new_file
+from sidecar.domain.refusals import RefusedError
+from sidecar.services.admin.bodies import DecisionFilterQuery
+from sidecar.services.admin.decision_views import decision_view, missing_view
+from sidecar.services.admin.decisions import MISSING_MAX, filters_of
+from sidecar.stores.decisions.export import ExportFormat, count_rows, export_rows
+from sidecar.stores.decisions.filters import DecisionFilters
+from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader
+
+READ_TIMEOUT_S = 60.0
+EXPORT_TIMEOUT_S = 600.0
+
+Query = Mapping[str, object]
+
+
+class LogFolder:
+    """A decision log in a folder; answers as `/v1/decisions` does."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the log in *folder*; nothing is opened before a call."""
+        self._reader = DecisionReader(folder)
+
+    def listed(self, query: Query, limit: int) -> Listing:
+        """
+        Return the *limit* newest decisions that *query* of `/v1/decisions` admits.
+
+        Raises:
+            CommandError: a filter is invalid, or the log cannot be read.
+        """
+        with _reported():
+            filters = _filters(query)
+            page = self._reader.page(filters, limit, READ_TIMEOUT_S)
+            missing = self._reader.missing(filters.from_us, filters.to_us - 1)
+        rest = {"missing": list(map(missing_view, missing[-MISSING_MAX:])), "missing_spans": len(missing)}
+        after = page.next_after
+        items: list[dict[str, Any]] = [dict(decision_view(logged)) for logged in page.decisions]
+        return Listing(items, None if after is None else str(after), rest)
+
+    def decision(self, decision_id: str, query: Query) -> dict[str, Any]:
+        """
+        Return the decision *decision_id* in the span of time of *query*.
+
+        Raises:
+            CommandError: the log has no such decision, or cannot be read.
+        """
+        with _reported():
+            filters = _filters(query, decision_id)
+            page = self._reader.page(filters, 1, READ_TIMEOUT_S)
+        if not page.decisions:
+            raise CommandError(
+                f"no decision {decision_id[:80]!a} in the decision log; it appears there within seconds, and"
+                " the retention may have removed it"
+            )
+        return dict(decision_view(page.decisions[0]))
+
+    def export(self, query: Query, format: str, file: Path) -> int:
+        """
+        Write the decisions that *query* admits to the new file *file*; return its size in bytes.
+
+        Raises:
+            CommandError: a filter is invalid, the log cannot be read, or the file cannot be written.
+        """
+        with new_file(file) as draft, TemporaryDirectory(dir=file.parent) as folder, _reported():
+            filters, written = _filters(query), Path(folder) / "decisions"
+            count_rows(self._reader, filters, EXPORT_TIMEOUT_S)
+            export_rows(self._reader, filters, ExportFormat(format), written, EXPORT_TIMEOUT_S)
+            with written.open("rb") as source:
+                copyfileobj(source, draft)
+            return written.stat().st_size
+
+
+def _filters(query: Query, decision_id: str | None = None) -> DecisionFilters:
+    asked = DecisionFilterQuery.model_validate(
+        {name: value for name, value in query.items() if value not in (None, "")}
+    )
+    return replace(filters_of(asked), decision_id=decision_id)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except RefusedError as error:
+        raise CommandError(str(error)) from None
+    except DecisionLogError as error:
+        raise CommandError(str(error)) from None

@@ -253,6 +253,21 @@ def test_writer__a_full_disk_drops_the_oldest_allowed_rows(scene: WriterOnAFolde
     assert {cause for cause, *_ in scene.missing()} <= {Cause.DISK, Cause.BUFFER_FULL}
 
 
+def test_writer__the_clock_steps_back(scene: WriterOnAFolder) -> None:
+    """Rows keep the time of their decision; names and spans go from the earlier to the later time."""
+    worker = FrameSource()
+    worker.second = 100
+    scene.writer.receive(worker.frame(1))
+    worker.second = 50
+    scene.writer.receive(worker.frame(1, dropped_allowed=2))
+    scene.write()
+    assert scene.ids() == ["id51", "id101"]
+    [segment] = segments_of(scene.folder.path)
+    times = (NOW_US + 51_000_000, NOW_US + 101_000_000)
+    assert (segment.from_us, segment.to_us) == times
+    assert [(span.from_us, span.to_us) for span in read_missing(scene.folder.path)] == [times]
+
+
 def test_writer__sampled_rows_are_told_once_an_hour(scene: WriterOnAFolder) -> None:
     """A line in the file for each batch would be too many."""
     worker = FrameSource()

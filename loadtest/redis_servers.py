@@ -34,7 +34,7 @@ QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-per
 
 DOWN_AFTER_MS, NODE_TIMEOUT_MS = 300, 600
 """Short times for tests: on a machine that stalls for longer, healthy primaries are replaced."""
-START_S = 15.0
+START_S = 60.0
 TICK_S = 0.01
 PORT_ATTEMPTS = 8
 

@@ -17,8 +17,8 @@ from typing import Self, TypeVar
 
 Fact = TypeVar("Fact")
 
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 TICK_S, TICK_S_MAX = 0.005, 0.05
 LOG_TAIL_BYTES = 8_000
 

@@ -25,6 +25,7 @@ from deploy.demo.programs import ProgramError
 from deploy.demo.proxies import Proxy
 from deploy.demo.sidecar import FINANCE, ROUTES, Owner, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
+from tests.waiting import PATIENCE_S
 
 AMPLE_BURST = 1_000_000
 LIMITED_RPM = 1
@@ -65,12 +66,9 @@ class Owners:
         return self._unused.pop()
 
 
-PATIENCE_S = 10
-
-
 def wait_long(document: Document) -> None:
     """Have Envoy wait for the sidecar while the machine is busy: a late answer is not a lost request."""
-    ext_authz(document)["grpc_service"]["timeout"] = f"{PATIENCE_S}s"
+    ext_authz(document)["grpc_service"]["timeout"] = f"{PATIENCE_S:g}s"
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Stack:
         user = "user root;\n" if is_nginx_of_root else ""  # who may connect to the sidecar's Unix socket
 
         def edit(text: str) -> str:
-            return user + (text.replace("500ms", f"{PATIENCE_S}s") if self.kind.waits_long else text)
+            return user + (text.replace("500ms", f"{PATIENCE_S:g}s") if self.kind.waits_long else text)
 
         proxy = Proxy(self.kind.proxy, self.app_port, self.http_address, self.folder, edit)
         self._parts.callback(proxy.stop)

@@ -19,13 +19,11 @@ from sidecar.domain.api_keys import credential_id_of
 from tests.e2e.shells import Shell
 from tests.house.source import text_of
 from tests.unit.process.running import Running
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 PAGE = "docs/administer/operations.md"
 PROMPT = re.compile(r"^(ann|bob|audrey)\$ (.*)$")
 ACME = path_to("integrations", "acme-erp")
-USES_WRITTEN_S = 30.0
-"""When a key was last used is written behind decisions, every few seconds."""
 
 # What differs from run to run, of which the page shows an example: how it looks, and a pattern for all.
 _PUBLIC_ID = r"\b(?=[0-9A-Za-z]*[A-Z])(?=[0-9A-Za-z]*[0-9])[0-9A-Za-z]{10}\b"
@@ -146,8 +144,8 @@ class OperatedSidecar:
     def _wait(self, is_written: Callable[[dict[str, Any]], bool], what: str, path: str = ACME) -> None:
         """Wait until the API answers for *path* as it is to be."""
         token, _ = self.run("ann", 'echo "$SIDECAR_ADMIN_TOKEN"')
-        with AdminClient(parse_server(self._admin), token, timeout_s=USES_WRITTEN_S) as client:
-            eventually(lambda: is_written(client.get(path)), USES_WRITTEN_S, what)
+        with AdminClient(parse_server(self._admin), token, timeout_s=PATIENCE_S) as client:
+            eventually(lambda: is_written(client.get(path)), what=what)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 The series of single integrations on /metrics: those with the most traffic, and everything else in one series.
 
 The counts of a series begin when its integration is listed, never fall, and add up to all decisions at every
-scrape: what is in no series of an integration is in that of `OTHER_ROW`. When a busier integration takes the
+scrape: what is in no series of an integration is in that of `OTHER_ROW`. A worker decides while it is read,
+so its total can be some decisions ahead of its rows. These are counted as `OTHER_ROW` and stay there; the
+listed integrations are shown as many decisions late. When a busier integration takes the
 place of a listed one, the counts of the latter move to `FORMER`, so that no rate of another series jumps.
 """
 
@@ -48,10 +50,15 @@ _ALLOWED, _LIMITED = RESULTS.index("allowed"), RESULTS.index("limited")
 
 @dataclass(slots=True)
 class _Listed:
-    """An integration with series of its own; times by the wall clock, 0 = never."""
+    """
+    An integration with series of its own; times by the wall clock, 0 = never.
+
+    `shown` are the counts that were exported, at most `counts`.
+    """
 
     allowed: deque[tuple[int, int]]  # time and count, for the last minute
     counts: list[int] = field(default_factory=lambda: [0] * len(RESULTS))
+    shown: list[int] = field(default_factory=lambda: [0] * len(RESULTS))
     limited: int = 0  # at the last sample
     limited_since_us: int = 0
     limited_at_us: int = 0
@@ -84,6 +91,7 @@ class TopIntegrations:
         self._clock_us = clock_us
         self._listed: dict[str, _Listed] = {}
         self._former = [0] * len(RESULTS)
+        self._other = [0] * len(RESULTS)
         self._totals: dict[str, list[int]] = {}
         self._scores: dict[str, float] = {}
         self._sampled: dict[str, int] = {}
@@ -132,7 +140,7 @@ class TopIntegrations:
         for id, former in zip(busiest, quietest, strict=False):
             if scores[id] <= CHALLENGE_FACTOR * scores.get(former, 0.0):
                 return
-            counts = self._listed.pop(former).counts
+            counts = self._listed.pop(former).shown
             self._former = [sum(pair) for pair in zip(self._former, counts, strict=True)]
             self._listed[id] = _Listed(deque([(self._sampled_us, 0)]))
 
@@ -162,14 +170,23 @@ class TopIntegrations:
         unknown = dict.fromkeys(RESULTS, 0)
         for reason, count in by_reason.items():
             (unknown if reason in UNIDENTIFIED else rest)[result_of(reason)] += count
-        known = {id: listed.counts for id, listed in self._listed.items()} | {FORMER: self._former}
-        for id, counts in known.items():
+        for place, result in enumerate(RESULTS):
+            self._show(place, rest[result])
+        counted = {id: listed.shown for id, listed in self._listed.items()}
+        counted |= {FORMER: self._former, OTHER_ROW: self._other, UNKNOWN: list(unknown.values())}
+        for id, counts in counted.items():
             for result, count in zip(RESULTS, counts, strict=True):
-                rest[result] -= count
                 yield (id, result), count
-        for id, counted in ((OTHER_ROW, rest), (UNKNOWN, unknown)):
-            for result, count in counted.items():
-                yield (id, result), count
+
+    def _show(self, place: int, total: int) -> None:
+        """Divide *total* decisions with one result among the series, so that none of them falls."""
+        other = total - self._former[place] - sum(listed.counts[place] for listed in self._listed.values())
+        held_back = max(0, self._other[place] - other)
+        self._other[place] = other + held_back
+        for listed in self._listed.values():
+            late = min(held_back, listed.counts[place] - listed.shown[place])
+            listed.shown[place] = listed.counts[place] - late
+            held_back -= late
 
 
 def _remaining_ratio(counts: Sequence[int], now_us: int) -> float:

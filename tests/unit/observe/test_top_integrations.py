@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.domain.decisions import Reason
 from sidecar.domain.snapshot import CompiledIntegration
 from sidecar.observe.integration_rows import RESULTS, ROWS_PER_LISTED, IntegrationRows
 from sidecar.observe.metrics import Metrics
@@ -211,6 +212,20 @@ def test_rows__may_be_turned_off() -> None:
     found = series(metrics)
     assert {id for id, _ in found} == {OTHER_ROW, FORMER, UNKNOWN}
     assert found[OTHER_ROW, "allowed"] == 3
+
+
+def test_series__a_total_that_is_ahead_of_its_rows_makes_none_fall(clock: ManualClock) -> None:
+    """A worker decides between the two reads: sums are exact and counters rise, whatever was read when."""
+    top = TopIntegrations(clock)
+    rows = {("acme",): [5, 0, 0, 0, 0, 60, 60_000_000]}
+    shown: list[dict[tuple[str, ...], float]] = []
+    for row, total in ((5, 7), (7, 7), (9, 10), (20, 20), (20, 23)):
+        rows[("acme",)][0] = row
+        top.update([rows])
+        shown.append(dict(top.samples({Reason.OK: total})[DECISIONS]))
+        assert sum(shown[-1].values()) == total
+    assert [found["acme", "allowed"] for found in shown] == [5, 5, 8, 18, 20]
+    assert [found[OTHER_ROW, "allowed"] for found in shown] == [2, 2, 2, 2, 3]
 
 
 MOVES = st.lists(

@@ -66,6 +66,7 @@ def test_access_log__joins_the_decision_log_by_its_ids(any_stack: Stack) -> None
         "verdict": "ALLOW",
         "reason": "ok",
         "fallback": None,
+        "would_deny": None,
     }
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from sidecar.domain.answers import AnswerStyle, Decision, answer_to
 from sidecar.domain.decisions import Reason
+from sidecar.domain.enforcement import Rule
 from sidecar.domain.integrations import Integration, Status
 from sidecar.domain.policy import AccessRequest
-from sidecar.services.explain import FAILED, NOT_REACHED, PASSED, STEPS, as_plain_data, explain
+from sidecar.services.explain import FAILED, NOT_REACHED, PASSED, SHADOWED, STEPS, as_plain_data, explain
 from sidecar.stores.protocols import BucketStore, StoreFault
 from tests.building import (
     NOW_US,
@@ -148,6 +149,26 @@ def test_explain__what_passed_is_told_too() -> None:
         "a route matches",
         "the route requires no scope",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "step", "detail"),
+    [
+        ({"peer": "203.0.113.9"}, "allowlist", "203.0.113.9 is in none of the 1 entries"),
+        ({"path": "/v1//x"}, "path", "//"),
+        ({"path": "/nowhere"}, "route", "no route matches the path"),
+        ({"path": "/v1/finance/1"}, "scope", "the route requires finance:read"),
+        ({"peer": "203.0.113.9", "path": "/v1//x"}, "allowlist", "none of the 1 entries"),
+    ],
+)
+def test_explain__a_rule_in_shadow(asked: dict[str, str], step: str, detail: str) -> None:
+    """The first step that would fail is marked, and all others are reached."""
+    request = make_request(KEY.api_key, **{"peer": "192.0.2.7", **asked})
+    record = make_integration(KEY, allowlist=("192.0.2.0/24",), shadow=frozenset(Rule))
+    steps = explain(request, decide(request, record))
+    ((name, _, told),) = [found for found in steps if found.outcome == SHADOWED]
+    assert (name, detail in told) == (step, True)
+    assert {found.outcome for found in steps} == {PASSED, SHADOWED}
 
 
 def test_explain__every_reason_has_its_step() -> None:

@@ -282,7 +282,7 @@ def test_serve__a_demo_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_version__names_the_build() -> None:
     """One line."""
     told = run("version").output
-    assert re.fullmatch(r"sidecar \S+ \(Python 3\.\d+\.\d+\S*\)\n", told)
+    assert re.fullmatch(r"sidecar \S+ \(Python 3\.\d+\.\d+\S*, (pure|compiled)\)\n", told)
     assert run("--version").output == told
     as_json = json.loads(run("version", "--json").output)
-    assert told == f"sidecar {as_json['version']} (Python {as_json['python']})\n"
+    assert told == f"sidecar {as_json['version']} (Python {as_json['python']}, {as_json['build']})\n"

@@ -38,9 +38,15 @@ class Follower:
         self,
         ask: Callable[[Mapping[str, str]], Listing],
         wait: Callable[[float], object] = time.sleep,
+        since: str = "",
     ) -> None:
-        """*ask* returns the newest decisions, newest first, with the query of its argument; *wait* pauses."""
+        """
+        Follow the decisions that *ask* returns: the newest ones, newest first, by the query of its argument.
+
+        *wait* pauses. *since* is the earliest time that is asked for, '' = any.
+        """
         self._ask = ask
+        self._since = since
         self._wait = wait
         self._seen: dict[str, None] = {}
         self._newest = ""
@@ -54,7 +60,7 @@ class Follower:
         """
         is_first = not self._newest
         try:
-            listing = self._ask({} if is_first else {"since": _earlier(self._newest)})
+            listing = self._ask({} if is_first else {"since": self._late_since()})
         except AdminCallError as error:
             if error.failure is not Failure.UNAVAILABLE:
                 raise
@@ -72,7 +78,9 @@ class Follower:
         """Wait until the next call is due."""
         self._wait(POLL_INTERVAL_S)
 
-
-def _earlier(moment: str) -> str:
-    at = datetime.fromisoformat(moment).astimezone(UTC) - timedelta(seconds=LATE_S)
-    return at.isoformat()
+    def _late_since(self) -> str:
+        """The time from which decisions may still be new."""
+        since = datetime.fromisoformat(self._newest).astimezone(UTC) - timedelta(seconds=LATE_S)
+        if self._since:
+            since = max(since, datetime.fromisoformat(self._since).astimezone(UTC))
+        return since.isoformat()

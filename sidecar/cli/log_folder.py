@@ -15,6 +15,8 @@ from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import ValidationError
+
 from sidecar.admin_client.client import Listing
 from sidecar.cli.exits import CommandError
 from sidecar.cli.new_file import new_file
@@ -101,5 +103,9 @@ def _reported() -> Iterator[None]:
         yield
     except RefusedError as error:
         raise CommandError(str(error)) from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        raise CommandError(f"{'.'.join(map(str, fault['loc']))}: {message}") from None
     except DecisionLogError as error:
         raise CommandError(str(error)) from None

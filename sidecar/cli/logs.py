@@ -87,6 +87,8 @@ def add_to(app: typer.Typer) -> None:
         Needs the setting 'decision_log'. Decisions appear within seconds. An export has the oldest
         decision first; the server records it in the audit log.
         """
+        if export is not None and follow:
+            raise CommandError("--follow and --export cannot be used together", EXIT_USAGE)
         if export is not None:
             _export(call, filters.query(), export, format, log)
         elif follow:
@@ -152,7 +154,8 @@ def _follow(call: Invocation, query: DecisionQuery, limit: int, log: Path | None
         raise CommandError("--follow and --until cannot be used together", EXIT_USAGE)
     from sidecar.cli.following import Follower
 
-    follower = Follower(lambda asked: _listed(call, {**query, **asked}, limit, log))
+    since = str(query.get("since") or "")
+    follower = Follower(lambda asked: _listed(call, {**query, **asked}, limit, log), since=since)
     print_new(follower, _line if not call.is_json else _json)
 
 

@@ -119,12 +119,19 @@ class DecisionReader:
         Return the sub-folders, one for each sidecar that writes to the folder, by name.
 
         Raises:
-            DecisionLogError: the folder cannot be read.
+            DecisionLogError: the folder cannot be read, or is itself the sub-folder of a sidecar.
         """
         try:
-            return sorted(path for path in self.folder.iterdir() if path.is_dir())
+            found = sorted(path for path in self.folder.iterdir() if path.is_dir())
+            is_one_sidecar = not found and bool(segments_of(self.folder))
         except OSError as error:
             raise _unreadable(self.folder, error) from None
+        if is_one_sidecar:
+            raise DecisionLogError(
+                f"{self.folder} has the files of one sidecar; pass the folder above it,"
+                f" {self.folder.resolve().parent}"
+            )
+        return found
 
     def hosts(self) -> set[str]:
         """

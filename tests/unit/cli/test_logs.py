@@ -71,6 +71,7 @@ def test_logs__say_what_is_not_there(logged: ServedApi) -> None:
     wrong = logged.run("logs", "--reason", "rate_limitd")
     assert (wrong.exit_code, "did you mean 'rate_limited'?" in wrong.stderr) == (1, True)
     assert logged.run("logs", "--follow", "--until", "1h").exit_code == 2
+    assert logged.run("logs", "--follow", "--export", "new.csv").exit_code == 2
 
 
 def test_logs__json_is_the_answer(logged: ServedApi) -> None:
@@ -151,11 +152,34 @@ def test_log_folder__is_read_without_a_server(tmp_path: Path) -> None:
     assert found == [FIRST, SECOND]
 
 
+def test_log_folder__of_one_sidecar_is_an_error(tmp_path: Path) -> None:
+    """A sub-folder is no log: the error names the folder to pass."""
+    write_segment(tmp_path / "host-a", 1, [decision_row(1, FIRST)])
+    for command in (("logs",), ("decisions", "show", FIRST)):
+        result = run(*command, "--log", str(tmp_path / "host-a"))
+        assert (result.exit_code, f"above it, {tmp_path}\n" in result.stderr) == (1, True)
+
+
+def test_follower__asks_for_nothing_before_since() -> None:
+    """Late decisions are looked for from --since on, not before it."""
+    asked: list[Mapping[str, str]] = []
+
+    def ask(query: Mapping[str, str]) -> Listing:
+        asked.append(query)
+        return Listing([{"decision_id": FIRST, "time": "2026-12-01T16:00:05Z"}], None, {})
+
+    follower = Follower(ask, since="2026-12-01T17:00:00+01:00")
+    follower.poll()
+    follower.poll()
+    assert asked[1] == {"since": "2026-12-01T16:00:00+00:00"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("logs", "--log", "/nowhere"), "/nowhere"),
         (("logs", "--log", ".", "--reason", "rate_limitd"), "did you mean 'rate_limited'?"),
+        (("logs", "--log", ".", "--since", "9999-01-01T00:00Z"), "since: must be a time from 1970"),
         (("logs", "--log", ".", "--address", "300.1.1.1"), "192.0.2.0/24"),
         (("decisions", "show", "--log", ".", "0" * 22), "0" * 22),
     ],

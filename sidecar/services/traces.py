@@ -162,11 +162,13 @@ def parent_of(traceparent: str) -> SpanContext | None:
 
 
 def exporter_to(endpoint: str) -> SpanProcessor:
-    """Return what exports spans to *endpoint*, an OTLP receiver for gRPC such as 'http://127.0.0.1:4317'."""
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    """Return what exports spans to *endpoint*, an OTLP receiver for HTTP such as 'http://127.0.0.1:4318'."""
+    from opentelemetry.exporter.otlp.json.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=EXPORT_TIMEOUT_S), max_queue_size=SPANS_MAX)
+    return BatchSpanProcessor(
+        OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=EXPORT_TIMEOUT_S), max_queue_size=SPANS_MAX
+    )
 
 
 def provider_of(processor: SpanProcessor, version: str, instance: str) -> TracerProvider:

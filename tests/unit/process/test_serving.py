@@ -231,7 +231,7 @@ def test_serve__without_any_configuration(tmp_path: Path) -> None:
 def test_serve__the_demo(tmp_path: Path) -> None:
     """`--demo` prints where it listens, a key that works, and a command that answers as it says."""
     demo = tmp_path / "demo"
-    environment = {"SIDECAR_LISTEN__GRPC": "127.0.0.1:0", "SIDECAR_LISTEN__ADMIN": "127.0.0.1:0"}
+    environment = {f"SIDECAR_LISTEN__{kind}": "127.0.0.1:0" for kind in ("GRPC", "HTTP", "ADMIN")}
     with Running(tmp_path, "--demo", "--demo-directory", str(demo), **environment) as running:
         [admin] = running.event("supervising")["admin"]
         printed = running.wait_for(

@@ -1,58 +1,63 @@
-"""An OTLP receiver for gRPC, which keeps the traces that it receives."""
+"""An OTLP receiver for HTTP with JSON, which keeps the traces that it receives."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import queue
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 TIMEOUT_S = 60
 
 
-class Receiver(TraceServiceServicer):
-    """The receiver's service."""
+class Receiver:
+    """What was received."""
 
     def __init__(self) -> None:
         """Nothing was received yet."""
-        self._received: queue.Queue[ExportTraceServiceRequest] = queue.Queue()
+        self.received: queue.Queue[dict[str, Any]] = queue.Queue()
 
-    def Export(self, request: ExportTraceServiceRequest, context: Any) -> ExportTraceServiceResponse:
-        """Keep *request*."""
-        self._received.put(request)
-        return ExportTraceServiceResponse()
-
-    def resource_spans(self) -> ResourceSpans:
+    def resource_spans(self) -> dict[str, Any]:
         """Wait for the next export, which is of one process."""
-        (spans,) = self._received.get(timeout=TIMEOUT_S).resource_spans
-        return spans
+        (spans,) = self.received.get(timeout=TIMEOUT_S)["resourceSpans"]
+        found: dict[str, Any] = spans
+        return found
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[dict[str, Any]]:
         """Wait for the next export, and return its spans."""
-        return [span for scope in self.resource_spans().scope_spans for span in scope.spans]
+        return [span for scope in self.resource_spans()["scopeSpans"] for span in scope["spans"]]
 
 
 @contextmanager
 def receiving() -> Iterator[tuple[Receiver, str]]:
     """Run a receiver; yield it and its address for `traces.endpoint`."""
     receiver = Receiver()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(receiver, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+            receiver.received.put(json.loads(body))
+
+        def log_message(self, *arguments: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving = threading.Thread(target=server.serve_forever, name="otlp receiver")
+    serving.start()
     try:
-        yield receiver, f"http://127.0.0.1:{port}"
+        yield receiver, f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        server.stop(None).wait(TIMEOUT_S)
+        server.shutdown()
+        server.server_close()
+        serving.join(TIMEOUT_S)

@@ -133,10 +133,11 @@ def test_export__reaches_an_otlp_receiver() -> None:
         provider.get_tracer("sidecar").start_span("decide").end()
         provider.shutdown()
         exported = receiver.resource_spans()
-    resource = {attribute.key: attribute.value.string_value for attribute in exported.resource.attributes}
+    attributes = exported["resource"]["attributes"]
+    resource = {attribute["key"]: attribute["value"]["stringValue"] for attribute in attributes}
     assert resource["service.name"] == "sidecar"
     assert resource["service.instance.id"] == "host:1:ab"
-    assert [span.name for span in exported.scope_spans[0].spans] == ["decide"]
+    assert [span["name"] for span in exported["scopeSpans"][0]["spans"]] == ["decide"]
 
 
 def test_close__does_not_wait_for_a_receiver_that_does_not_answer() -> None:

@@ -79,7 +79,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
     yield from _examine_registry(config, loaded)
     yield from _examine_running(page)
     yield from _examine_certificates(config)
-    yield from _examine_decision_log(config)
+    yield from _examine_decision_log(config, is_running=page is not None)
 
 
 def _mistakes(error: FileFaultsError) -> Iterator[Finding]:
@@ -236,12 +236,18 @@ def _examine_certificates(config: Config) -> Iterator[Finding]:
             yield Finding(f"certificate of listen.{kind}[{index}]", state, text, remedy)
 
 
-def _examine_decision_log(config: Config) -> Iterator[Finding]:
+def _examine_decision_log(config: Config, *, is_running: bool) -> Iterator[Finding]:
     """Report whether the folder of the decision log, or the one that it is created in, takes files."""
     setting = config.settings.decision_log.path
     if setting is None:
         return
     name, folder = "decision log", config.path(setting)
+    if is_running and not folder.exists():
+        remedy = (
+            "Move it back if it was moved, or restart the sidecar, which creates it: unwritten rows are lost."
+        )
+        yield Finding(name, State.FAILED, f"{folder} does not exist, although the sidecar runs", remedy)
+        return
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         remedy = f"Create the folder for the user of the sidecar: install -d -o sidecar -m 0750 {folder}"

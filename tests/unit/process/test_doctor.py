@@ -135,6 +135,18 @@ def test_doctor__a_running_sidecar(tmp_path: Path) -> None:
     assert run("doctor", "--config", str(place.file)).exit_code == 1
 
 
+def test_doctor__a_running_sidecar_without_its_log(tmp_path: Path) -> None:
+    """While the sidecar runs, the folder of the decision log has to exist."""
+    place = configured(tmp_path, decision_log="decisions")
+    log = tmp_path / "decisions"
+    with place.serve() as sidecar:
+        sidecar.event("serving")
+        eventually(lambda: log.exists() and _ready(place), what="the sidecar is ready")
+        moved = log.rename(tmp_path / "moved")
+        assert states(place)["decision log"] is State.FAILED
+        moved.rename(log)
+
+
 def _ready(place: Configured) -> dict[str, Finding] | None:
     found = findings(place)
     return found if found["running"].state is State.OK else None

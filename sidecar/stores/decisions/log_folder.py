@@ -17,15 +17,13 @@ from pathlib import Path
 
 from sidecar.stores.decisions.missing import Cause, MissingSpan
 from sidecar.stores.decisions.parquet import TEMPORARY_PREFIX
-from sidecar.stores.decisions.segments import parse_name, segments_of
+from sidecar.stores.decisions.segments import FILE_MODE, parse_name, segments_of
 
 LOCK_FILE = "lock"
 _MARK_BYTES_MAX = 4_096
 SIDECARS_PER_NAME_MAX = 16
 """Sidecars of one name that write at the same time; a take-over needs two."""
 FOLDER_MODE = 0o750
-FILE_MODE = 0o640
-"""The log has addresses of clients: only the owner and the group may read it."""
 
 
 class FolderTakenError(OSError):

@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from sidecar.stores.decisions.segments import FILE_MODE
+
 MISSING_FILE = "missing.jsonl"
 
 SPANS_MAX = 10_000
@@ -86,7 +88,7 @@ def add_missing(folder: Path, spans: Iterable[MissingSpan]) -> None:
         OSError: the file cannot be written.
     """
     text = "".join(span.line() for span in spans).encode()
-    fd = os.open(folder / MISSING_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    fd = os.open(folder / MISSING_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
     with os.fdopen(fd, "r+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sidecar.domain.decision_rows import COLUMN_NAMES, COLUMNS, DecisionRow
-from sidecar.stores.decisions.segments import Contents, Segment
+from sidecar.stores.decisions.segments import FILE_MODE, Contents, Segment
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -159,6 +159,7 @@ def write_query(
             f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})",
             values,
         )
+        temporary.chmod(FILE_MODE)  # DuckDB's files have the umask's mode
         _sync(temporary)
         temporary.rename(folder / segment.name)
     except duckdb.Error as error:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sidecar.stores.decisions.segments import FILE_MODE
+
 LOCK_FILE = "rewriting"
 """An empty file; who holds its lock (flock) may replace and remove files of the folder."""
 _RETRY_S = 0.05
@@ -30,7 +32,7 @@ def rewriting(folder: Path, deadline_s: float) -> Iterator[None]:
         OSError: the lock file cannot be opened.
     """
     ends_at = time.monotonic() + deadline_s
-    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     try:
         while not _locked(fd):
             if time.monotonic() >= ends_at:

@@ -19,6 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+FILE_MODE = 0o640
+"""The mode of every file: the log has addresses of clients, so only the owner and the group may read it."""
+
 _NAME = re.compile(r"(rows|rollup)-(\d{10})-(\d{10})-(\d{16})-(\d{16})\.parquet")
 
 

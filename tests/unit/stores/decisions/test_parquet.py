@@ -41,6 +41,7 @@ def test_write_rows__sorts_by_integration_and_time(tmp_path: Path) -> None:
     assert segments_of(tmp_path) == [segment]
     assert read(tmp_path / segment.name) == [rows[3], rows[2], rows[1], rows[0]]
     assert [path.name for path in tmp_path.iterdir()] == [segment.name]
+    assert (tmp_path / segment.name).stat().st_mode & 0o777 == 0o640
 
 
 def test_write_rows__has_the_types_of_the_columns(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-per
 DOWN_AFTER_MS, NODE_TIMEOUT_MS = 300, 600
 """Short times for tests: on a machine that stalls for longer, healthy primaries are replaced."""
 START_S = 60.0
+MEET_INTERVAL_S = 3.0
+"""Longer than a handshake of Cluster nodes may take, which Redis gives up after a second."""
 TICK_S = 0.01
 PORT_ATTEMPTS = 8
 
@@ -265,14 +267,24 @@ class ClusterGroup:
             first, end = (SLOTS * part // 3 for part in (index, index + 1))
             primary.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
             primary.client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
-        for server in self.servers[1:]:
-            server.client.execute_command("CLUSTER MEET", LOOPBACK, self.servers[0].port)
-        _await(lambda: all(self._knows(server, 6) for server in self.servers), "nodes have met")
+        self._met_at_s = -MEET_INTERVAL_S
+        _await(self._have_met, "nodes have met")
         for primary, replica in zip(primaries, replicas, strict=True):
             node_id = primary.client.execute_command("CLUSTER MYID")
             replica.client.execute_command("CLUSTER REPLICATE", node_id)
         _await(lambda: all(map(self._is_whole, self.servers)), "the Cluster is whole")
         _await(lambda: all(_replicas_online(primary) for primary in primaries), "replicas")
+
+    def _have_met(self) -> bool:
+        """Whether every node knows all; introduce them again in case a handshake timed out."""
+        if all(self._knows(server, len(self.servers)) for server in self.servers):
+            return True
+        now_s = time.monotonic()
+        if now_s >= self._met_at_s + MEET_INTERVAL_S:
+            self._met_at_s = now_s
+            for server in self.servers[1:]:
+                server.client.execute_command("CLUSTER MEET", LOOPBACK, self.servers[0].port)
+        return False
 
     @staticmethod
     def _knows(server: RedisServer, nodes: int) -> bool:

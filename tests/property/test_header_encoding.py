@@ -38,7 +38,10 @@ VALUE = re.compile(r"[\x20-\x7e]*")
 NEXT_ID = DecisionIds()
 
 any_text = st.text(max_size=200)
-names = st.text(min_size=1, max_size=NAME_LENGTH_MAX)
+names = st.text(
+    st.characters(exclude_categories=("C", "Z")) | st.just(" "), min_size=1, max_size=NAME_LENGTH_MAX
+)
+"""Printable text in any script, as the name of a record is (see `compiled`)."""
 styles = st.builds(AnswerStyle, st.sampled_from((401, 403)), st.booleans(), any_text)
 limits = st.none() | st.builds(lambda *figures: Limits(*map(str, figures)), *4 * [st.integers(0, 2**53)])
 

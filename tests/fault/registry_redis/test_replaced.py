@@ -379,13 +379,16 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
         await followed.load_all()
         await store.start()
         slot = store.keys.slot_of(store.keys.partition_of(ID))
-        replica = part_replica(group, group.primary_of(slot))
+        former = group.primary_of(slot)
+        replica = part_replica(group, former)
         limit = c.SetRateLimit(integration_id=ID, rate_limit_rpm=6_000)
         assert not (await followed.apply(request(limit, ANN))).is_durable
         await sidecar.until(lambda one: is_loaded(one) and one.snapshot.integrations[ID].generation == 2)
         known = bucket(ID, burst=100_000, generation=2)
         assert isinstance(await take(store, known), Taken)
         replica.client.execute_command("CLUSTER FAILOVER", "TAKEOVER")
+        # Until the former primary knows, it would accept the suspension itself.
+        await until(lambda: owner_port(former, slot) == replica.port)
         operator = opened(group)
         suspend = request(c.Suspend(integration_id=ID, reason="leaked"), ANN)
         assert (await operator.apply(suspend)).generation == 2
@@ -401,6 +404,12 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
     finally:
         group.stop()
     assert "a failover lost changes that no replica had" in caplog.text
+
+
+def owner_port(node: RedisServer, slot: int) -> int:
+    """The port of the primary of *slot*, by what *node* knows."""
+    ranges = node.client.execute_command("CLUSTER SLOTS")
+    return next(int(owner[1]) for first, last, owner, *_ in ranges if first <= slot <= last)
 
 
 def part_replica(group: ClusterGroup, primary: RedisServer) -> RedisServer:

@@ -24,11 +24,12 @@ from loadtest.bench.replay import Replayed, Run, replay
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import CHECK, Place, beside, check_request, write_place
 
-CALLS = 100_000
+CALLS = 60_000
 ROUNDS = 5
 SHARE = 0.7
-SECONDS = 10.0
-WARM_UP_S = 2.0
+SECONDS = 3.0
+WARM_UP_S = 1.0
+"""All rounds together stay within the burst of the workload: 1,000,000 calls of each sidecar."""
 PATHS = 5_000
 """Different paths, so that the rows compress as those of an API do."""
 

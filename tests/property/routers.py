@@ -9,9 +9,11 @@ tools are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +95,7 @@ class _OnSockets:
         self._program = program
         sockets = [folder / f"{number}.sock" for number in range(tables)]
         try:
-            program.wait_for(lambda: all(socket.exists() for socket in sockets), "listening")
+            program.wait_for(lambda: all(map(_accepts, sockets)), "listening")
         except BaseException:
             program.stop()
             raise
@@ -149,6 +151,14 @@ class NginxRouter(_OnSockets):
         )
         command = [str(shutil.which("nginx")), "-p", str(folder), "-e", "stderr", "-c", str(config)]
         super().__init__(Program("nginx", command, folder), folder, len(tables))
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a server listens at *path*; the file alone appears a moment before."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+        return True
+    return False
 
 
 def _regex(pattern: str, param: str, last_slash: str) -> str:

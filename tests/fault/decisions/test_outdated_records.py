@@ -11,6 +11,7 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.stores.registry.protocol import Changes, RegistryError
+from sidecar.stores.registry.redis import nodes
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, LIFECYCLE, request
 from tests.fault.redis.proxy import FaultProxy
@@ -62,6 +63,7 @@ def test_suspension__is_not_passed_by_a_failing_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store refuses the take of an old record, and fails before the new one is read: nobody gets in."""
+    monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 30.0)  # the changes below must succeed on a busy machine
 
     async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port)

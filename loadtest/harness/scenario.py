@@ -316,7 +316,7 @@ def load_scenario(name: str, changes: Sequence[str] = ()) -> Scenario:
     *changes* are `key.key=value`, a TOML value or plain text, which override the file.
 
     Raises:
-        ScenarioError: there is no such scenario, or a key or value is wrong.
+        ScenarioError: the scenario does not exist, or has an invalid key or value.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:

@@ -91,7 +91,7 @@ async def found_decision(context: AdminContext, call: Call, query: b.DecisionQue
     Return the decision whose id is in the path of *call*.
 
     Raises:
-        ProblemError: there is no such decision, or the search took too long.
+        ProblemError: the log does not have the decision, or the search took too long.
     """
     log, wanted = context.require_decision_log(), call.path("decision_id")
     if not DECISION_ID.fullmatch(wanted):

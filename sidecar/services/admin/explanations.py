@@ -51,7 +51,7 @@ class ExplanationView(TypedDict):
     A logged decision, explained.
 
     `then` is by the version of the record that decided, `now` by the present one; both by the present routes.
-    Null = there is no such version, and `note` says why.
+    Null = the version is not known, and `note` says why.
     """
 
     decision: DecisionView

@@ -370,7 +370,7 @@ def test_fleet__ready_as_soon_as_the_server_is(tmp_path_factory: pytest.TempPath
         store.on_state_change = states.append
         await store.start()
         assert await take(store, bucket()) is StoreFault.UNAVAILABLE
-        assert True not in states
+        assert not any(states)
         await asyncio.get_running_loop().run_in_executor(None, server.start)
         await ready(store)
         assert isinstance(await take(store, bucket()), Taken)

@@ -26,6 +26,9 @@ RECOVERY_S = 60.0
 
 HANDSHAKE = ["CLIENT", "INFO", *["SCRIPT"] * 3, *["GET"] * 4, "SET", "GET"]
 """With a new store: it has no layout yet, and no key of a fleet without one."""
+SILENT = (Fault.STALL, Fault.BLACK_HOLE, Fault.HOLD)
+"""After these nothing answers, so that only a timeout of the store ends the wait."""
+
 QUICK = {
     "call_timeout_s": 0.05,
     "link_timeout_s": 0.1,
@@ -33,6 +36,7 @@ QUICK = {
     "discovery_timeout_s": 0.1,
     "probe_after_s": 0.05,
 }
+"""Timeouts that also expire without a fault on a busy machine: the store then connects once more."""
 
 
 async def timed_take(store: RedisBucketStore, name: str = "acme") -> Taken | StoreFault:
@@ -47,7 +51,8 @@ async def survive(harness: StoreHarness, proxy: FaultProxy) -> None:
     """Start, take through the fault, heal, take again; nothing may be left."""
     await proxy.start()
     store = harness.store(
-        url=parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}"), **QUICK
+        url=parse_store_url(f"redis://{LOOPBACK}:{proxy.port}?prefix={harness.prefix}"),
+        **(QUICK if proxy.fault in SILENT else {"probe_after_s": QUICK["probe_after_s"]}),
     )
     await store.start()
     outcomes = [await timed_take(store) for _ in range(6)]
@@ -79,7 +84,8 @@ def test_store__survives_any_fault_at_any_command(fault: Fault, number: int) -> 
     async def scenario() -> None:
         proxy = FaultProxy(shared().standalone.port, fault, number)
         await survive(harness, proxy)
-        assert proxy.commands[: min(number, len(HANDSHAKE))] == HANDSHAKE[:number]
+        if fault not in SILENT:
+            assert proxy.commands[: min(number, len(HANDSHAKE))] == HANDSHAKE[:number]
         assert proxy.tripped.is_set()
 
     run(scenario())

@@ -371,8 +371,8 @@ ADMIN_CALLS = (
 )  # fmt: skip
 """Groups of endpoints and their methods; other = refused before the endpoint was known."""
 ADMIN_STATUSES = (
-    "200", "201", "400", "401", "403", "404", "405", "408", "409", "412", "413", "415", "422", "429",
-    "500", "503", "504", OTHER,
+    "200", "201", "400", "401", "403", "404", "405", "406", "408", "409", "412", "413", "415", "422",
+    "429", "500", "503", "504", OTHER,
 )  # fmt: skip
 
 DECISION_LOG_METRICS = (

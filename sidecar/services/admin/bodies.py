@@ -379,7 +379,10 @@ class DecisionListQuery(DecisionFilterQuery, PageQuery):
 class DecisionExportQuery(DecisionFilterQuery):
     """Filters for decisions, and the format of the file."""
 
-    format: Literal["ndjson", "csv", "parquet"] = "ndjson"
+    format: Annotated[
+        Literal["ndjson", "csv", "parquet"] | None,
+        Field(description="Wins over the header `Accept`; without both it is ndjson."),
+    ] = None
 
 
 class DecisionQuery(Query):

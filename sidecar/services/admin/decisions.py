@@ -34,6 +34,7 @@ from sidecar.services.admin.decision_views import (
     missing_view,
 )
 from sidecar.services.admin.endpoint import Endpoint
+from sidecar.services.admin.media_types import acceptable
 from sidecar.services.admin.problems import ApiCode, problem_error
 from sidecar.services.admin.times import format_time
 from sidecar.stores.decisions.erasure import Erased, erase
@@ -120,7 +121,7 @@ async def export_decisions(
     context: AdminContext, call: Call, query: b.DecisionExportQuery, body: Any
 ) -> Response:
     """Send decisions as a file, once the export is in the audit log."""
-    log, filters, form = context.require_decision_log(), filters_of(query), ExportFormat(query.format)
+    log, filters, form = context.require_decision_log(), filters_of(query), _format(call, query)
     call.take_long()
     # A cancelled call leaves its thread behind, which may still write: it must not find another's folder.
     folder = TemporaryDirectory(prefix="sidecar-export-", ignore_cleanup_errors=True)
@@ -132,7 +133,8 @@ async def export_decisions(
         return rows
 
     rows = await log.run(write, is_long=True)
-    named = {name: str(value) for name, value in query.model_dump(exclude_none=True).items()}
+    asked = query.model_dump(exclude_none=True) | {"format": form}
+    named = {name: str(value) for name, value in asked.items()}
     times = {name: format_time(int(named[name])) for name in ("since", "until") if name in named}
     command = ExportDecisions(administrator_id=call.actor.id, filters=named | times, rows=rows)
     context_of_call = ChangeContext(call.request_id, call.source)
@@ -142,6 +144,23 @@ async def export_decisions(
     response.headers["Content-Length"] = str(path.stat().st_size)
     response.headers["Content-Disposition"] = f'attachment; filename="decisions.{form}"'
     return response
+
+
+def _format(call: Call, query: b.DecisionExportQuery) -> ExportFormat:
+    """The format that *query* names, or else the one that the header Accept prefers."""
+    if query.format is not None:
+        return ExportFormat(query.format)
+    offered = {media_type.partition(";")[0]: form for form, media_type in MEDIA_TYPES.items()}
+    accept = ",".join(call.request.headers.getlist("Accept"))
+    chosen = acceptable(accept, list(offered))
+    if chosen is None:
+        raise problem_error(
+            ApiCode.NOT_ACCEPTABLE,
+            f"Accept is {accept[:200]!a}; an export is {', '.join(offered)}",
+            "send one of these media types, or 'format=' in the query string",
+            "Accept",
+        )
+    return offered[chosen]
 
 
 async def erase_decisions(
@@ -283,8 +302,8 @@ ENDPOINTS = (
     ),
     Endpoint(
         "export_decisions", "GET", "/v1/decisions/export", "decisions", "Export decisions as a file",
-        "Oldest first, as NDJSON, CSV or Parquet. The audit log records exports, because the rows have the"
-        " addresses of clients.",
+        "Oldest first, as NDJSON, CSV or Parquet, by `format` or the header `Accept`. The audit log records"
+        " exports, because the rows have the addresses of clients.",
         export_decisions, READ, b.DecisionExportQuery,
         contents={media_type.partition(";")[0]: _TEXT for media_type in MEDIA_TYPES.values()},
     ),

@@ -57,7 +57,13 @@ class Endpoint:
     @property
     def problems(self) -> tuple[int, ...]:
         """The statuses of its error answers."""
-        return CHANGE_PROBLEMS if self.is_change else READ_PROBLEMS
+        statuses = CHANGE_PROBLEMS if self.is_change else READ_PROBLEMS
+        return tuple(sorted((*statuses, 406))) if self.is_negotiated else statuses
+
+    @property
+    def is_negotiated(self) -> bool:
+        """Whether the header `Accept` chooses the media type of the answer."""
+        return len(self.contents) > 1
 
     def admits(self, role: Role) -> bool:
         """Whether *role* may call it."""

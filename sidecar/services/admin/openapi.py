@@ -34,6 +34,7 @@ _MEANINGS: Mapping[int, str] = {
     403: "Forbidden by the role, or another administrator must do it (dual control)",
     404: "Not found",
     405: "Method not allowed",
+    406: "No media type of `Accept` is offered",
     408: "The body arrived too slowly",
     409: "Conflict with the current state, or the idempotency key belongs to another request",
     412: "The integration has changed since it was read; `ETag` has its current generation",

@@ -45,6 +45,7 @@ class ApiCode(Enum):
     NOT_FOUND = ("not_found", 404)
     DECISION_LOG_OFF = ("decision_log_off", 404)
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405)
+    NOT_ACCEPTABLE = ("not_acceptable", 406)
     BODY_TOO_SLOW = ("body_too_slow", 408)
     PLAN_CHANGED = ("plan_changed", 409)
     WEBHOOK_SECRETS_OFF = ("webhook_secrets_off", 409)

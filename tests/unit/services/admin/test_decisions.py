@@ -172,6 +172,35 @@ def test_export__parquet_has_the_types_of_the_log(logged: AdminApi, tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("accept", "query", "expected"),
+    [
+        ("*/*", "", "application/x-ndjson"),
+        ("text/csv", "", "text/csv; charset=utf-8"),
+        ("text/*;q=0.9, application/vnd.apache.parquet", "", "application/vnd.apache.parquet"),
+        ("APPLICATION/*;q=0.2, text/csv;q=0.1", "", "application/x-ndjson"),
+        ("image/png", "?format=csv", "text/csv; charset=utf-8"),
+    ],
+)
+def test_export__format_by_accept(logged: AdminApi, accept: str, query: str, expected: str) -> None:
+    """The header Accept chooses the format unless the query names one; the audit log has the format."""
+    path = f"/v1/decisions/export{query}"
+    answer = logged.call("GET", path, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, expected)
+    suffix = answer.headers["Content-Disposition"].rpartition(".")[2].rstrip('"')
+    assert logged.trail()[-1]["after"]["format"] == suffix
+
+
+def test_export__not_acceptable(logged: AdminApi) -> None:
+    """An Accept without any of the formats is refused with their list, and nothing is exported."""
+    for accept in ("application/json", "text/csv;q=0", "text/csv;q=x"):
+        answer = logged.call("GET", "/v1/decisions/export", headers={"Accept": accept})
+        problem = logged.refused(406, "not_acceptable", answer)
+        for media_type in ("application/x-ndjson", "text/csv", "application/vnd.apache.parquet"):
+            assert media_type in problem["detail"]
+    assert all(entry["action"] != "decisions.export" for entry in logged.trail())
+
+
 def test_export__is_bounded(logged: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export with too many rows is refused instead of cut, and is not on record."""
     monkeypatch.setattr(export, "EXPORT_ROWS_MAX", 2)

@@ -25,7 +25,7 @@ def doctor(
 
     Checks the configuration, the modes of files, the addresses, the store (reachable, version, eviction
     policy, writes, clock), the registry, a running sidecar with its workers, the dates of certificates,
-    and the folder of the decision log.
+    and the decision log: its folder, and rows that a running sidecar could not write.
     Writes one key to a shared store, which expires after a second. Exits with 1 if a check failed; warnings
     do not count.
     """

@@ -14,12 +14,14 @@ import os
 import shutil
 import stat
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.process.checking import check
 from sidecar.process.config import Config, load_config
@@ -79,7 +81,9 @@ def examine(path: Path | None) -> Iterator[Finding]:
     yield from _examine_registry(config, loaded)
     yield from _examine_running(page)
     yield from _examine_certificates(config)
-    yield from _examine_decision_log(config, is_running=page is not None)
+    yield from _examine_log_folder(config, is_running=page is not None)
+    if page is not None and config.settings.decision_log.is_on:
+        yield from _examine_log_writer(config)
 
 
 def _mistakes(error: FileFaultsError) -> Iterator[Finding]:
@@ -137,26 +141,30 @@ def _examine_addresses(config: Config, *, is_running: bool) -> Iterator[Finding]
 
 def _running_page(config: Config) -> Mapping[str, Any] | None:
     """What /readyz of the sidecar with *config* says; None = it does not run, or does not answer."""
-    for kind in SUPERVISED_KINDS:
-        for endpoint in endpoints(config, kind):
-            page = _readyz(endpoint)
-            if page is not None:
+    for content in _pages(config, "/readyz"):
+        with suppress(ValueError):
+            page = json.loads(content)
+            if isinstance(page, dict) and "components" in page:
                 return page
     return None
 
 
-def _readyz(endpoint: Endpoint) -> Mapping[str, Any] | None:
+def _pages(config: Config, path: str) -> Iterator[bytes]:
+    """Yield what each supervised listener of *config* answers to a GET of *path*."""
+    for kind in SUPERVISED_KINDS:
+        for endpoint in endpoints(config, kind):
+            with suppress(httpx.HTTPError):
+                yield _page(endpoint, path)
+
+
+def _page(endpoint: Endpoint, path: str) -> bytes:
     scheme = "https://" if endpoint.tls else "http://"
     host = ANY_HOST.get(endpoint.host, endpoint.host)
     place = "localhost" if endpoint.path else str(Endpoint(host=host, port=endpoint.port))
     # The page holds no secret and is compared with nothing, and the certificate may be for another name.
     transport = httpx.HTTPTransport(verify=False, uds=endpoint.path or None, trust_env=False)
-    try:
-        with httpx.Client(transport=transport, timeout=PAGE_TIMEOUT_S, trust_env=False) as client:
-            page = json.loads(client.get(f"{scheme}{place}/readyz").content)
-    except (httpx.HTTPError, ValueError):
-        return None
-    return page if isinstance(page, dict) and "components" in page else None
+    with httpx.Client(transport=transport, timeout=PAGE_TIMEOUT_S, trust_env=False) as client:
+        return client.get(f"{scheme}{place}{path}").content
 
 
 def _examine_store(config: Config) -> Iterator[Finding]:
@@ -236,7 +244,7 @@ def _examine_certificates(config: Config) -> Iterator[Finding]:
             yield Finding(f"certificate of listen.{kind}[{index}]", state, text, remedy)
 
 
-def _examine_decision_log(config: Config, *, is_running: bool) -> Iterator[Finding]:
+def _examine_log_folder(config: Config, *, is_running: bool) -> Iterator[Finding]:
     """Report whether the folder of the decision log, or the one that it is created in, takes files."""
     setting = config.settings.decision_log.path
     if setting is None:
@@ -259,3 +267,42 @@ def _examine_decision_log(config: Config, *, is_running: bool) -> Iterator[Findi
         yield Finding(name, State.WARNING, text, "Lower decision_log.keep_bytes, or use a larger disk.")
     else:
         yield Finding(name, State.OK, text)
+
+
+def _examine_log_writer(config: Config) -> Iterator[Finding]:
+    """Report whether the running sidecar records its decisions, and how many it could not record."""
+    values = _log_metrics(config)
+    if not values:
+        return
+    name = "decision log"
+    if not values["sidecar_decision_log_writer_running"]:
+        problem = "the process that writes it does not run; it is started again within seconds"
+        yield Finding(name, State.FAILED, problem, "The log of the sidecar has the reason.")
+    if values["sidecar_decision_log_failing"]:
+        problem = "rows cannot be written; some wait in memory, further ones are dropped"
+        remedy = (
+            "Make room on its disk, or correct the mode of its folder; the sidecar then goes on by itself."
+            " The log of the sidecar has the reason."
+        )
+        yield Finding(name, State.FAILED, problem, remedy)
+    missing = {result: int(values[result]) for result in ("dropped", "lost", "stdout_dropped")}
+    if any(missing.values()):
+        counts = ", ".join(f"{count} {result}" for result, count in missing.items() if count)
+        problem = f"decisions without a row since the sidecar started: {counts}"
+        remedy = "`sidecar logs` has the spans and causes; see SidecarDecisionLogFails in runbook.md."
+        yield Finding(name, State.WARNING, problem, remedy)
+
+
+def _log_metrics(config: Config) -> dict[str, float]:
+    """The metrics of the decision log by name, its counts of rows by result; {} = they cannot be read."""
+    for content in _pages(config, "/metrics"):
+        with suppress(ValueError):
+            samples = [
+                sample
+                for family in text_string_to_metric_families(content.decode())
+                for sample in family.samples
+                if sample.name.startswith("sidecar_decision_log_")
+            ]
+            if samples:
+                return {sample.labels.get("result", sample.name): sample.value for sample in samples}
+    return {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,16 +137,30 @@ def test_doctor__a_running_sidecar(tmp_path: Path) -> None:
     assert run("doctor", "--config", str(place.file)).exit_code == 1
 
 
-def test_doctor__a_running_sidecar_without_its_log(tmp_path: Path) -> None:
-    """While the sidecar runs, the folder of the decision log has to exist."""
-    place = configured(tmp_path, decision_log="decisions")
+def test_doctor__a_running_sidecar_that_loses_its_log(tmp_path: Path) -> None:
+    """While it runs, the folder has to exist and take rows; rows that were lost are counted."""
+    place = configured(tmp_path, decision_log={"path": "decisions", "flush_interval_s": 1})
     log = tmp_path / "decisions"
     with place.serve() as sidecar:
-        sidecar.event("serving")
+        (grpc,) = sidecar.event("serving")["grpc"]
         eventually(lambda: log.exists() and _ready(place), what="the sidecar is ready")
         moved = log.rename(tmp_path / "moved")
         assert states(place)["decision log"] is State.FAILED
         moved.rename(log)
+        (sub_folder,) = log.iterdir()
+        sub_folder.rename(tmp_path / "moved")
+        place.ask(grpc)
+        failing = eventually(lambda: _worst_of_log(place, State.FAILED), what="the log fails")
+        assert "Make room" in failing.remedy
+        os.kill(sidecar.event("decision log: writer started")["pid"], signal.SIGKILL)
+        place.ask(grpc)  # the next row shows that the one before is missing
+        lost = eventually(lambda: _worst_of_log(place, State.WARNING), what="a row was lost")
+        assert "1 lost" in lost.finding
+
+
+def _worst_of_log(place: Configured, state: State) -> Finding | None:
+    found = findings(place)["decision log"]
+    return found if found.state is state else None
 
 
 def _ready(place: Configured) -> dict[str, Finding] | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command that the arguments name; the entry point of the console command."""
-    from sidecar.cli.root import app
+    if sys.argv[1:2] == ["serve"]:  # a process that runs for months keeps no other commands in memory
+        from sidecar.cli.serving import app
+    else:
+        from sidecar.cli.root import app
 
     app(prog_name="sidecar")

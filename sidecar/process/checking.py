@@ -57,7 +57,7 @@ def check(path: Path | None) -> CheckedConfig:
     warnings = (
         *loaded.rules.warnings,
         *loaded.registry.warnings,
-        *loaded.rate_limits.warnings,
+        *(() if loaded.rate_limits is None else loaded.rate_limits.warnings),
         *_renamed_sockets(config, workers),
     )
     return CheckedConfig(loaded, warnings)

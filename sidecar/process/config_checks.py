@@ -6,11 +6,38 @@ from importlib.util import find_spec
 
 from sidecar.domain.cidr import AddressError, is_loopback, parse_address
 from sidecar.process.config import Config
-from sidecar.process.settings import LISTEN_KINDS
+from sidecar.process.settings import LISTEN_KINDS, SQLITE_REGISTRY
 from sidecar.sources.file_faults import FaultList
 from sidecar.transports.server import Endpoint
 
 UNSHARED_SCHEMES = frozenset({"embedded"})
+
+NO_CONTROL_PLANE = (
+    f"for an admin API set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared 'store:' without"
+    " 'registry', and restart"
+)
+
+
+def check_registry_settings(config: Config, faults: FaultList) -> None:
+    """Add to *faults* a combination of store and registry in *config* that cannot work."""
+    has_shared_registry = config.shared_store is not None and config.has_control_plane
+    if config.settings.registry_id and not has_shared_registry:
+        faults.put(
+            config.fault(
+                ("registry_id",),
+                "names a registry in a shared store, but none is configured: remove it, or set a shared"
+                " 'store' and no 'registry'",
+            )
+        )
+    if config.registry_database is None or config.shared_store is None:
+        return
+    faults.put(
+        config.fault(
+            ("registry",),
+            "the store is shared, but other sidecars do not see changes in a SQLite file; remove 'registry'"
+            " to keep the integrations in the store, or set 'store: embedded:'",
+        )
+    )
 
 
 def check_open_admin(config: Config, faults: FaultList) -> None:

@@ -15,8 +15,8 @@ from sidecar.domain.changes import Position
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
+from sidecar.process.config_checks import NO_CONTROL_PLANE, check_registry_settings
 from sidecar.process.rules import build_rules
-from sidecar.process.settings import SQLITE_REGISTRY
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.registry.protocol import Registry, RegistryError
 from sidecar.stores.registry.uses import TokenUses
@@ -27,33 +27,6 @@ if TYPE_CHECKING:
     from sidecar.services.admin.decision_log import DecisionLog
     from sidecar.stores.redis.bucket_store import RedisBucketStore
     from sidecar.transports.http1.asgi import AsgiApp
-
-NO_CONTROL_PLANE = (
-    f"for an admin API set 'registry: {SQLITE_REGISTRY}registry.sqlite', or a shared 'store:' without"
-    " 'registry', and restart"
-)
-
-
-def check_registry_settings(config: Config, faults: FaultList) -> None:
-    """Add to *faults* a combination of store and registry in *config* that cannot work."""
-    has_shared_registry = config.shared_store is not None and config.has_control_plane
-    if config.settings.registry_id and not has_shared_registry:
-        faults.put(
-            config.fault(
-                ("registry_id",),
-                "names a registry in a shared store, but none is configured: remove it, or set a shared"
-                " 'store' and no 'registry'",
-            )
-        )
-    if config.registry_database is None or config.shared_store is None:
-        return
-    faults.put(
-        config.fault(
-            ("registry",),
-            "the store is shared, but other sidecars do not see changes in a SQLite file; remove 'registry'"
-            " to keep the integrations in the store, or set 'store: embedded:'",
-        )
-    )
 
 
 def key_path_of(config: Config) -> Path | None:

@@ -42,7 +42,7 @@ class RateLimitsWatch(FileWatch[LoadedRateLimits]):
 
     async def _put_in_force(self, loaded: LoadedRateLimits) -> None:
         self.limiter.put_in_force(loaded.limits)
-        report_rate_limits(loaded, self._files.file)
+        self.report(loaded)
 
     def _refused(self, error: FileFaultsError) -> None:
         first = str(error.faults[0])
@@ -54,18 +54,17 @@ class RateLimitsWatch(FileWatch[LoadedRateLimits]):
     def _read(self) -> None:
         self.on_state(COMPONENT, True, "loaded")
 
-
-def report_rate_limits(loaded: LoadedRateLimits, file: str) -> None:
-    """Log the rate limits in force and their warnings."""
-    domains = loaded.limits.domains
-    log_event(
-        _log,
-        logging.INFO,
-        "rate limits in force",
-        file=file,
-        domains=len(domains),
-        rules=sum(1 for domain in domains.values() for _ in domain.rules()),
-        took_ms=round(loaded.took_s * 1_000),
-    )
-    for warning in loaded.warnings:
-        log_event(_log, logging.WARNING, "rate limits warning", at=str(warning))
+    def report(self, loaded: LoadedRateLimits) -> None:
+        """Log the rate limits in force and their warnings."""
+        domains = loaded.limits.domains
+        log_event(
+            _log,
+            logging.INFO,
+            "rate limits in force",
+            file=self._files.file,
+            domains=len(domains),
+            rules=sum(1 for domain in domains.values() for _ in domain.rules()),
+            took_ms=round(loaded.took_s * 1_000),
+        )
+        for warning in loaded.warnings:
+            log_event(_log, logging.WARNING, "rate limits warning", at=str(warning))

@@ -34,7 +34,6 @@ from sidecar.process.operating_system import (
     raise_open_files_limit,
     reloading,
 )
-from sidecar.process.rate_limits_watch import report_rate_limits
 from sidecar.process.readiness import Component
 from sidecar.process.registry_watch import report_registry
 from sidecar.process.settings import DECIDING_KINDS, SUPERVISED_KINDS
@@ -184,10 +183,10 @@ class Process:
             self._set_state("registry", True, "none" if sidecar.watch is None else "loaded")
         if sidecar.shared is not None:
             self.spawn(sidecar.shared.run(self._set_state))
-        if sidecar.rate_limits is not None:
+        if sidecar.rate_limits is not None and self._loaded.rate_limits is not None:
             sidecar.rate_limits.on_state = self._set_state
             self._set_state("rate_limits", True, "loaded")
-            report_rate_limits(self._loaded.rate_limits, self._loaded.config.settings.rate_limits.path or "")
+            sidecar.rate_limits.report(self._loaded.rate_limits)
             self.spawn(sidecar.rate_limits.run())
 
     async def _rank_integrations(self) -> None:

@@ -19,22 +19,18 @@ from sidecar.observe.logs import log_event
 from sidecar.observe.metrics import Metrics
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
-from sidecar.process.config_checks import check_open_admin, check_repeated_address, check_trace_packages
-from sidecar.process.control_plane import (
+from sidecar.process.config_checks import (
     NO_CONTROL_PLANE,
+    check_open_admin,
     check_registry_settings,
-    connect_store_to_registry,
-    registry_of,
+    check_repeated_address,
+    check_trace_packages,
 )
-from sidecar.process.followed_registry import FollowedRegistry
 from sidecar.process.listeners import Listeners, deciding_kinds, endpoints
-from sidecar.process.rate_limits_source import LoadedRateLimits, RateLimitsSource, limit_style
-from sidecar.process.rate_limits_watch import RateLimitsWatch
 from sidecar.process.readiness import Readiness
 from sidecar.process.registry_source import LoadedRegistry, RegistrySource
 from sidecar.process.registry_watch import RegistryWatch
 from sidecar.process.rules import Rules, build_rules
-from sidecar.process.shared_store import SharedStore
 from sidecar.rpc.calls import Method
 from sidecar.rpc.loop_turn import LoopTurn
 from sidecar.services.decider import Decider
@@ -43,25 +39,22 @@ from sidecar.services.decision_service import DecisionService
 from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.services.forward_auth import ForwardAuthService
 from sidecar.services.health import HealthService
-from sidecar.services.rate_limiter import RateLimiter
-from sidecar.services.reflection import ReflectionService
 from sidecar.services.refusal_log import RefusalLog
-from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
-from sidecar.services.rls import RateLimitService
-from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod, WhoAmI
 from sidecar.sources.file_faults import FaultList
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
-from sidecar.stores.embedded_counters import EmbeddedCounterStore
 from sidecar.stores.protocols import BucketStore, CounterStore
 from sidecar.stores.redis.urls import StoreUrl, StoreUrlError
-from sidecar.stores.registry.live import PUSH_PATIENCE_S
 from sidecar.transports.http1 import HttpServer
 from sidecar.transports.http1.limits import HttpLimits
 from sidecar.transports.http1.work import DECIDING, SHARED_LOOP, Pace
 from sidecar.transports.server import ListeningServer
 
 if TYPE_CHECKING:
+    from sidecar.process.followed_registry import FollowedRegistry
+    from sidecar.process.rate_limits_source import LoadedRateLimits, RateLimitsSource
+    from sidecar.process.rate_limits_watch import RateLimitsWatch
+    from sidecar.process.shared_store import SharedStore
     from sidecar.process.tracing import Tracing
 
 HEALTH_SERVICES = ("", "envoy.service.auth.v3.Authorization", DECISION_SERVICE)
@@ -127,11 +120,13 @@ class LoadedConfig:
         elif config.has_control_plane:
             self.registry = LoadedRegistry(Snapshot.unloaded())
         self.rate_limits_source: RateLimitsSource | None = None
-        self.rate_limits = LoadedRateLimits()
+        self.rate_limits: LoadedRateLimits | None = None
         limits_path = config.settings.rate_limits.path
         if limits_path is not None:
+            from sidecar.process.rate_limits_source import RateLimitsSource
+
             self.rate_limits_source = RateLimitsSource(config.path(limits_path), config.settings.rate_limits)
-            self.rate_limits = self.rate_limits_source.load() or self.rate_limits
+            self.rate_limits = self.rate_limits_source.load()
 
     def decider(
         self, metrics: Metrics, shared: SharedStore | None = None, store: BucketStore | None = None
@@ -166,17 +161,6 @@ class LoadedConfig:
         store = self.embedded_buckets() if shared is None else shared.buckets
         return Tracing(settings, store, self.sidecar_id)
 
-    def rate_limiter(self, metrics: Metrics, shared: SharedStore | None) -> RateLimiter:
-        """Build a limiter with these rate-limit files; *shared* None = with embedded counters."""
-        settings = self.config.settings
-        style = limit_style(settings.rate_limits)
-        store: CounterStore
-        if shared is None:
-            store = EmbeddedCounterStore(counters_max=settings.rate_limits.counters_per_domain_max)
-        else:
-            store = shared.buckets.counters
-        return RateLimiter(self.rate_limits.limits, style, store, metrics, settings.store_timeout_s)
-
     def shared_store(self, metrics: Metrics, turn: LoopTurn | None = None) -> SharedStore | None:
         """
         Build the buckets of the shared store; None = the store is embedded.
@@ -185,6 +169,8 @@ class LoadedConfig:
         """
         if self.shared_url is None:
             return None
+        from sidecar.process.shared_store import SharedStore
+
         settings = self.config.settings
         return SharedStore(
             self.shared_url,
@@ -205,6 +191,10 @@ class LoadedConfig:
         """
         if not self.config.has_control_plane:
             return None
+        from sidecar.process.control_plane import registry_of
+        from sidecar.process.followed_registry import FollowedRegistry
+        from sidecar.stores.registry.live import PUSH_PATIENCE_S
+
         # A SQLite file does not push changes of other processes, so waiting for a push is useless.
         patience_s = PUSH_PATIENCE_S if self.config.registry_database is None else 0.0
         return FollowedRegistry(await registry_of(self.config), decider, metrics, self.sidecar_id, patience_s)
@@ -244,11 +234,13 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
         tracing.connect(decider)
     followed = await loaded.followed_registry(decider, metrics)
     if shared is not None and followed is not None:
+        from sidecar.process.control_plane import connect_store_to_registry
+
         connect_store_to_registry(shared.buckets, followed)
     components = (*deciding_kinds(config), "registry", *(() if shared is None else shared.components))
     readiness = Readiness(metrics, components)
-    rate_limits, rls_methods = _rate_limits(loaded, metrics, shared)
-    health_services = HEALTH_SERVICES if rate_limits is None else (*HEALTH_SERVICES, *RLS_HEALTH_SERVICES)
+    rate_limits, rls_methods, rls_health_services = _rate_limits(loaded, metrics, shared)
+    health_services = (*HEALTH_SERVICES, *rls_health_services)
     health = HealthService(health_services)
     style = loaded.rules.style
     _log_refusals(config, decider, metrics)
@@ -261,10 +253,14 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
     trusted = config.settings.forward_auth.trusted_proxies
     forward_auth = ForwardAuthService(decider, style, trusted, lambda: readiness.is_ready)
     if config.settings.whoami:
+        from sidecar.services.whoami import CallerDescriber, DescribeCallerMethod, WhoAmI
+
         describer = CallerDescriber(decider)
         methods.append(DescribeCallerMethod(describer, decider, style).method())
         forward_auth.pages[b"/whoami"] = WhoAmI(describer, style, forward_auth.caller_of).serve
     if config.settings.reflection:
+        from sidecar.services.reflection import ReflectionService
+
         methods += ReflectionService(methods).methods()
     watch = None if loaded.source is None else RegistryWatch(loaded.source, decider, metrics)
     if config.registry_database is not None:
@@ -295,13 +291,27 @@ async def build_sidecar(loaded: LoadedConfig, metrics: Metrics) -> Sidecar:
 
 def _rate_limits(
     loaded: LoadedConfig, metrics: Metrics, shared: SharedStore | None
-) -> tuple[RateLimitsWatch | None, Sequence[Method]]:
-    """Build Envoy's rate-limit service and the watch of its files; None = there are no rate-limit files."""
-    source = loaded.rate_limits_source
-    if source is None:
-        return None, ()
-    limiter = loaded.rate_limiter(metrics, shared)
-    return RateLimitsWatch(source, limiter, metrics), RateLimitService(limiter).methods()
+) -> tuple[RateLimitsWatch | None, Sequence[Method], Sequence[str]]:
+    """Build Envoy's rate-limit service: watch, methods and names for health; None = it has no files."""
+    source, rate_limits = loaded.rate_limits_source, loaded.rate_limits
+    if source is None or rate_limits is None:
+        return None, (), ()
+    from sidecar.process.rate_limits_source import limit_style
+    from sidecar.process.rate_limits_watch import RateLimitsWatch
+    from sidecar.services.rate_limiter import RateLimiter
+    from sidecar.services.rls import HEALTH_SERVICES as RLS_HEALTH_SERVICES
+    from sidecar.services.rls import RateLimitService
+    from sidecar.stores.embedded_counters import EmbeddedCounterStore
+
+    settings = loaded.config.settings
+    counters_max = settings.rate_limits.counters_per_domain_max
+    counters: CounterStore = (
+        EmbeddedCounterStore(counters_max=counters_max) if shared is None else shared.buckets.counters
+    )
+    style = limit_style(settings.rate_limits)
+    limiter = RateLimiter(rate_limits.limits, style, counters, metrics, settings.store_timeout_s)
+    watch = RateLimitsWatch(source, limiter, metrics)
+    return watch, RateLimitService(limiter).methods(), RLS_HEALTH_SERVICES
 
 
 def _log_refusals(config: Config, decider: Decider, metrics: Metrics) -> None:

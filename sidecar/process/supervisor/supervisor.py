@@ -21,7 +21,8 @@ from sidecar.observe.shared import WorkerCounts
 from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.config import Config
-from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
+from sidecar.process.config_checks import NO_CONTROL_PLANE
+from sidecar.process.control_plane import sealer_of
 from sidecar.process.followed_registry import IN_FORCE_TIMEOUT_S
 from sidecar.process.listeners import (
     HeldPorts,

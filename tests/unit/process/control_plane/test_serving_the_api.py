@@ -14,7 +14,8 @@ from sidecar.domain.changes import Position
 from sidecar.process.admin_http import AdminApp
 from sidecar.process.checking import check
 from sidecar.process.config import Config, load_config
-from sidecar.process.control_plane import NO_CONTROL_PLANE, sealer_of
+from sidecar.process.config_checks import NO_CONTROL_PLANE
+from sidecar.process.control_plane import sealer_of
 from sidecar.process.first_administrator import create_first_administrator
 from sidecar.process.readiness import Readiness
 from sidecar.process.supervisor.admin_api import SupervisedAdminApi

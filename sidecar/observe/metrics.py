@@ -46,7 +46,7 @@ class MetricKind(Enum):
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
     """
-    One row of the table.
+    One row of the table: a histogram if it has buckets, a counter if its name ends in `_total`, else a gauge.
 
     `labels` maps each label name to the closed list of its values. `buckets_ns` are the upper bounds
     of a histogram in nanoseconds, ascending, without infinity; it is exported in seconds. `only` lists the
@@ -56,13 +56,19 @@ class MetricSpec:
     """
 
     name: str
-    kind: MetricKind
     help: str
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     buckets_ns: tuple[int, ...] = ()
     only: tuple[tuple[str, ...], ...] = ()
     row_labels: tuple[str, ...] = ()
     rows_max: int = 0
+
+    @property
+    def kind(self) -> MetricKind:
+        """The Prometheus type."""
+        if self.buckets_ns:
+            return MetricKind.HISTOGRAM
+        return MetricKind.COUNTER if self.name.endswith("_total") else MetricKind.GAUGE
 
     @property
     def width(self) -> int:

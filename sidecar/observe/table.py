@@ -9,14 +9,12 @@ from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import FALLBACK_VERDICTS, FailPolicy
 from sidecar.observe.file_reading import FILE_KINDS
 from sidecar.observe.integration_rows import RESULTS
-from sidecar.observe.metrics import MetricKind, MetricSpec, MetricTable
+from sidecar.observe.metrics import MetricSpec, MetricTable
 from sidecar.observe.transport_metrics import HTTP_METRICS, TRANSPORT_METRICS
 
 DECISION_METRICS = (
     MetricSpec(
-        "sidecar_decisions_total",
-        MetricKind.COUNTER,
-        "Decisions made, by verdict and reason.",
+        "sidecar_decisions_total", "Decisions made, by verdict and reason.",
         labels=(
             ("verdict", tuple(verdict.value for verdict in Verdict)),
             ("reason", tuple(reason.label for reason in Reason)),
@@ -25,13 +23,11 @@ DECISION_METRICS = (
     ),
     MetricSpec(
         "sidecar_shadow_denials_total",
-        MetricKind.COUNTER,
         "Requests allowed that would be denied if no rule was in shadow, by reason.",
         labels=(("reason", tuple(reason.label for reason in RULE_OF)),),
     ),
     MetricSpec(
         "sidecar_decision_duration_seconds",
-        MetricKind.HISTOGRAM,
         "Time from a parsed request to its decision, including the round trip to the store.",
         buckets_ns=(
             5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
@@ -45,32 +41,27 @@ _INTEGRATION = ("integration",)
 INTEGRATION_METRICS = (
     MetricSpec(
         "sidecar_integration_decisions_total",
-        MetricKind.COUNTER,
         "Decisions by integration, for the integrations with the most traffic.",
         labels=(("result", RESULTS),),
         row_labels=_INTEGRATION,
     ),
     MetricSpec(
         "sidecar_integration_limit_rpm",
-        MetricKind.GAUGE,
         "Limit of an integration in requests per minute.",
         row_labels=_INTEGRATION,
     ),
     MetricSpec(
         "sidecar_integration_remaining_ratio",
-        MetricKind.GAUGE,
         "Share of an integration's burst that is left now; 0 = the next request is refused.",
         row_labels=_INTEGRATION,
     ),
     MetricSpec(
         "sidecar_integration_used_ratio",
-        MetricKind.GAUGE,
         "Requests of an integration that were allowed in the last minute, as a share of its limit.",
         row_labels=_INTEGRATION,
     ),
     MetricSpec(
         "sidecar_integration_limited_since_timestamp_seconds",
-        MetricKind.GAUGE,
         "Unix time since which requests of an integration are over its limit; 0 = not in the last minute.",
         row_labels=_INTEGRATION,
     ),
@@ -79,40 +70,31 @@ INTEGRATION_METRICS = (
 EXPIRING_WITHIN = ("7d", "30d")
 
 PROCESS_METRICS = (
-    MetricSpec("sidecar_ready", MetricKind.GAUGE, "1 while /readyz answers 200, else 0."),
+    MetricSpec("sidecar_ready", "1 while /readyz answers 200, else 0."),
     MetricSpec(
-        "sidecar_draining",
-        MetricKind.GAUGE,
-        "Processes that drain: they finish running calls and take no new connections.",
+        "sidecar_draining", "Processes that drain: they finish running calls and take no new connections."
     ),
-    MetricSpec("sidecar_registry_integrations", MetricKind.GAUGE, "Integrations in the registry in force."),
-    MetricSpec("sidecar_registry_credentials", MetricKind.GAUGE, "Credentials in the registry in force."),
+    MetricSpec("sidecar_registry_integrations", "Integrations in the registry in force."),
+    MetricSpec("sidecar_registry_credentials", "Credentials in the registry in force."),
     MetricSpec(
         "sidecar_credentials_expiring",
-        MetricKind.GAUGE,
         "Credentials in the registry in force that expire soon, by how soon; counted every minute.",
         labels=(("within", EXPIRING_WITHIN),),
     ),
     MetricSpec(
-        "sidecar_registry_loaded_timestamp_seconds",
-        MetricKind.GAUGE,
-        "Unix time at which the registry in force was loaded.",
+        "sidecar_registry_loaded_timestamp_seconds", "Unix time at which the registry in force was loaded."
     ),
     MetricSpec(
         "sidecar_registry_reloads_total",
-        MetricKind.COUNTER,
         "Reloads of registry files; failed = the former registry stays in force.",
         labels=(("result", ("ok", "unchanged", "failed")),),
     ),
     MetricSpec(
         "sidecar_files_unreadable",
-        MetricKind.GAUGE,
         "Files that cannot be read now; their last content stays in force.",
         labels=(("file", FILE_KINDS),),
     ),
-    MetricSpec(
-        "sidecar_log_lines_dropped_total", MetricKind.COUNTER, "Log lines dropped: too many, or not read."
-    ),
+    MetricSpec("sidecar_log_lines_dropped_total", "Log lines dropped: too many, or not read."),
 )
 
 STORE_ERROR_CODES = (
@@ -121,93 +103,72 @@ STORE_ERROR_CODES = (
 )  # fmt: skip
 
 STORE_METRICS = (
-    MetricSpec("sidecar_store_takes_total", MetricKind.COUNTER, "Takes and peeks sent to the shared store."),
+    MetricSpec("sidecar_store_takes_total", "Takes and peeks sent to the shared store."),
     MetricSpec(
         "sidecar_store_takes_merged_total",
-        MetricKind.COUNTER,
         "Takes sent that were merged with an equal take of their batch.",
     ),
-    MetricSpec(
-        "sidecar_store_batches_total", MetricKind.COUNTER, "Batches of takes sent to a node of the store."
-    ),
+    MetricSpec("sidecar_store_batches_total", "Batches of takes sent to a node of the store."),
     MetricSpec(
         "sidecar_store_calls_total",
-        MetricKind.COUNTER,
         "Script calls sent: one per batch, in a Cluster one per partition of a batch.",
     ),
     MetricSpec(
-        "sidecar_store_trip_duration_seconds",
-        MetricKind.HISTOGRAM,
-        "Time from sending a batch to its last reply.",
+        "sidecar_store_trip_duration_seconds", "Time from sending a batch to its last reply.",
         buckets_ns=(
             50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
             25_000_000, 50_000_000, 100_000_000, 250_000_000, 500_000_000,
         ),
     ),
     MetricSpec(
-        "sidecar_store_faults_total",
-        MetricKind.COUNTER,
-        "Takes without an outcome, by fault.",
+        "sidecar_store_faults_total", "Takes without an outcome, by fault.",
         labels=(("fault", ("unavailable", "timeout", "overloaded", "superseded")),),
     ),
     MetricSpec(
-        "sidecar_store_error_replies_total",
-        MetricKind.COUNTER,
-        "Error replies of the store, by code.",
+        "sidecar_store_error_replies_total", "Error replies of the store, by code.",
         labels=(("code", STORE_ERROR_CODES),),
     ),
     MetricSpec(
         "sidecar_store_denials_from_memory_total",
-        MetricKind.COUNTER,
         "Takes refused without a round trip, because their bucket was known to be empty.",
     ),
     MetricSpec(
         "sidecar_store_breakers_open",
-        MetricKind.GAUGE,
         "Nodes of the store that get no takes now: not connected, or failing.",
     ),
-    MetricSpec("sidecar_store_breaker_trips_total", MetricKind.COUNTER, "Times a node's breaker opened."),
-    MetricSpec("sidecar_store_connections_open", MetricKind.GAUGE, "Connections to the store in use."),
+    MetricSpec("sidecar_store_breaker_trips_total", "Times a node's breaker opened."),
+    MetricSpec("sidecar_store_connections_open", "Connections to the store in use."),
     MetricSpec(
-        "sidecar_store_connects_total",
-        MetricKind.COUNTER,
-        "Attempts to connect to a node of the store.",
+        "sidecar_store_connects_total", "Attempts to connect to a node of the store.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_store_may_evict",
-        MetricKind.GAUGE,
         "Servers of the store whose maxmemory-policy may remove keys; it must be noeviction.",
     ),
     MetricSpec(
         "sidecar_store_script_loads_total",
-        MetricKind.COUNTER,
         "Times that the store had lost a script and it was loaded again.",
     ),
     MetricSpec(
         "sidecar_store_topology_changes_total",
-        MetricKind.COUNTER,
         "Times that partitions of a Cluster moved to other nodes.",
     ),
     MetricSpec(
         "sidecar_store_partitions_unserved",
-        MetricKind.GAUGE,
         "Partitions of a Cluster that no reachable node serves now.",
     ),
     MetricSpec(
         "sidecar_store_redirects_total",
-        MetricKind.COUNTER,
         "Script calls that a node of a Cluster redirected, by whether another node executed them.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_store_primary_changes_total",
-        MetricKind.COUNTER,
         "Times that the Sentinels named another primary while the former one was in use.",
     ),
     MetricSpec(
         "sidecar_store_sentinels_followed",
-        MetricKind.GAUGE,
         "Sentinels of the store URL to which the sidecar is subscribed now.",
     ),
 )  # fmt: skip
@@ -215,7 +176,6 @@ STORE_METRICS = (
 FALLBACK_METRICS = (
     MetricSpec(
         "sidecar_store_fallbacks_total",
-        MetricKind.COUNTER,
         "Decisions made by on_store_error because the shared store failed, by policy and verdict.",
         labels=(
             ("policy", tuple(policy.value for policy in FailPolicy)),
@@ -225,12 +185,10 @@ FALLBACK_METRICS = (
     ),
     MetricSpec(
         "sidecar_store_live_sidecars",
-        MetricKind.GAUGE,
         "Sidecar processes that share the store, as last counted; each gets an equal local share.",
     ),
     MetricSpec(
         "sidecar_store_clock_difference_seconds",
-        MetricKind.GAUGE,
         "The store's clock, by which credentials expire, minus this machine's clock, in whole seconds.",
     ),
 )
@@ -238,48 +196,36 @@ FALLBACK_METRICS = (
 REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_registry_in_touch",
-        MetricKind.GAUGE,
         "1 = the last access to the shared registry succeeded; 0 = the registry in force may be outdated.",
     ),
-    MetricSpec(
-        "sidecar_registry_loads_total",
-        MetricKind.COUNTER,
-        "Complete loads of the shared registry.",
-    ),
+    MetricSpec("sidecar_registry_loads_total", "Complete loads of the shared registry."),
     MetricSpec(
         "sidecar_registry_changes_total",
-        MetricKind.COUNTER,
         "Changes of single integrations of the shared registry that were put into force.",
     ),
     MetricSpec(
         "sidecar_registry_follow_failures_total",
-        MetricKind.COUNTER,
         "Failed accesses to the shared registry; the registry in force stays in use.",
     ),
     MetricSpec(
         "sidecar_registry_replaced",
-        MetricKind.GAUGE,
         "1 = the store has another registry than this sidecar follows, none, or an older state of it.",
     ),
     MetricSpec(
         "sidecar_registry_refreshes_total",
-        MetricKind.COUNTER,
         "Integrations read at once because a take found that their record had changed.",
         labels=(("result", ("ok", "failed")),),
     ),
     MetricSpec(
         "sidecar_registry_single_person_integrations",
-        MetricKind.GAUGE,
         "Integrations whose suspending and reactivating administrators may be the same person.",
     ),
     MetricSpec(
         "sidecar_credential_uses_written_total",
-        MetricKind.COUNTER,
         "Uses of credentials written to the registry: latest time, by credential and address.",
     ),
     MetricSpec(
         "sidecar_credential_uses_dropped_total",
-        MetricKind.COUNTER,
         "Uses of credentials dropped, because too many credentials and addresses waited to be written.",
     ),
 )
@@ -289,23 +235,18 @@ RATE_LIMIT_RULES_MAX = 1_024
 
 RATE_LIMIT_METRICS = (
     MetricSpec(
-        "sidecar_rate_limit_calls_total",
-        MetricKind.COUNTER,
-        "Calls of Envoy's rate-limit service, by result.",
+        "sidecar_rate_limit_calls_total", "Calls of Envoy's rate-limit service, by result.",
         labels=(("result", ("ok", "over_limit", "invalid", "unavailable")),),
     ),
     MetricSpec(
         "sidecar_rate_limit_hits_total",
-        MetricKind.COUNTER,
         "Hits that the rate-limit service was asked for, by configured domain and rule.",
         labels=(("result", ("within_limit", "over_limit", "shadow")),),
         row_labels=("domain", "rule"),
         rows_max=RATE_LIMIT_RULES_MAX,
     ),
     MetricSpec(
-        "sidecar_rate_limit_duration_seconds",
-        MetricKind.HISTOGRAM,
-        "Time from a call of the rate-limit service to its answer.",
+        "sidecar_rate_limit_duration_seconds", "Time from a call of the rate-limit service to its answer.",
         buckets_ns=(
             50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 20_000_000,
             50_000_000, 100_000_000,
@@ -313,7 +254,6 @@ RATE_LIMIT_METRICS = (
     ),
     MetricSpec(
         "sidecar_rate_limit_reloads_total",
-        MetricKind.COUNTER,
         "Reloads of the rate-limit files; failed = the former rules stay in force.",
         labels=(("result", ("ok", "unchanged", "failed")),),
     ),
@@ -329,22 +269,16 @@ RESTART_REASONS = (
 )  # fmt: skip
 
 WORKER_METRICS = (
-    MetricSpec(
-        "sidecar_workers_wanted",
-        MetricKind.GAUGE,
-        "Configured number of worker processes; 0 = no supervisor.",
-    ),
-    MetricSpec("sidecar_workers_running", MetricKind.GAUGE, "Worker processes that serve now."),
-    MetricSpec("sidecar_workers_ready", MetricKind.GAUGE, "Worker processes that are ready for traffic."),
+    MetricSpec("sidecar_workers_wanted", "Configured number of worker processes; 0 = no supervisor."),
+    MetricSpec("sidecar_workers_running", "Worker processes that serve now."),
+    MetricSpec("sidecar_workers_ready", "Worker processes that are ready for traffic."),
     MetricSpec(
         "sidecar_worker_restarts_total",
-        MetricKind.COUNTER,
         "Worker processes that ended or were replaced, by reason.",
         labels=(("reason", RESTART_REASONS),),
     ),
     MetricSpec(
         "sidecar_rolling_restarts_total",
-        MetricKind.COUNTER,
         "Finished rolling restarts; failed = at least one worker was not replaced.",
         labels=(("result", ("ok", "failed")),),
     ),
@@ -378,37 +312,29 @@ ADMIN_STATUSES = (
 DECISION_LOG_METRICS = (
     MetricSpec(
         "sidecar_decision_log_rows_total",
-        MetricKind.COUNTER,
         "Rows of the decision log, by what became of them.",
         labels=(("result", ("written", "dropped", "lost", "sampled", "stdout_dropped")),),
     ),
     MetricSpec(
         "sidecar_decision_log_writer_running",
-        MetricKind.GAUGE,
         "1 while the process that writes the decision log runs, else 0.",
     ),
     MetricSpec(
         "sidecar_decision_log_writer_restarts_total",
-        MetricKind.COUNTER,
         "Times that the process that writes the decision log ended and was started again.",
     ),
     MetricSpec(
         "sidecar_decision_log_failing",
-        MetricKind.GAUGE,
         "1 while rows cannot be written, for instance because the disk is full, else 0.",
     ),
     MetricSpec(
-        "sidecar_decision_log_bytes",
-        MetricKind.GAUGE,
-        "Size of the files with this sidecar's rows, measured every 20 s.",
+        "sidecar_decision_log_bytes", "Size of the files with this sidecar's rows, measured every 20 s."
     ),
 )
 
 ADMIN_METRICS = (
     MetricSpec(
-        "sidecar_admin_requests_total",
-        MetricKind.COUNTER,
-        "Calls of the admin API, by group of endpoints, method and status.",
+        "sidecar_admin_requests_total", "Calls of the admin API, by group of endpoints, method and status.",
         labels=(
             ("route", tuple(dict.fromkeys(route for route, _ in ADMIN_CALLS))),
             ("method", tuple(dict.fromkeys(method for _, method in ADMIN_CALLS))),
@@ -418,7 +344,6 @@ ADMIN_METRICS = (
     ),
     MetricSpec(
         "sidecar_admin_request_duration_seconds",
-        MetricKind.HISTOGRAM,
         "Time of a call of the admin API, without waiting for other sidecars to confirm.",
         labels=(("kind", ("read", "change")),),
         buckets_ns=(
@@ -428,24 +353,20 @@ ADMIN_METRICS = (
     ),
     MetricSpec(
         "sidecar_admin_failed_attempts_total",
-        MetricKind.COUNTER,
         "Calls of the admin API without a valid token; 429 = too many from one address.",
         labels=(("status", ("401", "429")),),
     ),
     MetricSpec(
         "sidecar_admin_live_administrators",
-        MetricKind.GAUGE,
         "Administrators with the role admin and a valid token; 0 = none, or no admin API in this process.",
     ),
     MetricSpec(
         "sidecar_admin_tokens_expiring",
-        MetricKind.GAUGE,
         "Tokens of administrators, of any role, that expire soon, by how soon.",
         labels=(("within", EXPIRING_WITHIN),),
     ),
     MetricSpec(
         "sidecar_admin_access_ends_timestamp_seconds",
-        MetricKind.GAUGE,
         "Unix time at which the last valid token with the role admin expires; 0 = none, or no admin API.",
     ),
 )  # fmt: skip

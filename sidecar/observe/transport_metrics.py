@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.observe.metrics import MetricKind, MetricSpec
+from sidecar.observe.metrics import MetricSpec
 
 CLOSE_REASONS = (
     "peer",            # the client closed it, or its connection broke
@@ -24,28 +24,23 @@ CLOSE_REASONS = (
 GRPC_CODES = tuple(str(code) for code in range(17))
 
 TRANSPORT_METRICS = (
-    MetricSpec("sidecar_connections_open", MetricKind.GAUGE, "Client connections open now."),
-    MetricSpec("sidecar_connections_accepted_total", MetricKind.COUNTER, "Client connections accepted."),
+    MetricSpec("sidecar_connections_open", "Client connections open now."),
+    MetricSpec("sidecar_connections_accepted_total", "Client connections accepted."),
     MetricSpec(
         "sidecar_connections_closed_total",
-        MetricKind.COUNTER,
         "Client connections closed, by reason.",
         labels=(("reason", CLOSE_REASONS),),
     ),
     MetricSpec(
-        "sidecar_unsent_bytes",
-        MetricKind.GAUGE,
-        "Memory of answers that peers have not read and of incomplete requests.",
+        "sidecar_unsent_bytes", "Memory of answers that peers have not read and of incomplete requests."
     ),
     MetricSpec(
         "sidecar_reads_postponed_total",
-        MetricKind.COUNTER,
         "Reads postponed to a later turn of the event loop, because the turn was full.",
     ),
-    MetricSpec("sidecar_calls_running", MetricKind.GAUGE, "Calls in flight."),
+    MetricSpec("sidecar_calls_running", "Calls in flight."),
     MetricSpec(
         "sidecar_request_duration_seconds",
-        MetricKind.HISTOGRAM,
         "Time from reading the first byte of a gRPC call or forward-auth request to writing its answer.",
         labels=(("protocol", ("grpc", "http")),),
         buckets_ns=(
@@ -68,29 +63,21 @@ TRANSPORT_METRICS = (
     ),
     MetricSpec(
         "sidecar_calls_total",
-        MetricKind.COUNTER,
         "gRPC calls ended, by status code (0 = OK, also for denials).",
         labels=(("grpc_code", GRPC_CODES),),
     ),
-    MetricSpec(
-        "sidecar_key_floods_total",
-        MetricKind.COUNTER,
-        "Times that a source began to send too many invalid API keys.",
-    ),
+    MetricSpec("sidecar_key_floods_total", "Times that a source began to send too many invalid API keys."),
     MetricSpec(
         "sidecar_accept_pauses_total",
-        MetricKind.COUNTER,
         "Times that accepting connections paused for lack of file descriptors or memory.",
     ),
     MetricSpec(
         "sidecar_tls_certificate_expires_timestamp_seconds",
-        MetricKind.GAUGE,
         "Unix time at which the certificate of a listener expires; 0 = no TLS.",
         labels=(("listener", ("grpc", "http", "admin", "metrics")),),
     ),
     MetricSpec(
         "sidecar_tls_reloads_total",
-        MetricKind.COUNTER,
         "Reloads of changed TLS files; failed = the former files stay in use.",
         labels=(("result", ("ok", "failed")),),
     ),
@@ -115,17 +102,15 @@ HTTP_CLOSE_REASONS = (
 HTTP_REFUSALS = ("400", "408", "413", "414", "417", "431", "501", "503", "505")
 
 HTTP_METRICS = (
-    MetricSpec("sidecar_http_requests_running", MetricKind.GAUGE, "Requests to HTTP listeners in flight."),
-    MetricSpec("sidecar_http_connections_open", MetricKind.GAUGE, "Connections to HTTP listeners open now."),
+    MetricSpec("sidecar_http_requests_running", "Requests to HTTP listeners in flight."),
+    MetricSpec("sidecar_http_connections_open", "Connections to HTTP listeners open now."),
     MetricSpec(
         "sidecar_http_connections_closed_total",
-        MetricKind.COUNTER,
         "Connections to HTTP listeners closed, by reason.",
         labels=(("reason", HTTP_CLOSE_REASONS),),
     ),
     MetricSpec(
         "sidecar_http_requests_refused_total",
-        MetricKind.COUNTER,
         "HTTP requests refused before a handler ran, by status.",
         labels=(("status", HTTP_REFUSALS),),
     ),

@@ -10,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.domain.decisions import Reason
-from sidecar.observe.metrics import MetricKind, Metrics, MetricSpec, MetricTable
+from sidecar.observe.metrics import Metrics, MetricSpec, MetricTable
 from sidecar.observe.table import TABLE
 
 COLOURS = ("red", "green")
@@ -18,19 +18,17 @@ SIZES = ("s", "m", "l")
 
 TOY = MetricTable(
     (
-        MetricSpec("toys_total", MetricKind.COUNTER, "Toys.", labels=(("colour", COLOURS), ("size", SIZES))),
-        MetricSpec("children", MetricKind.GAUGE, "Children."),
-        MetricSpec("play_seconds", MetricKind.HISTOGRAM, "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
+        MetricSpec("toys_total", "Toys.", labels=(("colour", COLOURS), ("size", SIZES))),
+        MetricSpec("children", "Children."),
+        MetricSpec("play_seconds", "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
         MetricSpec(
             "calls_seconds",
-            MetricKind.HISTOGRAM,
             "Calls.",
             labels=(("colour", COLOURS),),
             buckets_ns=(5_000,),
         ),
         MetricSpec(
             "pairs_total",
-            MetricKind.COUNTER,
             "Pairs that occur.",
             labels=(("colour", COLOURS), ("size", SIZES)),
             only=(("red", "s"), ("green", "l")),
@@ -66,7 +64,7 @@ def test_table__gives_every_series_its_own_slots() -> None:
 
 def test_table__refuses_two_rows_of_one_name() -> None:
     """They would be added up as one metric by whoever reads them."""
-    row = MetricSpec("toys_total", MetricKind.COUNTER, "Toys.")
+    row = MetricSpec("toys_total", "Toys.")
     with pytest.raises(ValueError, match="two metrics named toys_total"):
         MetricTable((row, row))
 
@@ -221,10 +219,9 @@ def test_program_table__counts_decisions_by_pairs_that_occur() -> None:
 
 
 def test_program_table__follows_prometheus_conventions() -> None:
-    """Counters end in _total, durations are in seconds, and everything begins with sidecar_."""
+    """Durations are in seconds, and everything begins with sidecar_."""
     for spec in TABLE.specs:
         assert spec.name.startswith("sidecar_")
-        assert spec.name.endswith("_total") == (spec.kind is MetricKind.COUNTER)
         assert list(spec.buckets_ns) == sorted(set(spec.buckets_ns))
-        assert bool(spec.buckets_ns) == (spec.kind is MetricKind.HISTOGRAM)
+        assert not spec.buckets_ns or spec.name.endswith("_seconds")
         assert spec.help.endswith(".")

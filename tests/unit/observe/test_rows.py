@@ -6,19 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.observe.metrics import MetricKind, Metrics, MetricSpec, MetricTable
+from sidecar.observe.metrics import Metrics, MetricSpec, MetricTable
 from sidecar.observe.rows import OTHER_ROW, TEXT_BYTES_MAX
 from sidecar.observe.shared import WorkerCounts
 
 SPEC = MetricSpec(
     "t_hits_total",
-    MetricKind.COUNTER,
     "Hits.",
     labels=(("result", ("in", "out")),),
     row_labels=("domain", "rule"),
     rows_max=4,
 )
-TABLE = MetricTable((MetricSpec("t_before_total", MetricKind.COUNTER, "Before."), SPEC))
+TABLE = MetricTable((MetricSpec("t_before_total", "Before."), SPEC))
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ from sidecar.observe.table import TABLE, WORKER_GAUGE_RULES
 
 TOY = MetricTable(
     (
-        MetricSpec("toys_total", MetricKind.COUNTER, "Toys.", labels=(("colour", ("red", "green")),)),
-        MetricSpec("children", MetricKind.GAUGE, "Children."),
-        MetricSpec("highest", MetricKind.GAUGE, "Highest tower.", labels=(("colour", ("red", "green")),)),
-        MetricSpec("play_seconds", MetricKind.HISTOGRAM, "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
+        MetricSpec("toys_total", "Toys.", labels=(("colour", ("red", "green")),)),
+        MetricSpec("children", "Children."),
+        MetricSpec("highest", "Highest tower.", labels=(("colour", ("red", "green")),)),
+        MetricSpec("play_seconds", "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
     )
 )
 RULES = {"highest": max}
@@ -32,11 +33,11 @@ RULES = {"highest": max}
 # A worker that counts as fast as it can: both counts in turn, and tells how far it surely has come.
 COUNTER = """
 import os, sys
-from sidecar.observe.metrics import Kind, Metrics, MetricSpec, MetricTable
+from sidecar.observe.metrics import Metrics, MetricSpec, MetricTable
 from sidecar.observe.shared import CountBlock
 table = MetricTable((
-    MetricSpec("first_total", Kind.COUNTER, "First."),
-    MetricSpec("second_total", Kind.COUNTER, "Second."),
+    MetricSpec("first_total", "First."),
+    MetricSpec("second_total", "Second."),
 ))
 metrics = Metrics(table, CountBlock.attach(table, int(sys.argv[1])).values)
 values, told = metrics.values, 0
@@ -48,8 +49,8 @@ while True:
 """
 PAIR = MetricTable(
     (
-        MetricSpec("first_total", MetricKind.COUNTER, "First."),
-        MetricSpec("second_total", MetricKind.COUNTER, "Second."),
+        MetricSpec("first_total", "First."),
+        MetricSpec("second_total", "Second."),
     )
 )
 
@@ -99,8 +100,8 @@ def test_block__beats_beside_the_counts() -> None:
 def test_block__another_layout_is_refused() -> None:
     """A worker of another version must not count into the wrong places: not even of the same size."""
     block = CountBlock.create(TOY)
-    renamed = MetricTable((MetricSpec("boys_total", *_rest(TOY.specs[0])), *TOY.specs[1:]))
-    longer = MetricTable((*TOY.specs, MetricSpec("more_total", MetricKind.COUNTER, "More.")))
+    renamed = MetricTable((replace(TOY.specs[0], name="boys_total"), *TOY.specs[1:]))
+    longer = MetricTable((*TOY.specs, MetricSpec("more_total", "More.")))
     assert renamed.size == TOY.size
     for table in (renamed, longer):
         with pytest.raises(LayoutError, match="stop and start the whole sidecar"):
@@ -108,44 +109,20 @@ def test_block__another_layout_is_refused() -> None:
     block.close()
 
 
-def _rest(spec: MetricSpec) -> tuple[MetricKind, str, tuple[tuple[str, tuple[str, ...]], ...]]:
-    return spec.kind, spec.help, spec.labels
-
-
 def test_mark__tells_whatever_moves_a_count() -> None:
-    """Name, kind, labels, buckets and order all count; the help text does not."""
+    """Name, labels, buckets and order all count; the help text does not."""
     toys, children, highest, play = TOY.specs
     tables = [
         MetricTable(specs)
         for specs in (
             (toys, children, highest, play),
             (children, toys, highest, play),
-            (
-                MetricSpec("toys_total", MetricKind.GAUGE, "Toys.", labels=toys.labels),
-                children,
-                highest,
-                play,
-            ),
-            (
-                MetricSpec("toys_total", MetricKind.COUNTER, "Toys.", labels=(("colour", ("green", "red")),)),
-                children,
-                highest,
-                play,
-            ),
-            (
-                toys,
-                children,
-                highest,
-                MetricSpec(
-                    "play_seconds", MetricKind.HISTOGRAM, "Play.", buckets_ns=(1_000_001, 2_500_000_000)
-                ),
-            ),
+            (replace(toys, labels=(("colour", ("green", "red")),)), children, highest, play),
+            (toys, children, highest, replace(play, buckets_ns=(1_000_001, 2_500_000_000))),
         )
     ]
     assert len({layout_mark(table) for table in tables}) == len(tables)
-    reworded = MetricTable(
-        (MetricSpec("toys_total", MetricKind.COUNTER, "Other.", labels=toys.labels), *TOY.specs[1:])
-    )
+    reworded = MetricTable((replace(toys, help="Other."), *TOY.specs[1:]))
     assert layout_mark(reworded) == layout_mark(TOY)
 
 

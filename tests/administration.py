@@ -107,7 +107,7 @@ def examples(integration_id: str = ID, suffix: str = "") -> Mapping[type[c.Comma
     on: dict[str, Any] = {"integration_id": integration_id}
     made: tuple[c.Command, ...] = (
         create(integration_id),
-        c.EditDetails(**on, contact="ops@acme.example"),
+        c.EditDetails(**on, texts={"contact": "ops@acme.example"}),
         c.DeleteIntegration(**on),
         c.AddScopes(**on, scopes=("orders:read",)),
         c.RemoveScopes(**on, scopes=("inventory:read",)),

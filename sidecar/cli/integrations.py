@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field, make_dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
+from sidecar.domain.integrations import DETAILS, SEARCHED
 
 GROUP = "Integrations: list, show, create, edit, delete."
 app = typer.Typer(no_args_is_help=True, help=GROUP)
@@ -20,16 +22,19 @@ LimitOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="TEXT", help="The name of the integration.")
 ]
-ContactOption = Annotated[
-    str | None, typer.Option("--contact", metavar="TEXT", help="The contact for questions.")
-]
-OwnerOption = Annotated[
-    str | None, typer.Option("--owner", metavar="TEXT", help="The person or team responsible for it.")
-]
-ManagerOption = Annotated[
-    str | None,
-    typer.Option("--third-party-manager", metavar="TEXT", help="The third party that operates it, if any."),
-]
+DetailOptions: Any = make_dataclass(
+    "DetailOptions",
+    [
+        (
+            name,
+            Annotated[
+                str | None, typer.Option(f"--{name.replace('_', '-')}", metavar="TEXT", help=text.help)
+            ],
+            field(default=None),
+        )
+        for name, text in DETAILS.items()
+    ],
+)
 RpmOption = Annotated[
     int | None,
     typer.Option("--rate-limit-rpm", metavar="N", help="Requests per minute, 1 to 10,000. Default: 60."),
@@ -57,11 +62,7 @@ class Status(StrEnum):
 
 SearchOption = Annotated[
     str,
-    typer.Option(
-        "--search",
-        metavar="TEXT",
-        help="Search in id, name, contact, owner, third-party manager and credential ids.",
-    ),
+    typer.Option("--search", metavar="TEXT", help=f"Search in {SEARCHED}."),
 ]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="Filter by status.")]
 
@@ -120,7 +121,7 @@ def show(call: Invocation, id: IdArgument) -> None:
     call.print_json(record) if call.is_json else print_integration(record)
 
 
-@command(app, "create", IntegrationChange)
+@command(app, "create", IntegrationChange, DetailOptions)
 def create(
     call: Invocation,
     id: Annotated[
@@ -129,10 +130,8 @@ def create(
             metavar="ID", help="The integration's id, such as acme-erp; it can never be changed or reused."
         ),
     ],
+    details: DetailOptions,
     name: NameOption = None,
-    contact: ContactOption = None,
-    owner: OwnerOption = None,
-    third_party_manager: ManagerOption = None,
     scope: Annotated[
         list[str] | None,
         typer.Option("--scope", metavar="SCOPE", help="Such as orders:read; may be repeated. Default: none."),
@@ -169,9 +168,7 @@ def create(
     body = {
         "id": id,
         "name": name or id,
-        "contact": contact,
-        "owner": owner,
-        "third_party_manager": third_party_manager,
+        **vars(details),
         "scopes": scope,
         "rate_limit_rpm": rate_limit_rpm,
         "burst": burst,
@@ -189,20 +186,13 @@ def create(
         call.print_change(answer)
 
 
-@command(app, "edit", IntegrationChange)
-def edit(
-    call: Invocation,
-    id: IdArgument,
-    name: NameOption = None,
-    contact: ContactOption = None,
-    owner: OwnerOption = None,
-    third_party_manager: ManagerOption = None,
-) -> None:
+@command(app, "edit", IntegrationChange, DetailOptions)
+def edit(call: Invocation, id: IdArgument, details: DetailOptions, name: NameOption = None) -> None:
     """Change name, contact, owner or manager; '' clears a field."""
     from sidecar.cli.exits import EXIT_USAGE, CommandError
 
-    fields = {"name": name, "contact": contact, "owner": owner, "third_party_manager": third_party_manager}
-    changes = {key: value for key, value in fields.items() if value is not None}
+    texts = {"name": name, **vars(details)}
+    changes = {key: value for key, value in texts.items() if value is not None}
     if not changes:
         raise CommandError("no field given: name one, such as --contact", EXIT_USAGE)
     call.print_change(call.change("PATCH", "integrations", id, body=changes))

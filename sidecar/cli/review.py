@@ -18,9 +18,10 @@ from sidecar.cli.views import print_listing
 PAGE_MAX = 50
 OPERATIONAL = "operational"
 COLUMNS = (Column("integration"), Column("owner"), Column("last used"), Column("to decide"))
+RECORD_TEXTS = ("name", "status", "suspended_since", "owner", "contact", "third_party_manager")
 CSV_HEADS = (
-    "as_of", "integration", "name", "status", "suspended_since", "owner", "contact", "third_party_manager",
-    "scopes", "sensitive_scopes", "unused_scopes", "scopes_last_used", "allowlist", "ip_allowlist",
+    "as_of", "integration", *RECORD_TEXTS, "scopes",
+    "sensitive_scopes", "unused_scopes", "scopes_last_used", "allowlist", "ip_allowlist",
     "rate_limit_rpm", "raised_to_rpm", "raised_until", "credential", "state", "issued_at", "age_days",
     "expires_at", "last_used_at", "last_used_address", "flags", "reviewer", "decision", "decided_on",
 )  # fmt: skip
@@ -92,9 +93,8 @@ def _csv_rows(record: dict[str, Any], as_of: str) -> Iterator[tuple[object, ...]
     is_unused_known = any(flag["code"] == "scope_unused" for flag in record["flags"])
     unused = [scope["scope"] for scope in record["scopes"] if is_unused_known and not scope["last_used_at"]]
     shared = (
-        as_of, record["id"], record["name"], record["status"], record["suspended_since"],
-        record["owner"], record["contact"],
-        record["third_party_manager"], [scope["scope"] for scope in record["scopes"]],
+        as_of, record["id"], *(record[name] for name in RECORD_TEXTS),
+        [scope["scope"] for scope in record["scopes"]],
         sensitive, unused, last_used,
         "on" if record["is_allowlist_enabled"] and record["ip_allowlist"] else "off", record["ip_allowlist"],
         record["rate_limit_rpm"], raised.get("rate_limit_rpm"), raised.get("until"),

@@ -9,6 +9,7 @@ import typer
 
 from sidecar.cli.tables import Column, print_fields, print_table
 from sidecar.cli.times import shown
+from sidecar.domain.integrations import DETAILS
 
 if TYPE_CHECKING:
     from sidecar.admin_client.client import Listing
@@ -101,9 +102,7 @@ def print_integration(record: Record) -> None:
     if record.get("single_person_at"):
         fields.append(("reactivated", f"{shown(record['single_person_at'])}, possibly by a single person"))
     fields += [
-        ("contact", record["contact"]),
-        ("owner", record["owner"]),
-        ("third-party manager", record["third_party_manager"]),
+        *((text.label, record[name]) for name, text in DETAILS.items()),
         ("scopes", record["scopes"] or "none"),
         *limit_fields(record),
         ("allowlist", record["ip_allowlist"] or "no entry"),

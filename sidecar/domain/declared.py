@@ -1,10 +1,10 @@
 """
 Compares a declarative file with a registry, and plans the commands that apply the file.
 
-A key that the file omits has its default, as when a sidecar decides by the file itself. Exceptions are the
-details `contact`, `owner` and `third_party_manager`, and `status`: without the key they keep their value, so
-that a file from before an incident cannot lift a suspension. A temporary raise, webhook secrets and the
-history of suspensions cannot be declared.
+A key that the file omits has its default, as when a sidecar decides by the file itself. Exceptions are
+`integrations.Details` and `status`: without the key they keep their value, so that a file from before an
+incident cannot lift a suspension. A temporary raise, webhook secrets and the history of suspensions cannot be
+declared.
 
 The rules of `domain.lifecycle` check every planned command in sequence, so a difference shows in advance what
 would be refused. Commands that narrow access come first and those that widen it last: a plan that stops in
@@ -278,7 +278,7 @@ def _details(declaration: Declaration, held: Integration, on: Mapping[str, str])
         if name in declaration.keys and getattr(declared, name) != getattr(held, name)
     }
     if changed:
-        yield c.EditDetails(**on, **changed)
+        yield c.EditDetails(**on, texts=changed)
 
 
 def _expiries(

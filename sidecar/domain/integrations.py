@@ -7,8 +7,10 @@ These are the stored records. `snapshot` compiles them for decisions.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any, NamedTuple
 
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
 from sidecar.domain.bucket import Quota
@@ -24,8 +26,6 @@ CREDENTIALS_MAX = 20
 SUSPENSIONS_MAX = 100
 WEBHOOK_SECRETS_MAX = 2
 DEFAULT_LIMIT_RPM = 60
-DETAILS = ("contact", "owner", "third_party_manager")
-"""The optional texts of a record."""
 
 
 class IntegrationError(ValueError):
@@ -104,8 +104,33 @@ class WebhookSecret:
     expires_at_us: int | None = None
 
 
+class DetailText(NamedTuple):
+    """The name of a detail in texts, and its description."""
+
+    label: str
+    help: str
+
+
+def _detail(label: str, help: str) -> Any:
+    return field(default="", metadata={"text": DetailText(label, help)})
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots, so that a class may have another base
+class Details:
+    """The optional texts of a record: files, commands, the API and the command line have what is here."""
+
+    contact: str = _detail("contact", "The contact for questions.")
+    owner: str = _detail("owner", "The person or team responsible for it.")
+    third_party_manager: str = _detail("third-party manager", "The third party that operates it, if any.")
+
+
+DETAILS: Mapping[str, DetailText] = {detail.name: detail.metadata["text"] for detail in fields(Details)}
+SEARCHED = f"id, name, {', '.join(text.label for text in DETAILS.values())} and credential ids"
+"""What a search for integrations looks at."""
+
+
 @dataclass(frozen=True, slots=True)
-class Integration:
+class Integration(Details):
     """
     One integration's record.
 
@@ -130,9 +155,6 @@ class Integration:
     ip_allowlist: tuple[Cidr, ...] = ()
     credentials: tuple[Credential, ...] = ()
     generation: int = 1
-    contact: str = ""
-    owner: str = ""
-    third_party_manager: str = ""
     is_allowlist_enabled: bool = True
     limit_raise: LimitRaise | None = None
     suspensions: tuple[Suspension, ...] = ()

@@ -7,10 +7,11 @@ same errors. Fields that end in `_us` are microseconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sidecar.domain.integrations import DEFAULT_LIMIT_RPM
+from sidecar.domain.integrations import DEFAULT_LIMIT_RPM, Details
 from sidecar.domain.roles import Action
 
 
@@ -51,16 +52,13 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreateIntegration(Command):
+class CreateIntegration(Command, Details):
     """Create an integration. Least privilege: no scopes and no credentials unless they are given."""
 
     action_name = "integration.create"
     action = Action.CREATE
 
     name: str
-    contact: str = ""
-    owner: str = ""
-    third_party_manager: str = ""
     scopes: tuple[str, ...] = ()
     rate_limit_rpm: int = DEFAULT_LIMIT_RPM
     burst: int | None = None
@@ -75,15 +73,12 @@ class CreateIntegration(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditDetails(Command):
-    """Change name, contact, owner or third-party manager; None keeps a field, '' clears it."""
+    """Change the name and the details that `texts` has; '' clears a detail."""
 
     action_name = "integration.edit"
     action = Action.EDIT
 
-    name: str | None = None
-    contact: str | None = None
-    owner: str | None = None
-    third_party_manager: str | None = None
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

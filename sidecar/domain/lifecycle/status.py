@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sidecar.domain.effective import is_invalidated, is_live
 from sidecar.domain.integrations import (
@@ -36,7 +38,8 @@ def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
             " starting with a letter or digit",
             "choose another id; it cannot be changed later",
         )
-    raise_for(_detail_problems(command))
+    details = {name: getattr(command, name) for name in DETAILS}
+    raise_for(_text_problems({"name": command.name, **details}))
     quota_of(command.rate_limit_rpm, command.burst)
     entries, notices = check_entries("allowlist", command.allowlist)
     record = Integration(
@@ -47,7 +50,7 @@ def create(command: c.CreateIntegration, context: CommandContext) -> Draft:
         burst=command.burst,
         ip_allowlist=entries,
         is_allowlist_enabled=bool(entries),
-        **{name: getattr(command, name) for name in DETAILS},
+        **details,
         created_at_us=context.at_us,
         on_store_error=fail_policy_of(command.on_store_error),
         shadow=parse_rules(command.shadow),
@@ -75,13 +78,11 @@ def _with_credentials(
 
 def edit(record: Integration, command: c.EditDetails, context: CommandContext) -> Draft:
     """Change the details that are given."""
-    raise_for(_detail_problems(command))
-    given = {
-        name: value
-        for name in ("name", *DETAILS)
-        if (value := getattr(command, name)) is not None and value != getattr(record, name)
+    raise_for(_text_problems(command.texts))
+    changed: dict[str, Any] = {
+        name: text for name, text in command.texts.items() if text != getattr(record, name)
     }
-    return Draft(replace(record, **given), f"changed {', '.join(given) or 'nothing'}")
+    return Draft(replace(record, **changed), f"changed {', '.join(changed) or 'nothing'}")
 
 
 def delete(record: Integration, command: c.DeleteIntegration, context: CommandContext) -> Draft:
@@ -167,10 +168,11 @@ def _single_person_notices(actor: Actor) -> tuple[Notice, ...]:
     )
 
 
-def _detail_problems(command: c.CreateIntegration | c.EditDetails) -> list[Problem]:
-    problems: list[Problem] = []
-    if command.name is not None:
-        problems += text_problems("name", command.name, NAME_LENGTH_MAX, is_required=True)
-    for name in DETAILS:
-        problems += text_problems(name, getattr(command, name) or "", DETAIL_LENGTH_MAX)
-    return problems
+def _text_problems(texts: Mapping[str, str]) -> list[Problem]:
+    return [
+        problem
+        for name, text in texts.items()
+        for problem in text_problems(
+            name, text, DETAIL_LENGTH_MAX if name in DETAILS else NAME_LENGTH_MAX, is_required=name == "name"
+        )
+    ]

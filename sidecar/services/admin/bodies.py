@@ -7,9 +7,10 @@ They check types. The domain checks values, so that API, command line and files 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from sidecar.domain.administrators import ADMINISTRATOR_ID
 from sidecar.domain.api_keys import CREDENTIAL_ID, DIGEST
@@ -20,7 +21,9 @@ from sidecar.domain.integrations import (
     ALLOWLIST_ENTRIES_MAX,
     CREDENTIALS_MAX,
     DEFAULT_LIMIT_RPM,
+    DETAILS,
     INTEGRATION_ID,
+    SEARCHED,
 )
 from sidecar.domain.lifecycle.limits import SCOPES_MAX
 from sidecar.domain.texts import DETAIL_LENGTH_MAX, NAME_LENGTH_MAX, REASON_LENGTH_MAX
@@ -116,13 +119,24 @@ class Body(BaseModel):
     reason: Reason = ""
 
 
+_Model = TypeVar("_Model", bound=Body)
+
+
+def _with_details(kind: object, default: str | None) -> Callable[[type[_Model]], type[_Model]]:
+    """Return a decorator that adds `DETAILS`, of the type *kind*, to a model."""
+
+    def extended(model: type[_Model]) -> type[_Model]:
+        details: Any = dict.fromkeys(DETAILS, (kind, default))
+        return create_model(model.__name__, __base__=model, __doc__=model.__doc__, **details)
+
+    return extended
+
+
+@_with_details(Detail, "")
 class IntegrationTerms(Body):
     """A new integration. Defaults: no scopes, no API key, the allowlist off."""
 
     name: Name
-    contact: Detail = ""
-    owner: Detail = ""
-    third_party_manager: Detail = ""
     scopes: Scopes = []
     rate_limit_rpm: LimitRpm = DEFAULT_LIMIT_RPM
     burst: Burst | None = None
@@ -139,13 +153,16 @@ class NewIntegration(IntegrationTerms):
     credential_expires_at: Moment | None = None
 
 
+@_with_details(Detail | None, None)
 class Details(Body):
     """Details to change; omitted fields stay as they are, '' clears a field."""
 
     name: Name | None = None
-    contact: Detail | None = None
-    owner: Detail | None = None
-    third_party_manager: Detail | None = None
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The fields to change."""
+        return {name: text for name in ("name", *DETAILS) if (text := getattr(self, name)) is not None}
 
 
 class ScopeNames(Body):
@@ -320,7 +337,7 @@ class ListQuery(PageQuery):
         str,
         Field(
             max_length=DETAIL_LENGTH_MAX,
-            description="Text to search in id, name, contact, owner, third-party manager and credential ids.",
+            description=f"Text to search in {SEARCHED}.",
         ),
     ] = ""
     status: Literal["active", "suspended"] | None = None

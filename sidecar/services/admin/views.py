@@ -14,7 +14,6 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from sidecar.domain.accounts import Administrator, AdminToken
 from sidecar.domain.cidr import block_of, format_address
 from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
-from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.lifecycle.outcome import Notice
 from sidecar.domain.records import written
@@ -33,11 +32,6 @@ ROLE_WORDS: Mapping[Role, RoleWord] = {
     Role.ADMIN: "admin",
     Role.AUDITOR: "auditor",
     Role.OPERATOR: "operator",
-}
-POLICY_WORDS: Mapping[FailPolicy, PolicyWord] = {
-    FailPolicy.DENY: "deny",
-    FailPolicy.ALLOW: "allow",
-    FailPolicy.LOCAL: "local",
 }
 
 
@@ -207,11 +201,9 @@ def integration_view(
     """Return *record* as of *now_us*, with the last use of its credentials if *uses* is given."""
     limit_raise = raise_in_force(record, now_us)
     return {
-        **record_view(record, now_us),  # type: ignore[typeddict-item]  # it has no refused_callers
-        "scopes": [str(scope) for scope in sorted(record.scopes)],
-        "burst": record.burst,
+        **record_view(record, now_us),  # without refused_callers
+        **written(record, ("scopes", "burst", "on_store_error", "generation")),  # type: ignore[typeddict-item]
         "effective_limit_rpm": (limit_raise or record).rate_limit_rpm,
-        "on_store_error": POLICY_WORDS[record.on_store_error] if record.on_store_error is not None else None,
         "credentials": credential_views(record, now_us, uses),
         "webhook_secrets": [
             {
@@ -231,7 +223,6 @@ def integration_view(
             for suspension in record.suspensions
         ],
         "single_person_at": format_optional_time(record.single_person_at_us),
-        "generation": record.generation,
         "created_at": format_optional_time(record.created_at_us),
         "changed_at": format_optional_time(record.changed_at_us),
     }

@@ -191,7 +191,7 @@ def test_create__id_that_cannot_stand_in_paths(bad_id: str) -> None:
 )
 def test_details__checked_alike_at_creation_and_edit(field: str, value: str, code: Code) -> None:
     """Texts have a length, no control characters, and no secret that someone pasted by mistake."""
-    edit = c.EditDetails(**{"integration_id": ID, field: value})
+    edit = c.EditDetails(integration_id=ID, texts={field: value})
     for record, command in ((None, create(**{field: value})), (active(), edit)):
         with pytest.raises(RefusedError) as caught:
             apply(record, command)
@@ -201,9 +201,11 @@ def test_details__checked_alike_at_creation_and_edit(field: str, value: str, cod
 
 def test_edit__only_what_is_given() -> None:
     """A detail that is not named stays; an empty one is emptied; nothing new is no change."""
-    record = apply(active(owner="ops", contact="a@b"), c.EditDetails(integration_id=ID, contact="")).record
+    record = apply(
+        active(owner="ops", contact="a@b"), c.EditDetails(integration_id=ID, texts={"contact": ""})
+    ).record
     assert (record.owner, record.contact) == ("ops", "")
-    assert not apply(record, c.EditDetails(integration_id=ID, owner="ops")).is_change
+    assert not apply(record, c.EditDetails(integration_id=ID, texts={"owner": "ops"})).is_change
 
 
 def test_suspend__invalidates_every_credential_and_keeps_the_rest() -> None:

@@ -126,7 +126,7 @@ def test_apply__a_change_in_between_is_left_as_it_is(opened: Opened, tmp_path: P
 
         async def meddle(batch: int) -> None:
             if batch == 1:
-                edit = c.EditDetails(integration_id="acme-erp", owner="somebody")
+                edit = c.EditDetails(integration_id="acme-erp", texts={"owner": "somebody"})
                 await target.registry.apply(ChangeRequest(edit, ANN, CONTEXT, None))
 
         target.before_batch = meddle
@@ -180,7 +180,7 @@ def test_plan_digest__names_what_would_be_done(tmp_path: Path) -> None:
         assert len(digests) == 2
         target.apply(FIRST)
         before = plan_digest(target.plan(SECOND))
-        edit = c.EditDetails(integration_id="depot", owner="somebody")
+        edit = c.EditDetails(integration_id="depot", texts={"owner": "somebody"})
         target.run(target.registry.apply(ChangeRequest(edit, ANN, CONTEXT, None)))
         assert plan_digest(target.plan(SECOND)) != before
 

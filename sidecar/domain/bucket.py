@@ -28,6 +28,11 @@ class QuotaError(ValueError):
     """A limit, a burst or a cost is out of range."""
 
 
+def interval_us_of(limit_rpm: int) -> int:
+    """The refill time of one token, rounded up, of a bucket with *limit_rpm* requests per minute."""
+    return -(-US_PER_MINUTE // limit_rpm)
+
+
 @dataclass(frozen=True, slots=True)
 class Quota:
     """
@@ -61,7 +66,7 @@ class Quota:
             raise QuotaError(
                 f"rate limit is {limit_rpm}; it must be 1 to {LIMIT_RPM_MAX} requests per minute"
             )
-        return cls(interval_us=-(-US_PER_MINUTE // limit_rpm), burst=limit_rpm if burst is None else burst)
+        return cls(interval_us=interval_us_of(limit_rpm), burst=limit_rpm if burst is None else burst)
 
     @property
     def span_us(self) -> int:

@@ -51,6 +51,17 @@ INTEGRATION_METRICS = (
         row_labels=_INTEGRATION,
     ),
     MetricSpec(
+        "sidecar_integration_burst",
+        "Burst of an integration: requests that it may send at once after a pause.",
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
+        "sidecar_integration_admitted_ratio",
+        "Requests of an integration that were allowed in the worst span of the last minute, as a share of"
+        " burst + limit x time; more than 1 = over-admission.",
+        row_labels=_INTEGRATION,
+    ),
+    MetricSpec(
         "sidecar_integration_remaining_ratio",
         "Share of an integration's burst that is left now; 0 = the next request is refused.",
         row_labels=_INTEGRATION,
@@ -90,12 +101,20 @@ PROCESS_METRICS = (
         labels=(("result", ("ok", "unchanged", "failed")),),
     ),
     MetricSpec(
+        "sidecar_event_loop_lag_seconds",
+        "How late a timer of the event loop ran, sampled four times a second in each deciding process.",
+        buckets_ns=(
+            1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000,
+            500_000_000, 1_000_000_000, 2_500_000_000, 10_000_000_000,
+        ),
+    ),
+    MetricSpec(
         "sidecar_files_unreadable",
         "Files that cannot be read now; their last content stays in force.",
         labels=(("file", FILE_KINDS),),
     ),
     MetricSpec("sidecar_log_lines_dropped_total", "Log lines dropped: too many, or not read."),
-)
+)  # fmt: skip
 
 STORE_ERROR_CODES = (
     "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING", "BUSY",
@@ -197,6 +216,10 @@ REGISTRY_METRICS = (
     MetricSpec(
         "sidecar_registry_in_touch",
         "1 = the last access to the shared registry succeeded; 0 = the registry in force may be outdated.",
+    ),
+    MetricSpec(
+        "sidecar_registry_confirmed_timestamp_seconds",
+        "Unix time at which the registry in force was last known to be the newest; 0 = never.",
     ),
     MetricSpec("sidecar_registry_loads_total", "Complete loads of the shared registry."),
     MetricSpec(
@@ -410,6 +433,7 @@ WORKER_GAUGE_RULES: Mapping[str, Callable[[Sequence[int]], int]] = {
     "sidecar_tls_certificate_expires_timestamp_seconds": _least_known,
     "sidecar_registry_single_person_integrations": max,
     "sidecar_registry_loaded_timestamp_seconds": _least_known,
+    "sidecar_registry_confirmed_timestamp_seconds": _least_known,
     "sidecar_store_live_sidecars": max,
     "sidecar_store_may_evict": max,
     "sidecar_store_sentinels_followed": min,

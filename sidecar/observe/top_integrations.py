@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time_ns
 
+from sidecar.domain.bucket import interval_us_of
 from sidecar.domain.decisions import Reason
 from sidecar.observe.integration_rows import (
     CHALLENGE_FACTOR,
@@ -41,6 +42,8 @@ SCORE_KEPT = 0.8
 """The share of the former score at each sample: only the last few samples count."""
 DECISIONS = "sidecar_integration_decisions_total"
 LIMIT = "sidecar_integration_limit_rpm"
+BURST = "sidecar_integration_burst"
+ADMITTED = "sidecar_integration_admitted_ratio"
 REMAINING = "sidecar_integration_remaining_ratio"
 USED = "sidecar_integration_used_ratio"
 LIMITED_SINCE = "sidecar_integration_limited_since_timestamp_seconds"
@@ -53,7 +56,9 @@ class _Listed:
     """
     An integration with series of its own; times by the wall clock, 0 = never.
 
-    `shown` are the counts that were exported, at most `counts`.
+    `shown` are the counts that were exported, at most `counts`. `admitted_ratio` is the largest share of
+    burst + limit x time that was admitted between two samples of the last minute; `steady` are those under
+    the same quota, without the counts from before the first sample, whose time is not known.
     """
 
     allowed: deque[tuple[int, int]]  # time and count, for the last minute
@@ -62,9 +67,19 @@ class _Listed:
     limited: int = 0  # at the last sample
     limited_since_us: int = 0
     limited_at_us: int = 0
+    quota: tuple[int, int] = (0, 0)  # requests per minute, refill time of the burst in us
+    steady: deque[tuple[int, int]] = field(default_factory=deque)
+    admitted_ratio: float = 0.0
 
-    def sample(self, now_us: int) -> None:
+    def sample(self, now_us: int, quota: tuple[int, int]) -> None:
         """Keep what the gauges of the last minute need."""
+        if quota != self.quota:
+            self.quota = quota
+            self.steady.clear()
+        while self.steady and not now_us - MINUTE_US <= self.steady[0][0] < now_us:
+            self.steady.popleft()
+        self.admitted_ratio = self._admitted_ratio(now_us)
+        self.steady.append((now_us, self.counts[_ALLOWED]))
         self.allowed.append((now_us, self.counts[_ALLOWED]))
         while len(self.allowed) > 1 and self.allowed[1][0] <= now_us - MINUTE_US:
             self.allowed.popleft()
@@ -74,6 +89,16 @@ class _Listed:
         elif now_us - self.limited_at_us > MINUTE_US:
             self.limited_since_us = 0
         self.limited = self.counts[_LIMITED]
+
+    def _admitted_ratio(self, now_us: int) -> float:
+        limit_rpm, span_us = self.quota
+        if not limit_rpm:
+            return 0.0
+        interval_us, allowed = interval_us_of(limit_rpm), self.counts[_ALLOWED]
+        return max(
+            ((allowed - count) * interval_us / (span_us + now_us - at_us) for at_us, count in self.steady),
+            default=0.0,
+        )
 
     def allowed_in_last_minute(self, now_us: int) -> float:
         """Requests allowed in the last minute, or since the integration is listed if that is shorter."""
@@ -128,8 +153,9 @@ class TopIntegrations:
             for id, count in sampled.items()
         }
         self._sampled, self._sampled_us = sampled, now_us
-        for listed in self._listed.values():
-            listed.sample(now_us)
+        for id, listed in self._listed.items():
+            counts = self._totals.get(id, _NOTHING)
+            listed.sample(now_us, (counts[LIMIT_RPM], counts[SPAN_US]))
         self._replace()
 
     def _replace(self) -> None:
@@ -157,6 +183,10 @@ class TopIntegrations:
         return {
             DECISIONS: list(self._decisions(by_reason)),
             LIMIT: [((id,), counts[LIMIT_RPM]) for id, _, counts in limited],
+            BURST: [
+                ((id,), counts[SPAN_US] // interval_us_of(counts[LIMIT_RPM])) for id, _, counts in limited
+            ],
+            ADMITTED: [((id,), listed.admitted_ratio) for id, listed, _ in limited],
             REMAINING: [((id,), _remaining_ratio(counts, now_us)) for id, _, counts in limited],
             USED: [
                 ((id,), listed.allowed_in_last_minute(now_us) / counts[LIMIT_RPM])

@@ -26,6 +26,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.process.config import Config
 from sidecar.process.expiries import watch_credentials
 from sidecar.process.listeners import Served, deciding_kinds, replaces_another, texts_of
+from sidecar.process.loop_lag import measure_loop_lag
 from sidecar.process.operating_system import (
     READY,
     STOPPING,
@@ -172,6 +173,7 @@ class Process:
         """Start to watch or follow the registry, to connect to the store, and to rank integrations."""
         sidecar = self._sidecar
         self.spawn(self._rank_integrations())
+        self.spawn(measure_loop_lag(sidecar.metrics))
         decider = sidecar.decider
         self.spawn(watch_credentials(lambda: decider.snapshot, sidecar.metrics, decider.clock_us))
         if sidecar.watch is not None and self._loaded.source is not None:

@@ -22,7 +22,14 @@ TARGET_LABELS = frozenset({"job", "instance"})
 """The labels that Prometheus itself adds to every scraped series."""
 
 _PROCESS_METRICS = ("process_cpu_seconds_total", "sidecar_workers_cpu_seconds_total")
-"""Metrics that the dashboard reads and that are not in the table: the collectors of the process have them."""
+_WORKER_METRICS = (
+    "sidecar_worker_ready",
+    "sidecar_worker_silent_seconds",
+    "sidecar_worker_loop_lag_seconds_sum",
+    "sidecar_worker_loop_lag_seconds_count",
+)
+"""Metrics that rules and dashboard read and that are not in the table: the collectors of the supervisor have
+them, those of single workers with the label `worker`."""
 _KEYWORDS = frozenset({"and", "or", "unless", "offset", "bool", "by", "on", "group_left"})
 _GROUPING = re.compile(r"\b(?:by|on|group_left) *\(([^)]*)\)")
 _SELECTOR = re.compile(r"([a-zA-Z_][\w:]*)\{([^}]*)\}")
@@ -106,6 +113,7 @@ def known_series() -> dict[str, Labels]:
     """Every series that Prometheus has of a sidecar: those of the table, the recorded ones, and its own."""
     target: Labels = dict.fromkeys(TARGET_LABELS, frozenset[str]())
     known: dict[str, Labels] = dict.fromkeys(("up", *_PROCESS_METRICS), target)
+    known |= {name: {**target, "worker": frozenset()} for name in _WORKER_METRICS}
     known["ALERTS"] = {**target, **dict.fromkeys(("alertname", "alertstate"), frozenset[str]())}
     for spec in TABLE.specs:
         labels = {**target, **{name: frozenset(values) for name, values in spec.labels}}

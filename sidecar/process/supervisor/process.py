@@ -26,6 +26,7 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.shared import WorkerCounts
 from sidecar.process.config import Config
 from sidecar.process.listeners import Served
+from sidecar.process.loop_lag import loop_lag_of
 from sidecar.process.supervisor.assignment import Assignment
 from sidecar.process.supervisor.messages import (
     PACKET_BYTES_MAX,
@@ -114,6 +115,11 @@ class WorkerProcess:
     def beat(self) -> int:
         """See `slot.Worker`."""
         return self._block.beat
+
+    @property
+    def loop_lag(self) -> tuple[int, int]:
+        """See `slot.Worker`."""
+        return loop_lag_of(self._block.values)
 
     def terminate(self) -> None:
         """See `slot.Worker`."""

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from sidecar.process.supervisor.slot import Slot
@@ -80,14 +80,14 @@ class Priority:
 
 
 class WorkerHealth(Collector):
-    """Collects which worker is sick: by number, whether it is ready, since when it hangs, its restarts."""
+    """Collects which worker is sick: whether it is ready, how late its event loop is, its restarts."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         """Look at *slots* at every collection."""
         self._slots = slots
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the three metric families."""
+        """Yield the four metric families."""
         ready = GaugeMetricFamily(
             "sidecar_worker_ready", "1 = this worker is ready for traffic.", labels=_WORKER
         )
@@ -99,12 +99,18 @@ class WorkerHealth(Collector):
         restarts = CounterMetricFamily(
             "sidecar_worker_slot_restarts", "Times that this worker ended or was replaced.", labels=_WORKER
         )
+        lag = SummaryMetricFamily(
+            "sidecar_worker_loop_lag_seconds",
+            "How late a timer of this worker's event loop ran, sampled four times a second.",
+            labels=_WORKER,
+        )
         for slot in self._slots:
-            number = [str(slot.index)]
+            number, (samples, sum_ns) = [str(slot.index)], slot.loop_lag
             ready.add_metric(number, slot.component.is_ready)
             silent.add_metric(number, slot.beats_missed)
+            lag.add_metric(number, samples, sum_ns / 1e9)
             restarts.add_metric(number, slot.restarts)
-        yield from (ready, silent, restarts)
+        yield from (ready, silent, lag, restarts)
 
 
 _WORKER = ["worker"]

@@ -43,6 +43,10 @@ class Worker(Protocol):
     def beat(self) -> int:
         """The heartbeat: a number that stops changing when the event loop blocks."""
 
+    @property
+    def loop_lag(self) -> tuple[int, int]:
+        """How often the lag of the event loop was sampled, and the sum of the samples in ns."""
+
     def terminate(self) -> None:
         """Drain and end the worker (SIGTERM)."""
 
@@ -160,6 +164,11 @@ class Slot:
         """How many checks in a row, one a second, found the event loop of the serving worker blocked."""
         run = self._current
         return run.beats_missed if run is not None and run.stage is Stage.SERVING else 0
+
+    @property
+    def loop_lag(self) -> tuple[int, int]:
+        """See `Worker`: of the worker that serves, or is about to."""
+        return (0, 0) if self._current is None else self._current.worker.loop_lag
 
     @property
     def end_timeout_s(self) -> float:

@@ -351,6 +351,7 @@ class LiveRegistry:
 
     def _report_success(self) -> None:
         self._metrics.set("sidecar_registry_in_touch", to=1)
+        self._metrics.set("sidecar_registry_confirmed_timestamp_seconds", to=wall_clock_us() // 1_000_000)
         self._metrics.set("sidecar_registry_replaced", to=0)
         if self._reported_trouble:
             self._reported_trouble = ""

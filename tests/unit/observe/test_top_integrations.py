@@ -17,6 +17,8 @@ from sidecar.observe.rows import OTHER_ROW
 from sidecar.observe.shared import WorkerCounts
 from sidecar.observe.table import TABLE
 from sidecar.observe.top_integrations import (
+    ADMITTED,
+    BURST,
     DECISIONS,
     FORMER,
     LIMIT,
@@ -125,6 +127,50 @@ def test_series__tell_limit_remaining_use_and_since_when(clock: ManualClock) -> 
     clock.advance(seconds=20)
     assert series(metrics, LIMITED_SINCE) == {(key,): 0}
     assert series(metrics, REMAINING) == {(key,): 1}
+
+
+def test_admitted__reaches_one_and_no_more(clock: ManualClock) -> None:
+    """Whatever is asked for, a span of the last minute admits at most burst + limit x time."""
+    metrics = listing(clock)
+    traffic = ListedTraffic(metrics)
+    key = IDS[0]
+    traffic.decide(key)
+    assert series(metrics, ADMITTED) == {(key,): 0}
+    assert series(metrics, BURST) == {(key,): 3}
+    ratios = []
+    for _ in range(20):
+        clock.advance(seconds=1)
+        traffic.clock.advance(seconds=1)
+        traffic.decide(key, times=5)
+        ratios.append(series(metrics, ADMITTED)[(key,)])
+    assert ratios[4] == 7 / 8  # 2 that were left of the burst and 5 in 5 s, of burst 3 and 5
+    assert max(ratios) == 22 / 23
+
+
+@pytest.mark.parametrize(("allowed", "ratio"), [(13, 1), (26, 2)])
+def test_admitted__shows_over_admission(clock: ManualClock, allowed: int, ratio: float) -> None:
+    """Two workers that do not share a bucket admit twice the limit; counts from before the first scrape
+    do not matter, because their time is not known."""
+    top, rows = TopIntegrations(clock), {("acme",): [1_000, 0, 0, 0, 0, 60, 3_000_000]}
+    top.update([rows])
+    clock.advance(seconds=10)
+    rows[("acme",)][0] += allowed
+    top.update([rows])
+    assert top.samples({Reason.OK: 1_000 + allowed})[ADMITTED] == [(("acme",), ratio)]
+    clock.advance(seconds=70)
+    top.update([rows])
+    assert top.samples({Reason.OK: 1_000 + allowed})[ADMITTED] == [(("acme",), 0)]
+
+
+def test_admitted__begins_anew_with_another_limit(clock: ManualClock) -> None:
+    """What a higher limit admitted is not over the lower one."""
+    top, rows = TopIntegrations(clock), {("acme",): [0, 0, 0, 0, 0, 600, 60_000_000]}
+    for allowed, limit_rpm in ((1, 600), (600, 600), (5, 60)):
+        rows[("acme",)][0] += allowed
+        rows[("acme",)][5] = limit_rpm
+        clock.advance(seconds=10)
+        top.update([rows])
+    assert top.samples({Reason.OK: 606})[ADMITTED] == [(("acme",), 0)]
 
 
 def test_limit__follows_the_record() -> None:

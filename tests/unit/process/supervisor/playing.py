@@ -89,6 +89,7 @@ class PlayedWorker:
     end_timeout_s: float = END_TIMEOUT_S
     report: Report = field(default_factory=Report)
     beat: int = 0
+    loop_lag: tuple[int, int] = (0, 0)
     signals: list[signal.Signals] = field(default_factory=list)
     on_report: Callable[[], None] = lambda: None
     on_exit: Callable[[int], None] = lambda code: None

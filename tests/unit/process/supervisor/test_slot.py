@@ -339,15 +339,26 @@ def test_changes__are_told(stage: Stage) -> None:
 
 
 def test_health__names_the_sick_worker(stage: Stage) -> None:
-    """By its number: ready, silent since, restarts."""
-    stage.slot.start(stage.launch)
-    stage.last.tell(READY)
-    assert health(stage) == {"ready": 1, "silent_seconds": 0, "slot_restarts_total": 0}
+    """By its number: ready, silent since, how late its event loop is, restarts."""
+    assert health(stage) == {**HEALTHY, "ready": 0}
+    stage.serve()
+    assert health(stage) == HEALTHY
     for _ in range(5):
         stage.slot.check_beats()
-    assert health(stage)["silent_seconds"] == 5
+    stage.last.loop_lag = (4, 6_000_000_000)
+    late = {"silent_seconds": 5, "loop_lag_seconds_count": 4, "loop_lag_seconds_sum": 6}
+    assert health(stage) == {**HEALTHY, **late}
     stage.last.end(CRASH)
-    assert health(stage) == {"ready": 0, "silent_seconds": 0, "slot_restarts_total": 1}
+    assert health(stage) == {**HEALTHY, "ready": 0, "slot_restarts_total": 1}
+
+
+HEALTHY = {
+    "ready": 1,
+    "silent_seconds": 0,
+    "loop_lag_seconds_count": 0,
+    "loop_lag_seconds_sum": 0,
+    "slot_restarts_total": 0,
+}
 
 
 def health(stage: Stage) -> dict[str, float]:

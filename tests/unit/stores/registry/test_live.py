@@ -16,6 +16,7 @@ from sidecar.domain.changes import Position, Revision
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.snapshot import CompiledIntegration
+from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.registry import live
 from sidecar.stores.registry.live import REFRESHES_MAX, SMALL_CHANGE_MAX, LiveOptions, LiveRegistry
 from sidecar.stores.registry.protocol import Changes, RegistryUnavailableError
@@ -161,9 +162,12 @@ def test_run__waits_for_a_registry_that_is_away(tmp_path: Path, caplog: pytest.L
             task = asyncio.create_task(harness.live.run())
             await until(lambda: harness.metrics.value("sidecar_registry_follow_failures_total") >= 3)
             assert (harness.live.is_loaded, harness.metrics.value("sidecar_registry_in_touch")) == (False, 0)
+            assert not harness.metrics.value("sidecar_registry_confirmed_timestamp_seconds")
+            started_s = wall_clock_us() // 1_000_000
             harness.registry.fault = None
             await until(lambda: harness.metrics.value("sidecar_registry_in_touch"))
             assert (harness.live.is_loaded, harness.limit()) == (True, 60)
+            assert harness.metrics.value("sidecar_registry_confirmed_timestamp_seconds") >= started_s
             await ended(task)
 
     with caplog.at_level(logging.INFO):

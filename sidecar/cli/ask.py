@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sidecar.cli import options as o
 from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, report_errors
-from sidecar.cli.options import (
-    ConfigOption,
-    HeaderOption,
-    IpOption,
-    JsonOption,
-    KeyOption,
-    MethodArgument,
-    PathArgument,
-    PeerOption,
-    ScopeOption,
-    check_addresses,
-    request_headers,
-)
 
 if TYPE_CHECKING:
     from sidecar.cli.check_client import ClientTls
@@ -31,18 +19,18 @@ LOOPBACK = "127.0.0.1"
 
 
 def ask(
-    method: MethodArgument,
-    path: PathArgument,
+    method: o.MethodArgument,
+    path: o.PathArgument,
     target: Annotated[
         str,
         typer.Option("--target", "-t", metavar="ADDRESS", help="'host:port' or 'unix:/path' of the sidecar."),
     ] = "127.0.0.1:9191",
-    key: KeyOption = None,
-    ip: IpOption = None,
-    peer: PeerOption = "",
-    config: ConfigOption = None,
-    scope: ScopeOption = "",
-    header: HeaderOption = None,
+    key: o.KeyOption = None,
+    ip: o.IpOption = None,
+    peer: o.PeerOption = "",
+    config: o.ConfigOption = None,
+    scope: o.ScopeOption = "",
+    header: o.HeaderOption = None,
     count: Annotated[
         int,
         typer.Option(
@@ -58,7 +46,7 @@ def ask(
     cert_key: Annotated[
         Path | None, typer.Option("--cert-key", metavar="FILE", help="PEM file of its key.")
     ] = None,
-    json: JsonOption = False,
+    json: o.JsonOption = False,
 ) -> None:
     """
     Ask a running sidecar about one request, as Envoy would.
@@ -73,7 +61,7 @@ def ask(
         from sidecar.cli.check_client import Asker, AskError
         from sidecar.services.ext_authz_client import check_request
 
-        headers = request_headers(header, key, "x-api-key")
+        headers = o.request_headers(header, key, "x-api-key")
         caller = _as_client(ip, peer, config, headers) if ip is not None else peer or LOOPBACK
         request = check_request(method, path, headers, caller, scope)
         try:
@@ -97,7 +85,7 @@ def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str])
     from sidecar.domain.cidr import AddressError, format_address, parse_address
     from sidecar.process.config import load_config
 
-    check_addresses(ip, peer)
+    o.check_addresses(ip, peer)
     try:
         parse_address(ip)
     except AddressError as error:

@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sidecar.cli import options as o
 from sidecar.cli.exits import EXIT_DENIED, EXIT_OK, EXIT_USAGE, CommandError, report_errors
-from sidecar.cli.options import (
-    ConfigOption,
-    HeaderOption,
-    IpOption,
-    JsonOption,
-    KeyOption,
-    MethodArgument,
-    PathArgument,
-    PeerOption,
-    ScopeOption,
-    check_addresses,
-    request_headers,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,15 +26,15 @@ _MARKS = {
 
 
 def decide(
-    method: MethodArgument,
-    path: PathArgument,
-    config: ConfigOption = None,
-    key: KeyOption = None,
-    ip: IpOption = None,
-    peer: PeerOption = "",
-    scope: ScopeOption = "",
-    header: HeaderOption = None,
-    json: JsonOption = False,
+    method: o.MethodArgument,
+    path: o.PathArgument,
+    config: o.ConfigOption = None,
+    key: o.KeyOption = None,
+    ip: o.IpOption = None,
+    peer: o.PeerOption = "",
+    scope: o.ScopeOption = "",
+    header: o.HeaderOption = None,
+    json: o.JsonOption = False,
 ) -> None:
     """
     Decide one request offline, against a full bucket, and explain each step.
@@ -69,7 +57,7 @@ def decide(
                 " SIDECAR_STORE=embedded: SIDECAR_REGISTRY=FILE"
             )
         source = loaded.rules.policy.sources.sources[0]
-        headers = request_headers(header, key, source.header, source.scheme)
+        headers = o.request_headers(header, key, source.header, source.scheme)
         request = _request(method, path, headers, scope, ip, peer)
         decision = loaded.decider(Metrics(TABLE)).decide(request, None, _never_late, None)
         assert decision is not None  # the embedded store answers at once
@@ -89,7 +77,7 @@ def _request(
     from sidecar.domain.client_address import PeerAddress
     from sidecar.domain.policy import AccessRequest
 
-    check_addresses(ip, peer)
+    o.check_addresses(ip, peer)
     for address in (ip, peer or None):
         try:
             _ = address is None or parse_client_address(address)

@@ -62,7 +62,7 @@ class LogFolder:
         Return the decision *decision_id* in the span of time of *query*.
 
         Raises:
-            CommandError: the log has no such decision, or cannot be read.
+            CommandError: the decision is not in the log, or the log cannot be read.
         """
         with _reported():
             filters = _filters(query, decision_id)

@@ -85,11 +85,11 @@ def _replaced(
 
     To applications that follow CGI, Django among them, `x_a` and `x-a` are one header, so both go.
     """
-    gone = {*new, *hidden}
+    removed = {*new, *hidden}
     kept = [
         (name, value)
         for name, value in headers
-        if name.decode("latin-1").lower().replace("_", "-") not in gone
+        if name.decode("latin-1").lower().replace("_", "-") not in removed
     ]
     return [*kept, *((name.encode(), value.encode("latin-1")) for name, value in new.items())]
 

@@ -55,11 +55,11 @@ class ClientDecision:
 
     Attributes:
         verdict: anything but "ALLOW" is a denial.
-        reason: the exact reason, for logs: 'ok', 'rate_limited', ...; `body` tells the end client less.
+        reason: the exact reason, for logs: 'ok', 'rate_limited', ...; `body` gives end clients less detail.
         status: the HTTP status of the answer to a denied request; 200 for an allowed one.
         headers: for the answer to the end client, by lower-case name; those of an allow are X-RateLimit-*.
         body: of the answer to a denied request, a problem document (RFC 9457).
-        upstream_headers: what the application of an allowed request is told about the caller; empty, as is
+        upstream_headers: the headers about the caller for the application of an allowed request; empty, as is
             `removed_headers`, when the key was stated by itself.
         removed_headers: names of the request headers that carried the API key.
         decision_id: names this decision in all logs; '' when the sidecar did not decide.

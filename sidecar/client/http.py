@@ -11,13 +11,13 @@ KEY_HEADERS = ("x-api-key", "authorization")
 """Where the sidecar looks for an API key unless its configuration says otherwise."""
 
 IDENTITY_HEADERS = ("x-integration-id", "x-integration-name", "x-credential-id", "x-decision-id")
-"""What the application is told about the caller; a client's own copies never reach it."""
+"""The headers about the caller that the application receives; a client cannot set them."""
 
 _UNENCODED = "/:@!$&'()*+,;=~"  # RFC 3986 3.3; the sidecar has to see a ';' to refuse it
 
 
 class RequestRules:
-    """Which headers of a request the sidecar is asked about, and where the client's address stands."""
+    """Which headers of a request the sidecar is asked about, and which one holds the client's address."""
 
     def __init__(self, key_headers: Collection[str], client_ip_header: str | None) -> None:
         """
@@ -64,7 +64,7 @@ def judged_path(served: bytes, raw: bytes) -> str:
 
     Args:
         served: the decoded path, by which the application chooses what it serves.
-        raw: the undecoded path or URI, b"" = the server does not tell it. Where it is not the same path,
+        raw: the undecoded path or URI, b"" = the server does not provide it. Where it is not the same path,
             because the server or other middleware has rewritten it, the served one counts.
 
     >>> judged_path(b"/a b", b"/a%20b?c=d"), judged_path(b"/a b", b"/other"), judged_path(b"/a%2Fb", b"")

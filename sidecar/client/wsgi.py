@@ -40,7 +40,7 @@ class WsgiMiddleware:
             name: environ[_variable(name)] for name in self._rules.read_headers if _variable(name) in environ
         }
         served = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""  # as Gunicorn and uWSGI tell it
+        raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""  # as Gunicorn and uWSGI provide it
         decision = self._client.decide(
             environ["REQUEST_METHOD"],
             judged_path(served.encode("latin-1"), raw.encode("latin-1")) or "/",

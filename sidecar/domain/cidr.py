@@ -2,7 +2,7 @@
 IP addresses and CIDR blocks as small values.
 
 An address is its packed bytes, so that parsing and comparing are one C call each. An IPv4-mapped IPv6
-address (RFC 4291 2.5.5.2, `::ffff:a.b.c.d`) is converted to IPv4, and so is a block of such addresses.
+address (RFC 4291 2.5.5.2, `::ffff:a.b.c.d`) is converted to IPv4, and so is a block of these addresses.
 """
 
 from __future__ import annotations

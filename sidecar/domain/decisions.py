@@ -1,4 +1,4 @@
-"""Decisions: the closed lists of verdicts and reasons. Not compiled: mypyc cannot compile such an enum."""
+"""Decisions: the closed lists of verdicts and reasons. Not compiled: mypyc cannot compile these enums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why request paths are refused. Not compiled: mypyc cannot compile such an enum."""
+"""Why request paths are refused. Not compiled: mypyc cannot compile this enum."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ HOUR_US = 3_600_000_000
 EVALUATIONS_MAX = 50_000
 """Maximum number of different requests whose evaluation is kept; beyond it, all are forgotten."""
 CHANGES_MAX = 1_000
-"""Maximum number of kinds of changes that are told apart; the others are only counted."""
+"""Maximum number of kinds of changes that are counted separately; the others are only counted."""
 
 
 class LoggedRequest(NamedTuple):
@@ -70,7 +70,7 @@ class LoggedRequest(NamedTuple):
 
     @property
     def stated_scope(self) -> str | None:
-        """The scope that the proxy stated; None = the route table decided, or the row does not tell."""
+        """The scope that the proxy stated; None = the route table decided, or the row does not say."""
         if self.route:
             return None
         if self.scope:
@@ -119,7 +119,7 @@ class Outcome(NamedTuple):
 
 
 class ChangeKind(NamedTuple):
-    """What is told apart: the logged reason, that of the replay, and the API key."""
+    """What is counted separately: the logged reason, that of the replay, and the API key."""
 
     was: str
     becomes: str

@@ -237,7 +237,7 @@ class LineHandler(logging.Handler):
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):  # the reader is gone, or the stream is closed
+            except (OSError, ValueError):  # the reader has exited, or the stream is closed
                 self._on_lost()
             kind.written += 1
 

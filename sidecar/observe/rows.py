@@ -73,13 +73,13 @@ class RowTable:
         """
         Give the *number*-th row its *labels*; return the slot of its first count.
 
-        Without room for a further row it is the last one, which has labels of its own.
+        Without room for a further row it is the last one, which has separate labels.
         """
         if number >= self.rows_max - 1:
             number, labels = self.rows_max - 1, (OTHER_ROW,) * len(labels)
         at = self.first + number * self._width
         if not values[at]:
-            # The first word comes last: whoever reads meanwhile finds no half of a name.
+            # The first word is written last, so that a concurrent reader never finds half of a name.
             for offset, word in reversed(list(enumerate(packed_name(labels)))):
                 values[at + offset] = word
         return at + NAME_WORDS

@@ -129,7 +129,7 @@ class WorkerCounts(Metrics):
     The supervisor's own counts, and on collection the sum with those of all workers, dead ones included.
 
     Counters and histograms add up. So do gauges, over the living only, unless *rules* say otherwise:
-    what every worker tells alike is not to be multiplied by their number.
+    a value that every worker reports must not be multiplied by their number.
 
     Everything happens in one thread, so a collection sees a worker either in its block or retired.
     """

@@ -54,7 +54,7 @@ _ALLOWED, _LIMITED = RESULTS.index("allowed"), RESULTS.index("limited")
 @dataclass(slots=True)
 class _Listed:
     """
-    An integration with series of its own; times by the wall clock, 0 = never.
+    An integration with its own series; times by the wall clock, 0 = never.
 
     `shown` are the counts that were exported, at most `counts`. `admitted_ratio` is the largest share of
     burst + limit x time that was admitted between two samples of the last minute; `steady` are those under
@@ -130,14 +130,14 @@ class TopIntegrations:
         for id, listed in self._listed.items():
             before, now = self._totals.get(id, _NOTHING), totals.get(id, _NOTHING)
             for place in range(len(RESULTS)):
-                # A row that was handed over to another integration and back has begun anew.
+                # A row that was handed over to another integration and back has started again from 0.
                 listed.counts[place] += max(0, now[place] - before[place])
         self._totals = totals
         if not 0 <= now_us - self._sampled_us < SAMPLE_US:
             self._sample(now_us)
 
     def rebase(self, sources: Sequence[Rows]) -> None:
-        """Compare the next update with *sources*, because a process and its rows are gone."""
+        """Compare the next update with *sources*, because a process ended, with its rows."""
         self._totals = merged(sources)
 
     def _fill(self, totals: Mapping[str, Sequence[int]], now_us: int) -> None:

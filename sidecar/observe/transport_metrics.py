@@ -23,6 +23,11 @@ CLOSE_REASONS = (
 
 GRPC_CODES = tuple(str(code) for code in range(17))
 
+_REQUEST_BUCKETS_NS = (
+    25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000,
+    50_000_000, 100_000_000, 250_000_000, 500_000_000, 1_000_000_000,
+)  # fmt: skip
+
 TRANSPORT_METRICS = (
     MetricSpec("sidecar_connections_open", "Client connections open now."),
     MetricSpec("sidecar_connections_accepted_total", "Client connections accepted."),
@@ -43,23 +48,7 @@ TRANSPORT_METRICS = (
         "sidecar_request_duration_seconds",
         "Time from reading the first byte of a gRPC call or forward-auth request to writing its answer.",
         labels=(("protocol", ("grpc", "http")),),
-        buckets_ns=(
-            25_000,
-            50_000,
-            100_000,
-            250_000,
-            500_000,
-            1_000_000,
-            2_500_000,
-            5_000_000,
-            10_000_000,
-            25_000_000,
-            50_000_000,
-            100_000_000,
-            250_000_000,
-            500_000_000,
-            1_000_000_000,
-        ),
+        buckets_ns=_REQUEST_BUCKETS_NS,
     ),
     MetricSpec(
         "sidecar_calls_total",

@@ -86,7 +86,7 @@ def refuse_open_admin(config: Config) -> None:
     Refuse an admin listener that would receive tokens unencrypted.
 
     Raises:
-        FileFaultsError: *config* has such a listener.
+        FileFaultsError: *config* has an open listener.
     """
     faults = FaultList(config.tree.file)
     check_open_admin(config, faults)

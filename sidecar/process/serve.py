@@ -20,7 +20,7 @@ def serve(
     Run a sidecar, or a supervisor with workers, until a stop signal; return the exit code.
 
     Several workers need a supervisor. So do the admin API, which runs in the supervisor's process, and the
-    decision log, whose writer is a process of its own.
+    decision log, whose writer is a separate process.
 
     Args:
         config: what to serve.

@@ -118,7 +118,7 @@ class Simulation(NamedTuple):
 
 def simulate(reader: DecisionReader, span: LogSpan, replay: Replay, *, has_own_buckets: bool) -> Simulation:
     """
-    Replay the rows of *span*; *has_own_buckets* = each process of a sidecar has buckets of its own.
+    Replay the rows of *span*; *has_own_buckets* = each process of a sidecar has its own buckets.
 
     Raises:
         DecisionLogError: the log cannot be read, or a query takes too long.

@@ -64,7 +64,7 @@ class ExplainedStep(NamedTuple):
     """
     One step: `outcome` is 'passed', 'failed', 'in shadow' or 'not reached'; `detail` gives the reason.
 
-    A step in shadow would have failed if its rule was enforced; later steps may hide more such rules.
+    A step in shadow would have failed if its rule was enforced; later steps may hide more of them.
     """
 
     name: str

@@ -85,7 +85,7 @@ class RateLimiter:
         Find what *request* takes by the rules in force; equal requests may share the result.
 
         Raises:
-            InvalidRequestError: *request* cannot be meant.
+            InvalidRequestError: *request* is invalid.
         """
         try:
             plan = Plan(request, self.limits, self._style)

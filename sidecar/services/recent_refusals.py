@@ -1,4 +1,4 @@
-"""The latest refusals of each integration by this process, which tell its developer why a request failed."""
+"""The latest refusals of each integration by this process, which show its developer why a request failed."""
 
 from __future__ import annotations
 

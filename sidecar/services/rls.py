@@ -66,7 +66,7 @@ class RateLimitService:
         Handle one ShouldRateLimit.
 
         Raises:
-            RpcError: INTERNAL, the message is no RateLimitRequest; INVALID_ARGUMENT, it cannot be meant;
+            RpcError: INTERNAL, the message is not a RateLimitRequest; INVALID_ARGUMENT, a value is invalid;
                 UNAVAILABLE, the counters could not be asked.
         """
         if self._limits is not self._limiter.limits:

@@ -1,5 +1,5 @@
 """
-What an integration is told about itself, asked with its own API key: `GET /whoami` and `DescribeCaller`.
+The self-service answer to an integration, requested with its API key: `GET /whoami` and `DescribeCaller`.
 
 Read-only: it looks into the bucket and takes nothing. It is limited by itself, so that it is no way around a
 quota: each integration may ask 60 times a minute in each process.
@@ -71,7 +71,7 @@ class CallerDescriber:
         self, request: AccessRequest, done: Callable[[dict[str, object]], None]
     ) -> dict[str, object] | None:
         """
-        Return what the caller of *request* is told, or None and call *done* with it after a round trip.
+        Return the answer to the caller of *request*, or None and call *done* with it after a round trip.
 
         Raises:
             CallerRefusedError: the key is not accepted.
@@ -106,7 +106,7 @@ def description(
     evaluation: Evaluation, outcome: Taken | StoreFault, refusals: RecentRefusals
 ) -> dict[str, object]:
     """
-    What a known caller is told about itself; *outcome* is a peek into its bucket.
+    The answer to a known caller; *outcome* is a peek into its bucket.
 
     `remaining` and `reset_at` are null when the store does not answer. `is_allowed` is null for a suspended
     integration, whose allowlist is not checked.

@@ -27,7 +27,7 @@ class _DomainCounters:
         self.search_at_us = 0
 
     def drop_unused(self, now_us: int) -> None:
-        """Drop windows that are over and buckets that are full: nobody can tell."""
+        """Drop windows that are over and buckets that are full: a new one equals them."""
         units_s = self.units_s
         unused = [key for key, counter in self.counters.items() if is_unused(counter, units_s[key], now_us)]
         for key in unused:

@@ -32,7 +32,7 @@ class DecisionServiceStub:
     decided nothing that you can know of; whether to go on without a decision is your choice, and refusing
     is the safe one.
 
-    INVALID_ARGUMENT    your request cannot be meant; the message begins with the field, nothing was taken
+    INVALID_ARGUMENT    the request is invalid; the message begins with the field, nothing was taken
     RESOURCE_EXHAUSTED  the message is larger than the listener allows (64 KiB unless configured), or
     too many calls are running
     DEADLINE_EXCEEDED   no answer within your deadline; a token may have been taken
@@ -72,7 +72,7 @@ class DecisionServiceServicer:
     decided nothing that you can know of; whether to go on without a decision is your choice, and refusing
     is the safe one.
 
-    INVALID_ARGUMENT    your request cannot be meant; the message begins with the field, nothing was taken
+    INVALID_ARGUMENT    the request is invalid; the message begins with the field, nothing was taken
     RESOURCE_EXHAUSTED  the message is larger than the listener allows (64 KiB unless configured), or
     too many calls are running
     DEADLINE_EXCEEDED   no answer within your deadline; a token may have been taken
@@ -144,7 +144,7 @@ class DecisionService:
     decided nothing that you can know of; whether to go on without a decision is your choice, and refusing
     is the safe one.
 
-    INVALID_ARGUMENT    your request cannot be meant; the message begins with the field, nothing was taken
+    INVALID_ARGUMENT    the request is invalid; the message begins with the field, nothing was taken
     RESOURCE_EXHAUSTED  the message is larger than the listener allows (64 KiB unless configured), or
     too many calls are running
     DEADLINE_EXCEEDED   no answer within your deadline; a token may have been taken

@@ -53,7 +53,7 @@ def is_single_person(actor: Actor, suspensions: Sequence[Suspension]) -> bool:
     """
     Whether *actor* and a suspender may be one person: the owner of the registry's machine.
 
-    True if the account was recovered on the machine, if its access was granted by such an account since the
+    True if the account was recovered on the machine, if a recovered account granted its access since the
     suspension, or if the suspension was made on the machine, because then its author is unknown.
     """
     since_us = _since_us(suspensions)

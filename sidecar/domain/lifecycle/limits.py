@@ -95,7 +95,7 @@ def fail_policy_of(text: str | None) -> FailPolicy | None:
     Parse a policy; None = the policy of the configuration.
 
     Raises:
-        InvalidError: there is no such policy.
+        InvalidError: unknown policy.
     """
     if text is None:
         return None

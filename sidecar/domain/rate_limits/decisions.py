@@ -34,7 +34,7 @@ UNLIMITED_REMAINING: Final = HITS_MAX
 
 
 class InvalidRequestError(ValueError):
-    """A request that cannot be meant; the message says which field and what it must be."""
+    """An invalid request; the message says which field and what it must be."""
 
 
 @final

@@ -3,7 +3,7 @@ The supervisor's side of the decision log: one writer process, restarted when it
 
 All workers share one end of a socket, and the writer has the other. The supervisor keeps both ends open:
 while no writer runs, frames wait in the socket, then in the workers. When a worker has ended, the supervisor
-tells the writer how many decisions that worker made, so that the writer knows how many it did not receive.
+reports its number of decisions to the writer, so that the writer knows how many it did not receive.
 """
 
 from __future__ import annotations
@@ -186,14 +186,14 @@ class LogProcess:
                     self._count(content)
             self._loop.remove_reader(self._link)
 
-    def _count(self, told: dict[str, int]) -> None:
-        """Show what the writer has told; counters never decrease."""
+    def _count(self, totals: dict[str, int]) -> None:
+        """Export the writer's totals; counters never decrease."""
         metrics = self._metrics
         for result in RESULTS:
             slot = metrics.slot("sidecar_decision_log_rows_total", result)
-            metrics.values[slot] = max(metrics.values[slot], told[result])
-        metrics.set("sidecar_decision_log_failing", to=int(told["is_failing"]))
-        metrics.set("sidecar_decision_log_bytes", to=told["kept_bytes"])
+            metrics.values[slot] = max(metrics.values[slot], totals[result])
+        metrics.set("sidecar_decision_log_failing", to=int(totals["is_failing"]))
+        metrics.set("sidecar_decision_log_bytes", to=totals["kept_bytes"])
 
     def _on_ended(self) -> None:
         assert self._child is not None and self._link is not None

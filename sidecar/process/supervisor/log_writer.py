@@ -40,7 +40,7 @@ BATCH_ROWS_MAX = 50_000
 FRAMES_PER_READ_MAX = 64
 """Frames that are read before timers and signals get their turn."""
 TICK_S = 0.25
-"""How often the writer checks whether a batch is due, and tells its totals."""
+"""How often the writer checks whether a batch is due, and reports its totals."""
 UPKEEP_INTERVAL_S = 20.0
 LAST_BATCH_ATTEMPTS = 3
 END = b"end"
@@ -233,7 +233,7 @@ class LogWriterProcess:
         trim_missing(folder, now_us - ROLLUP_DAYS * DAY_US)
 
     async def _in_thread(self, number: int, job: Callable[[], Result]) -> Result:
-        """Run *job* in thread 0 (batches) or 1 (upkeep), each with a connection of its own."""
+        """Run *job* in thread 0 (batches) or 1 (upkeep), each with its own connection."""
         while len(self._threads) <= number:
             self._threads.append(ThreadPoolExecutor(1))
         return await asyncio.get_running_loop().run_in_executor(self._threads[number], job)
@@ -287,14 +287,14 @@ class LogWriterProcess:
 
     def _tell_totals(self) -> None:
         """Tell the supervisor what it shows as metrics."""
-        told = {
+        totals = {
             **self._writer.totals._asdict(),
             "stdout_dropped": 0 if self._stdout is None else self._stdout.dropped,
             "failures": self._failures,
             "is_failing": bool(self._problem),
             "kept_bytes": self._kept_bytes,
         }
-        self._send(json.dumps(told).encode())
+        self._send(json.dumps(totals).encode())
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # the supervisor is busy, or has ended

@@ -2,7 +2,7 @@
 The messages between a worker and its supervisor: reports, orders, and their confirmations.
 
 Each message is one JSON object in one packet of a Unix socket (SOCK_SEQPACKET), so it arrives whole or not
-at all. When either process ends, its socket closes, which tells the other.
+at all. When either process ends, its socket closes, which the other notices.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class StdoutLines:
     def __init__(self, fd: int) -> None:
         """Write to *fd*."""
         self.dropped = 0
-        """Lines that were dropped because the reader was too slow, or has gone."""
+        """Lines that were dropped because the reader was too slow or has exited."""
         self._fd = fd
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._bytes = 0

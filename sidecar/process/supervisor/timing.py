@@ -44,7 +44,7 @@ class BackoffLimits:
     """
     The wait before a restart: none after the first crash, then doubling from `first_s` to `longest_s`.
 
-    A worker that served for at least `stable_s` starts the count of crashes anew.
+    A worker that served for at least `stable_s` resets the count of crashes.
     """
 
     first_s: float = 0.5

@@ -210,22 +210,13 @@ def activity_view(
 def _zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
-    except (
-        ValueError,
-        OSError,
-    ):  # ZoneInfoNotFoundError is a KeyError on some machines, an OSError on others
-        raise _bad_zone(name) from None
-    except KeyError:
-        raise _bad_zone(name) from None
-
-
-def _bad_zone(name: str) -> Exception:
-    return refusal(
-        Code.INVALID_VALUE,
-        "time_zone",
-        f"no time zone {name[:80]!a} on this machine",
-        "send a name such as Europe/Berlin or UTC; the package tzdata has all names",
-    )
+    except (KeyError, ValueError, OSError):  # the error for an unknown name depends on the name
+        raise refusal(
+            Code.INVALID_VALUE,
+            "time_zone",
+            f"no time zone {name[:80]!a} on this machine",
+            "send a name such as Europe/Berlin or UTC; the package tzdata has all names",
+        ) from None
 
 
 def _working_hours(query: b.ActivityQuery, zone: tzinfo) -> WorkingHours | None:

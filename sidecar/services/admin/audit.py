@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from sidecar.domain.audit import AuditFormatError, StoredEntry, parse_anchor, parse_entry
+from sidecar.domain.audit import AuditEntry, AuditFormatError, StoredEntry, parse_anchor, parse_entry
 from sidecar.domain.refusals import Code, refusal
 from sidecar.domain.roles import Action
 from sidecar.services.admin import bodies as b
@@ -58,6 +58,9 @@ class AuditEntryView(TypedDict):
     request_id: str | None
 
 
+_COPIED = tuple(name for name in AuditEntryView.__annotations__ if name in AuditEntry.__annotations__)
+
+
 class AuditPageView(TypedDict):
     """One page of the log; `chain` null = the entries of all `chains`, merged."""
 
@@ -84,7 +87,7 @@ async def list_entries(context: AdminContext, call: Call, query: b.AuditListQuer
         actor=query.actor,
         action=query.action,
         since_us=query.since or 0,
-        until_us=query.until if query.until is not None else AuditQuery().until_us,
+        until_us=AuditQuery().until_us if query.until is None else query.until,
         newest_first=query.newest_first,
         after=query.after,
         limit=query.limit,
@@ -105,7 +108,7 @@ async def export_entries(context: AdminContext, call: Call, query: b.ExportQuery
     wanted = AuditQuery(
         subject=subject,
         since_us=query.since or 0,
-        until_us=query.until if query.until is not None else AuditQuery().until_us,
+        until_us=AuditQuery().until_us if query.until is None else query.until,
         limit=EXPORT_PAGE,
     )
     return BoundedStream(_exported(context, chains, wanted), NDJSON, EXPORT_TIMEOUT_S)
@@ -139,23 +142,12 @@ def entry_view(stored: StoredEntry) -> AuditEntryView:
     except AuditFormatError:
         entry = None
     return {
+        **{name: getattr(entry, name, None) for name in _COPIED},  # type: ignore[typeddict-item]
         "chain": stored.chain,
         "sequence": stored.sequence,
         "digest": stored.digest,
         "is_readable": entry is not None,
         "at": format_time(entry.at_us) if entry else None,
-        "actor": entry.actor if entry else None,
-        "role": entry.role if entry else None,
-        "token_id": entry.token_id if entry else None,
-        "action": entry.action if entry else None,
-        "subject": entry.subject if entry else None,
-        "generation": entry.generation if entry else None,
-        "summary": entry.summary if entry else None,
-        "reason": entry.reason if entry else None,
-        "before": entry.before if entry else None,
-        "after": entry.after if entry else None,
-        "source": entry.source if entry else None,
-        "request_id": entry.request_id if entry else None,
     }
 
 

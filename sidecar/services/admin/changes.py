@@ -165,10 +165,10 @@ def _headers(row: ChangeRow, committed: Committed) -> dict[str, str]:
 
 def _view(context: AdminContext, record: Integration, notices: tuple[Notice, ...], made: _Made) -> ChangeView:
     now_us = context.clock_us()
-    told = (*notices, *lock_notices(made.accounts, record, now_us))
+    all_notices = (*notices, *lock_notices(made.accounts, record, now_us))
     return {
         "integration": integration_view(record, now_us),
-        "notices": [notice_view(notice) for notice in told],
+        "notices": [notice_view(notice) for notice in all_notices],
         "is_change": False,
         "is_deleted": False,
         "is_dry_run": False,

@@ -1,7 +1,7 @@
 """
 Runs queries of the decision log for the admin API: in threads, so that its event loop stays free.
 
-The API has a process of its own, which decides no request (ADR 0011); DuckDB releases the lock of the
+The API runs in a separate process, which decides no request (ADR 0011); DuckDB releases the lock of the
 interpreter while it works.
 """
 

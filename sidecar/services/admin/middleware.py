@@ -109,7 +109,7 @@ class AdminMiddleware:
             _LOG.error("admin API call failed, request %s", call.request_id, exc_info=error)
             problem = own_fault(call.is_change)
         if answer.status is not None:
-            # Part of the answer was sent: only closing the connection tells the reader that it is incomplete.
+            # Part of the answer was sent: only closing the connection shows the reader that it is incomplete.
             raise error
         call.note(code=problem.code)
         await respond(problem, call.request_id)(call.request.scope, call.request.receive, answer)

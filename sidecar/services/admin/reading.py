@@ -17,7 +17,6 @@ from sidecar.services.admin.context import AdminContext
 from sidecar.services.admin.endpoint import Endpoint
 from sidecar.services.admin.times import format_time
 from sidecar.services.admin.views import (
-    ROLE_WORDS,
     CredentialView,
     IntegrationView,
     RoleWord,
@@ -85,7 +84,7 @@ async def whoami(context: AdminContext, call: Call, query: Any, body: Any) -> Re
     view: WhoamiView = {
         "administrator": caller.actor.id,
         "name": caller.name,
-        "role": ROLE_WORDS[caller.actor.role],
+        "role": caller.actor.role.value,
         "token_id": caller.actor.token_id,
         "expires_at": format_time(caller.expires_at_us),
         "permissions": sorted(action.value for action in PERMISSIONS[caller.actor.role]),

@@ -17,7 +17,6 @@ from sidecar.domain.effective import is_invalidated, is_live, raise_in_force
 from sidecar.domain.integrations import Credential, Integration
 from sidecar.domain.lifecycle.outcome import Notice
 from sidecar.domain.records import written
-from sidecar.domain.roles import Role
 from sidecar.domain.scopes import ScopeCategory
 from sidecar.services.admin.problems import api_name
 from sidecar.services.admin.times import format_optional_time, format_time
@@ -27,12 +26,6 @@ RoleWord = Literal["admin", "auditor", "operator"]
 PolicyWord = Literal["deny", "allow", "local"]
 RuleWord = Literal["allowlist", "scopes", "limit"]
 CredentialState = Literal["active", "overlapping", "expired", "invalidated"]
-
-ROLE_WORDS: Mapping[Role, RoleWord] = {
-    Role.ADMIN: "admin",
-    Role.AUDITOR: "auditor",
-    Role.OPERATOR: "operator",
-}
 
 
 class CredentialView(TypedDict):
@@ -140,7 +133,7 @@ class DurabilityView(TypedDict):
 
 
 def durability_view(registry: Registry, is_durable: bool) -> DurabilityView:
-    """What to tell of changes of *registry* that all are durable, or not."""
+    """Return whether changes of *registry* are durable, by *is_durable* of all of them."""
     return {"is_durable": is_durable, "lacks_replicas": registry.has_replicas and not is_durable}
 
 
@@ -275,7 +268,7 @@ def administrator_view(
     return {
         "id": administrator.id,
         "name": administrator.name,
-        "role": ROLE_WORDS[administrator.role],
+        "role": administrator.role.value,
         "created_at": format_time(administrator.created_at_us),
         "removed_at": format_time(removed_at_us) if removed_at_us is not None else None,
         "is_recovered": administrator.is_recovered,

@@ -1,5 +1,5 @@
 """
-Counts the decisions of every process whose rows are missing, whoever was killed on their way to the disk.
+Counts the decisions of every process whose rows are missing, also after a process was killed.
 
 Each frame has the counts of its process so far. What they grew by, less the rows of the frame, was dropped,
 left out or lost. The accounts advance only with what is on the disk: a writer that starts with the accounts
@@ -51,7 +51,7 @@ class Accounts:
         """
         Return the names of processes whose end is accounted for, the last ENDED_MAX.
 
-        The supervisor tells each end to every new writer until it finds the name here.
+        The supervisor reports each end to every new writer until it finds the name here.
         """
         return list(self._ended)
 

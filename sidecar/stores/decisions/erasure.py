@@ -65,7 +65,7 @@ def erase(folders: list[Path], filters: DecisionFilters, deadline_s: float) -> E
 
 
 class _Erasure:
-    """The erasure in one sidecar's folder, by whoever may rewrite its files."""
+    """The erasure in one sidecar's folder, by the process that may rewrite its files."""
 
     def __init__(self, connection: DuckDBPyConnection, folder: Path, filters: DecisionFilters) -> None:
         self._connection = connection
@@ -94,7 +94,7 @@ class _Erasure:
         return self._erase_where(segment, joined(self._filters.conditions()))
 
     def _erase_counts(self, segment: Segment) -> int:
-        """Erase from a rollup whose rows are gone."""
+        """Erase from a rollup whose rows were erased."""
         block = self._filters.addresses
         if block is None:
             return self._erase_where(segment, joined(self._filters.conditions()))

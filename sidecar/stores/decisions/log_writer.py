@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 class LogState(NamedTuple):
     """
-    What a writer tells the supervisor before it writes batch `number` of `folder`, 0 = only `spans`.
+    What a writer reports to the supervisor before it writes batch `number` of `folder`, 0 = only `spans`.
 
     `after` is the progress once the batch is written, `before` is valid without it.
     """

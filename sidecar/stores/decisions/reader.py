@@ -300,7 +300,7 @@ class DecisionReader:
 
     @contextmanager
     def _connected(self, spill: tuple[Path, int] | None = None) -> Iterator[DuckDBPyConnection]:
-        """A connection of its own: DuckDB frees all memory of a query when it is closed."""
+        """A separate connection: DuckDB frees all memory of a query when it is closed."""
         import duckdb
 
         config: dict[str, Any] = {

@@ -59,7 +59,7 @@ class StoreLimits:
     collects takes and merges equal ones."""
     early_takes_min: int = 16
     """Number of takes at which a batch is sent before the loop turn ends: the cost of one more batch is small
-    against that of its takes, and such a turn is long."""
+    against that of its takes, and a turn of that size is long."""
     groups_max: int = 64
     """Entries of one batch: about 0.2 ms in Redis, which serves no other client meanwhile. Larger batches
     save little (docs/adr/0005), and the sidecar prepares the next batch while Redis processes one."""

@@ -228,7 +228,7 @@ class _Sentinel:
                     link.request("SENTINEL", "REPLICAS", service),
                 )
             view = read_view(master, found, replicas)
-        except ErrorReply as error:  # no such service, or no Sentinel
+        except ErrorReply as error:  # an unknown service, or not a Sentinel
             raise HandshakeError(
                 await self._connector.explain_sentinel(self.address) or str(error)
             ) from error

@@ -77,7 +77,7 @@ async def _view(connector: Connector, node: Address) -> _View:
 
 def read_slots(reply: Any, asked_host: str) -> SlotMap:
     """
-    Parse the reply to CLUSTER SLOTS; an empty host stands for *asked_host*.
+    Parse the reply to CLUSTER SLOTS; an empty host means *asked_host*.
 
     Raises:
         HandshakeError: the reply is malformed or has no slots.
@@ -99,7 +99,7 @@ def read_slots(reply: Any, asked_host: str) -> SlotMap:
 
 def read_redirect(error: ErrorReply, asked: Address) -> Address:
     """
-    The target of a MOVED or ASK error; an empty host stands for that of *asked*.
+    The target of a MOVED or ASK error; an empty host means that of *asked*.
 
     Raises:
         HandshakeError: the error names no address.

@@ -43,7 +43,7 @@ def record_problems(stored: str, derived: DerivedFields) -> list[str]:
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
     problems = []
-    if derived.status not in (record.status.value, DELETED):  # only the log tells whether it is deleted
+    if derived.status not in (record.status.value, DELETED):  # only the audit log records a deletion
         problems.append(f"its stored status is {derived.status!r}, the record says {record.status.value!r}")
     if derived.generation != record.generation:
         problems.append(f"its stored generation is {derived.generation}, the record says {record.generation}")

@@ -59,7 +59,7 @@ async def _head(reader: Reader, partition: int) -> ChainHead:
 
 
 async def _is_same(reader: Reader, since: Revision, head: ChainHead, history: History) -> bool:
-    """Whether the chain up to *head* contains the entry that *since* stands for."""
+    """Whether the chain up to *head* contains the entry of *since*."""
     sequence = since.sequences[head.chain]
     if sequence > head.sequence:
         return False

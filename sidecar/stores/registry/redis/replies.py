@@ -15,7 +15,7 @@ RECORD_FIELDS = ("record", "status")
 
 
 def found_record(reply: list[Any]) -> FoundRecord | None:
-    """Parse the reply to HMGET of `RECORD_FIELDS`; None = no such integration."""
+    """Parse the reply to HMGET of `RECORD_FIELDS`; None = unknown integration."""
     if reply[0] is None:
         return None
     return FoundRecord(record_of(reply[0]), reply[1] == DELETED)

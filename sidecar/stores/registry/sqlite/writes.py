@@ -15,6 +15,7 @@ from sidecar.domain.changes import (
     SIDECARS_MAX,
     AdminCommitted,
     AdminRequest,
+    ChangeContext,
     ChangeRequest,
     Committed,
     Current,
@@ -25,9 +26,12 @@ from sidecar.domain.changes import (
 from sidecar.domain.lifecycle.credentials import credential_id_used
 from sidecar.domain.lifecycle.machine import Lifecycle
 from sidecar.domain.lifecycle.outcome import ADDRESSES_SEEN_MAX, Outcome
-from sidecar.stores.registry.base import token_id_used
+from sidecar.domain.roles import Actor
+from sidecar.stores.registry.base import idempotency_mismatch, token_id_used
 from sidecar.stores.registry.derived import search_text
 from sidecar.stores.registry.protocol import (
+    IDEMPOTENCY_KEYS_MAX,
+    IDEMPOTENCY_LIFETIME_US,
     REFUSED_MAX,
     SEEN_WINDOW_US,
     TOKEN_USES_MAX,
@@ -42,7 +46,6 @@ from sidecar.stores.registry.results import (
     stored_commit,
 )
 from sidecar.stores.registry.sqlite import reads
-from sidecar.stores.registry.sqlite.idempotency import find_result, keep_result
 from sidecar.stores.registry.sqlite.transactions import in_savepoint
 
 
@@ -56,7 +59,7 @@ def change(
         RefusedError: the caller must roll back.
     """
     holder = reads.administrator(database, request.actor.id)
-    kept = find_result(database, confirm(request.actor, holder, now_us), request.context, now_us)
+    kept = _find_result(database, confirm(request.actor, holder, now_us), request.context, now_us)
     if kept is not None:
         return replayed_commit(kept)
     planned = plan(lifecycle, current(database, request, now_us), request, now_us)
@@ -68,7 +71,7 @@ def change(
         _put_secrets(database, outcome)
     committed = Committed(outcome.record, planned.entry, outcome.notices, outcome.is_deleted)
     if request.context.idempotency_key:
-        keep_result(database, request.actor, request.context, stored_commit(committed), now_us)
+        _keep_result(database, request.actor, request.context, stored_commit(committed), now_us)
     return committed
 
 
@@ -115,7 +118,7 @@ def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int)
     actor = request.actor
     if actor is not None:
         actor = confirm(actor, directory.get(actor.id), now_us)
-        kept = find_result(database, actor, request.context, now_us)
+        kept = _find_result(database, actor, request.context, now_us)
         if kept is not None:
             return replayed_admin_commit(kept)
     planned = plan_administration(directory, reads.head(database), request, now_us)
@@ -125,7 +128,7 @@ def administer(database: sqlite3.Connection, request: AdminRequest, now_us: int)
         _put_administrator(database, outcome, planned.stored, planned.entry)
     committed = AdminCommitted(outcome.administrator, planned.entry)
     if actor is not None and request.context.idempotency_key:
-        keep_result(database, actor, request.context, stored_admin_commit(committed), now_us)
+        _keep_result(database, actor, request.context, stored_admin_commit(committed), now_us)
     return committed
 
 
@@ -271,3 +274,42 @@ def _put_administrator(
         database.execute(
             "UPDATE administrators SET generation = ?, sequence = ?, record = ? WHERE id = ?", values
         )
+
+
+def _find_result(
+    database: sqlite3.Connection, actor: Actor, context: ChangeContext, now_us: int
+) -> str | None:
+    """
+    The earlier result for this administrator's idempotency key; None = a new key, or no key.
+
+    Raises:
+        ConflictError: the key was used for another request.
+    """
+    if not context.idempotency_key:
+        return None
+    found = database.execute(
+        "SELECT fingerprint, result FROM idempotency WHERE actor = ? AND key = ? AND at_us > ?",
+        (actor.id, context.idempotency_key, now_us - IDEMPOTENCY_LIFETIME_US),
+    ).fetchone()
+    if found is None:
+        return None
+    fingerprint, result = found
+    if fingerprint != context.fingerprint:
+        raise idempotency_mismatch()
+    return str(result)
+
+
+def _keep_result(
+    database: sqlite3.Connection, actor: Actor, context: ChangeContext, result: str, now_us: int
+) -> None:
+    """Store *result* under the key; delete expired keys, and the oldest beyond the maximum number."""
+    database.execute("DELETE FROM idempotency WHERE at_us <= ?", (now_us - IDEMPOTENCY_LIFETIME_US,))
+    database.execute(
+        "DELETE FROM idempotency WHERE (actor, key) IN (SELECT actor, key FROM idempotency"
+        " ORDER BY at_us LIMIT max(0, (SELECT count(*) FROM idempotency) - ?))",
+        (IDEMPOTENCY_KEYS_MAX - 1,),
+    )
+    database.execute(
+        "INSERT INTO idempotency (actor, key, fingerprint, at_us, result) VALUES (?, ?, ?, ?, ?)",
+        (actor.id, context.idempotency_key, context.fingerprint, now_us, result),
+    )

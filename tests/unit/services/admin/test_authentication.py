@@ -11,7 +11,7 @@ import pytest
 from sidecar.domain.accounts import AuthenticationError
 from sidecar.domain.api_keys import checksum, generate_api_key
 from sidecar.services.admin import authentication
-from sidecar.services.admin.attempts import (
+from sidecar.services.admin.authentication import (
     ATTEMPTS_BURST,
     SOURCES_MAX,
     TABLE_FULL_RETRY_S,

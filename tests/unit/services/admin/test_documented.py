@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from sidecar.domain.refusals import Code, GenerationConflictError, RefusalKind
 from sidecar.domain.roles import Role
 from sidecar.services.admin.api import ENDPOINTS
-from sidecar.services.admin.attempts import ATTEMPTS_BURST, ATTEMPTS_PER_MINUTE, SOURCES_MAX
 from sidecar.services.admin.audit import EXPORT_TIMEOUT_S, VERIFY_TIMEOUT_S
+from sidecar.services.admin.authentication import ATTEMPTS_BURST, ATTEMPTS_PER_MINUTE, SOURCES_MAX
 from sidecar.services.admin.bodies import REVIEW_PAGE_MAX, WAIT_S_MAX
 from sidecar.services.admin.call import BODY_BYTES_MAX, BODY_TIMEOUT_S, QUERY_CHARS_MAX
 from sidecar.services.admin.concurrency import CALLS_MAX, LONG_CALLS_MAX

@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -351,6 +352,7 @@ def as_double(level: Level) -> Level:
     return Level(float(level.tat_us), float(level.interval_us), debt)  # type: ignore[arg-type]
 
 
+@pytest.mark.pure  # native classes take no floats; the promise is about take.lua, which computes in them
 @given(several, st.integers(0, ASKED_MAX), costs, st.integers(0, YEAR_2200_US))
 def test_draw_all__doubles_compute_the_same(
     buckets: list[tuple[Level | None, Quota]], asked: int, cost: int, now_us: int

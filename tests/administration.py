@@ -33,7 +33,7 @@ ID = "acme"
 
 
 def digest(name: str) -> str:
-    """The digest of the key that *name* stands for."""
+    """The digest of the key called *name*."""
     return "sha256:" + sha256(name.encode()).hexdigest()
 
 

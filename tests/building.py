@@ -4,7 +4,7 @@ Builders for tests: a registry, a policy and a decider in two lines; fakes of cl
     key = make_key()
     decider = make_decider(make_integration(key))
 
-Everything is real but what a test must hold in its hand: the time, a store that answers when told to,
+Everything is real but what a test must hold in its hand: the time, a store that answers on request,
 and the far end of a call.
 """
 
@@ -53,7 +53,7 @@ ROUTES: tuple[tuple[str, str, str | None], ...] = (
 
 
 class ManualClock:
-    """A clock in µs since the epoch that only moves when told to."""
+    """A clock in µs since the epoch that only moves on request."""
 
     def __init__(self, now_us: int = NOW_US) -> None:
         """Stand at *now_us*; `reads` counts how often it was asked."""
@@ -252,7 +252,7 @@ class RecordingStore:
         self.pending: list[PendingTake] = []
 
     def take_now(self, buckets: BucketSet, asked: int) -> None:
-        """Never at hand."""
+        """Never available at once."""
         self.tried.append((buckets, asked))
 
     def take_later(self, buckets: BucketSet, asked: int, timeout_s: float, done: TakeDone) -> None:

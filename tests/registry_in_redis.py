@@ -1,4 +1,4 @@
-"""The registry in Redis for tests: people in it, changes made to it, each by connections of its own."""
+"""The registry in Redis for tests: people in it, changes made to it, each by separate connections."""
 
 from __future__ import annotations
 

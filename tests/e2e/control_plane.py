@@ -36,7 +36,7 @@ class Administrator:
         self._socket_path = socket_path
 
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None, **headers: str) -> Answer:
-        """One call of the API, on a connection of its own."""
+        """One call of the API, on a separate connection."""
         pairs = [("authorization", f"Bearer {self.token}"), *headers.items()]
         content = None
         if body is not None:
@@ -46,7 +46,7 @@ class Administrator:
             return client.send(method, f"/v1{path}", pairs, content)
 
     def get(self, path: str) -> Any:
-        """What the API tells."""
+        """What the API answers."""
         answer = self.send("GET", path)
         assert answer.status == 200, answer
         return answer.json()
@@ -55,9 +55,9 @@ class Administrator:
         """Make a change, which must be made and in force; what the API says of it."""
         answer = self.send("POST", path, body)
         assert answer.status in (200, 201), answer
-        told: dict[str, Any] = answer.json()
-        assert told.get("is_in_force", True), told
-        return told
+        reported: dict[str, Any] = answer.json()
+        assert reported.get("is_in_force", True), reported
+        return reported
 
     def create(self, id: str, **fields: Any) -> str:
         """Create an integration; its API key."""

@@ -1,4 +1,4 @@
-"""What goes on in threads of its own while a `with` block is open."""
+"""What goes on in separate threads while a `with` block is open."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ LIMITED_OWNERS = 40
 
 
 class Owners:
-    """The owners of one registry: who they are stands in their names."""
+    """The owners of one registry: who they are is in their names."""
 
     def __init__(self) -> None:
         """Make fresh keys for everybody."""

@@ -18,7 +18,7 @@ PAUSE_S = 0.005
 
 class SteadyLoad(InBackground):
     """
-    Runs in threads of its own while the `with` block is open.
+    Runs in separate threads while the `with` block is open.
 
     Bounded by what the block waits for: `await_more` requests, not a time.
     """

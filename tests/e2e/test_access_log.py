@@ -35,7 +35,7 @@ def logged(stack: Stack, decision_id: str) -> dict[str, Any]:
 def test_access_log__says_why_a_request_was_refused(
     any_stack: Stack, who: str, path: str, integration: str, reason: str
 ) -> None:
-    """The log has the real reason, also where the client is told the common one."""
+    """The log has the real reason, also where the client gets the common one."""
     owner = getattr(any_stack.people, who)
     answer = any_stack.get(path, owner)
     entry = logged(any_stack, answer.one("x-decision-id"))

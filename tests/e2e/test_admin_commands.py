@@ -65,30 +65,30 @@ def test_admin_commands__reach_every_kind_of_listener(site: Site) -> None:
         ("--server", site.encrypted, "--ca", str(site.ca)),
         ("--server", site.socket),
     ):
-        told = site.whoami(*arguments)
-        assert (told.exit_code, told.stderr) == (0, "")
-        assert told.stdout.startswith("administrator\tann\n")
+        reported = site.whoami(*arguments)
+        assert (reported.exit_code, reported.stderr) == (0, "")
+        assert reported.stdout.startswith("administrator\tann\n")
 
 
 def test_admin_commands__what_cannot_be_trusted_gets_no_token(site: Site) -> None:
     """A certificate of another CA ends the call, and says which option names the right one."""
-    told = site.whoami("--server", site.encrypted)
-    assert told.exit_code == 1
-    assert "its certificate is not trusted: pass the CA that signed it with --ca FILE" in told.stderr
+    reported = site.whoami("--server", site.encrypted)
+    assert reported.exit_code == 1
+    assert "its certificate is not trusted: pass the CA that signed it with --ca FILE" in reported.stderr
     elsewhere = site.encrypted.replace("localhost", "127.0.0.1")  # not a name in the certificate
-    told = site.whoami("--server", elsewhere, "--ca", str(site.ca))
-    assert (told.exit_code, "its certificate is for other names" in told.stderr) == (1, True)
+    reported = site.whoami("--server", elsewhere, "--ca", str(site.ca))
+    assert (reported.exit_code, "its certificate is for other names" in reported.stderr) == (1, True)
 
 
-def test_admin_commands__the_wrong_scheme_is_told(site: Site) -> None:
+def test_admin_commands__the_wrong_scheme_is_reported(site: Site) -> None:
     """https where there is no TLS, and http where there is, are slips that have a remedy."""
-    told = site.whoami("--server", site.plain.replace("http:", "https:"), "--ca", str(site.ca))
-    assert (told.exit_code, "write http:// instead of https://" in told.stderr) == (1, True)
+    reported = site.whoami("--server", site.plain.replace("http:", "https:"), "--ca", str(site.ca))
+    assert (reported.exit_code, "write http:// instead of https://" in reported.stderr) == (1, True)
     plain = site.whoami("--server", site.encrypted.replace("https:", "http:"))
     assert (plain.exit_code, "if the listener uses TLS, write https://" in plain.stderr) == (1, True)
 
 
-def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> None:
+def test_admin_commands__output_that_cannot_be_written_is_reported(site: Site) -> None:
     """A full disk or a closed output ends a command in a sentence; a key that was lost is named."""
     environment = {"SIDECAR_SERVER": site.plain, "SIDECAR_ADMIN_TOKEN": site.token}
     program = f"{sys.executable} -m sidecar.cli"
@@ -97,23 +97,23 @@ def test_admin_commands__output_that_cannot_be_written_is_told(site: Site) -> No
         f"{program} credentials issue full > /dev/full\n"
         f"{program} integrations list >&-\n"
     )
-    told = subprocess.run(
+    reported = subprocess.run(
         ["bash", "-c", script],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=110,
     ).stderr  # fmt: skip
-    assert "sidecar: the output cannot be written: No space left on device" in told
-    assert "The API key of full was created, but standard output cannot be written" in told
-    assert "sidecar: standard output is closed" in told
-    assert "Traceback" not in told
+    assert "sidecar: the output cannot be written: No space left on device" in reported
+    assert "The API key of full was created, but standard output cannot be written" in reported
+    assert "sidecar: standard output is closed" in reported
+    assert "Traceback" not in reported
 
 
-def test_admin_commands__a_sidecar_without_a_control_plane_is_told(tmp_path: Path, site: Site) -> None:
+def test_admin_commands__a_sidecar_without_a_control_plane_is_reported(tmp_path: Path, site: Site) -> None:
     """A registry that is a file is edited, not administered: the answer says what to configure."""
     (tmp_path / "registry.yaml").write_text("integrations: []\n")
     config = tmp_path / "sidecar.yaml"
     listen = {"grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"}
     config.write_text(yaml.safe_dump({"listen": listen, "registry": "registry.yaml"}))
     with Running(tmp_path, "--config", str(config)) as plain:
-        told = site.whoami("--server", plain.event("serving")["admin"][0])
-    assert told.exit_code == 1
-    assert "registry: sqlite:" in told.stderr
+        reported = site.whoami("--server", plain.event("serving")["admin"][0])
+    assert reported.exit_code == 1
+    assert "registry: sqlite:" in reported.stderr

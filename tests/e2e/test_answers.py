@@ -102,7 +102,7 @@ def test_answers__an_address_on_the_allowlist_passes(any_stack: Stack) -> None:
 
 
 def test_answers__the_refused_address_is_named(stack: Stack) -> None:
-    """A foreign caller learns which address was seen: that is what to tell an administrator."""
+    """A foreign caller learns which address was seen: that is what an administrator needs."""
     problem = denied(stack.get("/v1/inventory/42", stack.people.foreigner), 403, "ip_not_allowed")
     assert "127.0.0.1" in str(problem["detail"])
 

@@ -16,7 +16,7 @@ READ = ["inventory:read"]
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ControlledStack]:
-    """One stack for all; each test has an integration of its own."""
+    """One stack for all; each test has a separate integration."""
     running = ControlledStack()
     yield running
     running.close()
@@ -61,7 +61,7 @@ def test_scopes__taken_away_and_given_back(stack: ControlledStack) -> None:
 
 
 def test_allowlist__shuts_out_and_lets_in(stack: ControlledStack) -> None:
-    """An allowlist without the caller's address refuses the next request; mended, it passes again."""
+    """An allowlist without the caller's address refuses the next request; corrected, it passes again."""
     key = stack.ann.create("listed", scopes=READ)
     stack.ann.change("/integrations/listed/allowlist/set", entries=["198.51.100.0/24"])
     assert stack.get(key).status == 200  # not turned on yet
@@ -72,7 +72,7 @@ def test_allowlist__shuts_out_and_lets_in(stack: ControlledStack) -> None:
 
 
 def test_limit__changes_in_place(stack: ControlledStack) -> None:
-    """The next request goes by the new limit, and what was used stays used."""
+    """The next request applies the new limit, and what was used stays used."""
     key = stack.ann.create("limited", scopes=READ, rate_limit_rpm=1, burst=10)
     left = [int(stack.get(key).one("x-ratelimit-remaining")) for _ in range(4)]
     assert left == [9, 8, 7, 6]
@@ -95,6 +95,6 @@ def test_revocation__of_one_key(stack: ControlledStack) -> None:
 def test_audit__knows_it_all(stack: ControlledStack) -> None:
     """Everything above is on record, and the record verifies while the sidecar serves."""
     stack.ann.create("recorded", scopes=READ)
-    told = stack.ann.get("/audit?integration=recorded")
-    assert [entry["action"] for entry in told["items"]] == ["integration.create"]
+    reported = stack.ann.get("/audit?integration=recorded")
+    assert [entry["action"] for entry in reported["items"]] == ["integration.create"]
     assert stack.ann.get("/audit/verify")["is_intact"] is True

@@ -116,14 +116,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
-    """A fleet that tests share; each has integrations of its own."""
+    """A fleet that tests share; each has separate integrations."""
     with a_fleet(tmp_path_factory.mktemp("f")) as controlled:
         yield controlled
 
 
 @contextmanager
 def a_fleet(folder: Path) -> Iterator[Controlled]:
-    """A supervisor with two workers, both known to the registry, which has a place of its own in Redis."""
+    """A supervisor with two workers, both known to the registry, which has a separate place in Redis."""
     store = f"{shared().standalone.url}?prefix=control:{secrets.token_hex(4)}:"
     controlled = Controlled(folder, None, store=store, workers=2)
     try:
@@ -170,15 +170,15 @@ def test_workers__refuse_after_a_suspension(fleet: Controlled) -> None:
 
 
 def test_workers__confirm_a_suspension(fleet: Controlled) -> None:
-    """A suspension that waits for the fleet is confirmed by both workers, and stands on record."""
+    """A suspension that waits for the fleet is confirmed by both workers, and is recorded."""
     fleet.ann.create("waiting")
-    told = fleet.ann.change("/integrations/waiting/suspend?wait=20s", reason="leak")["confirmation"]
-    assert (told["is_complete"], told["sidecars"], told["waiting_for"]) == (True, 2, [])
+    reported = fleet.ann.change("/integrations/waiting/suspend?wait=20s", reason="leak")["confirmation"]
+    assert (reported["is_complete"], reported["sidecars"], reported["waiting_for"]) == (True, 2, [])
     assert fleet.verify().is_intact
 
 
 def test_supervisor__rolls_and_ends_with_its_connections(folder: Path) -> None:
-    """After a rolling restart API and workers go on together; told to stop, all end, uses noted."""
+    """After a rolling restart API and workers go on together; on a stop signal all end, uses recorded."""
     rolled = 'sidecar_rolling_restarts_total{result="ok"}'
     with a_fleet(folder) as fleet:
         fleet.sidecar.signal(signal.SIGHUP)
@@ -262,7 +262,7 @@ def test_backup__while_it_serves(single: Controlled) -> None:
 
 
 def test_metrics_listener__serves_pages_alone(folder: Path) -> None:
-    """An address for scrapers tells metrics and health, and nothing about integrations."""
+    """An address for scrapers shows metrics and health, and nothing about integrations."""
     listen = {"grpc": f"unix:{folder}/g.sock", "admin": f"unix:{folder}/a.sock", "metrics": "0.0.0.0:0"}
     config = folder / "sidecar.yaml"
     config.write_text(yaml.safe_dump({"listen": listen, "registry": SQLITE, "log": {"format": "json"}}))
@@ -301,17 +301,18 @@ def test_reload__keeps_buckets_that_are_not_shared(shared_single: Controlled) ->
     key = shared_single.ann.create("kept", rate_limit_rpm=1, burst=3)
     assert [shared_single.ask(key).is_allowed for _ in range(4)] == [True, True, True, False]
     before = workers_of(shared_single)
-    told = shared_single.sidecar.printed().count('"reload requested"')
+    reported = shared_single.sidecar.printed().count('"reload requested"')
     shared_single.sidecar.signal(signal.SIGHUP)
     eventually(
-        lambda: shared_single.sidecar.printed().count('"reload requested"') == told + 2, what="both are told"
+        lambda: shared_single.sidecar.printed().count('"reload requested"') == reported + 2,
+        what="both are reported",
     )
     assert workers_of(shared_single) == before
     assert not shared_single.ask(key).is_allowed
 
 
 def test_change__is_not_in_force_while_a_worker_stands_still(shared_single: Controlled) -> None:
-    """The API waits for the worker, but not for ever: the change is made, and the answer says what lacks."""
+    """The API waits for the worker, but not forever: the change is made, and the answer says what lacks."""
     shared_single.ann.create("still")
     (worker,) = workers_of(shared_single)
     os.kill(worker, signal.SIGSTOP)
@@ -330,7 +331,7 @@ def workers_of(controlled: Controlled) -> list[int]:
 
 
 def create_until_cut(administrator: Administrator, name: str, answered: dict[str, str]) -> None:
-    """Create one integration after the other until the sidecar is gone; note each that was answered."""
+    """Create one integration after the other until the sidecar ends; note each that was answered."""
     for number in itertools.count():
         try:
             key = administrator.create(f"{name}-{number}")

@@ -1,4 +1,4 @@
-"""The decision log under load: whoever is killed, whatever the disk does, no decision goes missing unseen."""
+"""The decision log under load: whatever is killed or fails, no decision goes missing unnoticed."""
 
 from __future__ import annotations
 

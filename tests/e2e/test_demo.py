@@ -1,4 +1,4 @@
-"""`make demo` tells the truth, tidies up after itself, and fails when an answer is wrong."""
+"""`make demo` shows real answers, tidies up after itself, and fails when an answer is wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def both_children_of(pid: int) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether the process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

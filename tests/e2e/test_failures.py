@@ -1,4 +1,4 @@
-"""When a part is gone, requests get their defined answer; when it is back, all is well by itself."""
+"""When a part fails, requests get their defined answer; when it is back, all is well by itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def status(stack: Stack) -> int:
 )
 def test_failures__each_has_its_answer_and_is_over_by_itself(kind: StackKind, number: signal.Signals) -> None:
     """
-    A sidecar that says nothing costs a request Envoy's timeout; Envoy may restart; then the sidecar is gone.
+    A sidecar that says nothing costs a request Envoy's timeout; Envoy may restart; then the sidecar ends.
 
     Envoy fails closed at once, stopped or killed, and opens by itself when a sidecar is back.
     """

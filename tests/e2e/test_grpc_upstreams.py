@@ -136,7 +136,7 @@ def test_grpc_upstreams__a_denial_is_a_status_and_a_text(
 
 
 def test_grpc_upstreams__a_quota_is_resource_exhausted_and_not_retried(grpc_stack: Stack) -> None:
-    """One call is one call; the wait is told, and the text says when to come back."""
+    """One call is one call; the wait is reported, and the text says when to come back."""
     owner = grpc_stack.people.limited()
     codes = [call(grpc_stack, owner).code() for _ in range(3)]
     before = denied(grpc_stack)
@@ -150,7 +150,7 @@ def test_grpc_upstreams__a_quota_is_resource_exhausted_and_not_retried(grpc_stac
     assert denied(grpc_stack) == before + 1
 
 
-def test_grpc_upstreams__a_client_that_retries_quotas_waits_as_told(grpc_stack: Stack) -> None:
+def test_grpc_upstreams__a_client_that_retries_quotas_waits_as_reported(grpc_stack: Stack) -> None:
     """Even where RESOURCE_EXHAUSTED is retried, the client does not come back before the wait is over."""
     owner = grpc_stack.people.limited()
     for _ in range(3):

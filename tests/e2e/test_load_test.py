@@ -92,11 +92,11 @@ def test_load_test__without_a_server_there_is_no_run(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("sck_a\n")
     target = ["--target=unix:/nowhere.sock", f"--keys={keys}"]
-    for command, told in (
+    for command, reported in (
         (["run", "nothing"], "built in are"),
         (["run", "steady", "--set=traffic.mix={valid=1}", *target], "No such file"),
         (["compare", str(keys), str(keys)], "keys"),
         (["peers", "--peer=other=/bin/true"], "it must be NAME=PATH"),
     ):
         ran = CliRunner().invoke(app, command)
-        assert (ran.exit_code, told in ran.output) == (2, True), ran.output
+        assert (ran.exit_code, reported in ran.output) == (2, True), ran.output

@@ -43,11 +43,11 @@ def test_misconfigured_routes__are_refused_counted_and_logged(misconfigured: Sta
         assert "Your request is correct" in answer.json()["detail"]
     scope = STATED[prefix]
 
-    def told() -> list[str]:
+    def reported() -> list[str]:
         lines = misconfigured.sidecar.printed().splitlines()
         return [line for line in lines if "route misconfigured" in line and f"scope {scope!r} " in line]
 
-    assert len(eventually(told, what="the log names the scope")) == 1
+    assert len(eventually(reported, what="the log names the scope")) == 1
     metrics = misconfigured.sidecar.admin("/metrics").body.decode()
     assert 'reason="route_misconfigured"' in metrics
 

@@ -201,7 +201,7 @@ def _check_files(folder: Path) -> None:
     ],
 )
 def test_operations__an_example_stands_for_one_thing(shown: str, is_held: bool) -> None:
-    """The comparison itself: other ids pass, but one for one; all else must be as it stands."""
+    """The comparison itself: other ids pass, but one for one; all else must be unchanged."""
     examples = Examples()
     assert examples.hold("x: issued Aa11111111 for Aa11111111 after 3 ms", shown) is is_held
     if is_held:

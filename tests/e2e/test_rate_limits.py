@@ -62,7 +62,7 @@ def test_envoy__limits_globally_through_us(api: LimitedApi) -> None:
     A client gets its quota, headers that tell what is left, then 429; others and other plans go on.
 
     A changed file holds for the next requests, without a restart. The example fails closed: 503 once the
-    sidecar is gone.
+    sidecar is unavailable.
     """
     for number in range(FREE_PLAN):
         answer = api.get("ann")

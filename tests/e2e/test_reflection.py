@@ -77,7 +77,7 @@ def test_describe__every_listed_service_is_described(tool: Tool, address: str) -
 
 @each_tool
 def test_guide__its_commands_run(tool: Tool, address: str, owner: Owner) -> None:
-    """The commands of docs/integrate/grpcurl.md, run as they stand."""
+    """The commands of docs/integrate/grpcurl.md, run unchanged."""
     blocks = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
     printed = []

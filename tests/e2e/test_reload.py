@@ -15,7 +15,7 @@ from tests.waiting import eventually
 
 @pytest.fixture(scope="module")
 def own_stack() -> Iterator[Stack]:
-    """A stack whose registry tests may change, each the records of an owner of its own."""
+    """A stack whose registry tests may change, each the records of a separate owner."""
     stack = Stack(StackKind(unix=True))
     yield stack
     stack.close()
@@ -54,7 +54,7 @@ def test_reload__a_suspension_holds_from_the_next_request_on(own_stack: Stack) -
 
 
 def test_reload__needs_no_signal(own_stack: Stack) -> None:
-    """A changed file is found without being told, a moment later."""
+    """A changed file is found without a signal, a moment later."""
     owner, before = own_stack.people.limited(), reloads(own_stack, "ok")
     owner.fields["scopes"] = ["orders:read"]
     write_registry(own_stack.registry, own_stack.people.registered)
@@ -83,7 +83,7 @@ def test_reload__a_suspension_written_while_no_descriptor_was_free(own_stack: St
 
 
 def test_reload__a_removed_key_is_unknown(own_stack: Stack) -> None:
-    """A credential that is gone is no key any more, its neighbors do not notice, and it may come back."""
+    """A credential that was removed is no key any more, its neighbors do not notice, and it may come back."""
     owner, financier = own_stack.people.limited(), own_stack.people.financier
     write_registry(own_stack.registry, [known for known in own_stack.people.registered if known is not owner])
     reload(own_stack, "ok")
@@ -94,7 +94,7 @@ def test_reload__a_removed_key_is_unknown(own_stack: Stack) -> None:
 
 
 def test_reload__a_bad_registry_changes_nothing(own_stack: Stack) -> None:
-    """The former registry stays in force, each mistake is counted, and the mended file is taken up."""
+    """The former registry stays in force, each mistake is counted, and the corrected file is taken up."""
     for text in ("integrations: [{id: reader}", "integrations: [{id: 7}]", "nonsense: 1", "\0"):
         own_stack.registry.write_text(text)
         reload(own_stack, "failed")

@@ -20,10 +20,10 @@ def test_revocation__nobody_is_let_in_after_the_commit() -> None:
     prefix = f"sidecar:{secrets.token_hex(4)}:"
     store = shared().cluster
     report = run(prove_revocation(f"{store.url}?prefix={prefix}", TRIALS, SIDECARS), PATIENCE_S)
-    told = report.as_json()
-    assert (told["verdict"], told["trials"], told["admitted_after_commit"]) == ("kept", TRIALS, 0)
-    assert told["sent_after_commit"] >= TRIALS * SIDECARS * 20
-    assert told["admitted_before_commit"] >= TRIALS * SIDECARS * 50
+    reported = report.as_json()
+    assert (reported["verdict"], reported["trials"], reported["admitted_after_commit"]) == ("kept", TRIALS, 0)
+    assert reported["sent_after_commit"] >= TRIALS * SIDECARS * 20
+    assert reported["admitted_before_commit"] >= TRIALS * SIDECARS * 50
     assert [key for server in store.servers for key in server.client.keys(f"{prefix}*")] == []
 
 
@@ -38,9 +38,9 @@ def test_revocation__one_that_does_not_work_is_found_out(monkeypatch: pytest.Mon
     """Requests that go on being admitted are counted, and the verdict is broken."""
     monkeypatch.setattr("loadtest.revocation.trials.DENY_TIMEOUT_S", 0.3)
     report = run(prove_revocation(shared().standalone.url, 1, 1, make=IdleAdministrator), PATIENCE_S)
-    told = report.as_json()
-    assert told["verdict"] == "broken"
-    assert told["admitted_after_commit"] > 0
+    reported = report.as_json()
+    assert reported["verdict"] == "broken"
+    assert reported["admitted_after_commit"] > 0
 
 
 @pytest.mark.parametrize("trials", [0, 100_001])

@@ -86,7 +86,7 @@ def test_setup__no_venv_module(checkout: Path) -> None:
 
 
 def test_setup__unknown_kind(checkout: Path) -> None:
-    """A typing error is told, and nothing is installed."""
+    """A typing error is reported, and nothing is installed."""
     code, complaint = run(checkout, "setup.sh", "everything")
     assert (code, "unknown kind 'everything'" in complaint) == (2, True)
 

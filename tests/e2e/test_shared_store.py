@@ -23,8 +23,8 @@ from tests.waiting import eventually
 
 def components(sidecar: Running) -> dict[str, Any]:
     """What /readyz says of each component."""
-    told: dict[str, Any] = json.loads(admin_get(sidecar.admin(), "/readyz")[1])["components"]
-    return told
+    reported: dict[str, Any] = json.loads(admin_get(sidecar.admin(), "/readyz")[1])["components"]
+    return reported
 
 
 def is_ready(sidecar: Running) -> bool:
@@ -33,7 +33,7 @@ def is_ready(sidecar: Running) -> bool:
 
 
 def fresh_url(server: RedisServer) -> str:
-    """A registry of its own in *server*."""
+    """A separate registry in *server*."""
     return f"{server.url}?prefix=sidecar:{secrets.token_hex(4)}:"
 
 
@@ -52,7 +52,7 @@ class AdministeredSidecar:
 
 @contextmanager
 def administered(folder: Path, server: RedisServer) -> Iterator[AdministeredSidecar]:
-    """A sidecar with one integration, in a registry of its own in *server*."""
+    """A sidecar with one integration, in a separate registry in *server*."""
     url = fresh_url(server)
     configured = Configured(folder, store=url, registry=None)
     hand = RegistryHand(url)

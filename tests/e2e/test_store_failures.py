@@ -1,4 +1,4 @@
-"""What a client of a real Envoy sees while Redis is gone, by each policy."""
+"""What a client of a real Envoy sees while Redis is unavailable, by each policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIGURES = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of its own."""
+    """A separate Redis."""
     server = RedisServer(tmp_path / "redis").start()
     yield server
     server.stop()
@@ -57,13 +57,13 @@ def test_envoy__passes_on_what_each_policy_answers(stack: Stack, server: RedisSe
     assert stack.get(PATH, by[FailPolicy.ALLOW]).all(MARK) == []
     server.kill()
     answers = {policy: [stack.get(PATH, owner) for _ in range(5)] for policy, owner in by.items()}
-    statuses = {policy: [answer.status for answer in told] for policy, told in answers.items()}
+    statuses = {policy: [answer.status for answer in reported] for policy, reported in answers.items()}
     assert statuses == {
         FailPolicy.DENY: [503] * 5,
         FailPolicy.ALLOW: [200] * 5,
         FailPolicy.LOCAL: [200] * LIMITED_BURST + [429] * (5 - LIMITED_BURST),
     }
-    assert {policy: marks(told) for policy, told in answers.items()} == {
+    assert {policy: marks(reported) for policy, reported in answers.items()} == {
         policy: {policy.value} for policy in FailPolicy
     }
     shown = {

@@ -40,7 +40,7 @@ def plan(store: str, sidecars: int, **changes: object) -> VerificationPlan:
 
 
 def store_of(kind: str) -> str:
-    """A shared store, under a prefix of this test; 'guarded' lets in whoever may do what sidecars need."""
+    """A shared store, under a prefix of this test; 'guarded' admits anyone who may do what sidecars need."""
     url = getattr(shared(), kind).url
     if kind == "guarded":
         url = url.replace("://", "://limited:correct@")
@@ -88,10 +88,10 @@ def test_command__finds_out_sidecars_that_share_nothing() -> None:
     code, printed, _ = verify_limits(
         *("--store", "embedded:", "--sidecars", "2", "--buckets", "2", "--duration", "1s", "--json")
     )
-    told = json.loads(printed)
-    assert (code, told["verdict"]) == (1, "broken")
-    assert {bucket["finding"] for bucket in told["buckets"]} == {"over-admitted"}
-    assert all(bucket["admitted"] > bucket["at_most"] for bucket in told["buckets"])
+    reported = json.loads(printed)
+    assert (code, reported["verdict"]) == (1, "broken")
+    assert {bucket["finding"] for bucket in reported["buckets"]} == {"over-admitted"}
+    assert all(bucket["admitted"] > bucket["at_most"] for bucket in reported["buckets"])
 
 
 @asynccontextmanager
@@ -132,7 +132,7 @@ def test_targets__that_run_already(tmp_path: Path) -> None:
 
 
 def test_run__that_does_not_empty_the_bucket_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bucket that is too large for the load is told so, in bounded time: no verdict of either kind."""
+    """A bucket that is too large for the load is reported, in bounded time: no verdict of either kind."""
     monkeypatch.setattr("sidecar.verify.run.EMPTY_TIMEOUT_S", 0.1)
     large = plan("embedded:", 1, buckets=1, load=Load(0.5))
     outcome = run(prove(replace(large, burst=1_000_000)), PATIENCE_S)
@@ -160,7 +160,7 @@ def test_run__that_admits_too_little_is_found_out(tmp_path: Path) -> None:
 
 
 def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
-    """A wrong limit or key is told before anything is judged by it."""
+    """A wrong limit or key is reported before anything is judged by it."""
     stranger = generate_api_key().api_key
 
     async def scenario() -> None:
@@ -186,7 +186,7 @@ def _begun(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
     return command, eventually(lambda: _serving(command.pid), what="its sidecar has been started")
 
 
-def test_command__ends_its_sidecars_when_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_command__ends_its_sidecars_when_it_is_reported_to_stop(tmp_path: Path) -> None:
     """SIGTERM in the middle of a run: no sidecar and no folder is left, and nothing is claimed."""
     command, children = _begun(tmp_path)
     command.send_signal(signal.SIGTERM)
@@ -212,8 +212,8 @@ def _serving(pid: int) -> list[int]:
     return children if all(b"serve" in command for command in commands) else []
 
 
-def test_sidecars__one_that_does_not_start_is_told_with_what_it_printed(tmp_path: Path) -> None:
-    """The reason stands in the error."""
+def test_sidecars__one_that_does_not_start_is_reported_with_what_it_printed(tmp_path: Path) -> None:
+    """The reason is in the error."""
 
     async def scenario() -> None:
         async with Fleet(tmp_path, 1, {"registry": "missing.yaml"}, child_environment("embedded:")):

@@ -66,7 +66,7 @@ def supervised(folder: Path, port: int) -> Iterator[Supervised]:
 
 @pytest.fixture
 def unix_supervised(folder: Path) -> Iterator[Supervised]:
-    """Two workers, each on a Unix socket of its own."""
+    """Two workers, each on a separate Unix socket."""
     with Supervised(folder, f"unix:{folder}/grpc.sock", make_owner(), drain_timeout_s=5.0) as running:
         yield running
 
@@ -281,7 +281,7 @@ def test_roll__a_successor_that_is_not_ready_takes_nothing(folder: Path) -> None
 
 
 def test_stop__drains_every_worker(supervised: Supervised, port: int) -> None:
-    """On SIGINT, as on SIGTERM: watchers of all workers are told; the exit code is 0 once all are gone."""
+    """On SIGINT, as on SIGTERM: watchers of all workers are notified; the exit code is 0 after all ended."""
     pids = supervised.pids()
     health = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -306,7 +306,7 @@ def test_stop__kills_what_does_not_drain_in_time(folder: Path, port: int) -> Non
 
 
 def test_stop__a_later_signal_ends_at_once(folder: Path, port: int) -> None:
-    """Signals within a second are one; whoever cannot wait an hour for the drain signals again."""
+    """Signals within a second are one; anyone who cannot wait an hour for the drain signals again."""
     with Supervised(folder, f"127.0.0.1:{port}", make_owner(), drain_timeout_s=3600) as supervised:
         pids = supervised.pids()
         send_signal(pids[0], signal.SIGSTOP)

@@ -4,7 +4,7 @@ A supervisor for tests alone.
 `python -m tests.e2e.unshared_workers CONFIG WORKERS BEATS_MISSED_MAX`
 
 It is `sidecar serve` but for one refusal: it runs several workers on the embedded store, where each of
-them has buckets of its own. Tests of processes do not need more; no user gets here.
+them has separate buckets. Tests of processes do not need more; no user gets here.
 """
 
 from __future__ import annotations

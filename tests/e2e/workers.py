@@ -80,7 +80,7 @@ class Supervised(Program):
                 raise
 
     def configure(self, grpc: str | Sequence[str], **settings: Any) -> None:
-        """Write the configuration file anew."""
+        """Write the configuration file again."""
         defaults = {"routes": list(ROUTES), "registry": str(self.registry), "log": {"format": "json"}}
         listen = {"grpc": grpc, "admin": f"unix:{self._admin_path}"}
         self.config.write_text(yaml.safe_dump({"listen": listen, **defaults, **settings}))
@@ -104,7 +104,7 @@ class Supervised(Program):
         return status
 
     def metrics(self) -> dict[str, float]:
-        """Every series of its own in /metrics, as text with labels, and its value."""
+        """Every series of the sidecar in /metrics, as text with labels, and its value."""
         lines = self.admin("/metrics").body.decode().splitlines()
         pairs = (line.rpartition(" ") for line in lines if line.startswith("sidecar_"))
         return {name: float(value) for name, _, value in pairs}
@@ -162,7 +162,7 @@ def is_gone(pid: int) -> bool:
 
 class Callers(InBackground):
     """
-    Clients that call again and again, each on a connection of its own, one call at a time each.
+    Clients that call again and again, each on a separate connection, one call at a time each.
 
     The calls go on until the `with` block ends; what a block waits for are calls, not times.
     """

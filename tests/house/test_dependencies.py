@@ -87,7 +87,7 @@ def test_dependencies__each_is_used_by_what_declares_it() -> None:
 
 
 def test_dependencies__each_import_is_declared() -> None:
-    """What another package happens to install may be gone with its next version."""
+    """What another package happens to install may be missing in its next version."""
     allowed = declared() | declared("traces")
     everything = allowed | declared("dev", "bench")
     report(

@@ -78,5 +78,5 @@ def test_domain__a_reach_outside_is_found(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["import socket\nsocket.inet_ntop(2, b'')", "from datetime import datetime"])
 def test_domain__pure_functions_pass(text: str) -> None:
-    """The check itself lets conversions of such modules pass."""
+    """The check itself admits conversions of these modules."""
     assert faults_of(Source("sidecar/domain/a.py", text)) == []

@@ -17,7 +17,7 @@ KNOW_KINDS = {
 
 
 def kinds_named(tree: ast.AST) -> list[tuple[int, str]]:
-    """Where code names a kind: as text of its own, or as a key of `listen`."""
+    """Where code names a kind: as a separate text, or as a key of `listen`."""
     named = []
     for node in ast.walk(tree):
         match node:

@@ -19,14 +19,14 @@ def row_head(spec: MetricSpec) -> str:
 
 
 def test_metrics__each_has_its_row() -> None:
-    """Whoever adds a metric tells the people who will read it what it means."""
+    """A new metric comes with a description for the people who will read it."""
     page = text_of(PAGE)
     missing = [f"{row_head(spec)} {spec.help} |" for spec in TABLE.specs if row_head(spec) not in page]
     assert not missing, "\n".join([f"add to {PAGE}, with what a reader should do about it:", *missing])
 
 
 def test_metrics__no_row_is_left_behind() -> None:
-    """A metric that is gone is gone from the page too, and each stands there once."""
+    """A metric that was removed is not on the page, either, and each is there once."""
     documented = [name for name, _, _, meaning in ROW.findall(text_of(PAGE)) if meaning.strip()]
     assert sorted(documented) == sorted(spec.name for spec in TABLE.specs)
 

@@ -57,7 +57,7 @@ def test_makefile__each_folder_of_tests_has_its_target() -> None:
 
 
 def test_ci__runs_the_test_command_of_the_readme() -> None:
-    """What a newcomer is told to type is what continuous integration proves."""
+    """The commands for newcomers are those that continuous integration runs."""
     assert text_of(".ci/run").rstrip().endswith("exec make test")
     assert "make test" in commands_of(text_of("README.md"))
 
@@ -121,7 +121,7 @@ def requirement_name(requirement: str) -> str:
     ],
 )
 def test_locks__pin_every_dependency_with_hashes(lock: str, extras: tuple[str, ...]) -> None:
-    """Whoever installs gets what was tested: each dependency of pyproject.toml, and what builds it."""
+    """Anyone who installs gets what was tested: each dependency of pyproject.toml, and what builds it."""
     project = tomllib.loads(text_of("pyproject.toml"))
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     for extra in extras:

@@ -85,7 +85,7 @@ def test_metrics__each_is_written(words: set[str]) -> None:
 
 
 def test_glossary__each_term_is_used() -> None:
-    """A term stands in the glossary for as long as code or documents use it."""
+    """A term is in the glossary for as long as code or documents use it."""
     others = "\n".join(
         text_of(path)
         for path in project_files()

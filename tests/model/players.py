@@ -105,11 +105,11 @@ class RedisPlayer:
         groups, outcomes = [], []
         for buckets, takes in call:
             group = Group(CompiledSet(buckets, self.keys, checks_generation=True))
-            told: list[Outcome] = []
-            group.waiting = [(asked, 0.0, told.append) for asked in takes]
+            reported: list[Outcome] = []
+            group.waiting = [(asked, 0.0, reported.append) for asked in takes]
             group.asked = sum(takes)
             groups.append(group)
-            outcomes.append(told)
+            outcomes.append(reported)
         reply = self._run(groups, now_us)
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             self._ask(TAKE.load)
@@ -174,7 +174,7 @@ def _raise(error: Exception) -> None:
 
 class OraclePlayer:
     """
-    An exact bucket for each key on real time, told what the others admitted: they may not admit more.
+    An exact bucket for each key on real time, reported what the others admitted: they may not admit more.
 
     As long as a bucket's quota does not change and no clock steps back, it is plain: they admit as much.
     """

@@ -106,7 +106,7 @@ class BucketModel(RuleBasedStateMachine):
     @precondition(lambda self: self.redis.written)
     @rule()
     def expire(self) -> None:
-        """Redis drops the keys whose time is over; their buckets are full, so nobody can tell."""
+        """Redis drops the keys whose time is over; their buckets are full, so no answer differs."""
         for key, written in list(self.redis.written.items()):
             if self.now_us >= written.at_us + 1_000 * written.ttl_ms:
                 level = self.spec.levels.pop(key)

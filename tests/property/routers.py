@@ -130,7 +130,7 @@ class NginxRouter(_OnSockets):
         param: str = "[^/]+",
         last_slash: str = "",
     ) -> None:
-        """Serve *tables*; *param* is what stands for a parameter, *last_slash* what may end any path."""
+        """Serve *tables*; *param* is the placeholder of a parameter, *last_slash* what may end any path."""
         servers = "".join(
             f"server {{ listen unix:{folder}/{number}.sock; default_type text/plain;\n"
             + "".join(

@@ -87,7 +87,7 @@ def test_credential_id_of__refuses_neighbors_swapped(data: st.DataObject, api_ke
 
 @given(st.text(max_size=2 * KEY_LENGTH_MAX))
 def test_credential_id_of__never_fails_otherwise(text: str) -> None:
-    """Whatever stands in the header, the outcome is an id or ApiKeyError."""
+    """Whatever is in the header, the outcome is an id or ApiKeyError."""
     is_refused(text)
 
 

@@ -264,7 +264,7 @@ def test_draw__a_refusal_writes_nothing_under_one_quota(data: st.DataObject, quo
 
 @given(levels, quotas)
 def test_draw__a_peek_sees_what_a_take_would_get(level: Level | None, quota: Quota) -> None:
-    """A peek stores nothing and tells the tokens that takes at that time would get."""
+    """A peek stores nothing and shows the tokens that takes at that time would get."""
     peeked, to_store = draw(level, quota, 0, NOW_US)
     assert to_store is None
     assert peeked.admitted == 0

@@ -128,7 +128,7 @@ def test_cidr__text_form_is_one_to_one(address: bytes, length_bits: int) -> None
 @settings(deadline=None)
 @given(st.lists(near_cidrs(), max_size=12))
 def test_describe_overlaps__names_exactly_what_adds_nothing(cidrs: list[Cidr]) -> None:
-    """An entry is named just when an earlier entry is equal or any entry is wider, as all pairs tell."""
+    """An entry is named just when an earlier entry is equal or any entry is wider, by comparing all pairs."""
     networks = [ip_network(str(cidr)) for cidr in cidrs]
 
     def adds_nothing(index: int) -> bool:

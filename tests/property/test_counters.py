@@ -67,7 +67,7 @@ def test_bucket__is_the_exact_one(unit_s: int, limit: int, steps: list[tuple[int
 def test_bucket__a_refused_call_fits_after_its_wait(
     unit_s: int, limit: int, hits: int, later_us: int
 ) -> None:
-    """Whoever waits as long as the answer says is admitted, if the hits can fit at all."""
+    """Anyone who waits as long as the answer says is admitted, if the hits can fit at all."""
     bucket = Bucket(unit_s, limit)
     bucket.take(limit, NOW_US)
     now_us = NOW_US + later_us % (unit_s * SECOND_US)

@@ -47,7 +47,7 @@ limits = st.none() | st.builds(lambda *figures: Limits(*map(str, figures)), *4 *
 
 
 def assert_safe(headers: Headers) -> None:
-    """Each name stands once, in lower case; each value is printable ASCII."""
+    """Each name occurs once, in lower case; each value is printable ASCII."""
     for name, value in headers:
         assert NAME.fullmatch(name)
         assert VALUE.fullmatch(value)
@@ -167,7 +167,7 @@ def test_check_response__keeps_envoy_s_rules(
     st.dictionaries(st.sampled_from(("x-api-key", "authorization")), any_text),
 )
 def test_check_response__whatever_the_request(path: str, headers: dict[str, str]) -> None:
-    """Nothing of a request but its address and a scope of ours ever stands in an answer."""
+    """Nothing of a request but its address and a scope of ours ever is in an answer."""
     key = make_key()
     decider = make_decider(make_integration(key), store=FixedStore(Taken(1, 1, 0, 1)))
     headers = {"x-api-key": key.api_key, **headers}

@@ -138,7 +138,7 @@ class Life(RuleBasedStateMachine):
             self.begin_anew()
 
     def note(self, command: c.Command, actor: Actor) -> None:
-        """Keep what must hold from here on, by means of its own."""
+        """Keep what must hold from here on, by separate means."""
         if isinstance(command, c.Suspend):
             self.ended |= self.used
             self.suspended.setdefault(actor.id, self.recorded_at_us)

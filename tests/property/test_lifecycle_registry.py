@@ -308,7 +308,7 @@ class RegistryLife(RuleBasedStateMachine):
 
 
 class Story:
-    """One integration, as its trail tells it."""
+    """One integration, rebuilt from its audit entries."""
 
     def __init__(self) -> None:
         """Nothing has happened."""

@@ -122,8 +122,8 @@ def test_counter__a_long_key_is_short_in_the_store(text: str) -> None:
     assert bounded(text)[0] not in part_of("a", "b")
 
 
-def test_match__shares_a_counter_only_where_it_is_told_to() -> None:
-    """A shared pattern stands for the value at its level, also when the limit is deeper."""
+def test_match__shares_a_counter_only_where_it_is_reported_to() -> None:
+    """A shared pattern means the value at its level, also when the limit is deeper."""
     domain = Domain("d")
     shared = Node(Rule("", shared_pattern="file_pub/*"))
     domain.root.add("file_pub/*", shared)

@@ -28,7 +28,7 @@ TABLES: list[Table] = [
     ["/a%20b", "/{x}"],
     ["/demo.Stock/Read", "/demo.Stock/{method}", "/{service}/{method}"],
 ]
-"""Each route needs a scope of its own, so that serving another one than was judged is always a fault."""
+"""Each route needs a different scope, so that serving another one than was judged is always a fault."""
 
 READS = {
     "starlette": (Case.SENSITIVE, TrailingSlash.SIGNIFICANT),

@@ -23,7 +23,7 @@ def test_generate__the_committed_code_is_up_to_date() -> None:
 
 
 def test_generate__every_difference_is_found(tmp_path: Path) -> None:
-    """A changed, a missing and a left-over file each get a line, and the remedy is told."""
+    """A changed, a missing and a left-over file each get a line, and the remedy is reported."""
     shutil.copytree(ROOT / "proto", tmp_path / "proto")
     generated = tmp_path / "sidecar" / "v1"
     shutil.copytree(ROOT / "sidecar" / "v1", generated)

@@ -69,7 +69,7 @@ both_clients = pytest.mark.parametrize("kind", [Client, AsyncClient])
 
 @both_clients
 def test_decide__allows(kind: Any, sidecar: RunningSidecar) -> None:
-    """An allowed decision has everything that an application needs, in types of its own."""
+    """An allowed decision has everything that an application needs, in its own types."""
     key = sidecar.acme.api_key
     decision = decide(kind, sidecar.target, "GET", "/v1/orders/42", headers={"X-API-Key": key})
     assert (decision.is_allowed, decision.verdict, decision.reason, decision.status) == (
@@ -110,7 +110,7 @@ def test_decide__denies(kind: Any, sidecar: RunningSidecar) -> None:
 @both_clients
 @pytest.mark.parametrize("place", ["silent", "nobody"])
 def test_failure__no_answer_is_decided_by_the_policy(kind: Any, place: str, request: Any) -> None:
-    """Closed refuses with an answer of its own, open lets pass, raise raises; all within the deadline."""
+    """Closed refuses with its own answer, open lets pass, raise raises; all within the deadline."""
     target, question = request.getfixturevalue(place), ("GET", "/v1/orders/42")
     closed = decide(kind, target, *question, timeout_s=0.05)
     assert (closed.verdict, closed.status, closed.reason) == ("DENY_403", 503, "decision_unavailable")
@@ -140,7 +140,7 @@ def test_failure__open_lets_nobody_in_by_a_request_that_cannot_be_judged(
 def test_failure__each_is_logged_with_its_cause(
     kind: Any, sidecar: RunningSidecar, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever operates the application reads why it answers 503."""
+    """Anyone who operates the application reads why it answers 503."""
     decide(kind, sidecar.target, "GET", "/", client_ip="here")
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("sidecar.client", "WARNING")
@@ -165,7 +165,7 @@ def test_client__one_connection_serves_all_threads(sidecar: RunningSidecar) -> N
 
 
 def test_client__finds_a_sidecar_that_has_restarted(sidecar: RunningSidecar) -> None:
-    """Calls fail at once while it is gone, and the same client is served again by itself."""
+    """Calls fail at once while it is unavailable, and the same client is served again by itself."""
     with Client(sidecar.target, timeout_s=PATIENCE_S) as client:
         question = ("GET", "/v1/orders/42")
         assert client.decide(*question, api_key=sidecar.acme.api_key).is_allowed
@@ -204,7 +204,7 @@ def test_client__refuses_settings_that_cannot_be_meant(kind: Any, settings: Any,
 
 @pytest.mark.parametrize("verdict", [pb.VERDICT_UNSPECIFIED, 77])
 def test_decision__an_unknown_verdict_is_a_denial(verdict: Any) -> None:
-    """A sidecar of a later version, or something that is no sidecar, lets nobody in by it."""
+    """A sidecar of a later version, or something that is no sidecar, admits nobody by it."""
     decision = decision_from(pb.DecideResponse(verdict=verdict, reason=verdict))
     assert (decision.is_allowed, decision.verdict, decision.status) == (False, "DENY_403", 403)
 

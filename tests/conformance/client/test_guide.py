@@ -1,4 +1,4 @@
-"""The examples of docs/integrate/python-client.md, run as they stand against a real sidecar."""
+"""The examples of docs/integrate/python-client.md, run unchanged against a real sidecar."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_middleware__answers_a_denied_request_itself(
 
 
 @each_application
-def test_middleware__believes_no_header_for_the_address_unless_told(
+def test_middleware__believes_no_header_for_the_address_unless_configured(
     name: str, sidecar: RunningSidecar, browser: httpx.Client
 ) -> None:
     """The address is the connection's; of a proxy's header the last element counts, and none is unknown."""
@@ -246,7 +246,7 @@ def test_judged_path__is_the_served_path(served: bytes, raw: bytes, judged: str)
 
 @pytest.mark.parametrize("variable", ["RAW_URI", "REQUEST_URI"])
 def test_wsgi__judges_the_undecoded_path_where_the_server_tells_it(variable: str) -> None:
-    """Gunicorn and uWSGI tell it, each under a name of its own."""
+    """Gunicorn and uWSGI provide it, each under a different name."""
     asked = []
 
     class Recording:

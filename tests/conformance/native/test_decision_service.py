@@ -86,7 +86,7 @@ def test_decide_batch__over_a_socket(server: Server) -> None:
 
 
 def test_guide__its_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """The Python example of docs/integrate/api-native.md, run as it stands against a real server."""
+    """The Python example of docs/integrate/api-native.md, run unchanged against a real server."""
     key = make_key()
     (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 

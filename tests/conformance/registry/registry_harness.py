@@ -53,7 +53,7 @@ class SqliteBackend:
 
 
 class RedisBackend:
-    """The registry in a Redis that tests share, under a prefix of its own."""
+    """The registry in a Redis that tests share, under a separate prefix."""
 
     def __init__(self, kind: str, folder: Path, clock: ManualClock) -> None:
         """Keep it in the server of *kind*."""
@@ -61,7 +61,7 @@ class RedisBackend:
         self._clock = clock
 
     async def open(self) -> RedisRegistry:
-        """A handle with connections of its own."""
+        """A handle with separate connections."""
         return RedisRegistry(self.url, LIFECYCLE, clock_us=self._clock)
 
 
@@ -74,7 +74,7 @@ BACKENDS: Mapping[str, Callable[[Path, ManualClock], Backend]] = {
 
 
 def new_token(name: str, clock: ManualClock) -> NewToken:
-    """The token that *name* stands for."""
+    """The token called *name*."""
     return NewToken(name, digest(name), clock.now_us + TOKENS_LAST_US)
 
 

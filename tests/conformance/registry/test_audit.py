@@ -263,7 +263,7 @@ def test_administrators__token_finds_its_holder(harness: RegistryHarness) -> Non
 
 
 def test_administrators__token_ids_are_used_once(harness: RegistryHarness) -> None:
-    """A token that was revoked cannot be put back, whoever asks."""
+    """A token that was revoked cannot be put back, no matter who asks."""
     harness.administer(RevokeToken(administrator_id="bob", token_id="tokenbob"))
     again = IssueToken(administrator_id="cat", token=new_token("tokenbob", harness.clock))
     with pytest.raises(RefusedError) as caught:
@@ -300,7 +300,7 @@ def test_administrators__an_account_made_by_the_suspender_does_not_reactivate(
 def test_administrators__a_recovered_one_reactivates_what_the_only_one_suspended(
     harness: RegistryHarness,
 ) -> None:
-    """Whoever owns the store gets back in without an administrator; every store keeps the mark."""
+    """Anyone who owns the store gets back in without an administrator; every store keeps the mark."""
     for name in ("bob", "cat"):
         harness.administer(RemoveAdministrator(administrator_id=name))
     harness.apply(set_up())

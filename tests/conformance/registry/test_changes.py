@@ -109,7 +109,7 @@ def test_apply__no_change_writes_nothing(harness: RegistryHarness) -> None:
 
 
 def test_apply__expected_generation(harness: RegistryHarness) -> None:
-    """Of two administrators who read the same generation one is told to read again."""
+    """Of two administrators who read the same generation one must read again."""
     harness.apply(create(), expected=0)
     harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=7), ANN, expected=1)
     late = c.SetRateLimit(integration_id=ID, rate_limit_rpm=9)
@@ -162,7 +162,7 @@ def test_apply__concurrent_with_one_expected_generation(harness: RegistryHarness
 
 
 def test_reactivation__four_eyes(harness: RegistryHarness) -> None:
-    """The suspender and whoever suspended again are refused; a third reactivates with the new credential."""
+    """Every suspender is refused; another administrator reactivates with the new credential."""
     harness.apply(set_up())
     harness.apply(SUSPEND, ANN)
     harness.apply(SUSPEND, BOB)
@@ -200,7 +200,7 @@ def test_reactivation__not_by_crossing_changes(harness: RegistryHarness) -> None
 
 
 def test_delete__id_is_never_used_again(harness: RegistryHarness) -> None:
-    """A deleted integration is gone from every list, its trail stays, and its id with it."""
+    """A deleted integration is in no list; its audit entries stay, and its id is retired."""
     harness.apply(set_up())
     harness.apply(SUSPEND, ANN)
     harness.apply(c.DeleteIntegration(integration_id=ID), ANN)
@@ -250,7 +250,7 @@ def test_preview__changes_nothing(harness: RegistryHarness) -> None:
 
 
 def test_apply_many__each_on_its_own(harness: RegistryHarness) -> None:
-    """Refused changes stand between made ones, in order, and do not stop them."""
+    """Refused changes between others, in order, do not stop them."""
     requests = [request(create(f"i{number}")) for number in range(5)]
     requests[2] = request(create("i1"))
     requests.append(request(c.AddScopes(integration_id="i4", scopes=("orders:read",))))
@@ -284,7 +284,7 @@ def test_idempotency__a_repeat_gets_the_first_result(harness: RegistryHarness) -
 
 
 def test_idempotency__another_request_under_the_same_key(harness: RegistryHarness) -> None:
-    """A key stands for one request; keys of two administrators are two keys."""
+    """A key identifies one request; keys of two administrators are two keys."""
     harness.apply(create("a"), idempotency_key="k1", fingerprint="f1")
     other = harness.refused(create("b"), idempotency_key="k1", fingerprint="f2")
     assert other.code is Code.IDEMPOTENCY_MISMATCH
@@ -292,7 +292,7 @@ def test_idempotency__another_request_under_the_same_key(harness: RegistryHarnes
 
 
 def test_idempotency__refusals_are_not_kept(harness: RegistryHarness) -> None:
-    """A refused request may be repeated under its key once the cause is gone."""
+    """A refused request may be repeated under its key once the cause is removed."""
     key = {"idempotency_key": "k1", "fingerprint": "f1"}
     harness.refused(SUSPEND, **key)
     harness.apply(create())

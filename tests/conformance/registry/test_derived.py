@@ -91,8 +91,8 @@ SQLITE_CHANGES = (
 )
 
 
-@pytest.mark.parametrize(("statement", "told"), SQLITE_CHANGES)
-def test_derived__in_sqlite(in_sqlite: RegistryHarness, statement: str, told: str) -> None:
+@pytest.mark.parametrize(("statement", "reported"), SQLITE_CHANGES)
+def test_derived__in_sqlite(in_sqlite: RegistryHarness, statement: str, reported: str) -> None:
     """Each derived column, table and guard."""
     assert isinstance(in_sqlite.backend, SqliteBackend)
     with closing(sqlite3.connect(in_sqlite.backend.path, isolation_level=None)) as intruder:
@@ -107,7 +107,7 @@ def test_derived__in_sqlite(in_sqlite: RegistryHarness, statement: str, told: st
             intruder.execute(sql)
     found = problems(in_sqlite)
     assert found
-    assert all(re.search(told, problem) for problem in found)
+    assert all(re.search(reported, problem) for problem in found)
 
 
 @pytest.fixture(params=["standalone", "cluster"])
@@ -178,11 +178,11 @@ REDIS_CHANGES = {
 @pytest.mark.parametrize("name", REDIS_CHANGES)
 def test_derived__in_redis(in_redis: RegistryHarness, name: str) -> None:
     """Each derived key of the registry."""
-    change, told = REDIS_CHANGES[name]
+    change, reported = REDIS_CHANGES[name]
     tamper(in_redis, change)
     found = [finding.message for finding in in_redis.run(verify_registry(in_redis.registry)).findings]
     assert found
-    assert all(re.search(told, problem) for problem in found)
+    assert all(re.search(reported, problem) for problem in found)
 
 
 @pytest.mark.parametrize("filtered", ["subject", "actor", "action"])

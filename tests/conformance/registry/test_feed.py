@@ -12,7 +12,7 @@ from tests.store_harness import StoreHarness, run
 
 
 def test_feed__a_look_that_was_overtaken_does_not_hide_a_change() -> None:
-    """A change is heard before the first look at its partition ends: the later of the two stands."""
+    """A change arrives before the first look at its partition ends: the later of the two counts."""
     harness = StoreHarness("standalone")
 
     async def scenario() -> None:

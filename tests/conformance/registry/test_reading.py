@@ -150,7 +150,7 @@ def test_changes_since__goes_on_where_it_stopped(harness: RegistryHarness) -> No
 
 @pytest.mark.parametrize("revision", [Revision((10_000_000,)), Revision((0,) * 1_000)])
 def test_changes_since__a_revision_it_never_had(harness: RegistryHarness, revision: Revision) -> None:
-    """After a restored backup, or from another registry, the reader is told to load all."""
+    """After a restored backup, or from another registry, the reader must load all."""
     assert harness.run(harness.registry.changes_since(revision)).is_reset
 
 
@@ -194,7 +194,7 @@ def test_changes_since__changes_of_administrators_move_the_revision_alone(harnes
 
 
 def test_sidecars__announce_and_are_forgotten(harness: RegistryHarness) -> None:
-    """Live sidecars tell how far they have come; one that falls silent no longer counts."""
+    """Live sidecars report their revision; one that falls silent no longer counts."""
     harness.apply(set_up())
     revision = harness.run(harness.registry.revision())
     harness.run(harness.registry.announce("s1", Revision((0,) * len(revision.sequences))))
@@ -217,7 +217,7 @@ def test_sidecars__leave_no_trace_on_record(harness: RegistryHarness) -> None:
 
 
 def test_reads__never_show_half_a_change(harness: RegistryHarness) -> None:
-    """Whoever reads while others write sees a record of one generation, and never an older one again."""
+    """Anyone who reads while others write sees a record of one generation, and never an older one again."""
     harness.apply(create())
 
     async def race() -> list[tuple[int, int]]:

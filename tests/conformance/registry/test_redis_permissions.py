@@ -60,7 +60,7 @@ def url(prefix: str) -> StoreUrl:
 
 
 def opened(prefix: str, clock: ManualClock | None = None) -> RedisRegistry:
-    """A registry of its own."""
+    """A separate registry."""
     return RedisRegistry(url(prefix), LIFECYCLE, clock_us=clock or ManualClock())
 
 
@@ -88,7 +88,7 @@ async def read_everything(registry: Registry) -> None:
 
 
 async def write_everything() -> None:
-    """Every write, each in a registry of its own, and then everything that can be read there."""
+    """Every write, each in a separate registry, and then everything that can be read there."""
     for number, (prepare, write) in enumerate(WRITES.values()):
         registry = opened(f"w{number}")
         await prepare(registry)
@@ -114,7 +114,7 @@ async def repeat_and_outlive() -> None:
 
 
 async def follow(admin: redis.Redis) -> None:
-    """One who waits is told of a change by the channel, which is probed meanwhile."""
+    """A waiting caller learns of a change by the channel, which is probed meanwhile."""
     reader, writer = opened("f"), opened("f")
     await WRITES["integration.create"][0](writer)
     revision = await reader.revision()

@@ -54,7 +54,7 @@ def test_open__nobody_else_can_read_it(harness: RegistryHarness, tmp_path: Path)
 
 @pytest.mark.parametrize("mode", [0o640, 0o644, 0o606])
 def test_open__a_file_that_others_can_read_is_refused(harness: RegistryHarness, mode: int) -> None:
-    """A loose mode is told with the command that mends it."""
+    """A loose mode is reported with the command that fixes it."""
     path = path_of(harness)
     path.chmod(mode)
     for open_or_check in (check_file, open_database):
@@ -75,7 +75,7 @@ def test_open__settings_that_durability_rests_on(harness: RegistryHarness, runne
 
 @pytest.mark.parametrize("open_or_check", [open_database, check_file])
 def test_open__missing_folder(tmp_path: Path, open_or_check: Callable[[Path], object]) -> None:
-    """A path whose folder is missing is told, and nothing is created."""
+    """A path whose folder is missing is reported, and nothing is created."""
     with pytest.raises(RegistryUnavailableError, match="create the folder"):
         open_or_check(tmp_path / "nosuch" / "registry.db")
     assert list(tmp_path.iterdir()) == []
@@ -115,7 +115,7 @@ def test_open__a_file_that_lost_its_end(harness: RegistryHarness, bytes_kept: in
 def test_open__a_registry_that_is_gone(
     tmp_path: Path, open_or_check: Callable[[Path], object], suffix: str
 ) -> None:
-    """What stands beside a registry shows that there was one: no new one is created in its place."""
+    """What is beside a registry shows that there was one: no new one is created in its place."""
     (tmp_path / f"registry.db{suffix}").touch()
     with pytest.raises(RegistryDamagedError, match=f"registry.db{suffix} beside it shows"):
         open_or_check(tmp_path / "registry.db")

@@ -250,7 +250,7 @@ def test_write__one_that_fails_takes_no_other_with_it(tmp_path: Path, runner: as
     runner.run(scenario())
 
 
-def test_write__a_locked_file_is_told_and_waits_no_longer_than_its_bound(
+def test_write__a_locked_file_is_reported_and_waits_no_longer_than_its_bound(
     tmp_path: Path, runner: asyncio.Runner
 ) -> None:
     """Another process that holds the file makes the change fail whole; once it lets go, changes go on."""
@@ -353,7 +353,7 @@ def test_close__wakes_whoever_waits_for_changes(tmp_path: Path, runner: asyncio.
 def test_watchers__are_bounded(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only so many may wait for changes; the others are told at once."""
+    """The number of calls that wait for changes is bounded; further ones are refused at once."""
     monkeypatch.setattr(base, "WATCHERS_MAX", 2)
 
     async def scenario() -> None:
@@ -398,5 +398,5 @@ def test_thread__that_died_leaves_nobody_waiting(tmp_path: Path, runner: asyncio
 
 
 def test_refusal__is_no_registry_error() -> None:
-    """What an administrator did wrong and what the store failed at are told apart by type."""
+    """What an administrator did wrong and what the store failed at are distinguished by type."""
     assert not issubclass(RefusedError, RegistryError)

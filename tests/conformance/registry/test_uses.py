@@ -166,7 +166,7 @@ def refuse(harness: RegistryHarness, *callers: RefusedCaller) -> None:
 
 
 def test_refused_callers__the_latest_first(harness: RegistryHarness) -> None:
-    """Each address with each credential stands once, by its latest time; a late report changes nothing."""
+    """Each address with each credential occurs once, by its latest time; a late report changes nothing."""
     harness.apply(set_up())
     here = RefusedCaller(ID, "live", HERE, NOW_US + 2)
     unknown = RefusedCaller(ID, "live", b"", NOW_US + 1)

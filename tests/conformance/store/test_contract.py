@@ -13,7 +13,7 @@ from .conftest import EachStore
 
 
 def test_store__a_full_bucket_gives_its_burst_and_no_more(each_store: EachStore) -> None:
-    """Each take tells what is left and when the bucket is full again; one more than the burst is refused."""
+    """Each take shows what is left and when the bucket is full again; one more than the burst is refused."""
 
     async def scenario(store: BucketStore, clock: ManualClock) -> None:
         outcomes = [await take(store, bucket(burst=3)) for _ in range(4)]
@@ -28,7 +28,7 @@ def test_store__a_full_bucket_gives_its_burst_and_no_more(each_store: EachStore)
 
 
 def test_store__tokens_come_back_one_by_one(each_store: EachStore) -> None:
-    """After the wait that a refusal tells, one take passes; a microsecond earlier it does not."""
+    """After the wait of a refusal one take passes; a microsecond earlier it does not."""
 
     async def scenario(store: BucketStore, clock: ManualClock) -> None:
         buckets = bucket(burst=2)
@@ -56,7 +56,7 @@ def test_store__tells_when_it_took(each_store: EachStore) -> None:
 
 
 def test_store__a_peek_takes_nothing(each_store: EachStore) -> None:
-    """Asking for nothing tells the state and leaves it."""
+    """A take of nothing shows the state and changes nothing."""
 
     async def scenario(store: BucketStore, clock: ManualClock) -> None:
         buckets = bucket(burst=3)
@@ -115,7 +115,7 @@ def test_store__a_limit_change_keeps_used_tokens(each_store: EachStore) -> None:
 
 
 def test_store__lowering_and_raising_a_quota_gives_no_second_burst(each_store: EachStore) -> None:
-    """600, 60, 600 rpm, again and again: one burst, then what comes back; and no wait is longer than told."""
+    """600, 60, 600 rpm, again and again: one burst, then the refill; and no wait is longer than stated."""
 
     async def scenario(store: BucketStore, clock: ManualClock) -> None:
         high, low = bucket(limit_rpm=600, burst=600), bucket(limit_rpm=60, burst=60)

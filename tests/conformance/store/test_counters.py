@@ -150,7 +150,7 @@ def test_counters__the_largest_counts_are_exact() -> None:
 
 
 def test_counters__without_a_server() -> None:
-    """A call is told at once that the store is not there."""
+    """A call fails at once while the store is unreachable."""
 
     async def scene() -> None:
         url = parse_store_url(f"redis://{LOOPBACK}:{free_port()}")
@@ -163,7 +163,7 @@ def test_counters__without_a_server() -> None:
 
 
 def test_counters__a_server_that_stalls() -> None:
-    """A call is told within its time, as a take is."""
+    """A call fails within its deadline, as a take does."""
 
     async def scene() -> None:
         server = shared().standalone

@@ -87,10 +87,10 @@ def test_fleet__a_take_for_an_older_record_is_refused(harness: StoreHarness) -> 
 
     async def scenario() -> None:
         store = harness.store(ManualClock(), checks_generation=True)
-        told: list[tuple[str, int]] = []
+        reported: list[tuple[str, int]] = []
 
         def note(owner: str, generation: int, done: Callable[[bool], None]) -> None:
-            told.append((owner, generation))
+            reported.append((owner, generation))
             done(True)
 
         store.refresh = note
@@ -103,7 +103,7 @@ def test_fleet__a_take_for_an_older_record_is_refused(harness: StoreHarness) -> 
         assert await take_all(store, [(first, 1), (first, 0)]) == [StoreFault.SUPERSEDED] * 2
         taken = await take(store, second)
         assert isinstance(taken, Taken) and taken.remaining == 1
-        assert told == [("acme", 0), ("acme", 2)]
+        assert reported == [("acme", 0), ("acme", 2)]
         await store.close()
 
     run(scenario())
@@ -282,10 +282,10 @@ def test_fleet__a_database_is_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("user", ["limited", "nobody"])
-def test_fleet__a_wrong_password_is_told_without_the_password(
+def test_fleet__a_wrong_password_is_reported_without_the_password(
     user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not ready; the log says what to mend and never what was tried."""
+    """Not ready; the log says what to fix and never what was tried."""
     harness = StoreHarness("guarded")
     url = parse_store_url(f"redis://{user}:tried-secret@{LOOPBACK}:{shared().guarded.port}")
 
@@ -301,8 +301,8 @@ def test_fleet__a_wrong_password_is_told_without_the_password(
     assert "tried-secret" not in caplog.text + repr(url) + str(url)
 
 
-def test_fleet__a_missing_permission_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A user who may not run the script is refused at each take, counted, and told about once."""
+def test_fleet__a_missing_permission_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A user who may not run the script is refused at each take, counted, and reported once."""
     harness = StoreHarness("guarded")
     url = parse_store_url(f"redis://mute:correct@{LOOPBACK}:{shared().guarded.port}?prefix={harness.prefix}")
 
@@ -343,7 +343,7 @@ def test_fleet__a_password_may_come_from_a_file_or_the_environment(
 
 
 def test_fleet__an_unknown_certificate_is_refused() -> None:
-    """A server whose authority we do not trust is not talked to, whoever answers there."""
+    """A server whose authority we do not trust is not talked to, no matter what answers there."""
     url = StoreUrl(
         kind=parse_store_url("redis://x").kind,
         addresses=(Address(LOOPBACK, shared().tls.tls_port),),

@@ -1,4 +1,4 @@
-"""How many sidecars live: counted by the store's clock, known also when the store is gone."""
+"""How many sidecars live: counted by the store's clock, known also when the store is unavailable."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_heartbeat__beats_until_it_is_closed(harness: StoreHarness) -> None:
             await go_on.get()
 
         def stumble(live_sidecars: int) -> None:
-            raise ValueError("whoever is told of a beat must not end it")
+            raise ValueError("an observer of a beat must not end it")
 
         heart = Heartbeat(store, "a", pause)
         heart.on_beat = stumble

@@ -56,7 +56,7 @@ def test_layout__a_new_store_has_one_partition_outside_a_cluster(kind: str) -> N
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 @pytest.mark.parametrize("partitions", [1, FORMER, 7])
 def test_layout__what_is_stored_is_adopted(kind: str, partitions: int) -> None:
-    """Buckets that another number's sidecars began go on where they were, whoever takes."""
+    """Buckets that another number's sidecars began go on where they were, no matter who takes."""
     harness = StoreHarness(kind)
 
     async def scenario() -> None:
@@ -106,7 +106,7 @@ def test_layout__a_registry_is_adopted_with_its_chains(kind: str, partitions: in
 
 @pytest.mark.parametrize("kind", ["standalone", "sentinel", "cluster"])
 def test_layout__is_not_guessed_where_it_is_gone(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Keys without a layout: whoever states no number is told to; whoever states it writes it again."""
+    """Keys without a layout: a sidecar without a number is refused; one with a number writes the layout."""
     harness = StoreHarness(kind)
     clock = ManualClock()
 

@@ -99,7 +99,7 @@ def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> No
     run(scenario())
 
 
-def test_difference__is_a_metric_and_told_once_an_episode(
+def test_difference__is_a_metric_and_reported_once_an_episode(
     tmp_path: Path, wrong_by_s: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Minutes apart is a warning, not one each second; set right and wrong again is another one."""
@@ -119,8 +119,8 @@ def test_difference__is_a_metric_and_told_once_an_episode(
     with caplog.at_level(logging.WARNING, "sidecar.process"):
         run(scenario())
     assert CLOCK_DIFFERENCE_MAX_US == SECOND_US
-    told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
-    assert len(told) == 2
+    reported = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(reported) == 2
 
 
 def test_registry__judges_by_the_time_of_the_redis_that_holds_it(wrong_by_s: int) -> None:

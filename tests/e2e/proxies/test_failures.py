@@ -14,7 +14,7 @@ PATH = "/v1/inventory/42"
 ACCEPTED = "sidecar_http_connections_open"
 MIXED = 10
 CONNECTIONS_MAX = 6
-"""Each worker of nginx, and each thread of HAProxy, keeps connections of its own."""
+"""Each worker of nginx, and each thread of HAProxy, keeps separate connections."""
 
 
 def refused_closed(answer: Answer) -> bool:

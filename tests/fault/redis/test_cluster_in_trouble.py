@@ -29,7 +29,7 @@ OWNER = "acme"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[ClusterGroup]:
-    """A Cluster of its own: its slots are moved and its nodes are cut off."""
+    """A Cluster that nothing else uses: its slots are moved and its nodes are cut off."""
     group = ClusterGroup(tmp_path)
     yield group
     group.stop()
@@ -65,7 +65,7 @@ class Move:
 
 
 def opened(cluster: ClusterGroup) -> RedisBucketStore:
-    """A store whose clock stands still, with the registry beside it."""
+    """A store whose clock is stopped, with the registry beside it."""
     url = parse_store_url(cluster.url)
     return RedisBucketStore(
         url, make_metrics(), PATIENT, checks_generation=True, override_clock_us=ManualClock()
@@ -212,7 +212,7 @@ def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
     run(scenario(), PATIENCE_S)
 
 
-def test_primary__that_nobody_replaces_is_told(
+def test_primary__that_nobody_replaces_is_reported(
     cluster: ClusterGroup, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Part of the slots is served by nobody: not ready, a gauge, one log line, and the rest goes on."""

@@ -1,4 +1,4 @@
-"""A server that may remove keys on its own: refused where the registry is, told elsewhere, and counted."""
+"""A server that may remove keys on its own: refused for a registry, else reported and counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADVICE = "set maxmemory-policy noeviction"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of its own, whose policy a test sets."""
+    """A separate server, whose policy a test sets."""
     server = RedisServer(tmp_path).start()
     yield server
     server.stop()
@@ -63,7 +63,7 @@ def test_store__an_evicting_policy_is_refused_where_the_registry_is(policy: str,
     run(scenario())
 
 
-def test_store__an_evicting_policy_is_told_where_only_buckets_are(
+def test_store__an_evicting_policy_is_reported_where_only_buckets_are(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It works, says so as an error once, and counts it until the policy is corrected."""
@@ -90,7 +90,7 @@ def test_store__an_evicting_policy_is_told_where_only_buckets_are(
     )
 
 
-def test_store__a_policy_that_is_changed_meanwhile_is_told(
+def test_store__a_policy_that_is_changed_meanwhile_is_reported(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The connection lasts, and so does the service; the log and the metric say it."""

@@ -83,7 +83,7 @@ def test_store__takes_in_flight_of_a_killed_connection_are_not_repeated() -> Non
 
 
 def test_store__a_clean_stop_does_not_say_that_the_store_is_gone() -> None:
-    """Whoever stops the store is not told that it is unreachable."""
+    """Stopping the store reports no unreachable store."""
     harness = StoreHarness("standalone")
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""A server that answers and refuses: readiness says what a person must mend, until it is mended."""
+"""A server that answers and refuses: readiness says what a person must fix, until it is corrected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFUSED = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of its own, which a test makes refuse."""
+    """A separate server, which a test makes refuse."""
     server = RedisServer(tmp_path).start()
     yield server
     server.client.config_set("save", "")  # else a server that cannot save does not end
@@ -59,7 +59,7 @@ def test_readiness__says_why_a_server_refuses_commands(
     )
     states: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
 
-    async def told(part: str) -> None:
+    async def reported(part: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 is_ready, state = await states.get()
@@ -70,15 +70,15 @@ def test_readiness__says_why_a_server_refuses_commands(
         task = asyncio.create_task(
             shared.run(lambda name, is_ready, state: states.put_nowait((is_ready, state)))
         )
-        await told("connected")
+        await reported("connected")
         refuse(server, code)
-        await told(f"connected, but {url} refuses commands: {'ERR' if code == 'NOPERM' else code}")
+        await reported(f"connected, but {url} refuses commands: {'ERR' if code == 'NOPERM' else code}")
         assert await take(shared.buckets, bucket()) is StoreFault.UNAVAILABLE
         assert REFUSED[code][1] in shared.buckets.trouble
         assert shared.buckets.is_ready
         monkeypatch.setattr(bucket_store, "REFUSAL_LASTS_S", 0.0)
         await shared.buckets.check_servers()
-        await told("connected")
+        await reported("connected")
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

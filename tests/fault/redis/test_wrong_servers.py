@@ -1,4 +1,4 @@
-"""A URL that leads to another kind of server: what stands there is told, and the URL that works."""
+"""A URL that leads to another kind of server: what is there is reported, and the URL that works."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def cluster_port() -> int:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A URL, made when its server runs, and what is told: a pattern in which PORT is that of the URL."""
+    """A URL, made when its server runs, and what is reported: a pattern in which PORT is that of the URL."""
 
     url: Callable[[], str]
-    told: str
+    reported: str
 
 
 WRONG = {
@@ -116,7 +116,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("plain", [False, True], ids=["uvloop", "asyncio"])
-def test_store__a_wrong_server_is_told(name: str, plain: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_store__a_wrong_server_is_reported(name: str, plain: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The bucket store is not ready, and its log and its state say what is wrong and what would work."""
     harness = StoreHarness("standalone")
     text = WRONG[name].url()
@@ -125,39 +125,39 @@ def test_store__a_wrong_server_is_told(name: str, plain: bool, caplog: pytest.Lo
         store = harness.store(url=parse_store_url(text))
         await store.start()
         assert not store.is_ready
-        assert_told(WRONG[name].told, text, store.trouble)
+        assert_reported(WRONG[name].reported, text, store.trouble)
         await store.close()
 
     with caplog.at_level(logging.WARNING):
         run(scenario(), plain=plain)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
-    assert_told(WRONG[name].told.removesuffix("$"), text, lines[0])
+    assert_reported(WRONG[name].reported.removesuffix("$"), text, lines[0])
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_registry__a_wrong_server_is_told(name: str) -> None:
-    """Whoever administers learns the same, at once, and that nothing was changed."""
+def test_registry__a_wrong_server_is_reported(name: str) -> None:
+    """Anyone who administers learns the same, at once, and that nothing was changed."""
     text = WRONG[name].url()
 
     async def scenario() -> None:
         registry = RedisRegistry(parse_store_url(text), LIFECYCLE)
         with pytest.raises(RegistryUnavailableError) as raised:
             await registry.administrators()
-        assert_told(WRONG[name].told.removesuffix("$"), text, str(raised.value))
+        assert_reported(WRONG[name].reported.removesuffix("$"), text, str(raised.value))
         await registry.aclose()
 
     run(scenario())
 
 
-def assert_told(pattern: str, url: str, told: str) -> None:
+def assert_reported(pattern: str, url: str, reported: str) -> None:
     """*told* holds what it should, and no password."""
     port = parse_store_url(url).addresses[0].port
-    assert re.search(pattern.replace("PORT", str(port)), told), told
-    assert "wrong@" not in told and "secret" not in told
+    assert re.search(pattern.replace("PORT", str(port)), reported), reported
+    assert "wrong@" not in reported and "secret" not in reported
 
 
-def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -> None:
+def test_store__a_replica_is_reported_and_left_when_it_is_promoted(tmp_path: Path) -> None:
     """The URL of its primary is named; once it is a primary itself it is used without a restart."""
     harness = StoreHarness("standalone")
     primary = shared().standalone
@@ -180,7 +180,7 @@ def test_store__a_replica_is_told_and_left_when_it_is_promoted(tmp_path: Path) -
         replica.stop()
 
 
-def test_store__something_that_is_no_redis_is_told() -> None:
+def test_store__something_that_is_no_redis_is_reported() -> None:
     """A web server, for example."""
     harness = StoreHarness("standalone")
 
@@ -201,7 +201,9 @@ def test_store__something_that_is_no_redis_is_told() -> None:
     run(scenario())
 
 
-def test_store__a_node_that_hides_what_it_is_is_told_by_its_errors(caplog: pytest.LogCaptureFixture) -> None:
+def test_store__a_node_that_hides_what_it_is_is_reported_by_its_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Without the permission for INFO a Cluster node is found out by its first reply to a take."""
     harness = StoreHarness("standalone")
     servers = shared().cluster.servers
@@ -219,8 +221,8 @@ def test_store__a_node_that_hides_what_it_is_is_told_by_its_errors(caplog: pytes
 
     with caplog.at_level(logging.WARNING):
         run(scenario())
-    told = "\n".join(record.getMessage() for record in caplog.records)
-    assert "refuses INFO" in told and "add +info" in told
-    assert "use a redis+cluster:// URL" in told
+    reported = "\n".join(record.getMessage() for record in caplog.records)
+    assert "refuses INFO" in reported and "add +info" in reported
+    assert "use a redis+cluster:// URL" in reported
     for server in servers:
         server.client.execute_command("ACL", "DELUSER", "blind")

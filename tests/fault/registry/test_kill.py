@@ -47,7 +47,7 @@ def line_from(stream: IO[bytes]) -> str:
 
 @pytest.fixture(scope="module")
 def kill_before() -> Iterator[Callable[[Path, str, int], bool]]:
-    """Makes a write in a process of its own that is killed before its n-th statement; False = it lived."""
+    """Makes a write in a separate process that is killed before its n-th statement; False = it lived."""
     program = [sys.executable, "-m", "tests.fault.registry.victim"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None and process.stdout is not None

@@ -1,7 +1,7 @@
 """
 A program that writes to a registry and is killed while it does: `python -m tests.fault.registry.victim`.
 
-It reads one job a line from standard input, as JSON, and makes a process of its own for each, so that a
+It reads one job a line from standard input, as JSON, and makes a separate process for each, so that a
 death costs no start of Python. Each answer is one line: whether that process was killed.
 """
 
@@ -59,7 +59,7 @@ async def write(path: Path, name: str, statement: int) -> None:
 
 
 def killed_in_a_child(run: Callable[[], None]) -> bool:
-    """Run *run* in a process of its own; whether it was killed."""
+    """Run *run* in a separate process; whether it was killed."""
     child = os.fork()
     if child == 0:
         try:

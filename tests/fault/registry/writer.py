@@ -18,7 +18,7 @@ from tests.building import ManualClock
 
 
 async def write(path: Path, name: str) -> None:
-    """Write for ever."""
+    """Write forever."""
     registry = await SqliteRegistry.open(path, LIFECYCLE, clock_us=ManualClock())
     limit_rpm = 0
     while True:

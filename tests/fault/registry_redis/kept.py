@@ -34,7 +34,7 @@ of idempotency keys, how far a partition knows of the administrators, and which 
 
 
 class Place:
-    """One registry in the shared server, under a prefix of its own."""
+    """One registry in the shared server, under a separate prefix."""
 
     def __init__(self, server: redis.Redis, prefix: str, partitions: int) -> None:
         """Keys of *server* that begin with *prefix*."""

@@ -1,4 +1,4 @@
-"""Whether replicas have a change is told where there are replicas, and not where nobody asked for any."""
+"""Whether replicas have a change is reported if there are replicas, else not."""
 
 from __future__ import annotations
 

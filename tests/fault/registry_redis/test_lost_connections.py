@@ -50,7 +50,7 @@ def test_registry__calls_go_on_after_each_killed_connection(shelf: Shelf, runner
 
 
 def test_registry__the_push_of_changes_is_back_at_once(shelf: Shelf, runner: asyncio.Runner) -> None:
-    """Whoever waits for changes hears of one that is made right after a kill."""
+    """A caller that waits for changes learns of one that is made right after a kill."""
     url = shelf.place("push").url(shelf.port)
 
     async def scenario() -> None:

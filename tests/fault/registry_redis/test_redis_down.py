@@ -1,4 +1,4 @@
-"""Redis goes away: the follower, the bucket store and whoever administers say so soon, and name it."""
+"""Redis goes away: the follower, the bucket store and anyone who administers say so soon, and name it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SLACK_S = 4.0
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of its own, which can be ended and frozen."""
+    """A separate server, which can be ended and frozen."""
     server = RedisServer(tmp_path).start()
     yield server
     server.stop()
 
 
 @pytest.mark.parametrize("how", ["ended", "frozen"])
-def test_redis_down__is_told_by_everything_that_knows(how: str, server: RedisServer) -> None:
+def test_redis_down__is_reported_by_everything_that_knows(how: str, server: RedisServer) -> None:
     """Within two seconds: the store's state and gauges, the registry's state and gauge, each failed call."""
 
     async def work() -> None:

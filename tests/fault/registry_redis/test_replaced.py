@@ -1,4 +1,4 @@
-"""Redis comes back empty, with another registry or from an older snapshot: told, and not believed."""
+"""Redis comes back empty, with another registry or from an older snapshot: reported, and not applied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import PATIENCE_S, until
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of its own, which can be flushed and restarted."""
+    """A separate server, which can be flushed and restarted."""
     server = RedisServer(tmp_path).start()
     yield server
     server.stop()
@@ -83,12 +83,12 @@ def is_loaded(sidecar: FollowingSidecar) -> bool:
 
 
 def is_dropped(sidecar: FollowingSidecar) -> bool:
-    """Nothing is in force, and the reason is told."""
+    """Nothing is in force, and the reason is reported."""
     return not sidecar.snapshot.is_loaded and not sidecar.snapshot.integrations and bool(sidecar.trouble)
 
 
 def opened(server: RedisServer | ClusterGroup, registry_id: str = "") -> RedisRegistry:
-    """A handle of its own, as a command line has."""
+    """A separate handle, as a command line has."""
     return RedisRegistry(parse_store_url(f"{server.url}?partitions=3"), LIFECYCLE, registry_id=registry_id)
 
 
@@ -144,7 +144,7 @@ READS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("name", READS)
 def test_registry__an_emptied_store_is_noticed_by_the_first_read(name: str, server: RedisServer) -> None:
-    """Also within the second after the last look: no valid token is called wrong, no record gone."""
+    """Also within the second after the last look: no valid token is called wrong, no record missing."""
 
     async def work() -> None:
         id = await founded(server)
@@ -198,7 +198,7 @@ def test_registry__restored_data_are_believed_again(server: RedisServer) -> None
 
 
 def test_registry__another_one_is_believed_only_when_accepted(server: RedisServer) -> None:
-    """Somebody bootstrapped anew: its administrators and integrations count once an operator says so."""
+    """Somebody bootstrapped again: its administrators and integrations count once an operator says so."""
 
     async def work() -> None:
         first = await founded(server)
@@ -285,8 +285,8 @@ def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
     in_time(work)
 
 
-def test_registry__a_lost_record_is_told_and_not_taken_for_a_deletion(server: RedisServer) -> None:
-    """A key that was evicted or deleted: the integration stays in force, and whoever starts knows of it."""
+def test_registry__a_lost_record_is_reported_and_not_taken_for_a_deletion(server: RedisServer) -> None:
+    """A key that was evicted or deleted: it stays in force; a sidecar that starts reports it."""
 
     async def work() -> None:
         await founded(server)
@@ -316,7 +316,7 @@ def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> 
     """
     A generation that repeats after a restore means another record.
 
-    The sidecar goes by generation 2, a change that the snapshot lacks; there 2 becomes a suspension.
+    The sidecar uses generation 2, a change that the snapshot lacks; there 2 becomes a suspension.
     """
 
     async def work() -> None:
@@ -362,9 +362,9 @@ def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The replica lacks generation 2, a change that nobody was told to be durable; there 2 becomes a suspension.
+    The replica lacks generation 2, a change that was not confirmed as durable; there 2 becomes a suspension.
 
-    The former primary redirects to it before the map of the Cluster is known. A sidecar then loads anew.
+    The former primary redirects to it before the map of the Cluster is known. A sidecar then loads again.
     """
     monkeypatch.setattr(ClusterTopology, "search", lambda self: None)
     group = ClusterGroup(tmp_path)

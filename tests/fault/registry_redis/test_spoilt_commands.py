@@ -1,4 +1,4 @@
-"""Connections that break or fall silent at any command of a write: whole or absent, told truly, made once."""
+"""Connections that break or stall at any command of a write: whole or absent, reported correctly, once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Trial:
         Write with command *number* spoilt; then let somebody else repeat it, which must make it once.
 
         Returns:
-            Whether there was such a command, the error that the caller was told, and what was left.
+            Whether there was such a command, the error that the caller got, and what was left.
         """
         place = self._prepared.copy_to(self._shelf.place(self._name))
         was_spoilt, error = False, None
@@ -142,7 +142,7 @@ def test_write__survives_a_break_at_any_command(
         ("admin.create", Fault.BLACK_HOLE),
     ],
 )
-def test_write__silence_at_any_command_is_told_truly(
+def test_write__silence_at_any_command_is_reported_truly(
     name: str, fault: Fault, shelf: Shelf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One silent connection is replaced; a silent server ends the call by its deadline, with the truth."""
@@ -161,10 +161,10 @@ def test_write__silence_at_any_command_is_told_truly(
 
 
 @pytest.mark.parametrize("name", ["credential.issue", "admin.create"])
-def test_write__an_error_of_the_server_is_told_and_changes_nothing(
+def test_write__an_error_of_the_server_is_reported_and_changes_nothing(
     name: str, shelf: Shelf, runner: asyncio.Runner
 ) -> None:
-    """What the server refuses was not carried out: the caller is told so, or the change is there."""
+    """What the server refuses was not carried out: the caller learns it, or the change is there."""
     trial = Trial(name, shelf, runner)
 
     def check(error: RegistryError | None, left: Content) -> None:

@@ -1,7 +1,7 @@
 """
 A program that writes to a registry in Redis and is killed: `python -m tests.fault.registry_redis.victim`.
 
-It reads one job a line from standard input, as JSON, and makes a process of its own for each, so that a
+It reads one job a line from standard input, as JSON, and makes a separate process for each, so that a
 death costs no start of Python. Each answer is one line: whether that process was killed.
 """
 

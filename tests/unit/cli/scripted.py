@@ -1,4 +1,4 @@
-"""A server that answers what it is told to: cut off, silent, huge; and a relay that loses answers."""
+"""A server with scripted answers: cut off, silent, huge; and a relay that loses answers."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ class LosingRelay(_Listening):
         self.requests.append(request)
         with socket.create_connection(self._target, PATIENCE_S) as upstream:
             upstream.sendall(request)
-            told = read_request(upstream)
+            reported = read_request(upstream)
         if len(self.requests) > self._losses:
-            connection.sendall(told)
+            connection.sendall(reported)
         connection.close()
 
 

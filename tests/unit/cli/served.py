@@ -1,4 +1,4 @@
-"""The real admin API on a real socket, over a registry file, in a thread of its own."""
+"""The real admin API on a real socket, over a registry file, in a separate thread."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ServedApi:
         env = {"SIDECAR_SERVER": self.url, "SIDECAR_ADMIN_TOKEN": self.tokens[who], **environment}
         return CliRunner().invoke(app, list(arguments), input=stdin, env=env)
 
-    def told(self, *arguments: str, who: str = "ann") -> str:
+    def output(self, *arguments: str, who: str = "ann") -> str:
         """What a command that goes well prints on standard output."""
         result = self.run(*arguments, who=who)
         assert result.exit_code == 0, result.output

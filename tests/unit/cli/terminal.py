@@ -51,7 +51,7 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str) -> None:
-        """Read the screen until *text* stands on it."""
+        """Read the screen until *text* is on it."""
         self._read(lambda: text in self.plain)
         assert text in self.plain, self.seen
 
@@ -72,7 +72,7 @@ class Terminal:
 
     @property
     def plain(self) -> str:
-        """What stands on the screen, without colours, each line to its last letter."""
+        """What is on the screen, without colours, each line to its last letter."""
         text = _STYLE.sub("", self.seen).replace("\r\n", "\n")
         return "\n".join(line.rstrip() for line in text.splitlines())
 

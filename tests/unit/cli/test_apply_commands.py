@@ -77,7 +77,7 @@ def api(tmp_path: Path) -> Iterator[ServedApi]:
 
 
 def test_push__shows_asks_and_changes(desk: Desk) -> None:
-    """A dry run and a question that nobody hears change nothing; `--yes` does, once."""
+    """A dry run and a question that nobody answers change nothing; `--yes` does, once."""
     desk.bootstrap()
     file = desk.file()
     dry = desk.run("registry", "push", file, "--dry-run")
@@ -106,14 +106,14 @@ def test_pull__can_be_pushed_again(desk: Desk) -> None:
     desk.bootstrap()
     desk.run("registry", "push", desk.file(), "--yes", "--reason", "contract 7")
     pulled = desk.folder / "pulled.yaml"
-    told = desk.run("registry", "pull", str(pulled))
-    assert (told.exit_code, told.stdout) == (0, "")
-    assert told.stderr == f"{pulled}: 2 integrations\n"
+    reported = desk.run("registry", "pull", str(pulled))
+    assert (reported.exit_code, reported.stdout) == (0, "")
+    assert reported.stderr == f"{pulled}: 2 integrations\n"
     assert desk.run("registry", "pull").stdout == pulled.read_text()
     as_json = json.loads(desk.run("registry", "pull", "--json").stdout)
     assert as_json == yaml.safe_load(pulled.read_text())
-    told = json.loads(desk.run("registry", "pull", str(pulled), "--json").stdout)
-    assert told == {"file": str(pulled), "integrations": 2}
+    reported = json.loads(desk.run("registry", "pull", str(pulled), "--json").stdout)
+    assert reported == {"file": str(pulled), "integrations": 2}
     again = desk.run("registry", "push", str(pulled), "--prune", "--json", "--yes")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["difference"]["counts"] == {
@@ -153,7 +153,7 @@ def test_push__an_empty_registry_needs_its_first_administrator(desk: Desk) -> No
 
 
 def test_push__ends_with_1_when_something_cannot_be(desk: Desk) -> None:
-    """Known beforehand or told by the registry alone: the rest is done, and the exit code says so."""
+    """Known beforehand or found by the registry alone: the rest is done, and the exit code says so."""
     desk.bootstrap()
     file = desk.file(FILE + "  - {id: gone, name: Gone, status: suspended}\n", "suspended.yaml")
     assert desk.run("registry", "push", file, "--yes").exit_code == 0
@@ -168,7 +168,7 @@ def test_push__ends_with_1_when_something_cannot_be(desk: Desk) -> None:
 
 
 def test_push__removes_only_with_prune(desk: Desk) -> None:
-    """Without it what the file does not name is counted; with it the deletion stands first in the diff."""
+    """Without it what the file does not name is counted; with it the deletion is first in the diff."""
     desk.bootstrap()
     desk.run("registry", "push", desk.file(), "--yes")
     file = desk.file("integrations: [{id: depot, name: Depot Ltd}]", "less.yaml")
@@ -180,7 +180,7 @@ def test_push__removes_only_with_prune(desk: Desk) -> None:
 
 
 def test_push__a_mistake_in_the_file_changes_nothing(desk: Desk) -> None:
-    """All mistakes are told with their lines."""
+    """All mistakes are reported with their lines."""
     desk.bootstrap()
     wrong = desk.run("registry", "push", desk.file("integrations: [{id: A, nam: x}]"), "--yes")
     assert (wrong.exit_code, "nothing was started or changed" in wrong.stderr) == (1, True)
@@ -188,7 +188,7 @@ def test_push__a_mistake_in_the_file_changes_nothing(desk: Desk) -> None:
 
 
 def test_registry__store_goes_before_the_configuration(tmp_path: Path) -> None:
-    """`--store` names a shared store, whatever registry the configuration has; a wrong one is told."""
+    """`--store` names a shared store, whatever registry the configuration has; a wrong one is reported."""
     url = fresh_store_url()
     fleet = Desk(tmp_path, f"store: {url}\n")
     fleet.bootstrap()
@@ -207,9 +207,9 @@ def test_apply__through_the_admin_api(api: ServedApi, tmp_path: Path) -> None:
     file.write_text(FILE)
     unasked = api.run("apply", "-f", str(file))
     assert (unasked.exit_code, "Make 2 changes?" in unasked.stderr) == (2, True)
-    assert "Made 2 changes in" in api.told("apply", "-f", str(file), "--yes")
-    assert api.told("apply", "-f", str(file)).splitlines()[-1] == "Nothing to do."
-    log = json.loads(api.told("audit", "list", "--integration", "depot", "--json"))
+    assert "Made 2 changes in" in api.output("apply", "-f", str(file), "--yes")
+    assert api.output("apply", "-f", str(file)).splitlines()[-1] == "Nothing to do."
+    log = json.loads(api.output("audit", "list", "--integration", "depot", "--json"))
     assert [item["reason"] for item in log["items"]] == ["declared in integrations.yaml"]
     auditor = api.run("apply", "-f", str(file), "--prune", "--dry-run", who="audrey")
     assert auditor.exit_code == 0
@@ -225,7 +225,7 @@ def test_apply__sends_a_file_of_many_integrations(api: ServedApi, tmp_path: Path
     """A file of several MiB passes every bound between the command and the registry."""
     file = tmp_path / "integrations.yaml"
     file.write_text("# " + "x" * 5_000_000 + FILE)
-    assert "Made 2 changes in" in api.told("apply", "-f", str(file), "--yes")
+    assert "Made 2 changes in" in api.output("apply", "-f", str(file), "--yes")
 
 
 def test_apply__json_needs_its_yes_beforehand(api: ServedApi, tmp_path: Path) -> None:
@@ -234,9 +234,9 @@ def test_apply__json_needs_its_yes_beforehand(api: ServedApi, tmp_path: Path) ->
     file.write_text(FILE)
     unasked = api.run("apply", "-f", str(file), "--json")
     assert (unasked.exit_code, unasked.stdout) == (2, "")
-    dry = json.loads(api.told("apply", "-f", str(file), "--json", "--dry-run"))
+    dry = json.loads(api.output("apply", "-f", str(file), "--json", "--dry-run"))
     assert (dry["difference"]["counts"]["add"], dry["report"], dry["is_dry_run"]) == (2, None, True)
-    done = json.loads(api.told("apply", "-f", str(file), "--json", "--yes"))
+    done = json.loads(api.output("apply", "-f", str(file), "--json", "--yes"))
     assert done["report"]["steps_made"] == 2
     assert done["difference"]["integrations"][0]["actions"] == ["integration.create"]
 

@@ -23,10 +23,10 @@ Lines = list[str]
 def export(api: ServedApi, tmp_path: Path) -> Path:
     """An export of nine entries."""
     for id in ("one", "two"):
-        api.told("integrations", "create", id)
-    api.told("suspend", "one", "--reason", "leak")
+        api.output("integrations", "create", id)
+    api.output("suspend", "one", "--reason", "leak")
     for rpm in ("100", "200"):
-        api.told("limit", "set", "two", rpm)
+        api.output("limit", "set", "two", rpm)
     file = tmp_path / "audit.ndjson"
     result = api.run("audit", "export", "--output", str(file))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"{file}: 9 entries\n")
@@ -43,31 +43,31 @@ def verified(api: ServedApi, file: Path, *arguments: str) -> tuple[int, str]:
 
 def test_audit_list__newest_first_and_narrowed(api: ServedApi) -> None:
     """What was done, by whom, to what, why and from where; by the words of a suspension in an incident."""
-    api.told("integrations", "create", "watched")
-    api.told("suspend", "watched", "--reason", "key leaked", who="olli")
-    rows = [line.split("\t") for line in api.told("audit", "list", "--integration", "watched").splitlines()]
+    api.output("integrations", "create", "watched")
+    api.output("suspend", "watched", "--reason", "key leaked", who="olli")
+    rows = [line.split("\t") for line in api.output("audit", "list", "--integration", "watched").splitlines()]
     assert [row[1:3] for row in rows] == [["olli", "integration.suspend"], ["ann", "integration.create"]]
     assert rows[0][3:7] == [
         "integration:watched", "suspended; 0 live credentials were invalidated", "key leaked", "127.0.0.1"
     ]  # fmt: skip
     assert rows[0][7] == "0:6"
-    oldest = api.told("audit", "list", "--oldest-first", "--limit", "1").split("\t")
+    oldest = api.output("audit", "list", "--oldest-first", "--limit", "1").split("\t")
     assert oldest[2] == "admin.bootstrap"
-    one = api.told("audit", "list", "--actor", "olli", "--action", "integration.suspend", "--since", "1h")
+    one = api.output("audit", "list", "--actor", "olli", "--action", "integration.suspend", "--since", "1h")
     assert len(one.splitlines()) == 1
-    assert api.told("audit", "list", "--until", "1h") == ""
-    assert len(api.told("audit", "list", "--subject", "administrator:bob").splitlines()) == 1
-    entries = json.loads(api.told("audit", "list", "--json"))
+    assert api.output("audit", "list", "--until", "1h") == ""
+    assert len(api.output("audit", "list", "--subject", "administrator:bob").splitlines()) == 1
+    entries = json.loads(api.output("audit", "list", "--json"))
     assert entries["chains"] == [0]
     assert entries["items"][0]["reason"] == "key leaked"
 
 
 def test_audit_verify__by_the_server(api: ServedApi) -> None:
-    """It tells how much was looked at, and an anchor that the next verification is held to."""
-    first = api.told("audit", "verify").splitlines()
+    """It shows how much was checked, and an anchor for the next verification."""
+    first = api.output("audit", "verify").splitlines()
     assert first[0] == "4 entries in 1 chain: intact"
     anchor = first[1].removeprefix("anchor ")
-    api.told("integrations", "create", "more")
+    api.output("integrations", "create", "more")
     assert api.run("audit", "verify", "--anchor", anchor).exit_code == 0
     wrong = anchor[:-1] + ("0" if anchor[-1] != "0" else "1")
     found = api.run("audit", "verify", "--anchor", anchor, "--anchor", wrong)
@@ -90,15 +90,15 @@ def test_audit_export__of_one_integration(api: ServedApi, export: Path, tmp_path
     wanted = [line for line in whole if json.loads(json.loads(line)["text"])["subject"] == subject]
     assert file.read_text().splitlines() == wanted
     assert verified(api, file)[0] == 1
-    assert api.told("audit", "export", "--integration", "nobody") == ""
+    assert api.output("audit", "export", "--integration", "nobody") == ""
 
 
 def test_audit_export__is_what_was_hashed(api: ServedApi, export: Path) -> None:
     """A whole file that only its owner can read, and that says offline what the server says."""
     assert stat.S_IMODE(export.stat().st_mode) == 0o600
-    assert export.read_text() == api.told("audit", "export")
-    assert verified(api, export) == (0, api.told("audit", "verify"))
-    by_server = json.loads(api.told("audit", "verify", "--json"))
+    assert export.read_text() == api.output("audit", "export")
+    assert verified(api, export) == (0, api.output("audit", "verify"))
+    by_server = json.loads(api.output("audit", "verify", "--json"))
     by_server.pop("records")  # a file has none
     assert json.loads(verified(api, export, "--json")[1]) == by_server
 
@@ -116,7 +116,7 @@ def _moved(lines: Lines) -> Lines:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (_altered, "altered: entry 7 of chain 0: its body does not match its digest"),
         (_removed, "missing: entries 5 to 6 of chain 0: removed from the chain"),
@@ -124,18 +124,18 @@ def _moved(lines: Lines) -> Lines:
     ],
 )
 def test_audit_verify__finds_what_was_done_to_an_export(
-    api: ServedApi, export: Path, spoil: Callable[[Lines], Lines], told: str
+    api: ServedApi, export: Path, spoil: Callable[[Lines], Lines], reported: str
 ) -> None:
     """Altered, removed and moved entries are named, with 1, without asking anybody."""
     export.write_text("\n".join(spoil(export.read_text().splitlines())) + "\n")
     code, said = verified(api, export)
     assert code == 1
-    assert told in said
+    assert reported in said
     assert "9 entries in 1 chain: NOT intact" in said or "7 entries in 1 chain: NOT intact" in said
 
 
 def test_audit_verify__an_anchor_shows_that_the_end_was_cut_off(api: ServedApi, export: Path) -> None:
-    """A shortened file is a whole chain; only what was noted elsewhere tells, also of a chain that went."""
+    """A shortened file is a valid chain: only an anchor stored elsewhere shows it, also a missing chain."""
     anchor = verified(api, export)[1].splitlines()[1].removeprefix("anchor ")
     lines = export.read_text().splitlines()
     export.write_text("\n".join(lines[:-2]) + "\n")
@@ -152,7 +152,7 @@ def test_audit_verify__an_anchor_shows_that_the_end_was_cut_off(api: ServedApi, 
      '{"chain": 0, "sequence": 0, "text": "", "digest": ""}',
      '{"chain": 0, "sequence": 1, "text": 1, "digest": ""}', "[" * 100_000],
 )  # fmt: skip
-def test_verify_file__another_file_is_told_with_its_line(tmp_path: Path, line: str) -> None:
+def test_verify_file__another_file_is_reported_with_its_line(tmp_path: Path, line: str) -> None:
     """What is no export is not verified, and not called altered either."""
     file = tmp_path / "a"
     file.write_text(line + "\n")
@@ -160,7 +160,7 @@ def test_verify_file__another_file_is_told_with_its_line(tmp_path: Path, line: s
         verify_file(file)
 
 
-def test_verify_file__what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_verify_file__what_cannot_be_read_is_reported(tmp_path: Path) -> None:
     """A file that is not there, or not text."""
     with pytest.raises(AuditFileError, match="cannot be read"):
         verify_file(tmp_path / "no")

@@ -72,7 +72,7 @@ def test_keys_new__as_json() -> None:
 
 
 def test_keys_new__refuses_a_prefix_that_parts_keys() -> None:
-    """A wrong argument is told in a sentence, with the code for wrong usage."""
+    """A wrong argument is reported in a sentence, with the code for wrong usage."""
     result = run("keys", "new", "--prefix", "a_b")
     assert result.exit_code == 2
     assert result.stderr.startswith("sidecar: prefix is 'a_b'; it must be ")
@@ -87,7 +87,7 @@ def test_check_config__sums_up(demo: tuple[str, dict[str, str]]) -> None:
 
 
 def test_check_config__warns(tmp_path: Path) -> None:
-    """What is valid but odd is told, in the configuration and in the registry."""
+    """What is valid but odd is reported, in the configuration and in the registry."""
     config, registry = tmp_path / "sidecar.yaml", tmp_path / "r.yaml"
     config.write_text("registry: r.yaml\nroutes: [{path: /**, scope: none}, {path: /a, scope: none}]\n")
     registry.write_text("integrations: [{id: a, name: A, ip_allowlist: [10.0.0.0/8, 10.0.0.0/9]}]")
@@ -99,10 +99,12 @@ def test_check_config__warns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "told"),
+    ("policy", "reported"),
     [("deny", "refused with 503"), ("allow", "allowed without a limit"), ("local", "its share of the limit")],
 )
-def test_check_config__says_what_answers_without_the_store(tmp_path: Path, policy: str, told: str) -> None:
+def test_check_config__says_what_answers_without_the_store(
+    tmp_path: Path, policy: str, reported: str
+) -> None:
     """The policy in words, and how many integrations have one of their own."""
     config, registry = tmp_path / "sidecar.yaml", tmp_path / "r.yaml"
     config.write_text(f"registry: r.yaml\nstore: redis://127.0.0.1:1\non_store_error: {policy}\n")
@@ -114,7 +116,7 @@ def test_check_config__says_what_answers_without_the_store(tmp_path: Path, polic
     said = " ".join(result.output.split())
     assert result.exit_code == 0
     assert f"on_store_error {policy}: " in said
-    assert told in said
+    assert reported in said
     assert "(integrations: 1 deny, 2 local)" in said
     assert "(timeout 50 ms)" in said
     assert "warning" not in said
@@ -216,7 +218,7 @@ def test_decide__looks_where_the_configuration_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (("--ip", "somewhere"), "'somewhere' is not an IP address"),
         (("--ip", "10.0.0.1", "--peer", "10.0.0.2"), "--ip and --peer"),
@@ -224,19 +226,19 @@ def test_decide__looks_where_the_configuration_says(tmp_path: Path) -> None:
         (("--header", ": value"), "write 'name: value'"),
     ],
 )
-def test_decide__wrong_arguments_are_told(
-    demo: tuple[str, dict[str, str]], arguments: tuple[str, ...], told: str
+def test_decide__wrong_arguments_are_reported(
+    demo: tuple[str, dict[str, str]], arguments: tuple[str, ...], reported: str
 ) -> None:
     """Wrong usage exits with 2."""
     result = run("decide", "GET", "/v1", "-c", demo[0], *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert reported in result.stderr
 
 
 @pytest.mark.parametrize(
     "command", [("serve", "--config"), ("check-config",), ("decide", "GET", "/", "--config")]
 )
-def test_cli__a_missing_configuration_is_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_cli__a_missing_configuration_is_reported(tmp_path: Path, command: tuple[str, ...]) -> None:
     """No command shows a traceback for a file that is not there."""
     result = run(*command, str(tmp_path / "no.yaml"))
     assert result.exit_code == 1
@@ -245,20 +247,20 @@ def test_cli__a_missing_configuration_is_told(tmp_path: Path, command: tuple[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (("--cert", "a"), "--cert and --cert-key must be given together"),
         (("--cert", "a", "--cert-key", "b"), "--cert and --cert-key must be given together"),
     ],
 )
-def test_ask__wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None:
+def test_ask__wrong_arguments_are_reported(arguments: tuple[str, ...], reported: str) -> None:
     """Wrong usage exits with 2, before anything is asked."""
     result = run("ask", "GET", "/", *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert reported in result.stderr
 
 
-def test_ask__a_missing_ca_is_told(tmp_path: Path) -> None:
+def test_ask__a_missing_ca_is_reported(tmp_path: Path) -> None:
     """A TLS file that is not there is named."""
     result = run("ask", "GET", "/", "--ca", str(tmp_path / "ca.pem"))
     assert result.exit_code == 1
@@ -271,7 +273,7 @@ def test_serve__demo_and_config_exclude_each_other(tmp_path: Path) -> None:
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
 
 
-def test_serve__a_demo_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_serve__a_demo_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     """A file in the way is named."""
     (tmp_path / "file").write_text("")
     result = run("serve", "--demo", "--demo-directory", str(tmp_path / "file" / "demo"))
@@ -281,8 +283,8 @@ def test_serve__a_demo_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_version__names_the_build() -> None:
     """One line."""
-    told = run("version").output
-    assert re.fullmatch(r"sidecar \S+ \(Python 3\.\d+\.\d+\S*, (pure|compiled)\)\n", told)
-    assert run("--version").output == told
+    reported = run("version").output
+    assert re.fullmatch(r"sidecar \S+ \(Python 3\.\d+\.\d+\S*, (pure|compiled)\)\n", reported)
+    assert run("--version").output == reported
     as_json = json.loads(run("version", "--json").output)
-    assert told == f"sidecar {as_json['version']} (Python {as_json['python']}, {as_json['build']})\n"
+    assert reported == f"sidecar {as_json['version']} (Python {as_json['python']}, {as_json['build']})\n"

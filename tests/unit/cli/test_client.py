@@ -43,7 +43,7 @@ def test_parse_server__reads_what_people_write(text: str, base_url: str, socket_
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("http://10.0.0.7:9193", "the token would be sent unencrypted"),
         ("sidecar.example:9193", "the token would be sent unencrypted"),
@@ -56,9 +56,9 @@ def test_parse_server__reads_what_people_write(text: str, base_url: str, socket_
         ("unix:admin.sock", "has no absolute path"),
     ],
 )
-def test_parse_server__refuses_the_rest(text: str, told: str) -> None:
+def test_parse_server__refuses_the_rest(text: str, reported: str) -> None:
     """Whatever would send a token somewhere by mistake; each refusal says what to write instead."""
-    with pytest.raises(ServerAddressError, match=told):
+    with pytest.raises(ServerAddressError, match=reported):
         parse_server(text)
 
 
@@ -71,7 +71,7 @@ def test_path_to__an_id_stays_in_its_place(segment: str) -> None:
 
 
 def test_client__a_silent_server_costs_the_deadline_only() -> None:
-    """No answer is told as such, and that a change may have happened."""
+    """A missing answer is reported, and that a change may have happened."""
     with (
         Scripted(SILENCE) as server,
         client_of(server.url, timeout_s=0.2) as client,
@@ -85,7 +85,7 @@ def test_client__a_silent_server_costs_the_deadline_only() -> None:
 
 
 def test_client__a_stream_that_stops_costs_the_deadline_only() -> None:
-    """The deadline holds for each piece of a stream: one that goes silent is given up, and told."""
+    """The deadline holds for each piece of a stream: one that stalls is given up and reported."""
     begun = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst\nsecond\nthi"
     with _Stopping(begun) as server, client_of(server.url, timeout_s=0.2) as client:
         lines: list[str] = []
@@ -104,7 +104,7 @@ class _Stopping(Scripted):
         connection.sendall(said)
 
 
-def test_client__nobody_there_is_told() -> None:
+def test_client__nobody_there_is_reported() -> None:
     """A refused connection names the address and what to look at; nothing can have happened."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -114,7 +114,7 @@ def test_client__nobody_there_is_told() -> None:
         assert not caught.value.may_have_happened
 
 
-def test_client__a_ca_file_that_is_none_is_told() -> None:
+def test_client__a_ca_file_that_is_none_is_reported() -> None:
     """Before anything is sent."""
     with pytest.raises(AdminCallError, match=r"the CA file .* cannot be used"):
         AdminClient(parse_server("https://localhost:1"), TOKEN, ca=module.Path("/no/such/ca.pem"))
@@ -123,8 +123,8 @@ def test_client__a_ca_file_that_is_none_is_told() -> None:
 def test_client__a_lost_connection_is_tried_again_under_the_same_key() -> None:
     """A change whose answer was lost is sent again, the same to the letter; the key makes it one change."""
     with Scripted(CUT, CUT, OK) as server, client_of(server.url) as client:
-        told = client.change("POST", "/v1/x", {"a": 1}, idempotency_key="the-key", expected_generation=7)
-    assert told.data == {"is_fine": True}
+        reported = client.change("POST", "/v1/x", {"a": 1}, idempotency_key="the-key", expected_generation=7)
+    assert reported.data == {"is_fine": True}
     assert len(server.requests) == ATTEMPTS_MAX == 3
     assert len(set(server.requests)) == 1
     assert b"Idempotency-Key: the-key\r\n" in server.requests[0]
@@ -146,19 +146,19 @@ def test_client__tries_so_often_and_no_more() -> None:
 
 def test_client__a_change_whose_answer_was_lost_happens_once(shared_api: ServedApi) -> None:
     """Against the real API: the first answer is lost on its way, the second is the same change's replay."""
-    shared_api.told("integrations", "create", "lost")
+    shared_api.output("integrations", "create", "lost")
     with (
         LosingRelay(shared_api.url, losses=1) as relay,
         client_of(relay.url, token=shared_api.tokens["ann"]) as client,
     ):
-        told = client.change(
+        reported = client.change(
             "POST", "/v1/integrations/lost/credentials/issue", {}, idempotency_key="lost-answer"
         )
     assert len(relay.requests) == 2
-    assert told.is_replay
-    assert told.data["api_key"] is None
-    record = json.loads(shared_api.told("integrations", "show", "lost", "--json"))
-    assert [credential["id"] for credential in record["credentials"]] == [told.data["credential_id"]]
+    assert reported.is_replay
+    assert reported.data["api_key"] is None
+    record = json.loads(shared_api.output("integrations", "show", "lost", "--json"))
+    assert [credential["id"] for credential in record["credentials"]] == [reported.data["credential_id"]]
 
 
 def test_client__follows_no_redirect() -> None:
@@ -186,7 +186,7 @@ def test_client__uses_no_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b"\xff", b"[" * 100_000])
-def test_client__an_answer_that_is_no_object_is_told(body: bytes) -> None:
+def test_client__an_answer_that_is_no_object_is_reported(body: bytes) -> None:
     """Another program's page is not taken for an answer."""
     with (
         Scripted(answer(200, body)) as server,
@@ -219,7 +219,7 @@ def test_client__a_line_beyond_its_bound_is_given_up(monkeypatch: pytest.MonkeyP
     assert lines == ["short"]
 
 
-def test_client__a_stream_that_is_cut_off_is_told() -> None:
+def test_client__a_stream_that_is_cut_off_is_reported() -> None:
     """Half an export is not taken for a whole one."""
     with (
         Scripted(answer(200, b"one\ntwo")) as server,

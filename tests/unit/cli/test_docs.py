@@ -41,14 +41,14 @@ def test_configuration_page__describes_every_setting() -> None:
 
 
 def test_configuration_page__describes_nothing_else() -> None:
-    """A key that is gone is gone from the page, too."""
+    """A key that was removed is not on the page, either."""
     tables = text_of(PAGE).split("## How the upstream reads paths")[0]
     documented = re.findall(r"^\| `([a-z_.\[\]]+)` \|", tables, re.MULTILINE)
     assert sorted(documented) == sorted(row.key for row in rows() if not row.key.startswith(SAME_AS_GRPC))
 
 
 def test_configuration_page__lists_the_categories() -> None:
-    """The fifteen categories stand as they are."""
+    """The fifteen categories are as they are."""
     wanted = [
         f"| `{category.name}` | {category.title} | {category.sensitivity.value}"
         f" | read{'' if category.read_only else ', write'} |"
@@ -67,7 +67,7 @@ def test_configuration_page__describes_the_registry() -> None:
 
 
 def test_cli_page__shows_the_help_of_every_command() -> None:
-    """What `--help` prints stands on the page, letter by letter, below a heading, and nothing else."""
+    """What `--help` prints is on the page, letter by letter, below a heading, and nothing else."""
     page = text_of("docs/reference/cli.md")
     report(
         [
@@ -81,14 +81,14 @@ def test_cli_page__shows_the_help_of_every_command() -> None:
 
 
 def test_cli_page__explains_every_exit_code() -> None:
-    """Each code that a command can end with has its row, and no row is of a code that is gone."""
+    """Each code that a command can end with has its row, and no row is of a code that was removed."""
     codes = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
     rows_of_codes = re.findall(r"^\| (\d+) \| .{10,} \|$", text_of("docs/reference/cli.md"), re.MULTILINE)
     assert [int(code) for code in rows_of_codes] == sorted(codes)
 
 
 def test_cli_page__shows_the_options_that_many_commands_have() -> None:
-    """Each group stands once, as commands print it; commands with other options of that name show theirs."""
+    """Each group occurs once, as commands print it; commands with other options of that name show theirs."""
     page = text_of("docs/reference/cli.md")
     assert [title for title in SHARED if shared_block(title) not in page] == []
     of_accounts = panel_of(helps()["admin create"], "Change")
@@ -97,7 +97,7 @@ def test_cli_page__shows_the_options_that_many_commands_have() -> None:
 
 
 def test_example__sets_only_what_exists() -> None:
-    """The example shows every key that has no section of its own, but for a few that are rarely set."""
+    """The example shows every key without a separate section, but for a few that are rarely set."""
     config = load_config(ROOT / "deploy" / "example" / "sidecar.yaml", {})
     shown = {path[0] for path in config.tree.origins}
     known = {path[0] for path, _ in settings_of(Settings)}

@@ -1,4 +1,4 @@
-"""Dual control where there is one administrator, or none: what is told and asked, and the way back in."""
+"""Dual control where there is one administrator, or none: what is reported and asked, and the way back in."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def on_machine(config: Path, *arguments: str) -> Result:
 @pytest.fixture
 def alone(api: ServedApi, tmp_path: Path) -> ServedApi:
     """An API whose only administrator is ann, with the integration 'acme'."""
-    api.told("admin", "remove", "bob", "--yes")
-    api.told("integrations", "create", "acme", "--issue-credential")
+    api.output("admin", "remove", "bob", "--yes")
+    api.output("integrations", "create", "acme", "--issue-credential")
     return api
 
 
@@ -42,12 +42,12 @@ def config(api: ServedApi, tmp_path: Path) -> Path:
 
 def status_of(api: ServedApi, who: str = "ann") -> str:
     """Whether acme is suspended."""
-    status: str = json.loads(api.told("integrations", "show", "acme", "--json", who=who))["status"]
+    status: str = json.loads(api.output("integrations", "show", "acme", "--json", who=who))["status"]
     return status
 
 
 def test_suspend__by_the_only_administrator_needs_yes(alone: ServedApi) -> None:
-    """A script is told what it would lock, with the way out, and does nothing until it says --yes."""
+    """A script learns what it would lock, with the remedy, and does nothing without --yes."""
     result = alone.run("suspend", "acme", "--reason", "leak")
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"warning: {NOBODY}" in result.stderr
@@ -65,13 +65,13 @@ def test_suspend__by_the_only_administrator_in_a_dry_run(alone: ServedApi) -> No
     """It says so, asks nothing and changes nothing; programs read the code."""
     tried = alone.run("suspend", "acme", "--reason", "leak", "--dry-run")
     assert (tried.exit_code, f"note: {NOBODY}" in tried.stderr) == (0, True)
-    told = json.loads(alone.told("suspend", "acme", "--reason", "leak", "--dry-run", "--json"))
-    assert [notice["code"] for notice in told["notices"]] == ["nobody_can_reactivate"]
+    reported = json.loads(alone.output("suspend", "acme", "--reason", "leak", "--dry-run", "--json"))
+    assert [notice["code"] for notice in reported["notices"]] == ["nobody_can_reactivate"]
     assert status_of(alone) == "active"
 
 
 def test_suspend__by_the_only_administrator_at_a_terminal(alone: ServedApi) -> None:
-    """The warning stands above the question."""
+    """The warning is above the question."""
     env = {"SIDECAR_SERVER": alone.url, "SIDECAR_ADMIN_TOKEN": alone.tokens["ann"]}
     screen = Terminal("suspend", "acme", "--reason", "leak", **env)
     screen.wait_for("permanently.")
@@ -82,8 +82,8 @@ def test_suspend__by_the_only_administrator_at_a_terminal(alone: ServedApi) -> N
 
 
 def test_suspend__by_one_of_two_asks_a_script_nothing(api: ServedApi) -> None:
-    """Nothing stands in the way of a suspension in an incident where somebody else can end it."""
-    api.told("integrations", "create", "acme")
+    """Nothing is in the way of a suspension in an incident where somebody else can end it."""
+    api.output("integrations", "create", "acme")
     result = api.run("suspend", "acme", "--reason", "leak")
     assert (result.exit_code, "nobody can" in result.output) == (0, False)
 
@@ -109,8 +109,8 @@ def test_suspend__by_an_operator_is_ended_by_the_administrator(alone: ServedApi)
 
 def test_recover__ends_what_the_only_administrator_suspended(alone: ServedApi, config: Path) -> None:
     """The whole way: locked, recovered on the machine, reactivated; and marked wherever somebody looks."""
-    alone.told("suspend", "acme", "--reason", "leak", "--yes")
-    alone.told("credentials", "issue", "acme")
+    alone.output("suspend", "acme", "--reason", "leak", "--yes")
+    alone.output("credentials", "issue", "acme")
     refused = alone.run("reactivate", "acme", "--reason", "keys replaced")
     assert "sidecar admin recover" in refused.stderr
     recovered = on_machine(config, "admin", "recover", "--id", "eve", "--reason", "ann is alone")
@@ -120,19 +120,19 @@ def test_recover__ends_what_the_only_administrator_suspended(alone: ServedApi, c
     done = alone.run("reactivate", "acme", "--reason", "keys replaced", who="eve")
     assert done.exit_code == 0
     assert "may be the same person" in done.stderr
-    trail = alone.told("audit", "list", "--limit", "2", "--oldest-first", "--action", "admin.recover")
+    trail = alone.output("audit", "list", "--limit", "2", "--oldest-first", "--action", "admin.recover")
     assert "machine:" in trail
     assert "ann is alone" in trail
-    assert "; single_person" in alone.told("audit", "list", "--integration", "acme", "--limit", "1")
-    flags = json.loads(alone.told("review", "--json", "--search", "acme"))["items"][0]["flags"]
+    assert "; single_person" in alone.output("audit", "list", "--integration", "acme", "--limit", "1")
+    flags = json.loads(alone.output("review", "--json", "--search", "acme"))["items"][0]["flags"]
     assert "single_person" in [flag["code"] for flag in flags]
-    assert "single person" in alone.told("integrations", "show", "acme")
-    assert "recovered" in alone.told("admin", "list")
-    alone.told("audit", "verify")
+    assert "single person" in alone.output("integrations", "show", "acme")
+    assert "recovered" in alone.output("admin", "list")
+    alone.output("audit", "verify")
 
 
 def test_recover__needs_no_administrator_and_makes_no_second_first_one(tmp_path: Path) -> None:
-    """On a registry that never had one it says what to run; an id in use and a missing reason are told."""
+    """On a registry without one it says what to run; an id in use and a missing reason are reported."""
     config = tmp_path / "sidecar.yaml"
     config.write_text("registry: sqlite:registry.sqlite\n")
     empty = on_machine(config, "admin", "recover", "--id", "eve", "--reason", "lost")
@@ -141,10 +141,10 @@ def test_recover__needs_no_administrator_and_makes_no_second_first_one(tmp_path:
     assert on_machine(config, "admin", "recover", "--id", "eve").exit_code == 2
     taken = on_machine(config, "admin", "recover", "--id", "ann", "--reason", "lost")
     assert (taken.exit_code, "already exists" in taken.stderr) == (1, True)
-    told = json.loads(
+    reported = json.loads(
         on_machine(config, "admin", "recover", "--id", "eve", "--reason", "lost", "--json").stdout
     )
-    assert told["administrator"] == {"id": "eve", "name": "eve", "role": "admin"}
+    assert reported["administrator"] == {"id": "eve", "name": "eve", "role": "admin"}
 
 
 def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: ServedApi, config: Path) -> None:
@@ -157,13 +157,13 @@ def test_suspend_offline__when_the_api_and_every_token_is_gone(alone: ServedApi,
     assert "in force on 0 sidecars" in result.stdout
     assert "marked single_person" in result.stderr
     assert status_of(alone) == "suspended"
-    assert "machine:" in alone.told("audit", "list", "--integration", "acme", "--limit", "1")
-    alone.told("credentials", "issue", "acme")
-    back = json.loads(alone.told("reactivate", "acme", "--reason", "keys replaced", "--json"))
+    assert "machine:" in alone.output("audit", "list", "--integration", "acme", "--limit", "1")
+    alone.output("credentials", "issue", "acme")
+    back = json.loads(alone.output("reactivate", "acme", "--reason", "keys replaced", "--json"))
     assert back["integration"]["single_person_at"] is not None
 
 
-def test_suspend_offline__what_cannot_be_is_told(alone: ServedApi, config: Path) -> None:
+def test_suspend_offline__what_cannot_be_is_reported(alone: ServedApi, config: Path) -> None:
     """An unknown id, a generation that has passed, and an option that has no meaning here."""
     for arguments, code, text in (
         (("nobody",), 1, "no integration 'nobody'"),
@@ -190,8 +190,8 @@ def test_suspend_offline__in_redis(tmp_path: Path) -> None:
     )
     assert pushed.exit_code == 0, pushed.output
     result = on_machine(config, "suspend", "acme", "--reason", "leak", "--offline", "--json")
-    told = json.loads(result.stdout)
-    assert (told["integration"]["status"], told["integration"]["suspensions"][0]["by"][:8]) == (
+    reported = json.loads(result.stdout)
+    assert (reported["integration"]["status"], reported["integration"]["suspensions"][0]["by"][:8]) == (
         "suspended",
         "machine:",
     )

@@ -39,7 +39,7 @@ def test_failure__one_problem_is_message_and_remedy() -> None:
 
 
 def test_failure__several_problems_stand_below_each_other() -> None:
-    """Each with its place; so many and no more."""
+    """Each with its place, up to a bound."""
     few = failed(422, problems=[fault("entries[0]", "a", "x"), fault("", "b")])
     assert few.lines == (
         "Some code: 2 problems; nothing was changed",
@@ -62,7 +62,7 @@ def test_failure__its_kind_follows_from_the_status(status: int, failure: Failure
 
 
 def test_failure__a_fault_of_the_server_names_the_request() -> None:
-    """So that whoever runs it finds its log line; and whether the change may have happened is kept."""
+    """So that anyone who runs it finds its log line; and whether the change may have happened is kept."""
     error = failed(503, request_id="r-1", may_have_happened=True)
     assert error.lines == ("d", "the server's log names it request r-1")
     assert error.may_have_happened
@@ -70,13 +70,13 @@ def test_failure__a_fault_of_the_server_names_the_request() -> None:
 
 
 def test_failure__a_token_that_is_not_accepted() -> None:
-    """A person is told what to do, not which header to send."""
+    """The remedy is for a person: an option, not a header."""
     assert failed(401).lines[0] == "the token was not accepted"
     assert "sidecar admin token issue" in failed(401).lines[1]
 
 
 @pytest.mark.parametrize(
-    ("status", "content_type", "body", "told"),
+    ("status", "content_type", "body", "reported"),
     [
         (404, "text/html", b"<html>", "this sidecar has no admin API"),
         (404, PROBLEM, b'{"detail": "Known here: /metrics."}', "(Known here: /metrics.)"),
@@ -87,18 +87,18 @@ def test_failure__a_token_that_is_not_accepted() -> None:
     ],
 )  # fmt: skip
 def test_failure__an_answer_of_another_program(
-    status: int, content_type: str, body: bytes, told: str
+    status: int, content_type: str, body: bytes, reported: str
 ) -> None:
     """What is no problem document of the admin API is said to be none; nothing of it is taken for advice."""
     error = failure_of(status, content_type, body, "http://server")
-    assert told in "\n".join(error.lines)
+    assert reported in "\n".join(error.lines)
     assert error.lines[0].startswith(f"http://server answered {status}")
     assert error.may_have_happened is (status >= 500)
 
 
 @pytest.mark.parametrize("problems", [None, "x", [1, "x"], {}])
 def test_failure__problems_of_another_shape(problems: object) -> None:
-    """A document that is odd is still told by its detail."""
+    """An unusual document is still shown by its detail."""
     assert failed(422, problems=problems).lines == ("d",)
 
 

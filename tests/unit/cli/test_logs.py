@@ -38,7 +38,7 @@ def logged(api: ServedApi) -> ServedApi:
 def ids(api: ServedApi, *arguments: str) -> list[str]:
     """The ids that `sidecar logs` lists."""
     column = PIPED.index("decision_id")
-    return [line.split("\t")[column] for line in api.told("logs", *arguments, who="olli").splitlines()]
+    return [line.split("\t")[column] for line in api.output("logs", *arguments, who="olli").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_logs__say_what_is_not_there(logged: ServedApi) -> None:
 
 
 def test_logs__json_is_the_answer(logged: ServedApi) -> None:
-    """With --json everything that the API tells is there."""
-    answer = json.loads(logged.told("logs", "--json", "--limit", "2"))
+    """With --json the whole answer of the API is there."""
+    answer = json.loads(logged.output("logs", "--json", "--limit", "2"))
     assert [item["decision_id"] for item in answer["items"]] == [THIRD, SECOND]
     assert answer["sidecars"] == ["host-a"]
 
@@ -101,35 +101,35 @@ def test_logs__export_a_file(
         assert content[:4] == content[-4:] == b"PAR1"
     again = logged.run("logs", "--export", str(file))
     assert (again.exit_code, file.read_bytes()) == (1, content)
-    assert "decisions.export" in logged.told("audit", "list", "--limit", "1")
+    assert "decisions.export" in logged.output("audit", "list", "--limit", "1")
 
 
 def test_decisions_show__one(logged: ServedApi) -> None:
     """Everything that is known; another id is not found."""
-    fields = dict(line.split("\t") for line in logged.told("decisions", "show", FIRST).splitlines())
+    fields = dict(line.split("\t") for line in logged.output("decisions", "show", FIRST).splitlines())
     assert (fields["request_id"], fields["sidecar"]) == ("request-1", "host-a")
-    assert json.loads(logged.told("decisions", "show", FIRST, "--json"))["reset_at"] is None
+    assert json.loads(logged.output("decisions", "show", FIRST, "--json"))["reset_at"] is None
     assert logged.run("decisions", "show", "0" * 22).exit_code == 1
 
 
 def test_decisions_explain__then_and_now(logged: ServedApi) -> None:
     """The steps by the version that decided and by the record now; a note when there is none."""
     assert "was deleted" in logged.run("decisions", "explain", FIRST).stderr
-    key = json.loads(logged.told("integrations", "create", "seen", "--issue-credential", "--json"))
+    key = json.loads(logged.output("integrations", "create", "seen", "--issue-credential", "--json"))
     row = decision_row(9, "9" * 22, integration="seen", credential=key["credential_id"], generation=1)
     write_segment(logged.decisions / "host-c", 1, [row])
-    logged.told("integrations", "edit", "seen", "--contact", "ops")
-    text = logged.told("decisions", "explain", "9" * 22)
+    logged.output("integrations", "edit", "seen", "--contact", "ops")
+    text = logged.output("decisions", "explain", "9" * 22)
     assert "then, by version 1 of the record" in text
     assert "now, by version 2 of the record" in text
     assert "not reached" not in text
     assert text.count("suspension  passed  active") == 2
-    shown = json.loads(logged.told("decisions", "explain", "9" * 22, "--json"))
+    shown = json.loads(logged.output("decisions", "explain", "9" * 22, "--json"))
     assert shown["now"]["generation"] == 2
 
 
 def test_log_folder__is_read_without_a_server(tmp_path: Path) -> None:
-    """With --log the files answer: list, filter, export and show, and the log's gaps are told."""
+    """With --log the files answer: list, filter, export and show, and the log's gaps are reported."""
     rows = [decision_row(1, FIRST), decision_row(2, SECOND, integration="bolt")]
     write_segment(tmp_path / "host-a", 1, rows)
     add_missing(tmp_path / "host-a", [MissingSpan(START_US, START_US, 0, 4, 0, "disk")])
@@ -175,7 +175,7 @@ def test_follower__asks_for_nothing_before_since() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (("logs", "--log", "/nowhere"), "/nowhere"),
         (("logs", "--log", ".", "--reason", "rate_limitd"), "did you mean 'rate_limited'?"),
@@ -185,24 +185,24 @@ def test_follower__asks_for_nothing_before_since() -> None:
     ],
 )
 def test_log_folder__mistakes_have_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reported: str
 ) -> None:
     """One line on standard error and exit code 1."""
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert told in result.stderr
+    assert reported in result.stderr
 
 
 def test_decisions_erase__on_request(logged: ServedApi) -> None:
-    """A dry run counts, a script must confirm, and then the decisions are gone."""
+    """A dry run counts, a script must confirm, and then the decisions are erased."""
     erase = ("decisions", "erase", "--address", "192.0.2.1", "--reason", "asked by its owner")
-    assert logged.told(*erase, "--dry-run") == "2 decisions would be erased\n"
+    assert logged.output(*erase, "--dry-run") == "2 decisions would be erased\n"
     unconfirmed = logged.run(*erase)
     assert (unconfirmed.exit_code, "Erase 2 decisions" in unconfirmed.stderr) == (2, True)
-    assert logged.told(*erase, "--yes") == "2 decisions erased\n"
+    assert logged.output(*erase, "--yes") == "2 decisions erased\n"
     assert ids(logged) == [SECOND]
-    assert json.loads(logged.told(*erase, "--yes", "--json"))["rows"] == 0
+    assert json.loads(logged.output(*erase, "--yes", "--json"))["rows"] == 0
     assert logged.run("decisions", "erase", "--reason", "x").exit_code == 2
     forbidden = logged.run(*erase, "--yes", who="audrey")
     assert (forbidden.exit_code, "does not permit erase_decisions" in forbidden.stderr) == (1, True)
@@ -230,8 +230,8 @@ def test_follower__tells_each_decision_once() -> None:
     """Oldest first, also a decision that is written late; a call without news says so."""
     answers = ScriptedDecisions(["2", "1"], ["4", "2"], ["4", "3", "2"], [])
     follower = Follower(answers)
-    told = [[decision["decision_id"] for decision in follower.poll().decisions] for _ in range(4)]
-    assert told == [["1", "2"], ["4"], ["3"], []]
+    reported = [[decision["decision_id"] for decision in follower.poll().decisions] for _ in range(4)]
+    assert reported == [["1", "2"], ["4"], ["3"], []]
     assert answers.queries[0] == {}
     assert answers.queries[2] == {"since": "2026-12-01T00:02:00+00:00"}
 

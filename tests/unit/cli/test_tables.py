@@ -41,14 +41,14 @@ def test_print_csv__no_value_is_a_formula() -> None:
 
 def test_review__csv_has_a_line_for_each_credential(api: ServedApi) -> None:
     """Everything that a reviewer needs, with empty columns for who decided what; none left out."""
-    api.told(
+    api.output(
         "integrations", "create", "one", "--owner", "=cmd", "--scope", "crm:read", "--scope", "orders:read"
     )
     for _ in range(2):
-        api.told("credentials", "issue", "one")
-    api.told("integrations", "create", "two", "--allow", "192.0.2.0/24")
-    api.told("suspend", "two", "--reason", "leak")
-    rows = list(csv.DictReader(io.StringIO(api.told("review", "--csv", who="audrey"))))
+        api.output("credentials", "issue", "one")
+    api.output("integrations", "create", "two", "--allow", "192.0.2.0/24")
+    api.output("suspend", "two", "--reason", "leak")
+    rows = list(csv.DictReader(io.StringIO(api.output("review", "--csv", who="audrey"))))
     assert [row["integration"] for row in rows] == ["one", "one", "two"]
     first, second, third = rows
     assert list(first) == list(CSV_HEADS)
@@ -65,17 +65,17 @@ def test_review__csv_has_a_line_for_each_credential(api: ServedApi) -> None:
 
 
 def test_review__for_programs_and_people(api: ServedApi) -> None:
-    """Piped it tells the codes of what to decide; `--json` is the API's answer with its time."""
-    api.told(
+    """Piped it prints the codes of what to decide; `--json` is the API's answer with its time."""
+    api.output(
         "integrations", "create", "plain", "--allow", "192.0.2.0/24", "--issue-credential", "--expires", "1d"
     )
-    api.told("integrations", "create", "wide", "--owner", "Ops")
-    assert api.told("review").splitlines() == [
+    api.output("integrations", "create", "wide", "--owner", "Ops")
+    assert api.output("review").splitlines() == [
         "plain\t-\tnever\tcredential_never_used",
         "wide\tOps\tnever\tallowlist_off no_live_credential",
     ]
-    assert api.told("review", "--search", "ops", "--flagged").startswith("wide\t")
-    answer = json.loads(api.told("review", "--json"))
+    assert api.output("review", "--search", "ops", "--flagged").startswith("wide\t")
+    answer = json.loads(api.output("review", "--json"))
     assert (len(answer["items"]), answer["next_after"]) == (2, None)
     assert answer["as_of"].endswith("Z")
 
@@ -83,7 +83,7 @@ def test_review__for_programs_and_people(api: ServedApi) -> None:
 def test_review__half_a_population_is_no_review(api: ServedApi) -> None:
     """A CSV that --limit cut off says so and exits with 1; and it is CSV or JSON, not both."""
     for id in ("a", "b"):
-        api.told("integrations", "create", id)
+        api.output("integrations", "create", id)
     result = api.run("review", "--csv", "--limit", "1")
     assert (result.exit_code, "raise --limit" in result.stderr) == (1, True)
     assert api.run("review", "--csv", "--json").exit_code == 2
@@ -95,7 +95,7 @@ def test_review__reads_page_by_page(api: ServedApi) -> None:
     changes = [{"action": "integration.create", "integration_id": name, "name": name} for name in names]
     with api.client() as client:
         client.change("POST", "/v1/changes", {"changes": changes}, idempotency_key="sixty")
-    assert [line.split("\t")[0] for line in api.told("review").splitlines()] == names
+    assert [line.split("\t")[0] for line in api.output("review").splitlines()] == names
 
 
 def test_plain__an_id_of_a_foreign_registry_cannot_paint_the_screen(api: ServedApi) -> None:

@@ -22,14 +22,14 @@ def at_terminal(api: ServedApi, *arguments: str, **environment: str) -> Terminal
 @pytest.fixture(scope="module")
 def populated(shared_api: ServedApi) -> ServedApi:
     """An API with two integrations that a terminal has to cope with."""
-    shared_api.told(
+    shared_api.output(
         "integrations", "create", "zz-long-" + "x" * 50, "--name", "N" * 128, "--owner", "Depots, all",
         "--scope", "crm:read", "--allow", "192.0.2.0/24", "--allow", "2001:db8:1234:5678::/64",
     )  # fmt: skip
-    shared_api.told(
+    shared_api.output(
         "integrations", "create", "zz-red", "--name", "[red]no markup[/red]", "--issue-credential"
     )
-    shared_api.told("suspend", "zz-red", "--reason", "[bold]leak[/bold] :smile: " + "because " * 20)
+    shared_api.output("suspend", "zz-red", "--reason", "[bold]leak[/bold] :smile: " + "because " * 20)
     return shared_api
 
 
@@ -71,12 +71,12 @@ def test_terminal__no_color_draws_without(populated: ServedApi) -> None:
 
 def test_terminal__asks_before_a_step_that_takes_something_away(shared_api: ServedApi) -> None:
     """No leaves all as it is, with 1; yes goes ahead."""
-    shared_api.told("integrations", "create", "asked")
+    shared_api.output("integrations", "create", "asked")
     first = at_terminal(shared_api, "integrations", "delete", "asked")
     first.wait_for("Delete asked permanently?")
     first.type("n")
     assert (first.end(), "sidecar: nothing was changed" in first.plain) == (1, True)
-    assert json.loads(shared_api.told("integrations", "show", "asked", "--json"))["generation"] == 1
+    assert json.loads(shared_api.output("integrations", "show", "asked", "--json"))["generation"] == 1
     second = at_terminal(shared_api, "integrations", "delete", "asked")
     second.wait_for("[y/N]:")
     second.type("y")
@@ -97,7 +97,7 @@ def test_terminal__an_interrupted_change_can_be_repeated(shared_api: ServedApi) 
 
 def test_terminal__a_suspension_asks_only_a_person(shared_api: ServedApi) -> None:
     """At a terminal it asks, with --yes or in a script it does not: an incident is no time for questions."""
-    shared_api.told("integrations", "create", "urgent")
+    shared_api.output("integrations", "create", "urgent")
     screen = at_terminal(shared_api, "suspend", "urgent", "--reason", "leak")
     screen.wait_for("Suspend urgent? Its requests are refused at once")
     screen.type("n")

@@ -32,7 +32,7 @@ def test_parse_duration__adds_up(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "90", "1.5h", "-1h", "1y", "1h ", "h", "9999999999d", "999999d", "１h"])
 def test_parse_duration__refuses_the_rest(text: str) -> None:
-    """A number without a unit could mean anything; whoever types it is told how."""
+    """A number without a unit could mean anything; the error says how to write it."""
     with pytest.raises(CommandError, match="--x") as caught:
         parse_duration("--x", text)
     assert caught.value.exit_code == 2
@@ -53,7 +53,7 @@ def test_parse_when__moment_or_duration(text: str, when: Moment | Duration) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("tomorrow", "is neither a time"),
         ("2026-12-01", "has no time zone"),
@@ -61,9 +61,9 @@ def test_parse_when__moment_or_duration(text: str, when: Moment | Duration) -> N
         ("2026-13-01T00:00Z", "is neither a time"),
     ],
 )
-def test_parse_when__refuses_what_could_mean_two_moments(text: str, told: str) -> None:
+def test_parse_when__refuses_what_could_mean_two_moments(text: str, reported: str) -> None:
     """A moment without an offset is another one elsewhere."""
-    with pytest.raises(CommandError, match=told):
+    with pytest.raises(CommandError, match=reported):
         parse_when("--x", text)
 
 

@@ -193,7 +193,7 @@ def test_new_addresses__need_rows_of_7_days() -> None:
 
 
 def test_scopes__asked_for_and_not_granted() -> None:
-    """Each such scope is named with the command; one that was granted meanwhile is not."""
+    """Each unused scope is named with the command; one that was granted meanwhile is not."""
     counts = [
         count("scope", "crm:read", 5, "scope_missing"),
         count("scope", "orders:read", 5, "scope_missing"),

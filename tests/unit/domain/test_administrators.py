@@ -139,7 +139,7 @@ def test_administer__records_access_to_the_decision_log(command: DecisionLogAcce
 
 
 def test_erase_decisions__needs_a_reason() -> None:
-    """Rows that are gone cannot say why."""
+    """Rows that were erased cannot say why."""
     assert (
         refused(directory(("zoe", Role.ADMIN)), replace(ACCESSES[1], reason=""), "zoe")
         is Code.REASON_REQUIRED
@@ -186,7 +186,7 @@ def test_recover__when_no_account_is_left_that_could() -> None:
 
 
 def test_recover__by_no_administrator() -> None:
-    """A token leads nowhere near it: whoever wires it to one finds out at the first call."""
+    """A token leads nowhere near it: anyone who wires it to one finds out at the first call."""
     accounts = directory()
     for by in (actor(accounts["ann"]), None):
         with pytest.raises(AssertionError):
@@ -227,7 +227,7 @@ def test_create__ids_are_for_ever() -> None:
 
 @pytest.mark.parametrize("bad_id", ["", "Ann", "@a", "a b", "a" * 65])
 def test_create__id_and_name_are_checked(bad_id: str) -> None:
-    """Ids can stand in logs and paths; names are printable."""
+    """Ids can be in logs and paths; names are printable."""
     assert refused(directory(), replace(CREATE, administrator_id=bad_id)) is Code.INVALID_VALUE
     assert refused(directory(), replace(CREATE, name="")) is Code.INVALID_VALUE
 
@@ -241,7 +241,7 @@ def test_create__accounts_are_bounded() -> None:
 
 @pytest.mark.parametrize("expires_at_us", [NOW_US, NOW_US - 1, NOW_US + TOKEN_LIFETIME_MAX_US + 1])
 def test_token__must_expire_within_a_year(expires_at_us: int) -> None:
-    """No token lives for ever."""
+    """No token lives forever."""
     issue = IssueToken(administrator_id="ann", token=token("t2", expires_at_us))
     assert refused(directory(), issue) is Code.INVALID_VALUE
 
@@ -286,7 +286,7 @@ def test_last_admin__cannot_go() -> None:
     assert act(both, RemoveAdministrator(administrator_id="ann"), "bob").is_change
 
 
-def test_remove__ends_every_token_and_is_told_apart_from_unknown() -> None:
+def test_remove__ends_every_token_and_is_distinguished_from_unknown() -> None:
     """A removed account has no tokens, and nothing can be done to it any more."""
     accounts = directory(("bob", Role.ADMIN))
     removed = act(accounts, RemoveAdministrator(administrator_id="bob")).administrator
@@ -378,7 +378,7 @@ def test_authenticate__the_holder(key: NewApiKey, holder: Administrator) -> None
 
 
 def test_authenticate__every_fault_has_one_public_text(key: NewApiKey, holder: Administrator) -> None:
-    """Missing, malformed, unknown, foreign, ended and expired tokens cannot be told apart from outside."""
+    """Missing, malformed, unknown, foreign, ended and expired tokens cannot be distinguished from outside."""
     forged = generate_api_key("sca").api_key
     assert why("", holder) == "missing"
     assert why(key.api_key[:-1], holder) == "malformed"

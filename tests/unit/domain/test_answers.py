@@ -74,7 +74,7 @@ def test_limit_headers__the_three_everybody_knows() -> None:
 
 @pytest.mark.parametrize(("limits", "expected"), [(SOME_LEFT, '"rpm";r=7'), (NONE_LEFT, '"rpm";r=0;t=2')])
 def test_limit_headers__ietf(limits: Limits, expected: str) -> None:
-    """Draft-10 structured fields; `t` stands only beside r=0, so nobody is invited to burst."""
+    """Draft-10 structured fields; `t` is only beside r=0, so nobody is invited to burst."""
     headers = limit_headers(limits, AnswerStyle(ietf_headers=True))
     assert headers[:3] == limit_headers(limits, STYLE)
     assert headers[3:] == [("ratelimit-policy", '"rpm";q=600;w=60'), ("ratelimit", expected)]
@@ -109,7 +109,7 @@ def test_http_status__401_takes_the_place_of_403_for_unknown_callers_only(reason
 
 
 def test_denial_headers__retry_after_only_where_waiting_helps() -> None:
-    """429 tells the wait for a token, 503 a second; a 403 will not change by itself."""
+    """429 has the wait for a token, 503 a second; a 403 will not change by itself."""
     with_wait = {
         reason: dict(denial_headers(reason, "id", NONE_LEFT, STYLE)).get("retry-after")
         for reason in DENY_REASONS
@@ -145,7 +145,7 @@ def test_problem_body__every_reason_has_its_words(reason: Reason) -> None:
 
 
 def test_problem_body__titles_and_types_differ_between_public_reasons() -> None:
-    """A program can tell the reasons apart by type alone."""
+    """A program can distinguish the reasons by type alone."""
     public = {reason.public_label for reason in DENY_REASONS}
     documents = [problem(reason) for reason in DENY_REASONS]
     assert len({document["type"] for document in documents}) == len(public)
@@ -171,7 +171,7 @@ def test_problem_body__says_where_the_key_goes() -> None:
     ],
 )
 def test_problem_body__names_the_address(address: str | None, expected: str) -> None:
-    """In its one canonical spelling, as it would stand in the allowlist."""
+    """In its one canonical spelling, as it would be in the allowlist."""
     client = None if address is None else parse_address(address)
     assert expected in problem(Reason.IP_NOT_ALLOWED, client_address=client)["detail"]
 
@@ -185,7 +185,7 @@ def test_problem_body__names_the_scope() -> None:
 
 
 def test_problem_body__prefers_what_the_evaluation_found() -> None:
-    """What exactly is wrong is told instead of what is always true of the reason."""
+    """What exactly is wrong is reported instead of what is always true of the reason."""
     for reason in (Reason.PATH_REFUSED, Reason.URI_TOO_LONG, Reason.MALFORMED_CREDENTIAL):
         assert problem(reason, detail="Mend it.")["detail"] == "Mend it."
 
@@ -199,7 +199,7 @@ def test_problem_body__tells_how_long_to_wait() -> None:
     assert "violated-policies" not in problem(Reason.SCOPE_MISSING)
 
 
-def test_answers__a_wait_that_never_ends_is_not_told() -> None:
+def test_answers__a_wait_that_never_ends_is_not_reported() -> None:
     """A request that costs more than the burst can never pass: no Retry-After, and words that say so."""
     never = Limits("600", "7", "1764000060", "")
     assert "retry-after" not in dict(denial_headers(Reason.RATE_LIMITED, "id", never, STYLE))
@@ -208,7 +208,7 @@ def test_answers__a_wait_that_never_ends_is_not_told() -> None:
 
 
 def test_problem_body__says_that_the_limit_is_a_share() -> None:
-    """While only a share is granted, the lower limit is not told as if it were the integration's own."""
+    """While only a share is granted, the lower limit is not shown as the integration's own."""
     share = Limits("200", "0", "1764000060", "2", is_share=True)
     detail = problem(Reason.RATE_LIMITED, share)["detail"]
     assert "shared limits are unavailable" in detail

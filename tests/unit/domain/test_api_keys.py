@@ -143,7 +143,7 @@ def test_matches__the_key_and_no_other() -> None:
 
 
 def test_matches__compares_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison is hmac.compare_digest on whole digests, so its time tells nothing."""
+    """The comparison is hmac.compare_digest on whole digests, so its time reveals nothing."""
     compared: list[tuple[bytes, bytes]] = []
     real = hmac.compare_digest
 

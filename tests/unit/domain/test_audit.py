@@ -145,7 +145,7 @@ def test_verify__an_altered_entry(place: int, changes: dict[str, object]) -> Non
 
 @pytest.mark.parametrize("place", range(LENGTH - 1))
 def test_verify__an_entry_rewritten_with_its_digest(place: int) -> None:
-    """A forger who computes the digest anew is betrayed by the next entry."""
+    """A forger who computes the digest again is betrayed by the next entry."""
     kept = chain_of()
     kept[place] = rewritten(kept[place], actor="bob")
     assert found(kept) == [(FindingKind.ALTERED, place + 1, place + 1)]
@@ -185,7 +185,7 @@ def test_verify__rows_that_changed_places() -> None:
 
 
 def test_verify__a_repeated_line() -> None:
-    """A line that stands twice is out of order."""
+    """A line that occurs twice is out of order."""
     kept = chain_of()
     assert found([*kept, kept[3]]) == [(FindingKind.REORDERED, 4, 4)]
 

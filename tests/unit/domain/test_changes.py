@@ -120,7 +120,7 @@ def test_plan__no_change_writes_nothing() -> None:
 
 
 def test_plan__expected_generation() -> None:
-    """A change that was decided on an older record is refused, and tells both numbers."""
+    """A change that was decided on an older record is refused with both numbers."""
     assert planned(active(), c.DisableAllowlist(integration_id=ID), expected=1).outcome.is_change
     assert planned(None, create(), expected=0).outcome.is_change
     for record, expected, actual in ((active(), 2, 1), (active(), 0, 1), (None, 1, 0)):
@@ -198,7 +198,7 @@ def test_record__shadow_is_stored_where_it_is_set() -> None:
 
 @pytest.mark.parametrize("policy", [None, *FailPolicy])
 def test_record__on_store_error_is_stored_where_it_is_set(policy: FailPolicy | None) -> None:
-    """A record from before there was such a field reads as one without, and its text stays as it was."""
+    """A record from before the field reads as one without, and its text stays as it was."""
     record = replace(active(), on_store_error=policy)
     stored = to_stored(record)
     assert from_stored(stored) == record

@@ -20,7 +20,7 @@ TRUSTED = PrefixTrie([parse_cidr("10.0.0.0/8"), parse_cidr("2001:db8::/32")])
 
 
 def headers(**values: str) -> Callable[[str], str | None]:
-    """A header look-up; underscores in names stand for '-'."""
+    """A header look-up; underscores in names mean '-'."""
     return {name.replace("_", "-"): value for name, value in values.items()}.get
 
 
@@ -59,7 +59,7 @@ def test_peer_address__unknown_peer(peer: str) -> None:
 
 
 def test_forwarded_for__untrusted_peer_is_the_client() -> None:
-    """Whoever is no trusted proxy is the client, whatever it claims; its header is not even looked at."""
+    """A peer that is not a trusted proxy is the client, whatever it claims; its header is not read."""
     assert ForwardedFor(TRUSTED).resolve("192.0.2.1", no_header) == parse_address("192.0.2.1")
 
 
@@ -182,7 +182,7 @@ def test_forwarded_for__other_header() -> None:
     ],
 )
 def test_client_header__is_what_the_proxy_set(value: str, client: str) -> None:
-    """The header's address counts, whoever the peer is."""
+    """The header's address counts, no matter who the peer is."""
     rule = ClientHeader("x-client-ip")
     assert resolve(rule, "10.0.0.1", x_client_ip=value) == parse_address(client)
     assert resolve(rule, "", x_client_ip=value) == parse_address(client)
@@ -196,6 +196,6 @@ def test_client_header__refuses_repeats_and_nonsense(value: str) -> None:
 
 
 def test_client_header__absent_is_not_the_peer() -> None:
-    """Without the header the client is not known: the peer never stands in for it."""
+    """Without the header the client is not known: the peer never replaces it."""
     fault = refused(ClientHeader("x-client-ip"), "192.0.2.9", x_forwarded_for="192.0.2.1")
     assert fault == "the request has no header x-client-ip, which the proxy must set"

@@ -52,7 +52,7 @@ def test_find__nothing() -> None:
     ],
 )
 def test_find__one_key(headers: dict[str, str], expected: tuple[str, tuple[str, ...]]) -> None:
-    """The key and the header that carried it; a mistyped key of ours is one, so that it can be told."""
+    """The key and the header that carried it; a mistyped key of ours is one, so that it can be reported."""
     assert find(headers) == expected
 
 

@@ -64,7 +64,7 @@ def test_reason__credential_faults_look_alike() -> None:
 
 @pytest.mark.parametrize("reason", [r for r in Reason if not r.is_credential_fault], ids=lambda r: r.label)
 def test_reason__other_reasons_are_public_as_they_are(reason: Reason) -> None:
-    """A known caller is told the true reason."""
+    """A known caller gets the true reason."""
     assert reason.public_label == reason.label
 
 
@@ -101,7 +101,7 @@ def test_decision_ids__refuse_a_head_of_another_shape(process_id: str) -> None:
     [(0, 0), (1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2), (1_764_000_000_000_001, 1_764_000_001)],
 )
 def test_seconds_up__rounds_up(duration_us: int, expected_s: int) -> None:
-    """A client that waits the seconds told never comes too early."""
+    """A client that waits the stated seconds never comes too early."""
     assert seconds_up(duration_us) == expected_s
 
 

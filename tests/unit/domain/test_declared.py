@@ -93,7 +93,7 @@ def test_differ__a_new_one_is_made_at_once() -> None:
 
 
 def test_differ__a_new_suspended_one_has_credentials_that_never_work() -> None:
-    """They are there before the suspension, which invalidates them; the reader is told."""
+    """They are there before the suspension, which invalidates them; a remark says so."""
     difference = differ(declaration(status=Status.SUSPENDED), None, terms())
     assert words(difference) == ["integration.create", "integration.suspend"]
     assert difference.remarks == (
@@ -142,7 +142,7 @@ def test_differ__details_that_are_not_written_stay() -> None:
 
 
 def test_differ__a_suspension_stays_where_the_file_does_not_write_a_status() -> None:
-    """A file from before an incident does not lift what the incident needed; the reader is told."""
+    """A file from before an incident does not lift what the incident needed; a remark says so."""
     difference = differ(declaration(keys=()), reissued(), terms(BOB))
     assert (difference.steps, difference.refusals) == ((), ())
     assert difference.remarks == (
@@ -173,7 +173,7 @@ def test_differ__issues_before_it_reactivates() -> None:
 
 
 def test_differ__a_credential_that_a_suspension_ended_is_not_brought_back() -> None:
-    """A file that still lists it is told to take it out."""
+    """A file that still lists it is refused with the remedy."""
     wanted = declaration(credentials=(key("old1"), key("new1")))
     difference = differ(wanted, reissued(by=ANN), terms(BOB))
     assert words(difference) == ["integration.reactivate"]
@@ -202,7 +202,7 @@ def test_differ__another_digest_under_the_same_id_cannot_be() -> None:
 
 
 def test_compare__a_credential_id_of_another_integration_cannot_be() -> None:
-    """The reader is told whose it is."""
+    """The refusal names its owner."""
     other = replace(active(), id="other")
     wanted = declaration()
     plan = compare([wanted], [other], terms())

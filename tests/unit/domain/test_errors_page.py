@@ -1,4 +1,4 @@
-"""docs/integrate/errors.md tells the developer of an integration what to do about each reason."""
+"""docs/integrate/errors.md says what the developer of an integration does about each reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ PAGE = (Path(__file__).parents[3] / "docs" / "integrate" / "errors.md").read_tex
 
 
 def test_errors_page__has_every_public_reason_with_its_status() -> None:
-    """And no other: callers never see the words of reasons that are told as one."""
+    """And no other: callers never see reasons that share one public text."""
     rows = re.findall(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE)
-    told = {(int(status), word) for status, words in rows for word in re.findall(r"\w+", words)}
-    assert told == {(reason.http_status, reason.public_label) for reason in Reason if reason is not Reason.OK}
+    reported = {(int(status), word) for status, words in rows for word in re.findall(r"\w+", words)}
+    assert reported == {
+        (reason.http_status, reason.public_label) for reason in Reason if reason is not Reason.OK
+    }

@@ -90,13 +90,13 @@ def test_integration__refuses_an_impossible_quota(fields: dict[str, int]) -> Non
 
 
 def test_integration__burst_stands_apart_from_the_limit() -> None:
-    """A burst of its own may be smaller or larger than the limit."""
+    """An explicit burst may be smaller or larger than the limit."""
     assert record(rate_limit_rpm=600, burst=5).quota == Quota(100_000, 5)
 
 
 @pytest.mark.parametrize("credential_id", ["a", "q2R8mW0bTz", "A-1", "x" * 32])
 def test_credential__good_ids(credential_id: str) -> None:
-    """Ids are what can stand in a key between its underscores."""
+    """Ids are what can be in a key between its underscores."""
     assert Credential(credential_id, DIGEST).id == credential_id
 
 

@@ -164,7 +164,7 @@ def test_create__naming_entries_turns_the_allowlist_on() -> None:
 
 
 def test_create__deleted_id_is_never_used_again() -> None:
-    """An integration cannot be made anew under its old id: that would undo a suspension alone."""
+    """An integration cannot be made again under its old id: that would undo a suspension alone."""
     assert refused(None, create(), BOB, facts=Facts(is_deleted=True)) is Code.ID_RETIRED
     assert refused(active(), create()) is Code.ID_TAKEN
 
@@ -233,7 +233,7 @@ def test_suspend__needs_a_reason(command: c.Command, reason: str) -> None:
 
 
 def test_reactivate__by_another_with_new_credentials() -> None:
-    """Another administrator lets it in again, with the new credential alone."""
+    """Another administrator admits it again, with the new credential alone."""
     record = apply(reissued(by=ANN), REACTIVATE, BOB).record
     assert record.status is Status.ACTIVE
     assert [credential.id for credential in record.credentials] == ["new1"]
@@ -241,7 +241,7 @@ def test_reactivate__by_another_with_new_credentials() -> None:
 
 
 def test_reactivate__never_by_the_suspender() -> None:
-    """Whoever suspended it is refused, whatever token is used: identity is the administrator."""
+    """The suspender is refused, whatever token is used: identity is the administrator."""
     other_token = replace(ANN, token_id="another")
     assert refused(reissued(by=ANN), REACTIVATE, ANN) is Code.SAME_ADMINISTRATOR
     assert refused(reissued(by=ANN), REACTIVATE, other_token) is Code.SAME_ADMINISTRATOR
@@ -312,7 +312,7 @@ RECOVERED = Actor("eve", Role.ADMIN, "t", (Grant("machine:root", NOW_US - DAY_US
     ids=["two people", "recovered", "given by a recovered one", "given before", "suspended on the machine"],
 )
 def test_reactivate__a_single_person_is_marked(actor: Actor, suspender: Actor, is_marked: bool) -> None:
-    """On the record, in the audit entry, and to whoever does it."""
+    """The mark is on the record, in the audit entry, and in the answer."""
     outcome = apply(reissued(by=suspender), REACTIVATE, actor, NOW_US + HOUR_US)
     assert outcome.record.status is Status.ACTIVE
     assert outcome.record.single_person_at_us == (NOW_US + HOUR_US if is_marked else 0)
@@ -405,7 +405,7 @@ def test_suspend__what_is_recorded_never_goes_back_in_time() -> None:
 
 
 def test_delete__keeps_what_it_was_but_no_credential() -> None:
-    """What is kept of a deleted integration cannot let anyone in."""
+    """What is kept of a deleted integration cannot admit anyone."""
     outcome = apply(active(), c.DeleteIntegration(integration_id=ID))
     assert outcome.is_deleted
     assert outcome.record.credentials == ()
@@ -413,14 +413,14 @@ def test_delete__keeps_what_it_was_but_no_credential() -> None:
     assert outcome.after == {}
 
 
-def test_refusals__unknown_and_deleted_are_told_apart() -> None:
+def test_refusals__unknown_and_deleted_are_distinguished() -> None:
     """A deleted integration has a trail to read; an unknown one never was."""
     assert refused(None, SUSPEND) is Code.INTEGRATION_UNKNOWN
     assert refused(None, SUSPEND, facts=Facts(is_deleted=True)) is Code.INTEGRATION_DELETED
 
 
 def test_reason__is_checked_on_every_command() -> None:
-    """A reason stands on record for ever, so it has a bound and holds no secret."""
+    """A reason is recorded forever, so it has a bound and holds no secret."""
     leaky = c.AddScopes(integration_id=ID, scopes=(), reason="was sck_q2R8mW0bTz_" + "a" * 36)
     assert refused(active(), leaky) is Code.HOLDS_SECRET
     assert refused(active(), replace(leaky, reason="x" * 501)) is Code.INVALID_VALUE

@@ -64,7 +64,7 @@ def test_allowlist__is_off_until_it_is_turned_on() -> None:
 
 
 def test_enable__needs_an_entry() -> None:
-    """An allowlist without entries would let nobody in, so it is refused."""
+    """An allowlist without entries would admit nobody, so it is refused."""
     assert refused(off(), c.EnableAllowlist(integration_id=ID)).code is Code.ALLOWLIST_EMPTY
 
 
@@ -83,14 +83,14 @@ def test_entries__all_mistakes_at_once_with_what_was_meant() -> None:
 
 
 def test_entries__duplicates_are_kept_once() -> None:
-    """Two spellings of one block are one entry, and the administrator is told which."""
+    """Two spellings of one block are one entry, and a notice names it."""
     outcome = apply(off(), put("2001:db8::/32", "2001:DB8:0::/32"))
     assert entries(outcome.record) == ["2001:db8::/32"]
     assert codes(outcome) == ["duplicate"]
     assert outcome.notices[0].field == "entries[1]"
 
 
-def test_entries__overlaps_are_kept_and_told() -> None:
+def test_entries__overlaps_are_kept_and_reported() -> None:
     """A covered entry may be meant, so it stays, with a word that it adds nothing."""
     outcome = apply(off(), put("10.0.0.0/8", "10.1.0.0/16"))
     assert entries(outcome.record) == ["10.0.0.0/8", "10.1.0.0/16"]
@@ -108,7 +108,7 @@ def test_entries__mixed_families_are_explained() -> None:
 
 
 @pytest.mark.parametrize(("entry", "family"), [("0.0.0.0/0", "IPv4"), ("::/0", "IPv6")])
-def test_entries__that_let_everyone_in_are_told(entry: str, family: str) -> None:
+def test_entries__that_let_everyone_in_are_reported(entry: str, family: str) -> None:
     """A block of everything defeats the list for one family."""
     outcome = apply(off(), put(entry))
     assert codes(outcome) == ["admits_all"]
@@ -116,7 +116,7 @@ def test_entries__that_let_everyone_in_are_told(entry: str, family: str) -> None
 
 
 def test_entries__at_most_fifty_and_how_to_get_there() -> None:
-    """The bound is told with the number that merging neighbors would leave."""
+    """The bound is reported with the number that merging neighbors would leave."""
     neighbors = tuple(f"10.0.0.{number}/32" for number in range(ALLOWLIST_ENTRIES_MAX + 1))
     error = refused(off(), put(*neighbors))
     assert error.code is Code.TOO_MANY
@@ -150,7 +150,7 @@ def test_remove__as_they_stand() -> None:
 
 @pytest.mark.parametrize("command", [put(), remove("192.0.2.0/25", "192.0.2.128/25")])
 def test_allowlist__never_opens_by_losing_its_last_entry(command: c.Command) -> None:
-    """An enabled allowlist without entries would be off and let everyone in: refused, never done silently."""
+    """An enabled allowlist without entries would be off and admit everyone: refused, never done silently."""
     assert refused(active(), command).code is Code.ALLOWLIST_EMPTY
     disabled = apply(active(), c.DisableAllowlist(integration_id=ID)).record
     assert entries(apply(disabled, command).record) == []

@@ -104,7 +104,7 @@ def test_issue__ids_and_digests_that_no_key_has(new: c.NewCredential) -> None:
 
 
 def test_issue__id_of_the_same_record_is_used() -> None:
-    """An id stands once in a record; the store holds the same for the whole registry."""
+    """An id occurs once in a record; the store holds the same for the whole registry."""
     assert refused(active(), issue("old1")) is Code.CREDENTIAL_ID_USED
     twice = create("other", credentials=(credential("x"), credential("x")))
     with pytest.raises(RefusedError) as caught:
@@ -170,7 +170,7 @@ def test_rotate__full_record_without_overlap_needs_no_room() -> None:
 
 
 def test_revoke__at_once_and_for_ever() -> None:
-    """A revoked credential leaves the record; when it was the last live one, the administrator is told."""
+    """A revoked credential leaves the record; when it was the last live one, a notice says so."""
     outcome = apply(active(), revoke("old1"))
     assert ids(outcome.record) == []
     assert [notice.code for notice in outcome.notices] == ["no_live_credential"]
@@ -259,7 +259,7 @@ def test_webhook_secret__rotation_overlaps() -> None:
     ],
 )
 def test_webhook_secret__shape_is_bounded(bad: c.SealedSecret) -> None:
-    """What is kept has an id of its own and a bounded size."""
+    """What is kept has a separate id and a bounded size."""
     assert refused(active(), c.GenerateWebhookSecret(integration_id=ID, secret=bad)) is Code.INVALID_VALUE
     with pytest.raises(RefusedError):
         apply(generated(), turn("second", -1))

@@ -120,7 +120,7 @@ def test_raise__reverts_by_itself() -> None:
 
 
 def test_raise__record_in_force_shows_the_raised_limit() -> None:
-    """A snapshot compiled from the record in force has the raised quota and tells the raised limit."""
+    """A snapshot compiled from the record in force has the raised quota and shows the raised limit."""
     record = raised(600, burst=900)
     before, after = in_force(record, NOW_US), in_force(record, NOW_US + HOUR_US)
     assert (before.rate_limit_rpm, before.quota) == (600, Quota.per_minute(600, 900))
@@ -140,7 +140,7 @@ def test_raise__must_be_higher_and_must_end() -> None:
 
 
 def test_raise__ends_early_on_request_and_with_a_new_limit() -> None:
-    """A raise can be ended; and whoever sets a limit means that limit, so it ends a raise and says so."""
+    """A raise can be ended; and anyone who sets a limit means that limit, so it ends a raise and says so."""
     end = c.EndLimitRaise(integration_id=ID)
     assert apply(raised(), end).record.limit_raise is None
     assert refused(active(), end).code is Code.RAISE_UNKNOWN
@@ -159,7 +159,7 @@ def test_raise__is_replaced_by_the_next() -> None:
 
 @pytest.mark.parametrize("policy", [None, *FailPolicy])
 def test_on_store_error__is_set_and_unset(policy: FailPolicy | None) -> None:
-    """An integration has a policy of its own, from its creation on or later; the same again is no change."""
+    """An integration has its own policy, from its creation on or later; the same again is no change."""
     named = policy.value if policy is not None else None
     command = c.SetOnStoreError(integration_id=ID, on_store_error=named)
     other = active(on_store_error="deny" if policy is not FailPolicy.DENY else "local")
@@ -180,7 +180,7 @@ def test_on_store_error__names_a_policy(text: str) -> None:
 
 
 def test_next_change_of_all__the_first() -> None:
-    """A reader of the registry knows when to compile anew; without raises, never."""
+    """A reader of the registry knows when to compile again; without raises, never."""
     first = c.RaiseLimit(integration_id="other", rate_limit_rpm=90, until_us=NOW_US + MINUTE_US)
     other = history((ANN, create("other")), (ANN, first))
     assert next_change_of_all_at_us([raised(), active(), other], NOW_US) == NOW_US + MINUTE_US

@@ -18,7 +18,7 @@ PAGE = "docs/administer/lifecycle.md"
 
 @pytest.mark.parametrize("name", ["diagram", "states", "commands"])
 def test_lifecycle_page__is_the_machine(name: str) -> None:
-    """Diagram and tables stand on the page as the machine makes them: none can change without the other."""
+    """Diagram and tables are on the page as the machine makes them: none can change without the other."""
     wanted = marked(name, parts()[name])
     assert wanted in text_of(PAGE), "run: python -m tests.unit.domain.lifecycle_text"
 

@@ -149,7 +149,7 @@ def test_normalize_path__length_bound() -> None:
 
 @pytest.mark.parametrize("fault", PathFault, ids=lambda fault: fault.name.lower())
 def test_path_refused_error__says_what_is_wrong_and_what_to_do(fault: PathFault) -> None:
-    """Every fault has two sentences of its own: 'The path ...' and what to send instead."""
+    """Every fault has two sentences that nothing else uses: 'The path ...' and what to send instead."""
     error = PathRefusedError(fault, 64 if fault is PathFault.TOO_LONG else 0)
     assert error.advice.startswith(f"The path {fault.text}")
     assert error.advice.endswith(f". {fault.remedy}")

@@ -72,7 +72,7 @@ def test_evaluate__a_mistyped_key(evaluate: Evaluate, key: NewApiKey) -> None:
 
 
 def test_evaluate__two_keys(evaluate: Evaluate, key: NewApiKey) -> None:
-    """Two different keys are malformed, even when both are good, and told as such; one key twice is not."""
+    """Two different keys are malformed, even when both are good; one key twice is not."""
     other = make_key().api_key
     beside = {"authorization": f"Bearer {other}"}
     for request in ({"headers": beside}, {"api_key": f"{key.api_key},{other}"}):
@@ -151,7 +151,7 @@ def test_evaluate__allowlist(evaluate: Evaluate, peer: str, expected: Reason) ->
     assert evaluate({"allowlist": ["198.51.100.0/24"]}, peer=peer).reason is expected
 
 
-def test_evaluate__the_refused_address_is_told(evaluate: Evaluate) -> None:
+def test_evaluate__the_refused_address_is_reported(evaluate: Evaluate) -> None:
     """The answer can name the address it saw, or say that it saw none."""
     seen = evaluate({"allowlist": ["10.0.0.0/8"]})
     unseen = evaluate({"allowlist": ["10.0.0.0/8"]}, peer="")
@@ -184,7 +184,7 @@ def test_evaluate__odd_paths(evaluate: Evaluate, path: str) -> None:
 
 @pytest.mark.parametrize("scope", ["", "orders:read"])
 def test_evaluate__a_path_that_is_too_long(evaluate: Evaluate, scope: str) -> None:
-    """It has a reason of its own, and the query does not count."""
+    """It has a separate reason, and the query does not count."""
     longest = "/v1/orders/".ljust(PATH_CHARS_MAX, "4")
     assert evaluate(path=f"{longest}?{longest}", scope=scope).reason is Reason.OK
     evaluation = evaluate(path=f"{longest}2", scope=scope)
@@ -260,14 +260,14 @@ def test_evaluate__an_empty_scope_is_no_scope(key: NewApiKey) -> None:
 
 def test_evaluate__a_misconfigured_scope_is_reported_once(key: NewApiKey) -> None:
     """What is wrong with it, once for each of the first ones; a caller's flood is not repeated."""
-    told: list[str] = []
+    reported: list[str] = []
     policy, snapshot = make_policy(), Snapshot.compile([make_integration(key)])
-    policy.on_misconfigured = told.append
+    policy.on_misconfigured = reported.append
     for number in [*range(MISCONFIGURED_REPORTS_MAX), 1, 2, 3, MISCONFIGURED_REPORTS_MAX]:
         policy.evaluate(make_request(key.api_key, scope=f"s{number}:read"), snapshot, NOW_US)
     policy.evaluate(make_request(key.api_key, scope="none"), snapshot, NOW_US)
-    assert len(told) == MISCONFIGURED_REPORTS_MAX
-    assert told[0].startswith("scope 's0:read' names the unknown category 's0'; known: inventory, ")
+    assert len(reported) == MISCONFIGURED_REPORTS_MAX
+    assert reported[0].startswith("scope 's0:read' names the unknown category 's0'; known: inventory, ")
 
 
 def test_evaluate__scopes_asked_for_by_proxies_are_bounded(key: NewApiKey) -> None:
@@ -301,7 +301,7 @@ def test_evaluate__scopes_asked_for_by_proxies_are_parsed_once(
 
 
 def test_evaluate__the_first_rule_that_fails_gives_the_reason(key: NewApiKey) -> None:
-    """Key, suspension, allowlist, path, scope: a request that breaks all is told one after another."""
+    """Key, suspension, allowlist, path, scope: a request that breaks all gets one after another."""
     policy = make_policy()
     broken: dict[str, Any] = {"status": Status.SUSPENDED, "allowlist": ["10.0.0.0/8"], "scopes": ()}
     request: dict[str, Any] = {"api_key": key.api_key[:-1] + "!", "path": "//", "peer": CLIENT_IP}

@@ -169,14 +169,14 @@ def test_find__routes_of_a_caseless_upstream_are_the_same_in_any_case() -> None:
 def test_find__trailing_slash_of_a_known_upstream(
     slash: TrailingSlash, listed: list[str], path: str, expected: str | None
 ) -> None:
-    """'/a/' is '/a', or a path of its own that only '**' is sure to match."""
+    """'/a/' is '/a', or a separate path that only '**' is sure to match."""
     table = readings(listed, trailing_slash=slash)
     assert table.find("GET", path) == expected
     assert table.has_path(path) == (expected is not None)
 
 
 def test_find__an_empty_segment_may_fill_a_parameter() -> None:
-    """Also to an upstream that tells '/a/' from '/a'."""
+    """Also to an upstream that distinguishes '/a/' from '/a'."""
     table = readings(["/orders/{id}", "/**"], trailing_slash=TrailingSlash.SIGNIFICANT)
     assert is_refused(table, "/orders/")
 

@@ -122,7 +122,7 @@ def test_formatters__an_event_is_one_line(formatter: logging.Formatter) -> None:
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 @pytest.mark.parametrize("prefix", ["sck", "acme-prod"])
 def test_formatters__no_api_key_gets_out(formatter: logging.Formatter, prefix: str) -> None:
-    """Wherever a key stands, whole or cut off, its secret is taken out; the credential id stays."""
+    """Wherever a key is, whole or cut off, its secret is taken out; the credential id stays."""
     key = generate_api_key(prefix)
     secret = key.api_key.rpartition("_")[2]
     for record in (
@@ -161,7 +161,7 @@ class Lost:
 
 
 def logger_to(handler: logging.Handler) -> logging.Logger:
-    """A logger of its own."""
+    """A separate logger."""
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.Logger("sidecar.test")
     logger.addHandler(handler)
@@ -203,7 +203,7 @@ def test_line_handler__its_thread_receives_no_signal() -> None:
     assert int(mask, 16) & 1 << signal.SIGTERM - 1
 
 
-def test_line_handler__a_flood_is_cut_and_told() -> None:
+def test_line_handler__a_flood_is_cut_and_reported() -> None:
     """More than a burst of one kind is dropped and counted; the next line that is not says so."""
     clock, lost, stream = ManualClock(), Lost(), io.StringIO()
     handler = LineHandler(stream, lost, clock)
@@ -235,8 +235,8 @@ def test_line_handler__tells_of_lost_lines_once_a_second_and_at_the_end() -> Non
         noisy.warning("x")
         quiet.error("z")
     handler.close()
-    told = [entry for entry in entries(stream) if entry["message"].endswith("were dropped")]
-    assert [(entry["message"], entry["kinds"]) for entry in told] == [
+    reported = [entry for entry in entries(stream) if entry["message"].endswith("were dropped")]
+    assert [(entry["message"], entry["kinds"]) for entry in reported] == [
         ("50 log lines were dropped", ["sidecar.noisy warning: 50"]),
         ("32 log lines were dropped", ["sidecar.noisy warning: 30", "sidecar.quiet info: 2"]),
     ]
@@ -379,7 +379,7 @@ def root() -> Iterator[logging.Logger]:
 def test_set_up_logging__chooses_the_style(
     root: logging.Logger, style: str, stream: io.StringIO, is_json: bool
 ) -> None:
-    """JSON for machines, text for terminals, unless told otherwise."""
+    """JSON for machines, text for terminals, unless configured otherwise."""
     handler = set_up_logging("info", style, stream)
     logging.getLogger("sidecar.any").info("hello")
     handler.close()

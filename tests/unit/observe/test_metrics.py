@@ -63,7 +63,7 @@ def test_table__gives_every_series_its_own_slots() -> None:
 
 
 def test_table__refuses_two_rows_of_one_name() -> None:
-    """They would be added up as one metric by whoever reads them."""
+    """They would be added up as one metric by anyone who reads them."""
     row = MetricSpec("toys_total", "Toys.")
     with pytest.raises(ValueError, match="two metrics named toys_total"):
         MetricTable((row, row))

@@ -40,7 +40,7 @@ table = MetricTable((
     MetricSpec("second_total", "Second."),
 ))
 metrics = Metrics(table, CountBlock.attach(table, int(sys.argv[1])).values)
-values, told = metrics.values, 0
+values, reported = metrics.values, 0
 while True:
     values[0] += 1
     values[1] += 1
@@ -127,7 +127,7 @@ def test_mark__tells_whatever_moves_a_count() -> None:
 
 
 def test_block__cannot_be_shrunk_under_a_reader() -> None:
-    """A worker gone mad must not end the supervisor with SIGBUS."""
+    """A defective worker must not end the supervisor with SIGBUS."""
     block = CountBlock.create(TOY)
     with pytest.raises(PermissionError):
         os.ftruncate(block.fd, 0)
@@ -225,7 +225,7 @@ def test_counts__kill_9_loses_and_doubles_nothing(told_before_death: int) -> Non
     A process that is killed amid its increments leaves each count at a whole number of them.
 
     It counts one, then the other: they differ by at most the one increment it was in, they are not
-    behind what it has told, and folding them in changes no number.
+    behind what it has reported, and folding them in changes no number.
     """
     counts = WorkerCounts(PAIR)
     block = counts.add_block()
@@ -233,10 +233,10 @@ def test_counts__kill_9_loses_and_doubles_nothing(told_before_death: int) -> Non
         [sys.executable, "-c", COUNTER, str(block.fd)], pass_fds=(block.fd,), stdout=subprocess.PIPE
     )
     assert child.stdout is not None
-    told, seen = 0, [0, 0]
+    reported, seen = 0, [0, 0]
     try:
         for _ in range(told_before_death):
-            told = int.from_bytes(child.stdout.read(8), "little")
+            reported = int.from_bytes(child.stdout.read(8), "little")
             now = counts.totals()
             assert all(after >= before for before, after in zip(seen, now, strict=True))
             seen = now
@@ -248,12 +248,12 @@ def test_counts__kill_9_loses_and_doubles_nothing(told_before_death: int) -> Non
     counts.retire(block)
     assert counts.totals() == dead
     first, second = dead
-    assert told <= second <= first <= second + 1
+    assert reported <= second <= first <= second + 1
     assert first >= seen[0] and second >= seen[1]
 
 
 def test_rules__name_gauges_of_the_table() -> None:
-    """A rule for a metric that is no gauge, or is gone, would do nothing."""
+    """A rule for a metric that is no gauge, or was removed, would do nothing."""
     gauges = {spec.name for spec in TABLE.specs if spec.kind is MetricKind.GAUGE}
     assert set(WORKER_GAUGE_RULES) <= gauges
 
@@ -269,6 +269,8 @@ def test_rules__name_gauges_of_the_table() -> None:
         ("sidecar_registry_loaded_timestamp_seconds", (0, 0), 0),
     ],
 )
-def test_rules__what_all_workers_tell_is_told_once(name: str, values: tuple[int, ...], expected: int) -> None:
+def test_rules__what_all_workers_tell_is_reported_once(
+    name: str, values: tuple[int, ...], expected: int
+) -> None:
     """Twelve integrations in two workers are twelve; the oldest registry is the one to worry about."""
     assert WORKER_GAUGE_RULES[name](values) == expected

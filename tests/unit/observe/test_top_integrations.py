@@ -62,7 +62,7 @@ class ListedTraffic:
     """Deciders of one integration each request, with metrics that list at most *listed_max*."""
 
     def __init__(self, metrics: Metrics, listed_max: int = 3) -> None:
-        """Count in *metrics*, by a clock that stands still."""
+        """Count in *metrics*, by a stopped clock."""
         self.clock = ManualClock()
         metrics.top.listed_max = listed_max
         self.decider: Decider = make_decider(
@@ -287,7 +287,7 @@ MOVES = st.lists(
 @settings(max_examples=30, deadline=None)
 @given(MOVES)
 def test_series__add_up_and_never_fall(moves: list[tuple[str, int, int]]) -> None:
-    """However three workers decide, rank, end and start anew: exact sums, and no counter falls."""
+    """However three workers decide, rank, end and start again: exact sums, and no counter falls."""
     clock = ManualClock(NOW_US)
     counts = WorkerCounts(TABLE)
     listing(clock, counts)

@@ -98,7 +98,7 @@ def test_admin__ready_when_every_component_is(asked: AdminHttp) -> None:
     )
 
 
-def test_admin__other_pages_are_told(asked: AdminHttp) -> None:
+def test_admin__other_pages_are_reported(asked: AdminHttp) -> None:
     """A wrong path gets the right ones, as problem+json."""
     status, headers, body = asked.ask("/metric")
     assert (status, headers["content-type"]) == (404, "application/problem+json")

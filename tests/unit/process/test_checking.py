@@ -44,7 +44,7 @@ def served(path):
 
 print(json.dumps({path: served(path) for path in sys.argv[1:]}))
 """
-"""Serves the configurations that it is given, each in a process of its own; what is imported is shared."""
+"""Serves the configurations that it is given, each in a separate process; what is imported is shared."""
 TIMEOUT_S = 60
 LISTEN = "listen: {grpc: '127.0.0.1:0', admin: []}\n"
 DATABASE = "registry: sqlite:r.sqlite\n"
@@ -76,7 +76,7 @@ def emptied(folder: Path) -> str:
 
 
 def lost(folder: Path) -> str:
-    """A registry that is gone; its key is there."""
+    """A registry file that was removed; its key is there."""
     (folder / "r.sqlite.key").touch()
     return DATABASE + LISTEN
 
@@ -176,9 +176,9 @@ def test_check__refuses_what_serve_refuses(tmp_path: Path) -> None:
         problems[str(path)] = caught.value.faults[0].problem
     command = [sys.executable, "-c", SERVE_EACH, *problems]
     served = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-    told = json.loads(served.stdout)
-    assert [path for path, problem in problems.items() if problem not in told[path]["printed"]] == []
-    assert [path for path in problems if told[path]["code"] not in (1, 2)] == []
+    reported = json.loads(served.stdout)
+    assert [path for path, problem in problems.items() if problem not in reported[path]["printed"]] == []
+    assert [path for path in problems if reported[path]["code"] not in (1, 2)] == []
 
 
 def test_check__an_expired_certificate(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_check__an_expired_certificate(tmp_path: Path) -> None:
 
 
 def test_check__names_the_sockets_of_workers(tmp_path: Path) -> None:
-    """Several workers have a Unix socket each: whoever names the file sees their names."""
+    """Several workers have a Unix socket each: anyone who names the file sees their names."""
     path = tmp_path / "sidecar.yaml"
     path.write_text(
         f"store: redis://127.0.0.1:1\nworkers: 2\nlisten: {{grpc: 'unix:{tmp_path}/a.sock', admin: []}}"

@@ -35,7 +35,7 @@ def load(tmp_path: Path, text: str = "", environ: dict[str, str] | None = None) 
 
 
 def refusal(tmp_path: Path, text: str = "", environ: dict[str, str] | None = None) -> list[str]:
-    """What is told about a configuration that is not accepted; its file is called FILE."""
+    """What is reported about a configuration that is not accepted; its file is called FILE."""
     with pytest.raises(FileFaultsError) as caught:
         load(tmp_path, text, environ)
     return [line.replace(str(tmp_path / "sidecar.yaml"), "FILE") for line in caught.value.lines()]
@@ -149,7 +149,7 @@ def test_config__every_key_is_a_variable(path: tuple[str, ...]) -> None:
     "name", ["SIDECAR_CONFIG", "SIDECAR_API_KEY", "SIDECAR_SERVER", "SIDECAR_ADMIN_TOKEN", "SIDECARD"]
 )
 def test_config__variables_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
-    """The command line has variables of its own."""
+    """The command line has separate variables."""
     assert load(tmp_path, environ={name: "x"}).settings == Settings()
 
 
@@ -189,8 +189,8 @@ def test_config__service_links_are_ignored(tmp_path: Path, service: str, address
 )  # fmt: skip
 def test_config__only_the_form_of_a_service_link_is_ignored(tmp_path: Path, name: str, value: str) -> None:
     """A setting that does not exist stays a mistake, whatever it is called."""
-    [told] = refusal(tmp_path, environ={name: value})
-    assert told.startswith(f"{name}: is not a setting")
+    [reported] = refusal(tmp_path, environ={name: value})
+    assert reported.startswith(f"{name}: is not a setting")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_config__lists_in_the_environment(tmp_path: Path, value: str, addresses:
 def test_config__mappings_in_the_environment(
     tmp_path: Path, name: str, value: str, read: Callable[[Settings], object]
 ) -> None:
-    """Mappings come as JSON or as YAML, and one of them stands for a list of it."""
+    """Mappings come as JSON or as YAML, and one of them means a list of it."""
     assert read(load(tmp_path, environ={name: value}).settings) == 1
 
 
@@ -252,7 +252,7 @@ def test_config__an_empty_variable_is_not_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "reported"),
     [
         (
             {"SIDECAR_LISTEN__GRCP": "x"},
@@ -300,20 +300,20 @@ def test_config__an_empty_variable_is_not_set(tmp_path: Path) -> None:
     ],
 )
 def test_config__a_mistake_in_the_environment_names_its_variable(
-    tmp_path: Path, environ: dict[str, str], told: str
+    tmp_path: Path, environ: dict[str, str], reported: str
 ) -> None:
-    """The variable stands where the file and line would."""
-    assert refusal(tmp_path, environ=environ) == [told]
+    """The variable is where the file and line would."""
+    assert refusal(tmp_path, environ=environ) == [reported]
 
 
-def test_config__all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_config__all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     """File and environment, one list."""
-    told = refusal(
+    reported = refusal(
         tmp_path,
         "transport: slow\nlog:\n  level: loud\n",
         {"SIDECAR_DRAIN_TIMEOUT_S": "-1", "SIDECAR_NO": "1"},
     )
-    assert [line.split(" ")[0] for line in told] == [
+    assert [line.split(" ")[0] for line in reported] == [
         "SIDECAR_NO:",
         "FILE:1:",
         "SIDECAR_DRAIN_TIMEOUT_S:",
@@ -328,24 +328,24 @@ def expected_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_config__each_mistake_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each mistake names file, line, key and remedy; '...' stands for the words of a parser below us."""
+def test_config__each_mistake_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mistake names file, line, key and remedy; '...' means the words of a parser below us."""
     monkeypatch.chdir(ROOT)
     file = path.relative_to(ROOT)
     with pytest.raises(FileFaultsError) as caught:
         check(file)
-    told = [
+    reported = [
         line.replace(str(file), "FILE").replace(str(file.parent), "DIRECTORY")
         for line in caught.value.lines()
     ]
     expected = expected_of(path)
-    assert len(told) == len(expected)
-    for line, wanted in zip(told, expected, strict=True):
+    assert len(reported) == len(expected)
+    for line, wanted in zip(reported, expected, strict=True):
         assert line.startswith(wanted[:-3]) if wanted.endswith("...") else line == wanted
 
 
 def test_config__no_mistake_shows_a_password() -> None:
-    """A store's address is told by its scheme alone."""
+    """A store's address is reported by its scheme alone."""
     path = FIXTURES / "store-unknown-keeps-its-password.yaml"
     assert "hunter2" in path.read_text()
     with pytest.raises(FileFaultsError) as caught:
@@ -354,7 +354,7 @@ def test_config__no_mistake_shows_a_password() -> None:
 
 
 def test_config__files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A missing file and one that is no text are told, not raised."""
+    """A missing file and one that is no text are reported, not raised."""
     for name, content in (
         ("missing.yaml", None),
         ("binary.yaml", b"\xff\xfe"),
@@ -386,7 +386,7 @@ def test_config__the_example_is_right(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_config_tree__a_value_replaces_what_was_below_it() -> None:
-    """Origins of values that were replaced are gone, so no mistake is told at a line that does not count."""
+    """The origin of a replaced value is dropped, so no mistake is reported at a line without effect."""
     tree = ConfigTree("FILE", {"a": {"b": 1}}, {("a",): ("FILE", 1), ("a", "b"): ("FILE", 2)})
     tree.put(("a",), {"b": 2}, ("VARIABLE", None))
     assert str(tree.fault(("a", "b"), "is odd")) == "VARIABLE: a.b: is odd"

@@ -63,7 +63,7 @@ def test_doctor__mistakes_do_not_hide_the_rest(tmp_path: Path) -> None:
 
 
 def test_doctor__files_that_others_may_change(tmp_path: Path) -> None:
-    """Whoever may write the registry decides who is admitted."""
+    """Anyone who may write the registry decides who is admitted."""
     place = configured(tmp_path)
     place.registry.chmod(0o666)
     finding = findings(place)["files"]

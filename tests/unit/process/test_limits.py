@@ -56,5 +56,5 @@ def test_limits__both_ends_of_each_range_serve(
 
 
 def test_limits__every_minimum_is_of_a_limit() -> None:
-    """A minimum for a limit that is gone would do nothing."""
+    """A minimum for a limit that was removed would do nothing."""
     assert set(LIMIT_MIN) <= set(COUNTS)

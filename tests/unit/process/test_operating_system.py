@@ -83,9 +83,9 @@ def test_open_files__the_soft_limit_is_raised(soft: int, hard: int | None) -> No
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
-    told, in_force, limit = map(int, result.stdout.split())
+    reported, in_force, limit = map(int, result.stdout.split())
     expected = min(FILES_WANTED, resource.getrlimit(resource.RLIMIT_NOFILE)[1] if hard is None else hard)
-    assert told == in_force == expected
+    assert reported == in_force == expected
     assert hard is None or limit == hard
 
 
@@ -104,7 +104,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def state_of(pid: int) -> str:
-    """The state of a process as /proc tells it; '' = it is gone."""
+    """The state of a process in /proc; '' = it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -155,7 +155,7 @@ def test_serve__reaps_orphans(tmp_path: Path, admin: object) -> None:
 
 
 def test_reap__leaves_own_children_alone() -> None:
-    """Whoever started a child gets its exit code; another ended child is reaped, its CPU time counted."""
+    """A child's starter gets its exit code; other ended children are reaped, their CPU time counted."""
     own = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
     other = subprocess.Popen([sys.executable, "-c", "sum(range(3_000_000))"])
     for child in (own, other):

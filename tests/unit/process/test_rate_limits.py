@@ -165,7 +165,7 @@ def test_serve__a_folder_that_cannot_be_read(tmp_path: Path, folder: Path) -> No
 
 
 def test_check_config__reads_rate_limits(tmp_path: Path, folder: Path) -> None:
-    """Every mistake of every file is told, those of the configuration too; what is odd is a warning."""
+    """Every mistake of every file is reported, those of the configuration too; what is odd is a warning."""
     (folder / "b.yaml").write_text("domain: b\ndescriptors: [{key: k, rate_limit: {unit: dya}}]\n")
     (folder / "README").write_text("Our limits\n")
     configured = Configured(
@@ -197,7 +197,7 @@ def test_check_config__reads_rate_limits(tmp_path: Path, folder: Path) -> None:
 def test_check_config__refuses_settings(
     tmp_path: Path, folder: Path, settings: dict[str, Any], problem: str
 ) -> None:
-    """A setting that cannot be meant is told with what is allowed."""
+    """An invalid setting is reported with what is allowed."""
     with pytest.raises(FileFaultsError) as raised:
         check(Configured(tmp_path, rate_limits=settings).file)
     assert problem in str(raised.value)
@@ -239,7 +239,7 @@ def test_source__a_config_map_that_is_swapped(tmp_path: Path) -> None:
 
 
 def test_source__bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many files, or one that is too large, are told instead of read."""
+    """Too many files, or one that is too large, are reported instead of read."""
     monkeypatch.setattr("sidecar.process.rate_limits_source.FILES_MAX", 2)
     monkeypatch.setattr("sidecar.process.rate_limits_source.FILE_BYTES_MAX", 1 << 20)
     source = RateLimitsSource(tmp_path, RateLimitSettings(path="x"))

@@ -37,7 +37,7 @@ def test_readiness__one_ready_worker_is_enough(reports: tuple, is_ready: bool, s
 
 
 def test_readiness__names_each_worker_and_what_it_lacks() -> None:
-    """Whoever looks at /readyz sees which worker is missing, and why."""
+    """Anyone who looks at /readyz sees which worker is missing, and why."""
     stage = Stage()
     readiness = readiness_of(stage)
     assert readiness.components == {"worker 3": Component(False, "starting")}

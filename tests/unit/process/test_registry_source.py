@@ -71,7 +71,7 @@ def test_registry_source__numbers_changes(path: Path, source: RegistrySource) ->
 
 
 def test_registry_source__an_id_that_comes_back_counts_on(path: Path, source: RegistrySource) -> None:
-    """Whoever was removed and comes back has a higher generation than ever before."""
+    """An integration that was removed and comes back has a higher generation than ever before."""
     first = loaded(source.load(EMPTY))
     write(path, "id: a, name: A", "id: b, name: B changed")
     second = loaded(source.load(first))
@@ -109,8 +109,8 @@ def test_registry_source__waits_until_a_file_has_settled(path: Path, source: Reg
     assert not source.is_settling
 
 
-def test_registry_source__a_bad_file_is_told_once(path: Path, source: RegistrySource) -> None:
-    """Each change is judged once; the mended file is taken up."""
+def test_registry_source__a_bad_file_is_reported_once(path: Path, source: RegistrySource) -> None:
+    """Each change is judged once; the corrected file is taken up."""
     first = loaded(source.load(EMPTY))
     path.write_text("integrations: [{id: A, name: A}]")
     assert source.poll(first) is None
@@ -123,7 +123,7 @@ def test_registry_source__a_bad_file_is_told_once(path: Path, source: RegistrySo
 
 
 def test_registry_source__a_vanished_file_is_tried_again(path: Path, source: RegistrySource) -> None:
-    """A file that is gone was not read: each look tries, and takes the file up when it is back as it was."""
+    """A removed file is an error of reading: each poll tries again, also when it is back unchanged."""
     first = loaded(source.load(EMPTY))
     content, status = path.read_bytes(), path.stat()
     path.unlink()

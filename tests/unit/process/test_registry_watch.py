@@ -100,7 +100,7 @@ def names(decider: Decider) -> list[str]:
 
 
 def test_registry_watch__reloads_when_asked(tmp_path: Path) -> None:
-    """A reload puts the new content into force, and the metrics tell it."""
+    """A reload puts the new content into force, and the metrics show it."""
 
     async def scenario(watched: Watched) -> None:
         write(watched.path, "Second", "Third")
@@ -205,7 +205,7 @@ def test_registry_watch__survives_a_fault_of_ours(
 def test_registry_watch__the_loop_turns_while_it_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A disk that hangs is told and holds up no decision; a reload asked for meanwhile is done after."""
+    """A disk that hangs is reported and holds up no decision; a reload asked for meanwhile is done after."""
     monkeypatch.setattr(file_watch, "SLOW_LOAD_S", 0.001)
 
     async def scenario(watched: Watched) -> None:

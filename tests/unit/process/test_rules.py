@@ -28,7 +28,7 @@ def client(tmp_path: Path, text: str, peer: str = "203.0.113.9", **headers: str)
 
 
 def test_rules__routes_in_order(tmp_path: Path) -> None:
-    """The first route that matches wins; one method stands for a list; no methods are all."""
+    """The first route that matches wins; one method means a list; no methods are all."""
     text = """
 routes:
   - {methods: GET, path: "/v1/orders/{id}", scope: orders:read}
@@ -43,7 +43,7 @@ routes:
 
 
 def test_rules__a_hidden_route_is_a_warning(tmp_path: Path) -> None:
-    """A route that can never match is told with its line, and what hides it."""
+    """A route that can never match is reported with its line, and what hides it."""
     text = """
 routes:
   - {methods: [GET], path: /v1/**, scope: orders:read}
@@ -59,7 +59,7 @@ routes:
 
 @pytest.mark.parametrize("key", ["on_store_error: allow", "store_timeout_ms: 20"])
 def test_rules__what_only_a_shared_store_needs_is_a_warning(tmp_path: Path, key: str) -> None:
-    """A policy for a store that cannot fail is told to have no effect; with a shared store it has one."""
+    """A policy for a store that cannot fail is reported as without effect; with a shared store it has one."""
     [warning] = rules(tmp_path, key).warnings
     assert str(warning).startswith(f"{tmp_path}/sidecar.yaml:1: {key.split(':')[0]}: has no effect")
     assert rules(tmp_path, f"{key}\nstore: redis://127.0.0.1:1").warnings == ()
@@ -72,7 +72,7 @@ def test_rules__the_peer_is_the_client(tmp_path: Path) -> None:
 
 
 def test_rules__a_header_is_the_client(tmp_path: Path) -> None:
-    """A header that the proxy sets is believed, whoever the peer is."""
+    """A header that the proxy sets is believed, no matter who the peer is."""
     text = "client_ip: {header: x-client-ip}"
     assert client(tmp_path, text, x_client_ip="192.0.2.1") == parse_address("192.0.2.1")
     with pytest.raises(AddressError, match="no header x-client-ip"):
@@ -80,7 +80,7 @@ def test_rules__a_header_is_the_client(tmp_path: Path) -> None:
 
 
 def test_rules__the_standard_header_of_hops_is_refused(tmp_path: Path) -> None:
-    """'forwarded' is no list of addresses: whoever sets it learns at once what to set instead."""
+    """'forwarded' is no list of addresses: anyone who sets it learns at once what to set instead."""
     with pytest.raises(FileFaultsError, match="'forwarded', which is not supported"):
         rules(tmp_path, "client_ip: {header: forwarded, trusted_proxies: 10.0.0.0/8}")
 
@@ -109,7 +109,7 @@ routes: [{path: /v1/pay, scope: payroll:read}]
         rules(tmp_path, text.replace("payroll:read", "orders:read"))
 
 
-def test_rules__all_mistakes_of_rules_are_told(tmp_path: Path) -> None:
+def test_rules__all_mistakes_of_rules_are_reported(tmp_path: Path) -> None:
     """Routes, categories and credentials, one list."""
     text = """
 scope_categories: [{name: a}, {name: a}]
@@ -129,7 +129,7 @@ routes:
 
 
 def test_rules__style_and_hint_follow_the_settings(tmp_path: Path) -> None:
-    """A denial tells callers to use the headers that are looked at."""
+    """A denial names the headers that are read."""
     text = """
 unauthenticated_status: 401
 ietf_headers: true

@@ -1,4 +1,4 @@
-"""A second `sidecar serve` on the same addresses: refused, or told to take over, and then only when ready."""
+"""A second `sidecar serve` on the same addresses: refused, or with --take-over, and then only when ready."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def refused(second: Running) -> str:
 
 @pytest.mark.parametrize(("kind", "transport"), [("tcp", "fast"), ("unix", "grpcio")])
 def test_second__is_refused_on_the_embedded_store(tmp_path: Path, kind: str, transport: str) -> None:
-    """Each would have buckets of its own. The first goes on, and one that is told to takes over."""
+    """Each would have separate buckets. The first goes on; one with --take-over replaces it."""
     port = ReservedPort()
     address = f"127.0.0.1:{port.number}" if kind == "tcp" else f"unix:{tmp_path}/g.sock"
     configured = Configured(tmp_path, listen={"grpc": address, "admin": []}, transport=transport)
     with configured.serve() as first:
         first.event("serving")
-        told = refused(configured.serve())
-        assert f"cannot listen on {address}" in told
-        assert "--take-over" in told
+        reported = refused(configured.serve())
+        assert f"cannot listen on {address}" in reported
+        assert "--take-over" in reported
         assert configured.ask(address).is_allowed
         with configured.serve("--take-over") as second:
             second.event("serving")

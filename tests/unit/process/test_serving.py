@@ -25,7 +25,7 @@ RELOADS = 'sidecar_registry_reloads_total{{result="{}"}}'
 
 @pytest.mark.parametrize("transport", ["fast", "grpcio"])
 def test_serve__answers_and_stops_gently(tmp_path: Path, transport: str) -> None:
-    """It tells its real ports, serves each service, counts, is ready, and ends with 0 on SIGTERM."""
+    """It reports its real ports, serves each service, counts, is ready, and ends with 0 on SIGTERM."""
     configured = Configured(tmp_path, transport=transport)
     with configured.serve() as running:
         serving = running.event("serving")
@@ -48,7 +48,7 @@ def test_serve__answers_and_stops_gently(tmp_path: Path, transport: str) -> None
 
 
 def test_serve__unix_sockets(tmp_path: Path) -> None:
-    """gRPC and admin on paths, both gone at the end. SIGINT stops; a signal while it ends does not kill."""
+    """gRPC and admin on paths, both removed at the end. SIGINT stops; a second signal does not kill."""
     path, admin_path = tmp_path / "g.sock", tmp_path / "a.sock"
     configured = Configured(tmp_path, listen={"grpc": f"unix:{path}", "admin": f"unix:{admin_path}"})
     with configured.serve() as running:
@@ -85,7 +85,7 @@ def test_serve__signals_within_a_second_are_one(tmp_path: Path) -> None:
     """
     A wrapper signals a process and then its group: that is no wish to end at once.
 
-    Whoever watches health hears of the drain before its stream ends.
+    A watcher of health learns of the drain before its stream ends.
     """
     configured = Configured(tmp_path, drain_timeout_s=60)
     with configured.serve() as running:
@@ -124,7 +124,7 @@ def draining_page(admin: str) -> tuple[int, str] | None:
 
 
 def test_serve__cuts_off_at_the_end_of_the_drain(tmp_path: Path) -> None:
-    """The drain has a bound: a call that never ends does not keep the process, which tells it."""
+    """The drain has a bound: a call that never ends does not keep the process, which reports it."""
     configured = Configured(tmp_path, drain_timeout_s=0.05)
     with configured.serve() as running:
         serving = running.event("serving")
@@ -139,7 +139,7 @@ def test_serve__cuts_off_at_the_end_of_the_drain(tmp_path: Path) -> None:
 
 
 def test_serve__reloads_on_sighup(tmp_path: Path) -> None:
-    """A suspension holds from the next request on; a bad file changes nothing; the mended one counts."""
+    """A suspension holds from the next request on; a bad file changes nothing; the corrected one counts."""
     configured = Configured(tmp_path)
     with configured.serve() as running:
         serving = running.event("serving")
@@ -186,7 +186,7 @@ def test_serve__tls_with_client_certificates(tmp_path: Path) -> None:
 
 
 def test_serve__an_address_in_use_is_one_line(tmp_path: Path) -> None:
-    """Who else listens is told in a sentence, with exit code 2; nothing is left behind."""
+    """An address in use is reported in a sentence, with exit code 2; nothing is left behind."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -195,13 +195,15 @@ def test_serve__an_address_in_use_is_one_line(tmp_path: Path) -> None:
         configured = Configured(tmp_path, listen={"grpc": f"127.0.0.1:{port}", "admin": f"unix:{admin}"})
         with configured.serve() as running:
             assert running.wait() == 2
-    told = [line for line in running.printed().splitlines() if not line.startswith("{")]
-    assert len(told) == 1
-    assert told[0].startswith(f"sidecar: cannot listen on 127.0.0.1:{port}: it is in use by another program;")
+    reported = [line for line in running.printed().splitlines() if not line.startswith("{")]
+    assert len(reported) == 1
+    assert reported[0].startswith(
+        f"sidecar: cannot listen on 127.0.0.1:{port}: it is in use by another program;"
+    )
     assert not admin.exists()
 
 
-def test_serve__a_bad_registry_at_the_start_is_told(tmp_path: Path) -> None:
+def test_serve__a_bad_registry_at_the_start_is_reported(tmp_path: Path) -> None:
     """There is no former registry to stay with: it does not start, and says why, without a traceback."""
     configured = Configured(tmp_path)
     configured.registry.write_text("integrations: [{id: acme, name: A, burst: 0}]")
@@ -215,7 +217,7 @@ def test_serve__a_bad_registry_at_the_start_is_told(tmp_path: Path) -> None:
 
 
 def test_serve__without_any_configuration(tmp_path: Path) -> None:
-    """Defaults serve; that no key can be accepted and no path is open is told."""
+    """Defaults serve; that no key can be accepted and no path is open is reported."""
     environment = {"SIDECAR_LISTEN__GRPC": "127.0.0.1:0", "SIDECAR_LISTEN__ADMIN": "[]"}
     (tmp_path / "empty.yaml").write_text("")
     with Running(tmp_path, "--config", str(tmp_path / "empty.yaml"), **environment) as running:
@@ -263,7 +265,7 @@ def test_serve__the_demo(tmp_path: Path) -> None:
     ids=["peer", "forwarded", "header"],
 )
 def test_ask__ip_is_the_clients_address(tmp_path: Path, client_ip: object) -> None:
-    """Whatever the sidecar goes by, --ip is the client's address to it, as it is to `decide`."""
+    """Whatever the sidecar uses, --ip is the client's address to it, as it is to `decide`."""
     configured = Configured(tmp_path, client_ip=client_ip)
     configured.write_registry(ip_allowlist=["192.0.2.0/24"])
     with configured.serve() as running:
@@ -276,7 +278,7 @@ def test_ask__ip_is_the_clients_address(tmp_path: Path, client_ip: object) -> No
                 assert result.exit_code == code, (command, ip, result.output)
 
 
-def test_ask__nobody_there_is_told() -> None:
+def test_ask__nobody_there_is_reported() -> None:
     """A sidecar that does not answer ends the command with 1 and a hint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound, but nobody listens

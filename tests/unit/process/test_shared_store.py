@@ -33,7 +33,7 @@ def shared(metrics: Metrics) -> SharedStore:
 
 
 def test_beat__sets_the_share_and_the_metric(shared: SharedStore, metrics: Metrics) -> None:
-    """Each beat that the store answers tells by how many the limits are shared."""
+    """Each answered heartbeat gives the number of sidecars that share the limits."""
     shared.on_heartbeat(7)
     assert shared.fallback.local.live_sidecars == 7
     assert metrics.value("sidecar_store_live_sidecars") == 7

@@ -100,7 +100,7 @@ def test_decide__ids_are_unique(key: NewApiKey) -> None:
 
 @pytest.mark.parametrize("api_key", [None, "junk", make_key().api_key], ids=("none", "junk", "unknown"))
 def test_decide__an_unknown_caller_costs_no_trip(key: NewApiKey, api_key: str | None) -> None:
-    """Whoever floods with bad keys never reaches the store."""
+    """Anyone who floods with bad keys never reaches the store."""
     store = RecordingStore()
     decision = decide_now(make_decider(make_integration(key), store=store), api_key)
     assert decision.taken is None
@@ -174,7 +174,7 @@ def test_decide__a_fault_fails_closed(key: NewApiKey, fault: StoreFault, reason:
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 def test_decide__a_fault_leaves_a_refusal_as_it_is(key: NewApiKey, fault: StoreFault, reason: Reason) -> None:
-    """A suspended integration is told so, only without limits."""
+    """A suspended integration gets that reason, without limits."""
     decider = make_decider(make_integration(key, status=Status.SUSPENDED), store=FixedStore(fault))
     decision = decide_now(decider, key.api_key)
     assert (decision.reason, decision.taken) == (Reason.INTEGRATION_SUSPENDED, None)
@@ -230,7 +230,7 @@ def test_decide__superseded_by_a_suspension(key: NewApiKey) -> None:
 
 
 def test_decide__superseded_by_a_removal(key: NewApiKey) -> None:
-    """An integration that is gone is answered at once, without another trip."""
+    """An integration that was deleted is answered at once, without another trip."""
     store, answers = RecordingStore(), Answers()
     metrics = make_metrics()
     decider = make_decider(make_integration(key), store=store, metrics=metrics)

@@ -153,7 +153,7 @@ def test_recorder__a_row_has_what_the_decision_was() -> None:
 
 
 def test_recorder__a_refusal_has_the_address_of_an_unknown_caller() -> None:
-    """Whoever sends no key: nothing of an integration, but where the request came from."""
+    """A caller without a key: nothing of an integration, but where the request came from."""
     scene = RecordedDecider()
     scene.decide(allowed=False)
     scene.decider.refuse(decision_recorder.Reason.ROUTE_MISCONFIGURED, "")
@@ -178,7 +178,7 @@ def test_recorder__sends_a_frame_when_it_is_full_or_due() -> None:
 
 
 def test_recorder__while_nobody_reads_refusals_are_kept_longest() -> None:
-    """Rows are bounded: the oldest allowed ones go first, refusals last; later all is sent and told."""
+    """Rows are bounded: the oldest allowed ones go first, refusals last; later all is sent and reported."""
     scene = RecordedDecider()
     scene.reader.is_reading = False
     scene.decide(10, allowed=False)
@@ -264,7 +264,7 @@ def test_recorder__answers_of_the_rate_limit_service_are_rows() -> None:
 
 
 def test_recorder__counts_are_sent_without_rows() -> None:
-    """With everything sampled away, the writer still hears how much."""
+    """With everything sampled away, the writer still learns how much."""
     scene = RecordedDecider(0.0, (0.0,))
     scene.decide()
     scene.timers.run()

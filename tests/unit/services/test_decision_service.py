@@ -145,7 +145,7 @@ def test_methods__are_those_of_the_proto(key: NewApiKey) -> None:
 
 
 def test_decide__allows(key: NewApiKey) -> None:
-    """Who was let in, what is left, and the headers for the client."""
+    """Who was admitted, what is left, and the headers for the client."""
     response = decide(serve(key), ask(key))
     assert len(response.decision_id) == DECISION_ID_LENGTH
     assert response == pb.DecideResponse(
@@ -254,7 +254,7 @@ def test_decide__a_wait_that_never_ends_is_left_out(key: NewApiKey) -> None:
 
 
 def test_fill__an_allow_without_a_look_at_the_bucket(key: NewApiKey) -> None:
-    """Where a configuration lets requests pass while the store fails, there are no figures to tell."""
+    """Where a configuration lets requests pass while the store fails, there are no figures to report."""
     credential = Snapshot.compile([make_integration(key)]).credentials[key.credential_id]
     evaluation = Evaluation(Reason.OK, credential.integration, credential)
     response = pb.DecideResponse()

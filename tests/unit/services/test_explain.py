@@ -1,4 +1,4 @@
-"""A decision told step by step."""
+"""A decision explained step by step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER = make_key()
 def decide(
     request: AccessRequest, record: Integration, store: BucketStore | None = None, times: int = 1
 ) -> Decision:
-    """The last of so many decisions about *request*."""
+    """The last of several decisions about *request*."""
     decider = make_decider(record, store=store)
     for _ in range(times):
         decision = decider.decide(request, None, never_late, None)
@@ -110,7 +110,7 @@ def test_explain__tells_the_step_that_failed(
     ],
 )
 def test_explain__routes_are_named(path: str, step: str, named: str) -> None:
-    """Whoever configures the routes learns which ones a path leads to, and between which it is undecided."""
+    """It names the routes that a path may lead to, for the person who configures them."""
     request = make_request(KEY.api_key, path=path)
     policy = make_policy(routes=[("GET", "/admin/**", "orders:write"), ("GET", "/**", None)])
     decision = make_decider(make_integration(KEY), policy=policy).decide(request, None, never_late, None)
@@ -120,7 +120,7 @@ def test_explain__routes_are_named(path: str, step: str, named: str) -> None:
 
 
 def test_explain__an_empty_bucket() -> None:
-    """A rate limit tells what is left and when the next token comes."""
+    """A rate limit shows what is left and when the next token comes."""
     request = make_request(KEY.api_key)
     steps = explain(request, decide(request, make_integration(KEY, burst=1), times=2))
     assert steps[-1] == (
@@ -136,7 +136,7 @@ def test_explain__a_store_without_an_answer(fault: StoreFault) -> None:
     assert steps[-1] == ("bucket", FAILED, "the store did not answer")
 
 
-def test_explain__what_passed_is_told_too() -> None:
+def test_explain__what_passed_is_reported_too() -> None:
     """Whose key, until when, which block, which scope."""
     request = make_request(KEY.api_key, peer="192.0.2.7", path="/v1/status?x=1")
     record = make_integration(KEY, allowlist=("192.0.2.0/24",), expires_at_us=NOW_US + 3600 * SECOND_US)
@@ -166,8 +166,8 @@ def test_explain__a_rule_in_shadow(asked: dict[str, str], step: str, detail: str
     request = make_request(KEY.api_key, **{"peer": "192.0.2.7", **asked})
     record = make_integration(KEY, allowlist=("192.0.2.0/24",), shadow=frozenset(Rule))
     steps = explain(request, decide(request, record))
-    ((name, _, told),) = [found for found in steps if found.outcome == SHADOWED]
-    assert (name, detail in told) == (step, True)
+    ((name, _, reported),) = [found for found in steps if found.outcome == SHADOWED]
+    assert (name, detail in reported) == (step, True)
     assert {found.outcome for found in steps} == {PASSED, SHADOWED}
 
 

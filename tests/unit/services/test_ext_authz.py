@@ -232,7 +232,7 @@ def test_check__a_store_that_fails_is_a_denial_with_503(
 
 
 def test_check__a_refusal_stays_what_it_is_when_the_store_fails(key: NewApiKey) -> None:
-    """Who may not call anyway is told why, only without limits."""
+    """A caller without access gets the reason, without limits."""
     service = make_ext_authz(make_integration(key), store=FixedStore())
     code, http_status, headers, problem = denied(
         check(service, make_check(key.api_key, path="/v1/finance/1"))
@@ -281,7 +281,7 @@ def public_part(response: Any) -> tuple[int, dict[str, str], str, int]:
     return denial.status.code, headers, denial.body.replace(decision_id, "<id>"), len(denial.body)
 
 
-def test_check__bad_keys_cannot_be_told_apart(key: NewApiKey) -> None:
+def test_check__bad_keys_cannot_be_reported_apart(key: NewApiKey) -> None:
     """A mistyped, doubled, unknown, forged or expired key gets one text of one length."""
     service = make_ext_authz(make_integration(key, expires_at_us=1))
     bad_keys = [
@@ -322,13 +322,13 @@ def test_check__a_repeated_key_among_headers_apart(
 
 
 def test_check__bytes_that_are_no_utf8_in_headers_apart(service: ExtAuthzService) -> None:
-    """Any byte may stand in a raw header."""
+    """Any byte may be in a raw header."""
     message = make_check(raw_headers=[("x-api-key", b"\xff\xfe\x00"), ("cookie", bytes(range(128, 256)))])
     assert metadata(check(service, message))["reason"] == "malformed_credential"
 
 
 def test_check__a_repeated_key_joined_by_envoy(service: ExtAuthzService, key: NewApiKey) -> None:
-    """Envoy joins repeats with ','; a key never holds one. The client is told that it sent two."""
+    """Envoy joins repeats with ','; a key never holds one. The client learns that it sent two."""
     response = check(service, make_check(f"{key.api_key},{make_key().api_key}"))
     assert metadata(response)["reason"] == "malformed_credential"
     problem = json.loads(response.denied_response.body)
@@ -439,7 +439,7 @@ def test_render__two_styles_over_one_registry(key: NewApiKey) -> None:
 
 @pytest.mark.parametrize("now_us", [0, 5_000_000, 999_999_999_000_000, 10_000_000_000_000_000])
 def test_render__whatever_the_clock_says(key: NewApiKey, now_us: int) -> None:
-    """A machine whose clock stands in 1970 or in 2286 gets whole answers, too."""
+    """A machine whose clock is in 1970 or in 2286 gets whole answers, too."""
     clock = ManualClock(now_us)
     service = make_ext_authz(make_integration(key), clock=clock)
     for seconds in (0, 0, 9):

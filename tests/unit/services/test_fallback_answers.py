@@ -70,7 +70,7 @@ def metadata(response: CheckResponse) -> dict[str, str]:
 
 
 def test_deny__is_a_503_that_is_marked(key: NewApiKey) -> None:
-    """Fail closed: the client is told to come back in a second, and that no limit was looked at."""
+    """Fail closed: the client may retry in a second, and learns that no limit was checked."""
     response = check(service(key, FailPolicy.DENY), key)
     assert (response.status.code, response.denied_response.status.code) == (14, 503)
     headers = headers_of(response)

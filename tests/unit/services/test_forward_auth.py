@@ -62,7 +62,7 @@ class ProxiedRequest:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The header fields of the answer; each stands there once."""
+        """The header fields of the answer; each is there once."""
         lines = self.encoded[0][3:].partition(b"\r\n\r\n")[0].decode().split("\r\n")
         fields = dict(line.split(": ", 1) if ": " in line else (line.rstrip(":"), "") for line in lines)
         assert len(fields) == len(lines)
@@ -70,7 +70,7 @@ class ProxiedRequest:
 
     @property
     def body(self) -> bytes:
-        """The body of the answer, whose length its header tells."""
+        """The body of the answer, of the length in its header."""
         body = self.encoded[0].partition(b"\r\n\r\n")[2]
         assert self.fields["content-length"] == str(len(body))
         return body
@@ -154,7 +154,7 @@ def test_answers__of_equal_kind_share_a_template(path: str, key: NewApiKey) -> N
 def test_missing_header__named_with_its_directive(
     path: str, key: NewApiKey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A proxy that does not say what is asked is refused, told why, and logged once."""
+    """A proxy that omits the request is refused with the reason, and logged once."""
     service = make_service(key)
     for missing in HEADERS[path]:
         caplog.clear()
@@ -169,7 +169,7 @@ def test_missing_header__named_with_its_directive(
 
 
 def test_untrusted_peer__believed_in_nothing(key: NewApiKey) -> None:
-    """Whoever is no trusted proxy is refused, with the setting that would change that."""
+    """A peer that is not a trusted proxy is refused, with the setting that would change that."""
     service = make_service(key)
     asked = ask(service, "/auth/forward", FORWARDED, key, peer=("192.0.2.7", 5))
     assert (asked.status, asked.fields["x-auth-reason"]) == (403, "route_misconfigured")
@@ -198,7 +198,7 @@ def test_headers_of_another_dialect__not_read(key: NewApiKey) -> None:
     ],
 )
 def test_address__is_the_last_one_that_the_proxy_added(chain: str, status: int, key: NewApiKey) -> None:
-    """What stands left of the proxy's own entry is the client's claim."""
+    """Entries to the left of the proxy's own are the client's claim."""
     service = make_service(key, record={"allowlist": ("198.51.100.0/24",)})
     assert ask(service, "/auth/forward", {**FORWARDED, "x-forwarded-for": chain}, key).status == status
 

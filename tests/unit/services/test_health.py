@@ -127,7 +127,7 @@ def test_handlers__unparsable_request(handler: str, bad: bytes) -> None:
 
 
 def test_watch__first_status_at_once() -> None:
-    """A watcher hears the present status without waiting for a change, and the stream stays open."""
+    """A watcher gets the present status without waiting for a change, and the stream stays open."""
     call = watch(HealthService())
     assert (call.sent, call.ended) == ([NOT_SERVING], None)
 
@@ -159,7 +159,7 @@ def test_watch__only_its_own_service() -> None:
 
 
 def test_watch__caller_leaves() -> None:
-    """A caller that goes away frees its slot and its place, and hears nothing more."""
+    """A caller that goes away frees its slot and its place, and gets nothing more."""
     health = HealthService()
     call = watch(health)
     call.leave()
@@ -169,7 +169,7 @@ def test_watch__caller_leaves() -> None:
 
 
 def test_watch__caller_leaves_during_a_push() -> None:
-    """A send that finds its caller gone does not disturb the other watchers."""
+    """A send to a caller that has disconnected does not disturb the other watchers."""
     health = HealthService()
     first, second = watch(health), watch(health)
     first.send = lambda message: first.leave()  # type: ignore[method-assign]
@@ -214,7 +214,7 @@ def test_drain__everything_not_serving() -> None:
 
 
 def test_drain__watchers_hear_and_end() -> None:
-    """Watchers hear NOT_SERVING as a last status, then their streams end and hold up no drain."""
+    """Watchers get NOT_SERVING as a last status, then their streams end and hold up no drain."""
     health = HealthService()
     health.set_serving("", True)
     call = watch(health)

@@ -69,7 +69,7 @@ def test_refusal_log__also_when_the_store_decides(caplog: pytest.LogCaptureFixtu
 
 
 def test_refusal_log__is_a_sample(caplog: pytest.LogCaptureFixture) -> None:
-    """Of a flood some lines are written, and the next one tells how many were not."""
+    """Of a flood some lines are written, and the next one says how many were not."""
     clock = ManualClock()
     log = RefusalLog(clock)
     decider = make_decider()

@@ -53,7 +53,7 @@ class RecordingCounters:
         self.pending: list[tuple[str, Sequence[CounterTake], float, CountersDone]] = []
 
     def take_now(self, domain: str, takes: Sequence[CounterTake]) -> None:
-        """Never at hand."""
+        """Never available at once."""
 
     def take_later(
         self, domain: str, takes: Sequence[CounterTake], timeout_s: float, done: CountersDone

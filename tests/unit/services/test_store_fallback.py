@@ -1,4 +1,4 @@
-"""Decisions while the shared store fails: every policy after every fault, and what no policy may let in."""
+"""Decisions while the shared store fails: every policy after every fault, and what no policy may admit."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def closed(fault: StoreFault) -> Reason:
 @pytest.mark.parametrize("fault", FAILURES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__answers_each_fault(key: NewApiKey, policy: FailPolicy, fault: StoreFault) -> None:
-    """Deny refuses and names the fault, allow lets in without a bucket, local takes its share; marked."""
+    """Deny refuses and names the fault, allow admits without a bucket, local takes its share; marked."""
     harness = FallbackHarness(make_integration(key), policy=policy)
     decision = harness.after(key.api_key, fault)
     expected = {
@@ -145,7 +145,7 @@ def test_policy__of_the_integration_goes_first(key: NewApiKey, general: FailPoli
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policy__a_record_that_never_settles_stays_closed(key: NewApiKey, policy: FailPolicy) -> None:
-    """SUPERSEDED is the store at work, not its failure: no policy opens the door, and none is told of."""
+    """SUPERSEDED is the store at work, not its failure: no policy applies, and none is reported."""
     harness = FallbackHarness(make_integration(key), policy=policy)
     harness.ask(key.api_key)
     for _ in range(REEVALUATIONS_MAX):
@@ -219,7 +219,7 @@ def test_policy__a_registry_that_was_never_loaded_lets_nobody_in(key: NewApiKey,
 def test_policy__goes_by_the_record_of_now(
     key: NewApiKey, policy: FailPolicy, fault: StoreFault, now: dict[str, Any] | None, reason: Reason
 ) -> None:
-    """Whoever was suspended or deleted while the take was on its way is not let in by its failure."""
+    """An integration suspended or deleted while the take was on its way is not admitted by its failure."""
     harness = FallbackHarness(make_integration(key), policy=policy)
     harness.ask(key.api_key)
     records = [] if now is None else [make_integration(key, generation=2, **now)]
@@ -289,7 +289,7 @@ def test_local__without_room_for_one_more_bucket_refuses(key: NewApiKey) -> None
 
 
 def admitted(decisions: Iterable[Decision]) -> int:
-    """How many were let in."""
+    """How many were admitted."""
     return sum(decision.reason is Reason.OK for decision in decisions)
 
 

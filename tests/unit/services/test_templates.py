@@ -10,7 +10,7 @@ from sidecar.services.templates import compile_template
 
 
 def test_compile__puts_each_variable_everywhere_it_stands() -> None:
-    """A variable that stands twice is put in twice; the rest stays as it is."""
+    """A variable that occurs twice is put in twice; the rest stays as it is."""
 
     def render(values: Mapping[str, str]) -> bytes:
         return f"<{values['id']}|{values['left']}|{values['id']}>".encode()
@@ -27,7 +27,7 @@ def test_compile__percent_signs_are_no_places() -> None:
 
 
 def test_compile__digits_of_the_message_are_no_places() -> None:
-    """Zeros and ones that stand in the message anyway are not taken for a variable."""
+    """Zeros and ones that are in the message anyway are not taken for a variable."""
     template = compile_template(lambda values: f"0101{values['id']}0101".encode(), {"id": 2})
     assert template == b"0101%(id)b0101"
 
@@ -48,7 +48,7 @@ def test_compile__a_variable_may_be_absent_or_empty() -> None:
 
 
 def test_compile__refuses_a_message_whose_length_depends_on_the_value() -> None:
-    """Lengths inside such a message would be wrong for other values of the width."""
+    """Lengths inside a message of that kind would be wrong for other values of the width."""
 
     def render(values: Mapping[str, str]) -> bytes:
         return values["id"].replace("1", "11").encode()
@@ -80,12 +80,12 @@ def test_compile__renders_twice_however_many_variables() -> None:
 
 
 def test_compile__refuses_more_variables_than_digits() -> None:
-    """A tenth variable would have no digit of its own to be known by."""
+    """A tenth variable would have no digit that identifies it."""
     with pytest.raises(ValueError, match="has 10 variables; at most 9"):
         compile_template(lambda values: b"", dict.fromkeys("abcdefghij", 1))
 
 
 def test_compile__refuses_two_places_without_a_gap() -> None:
-    """Where one place ends and the next begins could not be told."""
+    """Nothing would show where one place ends and the next begins."""
     with pytest.raises(ValueError, match="does not contain id unchanged"):
         compile_template(lambda values: (values["id"] * 2).encode(), {"id": 3})

@@ -1,4 +1,4 @@
-"""What an integration is told about itself."""
+"""The answer to an integration about itself."""
 
 from __future__ import annotations
 

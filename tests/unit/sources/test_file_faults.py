@@ -1,4 +1,4 @@
-"""Mistakes in files: told together, in bounds."""
+"""Mistakes in files: reported together, up to a bound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_file_fault__names_file_line_field_and_problem() -> None:
 
 
 def test_fault_list__keeps_the_first_and_counts_all() -> None:
-    """A file with a thousand mistakes tells twenty, and how many there are."""
+    """Of a thousand mistakes twenty are reported, and the total."""
     faults = FaultList("a.yaml")
     for line in range(1, 1_001):
         faults.add(line, "x", "is odd")

@@ -123,7 +123,7 @@ def test_read__numbers_are_those_of_the_original(written: str, number: int) -> N
 
 @pytest.mark.parametrize("written", ["'5'", "1.0", "-1", "4294967296", "many", "[1]", "08", "0x" + "f" * 99])
 def test_read__other_numbers_are_refused(written: str) -> None:
-    """What is no number from 0 to 2^32 - 1 is told with its place."""
+    """What is no number from 0 to 2^32 - 1 is reported with its place."""
     text = descriptor(f"{{key: k, rate_limit: {{unit: day, requests_per_unit: {written}}}}}")
     line, field, problem = only_mistake(text)
     assert (line, field) == (3, "descriptors[0].rate_limit.requests_per_unit")
@@ -200,14 +200,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "line", "field", "problem"), MISTAKES)
-def test_read__mistakes_are_told_with_their_place(text: str, line: int, field: str, problem: str) -> None:
+def test_read__mistakes_are_reported_with_their_place(text: str, line: int, field: str, problem: str) -> None:
     """Each mistake of the original's checker, and what it ignores in silence."""
     found = only_mistake(text)
     assert found[:2] == (line, field)
     assert problem in found[2]
 
 
-def test_read__all_mistakes_of_all_files_are_told() -> None:
+def test_read__all_mistakes_of_all_files_are_reported() -> None:
     """One pass corrects everything."""
     found = mistakes("domain: a\nx: 1\ny: 2\n", "domain: b\ndescriptors: [{}, {key: ''}]\n")
     assert [(file, line) for file, line, _, _ in found] == [
@@ -253,7 +253,7 @@ def test_read__one_domain_in_two_files() -> None:
 
 
 def test_read__what_is_odd_is_a_warning() -> None:
-    """It loads in the original, and is told here."""
+    """It loads in the original, and is reported here."""
     faults = FaultList("limits")
     reader = RateLimitReader(faults, lambda domain: Algorithm.FIXED_WINDOW, False)
     reader.read(

@@ -55,7 +55,7 @@ def test_read_yaml__empty_is_none(text: str) -> None:
 
 @pytest.mark.usefixtures("parser")
 def test_read_yaml__repeated_keys_are_kept_apart() -> None:
-    """A key that stands twice is known, with the line of the second; YAML itself would just forget one."""
+    """A key that occurs twice is known, with the line of the second; YAML itself would just forget one."""
     node = read_yaml("a: 1\nb: 2\na: 3\n")
     assert isinstance(node, YamlMap)
     assert node.repeated == [("a", 3)]
@@ -78,7 +78,7 @@ def bomb(levels: int) -> str:
 
 @pytest.mark.usefixtures("parser")
 def test_read_yaml__a_bomb_of_aliases_is_refused() -> None:
-    """Aliases count as all that they repeat, because whoever walks the tree meets it again and again."""
+    """Aliases count as all that they repeat, because anyone who walks the tree meets it again and again."""
     assert read_yaml(bomb(4)) is not None
     with pytest.raises(YamlError, match=f"more than {VALUES_MAX} values, aliases counted in full") as caught:
         read_yaml(bomb(9))
@@ -95,7 +95,7 @@ def test_read_yaml__values_have_a_bound() -> None:
 
 @pytest.mark.usefixtures("parser")
 def test_read_yaml__a_ladder_of_aliases_is_not_deep() -> None:
-    """Depth counts through aliases: each step of a ladder is one level more for whoever walks it."""
+    """Depth counts through aliases: each step of a ladder is one level more for anyone who walks it."""
     steps = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, DEPTH_MAX + 5))]
     assert read_yaml("\n".join(steps[: DEPTH_MAX - 2])) is not None
     with pytest.raises(YamlError, match=r"nested deeper than 32 levels by the alias '\*a\d+'") as caught:

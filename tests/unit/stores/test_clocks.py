@@ -1,4 +1,4 @@
-"""The clocks: one that tells the time, one that nobody can set, and that of a shared store."""
+"""The clocks: the system's, the steady one, and that of a shared store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.building import NOW_US, SECOND_US, ManualClock
 
 
 def test_clocks__setting_the_system_clock_leaves_the_steady_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both tell this century in µs; the steady one counts on, whatever the system's clock says."""
+    """Both read this century in µs; the steady one counts on, whatever the system's clock says."""
     first, wall, second = steady_clock_us(), wall_clock_us(), steady_clock_us()
     assert 1_700_000_000_000_000 < first <= second < 4_102_444_800_000_000
     assert abs(first - wall) < 600 * SECOND_US
@@ -26,7 +26,7 @@ def test_clocks__suspended_time_counts() -> None:
     assert clocks.STEADY == time.CLOCK_BOOTTIME
 
 
-def test_store_clock__is_ours_until_the_store_has_told_its_own() -> None:
+def test_store_clock__is_ours_until_the_store_has_reported_its_own() -> None:
     """Then it is the store's, counted by a clock that nobody can set."""
     steady, wall = ManualClock(), ManualClock()
     clock = StoreClock(steady, wall)
@@ -42,7 +42,7 @@ def test_store_clock__is_ours_until_the_store_has_told_its_own() -> None:
 
 
 def test_store_clock__of_several_nodes_is_the_one_furthest_ahead() -> None:
-    """So all sidecars go by the same one; who is gone does not count, but the last is better than none."""
+    """So all sidecars use the same one; an ended sidecar does not count, but the last is better than none."""
     clock = StoreClock(ManualClock(), ManualClock())
     for node, ahead_us in (("a", 3), ("b", -4), ("c", 1), ("a", 2)):
         clock.update(node, NOW_US + ahead_us)

@@ -70,7 +70,7 @@ def test_take_now__a_cost_above_one() -> None:
     assert admitted(store.take_now(buckets("a", cost=2), 2)) == 1
 
 
-def test_take_now__a_raised_limit_helps_after_the_wait_it_told() -> None:
+def test_take_now__a_raised_limit_helps_after_the_wait_it_reported() -> None:
     """A refused take puts the bucket in the terms of the new quota."""
     clock = ManualClock()
     store = EmbeddedBucketStore(clock)
@@ -187,13 +187,13 @@ def test_take_now__reads_the_clock_once() -> None:
 
 
 def test_take_later__is_never_needed() -> None:
-    """Whoever calls it has not looked at `take_now`."""
+    """Anyone who calls it has not looked at `take_now`."""
     with pytest.raises(NotImplementedError, match="answers every take at once"):
         EmbeddedBucketStore().take_later(buckets("a"), 1, 1.0, lambda outcome: None)
 
 
 def test_take_now__the_wall_clock_only_tells_the_time() -> None:
-    """130 s back: nobody waits longer. An hour forward: no token more. The reset is told by that clock."""
+    """130 s back: nobody waits longer. An hour forward: no extra token. The reset is by that clock."""
     steady, wall = ManualClock(), ManualClock()
     store = EmbeddedBucketStore(steady, wall_us=wall)
     assert store.take_now(buckets("a"), 2) == Taken(2, 0, SECOND_US, NOW_US + 2 * SECOND_US)
@@ -225,7 +225,7 @@ def test_take_now__a_step_of_the_wall_clock_is_noticed_within_a_second() -> None
 
 
 def test_local_share__goes_by_the_steady_clock_too() -> None:
-    """What answers while a shared store is gone."""
+    """What answers while a shared store is unavailable."""
     steady, wall = ManualClock(), ManualClock()
     share = LocalShare(steady, 1, wall)
     wall.advance(-130)

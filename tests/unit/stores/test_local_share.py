@@ -1,4 +1,4 @@
-"""A sidecar's share of a limit, for while the shared store is gone."""
+"""A sidecar's share of a limit, for while the shared store is unavailable."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_share__figures_are_the_share_s() -> None:
 
 
 def test_share__used_tokens_stay_used_when_the_fleet_grows() -> None:
-    """A new sidecar halves what is left, it does not hand it out anew."""
+    """A new sidecar halves what is left, it does not hand it out again."""
     share = LocalShare(ManualClock(), 1)
     assert admitted(share, bucket(burst=100), 60) == 60
     share.live_sidecars = 2
@@ -57,7 +57,7 @@ def test_share__used_tokens_stay_used_when_the_fleet_grows() -> None:
 
 
 def test_share__what_never_fits_never_passes() -> None:
-    """A cost above the burst is refused for ever, also by a share."""
+    """A cost above the burst is refused forever, also by a share."""
     share = LocalShare(ManualClock(), 3)
     outcome = share.take_now(bucket(burst=2, cost=3), 1)
     assert isinstance(outcome, Taken) and (outcome.admitted, outcome.retry_after_us) == (0, -1)
@@ -83,7 +83,7 @@ def test_share__can_begin_anew() -> None:
 
 
 def test_share__a_store_that_comes_and_goes_gives_no_second_burst() -> None:
-    """What was used without the store stays used until a minute has passed without such a take."""
+    """What was used without the store stays used until a minute has passed without another."""
     clock = ManualClock()
     share = LocalShare(clock, 2)
     assert admitted(share, bucket(limit_rpm=1, burst=10)) == 5

@@ -19,7 +19,7 @@ OPENING_BYTES = 24
 
 
 class Answering:
-    """A server that answers every call with one byte; `calls_max` closes the connection after so many."""
+    """A server that answers every call with one byte; `calls_max` closes the connection after that many."""
 
     def __init__(self, calls_max: int = 0, is_silent: bool = False) -> None:
         """*is_silent* = answers nothing."""
@@ -69,10 +69,10 @@ class Answering:
 
 
 class Listening:
-    """Asks without end, and tells when *goal* ends of a kind have come."""
+    """Sends requests until *goal* results of a kind have come."""
 
     def __init__(self, answered_goal: int = 0, lost_goal: int = 0) -> None:
-        """Wait for so many."""
+        """Wait for that many."""
         self.answered = 0
         self.lost = 0
         self.reached = asyncio.Event()
@@ -129,7 +129,7 @@ def test_caller__waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> Non
 def test_caller__gives_up_a_connection_that_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls that nobody answers are counted as hung, and told as lost."""
+    """Calls that nobody answers are counted as hung, and reported as lost."""
     monkeypatch.setattr(module, "WATCH_INTERVAL_S", 0.01)
     monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.05)
 
@@ -158,7 +158,7 @@ def test_caller__keeps_its_pace() -> None:
 
 
 def test_ask__one_call(tmp_path: Path) -> None:
-    """The answer's message; a server that is silent is told in time."""
+    """The answer's message; a server that is silent is reported in time."""
 
     async def scenario() -> None:
         async with Answering().listening(tmp_path) as target:

@@ -1,4 +1,4 @@
-"""The client's side of HTTP/2: each call is told once how it ended, and windows are kept on both sides."""
+"""The client's side of HTTP/2: each call has one result, and windows are kept on both sides."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class CheckTransport:
 
 
 class OpenLink:
-    """An open link, and what it has told."""
+    """An open link, and its results."""
 
     def __init__(self) -> None:
         """Open it."""
-        self.told: list[tuple[int, bytes]] = []
+        self.reported: list[tuple[int, bytes]] = []
         self.closed = 0
         self.link = CheckLink(
-            "sidecar", lambda tag, message, sent: self.told.append((tag, message)), self._end
+            "sidecar", lambda tag, message, sent: self.reported.append((tag, message)), self._end
         )
         self.transport = CheckTransport()
         self.link.connection_made(cast(Any, self.transport))
@@ -106,13 +106,13 @@ def test_call__leaves_as_headers_and_data_on_odd_streams() -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 1_000])
 def test_answer__however_it_is_cut(size: int) -> None:
-    """Answers are told by their tag, in any order, whatever pieces they come in."""
+    """Answers are reported by their tag, in any order, whatever pieces they come in."""
     open_link = OpenLink()
     open_link.call(7, 8)
     data = answer(3, b"second") + answer(1, b"first")
     for at in range(0, len(data), size):
         open_link.link.data_received(data[at : at + size])
-    assert open_link.told == [(8, b"second"), (7, b"first")]
+    assert open_link.reported == [(8, b"second"), (7, b"first")]
     assert open_link.link.in_flight == 0
 
 
@@ -122,7 +122,7 @@ def test_answer__padding_is_cut_off() -> None:
     open_link.call(7)
     body = b"\0" + len(ANSWER).to_bytes(4, "big") + ANSWER
     open_link.receive(frame(DATA, PADDED | END_STREAM, 1, b"\x03" + body + b"\0\0\0"))
-    assert open_link.told == [(7, ANSWER)]
+    assert open_link.reported == [(7, ANSWER)]
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_answer__padding_is_cut_off() -> None:
         frame(DATA, 0, 1, b"\0\0\0\0\x06ans") + frame(RST_STREAM, 0, 1, (8).to_bytes(4, "big")),
     ],
 )
-def test_answer__none_is_told_as_none(end: bytes) -> None:
+def test_answer__none_is_reported_as_none(end: bytes) -> None:
     """An error of gRPC and a reset, also in the middle of an answer, are no answers."""
     open_link = OpenLink()
     open_link.call(7)
     open_link.receive(end)
-    assert open_link.told == [(7, b"")]
+    assert open_link.reported == [(7, b"")]
 
 
-def test_loss__every_call_under_way_is_told_once() -> None:
+def test_loss__every_call_under_way_is_reported_once() -> None:
     """A lost connection ends each call without an answer, and then itself."""
     open_link = OpenLink()
     open_link.call(7, 8)
     open_link.receive(answer(1))
     open_link.link.connection_lost(None)
-    assert open_link.told == [(7, ANSWER), (8, b"")]
+    assert open_link.reported == [(7, ANSWER), (8, b"")]
     assert (open_link.closed, open_link.link.is_open, open_link.link.in_flight) == (1, False, 0)
 
 
@@ -193,7 +193,7 @@ def test_goaway__takes_no_further_call() -> None:
     open_link.receive(frame(GOAWAY, 0, 0, b"\0" * 8))
     assert not open_link.link.has_room
     open_link.receive(answer(1))
-    assert open_link.told == [(7, ANSWER)]
+    assert open_link.reported == [(7, ANSWER)]
 
 
 def test_bounds__of_what_a_server_may_send(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ TERMS = Terms(600, 10, 10)
     ],
 )
 def test_command__refuses_what_does_not_go_together(arguments: tuple[str, ...], complaint: str) -> None:
-    """Wrong usage is told before anything is started, with exit code 2."""
+    """Wrong usage is reported before anything is started, with exit code 2."""
     done = CliRunner(env={"SIDECAR_STORE": None, "SIDECAR_API_KEY": None}).invoke(
         app, ["verify-limits", *arguments]
     )
@@ -53,16 +53,16 @@ def outcome(*counts: Count, hung: int = 0, **given: object) -> Outcome:
     return Outcome(plan, RunResult(tuple(buckets), 2.0, hung), kills=1)
 
 
-def text_of(told: Outcome) -> str:
+def text_of(reported: Outcome) -> str:
     """The table as a person reads it."""
     console = Console(width=80, force_terminal=False)
     with console.capture() as captured:
-        console.print(report.as_table(told))
+        console.print(report.as_table(reported))
     return captured.get()
 
 
 @pytest.mark.parametrize(
-    ("told", "last"),
+    ("reported", "last"),
     [
         (outcome(Count(admitted=30, refused=9)), "fulfilled"),
         (
@@ -74,9 +74,9 @@ def text_of(told: Outcome) -> str:
     ],
     ids=["fulfilled", "both", "misanswered", "hung"],
 )
-def test_report__ends_with_the_verdict(told: Outcome, last: str) -> None:
+def test_report__ends_with_the_verdict(reported: Outcome, last: str) -> None:
     """One word, and what is wrong; JSON says the same, and neither holds a password."""
-    text, machine = text_of(told), report.as_json(told)
+    text, machine = text_of(reported), report.as_json(reported)
     assert text.rstrip().splitlines()[-1] == last
     assert machine["verdict"] == last.partition(":")[0]
     assert "secret" not in text + str(machine)
@@ -84,12 +84,12 @@ def test_report__ends_with_the_verdict(told: Outcome, last: str) -> None:
 
 
 def test_report__tells_hung_calls_and_every_figure() -> None:
-    """What was measured stands in the table, also at 80 columns, and in JSON."""
-    told = outcome(Count(admitted=29, refused=7, failed=1, unanswered=2), hung=4)
-    row = next(line.split() for line in text_of(told).splitlines() if line.strip().startswith("1 "))
+    """What was measured is in the table, also at 80 columns, and in JSON."""
+    reported = outcome(Count(admitted=29, refused=7, failed=1, unanswered=2), hung=4)
+    row = next(line.split() for line in text_of(reported).splitlines() if line.strip().startswith("1 "))
     assert row == ["1", "2.000", "30", "29", "29", "96.67", "%", "7", "3", "fulfilled"]
-    assert "4 calls got no answer in time" in text_of(told)
-    [bucket] = report.as_json(told)["buckets"]
+    assert "4 calls got no answer in time" in text_of(reported)
+    [bucket] = report.as_json(reported)["buckets"]
     assert (bucket["admitted"], bucket["at_most"], bucket["at_least"]) == (29, 30, 29)
     assert (bucket["failed"], bucket["unanswered"], bucket["other"]) == (1, 2, {})
 
@@ -107,6 +107,6 @@ def test_prefix__is_below_that_of_the_fleet() -> None:
 @pytest.mark.parametrize(
     ("store", "masked"), [("", ""), ("embedded:", "embedded:"), ("redis://a:b@h", "redis://h:6379")]
 )
-def test_store__is_told_without_its_password(store: str, masked: str) -> None:
+def test_store__is_reported_without_its_password(store: str, masked: str) -> None:
     """What people and programs read holds no secret."""
     assert masked_store(store) == masked

@@ -90,8 +90,8 @@ def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_end__is_bounded_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A registry that is gone loses the last uses, which the log says."""
+def test_end__is_bounded_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the registry is unavailable the last uses are lost, which the log says."""
 
     async def scenario() -> None:
         now = await UpkeepHarness.open(tmp_path)

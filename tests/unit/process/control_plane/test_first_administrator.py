@@ -48,7 +48,7 @@ def administrators(config: Path) -> tuple[Administrator, ...]:
 
 
 def test_bootstrap__prints_a_token_that_works(tmp_path: Path) -> None:
-    """The token stands alone on standard output, is of an admin, and lives for ninety days."""
+    """The token is alone on standard output, is of an admin, and lives for ninety days."""
     config = configured(tmp_path, registry="sqlite:registry.sqlite")
     result = bootstrap(config, "--name", "Ann Lee")
     assert result.exit_code == 0
@@ -64,7 +64,7 @@ def test_bootstrap__prints_a_token_that_works(tmp_path: Path) -> None:
 
 
 def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
-    """A second one is refused, whoever asks, says what to do, prints no token and makes no account."""
+    """A second one is refused, no matter who asks, says what to do, prints no token and makes no account."""
     config = configured(tmp_path, registry="sqlite:registry.sqlite")
     bootstrap(config)
     result = bootstrap(config, id="eve")
@@ -75,14 +75,14 @@ def test_bootstrap__on_an_empty_registry_only(tmp_path: Path) -> None:
 
 
 def test_bootstrap__as_json(tmp_path: Path) -> None:
-    """`--json` tells who was made, the token, its id and its end."""
+    """`--json` has the account, the token, its id and its expiry."""
     config = configured(tmp_path, registry="sqlite:registry.sqlite")
-    told = json.loads(bootstrap(config, "--json", "--expires", "1d").stdout)
-    assert told["administrator"] == {"id": "ann", "name": "ann", "role": "admin"}
+    reported = json.loads(bootstrap(config, "--json", "--expires", "1d").stdout)
+    assert reported["administrator"] == {"id": "ann", "name": "ann", "role": "admin"}
     [ann] = administrators(config)
-    assert told["token_id"] == ann.tokens[0].id
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", told["expires_at"])
-    assert authenticate(told["token"], ann, wall_clock_us()).id == "ann"
+    assert reported["token_id"] == ann.tokens[0].id
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", reported["expires_at"])
+    assert authenticate(reported["token"], ann, wall_clock_us()).id == "ann"
 
 
 def test_bootstrap__in_a_shared_store(tmp_path: Path) -> None:

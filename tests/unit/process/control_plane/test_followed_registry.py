@@ -30,10 +30,10 @@ FAR = Position(0, 1_000_000)
 
 
 class Following:
-    """A process that follows a registry, and the states it has told."""
+    """A process that follows a registry, and the states it has reported."""
 
     def __init__(self, registry: SqliteRegistry) -> None:
-        """Follow *registry* with a decider that knows nothing yet, on a clock that stands."""
+        """Follow *registry* with a decider that knows nothing yet, on a stopped clock."""
         self.registry = registry
         self.clock = ManualClock(wall_clock_us())
         self.decider: Decider = make_decider(clock=self.clock)
@@ -132,7 +132,7 @@ def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) -> None:
-    """So many wait at a time, one more is told at once; at the end all are told that it is not in force."""
+    """Waiters are bounded: one more fails at once; at the end all learn that nothing is in force."""
 
     async def scenario() -> None:
         async with following(tmp_path) as here:
@@ -174,7 +174,7 @@ def test_follow__goes_on_after_a_fault(
 def test_close__is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A registry that does not let go holds nobody up for longer than the bound, and it is told."""
+    """A registry that does not let go holds nobody up for longer than the bound, and it is reported."""
     monkeypatch.setattr(followed_registry, "CLOSE_TIMEOUT_S", 0.01)
     aclose = SqliteRegistry.aclose
 

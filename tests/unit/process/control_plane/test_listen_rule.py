@@ -56,7 +56,7 @@ def test_rule__tls_opens_it(tmp_path: Path) -> None:
 
 
 def test_rule__names_each_open_one(tmp_path: Path) -> None:
-    """Each open address is told with its place and with what to write instead."""
+    """Each open address is reported with its place and with what to write instead."""
     with pytest.raises(FileFaultsError) as caught:
         refuse(tmp_path, ["0.0.0.0:1", {"address": "0.0.0.0:2", "tls": TLS}, "[::]:3"])
     assert [fault.field for fault in caught.value.faults] == ["listen.admin[0]", "listen.admin[2]"]

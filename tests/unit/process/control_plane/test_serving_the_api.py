@@ -57,7 +57,7 @@ async def in_force(position: Position) -> bool:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """An API that tells which path it was asked for."""
+    """An API that answers with the requested path."""
     await send({"type": "http.response.start", "status": 299, "headers": []})
     await send({"type": "http.response.body", "body": scope["path"].encode()})
 

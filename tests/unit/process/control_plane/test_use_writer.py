@@ -76,15 +76,15 @@ class Listener:
 
     def __init__(self) -> None:
         """Nothing was written."""
-        self.told: set[tuple[str, str, bytes, int]] = set()
+        self.reported: set[tuple[str, str, bytes, int]] = set()
 
     async def record_uses(self, uses: Sequence[CredentialUse]) -> None:
         """Keep *uses*."""
-        self.told |= {tuple(use) for use in uses}
+        self.reported |= {tuple(use) for use in uses}
 
 
 class Doorkeeper:
-    """The one method of a registry that writes refused callers; it fails as often as it is told to."""
+    """The one method of a registry that writes refused callers; it fails as often as requested."""
 
     def __init__(self, failures: int = 0) -> None:
         """Nothing was written."""
@@ -103,7 +103,7 @@ def written_by(uses: CredentialUses) -> set[tuple[str, str, bytes, int]]:
     """What a flush writes."""
     listener = Listener()
     asyncio.run(uses.flush(cast(Registry, listener)))
-    return listener.told
+    return listener.reported
 
 
 def count(metrics: Metrics, name: str) -> int:
@@ -112,7 +112,7 @@ def count(metrics: Metrics, name: str) -> int:
 
 
 def test_note__accepted_keys() -> None:
-    """A use is told with its credential and time, also over the limit or out of scope."""
+    """A use is reported with its credential and time, also over the limit or out of scope."""
     uses, clock = CredentialUses(), ManualClock()
     decider = noting_decider(uses, clock)
     assert decide(decider) is Reason.OK
@@ -213,7 +213,7 @@ def test_flush__counts_and_tells(tmp_path: Path) -> None:
 
 
 def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What fails waits on, is told once until it works again, and never ends the keeping."""
+    """What fails waits on, is reported once until it works again, and never ends the keeping."""
 
     async def scenario() -> None:
         metrics, uses = make_metrics(), CredentialUses()
@@ -232,7 +232,7 @@ def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """At the end a registry that hangs is given up, and what it did not take is told."""
+    """At the end a registry that hangs is given up, and what it did not take is reported."""
     monkeypatch.setattr(use_writer, "LAST_FLUSH_TIMEOUT_S", 0.01)
 
     class Stuck(Listener):

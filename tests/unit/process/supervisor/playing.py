@@ -42,7 +42,7 @@ class ManualTimer:
 
 
 class ManualTimers:
-    """Time that moves when told to, and fires what is due on its way."""
+    """Time that moves on request, and fires what is due on its way."""
 
     def __init__(self) -> None:
         """Begin at an odd moment, as a monotonic clock does."""
@@ -165,7 +165,7 @@ class Stage:
         return self.last
 
     def crash_in_a_row(self, times: int) -> list[float]:
-        """Have the worker crash as soon as it is ready, so many times; return the wait after each."""
+        """Have the worker crash as soon as it is ready, this many times; return the wait after each."""
         waits = []
         for _ in range(times):
             if waits:
@@ -177,9 +177,9 @@ class Stage:
 
     def replace(self) -> list[str]:
         """Ask for a successor; the list holds how it went, once that is known."""
-        told: list[str] = []
-        self.slot.replace(self.launch, told.append)
-        return told
+        reported: list[str] = []
+        self.slot.replace(self.launch, reported.append)
+        return reported
 
     def restarts(self, reason: str) -> int:
         """How many restarts were counted for *reason*."""

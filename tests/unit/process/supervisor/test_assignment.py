@@ -1,4 +1,4 @@
-"""What a worker is told arrives as it was meant."""
+"""The assignment of a worker arrives unchanged."""
 
 from __future__ import annotations
 
@@ -41,26 +41,28 @@ def config(tmp_path: Path) -> Config:
 def test_assignment__carries_the_configuration_that_was_read(config: Config) -> None:
     """Same values, same directory, same places for messages: nothing is read from the file again."""
     Path(config.tree.file).unlink()
-    told = read_assignment(Assignment(2, config, OWN, 40, 41).write())
-    assert (told.index, told.listen, told.counts_fd, told.link_fd) == (2, OWN, 40, 41)
+    reported = read_assignment(Assignment(2, config, OWN, 40, 41).write())
+    assert (reported.index, reported.listen, reported.counts_fd, reported.link_fd) == (2, OWN, 40, 41)
     same_listen = {"listen": config.settings.listen}
-    assert told.config.settings.model_copy(update=same_listen) == config.settings
-    assert told.config.registry_path == config.registry_path
-    assert told.config.tree == config.tree
-    assert str(told.config.fault(("routes", 0, "path"), "x")) == str(config.fault(("routes", 0, "path"), "x"))
+    assert reported.config.settings.model_copy(update=same_listen) == config.settings
+    assert reported.config.registry_path == config.registry_path
+    assert reported.config.tree == config.tree
+    assert str(reported.config.fault(("routes", 0, "path"), "x")) == str(
+        config.fault(("routes", 0, "path"), "x")
+    )
 
 
 def test_assignment__a_worker_listens_on_its_own_addresses(config: Config) -> None:
     """Addresses are the worker's, TLS files stay with their item, and the admin listener is not its own."""
-    told = read_assignment(Assignment(2, config, OWN, 40, 41).write())
-    assert tuple(item.address for item in told.config.settings.listen.grpc) == OWN["grpc"]
-    assert told.config.tls_files("grpc", 0) == config.tls_files("grpc", 0)
-    assert told.config.tls_files("grpc", 1) is None
-    assert told.config.settings.listen.admin == ()
+    reported = read_assignment(Assignment(2, config, OWN, 40, 41).write())
+    assert tuple(item.address for item in reported.config.settings.listen.grpc) == OWN["grpc"]
+    assert reported.config.tls_files("grpc", 0) == config.tls_files("grpc", 0)
+    assert reported.config.tls_files("grpc", 1) is None
+    assert reported.config.settings.listen.admin == ()
 
 
 def test_assignment__is_given_back_after_reading(config: Config) -> None:
-    """The memory that held it is gone, and with it any secret of the configuration."""
+    """Its memory is released, and with it any secret of the configuration."""
     fd = Assignment(0, config, OWN, 40, 41).write()
     read_assignment(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -65,12 +65,12 @@ def test_report__comes_back_as_it_was(report: Report, is_ready: bool, unready: s
 def test_report__tells_what_is_wrong_with_a_ready_worker(
     components: dict[str, Component], state: str
 ) -> None:
-    """A worker decides on by its last snapshot when its registry or its store is gone; /readyz names it."""
+    """Without its registry or store a worker decides by its last snapshot; /readyz names it."""
     assert Report(SERVED, components).state == state
 
 
 def test_report__carries_mistakes_with_their_places() -> None:
-    """The supervisor can tell them as if it had found them itself."""
+    """The supervisor reports them as its own."""
     faults = [FileFault("a.yaml", 3, "x.y", "is wrong"), FileFault("b.yaml", None, "", "is gone")]
     got = read_report(Report(fault=FileFaultsError(faults, 7)).packed()).fault
     assert isinstance(got, FileFaultsError)
@@ -131,7 +131,7 @@ def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
 
 
 def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
-    """Whoever waits for it goes on when it ends, also if its socket broke before; so does who comes later."""
+    """Its end wakes all that wait for it, also after its socket broke, and those that come later."""
 
     async def scenario() -> None:
         def broken(packet: bytes) -> None:

@@ -57,7 +57,7 @@ def test_ask_for_short_slices__is_taken_and_changes_no_niceness(more: int) -> No
 BUSY = "import sys; sum(i * i for i in range(3_000_000)); print('busy', flush=True); sys.stdin.read()"
 
 
-def told(usage: WorkerUsage) -> dict[str, float]:
+def reported(usage: WorkerUsage) -> dict[str, float]:
     """The three values by family name."""
     return {family.name: family.samples[0].value for family in usage.collect()}
 
@@ -67,15 +67,15 @@ def test_usage__an_ended_worker_stays_in_the_cpu_time() -> None:
     child = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     pids = [child.pid]
     usage = WorkerUsage(lambda: pids)
-    idle_s = told(WorkerUsage(list))["sidecar_workers_cpu_seconds"]
+    idle_s = reported(WorkerUsage(list))["sidecar_workers_cpu_seconds"]
     assert child.stdout is not None and child.stdout.readline() == b"busy\n"
-    running = told(usage)
+    running = reported(usage)
     assert running["sidecar_workers_cpu_seconds"] > idle_s
     assert running["sidecar_workers_resident_memory_bytes"] > 1_000_000
     assert running["sidecar_workers_open_fds"] >= 3
     child.communicate(timeout=60)
     pids.clear()
-    ended = told(usage)
+    ended = reported(usage)
     assert ended["sidecar_workers_cpu_seconds"] >= running["sidecar_workers_cpu_seconds"]
     assert ended["sidecar_workers_resident_memory_bytes"] == 0
     assert ended["sidecar_workers_open_fds"] == 0
@@ -90,10 +90,10 @@ def test_usage__cpu_time_is_whole_microseconds_however_it_is_added_up() -> None:
     pids = [child.pid for child in children]
     told_s = []
     for child in children:
-        told_s.append(told(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
+        told_s.append(reported(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
         child.communicate(timeout=60)
         pids.remove(child.pid)
-        told_s.append(told(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
+        told_s.append(reported(WorkerUsage(lambda: pids))["sidecar_workers_cpu_seconds"])
     assert told_s == sorted(told_s)
     assert told_s == [round(value_s * 1e6) / 1e6 for value_s in told_s]
 
@@ -103,7 +103,7 @@ def test_usage__a_process_that_is_gone_is_left_out() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait(60)
     gone, alone = (
-        told(WorkerUsage(lambda: [child.pid, os.getpid()])),
-        told(WorkerUsage(lambda: [os.getpid()])),
+        reported(WorkerUsage(lambda: [child.pid, os.getpid()])),
+        reported(WorkerUsage(lambda: [os.getpid()])),
     )
     assert gone["sidecar_workers_open_fds"] == alone["sidecar_workers_open_fds"]

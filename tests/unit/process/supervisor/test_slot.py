@@ -63,7 +63,7 @@ def test_start__is_bounded(stage: Stage) -> None:
 
 
 def test_start__tells_the_mistake_that_the_worker_found(stage: Stage) -> None:
-    """A mistake in a file arrives as it is, so the command can tell it like its own."""
+    """A mistake in a file arrives as it is, so the command can report it like its own."""
     fault = FileFaultsError([FileFault("registry.yaml", 3, "integrations", "is wrong")], 1)
     stage.slot.start(stage.launch)
     stage.last.tell(Report(fault=fault))
@@ -73,7 +73,7 @@ def test_start__tells_the_mistake_that_the_worker_found(stage: Stage) -> None:
 
 
 def test_start__says_how_a_worker_ended_that_said_nothing(stage: Stage) -> None:
-    """Out of memory, a broken library: the signal is all there is to tell."""
+    """Out of memory, a broken library: the signal is all there is to report."""
     stage.slot.start(stage.launch)
     stage.last.end(-signal.SIGKILL)
     assert (
@@ -83,7 +83,7 @@ def test_start__says_how_a_worker_ended_that_said_nothing(stage: Stage) -> None:
 
 
 def test_start__a_system_that_refuses_is_asked_again(stage: Stage) -> None:
-    """No process, no memory: told, counted, and tried again with back-off."""
+    """No process, no memory: reported, counted, and tried again with back-off."""
     stage.refusal = BlockingIOError(11, "Resource temporarily unavailable")
     stage.slot.start(stage.launch)
     assert "could not be started" in str(stage.slot.start_error)
@@ -100,7 +100,7 @@ def test_start__a_system_that_refuses_is_asked_again(stage: Stage) -> None:
     ("code", "reason"), [(CRASH, "crashed"), (-signal.SIGKILL, "crashed"), (1, "crashed"), (0, "exited")]
 )
 def test_crash__is_counted_and_made_good_at_once(stage: Stage, code: int, reason: str) -> None:
-    """Whoever ends unasked is replaced without a wait, the first time."""
+    """A worker that ends without a stop request is replaced without a wait, the first time."""
     stage.serve().end(code)
     assert (stage.slot.is_serving, stage.restarts(reason)) == (False, 1)
     assert not stage.slot.component.is_ready
@@ -143,17 +143,17 @@ def test_crash__while_starting_lived_not_at_all(stage: Stage) -> None:
 def test_replace__the_successor_is_ready_before_the_predecessor_goes(stage: Stage) -> None:
     """Two at once for a moment, never none."""
     predecessor = stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     successor = stage.last
     assert stage.successors == [False, True]  # so the successor knows that it is to listen only when ready
     assert (predecessor.signals, stage.slot.component.is_ready) == ([], True)
     successor.tell(NOT_READY)
     assert predecessor.signals == []
     successor.tell(READY)
-    assert (predecessor.signals, told) == ([signal.SIGTERM], [])
+    assert (predecessor.signals, reported) == ([signal.SIGTERM], [])
     assert stage.slot.component.is_ready
     predecessor.end(0)
-    assert told == [""]
+    assert reported == [""]
     assert stage.slot.pids == [successor.pid]
     assert (stage.restarts("rolling"), stage.restarts("exited")) == (1, 0)
     assert stage.timers.waiting == []
@@ -162,22 +162,22 @@ def test_replace__the_successor_is_ready_before_the_predecessor_goes(stage: Stag
 def test_replace__a_predecessor_that_does_not_end_is_killed(stage: Stage) -> None:
     """A stuck call holds up a rolling restart for a bounded time, and is no fault of the whole."""
     predecessor = stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     stage.last.tell(READY)
     stage.timers.advance(END_TIMEOUT_S)
     assert predecessor.signals == [signal.SIGTERM, signal.SIGKILL]
     predecessor.end(-signal.SIGKILL)
-    assert told == [""]
+    assert reported == [""]
     assert not stage.slot.was_killed
 
 
 def test_replace__a_successor_that_fails_leaves_the_predecessor_in_place(stage: Stage) -> None:
     """A mistake in the new configuration costs nothing but an error."""
     predecessor = stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     stage.last.tell(Report(fault=FileFaultsError([FileFault("a.yaml", None, "", "is gone")], 1)))
     stage.last.end(1)
-    assert told == ["worker 3: a.yaml: is gone"]
+    assert reported == ["worker 3: a.yaml: is gone"]
     assert (predecessor.signals, stage.slot.pids) == ([], [predecessor.pid])
     assert stage.restarts("start_failed") == 1
     assert stage.timers.waiting == []
@@ -186,43 +186,43 @@ def test_replace__a_successor_that_fails_leaves_the_predecessor_in_place(stage: 
 def test_replace__a_successor_must_be_ready_in_time(stage: Stage) -> None:
     """Serving is not enough: a successor that cannot reach its store must not take over."""
     predecessor = stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     stage.last.tell(NOT_READY)
     stage.timers.advance(START_TIMEOUT_S)
     assert stage.last.signals == [signal.SIGKILL]
     stage.last.end(-signal.SIGKILL)
-    assert told == ["worker 3 was not ready within 20 s (store: unreachable)"]
+    assert reported == ["worker 3 was not ready within 20 s (store: unreachable)"]
     assert (predecessor.signals, stage.slot.component.is_ready) == ([], True)
 
 
 def test_replace__when_the_system_refuses_the_predecessor_stays(stage: Stage) -> None:
-    """No process to be had: told at once."""
+    """No process can be started: reported at once."""
     predecessor = stage.serve()
     stage.refusal = OSError(12, "Cannot allocate memory")
-    told = stage.replace()
-    assert len(told) == 1 and "Cannot allocate memory" in told[0]
+    reported = stage.replace()
+    assert len(reported) == 1 and "Cannot allocate memory" in reported[0]
     assert stage.slot.pids == [predecessor.pid]
 
 
 def test_replace__a_crash_meanwhile_is_made_good_by_the_successor(stage: Stage) -> None:
     """No third process is started for a place whose next worker is on its way."""
     stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     stage.workers[0].end(CRASH)
     assert (len(stage.workers), len(stage.timers.waiting)) == (2, 1)
     stage.last.tell(READY)
-    assert (told, stage.slot.component.is_ready) == ([""], True)
+    assert (reported, stage.slot.component.is_ready) == ([""], True)
 
 
 def test_replace__when_both_fail_the_place_is_filled_as_before(stage: Stage) -> None:
     """The crashed one is started again by what it was started by."""
     stage.serve()
     newer = Stage()
-    told: list[str] = []
-    stage.slot.replace(newer.launch, told.append)
+    reported: list[str] = []
+    stage.slot.replace(newer.launch, reported.append)
     stage.last.end(CRASH)
     newer.last.end(1)
-    assert told == ["worker 3 ended (exit code 1) before it was ready; see the log lines of this worker"]
+    assert reported == ["worker 3 ended (exit code 1) before it was ready; see the log lines of this worker"]
     stage.timers.advance(stage.timers.next_s)
     assert (len(stage.workers), len(newer.workers)) == (2, 1)
 
@@ -232,9 +232,9 @@ def test_replace__of_a_place_that_waits_to_restart_fills_it(stage: Stage) -> Non
     stage.serve()
     stage.crash_in_a_row(3)
     assert stage.slot.is_empty
-    told = stage.replace()
+    reported = stage.replace()
     stage.last.tell(READY)
-    assert (told, len(stage.timers.waiting)) == ([""], 0)
+    assert (reported, len(stage.timers.waiting)) == ([""], 0)
 
 
 def test_replace__what_took_over_is_what_restarts(stage: Stage) -> None:
@@ -253,15 +253,15 @@ def test_replace__what_took_over_is_what_restarts(stage: Stage) -> None:
 
 
 def test_stop__drains_everything_and_starts_nothing(stage: Stage) -> None:
-    """Incumbent and successor are told to end; their ends are no crashes."""
+    """Incumbent and successor are stopped; their ends are not crashes."""
     incumbent = stage.serve()
-    told = stage.replace()
+    reported = stage.replace()
     stage.slot.stop()
     assert (incumbent.signals, stage.last.signals) == ([signal.SIGTERM], [signal.SIGTERM])
     assert stage.slot.component == Component(False, "draining")
     stage.last.end(-signal.SIGTERM)
     incumbent.end(0)
-    assert (stage.slot.is_empty, stage.slot.was_killed, told) == (True, False, [])
+    assert (stage.slot.is_empty, stage.slot.was_killed, reported) == (True, False, [])
     assert stage.timers.waiting == []
     assert sum(stage.restarts(reason) for reason in ("crashed", "exited", "start_failed")) == 0
 
@@ -322,8 +322,8 @@ def test_beats__a_start_has_its_own_bound(stage: Stage) -> None:
     assert stage.last.signals == []
 
 
-def test_changes__are_told(stage: Stage) -> None:
-    """Whoever looks at a place is woken by each turn of events."""
+def test_changes__are_reported(stage: Stage) -> None:
+    """A caller that waits for a slot wakes at each of its events."""
     seen = [stage.changes]
     for move in (
         lambda: stage.slot.start(stage.launch),

@@ -67,7 +67,7 @@ def test_workers__says_how_many(workers: object) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "257", "-1", "true", "1.5", "many", "[2]", "{}"])
 def test_workers__refuses_anything_else_in_one_sentence(tmp_path: Path, workers: str) -> None:
-    """One mistake, one message, with what may stand there."""
+    """One mistake, one message, with what may be there."""
     with pytest.raises(FileFaultsError) as raised:
         load_config(written(tmp_path, workers), {})
     (fault,) = raised.value.faults

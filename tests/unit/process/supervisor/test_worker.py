@@ -1,4 +1,4 @@
-"""A worker's end of things: what it tells, on which lines, and how it learns that it is alone."""
+"""A worker's side: what it reports, when, and how it learns that its supervisor ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ends() -> tuple[socket.socket, Link]:
 
 
 def numbered(number: int) -> Report:
-    """A report that can be told from others."""
+    """A report that differs from others."""
     return Report({}, {"grpc": Component(True, str(number))})
 
 

@@ -149,7 +149,7 @@ class AdminApi:
         return document
 
     def revision(self) -> str:
-        """How far the registry is: it tells whether anything was written."""
+        """The registry's revision, which shows whether anything was written."""
         return str(self.run(self.registry.revision()))
 
     def trail(self) -> list[dict[str, Any]]:

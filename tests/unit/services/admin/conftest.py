@@ -18,6 +18,6 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> People:
 
 @pytest.fixture
 def api(people: People, tmp_path: Path) -> Iterator[AdminApi]:
-    """A control plane of its own for each test."""
+    """A separate control plane for each test."""
     with opened(people, tmp_path) as api:
         yield api

@@ -119,7 +119,7 @@ def test_activity__shows_the_counts_behind_it(logged: AdminApi) -> None:
     assert (answer["missing"], answer["missing_before"]) == ([], [])
 
 
-def test_activity__missing_rows_are_told(logged: AdminApi) -> None:
+def test_activity__missing_rows_are_reported(logged: AdminApi) -> None:
     """By sidecar and cause: those of the window, and those of the weeks with which it is compared."""
     folder = logged.context.require_decision_log().reader.folder
     spans = [
@@ -138,7 +138,7 @@ def test_activity__missing_rows_are_told(logged: AdminApi) -> None:
 
 
 def test_activity__the_window_is_asked_for(logged: AdminApi) -> None:
-    """It ends where it is told, begins at a full hour, and may be short."""
+    """It ends at the time requested, begins at a full hour, and may be short."""
     answer = found(logged, "since=90m&until=2025-11-25T04:30:00Z")
     assert answer["since"] == "2025-11-25T03:00:00.000000Z"
     assert answer["requests"] == 72

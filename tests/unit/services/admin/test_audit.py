@@ -18,7 +18,7 @@ from tests.unit.services.admin.admin_api import AdminApi
 
 
 def exported(api: AdminApi, query: str = "") -> list[StoredEntry]:
-    """The export, read back as whoever verifies it offline would."""
+    """The export, read back as anyone who verifies it offline would."""
     answer = api.call("GET", f"/v1/audit/export{query}")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
     lines = [json.loads(line) for line in answer.text.splitlines()]
@@ -118,7 +118,7 @@ def test_audit__a_verification_has_a_deadline(api: AdminApi, monkeypatch: pytest
 
 
 def test_audit__an_export_has_a_deadline(api: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that stalls holds no place for ever; the connection breaks, so that nothing looks whole."""
+    """A reader that stalls holds no place forever; the connection breaks, so that nothing looks whole."""
 
     async def stalled(query: AuditQuery) -> Any:
         await asyncio.Event().wait()

@@ -86,7 +86,7 @@ def bad_headers(token: str) -> dict[str, tuple[tuple[str, ...], str]]:
 def test_authentication__each_way_round_ends_in_one_answer(
     api: AdminApi, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All are told the same; the log knows which it was, and holds no token."""
+    """All get the same answer; the log has the true cause, and no token."""
     token = api.token("ann")
     headers, word = bad_headers(token)[case]
     answer = ask(api, *headers)
@@ -112,7 +112,7 @@ def test_authentication__a_wrong_secret_of_a_known_id_is_unknown(api: AdminApi) 
 def test_authentication__unknown_ids_and_wrong_secrets_take_one_path(
     api: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are looked up and both are compared, so that the time taken tells nothing."""
+    """Both are looked up and both are compared, so that the time taken reveals nothing."""
     seen: list[tuple[str, bool]] = []
     real = authentication.authenticate
 
@@ -154,7 +154,7 @@ def test_authentication__a_revoked_token_and_a_removed_account_end_at_once(api: 
     "path", [f"{WHOAMI}?token=TOKEN", f"{WHOAMI}?access_token=TOKEN", "/v1/integrations?key=TOKEN"]
 )
 def test_authentication__a_token_in_the_query_is_refused(api: AdminApi, path: str) -> None:
-    """Query strings stand in logs of proxies; even beside a good header such a call is refused."""
+    """Query strings are in logs of proxies; even beside a good header such a call is refused."""
     path = path.replace("TOKEN", api.token("ann"))
     api.refused(401, "unauthenticated", ask(api, path=path))
     answer = ask(api, f"Bearer {api.token('ann')}", path=path)
@@ -247,7 +247,7 @@ def test_attempts__too_many_from_one_source_are_limited(
 
 
 def test_attempts__a_valid_token_passes_from_a_limited_source(api: AdminApi) -> None:
-    """Whoever shares a proxy with the administrators cannot lock them out."""
+    """Anyone who shares a proxy with the administrators cannot lock them out."""
     for _ in range(ATTEMPTS_BURST + 5):
         ask(api)
     assert ask(api, f"Bearer {api.token('ann')}").status_code == 200
@@ -255,7 +255,7 @@ def test_attempts__a_valid_token_passes_from_a_limited_source(api: AdminApi) -> 
 
 
 def test_attempts__an_ipv6_network_is_one_source(api: AdminApi) -> None:
-    """Whoever has one address has its /64."""
+    """Anyone who has one address has its /64."""
     for number in range(ATTEMPTS_BURST):
         assert ask(api, source=f"2001:db8::{number:x}").status_code == 401
     assert ask(api, source="2001:db8::ffff:1:2:3").status_code == 429

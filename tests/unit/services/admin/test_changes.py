@@ -191,7 +191,7 @@ def test_changes__a_raise_is_shown_while_it_lasts(api: AdminApi) -> None:
 
 
 def test_changes__notices_come_along(api: AdminApi) -> None:
-    """What an administrator should know stands beside what was done, under the API's names."""
+    """What an administrator should know is beside what was done, under the API's names."""
     api.create()
     view = api.change(f"{ACME}/allowlist/add", {"entries": ["203.0.113.0/24", "2001:db8::/32"]})
     assert [notice["code"] for notice in view["notices"]] == ["mixed_families"]
@@ -251,7 +251,7 @@ def test_changes__a_refusal_names_field_and_remedy(
 
 
 def test_changes__all_faults_are_named_at_once(api: AdminApi) -> None:
-    """One look mends them all."""
+    """One look fixes them all."""
     api.create()
     answer = api.call("POST", f"{ACME}/scopes/add", {"scopes": ["a:read", "orders:read", "b:read"]})
     fields = [problem["field"] for problem in api.refused(422, "unknown_scope", answer)["problems"]]
@@ -313,7 +313,7 @@ def test_changes__a_tag_that_cannot_be_meant_is_refused(api: AdminApi, tag: str)
 
 
 def test_changes__those_that_cross_never_mix(api: AdminApi) -> None:
-    """Of many changes over one generation exactly one is made; the others hear of it."""
+    """Of many changes over one generation exactly one is made; the others learn of it."""
     api.create()
 
     async def race() -> list[int]:
@@ -345,7 +345,7 @@ def test_changes__concurrent_ones_without_a_guard_are_all_made(api: AdminApi) ->
 
 
 @pytest.mark.parametrize("answer", [False, RegistryUnavailableError("away")])
-def test_changes__not_yet_in_force_here_is_told(api: AdminApi, answer: bool | Exception) -> None:
+def test_changes__not_yet_in_force_here_is_reported(api: AdminApi, answer: bool | Exception) -> None:
     """The change is made all the same, so it must not look like a failure."""
     api.create()
     api.put_in_force.answer = answer

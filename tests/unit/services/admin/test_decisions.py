@@ -161,7 +161,7 @@ def test_export__is_a_file_and_on_record(logged: AdminApi) -> None:
 
 
 def test_export__parquet_has_the_types_of_the_log(logged: AdminApi, tmp_path: Path) -> None:
-    """Whoever reads the log's files reads an export with the same query."""
+    """Anyone who reads the log's files reads an export with the same query."""
     answer = logged.call("GET", "/v1/decisions/export?format=parquet")
     file = tmp_path / "export.parquet"
     file.write_bytes(answer.content)

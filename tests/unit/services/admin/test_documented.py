@@ -56,7 +56,7 @@ def test_documented__every_endpoint_with_its_roles() -> None:
 
 
 def test_documented__every_code_under_its_status() -> None:
-    """Whoever handles errors finds each word that can come."""
+    """Anyone who handles errors finds each word that can come."""
     rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", PAGE, re.MULTILINE)
     documented = {(int(status), word) for status, words in rows for word in re.findall(r"`(\w+)`", words)}
     crossed = refused(GenerationConflictError("acme", 1, 2)).status
@@ -69,14 +69,14 @@ def test_documented__every_code_under_its_status() -> None:
 
 def test_documented__every_flag_of_the_review() -> None:
     """And nothing else in that place."""
-    told = PAGE.split("Its flags:")[1].split("\n\n")[0]
-    assert set(re.findall(r"`(\w+)`", told)) == set(FlagWord.__args__)
-    assert f"more than {OLD_DAYS} days" in told
+    reported = PAGE.split("Its flags:")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", reported)) == set(FlagWord.__args__)
+    assert f"more than {OLD_DAYS} days" in reported
 
 
 def test_documented__the_bounds_are_the_real_ones() -> None:
     """Each number of the last table is the one in force."""
-    told = PAGE.split("## Bounds")[1]
+    reported = PAGE.split("## Bounds")[1]
     for text in (
         f"{CALLS_MAX}; of these {LONG_CALLS_MAX} ",
         f"{BODY_BYTES_MAX // 1_048_576} MiB, within {BODY_TIMEOUT_S:g} s",
@@ -92,7 +92,7 @@ def test_documented__the_bounds_are_the_real_ones() -> None:
         f"{ATTEMPTS_PER_MINUTE} a minute and address; {SOURCES_MAX:,} addresses",
         f"at most {IDEMPOTENCY_KEYS_MAX:,}",
     ):
-        assert text in told
+        assert text in reported
     assert (IDEMPOTENCY_LIFETIME_US, ATTEMPTS_BURST) == (DAY_US, ATTEMPTS_PER_MINUTE)
 
 

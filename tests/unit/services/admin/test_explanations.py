@@ -80,7 +80,7 @@ def test_explanation__keys_and_suspension_now(logged: AdminApi) -> None:
 
 
 def test_explanation__without_a_record(logged: AdminApi) -> None:
-    """An unknown caller has no record; the record of a deleted integration is gone."""
+    """An unknown caller has no record; the record of a deleted integration no longer exists."""
     shown = explained(logged, NOBODY)
     assert (shown["then"], shown["now"]) == (None, None)
     assert "not identified" in shown["note"]

@@ -23,7 +23,7 @@ NAMES = [f"int-{number}" for number in range(12)]
 
 @pytest.fixture
 def fleet(people: People) -> Iterator[AdminApi]:
-    """A control plane in a Redis that tests share, under a prefix of its own, with twelve integrations."""
+    """A control plane in a Redis that tests share, under a separate prefix, with twelve integrations."""
     url = url_of("standalone", f"sidecar:{secrets.token_hex(4)}:", partitions=str(PARTITIONS))
     with asyncio.Runner() as runner:
         clock = ManualClock()
@@ -83,7 +83,7 @@ def test_fleet__chains_are_read_together_unless_one_is_named(fleet: AdminApi) ->
 
 
 def test_fleet__export_and_verification_cover_every_chain(fleet: AdminApi) -> None:
-    """What is exported, in the order of times, verifies offline to the one anchor that the API tells."""
+    """What is exported, in the order of times, verifies offline to the one anchor that the API shows."""
     lines = [json.loads(line) for line in fleet.call("GET", "/v1/audit/export").text.splitlines()]
     assert len(lines) == len(NAMES) + 4
     report = fleet.get("/v1/audit/verify")

@@ -43,7 +43,7 @@ def test_idempotency__a_repeat_changes_nothing_and_answers_the_same(api: AdminAp
 def test_idempotency__another_request_under_the_key_is_refused(
     api: AdminApi, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    """A key stands for one method, path, body and guard."""
+    """A key covers one method, path, body and guard."""
     api.create()
     api.create("other")
     api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
@@ -64,14 +64,14 @@ def test_idempotency__how_long_to_wait_is_no_part_of_the_request(api: AdminApi) 
 
 
 def test_idempotency__keys_of_two_administrators_do_not_meet(api: AdminApi) -> None:
-    """A key belongs to whoever sent it."""
+    """A key belongs to the administrator who sent it."""
     api.create()
     api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 5}, headers=KEY)
     assert api.change(f"{ACME}/limit/set", {"rate_limit_rpm": 6}, "bob", headers=KEY)["is_change"]
 
 
 def test_idempotency__a_refused_request_does_not_use_its_key_up(api: AdminApi) -> None:
-    """The call may be mended and sent again."""
+    """The call may be corrected and sent again."""
     api.create()
     path = f"{ACME}/scopes/add"
     api.refused(422, "unknown_scope", api.call("POST", path, {"scopes": ["a:read"]}, headers=KEY))

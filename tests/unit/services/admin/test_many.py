@@ -21,7 +21,7 @@ def send(api: AdminApi, *changes: dict[str, Any], query: str = "", **given: Any)
 
 
 def test_many__every_command_that_draws_no_secret_can_stand_in_it() -> None:
-    """A webhook secret is shown to the one caller who made it, so it has a call of its own."""
+    """A webhook secret is shown to the one caller who made it, so it has a separate call."""
     alone = {GenerateWebhookSecret.action_name, RotateWebhookSecret.action_name}
     assert set(MEMBERS) == {command.action_name for command in COMMANDS} - alone
 

@@ -53,7 +53,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("error", "status", "code", "retry_after"), FAULTS)
-def test_envelope__a_fault_of_the_registry_is_told_as_such(
+def test_envelope__a_fault_of_the_registry_is_reported_as_such(
     api: AdminApi,
     monkeypatch: pytest.MonkeyPatch,
     error: RegistryError,
@@ -77,7 +77,7 @@ def test_envelope__a_fault_of_the_registry_is_told_as_such(
 def test_envelope__each_failed_call_is_in_the_log_by_its_request_id(
     api: AdminApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Refused or failed, read or change, by a stranger or not: what the caller was told is found there."""
+    """Refused or failed, read or change, by a stranger or not: the caller's answer is found there."""
     api.create()
     with caplog.at_level(logging.INFO):
         answers = [
@@ -197,7 +197,7 @@ def test_envelope__concurrent_calls_are_bounded(api: AdminApi, monkeypatch: pyte
 def test_envelope__strangers_take_no_place_of_administrators(
     api: AdminApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many tokens are being looked up, a valid one has a place and the server is told of it."""
+    """However many tokens are being looked up, a valid one has a place, and the server knows it."""
     api.app = build_api(api.context, calls_max=1)
     stranger = generate_api_key("sca")
     holding, begun = asyncio.Event(), asyncio.Semaphore(0)
@@ -286,7 +286,7 @@ def test_confirmation__nobody_alive_has_nothing_to_confirm(api: AdminApi) -> Non
 
 
 def test_confirmation__the_last_position_of_each_partition_is_enough() -> None:
-    """Whoever has followed so far has followed what came before."""
+    """A position that was followed includes the earlier ones."""
     positions = [Position(1, 5), Position(0, 3), Position(1, 9), Position(1, 7)]
     assert latest(positions) == (Position(0, 3), Position(1, 9))
 

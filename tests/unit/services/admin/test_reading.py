@@ -104,7 +104,7 @@ def test_reading__what_is_not_there_is_not_found(api: AdminApi, path: str) -> No
 
 
 def test_reading__a_get_takes_no_body(api: AdminApi) -> None:
-    """Whoever sends one means something that would not happen."""
+    """Its sender expects an effect that it would not have."""
     api.refused(422, "invalid_value", api.call("GET", "/v1/whoami", {"a": 1}))
     api.create()
     api.refused(422, "invalid_value", api.call("DELETE", "/v1/integrations/acme", {"reason": "x"}))

@@ -44,7 +44,7 @@ def test_review__a_tidy_integration_has_no_flag(api: AdminApi) -> None:
 
 
 def test_review__what_needs_a_decision_is_flagged(api: AdminApi) -> None:
-    """Sensitive data, open to every address, with a key for ever that nobody uses."""
+    """Sensitive data, open to every address, with a key that never expires and that nobody uses."""
     api.create(scopes=["crm:read", "finance:write", "orders:read"])
     api.change("/v1/integrations/acme/allowlist/disable")
     assert flags(api) == {

@@ -91,7 +91,7 @@ def path_of(endpoint: Endpoint) -> str:
 
 @pytest.mark.parametrize(("endpoint", "who"), CELLS)
 def test_roles__each_cell_of_the_matrix(shared: AdminApi, endpoint: Endpoint, who: str) -> None:
-    """Nobody is let in without a token, a role gets what it needs and no more, and nothing is written."""
+    """Nobody is admitted without a token, a role gets what it needs and no more, and nothing is written."""
     before = shared.revision()
     answer = shared.call(endpoint.method, path_of(endpoint), {} if endpoint.body else None, who)
     if not who:
@@ -107,7 +107,7 @@ def test_roles__each_cell_of_the_matrix(shared: AdminApi, endpoint: Endpoint, wh
 
 
 def test_roles__the_matrix_is_whole() -> None:
-    """Whoever adds an endpoint says here who may call it; the application serves no other."""
+    """Anyone who adds an endpoint says here who may call it; the application serves no other."""
     assert {endpoint.name for endpoint in ENDPOINTS} == set(MAY)
     for endpoint in ENDPOINTS:
         assert find(endpoint.method, path_of(endpoint))[0] is endpoint  # no path hides behind another

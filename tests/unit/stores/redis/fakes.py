@@ -253,7 +253,7 @@ class Bench:
         """A take whose outcome goes to `outcomes[name]`, once."""
 
         def done(outcome: Taken | StoreFault) -> None:
-            assert name not in self.outcomes, f"{name} was told twice"
+            assert name not in self.outcomes, f"{name} was reported twice"
             self.outcomes[name] = outcome
             self.owner.is_answered = True
             self.turn.write_soon(self.owner)

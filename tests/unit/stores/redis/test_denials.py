@@ -91,10 +91,10 @@ def test_denials__never_say_that_a_take_would_pass() -> None:
     denials = Denials(size_max=4, seconds_max=1.0)
     dear = bucket(limit_rpm=600, burst=3, cost=5)
     denials.add(dear, Taken(0, 0, -1, NOW_US + 300_000), NOW_US, 50.0, 50.0)
-    told = denials.find(dear, 50.05)
-    assert told is not None and told.retry_after_us == -1
-    told = learnt(sent_s=50.0, received_s=50.0).find(EMPTY, 50.0998)
-    assert told is not None and told.retry_after_us == 200
+    reported = denials.find(dear, 50.05)
+    assert reported is not None and reported.retry_after_us == -1
+    reported = learnt(sent_s=50.0, received_s=50.0).find(EMPTY, 50.0998)
+    assert reported is not None and reported.retry_after_us == 200
 
 
 @given(
@@ -116,12 +116,12 @@ def test_denials__the_server_would_have_refused_too(
     denials = Denials(4, 100.0)
     denials.add(buckets, taken, NOW_US, 50.0, 50.0)
     later_s = 50.0 + part * quota.interval_us * 0.998 / 1e6
-    told = denials.find(buckets, later_s)
-    if told is None:
+    reported = denials.find(buckets, later_s)
+    if reported is None:
         pytest.fail("it is not known any more")
     now_us = NOW_US + int((later_s - 50.0) * 1e6)
     stored: Level = level
     for other in others:
         found, drawn = draw_all([stored], [quota], 1, other, now_us)
         assert found.admitted == 0 and drawn is None
-    assert draw_all([stored], [quota], 1, cost, now_us)[0] == told
+    assert draw_all([stored], [quota], 1, cost, now_us)[0] == reported

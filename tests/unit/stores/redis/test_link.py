@@ -118,7 +118,7 @@ def test_link__nonsense_ends_the_connection(data: bytes) -> None:
     run(scenario())
 
 
-def test_link__the_end_is_told_to_everybody_once() -> None:
+def test_link__the_end_is_reported_to_everybody_once() -> None:
     """Receivers, futures and `lost`; afterwards nothing can be sent."""
 
     async def scenario() -> None:

@@ -256,7 +256,7 @@ def test_node_pipeline__a_reply_of_another_shape_is_a_fault(reply: object) -> No
     assert [remedy for _, remedy in bench.owner.errors] == [Remedy.LOG]
 
 
-def test_node_pipeline__a_newer_record_is_told_to_owner_and_callers() -> None:
+def test_node_pipeline__a_newer_record_is_reported_to_owner_and_callers() -> None:
     """-1 - generation: nothing was taken, the others of the call are answered."""
     bench = Bench()
     bench.take("old", ACME)
@@ -269,7 +269,7 @@ def test_node_pipeline__a_newer_record_is_told_to_owner_and_callers() -> None:
     assert bench.owner.newer == [("acme", 7), ("globex", 0)]
 
 
-def test_node_pipeline__an_empty_bucket_is_told_to_the_owner() -> None:
+def test_node_pipeline__an_empty_bucket_is_reported_to_the_owner() -> None:
     """With the server's time and the moment of sending, which bound how long it stays empty."""
     bench = Bench()
     bench.take("a", ACME, asked=3)
@@ -481,19 +481,19 @@ def test_node_pipeline__an_idle_link_is_probed() -> None:
 def test_node_pipeline__every_reply_may_tell_the_time() -> None:
     """A probe does, and a take, ten times a second at most; one that came late is no measure of it."""
     bench = Bench(keepalive_s=1.0, call_timeout_s=0.05)
-    assert bench.clock.now_us() == 0, "our own, until the store has told its time"
+    assert bench.clock.now_us() == 0, "our own, until the store has reported its time"
     bench.loop.advance(1.01)
     bench.link.reply([SERVER_NOW_US])
     assert bench.clock.now_us() == SERVER_NOW_US
-    told = []
+    reported = []
     for index, wait_s in enumerate((0.05, 0.04, 0.2, 0.2)):
         bench.loop.advance(wait_s)
         bench.take(str(index), ACME)
         bench.loop.turn()
         bench.loop.advance(0.06 if index == 2 else 0)
         bench.link.reply([SERVER_NOW_US + index, 1, SERVER_NOW_US])
-        told.append(bench.clock.now_us() - SERVER_NOW_US)
-    assert told == [0, 0, 0, 3]
+        reported.append(bench.clock.now_us() - SERVER_NOW_US)
+    assert reported == [0, 0, 0, 3]
     bench.pipeline.detach()
     assert bench.clock.now_us() == SERVER_NOW_US + 3, "the last that was known"
 
@@ -545,7 +545,7 @@ def test_node_pipeline__a_callback_that_raises_is_reported() -> None:
     """Also when it is told a fault."""
     bench = Bench()
     bench.take("a", ACME)
-    bench.outcomes["a"] = StoreFault.TIMEOUT  # so that `done` raises: told twice
+    bench.outcomes["a"] = StoreFault.TIMEOUT  # so that `done` raises: reported twice
     bench.take("b", GLOBEX)
     bench.loop.turn()
     bench.pipeline.close()

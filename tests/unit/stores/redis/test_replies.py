@@ -20,7 +20,7 @@ def test_replies__every_counted_code_has_a_remedy_of_its_own(code: str) -> None:
         assert advice_of(error) != str(error)
 
 
-def test_replies__an_unknown_error_is_told_as_it_is() -> None:
+def test_replies__an_unknown_error_is_reported_as_it_is() -> None:
     """And counted as other."""
     error = ErrorReply("EXOTIC thing")
     assert (remedy_of(error), advice_of(error)) == (Remedy.LOG, "EXOTIC thing")

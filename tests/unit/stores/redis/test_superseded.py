@@ -14,16 +14,16 @@ from tests.store_harness import bucket
 from tests.unit.stores.redis.fakes import FakeLoop
 
 
-def test_superseded__one_too_many_is_told_no_fault_that_a_policy_could_admit() -> None:
+def test_superseded__one_too_many_is_reported_no_fault_that_a_policy_could_admit() -> None:
     """The bound holds, and whoever comes later hears that the record is old, not that the store is away."""
     takes = SupersededTakes(cast(asyncio.AbstractEventLoop, FakeLoop()))
     compiled = CompiledSet(bucket("acme"), KeySpace("t:"), True)
-    told: list[StoreFault] = []
+    reported: list[StoreFault] = []
 
     def notify(waiting: Iterable[TakeDone], fault: StoreFault) -> None:
-        told.append(fault)
+        reported.append(fault)
 
     for _ in range(WAITING_MAX + 1):
         takes.hold(Group(compiled), 2, notify, lambda owner, generation, done: None)
     assert len(takes) == WAITING_MAX
-    assert told == [StoreFault.SUPERSEDED]
+    assert reported == [StoreFault.SUPERSEDED]

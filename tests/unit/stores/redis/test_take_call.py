@@ -22,10 +22,10 @@ NOW_US = 1_764_000_000_000_000
 def group_of(buckets: BucketSet, *asked: int, checks: bool = False) -> tuple[Group, list[Taken]]:
     """A group of takes, and where their outcomes go."""
     group = Group(CompiledSet(buckets, KEYS, checks))
-    told: list[Taken] = []
-    group.waiting = [(number, 0.0, told.append) for number in asked]  # type: ignore[list-item]
+    reported: list[Taken] = []
+    group.waiting = [(number, 0.0, reported.append) for number in asked]  # type: ignore[list-item]
     group.asked = sum(asked)
-    return group, told
+    return group, reported
 
 
 def decoded(call: bytes) -> tuple[list[bytes], bytes, tuple[int, ...]]:
@@ -131,14 +131,14 @@ def test_apportion__each_take_gets_what_it_would_have_got_alone(
     names = [str(index) for index in range(len(ahead))]
     buckets = BucketSet("acme", 1, names, [quota] * len(ahead), cost)
     starts = [NOW_US + min(lead, quota.span_us) for lead in ahead]
-    group, told = group_of(buckets, *asked)
+    group, reported = group_of(buckets, *asked)
     last = apportion(group, starts, NOW_US, pytest.fail)
     levels = [Level(start, quota.interval_us) for start in starts]
     merged, _ = draw_all(levels, buckets.quotas, sum(asked), cost, NOW_US)
-    assert sum(taken.admitted for taken in told) == merged.admitted
-    assert last == told[-1]
+    assert sum(taken.admitted for taken in reported) == merged.admitted
+    assert last == reported[-1]
     assert Taken(last.admitted, merged.remaining, merged.retry_after_us, merged.reset_at_us) == last
-    for wanted, taken in zip(asked, told, strict=True):
+    for wanted, taken in zip(asked, reported, strict=True):
         expected, drawn = draw_all(levels, buckets.quotas, wanted, cost, NOW_US)
         levels = levels if drawn is None else drawn
         assert taken == expected

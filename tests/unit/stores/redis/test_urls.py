@@ -62,7 +62,7 @@ def test_urls__tls_files_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("http://db", "scheme is 'http'; it must be one of redis, rediss, redis+sentinel"),
         ("db:6379", "scheme"),
@@ -92,11 +92,11 @@ def test_urls__tls_files_are_read() -> None:
         ("redis://u@db?user=v", "user given more than once"),
     ],
 )
-def test_urls__each_mistake_is_told(text: str, told: str) -> None:
+def test_urls__each_mistake_is_reported(text: str, reported: str) -> None:
     """The message names the part and what would be right."""
     with pytest.raises(StoreUrlError) as caught:
         parse_store_url(text)
-    assert told in str(caught.value)
+    assert reported in str(caught.value)
 
 
 @pytest.mark.parametrize("rest", ["db", "db:x", "db?x=y", "a,b", "db/z", "db#f", "", "db?password_env=X"])
@@ -129,7 +129,7 @@ def test_urls__a_password_file_is_read_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (None, "No such file"),
         (b"", "is empty"),
@@ -138,14 +138,14 @@ def test_urls__a_password_file_is_read_each_time(tmp_path: Path) -> None:
         (b"\xff", "utf-8"),
     ],
 )
-def test_urls__a_bad_password_file_is_named(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_urls__a_bad_password_file_is_named(tmp_path: Path, content: bytes | None, reported: str) -> None:
     """With its path and what is wrong."""
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(StoreUrlError) as caught:
         parse_store_url(f"redis://db?password_file={file}").verify()
-    assert str(file) in str(caught.value) and told in str(caught.value)
+    assert str(file) in str(caught.value) and reported in str(caught.value)
 
 
 def test_urls__a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

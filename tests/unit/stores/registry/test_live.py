@@ -30,7 +30,7 @@ AWAY = RegistryUnavailableError("the store is away")
 
 
 class Hindered:
-    """A real registry between which and its reader something may stand; it notes what is asked."""
+    """A real registry whose answers a test can delay or replace; it records the calls."""
 
     def __init__(self, registry: SqliteRegistry) -> None:
         """Pass everything on."""
@@ -154,7 +154,7 @@ def play(act: Coroutine[Any, Any, None]) -> None:
 
 
 def test_run__waits_for_a_registry_that_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is in force before all was loaded; it is said once, counted each time, and mends by itself."""
+    """Nothing is in force before all was loaded; it is said once, counted each time, and ends by itself."""
 
     async def act() -> None:
         async with harness_in(tmp_path) as harness:
@@ -193,7 +193,7 @@ def test_run__what_is_in_force_stays_while_the_registry_is_away(tmp_path: Path) 
 
 
 def test_run__another_history_is_loaded_whole(tmp_path: Path) -> None:
-    """A registry that cannot tell from where this process is, is loaded again."""
+    """A registry that does not know this process's position is loaded again."""
 
     async def act() -> None:
         async with followed_in(tmp_path) as harness:
@@ -262,7 +262,7 @@ def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path
 
 
 def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
-    """Changed, made or ended: without a push the next take goes by it, and what it replaces is told."""
+    """Changed, made or ended: without a push the next take applies it, and what it replaces is reported."""
 
     async def act() -> None:
         async with harness_in(tmp_path) as harness:
@@ -328,7 +328,7 @@ def test_refresh__says_so_when_the_registry_cannot_tell(
 
 
 def test_refresh__is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many integrations are fetched at a time; one more is told at once that nobody can say."""
+    """The number of integrations fetched at a time is bounded; one more fails at once."""
     monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", PATIENCE_S)  # a busy machine takes longer for so many
 
     async def act() -> None:

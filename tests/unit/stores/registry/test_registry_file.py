@@ -1,4 +1,4 @@
-"""The declarative registry file: what it says, and what is told about its mistakes."""
+"""The declarative registry file: what it says, and what is reported about its mistakes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parse(text: str) -> tuple[Integration, ...]:
 
 
 def mistakes(content: bytes, file: str = "FILE") -> list[str]:
-    """What is told about a registry that is not accepted."""
+    """What is reported about a registry that is not accepted."""
     with pytest.raises(FileFaultsError) as caught:
         parse_registry(content, file, CATALOGUE)
     return list(caught.value.lines())
@@ -137,32 +137,32 @@ def expected_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_registry__each_mistake_is_told(path: Path) -> None:
+def test_registry__each_mistake_is_reported(path: Path) -> None:
     """Each mistake names file, line, integration, field and remedy; '...' = the YAML parser's own words."""
-    expected, told = expected_of(path), mistakes(path.read_bytes())
+    expected, reported = expected_of(path), mistakes(path.read_bytes())
     assert expected, "say what is expected"
-    assert len(told) == len(expected)
-    for line, wanted in zip(told, expected, strict=True):
+    assert len(reported) == len(expected)
+    for line, wanted in zip(reported, expected, strict=True):
         assert line.startswith(wanted[:-3]) if wanted.endswith("...") else line == wanted
 
 
 def test_registry__no_mistake_shows_a_secret() -> None:
-    """Whoever puts an API key where its digest belongs does not find it in a log."""
+    """Anyone who puts an API key where its digest belongs does not find it in a log."""
     path = FIXTURES / "credential-with-the-key-itself.yaml"
     assert "hunter2" in path.read_text()
     assert "hunter2" not in "\n".join(mistakes(path.read_bytes()))
 
 
-def test_registry__a_thousand_mistakes_are_told_in_bounds() -> None:
-    """All are counted, the first twenty told."""
+def test_registry__a_thousand_mistakes_are_reported_in_bounds() -> None:
+    """All are counted, the first twenty reported."""
     content = "integrations:\n" + "".join(f"  - {{id: {n}, name: N, burst: 0}}\n" for n in range(1_000))
-    told = mistakes(content.encode())
-    assert len(told) == FAULTS_SHOWN_MAX + 1
-    assert told[-1] == "... and 980 more; fix these first"
+    reported = mistakes(content.encode())
+    assert len(reported) == FAULTS_SHOWN_MAX + 1
+    assert reported[-1] == "... and 980 more; fix these first"
 
 
 def test_registry__not_utf8_names_the_line() -> None:
-    """Bytes that are no text say where they stand."""
+    """Bytes that are not text are reported with their offset."""
     assert mistakes(b"integrations:\n  - id: a\n    name: \xff\n") == [
         "FILE:3: is not UTF-8 text; save it as UTF-8"
     ]
@@ -190,9 +190,9 @@ integrations:
 
 def test_registry__two_on_one_line_are_still_two() -> None:
     """Uniqueness does not depend on how the file is broken into lines."""
-    told = mistakes(b"integrations: [{id: a, name: A}, {id: a, name: A}]")
-    assert len(told) == 1
-    assert "already used by integrations[0] (a)" in told[0]
+    reported = mistakes(b"integrations: [{id: a, name: A}, {id: a, name: A}]")
+    assert len(reported) == 1
+    assert "already used by integrations[0] (a)" in reported[0]
 
 
 @pytest.mark.parametrize("problem", ["missing", "directory", "pipe", "too large", "closed"])

@@ -60,7 +60,7 @@ def test_apply__mistakes_of_the_file_are_named_with_their_lines(api: AdminApi) -
 
 
 def test_apply__an_auditor_may_look_and_not_change(api: AdminApi) -> None:
-    """The plan tells what the role refuses, and applying it changes nothing."""
+    """The plan shows what the role refuses, and applying it changes nothing."""
     planned = api.change("/v1/apply?dry_run=true", {"file": FILE}, who="audrey")
     assert planned["difference"]["counts"]["steps"] == 0
     assert planned["difference"]["counts"]["refused"] == 2
@@ -70,7 +70,7 @@ def test_apply__an_auditor_may_look_and_not_change(api: AdminApi) -> None:
 
 
 def test_apply__takes_a_larger_body_than_other_calls(api: AdminApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file above the bound of other calls passes; one above its own bound is refused, and told."""
+    """A file above the bound of other calls passes; one above its own bound is refused and reported."""
     padding = "# " + "x" * BODY_BYTES_MAX + "\n"
     assert api.change("/v1/apply?dry_run=true", {"file": padding + FILE})["difference"]["counts"]["add"] == 2
     too_large = "#" * (file_endpoint.FILE_BYTES_MAX + 1)

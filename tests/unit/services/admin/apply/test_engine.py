@@ -102,7 +102,7 @@ def test_apply__what_was_written_back_is_no_change(opened: Opened, tmp_path: Pat
 
 @REGISTRIES
 def test_apply__a_refusal_does_not_stop_the_others(opened: Opened, tmp_path: Path) -> None:
-    """An id that was deleted is known to the registry alone: it is told, and the rest is done."""
+    """An id that was deleted is known to the registry alone: it is reported, and the rest is done."""
     with opened(tmp_path) as target:
         target.apply(FIRST)
         target.apply("integrations: []", has_prune=True)
@@ -205,6 +205,6 @@ integrations:
             "same_administrator",
         )
         assert (report.made, report.declined) == (1, ())
-        told = plan_view(plan)
-        assert told["integrations"][0]["refusals"][0]["code"] == "same_administrator"
-        assert told["counts"]["refused"] == 1
+        reported = plan_view(plan)
+        assert reported["integrations"][0]["refusals"][0]["code"] == "same_administrator"
+        assert reported["counts"]["refused"] == 1

@@ -141,6 +141,11 @@ class RedisServer:
         """A separate client for tests to read and change data."""
         return redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=START_S)
 
+    def cpu_s(self) -> float:
+        """Return the processor time that the server has used, user and system."""
+        info = self.client.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
     def kill(self) -> None:
         """Kill the process (SIGKILL), like a power failure."""
         self._signal(signal.SIGKILL)

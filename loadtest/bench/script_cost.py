@@ -63,10 +63,10 @@ def _cost_us(server: RedisServer, entries: int, checks_generation: bool) -> floa
         _ask(connection, TAKE.load)
         for _ in range(calls // 10):
             _ask(connection, call)
-        before_s = _cpu_s(server)
+        before_s = server.cpu_s()
         for _ in range(calls):
             _ask(connection, call)
-        return (_cpu_s(server) - before_s) * 1e6 / calls
+        return (server.cpu_s() - before_s) * 1e6 / calls
 
 
 def _ask(connection: socket.socket, command: bytes) -> None:
@@ -81,8 +81,3 @@ def _ask(connection: socket.socket, command: bytes) -> None:
         reply = reader.gets()
     if isinstance(reply, hiredis.ReplyError) or (isinstance(reply, list) and -1 in reply):
         raise BenchError(f"take.lua did not take: {str(reply)[:200]}")
-
-
-def _cpu_s(server: RedisServer) -> float:
-    info = server.client.info("cpu")
-    return float(info["used_cpu_user"] + info["used_cpu_sys"])

@@ -32,12 +32,19 @@ class Place:
 
 
 def write_place(
-    folder: Path, grpc: str, admin: str, transport: str, integrations: int = 1, with_allowlist: int = 1
+    folder: Path,
+    grpc: str,
+    admin: str,
+    transport: str,
+    integrations: int = 1,
+    with_allowlist: int = 1,
+    burst: int = BURST,
 ) -> Place:
     """
     Write a configuration with *integrations*, the first *with_allowlist* of them with 50 CIDR entries.
 
-    The last entry contains the benchmark's client address; the burst is large, so all calls are admitted.
+    The last entry contains the benchmark's client address; the default *burst* is so large that all calls are
+    admitted.
     """
     keys = tuple(generate_api_key() for _ in range(integrations))
     source = random.Random(1)
@@ -47,7 +54,7 @@ def write_place(
             "name": f"Benchmark {number}",
             "scopes": ["orders:read", "inventory:read", "inventory:write"],
             "rate_limit_rpm": 10_000,
-            "burst": BURST,
+            "burst": burst,
             "ip_allowlist": _allowlist(source) if number < with_allowlist else [],
             "credentials": [{"id": key.credential_id, "digest": key.digest}],
         }

@@ -94,16 +94,16 @@ decision-log-scale: setup-tests ## Measure filters of a decision log of 50 milli
 	$(BIN)/python -m tests.measure.decision_log $(ROWS)
 
 ##@ Prove
-# On a Redis of their own, or on that of ARGS='--redis URL'; docs/develop/proofs.md has the figures.
+# On servers that they start themselves; docs/develop/proofs.md has the figures.
 .PHONY: verify-limits revocation failover hostile-peers soak
 verify-limits: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar verify-limits`
 	$(BIN)/python -m loadtest.verify_limits $(ARGS)
 
 revocation: setup-tests ## Suspend 1,000 times under load: nobody is let in after the commit
-	$(BIN)/python -m loadtest.revocation $(ARGS)
+	$(BIN)/python -m loadtest run revocation $(ARGS)
 
 failover: setup-tests ## Replace primaries under load, and see what clients see and what becomes of suspensions
-	$(BIN)/python -m loadtest.failover $(ARGS)
+	$(BIN)/python -m loadtest run failover-sentinel failover-cluster failover-suspend $(ARGS)
 
 hostile-peers: setup-tests ## Attack the listeners of real sidecars: decisions, memory and administrators are safe
 	$(BIN)/python -m loadtest.hostile_peers $(ARGS)

@@ -48,6 +48,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console(highlight=False)
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Name of a built-in scenario, or a FILE.toml.")]
+Scenarios = Annotated[
+    list[str], typer.Argument(help="Names of built-in scenarios, or FILE.toml, run in turn.")
+]
 Target = Annotated[str, typer.Option(help="Address of a running server; see docs/develop/load-testing.md.")]
 Keys = Annotated[str, typer.Option(help="File with an API key in each line, for --target.")]
 Changes = Annotated[
@@ -58,21 +61,29 @@ Out = Annotated[Path, typer.Option(help="Folder for the JSON result and the HTML
 
 @app.command()
 def run(
-    scenario: ScenarioArgument,
+    scenarios: Scenarios,
     target: Target = "",
     keys: Keys = "",
     changes: Changes = [],  # noqa: B006
     out: Out = RESULTS,
 ) -> None:
-    """Run one scenario, check every answer, and write a report."""
+    """Run scenarios, check every answer, and write a report of each."""
     with _errors():
-        loaded = sweeps.at_peak_share(_load(scenario, target, keys, changes), _run_once)
-        result = _run_once(loaded)
-        results.write(result, out / f"{loaded.name}.json")
-        (out / f"{loaded.name}.html").write_text(pages.run_page(result))
+        are_right = [
+            _run_and_report(scenario, out)
+            for scenario in [_load(name, target, keys, changes) for name in scenarios]
+        ]
+    raise typer.Exit(0 if all(are_right) else EXIT_WRONG)
+
+
+def _run_and_report(scenario: Scenario, out: Path) -> bool:
+    loaded = sweeps.at_peak_share(scenario, _run_once)
+    result = _run_once(loaded)
+    results.write(result, out / f"{loaded.name}.json")
+    (out / f"{loaded.name}.html").write_text(pages.run_page(result))
     _print_result(result)
     console.print(f"report {out / loaded.name}.html, result {out / loaded.name}.json", soft_wrap=True)
-    raise typer.Exit(0 if result["verdict"]["is_right"] else EXIT_WRONG)
+    return bool(result["verdict"]["is_right"])
 
 
 @app.command()
@@ -208,6 +219,7 @@ def _print_result(result: dict[str, Any]) -> None:
         used = f"{usage['cpu_us_per_call']:.1f} µs of processor a call, {usage['rss_mb_max']:.0f} MB,"
         rows.append((group, f"{used} waited {usage['waited_share']:.0%} of the time for a processor"))
     rows.append(("driver", f"{driver['cpu_us_per_call']:.1f} µs of processor a call; {driver['why']}"))
+    rows += pages.event_rows(result)
     if result["admission_ratio"]:
         rows.append(("most admitted, of nominal", f"{result['admission_ratio']['max']:.2%}"))
     _print_table(("", ""), rows)

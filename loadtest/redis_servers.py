@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 import redis
 
 from deploy.demo import programs
+from sidecar.stores.redis.keys import KeySpace
 
 Fact = TypeVar("Fact")
 
@@ -100,7 +101,7 @@ class RedisServer:
             if self._picks_port:
                 self.port = self._find_port()
             self._run()
-            if _await(lambda: self._is_up() or self._has_ended(), str(self.folder)) == "up":
+            if await_fact(lambda: self._is_up() or self._has_ended(), str(self.folder)) == "up":
                 self._picks_port = False
                 return self
             self._reap()
@@ -222,11 +223,11 @@ class SentinelGroup:
         first = RedisServer(folder / "data0", *QUICK_REPLICATION).start()
         replica_of = ("--replicaof", f"{LOOPBACK} {first.port}", *QUICK_REPLICATION)
         self.servers = [first, *(RedisServer(folder / f"data{i}", *replica_of).start() for i in (1, 2))]
-        _await(lambda: _replicas_online(first) == 2, "replicas online")
+        await_fact(lambda: _replicas_online(first) == 2, "replicas online")
         self.sentinels = [
             SentinelServer(folder / f"sentinel{i}", first.port, down_after_ms).start() for i in range(3)
         ]
-        _await(lambda: all(map(self._is_complete, self.sentinels)), "Sentinels know each other")
+        await_fact(lambda: all(map(self._is_complete, self.sentinels)), "Sentinels know each other")
 
     @staticmethod
     def _is_complete(sentinel: SentinelServer) -> bool:
@@ -248,8 +249,32 @@ class SentinelGroup:
     @property
     def primary(self) -> RedisServer:
         """The primary that the first Sentinel names."""
-        _, port = self.sentinels[0].client.sentinel_get_master_addr_by_name(SERVICE)
+        return self._named_by(self.sentinels[0])
+
+    def successor(self, failed: RedisServer) -> RedisServer | None:
+        """Return the primary in place of *failed* after all Sentinels have named it; None = not yet."""
+        named = {self._named_by(sentinel) for sentinel in self.sentinels}
+        return named.pop() if len(named) == 1 and failed not in named else None
+
+    def fail_over(self) -> None:
+        """Have the Sentinels replace the primary (SENTINEL FAILOVER); ask again until one accepts."""
+        await_fact(self._accepts_failover, "the Sentinels start a failover")
+
+    def restart(self, server: RedisServer) -> None:
+        """Start a killed *server* again, as a replica of the primary."""
+        server.options = ("--replicaof", f"{LOOPBACK} {self.primary.port}", *QUICK_REPLICATION)
+        server.start()
+
+    def _named_by(self, sentinel: SentinelServer) -> RedisServer:
+        _, port = sentinel.client.sentinel_get_master_addr_by_name(SERVICE)
         return next(server for server in self.servers if server.port == int(port))
+
+    def _accepts_failover(self) -> bool:
+        try:
+            self.sentinels[0].client.execute_command("SENTINEL FAILOVER", SERVICE)
+        except redis.ResponseError:  # INPROG, NOGOODSLAVE
+            return False
+        return True
 
     def stop(self) -> None:
         """Terminate all processes."""
@@ -273,12 +298,12 @@ class ClusterGroup:
             primary.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
             primary.client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
         self._met_at_s = -MEET_INTERVAL_S
-        _await(self._have_met, "nodes have met")
+        await_fact(self._have_met, "nodes have met")
         for primary, replica in zip(primaries, replicas, strict=True):
             node_id = primary.client.execute_command("CLUSTER MYID")
             replica.client.execute_command("CLUSTER REPLICATE", node_id)
-        _await(lambda: all(map(self._is_whole, self.servers)), "the Cluster is whole")
-        _await(lambda: all(_replicas_online(primary) for primary in primaries), "replicas")
+        await_fact(lambda: all(map(self._is_whole, self.servers)), "the Cluster is whole")
+        await_fact(lambda: all(_replicas_online(primary) for primary in primaries), "replicas")
 
     def _have_met(self) -> bool:
         """Whether every node knows all; introduce them again in case a handshake timed out."""
@@ -324,6 +349,23 @@ class ClusterGroup:
                         return next(server for server in self.servers if server.port == owner[1])
         raise RedisServerError(f"no running node serves slot {slot}")
 
+    @property
+    def primary(self) -> RedisServer:
+        """The primary of a sidecar's first partition."""
+        return self.primary_of(KeySpace().slot_of(0))
+
+    def successor(self, failed: RedisServer) -> RedisServer | None:
+        """Return the primary of the first partition in place of *failed*; None = not yet."""
+        try:
+            owner = self.primary
+        except (redis.RedisError, RedisServerError):
+            return None
+        return None if owner is failed else owner
+
+    def restart(self, server: RedisServer) -> None:
+        """Start a killed *server* again; it is a replica if it was replaced."""
+        server.start()
+
     def flush(self) -> None:
         """Delete all keys."""
         for server in self.servers[:3]:
@@ -346,7 +388,7 @@ def _replicas_online(server: RedisServer) -> int:
     return sum(isinstance(state, dict) and state["state"] == "online" for state in states)
 
 
-def _await(fact: Callable[[], Fact], what: str) -> Fact:
+def await_fact(fact: Callable[[], Fact], what: str) -> Fact:
     """
     Call *fact* until it returns a true value, and return the value.
 

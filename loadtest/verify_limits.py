@@ -1,22 +1,26 @@
-"""`python -m loadtest.verify_limits`: runs `sidecar verify-limits` on a given Redis or on a new one."""
+"""`python -m loadtest.verify_limits`: runs `sidecar verify-limits`, without `--store` on a new Redis."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from loadtest.proving import redis_at
+from loadtest.redis_servers import RedisServer
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command with the remaining *arguments*; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.verify_limits", description=__doc__)
-    parser.add_argument("--redis", default="", metavar="URL", help="the store; default: a new server")
-    given, others = parser.parse_known_args(arguments)
-    with redis_at(given.redis) as store:
-        command = [sys.executable, "-m", "sidecar.cli", "verify-limits", "--store", store, *others]
+    """Run the command with *arguments*; return the exit code."""
+    command = [sys.executable, "-m", "sidecar.cli", "verify-limits", *arguments]
+    if any(argument.startswith("--store") for argument in arguments):
         return subprocess.run(command).returncode
+    with tempfile.TemporaryDirectory(prefix="sidecar-redis-") as folder:
+        server = RedisServer(Path(folder)).start()
+        try:
+            return subprocess.run([*command, "--store", server.url]).returncode
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":

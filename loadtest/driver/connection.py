@@ -15,13 +15,14 @@ class Call(NamedTuple):
     """
     One call: when it was due and when it was sent (CLOCK_MONOTONIC), and the number of its message.
 
-    `tag` belongs to the load, see `loops.Load`.
+    `tag` belongs to the load, see `loops.Load`; `target` is that of its connection.
     """
 
     due_ns: int
     sent_ns: int
     number: int
     tag: int
+    target: int = 0
 
 
 Ended = tuple[Call, bytes]
@@ -36,9 +37,10 @@ class Connection:
     that got no answer. `refused` are calls that the server certainly did not handle, to be sent again.
     """
 
-    def __init__(self, connected: socket) -> None:
-        """Use the socket *connected*."""
+    def __init__(self, connected: socket, target: int = 0) -> None:
+        """Use the socket *connected* to the server with the number *target*."""
         self.socket = connected
+        self.target = target
         self.is_draining = False
         self.is_closed = False
         self.lost: list[Call] = []

@@ -15,9 +15,9 @@ _LENGTH, _CHUNKED, _CLOSE = b"\ncontent-length:", b"\ntransfer-encoding: chunked
 class Http1Connection(Connection):
     """Sends prepared requests, one at a time."""
 
-    def __init__(self, connected: socket, requests: Sequence[bytes]) -> None:
+    def __init__(self, connected: socket, requests: Sequence[bytes], target: int = 0) -> None:
         """Send requests out of *requests*, each complete."""
-        super().__init__(connected)
+        super().__init__(connected, target)
         self._requests = requests
         self._rest = b""
         self._is_eof = False

@@ -37,9 +37,9 @@ _REFUSED_STREAM = 7  # RFC 9113 8.7: the request was not processed
 class Http2Connection(Connection):
     """At most *streams* gRPC calls in flight on one connection."""
 
-    def __init__(self, connected: socket, requests: Requests, streams: int) -> None:
+    def __init__(self, connected: socket, requests: Requests, streams: int, target: int = 0) -> None:
         """Begin the connection; it has no room before the server's settings have arrived."""
-        super().__init__(connected)
+        super().__init__(connected, target)
         self._requests = requests
         self._streams = streams
         self._streams_now = 0

@@ -140,8 +140,8 @@ class Loop:
         self._turn += 1
 
     def _send(self, connection: Connection, due_times_ns: Sequence[int], now_ns: int) -> None:
-        next_call = self._load.next_call
-        connection.send([Call(due_ns, now_ns, *next_call(now_ns)) for due_ns in due_times_ns])
+        next_call, target = self._load.next_call, connection.target
+        connection.send([Call(due_ns, now_ns, *next_call(now_ns), target) for due_ns in due_times_ns])
 
     def _wait(self, seconds: float) -> None:
         """Wait for answers for at most *seconds*, and handle them."""

@@ -23,7 +23,7 @@ from loadtest.driver.schedule import due_times_ns
 from loadtest.driver.targets import Target
 from loadtest.harness.answers import READERS
 from loadtest.harness.scenario import Scenario
-from loadtest.harness.tally import Rules, Second, Tally, TallyingLoad
+from loadtest.harness.tally import Focus, Rules, Second, Tally, TallyingLoad
 from loadtest.harness.usage import waited_s
 from loadtest.harness.workload import Keys, make_workload
 
@@ -40,7 +40,11 @@ class DriverError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What one driver process does: number *part* of *parts*, on *cores*; () = any."""
+    """
+    What one driver process does: number *part* of *parts*, on *cores*; () = any.
+
+    `focus` is shared memory with the integration that is suspended next; see `TrafficSettings.focus_share`.
+    """
 
     scenario: Scenario
     keys: Keys
@@ -48,7 +52,8 @@ class Job:
     rules: Rules
     part: int
     parts: int
-    cores: Sequence[int]
+    cores: Sequence[int] = ()
+    focus: Focus | None = None
 
 
 class Driver:
@@ -130,16 +135,19 @@ def carry_out(job: Job, report: Callable[[dict[int, Second]], None], await_start
     workload = make_workload(scenario, job.keys, target, job.part)
     timeout_s, streams = scenario.connections.answer_timeout_s, scenario.connections.streams
     reader = READERS[scenario.protocol]
-    load = TallyingLoad(workload, reader, job.rules, report=report, settle_s=timeout_s + SETTLE_S)
+    load = TallyingLoad(
+        workload, reader, job.rules, report=report, settle_s=timeout_s + SETTLE_S, focus=job.focus
+    )
     requests = Requests(workload.method, workload.messages, target.authority) if workload.method else None
 
-    def connect(target: Target) -> Connection:
+    def connect(number: int) -> Connection:
+        connected = job.targets[number].connect()
         if requests is None:
-            return Http1Connection(target.connect(), workload.messages)
-        return Http2Connection(target.connect(), requests, streams)
+            return Http1Connection(connected, workload.messages, number)
+        return Http2Connection(connected, requests, streams, number)
 
     own = range(job.part, scenario.connections.connections, job.parts)
-    openings = [partial(connect, job.targets[number % len(job.targets)]) for number in own]
+    openings = [partial(connect, number % len(job.targets)) for number in own]
     with ExitStack() as stack:
         limits = Limits(timeout_s, seconds=scenario.load.duration_s)
         loop = stack.enter_context(closing(Loop(openings, load, monotonic_ns, limits)))

@@ -10,14 +10,21 @@ from loadtest.harness import plots
 from loadtest.harness.scenario import Scenario
 
 _CSS = """
-:root { --ink: #1d2733; --muted: #5d6b7a; --line: #e4e8ee; --good: #0f8a7e; --bad: #c8342b; --warn: #b06f00; }
+:root { color-scheme: light dark; --page: #f5f7fa; --card: #fff; --ink: #1d2733; --muted: #5d6b7a; }
+:root { --line: #e4e8ee; --good: #0f8a7e; --bad: #c8342b; --warn: #b06f00; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #11161c; --card: #1a2129; --ink: #e6ebf1; --muted: #9aa7b4; --line: #2b343f; }
+  :root { --good: #3cc2b3; --bad: #f0736b; --warn: #e0a33e; }
+  svg { filter: invert(0.9) hue-rotate(180deg); }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #f5f7fa; color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); }
+body { font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 16px; margin: 0 0 8px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 80ch; }
-.verdict { border-left: 6px solid var(--good); background: #fff; padding: 14px 18px; margin: 20px 0; }
+.verdict { border-left: 6px solid var(--good); background: var(--card); padding: 14px 18px; margin: 20px 0; }
 .verdict.bad { border-color: var(--bad); } .verdict.warn { border-color: var(--warn); }
 .verdict b { font-size: 17px; color: var(--good); }
 .verdict.bad b { color: var(--bad); } .verdict.warn b { color: var(--warn); }
@@ -25,11 +32,11 @@ p { margin: 0 0 12px; color: var(--muted); max-width: 80ch; }
 .verdict code { display: block; white-space: pre-wrap; word-break: break-all; font-size: 12px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; }
 .tiles { margin: 20px 0; }
-.tile { background: #fff; border-radius: 6px; padding: 14px 16px; }
+.tile { background: var(--card); border-radius: 6px; padding: 14px 16px; }
 .tile span { display: block; font-size: 13px; color: var(--muted); }
 .tile strong { font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 16px; }
-figure, section { background: #fff; border-radius: 6px; padding: 16px 18px; margin: 0; min-width: 0; }
+figure, section { background: var(--card); border-radius: 6px; padding: 16px 18px; margin: 0; min-width: 0; }
 section { overflow-x: auto; }
 .plots > :last-child:nth-child(odd) { grid-column: 1 / -1; }
 main > section { margin-top: 16px; }
@@ -41,6 +48,11 @@ th, td { text-align: right; padding: 5px 12px 5px 0; border-bottom: 1px solid va
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; }
 .text th, .text td { text-align: left; } .text td:first-child { color: var(--muted); white-space: nowrap; }
+@media (max-width: 600px) {
+  main { padding: 20px 12px 40px; }
+  figure { overflow-x: auto; } svg { min-width: 560px; }
+  .text td:first-child { white-space: normal; }
+}
 @media print { body { background: #fff; } main { padding: 0; } figure { break-inside: avoid; } }
 """
 
@@ -78,13 +90,14 @@ def run_page(result: Mapping[str, Any]) -> str:
         figures.append(
             _figure("Processors and memory", "Sampled every second.", plots.usage_over_time(result))
         )
-    by_kind = _table(*_answers(result))
+    by_kind, events = _table(*_answers(result)), event_rows(result)
     body = [
         f"<h1>{escape(scenario.name)}</h1><p>{escape(scenario.description)}</p>",
         _verdict(result),
         _busy_machine(result),
         _tiles(_facts(result)),
         f'<div class="plots">{"".join(figures)}{_section("Answers by kind", by_kind)}</div>',
+        *([_section("What happened", _table(("figure", "value"), events))] if events else []),
         _section("How it was measured", _table(("setting", "value"), _settings(result))),
     ]
     return _page(f"Load test: {scenario.name}", body)
@@ -160,10 +173,41 @@ def milliseconds(us: float) -> str:
     return f"{us / 1e3:,.2f} ms" if us < 10_000 else f"{us / 1e3:,.0f} ms"
 
 
+def event_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return rows about the suspensions and failovers of a run: names and values."""
+    rows, failovers, found = [], result["failovers"], result["verdict"]["suspensions"]
+    if failovers["failed_s"]:
+        rows = [
+            ("failovers", f"{failovers['count']:,}"),
+            ("from the failure to the promotion", _seconds(failovers["replaced_after_s"])),
+            ("from the failure to the last 503", _seconds(failovers["normal_after_s"])),
+            ("admitted beyond burst + rate × time", f"{failovers['admitted_beyond_nominal']:,.0f}"),
+        ]
+    if found:
+        rows += [
+            ("suspensions", f"{found['made']:,}; {found['lacking_replicas']:,} without replicas"),
+            ("errors of the admin API, repeated", f"{found['errors']:,}"),
+            ("calls sent after a commit", f"{found['sent_after']:,}"),
+            ("of these admitted", f"{found['admitted_after']:,}"),
+            ("suspensions seen on every server", f"{found['seen_by_every_target']:,}"),
+            ("from the call to the commit", _percentiles(found["commit_ms"])),
+            ("from the commit to the last server's first denial", _percentiles(found["denial_ms"])),
+        ]
+    return rows
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}\u00a0s" for value in values)
+
+
+def _percentiles(values_ms: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:,.1f} ms" for name, value in values_ms.items())
+
+
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     latency, facts = result["latency_us"], [("Calls per second", f"{result['calls_per_s']:,.0f}")]
-    for name in ("p50", "p99", "p99.9"):
-        facts.append((f"Latency, {name}", milliseconds(latency[name]) if is_measured(result) else "–"))
+    if is_measured(result):
+        facts += [(f"Latency, {name}", milliseconds(latency[name])) for name in ("p50", "p99", "p99.9")]
     ratio = result["admission_ratio"]
     if ratio:
         facts.append(("Most admitted, of nominal", f"{ratio['max']:.2%}"))

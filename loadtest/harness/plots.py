@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from loadtest.driver.schedule import rate_at
-from loadtest.harness.oracle import outages_of
 from loadtest.harness.scenario import Scenario
 
 INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#e4e8ee"
@@ -240,12 +239,12 @@ def _time_axis(axes: Axes, result: Mapping[str, Any]) -> None:
 
 def _mark_events(axes: Axes, result: Mapping[str, Any]) -> None:
     scenario = Scenario(**result["scenario"])
-    for start_s, end_s in outages_of(scenario):
+    for start_s, end_s in result["outages"]:
         axes.axvspan(start_s, min(end_s, scenario.load.duration_s), color=RED, alpha=0.06, lw=0)
     for event in scenario.events:
         axes.axvline(event.at_s, color=INK, lw=1, ls=(0, (1, 2)))
         axes.annotate(
-            event.do,
+            event.do if event.times == 1 else f"{event.do}, {event.times:,} times",
             (event.at_s, 1),
             (3, -3),
             ("data", "axes fraction"),

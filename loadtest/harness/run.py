@@ -12,7 +12,15 @@ from time import monotonic_ns, time
 from typing import Any
 
 from loadtest.harness.drivers import Driver, DriverError, Job
-from loadtest.harness.oracle import admissions, growth_faults, judge
+from loadtest.harness.oracle import (
+    Admission,
+    Fault,
+    admissions,
+    growth_faults,
+    judge,
+    normal_again_s,
+    outages_of,
+)
 from loadtest.harness.results import Collected, as_result, driver_limit
 from loadtest.harness.scenario import EventSettings, Scenario
 from loadtest.harness.stage import Stage, split_cores
@@ -33,21 +41,23 @@ class RunError(Exception):
 
 
 class _Events:
-    """Carries out the events of a scenario in a thread of its own."""
+    """Carries out the events of a scenario: one after the other, and suspensions beside them."""
 
     def __init__(self, stage: Stage, events: Sequence[EventSettings], start_ns: int) -> None:
         self.error: Exception | None = None
         self._stage = stage
-        self._events = sorted(events, key=lambda event: event.at_s)
         self._start_ns = start_ns
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="events")
-        self._thread.start()
+        ordered = sorted(events, key=lambda event: event.at_s)
+        lanes = [[event for event in ordered if event.do != "suspend"]]
+        lanes += [[event] for event in ordered if event.do == "suspend"]
+        self._threads = [threading.Thread(target=self._run, args=(lane,), name="events") for lane in lanes]
+        for thread in self._threads:
+            thread.start()
 
-    def _run(self) -> None:
-        for event in self._events:
+    def _run(self, events: Sequence[EventSettings]) -> None:
+        for event in events:
             due_s = (self._start_ns - monotonic_ns()) / 1e9 + event.at_s
-            if self._is_over.wait(max(0.0, due_s)):
+            if self._stage.is_over.wait(max(0.0, due_s)):
                 return
             try:
                 self._stage.actions[event.do](event)
@@ -56,9 +66,10 @@ class _Events:
                 return
 
     def stop(self) -> None:
-        """Start no more events, and wait for the running one."""
-        self._is_over.set()
-        self._thread.join()
+        """Start no more events, and wait for the running ones."""
+        self._stage.is_over.set()
+        for thread in self._threads:
+            thread.join()
 
 
 def drive(
@@ -82,7 +93,8 @@ def drive(
     with ExitStack() as stack:
         drivers = []
         for part in range(parts):
-            drivers.append(Driver(Job(scenario, stage.keys, stage.targets, rules, part, parts, cores)))
+            job = Job(scenario, stage.keys, stage.targets, rules, part, parts, cores, stage.focus)
+            drivers.append(Driver(job))
             stack.callback(drivers[-1].stop)
         for driver in drivers:
             driver.wait_ready()
@@ -95,8 +107,14 @@ def drive(
         usage.sample((monotonic_ns() - start_ns) / SECOND_NS)
     if events.error is not None:
         raise RunError(f"an event failed: {events.error}") from events.error
-    admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9)
-    verdict = judge(scenario, tally, collected.totals, admitted, stage.suspended)
+    replaced = [[(at_ns - start_ns) / SECOND_NS for at_ns in outage] for outage in stage.outages]
+    outages = outages_of(scenario) + [
+        (failed_s, replaced_s + scenario.oracle.recovery_s) for failed_s, replaced_s in replaced
+    ]
+    failovers = stage.failovers()
+    admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9, failovers)
+    verdict = judge(scenario, tally, collected.totals, admitted, stage.suspensions, outages)
+    verdict.faults += [Fault(what, 1) for what in stage.final_faults()]
     if scenario.load.shape == "soak":
         verdict.faults += growth_faults(scenario, usage.samples)
     per_core = 1 / parts / max(scenario.load.duration_s, tally.span_s)
@@ -113,12 +131,23 @@ def drive(
             "reconnects": tally.reconnects,
         },
         "usage": _usage(usage, collected),
-        "suspended": {
-            str(number): {"called_s": (called - start_ns) / 1e9, "committed_s": (committed - start_ns) / 1e9}
-            for number, (called, committed) in stage.suspended.items()
-        },
+        "outages": outages,
+        "failovers": _failovers(failovers, replaced, tally, admitted),
     }
     return as_result(scenario, started, collected, verdict, admitted, tally.span_s, extra)
+
+
+def _failovers(
+    count: int, replaced: Sequence[Sequence[float]], tally: Tally, admitted: Sequence[Admission]
+) -> dict[str, Any]:
+    """Return the figures of failovers; *replaced* has when each primary failed and its successor was seen."""
+    return {
+        "count": count,
+        "failed_s": [failed_s for failed_s, _ in replaced],
+        "replaced_after_s": [round(replaced_s - failed_s, 3) for failed_s, replaced_s in replaced],
+        "normal_after_s": [round(normal_again_s(tally, failed_s) - failed_s, 3) for failed_s, _ in replaced],
+        "admitted_beyond_nominal": sum(max(0.0, item.admitted - item.nominal) for item in admitted),
+    }
 
 
 def rules_of(scenario: Scenario) -> Rules:
@@ -134,7 +163,7 @@ def rules_of(scenario: Scenario) -> Rules:
         oracle.headers,
         oracle.clock_skew_s,
         oracle.exclusive and scenario.connections.processes == 1,
-        frozenset(event.integration for event in scenario.events if event.do == "suspend"),
+        frozenset(number for event in scenario.events for number in event.integrations),
     )
 
 

@@ -99,12 +99,14 @@ class TrafficSettings(_Strict):
     Who asks: the number of integrations, and how unevenly they are drawn (integration k by 1 / k^`zipf`).
 
     `unknown_keys` well-formed keys belong to nobody. 0 `allowlist_entries` = any address may send requests.
+    `focus_share` of the valid calls are of the integration that an event suspends next.
     """
 
     integrations: Annotated[int, Field(ge=1, le=INTEGRATIONS_MAX)] = 100
     zipf: Annotated[float, Field(ge=0, le=4)] = 0.0
     unknown_keys: Annotated[int, Field(ge=1, le=INTEGRATIONS_MAX)] = 1_000
     allowlist_entries: Annotated[int, Field(ge=0, le=50)] = 50
+    focus_share: Share = 0.0
     mix: MixSettings = MixSettings()
 
 
@@ -158,12 +160,13 @@ class SidecarSettings(_Strict):
     """
     The servers that the harness starts if there is no target.
 
-    `count` sidecars of `workers` each; a shared `store` is a redis-server of their own. `registry: api` makes
-    integrations through the admin API, so that they can be suspended. `proxy` runs nginx in front of the
-    first one. `settings` are keys of the sidecar's configuration file.
+    `count` sidecars of `workers` each share a `store`: one redis-server, a primary with two replicas behind
+    three Sentinels, or a Cluster of three primaries with a replica each. `registry: api` makes integrations
+    through the admin API, so that they can be suspended. `proxy` runs nginx in front of the first one.
+    `settings` are keys of the sidecar's configuration file.
     """
 
-    store: Literal["embedded", "redis"] = "embedded"
+    store: Literal["embedded", "redis", "sentinel", "cluster"] = "embedded"
     count: Annotated[int, Field(ge=1, le=16)] = 1
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     registry: Literal["file", "api"] = "file"
@@ -173,15 +176,28 @@ class SidecarSettings(_Strict):
 
 class EventSettings(_Strict):
     """
-    Something that happens during the load, `at_s` after its start.
+    Something that happens during the load, `at_s` after its start, or when the event before it has ended.
 
     `pause-redis` and `resume-redis` stop and continue the process, `kill-redis` and `start-redis` lose its
-    data; `restart-sidecars` restarts one after the other; `suspend` suspends number `integration`.
+    data; of a Sentinel group or Cluster they concern the primary, and `fail-over` has Sentinels replace it.
+    `restart-sidecars` restarts one after the other. `suspend` suspends `times` integrations, from number
+    `integration` on, with `pause_s` before and after each, shared by so many `administrators`; it does not
+    delay other events.
     """
 
     at_s: Annotated[float, Field(ge=0)]
-    do: Literal["pause-redis", "resume-redis", "kill-redis", "start-redis", "restart-sidecars", "suspend"]
+    do: Literal[
+        "pause-redis", "resume-redis", "kill-redis", "start-redis", "fail-over", "restart-sidecars", "suspend"
+    ]
     integration: Annotated[int, Field(ge=0)] = 0
+    times: Annotated[int, Field(ge=1, le=INTEGRATIONS_MAX)] = 1
+    pause_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+    administrators: Annotated[int, Field(ge=1, le=16)] = 1
+
+    @property
+    def integrations(self) -> range:
+        """The integrations that it suspends."""
+        return range(self.integration, self.integration + self.times if self.do == "suspend" else 0)
 
 
 class OracleSettings(_Strict):
@@ -279,20 +295,29 @@ class Scenario(_Strict):
                     "target.keys must be a file of API keys: the harness cannot create integrations there",
                 ),
             )
-        kinds, has_redis = self.traffic.mix, sidecar.store == "redis"
+        kinds, has_redis = self.traffic.mix, sidecar.store != "embedded"
         redis_events = sorted(event for event in events if event.endswith("-redis"))
         return (
             (
                 bool(redis_events) and not has_redis,
-                f"event {', '.join(redis_events)} needs sidecar.store = 'redis'",
+                f"event {', '.join(redis_events)} needs sidecar.store = 'redis', 'sentinel' or 'cluster'",
+            ),
+            (
+                "fail-over" in events and sidecar.store != "sentinel",
+                "event fail-over needs sidecar.store = 'sentinel'",
+            ),
+            (
+                bool(self.traffic.focus_share) and "suspend" not in events,
+                "traffic.focus_share needs an event suspend",
             ),
             (
                 "suspend" in events and sidecar.registry != "api",
                 "event suspend needs sidecar.registry = 'api'",
             ),
             (
-                any(event.integration >= self.traffic.integrations for event in self.events),
-                "an event's integration must be less than traffic.integrations",
+                any(event.integrations.stop > self.traffic.integrations for event in self.events),
+                "an event suspends integrations that do not exist: integration + times is more than"
+                " traffic.integrations",
             ),
             (
                 sidecar.registry == "api" and kinds.valid + kinds.unknown < 1,
@@ -304,7 +329,7 @@ class Scenario(_Strict):
             ),
             (
                 (sidecar.count > 1 or sidecar.workers > 1) and not has_redis,
-                "several sidecars or workers need sidecar.store = 'redis': they share buckets",
+                "several sidecars or workers share buckets: sidecar.store must not be 'embedded'",
             ),
         )
 

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.client import HTTPException
 from ipaddress import ip_address
+from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any
@@ -23,14 +28,17 @@ from cryptography.x509.oid import NameOID
 
 from deploy.demo.proxies import Proxy
 from loadtest.bench.admin_calls import AdminCalls
-from loadtest.bench.processes import RunningSidecar, free_port, running_sidecar
+from loadtest.bench.processes import BenchError, RunningSidecar, free_port, running_sidecar
 from loadtest.driver.targets import Target, parse_target
 from loadtest.harness.scenario import EventSettings, Scenario, TargetSettings
+from loadtest.harness.stores import Store
+from loadtest.harness.suspensions import Suspension, Suspensions
+from loadtest.harness.tally import Focus
 from loadtest.harness.workload import Keys, make_keys, read_keys, registry_records
-from loadtest.redis_servers import RedisServer
 
 BATCH = 1_000
 BOOTSTRAP_TIMEOUT_S = 60.0
+RETRY_S = 0.02
 LOOPBACK = "127.0.0.1"
 ROUTES = [
     {"methods": ["GET"], "path": "/v1/orders/{id}", "scope": "orders:read"},
@@ -44,14 +52,20 @@ class Stage:
     What a run drives.
 
     `groups` returns the pids of each group of processes; `actions` carry out events, by their names;
-    `suspended` has the times (CLOCK_MONOTONIC) at which each suspension was requested and committed.
+    `is_over` is set when the load has ended. `outages` and `failovers` are those of `stores.Store`;
+    `final_faults` returns what is wrong with the servers after the run.
     """
 
     targets: Sequence[Target]
     keys: Keys
     groups: Callable[[], Mapping[str, Sequence[int]]] = dict
-    actions: Mapping[str, Callable[[EventSettings], object]] = field(default_factory=dict)
-    suspended: dict[int, tuple[int, int]] = field(default_factory=dict)
+    actions: dict[str, Callable[[EventSettings], object]] = field(default_factory=dict)
+    is_over: threading.Event = field(default_factory=threading.Event)
+    focus: Focus | None = None
+    suspensions: Suspensions = field(default_factory=Suspensions)
+    outages: Sequence[tuple[int, int]] = ()
+    failovers: Callable[[], int] = lambda: 0
+    final_faults: Callable[[], Sequence[str]] = list
 
 
 def split_cores() -> tuple[list[int], list[int]]:
@@ -90,18 +104,20 @@ class _Sidecars:
         self._folder = folder
         self._cores = cores
         self._stack = stack
-        self._redis: RedisServer | None = None
+        self._store: Store | None = None
         self._proxy: Proxy | None = None
         self._running: list[tuple[AbstractContextManager[RunningSidecar], RunningSidecar]] = []
         self._configs: list[tuple[Path, str, str]] = []
         self._keys = make_keys(scenario)
-        self._suspended: dict[int, tuple[int, int]] = {}
+        self._suspensions = Suspensions()
+        self._focus: Focus = get_context("spawn").RawValue("q", 0)
+        self._is_over = threading.Event()
         self._token = ""
 
     def stage(self) -> Stage:
-        if self._scenario.sidecar.store == "redis":
-            self._redis = RedisServer(self._folder / "redis").start()
-            self._stack.callback(self._redis.stop)
+        if self._scenario.sidecar.store != "embedded":
+            self._store = Store(self._scenario.sidecar.store, self._folder / "redis")
+            self._stack.callback(self._store.stop)
         self._stack.callback(self._stop)
         listens = [self._write(number) for number in range(self._scenario.sidecar.count)]
         if self._scenario.sidecar.registry == "api":
@@ -117,14 +133,16 @@ class _Sidecars:
             "restart-sidecars": self._restart,
             "suspend": self._suspend,
         }
-        if (redis := self._redis) is not None:
-            actions |= {
-                "pause-redis": lambda event: redis.freeze(),
-                "resume-redis": lambda event: redis.thaw(),
-                "kill-redis": lambda event: redis.kill(),
-                "start-redis": lambda event: redis.start(),
-            }
-        return Stage(targets, self._keys, self._groups, actions, self._suspended)
+        made = Stage(
+            targets, self._keys, self._groups, actions, self._is_over, self._focus, self._suspensions
+        )
+        if (store := self._store) is not None:
+            made.outages, made.failovers = store.outages, lambda: store.failovers
+            for name, action in store.actions.items():
+                actions[name] = partial(_ignoring_event, action)
+        if self._token:
+            made.final_faults = self._registry_faults
+        return made
 
     def _write(self, number: int) -> tuple[str, str]:
         """Write the configuration of one sidecar; return the address for the load, and its certificate."""
@@ -159,7 +177,7 @@ class _Sidecars:
     def _store_settings(self) -> dict[str, Any]:
         """Return the settings of store, registry and rate limits, and write their files."""
         scenario, folder = self._scenario, self._folder
-        settings: dict[str, Any] = {"store": self._redis.url} if self._redis is not None else {}
+        settings: dict[str, Any] = {"store": self._store.url} if self._store is not None else {}
         if scenario.protocol == "rls":
             limits = folder / "limits"
             limits.mkdir(exist_ok=True)
@@ -168,7 +186,7 @@ class _Sidecars:
             (limits / "shop.yaml").write_text(yaml.safe_dump(rules))
             settings["rate_limits"] = {"path": str(limits), "algorithm": scenario.limits.algorithm}
         if scenario.sidecar.registry == "api":
-            return settings if self._redis is not None else {**settings, "registry": "sqlite:registry.sqlite"}
+            return settings if self._store is not None else {**settings, "registry": "sqlite:registry.sqlite"}
         registry = folder / "registry.yaml"
         if not registry.exists():
             records = registry_records(scenario, self._keys)
@@ -217,20 +235,59 @@ class _Sidecars:
         calls.close()
 
     def _suspend(self, event: EventSettings) -> None:
-        record = registry_records(self._scenario, self._keys)[event.integration]
+        """Suspend integrations until all are, or the load has ended; several administrators share them."""
+        ids = [record["id"] for record in registry_records(self._scenario, self._keys)]
+        numbers = iter(event.integrations)
+        with ThreadPoolExecutor(event.administrators) as pool:
+            administer = partial(self._administer, numbers, ids, event.pause_s)
+            for future in [pool.submit(administer) for _ in range(event.administrators)]:
+                future.result()
+
+    def _administer(self, numbers: Iterator[int], ids: Sequence[str], pause_s: float) -> None:
+        for number in numbers:
+            self._focus.value = number
+            if self._is_over.wait(pause_s):
+                return
+            called_ns, answer = monotonic_ns(), None
+            while answer is None and not self._is_over.is_set():
+                answer = self._try_to_suspend(ids[number])
+            if answer is not None:
+                made = Suspension(number, called_ns, monotonic_ns(), answer["lacks_replicas"])
+                self._suspensions.made.append(made)
+            self._is_over.wait(pause_s)
+
+    def _try_to_suspend(self, integration_id: str) -> dict[str, Any] | None:
+        """Suspend; None = the admin API reported an error, so it may have happened or not."""
         calls = AdminCalls(self._running[0][1].admin, self._token)
-        called_ns = monotonic_ns()
-        calls.call("POST", f"/integrations/{record['id']}/suspend", {"reason": "load test"})
-        self._suspended[event.integration] = called_ns, monotonic_ns()
+        try:
+            path = f"/integrations/{integration_id}/suspend"
+            answer: dict[str, Any] = calls.call("POST", path, {"reason": "load test"})
+            return answer
+        except (BenchError, OSError, HTTPException):
+            self._suspensions.errors += 1
+            self._is_over.wait(RETRY_S)
+            return None
+        finally:
+            calls.close()
+
+    def _registry_faults(self) -> list[str]:
+        """Return what is wrong with the audit log, which failovers must not damage."""
+        calls = AdminCalls(self._running[0][1].admin, self._token)
+        found = calls.call("GET", "/audit/verify")
         calls.close()
+        return [] if found["is_intact"] else [f"the audit log is damaged: {found}"]
 
     def _groups(self) -> Mapping[str, Sequence[int]]:
         groups = {"sidecar": [pid for _, sidecar in self._running for pid in sidecar.pids()]}
-        if self._redis is not None and self._redis.process is not None:
-            groups["redis"] = [self._redis.process.pid]
+        if self._store is not None:
+            groups["redis"] = self._store.pids
         if self._proxy is not None:
             groups["nginx"] = RunningSidecar(self._proxy.pid, "", "").pids()
         return groups
+
+
+def _ignoring_event(action: Callable[[], None], event: EventSettings) -> None:
+    action()
 
 
 def _bootstrap(config: Path) -> str:

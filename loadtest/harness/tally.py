@@ -9,10 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
 from time import monotonic_ns, time
+from typing import Protocol
 
 from loadtest.driver.connection import Call
 from loadtest.harness.answers import MISSING, UNREADABLE, Answer, Read
-from loadtest.harness.workload import FOREIGN_ADDRESS, SUSPENDED, UNKNOWN, VALID, WRONG_SCOPE, Workload
+from loadtest.harness.suspensions import WatchedCalls
+from loadtest.harness.workload import (
+    FOCUS,
+    FOREIGN_ADDRESS,
+    SUSPENDED,
+    UNKNOWN,
+    VALID,
+    WRONG_SCOPE,
+    Workload,
+)
 
 UNANSWERED = 1
 """In place of a status: no answer in time, or the connection was lost."""
@@ -20,6 +30,8 @@ UNAVAILABLE = 503
 SAMPLES_MAX = 10
 """Wrong answers that are kept of each kind, to be shown."""
 SECOND_NS = 1_000_000_000
+UNAVAILABLE_NS = 10_000_000
+"""Calls with `UNAVAILABLE` are counted by hundredths of a second."""
 _ROUNDING_S = 0.01
 """Clocks are read at slightly different moments."""
 
@@ -31,6 +43,12 @@ EXPECTED = {
     FOREIGN_ADDRESS: frozenset((403,)),
 }
 """The right statuses by kind; `UNAVAILABLE` and `UNANSWERED` are counted on their own."""
+
+
+class Focus(Protocol):
+    """Shared memory with the number of an integration."""
+
+    value: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,8 @@ class Tally:
     The counts of one process, or of all processes after `add`.
 
     The arrays have one item for each integration: admitted, refused (429) and lost calls that were valid, and
-    the times (CLOCK_MONOTONIC) of the first sending and of the last answer. `outages` are calls with
-    `UNAVAILABLE` by the second in which they were sent. `watched` has integration, sending time and status.
+    the times (CLOCK_MONOTONIC) of the first sending and of the last answer. `unavailable` are calls with
+    `UNAVAILABLE`, by the number of `UNAVAILABLE_NS` after the start in which they were sent.
     """
 
     admitted: array[int]
@@ -79,7 +97,7 @@ class Tally:
     wrong: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[str]] = field(default_factory=dict)
     unavailable: Counter[int] = field(default_factory=Counter)
-    watched: list[tuple[int, int, int]] = field(default_factory=list)
+    watched: WatchedCalls[int] = field(default_factory=lambda: array("q"))
     cpu_s: float = 0.0
     waited_s: float = 0.0
     reconnects: int = 0
@@ -128,6 +146,7 @@ class TallyingLoad:
         *,
         report: Callable[[dict[int, Second]], None] = lambda seconds: None,
         settle_s: float = 0.0,
+        focus: Focus | None = None,
         clock_s: Callable[[], float] = time,
         clock_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
@@ -143,6 +162,7 @@ class TallyingLoad:
         self._report = report
         self._settle_ns = int(settle_s * 1e9)
         self._reported = 0
+        self._focus = focus
         self._read = read
         self._rules = rules
         self._picks = cycle(workload.picks)
@@ -157,6 +177,8 @@ class TallyingLoad:
     def next_call(self, now_ns: int) -> tuple[int, int]:
         """Return the next draw; the tag is 1 if the bucket must be full, because its reset has passed."""
         number = next(self._picks)
+        if number == FOCUS and self._focus is not None:
+            number = self._focus.value
         if self._kinds[number] != VALID:
             return number, 0
         owner, first_ns, in_flight = self._owners[number], self.tally.first_ns, self._in_flight
@@ -201,7 +223,7 @@ class TallyingLoad:
             if status != UNAVAILABLE:
                 self._check(kind, call, answer, message, read_ns)
             else:
-                self.tally.unavailable[(call.sent_ns - self.start_ns) // SECOND_NS] += 1
+                self.tally.unavailable[(call.sent_ns - self.start_ns) // UNAVAILABLE_NS] += 1
         self.seconds[second].statuses[kind, status] += 1
         if kind == VALID:
             self._count_valid(self._owners[call.number], status, call, read_ns)
@@ -228,7 +250,7 @@ class TallyingLoad:
             tally.lost[owner] += 1
             self._full_s[owner] = math.inf  # it may have taken a token
         if owner in self._rules.watched:
-            tally.watched.append((owner, call.sent_ns, status))
+            tally.watched.extend((owner, call.target, call.sent_ns, read_ns, status))
 
     def _check(self, kind: int, call: Call, answer: Answer, message: bytes, read_ns: int) -> None:
         status, limit, remaining, reset_s = answer

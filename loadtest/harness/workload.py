@@ -22,6 +22,8 @@ VALID, UNKNOWN, SUSPENDED, WRONG_SCOPE, FOREIGN_ADDRESS = range(len(KINDS))
 FOREIGN = "203.0.113.9"
 DECIDE = "/sidecar.v1.DecisionService/Decide"
 DRAWS = 262_144
+FOCUS = 2**32 - 1
+"""A draw of the integration that is suspended next."""
 VARIANTS_MAX = 1_000
 """At most so many integrations send requests that are not valid."""
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -42,7 +44,8 @@ class Workload:
     The messages of a run.
 
     `method` is the gRPC method; '' = the messages are complete HTTP/1.1 requests. `kinds` has the kind of
-    each message and `owners` its integration; `picks` are numbers of messages in the order of sending.
+    each message and `owners` its integration; `picks` are numbers of messages in the order of sending, or
+    `FOCUS`.
     """
 
     method: str
@@ -150,9 +153,15 @@ def _picks(scenario: Scenario, counts: Sequence[int], part: int) -> Iterator[int
             raise ScenarioError(f"traffic.mix.{KINDS[kind]} is {share:g}, but there are no keys of that kind")
     source = random.Random(seed)
     drawn = source.choices(range(len(counts)), weights=mix.shares, k=DRAWS)
-    valid = iter(zipf_picks(counts[VALID], DRAWS, scenario.traffic.zipf, seed))
+    valid, focus_share = (
+        iter(zipf_picks(counts[VALID], DRAWS, scenario.traffic.zipf, seed)),
+        scenario.traffic.focus_share,
+    )
     for kind in drawn:
-        yield firsts[kind] + (next(valid) if kind == VALID else source.randrange(counts[kind]))
+        if kind != VALID:
+            yield firsts[kind] + source.randrange(counts[kind])
+        else:
+            yield FOCUS if source.random() < focus_share else next(valid)
 
 
 class _Messages:

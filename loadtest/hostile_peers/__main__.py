@@ -20,7 +20,8 @@ from rich.table import Table
 
 from loadtest.hostile_peers.peers import KINDS
 from loadtest.hostile_peers.trials import RATE_PER_S, SIDECARS, PeerTrial, run_trials
-from loadtest.proving import EXIT_BROKEN, EXIT_KEPT
+
+EXIT_KEPT, EXIT_BROKEN = 0, 1
 
 
 def as_table(trials: Sequence[PeerTrial]) -> Table:

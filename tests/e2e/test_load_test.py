@@ -14,9 +14,10 @@ from loadtest.__main__ import app
 from loadtest.harness.drivers import Job, carry_out
 from loadtest.harness.oracle import admissions, judge
 from loadtest.harness.results import Collected
-from loadtest.harness.run import drive, rules_of
+from loadtest.harness.run import rules_of
 from loadtest.harness.scenario import Scenario
 from loadtest.harness.stage import staged
+from loadtest.harness.suspensions import Suspensions
 
 SHORT = {"rate_per_s": 300, "duration_s": 1.0, "warm_up_s": 0}
 MIX = {"valid": 0.6, "unknown": 0.1, "suspended": 0.1, "wrong_scope": 0.1, "foreign_address": 0.1}
@@ -46,7 +47,7 @@ def test_load_test__every_answer_of_a_real_sidecar_is_right(protocol: str) -> No
             monotonic_ns,
         )
     admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9)
-    verdict = judge(scenario, tally, collected.totals, admitted, {})
+    verdict = judge(scenario, tally, collected.totals, admitted, Suspensions(), [])
     assert verdict.faults == []
     assert {status for _, status in collected.totals} >= {200, 429}
     assert len(admitted) == 5
@@ -70,21 +71,6 @@ def test_load_test__a_run_leaves_a_result_and_a_page_and_two_can_be_compared(tmp
     compared = CliRunner().invoke(app, ["compare", path, path, f"--out={tmp_path}"])
     assert compared.exit_code == 0, compared.output
     assert "1.00 ×" in compared.output
-
-
-def test_load_test__a_suspension_under_load_is_judged_by_its_commit() -> None:
-    """The harness suspends through the admin API, and looks at each later call of that integration."""
-    scenario = Scenario(
-        load={**SHORT, "duration_s": 1.5},
-        traffic={"integrations": 2, "allowlist_entries": 0},
-        sidecar={"registry": "api"},
-        events=[{"at_s": 0.5, "do": "suspend", "integration": 1}],
-    )
-    with staged(scenario) as stage:
-        result = drive(scenario, stage)
-    assert result["verdict"] == {**result["verdict"], "is_right": True, "faults": []}
-    assert result["answers"]["valid"]["403"] > 0
-    assert 0.5 <= result["suspended"]["1"]["called_s"] < result["suspended"]["1"]["committed_s"]
 
 
 def test_load_test__without_a_server_there_is_no_run(tmp_path: Path) -> None:

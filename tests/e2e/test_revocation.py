@@ -1,50 +1,55 @@
-"""A suspension is instant: short trials on real sidecars, and the proof finds one that is not."""
+"""A suspension is instant: short runs on real sidecars, and the proof finds one that is not."""
 
 from __future__ import annotations
 
-import secrets
+from time import monotonic_ns
+from typing import Any
 
-import pytest
+from loadtest.harness.run import drive
+from loadtest.harness.scenario import EventSettings, load_scenario
+from loadtest.harness.stage import Stage, staged
+from loadtest.harness.suspensions import Suspension
 
-from loadtest.revocation.administrator import Administrator
-from loadtest.revocation.trials import RevocationError, prove_revocation
-from tests.redis_servers import shared
-from tests.store_harness import run
+TIMES, SIDECARS = 8, 2
+SHORT = (
+    "load.rate_per_s=400",
+    "load.duration_s=4",
+    f"sidecar.count={SIDECARS}",
+    f"traffic.integrations={TIMES}",
+    f'events=[{{at_s=0.3, do="suspend", times={TIMES}, pause_s=0.05}}]',
+)
 
-PATIENCE_S = 120.0
-TRIALS, SIDECARS = 10, 2
+
+def suspending_under_load(change: Any = None) -> dict[str, Any]:
+    """The result of a short run; *change* changes the stage first."""
+    scenario = load_scenario("revocation", SHORT)
+    with staged(scenario) as stage:
+        if change is not None:
+            change(stage)
+        return drive(scenario, stage)
 
 
 def test_revocation__nobody_is_let_in_after_the_commit() -> None:
-    """No sidecar under load admits a request that was sent after the commit returned; no key is left."""
-    prefix = f"sidecar:{secrets.token_hex(4)}:"
-    store = shared().cluster
-    report = run(prove_revocation(f"{store.url}?prefix={prefix}", TRIALS, SIDECARS), PATIENCE_S)
-    reported = report.as_json()
-    assert (reported["verdict"], reported["trials"], reported["admitted_after_commit"]) == ("kept", TRIALS, 0)
-    assert reported["sent_after_commit"] >= TRIALS * SIDECARS * 20
-    assert reported["admitted_before_commit"] >= TRIALS * SIDECARS * 50
-    assert [key for server in store.servers for key in server.client.keys(f"{prefix}*")] == []
+    """No sidecar under load admits a request that was sent after the commit was answered."""
+    result = suspending_under_load()
+    found = result["verdict"]["suspensions"]
+    assert result["verdict"]["faults"] == []
+    assert 0 < found["made"] <= TIMES
+    assert (found["admitted_after"], found["lacking_replicas"], found["errors"]) == (0, 0, 0)
+    assert found["sent_after"] > 0
+    assert result["answers"]["valid"]["200"] > 0
 
 
-class IdleAdministrator(Administrator):
-    """Says that a suspension is committed, and has done nothing."""
+def test_revocation__one_that_does_not_work_is_found_out() -> None:
+    """An administrator who does nothing: requests that go on being admitted are counted."""
 
-    async def suspend(self, number: int) -> None:
-        """Do nothing."""
+    def idle(stage: Stage) -> None:
+        def suspend(event: EventSettings) -> None:
+            now_ns = monotonic_ns()
+            stage.suspensions.made += [Suspension(number, now_ns, now_ns) for number in event.integrations]
 
+        stage.actions["suspend"] = suspend
 
-def test_revocation__one_that_does_not_work_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that go on being admitted are counted, and the verdict is broken."""
-    monkeypatch.setattr("loadtest.revocation.trials.DENY_TIMEOUT_S", 0.3)
-    report = run(prove_revocation(shared().standalone.url, 1, 1, make=IdleAdministrator), PATIENCE_S)
-    reported = report.as_json()
-    assert reported["verdict"] == "broken"
-    assert reported["admitted_after_commit"] > 0
-
-
-@pytest.mark.parametrize("trials", [0, 100_001])
-def test_revocation__bounds_of_the_trials(trials: int) -> None:
-    """A number that makes no sense is refused before anything is started."""
-    with pytest.raises(RevocationError, match="1 to 100000"):
-        run(prove_revocation("redis://127.0.0.1:1", trials, 1))
+    result = suspending_under_load(idle)
+    assert result["verdict"]["suspensions"]["admitted_after"] > 0
+    assert not result["verdict"]["is_right"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from loadtest.failover import suspensions
-from loadtest.failover.answers import DRAINING, DRY
-from loadtest.failover.scene import fail_over
-from loadtest.failover.suspensions import SuspensionRound, fail_over_while_suspending
-from tests.store_harness import run
+from loadtest.harness.run import drive
+from loadtest.harness.scenario import load_scenario
+from loadtest.harness.stage import staged
 
-PATIENCE_S = 180.0
-SIDECARS = 2
-CALLS_PER_S = 400.0
-"""A quarter of what `make failover` sends: enough to meet every moment, and for two cores."""
-ANSWER_MS_MAX = 5_000.0
-"""No figure of speed: beyond it a caller would have been given up as hung."""
+KILL_AND_STALL = (
+    '{at_s=2, do="kill-redis"}, {at_s=3, do="start-redis"}, {at_s=12, do="pause-redis"},'
+    ' {at_s=15, do="resume-redis"}'
+)
+
+
+def driven(name: str, *changes: str) -> dict[str, Any]:
+    """The result of a scenario with a fraction of its load: enough for every moment, and for two cores."""
+    scenario = load_scenario(name, changes)
+    with staged(scenario) as stage:
+        return drive(scenario, stage)
 
 
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])
@@ -25,33 +30,28 @@ def test_failover__under_load(kind: str) -> None:
 
     The successor may have missed the last takes: a bucket then gives them again, at most one burst.
     """
-    failover = run(fail_over(kind, SIDECARS), PATIENCE_S)
-    assert failover.is_kept, failover.as_json()
-    assert failover.hung == 0
-    assert failover.failovers >= 1
-    statuses = {answer.status for answer in failover.during()}
-    assert 503 in statuses
-    assert statuses <= {200, 429, 503}
-    assert failover.slowest_ms() < ANSWER_MS_MAX
-    for bucket in (DRAINING, DRY):
-        allowed = failover.subjects[bucket].terms.burst * failover.failovers
-        assert failover.over_admitted(bucket) <= allowed
-    for sidecar in range(SIDECARS):
-        assert failover.recovered_ns(sidecar) > failover.killed_ns
+    load = ("load.rate_per_s=400", "load.duration_s=12", "limits.burst=150")
+    result = driven(f"failover-{kind}", *load, 'events=[{at_s=2, do="kill-redis"}]')
+    assert result["verdict"]["faults"] == []
+    assert set(result["answers"]["valid"]) == {"200", "429", "503"}
+    failovers = result["failovers"]
+    assert failovers["count"] >= 1
+    assert failovers["replaced_after_s"][0] > 0
+    assert 0 < failovers["normal_after_s"][0] < 10
+    assert result["seconds"][-1]["statuses"].get("503", 0) == 0
 
 
-def test_failover__an_acknowledged_suspension_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failover__an_acknowledged_suspension_holds() -> None:
     """
     Behind Sentinels a primary dies, or stands still and lives on beside its successor.
 
-    Of the suspensions acknowledged as durable meanwhile none is lost, and no request sent later is admitted.
+    Of the suspensions acknowledged meanwhile none is lost, and no request sent later is admitted.
     """
-
-    monkeypatch.setattr(suspensions, "CALLS_PER_S", CALLS_PER_S)
-
-    async def scenario() -> list[SuspensionRound]:
-        return [played async for played in fail_over_while_suspending(("kill", "stall-3.0"))]
-
-    for played in run(scenario(), PATIENCE_S):
-        assert played.is_kept, played.as_json()
-        assert played.sent_after > 0
+    traffic = ("load.rate_per_s=300", "load.duration_s=22", "traffic.integrations=60")
+    suspend = '{at_s=0.5, do="suspend", times=60, pause_s=0.3, administrators=2}'
+    result = driven("failover-suspend", *traffic, f"events=[{suspend}, {KILL_AND_STALL}]")
+    assert result["verdict"]["faults"] == []
+    assert result["failovers"]["count"] >= 1
+    found = result["verdict"]["suspensions"]
+    assert found["sent_after"] > 0
+    assert found["admitted_after"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,20 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from loadtest.bench.workload import CHECK
 from loadtest.driver.targets import parse_target
 from loadtest.harness.drivers import Job, carry_out
-from loadtest.harness.oracle import Admission, Verdict, admissions, growth_faults, judge, outages_of
+from loadtest.harness.oracle import (
+    Admission,
+    Verdict,
+    admissions,
+    growth_faults,
+    judge,
+    normal_again_s,
+    outages_of,
+)
 from loadtest.harness.results import Collected
 from loadtest.harness.run import rules_of
 from loadtest.harness.scenario import Scenario
-from loadtest.harness.tally import Tally
+from loadtest.harness.suspensions import Suspension, Suspensions, judge_suspensions
+from loadtest.harness.tally import SECOND_NS, UNAVAILABLE_NS, Tally
 from loadtest.harness.usage import Sample
 from loadtest.harness.workload import make_keys
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
@@ -104,7 +114,7 @@ def judged(fault: str, scenario: Scenario = SCENARIO) -> Verdict:
         job = Job(scenario, KEYS, [parse_target(address)], rules_of(scenario), 0, 1, ())
         tally = carry_out(job, collected.add, monotonic_ns)
     admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9)
-    return judge(scenario, tally, collected.totals, admitted, {})
+    return judge(scenario, tally, collected.totals, admitted, Suspensions(), [])
 
 
 def test_oracle__an_honest_server_passes() -> None:
@@ -144,7 +154,9 @@ def tally_of(admitted: int, refused: int = 0, span_s: float = 60.0) -> Tally:
 
 def faults_of(scenario: Scenario, tally: Tally, totals: Counter[tuple[int, int]]) -> list[str]:
     """What the oracle says."""
-    verdict = judge(scenario, tally, totals, admissions(scenario, tally, 0.0), {})
+    verdict = judge(
+        scenario, tally, totals, admissions(scenario, tally, 0.0), Suspensions(), outages_of(scenario)
+    )
     return [fault.what for fault in verdict.faults]
 
 
@@ -161,7 +173,7 @@ def test_oracle__fixed_windows_begin_on_the_time_of_day(first_s: float, windows:
     limits = {"rpm": 100, "algorithm": "fixed_window", "unit": "minute"}
     scenario = changed(protocol="rls", limits=limits, traffic={"integrations": 1})
     [found] = admissions(scenario, tally_of(1, span_s=61.0 if windows == 3 else 60.0), first_s - 1)
-    assert found == Admission(0, 1, 1, 0, 100.0 * windows)
+    assert found == Admission(0, 1, 1, 0, 100.0 * windows, 100.0 * windows)
 
 
 def test_oracle__a_store_that_is_gone_explains_503_only_then() -> None:
@@ -172,22 +184,71 @@ def test_oracle__a_store_that_is_gone_explains_503_only_then() -> None:
     totals = Counter({(0, 200): 100, (0, 503): 50})
     for second, is_right in ((5, False), (12, True), (17, True), (25, False)):
         tally = tally_of(100)
-        tally.unavailable[second] = 50
+        tally.unavailable[second * SECOND_NS // UNAVAILABLE_NS] = 50
         assert (faults_of(scenario, tally, totals) == []) == is_right, second
     assert any(
         "did not happen" in text for text in faults_of(scenario, tally_of(100), Counter({(0, 200): 100}))
     )
 
 
-def test_oracle__a_suspension_binds_what_is_sent_after_its_commit() -> None:
-    """A request that was sent before may be admitted; one that is sent after must be denied."""
-    tally = tally_of(3)
-    tally.watched = [(0, 100, 200), (0, 200, 200), (0, 300, 403)]
-    totals = Counter({(0, 200): 2, (0, 403): 1})
-    for committed_ns, count in ((250, 0), (150, 1)):
-        verdict = judge(changed(), tally, totals, [], {0: (90, committed_ns)})
-        assert sum(fault.count for fault in verdict.faults) == count
-    assert not judge(changed(), tally, totals, [], {0: (90, 400)}).is_right
+def test_oracle__a_successor_may_give_one_burst_again() -> None:
+    """For each failover a bucket may admit its burst once more; for what is refused, no failover counts."""
+    scenario = changed(sidecar={"store": "sentinel"})
+    tally = tally_of(RPM + 2 * BURST)
+    [without], [once] = (admissions(scenario, tally, 0.0, failovers) for failovers in (0, 1))
+    assert (without.most, once.most, once.nominal) == (RPM + BURST, RPM + 2 * BURST, RPM + BURST)
+    for admitted, is_right in ((without, False), (once, True)):
+        verdict = judge(scenario, tally, Counter({(0, 200): 1}), [admitted], Suspensions(), [])
+        assert verdict.is_right == is_right
+
+
+def test_oracle__an_outage_ends_with_its_last_503() -> None:
+    """A store that is late once more, seconds later, does not prolong it."""
+    tally = tally_of(1)
+    for at_s in (3.0, 10.2, 10.6, 11.0, 14.0):
+        tally.unavailable[int(at_s * SECOND_NS // UNAVAILABLE_NS)] += 1
+    assert normal_again_s(tally, 10.0) == 11.0
+    assert normal_again_s(tally, 5.0) == 5.0
+
+
+CALLED_NS, COMMITTED_NS = 1_000, 2_000
+LATER_NS = 2_000_000_000
+
+
+def suspended(*calls: tuple[int, int, int, int], **changes: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """The judgment on integration 7 with *calls*: target, when sent and read, status."""
+    watched = array("q", (value for call in calls for value in (7, *call)))
+    made = Suspension(**{"integration": 7, "called_ns": CALLED_NS, "committed_ns": COMMITTED_NS, **changes})
+    return judge_suspensions(Suspensions([made]), watched, targets=2)
+
+
+def test_suspensions__only_what_is_sent_after_the_commit_is_judged() -> None:
+    """A request that was sent before may be admitted; of later ones, each that is let in is counted."""
+    before = [(0, 900, 3_000, 200), (1, 1_990, 2_500, 403)]
+    figures, wrong = suspended(*before, (0, 2_001, 2_100, 403), (1, LATER_NS, LATER_NS + 9, 403))
+    assert (wrong, figures["sent_after"], figures["admitted_after"]) == ({}, 2, 0)
+    assert figures["commit_ms"]["max"] == 0.001
+    assert figures["denial_ms"]["max"] == round(500 / 1e6, 3), "the later one of the first denials"
+    for status in (200, 429):
+        figures, wrong = suspended(*before, (0, 2_001, 2_100, status), (1, LATER_NS, LATER_NS + 9, 403))
+        assert (list(wrong.values()), figures["admitted_after"]) == ([1], 1)
+
+
+@pytest.mark.parametrize(
+    ("calls", "changes", "what"),
+    [
+        ([(0, 900, 950, 403), (0, 2_001, 2_100, 403)], {}, "denied before"),
+        ([(0, 900, 950, 200), (0, 1_500, LATER_NS, 200)], {}, "sent nothing"),
+        ([(0, 2_001, 2_100, 200)], {"lacks_replicas": True}, "no suspension was made"),
+        ([(0, 2_001, 2_100, 403)], {}, ""),
+    ],
+)
+def test_suspensions__a_run_that_proves_nothing_fails(
+    calls: list[tuple[int, int, int, int]], changes: dict[str, Any], what: str
+) -> None:
+    """Denied too early, not called after the commit, or not promised to last."""
+    wrong = suspended(*calls, **changes)[1]
+    assert [what in text for text in wrong] == [True] * bool(what)
 
 
 FLAT_MB = [50.0, 60.0, 60.5, 60.1, 60.4, 60.2, 60.3, 60.1, 60.2]

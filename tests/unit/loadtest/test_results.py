@@ -59,9 +59,10 @@ def result(
         "usage": {
             "sidecar": {"cpu_us_per_call": 30.0, "rss_mb_max": 50.0, "waited_share": 0.2, "samples": samples}
         },
-        "suspended": {},
+        "outages": [],
+        "failovers": {"failed_s": []},
     }
-    admitted = [Admission(0, 50, 100, 0, 100.0), Admission(1, 99, 100, 0, 100.0)]
+    admitted = [Admission(0, 50, 100, 0, 100.0, 100.0), Admission(1, 99, 100, 0, 100.0, 100.0)]
     started = datetime(2026, 1, 2, tzinfo=UTC)
     return as_result(scenario(rate_per_s), started, found, verdict, admitted, span_s, extra)
 

@@ -1,10 +1,14 @@
-"""Follows the decision log: asks again and again for decisions that were not seen before."""
+"""
+Follows the decision log: asks again and again for decisions that were recorded since the last answer.
+
+The server knows by the numbers of batches what is new, not by times: clocks may be set back, and a sidecar
+may write its files later than others.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidecar.admin_client.failures import AdminCallError, Failure
@@ -13,8 +17,6 @@ if TYPE_CHECKING:
     from sidecar.admin_client.client import Listing
 
 POLL_INTERVAL_S = 2.0
-LATE_S = 120.0
-"""How much later than others a decision may be written: by a sidecar that writes its files at other times."""
 SEEN_MAX = 100_000
 """Ids of decisions that are remembered."""
 
@@ -38,18 +40,16 @@ class Follower:
         self,
         ask: Callable[[Mapping[str, str]], Listing],
         wait: Callable[[float], object] = time.sleep,
-        since: str = "",
     ) -> None:
         """
         Follow the decisions that *ask* returns: the newest ones, newest first, by the query of its argument.
 
-        *wait* pauses. *since* is the earliest time that is asked for, '' = any.
+        *wait* pauses.
         """
         self._ask = ask
-        self._since = since
         self._wait = wait
         self._seen: dict[str, None] = {}
-        self._newest = ""
+        self._recorded = ""
 
     def poll(self) -> News:
         """
@@ -58,9 +58,9 @@ class Follower:
         Raises:
             AdminCallError: the server refuses the call.
         """
-        is_first = not self._newest
+        is_first = not self._recorded
         try:
-            listing = self._ask({} if is_first else {"since": self._late_since()})
+            listing = self._ask({} if is_first else {"recorded_after": self._recorded})
         except AdminCallError as error:
             if error.failure is not Failure.UNAVAILABLE:
                 raise
@@ -71,16 +71,9 @@ class Follower:
             self._seen[decision["decision_id"]] = None
         while len(self._seen) > SEEN_MAX:
             del self._seen[next(iter(self._seen))]
-        self._newest = max((self._newest, *(decision["time"] for decision in new)))
+        self._recorded = listing.rest["recorded"]
         return News(new[::-1], is_cut)
 
     def pause(self) -> None:
         """Wait until the next call is due."""
         self._wait(POLL_INTERVAL_S)
-
-    def _late_since(self) -> str:
-        """The time from which decisions may still be new."""
-        since = datetime.fromisoformat(self._newest).astimezone(UTC) - timedelta(seconds=LATE_S)
-        if self._since:
-            since = max(since, datetime.fromisoformat(self._since).astimezone(UTC))
-        return since.isoformat()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,17 +21,18 @@ from sidecar.admin_client.client import Listing
 from sidecar.cli.exits import CommandError
 from sidecar.cli.new_file import new_file
 from sidecar.domain.refusals import RefusedError
-from sidecar.services.admin.bodies import DecisionFilterQuery
+from sidecar.services.admin.bodies import DecisionFilterQuery, DecisionListQuery
 from sidecar.services.admin.decision_views import decision_view, missing_view
-from sidecar.services.admin.decisions import MISSING_MAX, filters_of
+from sidecar.services.admin.decisions import MISSING_MAX, filters_of, recorded_of
 from sidecar.stores.decisions.export import ExportFormat, count_rows, export_rows
-from sidecar.stores.decisions.filters import DecisionFilters
-from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader
+from sidecar.stores.decisions.queries import DecisionLogError
+from sidecar.stores.decisions.reader import DecisionReader
 
 READ_TIMEOUT_S = 60.0
 EXPORT_TIMEOUT_S = 600.0
 
 Query = Mapping[str, object]
+Asked = TypeVar("Asked", bound=DecisionFilterQuery)
 
 
 class LogFolder:
@@ -49,10 +50,15 @@ class LogFolder:
             CommandError: a filter is invalid, or the log cannot be read.
         """
         with _reported():
-            filters = _filters(query)
-            page = self._reader.page(filters, limit, READ_TIMEOUT_S)
+            asked = _asked(DecisionListQuery, query)
+            filters = filters_of(asked)
+            page = self._reader.page(filters, limit, READ_TIMEOUT_S, since=recorded_of(asked))
             missing = self._reader.missing(filters.from_us, filters.to_us - 1)
-        rest = {"missing": list(map(missing_view, missing[-MISSING_MAX:])), "missing_spans": len(missing)}
+        rest = {
+            "recorded": str(page.recorded),
+            "missing": list(map(missing_view, missing[-MISSING_MAX:])),
+            "missing_spans": len(missing),
+        }
         after = page.next_after
         items: list[dict[str, Any]] = [dict(decision_view(logged)) for logged in page.decisions]
         return Listing(items, None if after is None else str(after), rest)
@@ -65,7 +71,7 @@ class LogFolder:
             CommandError: the decision is not in the log, or the log cannot be read.
         """
         with _reported():
-            filters = _filters(query, decision_id)
+            filters = replace(filters_of(_asked(DecisionFilterQuery, query)), decision_id=decision_id)
             page = self._reader.page(filters, 1, READ_TIMEOUT_S)
         if not page.decisions:
             raise CommandError(
@@ -82,7 +88,8 @@ class LogFolder:
             CommandError: a filter is invalid, the log cannot be read, or the file cannot be written.
         """
         with new_file(file) as draft, TemporaryDirectory(dir=file.parent) as folder, _reported():
-            filters, written = _filters(query), Path(folder) / "decisions"
+            filters = filters_of(_asked(DecisionFilterQuery, query))
+            written = Path(folder) / "decisions"
             count_rows(self._reader, filters, EXPORT_TIMEOUT_S)
             export_rows(self._reader, filters, ExportFormat(format), written, EXPORT_TIMEOUT_S)
             with written.open("rb") as source:
@@ -90,11 +97,8 @@ class LogFolder:
             return written.stat().st_size
 
 
-def _filters(query: Query, decision_id: str | None = None) -> DecisionFilters:
-    asked = DecisionFilterQuery.model_validate(
-        {name: value for name, value in query.items() if value not in (None, "")}
-    )
-    return replace(filters_of(asked), decision_id=decision_id)
+def _asked(model: type[Asked], query: Query) -> Asked:
+    return model.model_validate({name: value for name, value in query.items() if value not in (None, "")})
 
 
 @contextmanager

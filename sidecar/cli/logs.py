@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -154,9 +157,22 @@ def _follow(call: Invocation, query: DecisionQuery, limit: int, log: Path | None
         raise CommandError("--follow and --until cannot be used together", EXIT_USAGE)
     from sidecar.cli.following import Follower
 
-    since = str(query.get("since") or "")
-    follower = Follower(lambda asked: _listed(call, {**query, **asked}, limit, log), since=since)
+    follower = Follower(lambda asked: _listed(call, {**query, **asked}, limit, log), _wait)
     print_new(follower, _line if not call.is_json else _json)
+
+
+def _wait(wait_s: float) -> None:
+    """
+    Wait; notice at once when the reader of a pipe ends, as `head` does.
+
+    Raises:
+        BrokenPipeError: nobody reads standard output any more.
+    """
+    # A poll for no event returns only errors: that the other end is closed.
+    waiting = select.poll()
+    waiting.register(sys.stdout.fileno(), 0)
+    if waiting.poll(wait_s * 1_000):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def print_new(follower: Follower, text: Callable[[Decision], str]) -> None:

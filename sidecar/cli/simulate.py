@@ -72,7 +72,8 @@ def _simulated(
     from sidecar.domain.replay import Replay
     from sidecar.process import simulation as s
     from sidecar.stores.clocks import wall_clock_us
-    from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader
+    from sidecar.stores.decisions.queries import DecisionLogError
+    from sidecar.stores.decisions.reader import DecisionReader
 
     try:
         settings = s.parse_settings(set_)

@@ -392,6 +392,11 @@ class DecisionFilterQuery(Query):
 class DecisionListQuery(DecisionFilterQuery, PageQuery):
     """Filters for decisions, and the page."""
 
+    recorded_after: Annotated[
+        str,
+        Field(description="Only decisions that were recorded since the answer with this `recorded`."),
+    ] = ""
+
 
 class DecisionExportQuery(DecisionFilterQuery):
     """Filters for decisions, and the format of the file."""

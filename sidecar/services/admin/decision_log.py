@@ -17,7 +17,8 @@ from typing import TypeVar
 from sidecar.services.admin.concurrency import CallLimit
 from sidecar.services.admin.problems import ApiCode, problem_error, retry_error
 from sidecar.stores.decisions.export import TooManyRowsError
-from sidecar.stores.decisions.reader import DecisionLogError, DecisionLogTimeoutError, DecisionReader
+from sidecar.stores.decisions.queries import DecisionLogError, DecisionLogTimeoutError
+from sidecar.stores.decisions.reader import DecisionReader
 
 QUERIES_MAX = 4
 """Concurrent queries, each with at most `reader.MEMORY_MIB_MAX` of memory; further ones are refused."""

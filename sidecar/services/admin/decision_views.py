@@ -10,7 +10,7 @@ from sidecar.domain.decision_rows import COLUMNS
 from sidecar.services.admin.bodies import VerdictWord
 from sidecar.services.admin.times import format_optional_time, format_time
 from sidecar.stores.decisions.missing import MissingSpan
-from sidecar.stores.decisions.reader import LoggedDecision
+from sidecar.stores.decisions.pages import LoggedDecision
 
 
 class DecisionView(TypedDict):
@@ -74,11 +74,12 @@ class DecisionPageView(SidecarNamesView):
     One page of decisions, newest first; `next_after` null = the last page.
 
     A page ends early when the time of the query is over. `missing` are the latest of `missing_spans` spans
-    with missing rows.
+    with missing rows. `recorded` says how far the log was recorded, for `recorded_after`.
     """
 
     items: list[DecisionView]
     next_after: str | None
+    recorded: str
     missing: list[MissingView]
     missing_spans: int
 

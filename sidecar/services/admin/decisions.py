@@ -41,13 +41,9 @@ from sidecar.stores.decisions.erasure import Erased, erase
 from sidecar.stores.decisions.export import ExportFormat, count_rows, export_rows
 from sidecar.stores.decisions.filters import LATEST_US, DecisionFilters, joined
 from sidecar.stores.decisions.missing import MissingSpan
-from sidecar.stores.decisions.reader import (
-    Cursor,
-    DecisionPage,
-    DecisionReader,
-    LoggedDecision,
-    parse_cursor,
-)
+from sidecar.stores.decisions.pages import Cursor, LoggedDecision, parse_cursor
+from sidecar.stores.decisions.reader import DecisionPage, DecisionReader
+from sidecar.stores.decisions.recorded import Recorded, parse_recorded
 
 MISSING_MAX = 100
 """Spans of missing rows in one answer, the latest ones."""
@@ -67,14 +63,16 @@ async def list_decisions(
 ) -> Response:
     """Answer with one page of decisions, and with what is not in it."""
     log, filters, after = context.require_decision_log(), filters_of(query), _cursor(query.after)
+    since = recorded_of(query)
 
     def read(reader: DecisionReader) -> tuple[DecisionPage, list[MissingSpan]]:
-        page = reader.page(filters, query.limit, QUERY_TIMEOUT_S, after)
+        page = reader.page(filters, query.limit, QUERY_TIMEOUT_S, after, since)
         return page, reader.missing(filters.from_us, filters.to_us - 1)
 
     page, missing = await log.run(read)
     rest: dict[str, object] = {
         "next_after": str(page.next_after) if page.next_after is not None else None,
+        "recorded": str(page.recorded),
         **await _sidecars(context, log),
         "missing": list(map(missing_view, missing[-MISSING_MAX:])),
         "missing_spans": len(missing),
@@ -262,6 +260,23 @@ def _cursor(text: str) -> Cursor | None:
     except ValueError as error:
         raise refusal(
             Code.INVALID_VALUE, "after", str(error), "send 'next_after' of the previous page"
+        ) from None
+
+
+def recorded_of(query: b.DecisionListQuery) -> Recorded | None:
+    """
+    Return since when the decisions of *query* were recorded; None = all of them.
+
+    Raises:
+        RefusedError: the text is invalid.
+    """
+    if not query.recorded_after:
+        return None
+    try:
+        return parse_recorded(query.recorded_after)
+    except ValueError as error:
+        raise refusal(
+            Code.INVALID_VALUE, "recorded_after", str(error), "send 'recorded' of an earlier answer"
         ) from None
 
 

@@ -18,7 +18,8 @@ from sidecar.domain.activity import (
     Total,
 )
 from sidecar.stores.decisions.filters import Value, timestamp
-from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader, rows_segments
+from sidecar.stores.decisions.queries import DecisionLogError
+from sidecar.stores.decisions.reader import DecisionReader, rows_segments
 
 COUNTS_MAX = 50_000
 """Counts that one answer is made of; past it, those of the networks with the fewest requests are left out."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.domain.cidr import Cidr, CidrError, parse_cidr
 from sidecar.stores.decisions.filters import Condition, DecisionFilters, Value, joined
+from sidecar.stores.decisions.id_index import write_index
 from sidecar.stores.decisions.parquet import connect, quoted, write_query
-from sidecar.stores.decisions.reader import DecisionLogError, query_deadline
+from sidecar.stores.decisions.queries import DecisionLogError, query_deadline
 from sidecar.stores.decisions.rewriting import rewriting
 from sidecar.stores.decisions.rollup import rollup_query
 from sidecar.stores.decisions.segments import Contents, Segment, current, parse_name
@@ -82,6 +83,10 @@ class _Erasure:
             contents: [segment for segment in kept if segment.contents is contents] for contents in Contents
         }
         counts = {segment: self._erase_rows(segment) for segment in of[Contents.ROWS]}
+        for segment in of[Contents.IDS]:
+            rows = segment._replace(contents=Contents.ROWS)
+            if counts.get(rows):
+                write_index(self._folder, rows, self._source(rows), self._connection)
         for segment in of[Contents.ROLLUP]:
             rows = segment._replace(contents=Contents.ROWS)
             if rows not in counts:

@@ -8,7 +8,8 @@ from pathlib import Path
 from sidecar.domain.decision_rows import COLUMNS, Column
 from sidecar.stores.decisions.filters import DecisionFilters, joined
 from sidecar.stores.decisions.parquet import quoted
-from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader
+from sidecar.stores.decisions.queries import DecisionLogError
+from sidecar.stores.decisions.reader import DecisionReader
 
 EXPORT_ROWS_MAX = 1_000_000
 """Rows of one export."""

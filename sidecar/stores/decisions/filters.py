@@ -62,6 +62,15 @@ class DecisionFilters:
             found.append(address_condition(self.addresses))
         return found
 
+    @property
+    def indexed_value(self) -> str:
+        """The value of each row in a column of `id_index.COLUMNS`, '' = there is none."""
+        if self.addresses is not None and self.addresses.length_bits == self.addresses.width_bits:
+            address = format_address(self.addresses.network)
+        else:
+            address = ""
+        return self.decision_id or self.request_id or address
+
 
 _EQUAL = (
     "integration",

@@ -140,11 +140,12 @@ def write_query(
     query: str,
     connection: DuckDBPyConnection | None = None,
     values: Sequence[object] = (),
+    options: str = "COMPRESSION zstd",
 ) -> None:
     """
     Write the rows of the SQL *query* as the file *segment* of *folder*; see `write_rows`.
 
-    *values* are the query's parameters.
+    *values* are the query's parameters, *options* are those of DuckDB's COPY.
 
     Raises:
         OSError: the file cannot be written; no file is left.
@@ -156,7 +157,7 @@ def write_query(
     try:
         opened.execute(
             f"COPY ({query}) TO {quoted(temporary)}"
-            f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})",
+            f" (FORMAT parquet, {options}, ROW_GROUP_SIZE {ROW_GROUP_ROWS})",
             values,
         )
         temporary.chmod(FILE_MODE)  # DuckDB's files have the umask's mode
@@ -171,8 +172,8 @@ def write_query(
     _sync(folder)
 
 
-def quoted(path: Path) -> str:
-    """Return *path* as a string in SQL."""
+def quoted(path: Path | str) -> str:
+    """Return *path*, or another text, as a string in SQL."""
     return "'" + str(path).replace("'", "''") + "'"
 
 

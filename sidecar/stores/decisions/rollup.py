@@ -121,7 +121,8 @@ def counted_segments(segments: Iterable[Segment]) -> list[Segment]:
     [('rollup', 1), ('rows', 10)]
     """
     counted: list[Segment] = []
-    for segment in sorted(segments, key=lambda s: (s.first, -s.last, s.contents is Contents.ROWS)):
+    with_counts = (segment for segment in segments if segment.contents is not Contents.IDS)
+    for segment in sorted(with_counts, key=lambda s: (s.first, -s.last, s.contents is Contents.ROWS)):
         if not counted or segment.last > counted[-1].last:
             counted.append(segment)
     return counted

@@ -3,6 +3,7 @@ The files of a decision log, by name.
 
     DIR/<sidecar>/rows-<first>-<last>-<from>-<to>.parquet       rows, sorted by integration and time
     DIR/<sidecar>/rollup-<first>-<last>-<from>-<to>.parquet     counts of the same rows
+    DIR/<sidecar>/ids-<first>-<last>-<from>-<to>.parquet        hashes of ids in the same rows, of large files
     DIR/<sidecar>/missing.jsonl                                 spans of time in which rows were dropped
 
 A sidecar numbers its batches 1, 2, 3 …; `first` and `last` are the numbers of a file's batches, `from` and
@@ -22,7 +23,7 @@ from typing import NamedTuple
 FILE_MODE = 0o640
 """The mode of every file: the log has addresses of clients, so only the owner and the group may read it."""
 
-_NAME = re.compile(r"(rows|rollup)-(\d{10})-(\d{10})-(\d{16})-(\d{16})\.parquet")
+_NAME = re.compile(r"(rows|rollup|ids)-(\d{10})-(\d{10})-(\d{16})-(\d{16})\.parquet")
 
 
 class Contents(StrEnum):
@@ -30,6 +31,7 @@ class Contents(StrEnum):
 
     ROWS = "rows"
     ROLLUP = "rollup"
+    IDS = "ids"
 
 
 class Segment(NamedTuple):

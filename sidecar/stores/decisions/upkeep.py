@@ -2,7 +2,8 @@
 Keeps a folder of the decision log small: merges many small files into few, and removes the oldest.
 
 A file of level n holds about 12^n batches: with a batch every 5 s, a minute, 12 minutes, 2.4 hours and a day.
-A query of a day then opens tens of files instead of 17,280. With each merged file its rollup is written.
+A query of a day then opens tens of files instead of 17,280. With each merged file its rollup is written,
+and the index of a large one.
 Rollups are merged on their own where the rows are too large for it: they are read for months.
 """
 
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidecar.stores.decisions.id_index import write_index
 from sidecar.stores.decisions.parquet import SORTED_BY, quoted, write_query
 from sidecar.stores.decisions.rewriting import rewriting
 from sidecar.stores.decisions.rollup import counted_segments, rollup_query, sum_query
@@ -25,6 +27,8 @@ FACTOR = 12
 """Files that are merged into one of the next level."""
 LEVEL_MAX = 4
 """Files of this level are not merged further: about a day of batches."""
+INDEXED_BYTES_MIN = 4 << 20
+"""Larger files get an index of their ids; the ids of a smaller one are read as fast."""
 MERGED_BYTES_MAX = 64 << 20
 """Files that are larger together are not merged: sorting them takes ten times as much room on the disk."""
 ROLLUP_DAYS = 400
@@ -91,8 +95,11 @@ def merge(folder: Path, connection: DuckDBPyConnection) -> bool:
         if merged.contents is Contents.ROLLUP:
             write_query(folder, merged, sum_query(source), connection)
         else:
-            # The rollup first: without the merged rows it counts the same as its parts.
+            # These first: without the merged rows the rollup counts the same as its parts, and nobody
+            # looks at the index.
             _write_rollup(folder, merged, source, connection)
+            if sum(_sizes(folder, Contents.ROWS)[part] for part in parts) >= INDEXED_BYTES_MIN:
+                write_index(folder, merged, source, connection)
             query = f"SELECT * FROM {source} ORDER BY {SORTED_BY}"  # noqa: S608
             write_query(folder, merged, query, connection)
         _remove_replaced(folder)
@@ -101,17 +108,22 @@ def merge(folder: Path, connection: DuckDBPyConnection) -> bool:
 
 def expire(folder: Path, now_us: int, keep_days: int, keep_bytes: int, connection: DuckDBPyConnection) -> int:
     """
-    Remove the oldest files of *folder* and those that others replace; return the bytes of rows that stay.
+    Remove the oldest files of *folder* and those that others replace; return the bytes that stay.
 
-    Rows are removed after *keep_days* days, and earlier if they take more than *keep_bytes*, always the
-    oldest batches first. Rollups stay for ROLLUP_DAYS; rows that have none get one before they are removed.
+    Rows are removed after *keep_days* days, and earlier if they take more than *keep_bytes* with their
+    indexes, always the oldest batches first. Rollups stay for ROLLUP_DAYS; rows that have none get one
+    before they are removed.
 
     Raises:
         OSError: a file cannot be removed, or another process rewrites files.
     """
     with rewriting(folder, LOCK_TIMEOUT_S):
         _remove_replaced(folder)
-        sizes = _sizes(folder, Contents.ROWS)
+        indexes = _sizes(folder, Contents.IDS)
+        sizes = {
+            segment: size + indexes.get(segment._replace(contents=Contents.IDS), 0)
+            for segment, size in _sizes(folder, Contents.ROWS).items()
+        }
         kept_bytes = sum(sizes.values())
         for segment in sorted(sizes, key=lambda segment: segment.first):
             if segment.to_us >= now_us - keep_days * DAY_US and kept_bytes <= keep_bytes:
@@ -119,7 +131,8 @@ def expire(folder: Path, now_us: int, keep_days: int, keep_bytes: int, connectio
             if segment in counted_segments(segments_of(folder)):
                 with suppress(OSError):  # a full disk needs the room of the rows more than their counts
                     _write_rollup(folder, segment, _source(folder, [segment]), connection)
-            (folder / segment.name).unlink(missing_ok=True)
+            for contents in (Contents.ROWS, Contents.IDS):
+                (folder / segment._replace(contents=contents).name).unlink(missing_ok=True)
             kept_bytes -= sizes[segment]
         for segment in _sizes(folder, Contents.ROLLUP):
             if segment.to_us < now_us - ROLLUP_DAYS * DAY_US:
@@ -145,8 +158,13 @@ def _sizes(folder: Path, contents: Contents) -> dict[Segment, int]:
 
 
 def _remove_replaced(folder: Path) -> None:
-    """Remove the files whose batches are in another file."""
-    kept = {segment.name for segment in segments_of(folder)}
+    """Remove the files whose batches are in another file, and indexes without their rows."""
+    segments = set(segments_of(folder))
+    kept = {
+        segment.name
+        for segment in segments
+        if segment.contents is not Contents.IDS or segment._replace(contents=Contents.ROWS) in segments
+    }
     for path in list(folder.iterdir()):
         if path.name not in kept and parse_name(path.name) is not None:
             path.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from sidecar.cli.following import Follower
 from sidecar.cli.logs import PIPED, print_new
 from sidecar.stores.decisions.missing import MissingSpan, add_missing
 from tests.decision_log import START_US, decision_row, write_segment
+from tests.waiting import PATIENCE_S
 
 from .served import ServedApi
 from .test_cli import run
@@ -160,18 +163,32 @@ def test_log_folder__of_one_sidecar_is_an_error(tmp_path: Path) -> None:
         assert (result.exit_code, f"above it, {tmp_path}\n" in result.stderr) == (1, True)
 
 
-def test_follower__asks_for_nothing_before_since() -> None:
-    """Late decisions are looked for from --since on, not before it."""
-    asked: list[Mapping[str, str]] = []
+def test_logs__follow_ends_with_its_reader(tmp_path: Path) -> None:
+    """As in `sidecar logs --follow | head -1`: no further row is needed to notice that nobody reads."""
+    write_segment(tmp_path / "host-a", 1, [decision_row(1, FIRST)])
+    command = [sys.executable, "-m", "sidecar.cli", "logs", "--follow", "--log", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        assert FIRST in follower.stdout.readline().decode()
+        follower.stdout.close()
+        follower.wait(PATIENCE_S)
+        assert follower.stderr.read() == b""
 
-    def ask(query: Mapping[str, str]) -> Listing:
-        asked.append(query)
-        return Listing([{"decision_id": FIRST, "time": "2026-12-01T16:00:05Z"}], None, {})
 
-    follower = Follower(ask, since="2026-12-01T17:00:00+01:00")
-    follower.poll()
-    follower.poll()
-    assert asked[1] == {"since": "2026-12-01T16:00:00+00:00"}
+def test_logs__follow_after_a_clock_was_set_back(logged: ServedApi) -> None:
+    """New decisions are shown although their times are older than those of others."""
+    follower = Follower(lambda asked: logged_listing(logged, asked))
+    assert len(follower.poll().decisions) == 3
+    write_segment(logged.decisions / "host-a", 2, [decision_row(-3600, "4" * 22)])
+    assert [decision["decision_id"] for decision in follower.poll().decisions] == ["4" * 22]
+    assert follower.poll().decisions == []
+
+
+def logged_listing(api: ServedApi, asked: Mapping[str, str]) -> Listing:
+    """What the API answers to one poll."""
+    with api.client() as client:
+        return client.listed("/v1/decisions", asked, 10)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +240,8 @@ class ScriptedDecisions:
         if isinstance(answer, BaseException):
             raise answer
         items = [{"decision_id": id, "time": f"2026-12-01T00:0{id}:00Z"} for id in answer]
-        return Listing(items, "more" if len(items) == 2 else None, {})
+        rest = {"recorded": str(len(self.queries))}
+        return Listing(items, "more" if len(items) == 2 else None, rest)
 
 
 def test_follower__tells_each_decision_once() -> None:
@@ -233,7 +251,7 @@ def test_follower__tells_each_decision_once() -> None:
     reported = [[decision["decision_id"] for decision in follower.poll().decisions] for _ in range(4)]
     assert reported == [["1", "2"], ["4"], ["3"], []]
     assert answers.queries[0] == {}
-    assert answers.queries[2] == {"since": "2026-12-01T00:02:00+00:00"}
+    assert answers.queries[2] == {"recorded_after": "2"}
 
 
 def test_follower__says_when_it_cannot_keep_up() -> None:

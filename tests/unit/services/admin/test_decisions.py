@@ -134,6 +134,17 @@ def test_decision__by_its_id(logged: AdminApi) -> None:
         logged.refused(404, "not_found", logged.call("GET", f"/v1/decisions/{id}"))
 
 
+def test_decisions__recorded_after(logged: AdminApi) -> None:
+    """An answer says how far the log was recorded; asking after it finds what is new."""
+    recorded = logged.get("/v1/decisions")["recorded"]
+    assert listed(logged, f"recorded_after={recorded}") == []
+    folder = logged.context.require_decision_log().reader.folder
+    write_segment(folder / "host-b", 2, [decision_row(-9, "9" * 22)])
+    assert listed(logged, f"recorded_after={recorded}") == ["9" * 22]
+    problem = logged.refused(422, "invalid_value", logged.call("GET", "/v1/decisions?recorded_after=x"))
+    assert problem["problems"][0]["field"] == "recorded_after"
+
+
 def test_export__is_a_file_and_on_record(logged: AdminApi) -> None:
     """The three formats have the same rows, oldest first, and each export has an audit entry."""
     path = "/v1/decisions/export?integration=acme&until=2025-11-24T17:00:00Z"

@@ -10,7 +10,8 @@ from sidecar.domain.activity import DAY_US, HISTORY_DAYS, Activity, KeyCount
 from sidecar.domain.decision_rows import DecisionRow
 from sidecar.stores.decisions.activity import read_activity, read_scope_uses
 from sidecar.stores.decisions.parquet import quoted, write_query
-from sidecar.stores.decisions.reader import DecisionLogTimeoutError, DecisionReader
+from sidecar.stores.decisions.queries import DecisionLogTimeoutError
+from sidecar.stores.decisions.reader import DecisionReader
 from sidecar.stores.decisions.rollup import rollup_query
 from sidecar.stores.decisions.segments import Contents, Segment
 from tests.decision_log import SECOND_US, START_US, decision_row, write_segment

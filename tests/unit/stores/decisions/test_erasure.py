@@ -11,7 +11,8 @@ from sidecar.domain.cidr import parse_cidr
 from sidecar.stores.decisions.erasure import Erased, erase
 from sidecar.stores.decisions.filters import DecisionFilters
 from sidecar.stores.decisions.parquet import write_query
-from sidecar.stores.decisions.reader import DecisionLogError, DecisionReader
+from sidecar.stores.decisions.queries import DecisionLogError
+from sidecar.stores.decisions.reader import DecisionReader
 from sidecar.stores.decisions.rewriting import rewriting
 from sidecar.stores.decisions.rollup import rollup_query
 from sidecar.stores.decisions.segments import Contents, Segment

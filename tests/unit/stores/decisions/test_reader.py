@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from sidecar.domain.cidr import Cidr, parse_address
 from sidecar.domain.decision_rows import COLUMN_NAMES
+from sidecar.stores.decisions import pages
 from sidecar.stores.decisions import reader as reader_module
+from sidecar.stores.decisions.erasure import erase
 from sidecar.stores.decisions.filters import DecisionFilters, address_condition
 from sidecar.stores.decisions.missing import MissingSpan, add_missing
-from sidecar.stores.decisions.reader import (
-    Cursor,
+from sidecar.stores.decisions.pages import Cursor, parse_cursor
+from sidecar.stores.decisions.queries import (
     DecisionLogError,
     DecisionLogTimeoutError,
-    DecisionReader,
-    parse_cursor,
 )
+from sidecar.stores.decisions.reader import DecisionReader
 from tests.decision_log import SECOND_US, START_US, decision_row, write_segment
 
 DEADLINE_S = 60.0
@@ -174,6 +175,43 @@ def test_reader__gives_up_when_files_vanish_each_time(
         DecisionReader(tmp_path).page(DecisionFilters(), 10, DEADLINE_S)
 
 
+def test_page__is_right_while_an_erasure_replaces_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is no longer at its place costs a second search; the row that is there now is not shown."""
+    rows = [decision_row(second, f"id{second}", client_address=f"192.0.2.{second}") for second in (1, 2, 3)]
+    write_segment(tmp_path / "a", 1, rows)
+    log = DecisionReader(tmp_path)
+    read = pages.NewestRows.page
+    searches = []
+
+    def page(found: pages.NewestRows, is_whole: bool, ends_at: float) -> pages.FoundRows:
+        searches.append(found)
+        erase(log.folders(), DecisionFilters(addresses=Cidr(parse_address("192.0.2.2"), 32)), DEADLINE_S)
+        return read(found, is_whole, ends_at)
+
+    monkeypatch.setattr(pages.NewestRows, "page", page)
+    assert found_ids(log, DecisionFilters()) == ["id3", "id1"]
+    assert len(searches) == 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_page__rows_of_one_time_are_ordered_by_their_ids(tmp_path: Path, limit: int) -> None:
+    """However many rows and files have one time, pages have each of them once, in order."""
+    expected = [f"id{number:02}" for number in range(20)]
+    for file in range(4):
+        rows = [decision_row(1, id, integration=f"i{id[-1]}") for id in expected[file::4]]
+        write_segment(tmp_path / f"host-{file}", 1, rows)
+    log = DecisionReader(tmp_path)
+    ids: list[object] = []
+    page = log.page(DecisionFilters(), limit, DEADLINE_S)
+    while page.next_after is not None:
+        ids += [decision.row[1] for decision in page.decisions]
+        page = log.page(DecisionFilters(), limit, DEADLINE_S, page.next_after)
+    ids += [decision.row[1] for decision in page.decisions]
+    assert ids == expected[::-1]
+
+
 def test_sql__ends_at_its_deadline(log: DecisionReader) -> None:
     """A query that would take hours is interrupted."""
     endless = "SELECT count(*) FROM range(1000000000) a, range(1000000000) b WHERE a.range + b.range = -1"
@@ -203,8 +241,8 @@ def test_page__is_partial_at_its_deadline(tmp_path: Path, monkeypatch: pytest.Mo
             raise DecisionLogTimeoutError
         return deadline(*arguments)
 
-    deadline = reader_module.query_deadline
-    monkeypatch.setattr(reader_module, "query_deadline", expired)
+    deadline = pages.query_deadline
+    monkeypatch.setattr(pages, "query_deadline", expired)
     page = log.page(DecisionFilters(), 10, DEADLINE_S)
     assert [decision.row[1] for decision in page.decisions] == ["id9"]
     assert page.next_after == Cursor(START_US + 5 * SECOND_US + 1)

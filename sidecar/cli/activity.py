@@ -86,10 +86,7 @@ def add_to(app: typer.Typer) -> None:
                 "time_zone": time_zone,
             },
         )
-        if call.is_json:
-            call.print_json(found)
-        else:
-            print_activity(found)
+        call.show(found, print_activity)
 
 
 def print_activity(found: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.admin_bootstrap import bootstrap, recover
+from sidecar.cli.admin_bootstrap import LIFETIME, ExpiresOption, bootstrap, recover
 from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
 
 app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
@@ -23,13 +23,6 @@ app.command()(recover)
 
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account's id.")]
-TokenExpiresOption = Annotated[
-    str,
-    typer.Option(
-        "--expires", metavar="WHEN", help="When the token expires: 2026-12-01T00:00Z, or 90d; at most 366d."
-    ),
-]
-LIFETIME = "90d"
 
 
 class RoleWord(StrEnum):
@@ -56,7 +49,7 @@ def token() -> None:
 
 
 @command(token_app, "issue", Change)
-def issue_token(call: Invocation, id: AccountArgument, expires: TokenExpiresOption = LIFETIME) -> None:
+def issue_token(call: Invocation, id: AccountArgument, expires: ExpiresOption = LIFETIME) -> None:
     """Issue another token to an account; it is shown once, alone on standard output."""
     answer = call.change("POST", "administrators", id, "tokens", body=_lifetime("expires_in", expires))
     call.print_secret(answer, "token", f"The token of {id}")
@@ -110,15 +103,10 @@ def create(
     name: Annotated[
         str, typer.Option("--name", metavar="TEXT", help="The person's name. Default: the id.")
     ] = "",
-    expires: TokenExpiresOption = LIFETIME,
+    expires: ExpiresOption = LIFETIME,
 ) -> None:
     """Create an account; its first token is shown once, alone on standard output."""
-    body = {
-        "id": id,
-        "name": name or id,
-        "role": role.value,
-        **_lifetime("token_expires_in", expires),
-    }
+    body = {"id": id, "name": name or id, "role": role.value, **_lifetime("token_expires_in", expires)}
     call.print_secret(call.change("POST", "administrators", body=body), "token", f"The token of {id}")
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, get_type_hints
 
 import typer
 
@@ -38,6 +38,29 @@ ADMINISTRATION = "Administration"
 _CONNECTION = "Connection"
 _CHANGE = "Change"
 
+TokenOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar="SIDECAR_ADMIN_TOKEN",
+        rich_help_panel=_CONNECTION,
+        help="Your token; '-' reads it from standard input. Other users can see arguments.",
+    ),
+]
+TokenFileOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        rich_help_panel=_CONNECTION,
+        help="A file with your token as its first line; overrides --token.",
+    ),
+]
+
+
+Document = dict[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
@@ -54,25 +77,8 @@ class Connection:
             help="The admin listener: http://127.0.0.1:9193, https://host:port or unix:/path.",
         ),
     ] = SERVER
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token",
-            metavar="TOKEN",
-            envvar="SIDECAR_ADMIN_TOKEN",
-            rich_help_panel=_CONNECTION,
-            help="Your token; '-' reads it from standard input. Other users can see arguments.",
-        ),
-    ] = None
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file",
-            metavar="FILE",
-            rich_help_panel=_CONNECTION,
-            help="A file with your token as its first line; overrides --token.",
-        ),
-    ] = None
+    token: TokenOption = None
+    token_file: TokenFileOption = None
     ca: Annotated[
         Path | None,
         typer.Option(
@@ -324,17 +330,12 @@ class Invocation:
         Raises:
             CommandError: the answer was no, or this is not a terminal.
         """
-        if self._is_confirmed or self.is_dry_run:
-            return
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            if is_urgent:
-                return
-            raise CommandError(
-                f"not a terminal, so nothing was changed: {question} Pass --yes to confirm",
-                EXIT_USAGE,
-            )
-        if not typer.confirm(question, err=True):
-            raise CommandError("nothing was changed")
+        if not (self._is_confirmed or self.is_dry_run or (is_urgent and not _has_terminal())):
+            ask_first(question)
+
+    def show(self, document: Document, print_text: Callable[[Document], None]) -> None:
+        """Print *document* of the API as JSON, or by *print_text*."""
+        self.print_json(document) if self.is_json else print_text(document)
 
     def print_json(self, data: object) -> None:
         """Print an answer of the API as JSON."""
@@ -355,9 +356,7 @@ class Invocation:
             self.print_json(answer.data)
         else:
             print_change(answer)
-        confirmation = answer.data.get("confirmation")
-        if confirmation is not None and not confirmation["is_complete"]:
-            raise typer.Exit(EXIT_UNCONFIRMED)
+        _exit_if_unconfirmed(answer)
 
     def print_secret(self, answer: Answer, field: str, what: str) -> None:
         """
@@ -379,9 +378,32 @@ class Invocation:
         if not secret and not self.is_dry_run:
             print_lost_secret(what)
             raise typer.Exit(EXIT_REFUSED)
-        confirmation = answer.data.get("confirmation")
-        if confirmation is not None and not confirmation["is_complete"]:
-            raise typer.Exit(EXIT_UNCONFIRMED)
+        _exit_if_unconfirmed(answer)
+
+
+def _exit_if_unconfirmed(answer: Answer) -> None:
+    confirmation = answer.data.get("confirmation")
+    if confirmation is not None and not confirmation["is_complete"]:
+        raise typer.Exit(EXIT_UNCONFIRMED)
+
+
+def ask_first(question: str) -> None:
+    """
+    Ask the user to confirm, on the terminal.
+
+    Raises:
+        CommandError: the answer was no, or this is not a terminal.
+    """
+    if not _has_terminal():
+        raise CommandError(
+            f"not a terminal, so nothing was changed: {question} Pass --yes to confirm", EXIT_USAGE
+        )
+    if not typer.confirm(question, err=True):
+        raise CommandError("nothing was changed")
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import typer
 
 from sidecar.cli.exits import EXIT_REFUSED, EXIT_USAGE, CommandError
 from sidecar.cli.output import print_durability
-from sidecar.cli.tables import plain, terminal
+from sidecar.cli.tables import counted, plain, terminal
 
 SHOWN_MAX = 200
 """Integrations whose differences are shown; `--json` prints all of them."""
@@ -103,8 +102,8 @@ def plan_lines(difference: Document) -> Iterator[Line]:
     kept = difference["not_in_file"]
     if kept["integrations"] or kept["credentials"]:
         yield Line(
-            f"not in the file, and kept: {_count(len(kept['integrations']), 'integration')},"
-            f" {_count(len(kept['credentials']), 'live credential')}; --prune would remove them",
+            f"not in the file, and kept: {counted(len(kept['integrations']), 'integration')},"
+            f" {counted(len(kept['credentials']), 'live credential')}; --prune would remove them",
             "dim",
         )
 
@@ -141,7 +140,7 @@ def _value(value: object) -> str:
 def _question(counts: Document) -> str:
     removed = counts["remove"]
     deletions = f", {removed} of them permanent deletions" if removed else ""
-    return f"Make {_count(counts['steps'], 'change')}{deletions}?"
+    return f"Make {counted(counts['steps'], 'change')}{deletions}?"
 
 
 def _print_outcome(document: Document, options: ApplyOptions) -> None:
@@ -154,14 +153,14 @@ def _print_outcome(document: Document, options: ApplyOptions) -> None:
 
 
 def _print_report(report: Document) -> None:
-    typer.echo(f"Made {_count(report['steps_made'], 'change')} in {report['took_ms'] / 1_000:.1f} s.")
+    typer.echo(f"Made {counted(report['steps_made'], 'change')} in {report['took_ms'] / 1_000:.1f} s.")
     print_durability(report)
     declined = report["declined"]
     for step in declined[:SHOWN_MAX]:
         typer.echo(f"refused: {plain(step['id'])}: {step['action']}: {plain(step['message'])}", err=True)
     if len(declined) > SHOWN_MAX:
         typer.echo(f"… and {len(declined) - SHOWN_MAX} more refused", err=True)
-    not_tried = _count(report["steps_not_tried"], "change")
+    not_tried = counted(report["steps_not_tried"], "change")
     if report["error"] is not None:
         doubt = "; some of them may have been made" if report["may_have_happened"] else ""
         typer.echo(f"sidecar: the registry failed: {plain(report['error'])}", err=True)
@@ -170,22 +169,3 @@ def _print_report(report: Document) -> None:
         typer.echo(
             f"{not_tried} not tried because an earlier one was refused; run the command again", err=True
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def ask_first(question: str) -> None:
-    """
-    Ask the user to confirm, on the terminal.
-
-    Raises:
-        CommandError: the answer was no, or this is not a terminal.
-    """
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CommandError(
-            f"not a terminal, so nothing was changed: {question} Pass --yes to confirm", EXIT_USAGE
-        )
-    if not typer.confirm(question, err=True):
-        raise CommandError("nothing was changed")

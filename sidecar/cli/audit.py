@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sidecar.cli.admin_command import Invocation, command
+from sidecar.cli.decision_filters import Filters, span_query
 from sidecar.cli.exits import EXIT_REFUSED, CommandError
 from sidecar.cli.integrations import LimitOption
-from sidecar.cli.tables import Column, plain
+from sidecar.cli.tables import Column, counted, plain
 
 app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, when, from where and why.")
 
@@ -26,6 +27,9 @@ SinceOption = Annotated[
     ),
 ]
 UntilOption = Annotated[str, typer.Option("--until", metavar="WHEN", help="Entries before this time.")]
+IntegrationOption = Annotated[
+    str, typer.Option("--integration", metavar="ID", help="Only entries about this integration.")
+]
 AnchorOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,9 +48,7 @@ def audit() -> None:
 @command(app, "list")
 def list_entries(
     call: Invocation,
-    integration: Annotated[
-        str, typer.Option("--integration", metavar="ID", help="Only entries about this integration.")
-    ] = "",
+    integration: IntegrationOption = "",
     subject: Annotated[
         str,
         typer.Option(
@@ -80,13 +82,12 @@ def list_entries(
     """
     from sidecar.cli.views import print_listing
 
-    query: dict[str, str | int | bool | None] = {
+    query: Filters = {
         "integration": integration,
         "subject": subject,
         "actor": actor,
         "action": action,
-        "since": _past("--since", since),
-        "until": _past("--until", until),
+        **span_query(since, until),
         "chain": chain,
         "newest_first": not oldest_first,
     }
@@ -101,9 +102,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="A new file. Default: standard output."),
     ] = None,
-    integration: Annotated[
-        str, typer.Option("--integration", metavar="ID", help="Only entries about this integration.")
-    ] = "",
+    integration: IntegrationOption = "",
     since: SinceOption = "",
     until: UntilOption = "",
 ) -> None:
@@ -114,11 +113,7 @@ def export(
     all entries from the first one on can be verified: an extract (--integration, --since, --until) has
     gaps, which 'audit verify FILE' reports. Keep the whole export beside it as the proof.
     """
-    query: dict[str, str | int | bool | None] = {
-        "integration": integration,
-        "since": _past("--since", since),
-        "until": _past("--until", until),
-    }
+    query = {"integration": integration, **span_query(since, until)}
     if output is None:
         call.client.copy_lines("/v1/audit/export", query, typer.echo)
         return
@@ -128,7 +123,7 @@ def export(
         count = call.client.copy_lines(
             "/v1/audit/export", query, lambda line: file.write(line.encode() + b"\n")
         )
-    typer.echo(f"{output}: {_counted(count, 'entry', 'entries')}", err=True)
+    typer.echo(f"{output}: {counted(count, 'entry', 'entries')}", err=True)
 
 
 @command(app, "verify")
@@ -150,10 +145,7 @@ def verify(
     wrong.
     """
     report = _verified_by_server(call, anchor or []) if file is None else _verified_here(file, anchor or [])
-    if call.is_json:
-        call.print_json(report)
-    else:
-        _print_report(report)
+    call.show(report, _print_report)
     if not report["is_intact"]:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -176,15 +168,11 @@ def _print_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         typer.echo(f"{finding['kind']}: {plain(finding['problem'])}")
     found = len(report["findings"])
-    state = "intact" if report["is_intact"] else f"NOT intact: {_counted(found, 'finding', 'findings')}"
-    entries = _counted(report["entries"], "entry", "entries")
-    typer.echo(f"{entries} in {_counted(len(report['chains']), 'chain', 'chains')}: {state}")
+    state = "intact" if report["is_intact"] else f"NOT intact: {counted(found, 'finding')}"
+    entries = counted(report["entries"], "entry", "entries")
+    typer.echo(f"{entries} in {counted(len(report['chains']), 'chain')}: {state}")
     if report["is_intact"] and report["anchor"]:
         typer.echo(f"anchor {report['anchor']}")
-
-
-def _counted(count: int, singular: str, plural: str) -> str:
-    return f"{count} {singular if count == 1 else plural}"
 
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
@@ -201,10 +189,3 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     action, subject, summary, reason, source = values
     because = [f"reason: {reason}"] if reason else []
     return when, who, [f"{action} of {subject}", summary, *because, f"from {source}"], place
-
-
-def _past(option: str, text: str) -> str | None:
-    """The time that *text* means; a duration counts back from now."""
-    from sidecar.cli.times import moment_ago
-
-    return moment_ago(option, text) if text else None

@@ -1,4 +1,4 @@
-"""The options of commands that read the decision log, and the query that they mean."""
+"""The options of commands that read the decision log, and their query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from sidecar.cli.times import moment_ago
 
 _FILTERS = "Filters"
-DecisionQuery = dict[str, str | int | bool | None]
+Filters = dict[str, str | int | bool | None]
 
 
 class Verdict(StrEnum):
@@ -67,7 +67,7 @@ class DecisionFilterOptions:
     since: SinceOption = ""
     until: UntilOption = ""
 
-    def query(self) -> DecisionQuery:
+    def query(self) -> Filters:
         """
         Return the API's query.
 
@@ -89,7 +89,7 @@ class DecisionFilterOptions:
         }
 
 
-def span_query(since: str, until: str) -> DecisionQuery:
+def span_query(since: str, until: str) -> Filters:
     """
     Return the API's query for a span of time; a duration counts back from now.
 

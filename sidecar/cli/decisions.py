@@ -12,6 +12,7 @@ from sidecar.cli.decision_filters import LogOption, SinceOption, UntilOption, sp
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.logs import QUERY_S, print_gaps
 from sidecar.cli.suspend import ReasonOption
+from sidecar.cli.tables import print_fields
 
 app = typer.Typer(no_args_is_help=True, help="Decisions of the log: show or explain one, erase many.")
 
@@ -47,12 +48,7 @@ def show(
         from sidecar.cli.log_folder import LogFolder
 
         decision = LogFolder(log).decision(id, query)
-    if call.is_json:
-        call.print_json(decision)
-        return
-    from sidecar.cli.tables import print_fields
-
-    print_fields(decision.items())
+    call.show(decision, lambda decision: print_fields(decision.items()))
 
 
 @command(app, "explain")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from sidecar.admin_client.failures import AdminCallError, Failure
+from sidecar.cli.tables import counted
 from sidecar.domain.api_keys import ApiKeyError
 from sidecar.process.shutdown import StartError
 from sidecar.sources.file_faults import FileFaultsError
@@ -46,8 +47,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except FileFaultsError as error:
-        noun = "mistake" if error.total == 1 else "mistakes"
-        _print_error(f"{error.total} {noun}; nothing was started or changed", *error.lines())
+        _print_error(f"{counted(error.total, 'mistake')}; nothing was started or changed", *error.lines())
         raise typer.Exit(EXIT_REFUSED) from None
     except ListenError as error:
         _print_error(str(error))

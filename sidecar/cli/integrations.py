@@ -117,8 +117,7 @@ def show(call: Invocation, id: IdArgument) -> None:
     """Show one integration with its credentials and when each was last used."""
     from sidecar.cli.views import print_integration
 
-    record = call.get("integrations", id)
-    call.print_json(record) if call.is_json else print_integration(record)
+    call.show(call.get("integrations", id), print_integration)
 
 
 @command(app, "create", IntegrationChange, DetailOptions)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sidecar.cli.admin_command import ADMINISTRATION, Invocation, command
-from sidecar.cli.decision_filters import DecisionFilterOptions, DecisionQuery, LogOption
+from sidecar.cli.decision_filters import DecisionFilterOptions, Filters, LogOption
 from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.integrations import LimitOption
 from sidecar.cli.tables import Column, plain
@@ -125,7 +125,7 @@ def print_gaps(page: Mapping[str, Any]) -> None:
         typer.echo(f"note: decisions are missing in {count - GAPS_SHOWN_MAX} other spans of time", err=True)
 
 
-def _listed(call: Invocation, query: DecisionQuery, limit: int, log: Path | None) -> Listing:
+def _listed(call: Invocation, query: Filters, limit: int, log: Path | None) -> Listing:
     if log is None:
         return call.client.listed(PATH, query, limit, extra_s=QUERY_S)
     from sidecar.cli.log_folder import LogFolder
@@ -133,9 +133,7 @@ def _listed(call: Invocation, query: DecisionQuery, limit: int, log: Path | None
     return LogFolder(log).listed(query, limit)
 
 
-def _export(
-    call: Invocation, query: DecisionQuery, file: Path, format: Format | None, log: Path | None
-) -> None:
+def _export(call: Invocation, query: Filters, file: Path, format: Format | None, log: Path | None) -> None:
     suffixes = {f".{known.value}": known for known in Format} | {".json": Format.NDJSON}
     chosen = format or suffixes.get(file.suffix.lower(), Format.NDJSON)
     if log is not None:
@@ -152,7 +150,7 @@ def _export(
     typer.echo(f"{file}: {size} bytes of {chosen.value}", err=True)
 
 
-def _follow(call: Invocation, query: DecisionQuery, limit: int, log: Path | None) -> None:
+def _follow(call: Invocation, query: Filters, limit: int, log: Path | None) -> None:
     if query.get("until"):
         raise CommandError("--follow and --until cannot be used together", EXIT_USAGE)
     from sidecar.cli.following import Follower

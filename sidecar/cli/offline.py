@@ -26,7 +26,6 @@ def on_registry(config: Path | None, work: Callable[[Registry], Awaitable[Result
         CommandError: the registry cannot be reached or used, or refused the change.
         FileFaultsError: the configuration holds mistakes, or has no registry that can be changed.
     """
-    from sidecar.domain.refusals import RefusedError
     from sidecar.process.config import load_config
     from sidecar.process.control_plane import open_registry
 

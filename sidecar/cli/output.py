@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sidecar.cli.tables import plain
+from sidecar.cli.tables import counted, plain
 
 if TYPE_CHECKING:
     from sidecar.admin_client.client import Answer
@@ -58,10 +58,9 @@ def print_lost_secret(what: str) -> None:
 
 
 def _confirmed(confirmation: dict[str, Any]) -> str:
-    took, count = confirmation["took_ms"], confirmation["sidecars"]
-    noun = "sidecar" if count == 1 else "sidecars"
+    took, sidecars = confirmation["took_ms"], counted(confirmation["sidecars"], "sidecar")
     if confirmation["is_complete"]:
-        return f"in force on {count} {noun} after {took} ms"
+        return f"in force on {sidecars} after {took} ms"
     if not confirmation["waiting_for"]:
         return (
             "committed, but the registry could not list the sidecars that confirmed: run 'sidecar sidecars'"
@@ -70,6 +69,6 @@ def _confirmed(confirmation: dict[str, Any]) -> str:
     named = ", ".join(waiting[:SIDECARS_NAMED_MAX])
     more = f" and {len(waiting) - SIDECARS_NAMED_MAX} more" if len(waiting) > SIDECARS_NAMED_MAX else ""
     return (
-        f"committed, but not confirmed within {took} ms by {len(waiting)} of {count} {noun}: {named}{more};"
+        f"committed, but not confirmed within {took} ms by {len(waiting)} of {sidecars}: {named}{more};"
         " 'sidecar sidecars' shows their state"
     )

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sidecar.cli.admin_command import TokenFileOption, TokenOption, ask_first
 from sidecar.cli.apply import DryRunOption, PruneOption, ReasonOption
 from sidecar.cli.exits import EXIT_USAGE, CommandError, report_errors
 from sidecar.cli.options import ConfigOption, JsonOption
+from sidecar.cli.tables import counted
 
 if TYPE_CHECKING:
     from sidecar.domain.scopes import ScopeCatalogue
@@ -49,23 +51,8 @@ def push(
     reason: ReasonOption = "",
     config: ConfigOption = None,
     store: StoreOption = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token",
-            metavar="TOKEN",
-            envvar="SIDECAR_ADMIN_TOKEN",
-            help="Your administrator's token; '-' reads it from standard input.",
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file",
-            metavar="FILE",
-            help="A file with your token as its first line; overrides --token.",
-        ),
-    ] = None,
+    token: TokenOption = None,
+    token_file: TokenFileOption = None,
     json: JsonOption = False,
 ) -> None:
     """
@@ -75,7 +62,7 @@ def push(
     changes at once. Pushing the same file again changes nothing. Integrations and API keys that the file
     does not name are kept unless --prune is given. Exits with 1 if the registry refuses any of the changes.
     """
-    from sidecar.cli.apply_flow import ApplyOptions, ask_first, declare
+    from sidecar.cli.apply_flow import ApplyOptions, declare
     from sidecar.cli.connection import read_token
     from sidecar.cli.registry_push import Push
 
@@ -127,8 +114,7 @@ def pull(
         if json:
             typer.echo(encoder.dumps({"file": file, "integrations": len(records)}))
         else:
-            noun = "integration" if len(records) == 1 else "integrations"
-            typer.echo(f"{file}: {len(records)} {noun}", err=True)
+            typer.echo(f"{file}: {counted(len(records), 'integration')}", err=True)
 
 
 @app.command()
@@ -153,8 +139,6 @@ def accept(
     new id, which the sidecars accept. Changes that the store has lost, suspensions included, stay lost:
     repeat them right away. Change 'registry_id' in the configuration to the new id.
     """
-    from sidecar.cli.apply_flow import ask_first
-
     with report_errors(), _opened(config, store) as (runner, opened, _):
         from sidecar.stores.registry.redis.registry import RedisRegistry
 
@@ -209,8 +193,6 @@ def _at(store: str, catalogue: ScopeCatalogue) -> Registry:
 
 def _replace(file: Path, text: str, *, is_confirmed: bool) -> None:
     """Write *file* atomically; ask before replacing a different file."""
-    from sidecar.cli.apply_flow import ask_first
-
     target = file.resolve()  # keeps a symbolic link
     part = target.with_name(f".{target.name}.new")
     try:

@@ -53,6 +53,16 @@ def plain(value: object) -> str:
     )
 
 
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """
+    Return *count* with its noun; *plural* '' = with an s.
+
+    >>> counted(1, "change"), counted(2, "entry", "entries")
+    ('1 change', '2 entries')
+    """
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
 def print_table(
     columns: Sequence[Column], rows: Iterable[Sequence[object]], empty: str, *, err: bool = False
 ) -> None:

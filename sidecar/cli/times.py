@@ -112,10 +112,7 @@ def moment_of(option: str, text: str) -> str:
     Raises:
         CommandError: see `parse_when`.
     """
-    when = parse_when(option, text)
-    if isinstance(when, Moment):
-        return when.text
-    return (datetime.now(UTC) + timedelta(seconds=when.seconds)).isoformat(timespec="seconds")
+    return _moment(option, text, 1)
 
 
 def seconds_until(option: str, text: str) -> int:
@@ -175,7 +172,11 @@ def moment_ago(option: str, text: str) -> str:
     Raises:
         CommandError: see `parse_when`.
     """
+    return _moment(option, text, -1)
+
+
+def _moment(option: str, text: str, direction: int) -> str:
     when = parse_when(option, text)
     if isinstance(when, Moment):
         return when.text
-    return (datetime.now(UTC) - timedelta(seconds=when.seconds)).isoformat(timespec="seconds")
+    return (datetime.now(UTC) + direction * timedelta(seconds=when.seconds)).isoformat(timespec="seconds")

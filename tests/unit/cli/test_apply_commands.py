@@ -11,7 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from sidecar.cli.apply_flow import SHOWN_MAX, ask_first, plan_lines
+from sidecar.cli.admin_command import ask_first
+from sidecar.cli.apply_flow import SHOWN_MAX, plan_lines
 from sidecar.cli.exits import CommandError
 from sidecar.cli.root import app
 from sidecar.domain.api_keys import generate_api_key

@@ -81,7 +81,6 @@ class AdminClient:
         *,
         ca: Path | None = None,
         timeout_s: float = 10.0,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """
         Prepare calls to *address*; connect with the first call.
@@ -91,7 +90,6 @@ class AdminClient:
             token: of the administrator.
             ca: PEM file of the CA to trust; None = the machine's CAs.
             timeout_s: how long a call may take, from its first byte to the last byte of its answer.
-            transport: replaces the sockets, for tests.
 
         Raises:
             AdminCallError: the CA file cannot be used.
@@ -99,7 +97,7 @@ class AdminClient:
         self._address = address
         self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"sidecar/{VERSION}"}
-        self._transport = transport or httpx.AsyncHTTPTransport(
+        self._transport = httpx.AsyncHTTPTransport(
             verify=_trust(address, ca), uds=address.socket_path or None, trust_env=False
         )
         self._runner = asyncio.Runner()

@@ -27,7 +27,6 @@ FINDINGS_MAX = 1_000
 """Maximum number of findings that one check reports."""
 
 _DOMAIN = "sidecar audit 1\n"  # domain separation: no other digest of this program begins with it
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class AuditFormatError(ValueError):

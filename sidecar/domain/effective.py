@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from sidecar.domain.bucket import Quota
 from sidecar.domain.integrations import Credential, Integration, LimitRaise, Status
 
 
@@ -13,14 +11,6 @@ def raise_in_force(record: Integration, now_us: int) -> LimitRaise | None:
     """Return the temporary raise of the limit, unless it has ended."""
     limit_raise = record.limit_raise
     return limit_raise if limit_raise is not None and now_us < limit_raise.until_us else None
-
-
-def effective_quota(record: Integration, now_us: int) -> Quota:
-    """Return the quota at *now_us*, including a temporary raise."""
-    limit_raise = raise_in_force(record, now_us)
-    if limit_raise is None:
-        return record.quota
-    return Quota.per_minute(limit_raise.rate_limit_rpm, limit_raise.burst)
 
 
 def next_change_at_us(record: Integration, now_us: int) -> int | None:
@@ -31,12 +21,6 @@ def next_change_at_us(record: Integration, now_us: int) -> int | None:
     """
     limit_raise = raise_in_force(record, now_us)
     return limit_raise.until_us if limit_raise is not None else None
-
-
-def next_change_of_all_at_us(records: Iterable[Integration], now_us: int) -> int | None:
-    """Return when the first effective state of *records* changes without a command; None = never."""
-    times = (next_change_at_us(record, now_us) for record in records if record.limit_raise is not None)
-    return min((time for time in times if time is not None), default=None)
 
 
 def is_invalidated(record: Integration, credential: Credential) -> bool:

@@ -21,15 +21,9 @@ _log = logging.getLogger("sidecar.rate_limits")
 class RateLimitsWatch(FileWatch[LoadedRateLimits]):
     """Puts new rules into force when the rate-limit files change; calls `on_state` when they are rejected."""
 
-    def __init__(
-        self,
-        source: RateLimitsSource,
-        limiter: RateLimiter,
-        metrics: Metrics,
-        poll_interval_s: float = POLL_INTERVAL_S,
-    ) -> None:
+    def __init__(self, source: RateLimitsSource, limiter: RateLimiter, metrics: Metrics) -> None:
         """Keep *limiter* up to date with *source*; count in *metrics*."""
-        super().__init__(source, COMPONENT, "rate-limit configuration", metrics, _log, poll_interval_s)
+        super().__init__(source, COMPONENT, "rate-limit configuration", metrics, _log, POLL_INTERVAL_S)
         self._files = source
         self.limiter = limiter
         self.on_state: OnState = lambda name, is_ready, state: None

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from sidecar.domain.decisions import Reason
 from sidecar.domain.effective import in_force
-from sidecar.domain.enforcement import RULE_OF, Rule
 from sidecar.domain.integrations import DETAILS, Integration, Status
 from sidecar.domain.replay import ChangeCount, ChangeKind, LoggedRequest, Replay
 from sidecar.domain.scopes import ScopeCatalogue
@@ -136,7 +135,6 @@ _TIMES = ("time", "reset_at", "store_time")
 _COLUMNS = ", ".join(
     f"epoch_us({name})" if name in _TIMES else name for name in LoggedRequest._fields if name != "bucket"
 )
-_LIMIT_REASONS = [reason.label for reason, rule in RULE_OF.items() if rule is Rule.LIMIT]
 
 
 def _counts(reader: DecisionReader, span: LogSpan) -> list[tuple[int, int]]:

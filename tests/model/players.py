@@ -31,10 +31,6 @@ Takes = tuple[BucketSet, list[int]]
 """Equal takes that met in a batch: what they take from, and how much each asks."""
 
 
-def untold(outcome: Outcome) -> None:
-    """A take that nobody waits for."""
-
-
 class SpecPlayer:
     """`draw_all` on a dict, one take after another."""
 

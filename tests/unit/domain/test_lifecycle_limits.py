@@ -8,10 +8,8 @@ import pytest
 
 from sidecar.domain.bucket import Quota
 from sidecar.domain.effective import (
-    effective_quota,
     in_force,
     next_change_at_us,
-    next_change_of_all_at_us,
     raise_in_force,
 )
 from sidecar.domain.fail_policy import FailPolicy
@@ -29,7 +27,6 @@ from tests.administration import (
     active,
     apply,
     create,
-    history,
     reissued,
     suspended,
 )
@@ -106,14 +103,14 @@ def test_limit__out_of_range_names_the_field(rate_limit_rpm: int, burst: int | N
 def test_limit__change_in_place() -> None:
     """A new limit is in force at once, with its burst."""
     record = apply(active(), c.SetRateLimit(integration_id=ID, rate_limit_rpm=120, burst=5)).record
-    assert effective_quota(record, NOW_US) == Quota.per_minute(120, 5)
+    assert in_force(record, NOW_US).quota == Quota.per_minute(120, 5)
 
 
 def test_raise__reverts_by_itself() -> None:
     """The raise counts until its end and not at it, without anyone doing anything."""
     record = raised(600)
-    assert effective_quota(record, NOW_US + HOUR_US - 1) == Quota.per_minute(600)
-    assert effective_quota(record, NOW_US + HOUR_US) == Quota.per_minute(60)
+    assert in_force(record, NOW_US + HOUR_US - 1).quota == Quota.per_minute(600)
+    assert in_force(record, NOW_US + HOUR_US).quota == Quota.per_minute(60)
     assert next_change_at_us(record, NOW_US) == NOW_US + HOUR_US
     assert next_change_at_us(record, NOW_US + HOUR_US) is None
     assert raise_in_force(record, NOW_US + HOUR_US) is None
@@ -146,7 +143,7 @@ def test_raise__ends_early_on_request_and_with_a_new_limit() -> None:
     assert refused(active(), end).code is Code.RAISE_UNKNOWN
     assert refused(raised(), end, NOW_US + HOUR_US).code is Code.RAISE_UNKNOWN
     outcome = apply(raised(), c.SetRateLimit(integration_id=ID, rate_limit_rpm=10))
-    assert effective_quota(outcome.record, NOW_US) == Quota.per_minute(10)
+    assert in_force(outcome.record, NOW_US).quota == Quota.per_minute(10)
     assert [notice.code for notice in outcome.notices] == ["raise_ended"]
 
 
@@ -154,7 +151,7 @@ def test_raise__is_replaced_by_the_next() -> None:
     """A second raise replaces the first."""
     again = c.RaiseLimit(integration_id=ID, rate_limit_rpm=90, until_us=NOW_US + MINUTE_US)
     record = apply(raised(600), again).record
-    assert effective_quota(record, NOW_US) == Quota.per_minute(90)
+    assert in_force(record, NOW_US).quota == Quota.per_minute(90)
 
 
 @pytest.mark.parametrize("policy", [None, *FailPolicy])
@@ -177,14 +174,6 @@ def test_on_store_error__names_a_policy(text: str) -> None:
     for error in (refused(active(), command), refused(None, create(on_store_error=text))):
         assert (error.code, error.field) == (Code.INVALID_VALUE, "on_store_error")
         assert len(str(error)) < 400
-
-
-def test_next_change_of_all__the_first() -> None:
-    """A reader of the registry knows when to compile again; without raises, never."""
-    first = c.RaiseLimit(integration_id="other", rate_limit_rpm=90, until_us=NOW_US + MINUTE_US)
-    other = history((ANN, create("other")), (ANN, first))
-    assert next_change_of_all_at_us([raised(), active(), other], NOW_US) == NOW_US + MINUTE_US
-    assert next_change_of_all_at_us([active()], NOW_US) is None
 
 
 def test_in_force__disabled_allowlist_and_old_credentials() -> None:

@@ -79,16 +79,6 @@ class RegistryBytes(NamedTuple):
     digest: bytes
 
 
-def load_registry(path: Path, file: str, catalogue: ScopeCatalogue) -> FileRegistry:
-    """
-    Read the registry at *path*; messages name it *file*.
-
-    Raises:
-        FileFaultsError: the file cannot be read or has mistakes.
-    """
-    return parse_registry(load_registry_bytes(path, file).content, file, catalogue)
-
-
 def load_registry_bytes(path: Path, file: str) -> RegistryBytes:
     """
     Read the file at *path* of at most `REGISTRY_BYTES_MAX`; messages name it *file*.

@@ -24,11 +24,10 @@ CLAIM_GRACE_US = 60 * 1_000_000
 class Claims:
     """Claims of credential ids."""
 
-    def __init__(self, nodes: Nodes, keys: RegistryKeys, grace_us: int = CLAIM_GRACE_US) -> None:
-        """Take over unused claims that are older than *grace_us*."""
+    def __init__(self, nodes: Nodes, keys: RegistryKeys) -> None:
+        """Take over unused claims that are older than `CLAIM_GRACE_US`."""
         self._nodes = nodes
         self._keys = keys
-        self._grace_us = grace_us
 
     async def claim(self, credential_id: str, integration_id: str, deadline_s: float) -> bool:
         """
@@ -39,7 +38,7 @@ class Claims:
         owner, age_us, claim = await self._ask(credential_id, integration_id, b"", deadline_s)
         if owner == integration_id:
             return True
-        if age_us < self._grace_us or await self._bar(credential_id, owner, deadline_s):
+        if age_us < CLAIM_GRACE_US or await self._bar(credential_id, owner, deadline_s):
             return False
         owner, _, _ = await self._ask(credential_id, integration_id, claim, deadline_s)
         return owner == integration_id

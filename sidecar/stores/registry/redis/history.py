@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
@@ -30,10 +29,9 @@ class History:
     many entries as before, so sequences alone do not show that entries were lost.
     """
 
-    __slots__ = ("_clock", "_delivered", "_points")
+    __slots__ = ("_delivered", "_points")
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._delivered: dict[int, tuple[int, str]] = {}
         self._points: dict[int, deque[Point]] = {}
 
@@ -48,14 +46,14 @@ class History:
         if not head.sequence or (points and points[-1].sequence >= head.sequence):
             return
         # The first entry that a process sees may be old, so it counts as old.
-        points.append(Point(head.sequence, head.digest, self._clock() if points else 0.0))
+        points.append(Point(head.sequence, head.digest, monotonic() if points else 0.0))
         self._drop_old(points)
         if len(points) > POINTS_MAX:
             del points[1]
 
     def _drop_old(self, points: deque[Point]) -> None:
         """Drop the entries before the latest one that is older than `RECENT_S`."""
-        since_s = self._clock() - RECENT_S
+        since_s = monotonic() - RECENT_S
         while len(points) > 1 and points[1].at_s <= since_s:
             points.popleft()
 

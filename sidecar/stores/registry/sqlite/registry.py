@@ -58,15 +58,12 @@ class SqliteRegistry(WatchedRegistry):
     those of other processes within the poll interval.
     """
 
-    def __init__(
-        self, path: Path, lifecycle: Lifecycle, clock_us: Callable[[], int], timeout_s: float
-    ) -> None:
+    def __init__(self, path: Path, lifecycle: Lifecycle, clock_us: Callable[[], int]) -> None:
         """Use `SqliteRegistry.open` instead."""
         super().__init__()
         self.path = path
         self._lifecycle = lifecycle
         self._clock_us = clock_us
-        self._timeout_s = timeout_s
         self._thread: SqliteThread
 
     @classmethod
@@ -76,8 +73,6 @@ class SqliteRegistry(WatchedRegistry):
         lifecycle: Lifecycle,
         *,
         clock_us: Callable[[], int] = wall_clock_us,
-        timeout_s: float = CALL_TIMEOUT_S,
-        queue_max: int = QUEUE_MAX,
         poll_interval_s: float = POLL_INTERVAL_S,
         connect: Connect = connect,
     ) -> SqliteRegistry:
@@ -88,17 +83,15 @@ class SqliteRegistry(WatchedRegistry):
             path: the file; its folder must exist.
             lifecycle: the rules of changes.
             clock_us: the clock, read once per change.
-            timeout_s: the deadline of each call.
-            queue_max: maximum number of waiting calls.
             poll_interval_s: how often to check for changes of other processes while a caller waits for them.
             connect: opens the connection.
 
         Raises:
             RegistryError: the file cannot be used.
         """
-        registry = cls(path, lifecycle, clock_us, timeout_s)
+        registry = cls(path, lifecycle, clock_us)
         registry._thread = SqliteThread(
-            partial(open_database, path, connect), registry._wake, queue_max, poll_interval_s, path
+            partial(open_database, path, connect), registry._wake, QUEUE_MAX, poll_interval_s, path
         )
         await registry._thread.start()
         return registry
@@ -252,13 +245,13 @@ class SqliteRegistry(WatchedRegistry):
         return writes.change_many(database, self._lifecycle, requests, self._clock_us())
 
     async def _read(self, work: Work[Result]) -> Result:
-        return await self._thread.call(work, Durability.READ, self._timeout_s)
+        return await self._thread.call(work, Durability.READ, CALL_TIMEOUT_S)
 
     async def _read_changes(self, revision: Revision, is_waiting: bool) -> Changes:
         return await self._read(lambda database: reads.changes_since(database, revision))
 
     async def _write(self, work: Work[Result], durability: Durability = Durability.LASTING) -> Result:
-        return await self._thread.call(work, durability, self._timeout_s)
+        return await self._thread.call(work, durability, CALL_TIMEOUT_S)
 
     def _watch(self, is_watched: bool) -> None:
         self._thread.watch(is_watched)

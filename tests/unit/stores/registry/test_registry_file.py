@@ -19,7 +19,6 @@ from sidecar.sources.file_faults import FAULTS_SHOWN_MAX, FileFaultsError
 from sidecar.stores.registry.file import registry_file
 from sidecar.stores.registry.file.registry_file import (
     dump_registry,
-    load_registry,
     load_registry_bytes,
     parse_declarations,
     parse_registry,
@@ -289,10 +288,3 @@ def test_integration_from_dict__names_the_mistake() -> None:
 def test_iso_time__is_undone_by_microseconds_of(text: str) -> None:
     """Times keep their microseconds both ways."""
     assert iso_time(microseconds_of(text)) == text
-
-
-def test_load_registry__reads_a_file(tmp_path: Path) -> None:
-    """The whole way from a path."""
-    path = tmp_path / "registry.yaml"
-    path.write_text("integrations: [{id: a, name: A}]")
-    assert load_registry(path, "FILE", CATALOGUE).records == (Integration("a", "A"),)

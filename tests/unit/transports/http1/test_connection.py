@@ -15,8 +15,6 @@ from tests.unit.transports.http1.rig import GET, HttpClient, HttpRig, KeptExchan
 LIMITS = HttpLimits()
 BODY = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
-CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-
 
 def reader(exchange: Exchange) -> None:
     """A handler that answers with the body of the request."""

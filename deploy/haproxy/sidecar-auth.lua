@@ -9,7 +9,12 @@
 local URL = os.getenv("SIDECAR_URL") or "http://127.0.0.1:9192/auth/haproxy"
 local DST = os.getenv("SIDECAR_DST")
 local TIMEOUT_MS = 500
-local LIMITS = { limit = "x-ratelimit-limit", remaining = "x-ratelimit-remaining", reset = "x-ratelimit-reset" }
+local FOR_CLIENT = {
+  limit = "x-ratelimit-limit",
+  remaining = "x-ratelimit-remaining",
+  reset = "x-ratelimit-reset",
+  would_deny = "x-auth-would-deny",
+}
 local IDENTITY = {
   integration_id = "x-integration-id",
   integration_name = "x-integration-name",
@@ -67,7 +72,7 @@ local function ask(txn)
     return answer_unavailable(txn)
   end
   local status = answer.status
-  for variable, name in pairs(LIMITS) do
+  for variable, name in pairs(FOR_CLIENT) do
     local value = first(answer.headers, name)
     if value and value ~= "" then txn:set_var("txn." .. variable, value) end
   end

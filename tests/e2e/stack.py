@@ -47,6 +47,10 @@ class Owners:
             "foreigner", "Elsewhere", scopes=read, ip_allowlist=["198.51.100.0/24"], **ample
         )
         self.neighbor = Owner("neighbor", "Nearby", scopes=read, ip_allowlist=["127.0.0.0/8"], **ample)
+        self.shadowed = Owner(
+            "shadowed", "Elsewhere, in shadow", scopes=read, ip_allowlist=["198.51.100.0/24"],
+            shadow=["allowlist"], **ample,
+        )  # fmt: skip
         self.expired = Owner("expired", "Expired", scopes=read, expires_at="2020-01-01T00:00:00Z", **ample)
         self.stranger = Owner("stranger", "Not in the registry")
         self._limited = [
@@ -58,7 +62,8 @@ class Owners:
     @property
     def registered(self) -> list[Owner]:
         """Everybody in the registry: all but the stranger."""
-        known = (self.reader, self.financier, self.suspended, self.foreigner, self.neighbor, self.expired)
+        known = (self.reader, self.financier, self.suspended, self.foreigner, self.neighbor, self.shadowed,
+                 self.expired)  # fmt: skip
         return [*known, *self._limited]
 
     def limited(self) -> Owner:

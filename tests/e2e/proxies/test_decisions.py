@@ -63,6 +63,15 @@ def test_allowed__limits_for_the_client_identity_for_the_api(stack: Stack) -> No
     assert reader.key.api_key not in str(headers)
 
 
+def test_allowed__what_a_rule_in_shadow_would_deny(stack: Stack) -> None:
+    """The client gets the reason if there is one; what the API says about it does not count."""
+    for name, reasons in (("shadowed", ["ip_not_allowed"]), ("reader", [])):
+        own = [("x-answer-with", "x-auth-would-deny=forged")]
+        answer = stack.get("/v1/inventory/42", getattr(stack.people, name), own)
+        assert (answer.status, answer.all("x-auth-would-deny")) == (200, reasons)
+        assert "x-auth-would-deny" not in upstream_headers(answer)
+
+
 def test_allowed__forged_identity_is_overwritten(stack: Stack) -> None:
     """Whatever a client claims to be, the API sees the decision's values alone."""
     headers = upstream_headers(stack.get("/v1/inventory/42", stack.people.reader, SPOOFED * 2))
@@ -183,10 +192,15 @@ def test_denied__the_clients_connection_is_kept(stack: Stack) -> None:
 
 @pytest.mark.parametrize("stack", ["nginx-tcp", "nginx-accel-tcp"], indirect=True)
 @pytest.mark.parametrize(
-    ("name", "status", "reason"), [("reader", 200, "ok"), ("suspended", 403, "integration_suspended")]
+    ("name", "status", "reason", "would_deny"),
+    [
+        ("reader", 200, "ok", ""),
+        ("shadowed", 200, "ok", "ip_not_allowed"),
+        ("suspended", 403, "integration_suspended", ""),
+    ],
 )
 def test_access_log__of_nginx_joins_the_decision_log(
-    name: str, status: int, reason: str, stack: Stack
+    name: str, status: int, reason: str, would_deny: str, stack: Stack
 ) -> None:
     """The decision id that the API or the client has leads to the entry."""
     owner = getattr(stack.people, name)
@@ -212,5 +226,6 @@ def test_access_log__of_nginx_joins_the_decision_log(
         "credential": owner.key.credential_id if status == 200 else "",
         "reason": reason,
         "fallback": "",
+        "would_deny": would_deny,
     }
     assert "uninitialized" not in stack.proxy.printed()

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from statistics import median
 from time import process_time_ns
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import BURST, CLIENT_ADDRESS, check_request
 from sidecar.domain.answers import AnswerStyle, Decision
@@ -28,7 +26,7 @@ from sidecar.domain.snapshot import Snapshot
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.table import TABLE
 from sidecar.services.decider import Decider
-from sidecar.services.ext_authz import ExtAuthzService, access_request
+from sidecar.services.ext_authz import ExtAuthzService
 from sidecar.stores.clocks import wall_clock_us
 from sidecar.stores.embedded import EmbeddedBucketStore
 
@@ -51,7 +49,7 @@ def run() -> list[Section]:
     decider = Decider(policy, snapshot, store, Metrics(TABLE))
     service = ExtAuthzService(decider, AnswerStyle())
     message = check_request(key.api_key)
-    request = access_request(CheckRequest.FromString(message).attributes)
+    request = service.read(message)
     buckets = snapshot.integrations["bench"].buckets
     decision = decider.decide(request, None, lambda decision, context: None, None)
     assert isinstance(decision, Decision)
@@ -59,7 +57,7 @@ def run() -> list[Section]:
     steps: list[tuple[str, Callable[[], object]]] = [
         (
             "parse: CheckRequest to AccessRequest",
-            lambda: access_request(CheckRequest.FromString(message).attributes),
+            lambda: service.read(message),
         ),
         (
             "evaluate: key, allowlist, path, scope",

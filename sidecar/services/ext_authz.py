@@ -7,25 +7,24 @@ request through when either is missing. Messages come from xds-protos.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
-from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.message import DecodeError
 
 from sidecar.domain.answers import Answer, AnswerStyle, Decision, Headers
 from sidecar.domain.policy import AccessRequest
+from sidecar.observe.build import IS_COMPILED
 from sidecar.rpc.calls import UnaryCall, UnaryMethod
 from sidecar.rpc.statuses import RpcError, StatusCode
+from sidecar.services.check_requests import access_request, read_check
 from sidecar.services.decider import Decider
 from sidecar.services.templates import AnswerTemplates
 
-DIALECT: Final = "ext_authz"
-"""The name of this service in the decision log."""
 _parse: Final = CheckRequest.FromString
+_IS_COMPILED: Final = IS_COMPILED
 
 CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
 
@@ -38,7 +37,7 @@ class ExtAuthzService:
     def __init__(self, decider: Decider, style: AnswerStyle) -> None:
         """Render answers in *style*."""
         self._decider = decider
-        self.render = AnswerTemplates(style, encode).render
+        self._templates = AnswerTemplates(style, encode)
 
     def methods(self) -> tuple[UnaryMethod, ...]:
         """The methods to bind to a transport."""
@@ -51,42 +50,33 @@ class ExtAuthzService:
         Raises:
             RpcError: INTERNAL, the message is not a CheckRequest.
         """
-        try:
-            attributes = _parse(message).attributes
-        except DecodeError:
-            raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
-        request = access_request(attributes, self._decider.policy.client_address.reads_peer)
+        request = self.read(message)
         decision = self._decider.decide(request, call.deadline_s, self._reply, (call, request))
         return None if decision is None else self.render(decision, request)
+
+    def read(self, message: bytes) -> AccessRequest:
+        """
+        Read a CheckRequest.
+
+        Raises:
+            RpcError: INTERNAL, the message is not a CheckRequest.
+        """
+        reads_peer = self._decider.policy.client_address.reads_peer
+        request = read_check(message, reads_peer) if _IS_COMPILED else None
+        if request is not None:
+            return request
+        try:
+            return access_request(_parse(message).attributes, reads_peer)
+        except DecodeError:
+            raise RpcError(StatusCode.INTERNAL, "the message is not a CheckRequest") from None
+
+    def render(self, decision: Decision, request: AccessRequest) -> bytes:
+        """Return the CheckResponse that answers *request* with *decision*."""
+        return self._templates.render(decision, request)
 
     def _reply(self, decision: Decision, context: tuple[UnaryCall, AccessRequest]) -> None:
         call, request = context
         call.reply(self.render(decision, request))
-
-
-def access_request(attributes: AttributeContext, reads_peer: bool = True) -> AccessRequest:
-    """
-    Convert Envoy's *attributes* to the policy's form; without the peer unless *reads_peer*.
-
-    Envoy joins repeated headers with ',' in `headers`. With `encode_raw_headers` it sends `header_map`
-    instead, with each header apart, so they are joined here.
-    """
-    http = attributes.request.http
-    headers = http.headers
-    if not headers and http.HasField("header_map"):
-        headers = _joined(http.header_map.headers)
-    peer = attributes.source.address.socket_address.address if reads_peer else ""
-    scope = attributes.context_extensions.get("scope")
-    return AccessRequest(http.method, http.path, headers.get, peer, scope, None, None, DIALECT)
-
-
-def _joined(headers: Iterable[HeaderValue]) -> dict[str, str]:
-    joined: dict[str, str] = {}
-    for header in headers:
-        name = header.key.lower()
-        value = header.raw_value.decode("latin-1") if header.raw_value else header.value
-        joined[name] = f"{joined[name]},{value}" if name in joined else value
-    return joined
 
 
 def encode(answer: Answer) -> bytes:

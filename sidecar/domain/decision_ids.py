@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
 from typing import Final
@@ -11,6 +10,7 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no
 DECISION_ID_LENGTH: Final = 22
 DECISION_ID: Final = re.compile(f"[0-9a-z]{{{DECISION_ID_LENGTH}}}")
 _PROCESS_ID: Final = re.compile("[0-9a-z]{10}")
+_LAST_DIGITS: Final = [f"{number:02x}" for number in range(256)]
 
 
 class DecisionIds:
@@ -21,7 +21,7 @@ class DecisionIds:
     fleet, and ordered within a process.
     """
 
-    __slots__ = ("_head", "_next")
+    __slots__ = ("_head", "_head_of_256", "_next")
 
     def __init__(self, process_id: str | None = None) -> None:
         """
@@ -33,8 +33,14 @@ class DecisionIds:
         if process_id is not None and not _PROCESS_ID.fullmatch(process_id):
             raise ValueError(f"process id is {process_id!r}; it must be ten characters of 0-9 and a-z")
         self._head = process_id or "".join(secrets.choice(_ALPHABET) for _ in range(10))
-        self._next = itertools.count().__next__
+        self._head_of_256 = ""
+        self._next = 0
 
     def __call__(self) -> str:
         """Return the next id."""
-        return f"{self._head}{self._next():012x}"
+        number = self._next
+        self._next = number + 1
+        last = number & 0xFF
+        if last == 0:
+            self._head_of_256 = f"{self._head}{number >> 8:010x}"
+        return self._head_of_256 + _LAST_DIGITS[last]

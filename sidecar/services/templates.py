@@ -10,8 +10,9 @@ for values of the same width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Final, final
 
 from sidecar.domain.answers import (
     Answer,
@@ -36,8 +37,23 @@ VARIABLES_MAX: Final = 9
 TEMPLATES_PER_INTEGRATION_MAX: Final = 256
 _CHANGED: Final = re.compile(rb"([^\x00])\1*", re.DOTALL)
 
-Template = bytes
-"""A bytes format with `%(name)b` placeholders."""
+
+@final
+class Template:
+    """A serialized message with gaps, and the variable of each gap."""
+
+    __slots__ = ("_format", "_variables")
+
+    def __init__(self, constants: Sequence[bytes], variables: Sequence[int]) -> None:
+        """Put the variables with the numbers *variables* between the *constants*, which are one more."""
+        self._format = b"%b".join(constant.replace(b"%", b"%%") for constant in constants)
+        # itemgetter wants an item; formatting takes a single value, or a tuple of any other number.
+        self._variables = itemgetter(*variables) if variables else itemgetter(slice(0))
+
+    def fill(self, values: tuple[bytes, ...]) -> bytes:
+        """Return the message with these *values* of the variables."""
+        message: bytes = self._format % self._variables(values)
+        return message
 
 
 class AnswerTemplates:
@@ -56,7 +72,7 @@ class AnswerTemplates:
         id = decision.id.encode()
         integration = evaluation.integration
         if integration is None:
-            return self._unknown_caller_template(decision, is_grpc) % {b"id": id}
+            return self._unknown_caller_template(decision, is_grpc).fill((id,))
         if reason is _IP_NOT_ALLOWED:
             # The text contains the address, so a template could not be used again.
             return self._encode(answer_to(decision, self._style, is_grpc))
@@ -86,7 +102,7 @@ class AnswerTemplates:
             if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
                 integration.fragments.clear()
             integration.fragments[key] = template
-        return template % {b"id": id, b"remaining": remaining, b"reset": reset, b"wait": wait}
+        return template.fill((id, remaining, reset, wait))
 
     def _unknown_caller_template(self, decision: Decision, is_grpc: bool) -> Template:
         key = decision.reason, decision.evaluation.detail, is_grpc
@@ -121,6 +137,8 @@ def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mappi
     """
     Compile the message of *render* for variables of these *widths* (ASCII characters).
 
+    `Template.fill` takes values in the order of *widths*; variables of width 0 are not in the message.
+
     Raises:
         ValueError: *render* changes a variable's width, for example by escaping; or there are more than
             nine variables.
@@ -131,12 +149,12 @@ def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mappi
     base = render({name: "0" * width for name, width in widths.items()})
     fills = {name: str(number) * widths[name] for number, name in enumerate(names, 1)}
     other = render({**dict.fromkeys(widths, ""), **fills})
-    template = bytearray()
-    end = 0
-    for start, stop, name in _spans(base, other, names, widths):
-        template += base[end:start].replace(b"%", b"%%") + b"%(" + name.encode() + b")b"
-        end = stop
-    return bytes(template + base[end:].replace(b"%", b"%%"))
+    spans = _spans(base, other, names, widths)
+    starts = [0, *(stop for _, stop, _ in spans)]
+    stops = [*(start for start, _, _ in spans), len(base)]
+    numbers = {name: number for number, name in enumerate(widths)}
+    constants = [base[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    return Template(constants, [numbers[name] for _, _, name in spans])
 
 
 def _spans(

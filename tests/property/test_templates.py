@@ -111,4 +111,4 @@ def test_compile__formats_to_what_render_gives(parts: list[str], data: st.DataOb
     template = compile_template(
         lambda given: render(dict(given)), {name: len(text) for name, text in values.items()}
     )
-    assert template % {name.encode(): text.encode() for name, text in values.items()} == render(values)
+    assert template.fill(tuple(text.encode() for text in values.values())) == render(values)

@@ -15,6 +15,7 @@ from sidecar.rpc.statuses import StatusCode
 PREFIX: Final = struct.Struct(">BI")
 """Compressed-flag and length."""
 PREFIX_BYTES: Final = 5
+_pack_prefix: Final = PREFIX.pack
 
 
 class FramingError(Exception):
@@ -38,7 +39,7 @@ def frame_message(message: bytes) -> bytes:
     >>> frame_message(b"ab")
     b'\\x00\\x00\\x00\\x00\\x02ab'
     """
-    return len(message).to_bytes(PREFIX_BYTES, "big") + message
+    return _pack_prefix(0, len(message)) + message
 
 
 class MessageReader:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter_ns
 from typing import Any, Final, Protocol, cast
 
-from sidecar.rpc.calls import EXCHANGE_MESSAGES_MAX
 from sidecar.rpc.statuses import RpcError, StatusCode
 from sidecar.transports.fast import answers
 from sidecar.transports.fast.answers import OK_HEADERS, OK_TRAILERS
@@ -45,16 +44,10 @@ from sidecar.transports.fast.engine import (
     peer_header_list_bytes_max,
 )
 from sidecar.transports.fast.held import STREAM_BYTES
-from sidecar.transports.fast.policing import Policing, has_tiny_frames
+from sidecar.transports.fast.policing import Policing
 from sidecar.transports.fast.requests import Refusal, Request, read_request
-from sidecar.transports.framing import (
-    PREFIX_BYTES,
-    CompressedError,
-    ExchangeReader,
-    FramingError,
-    MessageReader,
-    frame_message,
-)
+from sidecar.transports.fast.unfinished import UnfinishedRequests
+from sidecar.transports.framing import PREFIX_BYTES, frame_message
 
 REQUEST_KEPT_BYTES_MAX: Final = 2_048
 """Maximum size of the last request's headers that a connection keeps, to recognize equal headers."""
@@ -100,7 +93,6 @@ class Streams:
     __slots__ = (
         "_answered_ns",
         "_backlog",
-        "_buffered_bytes",
         "_connection",
         "_core",
         "_http2",
@@ -109,6 +101,7 @@ class Streams:
         "_replies_counted",
         "_request",
         "_resets",
+        "_unfinished",
         "calls",
         "frames",
         "header_bytes",
@@ -130,10 +123,10 @@ class Streams:
         self._is_closed = False
         self._answered_ns: list[int] = []
         self._backlog: deque[Event] = deque()
-        self._buffered_bytes = 0
         self._replies_counted = 0
         self._request = _NO_REQUEST
         self._resets: list[int] = []
+        self._unfinished = UnfinishedRequests(core)
         self.calls: dict[int, FastCall] = {}
         self.header_bytes = 0
         self.now_s = 0.0
@@ -212,8 +205,13 @@ class Streams:
         if headers != request.headers:
             # Proxies repeat headers: comparing takes a fifth of the time of parsing.
             request = self._read_request(headers)
-        kind = FastStreamCall if request.is_streaming else FastUnaryCall
-        call = self.calls[stream_id] = kind(self, stream_id, request, self.now_s, self.read_ns)
+        now_s, now_ns = self.now_s, self.read_ns
+        call: FastCall
+        if request.is_streaming:
+            call = FastStreamCall(self, stream_id, request, now_s, now_ns)
+        else:
+            call = FastUnaryCall(self, stream_id, request, now_s, now_ns)
+        self.calls[stream_id] = call
         if request.refusal is not None:
             self._refuse(call, request.refusal)
         elif event.end_stream:
@@ -231,8 +229,13 @@ class Streams:
     def _on_data(self, call: FastCall, event: DataReceived) -> None:
         data = event.data
         if event.end_stream and call.reader is None and len(data) >= PREFIX_BYTES:
-            size = int.from_bytes(data[:PREFIX_BYTES], "big")  # the flag, 0, is its first byte
-            if size == len(data) - PREFIX_BYTES <= self._core.limits.message_bytes_max:
+            size = len(data) - PREFIX_BYTES
+            # The flag and the upper half of the length are 0: a frame is smaller than 64 KiB.
+            if (
+                data[:3] == b"\0\0\0"
+                and data[3] << 8 | data[4] == size
+                and size <= self._core.limits.message_bytes_max
+            ):
                 self._dispatch(call, data[PREFIX_BYTES:])
                 return
         self._collect(call, data, is_last=event.end_stream)
@@ -265,90 +268,14 @@ class Streams:
         if not self._policing.early_end(self.now_s):
             self._connection.drain_flooding_peer()
 
-    # Requests that are not one complete frame.
-
     def _collect(self, call: FastCall, data: bytes, *, is_last: bool) -> None:
-        core = self._core
+        """Add *data* to a request that is not one complete frame."""
         if call.request.is_exchange:
-            self._exchange(cast(FastStreamCall, call), data, is_last=is_last)
+            self._unfinished.answer_parts(self, cast(FastStreamCall, call), data, is_last=is_last)
             return
-        reader = call.reader
-        if reader is None:
-            reader = call.reader = MessageReader(
-                core.limits.message_bytes_max, is_encoded=call.request.is_encoded
-            )
-        try:
-            self._buffered_bytes += len(data)
-            core.buffered_bytes += len(data)
-            reader.feed(data)
-            message = reader.finish() if is_last else None
-        except FramingError as error:
-            self._reject(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
-            return
+        message = self._unfinished.collect(self, call, data, is_last=is_last)
         if message is not None:
-            self._drop_reader(call)
             self._dispatch(call, message)
-        else:
-            self._check_unfinished(call, reader)
-
-    def _check_unfinished(self, call: FastCall, reader: MessageReader) -> None:
-        limits = self._core.limits
-        if (
-            self._buffered_bytes > limits.buffered_bytes_per_connection_max
-            or self._core.buffered_bytes > limits.buffered_bytes_max
-        ):
-            self._reject(call, StatusCode.RESOURCE_EXHAUSTED, "too many unfinished requests")
-        elif has_tiny_frames(reader.pieces, reader.received):
-            self._connection.kill("flood", H2Error.ENHANCE_YOUR_CALM)
-
-    def _exchange(self, call: FastStreamCall, data: bytes, *, is_last: bool) -> None:
-        """
-        Answer each complete message; the end of the request ends the call.
-
-        Until then the limits of unfinished requests apply to the call.
-        """
-        core = self._core
-        if call.reader is None:
-            call.reader = ExchangeReader(core.limits.message_bytes_max, is_encoded=call.request.is_encoded)
-        reader = cast(ExchangeReader, call.reader)
-        try:
-            held_bytes = reader.received
-            messages = reader.split(data)
-            self._buffered_bytes += reader.received - held_bytes
-            core.buffered_bytes += reader.received - held_bytes
-            if is_last:
-                reader.finish()
-        except FramingError as error:
-            self._reject(call, error.code, error.detail, names_encodings=type(error) is CompressedError)
-            return
-        if reader.messages > EXCHANGE_MESSAGES_MAX:
-            self._reject(
-                call,
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"the call has more than {EXCHANGE_MESSAGES_MAX} messages",
-            )
-            return
-        for message in messages:
-            self._answer_part(call, message)
-            if call.state != RECEIVING:
-                return
-        if is_last:
-            call.state = IN_HANDLER
-            call.finish()
-        else:
-            self._check_unfinished(call, reader)
-
-    def _answer_part(self, call: FastStreamCall, message: bytes) -> None:
-        core = self._core
-        try:
-            answer = call.request.handle(message, call)
-        except RpcError as error:
-            self.answer_status(call, error.code, error.detail)
-        except Exception:
-            core.log_fault(f"the handler of {call.request.path}")
-            self.answer_status(call, StatusCode.UNKNOWN, "the handler failed")
-        else:
-            self.send_message(call, cast(bytes, answer))
 
     def end_exchanges(self) -> None:
         """End all exchanges, so that they do not delay a drain."""
@@ -356,12 +283,9 @@ class Streams:
             if call.request.is_exchange and call.state == RECEIVING:
                 self.answer_status(call, StatusCode.UNAVAILABLE, "this server is draining")
 
-    def _drop_reader(self, call: FastCall) -> None:
-        reader = call.reader
-        if reader is not None:
-            self._buffered_bytes -= reader.received
-            self._core.buffered_bytes -= reader.received
-            call.reader = None
+    def kill_flooding_peer(self) -> None:
+        """Close the connection, because its peer sends tiny DATA frames."""
+        self._connection.kill("flood", H2Error.ENHANCE_YOUR_CALM)
 
     # Handlers.
 
@@ -373,7 +297,7 @@ class Streams:
             return
         deadline_s = call.deadline_s
         if deadline_s is not None and self.now_s >= deadline_s:
-            self._reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+            self.reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
             return
         call.state = IN_HANDLER
         try:
@@ -425,7 +349,7 @@ class Streams:
     def _cancel(self, call: FastCall) -> None:
         """Cancel a call whose caller has disconnected or reset the stream."""
         if call.state == RECEIVING:
-            self._drop_reader(call)
+            self._unfinished.drop(call)
             call.state = ENDED
         elif call.state == KEPT:
             call.state = CANCELLED
@@ -468,7 +392,7 @@ class Streams:
         """Queue the status that ends a call: Trailers-Only, or trailers if the answer has begun."""
         if call.state == RECEIVING:
             self._resets.append(call.stream_id)  # PROTOCOL-HTTP2.md: answered before END_STREAM
-            self._drop_reader(call)
+            self._unfinished.drop(call)
         call.state = ENDED
         self.statuses += 1
         self._core.values[self._core.code_slots[code]] += 1
@@ -488,16 +412,14 @@ class Streams:
             return ""
         return detail
 
-    def _reject(
-        self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False
-    ) -> None:
+    def reject(self, call: FastCall, code: StatusCode, detail: str, *, names_encodings: bool = False) -> None:
         """Answer an invalid request, and count it."""
         self.answer_status(call, code, detail, names_encodings=names_encodings)
         self._count_early_end()
 
     def _refuse(self, call: FastCall, refusal: Refusal) -> None:
         if refusal.http_status == 200:
-            self._reject(call, refusal.code, refusal.detail)
+            self.reject(call, refusal.code, refusal.detail)
             return
         call.state = ENDED
         if self._core.http_error_delay_s:
@@ -606,10 +528,10 @@ class Streams:
             if call.state == RECEIVING:
                 self.header_bytes += call.request.octets
                 if call.deadline_s is not None and now_s >= call.deadline_s:
-                    self._reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
+                    self.reject(call, StatusCode.DEADLINE_EXCEEDED, _EXPIRED)
                 elif now_s - call.started_s >= limits.request_timeout_s:
                     detail = f"the request was not complete within {limits.request_timeout_s:g} s"
-                    self._reject(call, StatusCode.DEADLINE_EXCEEDED, detail)
+                    self.reject(call, StatusCode.DEADLINE_EXCEEDED, detail)
             elif call.state == ENDED:
                 if not call.ended_s:
                     call.ended_s = now_s

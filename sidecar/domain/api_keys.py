@@ -16,9 +16,8 @@ from hmac import compare_digest
 from typing import Final
 from zlib import crc32
 
-_copy_sha256: Final = (
-    sha256().copy
-)  # looking the algorithm up by its name costs OpenSSL as much as the digest
+# sha256() looks the algorithm up by its name, which takes OpenSSL as long as the digest itself.
+_copy_sha256: Final = sha256().copy
 _crc32: Final = crc32
 
 PREFIX: Final = "sck"
@@ -104,18 +103,14 @@ def is_own_key(text: str) -> bool:
 
 def digest_of(api_key: str) -> str:
     """Return the digest that is stored instead of the key: 'sha256:' and 64 hex digits."""
-    return "sha256:" + _raw_digest_of(api_key).hex()
+    return "sha256:" + sha256(api_key.encode()).hexdigest()
 
 
 def matches(api_key: str, digest: bytes) -> bool:
     """Whether *api_key* has this raw SHA-256 *digest* (32 bytes); compared in constant time."""
-    return compare_digest(_raw_digest_of(api_key), digest)
-
-
-def _raw_digest_of(api_key: str) -> bytes:
-    sha256 = _copy_sha256()
-    sha256.update(api_key.encode())
-    return sha256.digest()
+    hashed = _copy_sha256()
+    hashed.update(api_key.encode())
+    return compare_digest(hashed.digest(), digest)
 
 
 def checksum(body: str) -> str:

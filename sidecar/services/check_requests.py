@@ -83,8 +83,8 @@ class Shape:
     """
     How to read one kind of message.
 
-    `actions` has an action for each tag below 128 (number and wire type of a field); `parts` has the shapes
-    of the messages that are entered.
+    `actions` has an action for each tag (number and wire type of a field) below 128, `parts` the shape of the
+    message if it is entered, and otherwise this shape.
     """
 
     __slots__ = ("actions", "parts")
@@ -92,7 +92,7 @@ class Shape:
     def __init__(self, descriptor: Descriptor, path: str = "", nesting: int = 0) -> None:
         """Derive the shape from *descriptor*; *path* leads to this message."""
         actions = bytearray(128)
-        self.parts: dict[int, Shape] = {}
+        self.parts: list[Shape] = [self] * 128
         for field in descriptor.fields:
             place = f"{path}.{field.name}"
             wire_type, action = _WIRE_TYPES.get(field.type, (0, _LEAVE_TO_PROTOBUF))
@@ -139,7 +139,7 @@ def read_check(message: bytes, reads_peer: bool = True) -> AccessRequest | None:
     if not check.read(len(message), _SHAPE) or not check.is_ascii_before(len(message)):
         return None
     peer = check.peer if reads_peer else ""
-    return AccessRequest(check.method, check.path, check.headers.get, peer, check.scope, None, None, DIALECT)
+    return AccessRequest(check.method, check.path, check.header, peer, check.scope, None, None, DIALECT)
 
 
 @final
@@ -148,10 +148,11 @@ class _Check:
     The needed fields of one message; a repeated field replaces what was read before.
 
     All text must be ASCII. It is checked in few large pieces, between lengths and numbers with other bytes:
-    `_unchecked` is the start of the first text that is not checked yet, -1 = there is none.
+    `_unchecked` is the start of the first text that is not checked yet, -1 = there is none. Headers are read
+    when they are looked up, as most of them never are: `_headers` has their places.
     """
 
-    __slots__ = ("_at", "_data", "_text", "_unchecked", "headers", "method", "path", "peer", "scope")
+    __slots__ = ("_at", "_data", "_headers", "_text", "_unchecked", "method", "path", "peer", "scope")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -162,7 +163,7 @@ class _Check:
         self.path = ""
         self.peer = ""
         self.scope: str | None = None
-        self.headers: dict[str, str] = {}
+        self._headers: list[int] = []
 
     def read(self, end: int, shape: Shape) -> bool:
         """Read a message up to *end*; False = leave it to protobuf."""
@@ -187,7 +188,8 @@ class _Check:
             elif action == _SKIP_TEXT:
                 self._skip_text(stop)
             else:
-                self._keep(action, self._read_text(stop))
+                self._keep(action, self._text[self._at : stop])
+                self._skip_text(stop)
             self._at = stop
         return True
 
@@ -204,25 +206,33 @@ class _Check:
         data = self._data
         if self._at >= end or data[self._at] != _MAP_KEY:
             return False
-        self._at += 1
+        place = self._at = self._at + 1
         stop = self._read_length(end)
         if stop < 0 or stop >= end or data[stop] != _MAP_VALUE:
             return False
-        key = self._read_text(stop)
+        start = self._at
+        self._skip_text(stop)
         self._at += 1
         if self._read_length(end) != end:
             return False
-        value = self._read_text(end)
         if action == _HEADER:
-            self.headers[key] = value
-        elif key == "scope":
-            self.scope = value
+            self._headers.append(place)
+        elif self._text[start:stop] == "scope":
+            self.scope = self._text[self._at : end]
+        self._skip_text(end)
         return True
 
-    def _read_text(self, end: int) -> str:
-        start = self._at
-        self._skip_text(end)
-        return self._text[start:end]
+    def header(self, name: str) -> str | None:
+        """Return the value of header *name*, None = absent; of repeated ones the last."""
+        end, size = len(self._data), len(name)
+        for number in range(len(self._headers) - 1, -1, -1):
+            self._at = self._headers[number]
+            stop = self._read_length(end)
+            if stop - self._at == size and self._text[self._at : stop] == name:
+                self._at = stop + 1
+                stop = self._read_length(end)
+                return self._text[self._at : stop]
+        return None
 
     def _skip_text(self, end: int) -> None:
         if self._unchecked < 0:

@@ -101,7 +101,7 @@ class Decider:
         }
         self._places = {reason: RESULTS.index(result_of(reason)) for reason in Reason}
         self.rows = IntegrationRows(metrics.table.integrations, metrics.values, listed_max)
-        self._observe_ns = metrics.histogram("sidecar_decision_duration_seconds").observe_ns
+        self._durations = metrics.histogram("sidecar_decision_duration_seconds")
 
     def add_observer(self, note: Callable[[AccessRequest | None, Decision, int], None]) -> None:
         """Call *note* for each decision, after those that were added before; see `on_decided`."""
@@ -233,7 +233,7 @@ class Decider:
         if would_deny is not None:
             values[self._shadow_slots[would_deny]] += 1
         elapsed_ns = _now_ns() - started_ns
-        self._observe_ns(elapsed_ns)
+        self._durations.observe_ns(elapsed_ns)
         decision = Decision(self._next_id(), reason, evaluation, taken, fallback, would_deny)
         if request is not None and (reason is not _OK or would_deny is not None):
             self._note_refusal(request, decision)

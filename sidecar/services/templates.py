@@ -96,7 +96,7 @@ class AnswerTemplates:
             decision.would_deny,
             is_grpc,
         )
-        template = integration.fragments.get(key)
+        template: Template | None = integration.fragments.get(key)
         if template is None:
             template = self._compile(decision, len(remaining), len(reset), len(wait), is_grpc)
             if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:

@@ -15,7 +15,6 @@ from sidecar.rpc.statuses import StatusCode
 PREFIX: Final = struct.Struct(">BI")
 """Compressed-flag and length."""
 PREFIX_BYTES: Final = 5
-_pack_prefix: Final = PREFIX.pack
 
 
 class FramingError(Exception):
@@ -39,7 +38,7 @@ def frame_message(message: bytes) -> bytes:
     >>> frame_message(b"ab")
     b'\\x00\\x00\\x00\\x00\\x02ab'
     """
-    return _pack_prefix(0, len(message)) + message
+    return len(message).to_bytes(PREFIX_BYTES, "big") + message
 
 
 class MessageReader:

@@ -25,8 +25,8 @@ class Call(NamedTuple):
     target: int = 0
 
 
-Ended = tuple[Call, bytes]
-"""A call and its answer: a gRPC message without its prefix, or an HTTP head and body; b'' = no message."""
+Ended = tuple[Call, bytes | None]
+"""A call and its answer: a gRPC message without its prefix, or an HTTP head and body; None = a gRPC error."""
 
 
 class Connection:

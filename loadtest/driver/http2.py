@@ -105,7 +105,7 @@ class Http2Connection(Connection):
                 call = self._calls.pop(stream, None)
                 body = bodies.pop(stream, b"")
                 if call is not None:
-                    ended.append((call, body[GRPC_PREFIX_BYTES:]))
+                    ended.append((call, body[GRPC_PREFIX_BYTES:] if body else None))
         self._rest = data[at:]
         self._replenish()
         if self._is_eof:

@@ -32,7 +32,7 @@ class Load(Protocol):
         """Return the number of the next message, and a tag that comes back with the answer."""
 
     def ended(self, call: Call, message: bytes | None, read_ns: int) -> None:
-        """Handle the end of *call*; *message* None = no answer."""
+        """Handle the end of *call*; *message* None = no answer or a gRPC error."""
 
     def withdrawn(self, call: Call) -> None:
         """Handle that the server refused *call* unhandled: another one is sent in its place."""

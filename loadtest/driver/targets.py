@@ -30,6 +30,10 @@ class Target:
     tls: bool = False
     ca: str = ""
 
+    def __str__(self) -> str:
+        """Return the address for messages."""
+        return f"unix:{self.unix}" if self.unix else self.authority
+
     @property
     def authority(self) -> str:
         """The name of the server in requests."""

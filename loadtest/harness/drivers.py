@@ -22,7 +22,7 @@ from loadtest.driver.loops import Limits, Loop
 from loadtest.driver.schedule import due_times_ns
 from loadtest.driver.targets import Target
 from loadtest.harness.answers import READERS
-from loadtest.harness.scenario import Scenario
+from loadtest.harness.scenario import Scenario, ScenarioError
 from loadtest.harness.tally import Focus, Rules, Second, Tally, TallyingLoad
 from loadtest.harness.usage import waited_s
 from loadtest.harness.workload import Keys, make_workload
@@ -117,6 +117,8 @@ def _drive(job: Job, pipe: Pipe) -> None:
         os.sched_setaffinity(0, job.cores)
     try:
         pipe.send(carry_out(job, pipe.send, await_start))
+    except (DriverError, ScenarioError) as error:
+        pipe.send(str(error))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 
@@ -128,7 +130,7 @@ def carry_out(job: Job, report: Callable[[dict[int, Second]], None], await_start
     *await_start* is called when all connections are open; it returns when the load starts (CLOCK_MONOTONIC).
 
     Raises:
-        OSError: a connection cannot be opened.
+        DriverError: a connection cannot be opened.
         ScenarioError: see `make_workload`.
     """
     scenario, target = job.scenario, job.targets[0]
@@ -150,7 +152,13 @@ def carry_out(job: Job, report: Callable[[dict[int, Second]], None], await_start
     openings = [partial(connect, number % len(job.targets)) for number in own]
     with ExitStack() as stack:
         limits = Limits(timeout_s, seconds=scenario.load.duration_s)
-        loop = stack.enter_context(closing(Loop(openings, load, monotonic_ns, limits)))
+        try:
+            loop = stack.enter_context(closing(Loop(openings, load, monotonic_ns, limits)))
+        except OSError as error:
+            addresses = ", ".join(map(str, job.targets))
+            raise DriverError(
+                f"cannot connect to {addresses}: {error.strerror or error}; is the server running?"
+            ) from error
         load.start_ns = start_ns = await_start()
         stack.enter_context(awake())
         stack.enter_context(_without_collections())

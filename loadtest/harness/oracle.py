@@ -10,7 +10,14 @@ from typing import Any
 
 from loadtest.harness.scenario import KINDS, Scenario
 from loadtest.harness.suspensions import Suspensions, judge_suspensions
-from loadtest.harness.tally import SECOND_NS, UNANSWERED, UNAVAILABLE, UNAVAILABLE_NS, Tally
+from loadtest.harness.tally import (
+    MISSING_HEADER,
+    SECOND_NS,
+    UNANSWERED,
+    UNAVAILABLE,
+    UNAVAILABLE_NS,
+    Tally,
+)
 from loadtest.harness.usage import Sample, growth
 
 STARVED_SHARE = 0.9
@@ -170,6 +177,8 @@ def _wrong_answers(tally: Tally) -> Iterator[Fault]:
         if what.startswith("verdict/"):
             _, kind, status = what.split("/")
             text = f"a request of kind {KINDS[int(kind)]} got status {status}"
+        elif what == MISSING_HEADER:
+            text = f"{what}: set oracle.headers = false if the server sends no X-RateLimit-*"
         yield Fault(text, count, tally.samples.get(what, ()))
 
 
@@ -210,6 +219,12 @@ def _lost_calls(
     for (_, status), count in totals.items():
         by_status[status] += count
     calls = by_status.total()
+    unanswered = "calls without an answer, or with a gRPC error"
+    if scenario.target is not None and by_status[UNANSWERED] == calls:
+        unanswered = (
+            f"no call was answered: does {scenario.target.address} serve protocol {scenario.protocol!r},"
+            " with or without TLS as the address says?"
+        )
     unexpected = sum(
         count
         for number, count in tally.unavailable.items()
@@ -217,7 +232,7 @@ def _lost_calls(
     )
     for what, count, share_max in (
         ("503: the store or the server was not available", unexpected, scenario.oracle.unavailable_share_max),
-        ("calls without an answer", by_status[UNANSWERED], scenario.oracle.unanswered_share_max),
+        (unanswered, by_status[UNANSWERED], scenario.oracle.unanswered_share_max),
     ):
         if count > share_max * calls:
             yield Fault(f"{what} (at most {share_max:.2%} of {calls:,} calls)", count)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from loadtest.driver.schedule import Segment, segments_of
 from loadtest.driver.targets import TargetError, parse_target
+from sidecar.domain.suggestions import did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
 INTEGRATIONS_MAX = 100_000
@@ -134,7 +136,8 @@ class TargetSettings(_Strict):
 
     `keys` is a file with an API key in each line, then optionally a comma and its kind (default `valid`).
     `key_header`, `method`, `path` and `wrong_scope_path` make up a request; `domain` and `entry` a rate-limit
-    call, whose descriptor has the entry with the integration's number as its value.
+    call, whose descriptor has the entry with the integration's number as its value. `pid` is its process, if
+    it runs on this machine: its processor time and memory are then in the report, with those of its children.
     """
 
     address: str
@@ -146,6 +149,7 @@ class TargetSettings(_Strict):
     wrong_scope_path: str = "/v1/refunds/42"
     domain: str = "shop"
     entry: str = "user"
+    pid: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _is_address(self) -> TargetSettings:
@@ -343,12 +347,18 @@ def load_scenario(name: str, changes: Sequence[str] = ()) -> Scenario:
     Raises:
         ScenarioError: the scenario does not exist, or has an invalid key or value.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    is_file = name.endswith(".toml")
+    path = Path(name) if is_file else FOLDER / f"{name}.toml"
     try:
         settings = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise ScenarioError(f"no scenario {name!r}; built in are {known}; or give a FILE.toml") from None
+        if is_file:
+            raise ScenarioError(f"{path}: no such file") from None
+        known = sorted(file.stem for file in FOLDER.glob("*.toml"))
+        raise ScenarioError(
+            f"no scenario {name!r}{did_you_mean(name, known)}; built in are {', '.join(known)};"
+            " or give a FILE.toml"
+        ) from None
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ScenarioError(f"{path}: {error}") from None
     for change in changes:
@@ -357,7 +367,7 @@ def load_scenario(name: str, changes: Sequence[str] = ()) -> Scenario:
         return Scenario(**{"name": path.stem, **settings})
     except ValidationError as error:
         raise ScenarioError(
-            "\n".join(f"{path}: {_place(item['loc'])}{_plain(item['msg'])}" for item in error.errors())
+            "\n".join(f"{path}: {_place(item['loc'])}{_plain(item)}" for item in error.errors())
         ) from None
 
 
@@ -381,5 +391,35 @@ def _place(location: tuple[int | str, ...]) -> str:
     return f"{'.'.join(map(str, location))}: " if location else ""
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _plain(fault: ErrorDetails) -> str:
+    """Return what is wrong, with the value, and what is allowed."""
+    message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        *sections, key = fault["loc"]
+        known = _keys(tuple(sections))
+        return f"unknown key{did_you_mean(str(key), known)}; keys are {', '.join(known)}"
+    if fault["type"] == "value_error" or isinstance(given, dict):
+        return message
+    return f"is {given!r}; {message.replace('Input should be', 'it must be')}"
+
+
+def _keys(sections: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of a section."""
+    settings: type[BaseModel] = Scenario
+    for section in sections:
+        if isinstance(section, str):
+            settings = _SECTIONS.get(section, settings)
+    return list(settings.model_fields)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "load": LoadSettings,
+    "connections": ConnectionSettings,
+    "traffic": TrafficSettings,
+    "mix": MixSettings,
+    "limits": LimitSettings,
+    "target": TargetSettings,
+    "sidecar": SidecarSettings,
+    "events": EventSettings,
+    "oracle": OracleSettings,
+}

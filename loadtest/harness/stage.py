@@ -93,7 +93,12 @@ def staged(scenario: Scenario, server_cores: str = "") -> Iterator[Stage]:
 
 def _foreign(scenario: Scenario, target: TargetSettings) -> Stage:
     keys = read_keys(target.keys) if target.keys else make_keys(scenario)
-    return Stage([parse_target(target.address, target.ca)], keys)
+    groups = {"server": RunningSidecar(target.pid, "", "").pids} if target.pid else {}
+    return Stage(
+        [parse_target(target.address, target.ca)],
+        keys,
+        lambda: {name: pids() for name, pids in groups.items()},
+    )
 
 
 class _Sidecars:

@@ -25,8 +25,9 @@ from loadtest.harness.workload import (
 )
 
 UNANSWERED = 1
-"""In place of a status: no answer in time, or the connection was lost."""
+"""In place of a status: no answer in time, a lost connection, or a gRPC error."""
 UNAVAILABLE = 503
+MISSING_HEADER = "missing header"
 SAMPLES_MAX = 10
 """Wrong answers that are kept of each kind, to be shown."""
 SECOND_NS = 1_000_000_000
@@ -264,7 +265,7 @@ class TallyingLoad:
         if not rules.has_headers or kind == UNKNOWN:
             return
         if limit == MISSING or remaining == MISSING or reset_s == MISSING:
-            self._wrong("missing header", message)
+            self._wrong(MISSING_HEADER, message)
             return
         if limit != rules.limit or remaining > rules.burst:
             self._wrong("wrong limit", message)

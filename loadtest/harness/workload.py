@@ -150,7 +150,10 @@ def _picks(scenario: Scenario, counts: Sequence[int], part: int) -> Iterator[int
     firsts = [sum(counts[:kind]) for kind in range(len(counts))]
     for kind, share in enumerate(mix.shares):
         if share and not counts[kind]:
-            raise ScenarioError(f"traffic.mix.{KINDS[kind]} is {share:g}, but there are no keys of that kind")
+            raise ScenarioError(
+                f"traffic.mix.{KINDS[kind]} is {share:g}, but there are no keys of that kind:"
+                " add them to target.keys, or change traffic.mix"
+            )
     source = random.Random(seed)
     drawn = source.choices(range(len(counts)), weights=mix.shares, k=DRAWS)
     valid, focus_share = (

@@ -80,7 +80,10 @@ def test_load_test__without_a_server_there_is_no_run(tmp_path: Path) -> None:
     target = ["--target=unix:/nowhere.sock", f"--keys={keys}"]
     for command, reported in (
         (["run", "nothing"], "built in are"),
-        (["run", "steady", "--set=traffic.mix={valid=1}", *target], "No such file"),
+        (
+            ["run", "steady", "--set=traffic.mix={valid=1}", *target],
+            "cannot connect to unix:/nowhere.sock: No such file",
+        ),
         (["compare", str(keys), str(keys)], "keys"),
         (["peers", "--peer=other=/bin/true"], "it must be NAME=PATH"),
     ):

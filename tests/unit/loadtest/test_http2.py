@@ -108,16 +108,17 @@ def test_http2__answers_are_the_same_however_the_bytes_are_cut(step: int) -> Non
 
 
 def test_http2__a_message_may_be_cut_padded_or_missing() -> None:
-    """Two DATA frames are one message; padding is not part of it; a call may end without a message."""
+    """Two DATA frames are one message without padding; a gRPC error has none; a message may be empty."""
     with connected() as (client, theirs):
-        client.send(calls(0, 0))
+        client.send(calls(0, 0, 0))
         theirs.sendall(
             frame(HEADERS, END_HEADERS, 1, b"\x88")
             + frame(DATA, PADDED, 1, b"\x02" + MESSAGE[:6] + b"\0\0")
             + frame(DATA, END_STREAM, 1, MESSAGE[6:])
             + frame(HEADERS, END_HEADERS | END_STREAM, 3, b"\x88")
+            + answer(5, bytes(5))
         )
-        assert [message for _, message in client.read()] == [b"ok", b""]
+        assert [message for _, message in client.read()] == [b"ok", None, b""]
 
 
 def test_http2__room_is_what_both_sides_allow() -> None:

@@ -130,7 +130,7 @@ def test_oracle__an_honest_server_passes() -> None:
         ("omits headers", "missing header"),
         ("reset lies", "reset in the past"),
         ("lets anyone in", "a request of kind unknown got status 200"),
-        ("silent", "calls without an answer"),
+        ("silent", "no call was answered"),
     ],
 )
 def test_oracle__a_broken_promise_fails_the_run(fault: str, what: str) -> None:

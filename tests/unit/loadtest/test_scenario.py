@@ -42,6 +42,11 @@ def test_scenario__changes_override_the_file() -> None:
         ("load.shape=ramp", "needs load.peak_per_s"),
         ("description.a=1", "description is not a section"),
         ("seed", "must be KEY=VALUE"),
+        ("lod.shape=ramp", "lod: unknown key; did you mean 'load'?"),
+        ("traffic.mix.valit=1", "traffic.mix.valit: unknown key; did you mean 'valid'?"),
+        ("events=[{at_s=1, time=1}]", "events.0.time: unknown key; did you mean 'times'?"),
+        ("protocol=grpc", "protocol: is 'grpc'; it must be 'ext_authz', "),
+        ("load.rate_per_s=-1", "load.rate_per_s: is -1; it must be greater than 0"),
         ("traffic.mix={valid=0.5}", "must add up to 1"),
         ("connections.connections=2000", "raise connections.processes"),
         ("connections.processes=20", "every process needs one"),
@@ -69,6 +74,10 @@ def test_scenario__a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     """An unknown name lists the known ones; a broken file is told with its path."""
     with pytest.raises(ScenarioError, match="built in are attack, "):
         load_scenario("nothing")
+    with pytest.raises(ScenarioError, match="did you mean 'steady'"):
+        load_scenario("stedy")
+    with pytest.raises(ScenarioError, match="no such file"):
+        load_scenario(str(tmp_path / "nothing.toml"))
     broken = tmp_path / "broken.toml"
     broken.write_text("a = ")
     with pytest.raises(ScenarioError, match=r"broken\.toml: "):

@@ -3,6 +3,9 @@ The columns of the decision log: one row for each decision.
 
 Workers, the files and the API use the same names. A row in memory is a tuple in the order of `COLUMNS`; the
 time columns are integers in µs since the epoch. An unknown text is '', an unknown number -1 or 0 as stated.
+
+On its way to the files a row is text whose values are separated by `SEPARATOR`, see `stores.decisions.lines`.
+What many rows have in common, such as the values of a credential, is joined once, by `joined`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,27 @@ from typing import NamedTuple, TypeAlias
 
 DecisionRow: TypeAlias = tuple[str | int, ...]
 """The values of one decision, in the order of `COLUMNS`."""
+
+
+SEPARATOR = "\x1f"
+"""Between two values of a row; no value has it, because it is not printable."""
+
+
+def printable(text: str) -> str:
+    """
+    Return *text* with each character that is not printable as U+FFFD, control characters among them.
+
+    >>> printable("/a\\n\\x1b[2J")
+    '/a\ufffd\ufffd[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def joined(*values: object) -> str:
+    """Return the text of several values of a row that are neighbours in `stores.decisions.lines`."""
+    return SEPARATOR.join(printable(str(value)) for value in values)
 
 
 class Column(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from sidecar.domain.decision_rows import joined
+
 
 class Verdict(Enum):
     """The three answers."""
@@ -46,6 +48,7 @@ class Reason(Enum):
         self.verdict = verdict
         self.http_status = http_status
         self.grpc_code = grpc_code
+        self.log_text = joined(verdict.value, label)  # the verdict and the reason in the decision log
 
     # Members are single objects, so identity will do; Enum's own hash runs Python code at each look-up.
     __hash__ = object.__hash__

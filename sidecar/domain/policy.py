@@ -15,6 +15,7 @@ from sidecar.domain.api_keys import ApiKeyError, credential_id_of, matches
 from sidecar.domain.cidr import Address, AddressError
 from sidecar.domain.client_address import ClientAddressRule
 from sidecar.domain.credential_sources import AmbiguousCredentialError, CredentialSources
+from sidecar.domain.decision_rows import joined
 from sidecar.domain.decisions import Reason
 from sidecar.domain.enforcement import NO_RULES, Rule
 from sidecar.domain.key_flood import KeyFloodLimiter
@@ -130,13 +131,13 @@ class Route:
 
     scope: Scope | None
     path: str = field(default="", compare=False)
-    log_fields: tuple[str, str] = field(init=False, repr=False, compare=False)
+    log_text: str = field(init=False, repr=False, compare=False)
     """Scope and path for the decision log, as text made once."""
 
     def __post_init__(self) -> None:
         """Make the text for the log."""
         scope = "" if self.scope is None else str(self.scope)
-        object.__setattr__(self, "log_fields", (scope, self.path))
+        object.__setattr__(self, "log_text", joined(scope, self.path))
 
     def __str__(self) -> str:
         """The form of the configuration."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sidecar.domain.bucket import BucketSet
+from sidecar.domain.decision_rows import joined
 from sidecar.domain.integrations import Credential, Integration, IntegrationError, Status
 from sidecar.domain.prefix_trie import PrefixTrie
 from sidecar.domain.sharded_map import ShardedMap
@@ -65,11 +66,11 @@ class CompiledCredential:
     """
     One credential, compiled for comparison; `digest` is the raw SHA-256 (32 bytes).
 
-    `log_fields` are its values in the decision log: the ids of the integration and the credential, the limit
-    in requests per minute, and the record's generation.
+    `log_text` has its values in the decision log: the ids of the integration and the credential, and the
+    record's generation.
     """
 
-    __slots__ = ("digest", "expires_at_us", "id", "integration", "log_fields")
+    __slots__ = ("digest", "expires_at_us", "id", "integration", "log_text")
 
     def __init__(self, record: Credential, integration: CompiledIntegration) -> None:
         """Compile *record*, which belongs to *integration*."""
@@ -77,7 +78,7 @@ class CompiledCredential:
         self.digest = bytes.fromhex(record.digest.removeprefix("sha256:"))
         self.expires_at_us = record.expires_at_us
         self.integration = integration
-        self.log_fields = (integration.id, record.id, integration.limit_rpm, integration.generation)
+        self.log_text = joined(integration.id, record.id, integration.generation)
 
 
 class Snapshot:

@@ -211,7 +211,7 @@ def test_log__requests_through_a_real_proxy(proxy: str, dialect: str) -> None:
         text = path.read_bytes()
         printed = stack.sidecar.printed()
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"time"')]
-    assert [line["decision_id"] for line in lines if "verdict" in line] == [row[0] for row in rows]
+    assert {line["decision_id"] for line in lines if "verdict" in line} == {row[0] for row in rows}
     trace_id = traceparent[1].split("-")[1]
     reader, financier = people.reader.key.credential_id, people.financier.key.credential_id
     route, scope = "/v1/inventory/**", "inventory:read"

@@ -14,9 +14,9 @@ from time import perf_counter, process_time
 from sidecar.domain.decision_rows import COLUMN_NAMES, COLUMNS, DecisionRow
 from sidecar.domain.replay import Replay
 from sidecar.process.simulation import LogSpan, simulate
-from sidecar.stores.decisions.parquet import write_rows
 from sidecar.stores.decisions.reader import DecisionReader
 from tests.building import NOW_US, make_integration, make_policy
+from tests.decision_log import write_rows
 
 ROWS = 1_000_000
 FILE_ROWS = 100_000

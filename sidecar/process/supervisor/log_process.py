@@ -111,7 +111,7 @@ class LogProcess:
         """Tell the writer that a worker has ended, whose counts are *values*."""
         now_us = time_ns() // 1_000
         allowed, refused = decided(values)
-        frame = Frame(worker, process, now_us, now_us, Counts(allowed, refused), [], Kind.ENDED)
+        frame = Frame(worker, process, now_us, now_us, Counts(allowed, refused), kind=Kind.ENDED)
         self._ends[process] = frame.packed()
         if len(self._ends) > ENDED_MAX:
             del self._ends[next(iter(self._ends))]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from sidecar.stores.decisions.frames import Counts, Frame, Kind, is_allowed
+from sidecar.stores.decisions.frames import Counts, Frame, Kind
 from sidecar.stores.decisions.missing import Cause, MissingSpan, merged
 
 SAMPLED_INTERVAL_US = 3_600_000_000
@@ -63,7 +63,7 @@ class Accounts:
         """Add *frame* to its process's account; return the spans of rows missing since the last frame."""
         before = self._accounts.get(frame.process)
         if before is None:
-            first_us = min((row[0] // 1_000 for row in frame.rows), default=frame.settled_us)
+            first_us = frame.lines.span_us[0] if frame.lines.numbers else frame.settled_us
             before = Account(frame.worker, first_us, Counts())
         if frame.kind == Kind.ENDED:
             if frame.process in self._ended:
@@ -93,8 +93,7 @@ class Accounts:
 
 def _missing(before: Account, frame: Frame) -> Iterator[MissingSpan]:
     counts, known = frame.counts, before.counts
-    allowed = sum(map(is_allowed, frame.rows))
-    refused = len(frame.rows) - allowed
+    allowed, refused = frame.rows
     found = (
         (
             Cause.WRITER_ENDED,

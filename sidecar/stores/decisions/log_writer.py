@@ -13,20 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sidecar.domain.decision_rows import COLUMN_NAMES, DecisionRow
+from sidecar.domain.decision_rows import DecisionRow
 from sidecar.domain.path_masks import PathMasks
 from sidecar.stores.decisions.accounts import Accounts, PendingSpans
-from sidecar.stores.decisions.frames import decision_row, is_allowed, read_frame
+from sidecar.stores.decisions.frames import read_frame
+from sidecar.stores.decisions.lines import decision_rows, masked
 from sidecar.stores.decisions.log_folder import LogFolder
 from sidecar.stores.decisions.missing import Cause, MissingSpan, add_missing, read_missing
-from sidecar.stores.decisions.parquet import memory_file, write_csv
-from sidecar.stores.decisions.row_buffer import Chunk, RowBuffer, chunk_of
+from sidecar.stores.decisions.parquet import write_lines
+from sidecar.stores.decisions.row_buffer import Chunk, RowBuffer
 from sidecar.stores.decisions.segments import Contents, Segment
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-_PATH = COLUMN_NAMES.index("path")
 
 
 class Totals(NamedTuple):
@@ -139,22 +138,15 @@ class LogWriter:
         """
         frame = read_frame(message)
         self._note(self.accounts.receive(frame))
-        if not frame.rows:
+        lines = masked(frame.lines, self.masks) if self.masks else frame.lines
+        if not lines.numbers:
             return
-        allowed: list[DecisionRow] = []
-        refused: list[DecisionRow] = []
-        for raw in frame.rows:
-            row = decision_row(raw, frame.worker)
-            (allowed if is_allowed(raw) else refused).append(row)
-        if self.masks:
-            allowed, refused = list(map(self._masked, allowed)), list(map(self._masked, refused))
         if self.on_rows is not None:
-            self.on_rows([*allowed, *refused])
+            self.on_rows(decision_rows(lines))
         if self.folder is None:
-            self._count(written=len(frame.rows))
+            self._count(written=lines.rows)
             return
-        split = ((allowed, True), (refused, False))
-        self._note(self.buffer.add(chunk_of(rows, is_ok) for rows, is_ok in split if rows))
+        self._note(self.buffer.add(Chunk(lines, frame.is_allowed, frame.worker)))
 
     def cut(self, is_ending: bool = False) -> Batch | None:
         """Return the next batch: the rows received so far and the spans that are due; None = nothing is."""
@@ -166,8 +158,8 @@ class LogWriter:
             return None
         segment = None
         if chunks:
-            from_us, to_us = min(chunk.from_us for chunk in chunks), max(chunk.to_us for chunk in chunks)
-            segment = Segment(Contents.ROWS, self._number, self._number, from_us, to_us)
+            starts_us, ends_us = zip(*(chunk.lines.span_us for chunk in chunks), strict=True)
+            segment = Segment(Contents.ROWS, self._number, self._number, min(starts_us), max(ends_us))
         rows = sum(chunk.rows for chunk in chunks)
         totals = self.totals._replace(written=self.totals.written + rows)
         after = Progress(self.accounts.saved(), self.accounts.ended(), totals)
@@ -183,10 +175,8 @@ class LogWriter:
         """
         assert self.folder is not None
         if batch.segment is not None:
-            with memory_file() as fd:
-                with open(fd, "wb", closefd=False) as file:
-                    file.writelines(chunk.text for chunk in batch.chunks)
-                write_csv(self.folder.path, batch.segment, fd, connection)
+            lines = [chunk.lines for chunk in batch.chunks]
+            write_lines(self.folder.path, batch.segment, lines, connection)
         if batch.state.spans:
             add_missing(self.folder.path, batch.state.spans)
 
@@ -232,8 +222,3 @@ class LogWriter:
     def _count(self, written: int = 0, dropped: int = 0, lost: int = 0, sampled: int = 0) -> None:
         added = (written, dropped, lost, sampled)
         self.totals = Totals(*(total + more for total, more in zip(self.totals, added, strict=True)))
-
-    def _masked(self, row: DecisionRow) -> DecisionRow:
-        path = str(row[_PATH])
-        masked = self.masks.apply(path)
-        return row if masked == path else (*row[:_PATH], masked, *row[_PATH + 1 :])

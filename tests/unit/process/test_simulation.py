@@ -19,9 +19,9 @@ from sidecar.domain.scopes import ScopeCatalogue
 from sidecar.process import simulation as s
 from sidecar.sources.file_faults import FileFaultsError
 from sidecar.stores.decisions.missing import Cause, MissingSpan, add_missing
-from sidecar.stores.decisions.parquet import write_rows
 from sidecar.stores.decisions.reader import DecisionReader
 from tests.building import NOW_US, SECOND_US, make_integration, make_key
+from tests.decision_log import write_rows
 from tests.property.test_replay import POLICY, recorded
 
 CATALOGUE = ScopeCatalogue()

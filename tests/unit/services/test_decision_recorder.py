@@ -19,15 +19,8 @@ from sidecar.services.decision_recorder import (
 )
 from sidecar.services.rate_limiter import RateLimiter
 from sidecar.services.rls import limit_request
-from sidecar.stores.decisions.frames import (
-    FRAME_BYTES_MAX,
-    Counts,
-    Frame,
-    Kind,
-    decision_row,
-    is_allowed,
-    read_frame,
-)
+from sidecar.stores.decisions.frames import FRAME_BYTES_MAX, Counts, Frame, Kind, read_frame
+from sidecar.stores.decisions.lines import decision_rows
 from sidecar.stores.embedded_counters import EmbeddedCounterStore
 from tests.building import (
     CLIENT_IP,
@@ -62,9 +55,9 @@ class FrameReader:
     def rows(self) -> list[dict[str, object]]:
         """The rows received, by column."""
         return [
-            dict(zip(COLUMN_NAMES, decision_row(raw, frame.worker), strict=True))
+            dict(zip(COLUMN_NAMES, row, strict=True))
             for frame in self.frames
-            for raw in frame.rows
+            for row in decision_rows(frame.lines)
         ]
 
 
@@ -169,9 +162,9 @@ def test_recorder__sends_a_frame_when_it_is_full_or_due() -> None:
     """64 rows at once; fewer after a tenth of a second, by one timer."""
     scene = RecordedDecider()
     scene.decide(FRAME_ROWS + 1)
-    assert [len(frame.rows) for frame in scene.reader.frames] == [FRAME_ROWS]
+    assert [frame.rows for frame in scene.reader.frames] == [(FRAME_ROWS, 0)]
     scene.timers.run()
-    assert [len(frame.rows) for frame in scene.reader.frames] == [FRAME_ROWS, 1]
+    assert [frame.rows for frame in scene.reader.frames] == [(FRAME_ROWS, 0), (1, 0)]
     assert scene.reader.frames[-1].counts == Counts(allowed=FRAME_ROWS + 1)
     scene.timers.run()
     assert len(scene.reader.frames) == 2
@@ -184,8 +177,9 @@ def test_recorder__while_nobody_reads_refusals_are_kept_longest() -> None:
     scene.decide(10, allowed=False)
     scene.decide(WAITING_ROWS_MAX + 40)
     scene.recorder.flush()
-    assert scene.recorder.waiting == WAITING_ROWS_MAX
-    assert scene.recorder.counts == Counts(dropped_allowed=50)
+    dropped = 50 + 14  # whole frames
+    assert scene.recorder.waiting == WAITING_ROWS_MAX + 50 - dropped
+    assert scene.recorder.counts == Counts(dropped_allowed=dropped)
     scene.clock.advance(1)
     kept = scene.decide()
     scene.reader.is_reading = True
@@ -193,11 +187,13 @@ def test_recorder__while_nobody_reads_refusals_are_kept_longest() -> None:
         scene.timers.run()
     assert scene.recorder.waiting == 0
     last = scene.reader.frames[-1]
-    assert last.counts == Counts(allowed=WAITING_ROWS_MAX - 10, refused=10, dropped_allowed=51)
-    rows = [raw for frame in scene.reader.frames for raw in frame.rows]
-    assert [is_allowed(raw) for raw in rows[:10]] == [False] * 10
-    assert len({raw[1] for raw in rows}) == WAITING_ROWS_MAX
-    assert rows[-1][1] == kept
+    allowed = WAITING_ROWS_MAX + 41 - dropped
+    assert last.counts == Counts(allowed=allowed, refused=10, dropped_allowed=dropped)
+    assert scene.reader.frames[0].rows == (0, 10)
+    rows = scene.reader.rows
+    assert {row["verdict"] for row in rows[:10]} == {"DENY_403"}
+    assert len({row["decision_id"] for row in rows}) == allowed + 10
+    assert rows[-1]["decision_id"] == kept
     assert scene.reader.frames[0].settled_us == NOW_US
     assert last.settled_us == last.sent_us == NOW_US + 1_000_000
 
@@ -209,7 +205,7 @@ def test_recorder__refusals_are_dropped_last() -> None:
     scene.decide(5)
     scene.decide(WAITING_ROWS_MAX + 3, allowed=False)
     scene.recorder.flush()
-    assert scene.recorder.counts == Counts(dropped_allowed=5, dropped_refused=3)
+    assert scene.recorder.counts == Counts(dropped_allowed=5, dropped_refused=FRAME_ROWS)
 
 
 def test_recorder__samples_allowed_requests_only() -> None:
@@ -254,10 +250,10 @@ def test_recorder__answers_of_the_rate_limit_service_are_rows() -> None:
         for row in scene.reader.rows
     ]
     assert found == [
-        ("ok", "shop", "user", 0, 0),
         ("rate_limited", "shop", "user", 0, 0),
-        ("ok", "shop", "", -1, 0),
         ("store_unavailable", "shop", "", -1, 0),
+        ("ok", "shop", "user", 0, 0),
+        ("ok", "shop", "", -1, 0),
     ]
     assert {row["dialect"] for row in scene.reader.rows} == {"rls"}
     assert len({row["decision_id"] for row in scene.reader.rows}) == 4
@@ -307,6 +303,6 @@ def test_recorder__ends_with_everything_sent() -> None:
         await scene.recorder.end(timeout_s=60)
 
     asyncio.run(end())
-    found = [(frame.kind, len(frame.rows)) for frame in scene.reader.frames]
-    assert found == [(Kind.ROWS, 3), (Kind.LAST, 0)]
+    found = [(frame.kind, frame.rows) for frame in scene.reader.frames]
+    assert found == [(Kind.ROWS, (3, 0)), (Kind.LAST, (0, 0))]
     assert scene.reader.frames[-1].counts == Counts(allowed=3)

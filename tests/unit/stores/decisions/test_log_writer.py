@@ -9,27 +9,27 @@ import duckdb
 import pytest
 
 from sidecar.domain.path_masks import PathMasks
-from sidecar.stores.decisions.frames import Counts, Frame, Kind, RawRow, decision_row
+from sidecar.stores.decisions.frames import Counts, Frame, Kind
+from sidecar.stores.decisions.lines import Lines
 from sidecar.stores.decisions.log_folder import LogFolder
 from sidecar.stores.decisions.log_writer import Batch, LogState, LogWriter, Totals
 from sidecar.stores.decisions.missing import Cause, MissingSpan, read_missing
 from sidecar.stores.decisions.parquet import connect
-from sidecar.stores.decisions.row_buffer import RowBuffer, chunk_of
+from sidecar.stores.decisions.row_buffer import RowBuffer
 from sidecar.stores.decisions.segments import segments_of
+from tests.decision_log import START_US, decision_row, lines_of
 
-NOW_US = 1_764_000_000_000_000
+NOW_US = START_US
 
 
-def raw_row(second: int, reason: str = "ok", path: str = "/a") -> RawRow:
-    """A row of *second*, as a worker sends it."""
-    return (
-        (NOW_US + second * 1_000_000) * 1_000, f"id{second}", None, None, ("acme", "key", 60, 1), reason, "",
-        "GET", path, ("orders:read", "/a"), b"\xcb\x00\x71\x09", 5, 0, 1, 0, "", -1, "native", 7_000,
-    )  # fmt: skip
+def lines(*seconds: int, path: str = "/a") -> Lines:
+    """A row of each of *seconds*, as a worker sends them; no seconds = no rows."""
+    rows = [decision_row(second, f"id{second}", path=path) for second in seconds]
+    return lines_of(rows)[0] if rows else Lines()
 
 
 class FrameSource:
-    """A process that sends frames of allowed and refused requests, one of each a second."""
+    """A process that sends frames of allowed or refused requests."""
 
     def __init__(self, name: str = "w1") -> None:
         """Begin with second 0."""
@@ -37,21 +37,20 @@ class FrameSource:
         self.counts = Counts()
         self.second = 0
 
-    def frame(self, allowed: int = 1, refused: int = 0, **others: int) -> bytes:
-        """A frame with so many rows; *others* are added to its counts."""
-        rows = []
-        for reason in ["ok"] * allowed + ["scope_missing"] * refused:
-            self.second += 1
-            rows.append(raw_row(self.second, reason))
-        more = {"allowed": allowed, "refused": refused, **others}
+    def frame(self, rows: int = 1, is_allowed: bool = True, **others: int) -> bytes:
+        """A frame with so many rows, one each a second; *others* are added to its counts."""
+        seconds = range(self.second + 1, self.second + rows + 1)
+        self.second += rows
+        more = {"allowed" if is_allowed else "refused": rows, **others}
         self.counts = Counts(**{k: v + more.get(k, 0) for k, v in self.counts._asdict().items()})
-        return Frame(1, self.name, self.now_us, self.now_us, self.counts, rows).packed()
+        frame = Frame(1, self.name, self.now_us, self.now_us, self.counts, lines(*seconds), is_allowed)
+        return frame.packed()
 
     def ended(self, allowed: int, refused: int) -> bytes:
         """The supervisor's frame: the worker made so many decisions in all."""
         self.second += 1
         counts = Counts(allowed, refused)
-        return Frame(1, self.name, self.now_us, self.now_us, counts, [], Kind.ENDED).packed()
+        return Frame(1, self.name, self.now_us, self.now_us, counts, kind=Kind.ENDED).packed()
 
     @property
     def now_us(self) -> int:
@@ -113,7 +112,8 @@ def test_writer__writes_each_row_once(scene: WriterOnAFolder) -> None:
     """Batches are numbered; with nothing to write there is no batch."""
     worker = FrameSource()
     assert scene.writer.cut() is None
-    scene.writer.receive(worker.frame(2, 1))
+    scene.writer.receive(worker.frame(2))
+    scene.writer.receive(worker.frame(1, is_allowed=False))
     scene.write()
     scene.writer.receive(worker.frame(1))
     scene.write()
@@ -127,7 +127,8 @@ def test_writer__writes_each_row_once(scene: WriterOnAFolder) -> None:
 def test_writer__a_killed_worker_leaves_a_count(scene: WriterOnAFolder) -> None:
     """The supervisor counts 5 and 3 decisions; 2 and 1 came as rows, 1 was dropped, 1 sampled away."""
     worker = FrameSource()
-    scene.writer.receive(worker.frame(2, 1, dropped_allowed=1, sampled=1))
+    scene.writer.receive(worker.frame(2))
+    scene.writer.receive(worker.frame(1, is_allowed=False, dropped_allowed=1, sampled=1))
     scene.writer.receive(worker.ended(5, 3))
     scene.write(is_ending=True)
     assert sorted(scene.missing()) == [
@@ -141,7 +142,8 @@ def test_writer__a_killed_worker_leaves_a_count(scene: WriterOnAFolder) -> None:
 def test_writer__a_clean_end_of_a_worker_is_no_loss(scene: WriterOnAFolder) -> None:
     """The counts agree, also for a worker that never sent a frame."""
     worker = FrameSource()
-    scene.writer.receive(worker.frame(2, 1))
+    scene.writer.receive(worker.frame(2))
+    scene.writer.receive(worker.frame(1, is_allowed=False))
     scene.writer.receive(worker.ended(2, 1))
     scene.writer.receive(FrameSource("idle").ended(0, 0))
     scene.write()
@@ -155,9 +157,10 @@ def test_writer__killed_before_its_batch_is_written(scene: WriterOnAFolder) -> N
     worker = FrameSource()
     scene.writer.receive(worker.frame(1))
     scene.write()
-    scene.writer.receive(worker.frame(2, 1))
+    scene.writer.receive(worker.frame(2))
+    scene.writer.receive(worker.frame(1, is_allowed=False))
     scene.cut()
-    scene.writer.receive(worker.frame(0, 1))
+    scene.writer.receive(worker.frame(1, is_allowed=False))
     scene.start()
     scene.writer.receive(worker.frame(1))
     scene.write()
@@ -235,10 +238,10 @@ def test_writer__a_failed_batch_is_kept(scene: WriterOnAFolder) -> None:
 
 def test_writer__a_full_disk_drops_the_oldest_allowed_rows(scene: WriterOnAFolder) -> None:
     """The buffer is bounded, the rows of a batch under way count, and what is dropped is told afterwards."""
-    size = len(chunk_of([decision_row(raw_row(1), 1)], True).text)
+    size = lines(1).size
     scene.writer.buffer = RowBuffer(bytes_max=3 * size + size // 2)
     worker = FrameSource()
-    scene.writer.receive(worker.frame(0, 1))
+    scene.writer.receive(worker.frame(1, is_allowed=False))
     scene.writer.receive(worker.frame(1))
     batch = scene.cut()
     for _ in range(4):
@@ -288,8 +291,8 @@ def test_writer__masks_paths(tmp_path: Path) -> None:
     folder = LogFolder.open(tmp_path, "box", NOW_US)
     writer = LogWriter(folder, PathMasks(["/customers/*"]))
     writer.restore(None)
-    row = raw_row(1, path="/customers/smith/orders?q=1")
-    writer.receive(Frame(0, "w", NOW_US, NOW_US, Counts(1), [row]).packed())
+    row = lines(1, path="/customers/smith/orders?q=1")
+    writer.receive(Frame(0, "w", NOW_US, NOW_US, Counts(1), row).packed())
     batch = writer.cut()
     assert batch is not None
     with connect(tmp_path) as connection:

@@ -29,7 +29,7 @@ class TakeSender(Protocol):
         """Whether batches are in flight."""
 
     def send_early(self) -> bool:
-        """Send the queued takes if they fill a batch before the turn ends; True = sent."""
+        """Send the queued takes now if waiting for the end of the turn gains nothing; True = sent."""
 
     def send_at_turn_end(self) -> bool:
         """Send the queued takes if the in-flight limit permits; True = sent."""

@@ -129,6 +129,7 @@ class NodePipeline:
         # In a Cluster each partition needs its own call: early batches would mean many calls of few takes.
         self._early_takes_min = sys.maxsize if parts.is_cluster else parts.limits.early_takes_min
         self._in_flight: list[Batch] = []
+        self._last_takes = 0  # of the batch that was sent last
         self._probe: _Probe | None = None
         self._is_turn_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -168,7 +169,10 @@ class NodePipeline:
 
     def send_early(self) -> bool:
         """See `TakeSender`."""
-        return self._queue.takes >= self._early_takes_min and self.send_queued()
+        takes = self._queue.takes
+        # Where calls come one at a time, there is nothing to wait for.
+        is_lone = takes == 1 and self._last_takes == 1 and not self._in_flight
+        return (is_lone or takes >= self._early_takes_min) and self.send_queued()
 
     def send_at_turn_end(self) -> bool:
         """See `TakeSender`."""
@@ -215,6 +219,7 @@ class NodePipeline:
         calls = [_Call(self, batch, groups) for groups in self._calls_of(batch)]
         batch.unanswered = len(calls)
         self._in_flight.append(batch)
+        self._last_takes = batch.takes
         values, counts = self._values, self._counts
         values[counts.batches] += 1
         values[counts.calls] += len(calls)

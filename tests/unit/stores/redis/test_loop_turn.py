@@ -99,6 +99,43 @@ def test_after_read_batch__many_takes_leave_before_their_turn_ends() -> None:
     assert [asked_of(call) for call in bench.link.commands] == [[3], [1]]
 
 
+def test_after_read_batch__a_lone_take_after_a_lone_take_leaves_at_once() -> None:
+    """No turn of the loop passes between a lone request and its call, or a reply and its answer."""
+    bench = Bench()
+    for count, name in enumerate("abc"):
+        bench.take(name, ACME)
+        bench.turn.after_read_batch()
+        assert len(bench.link.writes) == (count + 1 if count else 0), "the first shows that they come alone"
+        bench.loop.turn()
+        bench.link.reply(full_reply(1))
+        assert bench.owner.answers == count + 1
+    assert [asked_of(call) for call in bench.link.commands] == [[1], [1], [1]]
+
+
+def test_after_read_batch__takes_that_come_together_wait_for_the_end_of_their_turn() -> None:
+    """After a batch of several the next ones are expected to be several, too, until one comes alone."""
+    bench = Bench()
+    for names in ("ab", "cd", "e", "f"):
+        for name in names:
+            bench.take(name, ACME)
+            bench.turn.after_read_batch()
+        bench.loop.turn()
+        bench.link.reply(full_reply(len(names)))
+    assert [asked_of(call) for call in bench.link.commands] == [[2], [2], [1], [1]]
+
+
+def test_after_read_batch__a_lone_take_waits_while_another_is_in_flight() -> None:
+    """Then calls do not come one at a time: what comes meanwhile is sent together."""
+    bench = Bench()
+    bench.take("a", ACME)
+    bench.loop.turn()
+    for name in "bc":
+        bench.take(name, ACME)
+        bench.turn.after_read_batch()
+    bench.loop.turn()
+    assert [asked_of(call) for call in bench.link.commands] == [[1], [2]]
+
+
 def test_after_read_batch__takes_wait_while_the_bound_on_batches_in_flight_is_reached() -> None:
     """Leaving early is no way around `in_flight_max`: a reply must come first."""
     bench = Bench(early_takes_min=2, in_flight_max=1)

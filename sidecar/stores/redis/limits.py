@@ -58,8 +58,8 @@ class StoreLimits:
     """Batches in flight to one node: Redis processes one, the other is on the wire. Meanwhile the next batch
     collects takes and merges equal ones."""
     early_takes_min: int = 16
-    """Number of takes at which a batch leaves before the loop turn ends, like a lone take: the cost of one more batch is small
-    against that of its takes, and a turn of that size is long."""
+    """Number of takes at which a batch is sent before the loop turn ends, as a lone take is: the cost of one
+    more batch is small against that of its takes, and a turn of that size is long."""
     groups_max: int = 64
     """Entries of one batch: about 0.2 ms in Redis, which serves no other client meanwhile. Larger batches
     save little (docs/adr/0005), and the sidecar prepares the next batch while Redis processes one."""

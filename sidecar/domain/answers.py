@@ -350,10 +350,7 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
         case Reason.INTEGRATION_SUSPENDED:
             return "An administrator has suspended this integration. Contact the platform's support."
         case Reason.IP_NOT_ALLOWED:
-            return (
-                f"Requests from {_address_text(evaluation.client_address)} are not on this integration's"
-                " IP allowlist. Call from a listed address or ask your administrator to add this one."
-            )
+            return address_detail(address_text(evaluation.client_address))
         case Reason.ROUTE_UNKNOWN:
             return (
                 "No route of this platform is open to integrations at this path. Check the URL against the"
@@ -393,5 +390,14 @@ def _detail(reason: Reason, evaluation: Evaluation, limits: Limits | None, style
             return "The request could not be checked. Retry in a second."
 
 
-def _address_text(address: Address | None) -> str:
+def address_detail(address: str) -> str:
+    """Return what a caller at *address* (`address_text`), which is not on the allowlist, has to do."""
+    return (
+        f"Requests from {address} are not on this integration's IP allowlist."
+        " Call from a listed address or ask your administrator to add this one."
+    )
+
+
+def address_text(address: Address | None) -> str:
+    """Return the packed *address* as callers read it; None = it is unknown."""
     return "an unknown address" if address is None else format_address(address)

@@ -19,7 +19,8 @@ from sidecar.domain.answers import (
     AnswerStyle,
     Decision,
     Limits,
-    answer_to,
+    address_detail,
+    address_text,
     is_grpc_type,
     limits_of,
     retry_after_s,
@@ -27,7 +28,7 @@ from sidecar.domain.answers import (
 )
 from sidecar.domain.decision_ids import DECISION_ID_LENGTH
 from sidecar.domain.decisions import Reason
-from sidecar.domain.policy import AccessRequest
+from sidecar.domain.policy import AccessRequest, Evaluation
 
 _OK: Final = Reason.OK
 _IP_NOT_ALLOWED: Final = Reason.IP_NOT_ALLOWED
@@ -73,10 +74,9 @@ class AnswerTemplates:
         integration = evaluation.integration
         if integration is None:
             return self._unknown_caller_template(decision, is_grpc).fill((id,))
-        if reason is _IP_NOT_ALLOWED:
-            # The text contains the address, so a template could not be used again.
-            return self._encode(answer_to(decision, self._style, is_grpc))
-        remaining = reset = wait = b""
+        remaining = reset = wait = address = b""
+        if reason is _IP_NOT_ALLOWED and not evaluation.detail:
+            address = address_text(evaluation.client_address).encode()
         if taken is not None:
             remaining, reset = b"%d" % taken.remaining, b"%d" % seconds_up(taken.reset_at_us)
             wait = b"%d" % retry_after_s(taken.retry_after_us) if taken.retry_after_us > 0 else b""
@@ -92,28 +92,30 @@ class AnswerTemplates:
             len(remaining),
             len(reset),
             len(wait),
+            len(address),
             fallback and (fallback.policy, fallback.limit_rpm),
             decision.would_deny,
             is_grpc,
         )
         template: Template | None = integration.fragments.get(key)
         if template is None:
-            template = self._compile(decision, len(remaining), len(reset), len(wait), is_grpc)
+            values = {"remaining": remaining, "reset": reset, "wait": wait, "address": address}
+            template = self._compile(decision, {name: len(value) for name, value in values.items()}, is_grpc)
             if len(integration.fragments) >= TEMPLATES_PER_INTEGRATION_MAX:
                 integration.fragments.clear()
             integration.fragments[key] = template
-        return template.fill((id, remaining, reset, wait))
+        return template.fill((id, remaining, reset, wait, address))
 
     def _unknown_caller_template(self, decision: Decision, is_grpc: bool) -> Template:
         key = decision.reason, decision.evaluation.detail, is_grpc
         template = self._unknown_caller.get(key)
         if template is None:
-            template = self._unknown_caller[key] = self._compile(decision, 0, 0, 0, is_grpc)
+            template = self._unknown_caller[key] = self._compile(decision, {}, is_grpc)
         return template
 
-    def _compile(self, decision: Decision, remaining: int, reset: int, wait: int, is_grpc: bool) -> Template:
-        """Compile the template of *decision* for values of these widths."""
-        own = limits_of(decision)
+    def _compile(self, decision: Decision, widths: Mapping[str, int], is_grpc: bool) -> Template:
+        """Compile the template of *decision* for values of these *widths* beside its id."""
+        own, evaluation = limits_of(decision), decision.evaluation
 
         def render(values: Mapping[str, str]) -> bytes:
             limits = own and Limits(
@@ -122,15 +124,25 @@ class AnswerTemplates:
             example = Decision(
                 values["id"],
                 decision.reason,
-                decision.evaluation,
+                _at(evaluation, values["address"]) if widths.get("address") else evaluation,
                 decision.taken,
                 decision.fallback,
                 decision.would_deny,
             )
             return self._encode(Answer(example, limits, self._style, is_grpc))
 
-        widths = {"id": DECISION_ID_LENGTH, "remaining": remaining, "reset": reset, "wait": wait}
-        return compile_template(render, widths)
+        return compile_template(render, {"id": DECISION_ID_LENGTH, **widths})
+
+
+def _at(evaluation: Evaluation, address: str) -> Evaluation:
+    """Return *evaluation*, which refuses the client's address, with *address* in its text."""
+    return Evaluation(
+        evaluation.reason,
+        evaluation.integration,
+        evaluation.credential,
+        evaluation.key_headers,
+        detail=address_detail(address),
+    )
 
 
 def compile_template(render: Callable[[Mapping[str, str]], bytes], widths: Mapping[str, int]) -> Template:

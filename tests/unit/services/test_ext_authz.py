@@ -458,6 +458,16 @@ def test_render__templates_do_not_multiply_with_scopes(key: NewApiKey) -> None:
     assert len(decider.snapshot.integrations["acme"].fragments) == 1
 
 
+def test_render__refusals_of_addresses_share_a_template(key: NewApiKey) -> None:
+    """A flood from outside the allowlist costs one rendering for each length of an address."""
+    decider = make_decider(make_integration(key, allowlist=["10.0.0.0/8"]))
+    service = ExtAuthzService(decider, AnswerStyle())
+    for peer in ("198.51.100.7", "203.0.113.99", "198.51.100.42"):
+        problem = denied(check(service, make_check(key.api_key, peer=peer)))[3]
+        assert (problem["reason"], f" {peer} " in problem["detail"]) == ("ip_not_allowed", True)
+    assert len(decider.snapshot.integrations["acme"].fragments) == 2
+
+
 def test_render__templates_are_bounded(key: NewApiKey) -> None:
     """However many widths, scopes and keys occur, an integration keeps a bounded number of templates."""
     clock = ManualClock()

@@ -1,4 +1,4 @@
-"""`sidecar logs`: the decisions of the past, as a table, a file, or as they come."""
+"""`sidecar logs`: logged decisions as a table, as a file, or as they are recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PATH = "/v1/decisions"
 QUERY_S = 10.0
-"""Added to --timeout: a page may be searched for so long."""
+"""Added to --timeout: how long the server may search for one page."""
 EXPORT_S = 600.0
 """Added to --timeout: the server writes an export before it sends it."""
 GAPS_SHOWN_MAX = 5

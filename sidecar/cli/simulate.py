@@ -34,7 +34,7 @@ def simulate(
     ] = None,
     since: Annotated[
         str,
-        typer.Option("--since", metavar="WHEN", help="The begin: 2026-12-01T00:00Z, or 7d = seven days ago."),
+        typer.Option("--since", metavar="WHEN", help="The start: 2026-12-01T00:00Z, or 7d = seven days ago."),
     ] = "24h",
     until: Annotated[
         str, typer.Option("--until", metavar="WHEN", help="The end, likewise. Default: now.")

@@ -17,7 +17,7 @@ _UNENCODED = "/:@!$&'()*+,;=~"  # RFC 3986 3.3; the sidecar has to see a ';' to 
 
 
 class RequestRules:
-    """Which headers of a request the sidecar is asked about, and which one holds the client's address."""
+    """The headers of a request that are sent to the sidecar, and the one with the client's address."""
 
     def __init__(self, key_headers: Collection[str], client_ip_header: str | None) -> None:
         """

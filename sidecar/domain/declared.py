@@ -138,7 +138,7 @@ class ApplyPlan:
 
 
 def compare(
-    declarations: Sequence[Declaration], held: Iterable[Integration], terms: ComparisonContext
+    declarations: Sequence[Declaration], held: Iterable[Integration], context: ComparisonContext
 ) -> ApplyPlan:
     """Return the plan that makes a registry with *held* match *declarations*."""
     records = {record.id: record for record in held}
@@ -148,16 +148,16 @@ def compare(
     unchanged = 0
     for declaration in declarations:
         record = records.pop(declaration.record.id, None)
-        difference = differ(declaration, record, terms, owners)
-        if record is not None and not terms.has_prune:
-            undeclared = _undeclared(declaration.record, record, terms.now_us)
+        difference = differ(declaration, record, context, owners)
+        if record is not None and not context.has_prune:
+            undeclared = _undeclared(declaration.record, record, context.now_us)
             kept_credentials += (credential.id for credential in undeclared)
         unchanged += difference.kind is DifferenceKind.NONE and not difference.refusals
         if difference.kind is not DifferenceKind.NONE or difference.refusals or difference.remarks:
             differences.append(difference)
     left = [records[id] for id in sorted(records)]
-    if terms.has_prune:
-        return ApplyPlan((*differences, *(_removal(record, terms) for record in left)), unchanged)
+    if context.has_prune:
+        return ApplyPlan((*differences, *(_removal(record, context) for record in left)), unchanged)
     kept = tuple(record.id for record in left)
     return ApplyPlan(tuple(differences), unchanged, kept, tuple(kept_credentials))
 
@@ -165,7 +165,7 @@ def compare(
 def differ(
     declaration: Declaration,
     held: Integration | None,
-    terms: ComparisonContext,
+    context: ComparisonContext,
     owners: Mapping[str, str] | None = None,
 ) -> Difference:
     """
@@ -184,8 +184,10 @@ def differ(
             if _credential_field(credential.id) not in conflicting
         )
         possible = replace(declared, credentials=kept)
-    commands = _creation(possible, terms) if held is None else _changes(declaration, possible, held, terms)
-    final, steps, refused = _check_commands(commands, held, terms)
+    commands = (
+        _creation(possible, context) if held is None else _changes(declaration, possible, held, context)
+    )
+    final, steps, refused = _check_commands(commands, held, context)
     refusals += [*refused, *_ended_refusals(declared, held, final, steps, conflicting)]
     kind = DifferenceKind.NONE if not steps else DifferenceKind.ADD if held is None else DifferenceKind.CHANGE
     return Difference(
@@ -195,13 +197,13 @@ def differ(
         steps,
         tuple(_field_changes(held, final)) if steps and final is not None else (),
         tuple(refusals),
-        tuple(_remarks(declaration, held, final, terms.now_us)),
+        tuple(_remarks(declaration, held, final, context.now_us)),
     )
 
 
-def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Command]:
+def _creation(declared: Integration, context: ComparisonContext) -> Iterator[c.Command]:
     """Yield the commands that create *declared*; credentials come before a suspension, which ends them."""
-    on = {"integration_id": declared.id, "reason": terms.reason}
+    on = {"integration_id": declared.id, "reason": context.reason}
     scopes = [str(scope) for scope in sorted(declared.scopes)]
     yield c.CreateIntegration(
         **on,
@@ -211,7 +213,7 @@ def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Com
         rate_limit_rpm=declared.rate_limit_rpm,
         burst=declared.burst,
         allowlist=tuple(map(str, dict.fromkeys(declared.ip_allowlist))),
-        credentials=tuple(map(_new_credential, _missing(declared, None, terms.now_us))),
+        credentials=tuple(map(_new_credential, _missing(declared, None, context.now_us))),
         on_store_error=_policy_text(declared.on_store_error),
         shadow=tuple(rule_names(declared.shadow)),
     )
@@ -224,18 +226,18 @@ def _creation(declared: Integration, terms: ComparisonContext) -> Iterator[c.Com
 
 
 def _changes(
-    declaration: Declaration, declared: Integration, held: Integration, terms: ComparisonContext
+    declaration: Declaration, declared: Integration, held: Integration, context: ComparisonContext
 ) -> Iterator[c.Command]:
     """Yield the commands that make *held* match *declared*, narrowing ones before widening ones."""
-    now_us = terms.now_us
-    on: dict[str, Any] = {"integration_id": declared.id, "reason": terms.reason}
+    now_us = context.now_us
+    on: dict[str, Any] = {"integration_id": declared.id, "reason": context.reason}
     changes_status = "status" in declaration.keys and declared.status is not held.status
     if changes_status and declared.status is Status.SUSPENDED:
         yield c.Suspend(**on)
     if declared.shadow != held.shadow:
         # First, so that a new rule that is declared in shadow refuses nobody for a moment.
         yield c.SetShadow(**on, shadow=tuple(rule_names(declared.shadow)))
-    undeclared = _undeclared(declaration.record, held) if terms.has_prune else ()
+    undeclared = _undeclared(declaration.record, held) if context.has_prune else ()
     for credential in (*_declared_expired(declared, held, now_us), *undeclared):
         yield c.RevokeCredential(**on, credential_id=credential.id)
     for batch in _batches([str(scope) for scope in sorted(held.scopes - declared.scopes)]):
@@ -295,7 +297,7 @@ def _expiries(
 
 
 def _check_commands(
-    commands: Iterable[c.Command], held: Integration | None, terms: ComparisonContext
+    commands: Iterable[c.Command], held: Integration | None, context: ComparisonContext
 ) -> tuple[Integration | None, tuple[PlannedCommand, ...], list[Refusal]]:
     """Return the record after the accepted commands, these commands, and the refusals of the others."""
     record = held
@@ -303,7 +305,7 @@ def _check_commands(
     refusals: list[Refusal] = []
     for command in commands:
         try:
-            outcome = terms.lifecycle.apply(record, command, terms.actor, terms.now_us)
+            outcome = context.lifecycle.apply(record, command, context.actor, context.now_us)
         except RefusedError as error:
             refusals += [Refusal(command.action_name, problem) for problem in error.problems]
             if record is None:
@@ -315,9 +317,9 @@ def _check_commands(
     return record, tuple(steps), refusals
 
 
-def _removal(record: Integration, terms: ComparisonContext) -> Difference:
-    command = c.DeleteIntegration(integration_id=record.id, reason=terms.reason)
-    _, _, refusals = _check_commands((command,), record, terms)
+def _removal(record: Integration, context: ComparisonContext) -> Difference:
+    command = c.DeleteIntegration(integration_id=record.id, reason=context.reason)
+    _, _, refusals = _check_commands((command,), record, context)
     steps = () if refusals else (PlannedCommand(command, record.generation),)
     kind = DifferenceKind.REMOVE if steps else DifferenceKind.NONE
     return Difference(record.id, record.name, kind, steps, refusals=tuple(refusals))

@@ -48,7 +48,7 @@ def unpacked_name(words: memoryview) -> Row:
 
 
 class RowTable:
-    """Where the rows of one metric are: from word *first* on, *rows_max* rows of *counts* counts each."""
+    """The place of one metric's rows: *rows_max* rows of *counts* counts each, from word *first* on."""
 
     __slots__ = ("_width", "first", "rows_max", "size")
 

@@ -1,4 +1,4 @@
-"""What the sidecar asks of the operating system: CPUs, open files, orphans to reap, states for systemd."""
+"""Functions of the operating system: CPUs, open files, reaping of orphans, states for systemd."""
 
 from __future__ import annotations
 

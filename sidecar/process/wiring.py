@@ -315,7 +315,7 @@ def _rate_limits(
 
 
 def _log_refusals(config: Config, decider: Decider, metrics: Metrics) -> None:
-    """Have *decider* log what operators must know : refusals, misconfigured routes, key floods."""
+    """Have *decider* log what operators must know: refusals, misconfigured routes, key floods."""
     policy = decider.policy
     policy.on_misconfigured = _log_misconfigured
     if config.settings.log.refusals == "sampled":

@@ -50,7 +50,7 @@ class CallerRefusedError(Exception):
 
 
 class TooOftenError(Exception):
-    """The integration has asked too often; it may ask again after `wait_s`."""
+    """The integration sent too many of these requests; it may send one after `wait_s`."""
 
     def __init__(self, wait_s: int) -> None:
         """Refuse for *wait_s* seconds."""
@@ -91,7 +91,7 @@ class CallerDescriber:
         return None if outcome is None else description(evaluation, outcome, self._refusals)
 
     def _wait_us(self, integration: CompiledIntegration) -> int:
-        """How long the integration must wait until it may ask again; 0 = it may ask now."""
+        """How long the integration must wait until its next request; 0 = it need not wait."""
         level = self._levels.pop(integration.id, None)
         taken, stored = draw(level, QUOTA, 1, self._decider.clock_us())
         level = stored or level

@@ -64,7 +64,7 @@ class NodeReader:
         return None
 
     def missing(self, place: Place, name: str, problem: str) -> None:
-        """Add the mistake that key *name* is missing, unless a mistyped key was reported for it."""
+        """Add the mistake that key *name* is missing, unless a misspelling of it was reported."""
         if (place.field, name) not in self._mistyped:
             self.wrong(place, problem)
 

@@ -123,7 +123,7 @@ class RateLimitReader:
         self.faults.put(FileFault(self._file, place.line, place.field, problem))
 
     def _missing(self, key: str, place: Place, problem: str) -> None:
-        """Note that *key* is missing, unless it is there mistyped: that is one mistake, not two."""
+        """Report that *key* is missing, unless a misspelling of it was reported."""
         if (place.field, key) not in self._mistyped:
             self._wrong(place, problem)
 

@@ -60,7 +60,7 @@ class CounterStore(Protocol):
 
     def take_now(self, domain: str, takes: Sequence[CounterTake]) -> CountersTaken | StoreFault | None:
         """
-        Take from the counters of *domain* if the outcome is at hand, else change nothing.
+        Take from the counters of *domain* if the outcome is known without I/O, else change nothing.
 
         Returns:
             None when the outcome needs a trip to the shared store.

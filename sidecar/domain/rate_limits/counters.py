@@ -187,7 +187,7 @@ def _take_one(
 
 
 def _is_over(take: CounterTake, found: Counted) -> bool:
-    """Whether the hits do not fit beside *found*; a peek of a bucket asks for nothing, so it fits."""
+    """Whether the hits exceed the limit together with *found*; a peek of a bucket never does."""
     if not take.is_bucket:
         return found.used + take.hits > take.limit
     # A rest in use leaves room for one token less.

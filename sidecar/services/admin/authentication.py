@@ -32,7 +32,7 @@ _BEARER = re.compile(r"bearer +([\x21-\x7e]+)", re.IGNORECASE)
 _PATH_CHARS_MAX = 200
 
 LOOK_UP_TIMEOUT_S = 3.0
-"""Callers who are not known yet share few places and wait 10 s for one; a registry, too, may take 10 s."""
+"""Shorter than the 10 s of a registry call: unauthenticated callers share few connections."""
 
 ATTEMPTS_PER_MINUTE = 10
 ATTEMPTS_BURST = 10

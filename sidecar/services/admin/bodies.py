@@ -385,7 +385,7 @@ class DecisionFilterQuery(Query):
     ] = None
     scope: Annotated[str | None, Field(examples=["orders:read"])] = None
     method: Annotated[str | None, Field(examples=["GET"])] = None
-    path_prefix: Annotated[str | None, Field(description="The begin of the path.")] = None
+    path_prefix: Annotated[str | None, Field(description="The start of the path.")] = None
     request_id: Annotated[str | None, Field(description="The proxy's `x-request-id`.")] = None
 
 
@@ -415,7 +415,7 @@ class DecisionQuery(Query):
 
 
 class RefusedAddressQuery(Query):
-    """The begin of the span of time."""
+    """The start of the span of time."""
 
     since: Annotated[Moment | None, Field(description="Refusals since this time; default: 30 days ago.")] = (
         None

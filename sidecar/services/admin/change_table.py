@@ -69,7 +69,7 @@ class ChangeRow:
     body: type[b.Body] | None
     build: Callable[[CommandInputs], c.Command]
     member: type[b.Body] | None
-    draws: SecretKind = SecretKind.NOTHING
+    generates: SecretKind = SecretKind.NOTHING
     status: int = 200
     examples: tuple[dict[str, object], ...] = ()
 

@@ -81,7 +81,7 @@ class _Made:
     """
 
     command: Command
-    draws: SecretKind = SecretKind.NOTHING
+    generates: SecretKind = SecretKind.NOTHING
     secret: str = field(default="", repr=False)
     accounts: tuple[Administrator, ...] | None = None
 
@@ -184,10 +184,10 @@ def _view(context: AdminContext, record: Integration, notices: tuple[Notice, ...
 def _show_secret(view: ChangeView, record: Integration, made: _Made, is_replay: bool) -> None:
     """Add the secret to *view*, with the id of the latest credential or webhook secret."""
     secret = made.secret if made.secret and not is_replay else None
-    if made.draws is SecretKind.API_KEY:
+    if made.generates is SecretKind.API_KEY:
         view["api_key"] = secret
         view["credential_id"] = record.credentials[-1].id if made.secret else None
-    elif made.draws is SecretKind.WEBHOOK_SECRET:
+    elif made.generates is SecretKind.WEBHOOK_SECRET:
         view["secret"] = secret
         view["secret_id"] = record.webhook_secrets[-1].id if made.secret else None
 
@@ -206,22 +206,24 @@ def _given(row: ChangeRow, context: AdminContext, call: Call, query: Any, body: 
 def _made(row: ChangeRow, given: CommandInputs, context: AdminContext, *, is_trial: bool) -> _Made:
     """Build the command, with a new secret if it needs one; a dry run generates none."""
     body = given.body
-    if row.draws is SecretKind.WEBHOOK_SECRET:
+    if row.generates is SecretKind.WEBHOOK_SECRET:
         if context.sealer is None:
             raise _webhook_secrets_off()
         if is_trial:
-            return _Made(row.build(replace(given, secret=placeholder_secret())), row.draws)
-        drawn = generate_webhook_secret(context.sealer)
-        return _Made(row.build(replace(given, secret=drawn.sealed)), row.draws, drawn.secret)
-    if row.draws is SecretKind.NOTHING or (row.command is CreateIntegration and not body.issue_credential):
+            return _Made(row.build(replace(given, secret=placeholder_secret())), row.generates)
+        generated = generate_webhook_secret(context.sealer)
+        return _Made(row.build(replace(given, secret=generated.sealed)), row.generates, generated.secret)
+    if row.generates is SecretKind.NOTHING or (
+        row.command is CreateIntegration and not body.issue_credential
+    ):
         return _Made(row.build(given))
     expires_at_us = _expiry(row, given)
     if is_trial:
         return _Made(
-            row.build(replace(given, credentials=(placeholder_credential(expires_at_us),))), row.draws
+            row.build(replace(given, credentials=(placeholder_credential(expires_at_us),))), row.generates
         )
     key = generate_credential(expires_at_us)
-    return _Made(row.build(replace(given, credentials=(key.public,))), row.draws, key.api_key)
+    return _Made(row.build(replace(given, credentials=(key.public,))), row.generates, key.api_key)
 
 
 def _expiry(row: ChangeRow, given: CommandInputs) -> int | None:

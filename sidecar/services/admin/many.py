@@ -62,7 +62,7 @@ def _member(row: ChangeRow) -> type[BaseModel]:
         fields["credential_id"] = (b.CredentialId, ...)
     if row.command is CreateIntegration:
         fields["credentials"] = (b.GivenCredentials, [])
-    elif row.draws is SecretKind.API_KEY:
+    elif row.generates is SecretKind.API_KEY:
         fields["credential"] = (b.GivenCredential, ...)
     name = row.command.__name__ + "Member"
     return create_model(name, __base__=row.member, __doc__=row.summary + ".", **fields)
@@ -135,7 +135,7 @@ def _requests(context: AdminContext, call: Call, members: Sequence[Any]) -> list
 
 
 def _given_credentials(row: ChangeRow, member: Any) -> tuple[NewCredential, ...]:
-    if row.draws is not SecretKind.API_KEY:
+    if row.generates is not SecretKind.API_KEY:
         return ()
     given = member.credentials if row.command is CreateIntegration else [member.credential]
     return tuple(

@@ -54,7 +54,7 @@ field and its remedy. The sidecar that answers has applied a change before it an
 
 
 def operation(endpoint: Endpoint) -> dict[str, Any]:
-    """How the document describes *endpoint*: its words, its parameters, its body, its answers."""
+    """Return the operation object of *endpoint*: texts, parameters, body and answers."""
     made: dict[str, Any] = {
         "tags": [endpoint.tag],
         "summary": endpoint.summary,

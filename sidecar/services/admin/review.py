@@ -141,7 +141,7 @@ async def review(context: AdminContext, call: Call, query: b.ReviewQuery, body: 
 
 
 async def _scope_uses(context: AdminContext, integrations: Sequence[str], now_us: int) -> ScopeUses:
-    """The uses in the decision log; the review goes on without a log, or with one that cannot be read."""
+    """The uses in the decision log; without a log, or if it cannot be read, the review has none."""
     if context.decision_log is None:
         return ScopeUses()
     since_us = now_us - OLD_DAYS * DAY_US

@@ -28,7 +28,7 @@ class FindingView(TypedDict):
 
 
 class LogView(TypedDict):
-    """What a verification found; `anchor` is what to note and to give back the next time, null = no entry."""
+    """What a verification found; `anchor` is the one to store for the next verification, null = no entry."""
 
     is_intact: bool
     entries: int

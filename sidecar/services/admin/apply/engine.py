@@ -117,12 +117,12 @@ async def make_plan(registry: Registry, catalogue: ScopeCatalogue, request: Appl
     Raises:
         RegistryError: the registry could not be read.
     """
-    terms = ComparisonContext(
+    context = ComparisonContext(
         Lifecycle(catalogue), request.actor, request.now_us, request.reason, request.has_prune
     )
     held = (await registry.load_all()).records
     # In a thread: the comparison of 10,000 integrations takes a second of processor time.
-    return await asyncio.to_thread(compare, request.declarations, held, terms)
+    return await asyncio.to_thread(compare, request.declarations, held, context)
 
 
 async def apply_plan(registry: Registry, plan: ApplyPlan, request: ApplyRequest) -> Report:

@@ -118,7 +118,7 @@ def test_changes__a_trial_says_the_same_and_writes_nothing(api: AdminApi, word: 
     assert tried["is_dry_run"] and tried["is_change"] and not tried["is_in_force"]
     assert tried["position"] is None
     assert HAPPY[word][3] in tried["summary"]
-    if BY_ACTION_NAME[word].draws is not SecretKind.NOTHING:
+    if BY_ACTION_NAME[word].generates is not SecretKind.NOTHING:
         assert all(
             tried[name] is None for name in tried.keys() & {"api_key", "credential_id", "secret", "secret_id"}
         )

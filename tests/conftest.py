@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from itertools import chain, groupby
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.waiting import run
 
 # No test judges speed: a busy machine must not turn a property into a failure. Failures print how to
 # run the same example again.
@@ -17,6 +20,8 @@ settings.load_profile("sidecar")
 
 LONG_FOLDERS = frozenset({"e2e", "fault"})
 """Tests that start processes, and wait for them."""
+TEST_TIMEOUT_S = 120.0
+"""Deadline of a whole test that is a coroutine function."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -39,3 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ordered += short[:fill]
         del short[:fill]
     items[:] = ordered
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on an event loop, see `run`; None = another kind of test."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    given = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    run(test(**given), TEST_TIMEOUT_S)
+    return True

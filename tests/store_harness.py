@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
-
-import uvloop
 
 from sidecar.domain.bucket import BucketSet, Quota, Taken
 from sidecar.observe.metrics import Metrics
@@ -35,21 +33,6 @@ PATIENT = StoreLimits(
     call_timeout_s=5, link_timeout_s=10, connect_timeout_s=5, discovery_timeout_s=5, denial_s_max=0
 )
 """Bounds that a machine under load does not reach; nothing is refused from memory."""
-
-
-def run(
-    coroutine: Coroutine[Any, Any, Result], patience_s: float = PATIENCE_S, *, plain: bool = False
-) -> Result:
-    """Run *coroutine* on a fresh uvloop (*plain*: asyncio's own loop), with a deadline and no task left."""
-
-    async def bounded() -> Result:
-        result = await asyncio.wait_for(coroutine, patience_s)
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not left, f"tasks left behind: {left}"
-        return result
-
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop if plain else uvloop.new_event_loop) as runner:
-        return runner.run(bounded())
 
 
 def url_of(kind: str, prefix: str, **options: str) -> StoreUrl:

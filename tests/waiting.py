@@ -1,4 +1,4 @@
-"""Waiting for a fact that no event announces, such as a line in a log of another process."""
+"""Waiting, with a deadline: for a coroutine, or for a fact that no event announces."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import uvloop
 
 Value = TypeVar("Value")
 
@@ -57,3 +59,18 @@ async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) 
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(never.wait(), TICK_S)
+
+
+def run(
+    coroutine: Coroutine[Any, Any, Value], patience_s: float = PATIENCE_S, *, plain: bool = False
+) -> Value:
+    """Run *coroutine* on a fresh uvloop (*plain*: asyncio's own loop), with a deadline and no task left."""
+
+    async def bounded() -> Value:
+        result = await asyncio.wait_for(coroutine, patience_s)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"tasks left behind: {left}"
+        return result
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop if plain else uvloop.new_event_loop) as runner:
+        return runner.run(bounded())

@@ -25,8 +25,7 @@ from sidecar.verify.store_clock import StoreClock
 from sidecar.verify.subjects import ROUTES, Subject, SubjectError, make_subjects
 from tests.e2e.workers import is_gone
 from tests.redis_servers import shared
-from tests.store_harness import run
-from tests.waiting import eventually
+from tests.waiting import eventually, run
 
 PATIENCE_S = 90.0
 LIMIT_RPM, BURST = 3_000, 50
@@ -159,21 +158,18 @@ def test_run__that_admits_too_little_is_found_out(tmp_path: Path) -> None:
     assert not result.is_fulfilled
 
 
-def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
+async def test_targets__with_a_key_that_cannot_be_used(tmp_path: Path) -> None:
     """A wrong limit or key is reported before anything is judged by it."""
     stranger = generate_api_key().api_key
 
-    async def scenario() -> None:
-        async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, key, _):
-            given = VerificationPlan(
-                "", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,)
-            )
-            with pytest.raises(SubjectError, match=f"is {LIMIT_RPM} per minute, not {LIMIT_RPM + 1}"):
-                await prove(replace(given, limit_rpm=LIMIT_RPM + 1))
-            with pytest.raises(SubjectError, match="403 unknown_credential"):
-                await prove(replace(given, api_keys=(key, stranger)))
-
-    run(scenario(), PATIENCE_S)
+    async with given_sidecars(tmp_path, "embedded:", 1) as (fleet, key, _):
+        given = VerificationPlan(
+            "", Load(SECONDS), LIMIT_RPM, BURST, targets=tuple(fleet.targets), api_keys=(key,)
+        )
+        with pytest.raises(SubjectError, match=f"is {LIMIT_RPM} per minute, not {LIMIT_RPM + 1}"):
+            await prove(replace(given, limit_rpm=LIMIT_RPM + 1))
+        with pytest.raises(SubjectError, match="403 unknown_credential"):
+            await prove(replace(given, api_keys=(key, stranger)))
 
 
 def _begun(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:

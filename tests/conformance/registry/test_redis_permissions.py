@@ -26,8 +26,8 @@ from tests.building import ManualClock, make_metrics
 from tests.fault.registry.writes import WRITES
 from tests.redis_servers import LOOPBACK, RedisServer, documented_permissions, shared
 from tests.registry_in_redis import add_people
-from tests.store_harness import PATIENT, bucket, ready, run, take
-from tests.waiting import until
+from tests.store_harness import PATIENT, bucket, ready, take
+from tests.waiting import run, until
 
 USER = "keeper"
 ELSEWHERE = {"wait", "cluster|slots", "cluster|info", "asking", "select"}
@@ -132,18 +132,17 @@ def commands_used(admin: redis.Redis) -> set[str]:
     return {name.removeprefix("cmdstat_") for name in stats} - OURS
 
 
-def test_permissions__are_enough_and_no_more(admin: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_permissions__are_enough_and_no_more(
+    admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user with exactly these does all that the registry does; what else is listed, deciding needs."""
     monkeypatch.setattr(feed, "PING_INTERVAL_S", 0.01)
     admin.config_resetstat()
 
-    async def scenario() -> None:
-        async with asyncio.timeout(60):
-            await write_everything()
-            await repeat_and_outlive()
-            await follow(admin)
-
-    asyncio.run(scenario())
+    async with asyncio.timeout(60):
+        await write_everything()
+        await repeat_and_outlive()
+        await follow(admin)
     granted = {word[1:] for word in permissions() if word.startswith("+")}
     used = commands_used(admin)
     assert used <= granted
@@ -247,16 +246,13 @@ _NUMBERS = itertools.count()
     ],
     ids=lambda command: command[0].lower(),
 )
-def test_permissions__do_not_reach_the_audit_log(admin: redis.Redis, command: tuple[str, ...]) -> None:
+async def test_permissions__do_not_reach_the_audit_log(admin: redis.Redis, command: tuple[str, ...]) -> None:
     """No entry can be taken out of the log with them, and no key of another program can be read."""
     prefix = f"log{next(_NUMBERS)}"
 
-    async def scenario() -> None:
-        registry = opened(prefix)
-        await WRITES["admin.bootstrap"][1](registry)
-        await registry.aclose()
-
-    asyncio.run(scenario())
+    registry = opened(prefix)
+    await WRITES["admin.bootstrap"][1](registry)
+    await registry.aclose()
     [key] = [name for name in admin.scan_iter(f"sidecar:{prefix}:*") if name.endswith(b"}audit")]
     words = [word.replace("{key}", key.decode()) for word in command]
     user = redis.Redis(LOOPBACK, shared().guarded.port, username=USER, password="correct")

@@ -202,24 +202,21 @@ def test_open__a_registry_of_a_later_version(harness: RegistryHarness) -> None:
             open_or_check(path)
 
 
-def test_open__many_at_once_make_one_registry(tmp_path: Path, runner: asyncio.Runner) -> None:
+async def test_open__many_at_once_make_one_registry(tmp_path: Path) -> None:
     """Processes that start together on a new file all get the same registry."""
     clock = ManualClock()
 
-    async def start() -> None:
-        backend = SqliteBackend(tmp_path, clock)
-        registries = await asyncio.gather(*(backend.open() for _ in range(6)))
-        try:
-            await found(registries[0], clock)
-            made = await asyncio.gather(
-                *(registry.apply(request(create(f"i{n}"))) for n, registry in enumerate(registries))
-            )
-            assert all(isinstance(result, Committed) for result in made)
-            assert {len((await registry.load_all()).records) for registry in registries} == {6}
-        finally:
-            await asyncio.gather(*(registry.aclose() for registry in registries))
-
-    runner.run(start())
+    backend = SqliteBackend(tmp_path, clock)
+    registries = await asyncio.gather(*(backend.open() for _ in range(6)))
+    try:
+        await found(registries[0], clock)
+        made = await asyncio.gather(
+            *(registry.apply(request(create(f"i{n}"))) for n, registry in enumerate(registries))
+        )
+        assert all(isinstance(result, Committed) for result in made)
+        assert {len((await registry.load_all()).records) for registry in registries} == {6}
+    finally:
+        await asyncio.gather(*(registry.aclose() for registry in registries))
 
 
 def test_open__a_failure_leaves_nothing_open(tmp_path: Path, runner: asyncio.Runner) -> None:

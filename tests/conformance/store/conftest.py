@@ -10,7 +10,8 @@ import pytest
 from sidecar.stores.embedded import EmbeddedBucketStore
 from sidecar.stores.protocols import BucketStore
 from tests.building import ManualClock
-from tests.store_harness import KINDS, StoreHarness, run
+from tests.store_harness import KINDS, StoreHarness
+from tests.waiting import run
 
 Scenario = Callable[[BucketStore, ManualClock], Awaitable[None]]
 

@@ -11,8 +11,8 @@ from sidecar.domain.replay import LoggedRequest, Replay
 from sidecar.services.decider import Decider
 from tests.building import CLIENT_IP, ManualClock, make_decider, make_integration, make_key, make_policy
 from tests.replaying import logged
-from tests.store_harness import StoreHarness, run
-from tests.waiting import PATIENCE_S
+from tests.store_harness import StoreHarness
+from tests.waiting import PATIENCE_S, run
 
 KEY = make_key()
 POLICY = make_policy()

@@ -25,7 +25,8 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.building import SECOND_US, make_key, make_metrics, make_request
 from tests.redis_servers import shared as servers
-from tests.store_harness import StoreHarness, run
+from tests.store_harness import StoreHarness
+from tests.waiting import run
 
 WRONG_BY_S = 600
 
@@ -81,22 +82,19 @@ class ClockedSidecar:
         return (decision or await decided).reason
 
 
-def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> None:
+async def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int) -> None:
     """A key of five minutes more is valid, one that ended five minutes ago is not, to every sidecar alike."""
     right_us = wall_clock_us() - wrong_by_s * SECOND_US
     valid, ended = make_key(), make_key()
     minutes_us = 300 * SECOND_US
 
-    async def scenario() -> None:
-        sidecar = ClockedSidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
-        await sidecar.start()
-        for _ in range(3):  # the first goes by the heartbeat, the others by the takes before them
-            assert await sidecar.ask(valid) is Reason.OK
-            assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL
-        await sidecar.shared.buckets.close()
-        assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL, "also when the store is gone"
-
-    run(scenario())
+    sidecar = ClockedSidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
+    await sidecar.start()
+    for _ in range(3):  # the first goes by the heartbeat, the others by the takes before them
+        assert await sidecar.ask(valid) is Reason.OK
+        assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL
+    await sidecar.shared.buckets.close()
+    assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL, "also when the store is gone"
 
 
 def test_difference__is_a_metric_and_reported_once_an_episode(
@@ -123,15 +121,12 @@ def test_difference__is_a_metric_and_reported_once_an_episode(
     assert len(reported) == 2
 
 
-def test_registry__judges_by_the_time_of_the_redis_that_holds_it(wrong_by_s: int) -> None:
+async def test_registry__judges_by_the_time_of_the_redis_that_holds_it(wrong_by_s: int) -> None:
     """Who asks for the holder of a token knows the time by which the token ends, in the same trip."""
     right_us = wall_clock_us() - wrong_by_s * SECOND_US
 
-    async def scenario() -> None:
-        registry = RedisRegistry(StoreHarness("standalone").url(), LIFECYCLE)
-        assert abs(registry.now_us() - wall_clock_us()) < 5 * SECOND_US, "nothing has been asked yet"
-        assert await registry.token_holder("nosuch") is None
-        assert abs(registry.now_us() - right_us) < 30 * SECOND_US
-        await registry.aclose()
-
-    run(scenario())
+    registry = RedisRegistry(StoreHarness("standalone").url(), LIFECYCLE)
+    assert abs(registry.now_us() - wall_clock_us()) < 5 * SECOND_US, "nothing has been asked yet"
+    assert await registry.token_holder("nosuch") is None
+    assert abs(registry.now_us() - right_us) < 30 * SECOND_US
+    await registry.aclose()

@@ -17,7 +17,6 @@ from tests.administration import ANN, LIFECYCLE, request
 from tests.fault.redis.proxy import FaultProxy
 from tests.redis_servers import shared
 from tests.registry_in_redis import add_people, create_for
-from tests.store_harness import run
 from tests.waiting import until
 
 from .serving import MARK, POLICIES, Serving, check_answers, serving
@@ -59,50 +58,43 @@ async def suspend_all(registry: RedisRegistry) -> None:
         await registry.apply(request(c.Suspend(integration_id=policy.value, reason="leak"), ANN))
 
 
-def test_suspension__is_not_passed_by_a_failing_store(
+async def test_suspension__is_not_passed_by_a_failing_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store refuses the take of an old record, and fails before the new one is read: nobody gets in."""
     monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 30.0)  # the changes below must succeed on a busy machine
 
-    async def scenario() -> None:
-        proxy = FaultProxy(shared().standalone.port)
-        async with serving(tmp_path, proxy, registry=None) as sidecar:
-            registry = await loaded(sidecar)
-            await cut_off(monkeypatch, sidecar)
-            await suspend_all(registry)
-            for is_dark in (False, True):
-                if is_dark:
-                    proxy.go_dark()
-                answers = await sidecar.ask_each(times=5)
-                assert {(answer.status, answer.reason, answer.headers[MARK]) for answer in answers} == {
-                    (503, "store_unavailable", "deny")
-                }
-            proxy.heal()
-            proxy.cut()
-            await registry.aclose()
-
-    run(scenario(), 60)
+    proxy = FaultProxy(shared().standalone.port)
+    async with serving(tmp_path, proxy, registry=None) as sidecar:
+        registry = await loaded(sidecar)
+        await cut_off(monkeypatch, sidecar)
+        await suspend_all(registry)
+        for is_dark in (False, True):
+            if is_dark:
+                proxy.go_dark()
+            answers = await sidecar.ask_each(times=5)
+            assert {(answer.status, answer.reason, answer.headers[MARK]) for answer in answers} == {
+                (503, "store_unavailable", "deny")
+            }
+        proxy.heal()
+        proxy.cut()
+        await registry.aclose()
 
 
-def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
+async def test_policy__of_a_record_in_the_store(tmp_path: Path) -> None:
     """Integrations in the store have policies too; a change of one holds for the next request."""
-
-    async def scenario() -> None:
-        proxy = FaultProxy(shared().standalone.port)
-        async with serving(tmp_path, proxy, registry=None) as sidecar:
-            registry = await loaded(sidecar)
-            closed = c.SetOnStoreError(integration_id=FailPolicy.ALLOW.value, on_store_error="deny")
-            await registry.apply(request(closed, ANN))
-            await sidecar.ask(FailPolicy.ALLOW)
-            proxy.go_dark()
-            answers = [answer for answer in await sidecar.until(is_by_policy=True) if answer.is_by_policy]
-            check_answers([answer for answer in answers if answer.policy is not FailPolicy.ALLOW])
-            changed = [answer for answer in answers if answer.policy is FailPolicy.ALLOW]
-            assert {(answer.status, answer.headers[MARK]) for answer in changed} == {(503, "deny")}
-            proxy.heal()
-            proxy.cut()
-            await sidecar.until(is_by_policy=False)
-            await registry.aclose()
-
-    run(scenario(), 60)
+    proxy = FaultProxy(shared().standalone.port)
+    async with serving(tmp_path, proxy, registry=None) as sidecar:
+        registry = await loaded(sidecar)
+        closed = c.SetOnStoreError(integration_id=FailPolicy.ALLOW.value, on_store_error="deny")
+        await registry.apply(request(closed, ANN))
+        await sidecar.ask(FailPolicy.ALLOW)
+        proxy.go_dark()
+        answers = [answer for answer in await sidecar.until(is_by_policy=True) if answer.is_by_policy]
+        check_answers([answer for answer in answers if answer.policy is not FailPolicy.ALLOW])
+        changed = [answer for answer in answers if answer.policy is FailPolicy.ALLOW]
+        assert {(answer.status, answer.headers[MARK]) for answer in changed} == {(503, "deny")}
+        proxy.heal()
+        proxy.cut()
+        await sidecar.until(is_by_policy=False)
+        await registry.aclose()

@@ -21,8 +21,8 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE, create, request
 from tests.building import ManualClock, make_metrics
 from tests.registry_in_redis import add_people
-from tests.store_harness import PATIENT, bucket, ready, run, take
-from tests.waiting import PATIENCE_S
+from tests.store_harness import PATIENT, bucket, ready, take
+from tests.waiting import PATIENCE_S, run
 
 OWNER = "acme"
 
@@ -73,64 +73,56 @@ def opened(cluster: ClusterGroup) -> RedisBucketStore:
 
 
 @pytest.mark.parametrize("moved", ["nothing", "generation", "bucket", "both"])
-def test_slot__left_half_moved_is_served(moved: str, cluster: ClusterGroup) -> None:
+async def test_slot__left_half_moved_is_served(moved: str, cluster: ClusterGroup) -> None:
     """Wherever the keys of a take are, each token is given once, and a newer record is noticed."""
-
-    async def scenario() -> None:
-        store = opened(cluster)
-        await store.start()
-        generation = store.keys.generation(OWNER)
-        buckets = bucket(OWNER, burst=5)
-        owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
-        owner.client.set(generation, 1)
-        assert isinstance(await take(store, buckets), Taken)
-        move = Move(cluster, store)
-        if moved in ("generation", "both"):
-            move.move(generation)
-        if moved in ("bucket", "both"):
-            move.move(store.keys.bucket(OWNER, OWNER))
-        outcomes = await asyncio.gather(*(take(store, buckets) for _ in range(10)))
-        assert all(isinstance(outcome, Taken) for outcome in outcomes), outcomes
-        assert sum(outcome.admitted for outcome in outcomes if isinstance(outcome, Taken)) == 4
-        fresh = await take(store, bucket(OWNER, burst=7, generation=1), asked=0)
-        assert isinstance(fresh, Taken) and fresh.remaining == 2
-        place = move.target if moved in ("generation", "both") else move.source
-        set_there(place, generation, 2)
-        assert await take(store, buckets) is StoreFault.SUPERSEDED
-        move.finish()
-        taken = await take(store, bucket(OWNER, burst=5, generation=2), asked=0)
-        assert isinstance(taken, Taken) and taken.remaining == 0
-        await store.close()
-
-    run(scenario(), PATIENCE_S)
+    store = opened(cluster)
+    await store.start()
+    generation = store.keys.generation(OWNER)
+    buckets = bucket(OWNER, burst=5)
+    owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
+    owner.client.set(generation, 1)
+    assert isinstance(await take(store, buckets), Taken)
+    move = Move(cluster, store)
+    if moved in ("generation", "both"):
+        move.move(generation)
+    if moved in ("bucket", "both"):
+        move.move(store.keys.bucket(OWNER, OWNER))
+    outcomes = await asyncio.gather(*(take(store, buckets) for _ in range(10)))
+    assert all(isinstance(outcome, Taken) for outcome in outcomes), outcomes
+    assert sum(outcome.admitted for outcome in outcomes if isinstance(outcome, Taken)) == 4
+    fresh = await take(store, bucket(OWNER, burst=7, generation=1), asked=0)
+    assert isinstance(fresh, Taken) and fresh.remaining == 2
+    place = move.target if moved in ("generation", "both") else move.source
+    set_there(place, generation, 2)
+    assert await take(store, buckets) is StoreFault.SUPERSEDED
+    move.finish()
+    taken = await take(store, bucket(OWNER, burst=5, generation=2), asked=0)
+    assert isinstance(taken, Taken) and taken.remaining == 0
+    await store.close()
 
 
 @pytest.mark.parametrize("is_moved", [False, True])
-def test_slot__left_half_moved_serves_counters(is_moved: bool, cluster: ClusterGroup) -> None:
+async def test_slot__left_half_moved_serves_counters(is_moved: bool, cluster: ClusterGroup) -> None:
     """A call with one counter counts once, wherever the counter is, and also when it is new."""
+    store = opened(cluster)
+    await store.start()
 
-    async def scenario() -> None:
-        store = opened(cluster)
-        await store.start()
+    async def used(name: str, hits: int) -> int | StoreFault:
+        done: asyncio.Future[CountersTaken | StoreFault] = asyncio.get_running_loop().create_future()
+        hit = CounterTake(name, 60, 1_000, hits, counts_refused=True)
+        store.counters.take_later(OWNER, [hit], PATIENCE_S, done.set_result)
+        outcome = await done
+        return outcome.counted[0].used if isinstance(outcome, CountersTaken) else outcome
 
-        async def used(name: str, hits: int) -> int | StoreFault:
-            done: asyncio.Future[CountersTaken | StoreFault] = asyncio.get_running_loop().create_future()
-            hit = CounterTake(name, 60, 1_000, hits, counts_refused=True)
-            store.counters.take_later(OWNER, [hit], PATIENCE_S, done.set_result)
-            outcome = await done
-            return outcome.counted[0].used if isinstance(outcome, CountersTaken) else outcome
-
-        assert await used("old", 1) == 1
-        move = Move(cluster, store)
-        if is_moved:
-            move.move(store.keys.counter(OWNER, "old"))
-        assert sorted(await asyncio.gather(*(used("old", 1) for _ in range(5)))) == [2, 3, 4, 5, 6]
-        assert await asyncio.gather(*(used(name, 2) for name in ("new", "newer"))) == [2, 2]
-        move.finish()
-        assert [await used(name, 0) for name in ("old", "new", "newer")] == [6, 2, 2]
-        await store.close()
-
-    run(scenario(), PATIENCE_S)
+    assert await used("old", 1) == 1
+    move = Move(cluster, store)
+    if is_moved:
+        move.move(store.keys.counter(OWNER, "old"))
+    assert sorted(await asyncio.gather(*(used("old", 1) for _ in range(5)))) == [2, 3, 4, 5, 6]
+    assert await asyncio.gather(*(used(name, 2) for name in ("new", "newer"))) == [2, 2]
+    move.finish()
+    assert [await used(name, 0) for name in ("old", "new", "newer")] == [6, 2, 2]
+    await store.close()
 
 
 def set_there(server: RedisServer, key: str, value: int) -> None:
@@ -141,75 +133,63 @@ def set_there(server: RedisServer, key: str, value: int) -> None:
         calls.execute()
 
 
-def test_slot__left_half_moved_serves_an_idle_integration(cluster: ClusterGroup) -> None:
+async def test_slot__left_half_moved_serves_an_idle_integration(cluster: ClusterGroup) -> None:
     """A full bucket is no key at all, and the generation is: no node has all the keys of the take."""
-
-    async def scenario() -> None:
-        store = opened(cluster)
-        await store.start()
-        owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
-        owner.client.set(store.keys.generation(OWNER), 1)
-        Move(cluster, store)
-        taken = await take(store, bucket(OWNER))
-        assert isinstance(taken, Taken) and taken.remaining == 2
-        assert store.is_ready
-        await store.close()
-
-    run(scenario(), PATIENCE_S)
+    store = opened(cluster)
+    await store.start()
+    owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
+    owner.client.set(store.keys.generation(OWNER), 1)
+    Move(cluster, store)
+    taken = await take(store, bucket(OWNER))
+    assert isinstance(taken, Taken) and taken.remaining == 2
+    assert store.is_ready
+    await store.close()
 
 
-def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
+async def test_slot__that_has_moved_is_found_at_once(cluster: ClusterGroup) -> None:
     """MOVED costs no take its answer, and later ones go to the new node."""
-
-    async def scenario() -> None:
-        store = opened(cluster)
-        await store.start()
-        owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
-        owner.client.set(store.keys.generation(OWNER), 1)
-        move = Move(cluster, store)
-        move.finish()
-        assert isinstance(await take(store, bucket(OWNER)), Taken)
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                link = store.pipelines[move.partition].link
-                if link is not None and link.address.port == move.target.port:
-                    break
-                await asyncio.sleep(0)
-        await store.close()
-
-    run(scenario(), PATIENCE_S)
+    store = opened(cluster)
+    await store.start()
+    owner = cluster.primary_of(store.keys.slot_of(store.keys.partition_of(OWNER)))
+    owner.client.set(store.keys.generation(OWNER), 1)
+    move = Move(cluster, store)
+    move.finish()
+    assert isinstance(await take(store, bucket(OWNER)), Taken)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            link = store.pipelines[move.partition].link
+            if link is not None and link.address.port == move.target.port:
+                break
+            await asyncio.sleep(0)
+    await store.close()
 
 
-def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
+async def test_registry__reads_a_slot_that_is_half_moved_and_says_why_it_cannot_write(
     cluster: ClusterGroup,
 ) -> None:
     """A record is found wherever it is; a change needs all keys in one place, and happens once they are."""
-
-    async def scenario() -> None:
-        url = parse_store_url(cluster.url)
-        registry = RedisRegistry(url, LIFECYCLE)
-        await add_people(registry)
-        await registry.apply(request(create(OWNER)))
-        store = opened(cluster)
-        await store.start()
-        move = Move(cluster, store)
-        for moved in (False, True):
-            if moved:
-                move.move(store.keys.record(OWNER))
-            found = await registry.get(OWNER)
-            assert found is not None and found.id == OWNER
-            assert await registry.get("nobody") is None
-        suspend = request(Suspend(integration_id=OWNER, reason="leaked"))
-        with pytest.raises(RegistryUnavailableError, match="redis-cli --cluster fix") as raised:
-            await registry.apply(suspend)
-        assert not raised.value.may_have_happened
-        move.finish()
-        committed = await registry.apply(suspend)
-        assert committed.is_durable
-        await registry.aclose()
-        await store.close()
-
-    run(scenario(), PATIENCE_S)
+    url = parse_store_url(cluster.url)
+    registry = RedisRegistry(url, LIFECYCLE)
+    await add_people(registry)
+    await registry.apply(request(create(OWNER)))
+    store = opened(cluster)
+    await store.start()
+    move = Move(cluster, store)
+    for moved in (False, True):
+        if moved:
+            move.move(store.keys.record(OWNER))
+        found = await registry.get(OWNER)
+        assert found is not None and found.id == OWNER
+        assert await registry.get("nobody") is None
+    suspend = request(Suspend(integration_id=OWNER, reason="leaked"))
+    with pytest.raises(RegistryUnavailableError, match="redis-cli --cluster fix") as raised:
+        await registry.apply(suspend)
+    assert not raised.value.may_have_happened
+    move.finish()
+    committed = await registry.apply(suspend)
+    assert committed.is_durable
+    await registry.aclose()
+    await store.close()
 
 
 def test_primary__that_nobody_replaces_is_reported(

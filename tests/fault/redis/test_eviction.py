@@ -14,7 +14,8 @@ from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.redis_servers import RedisServer
-from tests.store_harness import StoreHarness, bucket, ready, run, take
+from tests.store_harness import StoreHarness, bucket, ready, take
+from tests.waiting import run
 
 EVICTING = (
     "allkeys-lru", "allkeys-lfu", "allkeys-random",
@@ -37,30 +38,29 @@ def set_policy(server: RedisServer, policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", EVICTING)
-def test_store__an_evicting_policy_is_refused_where_the_registry_is(policy: str, server: RedisServer) -> None:
+async def test_store__an_evicting_policy_is_refused_where_the_registry_is(
+    policy: str, server: RedisServer
+) -> None:
     """Not ready, with the remedy; when the policy is corrected it becomes ready without a restart."""
     harness = StoreHarness("standalone")
     set_policy(server, policy)
 
-    async def scenario() -> None:
-        store = harness.store(url=parse_store_url(server.url), checks_generation=True)
-        registry = RedisRegistry(parse_store_url(server.url), LIFECYCLE)
-        await store.start()
-        assert not store.is_ready
-        assert policy in store.trouble and ADVICE in store.trouble
-        assert harness.metrics.value("sidecar_store_may_evict") == 1
-        with pytest.raises(RegistryUnavailableError, match=ADVICE):
-            await registry.administrators()
-        set_policy(server, "noeviction")
-        await ready(store)
-        server.client.set(store.keys.generation("acme"), 1)
-        assert isinstance(await take(store, bucket()), Taken)
-        assert await registry.administrators() == ()
-        assert harness.metrics.value("sidecar_store_may_evict") == 0
-        await store.close()
-        await registry.aclose()
-
-    run(scenario())
+    store = harness.store(url=parse_store_url(server.url), checks_generation=True)
+    registry = RedisRegistry(parse_store_url(server.url), LIFECYCLE)
+    await store.start()
+    assert not store.is_ready
+    assert policy in store.trouble and ADVICE in store.trouble
+    assert harness.metrics.value("sidecar_store_may_evict") == 1
+    with pytest.raises(RegistryUnavailableError, match=ADVICE):
+        await registry.administrators()
+    set_policy(server, "noeviction")
+    await ready(store)
+    server.client.set(store.keys.generation("acme"), 1)
+    assert isinstance(await take(store, bucket()), Taken)
+    assert await registry.administrators() == ()
+    assert harness.metrics.value("sidecar_store_may_evict") == 0
+    await store.close()
+    await registry.aclose()
 
 
 def test_store__an_evicting_policy_is_reported_where_only_buckets_are(

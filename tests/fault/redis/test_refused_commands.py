@@ -17,7 +17,7 @@ from sidecar.stores.redis.heartbeat import Heartbeat
 from sidecar.stores.redis.urls import parse_store_url
 from tests.building import make_metrics
 from tests.redis_servers import RedisServer
-from tests.store_harness import PATIENCE_S, bucket, run, take
+from tests.store_harness import PATIENCE_S, bucket, take
 
 REFUSED = {
     "OOM": (("maxmemory", "1"), "raise maxmemory"),
@@ -49,7 +49,7 @@ def refuse(server: RedisServer, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", REFUSED)
-def test_readiness__says_why_a_server_refuses_commands(
+async def test_readiness__says_why_a_server_refuses_commands(
     code: str, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By takes and by the heartbeat alike; the process stays ready, since it answers by its policy."""
@@ -66,51 +66,39 @@ def test_readiness__says_why_a_server_refuses_commands(
                 if part in state and (is_ready or not state.startswith("connected")):
                     return
 
-    async def scenario() -> None:
-        task = asyncio.create_task(
-            shared.run(lambda name, is_ready, state: states.put_nowait((is_ready, state)))
-        )
-        await reported("connected")
-        refuse(server, code)
-        await reported(f"connected, but {url} refuses commands: {'ERR' if code == 'NOPERM' else code}")
-        assert await take(shared.buckets, bucket()) is StoreFault.UNAVAILABLE
-        assert REFUSED[code][1] in shared.buckets.trouble
-        assert shared.buckets.is_ready
-        monkeypatch.setattr(bucket_store, "REFUSAL_LASTS_S", 0.0)
-        await shared.buckets.check_servers()
-        await reported("connected")
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-    run(scenario())
+    task = asyncio.create_task(shared.run(lambda name, is_ready, state: states.put_nowait((is_ready, state))))
+    await reported("connected")
+    refuse(server, code)
+    await reported(f"connected, but {url} refuses commands: {'ERR' if code == 'NOPERM' else code}")
+    assert await take(shared.buckets, bucket()) is StoreFault.UNAVAILABLE
+    assert REFUSED[code][1] in shared.buckets.trouble
+    assert shared.buckets.is_ready
+    monkeypatch.setattr(bucket_store, "REFUSAL_LASTS_S", 0.0)
+    await shared.buckets.check_servers()
+    await reported("connected")
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
-def test_readiness__says_that_a_server_may_evict_buckets(server: RedisServer) -> None:
+async def test_readiness__says_that_a_server_may_evict_buckets(server: RedisServer) -> None:
     """Where only buckets are it is used all the same, and says so for as long as it is so."""
     server.client.config_set("maxmemory-policy", "allkeys-lru")
 
-    async def scenario() -> None:
-        store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
-        await store.start()
-        assert store.is_ready and "set maxmemory-policy noeviction" in store.trouble
-        server.client.config_set("maxmemory-policy", "noeviction")
-        await store.check_servers()
-        assert store.trouble == ""
-        await store.close()
-
-    run(scenario())
+    store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
+    await store.start()
+    assert store.is_ready and "set maxmemory-policy noeviction" in store.trouble
+    server.client.config_set("maxmemory-policy", "noeviction")
+    await store.check_servers()
+    assert store.trouble == ""
+    await store.close()
 
 
-def test_heartbeat__tells_a_refusal(server: RedisServer) -> None:
+async def test_heartbeat__tells_a_refusal(server: RedisServer) -> None:
     """An idle sidecar makes no takes, and must not look well for that."""
-
-    async def scenario() -> None:
-        store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
-        await store.start()
-        refuse(server, "NOPERM")
-        assert not await Heartbeat(store, "one").beat()
-        assert REFUSED["NOPERM"][1] in store.trouble
-        await store.close()
-
-    run(scenario())
+    store = bucket_store.RedisBucketStore(parse_store_url(server.url), make_metrics())
+    await store.start()
+    refuse(server, "NOPERM")
+    assert not await Heartbeat(store, "one").beat()
+    assert REFUSED["NOPERM"][1] in store.trouble
+    await store.close()

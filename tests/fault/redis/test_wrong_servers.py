@@ -16,7 +16,8 @@ from sidecar.stores.registry.protocol import RegistryUnavailableError
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.redis_servers import LOOPBACK, RedisServer, free_port, shared
-from tests.store_harness import StoreHarness, bucket, ready, run, take
+from tests.store_harness import StoreHarness, bucket, ready, take
+from tests.waiting import run
 
 
 def tls_files(*, with_client: bool = True) -> str:
@@ -136,18 +137,15 @@ def test_store__a_wrong_server_is_reported(name: str, plain: bool, caplog: pytes
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_registry__a_wrong_server_is_reported(name: str) -> None:
+async def test_registry__a_wrong_server_is_reported(name: str) -> None:
     """Anyone who administers learns the same, at once, and that nothing was changed."""
     text = WRONG[name].url()
 
-    async def scenario() -> None:
-        registry = RedisRegistry(parse_store_url(text), LIFECYCLE)
-        with pytest.raises(RegistryUnavailableError) as raised:
-            await registry.administrators()
-        assert_reported(WRONG[name].reported.removesuffix("$"), text, str(raised.value))
-        await registry.aclose()
-
-    run(scenario())
+    registry = RedisRegistry(parse_store_url(text), LIFECYCLE)
+    with pytest.raises(RegistryUnavailableError) as raised:
+        await registry.administrators()
+    assert_reported(WRONG[name].reported.removesuffix("$"), text, str(raised.value))
+    await registry.aclose()
 
 
 def assert_reported(pattern: str, url: str, reported: str) -> None:
@@ -180,25 +178,22 @@ def test_store__a_replica_is_reported_and_left_when_it_is_promoted(tmp_path: Pat
         replica.stop()
 
 
-def test_store__something_that_is_no_redis_is_reported() -> None:
+async def test_store__something_that_is_no_redis_is_reported() -> None:
     """A web server, for example."""
     harness = StoreHarness("standalone")
 
-    async def scenario() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read(64)
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            writer.close()
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(64)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
 
-        server = await asyncio.start_server(answer, LOOPBACK, 0)
-        port = server.sockets[0].getsockname()[1]
-        store = harness.store(url=parse_store_url(f"redis://{LOOPBACK}:{port}"))
-        await store.start()
-        assert "check that it is a Redis server" in store.trouble
-        await store.close()
-        server.close()
-
-    run(scenario())
+    server = await asyncio.start_server(answer, LOOPBACK, 0)
+    port = server.sockets[0].getsockname()[1]
+    store = harness.store(url=parse_store_url(f"redis://{LOOPBACK}:{port}"))
+    await store.start()
+    assert "check that it is a Redis server" in store.trouble
+    await store.close()
+    server.close()
 
 
 def test_store__a_node_that_hides_what_it_is_is_reported_by_its_errors(

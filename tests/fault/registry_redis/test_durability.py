@@ -21,8 +21,7 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, ID, LIFECYCLE, create, request
 from tests.redis_servers import LOOPBACK, RedisServer
 from tests.registry_in_redis import CONTEXT, add_people
-from tests.store_harness import run
-from tests.waiting import eventually
+from tests.waiting import eventually, run
 
 ALONE = {"is_durable": False, "lacks_replicas": False}
 LACKING = {"is_durable": False, "lacks_replicas": True}
@@ -43,17 +42,13 @@ def opened(server: RedisServer, replicas_min: int = 1) -> RedisRegistry:
     )
 
 
-def test_change__on_one_server_alone_lacks_no_replicas(server: RedisServer) -> None:
+async def test_change__on_one_server_alone_lacks_no_replicas(server: RedisServer) -> None:
     """The answer says that it is not durable; there is nothing to warn of at each change."""
-
-    async def scenario() -> None:
-        registry = opened(server)
-        await add_people(registry)
-        made = await registry.apply(request(create()))
-        assert durability_view(registry, made.is_durable) == ALONE
-        await registry.aclose()
-
-    run(scenario())
+    registry = opened(server)
+    await add_people(registry)
+    made = await registry.apply(request(create()))
+    assert durability_view(registry, made.is_durable) == ALONE
+    await registry.aclose()
 
 
 def test_change__that_a_replica_does_not_confirm_lacks_replicas(server: RedisServer, tmp_path: Path) -> None:
@@ -83,7 +78,7 @@ def test_change__that_a_replica_does_not_confirm_lacks_replicas(server: RedisSer
         replica.stop()
 
 
-def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
+async def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
     server: RedisServer, tmp_path: Path
 ) -> None:
     """`bootstrap`, `push` and `apply`; two replicas are asked for, and there is none."""
@@ -92,15 +87,12 @@ def test_commands__on_the_registry_itself_tell_that_replicas_are_lacking(
     catalogue = ScopeCatalogue()
     declared = load_declarations(file, str(file), catalogue).declarations
 
-    async def scenario() -> None:
-        registry = opened(server, replicas_min=2)
-        made = await create_first_administrator(registry, "ann", "Ann", 3_600)
-        assert (made.is_durable, made.lacks_replicas) == (False, True)
-        actor = ANN.__class__("ann", ANN.role, made.token_id)
-        asked = ApplyRequest(declared, "declared", actor, CONTEXT, registry.now_us())
-        view, _ = await apply_declared(registry, catalogue, asked)
-        assert view["report"] is not None
-        assert {name: view["report"][name] for name in LACKING} == LACKING  # type: ignore[literal-required]
-        await registry.aclose()
-
-    run(scenario())
+    registry = opened(server, replicas_min=2)
+    made = await create_first_administrator(registry, "ann", "Ann", 3_600)
+    assert (made.is_durable, made.lacks_replicas) == (False, True)
+    actor = ANN.__class__("ann", ANN.role, made.token_id)
+    asked = ApplyRequest(declared, "declared", actor, CONTEXT, registry.now_us())
+    view, _ = await apply_declared(registry, catalogue, asked)
+    assert view["report"] is not None
+    assert {name: view["report"][name] for name in LACKING} == LACKING  # type: ignore[literal-required]
+    await registry.aclose()

@@ -16,7 +16,7 @@ from tests.building import make_metrics
 from tests.redis_servers import RedisServer
 from tests.store_harness import ready
 
-from .test_replaced import FollowingSidecar, founded, in_time, is_loaded
+from .test_replaced import FollowingSidecar, founded, is_loaded
 
 TOLD_S = 2.0
 SLACK_S = 4.0
@@ -32,35 +32,31 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize("how", ["ended", "frozen"])
-def test_redis_down__is_reported_by_everything_that_knows(how: str, server: RedisServer) -> None:
+async def test_redis_down__is_reported_by_everything_that_knows(how: str, server: RedisServer) -> None:
     """Within two seconds: the store's state and gauges, the registry's state and gauge, each failed call."""
-
-    async def work() -> None:
-        await founded(server)
-        sidecar = FollowingSidecar(server)
-        metrics = make_metrics()
-        store = RedisBucketStore(parse_store_url(f"{server.url}?partitions=3"), metrics)
-        await store.start()
-        await sidecar.until(is_loaded)
-        await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
-        began_s = monotonic()
-        if how == "ended":
-            server.kill()
-        else:
-            assert server.process is not None
-            server.process.send_signal(signal.SIGSTOP)
-        await ready(store, False)
-        await sidecar.until(lambda one: bool(one.trouble))
-        assert monotonic() - began_s < TOLD_S + SLACK_S
-        assert f"127.0.0.1:{server.port}" in store.trouble
-        assert metrics.value("sidecar_store_breakers_open") == 1
-        assert f"127.0.0.1:{server.port}" in sidecar.trouble
-        assert sidecar.metrics.value("sidecar_registry_in_touch") == 0
-        began_s = monotonic()
-        with pytest.raises(RegistryUnavailableError, match=f"127.0.0.1:{server.port}"):
-            await sidecar.registry.administrators()
-        assert monotonic() - began_s < TOLD_S + SLACK_S
-        await store.close()
-        await sidecar.close()
-
-    in_time(work)
+    await founded(server)
+    sidecar = FollowingSidecar(server)
+    metrics = make_metrics()
+    store = RedisBucketStore(parse_store_url(f"{server.url}?partitions=3"), metrics)
+    await store.start()
+    await sidecar.until(is_loaded)
+    await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
+    began_s = monotonic()
+    if how == "ended":
+        server.kill()
+    else:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+    await ready(store, False)
+    await sidecar.until(lambda one: bool(one.trouble))
+    assert monotonic() - began_s < TOLD_S + SLACK_S
+    assert f"127.0.0.1:{server.port}" in store.trouble
+    assert metrics.value("sidecar_store_breakers_open") == 1
+    assert f"127.0.0.1:{server.port}" in sidecar.trouble
+    assert sidecar.metrics.value("sidecar_registry_in_touch") == 0
+    began_s = monotonic()
+    with pytest.raises(RegistryUnavailableError, match=f"127.0.0.1:{server.port}"):
+        await sidecar.registry.administrators()
+    assert monotonic() - began_s < TOLD_S + SLACK_S
+    await store.close()
+    await sidecar.close()

@@ -111,27 +111,23 @@ async def founded(server: RedisServer | ClusterGroup) -> str:
     return registry.registry_id
 
 
-def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None:
+async def test_registry__an_emptied_store_is_not_believed(server: RedisServer) -> None:
     """After FLUSHALL nothing is in force, the error names the registry, and no bootstrap gets in."""
-
-    async def work() -> None:
-        id = await founded(server)
-        sidecar = FollowingSidecar(server)
-        await sidecar.until(is_loaded)
-        server.client.flushall()
-        await sidecar.until(is_dropped)
-        assert id in sidecar.trouble and "holds no registry" in sidecar.trouble
-        assert "sidecar registry accept" in sidecar.trouble
-        assert sidecar.metrics.value("sidecar_registry_replaced") == 1
-        with pytest.raises(RegistryReplacedError, match=id):
-            await sidecar.registry.administrators()
-        stranger = opened(server)
-        with pytest.raises(RegistryReplacedError, match=f"sidecars follow registry {id}"):
-            await add_people(stranger)
-        await stranger.aclose()
-        await sidecar.close()
-
-    in_time(work)
+    id = await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    server.client.flushall()
+    await sidecar.until(is_dropped)
+    assert id in sidecar.trouble and "holds no registry" in sidecar.trouble
+    assert "sidecar registry accept" in sidecar.trouble
+    assert sidecar.metrics.value("sidecar_registry_replaced") == 1
+    with pytest.raises(RegistryReplacedError, match=id):
+        await sidecar.registry.administrators()
+    stranger = opened(server)
+    with pytest.raises(RegistryReplacedError, match=f"sidecars follow registry {id}"):
+        await add_people(stranger)
+    await stranger.aclose()
+    await sidecar.close()
 
 
 READS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
@@ -143,219 +139,181 @@ READS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_registry__an_emptied_store_is_noticed_by_the_first_read(name: str, server: RedisServer) -> None:
+async def test_registry__an_emptied_store_is_noticed_by_the_first_read(
+    name: str, server: RedisServer
+) -> None:
     """Also within the second after the last look: no valid token is called wrong, no record missing."""
-
-    async def work() -> None:
-        id = await founded(server)
-        registry = opened(server)
-        assert await READS[name](registry)
-        server.client.flushall()
-        with pytest.raises(RegistryReplacedError, match=id):
-            await READS[name](registry)
-        await registry.aclose()
-
-    in_time(work)
+    id = await founded(server)
+    registry = opened(server)
+    assert await READS[name](registry)
+    server.client.flushall()
+    with pytest.raises(RegistryReplacedError, match=id):
+        await READS[name](registry)
+    await registry.aclose()
 
 
-def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) -> None:
+async def test_registry__a_bootstrap_that_comes_first_is_stopped(server: RedisServer) -> None:
     """Right after FLUSHALL, before anybody has noticed: sidecars are asked, and answer."""
-
-    async def work() -> None:
-        await founded(server)
-        sidecar = FollowingSidecar(server)
-        await sidecar.until(is_loaded)
-        await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
-        await until(lambda: server.client.pubsub_numsub("sidecar:changes")[0][1])
-        stranger = opened(server)
-        server.client.flushall()
-        with pytest.raises(RegistryReplacedError, match="sidecars follow registry"):
-            await add_people(stranger)
-        await stranger.aclose()
-        await sidecar.close()
-
-    in_time(work)
+    await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    await sidecar.registry.changes_since(await sidecar.registry.revision(), 0.05)
+    await until(lambda: server.client.pubsub_numsub("sidecar:changes")[0][1])
+    stranger = opened(server)
+    server.client.flushall()
+    with pytest.raises(RegistryReplacedError, match="sidecars follow registry"):
+        await add_people(stranger)
+    await stranger.aclose()
+    await sidecar.close()
 
 
-def test_registry__restored_data_are_believed_again(server: RedisServer) -> None:
+async def test_registry__restored_data_are_believed_again(server: RedisServer) -> None:
     """The same registry with the same history, put back as it was: the sidecar goes on by itself."""
-
-    async def work() -> None:
-        await founded(server)
-        sidecar = FollowingSidecar(server)
-        await sidecar.until(is_loaded)
-        kept = {key: server.client.dump(key) for key in server.client.scan_iter()}
-        server.client.flushall()
-        await sidecar.until(is_dropped)
-        for key, value in kept.items():
-            server.client.restore(key, 0, value, replace=True)
-        await sidecar.until(is_loaded)
-        assert set(sidecar.snapshot.integrations) == {ID}
-        assert sidecar.metrics.value("sidecar_registry_replaced") == 0
-        await sidecar.close()
-
-    in_time(work)
+    await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    kept = {key: server.client.dump(key) for key in server.client.scan_iter()}
+    server.client.flushall()
+    await sidecar.until(is_dropped)
+    for key, value in kept.items():
+        server.client.restore(key, 0, value, replace=True)
+    await sidecar.until(is_loaded)
+    assert set(sidecar.snapshot.integrations) == {ID}
+    assert sidecar.metrics.value("sidecar_registry_replaced") == 0
+    await sidecar.close()
 
 
-def test_registry__another_one_is_believed_only_when_accepted(server: RedisServer) -> None:
+async def test_registry__another_one_is_believed_only_when_accepted(server: RedisServer) -> None:
     """Somebody bootstrapped again: its administrators and integrations count once an operator says so."""
-
-    async def work() -> None:
-        first = await founded(server)
-        sidecar = FollowingSidecar(server)
-        await sidecar.until(is_loaded)
-        server.client.flushall()
-        await sidecar.until(is_dropped)
-        server.client.flushall()  # the claim of the sidecar, too
-        other = opened(server)
-        await other.accept()  # gives the empty store an id, so that a bootstrap is possible
-        await add_people(other)
-        await other.apply(request(create("globex"), ANN))
-        second = other.registry_id
-        assert second != first
-        await sidecar.until(lambda one: second in one.trouble or is_loaded(one))
-        found, third = await other.accept(first)
-        assert found == second
-        await sidecar.until(is_loaded)
-        assert set(sidecar.snapshot.integrations) == {"globex"}
-        assert sidecar.registry.registry_id == third
-        await other.aclose()
-        await sidecar.close()
-
-    in_time(work)
+    first = await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    server.client.flushall()
+    await sidecar.until(is_dropped)
+    server.client.flushall()  # the claim of the sidecar, too
+    other = opened(server)
+    await other.accept()  # gives the empty store an id, so that a bootstrap is possible
+    await add_people(other)
+    await other.apply(request(create("globex"), ANN))
+    second = other.registry_id
+    assert second != first
+    await sidecar.until(lambda one: second in one.trouble or is_loaded(one))
+    found, third = await other.accept(first)
+    assert found == second
+    await sidecar.until(is_loaded)
+    assert set(sidecar.snapshot.integrations) == {"globex"}
+    assert sidecar.registry.registry_id == third
+    await other.aclose()
+    await sidecar.close()
 
 
-def test_registry__a_pinned_one_is_the_only_one(server: RedisServer) -> None:
+async def test_registry__a_pinned_one_is_the_only_one(server: RedisServer) -> None:
     """A sidecar that starts with another id in its configuration loads nothing."""
-
-    async def work() -> None:
-        id = await founded(server)
-        sidecar = FollowingSidecar(server, registry_id="0123456789abcdef")
-        await sidecar.until(is_dropped)
-        assert (
-            id in sidecar.trouble and "the configuration names registry 0123456789abcdef" in sidecar.trouble
-        )
-        await sidecar.close()
-        other = FollowingSidecar(server, registry_id=id)
-        await other.until(is_loaded)
-        await other.close()
-
-    in_time(work)
+    id = await founded(server)
+    sidecar = FollowingSidecar(server, registry_id="0123456789abcdef")
+    await sidecar.until(is_dropped)
+    assert id in sidecar.trouble and "the configuration names registry 0123456789abcdef" in sidecar.trouble
+    await sidecar.close()
+    other = FollowingSidecar(server, registry_id=id)
+    await other.until(is_loaded)
+    await other.close()
 
 
-def test_registry__an_older_snapshot_is_not_believed(server: RedisServer) -> None:
+async def test_registry__an_older_snapshot_is_not_believed(server: RedisServer) -> None:
     """Restarted from a snapshot without the latest suspension: nothing is in force until it is accepted."""
-
-    async def work() -> None:
-        id = await founded(server)
-        sidecar = FollowingSidecar(server)
-        await sidecar.until(is_loaded)
-        server.client.save()
+    id = await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    server.client.save()
+    await sidecar.registry.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
+    restart(server)
+    await sidecar.until(is_dropped)
+    assert "went back" in sidecar.trouble and id in sidecar.trouble
+    with pytest.raises(RegistryReplacedError):
         await sidecar.registry.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
-        restart(server)
-        await sidecar.until(is_dropped)
-        assert "went back" in sidecar.trouble and id in sidecar.trouble
-        with pytest.raises(RegistryReplacedError):
-            await sidecar.registry.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
-        operator = opened(server)
-        await operator.accept()
-        await operator.aclose()
-        await sidecar.until(is_loaded)
-        assert sidecar.registry.registry_id != id
-        await sidecar.close()
-
-    in_time(work)
+    operator = opened(server)
+    await operator.accept()
+    await operator.aclose()
+    await sidecar.until(is_loaded)
+    assert sidecar.registry.registry_id != id
+    await sidecar.close()
 
 
-def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
+async def test_registry__one_from_before_ids_gets_one(server: RedisServer) -> None:
     """A stored registry is adopted: the first that follows it writes the id, once."""
-
-    async def work() -> None:
-        await founded(server)
-        for key in server.client.keys("*registry-id"):
-            server.client.delete(key)
-        sidecars = [FollowingSidecar(server) for _ in range(3)]
-        for sidecar in sidecars:
-            await sidecar.until(is_loaded)
-        assert len({sidecar.registry.registry_id for sidecar in sidecars}) == 1
-        assert len(server.client.keys("*registry-id")) == 3
-        for sidecar in sidecars:
-            await sidecar.close()
-
-    in_time(work)
-
-
-def test_registry__a_lost_record_is_reported_and_not_taken_for_a_deletion(server: RedisServer) -> None:
-    """A key that was evicted or deleted: it stays in force; a sidecar that starts reports it."""
-
-    async def work() -> None:
-        await founded(server)
-        sidecar = FollowingSidecar(server)
+    await founded(server)
+    for key in server.client.keys("*registry-id"):
+        server.client.delete(key)
+    sidecars = [FollowingSidecar(server) for _ in range(3)]
+    for sidecar in sidecars:
         await sidecar.until(is_loaded)
-        for key in [*server.client.keys(f"*r:{ID}"), *server.client.keys(f"*g:{ID}")]:
-            server.client.delete(key)
-        known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        sidecar.live.refresh(ID, 0, known.set_result)
-        assert await known is False
-        assert set(sidecar.snapshot.integrations) == {ID}
-        assert f"lost the records of {ID}" in sidecar.trouble
-        late = FollowingSidecar(server)
-        await late.until(
-            lambda one: (
-                one.snapshot is not Snapshot and one.metrics.value("sidecar_registry_loads_total") == 1
-            )
-        )
-        assert not late.snapshot.is_loaded  # unknown keys get 503: they may be those of the lost integration
+    assert len({sidecar.registry.registry_id for sidecar in sidecars}) == 1
+    assert len(server.client.keys("*registry-id")) == 3
+    for sidecar in sidecars:
         await sidecar.close()
-        await late.close()
-
-    in_time(work)
 
 
-def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> None:
+async def test_registry__a_lost_record_is_reported_and_not_taken_for_a_deletion(server: RedisServer) -> None:
+    """A key that was evicted or deleted: it stays in force; a sidecar that starts reports it."""
+    await founded(server)
+    sidecar = FollowingSidecar(server)
+    await sidecar.until(is_loaded)
+    for key in [*server.client.keys(f"*r:{ID}"), *server.client.keys(f"*g:{ID}")]:
+        server.client.delete(key)
+    known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    sidecar.live.refresh(ID, 0, known.set_result)
+    assert await known is False
+    assert set(sidecar.snapshot.integrations) == {ID}
+    assert f"lost the records of {ID}" in sidecar.trouble
+    late = FollowingSidecar(server)
+    await late.until(
+        lambda one: one.snapshot is not Snapshot and one.metrics.value("sidecar_registry_loads_total") == 1
+    )
+    assert not late.snapshot.is_loaded  # unknown keys get 503: they may be those of the lost integration
+    await sidecar.close()
+    await late.close()
+
+
+async def test_takes__by_records_of_a_lost_history_never_pass(server: RedisServer) -> None:
     """
     A generation that repeats after a restore means another record.
 
     The sidecar uses generation 2, a change that the snapshot lacks; there 2 becomes a suspension.
     """
+    await founded(server)
+    sidecar = FollowingSidecar(server)
+    url = parse_store_url(f"{server.url}?partitions=3")
+    store = RedisBucketStore(url, make_metrics(), checks_generation=True)
+    store.check_link = sidecar.registry.check_link
 
-    async def work() -> None:
-        await founded(server)
-        sidecar = FollowingSidecar(server)
-        url = parse_store_url(f"{server.url}?partitions=3")
-        store = RedisBucketStore(url, make_metrics(), checks_generation=True)
-        store.check_link = sidecar.registry.check_link
+    def doubt() -> None:
+        sidecar.doubt()
+        store.release_waiting()
 
-        def doubt() -> None:
-            sidecar.doubt()
-            store.release_waiting()
-
-        sidecar.registry.on_history_lost = doubt
-        await sidecar.until(is_loaded)
-        server.client.save()
-        await sidecar.registry.apply(request(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6_000), ANN))
-        await sidecar.until(lambda one: one.snapshot.integrations[ID].generation == 2)
-        await store.start()
-        known = bucket(ID, burst=100_000, generation=2)
-        assert isinstance(await take(store, known), Taken)
-        restart(server)
-        operator = opened(server)
-        await operator.accept()
-        suspended = await operator.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
-        assert suspended.record.generation == 2
-        admitted = 0
-        while not sidecar.snapshot.integrations or not sidecar.snapshot.integrations[ID].is_suspended:
-            decided_by = sidecar.snapshot.integrations.get(ID)
-            outcome = await take(store, known)
-            admitted += isinstance(outcome, Taken) and decided_by is not None
-            await asyncio.sleep(0)
-        assert admitted == 0
-        await ready(store)
-        await store.close()
-        await operator.aclose()
-        await sidecar.close()
-
-    in_time(work)
+    sidecar.registry.on_history_lost = doubt
+    await sidecar.until(is_loaded)
+    server.client.save()
+    await sidecar.registry.apply(request(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6_000), ANN))
+    await sidecar.until(lambda one: one.snapshot.integrations[ID].generation == 2)
+    await store.start()
+    known = bucket(ID, burst=100_000, generation=2)
+    assert isinstance(await take(store, known), Taken)
+    restart(server)
+    operator = opened(server)
+    await operator.accept()
+    suspended = await operator.apply(request(c.Suspend(integration_id=ID, reason="leaked"), ANN))
+    assert suspended.record.generation == 2
+    admitted = 0
+    while not sidecar.snapshot.integrations or not sidecar.snapshot.integrations[ID].is_suspended:
+        decided_by = sidecar.snapshot.integrations.get(ID)
+        outcome = await take(store, known)
+        admitted += isinstance(outcome, Taken) and decided_by is not None
+        await asyncio.sleep(0)
+    assert admitted == 0
+    await ready(store)
+    await store.close()
+    await operator.aclose()
+    await sidecar.close()
 
 
 def test_takes__after_a_cluster_failover_that_lost_changes_never_pass(

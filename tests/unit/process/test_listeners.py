@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,25 +149,22 @@ class NotedServer:
         return self._kind not in DECIDING_KINDS
 
 
-def test_listeners__treat_every_kind_alike(tmp_path: Path) -> None:
+async def test_listeners__treat_every_kind_alike(tmp_path: Path) -> None:
     """What decides starts last; a kind starts once, reloads, and drains once; an empty kind has no server."""
     file = tmp_path / "sidecar.yaml"
     file.write_text("listen: {grpc: 'unix:@g', admin: 'unix:@a', metrics: []}")
     notes: list[str] = []
     servers = {kind: NotedServer(kind, notes) for kind in LISTEN_KINDS}
 
-    async def scenario() -> None:
-        listeners = Listeners(load_config(file, {}), servers)
-        await listeners.start(SUPERVISED_KINDS)
-        assert listeners.served["admin"] and not listeners.served["grpc"]
-        await listeners.start()
-        listeners.reload_tls()
-        assert set(listeners.served) == set(LISTEN_KINDS)
-        assert not await listeners.drain(9.0, DECIDING_KINDS)
-        assert await listeners.drain(2.0)
-        assert not any(listeners.served.values())
-
-    asyncio.run(scenario())
+    listeners = Listeners(load_config(file, {}), servers)
+    await listeners.start(SUPERVISED_KINDS)
+    assert listeners.served["admin"] and not listeners.served["grpc"]
+    await listeners.start()
+    listeners.reload_tls()
+    assert set(listeners.served) == set(LISTEN_KINDS)
+    assert not await listeners.drain(9.0, DECIDING_KINDS)
+    assert await listeners.drain(2.0)
+    assert not any(listeners.served.values())
     assert notes == [
         "start admin", "start grpc", "reload grpc", "reload admin", "drain grpc in 9 s", "drain admin in 2 s",
     ]  # fmt: skip

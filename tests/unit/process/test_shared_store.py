@@ -16,7 +16,8 @@ from sidecar.stores.redis.bucket_store import RedisBucketStore
 from sidecar.stores.redis.urls import parse_store_url
 from sidecar.transports.fast import FastGrpcServer
 from tests.building import ManualClock, make_metrics
-from tests.store_harness import bucket, run
+from tests.store_harness import bucket
+from tests.waiting import run
 
 
 @pytest.fixture

@@ -95,55 +95,44 @@ class Listening:
             await self.reached.wait()
 
 
-def test_caller__connects_again_and_tells_what_was_lost(tmp_path: Path) -> None:
+async def test_caller__connects_again_and_tells_what_was_lost(tmp_path: Path) -> None:
     """A server that ends its connections again and again is called again and again."""
-
-    async def scenario() -> None:
-        server, listening = Answering(calls_max=5), Listening(answered_goal=20, lost_goal=3)
-        async with server.listening(tmp_path) as target:
-            caller = Caller(0, target, listening, depth=3)
-            caller.start()
-            await listening.wait()
-            await caller.stop()
-        assert server.connections >= 4
-        assert (caller.hung, caller.in_flight) == (0, 0)
-
-    asyncio.run(scenario())
-
-
-def test_caller__waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
-    """It tries until somebody listens."""
-
-    async def scenario() -> None:
-        listening = Listening(answered_goal=1)
-        caller = Caller(0, f"unix:{tmp_path / 'server.sock'}", listening, depth=1)
+    server, listening = Answering(calls_max=5), Listening(answered_goal=20, lost_goal=3)
+    async with server.listening(tmp_path) as target:
+        caller = Caller(0, target, listening, depth=3)
         caller.start()
-        await asyncio.sleep(0)
-        async with Answering().listening(tmp_path):
-            await listening.wait()
-            await caller.stop()
-
-    asyncio.run(scenario())
+        await listening.wait()
+        await caller.stop()
+    assert server.connections >= 4
+    assert (caller.hung, caller.in_flight) == (0, 0)
 
 
-def test_caller__gives_up_a_connection_that_is_silent(
+async def test_caller__waits_for_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
+    """It tries until somebody listens."""
+    listening = Listening(answered_goal=1)
+    caller = Caller(0, f"unix:{tmp_path / 'server.sock'}", listening, depth=1)
+    caller.start()
+    await asyncio.sleep(0)
+    async with Answering().listening(tmp_path):
+        await listening.wait()
+        await caller.stop()
+
+
+async def test_caller__gives_up_a_connection_that_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls that nobody answers are counted as hung, and reported as lost."""
     monkeypatch.setattr(module, "WATCH_INTERVAL_S", 0.01)
     monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.05)
 
-    async def scenario() -> None:
-        listening = Listening(lost_goal=4)
-        async with Answering(is_silent=True).listening(tmp_path) as target:
-            caller = Caller(0, target, listening, depth=2)
-            caller.start()
-            await listening.wait()
-            monkeypatch.setattr(module, "DRAIN_TIMEOUT_S", 0.05)
-            await caller.stop()
-        assert caller.hung >= 4
-
-    asyncio.run(scenario())
+    listening = Listening(lost_goal=4)
+    async with Answering(is_silent=True).listening(tmp_path) as target:
+        caller = Caller(0, target, listening, depth=2)
+        caller.start()
+        await listening.wait()
+        monkeypatch.setattr(module, "DRAIN_TIMEOUT_S", 0.05)
+        await caller.stop()
+    assert caller.hung >= 4
 
 
 def test_caller__keeps_its_pace() -> None:
@@ -157,14 +146,10 @@ def test_caller__keeps_its_pace() -> None:
     assert begun == [5, 10, 101]
 
 
-def test_ask__one_call(tmp_path: Path) -> None:
+async def test_ask__one_call(tmp_path: Path) -> None:
     """The answer's message; a server that is silent is reported in time."""
-
-    async def scenario() -> None:
-        async with Answering().listening(tmp_path) as target:
-            assert await ask(target, b"m", PATIENCE_S) == b"A"
-        async with Answering(is_silent=True).listening(tmp_path) as target:
-            with pytest.raises(TimeoutError):
-                await ask(target, b"m", 0.05)
-
-    asyncio.run(scenario())
+    async with Answering().listening(tmp_path) as target:
+        assert await ask(target, b"m", PATIENCE_S) == b"A"
+    async with Answering(is_silent=True).listening(tmp_path) as target:
+        with pytest.raises(TimeoutError):
+            await ask(target, b"m", 0.05)

@@ -73,21 +73,17 @@ def test_look__tells_until_when_somebody_can_administer(
         asyncio.run(scenario())
 
 
-def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
+async def test_run__writes_token_uses_and_the_rest_at_the_end(tmp_path: Path) -> None:
     """A use reaches the registry by itself; what came last, when the API closes."""
-
-    async def scenario() -> None:
-        now = await UpkeepHarness.open(tmp_path)
-        now.uses.note(now.token_id, "192.0.2.1", NOW_US)
-        running = asyncio.create_task(now.jobs.run())
-        await until(now.registry.token_uses)
-        running.cancel()
-        now.uses.note(now.token_id, "local", NOW_US + 1)
-        await now.jobs.end()
-        assert (await now.registry.token_uses())[now.token_id].source == "local"
-        await now.registry.aclose()
-
-    asyncio.run(scenario())
+    now = await UpkeepHarness.open(tmp_path)
+    now.uses.note(now.token_id, "192.0.2.1", NOW_US)
+    running = asyncio.create_task(now.jobs.run())
+    await until(now.registry.token_uses)
+    running.cancel()
+    now.uses.note(now.token_id, "local", NOW_US + 1)
+    await now.jobs.end()
+    assert (await now.registry.token_uses())[now.token_id].source == "local"
+    await now.registry.aclose()
 
 
 def test_end__is_bounded_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

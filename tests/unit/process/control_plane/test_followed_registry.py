@@ -67,83 +67,64 @@ async def following(folder: Path) -> AsyncIterator[Following]:
 
 
 @pytest.mark.parametrize(("ahead_s", "limit_rpm"), [(-600, 9_000), (0, 9_000), (600, 60)])
-def test_follow__a_raise_ends_by_the_clock_of_the_decider(
+async def test_follow__a_raise_ends_by_the_clock_of_the_decider(
     tmp_path: Path, ahead_s: int, limit_rpm: int
 ) -> None:
     """Which is the store's where it is shared, so that a raise ends everywhere at once."""
-
-    async def scenario() -> None:
-        async with following(tmp_path) as harness:
-            harness.clock.advance(seconds=ahead_s)
-            await harness.registry.apply(request(create(rate_limit_rpm=60)))
-            raised = c.RaiseLimit(
-                integration_id=ID, rate_limit_rpm=9_000, until_us=wall_clock_us() + 300 * SECOND_US
-            )
-            made = await harness.registry.apply(request(raised))
-            assert made.position is not None
-            assert await harness.followed.put_in_force(made.position)
-            assert harness.decider.snapshot.integrations[ID].limit_rpm == limit_rpm
-
-    asyncio.run(scenario())
+    async with following(tmp_path) as harness:
+        harness.clock.advance(seconds=ahead_s)
+        await harness.registry.apply(request(create(rate_limit_rpm=60)))
+        raised = c.RaiseLimit(
+            integration_id=ID, rate_limit_rpm=9_000, until_us=wall_clock_us() + 300 * SECOND_US
+        )
+        made = await harness.registry.apply(request(raised))
+        assert made.position is not None
+        assert await harness.followed.put_in_force(made.position)
+        assert harness.decider.snapshot.integrations[ID].limit_rpm == limit_rpm
 
 
-def test_follow__changes_of_this_process(tmp_path: Path) -> None:
+async def test_follow__changes_of_this_process(tmp_path: Path) -> None:
     """After `put_in_force` a change is decided by; asked again, there is nothing to wait for."""
-
-    async def scenario() -> None:
-        async with following(tmp_path) as here:
-            made = await here.registry.apply(request(create()))
-            assert made.position is not None
-            assert await here.followed.put_in_force(made.position)
-            assert here.is_known()
-            assert await here.followed.put_in_force(made.position)
-            assert here.states == [("registry", True, "loaded")]
-
-    asyncio.run(scenario())
+    async with following(tmp_path) as here:
+        made = await here.registry.apply(request(create()))
+        assert made.position is not None
+        assert await here.followed.put_in_force(made.position)
+        assert here.is_known()
+        assert await here.followed.put_in_force(made.position)
+        assert here.states == [("registry", True, "loaded")]
 
 
-def test_follow__changes_of_others(tmp_path: Path) -> None:
+async def test_follow__changes_of_others(tmp_path: Path) -> None:
     """What another handle to the file changes is put in force by itself, and can be waited for."""
-
-    async def scenario() -> None:
-        async with following(tmp_path) as here:
-            other = await SqliteRegistry.open(here.registry.path, LIFECYCLE)
-            await other.apply(request(create()))
-            await until(here.is_known)
-            gone = await other.apply(request(c.DeleteIntegration(integration_id=ID)))
-            assert gone.position is not None
-            assert await here.followed.put_in_force(gone.position)
-            assert not here.is_known()
-            await other.aclose()
-
-    asyncio.run(scenario())
+    async with following(tmp_path) as here:
+        other = await SqliteRegistry.open(here.registry.path, LIFECYCLE)
+        await other.apply(request(create()))
+        await until(here.is_known)
+        gone = await other.apply(request(c.DeleteIntegration(integration_id=ID)))
+        assert gone.position is not None
+        assert await here.followed.put_in_force(gone.position)
+        assert not here.is_known()
+        await other.aclose()
 
 
-def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_put_in_force__not_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that does not come says so after a bound, and leaves nothing behind."""
     monkeypatch.setattr(followed_registry, "IN_FORCE_TIMEOUT_S", 0.01)
 
-    async def scenario() -> None:
-        async with following(tmp_path) as here:
-            assert not await here.followed.put_in_force(FAR)
-            assert here.followed.live.waits == 0
-
-    asyncio.run(scenario())
+    async with following(tmp_path) as here:
+        assert not await here.followed.put_in_force(FAR)
+        assert here.followed.live.waits == 0
 
 
-def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) -> None:
+async def test_put_in_force__is_bounded_and_ends_with_the_following(tmp_path: Path) -> None:
     """Waiters are bounded: one more fails at once; at the end all learn that nothing is in force."""
-
-    async def scenario() -> None:
-        async with following(tmp_path) as here:
-            live = here.followed.live
-            await until(lambda: live.is_loaded)
-            waiting = [asyncio.create_task(live.wait_for(FAR, PATIENCE_S)) for _ in range(WAITS_MAX)]
-            await until(lambda: live.waits == WAITS_MAX)
-            assert not await live.wait_for(FAR, PATIENCE_S)
-        assert await asyncio.gather(*waiting) == [False] * WAITS_MAX
-
-    asyncio.run(scenario())
+    async with following(tmp_path) as here:
+        live = here.followed.live
+        await until(lambda: live.is_loaded)
+        waiting = [asyncio.create_task(live.wait_for(FAR, PATIENCE_S)) for _ in range(WAITS_MAX)]
+        await until(lambda: live.waits == WAITS_MAX)
+        assert not await live.wait_for(FAR, PATIENCE_S)
+    assert await asyncio.gather(*waiting) == [False] * WAITS_MAX
 
 
 def test_follow__goes_on_after_a_fault(

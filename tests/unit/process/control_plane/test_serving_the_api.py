@@ -82,7 +82,7 @@ def test_dispatch__other_paths_stay_pages(path: str, status: int) -> None:
     assert asyncio.run(get(app, path))[0] == status
 
 
-def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) -> None:
+async def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) -> None:
     """The API serves the registry of its configuration, and of the next configuration, if it has one."""
     first, second = tmp_path / "first", tmp_path / "second"
 
@@ -95,49 +95,43 @@ def test_supervisor__serves_the_registry_of_its_configuration(tmp_path: Path) ->
         await registry.aclose()
         return made.token
 
-    async def scenario() -> None:
-        tokens = await token_in(first), await token_in(second)
-        app = an_app()
-        plane = SupervisedAdminApi(app, make_metrics(), in_force)
-        try:
-            await plane.open(configured(first, registry=SQLITE))
-            assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [200, 401]
-            await plane.open(configured(second, registry=SQLITE))
-            assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [401, 200]
-            with pytest.raises(FileFaultsError, match="webhook_secret_key_file"):
-                await plane.open(configured(first, registry=SQLITE, webhook_secret_key_file="none.key"))
-            assert (await get(app, "/v1/whoami", tokens[1]))[0] == 200  # the one before stays
-            await plane.open(configured(first))
-            assert (await get(app, "/v1/whoami", tokens[0]))[0] == 404
-        finally:
-            await plane.close()
-        assert app.api is None
-
-    asyncio.run(scenario())
+    tokens = await token_in(first), await token_in(second)
+    app = an_app()
+    plane = SupervisedAdminApi(app, make_metrics(), in_force)
+    try:
+        await plane.open(configured(first, registry=SQLITE))
+        assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [200, 401]
+        await plane.open(configured(second, registry=SQLITE))
+        assert [(await get(app, "/v1/whoami", token))[0] for token in tokens] == [401, 200]
+        with pytest.raises(FileFaultsError, match="webhook_secret_key_file"):
+            await plane.open(configured(first, registry=SQLITE, webhook_secret_key_file="none.key"))
+        assert (await get(app, "/v1/whoami", tokens[1]))[0] == 200  # the one before stays
+        await plane.open(configured(first))
+        assert (await get(app, "/v1/whoami", tokens[0]))[0] == 404
+    finally:
+        await plane.close()
+    assert app.api is None
 
 
-def test_supervisor__answers_from_its_decision_log(tmp_path: Path) -> None:
+async def test_supervisor__answers_from_its_decision_log(tmp_path: Path) -> None:
     """The API reads the folder of `decision_log`; without one it says what to set."""
     write_segment(tmp_path / "log" / "box", 1, [decision_row(1, "0123456789000000000001")])
 
-    async def scenario() -> None:
-        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
-        token = (await create_first_administrator(registry, "ann", "Ann", 86_400)).token
-        await registry.aclose()
-        app = an_app()
-        plane = SupervisedAdminApi(app, make_metrics(), in_force)
-        path = "/v1/decisions/0123456789000000000001"
-        try:
-            await plane.open(configured(tmp_path, registry=SQLITE))
-            status, body = await get(app, path, token)
-            assert (status, b"decision_log" in body) == (404, True)
-            await plane.open(configured(tmp_path, registry=SQLITE, decision_log="log"))
-            status, body = await get(app, path, token)
-            assert (status, b"0123456789000000000001" in body) == (200, True)
-        finally:
-            await plane.close()
-
-    asyncio.run(scenario())
+    registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+    token = (await create_first_administrator(registry, "ann", "Ann", 86_400)).token
+    await registry.aclose()
+    app = an_app()
+    plane = SupervisedAdminApi(app, make_metrics(), in_force)
+    path = "/v1/decisions/0123456789000000000001"
+    try:
+        await plane.open(configured(tmp_path, registry=SQLITE))
+        status, body = await get(app, path, token)
+        assert (status, b"decision_log" in body) == (404, True)
+        await plane.open(configured(tmp_path, registry=SQLITE, decision_log="log"))
+        status, body = await get(app, path, token)
+        assert (status, b"0123456789000000000001" in body) == (200, True)
+    finally:
+        await plane.close()
 
 
 def test_sealer__where_there_is_one(tmp_path: Path) -> None:

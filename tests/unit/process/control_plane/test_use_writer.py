@@ -192,24 +192,20 @@ def test_flush_refusals__a_registry_that_fails() -> None:
     }
 
 
-def test_flush__counts_and_tells(tmp_path: Path) -> None:
+async def test_flush__counts_and_tells(tmp_path: Path) -> None:
     """What was written and what was dropped is counted, each once."""
-
-    async def scenario() -> None:
-        metrics, uses = make_metrics(), CredentialUses(pending_max=2)
-        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
-        keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics)
-        for number in range(5):
-            uses.note("live", "acme", number.to_bytes(4), NOW_US)
-        await keeping.flush()
-        await keeping.flush()
-        assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (2, 3)
-        uses.note("live", "acme", HERE, NOW_US)
-        await keeping.end()
-        assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (3, 3)
-        await registry.aclose()
-
-    asyncio.run(scenario())
+    metrics, uses = make_metrics(), CredentialUses(pending_max=2)
+    registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+    keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics)
+    for number in range(5):
+        uses.note("live", "acme", number.to_bytes(4), NOW_US)
+    await keeping.flush()
+    await keeping.flush()
+    assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (2, 3)
+    uses.note("live", "acme", HERE, NOW_US)
+    await keeping.end()
+    assert (count(metrics, WRITTEN), count(metrics, DROPPED)) == (3, 3)
+    await registry.aclose()
 
 
 def test_flush__a_registry_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,18 +245,14 @@ def test_end__is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     assert len(uses) == 1
 
 
-def test_run__writes_by_itself(tmp_path: Path) -> None:
+async def test_run__writes_by_itself(tmp_path: Path) -> None:
     """Once it runs, uses reach the registry without anybody asking."""
-
-    async def scenario() -> None:
-        metrics, uses = make_metrics(), CredentialUses()
-        registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
-        keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics, flush_interval_s=0.001)
-        task = asyncio.create_task(keeping.run())
-        for number in range(FLUSH_BATCH_MAX + 1):
-            uses.note("live", "acme", number.to_bytes(4), NOW_US)
-        await until(lambda: count(metrics, WRITTEN) > FLUSH_BATCH_MAX)
-        task.cancel()
-        await registry.aclose()
-
-    asyncio.run(scenario())
+    metrics, uses = make_metrics(), CredentialUses()
+    registry = await SqliteRegistry.open(tmp_path / "registry.sqlite", LIFECYCLE)
+    keeping = CredentialUseWriter(uses, RefusedCallers(), registry, metrics, flush_interval_s=0.001)
+    task = asyncio.create_task(keeping.run())
+    for number in range(FLUSH_BATCH_MAX + 1):
+        uses.note("live", "acme", number.to_bytes(4), NOW_US)
+    await until(lambda: count(metrics, WRITTEN) > FLUSH_BATCH_MAX)
+    task.cancel()
+    await registry.aclose()

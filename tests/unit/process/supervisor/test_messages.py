@@ -110,61 +110,51 @@ def sent_orders(orders: PendingOrders, count: int = 1) -> list[asyncio.Task[bool
 
 
 @pytest.mark.parametrize("is_in_force", [True, False])
-def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
+async def test_orders__the_worker_s_word_counts(is_in_force: bool) -> None:
     """Each order gets its own confirmation, in whichever order they come; strange ones are nothing."""
-
-    async def scenario() -> None:
-        sent: list[bytes] = []
-        orders = PendingOrders(sent.append)
-        first, second = sent_orders(orders, 2)
-        await asyncio.sleep(0)
-        numbers = [order.number for order in map(read_order, sent) if order is not None]
-        orders.confirm(Confirmation(99, True))
-        orders.confirm(Confirmation(numbers[1], is_in_force))
-        orders.confirm(Confirmation(numbers[1], not is_in_force))
-        assert await second is is_in_force
-        assert not first.done()
-        orders.confirm(Confirmation(numbers[0], not is_in_force))
-        assert await first is not is_in_force
-
-    asyncio.run(scenario())
+    sent: list[bytes] = []
+    orders = PendingOrders(sent.append)
+    first, second = sent_orders(orders, 2)
+    await asyncio.sleep(0)
+    numbers = [order.number for order in map(read_order, sent) if order is not None]
+    orders.confirm(Confirmation(99, True))
+    orders.confirm(Confirmation(numbers[1], is_in_force))
+    orders.confirm(Confirmation(numbers[1], not is_in_force))
+    assert await second is is_in_force
+    assert not first.done()
+    orders.confirm(Confirmation(numbers[0], not is_in_force))
+    assert await first is not is_in_force
 
 
-def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
+async def test_orders__a_worker_that_is_gone_holds_nothing_up() -> None:
     """Its end wakes all that wait for it, also after its socket broke, and those that come later."""
 
-    async def scenario() -> None:
-        def broken(packet: bytes) -> None:
-            raise BrokenPipeError
+    def broken(packet: bytes) -> None:
+        raise BrokenPipeError
 
-        orders = PendingOrders(broken)
-        (waiting,) = sent_orders(orders)
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        orders.close()
-        assert await waiting
-        assert await orders.send(AT, 0.0)
-
-    asyncio.run(scenario())
+    orders = PendingOrders(broken)
+    (waiting,) = sent_orders(orders)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    orders.close()
+    assert await waiting
+    assert await orders.send(AT, 0.0)
 
 
-def test_orders__are_not_waited_for_without_end() -> None:
+async def test_orders__are_not_waited_for_without_end() -> None:
     """A worker that does not confirm, or does not read, is not in force; nothing is left of the order."""
 
-    async def scenario() -> None:
-        def full(packet: bytes) -> None:
-            raise BlockingIOError
+    def full(packet: bytes) -> None:
+        raise BlockingIOError
 
-        silent = PendingOrders(lambda packet: None)
-        assert not await silent.send(AT, 0.001)
-        assert not await PendingOrders(full).send(AT, PATIENCE_S)
-        waiting = sent_orders(silent, ORDERS_MAX)
-        await asyncio.sleep(0)
-        assert not await silent.send(AT, PATIENCE_S)
-        silent.close()
-        assert all(await asyncio.gather(*waiting))
-
-    asyncio.run(scenario())
+    silent = PendingOrders(lambda packet: None)
+    assert not await silent.send(AT, 0.001)
+    assert not await PendingOrders(full).send(AT, PATIENCE_S)
+    waiting = sent_orders(silent, ORDERS_MAX)
+    await asyncio.sleep(0)
+    assert not await silent.send(AT, PATIENCE_S)
+    silent.close()
+    assert all(await asyncio.gather(*waiting))
 
 
 @pytest.mark.parametrize("packet", [*WORDS, Report().packed()])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.stores.redis.link import Link, LinkLostError
 from sidecar.stores.redis.replies import ErrorReply
-from tests.store_harness import run
+from tests.waiting import run
 
 
 class StoreTransport:
@@ -83,19 +83,15 @@ def test_link__replies_find_their_receivers_however_they_are_cut(cuts: list[int]
     run(scenario())
 
 
-def test_link__a_read_ends_with_one_turn() -> None:
+async def test_link__a_read_ends_with_one_turn() -> None:
     """After all replies of a read are handed out the owner may send, once."""
-
-    async def scenario() -> None:
-        link, _ = open_link()
-        receiver = Keeping()
-        link.send(b"", [receiver] * 3)
-        turns: list[int] = []
-        link.on_replies_read = lambda: turns.append(len(receiver.got))
-        link.data_received(b":1\r\n:2\r\n:3\r\n")
-        assert turns == [3]
-
-    run(scenario())
+    link, _ = open_link()
+    receiver = Keeping()
+    link.send(b"", [receiver] * 3)
+    turns: list[int] = []
+    link.on_replies_read = lambda: turns.append(len(receiver.got))
+    link.data_received(b":1\r\n:2\r\n:3\r\n")
+    assert turns == [3]
 
 
 @pytest.mark.parametrize(
@@ -103,58 +99,46 @@ def test_link__a_read_ends_with_one_turn() -> None:
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b":1\r\n:2\r\n", b"*1\r\n$2000\r\n" + b"x" * 1_500, b"$-5\r\n"],
     ids=["not-redis", "unasked", "endless", "bad-length"],
 )
-def test_link__nonsense_ends_the_connection(data: bytes) -> None:
+async def test_link__nonsense_ends_the_connection(data: bytes) -> None:
     """Bytes that are no reply, a reply that nobody asked for, one that does not end: nothing is believed."""
-
-    async def scenario() -> None:
-        link, transport = open_link()
-        receiver = Keeping()
-        link.send(b"", [receiver])
-        link.data_received(data)
-        assert transport.is_aborted
-        assert link.lost.done()
-        assert receiver.got[-1] in ("lost", 1)
-
-    run(scenario())
+    link, transport = open_link()
+    receiver = Keeping()
+    link.send(b"", [receiver])
+    link.data_received(data)
+    assert transport.is_aborted
+    assert link.lost.done()
+    assert receiver.got[-1] in ("lost", 1)
 
 
-def test_link__the_end_is_reported_to_everybody_once() -> None:
+async def test_link__the_end_is_reported_to_everybody_once() -> None:
     """Receivers, futures and `lost`; afterwards nothing can be sent."""
-
-    async def scenario() -> None:
-        link, transport = open_link()
-        receivers = [Keeping(), Keeping()]
+    link, transport = open_link()
+    receivers = [Keeping(), Keeping()]
+    link.send(b"", receivers)
+    request = link.request("PING")
+    link.abort()
+    link.abort()
+    assert [receiver.got for receiver in receivers] == [["lost"], ["lost"]]
+    with pytest.raises(LinkLostError):
+        await request
+    await link.lost
+    assert not link.is_open
+    with pytest.raises(LinkLostError):
         link.send(b"", receivers)
-        request = link.request("PING")
-        link.abort()
-        link.abort()
-        assert [receiver.got for receiver in receivers] == [["lost"], ["lost"]]
-        with pytest.raises(LinkLostError):
-            await request
-        await link.lost
-        assert not link.is_open
-        with pytest.raises(LinkLostError):
-            link.send(b"", receivers)
-        with pytest.raises(LinkLostError):
-            await link.request("PING")
-        assert transport.written == b"*1\r\n$4\r\nPING\r\n"
-
-    run(scenario())
+    with pytest.raises(LinkLostError):
+        await link.request("PING")
+    assert transport.written == b"*1\r\n$4\r\nPING\r\n"
 
 
-def test_link__a_request_gets_its_reply_or_its_error() -> None:
+async def test_link__a_request_gets_its_reply_or_its_error() -> None:
     """For callers who can wait; one who gave up is no problem."""
-
-    async def scenario() -> None:
-        link, _ = open_link()
-        good, bad, given_up = link.request("GET", "a"), link.request("GET", "b"), link.request("GET", "c")
-        given_up.cancel()
-        link.data_received(b"$1\r\nx\r\n-ERR no\r\n:3\r\n")
-        assert await good == b"x"
-        with pytest.raises(ErrorReply, match="ERR no"):
-            await bad
-
-    run(scenario())
+    link, _ = open_link()
+    good, bad, given_up = link.request("GET", "a"), link.request("GET", "b"), link.request("GET", "c")
+    given_up.cancel()
+    link.data_received(b"$1\r\nx\r\n-ERR no\r\n:3\r\n")
+    assert await good == b"x"
+    with pytest.raises(ErrorReply, match="ERR no"):
+        await bad
 
 
 async def joined_link() -> tuple[Link, socket]:
@@ -166,59 +150,47 @@ async def joined_link() -> tuple[Link, socket]:
     return link, theirs
 
 
-def test_link__what_has_come_is_read_without_the_loop() -> None:
+async def test_link__what_has_come_is_read_without_the_loop() -> None:
     """`read_now` hands replies out within the turn in which they came; without any it does nothing."""
-
-    async def scenario() -> None:
-        link, server = await joined_link()
-        with server:
-            keeping = Keeping()
-            link.send(b"PING\r\n", (keeping,))
-            assert server.recv(100) == b"PING\r\n", "commands leave within the turn, too"
-            assert not link.read_now()
-            server.send(b"+PONG\r\n")
-            assert link.read_now()
-            assert keeping.got == [b"PONG"]
-            assert not link.read_now()
-            link.abort()
-            assert not link.read_now()
-            await link.lost
-
-    run(scenario())
-
-
-def test_link__a_reply_may_be_read_in_part_here_and_there() -> None:
-    """The rest of a reply that `read_now` met in its middle comes by the loop, and the other way round."""
-
-    async def scenario() -> None:
-        link, server = await joined_link()
-        with server:
-            first = link.request("GET", "a")
-            second = link.request("GET", "b")
-            server.send(b"$3\r\no")
-            assert link.read_now()
-            server.send(b"ne\r\n$3\r\nt")
-            assert await first == b"one"
-            server.send(b"wo\r\n")
-            assert link.read_now()
-            assert second.result() == b"two"
-            link.abort()
-            await link.lost
-
-    run(scenario())
-
-
-def test_link__the_end_is_left_to_the_transport() -> None:
-    """`read_now` meets the end of the connection: whoever waits still learns of it, once."""
-
-    async def scenario() -> None:
-        link, server = await joined_link()
+    link, server = await joined_link()
+    with server:
         keeping = Keeping()
         link.send(b"PING\r\n", (keeping,))
-        server.close()
+        assert server.recv(100) == b"PING\r\n", "commands leave within the turn, too"
+        assert not link.read_now()
+        server.send(b"+PONG\r\n")
+        assert link.read_now()
+        assert keeping.got == [b"PONG"]
+        assert not link.read_now()
+        link.abort()
         assert not link.read_now()
         await link.lost
-        assert keeping.got == ["lost"]
-        assert not link.read_now()
 
-    run(scenario())
+
+async def test_link__a_reply_may_be_read_in_part_here_and_there() -> None:
+    """The rest of a reply that `read_now` met in its middle comes by the loop, and the other way round."""
+    link, server = await joined_link()
+    with server:
+        first = link.request("GET", "a")
+        second = link.request("GET", "b")
+        server.send(b"$3\r\no")
+        assert link.read_now()
+        server.send(b"ne\r\n$3\r\nt")
+        assert await first == b"one"
+        server.send(b"wo\r\n")
+        assert link.read_now()
+        assert second.result() == b"two"
+        link.abort()
+        await link.lost
+
+
+async def test_link__the_end_is_left_to_the_transport() -> None:
+    """`read_now` meets the end of the connection: whoever waits still learns of it, once."""
+    link, server = await joined_link()
+    keeping = Keeping()
+    link.send(b"PING\r\n", (keeping,))
+    server.close()
+    assert not link.read_now()
+    await link.lost
+    assert keeping.got == ["lost"]
+    assert not link.read_now()

@@ -14,7 +14,7 @@ from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.redis.replies import ErrorReply
 from sidecar.stores.redis.slots import NODES_ASKED_MAX, find_slots, read_redirect
 from sidecar.stores.redis.urls import Address, parse_store_url
-from tests.store_harness import run
+from tests.waiting import run
 
 FORMER, SUCCESSOR = 7_001, 7_002
 LOOPBACK = "127.0.0.1"

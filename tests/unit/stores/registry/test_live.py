@@ -176,231 +176,180 @@ def test_run__waits_for_a_registry_that_is_away(tmp_path: Path, caplog: pytest.L
     assert caplog.text.count("registry followed again") == 1
 
 
-def test_run__what_is_in_force_stays_while_the_registry_is_away(tmp_path: Path) -> None:
+async def test_run__what_is_in_force_stays_while_the_registry_is_away(tmp_path: Path) -> None:
     """A failure changes nothing; what changed meanwhile is in force afterwards."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            harness.registry.fault = AWAY
-            harness.live.reconcile()
-            await until(lambda: harness.metrics.value("sidecar_registry_follow_failures_total") >= 2)
-            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            assert harness.limit() == 60
-            harness.registry.fault = None
-            await until(lambda: harness.limit() == 5)
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        harness.registry.fault = AWAY
+        harness.live.reconcile()
+        await until(lambda: harness.metrics.value("sidecar_registry_follow_failures_total") >= 2)
+        await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+        assert harness.limit() == 60
+        harness.registry.fault = None
+        await until(lambda: harness.limit() == 5)
 
 
-def test_run__another_history_is_loaded_whole(tmp_path: Path) -> None:
+async def test_run__another_history_is_loaded_whole(tmp_path: Path) -> None:
     """A registry that does not know this process's position is loaded again."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            harness.registry.says_reset = True
-            harness.live.reconcile()
-            await until(lambda: harness.metrics.value("sidecar_registry_loads_total") == 2)
-            assert harness.limit() == 60
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        harness.registry.says_reset = True
+        harness.live.reconcile()
+        await until(lambda: harness.metrics.value("sidecar_registry_loads_total") == 2)
+        assert harness.limit() == 60
 
 
-def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
+async def test_run__announces_how_far_it_has_come(tmp_path: Path) -> None:
     """After the load, and at once after a change."""
+    async with followed_in(tmp_path) as harness:
 
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
+        async def announced(revision: Revision) -> None:
+            async def is_told() -> bool:
+                sidecars = await harness.registry.real.live_sidecars()
+                return [sidecar.revision for sidecar in sidecars] == [revision]
 
-            async def announced(revision: Revision) -> None:
-                async def is_told() -> bool:
-                    sidecars = await harness.registry.real.live_sidecars()
-                    return [sidecar.revision for sidecar in sidecars] == [revision]
+            await until(is_told)
 
-                await until(is_told)
-
-            await announced(await harness.registry.real.revision())
-            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            await announced(await harness.registry.real.revision())
-            assert harness.limit() == 5
-
-    play(act())
+        await announced(await harness.registry.real.revision())
+        await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+        await announced(await harness.registry.real.revision())
+        assert harness.limit() == 5
 
 
-def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) -> None:
+async def test_run__many_changes_are_compiled_beside_the_event_loop(tmp_path: Path) -> None:
     """A few are compiled at once, more of them elsewhere; all are in force together."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            loads = harness.beside
-            await harness.apply(create("one"))
-            await until(lambda: "one" in harness.live.snapshot.integrations)
-            assert harness.beside == loads
-            many = [request(create(f"many{number}")) for number in range(SMALL_CHANGE_MAX + 1)]
-            await harness.registry.real.apply_many(many)
-            await until(lambda: f"many{SMALL_CHANGE_MAX}" in harness.live.snapshot.integrations)
-            assert harness.beside == loads + 1
-            assert len(harness.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        loads = harness.beside
+        await harness.apply(create("one"))
+        await until(lambda: "one" in harness.live.snapshot.integrations)
+        assert harness.beside == loads
+        many = [request(create(f"many{number}")) for number in range(SMALL_CHANGE_MAX + 1)]
+        await harness.registry.real.apply_many(many)
+        await until(lambda: f"many{SMALL_CHANGE_MAX}" in harness.live.snapshot.integrations)
+        assert harness.beside == loads + 1
+        assert len(harness.live.snapshot.integrations) == SMALL_CHANGE_MAX + 3
 
 
-def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path) -> None:
+async def test_run__changes_that_follow_each_other_closely_share_a_look(tmp_path: Path) -> None:
     """The first is in force at once; the next wait for the pace, but not a record that a take asks for."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path, pace_s=3_600.0) as harness:
-            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            await until(lambda: harness.limit() == 5)
-            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
-            position = Position(0, (await harness.registry.real.revision()).sequences[0])
-            assert not await harness.live.wait_for(position, timeout_s=0.05)
-            assert harness.limit() == 5
-            assert await harness.refreshed(3)
-            assert harness.limit() == 6
-
-    play(act())
+    async with followed_in(tmp_path, pace_s=3_600.0) as harness:
+        await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+        await until(lambda: harness.limit() == 5)
+        await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=6))
+        position = Position(0, (await harness.registry.real.revision()).sequences[0])
+        assert not await harness.live.wait_for(position, timeout_s=0.05)
+        assert harness.limit() == 5
+        assert await harness.refreshed(3)
+        assert harness.limit() == 6
 
 
-def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
+async def test_refresh__puts_into_force_what_is_there_now(tmp_path: Path) -> None:
     """Changed, made or ended: without a push the next take applies it, and what it replaces is reported."""
-
-    async def act() -> None:
-        async with harness_in(tmp_path) as harness:
-            assert await harness.refreshed(1)
-            assert harness.limit() == 60
-            await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
-            assert await harness.refreshed(2)
-            assert (harness.limit(), [old.record.rate_limit_rpm for old in harness.retired]) == (5, [60])
-            await harness.apply(c.DeleteIntegration(integration_id=ID))
-            assert await harness.refreshed(0)
-            assert harness.limit() is None
-            assert harness.metrics.value("sidecar_registry_refreshes_total", "ok") == 3
-
-    play(act())
+    async with harness_in(tmp_path) as harness:
+        assert await harness.refreshed(1)
+        assert harness.limit() == 60
+        await harness.apply(c.SetRateLimit(integration_id=ID, rate_limit_rpm=5))
+        assert await harness.refreshed(2)
+        assert (harness.limit(), [old.record.rate_limit_rpm for old in harness.retired]) == (5, [60])
+        await harness.apply(c.DeleteIntegration(integration_id=ID))
+        assert await harness.refreshed(0)
+        assert harness.limit() is None
+        assert harness.metrics.value("sidecar_registry_refreshes_total", "ok") == 3
 
 
-def test_refresh__is_answered_at_once_when_it_was_pushed_meanwhile(tmp_path: Path) -> None:
+async def test_refresh__is_answered_at_once_when_it_was_pushed_meanwhile(tmp_path: Path) -> None:
     """Nobody is asked for what is known."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            before = harness.registry.asked.count("get")
-            assert await harness.refreshed(1)
-            assert await harness.refreshed(0, "nobody")
-            assert harness.registry.asked.count("get") == before
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        before = harness.registry.asked.count("get")
+        assert await harness.refreshed(1)
+        assert await harness.refreshed(0, "nobody")
+        assert harness.registry.asked.count("get") == before
 
 
-def test_refresh__those_that_meet_share_one_question(tmp_path: Path) -> None:
+async def test_refresh__those_that_meet_share_one_question(tmp_path: Path) -> None:
     """A burst of takes that find the same change asks the registry once, and all are answered."""
-
-    async def act() -> None:
-        async with harness_in(tmp_path) as harness:
-            harness.registry.held["get"] = asyncio.Event()
-            waiting = [asyncio.ensure_future(harness.refreshed(1)) for _ in range(100)]
-            await until(lambda: "get" in harness.registry.asked)
-            harness.registry.held["get"].set()
-            assert await asyncio.gather(*waiting) == [True] * 100
-            assert harness.registry.asked == ["get"]
-
-    play(act())
+    async with harness_in(tmp_path) as harness:
+        harness.registry.held["get"] = asyncio.Event()
+        waiting = [asyncio.ensure_future(harness.refreshed(1)) for _ in range(100)]
+        await until(lambda: "get" in harness.registry.asked)
+        harness.registry.held["get"].set()
+        assert await asyncio.gather(*waiting) == [True] * 100
+        assert harness.registry.asked == ["get"]
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
-def test_refresh__says_so_when_the_registry_cannot_tell(
+async def test_refresh__says_so_when_the_registry_cannot_tell(
     is_silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused or silent beyond the bound: False, and what is in force stays."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            if is_silent:
-                monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", 0.01)
-                harness.registry.held["get"] = asyncio.Event()
-            else:
-                harness.registry.fault = AWAY
-            assert not await harness.refreshed(7)
-            assert harness.limit() == 60
-            assert harness.metrics.value("sidecar_registry_refreshes_total", "failed") == 1
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        if is_silent:
+            monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", 0.01)
+            harness.registry.held["get"] = asyncio.Event()
+        else:
+            harness.registry.fault = AWAY
+        assert not await harness.refreshed(7)
+        assert harness.limit() == 60
+        assert harness.metrics.value("sidecar_registry_refreshes_total", "failed") == 1
 
 
-def test_refresh__is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refresh__is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of integrations fetched at a time is bounded; one more fails at once."""
     monkeypatch.setattr(live, "REFRESH_TIMEOUT_S", PATIENCE_S)  # a busy machine takes longer for so many
 
-    async def act() -> None:
-        async with harness_in(tmp_path) as harness:
-            harness.registry.held["get"] = asyncio.Event()
-            names = [f"name{number}" for number in range(REFRESHES_MAX)]
-            waiting = [asyncio.ensure_future(harness.refreshed(1, name)) for name in names]
-            await until(lambda: harness.registry.asked.count("get") == REFRESHES_MAX)
-            assert not await harness.refreshed(1, "one-more")
-            harness.registry.held["get"].set()
-            assert await asyncio.gather(*waiting) == [True] * REFRESHES_MAX
-
-    play(act())
+    async with harness_in(tmp_path) as harness:
+        harness.registry.held["get"] = asyncio.Event()
+        names = [f"name{number}" for number in range(REFRESHES_MAX)]
+        waiting = [asyncio.ensure_future(harness.refreshed(1, name)) for name in names]
+        await until(lambda: harness.registry.asked.count("get") == REFRESHES_MAX)
+        assert not await harness.refreshed(1, "one-more")
+        harness.registry.held["get"].set()
+        assert await asyncio.gather(*waiting) == [True] * REFRESHES_MAX
 
 
 @pytest.mark.parametrize("is_deleted", [False, True], ids=["changed", "deleted"])
-def test_load__does_not_undo_what_was_fetched_meanwhile(is_deleted: bool, tmp_path: Path) -> None:
+async def test_load__does_not_undo_what_was_fetched_meanwhile(is_deleted: bool, tmp_path: Path) -> None:
     """A load that began earlier holds an older record; the later one, or its end, stays in force."""
-
-    async def act() -> None:
-        async with harness_in(tmp_path) as harness:
-            assert await harness.refreshed(1)
-            harness.registry.held["load_all"] = asyncio.Event()
-            task = asyncio.create_task(harness.live.run())
-            await until(lambda: "load_all" in harness.registry.answered)
-            change = c.SetRateLimit(integration_id=ID, rate_limit_rpm=5)
-            await harness.apply(c.DeleteIntegration(integration_id=ID) if is_deleted else change)
-            assert await harness.refreshed(0 if is_deleted else 2)
-            harness.registry.held["load_all"].set()
-            await until(lambda: harness.live.is_loaded)
-            assert harness.limit() == (None if is_deleted else 5)
-            await ended(task)
-
-    play(act())
+    async with harness_in(tmp_path) as harness:
+        assert await harness.refreshed(1)
+        harness.registry.held["load_all"] = asyncio.Event()
+        task = asyncio.create_task(harness.live.run())
+        await until(lambda: "load_all" in harness.registry.answered)
+        change = c.SetRateLimit(integration_id=ID, rate_limit_rpm=5)
+        await harness.apply(c.DeleteIntegration(integration_id=ID) if is_deleted else change)
+        assert await harness.refreshed(0 if is_deleted else 2)
+        harness.registry.held["load_all"].set()
+        await until(lambda: harness.live.is_loaded)
+        assert harness.limit() == (None if is_deleted else 5)
+        await ended(task)
 
 
-def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
+async def test_raise__ends_by_the_clock(tmp_path: Path) -> None:
     """A temporary raise is in force until its moment, and then no longer, without a change of the record."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            until_us = harness.clock.now_us + 10 * SECOND_US
-            await harness.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
-            await until(lambda: harness.limit() == 600)
-            assert harness.live.timer is not None
-            harness.clock.advance(us=9 * SECOND_US)
-            harness.live.apply_raises()
-            assert harness.limit() == 600
-            assert harness.live.timer is not None
-            harness.clock.advance(us=SECOND_US)
-            harness.live.apply_raises()
-            assert harness.limit() == 60
-            assert harness.live.timer is None
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        until_us = harness.clock.now_us + 10 * SECOND_US
+        await harness.apply(c.RaiseLimit(integration_id=ID, rate_limit_rpm=600, until_us=until_us))
+        await until(lambda: harness.limit() == 600)
+        assert harness.live.timer is not None
+        harness.clock.advance(us=9 * SECOND_US)
+        harness.live.apply_raises()
+        assert harness.limit() == 600
+        assert harness.live.timer is not None
+        harness.clock.advance(us=SECOND_US)
+        harness.live.apply_raises()
+        assert harness.limit() == 60
+        assert harness.live.timer is None
 
 
-def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
+async def test_run__its_end_answers_everybody(tmp_path: Path) -> None:
     """A caller that waits for a fetch when the process stops gets its answer, and no task is left."""
-
-    async def act() -> None:
-        async with followed_in(tmp_path) as harness:
-            await until(lambda: "changes_since" in harness.registry.asked)  # the tasks of following run
-            harness.registry.held["get"], before = asyncio.Event(), asyncio.all_tasks()
-            waiting = asyncio.ensure_future(harness.refreshed(7))
-            await until(lambda: "get" in harness.registry.asked)
-            task = asyncio.create_task(harness.live.close())
-            assert not await waiting
-            await task
-            assert asyncio.all_tasks() == before
-
-    play(act())
+    async with followed_in(tmp_path) as harness:
+        await until(lambda: "changes_since" in harness.registry.asked)  # the tasks of following run
+        harness.registry.held["get"], before = asyncio.Event(), asyncio.all_tasks()
+        waiting = asyncio.ensure_future(harness.refreshed(7))
+        await until(lambda: "get" in harness.registry.asked)
+        task = asyncio.create_task(harness.live.close())
+        assert not await waiting
+        await task
+        assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("way", ["load", "fetch"])

@@ -58,12 +58,16 @@ async def suspend_all(registry: RedisRegistry) -> None:
         await registry.apply(request(c.Suspend(integration_id=policy.value, reason="leak"), ANN))
 
 
+@pytest.fixture(autouse=True)
+def patient_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes of the registry succeed on a busy machine, too."""
+    monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 30.0)
+
+
 async def test_suspension__is_not_passed_by_a_failing_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store refuses the take of an old record, and fails before the new one is read: nobody gets in."""
-    monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 30.0)  # the changes below must succeed on a busy machine
-
     proxy = FaultProxy(shared().standalone.port)
     async with serving(tmp_path, proxy, registry=None) as sidecar:
         registry = await loaded(sidecar)

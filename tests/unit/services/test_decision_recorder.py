@@ -292,17 +292,14 @@ def test_recorder__a_closed_socket_loses_rows_and_nothing_else() -> None:
     assert recorder.counts == Counts(dropped_allowed=FRAME_ROWS)
 
 
-def test_recorder__ends_with_everything_sent() -> None:
+async def test_recorder__ends_with_everything_sent() -> None:
     """A worker that drains waits for room, a second at most, and says that this was all."""
     scene = RecordedDecider()
     scene.reader.is_reading = False
     scene.decide(3)
 
-    async def end() -> None:
-        asyncio.get_running_loop().call_later(0.01, setattr, scene.reader, "is_reading", True)
-        await scene.recorder.end(timeout_s=60)
-
-    asyncio.run(end())
+    asyncio.get_running_loop().call_later(0.01, setattr, scene.reader, "is_reading", True)
+    await scene.recorder.end(timeout_s=60)
     found = [(frame.kind, frame.rows) for frame in scene.reader.frames]
     assert found == [(Kind.ROWS, (3, 0)), (Kind.LAST, (0, 0))]
     assert scene.reader.frames[-1].counts == Counts(allowed=3)

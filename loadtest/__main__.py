@@ -211,6 +211,13 @@ def _print_result(result: dict[str, Any]) -> None:
     if pages.is_measured(result):
         shown = ", ".join(f"{name} {pages.milliseconds(us)}" for name, us in latency.items())
         rows.append(("latency", shown))
+        if len(result["answers"]) > 1 and (valid := result["valid_latency_us"]):
+            rows.append(
+                (
+                    "latency of valid",
+                    f"p50 {pages.milliseconds(valid['p50'])}, p99 {pages.milliseconds(valid['p99'])}",
+                )
+            )
     else:
         rows.append(("latency", f"not measured: the driver was the limit ({driver['why']})"))
     for kind, statuses in result["answers"].items():

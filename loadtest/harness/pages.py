@@ -208,6 +208,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     latency, facts = result["latency_us"], [("Calls per second", f"{result['calls_per_s']:,.0f}")]
     if is_measured(result):
         facts += [(f"Latency, {name}", milliseconds(latency[name])) for name in ("p50", "p99", "p99.9")]
+        if len(result["answers"]) > 1 and result["valid_latency_us"]:
+            facts.append(("p99 of valid requests", milliseconds(result["valid_latency_us"]["p99"])))
     ratio = result["admission_ratio"]
     if ratio:
         facts.append(("Most admitted, of nominal", f"{ratio['max']:.2%}"))

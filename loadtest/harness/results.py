@@ -65,6 +65,7 @@ class Collected:
 
     warm_up_s: float
     latency: HdrHistogram = field(default_factory=new_histogram)
+    valid_latency: HdrHistogram = field(default_factory=new_histogram)
     lag: HdrHistogram = field(default_factory=new_histogram)
     totals: Counter[tuple[int, int]] = field(default_factory=Counter)
     _open: dict[int, Second] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Collected:
             self.totals.update(second.statuses)
             if number >= self.warm_up_s:
                 record(self.latency, second.latencies_us)
+                record(self.valid_latency, second.valid_latencies_us)
                 record(self.lag, second.lags_us)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -161,6 +163,7 @@ def as_result(
         "answers": by_kind,
         "verdict": verdict.as_json(),
         "latency_us": percentiles_us(collected.latency),
+        "valid_latency_us": percentiles_us(collected.valid_latency),
         "histogram": collected.latency.encode().decode(),
         "curve": curve_us(collected.latency),
         "seconds": collected.rows(),

@@ -115,7 +115,7 @@ def drive(
     admitted = admissions(scenario, tally, time() - monotonic_ns() / 1e9, failovers)
     verdict = judge(scenario, tally, collected.totals, admitted, stage.suspensions, outages)
     verdict.faults += [Fault(what, 1) for what in stage.final_faults()]
-    if scenario.load.shape == "soak":
+    if scenario.oracle.rss_growth_max_mb:
         verdict.faults += growth_faults(scenario, usage.samples)
     per_core = 1 / parts / max(scenario.load.duration_s, tally.span_s)
     busy, waited = tally.cpu_s * per_core, tally.waited_s * per_core

@@ -78,6 +78,8 @@ class Second:
     statuses: Counter[tuple[int, int]] = field(default_factory=Counter)
     latencies_us: Counter[int] = field(default_factory=Counter)
     lags_us: Counter[int] = field(default_factory=Counter)
+    valid_latencies_us: Counter[int] = field(default_factory=Counter)
+    """Of valid requests alone."""
 
 
 @dataclass
@@ -172,7 +174,8 @@ class TallyingLoad:
         self._epoch_s = clock_s() - clock_ns() / 1e9
         self._in_flight = array("l", bytes(8 * workload.integrations))
         self._full_s = array("d", bytes(8 * workload.integrations))
-        self._latencies: dict[int, list[int]] = {}
+        self._latencies: dict[int, tuple[list[int], list[int]]] = {}
+        """Of valid and of other requests, by second."""
         self._lags: dict[int, list[int]] = {}
 
     def next_call(self, now_ns: int) -> tuple[int, int]:
@@ -213,9 +216,9 @@ class TallyingLoad:
         kind, second = self._kinds[call.number], (call.due_ns - self.start_ns) // SECOND_NS
         latencies = self._latencies.get(second)
         if latencies is None:
-            latencies = self._latencies[second] = []
+            latencies = self._latencies[second] = [], []
             self.seconds[second] = Second()
-        latencies.append((read_ns - call.due_ns) // 1_000)
+        latencies[kind != VALID].append((read_ns - call.due_ns) // 1_000)
         if message is None:
             status = UNANSWERED
         else:
@@ -235,7 +238,10 @@ class TallyingLoad:
         for number in sorted(self.seconds.keys() | self._lags.keys()):
             if number < before:
                 second = popped[number] = self.seconds.pop(number, Second())
-                second.latencies_us.update(self._latencies.pop(number, ()))
+                valid, others = self._latencies.pop(number, ((), ()))
+                second.valid_latencies_us.update(valid)
+                second.latencies_us.update(second.valid_latencies_us)
+                second.latencies_us.update(others)
                 second.lags_us.update(self._lags.pop(number, ()))
         return popped
 

@@ -6,6 +6,7 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ FOCUS = 2**32 - 1
 """A draw of the integration that is suspended next."""
 VARIANTS_MAX = 1_000
 """At most so many integrations send requests that are not valid."""
+_SHARED = IPv4Address("100.64.0.0")
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -134,7 +136,10 @@ def make_workload(scenario: Scenario, keys: Keys, target: Target, part: int = 0)
     else:
         by_kind[VALID] = [make.request(key) for key in keys.valid[: scenario.traffic.integrations]]
         few = keys.valid[:VARIANTS_MAX]
-        by_kind[UNKNOWN] = [make.request(key) for key in keys.unknown]
+        by_kind[UNKNOWN] = [
+            make.request(key, address=_address(number % scenario.traffic.unknown_addresses))
+            for number, key in enumerate(keys.unknown)
+        ]
         by_kind[SUSPENDED] = [make.request(key) for key in keys.suspended]
         by_kind[WRONG_SCOPE] = [make.request(key, make.settings.wrong_scope_path) for key in few]
         by_kind[FOREIGN_ADDRESS] = [make.request(key, address=FOREIGN) for key in few]
@@ -206,6 +211,11 @@ class _Messages:
         request.descriptors.add().entries.add(key=self.settings.entry, value=f"user-{number:06}")
         message: bytes = request.SerializeToString()
         return message
+
+
+def _address(number: int) -> str:
+    """Return the client's address 0, or another one of 100.64.0.0/10 (RFC 6598), in /24 by /24."""
+    return str(_SHARED + (number % 2**14) * 2**8 + number // 2**14) if number else CLIENT_ADDRESS
 
 
 def _http(method: str, path: str, host: str, headers: dict[str, str]) -> bytes:

@@ -134,6 +134,7 @@ def test_tally__counts_by_second_and_integration() -> None:
     assert list(reported) == [0]
     assert reported[0].statuses == {(VALID, 200): 1, (VALID, 429): 1}
     assert (reported[0].latencies_us, reported[0].lags_us) == ({1_000: 2}, {5: 1})
+    assert reported[0].valid_latencies_us == {1_000: 2}
     assert load.pop_seconds(9)[1].statuses == {(VALID, UNANSWERED): 1}
     tally = load.tally
     assert [*tally.admitted, *tally.refused, *tally.lost] == [1, 1, 1]

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from loadtest.driver.targets import Target, TargetError, parse_target
 from loadtest.harness.scenario import KINDS, Scenario, ScenarioError
@@ -64,6 +65,21 @@ def test_workload__each_message_has_its_own_key(protocol: str) -> None:
     for kind, own in ((VALID, keys.valid), (UNKNOWN, keys.unknown), (SUSPENDED, keys.suspended)):
         messages = [message for message, its in zip(work.messages, work.kinds, strict=True) if its == kind]
         assert all(key.encode() in message for key, message in zip(own, messages, strict=True))
+
+
+def test_workload__unknown_keys_come_from_many_networks() -> None:
+    """Every unknown key has an address of its own, the first thousands in networks of their own."""
+    count = 20_000
+    traffic = {"unknown_keys": count, "unknown_addresses": count, "mix": {"valid": 0.5, "unknown": 0.5}}
+    given = scenario(traffic=traffic)
+    work = make_workload(given, make_keys(given), TARGET)
+    found = [
+        CheckRequest.FromString(message).attributes.request.http.headers["x-client-ip"]
+        for message, kind in zip(work.messages, work.kinds, strict=True)
+        if kind == UNKNOWN
+    ]
+    assert len(set(found)) == count
+    assert len({address.rpartition(".")[0] for address in found[:16_000]}) == 16_000
 
 
 def test_workload__the_registry_has_what_the_requests_need() -> None:

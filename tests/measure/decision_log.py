@@ -17,7 +17,7 @@ from sidecar.domain.cidr import parse_cidr
 from sidecar.domain.decision_rows import COLUMNS
 from sidecar.stores.decisions.filters import DecisionFilters
 from sidecar.stores.decisions.id_index import write_index
-from sidecar.stores.decisions.parquet import SORTED_BY, connect, quoted, write_query
+from sidecar.stores.decisions.parquet import SORTED_BY, connect, write_query
 from sidecar.stores.decisions.reader import DecisionReader
 from sidecar.stores.decisions.segments import Contents, Segment
 from sidecar.stores.decisions.upkeep import INDEXED_BYTES_MIN
@@ -97,7 +97,7 @@ def write_log(folder: Path, rows: int) -> None:
             write_query(folder, segment, query, connection)
             path = folder / segment.name
             if path.stat().st_size >= INDEXED_BYTES_MIN:
-                write_index(folder, segment, f"read_parquet({quoted(path)})", connection)
+                write_index(folder, segment, connection)
             first += size
 
 
@@ -126,7 +126,7 @@ def filters(reader: DecisionReader, rows: int) -> dict[str, DecisionFilters]:
         "CIDR /20": DecisionFilters(addresses=parse_cidr("10.3.16.0/20")),
         "path prefix": DecisionFilters(path_prefix="/v1/orders/99"),
         "path prefix, no match": DecisionFilters(path_prefix="/v1/other"),
-        "path prefix, no match, all read": DecisionFilters(path_prefix="/v1/orders/99x"),
+        "path prefix, no match, all read": DecisionFilters(path_prefix="/v1/orders/5x"),
         "span of two hours": DecisionFilters(*around),
         "request id, in two hours": DecisionFilters(*around, request_id=request_id),
         "request id": DecisionFilters(request_id=request_id),

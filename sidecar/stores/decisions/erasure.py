@@ -86,7 +86,7 @@ class _Erasure:
         for segment in of[Contents.IDS]:
             rows = segment._replace(contents=Contents.ROWS)
             if counts.get(rows):
-                write_index(self._folder, rows, self._source(rows), self._connection)
+                write_index(self._folder, rows, self._connection)
         for segment in of[Contents.ROLLUP]:
             rows = segment._replace(contents=Contents.ROWS)
             if rows not in counts:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.domain.decision_rows import COLUMNS
+from sidecar.stores.decisions.parquet import ROW_GROUP_ROWS, quoted
 from sidecar.stores.decisions.segments import Segment
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ class FilesChangedError(Exception):
 
 
 class LogFile(NamedTuple):
-    """A file of the log; `ids` is the index of its ids, None = there is none."""
+    """
+    A file of the log.
+
+    `ids` is the index of its ids, None = there is none. Only its `row_groups` are read, () = all.
+    """
 
     segment: Segment
     path: Path
     ids: Path | None = None
+    row_groups: tuple[int, ...] = ()
 
     @property
     def sidecar(self) -> str:
@@ -83,9 +89,23 @@ def query_deadline(
 
 def create_view(connection: DuckDBPyConnection, files: Sequence[LogFile], more: str = "") -> None:
     """Create the relation `decisions` of *files*; *more* names virtual columns of Parquet files to add."""
-    if not files:
-        connection.execute(f"CREATE OR REPLACE VIEW decisions AS SELECT *, '' AS sidecar FROM ({NO_ROWS})")  # noqa: S608
-        return
-    rows = connection.read_parquet([str(file.path) for file in files], union_by_name=True)
     columns = f"*, split_part(filename, '/', -2) AS sidecar{more and ', '}{more}"
-    rows.select(columns).create_view("decisions", replace=True)
+    whole = [str(file.path) for file in files if not file.row_groups]
+    parts = [f"SELECT *, '' AS sidecar FROM ({NO_ROWS})"]  # noqa: S608
+    if whole:
+        paths = ", ".join(map(quoted, whole))
+        parts.append(f"SELECT {columns} FROM read_parquet([{paths}], union_by_name = true)")  # noqa: S608
+    parts += [
+        f"SELECT {columns} FROM read_parquet({quoted(file.path)}) WHERE {_in_groups(file.row_groups)}"  # noqa: S608
+        for file in files
+        if file.row_groups
+    ]
+    connection.execute(f"CREATE OR REPLACE VIEW decisions AS {' UNION ALL BY NAME '.join(parts)}")
+
+
+def _in_groups(row_groups: Sequence[int]) -> str:
+    """SQL for being in one of *row_groups*; DuckDB reads only these."""
+    return " OR ".join(
+        f"file_row_number BETWEEN {group * ROW_GROUP_ROWS} AND {(group + 1) * ROW_GROUP_ROWS - 1}"
+        for group in row_groups
+    )

@@ -95,13 +95,12 @@ def merge(folder: Path, connection: DuckDBPyConnection) -> bool:
         if merged.contents is Contents.ROLLUP:
             write_query(folder, merged, sum_query(source), connection)
         else:
-            # These first: without the merged rows the rollup counts the same as its parts, and nobody
-            # looks at the index.
+            # The rollup first: without the merged rows it counts the same as its parts.
             _write_rollup(folder, merged, source, connection)
-            if sum(_sizes(folder, Contents.ROWS)[part] for part in parts) >= INDEXED_BYTES_MIN:
-                write_index(folder, merged, source, connection)
             query = f"SELECT * FROM {source} ORDER BY {SORTED_BY}"  # noqa: S608
             write_query(folder, merged, query, connection)
+            if (folder / merged.name).stat().st_size >= INDEXED_BYTES_MIN:
+                write_index(folder, merged, connection)
         _remove_replaced(folder)
     return True
 

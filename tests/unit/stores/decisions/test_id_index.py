@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from sidecar.domain.cidr import Cidr, parse_address
+from sidecar.domain.decision_rows import COLUMNS
 from sidecar.stores.decisions import id_index, upkeep
 from sidecar.stores.decisions.erasure import erase
 from sidecar.stores.decisions.filters import DecisionFilters
-from sidecar.stores.decisions.id_index import write_index
-from sidecar.stores.decisions.parquet import connect, quoted
+from sidecar.stores.decisions.id_index import may_have, write_index
+from sidecar.stores.decisions.parquet import ROW_GROUP_ROWS, connect, quoted, write_query
+from sidecar.stores.decisions.queries import LogFile
 from sidecar.stores.decisions.reader import DecisionReader
 from sidecar.stores.decisions.segments import Contents, Segment, segments_of
 from sidecar.stores.decisions.upkeep import DAY_US, FACTOR, expire, merge
-from tests.decision_log import decision_row, write_segment
+from tests.decision_log import START_US, decision_row, write_segment
 
 DEADLINE_S = 60.0
 
@@ -24,7 +26,7 @@ def indexed(folder: Path, number: int, **values: str) -> Segment:
     """A file with one row and its index."""
     segment = write_segment(folder, number, [decision_row(number, f"id{number}", **values)])
     with connect(folder) as connection:
-        write_index(folder, segment, f"read_parquet({quoted(folder / segment.name)})", connection)
+        write_index(folder, segment, connection)
     return segment
 
 
@@ -58,6 +60,29 @@ def test_index__only_files_that_may_have_the_value_are_read(
 ) -> None:
     """Each exact look-up skips the file that has no such value, whatever is wrong with it."""
     assert found(log, filters) == expected
+
+
+def test_index__an_address_is_read_in_its_row_groups(tmp_path: Path) -> None:
+    """Every row of the address is found, wherever it is in a file of several row groups."""
+    folder, count = tmp_path / "a", 3 * ROW_GROUP_ROWS
+    folder.mkdir()
+    rows = Segment(Contents.ROWS, 1, 1, START_US, START_US + count)
+    address = f"CASE WHEN i IN (5, {count - 1}) THEN '192.0.2.1' ELSE '10.0.0.' || (i % 250) END"
+    columns = {
+        "time": f"make_timestamp({START_US} + i)", "decision_id": "'id' || i", "client_address": address
+    }  # fmt: skip
+    selected = ", ".join(
+        f"{columns.get(column.name, 'NULL')}::{column.sql_type} AS {column.name}" for column in COLUMNS
+    )
+    with connect(folder) as connection:
+        write_query(folder, rows, f"SELECT {selected} FROM range({count}) AS given(i)", connection)  # noqa: S608
+        write_index(folder, rows, connection)
+        file = LogFile(rows, folder / rows.name, folder / rows._replace(contents=Contents.IDS).name)
+        assert sorted(may_have(connection, [file], "192.0.2.1")[0].row_groups) == [0, 2]
+    assert found(tmp_path, DecisionFilters(addresses=Cidr(parse_address("192.0.2.1"), 32))) == [
+        f"id{count - 1}",
+        "id5",
+    ]
 
 
 def test_index__of_another_hash_function_is_ignored(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

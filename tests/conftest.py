@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
 from itertools import chain, groupby
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.waiting import run
+from sidecar.stores.registry.redis import nodes, registry
+from tests.waiting import PATIENCE_S, run
 
 # No test judges speed: a busy machine must not turn a property into a failure. Failures print how to
 # run the same example again.
@@ -22,6 +24,15 @@ LONG_FOLDERS = frozenset({"e2e", "fault"})
 """Tests that start processes, and wait for them."""
 TEST_TIMEOUT_S = 120.0
 """Deadline of a whole test that is a coroutine function."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_registry() -> Iterator[None]:
+    """Wait longer for replies of a registry in Redis; a test of a silent Redis sets its own timeout."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (nodes, registry):
+            patch.setattr(module, "REPLY_TIMEOUT_S", PATIENCE_S)
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -46,6 +46,10 @@ ACL_USERS = (
 )
 
 
+STALL_MS_MAX = 30_000
+"""A shared group replaces no primary in this time: what stalls is the machine."""
+
+
 class TlsFiles:
     """A certificate authority, a server certificate for loopback and a client certificate, as files."""
 
@@ -92,12 +96,12 @@ class SharedServers:
     @cached_property
     def sentinel(self) -> SentinelGroup:
         """A primary with replicas and Sentinels; do not kill anything in it."""
-        return SentinelGroup(self.folder / "sentinel")
+        return SentinelGroup(self.folder / "sentinel", STALL_MS_MAX)
 
     @cached_property
     def cluster(self) -> ClusterGroup:
         """A Cluster; do not kill anything in it."""
-        return ClusterGroup(self.folder / "cluster")
+        return ClusterGroup(self.folder / "cluster", STALL_MS_MAX)
 
     @cached_property
     def tls_files(self) -> TlsFiles:

@@ -15,6 +15,7 @@ from deploy.demo.calling import Answer, Client, send
 from deploy.demo.envoy import TCP_CONFIG, running_envoy
 from deploy.demo.sidecar import ReservedPort, Sidecar
 from deploy.demo.upstream import running_upstream
+from tests.e2e.stack import wait_long
 from tests.unit.cli.test_cli import run
 
 SQLITE = "sqlite:registry.sqlite"
@@ -86,7 +87,7 @@ class ControlledStack:
             address = f"127.0.0.1:{port.number}"
             self.sidecar = Sidecar(self.folder, address, SQLITE)
             self._parts.callback(self.sidecar.stop)
-            self.envoy = running_envoy(TCP_CONFIG, app_port, address, self.folder, None)
+            self.envoy = running_envoy(TCP_CONFIG, app_port, address, self.folder, wait_long)
             self._parts.callback(self.envoy.stop)
             # Made by another process while the sidecar runs: it counts from the next call on.
             token = bootstrap(self.folder / "sidecar.config.yaml")

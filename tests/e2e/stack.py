@@ -71,9 +71,9 @@ class Owners:
         return self._unused.pop()
 
 
-def wait_long(document: Document) -> None:
+def wait_long(document: Document, wait_s: float = PATIENCE_S) -> None:
     """Have Envoy wait for the sidecar while the machine is busy: a late answer is not a lost request."""
-    ext_authz(document)["grpc_service"]["timeout"] = f"{PATIENCE_S:g}s"
+    ext_authz(document)["grpc_service"]["timeout"] = f"{wait_s:g}s"
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,20 @@ class StackKind:
     """
     One way to put the parts together; `proxy` is 'envoy' or one of `proxies.KINDS`.
 
-    `waits_long` = the proxy waits for `PATIENCE_S`, see `wait_long`.
+    The proxy waits `wait_s` for the sidecar, see `wait_long`.
     """
 
     proxy: str = "envoy"
     unix: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     edit: Edit | None = None
-    waits_long: bool = False
+    wait_s: float = PATIENCE_S
+
+    def edited(self, document: Document) -> None:
+        """Change Envoy's configuration *document* to this kind's."""
+        wait_long(document, self.wait_s)
+        if self.edit is not None:
+            self.edit(document)
 
 
 class Stack:
@@ -144,8 +150,7 @@ class Stack:
     def start_envoy(self) -> Envoy:
         """Start an Envoy with this stack's configuration."""
         config = UNIX_CONFIG if self.kind.unix else TCP_CONFIG
-        edit = wait_long if self.kind.waits_long else self.kind.edit
-        envoy = running_envoy(config, self.app_port, self.address, self.folder, edit)
+        envoy = running_envoy(config, self.app_port, self.address, self.folder, self.kind.edited)
         self._parts.callback(envoy.stop)
         return envoy
 
@@ -154,7 +159,7 @@ class Stack:
         user = "user root;\n" if is_nginx_of_root else ""  # who may connect to the sidecar's Unix socket
 
         def edit(text: str) -> str:
-            return user + (text.replace("500ms", f"{PATIENCE_S:g}s") if self.kind.waits_long else text)
+            return user + text.replace("500ms", f"{self.kind.wait_s:g}s")
 
         proxy = Proxy(self.kind.proxy, self.app_port, self.http_address, self.folder, edit)
         self._parts.callback(proxy.stop)

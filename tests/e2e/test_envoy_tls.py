@@ -15,6 +15,7 @@ from deploy.demo.envoy import TCP_CONFIG, Document, Envoy, cluster, running_envo
 from deploy.demo.sidecar import Owner, ReservedPort, Sidecar, write_registry
 from deploy.demo.upstream import running_upstream
 from tests.certificates import AuthorityFolder
+from tests.e2e.stack import wait_long
 from tests.house.source import text_of
 
 OWNER = Owner("reader", "Reader", scopes=["inventory:read"])
@@ -53,6 +54,7 @@ def envoy(parts: tuple[Path, AuthorityFolder, int, int], name: str, socket: Docu
     folder, _, app_port, port = parts
 
     def edit(document: Document) -> None:
+        wait_long(document)
         if socket is not None:
             cluster(document, "sidecar").update(socket)
 

@@ -10,6 +10,8 @@ from deploy.demo.envoy import Document, ext_authz
 from tests.e2e.stack import Stack, StackKind
 from tests.waiting import eventually
 
+WAIT_S = 3.0
+"""How long Envoy waits for the sidecar, which answers within it on a busy machine."""
 OPEN_CONNECTIONS = "sidecar_connections_open"
 
 
@@ -20,7 +22,7 @@ def status(stack: Stack) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [(StackKind(), signal.SIGKILL), (StackKind(unix=True), signal.SIGTERM)],
+    [(StackKind(wait_s=WAIT_S), signal.SIGKILL), (StackKind(unix=True, wait_s=WAIT_S), signal.SIGTERM)],
     ids=["tcp-killed", "unix-stopped"],
 )
 def test_failures__each_has_its_answer_and_is_over_by_itself(kind: StackKind, number: signal.Signals) -> None:

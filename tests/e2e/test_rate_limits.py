@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from deploy.demo.calling import Answer, send
-from deploy.demo.envoy import CONFIGS, running_envoy
+from deploy.demo.envoy import CONFIGS, Document, ingress_http, named, running_envoy
 from deploy.demo.sidecar import ReservedPort, Sidecar
 from deploy.demo.upstream import running_upstream
 from tests.redis_servers import shared
-from tests.waiting import eventually
+from tests.unit.process.running import STORE_TIMEOUT_MS
+from tests.waiting import PATIENCE_S, eventually
 
 EXAMPLE = CONFIGS.parent / "example" / "rate_limits"
 FREE_PLAN = 3
@@ -39,7 +40,9 @@ class LimitedApi:
         registry.write_text("integrations: []\n")
         self.sidecar = Sidecar(self.folder, address, registry, rate_limits="rate_limits", **settings)
         parts.callback(self.sidecar.stop)
-        self.envoy = running_envoy(CONFIGS / "envoy-ratelimit.yaml", app_port, address, self.folder)
+        self.envoy = running_envoy(
+            CONFIGS / "envoy-ratelimit.yaml", app_port, address, self.folder, _wait_long
+        )
         parts.callback(self.envoy.stop)
 
     def get(self, user: str, plan: str = "free") -> Answer:
@@ -47,12 +50,18 @@ class LimitedApi:
         return send(self.envoy.port, "GET", "/v1/orders", [("x-plan", plan), ("x-user", user)])
 
 
+def _wait_long(document: Document) -> None:
+    filters = ingress_http(document)["http_filters"]
+    named(filters, "envoy.filters.http.ratelimit")["typed_config"]["timeout"] = f"{PATIENCE_S:g}s"
+
+
 @pytest.fixture(params=["grpcio", "redis"])
 def api(request: pytest.FixtureRequest) -> Iterator[LimitedApi]:
     """The reference transport on the embedded store; the fast one on Redis."""
-    settings = {"transport": request.param}
+    settings: dict[str, object] = {"transport": request.param}
     if request.param == "redis":
-        settings = {"store": f"{shared().standalone.url}?prefix=envoy-{secrets.token_hex(4)}:"}
+        url = f"{shared().standalone.url}?prefix=envoy-{secrets.token_hex(4)}:"
+        settings = {"store": url, "store_timeout_ms": STORE_TIMEOUT_MS}
     with ExitStack() as parts:
         yield LimitedApi(parts, **settings)
 

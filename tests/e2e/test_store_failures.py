@@ -12,6 +12,7 @@ from deploy.demo.sidecar import Owner, write_registry
 from sidecar.domain.fail_policy import FailPolicy
 from tests.e2e.stack import LIMITED_BURST, LIMITED_RPM, Stack, StackKind
 from tests.redis_servers import RedisServer
+from tests.unit.process.running import STORE_TIMEOUT_MS
 from tests.waiting import eventually
 
 PATH = "/v1/inventory/42"
@@ -30,7 +31,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def stack(server: RedisServer) -> Iterator[Stack]:
     """Envoy and a sidecar whose buckets are in that Redis."""
-    stack = Stack(StackKind(settings=(("store", server.url), ("on_store_error", "local"))))
+    settings = (("store", server.url), ("store_timeout_ms", STORE_TIMEOUT_MS), ("on_store_error", "local"))
+    stack = Stack(StackKind(settings=settings))
     yield stack
     stack.close()
 

@@ -48,7 +48,7 @@ def test_take_over__loses_no_request(proxy: str, unix: bool) -> None:
 
     A process that ends leaves the socket that its successor serves by then.
     """
-    stack = Stack(StackKind(proxy=proxy, unix=unix, waits_long=True))
+    stack = Stack(StackKind(proxy=proxy, unix=unix))
     try:
         with SteadyLoad(stack.port, stack.people.reader) as load:
             last = take_over_again_and_again(stack, load, ROUNDS if proxy == "envoy" else 1)

@@ -11,7 +11,7 @@ from tests.waiting import eventually
 
 from .differences import allowed
 from .served import Served, Servers
-from .wire import GOAWAY, PREFACE, Wire, frame, settings
+from .wire import AMPLE_S, GOAWAY, PREFACE, Wire, frame, settings
 
 
 def end_of(wire: Wire) -> str:
@@ -55,7 +55,7 @@ def test_start__bounded(servers: Servers, said: bytes) -> None:
 
 def test_start__settings_must_be_acknowledged(servers: Servers) -> None:
     """A client that never acknowledges our SETTINGS is closed with SETTINGS_TIMEOUT (RFC 9113 6.5.3)."""
-    served = servers.start(TransportLimits(handshake_timeout_s=0.2))
+    served = servers.start(TransportLimits(handshake_timeout_s=AMPLE_S))
     with Wire(served.tcp) as wire:
         wire.acknowledges_settings = False
         wire.send(PREFACE + settings())
@@ -110,7 +110,7 @@ def test_ping__slow_ones_are_allowed(servers: Servers) -> None:
 
 def test_keepalive__silent_peer_is_closed(servers: Servers) -> None:
     """A peer that does not answer our PING in time is gone: the connection ends, its calls are cancelled."""
-    served = servers.start(TransportLimits(keepalive_interval_s=0.1, keepalive_timeout_s=0.1))
+    served = servers.start(TransportLimits(keepalive_interval_s=0.1, keepalive_timeout_s=AMPLE_S))
     with Wire(served.tcp) as wire:
         wire.acknowledges_pings = False
         wire.start()
@@ -133,7 +133,7 @@ def test_keepalive__living_peer_stays(servers: Servers) -> None:
 
 def test_idle__connection_is_closed_politely(servers: Servers) -> None:
     """A connection without a call for `idle_timeout_s` gets GOAWAY(NO_ERROR) and is closed."""
-    served = servers.start(TransportLimits(idle_timeout_s=0.2))
+    served = servers.start(TransportLimits(idle_timeout_s=AMPLE_S))
     with Wire(served.tcp) as wire:
         wire.start()
         wire.request(1)
@@ -143,12 +143,12 @@ def test_idle__connection_is_closed_politely(servers: Servers) -> None:
 
 def test_idle__a_running_call_is_not_idle(servers: Servers) -> None:
     """A call that takes longer than the idle time is answered; only then the time starts."""
-    served = servers.start(TransportLimits(idle_timeout_s=0.1, keepalive_interval_s=0.1))
+    served = servers.start(TransportLimits(idle_timeout_s=AMPLE_S, keepalive_interval_s=AMPLE_S / 2))
     with Wire(served.tcp) as wire:
         wire.start()
         wire.request(1, method="Hold")
         served.probe.held.wait(1)
-        wire.read_until(lambda: len(wire.pings) >= 4)  # four times the idle time
+        wire.read_until(lambda: len(wire.pings) >= 3)  # one and a half times the idle time
         served.probe.held.reply(0, b"done")
         assert wire.outcome(1) == "served"
         assert end_of(wire) in allowed(served.transport, "idle_end")

@@ -10,7 +10,7 @@ from tests.waiting import PATIENCE_S, eventually
 
 from .probe import path
 from .served import Served, Servers, channel
-from .wire import Wire, fields, frame, message
+from .wire import AMPLE_S, Wire, fields, frame, message
 
 
 def test_deadline__reaches_the_handler(served: Served) -> None:
@@ -41,7 +41,7 @@ def test_deadline__passes_in_the_server(servers: Servers) -> None:
     served = servers.start()
     with Wire(served.tcp) as wire:
         wire.start()
-        wire.request(1, method="Hold", grpc_timeout="20m")
+        wire.request(1, method="Hold", grpc_timeout="500m")
         assert wire.outcome(1) == "status 4"
         (call,) = served.probe.held.wait_cancelled(1)
         assert call.is_cancelled
@@ -176,7 +176,7 @@ def test_slots__freed_by_an_unread_answer(servers: Servers) -> None:
 
 def test_request__late_message(servers: Servers) -> None:
     """A request whose message does not come within `request_timeout_s` is ended; no handler runs."""
-    served = servers.start(TransportLimits(request_timeout_s=0.1))
+    served = servers.start(TransportLimits(request_timeout_s=AMPLE_S))
     with Wire(served.tcp) as wire:
         wire.start()
         wire.headers(1, fields())

@@ -20,7 +20,7 @@ from .differences import allowed
 from .probe import path
 from .relay import Relay
 from .served import Served, Servers, channel
-from .wire import Wire
+from .wire import AMPLE_S, Wire
 
 ROUNDS = 4
 """How often a server gives way to the next in the tests of takeovers."""
@@ -267,7 +267,7 @@ def test_age__old_connections_give_way_without_an_error(servers: Servers) -> Non
 
 def test_age__grace_is_bounded(servers: Servers) -> None:
     """A call that outlives the age and its grace is cut off with its connection."""
-    served = servers.start(TransportLimits(connection_age_max_s=0.1, connection_age_grace_s=0.1))
+    served = servers.start(TransportLimits(connection_age_max_s=AMPLE_S, connection_age_grace_s=0.1))
     with Wire(served.tcp) as wire:
         wire.start()
         wire.request(1, method="Hold")

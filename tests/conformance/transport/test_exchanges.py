@@ -17,6 +17,7 @@ from tests.waiting import PATIENCE_S, eventually
 
 from .probe import SECRET, path
 from .served import Served, Servers, channel
+from .wire import AMPLE_S
 
 
 class Exchange:
@@ -123,14 +124,14 @@ def test_exchange__has_a_bound_on_its_messages(client: grpc.Channel, served: Ser
 
 def test_exchange__ends_at_its_deadline(client: grpc.Channel) -> None:
     """A deadline ends an exchange that waits for its next message."""
-    exchange = Exchange(client, timeout_s=1.0)
+    exchange = Exchange(client, timeout_s=AMPLE_S)
     assert exchange.ask(b"x") == b"x"
     assert exchange.status() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_exchange__ends_when_a_request_may_last_no_longer(servers: Servers) -> None:
     """Without a deadline of its caller it ends after `request_timeout_s`."""
-    served = servers.start(TransportLimits(request_timeout_s=0.5))
+    served = servers.start(TransportLimits(request_timeout_s=AMPLE_S))
     with channel(served.tcp) as client:
         exchange = Exchange(client)
         assert exchange.ask(b"x") == b"x"
@@ -154,7 +155,7 @@ def test_exchange__ends_when_its_answers_are_not_read(servers: Servers) -> None:
 
     The fast transport resets it as soon as its queue is full; grpc-core makes the handler wait until then.
     """
-    served = servers.start(TransportLimits(request_timeout_s=1.0))
+    served = servers.start(TransportLimits(request_timeout_s=AMPLE_S))
     with channel(served.tcp) as client:
         sent = [bytes(60_000)] * 100
         call = client.stream_stream(path("Exchange"))(iter(sent), timeout=PATIENCE_S)

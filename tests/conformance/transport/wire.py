@@ -35,6 +35,9 @@ from tests.waiting import PATIENCE_S
 
 from .probe import path
 
+AMPLE_S = 2.0
+"""A timeout of a server that a test lets expire; what comes before takes less, on a busy machine, too."""
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)

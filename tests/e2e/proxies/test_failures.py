@@ -12,6 +12,8 @@ from tests.waiting import eventually
 
 PATH = "/v1/inventory/42"
 ACCEPTED = "sidecar_http_connections_open"
+WAIT_S = 3.0
+"""How long the proxy waits for the sidecar, which answers within it on a busy machine."""
 MIXED = 10
 CONNECTIONS_MAX = 6
 """Each worker of nginx, and each thread of HAProxy, keeps separate connections."""
@@ -37,7 +39,7 @@ def test_failures__connections_are_kept_and_every_failure_is_closed(proxy: str, 
     One that answers nothing costs each request the proxy's time-out. Without it every request is a 503, and
     the API is not asked; then all is as before. Each configuration is the same over TCP and Unix sockets.
     """
-    stack = Stack(StackKind(proxy=proxy, unix=unix))
+    stack = Stack(StackKind(proxy=proxy, unix=unix, wait_s=WAIT_S))
     try:
         _keeps_connections(stack)
         _is_closed_while_stalled(stack)

@@ -31,7 +31,7 @@ from tests.building import make_metrics
 from tests.fault.redis.proxy import FaultProxy
 from tests.redis_servers import LOOPBACK
 
-DEADLINE_S = 3.0
+DEADLINE_S = 30.0
 """What a caller grants; the store's 50 ms end long before it, on a busy machine, too."""
 
 RECOVERY_S = 60.0

@@ -11,7 +11,6 @@ from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c
 from sidecar.stores.registry.protocol import Changes, RegistryError
-from sidecar.stores.registry.redis import nodes
 from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import ANN, LIFECYCLE, request
 from tests.fault.redis.proxy import FaultProxy
@@ -61,7 +60,6 @@ async def suspend_all(registry: RedisRegistry) -> None:
 @pytest.fixture(autouse=True)
 def patient_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes of the registry succeed on a busy machine, too."""
-    monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 30.0)
 
 
 async def test_suspension__is_not_passed_by_a_failing_store(

@@ -84,7 +84,7 @@ def test_local__shares_the_limit_while_redis_is_gone(tmp_path: Path) -> None:
 def test_policy__from_the_configuration_and_from_the_record(tmp_path: Path) -> None:
     """A registry that names no policy is answered by the configuration's; one that does, by its own."""
     server = RedisServer(tmp_path / "redis").start()
-    configured = Configured(tmp_path, store=server.url, on_store_error="allow", store_timeout_ms=500)
+    configured = Configured(tmp_path, store=server.url, on_store_error="allow")
     sidecar = configured.serve()
     try:
         eventually(lambda: mark(configured.ask(target(sidecar))) is None, what="the store decides")

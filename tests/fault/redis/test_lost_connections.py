@@ -13,7 +13,7 @@ from sidecar.stores.protocols import StoreFault
 from tests.redis_servers import shared
 from tests.store_harness import StoreHarness, bucket, ready, take
 
-TIMEOUT_S = 0.25
+TIMEOUT_S = 4.0
 ROUNDS = 40
 
 

@@ -18,9 +18,11 @@ from tests.waiting import until
 from .proxy import Fault, FaultProxy
 
 TIMEOUT_S = 0.05
-SLACK_S = 1.0
-"""How late an answer may be on a machine that has other things to do; without a deadline it never comes."""
+BURST = 1_000_000
+SLACK_S = 4.0
+"""How late an answer may be on a busy machine; without the take's own timeout it comes after 5 s."""
 
+PROBES_MAX = 8
 RECOVERY_S = 60.0
 """A store that is well again is used again within a second; the rest is for a busy machine."""
 
@@ -42,7 +44,7 @@ QUICK = {
 async def timed_take(store: RedisBucketStore, name: str = "acme") -> Taken | StoreFault:
     """A take with the usual patience, answered in its time."""
     began_s = monotonic()
-    outcome = await take(store, bucket(name, limit_rpm=1, burst=1_000), timeout_s=TIMEOUT_S)
+    outcome = await take(store, bucket(name, limit_rpm=1, burst=BURST), timeout_s=TIMEOUT_S)
     assert monotonic() - began_s < TIMEOUT_S + SLACK_S
     return outcome
 
@@ -56,6 +58,10 @@ async def survive(harness: StoreHarness, proxy: FaultProxy) -> None:
     )
     await store.start()
     outcomes = [await timed_take(store) for _ in range(6)]
+    async with asyncio.timeout(RECOVERY_S):  # a connection that took too long begins its handshake again
+        while not proxy.tripped.is_set():
+            outcomes.append(await timed_take(store))
+            await asyncio.sleep(0)
     proxy.heal()
     await ready(store)
     async with asyncio.timeout(RECOVERY_S):
@@ -63,7 +69,7 @@ async def survive(harness: StoreHarness, proxy: FaultProxy) -> None:
             await asyncio.sleep(0)
     # A refusal costs nothing and a take at most one: what was answered as a fault may have been taken once.
     taken = sum(isinstance(outcome, Taken) for outcome in outcomes) + 1
-    assert 1_000 - len(outcomes) - 1 - outcome_slack(proxy) <= outcome.remaining <= 1_000 - taken
+    assert BURST - len(outcomes) - 1 - outcome_slack(proxy) <= outcome.remaining <= BURST - taken
     assert store.is_idle
     await store.close()
     await proxy.close()
@@ -102,12 +108,12 @@ async def test_store__a_crowd_is_answered_through_a_fault(fault: Fault) -> None:
     outcomes = await take_all(store, [(bucket(f"crowd{i % 100}"), 1) for i in range(500)], TIMEOUT_S)
     assert monotonic() - began_s < TIMEOUT_S + SLACK_S
     assert len(outcomes) == 500
-    # At most the crowd's own batches of 16 different buckets, and a probe or two.
-    assert proxy.commands.count("EVALSHA") <= -(-500 // 16) + 2
+    # At most the crowd's own batches of 16 different buckets, and a few probes; not each batch twice.
+    assert proxy.commands.count("EVALSHA") <= -(-500 // 16) + PROBES_MAX
     proxy.heal()
     await ready(store)
     # A link that nothing comes over is given up at its own time-out, which may be after the answers.
-    await until(lambda: store.is_idle, QUICK["link_timeout_s"] + SLACK_S)
+    await until(lambda: store.is_idle)
     await store.close()
     await proxy.close()
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from sidecar.stores.registry.redis.registry import RedisRegistry
 from tests.administration import LIFECYCLE
 from tests.redis_servers import LOOPBACK, RedisServer, free_port, shared
 from tests.store_harness import StoreHarness, bucket, ready, take
-from tests.waiting import run
+from tests.waiting import run, until
 
 
 def tls_files(*, with_client: bool = True) -> str:
@@ -126,33 +127,40 @@ def test_store__a_wrong_server_is_reported(name: str, plain: bool, caplog: pytes
         store = harness.store(url=parse_store_url(text))
         await store.start()
         assert not store.is_ready
-        assert_reported(WRONG[name].reported, text, store.trouble)
+        await until(lambda: reports(WRONG[name].reported, text, store.trouble))
         await store.close()
 
     with caplog.at_level(logging.WARNING):
         run(scenario(), plain=plain)
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1
-    assert_reported(WRONG[name].reported.removesuffix("$"), text, lines[0])
+    assert all(line != after for line, after in pairwise(lines))
+    assert any(reports(WRONG[name].reported.removesuffix("$"), text, line) for line in lines)
 
 
 @pytest.mark.parametrize("name", WRONG)
 async def test_registry__a_wrong_server_is_reported(name: str) -> None:
-    """Anyone who administers learns the same, at once, and that nothing was changed."""
+    """Anyone who administers learns the same, and that nothing was changed."""
     text = WRONG[name].url()
-
     registry = RedisRegistry(parse_store_url(text), LIFECYCLE)
-    with pytest.raises(RegistryUnavailableError) as raised:
-        await registry.administrators()
-    assert_reported(WRONG[name].reported.removesuffix("$"), text, str(raised.value))
+
+    async def has_reported() -> bool:
+        with pytest.raises(RegistryUnavailableError) as raised:
+            await registry.administrators()
+        return reports(WRONG[name].reported.removesuffix("$"), text, str(raised.value))
+
+    await until(has_reported)
     await registry.aclose()
 
 
-def assert_reported(pattern: str, url: str, reported: str) -> None:
-    """*told* holds what it should, and no password."""
-    port = parse_store_url(url).addresses[0].port
-    assert re.search(pattern.replace("PORT", str(port)), reported), reported
+def reports(pattern: str, url: str, reported: str) -> bool:
+    """
+    Whether *reported* matches *pattern*; it never contains a password.
+
+    A server can close a connection before the client has read the reason: the next attempt may report it.
+    """
     assert "wrong@" not in reported and "secret" not in reported
+    port = parse_store_url(url).addresses[0].port
+    return re.search(pattern.replace("PORT", str(port)), reported) is not None
 
 
 def test_store__a_replica_is_reported_and_left_when_it_is_promoted(tmp_path: Path) -> None:

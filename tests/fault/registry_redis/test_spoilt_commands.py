@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.stores.redis.limits import StoreLimits
 from sidecar.stores.registry.protocol import RegistryError, RegistryTimeoutError, RegistryUnavailableError
 from sidecar.stores.registry.redis import nodes
 from sidecar.stores.registry.redis.nodes import LIMITS
@@ -21,13 +22,15 @@ from .kept import Content, Place, Shelf, is_whole_or_absent, opened, repeated, v
 
 COMMANDS_MAX = 80
 """A write with more commands than this is not what it was."""
-QUICK = replace(
+PATIENT = replace(
     LIMITS,
-    connect_timeout_s=0.15,
-    discovery_timeout_s=0.15,
+    connect_timeout_s=PATIENCE_S,
+    discovery_timeout_s=PATIENCE_S,
     backoff_first_s=0.001,
     backoff_max_s=0.002,
 )
+QUICK = replace(PATIENT, connect_timeout_s=0.15, discovery_timeout_s=0.15)
+"""For faults after which nothing answers, so that only a timeout ends the wait."""
 BREAKS = (Fault.CUT, Fault.CUT_AFTER, Fault.HALF_REPLY, Fault.GARBAGE)
 """Faults after which a new connection works."""
 
@@ -35,8 +38,11 @@ BREAKS = (Fault.CUT, Fault.CUT_AFTER, Fault.HALF_REPLY, Fault.GARBAGE)
 class Trial:
     """One write that is tried again and again, each time with another command spoilt."""
 
-    def __init__(self, name: str, shelf: Shelf, runner: asyncio.Runner) -> None:
-        """Prepare a registry, and learn what the write makes of it."""
+    def __init__(
+        self, name: str, shelf: Shelf, runner: asyncio.Runner, limits: StoreLimits = PATIENT
+    ) -> None:
+        """Prepare a registry, and learn what the write makes of it; spoilt writes use *limits*."""
+        self._limits = limits
         self._shelf = shelf
         self._runner = runner
         self._name = name
@@ -73,7 +79,7 @@ class Trial:
             nonlocal was_spoilt, error
             proxy = FaultProxy(self._shelf.port, fault, number)
             await proxy.start()
-            registry = opened(place.url(proxy.port), QUICK, timeout_s)
+            registry = opened(place.url(proxy.port), self._limits, timeout_s)
             try:
                 await self.write(registry)
             except RegistryError as failure:
@@ -119,13 +125,14 @@ class Trial:
     ],
 )
 def test_write__survives_a_break_at_any_command(
-    name: str, fault: Fault, shelf: Shelf, runner: asyncio.Runner
+    name: str, fault: Fault, shelf: Shelf, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     Before or after the script ran: the caller gets the right answer, and the change is there once.
 
     Each break for one write; for the others the one that leaves open whether the script ran.
     """
+    monkeypatch.setattr(nodes, "PATIENCE_S", PATIENCE_S)
     trial = Trial(name, shelf, runner)
 
     def check(error: RegistryError | None, left: Content) -> None:
@@ -147,7 +154,7 @@ def test_write__silence_at_any_command_is_reported_truly(
 ) -> None:
     """One silent connection is replaced; a silent server ends the call by its deadline, with the truth."""
     monkeypatch.setattr(nodes, "REPLY_TIMEOUT_S", 0.05)
-    trial = Trial(name, shelf, runner)
+    trial = Trial(name, shelf, runner, QUICK)
 
     def check(error: RegistryError | None, left: Content) -> None:
         if error is None:
@@ -173,4 +180,4 @@ def test_write__an_error_of_the_server_is_reported_and_changes_nothing(
         else:
             assert left == trial.before
 
-    assert trial.every(Fault.ERROR, 0.2, check) > 10
+    assert trial.every(Fault.ERROR, PATIENCE_S, check) > 10

@@ -74,10 +74,10 @@ def test_client__a_silent_server_costs_the_deadline_only() -> None:
     """A missing answer is reported, and that a change may have happened."""
     with (
         Scripted(SILENCE) as server,
-        client_of(server.url, timeout_s=0.2) as client,
-        pytest.raises(AdminCallError, match=r"no answer from http://.* within 0.2 s") as caught,
+        client_of(server.url, timeout_s=1.0) as client,
     ):
-        client.change("POST", "/v1/x", {}, idempotency_key="k")
+        with pytest.raises(AdminCallError, match=r"no answer from http://.* within 1 s") as caught:
+            client.change("POST", "/v1/x", {}, idempotency_key="k")
         assert (caught.value.failure, caught.value.may_have_happened) == (Failure.UNAVAILABLE, True)
         with pytest.raises(AdminCallError, match="--timeout 60s") as caught:
             client.get("/v1/x")
@@ -87,9 +87,9 @@ def test_client__a_silent_server_costs_the_deadline_only() -> None:
 def test_client__a_stream_that_stops_costs_the_deadline_only() -> None:
     """The deadline holds for each piece of a stream: one that stalls is given up and reported."""
     begun = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst\nsecond\nthi"
-    with _Stopping(begun) as server, client_of(server.url, timeout_s=0.2) as client:
+    with _Stopping(begun) as server, client_of(server.url, timeout_s=2.0) as client:
         lines: list[str] = []
-        with pytest.raises(AdminCallError, match=r"no answer from .* within 0.2 s"):
+        with pytest.raises(AdminCallError, match=r"no answer from .* within 2 s"):
             client.copy_lines("/v1/x", None, lines.append)
     assert lines == ["first", "second"]
 

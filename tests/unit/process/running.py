@@ -14,10 +14,11 @@ from deploy.demo.programs import Program
 from sidecar.cli.check_client import Asker
 from sidecar.domain.api_keys import NewApiKey, generate_api_key
 from sidecar.services.ext_authz_client import Checked, check_request
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 SERVE = (sys.executable, "-m", "sidecar.cli", "serve")
 ROUTES = [{"path": "/v1/**", "scope": "none"}]
+STORE_TIMEOUT_MS = 5_000
 
 
 class Running(Program):
@@ -53,7 +54,13 @@ class Configured:
     """A configuration on free ports with one integration, and what to do with it."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        """Write it into *folder*; *settings* are keys of the file."""
+        """
+        Write it into *folder*; *settings* are keys of the file.
+
+        A store that is not given a timeout gets one that a busy machine does not exceed.
+        """
+        if "store" in settings:
+            settings = {"store_timeout_ms": STORE_TIMEOUT_MS, **settings}
         self.folder = folder
         self.file = folder / "sidecar.yaml"
         self.registry = folder / "registry.yaml"
@@ -79,7 +86,7 @@ class Configured:
     def ask(self, target: str) -> Checked:
         """Ask the sidecar at *target* about a request of the integration."""
         headers = {"x-api-key": self.key.api_key}
-        with Asker(target) as asker:
+        with Asker(target, timeout_s=PATIENCE_S) as asker:
             return asker.ask(check_request("GET", "/v1/orders", headers, "127.0.0.1"))
 
 

@@ -263,7 +263,7 @@ def test_tls__without_h2_there_is_no_service(
 
 def test_tls__plain_text_and_silence_are_no_handshake(serve: Serve, authority: AuthorityFolder) -> None:
     """A plain client is refused; a silent one counts as open from the start, and is given up in time."""
-    limits = TransportLimits(handshake_timeout_s=0.2, connections_max=1)
+    limits = TransportLimits(handshake_timeout_s=2.0, connections_max=1)
     served = serve(Endpoint(host="127.0.0.1", tls=TlsFiles(*authority.sign("server"))), limits=limits)
     with dial(served.endpoint) as plain:
         plain.sendall(PREFACE + settings_frame())

@@ -13,11 +13,6 @@ from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
 app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
 
 
-@app.callback()
-def admin() -> None:
-    """Administrators and their tokens."""
-
-
 app.command()(bootstrap)
 app.command()(recover)
 
@@ -41,11 +36,6 @@ RoleOption = Annotated[
 ]
 
 token_app = typer.Typer(no_args_is_help=True, help="Tokens of administrators.")
-
-
-@token_app.callback()
-def token() -> None:
-    """Tokens of administrators."""
 
 
 @command(token_app, "issue", Change)

@@ -20,11 +20,6 @@ EntriesArgument = Annotated[
 ]
 
 
-@app.callback()
-def allowlist() -> None:
-    """The IP addresses from which an integration may call."""
-
-
 @command(app, "show")
 def show(call: Invocation, id: IdArgument) -> None:
     """

@@ -40,11 +40,6 @@ AnchorOption = Annotated[
 ]
 
 
-@app.callback()
-def audit() -> None:
-    """The audit log: who did what, when, from where and why."""
-
-
 @command(app, "list")
 def list_entries(
     call: Invocation,

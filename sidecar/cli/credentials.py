@@ -18,11 +18,6 @@ CredentialArgument = Annotated[
 ]
 
 
-@app.callback()
-def credentials() -> None:
-    """API keys of an integration: list, issue, rotate, revoke, expire."""
-
-
 @command(app, "list")
 def list_credentials(call: Invocation, id: IdArgument) -> None:
     """List the credentials with their state, and when and from where each was last used."""

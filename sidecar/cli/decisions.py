@@ -23,11 +23,6 @@ ERASURE_S = 600.0
 """Added to --timeout: an erasure writes the files of the log again."""
 
 
-@app.callback()
-def decisions() -> None:
-    """Decisions of the log: show or explain one, erase many."""
-
-
 @command(app, "show")
 def show(
     call: Invocation,

@@ -11,8 +11,7 @@ import typer
 from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
 from sidecar.domain.integrations import DETAILS, SEARCHED
 
-GROUP = "Integrations: list, show, create, edit, delete."
-app = typer.Typer(no_args_is_help=True, help=GROUP)
+app = typer.Typer(no_args_is_help=True, help="Integrations: list, show, create, edit, delete.")
 
 LIST_MAX = 10_000
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The integration's id.")]
@@ -91,11 +90,6 @@ class StorePolicy(StrEnum):
     ALLOW = "allow"
     LOCAL = "local"
     DEFAULT = "default"
-
-
-@app.callback()
-def integrations() -> None:
-    """Integrations: list, show, create, edit, delete."""
 
 
 @command(app, "list")

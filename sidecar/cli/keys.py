@@ -13,11 +13,6 @@ from sidecar.domain.api_keys import PREFIX
 app = typer.Typer(no_args_is_help=True, help="API keys.")
 
 
-@app.callback()
-def keys() -> None:
-    """API keys."""
-
-
 @app.command()
 def new(
     json: JsonOption = False,

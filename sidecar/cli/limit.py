@@ -14,11 +14,6 @@ app = typer.Typer(no_args_is_help=True, help="The permanent and the temporary ra
 RpmArgument = Annotated[int, typer.Argument(metavar="RPM", help="Requests per minute, 1 to 10,000.")]
 
 
-@app.callback()
-def limit() -> None:
-    """The permanent and the temporary rate limit of an integration."""
-
-
 @command(app, "show")
 def show(call: Invocation, id: IdArgument) -> None:
     """Show the limit in force, the permanent limit, and a temporary raise."""

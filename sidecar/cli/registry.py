@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from sidecar.domain.scopes import ScopeCatalogue
     from sidecar.stores.registry.protocol import Registry
 
-GROUP = "The registry itself, without a running sidecar: load it from a file, or write it to a file."
-app = typer.Typer(no_args_is_help=True, help=GROUP)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The registry itself, without a running sidecar: load it from a file, or write it to a file.",
+)
 
 StoreOption = Annotated[
     str | None,
@@ -35,11 +37,6 @@ YesOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")
 ]
 STDOUT = "-"
-
-
-@app.callback()
-def registry() -> None:
-    """The registry itself, without a running sidecar: load it from a file, or write it to a file."""
 
 
 @app.command()

@@ -16,11 +16,6 @@ ScopesArgument = Annotated[
 ]
 
 
-@app.callback()
-def scopes() -> None:
-    """The scopes of an integration: what it may read and write."""
-
-
 @command(app, "list")
 def list_scopes(call: Invocation, id: IdArgument) -> None:
     """List the scopes of an integration."""

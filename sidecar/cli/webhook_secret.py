@@ -12,11 +12,6 @@ from sidecar.cli.integrations import IdArgument
 app = typer.Typer(no_args_is_help=True, help="The secrets that sign the webhooks of an integration.")
 
 
-@app.callback()
-def webhook_secret() -> None:
-    """The secrets that sign the webhooks of an integration."""
-
-
 @command(app, "generate", IntegrationChange)
 def generate(call: Invocation, id: IdArgument) -> None:
     """Create the first signing secret; it is shown once, alone on standard output."""

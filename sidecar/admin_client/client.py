@@ -75,12 +75,7 @@ class AdminClient:
     """A connection to an admin listener with an administrator's token; a context manager."""
 
     def __init__(
-        self,
-        address: ServerAddress,
-        token: str,
-        *,
-        ca: Path | None = None,
-        timeout_s: float = 10.0,
+        self, address: ServerAddress, token: str, *, ca: Path | None = None, timeout_s: float = 10.0
     ) -> None:
         """
         Prepare calls to *address*; connect with the first call.

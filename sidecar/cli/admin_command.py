@@ -18,13 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, get_type_hint
 
 import typer
 
-from sidecar.cli.exits import (
-    EXIT_REFUSED,
-    EXIT_UNCONFIRMED,
-    EXIT_USAGE,
-    CommandError,
-    report_errors,
-)
+from sidecar.cli.exits import EXIT_REFUSED, EXIT_UNCONFIRMED, EXIT_USAGE, CommandError, report_errors
 
 if TYPE_CHECKING:
     from sidecar.admin_client.client import AdminClient, Answer, Query

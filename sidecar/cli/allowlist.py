@@ -70,8 +70,7 @@ def set_entries(
     call: Invocation,
     id: IdArgument,
     cidr: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CIDR", help="All entries of the new list."),
+        list[str] | None, typer.Argument(metavar="CIDR", help="All entries of the new list.")
     ] = None,
     file: Annotated[
         Path | None,

@@ -95,8 +95,7 @@ def _as_client(ip: str, peer: str, config: Path | None, headers: dict[str, str])
         return ip
     if rule.header in headers:
         raise CommandError(
-            f"--ip sets the header {rule.header}, which --header sets, too: use only one of them",
-            EXIT_USAGE,
+            f"--ip sets the header {rule.header}, which --header sets, too: use only one of them", EXIT_USAGE
         )
     headers[rule.header] = ip
     return format_address(rule.trusted_proxies[0].network) if rule.trusted_proxies else LOOPBACK

@@ -47,12 +47,7 @@ def show(
 
 
 @command(app, "explain")
-def explain(
-    call: Invocation,
-    id: DecisionArgument,
-    since: SinceOption = "",
-    until: UntilOption = "",
-) -> None:
+def explain(call: Invocation, id: DecisionArgument, since: SinceOption = "", until: UntilOption = "") -> None:
     """
     Explain one decision step by step, by the record that decided and by the record now.
 

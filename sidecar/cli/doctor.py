@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
 
-def doctor(
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
+def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
     """
     Examine a sidecar, running or not: what is wrong, and what to do about it.
 

@@ -37,9 +37,7 @@ class Follower:
     """Polls a list of decisions."""
 
     def __init__(
-        self,
-        ask: Callable[[Mapping[str, str]], Listing],
-        wait: Callable[[float], object] = time.sleep,
+        self, ask: Callable[[Mapping[str, str]], Listing], wait: Callable[[float], object] = time.sleep
     ) -> None:
         """
         Follow the decisions that *ask* returns: the newest ones, newest first, by the query of its argument.

@@ -59,10 +59,7 @@ class Status(StrEnum):
     SUSPENDED = "suspended"
 
 
-SearchOption = Annotated[
-    str,
-    typer.Option("--search", metavar="TEXT", help=f"Search in {SEARCHED}."),
-]
+SearchOption = Annotated[str, typer.Option("--search", metavar="TEXT", help=f"Search in {SEARCHED}.")]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="Filter by status.")]
 
 
@@ -94,10 +91,7 @@ class StorePolicy(StrEnum):
 
 @command(app, "list")
 def list_integrations(
-    call: Invocation,
-    search: SearchOption = "",
-    status: StatusOption = None,
-    limit: LimitOption = 1_000,
+    call: Invocation, search: SearchOption = "", status: StatusOption = None, limit: LimitOption = 1_000
 ) -> None:
     """List integrations, in the order of their ids."""
     from sidecar.cli.views import print_integrations

@@ -26,11 +26,7 @@ def show(call: Invocation, id: IdArgument) -> None:
 
 @command(app, "set", IntegrationChange)
 def set_limit(
-    call: Invocation,
-    id: IdArgument,
-    rpm: RpmArgument,
-    burst: BurstOption = None,
-    shadow: ShadowOption = None,
+    call: Invocation, id: IdArgument, rpm: RpmArgument, burst: BurstOption = None, shadow: ShadowOption = None
 ) -> None:
     """
     Set the permanent limit, in force at once; used tokens stay used, and a temporary raise ends.
@@ -49,9 +45,7 @@ def raise_limit(
     until: Annotated[
         str,
         typer.Option(
-            "--until",
-            metavar="WHEN",
-            help="2026-12-01T00:00Z, or 2h from now; at most 90 days ahead.",
+            "--until", metavar="WHEN", help="2026-12-01T00:00Z, or 2h from now; at most 90 days ahead."
         ),
     ],
     burst: BurstOption = None,

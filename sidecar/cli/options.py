@@ -36,8 +36,7 @@ HeaderOption: TypeAlias = Annotated[
     typer.Option("--header", "-H", metavar="NAME:VALUE", help="A header of the request; may be repeated."),
 ]
 ScopeOption: TypeAlias = Annotated[
-    str,
-    typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy sends, or 'none'."),
+    str, typer.Option("--scope", metavar="SCOPE", help="The scope that the proxy sends, or 'none'.")
 ]
 IpOption: TypeAlias = Annotated[
     str | None, typer.Option("--ip", metavar="ADDRESS", help="The client's address; excludes --peer.")

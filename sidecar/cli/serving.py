@@ -42,12 +42,7 @@ def _print_version(is_requested: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version",
-            callback=_print_version,
-            is_eager=True,
-            help="Print the version and exit.",
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """A rate-limit and auth decision service for API proxies."""

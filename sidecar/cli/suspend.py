@@ -14,8 +14,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The
 OfflineOption = Annotated[
     bool,
     typer.Option(
-        "--offline",
-        help="Change the registry itself, on its machine, without the API and a token.",
+        "--offline", help="Change the registry itself, on its machine, without the API and a token."
     ),
 ]
 NOBODY_CAN_REACTIVATE = "nobody_can_reactivate"

@@ -99,8 +99,7 @@ def parse_when(option: str, text: str) -> Moment | Duration:
         ) from None
     if moment.tzinfo is None:
         raise CommandError(
-            f"{option} {text!r} has no time zone; add Z or an offset, such as +01:00",
-            EXIT_USAGE,
+            f"{option} {text!r} has no time zone; add Z or an offset, such as +01:00", EXIT_USAGE
         )
     return Moment(moment.isoformat())
 
@@ -144,8 +143,7 @@ def token_lifetime(option: str, text: str) -> int:
     if seconds > longest_s:
         longest = durations.format_duration(longest_s)
         raise CommandError(
-            f"{option} is {text}; an administrator's token may live at most {longest}",
-            EXIT_USAGE,
+            f"{option} is {text}; an administrator's token may live at most {longest}", EXIT_USAGE
         )
     return seconds
 

@@ -67,8 +67,7 @@ def print_listing(
         print_table(columns, rows, empty)
     if listing.next_after is not None:
         typer.echo(
-            f"note: more than {len(listing.items)} match; narrow the search, or raise --limit",
-            err=True,
+            f"note: more than {len(listing.items)} match; narrow the search, or raise --limit", err=True
         )
 
 

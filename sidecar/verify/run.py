@@ -18,13 +18,7 @@ from sidecar.verify.accuracy import Count, Finding, Judgment, Terms, Window, jud
 from sidecar.verify.callers import Call, Caller
 from sidecar.verify.sidecars import Fleet, child_environment
 from sidecar.verify.store_clock import Moment, StoreClock
-from sidecar.verify.subjects import (
-    ROUTES,
-    Subject,
-    make_subjects,
-    own_prefix,
-    probe_subject,
-)
+from sidecar.verify.subjects import ROUTES, Subject, make_subjects, own_prefix, probe_subject
 
 EMPTY_TIMEOUT_S = 10.0
 """How long the end of a run waits until every bucket has refused a request."""

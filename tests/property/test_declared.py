@@ -29,8 +29,7 @@ SCOPES = st.frozensets(
     st.sampled_from([Scope("orders", "read"), Scope("orders", "write"), Scope("crm", "read")])
 )
 ENTRIES = st.lists(
-    st.sampled_from([parse_cidr(text) for text in ("10.0.0.0/8", "192.0.2.1", "::/0")]),
-    max_size=4,
+    st.sampled_from([parse_cidr(text) for text in ("10.0.0.0/8", "192.0.2.1", "::/0")]), max_size=4
 ).map(tuple)
 ENDS = st.sampled_from([None, NOW_US - DAY_US, NOW_US + DAY_US, NOW_US + 2 * DAY_US])
 OPTIONAL = ("status", "contact", "owner", "third_party_manager")
@@ -88,8 +87,7 @@ def records(draw: st.DrawFn, is_held: bool) -> Integration:
 HELD = records(is_held=True)
 DECLARATIONS = st.builds(
     lambda record, left_out: Declaration(
-        record,
-        frozenset({"id", "name", "scopes", *OPTIONAL} - set(left_out)),
+        record, frozenset({"id", "name", "scopes", *OPTIONAL} - set(left_out))
     ),
     records(is_held=False),
     st.lists(st.sampled_from(OPTIONAL), unique=True),

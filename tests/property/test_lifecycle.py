@@ -17,19 +17,7 @@ from sidecar.domain.lifecycle.outcome import Facts
 from sidecar.domain.lifecycle.states import TRANSITIONS, state_of
 from sidecar.domain.refusals import RefusedError
 from sidecar.domain.roles import Actor, Grant
-from tests.administration import (
-    ANN,
-    BOB,
-    CAT,
-    DAY_US,
-    HOUR_US,
-    ID,
-    NOW_US,
-    OLLI,
-    apply,
-    create,
-    credential,
-)
+from tests.administration import ANN, BOB, CAT, DAY_US, HOUR_US, ID, NOW_US, OLLI, apply, create, credential
 
 NAMES = st.sampled_from([f"c{number}" for number in range(8)])
 PEOPLE = st.sampled_from([ANN, BOB, CAT, OLLI])

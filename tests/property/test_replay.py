@@ -70,10 +70,7 @@ def recorded(record: Integration, requests: list[Step], key: NewApiKey = KEY) ->
 @settings(max_examples=200)
 @given(RECORDS, REQUESTS, st.randoms(use_true_random=False), st.integers(0, 39))
 def test_replay__repeats_the_log(
-    record: Integration,
-    requests: list[Step],
-    random: Random,
-    begin: int,
+    record: Integration, requests: list[Step], random: Random, begin: int
 ) -> None:
     """Every reason, would-be reason and state of the bucket, from any row on, in whatever order rows come."""
     rows = recorded(record, requests)

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.domain.activity import OTHER
 from sidecar.domain.decision_rows import COLUMNS
-from sidecar.stores.decisions.rollup import (
-    KEYS_MAX,
-    counted_segments,
-    network_of,
-    rollup_query,
-    sum_query,
-)
+from sidecar.stores.decisions.rollup import KEYS_MAX, counted_segments, network_of, rollup_query, sum_query
 from sidecar.stores.decisions.segments import Contents, Segment
 
 START = datetime(2026, 3, 1, 10)

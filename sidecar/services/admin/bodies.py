@@ -334,11 +334,7 @@ class ListQuery(PageQuery):
     """Filters for integrations."""
 
     search: Annotated[
-        str,
-        Field(
-            max_length=DETAIL_LENGTH_MAX,
-            description=f"Text to search in {SEARCHED}.",
-        ),
+        str, Field(max_length=DETAIL_LENGTH_MAX, description=f"Text to search in {SEARCHED}.")
     ] = ""
     status: Literal["active", "suspended"] | None = None
 
@@ -393,8 +389,7 @@ class DecisionListQuery(DecisionFilterQuery, PageQuery):
     """Filters for decisions, and the page."""
 
     recorded_after: Annotated[
-        str,
-        Field(description="Only decisions that were recorded since the answer with this `recorded`."),
+        str, Field(description="Only decisions that were recorded since the answer with this `recorded`.")
     ] = ""
 
 

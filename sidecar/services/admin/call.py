@@ -305,9 +305,7 @@ def _takes_several(model: type[BaseModel], name: str) -> bool:
 
 def _too_large(bytes_max: int) -> Exception:
     return problem_error(
-        ApiCode.BODY_TOO_LARGE,
-        f"the body is larger than {bytes_max} bytes",
-        "send fewer changes at a time",
+        ApiCode.BODY_TOO_LARGE, f"the body is larger than {bytes_max} bytes", "send fewer changes at a time"
     )
 
 

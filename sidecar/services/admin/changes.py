@@ -40,11 +40,7 @@ from sidecar.services.admin.views import (
 )
 
 _STRONG_TAG = re.compile(r'"(0|[1-9][0-9]{0,15})"')
-_CREATE_NAMES = {
-    **FIELD_NAMES,
-    "integration_id": "id",
-    "expires_at_us": "credential_expires_at",
-}
+_CREATE_NAMES = {**FIELD_NAMES, "integration_id": "id", "expires_at_us": "credential_expires_at"}
 
 
 class ChangeView(DurabilityView):

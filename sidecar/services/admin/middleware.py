@@ -45,13 +45,7 @@ _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 class AdminMiddleware:
     """Authenticates, limits, counts and logs every call."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        context: AdminContext,
-        calls_max: int,
-        long_calls_max: int,
-    ) -> None:
+    def __init__(self, app: ASGIApp, context: AdminContext, calls_max: int, long_calls_max: int) -> None:
         """Wrap *app* with these limits; see `api.build_api`."""
         self._app = app
         self._gate = Gate(context)

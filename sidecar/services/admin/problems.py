@@ -247,12 +247,7 @@ def invalid(faults: Iterable[Fault]) -> ProblemError:
 
 
 def _fault(fault: Fault) -> ProblemMemberView:
-    return {
-        "code": fault.code,
-        "field": fault.field,
-        "message": fault.message,
-        "remedy": fault.remedy,
-    }
+    return {"code": fault.code, "field": fault.field, "message": fault.message, "remedy": fault.remedy}
 
 
 def _sentence(message: str, remedy: str) -> str:

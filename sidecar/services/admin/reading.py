@@ -98,8 +98,7 @@ async def list_integrations(context: AdminContext, call: Call, query: b.ListQuer
     page = await context.registry.list(ListQuery(query.search, status, query.after, query.limit))
     now_us = context.clock_us()
     return await list_answer(
-        (integration_view(record, now_us) for record in page.records),
-        {"next_after": page.next_after or None},
+        (integration_view(record, now_us) for record in page.records), {"next_after": page.next_after or None}
     )
 
 

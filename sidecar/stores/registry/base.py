@@ -85,10 +85,7 @@ def require_at_most(count: int, count_max: int, what: str) -> None:
     """
     if count > count_max:
         raise refusal(
-            Code.TOO_MANY,
-            "",
-            f"{count} {what} in one call; the limit is {count_max}",
-            "send fewer at a time",
+            Code.TOO_MANY, "", f"{count} {what} in one call; the limit is {count_max}", "send fewer at a time"
         )
 
 

@@ -84,10 +84,7 @@ async def found(registry: Registry, clock: ManualClock) -> None:
     await registry.administer(AdminRequest(first, None, CONTEXT))
     for actor in (BOB, CAT, OLLI, AUDREY):
         more = CreateAdministrator(
-            administrator_id=actor.id,
-            name=actor.id,
-            role=actor.role,
-            token=new_token(actor.token_id, clock),
+            administrator_id=actor.id, name=actor.id, role=actor.role, token=new_token(actor.token_id, clock)
         )
         await registry.administer(AdminRequest(more, ANN, CONTEXT))
 

@@ -12,13 +12,7 @@ from sidecar.domain.integrations import Status
 from sidecar.domain.lifecycle import commands as c
 from sidecar.domain.refusals import Code, RefusedError
 from sidecar.domain.roles import Role
-from sidecar.stores.registry.protocol import (
-    CHANGES_MAX,
-    PAGE_MAX,
-    REQUESTS_MAX,
-    Changes,
-    ListQuery,
-)
+from sidecar.stores.registry.protocol import CHANGES_MAX, PAGE_MAX, REQUESTS_MAX, Changes, ListQuery
 from tests.administration import BOB, ID, create, credential, request, set_up
 from tests.conformance.registry.registry_harness import RegistryHarness
 from tests.waiting import PATIENCE_S

@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.domain.changes import Committed
-from sidecar.stores.registry.protocol import (
-    RegistryDamagedError,
-    RegistryError,
-    RegistryUnavailableError,
-)
+from sidecar.stores.registry.protocol import RegistryDamagedError, RegistryError, RegistryUnavailableError
 from sidecar.stores.registry.sqlite.file import COMPANION_SUFFIXES, check_file, connect, open_database
 from sidecar.stores.registry.sqlite.registry import SqliteRegistry
 from sidecar.stores.registry.sqlite.schema import MIGRATIONS

@@ -153,16 +153,8 @@ def test_forge__a_proper_change_passes(harness: RegistryHarness, intruder: sqlit
         (ANN, reactivated, "cannot reactivate"),
         (BOB, lambda one: replace(one, suspensions=()), "stays on record"),
         (BOB, lambda one: replace(reactivated(one), credentials=()), "issued since the suspension"),
-        (
-            BOB,
-            lambda one: replace(one, status=Status.ACTIVE, suspensions=()),
-            "never works again",
-        ),
-        (
-            BOB,
-            lambda one: replace(reactivated(one), suspended_generation=0),
-            "never goes back",
-        ),
+        (BOB, lambda one: replace(one, status=Status.ACTIVE, suspensions=()), "never works again"),
+        (BOB, lambda one: replace(reactivated(one), suspended_generation=0), "never goes back"),
         (
             BOB,
             lambda one: replace(

@@ -65,10 +65,7 @@ def test_keys_new__as_json() -> None:
     printed = json.loads(result.output)
     key = printed["api_key"]
     assert key.startswith("acme-prod_")
-    assert printed == {
-        "api_key": key,
-        "credential": {"id": credential_id_of(key), "digest": digest_of(key)},
-    }
+    assert printed == {"api_key": key, "credential": {"id": credential_id_of(key), "digest": digest_of(key)}}
 
 
 def test_keys_new__refuses_a_prefix_that_parts_keys() -> None:

@@ -461,11 +461,7 @@ def test_allowlist__shows_whom_it_refused(api: ServedApi) -> None:
     api.output("allowlist", "add", "locked", lines[0][2].split()[0])
     assert [
         refused_caller["is_admitted_now"] for refused_caller in record_of(api, "locked")["refused_callers"]
-    ] == [
-        True,
-        False,
-        False,
-    ]
+    ] == [True, False, False]
     assert "203.0.113.0/24\tadmitted" in api.output("integrations", "show", "locked")
 
 

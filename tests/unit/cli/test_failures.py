@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.admin_client.failures import (
-    PROBLEMS_MAX,
-    TEXT_LENGTH_MAX,
-    AdminCallError,
-    Failure,
-    failure_of,
-)
+from sidecar.admin_client.failures import PROBLEMS_MAX, TEXT_LENGTH_MAX, AdminCallError, Failure, failure_of
 
 PROBLEM = "application/problem+json; charset=utf-8"
 
@@ -41,11 +35,7 @@ def test_failure__one_problem_is_message_and_remedy() -> None:
 def test_failure__several_problems_stand_below_each_other() -> None:
     """Each with its place, up to a bound."""
     few = failed(422, problems=[fault("entries[0]", "a", "x"), fault("", "b")])
-    assert few.lines == (
-        "Some code: 2 problems; nothing was changed",
-        "entries[0]: a; x",
-        "request: b",
-    )
+    assert few.lines == ("Some code: 2 problems; nothing was changed", "entries[0]: a; x", "request: b")
     many = failed(422, problems=[fault(f"f{n}", "m") for n in range(PROBLEMS_MAX + 7)])
     assert (len(many.lines), many.lines[-1]) == (PROBLEMS_MAX + 2, "and 7 more")
 

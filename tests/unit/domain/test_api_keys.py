@@ -101,12 +101,7 @@ def with_checksum(body: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "api_key",
-    [
-        with_checksum("sck_id"),
-        with_checksum("sck_a_b_c"),
-        "sck_íd_0000" + "000000",
-    ],
+    "api_key", [with_checksum("sck_id"), with_checksum("sck_a_b_c"), "sck_íd_0000" + "000000"]
 )
 def test_credential_id_of__refuses_a_wrong_shape_with_a_right_checksum(api_key: str) -> None:
     """The checksum is public, so anyone can make one: three parts of ASCII are asked for, too."""

@@ -177,10 +177,7 @@ def test_verify__lines_in_another_order(place: int) -> None:
 def test_verify__rows_that_changed_places() -> None:
     """Two rows of a store whose contents were swapped are both named."""
     kept = chain_of()
-    kept[2], kept[4] = (
-        kept[4]._replace(sequence=3),
-        kept[2]._replace(sequence=5),
-    )
+    kept[2], kept[4] = (kept[4]._replace(sequence=3), kept[2]._replace(sequence=5))
     assert found(kept) == [(FindingKind.REORDERED, 3, 3), (FindingKind.REORDERED, 5, 5)]
 
 

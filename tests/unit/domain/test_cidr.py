@@ -143,10 +143,7 @@ def test_parse_cidr__names_the_network_meant() -> None:
         ("10.0.0.0/255.0.0.0", "not a netmask"),
         ("2001:db8::/129", "a whole number from 0 to 128"),
         ("2001:db8::1/64", "did you mean 2001:db8::/64 or 2001:db8::1/128"),
-        (
-            "::ffff:10.0.0.5/104",
-            "^'::ffff:10.0.0.5/104' has host bits set; .* 10.0.0.0/8 or 10.0.0.5/32",
-        ),
+        ("::ffff:10.0.0.5/104", "^'::ffff:10.0.0.5/104' has host bits set; .* 10.0.0.0/8 or 10.0.0.5/32"),
         (
             "::ffff:10.0.0.0/96",
             "^'::ffff:10.0.0.0/96' has host bits set; .* 0.0.0.0/0, every IPv4 address, or 10.0.0.0/32",
@@ -154,10 +151,7 @@ def test_parse_cidr__names_the_network_meant() -> None:
         ("::FFFF:a00:0/96", "^'::FFFF:a00:0/96' has host bits set; did you mean 0.0.0.0/0"),
         ("::ffff:10.0.0.0/8", "^'::ffff:10.0.0.0/8' is wider than IPv4.*96..128.*did you mean 10.0.0.0/8?"),
         ("::ffff:10.0.0.0/95", "^'::ffff:10.0.0.0/95' is wider than IPv4.*96 more than the IPv4 block$"),
-        (
-            "2002:a00:1::/32",
-            "2002:a00:1::/32 has host bits set; .* 2002:a00::/32 or 2002:a00:1::/128",
-        ),
+        ("2002:a00:1::/32", "2002:a00:1::/32 has host bits set; .* 2002:a00::/32 or 2002:a00:1::/128"),
         ("10.0.0/8", "not a CIDR block"),
         ("internal", "not a CIDR block"),
     ],

@@ -7,13 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sidecar.domain.cidr import AddressError, parse_address, parse_cidr
-from sidecar.domain.client_address import (
-    HOPS_MAX,
-    ClientAddressRule,
-    ClientHeader,
-    ForwardedFor,
-    PeerAddress,
-)
+from sidecar.domain.client_address import HOPS_MAX, ClientAddressRule, ClientHeader, ForwardedFor, PeerAddress
 from sidecar.domain.prefix_trie import PrefixTrie
 
 TRUSTED = PrefixTrie([parse_cidr("10.0.0.0/8"), parse_cidr("2001:db8::/32")])

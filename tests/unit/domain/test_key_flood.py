@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_client_address
 from sidecar.domain.decisions import Reason
-from sidecar.domain.key_flood import (
-    EPISODES_MAX,
-    MINUTE_US,
-    NETWORK_FACTOR,
-    SOURCES_MAX,
-    KeyFloodLimiter,
-)
+from sidecar.domain.key_flood import EPISODES_MAX, MINUTE_US, NETWORK_FACTOR, SOURCES_MAX, KeyFloodLimiter
 from sidecar.domain.snapshot import Snapshot
 from tests.building import NOW_US, make_integration, make_key, make_policy, make_request
 

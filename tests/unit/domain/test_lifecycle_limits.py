@@ -7,11 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.domain.bucket import Quota
-from sidecar.domain.effective import (
-    in_force,
-    next_change_at_us,
-    raise_in_force,
-)
+from sidecar.domain.effective import in_force, next_change_at_us, raise_in_force
 from sidecar.domain.fail_policy import FailPolicy
 from sidecar.domain.integrations import Integration
 from sidecar.domain.lifecycle import commands as c

@@ -158,8 +158,7 @@ def test_path_refused_error__says_what_is_wrong_and_what_to_do(fault: PathFault)
 
 
 @pytest.mark.parametrize(
-    ("path", "decoded"),
-    [("/%75sers/%40me", "/users/%40me"), ("/%c3%a9%7e%2B", "/%C3%A9~%2B"), ("/a", "/a")],
+    ("path", "decoded"), [("/%75sers/%40me", "/users/%40me"), ("/%c3%a9%7e%2B", "/%C3%A9~%2B"), ("/a", "/a")]
 )
 def test_decode_unreserved__leaves_all_other_escapes(path: str, decoded: str) -> None:
     """RFC 3986 6.2.2.2: letters, digits, '-', '_' and '~', no more; hex digits are upper case."""

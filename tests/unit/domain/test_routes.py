@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 
 from sidecar.domain import routes
-from sidecar.domain.routes import (
-    RouteEntry,
-    RouteError,
-    RouteTable,
-    UnreachableEntry,
-    parse_route_path,
-)
+from sidecar.domain.routes import RouteEntry, RouteError, RouteTable, UnreachableEntry, parse_route_path
 
 
 def entry(methods: str, path: str, target: str = "") -> RouteEntry[str]:

@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.domain.bucket import Level, Quota, draw
-from sidecar.verify.accuracy import (
-    Count,
-    Finding,
-    Terms,
-    Window,
-    judge,
-    least_admitted,
-)
+from sidecar.verify.accuracy import Count, Finding, Terms, Window, judge, least_admitted
 
 SECOND_US = 1_000_000
 NOW_US = 1_764_000_000 * SECOND_US
@@ -45,11 +38,7 @@ def test_judge__what_was_admitted(count: Count, finding: Finding) -> None:
 def test_judge__a_bucket_that_was_not_emptied_proves_nothing() -> None:
     """Without load there is no under-admission, and no proof either."""
     judgment = judge(TERMS, Window(2 * SECOND_US, None), Count(admitted=3))
-    assert (judgment.finding, judgment.least, judgment.is_fulfilled) == (
-        Finding.NOT_SATURATED,
-        None,
-        False,
-    )
+    assert (judgment.finding, judgment.least, judgment.is_fulfilled) == (Finding.NOT_SATURATED, None, False)
 
 
 def test_judge__ninety_nine_percent_is_enough() -> None:

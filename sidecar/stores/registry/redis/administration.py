@@ -13,11 +13,7 @@ from sidecar.domain.canonical import canonical_json
 from sidecar.domain.changes import AdminCommitted, AdminPlan, AdminRequest, plan_administration
 from sidecar.stores.redis.limits import Backoff
 from sidecar.stores.registry.base import idempotency_mismatch, token_id_used
-from sidecar.stores.registry.protocol import (
-    IDEMPOTENCY_LIFETIME_US,
-    RegistryError,
-    RegistryTimeoutError,
-)
+from sidecar.stores.registry.protocol import IDEMPOTENCY_LIFETIME_US, RegistryError, RegistryTimeoutError
 from sidecar.stores.registry.redis import reads
 from sidecar.stores.registry.redis.acting_accounts import read_accounts
 from sidecar.stores.registry.redis.commits import PAUSE_FIRST_S, PAUSE_MAX_S, index_keys, rule_broken

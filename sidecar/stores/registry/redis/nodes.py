@@ -369,11 +369,7 @@ class Nodes:
         raise _RepeatError(advice_of(error)) from error
 
     async def _ask(
-        self,
-        link: Link,
-        commands: Sequence[Command],
-        deadline_s: float,
-        blocked_s: float = 0.0,
+        self, link: Link, commands: Sequence[Command], deadline_s: float, blocked_s: float = 0.0
     ) -> list[Any]:
         """
         Send *commands* together; return the replies, which may be error replies.

@@ -81,8 +81,7 @@ async def refused_callers(reader: Reader, integration_id: str, now_us: int) -> t
     partition, key = reader.keys.partition_of(integration_id), reader.keys.of(integration_id, "x")
     lowest = f"({now_us - REFUSED_WINDOW_US}"
     [reply] = await reader.ask(
-        partition,
-        ("ZREVRANGEBYSCORE", key, "+inf", lowest, "WITHSCORES", "LIMIT", 0, REFUSED_MAX),
+        partition, ("ZREVRANGEBYSCORE", key, "+inf", lowest, "WITHSCORES", "LIMIT", 0, REFUSED_MAX)
     )
     return tuple(refused_caller_of(integration_id, caller, at_us) for caller, at_us in pairs(reply))
 

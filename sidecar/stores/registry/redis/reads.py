@@ -31,12 +31,7 @@ from sidecar.stores.registry.protocol import (
 )
 from sidecar.stores.registry.redis.keys import HOME, RegistryKeys
 from sidecar.stores.registry.redis.nodes import Command, Nodes
-from sidecar.stores.registry.redis.replies import (
-    RECORD_FIELDS,
-    found_record,
-    head_of,
-    last_use_of,
-)
+from sidecar.stores.registry.redis.replies import RECORD_FIELDS, found_record, head_of, last_use_of
 from sidecar.stores.registry.results import account_of
 
 RECORDS_PER_TURN = 10

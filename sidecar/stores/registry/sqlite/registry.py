@@ -226,8 +226,7 @@ class SqliteRegistry(WatchedRegistry):
     async def announce(self, sidecar_id: str, revision: Revision) -> None:
         """See `Registry.announce`."""
         await self._write(
-            lambda database: writes.announce(database, sidecar_id, revision, self._clock_us()),
-            Durability.LAX,
+            lambda database: writes.announce(database, sidecar_id, revision, self._clock_us()), Durability.LAX
         )
 
     async def live_sidecars(self) -> tuple[LiveSidecar, ...]:

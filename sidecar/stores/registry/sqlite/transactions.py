@@ -9,11 +9,7 @@ from enum import Enum
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from sidecar.domain.refusals import RefusedError
-from sidecar.stores.registry.protocol import (
-    RegistryDamagedError,
-    RegistryError,
-    RegistryUnavailableError,
-)
+from sidecar.stores.registry.protocol import RegistryDamagedError, RegistryError, RegistryUnavailableError
 
 Result = TypeVar("Result")
 Work: TypeAlias = Callable[[sqlite3.Connection], Result]

@@ -111,10 +111,7 @@ def test_activity__shows_the_counts_behind_it(logged: AdminApi) -> None:
     ]
     assert [
         (s["scope"], s["is_granted"], s["refused"], s["last_used_at"] is None) for s in answer["scopes"]
-    ] == [
-        ("crm:read", False, 12, True),
-        ("orders:read", True, 0, False),
-    ]
+    ] == [("crm:read", False, 12, True), ("orders:read", True, 0, False)]
     assert [entry["key"] for entry in answer["credentials"]] == ["key1"]
     assert (answer["missing"], answer["missing_before"]) == ([], [])
 

@@ -87,13 +87,7 @@ def test_administrators__a_role_that_is_so_already_is_no_change(api: AdminApi) -
     ],
 )
 def test_administrators__a_refusal_names_field_and_remedy(
-    api: AdminApi,
-    method: str,
-    path: str,
-    body: dict[str, object] | None,
-    status: int,
-    code: str,
-    field: str,
+    api: AdminApi, method: str, path: str, body: dict[str, object] | None, status: int, code: str, field: str
 ) -> None:
     """And writes nothing."""
     before = api.revision()

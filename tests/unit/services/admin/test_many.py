@@ -98,10 +98,7 @@ def test_many__keys_are_given_by_their_public_half(api: AdminApi) -> None:
         ({**LIMIT, "rate_limit_rpm": "5"}, "changes[1].rate_limit_rpm"),
         ({**LIMIT, "extra": 5}, "changes[1].extra"),
         ({"action": "limit.set", "rate_limit_rpm": 5}, "changes[1].integration_id"),
-        (
-            {"action": "credential.revoke", "integration_id": "acme"},
-            "changes[1].credential_id",
-        ),
+        ({"action": "credential.revoke", "integration_id": "acme"}, "changes[1].credential_id"),
         ("limit.set", "changes[1]"),
     ],
 )

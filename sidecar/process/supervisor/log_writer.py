@@ -29,8 +29,8 @@ from sidecar.stores.decisions.frames import FRAME_BYTES_MAX
 from sidecar.stores.decisions.log_folder import LogFolder
 from sidecar.stores.decisions.log_writer import LogState, LogWriter
 from sidecar.stores.decisions.missing import trim_missing
-from sidecar.stores.decisions.parquet import connect
-from sidecar.stores.decisions.upkeep import DAY_US, ROLLUP_DAYS, expire, merge
+from sidecar.stores.decisions.parquet import MEMORY_LIMIT, connect
+from sidecar.stores.decisions.upkeep import DAY_US, MERGE_MEMORY_LIMIT, ROLLUP_DAYS, expire, merge
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -39,14 +39,18 @@ BATCH_ROWS_MAX = 50_000
 """A batch is written early at this size: it takes about 0.2 s, and its file some MB."""
 FRAMES_PER_READ_MAX = 64
 """Frames that are read before timers and signals get their turn."""
+READ_PAUSE_S = 0.02
+"""How long frames gather in the socket once all are read: waking up costs as much as ten rows."""
 TICK_S = 0.25
 """How often the writer checks whether a batch is due, and reports its totals."""
 UPKEEP_INTERVAL_S = 20.0
 LAST_BATCH_ATTEMPTS = 3
 END = b"end"
 """The supervisor's order to write everything and end. Stop signals are blocked: see `log_process`."""
-NICENESS = 5
-"""Beside decisions on the same core the writer gets a quarter of it, which suffices at their highest rate."""
+NICENESS = 10
+"""Beside decisions on the same core the writer gets a tenth of it, which suffices at their highest rate."""
+UPKEEP_NICENESS = 19
+"""Merging takes longer than writing, and can wait."""
 
 Result = TypeVar("Result")
 
@@ -98,16 +102,17 @@ def wall_us() -> int:
 class Connection:
     """A connection to DuckDB for one thread, opened at its first use."""
 
-    def __init__(self, folder: LogFolder | None) -> None:
+    def __init__(self, folder: LogFolder | None, memory_limit: str) -> None:
         """Open nothing yet; the connection writes files of *folder*."""
         self._folder = folder
+        self._memory_limit = memory_limit
         self._opened: DuckDBPyConnection | None = None
 
     def __call__(self) -> DuckDBPyConnection:
         """Return the connection."""
         assert self._folder is not None
         if self._opened is None:
-            self._opened = connect(self._folder.path)
+            self._opened = connect(self._folder.path, self._memory_limit)
         return self._opened
 
     def interrupt(self) -> None:
@@ -146,14 +151,14 @@ class LogWriterProcess:
         self._problem = ""
         self._failures = 0
         self._kept_bytes = 0
-        self._batch_connection = Connection(self._folder)
-        self._upkeep_connection = Connection(self._folder)
-        self._threads: list[ThreadPoolExecutor] = []
+        self._batch_connection = Connection(self._folder, MEMORY_LIMIT)
+        self._upkeep_connection = Connection(self._folder, MERGE_MEMORY_LIMIT)
+        self._threads = (ThreadPoolExecutor(1), ThreadPoolExecutor(1, initializer=_yield_to_all))
 
     async def run(self) -> int:
         """Write until the end; return the exit code."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._rows, self._read)
+        self._await_frames()
         loop.add_reader(self._link, self._read_order)
         upkeep = loop.create_task(self._run_upkeep()) if self._folder is not None else None
         due_s = monotonic() + self._assignment.flush_interval_s
@@ -234,13 +239,15 @@ class LogWriterProcess:
 
     async def _in_thread(self, number: int, job: Callable[[], Result]) -> Result:
         """Run *job* in thread 0 (batches) or 1 (upkeep), each with its own connection."""
-        while len(self._threads) <= number:
-            self._threads.append(ThreadPoolExecutor(1))
         return await asyncio.get_running_loop().run_in_executor(self._threads[number], job)
 
+    def _await_frames(self) -> None:
+        if not self._is_ending:
+            asyncio.get_running_loop().add_reader(self._rows, self._read)
+
     def _read(self) -> None:
-        """Read the frames that have arrived."""
-        with contextlib.suppress(BlockingIOError):
+        """Read the frames that have arrived, and look for more after READ_PAUSE_S."""
+        try:
             for _ in range(FRAMES_PER_READ_MAX):
                 message = self._rows.recv(FRAME_BYTES_MAX, socket.MSG_DONTWAIT)
                 if not message:  # supervisor and workers have ended
@@ -248,6 +255,10 @@ class LogWriterProcess:
                     self._end()
                     return
                 self._receive(message)
+        except BlockingIOError:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._rows)
+            loop.call_later(READ_PAUSE_S, self._await_frames)
         if self._writer.buffer.rows >= BATCH_ROWS_MAX:
             self._wake.set()
 
@@ -305,6 +316,8 @@ def main(fd: int) -> int:
     """Run the writer that the assignment in memfd *fd* describes; return its exit code."""
     assignment = read_assignment(fd)
     with contextlib.suppress(OSError):
+        # A thread of this policy never preempts one that decides; threads that start later inherit it.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         os.nice(NICENESS)
     logs = set_up_logging(assignment.log_level, assignment.log_format, sys.stderr)
     try:
@@ -314,6 +327,12 @@ def main(fd: int) -> int:
         return 1
     finally:
         logs.close()
+
+
+def _yield_to_all() -> None:
+    """Give this thread what other threads leave."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, UPKEEP_NICENESS)  # on Linux of a thread, 0 = this one
 
 
 async def _run(assignment: WriterAssignment) -> int:

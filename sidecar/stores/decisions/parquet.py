@@ -44,7 +44,7 @@ SORTED_BY = "integration, time"
 """The order of rows in a merged file: readers skip row groups of other integrations and times."""
 
 
-def connect(folder: Path) -> DuckDBPyConnection:
+def connect(folder: Path, memory_limit: str = MEMORY_LIMIT) -> DuckDBPyConnection:
     """
     Return a connection to a database in memory for writing files of *folder*, with one thread.
 
@@ -55,7 +55,7 @@ def connect(folder: Path) -> DuckDBPyConnection:
     return duckdb.connect(
         config={
             "threads": 1,
-            "memory_limit": MEMORY_LIMIT,
+            "memory_limit": memory_limit,
             "temp_directory": str(folder / f"{TEMPORARY_PREFIX}sort"),
             "preserve_insertion_order": True,
             "autoinstall_known_extensions": False,

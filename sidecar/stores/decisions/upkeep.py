@@ -31,6 +31,8 @@ INDEXED_BYTES_MIN = 4 << 20
 """Larger files get an index of their ids; the ids of a smaller one are read as fast."""
 MERGED_BYTES_MAX = 64 << 20
 """Files that are larger together are not merged: sorting them takes ten times as much room on the disk."""
+MERGE_MEMORY_LIMIT = "128MB"
+"""Memory of a connection that merges: with 64 MB DuckDB cannot sort 600,000 rows, not even on the disk."""
 ROLLUP_DAYS = 400
 """Rollups are kept for a year and a month."""
 LOCK_TIMEOUT_S = 10.0

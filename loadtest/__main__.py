@@ -158,7 +158,8 @@ def beside_peers(
         results.write({"machine": machine, "rounds": measured, "wrong": wrong}, out / "peers.json")
         method = (
             f"{rounds} rounds in turn, the order reversed each round, all servers up; a server on cores"
-            " of its own, the driver and Redis on the others; the table has medians."
+            " of its own, the driver and Redis on the others; the table has medians. A server that waited for"
+            " a core shared it with other programs: then compare the times per call alone."
         )
         (out / "peers.html").write_text(pages.peers_page(machine, measured, rows, method))
     _print_table(rows[0], rows[1:])

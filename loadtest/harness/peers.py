@@ -22,6 +22,7 @@ import yaml
 from deploy.demo.programs import Program
 from loadtest.bench.processes import free_port
 from loadtest.driver.targets import parse_target
+from loadtest.harness.plots import short
 from loadtest.harness.run import drive
 from loadtest.harness.scenario import Scenario, ScenarioError
 from loadtest.harness.stage import LOOPBACK, Stage, split_cores, staged
@@ -30,7 +31,8 @@ from loadtest.redis_servers import RedisServer
 
 RATE, SERVER_CPU, REDIS_CPU = "calls per second", "server, µs per call", "Redis, µs per call"
 ALONE_P50, ALONE_P99, MEMORY = "one at a time, p50 µs", "one at a time, p99 µs", "memory, MB"
-FIGURES = (RATE, SERVER_CPU, REDIS_CPU, ALONE_P50, ALONE_P99, MEMORY)
+WAITED = "waited for a core, %"
+FIGURES = (RATE, SERVER_CPU, REDIS_CPU, ALONE_P50, ALONE_P99, MEMORY, WAITED)
 HEADERS_OFF = {"headers": False, "exclusive": False, "unanswered_share_max": 1.0}
 
 Rounds = dict[str, dict[str, list[float]]]
@@ -219,6 +221,7 @@ def _measure_one(name: str, scenario: Scenario, stage: Stage, seconds: float, fo
     alone = run(1, 1)
     server = full["usage"].get("server") or full["usage"]["sidecar"]
     figures = {RATE: full["calls_per_s"], SERVER_CPU: server["cpu_us_per_call"], MEMORY: server["rss_mb_max"]}
+    figures[WAITED] = 100 * server["waited_share"]
     if "redis" in full["usage"]:
         figures[REDIS_CPU] = full["usage"]["redis"]["cpu_us_per_call"]
     figures |= {ALONE_P50: alone["latency_us"]["p50"], ALONE_P99: alone["latency_us"]["p99"]}
@@ -236,12 +239,8 @@ def table(rounds: Rounds) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("server", *FIGURES)]
     for server in servers:
         medians = [median(rounds[figure][server]) if server in rounds[figure] else None for figure in FIGURES]
-        rows.append((server, *("–" if value is None else _short(value) for value in medians)))
+        rows.append((server, *("–" if value is None else short(value) for value in medians)))
     return rows
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _listens(port: int) -> bool:

@@ -190,13 +190,18 @@ def bars(values: Mapping[str, Sequence[float]]) -> str:
         middle = median(rounds)
         axes.barh(row, middle, color=BLUE if name.startswith("sidecar") else MUTED, height=0.6, alpha=0.85)
         axes.scatter(rounds, [row] * len(rounds), s=14, color=INK, zorder=3, alpha=0.6, lw=0)
-        axes.annotate(f"{middle:,.0f}", (max(rounds), row), (8, 0), textcoords="offset points", va="center")
+        axes.annotate(short(middle), (max(rounds), row), (8, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1.15 * max(max(rounds) for rounds in values.values()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return _svg(figure, axes, has_legend=False)
+
+
+def short(value: float) -> str:
+    """Return a figure for a reader: three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -39,7 +39,7 @@ p { margin: 0 0 12px; color: var(--muted); max-width: 80ch; }
 figure, section { background: var(--card); border-radius: 6px; padding: 16px 18px; margin: 0; min-width: 0; }
 section { overflow-x: auto; }
 .plots > :last-child:nth-child(odd) { grid-column: 1 / -1; }
-main > section { margin-top: 16px; }
+main > section, section + .plots { margin-top: 16px; }
 figcaption { color: var(--muted); font-size: 13px; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-family: system-ui, "Segoe UI", sans-serif !important; }
@@ -47,6 +47,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; }
+td:not(:first-child) { white-space: nowrap; } .text td:last-child { white-space: normal; }
 .text th, .text td { text-align: left; } .text td:first-child { color: var(--muted); white-space: nowrap; }
 @media (max-width: 600px) {
   main { padding: 20px 12px 40px; }
@@ -160,7 +161,7 @@ def peers_page(
     body = [
         f"<h1>Beside other rate limiters</h1><p>{escape(method)}</p>",
         _section("Figures", _table(rows[0], rows[1:])),
-        f'<div class="plots" style="margin-top: 16px">{"".join(figures)}</div>',
+        f'<div class="plots">{"".join(figures)}</div>',
         _section("Machine", _table(("", ""), _machine(machine))),
     ]
     return _page("Beside other rate limiters", body)
@@ -234,6 +235,7 @@ def _settings(result: Mapping[str, Any]) -> Rows:
     load, connections = scenario.load, scenario.connections
     rate = f"{load.rate_per_s:,.0f}/s" + (f" to {load.peak_per_s:,.0f}/s" if load.peak_per_s else "")
     driver, traffic, limits = result["driver"], scenario.traffic, scenario.limits
+    streams = 1 if scenario.protocol in ("http", "forward_auth") else connections.streams
     arrivals = (
         f"{load.arrivals} arrivals, {load.shape}, {rate}" if load.loop == "open" else "as fast as answered"
     )
@@ -244,7 +246,7 @@ def _settings(result: Mapping[str, Any]) -> Rows:
         ),
         ("protocol", scenario.protocol),
         ("load", f"{load.loop} loop: {arrivals}, {load.duration_s:g} s, warm-up {load.warm_up_s:g} s"),
-        ("connections", f"{connections.connections} × {connections.streams} calls in flight at most"),
+        ("connections", f"{connections.connections} × {streams} calls in flight at most"),
         ("integrations", f"{traffic.integrations:,}, Zipf exponent {traffic.zipf:g}"),
         ("limits", f"{limits.rpm:,} per {limits.unit}, burst {scenario.burst:,}, {limits.algorithm}"),
         (

@@ -41,7 +41,7 @@ def soon(days: int) -> str:
     return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%dT%H:%MZ}"
 
 
-class Busy:
+class BusySidecar:
     """A sidecar with buckets in a Redis, a YAML registry and rate-limit files, under load."""
 
     def __init__(self, folder: Path, parts: ExitStack) -> None:
@@ -219,7 +219,7 @@ class Monitored:
 
     def __init__(self, folder: Path, parts: ExitStack) -> None:
         """Start everything; *parts* ends it."""
-        self.busy = Busy(folder / "busy", parts)
+        self.busy = BusySidecar(folder / "busy", parts)
         self.workers = Workers(folder / "workers", parts)
         self.administered = Administered(folder / "administered", parts)
         running: list[Running] = [self.busy.sidecar, self.workers.sidecar, self.administered.sidecar]

@@ -33,6 +33,10 @@ setup: ## Create .venv and install the sidecar into it; PYTHON= chooses the inte
 run: setup ## Start the sidecar with a demo registry; Ctrl-C stops it
 	@exec $(BIN)/sidecar serve --demo
 
+.PHONY: dashboard-picture
+dashboard-picture: setup-tests ## Draw docs/operate/dashboard.svg from six minutes of a real, scraped sidecar
+	$(BIN)/python -m deploy.demo.dashboard $(ARGS)
+
 PROXY := envoy
 demo: setup-dev ## Watch a real proxy enforce keys, scopes, addresses and limits; PROXY=nginx, caddy, haproxy
 	@exec $(BIN)/python -m deploy.demo $(PROXY)
@@ -95,7 +99,7 @@ decision-log-scale: setup-tests ## Measure filters of a decision log of 50 milli
 
 ##@ Prove
 # On servers that they start themselves; docs/develop/proofs.md has the figures.
-.PHONY: verify-limits revocation failover hostile-peers soak
+.PHONY: verify-limits revocation failover hostile-peers soak upgrade-proof container-proof
 verify-limits: setup-tests ## Prove the limits of a fleet; ARGS= are those of `sidecar verify-limits`
 	$(BIN)/python -m loadtest.verify_limits $(ARGS)
 
@@ -110,6 +114,12 @@ hostile-peers: setup-tests ## Attack the listeners of real sidecars: decisions, 
 
 soak: setup-tests ## Run a sidecar at half its load for ten minutes: memory and descriptors stay flat
 	$(BIN)/python -m loadtest run soak $(ARGS)
+
+upgrade-proof: setup-tests ## Upgrade from a former build and roll back, under load; COMMIT= chooses the build
+	$(BIN)/python -m tests.upgrade $(COMMIT)
+
+container-proof: setup-dev ## Build the image with buildah and run it, without a registry; needs root
+	@scripts/container-proof.sh
 
 ##@ Develop
 .PHONY: fmt lint type check proto proto-check lock wheel compiled clean

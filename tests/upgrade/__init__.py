@@ -1,0 +1,1 @@
+"""Upgrade and rollback between a former build of this repository and this one."""

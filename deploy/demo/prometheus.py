@@ -17,7 +17,8 @@ NAMES = ("prometheus.yml", "sidecar.rules.yml", "sidecar.alerts.yml")
 SCRAPE_INTERVAL_S = 1
 ASK_TIMEOUT_S = 10.0
 TARGETS = '["127.0.0.1:9193"]'
-VARIABLES = {"$instance": ".*", "$integration": ".*", "$__rate_interval": f"{5 * SCRAPE_INTERVAL_S}s"}
+RATE_INTERVAL_S = 5
+VARIABLES = {"$instance": ".*", "$integration": ".*"}
 """What Grafana would put into the queries of the dashboard."""
 
 
@@ -70,15 +71,18 @@ class Prometheus(Program):
         found: list[dict[str, Any]] = self.ask("query", query=filled_in(text)).get("result", [])
         return found
 
-    def query_range(self, text: str, start_s: float, end_s: float, step_s: float) -> list[dict[str, Any]]:
+    def query_range(
+        self, text: str, start_s: float, end_s: float, step_s: float, rate_interval_s: int
+    ) -> list[dict[str, Any]]:
         """Return the series of a query of the dashboard between two Unix times."""
         span = {"start": f"{start_s:.3f}", "end": f"{end_s:.3f}", "step": f"{step_s:g}"}
-        found: list[dict[str, Any]] = self.ask("query_range", query=filled_in(text), **span).get("result", [])
+        answer = self.ask("query_range", query=filled_in(text, rate_interval_s), **span)
+        found: list[dict[str, Any]] = answer.get("result", [])
         return found
 
 
-def filled_in(text: str) -> str:
+def filled_in(text: str, rate_interval_s: int = RATE_INTERVAL_S) -> str:
     """*text* with values for the variables of the dashboard."""
-    for variable, value in VARIABLES.items():
+    for variable, value in {**VARIABLES, "$__rate_interval": f"{rate_interval_s}s"}.items():
         text = text.replace(variable, value)
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 from functools import cache
@@ -24,6 +25,7 @@ from tests.house.monitoring import (
 from tests.house.source import report, text_of
 
 RUNBOOK = "docs/operate/runbook.md"
+PICTURE = "docs/operate/dashboard.svg"
 ROWS = ["Is it healthy", "Who is limited and why", "What does the store cost", "Administration"]
 VARIABLES = ["datasource", "instance", "integration"]
 PARTS = ("**Symptom.**", "**Cause.**", "**What to do.**")
@@ -78,6 +80,12 @@ def test_dashboard__has_its_rows_and_follows_its_variables() -> None:
             if query.text.count('instance=~"$instance"') < len(query.metrics) and "sidecar:" not in query.text
         ]
     )
+
+
+def test_picture__shows_every_panel() -> None:
+    """`make dashboard-picture` was run after the last change of the panels."""
+    texts = {html.unescape(text) for text in re.findall(r">([^<]+)</text>", text_of(PICTURE))}
+    assert {panel["title"] for panel in dashboard()["panels"]} <= texts
 
 
 @pytest.mark.parametrize(

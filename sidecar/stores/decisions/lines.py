@@ -113,7 +113,7 @@ def pack_lines(texts: list[str], numbers: list[int]) -> Iterator[Lines]:
 
 
 def _text(texts: list[str], rows: int) -> bytes:
-    text = f"{SEPARATOR}{SEPARATOR.join(texts)}".encode("utf-8", "replace")
+    text = f"{SEPARATOR}{SEPARATOR.join(texts)}".encode("utf-8", "surrogatepass")
     # Besides printable ASCII, there are the separators and ends of the rows, and nothing else?
     if len(text.translate(None, _PRINTABLE_ASCII)) == rows * (_SEPARATORS + 1):
         return text

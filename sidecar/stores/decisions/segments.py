@@ -1,7 +1,7 @@
 """
 The files of a decision log, by name.
 
-    DIR/<sidecar>/rows-<first>-<last>-<from>-<to>.parquet       rows; merged ones are sorted by integration, time
+    DIR/<sidecar>/rows-<first>-<last>-<from>-<to>.parquet       rows, sorted by integration and time if merged
     DIR/<sidecar>/rollup-<first>-<last>-<from>-<to>.parquet     counts of the same rows
     DIR/<sidecar>/ids-<first>-<last>-<from>-<to>.parquet        hashes of ids in the same rows, of large files
     DIR/<sidecar>/missing.jsonl                                 spans of time in which rows were dropped

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from sidecar.cli.admin_bootstrap import LIFETIME, ExpiresOption, bootstrap, recover
 from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
+from sidecar.domain.roles import Role
 
 app = typer.Typer(no_args_is_help=True, help="Administrators and their tokens.")
 
@@ -20,16 +20,8 @@ app.command()(recover)
 AccountArgument = Annotated[str, typer.Argument(metavar="ID", help="The account's id.")]
 
 
-class RoleWord(StrEnum):
-    """The roles of `--role`."""
-
-    ADMIN = "admin"
-    AUDITOR = "auditor"
-    OPERATOR = "operator"
-
-
 RoleOption = Annotated[
-    RoleWord,
+    Role,
     typer.Option(
         "--role", help="admin can do everything, auditor can read everything, operator can suspend."
     ),
@@ -104,7 +96,7 @@ def create(
 def set_role(
     call: Invocation,
     id: AccountArgument,
-    role: Annotated[RoleWord, typer.Argument(metavar="ROLE", help="admin, auditor or operator.")],
+    role: Annotated[Role, typer.Argument(metavar="ROLE", help="admin, auditor or operator.")],
 ) -> None:
     """Change the role of an account."""
     call.print_change(call.change("POST", "administrators", id, "role", body={"role": role.value}))

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sidecar.cli.times import moment_ago
+from sidecar.domain.decisions import Verdict
 
 _FILTERS = "Filters"
 Filters = dict[str, str | int | bool | None]
-
-
-class Verdict(StrEnum):
-    """The values of `--verdict`."""
-
-    ALLOW = "ALLOW"
-    DENY_403 = "DENY_403"
-    DENY_429 = "DENY_429"
 
 
 def _option(name: str, metavar: str, help: str) -> object:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sidecar.cli.admin_command import Confirmed, IntegrationChange, Invocation, command
-from sidecar.domain.integrations import DETAILS, SEARCHED
+from sidecar.domain.enforcement import Rule
+from sidecar.domain.integrations import DETAILS, SEARCHED, Status
 
 app = typer.Typer(no_args_is_help=True, help="Integrations: list, show, create, edit, delete.")
 
@@ -52,13 +53,6 @@ ExpiresOption = Annotated[
 ]
 
 
-class Status(StrEnum):
-    """The values of `--status`."""
-
-    ACTIVE = "active"
-    SUSPENDED = "suspended"
-
-
 SearchOption = Annotated[str, typer.Option("--search", metavar="TEXT", help=f"Search in {SEARCHED}.")]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="Filter by status.")]
 
@@ -70,14 +64,6 @@ ShadowOption = Annotated[
         help="Count requests that the rule would refuse, but allow them / refuse them. Default: as it is.",
     ),
 ]
-
-
-class ShadowRule(StrEnum):
-    """Rules that can be in shadow."""
-
-    ALLOWLIST = "allowlist"
-    SCOPES = "scopes"
-    LIMIT = "limit"
 
 
 class StorePolicy(StrEnum):
@@ -214,7 +200,7 @@ def shadow(
     call: Invocation,
     id: IdArgument,
     rule: Annotated[
-        list[ShadowRule] | None,
+        list[Rule] | None,
         typer.Argument(help="All rules in shadow; 'scopes' covers path, route and scope."),
     ] = None,
     enforce: Annotated[bool, typer.Option("--enforce", help="Enforce every rule.")] = False,

@@ -117,7 +117,11 @@ def _detail(label: str, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)  # no slots, so that a class may have another base
 class Details:
-    """The optional texts of a record: files, commands, the API and the command line have what is here."""
+    """
+    The optional texts of a record: files, commands, the API and the command line have what is here.
+
+    A further one must be optional in `records.RECORD_FIELDS`, because stored records lack it.
+    """
 
     contact: str = _detail("contact", "The contact for questions.")
     owner: str = _detail("owner", "The person or team responsible for it.")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sidecar.domain.integrations import DETAILS
 from sidecar.domain.refusals import Code, GenerationConflictError, RefusalKind
 from sidecar.domain.roles import Role
 from sidecar.services.admin.api import ENDPOINTS
@@ -25,6 +26,7 @@ from sidecar.services.admin.decision_log import (
 )
 from sidecar.services.admin.problems import KIND_STATUS, ApiCode, refused
 from sidecar.services.admin.review import OLD_DAYS, FlagWord
+from sidecar.services.admin.views import RecordView
 from sidecar.stores.decisions.export import EXPORT_ROWS_MAX, EXPORT_TEXT_BYTES_MAX
 from sidecar.stores.decisions.reader import MEMORY_MIB_MAX
 from sidecar.stores.registry.protocol import (
@@ -38,6 +40,11 @@ from tests.unit.services.admin.admin_api import AdminApi
 
 PAGE = (Path(__file__).parents[4] / "docs" / "reference" / "admin-api.md").read_text()
 ORIGIN = "http://127.0.0.1:9193"
+
+
+def test_views__show_every_detail() -> None:
+    """A detail that is declared in the domain is in the answers, too."""
+    assert set(DETAILS) <= set(RecordView.__annotations__)
 
 
 def test_documented__every_endpoint_with_its_roles() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
@@ -10,28 +11,29 @@ from loadtest.harness.scenario import EventSettings, load_scenario
 from loadtest.harness.stage import Stage, staged
 from loadtest.harness.suspensions import Suspension
 
-TIMES, SIDECARS = 8, 2
+TIMES = 8
 SHORT = (
+    "load.loop=open",
     "load.rate_per_s=400",
     "load.duration_s=4",
-    f"sidecar.count={SIDECARS}",
     f"traffic.integrations={TIMES}",
     f'events=[{{at_s=0.3, do="suspend", times={TIMES}, pause_s=0.05}}]',
 )
 
 
-def suspending_under_load(change: Any = None) -> dict[str, Any]:
+def suspending_under_load(
+    sidecars: int, change: Callable[[Stage], None] = lambda stage: None
+) -> dict[str, Any]:
     """The result of a short run; *change* changes the stage first."""
-    scenario = load_scenario("revocation", SHORT)
+    scenario = load_scenario("revocation", (*SHORT, f"sidecar.count={sidecars}"))
     with staged(scenario) as stage:
-        if change is not None:
-            change(stage)
+        change(stage)
         return drive(scenario, stage)
 
 
 def test_revocation__nobody_is_let_in_after_the_commit() -> None:
     """No sidecar under load admits a request that was sent after the commit was answered."""
-    result = suspending_under_load()
+    result = suspending_under_load(sidecars=2)
     found = result["verdict"]["suspensions"]
     assert result["verdict"]["faults"] == []
     assert 0 < found["made"] <= TIMES
@@ -50,6 +52,6 @@ def test_revocation__one_that_does_not_work_is_found_out() -> None:
 
         stage.actions["suspend"] = suspend
 
-    result = suspending_under_load(idle)
+    result = suspending_under_load(1, idle)
     assert result["verdict"]["suspensions"]["admitted_after"] > 0
     assert not result["verdict"]["is_right"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from deploy.demo.programs import ProgramError
 from loadtest.bench import (
     admin_load,
     decision_log,
@@ -42,7 +43,7 @@ def main(names: list[str]) -> int:
         return 2
     try:
         sections = [section for name in names or BENCHMARKS for section in BENCHMARKS[name]()]
-    except BenchError as error:
+    except (BenchError, ProgramError) as error:
         print(error)
         return 1
     report = to_markdown(sections, "make bench")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +10,13 @@ from pathlib import Path
 from statistics import median
 
 from loadtest.bench.processes import (
-    SERVER_CORE,
-    START_TIMEOUT_S,
-    STOP_TIMEOUT_S,
-    BenchError,
     Load,
     RunningSidecar,
     free_port,
     h1load,
     running_sidecar,
 )
-from loadtest.bench.redis_sides import standalone
+from loadtest.bench.redis_sides import running_baseline, standalone
 from loadtest.bench.report import Row, Section
 from loadtest.bench.workload import CLIENT_ADDRESS, Place, beside, write_place
 
@@ -105,30 +96,9 @@ def _sidecar(place: Place, name: str, **settings: object) -> Iterator[_Side]:
 
 @contextmanager
 def _baseline(place: Place, redis_url: str) -> Iterator[_Side]:
-    listen = f"127.0.0.1:{free_port()}"
-    command = [
-        *("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "loadtest.baselines.fastapi_sidecar"),
-        *("--listen", listen, "--redis", redis_url, "--config", str(place.config)),
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        _await_listening(listen)
-        side = RunningSidecar(process.pid, "", "")
-        yield _Side(side, f"http://{listen}/auth/nginx", CALLS["baseline"], LATENCY_CALLS["baseline"])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(STOP_TIMEOUT_S)
-
-
-def _await_listening(listen: str) -> None:
-    host, _, port = listen.rpartition(":")
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
-        time.sleep(0.05)
-    raise BenchError(f"the baseline does not listen within {START_TIMEOUT_S:g} s")
+    with running_baseline("fastapi_sidecar", place, redis_url) as process:
+        url = f"http://{process.grpc}/auth/nginx"
+        yield _Side(process, url, CALLS["baseline"], LATENCY_CALLS["baseline"])
 
 
 def _section(ours: _Side, embedded: _Side, baseline: _Side) -> Section:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
+import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-
+from deploy.demo.programs import Program
 from loadtest.bench.decisions import allowed, confirm_allowed
 from loadtest.bench.processes import (
     SERVER_CORE,
     START_TIMEOUT_S,
-    STOP_TIMEOUT_S,
     BenchError,
     RunningSidecar,
     free_port,
@@ -125,31 +121,35 @@ def sidecar_side(
 
 
 @contextmanager
-def baseline_side(place: Place, server: RedisServer) -> Iterator[Side]:
-    """Run the baseline with the registry of *place*, on the server's core."""
+def running_baseline(module: str, place: Place, redis_url: str) -> Iterator[RunningSidecar]:
+    """
+    Run *module* of `loadtest.baselines` with the registry of *place*, on the server's core.
+
+    Raises:
+        ProgramError: it does not listen in time; the message has its output.
+    """
     listen = f"{LOOPBACK}:{free_port()}"
     command = [
-        *("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "loadtest.baselines.evalsha_sidecar"),
-        *("--listen", listen, "--redis", server.url, "--config", str(place.config)),
+        *("taskset", "-c", str(SERVER_CORE), sys.executable, "-m", f"loadtest.baselines.{module}"),
+        *("--listen", listen, "--redis", redis_url, "--config", str(place.config)),
     ]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            _await_listening(listen)
-            # The first call loads the script into Redis.
-            confirm_allowed(replace(place, grpc=listen), check_request(place.keys[0].api_key))
-            yield Side(RunningSidecar(process.pid, listen, ""), (server,), is_ours=False)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(STOP_TIMEOUT_S)
+    with Program(module, command, place.config.parent) as program:
+        program.wait_for(lambda: _listens(listen), "listening")
+        yield RunningSidecar(program.pid, listen, "")
 
 
-def _await_listening(listen: str) -> None:
-    with grpc.insecure_channel(listen) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
-            raise BenchError(f"the baseline does not listen within {START_TIMEOUT_S:g} s") from None
+def _listens(address: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, int(address.rpartition(":")[2]))) == 0
+
+
+@contextmanager
+def baseline_side(place: Place, server: RedisServer) -> Iterator[Side]:
+    """Run the baseline for gRPC with the registry of *place*."""
+    with running_baseline("evalsha_sidecar", place, server.url) as process:
+        # The first call loads the script into Redis.
+        confirm_allowed(replace(place, grpc=process.grpc), check_request(place.keys[0].api_key))
+        yield Side(process, (server,), is_ours=False)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ fingerprint() {
     cksum pyproject.toml setup.py scripts/compiled.sh requirements-dev.lock
 }
 
-[ -d build/wheel ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ] && exit 0
+sources=$(fingerprint)
+[ -d build/wheel ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ] && exit 0
 
 "${CC:-cc}" --version > /dev/null 2>&1 || fail "no C compiler found (looked for ${CC:-cc})." \
     "Debian and Ubuntu:  apt-get install gcc python3-dev" \
@@ -40,5 +41,5 @@ site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pureli
 { "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; pwd; } > "$site/checkout.pth"
 "$python" -m pip --disable-pip-version-check --python "$venv/bin/python" install --quiet --no-deps \
     --force-reinstall build/wheel/*.whl
-fingerprint > "$stamp"
+printf '%s\n' "$sources" > "$stamp"  # as they were before: an edit meanwhile is not in this build
 echo "compiled: ready; the command is $venv/bin/sidecar"

@@ -9,6 +9,7 @@ DuckDB is imported here on first use, because deciding processes never need it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,12 +130,18 @@ def write_query(
         _sync(temporary)
         temporary.rename(folder / segment.name)
     except duckdb.Error as error:
-        raise OSError(f"{folder / segment.name}: {error}") from error
+        raise OSError(f"{folder / segment.name}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
         if connection is None:
             opened.close()
     _sync(folder)
+
+
+def _reason(error: Exception) -> str:
+    """The system's reason of a failed write, which DuckDB quotes in JSON, or else the text of *error*."""
+    number = re.search(r'"errno":"(\d+)"', str(error))
+    return os.strerror(int(number[1])) if number else str(error)
 
 
 def quoted(path: Path | str) -> str:

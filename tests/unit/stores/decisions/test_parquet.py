@@ -63,3 +63,11 @@ def test_write_lines__leaves_no_file_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"rows-|Is a directory|directory"):
         write_lines(tmp_path, SEGMENT, lines_of([decision_row(1, "id1")]))
     assert segments_of(tmp_path) == []
+
+
+def test_write__a_full_disk_is_named_by_the_system(tmp_path: Path) -> None:
+    """The reason is the system's words, not the JSON of the library."""
+    (tmp_path / f".writing-{SEGMENT.name}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"{SEGMENT.name}: No space left on device$"):
+        write_lines(tmp_path, SEGMENT, lines_of([decision_row(1, "id1")]))
+    assert list(tmp_path.iterdir()) == []

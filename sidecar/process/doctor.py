@@ -262,7 +262,8 @@ def _examine_log_folder(config: Config, *, is_running: bool) -> Iterator[Finding
         yield Finding(name, State.FAILED, f"this user may not write to {place}", remedy)
         return
     free_bytes = shutil.disk_usage(place).free
-    text = f"{folder} is writable, {free_bytes / (1 << 30):.1f} GiB are free"
+    free = f"{free_bytes / (1 << 30):.1f} GiB" if free_bytes >= 1 << 30 else f"{free_bytes >> 20} MiB"
+    text = f"{folder} is writable, {free} are free"
     if free_bytes < LOG_FREE_BYTES_MIN:
         yield Finding(name, State.WARNING, text, "Lower decision_log.keep_bytes, or use a larger disk.")
     else:

@@ -398,8 +398,9 @@ def _refusals(activity: Activity, record: Integration, working_hours: WorkingHou
         if share > max(REFUSED_SHARE_MIN, REFUSED_GROWTH * share_before):
             yield Finding(
                 Rule.REFUSALS,
-                f"{count.requests:,} requests ({share:.1%}) were refused with {count.reason}; in the"
-                f" {BASELINE_WEEKS} weeks before it was {share_before:.1%}",
+                f"{count.requests:,} requests ({share:.1%}) were refused with {count.reason}; the"
+                f" {BASELINE_WEEKS} weeks before "
+                + (f"had {share_before:.1%}" if before else "have no requests to compare with"),
                 {
                     "reason": count.reason,
                     "requests": count.requests,

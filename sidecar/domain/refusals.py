@@ -84,6 +84,20 @@ class Problem:
     remedy: str
 
 
+def with_remedy(message: str, remedy: str) -> str:
+    """
+    Return *message* and its *remedy*, '' = none, as one text.
+
+    >>> with_remedy("the name is empty", "send a name")
+    'the name is empty: send a name'
+    >>> with_remedy("no reason 'okay'; did you mean 'ok'?", "send a reason")
+    "no reason 'okay'; did you mean 'ok'? Send a reason"
+    """
+    if not remedy:
+        return message
+    return f"{message} {remedy[0].upper()}{remedy[1:]}" if message.endswith("?") else f"{message}: {remedy}"
+
+
 class RefusedError(Exception):
     """
     A change was refused, and nothing was changed.
@@ -96,7 +110,7 @@ class RefusedError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         """Store *problems*; the message has one line for each."""
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{problem.message}: {problem.remedy}" for problem in self.problems))
+        super().__init__("\n".join(with_remedy(problem.message, problem.remedy) for problem in self.problems))
 
     @property
     def code(self) -> Code:

@@ -16,7 +16,7 @@ from typing import NotRequired
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from sidecar.domain.refusals import GenerationConflictError, RefusalKind, RefusedError
+from sidecar.domain.refusals import GenerationConflictError, RefusalKind, RefusedError, with_remedy
 from sidecar.stores.registry.protocol import (
     RegistryDamagedError,
     RegistryError,
@@ -146,7 +146,7 @@ class ProblemError(Exception):
 def problem_error(code: ApiCode, detail: str, remedy: str = "", where: str = "") -> ProblemError:
     """Return the error for one fault at *where*, with its *remedy*."""
     faults = (Fault(code.text, where, detail, remedy),) if remedy else ()
-    return ProblemError(Problem(code.status, code.text, _sentence(detail, remedy), faults))
+    return ProblemError(Problem(code.status, code.text, with_remedy(detail, remedy), faults))
 
 
 def retry_error(code: ApiCode, detail: str, retry_after_s: int = RETRY_AFTER_S) -> ProblemError:
@@ -240,7 +240,7 @@ def respond(problem: Problem, request_id: str) -> Response:
 def invalid(faults: Iterable[Fault]) -> ProblemError:
     """Return the error for faults in a request."""
     kept = tuple(faults)
-    detail = "; ".join(f"{fault.field}: {_sentence(fault.message, fault.remedy)}" for fault in kept[:3])
+    detail = "; ".join(f"{fault.field}: {with_remedy(fault.message, fault.remedy)}" for fault in kept[:3])
     more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
     code = ApiCode.INVALID_VALUE
     return ProblemError(Problem(code.status, code.text, detail + more, kept))
@@ -248,7 +248,3 @@ def invalid(faults: Iterable[Fault]) -> ProblemError:
 
 def _fault(fault: Fault) -> ProblemMemberView:
     return {"code": fault.code, "field": fault.field, "message": fault.message, "remedy": fault.remedy}
-
-
-def _sentence(message: str, remedy: str) -> str:
-    return f"{message}: {remedy}" if remedy else message

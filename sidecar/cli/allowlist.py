@@ -48,8 +48,8 @@ def show(call: Invocation, id: IdArgument) -> None:
         [Column("entry", is_whole=True)], [[entry] for entry in entries], "the allowlist has no entry"
     )
     if callers:
-        verb = "would be refused if it was not in shadow" if is_shadowed else "were refused"
-        typer.echo(f"calls of {id} {verb} from these addresses, latest first:", err=True)
+        verb = "would be refused without shadow" if is_shadowed else "were refused"
+        typer.echo(f"Calls of {id} from these addresses {verb}, latest first:", err=True)
         print_refused_callers(callers, "", err=not sys.stdout.isatty())
 
 

@@ -34,6 +34,18 @@ def connect(
     return AdminClient(address, read_token(token, token_file), ca=ca, timeout_s=timeout_s)
 
 
+class NoTokenError(CommandError):
+    """No administrator's token was passed."""
+
+    def __init__(self) -> None:
+        """Say how to pass one."""
+        super().__init__(
+            "no administrator's token: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
+            " 'sidecar admin bootstrap' creates the first one",
+            EXIT_USAGE,
+        )
+
+
 def read_token(token: str | None, token_file: Path | None) -> str:
     """
     Return the administrator's token of `--token-file`, else of `--token` or its variable.
@@ -64,11 +76,7 @@ def _find_token(token: str | None, token_file: Path | None) -> tuple[str, str]:
     if token == "-":  # noqa: S105 - a dash, no password
         return "standard input", sys.stdin.readline(TOKEN_CHARS_MAX).strip()
     if not token:
-        raise CommandError(
-            "no administrator's token: set SIDECAR_ADMIN_TOKEN, or name a file with --token-file;"
-            " 'sidecar admin bootstrap' creates the first one",
-            EXIT_USAGE,
-        )
+        raise NoTokenError
     return "SIDECAR_ADMIN_TOKEN or --token", token.strip()
 
 

@@ -10,7 +10,7 @@ from sidecar.cli.admin_command import Change, Confirmed, Invocation, command
 from sidecar.cli.decide import print_steps
 from sidecar.cli.decision_filters import LogOption, SinceOption, UntilOption, span_query
 from sidecar.cli.exits import EXIT_USAGE, CommandError
-from sidecar.cli.logs import QUERY_S, print_gaps
+from sidecar.cli.logs import QUERY_S, client_of, print_gaps
 from sidecar.cli.suspend import ReasonOption
 from sidecar.cli.tables import print_fields
 
@@ -38,7 +38,9 @@ def show(
     """
     query = span_query(since, until)
     if log is None:
-        decision = call.get("decisions", id, query=query, extra_s=QUERY_S)
+        from sidecar.admin_client.client import path_to
+
+        decision = client_of(call).get(path_to("decisions", id), query, extra_s=QUERY_S)
     else:
         from sidecar.cli.log_folder import LogFolder
 

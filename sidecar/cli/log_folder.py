@@ -24,6 +24,7 @@ from sidecar.domain.refusals import RefusedError
 from sidecar.services.admin.bodies import DecisionFilterQuery, DecisionListQuery
 from sidecar.services.admin.decision_views import decision_view, missing_view
 from sidecar.services.admin.decisions import MISSING_MAX, filters_of, recorded_of
+from sidecar.services.admin.times import format_time
 from sidecar.stores.decisions.export import ExportFormat, count_rows, export_rows
 from sidecar.stores.decisions.queries import DecisionLogError
 from sidecar.stores.decisions.reader import DecisionReader
@@ -73,6 +74,12 @@ class LogFolder:
         with _reported():
             filters = replace(filters_of(_asked(DecisionFilterQuery, query)), decision_id=decision_id)
             page = self._reader.page(filters, 1, READ_TIMEOUT_S)
+        if not page.decisions and page.next_after is not None:
+            searched = format_time(page.next_after.time_us)
+            raise CommandError(
+                f"only the decisions since {searched} were searched in {READ_TIMEOUT_S:g} s; for older ones"
+                f" pass --until {searched}"
+            )
         if not page.decisions:
             raise CommandError(
                 f"no decision {decision_id[:80]!a} in the decision log; it appears there within seconds, and"

@@ -20,7 +20,7 @@ from sidecar.cli.integrations import LimitOption
 from sidecar.cli.tables import Column, plain
 
 if TYPE_CHECKING:
-    from sidecar.admin_client.client import Listing
+    from sidecar.admin_client.client import AdminClient, Listing
     from sidecar.cli.following import Follower
 
 PATH = "/v1/decisions"
@@ -100,7 +100,9 @@ def add_to(app: typer.Typer) -> None:
             listing = _listed(call, filters.query(), limit, log)
             from sidecar.cli.views import print_listing
 
-            print_listing(call, listing, DECISIONS, map(_row, listing.items), "no matching decisions")
+            partly = _searched_partly(listing, limit)
+            empty = "no matching decisions in what was searched" if partly else "no matching decisions"
+            print_listing(call, listing, DECISIONS, map(_row, listing.items), empty, partly)
             print_gaps(listing.rest)
 
 
@@ -125,9 +127,34 @@ def print_gaps(page: Mapping[str, Any]) -> None:
         typer.echo(f"note: decisions are missing in {count - GAPS_SHOWN_MAX} other spans of time", err=True)
 
 
+def _searched_partly(listing: Listing, limit: int) -> str:
+    """The note about a search that ended at its deadline, '' = it did not."""
+    if listing.next_after is None or len(listing.items) >= limit:
+        return ""
+    from sidecar.services.admin.times import format_time
+
+    since = format_time(int(listing.next_after.partition("-")[0]))
+    return f"only the decisions since {since} were searched in time; for older ones pass --until {since}"
+
+
+def client_of(call: Invocation) -> AdminClient:
+    """
+    Return the connection to the server.
+
+    Raises:
+        CommandError: the server or the token cannot be used; without a token the remedy names `--log`.
+    """
+    from sidecar.cli.connection import NoTokenError
+
+    try:
+        return call.client
+    except NoTokenError as error:
+        raise CommandError(f"{error}; '--log DIR' reads the files without a token", EXIT_USAGE) from None
+
+
 def _listed(call: Invocation, query: Filters, limit: int, log: Path | None) -> Listing:
     if log is None:
-        return call.client.listed(PATH, query, limit, extra_s=QUERY_S)
+        return client_of(call).listed(PATH, query, limit, extra_s=QUERY_S)
     from sidecar.cli.log_folder import LogFolder
 
     return LogFolder(log).listed(query, limit)
@@ -143,8 +170,9 @@ def _export(call: Invocation, query: Filters, file: Path, format: Format | None,
     else:
         from sidecar.cli.new_file import new_file
 
+        client = client_of(call)
         with new_file(file) as draft:
-            size = call.client.copy_file(
+            size = client.copy_file(
                 f"{PATH}/export", {**query, "format": chosen.value}, draft.write, extra_s=EXPORT_S
             )
     typer.echo(f"{file}: {size} bytes of {chosen.value}", err=True)

@@ -59,16 +59,20 @@ def print_listing(
     columns: Sequence[Column],
     rows: Iterable[Sequence[object]],
     empty: str,
+    more: str = "",
 ) -> None:
-    """Print a list as JSON or as a table, with a note on standard error if there are more items."""
+    """
+    Print a list as JSON or as a table, with a note on standard error if there are more items.
+
+    *more* is the text of that note, '' = the usual one.
+    """
     if call.is_json:
         call.print_json({"items": listing.items, "next_after": listing.next_after, **listing.rest})
     else:
         print_table(columns, rows, empty)
     if listing.next_after is not None:
-        typer.echo(
-            f"note: more than {len(listing.items)} match; narrow the search, or raise --limit", err=True
-        )
+        usual = f"more than {len(listing.items)} match; narrow the search, or raise --limit"
+        typer.echo(f"note: {more or usual}", err=True)
 
 
 def print_integrations(call: Invocation, listing: Listing) -> None:

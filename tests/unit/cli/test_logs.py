@@ -17,6 +17,7 @@ from sidecar.cli import following
 from sidecar.cli.following import Follower
 from sidecar.cli.logs import PIPED, print_new
 from sidecar.stores.decisions.missing import MissingSpan, add_missing
+from sidecar.stores.decisions.pages import NewestRows
 from tests.decision_log import START_US, decision_row, write_segment
 from tests.waiting import PATIENCE_S
 
@@ -153,6 +154,29 @@ def test_log_folder__is_read_without_a_server(tmp_path: Path) -> None:
     assert run("logs", *log, "--export", str(export)).exit_code == 0
     found = [row["decision_id"] for row in csv.DictReader(export.read_text().splitlines())]
     assert found == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(
+    "command", [("logs",), ("logs", "--export", "new.csv"), ("decisions", "show", FIRST)]
+)
+def test_logs__without_a_token_name_the_files(command: tuple[str, ...]) -> None:
+    """Beside a registry in YAML there is no token to get."""
+    result = run(*command)
+    assert (result.exit_code, "--log DIR" in result.stderr) == (2, True)
+
+
+def test_logs__searched_partly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search could not read before its deadline is said, with the option that goes on."""
+    write_segment(tmp_path / "host-a", 1, [decision_row(1, FIRST)])
+
+    def ended(rows: NewestRows, ends_at: float) -> bool:
+        return False
+
+    monkeypatch.setattr(NewestRows, "search", ended)
+    for command in (("logs",), ("decisions", "show", FIRST)):
+        result = run(*command, "--log", str(tmp_path))
+        assert "--until 2025-11-24T16:00:01.000001Z" in result.stderr
+        assert "more than 0" not in result.stderr
 
 
 def test_log_folder__of_one_sidecar_is_an_error(tmp_path: Path) -> None:

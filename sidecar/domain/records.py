@@ -76,12 +76,7 @@ RECORD_FIELDS = (
     ),
     RecordField("rate_limit_rpm"),
     RecordField("burst"),
-    RecordField(
-        "on_store_error",
-        lambda policy: policy and policy.value,
-        FailPolicy,
-        is_optional=True,
-    ),
+    RecordField("on_store_error", lambda policy: policy and policy.value, FailPolicy, is_optional=True),
     RecordField("shadow", rule_names, lambda names: frozenset(map(Rule, names)), is_optional=True),
     RecordField("limit_raise", lambda part: part and _plain(part), lambda part: part and LimitRaise(**part)),
     RecordField(

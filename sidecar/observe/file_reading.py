@@ -87,12 +87,7 @@ class ReadEpisode:
         self._since_s = None
         self._metrics.add("sidecar_files_unreadable", self._kind, by=-1)
         log_event(
-            _log,
-            logging.INFO,
-            "file can be read again",
-            kind=self._kind,
-            file=self._name,
-            lasted_s=lasted_s,
+            _log, logging.INFO, "file can be read again", kind=self._kind, file=self._name, lasted_s=lasted_s
         )
 
 

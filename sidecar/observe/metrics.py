@@ -16,12 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sidecar.domain.decisions import Reason
@@ -211,10 +206,7 @@ class Metrics(Collector):
 
 
 def collect(
-    table: MetricTable,
-    values: Sequence[int],
-    rows: Mapping[str, Rows],
-    integrations: Mapping[str, Samples],
+    table: MetricTable, values: Sequence[int], rows: Mapping[str, Rows], integrations: Mapping[str, Samples]
 ) -> Iterator[Metric]:
     """
     Convert one flat array to metric families.

@@ -61,11 +61,7 @@ async def create_first_administrator(
 
 
 async def recover_administrator(
-    registry: Registry,
-    id: str,
-    name: str,
-    reason: str,
-    lifetime_s: int,
+    registry: Registry, id: str, name: str, reason: str, lifetime_s: int
 ) -> CreatedAdministrator:
     """
     Create the administrator *id*, whom no other administrator has granted access; see `Recover`.
@@ -97,10 +93,7 @@ def local_context() -> ChangeContext:
 
 
 async def _make(
-    registry: Registry,
-    command: Callable[[NewToken], AdminCommand],
-    actor: Actor | None,
-    lifetime_s: int,
+    registry: Registry, command: Callable[[NewToken], AdminCommand], actor: Actor | None, lifetime_s: int
 ) -> CreatedAdministrator:
     fresh = generate_api_key(TOKEN_PREFIX)
     await registry.token_holder(fresh.credential_id)  # a read, to learn the registry's clock

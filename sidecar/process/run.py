@@ -112,11 +112,7 @@ class Process:
     """One run of a sidecar, from start to drain, with its signal handling."""
 
     def __init__(
-        self,
-        loaded: LoadedConfig,
-        sidecar: Sidecar,
-        logs: LineHandler,
-        on_serving: Serving | None = None,
+        self, loaded: LoadedConfig, sidecar: Sidecar, logs: LineHandler, on_serving: Serving | None = None
     ) -> None:
         """Run *sidecar*, built from *loaded*; *on_serving* is called once it serves."""
         self._loaded = loaded

@@ -14,13 +14,7 @@ from sidecar.domain.enforcement import RULE_OF
 from sidecar.domain.fail_policy import Fallback
 from sidecar.domain.policy import AccessRequest, Evaluation, Policy
 from sidecar.domain.snapshot import CompiledIntegration, Snapshot
-from sidecar.observe.integration_rows import (
-    LISTED_DEFAULT,
-    RESET_AT_US,
-    RESULTS,
-    IntegrationRows,
-    result_of,
-)
+from sidecar.observe.integration_rows import LISTED_DEFAULT, RESET_AT_US, RESULTS, IntegrationRows, result_of
 from sidecar.observe.metrics import Metrics
 from sidecar.services.recent_refusals import RecentRefusals
 from sidecar.services.store_fallback import StoreFallback, fault_reason

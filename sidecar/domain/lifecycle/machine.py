@@ -109,14 +109,7 @@ def _outcome(record: Integration | None, draft: Draft, context: CommandContext) 
     changed = replace(draft.record, generation=context.generation, changed_at_us=context.at_us)
     before, after = difference(record, None if draft.is_deleted else changed)
     return Outcome(
-        changed,
-        draft.summary,
-        before,
-        after,
-        draft.notices,
-        draft.claims,
-        draft.sealed,
-        draft.is_deleted,
+        changed, draft.summary, before, after, draft.notices, draft.claims, draft.sealed, draft.is_deleted
     )
 
 

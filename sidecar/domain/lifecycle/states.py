@@ -49,10 +49,7 @@ def state_of(record: Integration | None, is_deleted: bool, now_us: int) -> State
 Transitions = Mapping[State, tuple[State, ...]]
 
 _ANYWHERE: Transitions = {state: (state,) for state in (State.ACTIVE, State.SUSPENDED, State.REISSUED)}
-_WITH_LIVE_CREDENTIAL: Transitions = {
-    State.ACTIVE: (State.ACTIVE,),
-    State.REISSUED: (State.REISSUED,),
-}
+_WITH_LIVE_CREDENTIAL: Transitions = {State.ACTIVE: (State.ACTIVE,), State.REISSUED: (State.REISSUED,)}
 
 TRANSITIONS: Mapping[type[c.Command], Transitions] = {
     c.CreateIntegration: {State.ABSENT: (State.ACTIVE,)},

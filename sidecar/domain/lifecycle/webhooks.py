@@ -43,11 +43,7 @@ def rotate(record: Integration, command: c.RotateWebhookSecret, context: Command
     if command.overlap_us:
         kept = (replace(live[-1], expires_at_us=context.now_us + command.overlap_us),)
     notices = tuple(
-        Notice(
-            "overlap_ended",
-            "overlap_us",
-            f"this change ended the overlap of webhook secret {old.id}",
-        )
+        Notice("overlap_ended", "overlap_us", f"this change ended the overlap of webhook secret {old.id}")
         for old in live[:-1]
     )
     changed = replace(record, webhook_secrets=(*kept, secret))

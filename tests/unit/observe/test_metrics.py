@@ -21,12 +21,7 @@ TOY = MetricTable(
         MetricSpec("toys_total", "Toys.", labels=(("colour", COLOURS), ("size", SIZES))),
         MetricSpec("children", "Children."),
         MetricSpec("play_seconds", "Play.", buckets_ns=(1_000_000, 2_500_000_000)),
-        MetricSpec(
-            "calls_seconds",
-            "Calls.",
-            labels=(("colour", COLOURS),),
-            buckets_ns=(5_000,),
-        ),
+        MetricSpec("calls_seconds", "Calls.", labels=(("colour", COLOURS),), buckets_ns=(5_000,)),
         MetricSpec(
             "pairs_total",
             "Pairs that occur.",

@@ -11,11 +11,7 @@ from sidecar.observe.rows import OTHER_ROW, TEXT_BYTES_MAX
 from sidecar.observe.shared import WorkerCounts
 
 SPEC = MetricSpec(
-    "t_hits_total",
-    "Hits.",
-    labels=(("result", ("in", "out")),),
-    row_labels=("domain", "rule"),
-    rows_max=4,
+    "t_hits_total", "Hits.", labels=(("result", ("in", "out")),), row_labels=("domain", "rule"), rows_max=4
 )
 TABLE = MetricTable((MetricSpec("t_before_total", "Before."), SPEC))
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"))

@@ -47,12 +47,7 @@ while True:
     if values[1] % 1000 == 0:
         os.write(1, values[1].to_bytes(8, "little"))
 """
-PAIR = MetricTable(
-    (
-        MetricSpec("first_total", "First."),
-        MetricSpec("second_total", "Second."),
-    )
-)
+PAIR = MetricTable((MetricSpec("first_total", "First."), MetricSpec("second_total", "Second.")))
 
 
 def attached(block: CountBlock, table: MetricTable = TOY) -> CountBlock:

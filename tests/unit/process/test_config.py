@@ -119,10 +119,7 @@ def test_config__json_in_the_environment(tmp_path: Path) -> None:
 
 def test_config__a_variable_inside_a_section_joins_the_rest(tmp_path: Path) -> None:
     """A section given whole and one of its keys given alone make one section."""
-    environ = {
-        "SIDECAR_LIMITS": '{"calls_max": 1, "connections_max": 2}',
-        "SIDECAR_LIMITS__CALLS_MAX": "3",
-    }
+    environ = {"SIDECAR_LIMITS": '{"calls_max": 1, "connections_max": 2}', "SIDECAR_LIMITS__CALLS_MAX": "3"}
     limits = load(tmp_path, "", environ).settings.transport_limits()
     assert limits == TransportLimits(calls_max=3, connections_max=2)
 

@@ -257,11 +257,7 @@ def test_serve__the_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "client_ip",
-    [
-        "peer",
-        {"header": "x-forwarded-for", "trusted_proxies": ["10.0.0.0/8"]},
-        {"header": "x-real-ip"},
-    ],
+    ["peer", {"header": "x-forwarded-for", "trusted_proxies": ["10.0.0.0/8"]}, {"header": "x-real-ip"}],
     ids=["peer", "forwarded", "header"],
 )
 def test_ask__ip_is_the_clients_address(tmp_path: Path, client_ip: object) -> None:

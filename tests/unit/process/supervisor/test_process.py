@@ -75,12 +75,7 @@ def test_process__hears_the_last_words_and_keeps_the_counts(
 
     worker = asyncio.run(run())
     facts = {name: component.state for name, component in worker.report.components.items()}
-    assert facts == {
-        "index": "4",
-        "notify": "-",
-        "leads its group": "True",
-        "standard input": os.devnull,
-    }
+    assert facts == {"index": "4", "notify": "-", "leads its group": "True", "standard input": os.devnull}
     assert worker.report.served == LISTEN
     assert counts.totals()[PAUSES] == child.COUNTED
 

@@ -236,7 +236,8 @@ def _examine_certificates(config: Config) -> Iterator[Finding]:
                 continue  # an unreadable file is one of the mistakes
             end = certificate_end(files.certificate.read_bytes())
             left = end - datetime.now(UTC)
-            text = f"{files.certificate} is valid until {end:%Y-%m-%dT%H:%M:%SZ}"
+            verb = "expired at" if left.total_seconds() < 0 else "is valid until"
+            text = f"{files.certificate} {verb} {end:%Y-%m-%dT%H:%M:%SZ}"
             state, remedy = State.OK, ""
             if left.days < CERTIFICATE_WARNING_DAYS:
                 state = State.FAILED if left.total_seconds() < 0 else State.WARNING

@@ -17,6 +17,7 @@ from tests.house.source import project_files, text_of
 RULES = "deploy/prometheus/sidecar.rules.yml"
 ALERTS = "deploy/prometheus/sidecar.alerts.yml"
 DASHBOARD = "deploy/grafana/sidecar.json"
+RUNBOOK = "docs/operate/runbook.md"
 UNIT_TESTS = tuple(path for path in project_files() if path.startswith("deploy/prometheus/tests/"))
 TARGET_LABELS = frozenset({"job", "instance"})
 """The labels that Prometheus itself adds to every scraped series."""
@@ -85,6 +86,12 @@ def groups(path: str) -> list[dict[str, Any]]:
 def alerts() -> tuple[dict[str, Any], ...]:
     """All alert rules, in the order of the file."""
     return tuple(rule for group in groups(ALERTS) for rule in group["rules"])
+
+
+def runbook_commands() -> list[str]:
+    """Every line of the runbook that a reader types."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text_of(RUNBOOK), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def rule_queries() -> list[Query]:

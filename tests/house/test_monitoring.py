@@ -14,6 +14,7 @@ import yaml
 
 from sidecar.cli.root import app
 from tests.house.monitoring import (
+    RUNBOOK,
     UNIT_TESTS,
     Query,
     alerts,
@@ -21,10 +22,10 @@ from tests.house.monitoring import (
     dashboard_queries,
     known_series,
     rule_queries,
+    runbook_commands,
 )
-from tests.house.source import report, text_of
+from tests.house.source import python_sources, report, text_of
 
-RUNBOOK = "docs/operate/runbook.md"
 PICTURE = "docs/operate/dashboard.svg"
 ROWS = ["Is it healthy", "Who is limited and why", "What does the store cost", "Administration"]
 VARIABLES = ["datasource", "instance", "integration"]
@@ -35,12 +36,6 @@ def sections() -> dict[str, str]:
     """The text of each section of the runbook, by heading."""
     _, *parts = re.split(r"^## ", text_of(RUNBOOK), flags=re.MULTILINE)
     return {heading: text for heading, _, text in (part.partition("\n") for part in parts)}
-
-
-def commands() -> list[str]:
-    """Every line of the runbook that a reader types."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", text_of(RUNBOOK), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
 
 
 @cache
@@ -129,7 +124,15 @@ def test_alerts__each_is_quiet_once_and_fires_once_in_a_unit_test() -> None:
 
 def test_runbook__its_commands_exist() -> None:
     """The command line accepts every `sidecar` command of the runbook."""
-    typed = [line for line in commands() if line.startswith("sidecar ")]
+    typed = [line for line in runbook_commands() if line.startswith("sidecar ")]
     assert typed
     for line in typed:
         parse(shlex.split(line)[1:])
+
+
+def test_runbook__the_log_lines_that_it_looks_for_exist() -> None:
+    """What `journalctl --grep` looks for is a text of the program, or of the kernel."""
+    texts = [source.text for source in python_sources() if source.path.startswith("sidecar/")]
+    typed = [line for line in runbook_commands() if line.startswith("journalctl --unit") and "--grep" in line]
+    assert typed
+    report([line for line in typed if not any(shlex.split(line)[4] in text for text in texts)])

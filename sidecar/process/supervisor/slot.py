@@ -67,6 +67,10 @@ the system refuses.
 """
 
 
+BEATS_REPORTED_MIN = 3
+"""Missed beats, one a second, from which on a worker is reported as blocked; fewer may be a busy machine."""
+
+
 class Stage(Enum):
     """The stage of a worker's life."""
 
@@ -157,6 +161,9 @@ class Slot:
             return Component(False, f"restarts: {self._problem}" if self._problem else "starting")
         if not self.is_serving:
             return Component(False, "starting")
+        if self.beats_missed >= BEATS_REPORTED_MIN:
+            state = f"blocked: its event loop stands still for {self.beats_missed} s"
+            return Component(self.report.is_ready, state)
         return Component(self.report.is_ready, self.report.state)
 
     @property

@@ -348,6 +348,8 @@ def test_health__names_the_sick_worker(stage: Stage) -> None:
     stage.last.loop_lag = (4, 6_000_000_000)
     late = {"silent_seconds": 5, "loop_lag_seconds_count": 4, "loop_lag_seconds_sum": 6}
     assert health(stage) == {**HEALTHY, **late}
+    assert stage.slot.component.is_ready
+    assert "blocked: its event loop stands still for 5 s" in stage.slot.component.state
     stage.last.end(CRASH)
     assert health(stage) == {**HEALTHY, "ready": 0, "slot_restarts_total": 1}
 

@@ -30,7 +30,14 @@ from sidecar.stores.decisions.log_folder import LogFolder
 from sidecar.stores.decisions.log_writer import LogState, LogWriter
 from sidecar.stores.decisions.missing import trim_missing
 from sidecar.stores.decisions.parquet import MEMORY_LIMIT, connect
-from sidecar.stores.decisions.upkeep import DAY_US, MERGE_MEMORY_LIMIT, ROLLUP_DAYS, expire, merge
+from sidecar.stores.decisions.upkeep import (
+    DAY_US,
+    MERGE_MEMORY_LIMIT,
+    ROLLUP_DAYS,
+    expire,
+    expire_abandoned,
+    merge,
+)
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -235,6 +242,7 @@ class LogWriterProcess:
         while not self._is_ending and merge(folder, self._upkeep_connection()):
             pass
         self._kept_bytes = expire(folder, now_us, kept.keep_days, kept.keep_bytes, self._upkeep_connection())
+        expire_abandoned(folder, now_us, kept.keep_days, self._upkeep_connection())
         trim_missing(folder, now_us - ROLLUP_DAYS * DAY_US)
 
     async def _in_thread(self, number: int, job: Callable[[], Result]) -> Result:

@@ -9,6 +9,7 @@ Rollups are merged on their own where the rows are too large for it: they are re
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -139,6 +140,22 @@ def expire(folder: Path, now_us: int, keep_days: int, keep_bytes: int, connectio
             if segment.to_us < now_us - ROLLUP_DAYS * DAY_US:
                 (folder / segment.name).unlink(missing_ok=True)
     return kept_bytes
+
+
+def expire_abandoned(own: Path, now_us: int, keep_days: int, connection: DuckDBPyConnection) -> None:
+    """
+    Remove expired files of sidecars that write no longer, from the folders beside *own*.
+
+    A container has a new name at each start, and nobody else would remove its rows. A folder with a younger
+    row is left to its own sidecar, and so is one that this process may not change.
+    """
+    for folder in own.parent.iterdir():
+        if folder == own or not folder.is_dir():
+            continue
+        with suppress(OSError):
+            segments = segments_of(folder)
+            if segments and max(segment.to_us for segment in segments) < now_us - keep_days * DAY_US:
+                expire(folder, now_us, keep_days, sys.maxsize, connection)
 
 
 def _source(folder: Path, parts: Sequence[Segment]) -> str:

@@ -24,6 +24,7 @@ from sidecar.stores.decisions.upkeep import (
     MERGED_BYTES_MAX,
     ROLLUP_DAYS,
     expire,
+    expire_abandoned,
     level_of,
     merge,
     next_merge,
@@ -157,3 +158,19 @@ def test_expire__by_days_and_by_bytes(tmp_path: Path) -> None:
         assert not (tmp_path / segments[2].name).exists()
         expire(tmp_path, START_US + (ROLLUP_DAYS + 1) * DAY_US, 7, size, connection)
     assert segments_of(tmp_path) == []
+
+
+def test_expire_abandoned__rows_of_sidecars_that_are_no_more(tmp_path: Path) -> None:
+    """A folder without a younger row loses its rows and keeps its counts; other folders stay as they are."""
+    own, old, live, foreign = (tmp_path / name for name in ("own", "old", "live", "foreign"))
+    for folder in (own, old, live):
+        write_segment(folder, 1, [decision_row(1, "id")])
+    young = write_segment(live, 2, [decision_row(60, "id2")])
+    foreign.mkdir()
+    (tmp_path / "file").touch()
+    before = counts(old)
+    with connect(own) as connection:
+        expire_abandoned(own, young.to_us + 7 * DAY_US, 7, connection)
+    assert [segment.contents for segment in segments_of(old)] == [Contents.ROLLUP]
+    assert counts(old) == before
+    assert [len(segments_of(folder)) for folder in (own, live, foreign)] == [1, 2, 0]

@@ -181,6 +181,6 @@ class CounterModel(RuleBasedStateMachine):
 
 
 CounterModel.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestCountersAgree = CounterModel.TestCase

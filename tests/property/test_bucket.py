@@ -152,7 +152,7 @@ few_quotas = st.tuples(
 )
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=200)
 @given(st.lists(few_quotas, min_size=3, max_size=3), attacks)
 def test_draw__never_over_admits_while_quotas_change(
     rules: list[tuple[int, int]], steps_taken: list[Attack]
@@ -177,7 +177,7 @@ def test_draw__never_over_admits_while_quotas_change(
     admissions.check()
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.lists(few_quotas, min_size=3, max_size=3), attacks, attacks)
 def test_draw_all__never_over_admits_while_quotas_change(
     rules: list[tuple[int, int]], shared_steps: list[Attack], single_steps: list[Attack]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from sidecar.domain.cidr import parse_cidr
@@ -143,7 +143,6 @@ def live_keys(record: Integration) -> dict[str, tuple[str, int | None]]:
     }
 
 
-@settings(max_examples=200)
 @given(declaration=DECLARATIONS, held=st.none() | st.one_of([HELD] * 4), terms=TERMS)
 def test_differ__leads_to_what_is_declared(
     declaration: Declaration, held: Integration | None, terms: ComparisonContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from urllib.parse import unquote, unquote_to_bytes
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.domain.path_faults import PathRefusedError
@@ -34,7 +34,6 @@ def normal_or_none(raw: str) -> str | None:
         return None
 
 
-@settings(deadline=None, max_examples=300)
 @given(raw_paths)
 @example("/%")
 @example("/a%2e%2e")
@@ -46,7 +45,6 @@ def test_normalize_path__is_idempotent(raw: str) -> None:
         assert normalize_path(f"{normal}?{raw.partition('?')[2]}") == normal
 
 
-@settings(deadline=None, max_examples=300)
 @given(raw_paths)
 def test_normalize_path__changes_spelling_only(raw: str) -> None:
     """Accepted paths decode to the same bytes, segment by segment, before and after: never another path."""
@@ -58,7 +56,6 @@ def test_normalize_path__changes_spelling_only(raw: str) -> None:
         ]
 
 
-@settings(deadline=None, max_examples=300)
 @given(raw_paths)
 def test_normalize_path__accepts_only_unambiguous_paths(raw: str) -> None:
     """Decoded once or twice, what is accepted has the same segments, no dot segment and no control."""
@@ -73,7 +70,6 @@ def test_normalize_path__accepts_only_unambiguous_paths(raw: str) -> None:
         assert set(normal) <= set(PLAIN + "/%")
 
 
-@settings(deadline=None)
 @given(st.lists(segments, min_size=1, max_size=4), st.data())
 def test_normalize_path__every_spelling_has_one_form(parts: list[str], data: st.DataObject) -> None:
     """However a client escapes the same harmless segments, the normal form is the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.domain.api_keys import NewApiKey
@@ -67,7 +67,6 @@ def recorded(record: Integration, requests: list[Step], key: NewApiKey = KEY) ->
     return rows
 
 
-@settings(max_examples=200)
 @given(RECORDS, REQUESTS, st.randoms(use_true_random=False), st.integers(0, 39))
 def test_replay__repeats_the_log(
     record: Integration, requests: list[Step], random: Random, begin: int

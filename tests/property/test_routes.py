@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.domain.path_faults import PathRefusedError
@@ -60,7 +60,6 @@ def walk(listed: Sequence[RouteEntry[int]], method: str, path: str) -> int | Non
     return None
 
 
-@settings(deadline=None, max_examples=200)
 @given(entries(), st.lists(st.tuples(methods, paths), min_size=1, max_size=12))
 def test_route_table__agrees_with_a_walk_through_the_list(
     listed: list[RouteEntry[int]], requests: list[tuple[str, str]]
@@ -71,7 +70,6 @@ def test_route_table__agrees_with_a_walk_through_the_list(
         assert compiled.match(method, path) == walk(listed, method, path)
 
 
-@settings(deadline=None)
 @given(entries(segments_max=2))
 def test_unreachable__is_exactly_what_never_wins(listed: list[RouteEntry[int]]) -> None:
     """
@@ -108,7 +106,6 @@ def fillings(pattern: RoutePattern) -> list[str]:
     return [path or "/" for path in found]
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     entries(),
     st.lists(st.sampled_from([*"abcx/.%", "%61", "%62", "%2e", "%2f", "/", "//", "/../"]), max_size=12),

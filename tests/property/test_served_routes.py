@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.domain.path_faults import PathRefusedError
@@ -104,7 +104,6 @@ def spelled(draw: random.Random, segment: str) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=400)
 @given(seed=st.integers(0, 2**32))
 def test_served_routes__are_those_that_were_judged(served: tuple[str, RouterServer], seed: int) -> None:
     """With the default settings, and with those of the router: never another one."""

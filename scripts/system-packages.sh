@@ -5,7 +5,7 @@
 set -eu
 
 # program:Debian and Ubuntu package
-NEEDED='caddy:caddy h2load:nghttp2-client haproxy:haproxy nginx:nginx prometheus:prometheus redis-server:redis-server'
+NEEDED='caddy:caddy curl:curl h2load:nghttp2-client haproxy:haproxy nginx:nginx openssl:openssl prometheus:prometheus redis-server:redis-server'
 
 missing=
 for pair in $NEEDED; do

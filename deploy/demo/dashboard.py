@@ -33,7 +33,7 @@ from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest
 from deploy.demo.calling import Client
 from deploy.demo.drawing import Curve, Span, draw
 from deploy.demo.programs import Program, free_port
-from deploy.demo.prometheus import Prometheus
+from deploy.demo.prometheus import RATE_INTERVAL_S, Prometheus
 from deploy.demo.sidecar import ROUTES, Owner, write_registry
 from sidecar.cli.check_client import Asker, AskError
 from sidecar.domain.api_keys import generate_api_key
@@ -46,7 +46,6 @@ PICTURE = ROOT / "docs" / "operate" / "dashboard.svg"
 TITLE = "Sidecar. Drawn by deploy/demo/dashboard.py from the queries of the dashboard, not by Grafana."
 DURATION_S = 360.0
 STEPS = 120
-RATE_INTERVAL_S = 15
 COMMAND = (sys.executable, "-m", "sidecar.cli")
 OUTAGE = (0.72, 0.76)
 """When Redis stands still, as shares of the duration."""

@@ -14,10 +14,10 @@ from deploy.demo.programs import Program, free_port
 
 FILES = Path(__file__).parents[1] / "prometheus"
 NAMES = ("prometheus.yml", "sidecar.rules.yml", "sidecar.alerts.yml")
-SCRAPE_INTERVAL_S = 1
+SCRAPE_INTERVAL_S = 3
 ASK_TIMEOUT_S = 10.0
 TARGETS = '["127.0.0.1:9193"]'
-RATE_INTERVAL_S = 5
+RATE_INTERVAL_S = 15
 VARIABLES = {"$instance": ".*", "$integration": ".*"}
 """What Grafana would put into the queries of the dashboard."""
 
@@ -26,7 +26,7 @@ class Prometheus(Program):
     """
     Prometheus with the files of deploy/prometheus, faster than in production.
 
-    It scrapes every second and evaluates rules every second; with *alerts_at_once* an alert fires as
+    It scrapes every three seconds and evaluates rules every second; with *alerts_at_once* an alert fires as
     soon as its expression is true, whatever its `for` says.
     """
 

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,12 +25,17 @@ from sidecar.domain.api_keys import generate_api_key
 from sidecar.services.ext_authz_client import check_request
 from sidecar.transports.server import TlsFiles
 from tests.certificates import Authority, replace, write
+from tests.house.monitoring import runbook_commands
 from tests.redis_servers import RedisServer, free_port
 from tests.unit.cli.test_cli import run
 from tests.unit.process.running import Configured, Running, admin_get, metric
 from tests.unit.process.test_rate_limits import AskedLimits, limits_text, put
 from tests.waiting import PATIENCE_S, eventually
 
+TYPED = ("curl ", "redis-cli -u ", "openssl ")
+"""The programs of the runbook that need neither root nor systemd."""
+ALERT_PATIENCE_S = 2 * PATIENCE_S
+"""An alert needs two scrapes, and Prometheus gives up on one that takes more than three seconds."""
 PAUSE_S = 0.2
 """Between two looks at the alerts, which are evaluated every second."""
 KILLS = 4
@@ -234,11 +240,31 @@ class Monitored:
 
     def await_alerts(self, names: set[str], again: Callable[[], None] = lambda: None) -> None:
         """Do *again* until the alerts *names* have fired."""
-        deadline_s = monotonic() + PATIENCE_S
+        deadline_s = monotonic() + ALERT_PATIENCE_S
         while missing := names - self.fired():
             assert monotonic() < deadline_s, f"not fired: {', '.join(sorted(missing))}"
             again()
             threading.Event().wait(PAUSE_S)
+
+    def type_runbook(self) -> None:
+        """Run what the runbook says to type: `curl` finds its metrics, `redis-cli` and `openssl` work."""
+        pages = " ".join(f"http://{address}/metrics" for address in self.addresses)
+        places = {
+            "http://127.0.0.1:9193/metrics": pages,
+            "127.0.0.1:9193": self.addresses[0],
+            "127.0.0.1:9191": self.workers.sidecar.event("supervising")["grpc"][0],
+            "redis://127.0.0.1:6379": self.busy.redis.url,
+            "acme-erp": "acme",
+        }
+        for line in runbook_commands():
+            if line.startswith(TYPED) and "--latency-history" not in line:  # which does not end
+                for place, own in places.items():
+                    line = line.replace(place, own)
+                command = ["sh", "-c", line]
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+                )
+                assert done.returncode == 0 and done.stdout, (line, done)
 
     def fired(self) -> set[str]:
         """The alerts that have fired so far."""

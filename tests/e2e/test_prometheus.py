@@ -28,7 +28,7 @@ from tests.unit.process.supervisor.playing import ManualTimers
 from tests.waiting import eventually
 
 CONFIG = "deploy/prometheus/prometheus.yml"
-TIMEOUT_S = 60
+TIMEOUT_S = 240
 SILENT: set[str] = set()
 """Panels with a query that finds nothing about sound sidecars."""
 FROM_THE_START = {
@@ -122,6 +122,7 @@ def test_prometheus__sees_everything_that_goes_wrong(folder: Path) -> None:
         eventually(lambda: silent_panels(prometheus) == SILENT, what="all other panels have data")
         assert scene.fired() <= FROM_THE_START | FROM_LOAD | FROM_SLOWNESS
 
+        scene.type_runbook()
         scene.await_alerts(FROM_SLOWNESS, busy.be_slow)
         administered.redis.freeze()
         scene.await_alerts({"SidecarOverAdmitted"}, lambda: administered.ask(30))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ STORE_TIMEOUT_MS = 1_000
 """The default of 50 ms fails calls where other programs keep the processors busy."""
 
 
-def prove(name: str, folder: Path, former: Path, current: Path, **settings: Any) -> None:
-    """Upgrade and roll back one sidecar with these settings."""
+def prove(parts: ExitStack, name: str, folder: Path, former: Path, current: Path, **settings: Any) -> None:
+    """Upgrade and roll back one sidecar with these settings; *parts* ends what still runs after a failure."""
     place = UpgradePlace(folder / name, **settings)
     place.bootstrap(former)
-    old = InstalledSidecar(former, place, "former", takes_over=False)
+    old = parts.enter_context(InstalledSidecar(former, place, "former", takes_over=False))
     place.create(former, "busy", 10_000, 1_000_000)
     place.create(former, "limited", 1, BURST)
     place.create(former, "leaked", 60, BURST)
@@ -34,7 +35,7 @@ def prove(name: str, folder: Path, former: Path, current: Path, **settings: Any)
     assert place.reasons("limited", BURST + 1) == ["ok"] * BURST + ["rate_limited"]
     with SteadyCalls(place, "busy") as load:
         load.go_on()
-        new = InstalledSidecar(current, place, "current", takes_over=True)
+        new = parts.enter_context(InstalledSidecar(current, place, "current", takes_over=True))
         load.go_on()
         assert old.stop() == 0
         load.go_on()
@@ -42,7 +43,7 @@ def prove(name: str, folder: Path, former: Path, current: Path, **settings: Any)
         place.create(current, "late", 60, BURST)
         place.run(current, "suspend", "limited", "--reason", "after the upgrade", "--yes")
         print(f"{name}: upgraded, {load.calls} calls, {len(load.faults)} failed")
-        old = InstalledSidecar(former, place, "rollback", takes_over=True)
+        old = parts.enter_context(InstalledSidecar(former, place, "rollback", takes_over=True))
         load.go_on()
         assert new.stop() == 0
         load.go_on()
@@ -64,16 +65,22 @@ def check(place: UpgradePlace, current: Path, is_bucket_shared: bool) -> None:
 def main() -> None:
     """Build both and prove each kind of store."""
     commit = sys.argv[1] if len(sys.argv) > 1 else FORMER
-    with tempfile.TemporaryDirectory(prefix="sidecar-upgrade-") as name:
+    with tempfile.TemporaryDirectory(prefix="sidecar-upgrade-") as name, ExitStack() as parts:
         folder = Path(name)
         former, current = install(commit, folder / "former"), install("HEAD", folder / "current")
         print(f"from {commit} to HEAD and back")
         prove(
-            "SQLite registry, buckets in memory", folder, former, current, registry="sqlite:registry.sqlite"
+            parts,
+            "SQLite registry, buckets in memory",
+            folder,
+            former,
+            current,
+            registry="sqlite:registry.sqlite",
         )
         redis = RedisServer(folder / "redis").start()
         try:
             prove(
+                parts,
                 "registry and buckets in Redis",
                 folder,
                 former,

@@ -85,6 +85,7 @@ class WorkerProcess:
         self.report = Report()
         self.on_report: Callable[[], None] = lambda: None
         self.on_exit: Callable[[int], None] = lambda code: None
+        self._ended_lag: tuple[int, int] | None = None
         self._loop = asyncio.get_running_loop()
         self._counts = counts
         self._index = index
@@ -119,7 +120,7 @@ class WorkerProcess:
     @property
     def loop_lag(self) -> tuple[int, int]:
         """See `slot.Worker`."""
-        return loop_lag_of(self._block.values)
+        return self._ended_lag or loop_lag_of(self._block.values)
 
     def terminate(self) -> None:
         """See `slot.Worker`."""
@@ -173,6 +174,7 @@ class WorkerProcess:
             if self._log is not None:
                 values = Metrics(self._counts.table, self._block.values)
                 self._log.on_ended(self._index, self._name, values)
+            self._ended_lag = loop_lag_of(self._block.values)
             self._counts.retire(self._block)
             self._orders.close()
             self.on_exit(code)

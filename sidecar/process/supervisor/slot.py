@@ -45,7 +45,7 @@ class Worker(Protocol):
 
     @property
     def loop_lag(self) -> tuple[int, int]:
-        """How often the lag of the event loop was sampled, and the sum of the samples in ns."""
+        """How often the lag of the event loop was sampled, and the sum in ns; kept when the process ends."""
 
     def terminate(self) -> None:
         """Drain and end the worker (SIGTERM)."""
@@ -118,6 +118,7 @@ class Slot:
         self._draining: list[_WorkerRun] = []
         self.restarts = 0
         """How often a worker of this slot ended or was replaced."""
+        self._ended_lag = (0, 0)
         self._restart: Timer | None = None
         self._on_replaced: Callable[[str], None] | None = None
         self._is_stopping = False
@@ -174,8 +175,9 @@ class Slot:
 
     @property
     def loop_lag(self) -> tuple[int, int]:
-        """See `Worker`: of the worker that serves, or is about to."""
-        return (0, 0) if self._current is None else self._current.worker.loop_lag
+        """See `Worker`: of all workers that this slot has had, so that it never falls."""
+        lags = [self._ended_lag, *(run.worker.loop_lag for run in self._runs())]
+        return sum(samples for samples, _ in lags), sum(sum_ns for _, sum_ns in lags)
 
     @property
     def end_timeout_s(self) -> float:
@@ -294,6 +296,8 @@ class Slot:
 
     def _on_exit(self, run: _WorkerRun, code: int) -> None:
         _cancel(run)
+        samples, sum_ns = run.worker.loop_lag
+        self._ended_lag = self._ended_lag[0] + samples, self._ended_lag[1] + sum_ns
         reason, how = _restart_label(run, code), _exit_text(code)
         level = logging.INFO if run.stage is Stage.DRAINING else logging.ERROR
         log_event(_log, level, "worker ended", worker=self.index, pid=run.worker.pid, how=how)

@@ -351,7 +351,12 @@ def test_health__names_the_sick_worker(stage: Stage) -> None:
     assert stage.slot.component.is_ready
     assert "blocked: its event loop stands still for 5 s" in stage.slot.component.state
     stage.last.end(CRASH)
-    assert health(stage) == {**HEALTHY, "ready": 0, "slot_restarts_total": 1}
+    late["silent_seconds"] = 0
+    assert health(stage) == {**HEALTHY, **late, "ready": 0, "slot_restarts_total": 1}
+    stage.timers.advance(0)
+    stage.last.loop_lag = (2, 1_000_000_000)
+    both = {"loop_lag_seconds_count": 6, "loop_lag_seconds_sum": 7}
+    assert health(stage) == {**HEALTHY, **both, "ready": 0, "slot_restarts_total": 1}
 
 
 HEALTHY = {

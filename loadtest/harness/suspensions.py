@@ -5,7 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+RATE_TOO_LOW: Final = "suspended integrations sent nothing after the commit: raise the rate"
+"""This fault leaves the promise unproven, and does not break it."""
 
 UNSEEN_SHARE_MAX = 0.1
 LAST_NS = 500_000_000
@@ -98,9 +101,7 @@ def judge_suspensions(
     wrong = {
         "a suspended integration was let in after the commit": totals["admitted_after"],
         "an integration was denied before it was suspended": sum(m.denied_early for m in found.values()),
-        "suspended integrations sent nothing after the commit: raise the rate": unseen
-        if unseen > UNSEEN_SHARE_MAX * len(judged)
-        else 0,
+        RATE_TOO_LOW: unseen if unseen > UNSEEN_SHARE_MAX * len(judged) else 0,
         "no suspension was made": int(not judged),
     }
     return figures, {what: count for what, count in wrong.items() if count}

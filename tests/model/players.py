@@ -73,11 +73,16 @@ class EmbeddedPlayer:
 
 @dataclass
 class Written:
-    """What Redis holds of a bucket: the value as text, its TTL when it was written, and when that was."""
+    """
+    What Redis holds of a bucket: the value as text, its TTL, and when it was written.
+
+    The TTL was read up to `read_after_ms` after it was set: Redis may have to wait for a core in between.
+    """
 
     value: bytes
     ttl_ms: int
     at_us: int
+    read_after_ms: int
 
 
 class RedisPlayer:
@@ -125,11 +130,13 @@ class RedisPlayer:
         )
         stored = [self.keys.bucket(owner, key) for key, owner in names]
         looks = b"".join(pack("PTTL", key) + pack("PERSIST", key) + pack("GET", key) for key in stored)
-        commands = pack("MULTI") + encode_call(groups, now_us) + looks + pack("EXEC")
-        reply, *looked = self._ask(commands, 3 + 3 * len(stored))[-1]
+        time = pack("TIME")
+        commands = pack("MULTI") + time + encode_call(groups, now_us) + looks + time + pack("EXEC")
+        began, reply, *looked, ended = self._ask(commands, 5 + 3 * len(stored))[-1]
+        read_after_ms = 1 + (_time_us(ended) - _time_us(began)) // 1_000
         for (key, _), ttl_ms, value in zip(names, looked[::3], looked[2::3], strict=True):
             if ttl_ms != -1 and value is not None:  # written just now: before it was permanent
-                self.written[key] = Written(value, ttl_ms, now_us)
+                self.written[key] = Written(value, ttl_ms, now_us, read_after_ms)
         return reply
 
     def set_generation(self, owner: str, generation: int) -> None:
@@ -162,6 +169,11 @@ class RedisPlayer:
             else:
                 self._reader.feed(self._socket.recv(65_536))
         return found
+
+
+def _time_us(reply: list[bytes]) -> int:
+    seconds, microseconds = reply
+    return int(seconds) * 1_000_000 + int(microseconds)
 
 
 def _raise(error: Exception) -> None:

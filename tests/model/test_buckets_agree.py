@@ -108,7 +108,7 @@ class BucketModel(RuleBasedStateMachine):
     def expire(self) -> None:
         """Redis drops the keys whose time is over; their buckets are full, so no answer differs."""
         for key, written in list(self.redis.written.items()):
-            if self.now_us >= written.at_us + 1_000 * written.ttl_ms:
+            if self.now_us >= written.at_us + 1_000 * (written.ttl_ms + written.read_after_ms):
                 level = self.spec.levels.pop(key)
                 assert level.full_at_us <= self.now_us
                 self.embedded.store.levels.pop(key)
@@ -138,7 +138,7 @@ class BucketModel(RuleBasedStateMachine):
         for key, written in self.redis.written.items():
             ahead_us = self.spec.levels[key].full_at_us - written.at_us
             assert 0 <= written.ttl_ms <= max(1, -(-ahead_us // 1_000))
-            assert written.ttl_ms or ahead_us <= 1_000
+            assert written.ttl_ms + written.read_after_ms >= ahead_us // 1_000
 
 
 BucketModel.TestCase.settings = settings(

@@ -32,7 +32,11 @@ def rule_servers(
     background: BackgroundLoop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Served]]:
     """One server of each transport, shared by all rules."""
-    limits = TransportLimits(message_bytes_max=MESSAGE_BYTES_MAX, header_list_bytes_max=HEADER_LIST_BYTES_MAX)
+    limits = TransportLimits(
+        message_bytes_max=MESSAGE_BYTES_MAX,
+        header_list_bytes_max=HEADER_LIST_BYTES_MAX,
+        header_timeout_s=60.0,  # a busy machine needs seconds for 8,000 bytes that are sent one by one
+    )
     with ExitStack() as stack:
         yield {
             transport: stack.enter_context(

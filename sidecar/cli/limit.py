@@ -16,12 +16,16 @@ RpmArgument = Annotated[int, typer.Argument(metavar="RPM", help="Requests per mi
 
 @command(app, "show")
 def show(call: Invocation, id: IdArgument) -> None:
-    """Show the limit in force, the permanent limit, and a temporary raise."""
+    """Show the limit in force, the permanent limit, a temporary raise, and whether the limit is in shadow."""
     from sidecar.cli.tables import print_fields
     from sidecar.cli.views import limit_fields, limit_of
 
     record = call.get("integrations", id)
-    call.print_json(limit_of(record)) if call.is_json else print_fields(limit_fields(record))
+    if call.is_json:
+        call.print_json(limit_of(record))
+        return
+    shadow = [("in shadow", "yes: no limit refuses requests")] if "limit" in record["shadow"] else []
+    print_fields([*limit_fields(record), *shadow])
 
 
 @command(app, "set", IntegrationChange)

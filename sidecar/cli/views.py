@@ -127,7 +127,7 @@ def print_integration(record: Record) -> None:
 
 def limit_of(record: Record) -> Record:
     """The fields of an integration that describe its limit."""
-    names = ("rate_limit_rpm", "burst", "limit_raise", "effective_limit_rpm")
+    names = ("rate_limit_rpm", "burst", "limit_raise", "effective_limit_rpm", "shadow")
     return {name: record[name] for name in names}
 
 

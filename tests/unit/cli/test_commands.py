@@ -230,10 +230,13 @@ def test_integrations__rules_in_shadow(shared_api: ServedApi) -> None:
     assert "in shadow" in shared_api.run("allowlist", "show", "shadowed").stderr
     shared_api.output("limit", "set", "shadowed", "5", "--shadow")
     assert record_of(shared_api, "shadowed")["shadow"] == ["allowlist", "limit"]
+    assert "\nin shadow\tyes" in shared_api.output("limit", "show", "shadowed")
+    assert "limit" in json.loads(shared_api.output("limit", "show", "shadowed", "--json"))["shadow"]
     shared_api.output("allowlist", "enable", "shadowed", "--enforce")
     assert record_of(shared_api, "shadowed")["shadow"] == ["limit"]
     shared_api.output("integrations", "shadow", "shadowed", "scopes", "allowlist")
     assert record_of(shared_api, "shadowed")["shadow"] == ["allowlist", "scopes"]
+    assert "in shadow" not in shared_api.output("limit", "show", "shadowed")
     shared_api.output("integrations", "shadow", "shadowed", "--enforce")
     assert record_of(shared_api, "shadowed")["shadow"] == []
     for wrong in ((), ("limit", "--enforce"), ("suspension",)):

@@ -127,8 +127,10 @@ def _examine_addresses(config: Config, *, is_running: bool) -> Iterator[Finding]
             is_used = (bool(endpoint.path) or endpoint.port != 0) and is_served(endpoint)
             if is_used and not is_running:
                 yield Finding(
-                    name, State.FAILED, f"{endpoint} is used, but not by a sidecar with this configuration",
-                    f"Stop the program that uses it (ss -ltnp), or change {name}.",
+                    name, State.FAILED,
+                    f"{endpoint} is used, but no sidecar answers on listen.admin or listen.metrics",
+                    "See which program uses it (ss -ltnp). A sidecar that does not answer is stopped or"
+                    f" overloaded (ps -o pid,stat,pcpu,args). Stop another program, or change {name}.",
                 )  # fmt: skip
             elif is_running and not is_used and endpoint.port:
                 yield Finding(

@@ -171,7 +171,7 @@ def _carry_out(plan: VerificationPlan) -> Outcome:
     except asyncio.CancelledError:
         raise CommandError("interrupted; there is no result") from None
     except OSError as error:
-        raise CommandError(f"a sidecar does not answer: {error or 'timeout'}") from None
+        raise CommandError(f"a sidecar does not answer: {str(error) or 'timeout'}") from None
     except (SidecarsError, SubjectError, StoreUrlError, RegistryError) as error:
         raise CommandError(str(error)) from None
 

@@ -70,7 +70,7 @@ def _of_socket(address: Address, error: BaseException, timeout_s: float) -> str:
         return f"socket {address.path} does not exist: start Redis, or fix the URL"
     if isinstance(error, PermissionError):
         return f"permission to connect to {address} denied: give this user access to the socket"
-    return f"{address}: {error or type(error).__name__}"
+    return f"{address}: {str(error) or type(error).__name__}"
 
 
 async def _speaks_tls(address: Address) -> bool:

@@ -235,7 +235,7 @@ class Nodes:
             link.abort()
             self.search()
             is_link_lost = isinstance(error, LinkLostError)
-            raise _RepeatError(f"no reply: {error or 'timeout'}", is_link_lost=is_link_lost) from error
+            raise _RepeatError(f"no reply: {str(error) or 'timeout'}", is_link_lost=is_link_lost) from error
         targets: dict[Address, list[int]] = {}
         for index, reply in enumerate(replies):
             if isinstance(reply, ErrorReply) and reply.code == "ASK":
@@ -258,7 +258,7 @@ class Nodes:
             return (await self._ask(link, asking, deadline_s))[1::2]
         except (LinkLostError, TimeoutError) as error:
             link.abort()
-            raise _RepeatError(f"no reply: {error or 'timeout'}") from error
+            raise _RepeatError(f"no reply: {str(error) or 'timeout'}") from error
 
     async def _attempt_write(
         self, partition: int, deadline_s: float, commands: Callable[[], Sequence[Command]]
@@ -278,7 +278,7 @@ class Nodes:
         except (LinkLostError, TimeoutError) as error:
             link.abort()
             self.search()
-            raise ReplyLostError(str(error)) from error
+            raise ReplyLostError(str(error) or "timeout") from error
         except ReplyLostError:
             self.search()
             raise
@@ -342,7 +342,7 @@ class Nodes:
         try:
             await self._find_nodes()
         except CONNECT_ERRORS as error:
-            raise ReplyLostError(str(error)) from error
+            raise ReplyLostError(str(error) or "timeout") from error
         owner = self._slots.get(partition)
         if owner != link.address:
             raise ReplyLostError(f"{owner or 'no node'} serves partition {partition} now")

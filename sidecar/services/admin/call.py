@@ -231,9 +231,11 @@ def request_id_of(values: Sequence[str], source: str) -> str | None:
 
 
 def _parsed(raw: bytes) -> object:
-    """Parse *raw* as strict JSON: no repeated names, no NaN or Infinity."""
+    """Parse *raw* as strict JSON: no repeated names, no NaN or Infinity, no half of a surrogate pair."""
     try:
-        return json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value: object = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+        return value
     except UnicodeDecodeError:
         raise problem_error(ApiCode.INVALID_JSON, "the body is not UTF-8", "encode it as UTF-8") from None
     except (ValueError, RecursionError) as error:

@@ -138,7 +138,7 @@ def test_wire__no_way_to_put_a_token_gets_round_the_one(wire: AdminWire, headers
         (b'{"rate_limit_rpm": ' + b"9" * 5_000 + b"}", 422, "invalid_json"),
         (b'{"rate_limit_rpm": ' + b"9" * 50 + b"}", 422, "invalid_value"),
         (b'{"reason": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 422, "invalid_json"),
-        (b'{"rate_limit_rpm": 5, "reason": "\\ud800"}', 422, "invalid_value"),
+        (b'{"rate_limit_rpm": 5, "reason": "\\ud800"}', 422, "invalid_json"),
         (b'{"rate_limit_rpm": 5, "reason": "\\u0000"}', 422, "invalid_value"),
     ],
 )
@@ -152,6 +152,17 @@ def test_wire__a_body_is_json_that_has_one_meaning(
     answered, document = wire.send("POST /v1/integrations/acme/limit/set", *headers, body=body)
     assert (answered, document["code"]) == (status, code)
     assert wire.api.revision() == before
+
+
+@pytest.mark.parametrize("body", [b'{"id": "a\\udcffb"}', b'{"id": "b", "n\\ud800": 1}'])
+def test_wire__half_of_a_surrogate_pair_is_no_text(wire: AdminWire, body: bytes) -> None:
+    """No encoding can hold it, so neither an answer nor a record can; it is refused in any string."""
+    headers = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    answered, document = wire.send("POST /v1/integrations", *headers, body=body)
+    assert (answered, document["code"]) == (422, "invalid_json")
+    whole = b'{"id": "whole", "name": "\\ud83d\\ude00"}'
+    headers = ("Content-Type: application/json", f"Content-Length: {len(whole)}")
+    assert wire.send("POST /v1/integrations", *headers, body=whole)[1]["integration"]["name"] == "\U0001f600"
 
 
 @pytest.mark.parametrize(

@@ -285,3 +285,12 @@ def test_version__names_the_build() -> None:
     assert run("--version").output == reported
     as_json = json.loads(run("version", "--json").output)
     assert reported == f"sidecar {as_json['version']} (Python {as_json['python']}, {as_json['build']})\n"
+
+
+@pytest.mark.parametrize("arguments", [("logs", "--path"), ("ask", "GET"), ("serve", "--config")])
+def test_cli__an_argument_that_is_not_text(arguments: tuple[str, ...]) -> None:
+    """It is named and refused, before any command puts it into a request or a log line."""
+    command = [sys.executable, "-m", "sidecar.cli", *arguments, b"/\xff"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sidecar: argument '/\\udcff' is not UTF-8")

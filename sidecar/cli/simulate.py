@@ -183,6 +183,11 @@ def _row(change: dict[str, Any]) -> tuple[object, ...]:
 def _notes(shown: dict[str, Any]) -> list[str]:
     """What limits the result."""
     notes = []
+    if shown["in_shadow"]:
+        notes.append(
+            f"rules in shadow refuse nothing, in the simulation too: {', '.join(shown['in_shadow'])};"
+            " add --set shadow= to enforce those of the integration"
+        )
     if shown["missing"]:
         notes.append(
             f"the result is incomplete: rows of the log are missing in {len(shown['missing'])} spans of this"

@@ -169,7 +169,8 @@ class Replay:
         self._credential = CompiledCredential(credential or _NO_CREDENTIAL, integration)
         self._quota = record.quota
         self._generation = record.generation
-        self._is_limit_shadowed = policy.is_shadowed(integration, Rule.LIMIT)
+        self.shadow = tuple(rule for rule in Rule if policy.is_shadowed(integration, rule))
+        """The rules that refuse nothing, in the replay too."""
         self._levels: dict[str, Level | None] = {}
         self._evaluations: dict[tuple[str, str, str | None, str], Evaluation] = {}
         self.changes: dict[ChangeKind, ChangeCount] = {}
@@ -202,7 +203,7 @@ class Replay:
         """
         if row.reason != _ALLOWED or row.would_deny in _LIMITED:
             return False
-        return not row.would_deny or not self._is_limit_shadowed
+        return not row.would_deny or Rule.LIMIT not in self.shadow
 
     def run(self, rows: Iterable[LoggedRequest]) -> None:
         """Decide and count *rows*, in order."""

@@ -184,6 +184,7 @@ def as_plain_data(simulation: Simulation, settings: Mapping[str, object]) -> dic
         "from": iso_time(span.from_us),
         "until": iso_time(span.until_us),
         "set": dict(settings),
+        "in_shadow": list(replay.shadow),
         "is_complete": simulation.is_complete,
         "rows": replay.rows,
         "rows_kept": replay.kept,

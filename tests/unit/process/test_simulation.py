@@ -149,6 +149,10 @@ def test_simulate__on_the_command_line(log: Path, tmp_path: Path) -> None:
     assert shown["changes"][0]["becomes"] == "rate_limited"
     text = run(app, [*begin, "acme", *window, "--set", "scopes="], env=shared)
     assert "ok\tscope_missing\t" in text.stdout
+    assert "shadow" not in text.stderr
+    shadowed = run(app, [*begin, "acme", *window, "--set", "limit=1", "--set", "shadow=limit"], env=shared)
+    assert "newly refused\t0\n" in shadowed.stdout
+    assert "in shadow" in shadowed.stderr and "--set shadow=" in shadowed.stderr
     for wrong, code in ((["nobody"], 1), (["acme", "--set", "limit=0"], 1), (["acme", "--set", "x=1"], 2)):
         assert run(app, [*begin, *wrong], env=shared).exit_code == code
     assert run(app, [*begin, "acme", "--since", "1h", "--until", "2h"], env=shared).exit_code == 2

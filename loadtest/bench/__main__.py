@@ -19,7 +19,7 @@ from loadtest.bench import (
     trie,
 )
 from loadtest.bench.processes import BenchError
-from loadtest.bench.report import REPORT, Section, to_markdown
+from loadtest.bench.report import REPORT, Section, heading, table
 
 BENCHMARKS: dict[str, Callable[[], list[Section]]] = {
     "decisions": decisions.run,
@@ -41,15 +41,18 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"unknown benchmark: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
         return 2
+    report = [heading("make bench")]
+    print(report[0], flush=True)
     try:
-        sections = [section for name in names or BENCHMARKS for section in BENCHMARKS[name]()]
+        for name in names or BENCHMARKS:
+            for section in BENCHMARKS[name]():
+                report.append(table(section))
+                print(report[-1], flush=True)
     except (BenchError, ProgramError) as error:
         print(error)
         return 1
-    report = to_markdown(sections, "make bench")
-    print(report)
     if not names:
-        REPORT.write_text(report)
+        REPORT.write_text("\n".join(report))
     return 0
 
 

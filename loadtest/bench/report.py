@@ -35,29 +35,31 @@ class Section:
 
 def to_markdown(sections: Sequence[Section], command: str) -> str:
     """Return the report as Markdown; *command* is the command that produces it."""
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Written by `{command}`; run it again to repeat them. Ratios are within one run on one machine;",
-        "absolute figures hold for this machine only.",
-        "",
-        f"- {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, Python {platform.python_version()}",
-        f"- {processor()}, one core for the server and one for the load",
-        "- " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
-        "",
-    ]
-    for section in sections:
-        lines += [
-            f"## {section.title}",
+    return "\n".join([heading(command), *map(table, sections)])
+
+
+def heading(command: str) -> str:
+    """Return the top of the report as Markdown; *command* is the command that produces it."""
+    return "\n".join(
+        [
+            "# Benchmarks",
             "",
-            section.method,
+            f"Written by `{command}`; run it again to repeat them. Ratios are within one run on one machine;",
+            "absolute figures hold for this machine only.",
             "",
-            "| what | figure | beside | ratio |",
-            "|---|---|---|---|",
+            f"- {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, Python {platform.python_version()}",
+            f"- {processor()}, one core for the server and one for the load",
+            "- " + ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+            "",
         ]
-        lines += [f"| {row.what} | {row.figure} | {row.beside} | {row.ratio} |" for row in section.rows]
-        lines.append("")
-    return "\n".join(lines)
+    )
+
+
+def table(section: Section) -> str:
+    """Return *section* as Markdown."""
+    rows = [f"| {row.what} | {row.figure} | {row.beside} | {row.ratio} |" for row in section.rows]
+    columns = ["| what | figure | beside | ratio |", "|---|---|---|---|"]
+    return "\n".join([f"## {section.title}", "", section.method, "", *columns, *rows, ""])
 
 
 def commit() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sidecar.cli.exits import EXIT_USAGE, CommandError
 from sidecar.cli.times import moment_ago
 from sidecar.domain.decisions import Verdict
 
@@ -86,9 +88,10 @@ def span_query(since: str, until: str) -> Filters:
     Return the API's query for a span of time; a duration counts back from now.
 
     Raises:
-        CommandError: a time is invalid.
+        CommandError: a time is invalid, or the span is empty.
     """
-    return {
-        "since": moment_ago("--since", since) if since else None,
-        "until": moment_ago("--until", until) if until else None,
-    }
+    begin = moment_ago("--since", since) if since else None
+    end = moment_ago("--until", until) if until else None
+    if begin and end and datetime.fromisoformat(begin) >= datetime.fromisoformat(end):
+        raise CommandError(f"--since {since} is not before --until {until}", EXIT_USAGE)
+    return {"since": begin, "until": end}

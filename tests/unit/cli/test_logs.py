@@ -235,6 +235,18 @@ def test_log_folder__mistakes_have_a_remedy(
     assert reported in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [("1h", "2h"), ("2026-12-01T00:00Z", "2026-12-01T01:00+01:00"), ("0s", "2020-01-01T00:00Z")],
+)
+@pytest.mark.parametrize("command", [("logs", "--log", "."), ("audit", "list"), ("decisions", "show", "x")])
+def test_span__must_not_be_empty(command: tuple[str, ...], since: str, until: str) -> None:
+    """Nothing can match, so an answer without matches would mislead."""
+    result = run(*command, "--since", since, "--until", until)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"--since {since} is not before --until {until}" in result.stderr
+
+
 def test_decisions_erase__on_request(logged: ServedApi) -> None:
     """A dry run counts, a script must confirm, and then the decisions are erased."""
     erase = ("decisions", "erase", "--address", "192.0.2.1", "--reason", "asked by its owner")

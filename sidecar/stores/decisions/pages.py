@@ -157,7 +157,7 @@ class NewestRows:
 
         Raises:
             DecisionLogTimeoutError: the deadline *ends_at* came first.
-            FilesChangedError: a row is no longer at its place.
+            FilesChangedError: a merge or an erasure has moved a row meanwhile.
         """
         with query_deadline(self._connection, ends_at, self._stopped):
             if len(self._places) == self._count > 1:

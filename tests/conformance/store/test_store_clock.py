@@ -90,7 +90,7 @@ async def test_expiry__goes_by_the_store_s_time(tmp_path: Path, wrong_by_s: int)
 
     sidecar = ClockedSidecar(tmp_path, {valid: right_us + minutes_us, ended: right_us - minutes_us})
     await sidecar.start()
-    for _ in range(3):  # the first goes by the heartbeat, the others by the takes before them
+    for _ in range(3):  # the heartbeat gives the first take its time, an earlier take the others
         assert await sidecar.ask(valid) is Reason.OK
         assert await sidecar.ask(ended) is Reason.EXPIRED_CREDENTIAL
     await sidecar.shared.buckets.close()

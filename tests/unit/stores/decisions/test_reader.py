@@ -178,7 +178,7 @@ def test_reader__gives_up_when_files_vanish_each_time(
 def test_page__is_right_while_an_erasure_replaces_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that is no longer at its place costs a second search; the row that is there now is not shown."""
+    """If a merge has moved a row meanwhile, the reader searches again and shows no other row instead."""
     rows = [decision_row(second, f"id{second}", client_address=f"192.0.2.{second}") for second in (1, 2, 3)]
     write_segment(tmp_path / "a", 1, rows)
     log = DecisionReader(tmp_path)
